@@ -1,0 +1,43 @@
+# Everything is set up by the first command that needs it; `make setup` runs again only when pyproject.toml changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test lint types docs study clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    set up, train a VAE on the embedded digits under two ELBO estimators, evaluate, draw"
+	@echo "make test    set up, lint, type-check, build the docs, run the tests, doctests and examples"
+	@echo "make study   the longer studies: MNIST, marked 'slow' (PYROAE_DATA names the folder of the data)"
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12) and "pyroae needs Python 3.12 or newer; try: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/pyroae demo --out runs/demo --overwrite
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+docs: setup
+	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+test: lint types docs
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow'
+
+study: setup
+	$(BIN)/pytest -m slow -s
+
+clean:
+	rm -rf $(VENV) site runs .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,83 @@
+"""pyroae: a laboratory for amortized variational inference in Pyro.
+
+Every system is one Pyro model p(z) p(x|z) and one amortized guide q(z|x); four choices (prior, posterior, likelihood,
+corruption) make it a PCA, an autoencoder, a sparse or denoising autoencoder, a probabilistic PCA or a VAE.
+Names are loaded when first used, so that the command line answers before torch is imported.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from pyroae import corruptions, likelihoods, nn, plots, posteriors, priors, zoo
+    from pyroae.autoencoder import Autoencoder
+    from pyroae.config import RunConfig, TrainConfig
+    from pyroae.data import Dataset, Splits, load, split
+    from pyroae.errors import PyroaeError
+    from pyroae.evaluation.diagnostics import diagnose
+    from pyroae.evaluation.exact import exact_log_likelihood
+    from pyroae.evaluation.likelihood import log_likelihood
+    from pyroae.inference_data import to_datatree
+    from pyroae.objectives import AnalyticKL, Bound, Objective, TraceELBO
+    from pyroae.training import FitResult, fit
+    from pyroae.weights import LogWeights, log_weights
+
+_HOMES = {
+    "pyroae.autoencoder": ["Autoencoder"],
+    "pyroae.config": ["RunConfig", "TrainConfig"],
+    "pyroae.data": ["Dataset", "Splits", "load", "split"],
+    "pyroae.errors": ["PyroaeError"],
+    "pyroae.evaluation.diagnostics": ["diagnose"],
+    "pyroae.evaluation.exact": ["exact_log_likelihood"],
+    "pyroae.evaluation.likelihood": ["log_likelihood"],
+    "pyroae.inference_data": ["to_datatree"],
+    "pyroae.objectives": ["AnalyticKL", "Bound", "Objective", "TraceELBO"],
+    "pyroae.training": ["FitResult", "fit"],
+    "pyroae.weights": ["LogWeights", "log_weights"],
+}
+_MODULES = ["corruptions", "likelihoods", "nn", "plots", "posteriors", "priors", "zoo"]
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AnalyticKL",
+    "Autoencoder",
+    "Bound",
+    "Dataset",
+    "FitResult",
+    "LogWeights",
+    "Objective",
+    "PyroaeError",
+    "RunConfig",
+    "Splits",
+    "TraceELBO",
+    "TrainConfig",
+    "corruptions",
+    "diagnose",
+    "exact_log_likelihood",
+    "fit",
+    "likelihoods",
+    "load",
+    "log_likelihood",
+    "log_weights",
+    "nn",
+    "plots",
+    "posteriors",
+    "priors",
+    "split",
+    "to_datatree",
+    "zoo",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return import_module(f"pyroae.{name}")
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'pyroae' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,230 @@
+"""Data ready for a model: checked, scaled, split, binarized, and served in batches whose order a seed fixes."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyroae.config import BINARIZATIONS
+from pyroae.errors import ConfigError, DataError, unknown_name
+from pyroae.sources import Source, read
+
+Binarization = Literal["none", "threshold", "dynamic", "static"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """N data of d features each.
+
+    x: `[N, d]`, floating point. shape: of one datum, for example (28, 28). labels: `[N]` where known.
+    dynamic: x holds the probabilities of black pixels, and each batch is a fresh Bernoulli draw from them
+    (Salakhutdinov & Murray 2008).
+    """
+
+    name: str
+    x: Tensor
+    shape: tuple[int, ...]
+    labels: np.ndarray | None = None
+    dynamic: bool = False
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @classmethod
+    def from_array(cls, values: Any, labels: Any = None, name: str = "array", value_range: Any = None) -> Self:
+        """A dataset from an array or a tensor `[N, ...]`.
+
+        uint8 values from 0 to 255 and booleans become 0 to 1, other values stay as they are; `value_range=(low, high)`
+        maps to 0 to 1. Raises DataError for values that are not finite numbers, empty or constant data.
+
+        >>> Dataset.from_array(np.array([[[0, 255], [51, 0]]], dtype=np.uint8))
+        Dataset(name='array', x=tensor([[0.0000, 1.0000, 0.2000, 0.0000]]), shape=(2, 2), labels=None, dynamic=False)
+        """
+        source = read(values)
+        source = replace(source, name=name, labels=source.labels if labels is None else np.asarray(labels))
+        return cls(source.name, *_ready(source, value_range), source.labels)
+
+    def subset(self, index: np.ndarray) -> Self:
+        """The data at `index`, in that order."""
+        labels = None if self.labels is None else self.labels[index]
+        return replace(self, x=self.x[torch.from_numpy(index)], labels=labels)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same data with x on `device`."""
+        return replace(self, x=self.x.to(device))
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of each feature `[d]`."""
+        return self.x.mean(0)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training, validation and test data, and the fingerprint of what they were made from (SHA-256, shortened)."""
+
+    train: Dataset
+    valid: Dataset | None
+    test: Dataset | None
+    fingerprint: str
+    binarize: str
+
+
+def load(
+    source: Any,
+    *,
+    binarize: Binarization = "none",
+    valid: float = 0.1,
+    test: float = 0.1,
+    seed: int = 0,
+    data_root: str | Path = "data",
+    value_range: tuple[float, float] | None = None,
+) -> Splits:
+    """Training, validation and test data from a known name, a file (.npy .npz .csv .parquet), an array or a tensor.
+
+    test: share of the data held out; a source with a test set of its own keeps that one. valid: share of the rest.
+    `seed` draws both.
+    binarize: `threshold` at 1/2; `static`, one Bernoulli draw; `dynamic`, a fresh draw each time a batch is served,
+    while validation and test data are one fixed draw, so that every evaluation sees the same data. The fixed draws and
+    the splits come from the bits of PCG64 and are the same on every machine.
+    Raises DataError or ConfigError, in one sentence, where that cannot be done.
+
+    >>> digits = load("digits", binarize="dynamic")
+    >>> len(digits.train), len(digits.valid), len(digits.test), digits.train.shape
+    (1455, 162, 180, (8, 8))
+    """
+    if binarize not in BINARIZATIONS:
+        raise unknown_name("binarization", binarize, BINARIZATIONS)
+    if isinstance(source, Splits):
+        return source
+    raw = (
+        Source(source.name, source.x.numpy(), source.labels) if isinstance(source, Dataset) else read(source, data_root)
+    )
+    shape = source.shape if isinstance(source, Dataset) else None
+    whole = _dataset(raw, value_range, shape)
+    bits = np.random.PCG64(seed)
+    order = np.argsort(bits.random_raw(len(whole)), kind="stable")
+    num_test = 0 if raw.test is not None else _share("test", test, len(whole))
+    num_valid = _share("valid", valid, len(whole) - num_test)
+    if num_valid + num_test >= len(whole):
+        raise DataError(
+            f"{len(whole)} data leave none to train on after {num_valid} for validation and {num_test} for the test"
+        )
+    parts = np.split(order, [len(order) - num_valid - num_test, len(order) - num_test])
+    held_out = whole.subset(np.sort(parts[2])) if num_test else None
+    if raw.test is not None:
+        held_out = _dataset(raw.test, value_range, shape)
+    sets = (whole.subset(np.sort(parts[0])), whole.subset(np.sort(parts[1])) if num_valid else None, held_out)
+    if binarize != "none":
+        sets = (_binary(sets[0], binarize, bits), *(s and _binary(s, _fixed(binarize), bits) for s in sets[1:]))
+    return Splits(*sets, fingerprint=_fingerprint(raw), binarize=binarize)
+
+
+def batches(
+    dataset: Dataset, batch_size: int, *, seed: int, epoch: int, device: torch.device | str | None = None
+) -> Iterator[Tensor]:
+    """The batches `[B, d]` of one epoch; order and Bernoulli draws are a function of `seed` and `epoch` alone.
+
+    Data that live on `device` are gathered there by index; others are brought by a DataLoader.
+
+    >>> data = Dataset.from_array(np.arange(5.0)[:, None])
+    >>> [batch.squeeze(1).tolist() for batch in batches(data, 2, seed=0, epoch=0)]
+    [[0.0, 4.0], [2.0, 1.0], [3.0]]
+    """
+    x, target = dataset.x, torch.device(device or dataset.x.device)
+    order = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
+    noise = torch.Generator(target).manual_seed(_epoch_seed(seed, epoch) + 1)
+    index = torch.randperm(len(x), generator=order).split(batch_size)
+    for batch in (x[i.to(x.device)] for i in index) if x.device == target else _loaded(x, index, target):
+        yield torch.bernoulli(batch, generator=noise) if dataset.dynamic else batch
+
+
+def _loaded(x: Tensor, index: tuple[Tensor, ...], target: torch.device) -> Iterator[Tensor]:
+    pin = target.type == "cuda"
+    loader = torch.utils.data.DataLoader(list(index), batch_size=None, collate_fn=lambda i: x[i], pin_memory=pin)  # type: ignore[arg-type]
+    return (batch.to(target, non_blocking=True) for batch in loader)
+
+
+def resident(dataset: Dataset, device: torch.device) -> Dataset:
+    """The dataset on `device` where it takes at most half of the memory that is free there, else as it is."""
+    if device.type == "cuda" and dataset.x.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+        return dataset
+    return dataset.to(device)
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+
+
+def _share(name: str, fraction: float, count: int) -> int:
+    if not 0 <= fraction < 1:
+        raise ConfigError(f"the {name} share must be in [0, 1), not {fraction}")
+    return max(1, round(fraction * count)) if fraction else 0
+
+
+def _dataset(raw: Source, value_range: Any, shape: tuple[int, ...] | None) -> Dataset:
+    x, found = _ready(raw, value_range)
+    return Dataset(raw.name, x, shape or found, raw.labels)
+
+
+def _ready(source: Source, value_range: Any) -> tuple[Tensor, tuple[int, ...]]:
+    """Values as a checked floating-point tensor [N, d], and the shape of one datum."""
+    values, name = source.values, source.name
+    if values.dtype.kind not in "buif":
+        raise DataError(f"{name} holds {values.dtype} values; numbers are needed")
+    if values.ndim == 1:
+        raise DataError(f"{name} has the shape {values.shape}; a datum a row is needed, as in [N, d]")
+    if values.size == 0 or values.ndim == 0:
+        raise DataError(f"{name} is empty: its shape is {values.shape}")
+    if source.labels is not None and len(source.labels) != len(values):
+        raise DataError(f"{name} has {len(values)} data and {len(source.labels)} labels")
+    shape = values.shape[1:]
+    flat = values.reshape(len(values), -1)
+    if flat.dtype.kind == "f" and not np.isfinite(flat).all():
+        row, column = np.argwhere(~np.isfinite(flat))[0]
+        raise DataError(f"{name} holds {flat[row, column]} at row {row}, column {column}: every value must be finite")
+    low, high = flat.min(), flat.max()
+    if low == high and flat.size > 1:
+        raise DataError(f"{name} is constant: every value is {low}")
+    x = torch.tensor(flat).to(torch.get_default_dtype())
+    if value_range is not None:
+        x = (x - value_range[0]) / (value_range[1] - value_range[0])
+    elif flat.dtype == np.uint8 and high > 1:
+        x = x / 255
+    return x, tuple(int(n) for n in shape)
+
+
+def _fixed(binarize: str) -> str:
+    return "static" if binarize == "dynamic" else binarize
+
+
+def _binary(dataset: Dataset, binarize: str, bits: np.random.PCG64) -> Dataset:
+    x = dataset.x
+    if x.min() < 0 or x.max() > 1:
+        raise DataError(
+            f"{dataset.name} has values from {x.min():g} to {x.max():g}: binarization needs values in [0, 1]; give its value_range"
+        )
+    if binarize == "dynamic":
+        return replace(dataset, dynamic=True)
+    if binarize == "threshold":
+        return replace(dataset, x=(x > 0.5).to(x.dtype))
+    rows = [(_uniform(bits, row.numel()) < row.double().numpy()) for row in x]
+    return replace(dataset, x=torch.from_numpy(np.stack(rows)).to(x.dtype))
+
+
+def _uniform(bits: np.random.PCG64, count: int) -> np.ndarray:
+    return (bits.random_raw(count) >> np.uint64(11)) * 2.0**-53
+
+
+def _fingerprint(source: Source) -> str:
+    digest = hashlib.sha256()
+    for part in (source, source.test):
+        if part is not None:
+            digest.update(f"{part.values.dtype.str}{part.values.shape}".encode())
+            digest.update(np.ascontiguousarray(part.values).tobytes())
+    return digest.hexdigest()[:16]

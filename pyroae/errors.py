@@ -1,0 +1,44 @@
+"""Exceptions: each message is one sentence that says what was given and what is accepted."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class PyroaeError(Exception):
+    """Bad input of any kind; the command line prints its sentence and exits with status 2."""
+
+
+class ConfigError(PyroaeError, ValueError):
+    """A setting, a name or a combination of choices that is not accepted."""
+
+
+class DataError(PyroaeError, ValueError):
+    """Data that cannot be read, or that the chosen likelihood has no density for."""
+
+
+class ProgramError(PyroaeError, ValueError):
+    """A Pyro model and guide that break the contract of an objective; the message names the site."""
+
+
+class UndefinedLikelihoodError(PyroaeError, ValueError):
+    """log p(x) does not exist for this system, or the guide is no proposal for it."""
+
+
+class RunError(PyroaeError, OSError):
+    """A run directory that is missing, already taken, or not readable."""
+
+
+class NonFiniteLossError(PyroaeError, ArithmeticError):
+    """The loss became NaN or infinite; the last good state was kept."""
+
+
+def unknown_name(kind: str, given: str, known: Iterable[str]) -> ConfigError:
+    """An error for a name that is not known, with the nearest that is.
+
+    >>> print(unknown_name("objective", "trace-elbow", ["trace-elbo", "analytic-kl"]))
+    unknown objective 'trace-elbow': did you mean 'trace-elbo'? Known: trace-elbo, analytic-kl
+    """
+    names = list(known)
+    near = get_close_matches(given, names, n=1, cutoff=0.5)
+    hint = f" did you mean '{near[0]}'?" if near else ""
+    return ConfigError(f"unknown {kind} '{given}':{hint} Known: {', '.join(names)}")

@@ -1,0 +1,163 @@
+"""Where data come from: embedded digits, torchvision's datasets, files and arrays, as they are before any scaling."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pyroae.errors import DataError, unknown_name
+from pyroae.registry import Registry
+
+LABELS = ("label", "labels", "target", "targets", "class", "y")
+VALUES = ("x", "data", "images", "arr_0")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Values as they were found `[N, ...]`, labels where known, and the test set where the source has its own."""
+
+    name: str
+    values: np.ndarray
+    labels: np.ndarray | None = None
+    test: "Source | None" = None
+
+
+def read(source: Any, data_root: str | Path = "data") -> Source:
+    """The source that `source` means: a known name, the path of a file, an array or a tensor, or a pair (values, labels).
+
+    Raises DataError where it cannot be read, ConfigError for a name that is not known.
+    """
+    if isinstance(source, str) and source in DATASETS:
+        return DATASETS[source](Path(data_root))
+    if isinstance(source, str | Path):
+        return _file(Path(source))
+    if isinstance(source, tuple) and len(source) == 2:
+        return Source("array", _array(source[0]), _array(source[1]))
+    return Source("array", _array(source))
+
+
+def _array(values: Any) -> np.ndarray:
+    try:
+        return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"this {type(values).__name__} is no array of numbers: {error}") from None
+
+
+DATASETS: Registry[Source] = Registry("dataset")
+
+
+@DATASETS.register("digits")
+def _digits(root: Path) -> Source:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return Source("digits", (digits.images / 16).astype(np.float32), digits.target)
+
+
+def _torchvision(name: str, make: Callable[[Any, str, bool, bool], Any]) -> None:
+    """Enter one of torchvision's datasets; `make(torchvision.datasets, root, train, download)` gives one of its halves."""
+
+    def half(root: Path, train: bool) -> Any:
+        from torchvision import datasets
+
+        try:
+            return make(datasets, str(root), train, False)
+        except RuntimeError:
+            pass  # not there yet
+        try:
+            return make(datasets, str(root), train, True)
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"{name} is not in '{root}' and could not be downloaded: {' '.join(str(error).split())}"
+            ) from None
+
+    @DATASETS.register(name)
+    def load(root: Path) -> Source:
+        train, test = (half(root, True), half(root, False))
+        return Source(name, *_pixels(train), test=Source(name, *_pixels(test)))
+
+
+def _pixels(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
+    if hasattr(dataset, "targets"):
+        return dataset.data.numpy(), dataset.targets.numpy()
+    pairs = [(np.asarray(image), label) for image, label in dataset]  # Omniglot: files, read one by one
+    return np.stack([image for image, _ in pairs]), np.asarray([label for _, label in pairs])
+
+
+def _emnist(sets: Any, root: str, train: bool, download: bool) -> Any:
+    dataset = sets.EMNIST(root, split="balanced", train=train, download=download)
+    dataset.data = dataset.data.transpose(1, 2).contiguous()  # EMNIST stores its images lying on their side
+    return dataset
+
+
+def _omniglot(sets: Any, root: str, train: bool, download: bool) -> Any:
+    from torchvision import transforms
+
+    small = transforms.Compose([transforms.Resize((28, 28)), transforms.Lambda(lambda image: 255 - np.asarray(image))])
+    return sets.Omniglot(root, background=train, transform=small, download=download)
+
+
+_torchvision("mnist", lambda sets, root, train, download: sets.MNIST(root, train=train, download=download))
+_torchvision(
+    "fashion-mnist", lambda sets, root, train, download: sets.FashionMNIST(root, train=train, download=download)
+)
+_torchvision("kmnist", lambda sets, root, train, download: sets.KMNIST(root, train=train, download=download))
+_torchvision("emnist", _emnist)
+_torchvision("omniglot", _omniglot)
+
+
+def _file(path: Path) -> Source:
+    if path.suffix not in _READERS:
+        if path.exists():
+            raise DataError(f"'{path}' is not of a known kind: {', '.join(_READERS)} are read")
+        raise unknown_name("dataset", str(path), DATASETS)
+    if not path.is_file():
+        raise DataError(f"there is no file '{path}'")
+    try:
+        values, labels = _READERS[path.suffix](path)
+    except DataError:
+        raise
+    except Exception as error:  # whatever a damaged file makes its reader raise
+        raise DataError(f"cannot read '{path}': {' '.join(str(error).split()) or type(error).__name__}") from None
+    return Source(path.stem, values, labels)
+
+
+def _npy(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    return np.load(path, allow_pickle=False), None
+
+
+def _npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    with np.load(path, allow_pickle=False) as arrays:
+        tables = [name for name in VALUES if name in arrays] or [name for name in arrays if arrays[name].ndim > 1]
+        if not tables:
+            raise DataError(
+                f"'{path}' holds no array named {', '.join(VALUES)}; it holds: {', '.join(arrays) or 'nothing'}"
+            )
+        labels = next((arrays[name] for name in LABELS if name in arrays), None)
+        return arrays[tables[0]], labels
+
+
+def _csv(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    first = pd.read_csv(path, header=None, nrows=1).iloc[0]
+    numeric = pd.to_numeric(first, errors="coerce").notna().all()
+    return _columns(path, pd.read_csv(path, header=None if numeric else 0))
+
+
+def _parquet(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    return _columns(path, pd.read_parquet(path))
+
+
+def _columns(path: Path, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray | None]:
+    named = [column for column in table.columns if str(column).lower() in LABELS]
+    values = table.drop(columns=named[:1])
+    for column in values.columns:
+        if not pd.api.types.is_numeric_dtype(values[column]):
+            raise DataError(f"column '{column}' of '{path}' is not numeric")
+    return values.to_numpy(), table[named[0]].to_numpy() if named else None
+
+
+_READERS = {".npy": _npy, ".npz": _npz, ".csv": _csv, ".parquet": _parquet}

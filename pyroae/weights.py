@@ -1,0 +1,241 @@
+"""A Pyro model and guide -> log-weights, one for each particle and datum: the only source of log-weights.
+
+    log w_kn = log p(x_n | z_kn) + log p(z_kn) − log q(z_kn | x_n),   z_kn ~ q(z | x_n)
+
+Shapes: K particles, N data. In nats. Nothing is summed over data here.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor, nn
+
+from pyroae.errors import ProgramError
+
+Program = Callable[..., Any]
+Site = dict[str, Any]
+_PARTICLES = "num_particles_vectorized"
+
+
+@dataclass(frozen=True)
+class LogWeights:
+    """Log-weights and their parts, each `[K, N]`, in nats.
+
+    scale: of each datum's bound: the plate's subsampling scale N_total / N and any `poutine.scale` common to all sites of
+    the plate. It is not in the weights: a bound is taken a datum first and scaled afterwards. A scale on single sites
+    stays in the weight as an exponent. log_global: `[K]`, the terms of sites outside the plate.
+    """
+
+    log_lik: Tensor
+    log_prior: Tensor
+    log_post: Tensor
+    scale: Tensor | float
+    log_global: Tensor
+
+    @property
+    def log_weight(self) -> Tensor:
+        """log p(x|z) + log p(z) − log q(z|x), `[K, N]`."""
+        return self.log_lik + self.log_prior - self.log_post
+
+    def total(self, per_datum: Tensor) -> Tensor:
+        """The value over all data of a bound taken a datum `[N]`: scaled, summed, with the mean of the global terms."""
+        return (self.scale * per_datum).sum() + self.log_global.mean()
+
+
+@dataclass(frozen=True)
+class Traces:
+    """One run of the guide and, replayed against it, the model; `plate` is the data plate, None for a program without.
+
+    The log-density of a site is reduced to `[K, N]`: dimensions of plates nested in the data plate are summed. A program
+    without a data plate is one datum.
+    """
+
+    model: poutine.Trace
+    guide: poutine.Trace
+    num_particles: int
+    plate: CondIndepStackFrame | None
+    scale: Tensor | float
+
+    def sites(self, trace: poutine.Trace, *, observed: bool) -> Iterator[tuple[str, Site]]:
+        """Names and sites of one kind, in the order of the program."""
+        for name, site in trace.nodes.items():
+            if site["type"] == "sample" and bool(site["is_observed"]) == observed:
+                yield name, site
+
+    def is_local(self, site: Site) -> bool:
+        """Whether the site lies in the data plate (every site does, where there is none)."""
+        return self.plate is None or self.plate in site["cond_indep_stack"]
+
+    def exponent(self, site: Site) -> Tensor | float:
+        """What is left of the site's scale when the common one is divided out."""
+        return site["scale"] / self.scale if self.is_local(site) else site["scale"]
+
+    def reduce(self, site: Site, term: Tensor, exponent: Tensor | float | None = None) -> Tensor:
+        """A term of the site's batch shape, under its exponent and mask, as `[K, N]`, or `[K]` for a global site."""
+        exponent = self.exponent(site) if exponent is None else exponent
+        term = scale_and_mask(term, scale=exponent, mask=site["mask"])
+        particles = self.num_particles if any(f.name == _PARTICLES for f in site["cond_indep_stack"]) else 1
+        first = particles > 1
+        local = self.is_local(site)
+        data_dim = self.plate.dim if local and self.plate is not None else 0
+        summed = [d for d in range(-term.dim() + first, 0) if d != data_dim]
+        term = term.sum(summed) if summed else term
+        term = term.reshape(particles, -1) if local else term.reshape(particles)
+        return term.expand(self.num_particles, *term.shape[1:])
+
+
+def log_density(name: str, site: Site) -> Tensor:
+    """log-density of a site's value, batch shape of the site. Raises ProgramError, naming it, where shapes disagree."""
+    try:
+        return site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    except (ValueError, RuntimeError) as error:
+        raise ProgramError(f"the log-density of site '{name}' failed: {' '.join(str(error).split())}") from error
+
+
+def run(
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    num_particles: int = 1,
+    nesting: int | None = None,
+) -> Traces:
+    """Run guide and model once, with the particles as one more plate to the left of all others.
+
+    nesting: the number of plate dimensions of the program, found by `plate_nesting` where it is not given.
+    Raises ProgramError, naming the site, where model and guide do not match.
+    """
+    if num_particles > 1:
+        nesting = plate_nesting(model, guide, args, kwargs) if nesting is None else nesting
+        particles = pyro.plate(_PARTICLES, num_particles, dim=-1 - nesting)
+        model, guide = particles(model), particles(guide)
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
+    _check_match(model_trace, guide_trace)
+    sites = [s for t in (model_trace, guide_trace) for s in t.nodes.values() if s["type"] == "sample"]
+    plate = _data_plate(sites)
+    local = [s for s in sites if plate is None or plate in s["cond_indep_stack"]]
+    return Traces(model_trace, guide_trace, num_particles, plate, _common_scale(local, plate))
+
+
+def reduce_log_weights(traces: Traces) -> LogWeights:
+    """The log-weights of a run."""
+    local: dict[str, list[Tensor]] = {"log_lik": [], "log_prior": [], "log_post": []}
+    outside: list[Tensor] = []
+    for part, trace, observed, sign in (
+        ("log_lik", traces.model, True, 1),
+        ("log_prior", traces.model, False, 1),
+        ("log_post", traces.guide, False, -1),
+    ):
+        for name, site in traces.sites(trace, observed=observed):
+            term = traces.reduce(site, log_density(name, site))
+            if traces.is_local(site):
+                local[part].append(term)
+            else:
+                outside.append(sign * term)
+    like = next(term for terms in [*local.values(), outside] for term in terms)
+    num_data = next((terms[0].shape[1] for terms in local.values() if terms), 1)
+    zeros = like.new_zeros(traces.num_particles, num_data)
+    sums = {part: sum(terms[1:], terms[0]) if terms else zeros for part, terms in local.items()}
+    return LogWeights(**sums, scale=traces.scale, log_global=sum(outside, zeros.new_zeros(traces.num_particles)))
+
+
+def log_weights(model: Program, guide: Program, *args: Any, num_particles: int = 1, **kwargs: Any) -> LogWeights:
+    """Draw `num_particles` values of z from the guide for each datum and weigh them: tensors `[K, N]` in nats.
+
+    model, guide: any Pyro programs with the same latent sites and one data plate; `args` and `kwargs` are theirs.
+    Raises ProgramError, naming the site, where they do not match.
+
+    >>> from pyroae import zoo
+    >>> system = zoo.ppca(2, latent=1, exact=True)
+    >>> weights = log_weights(system.model, system.guide, torch.zeros(3, 2), num_particles=5).log_weight
+    >>> weights.shape, bool(weights.std(0).max() < 1e-5)  # the exact posterior: constant log-weights
+    (torch.Size([5, 3]), True)
+    """
+    return reduce_log_weights(run(model, guide, args, kwargs, num_particles))
+
+
+def plate_nesting(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """The number of plate dimensions of a program, from one run that leaves the random generators as they were."""
+    device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
+    with fork_random(device), torch.no_grad(), poutine.block():
+        traces = run(model, guide, args, kwargs)
+    sites = [s for t in (traces.model, traces.guide) for s in t.nodes.values() if s["type"] == "sample"]
+    return -min((f.dim for s in sites for f in s["cond_indep_stack"] if f.vectorized), default=0)
+
+
+@contextmanager
+def fork_random(device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """A context after which torch's generators are as they were; inside it they start from `seed`, where one is given."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def evaluating(*programs: Program) -> Iterator[None]:
+    """A context for evaluation: no gradients, and the modules that the programs belong to in `eval()` mode."""
+    owners = [getattr(program, "__self__", program) for program in programs]
+    modules = [m for owner in owners if isinstance(owner, nn.Module) for m in owner.modules() if m.training]
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for module in modules:
+            stack.callback(setattr, module, "training", True)
+            module.training = False
+        yield
+
+
+def base_distribution(distribution: Any) -> Any:
+    """What is left of a distribution without its wrappers (Independent, Expanded, Masked)."""
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def _check_match(model: poutine.Trace, guide: poutine.Trace) -> None:
+    latent = {name for name, s in model.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
+    drawn = {name: s for name, s in guide.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
+    for name in sorted(latent - set(drawn)):
+        raise ProgramError(
+            f"the model's latent site '{name}' has no counterpart in the guide, which has {sorted(drawn)}"
+        )
+    for name in sorted(set(drawn) - latent):
+        if not drawn[name]["infer"].get("is_auxiliary"):
+            raise ProgramError(f"the guide's site '{name}' is no latent site of the model, which has {sorted(latent)}")
+    for name in sorted(latent):
+        of_model, of_guide = model.nodes[name]["fn"], drawn[name]["fn"]
+        if of_model.event_shape != of_guide.event_shape:
+            raise ProgramError(
+                f"site '{name}' has the event shape {tuple(of_model.event_shape)} in the model and "
+                f"{tuple(of_guide.event_shape)} in the guide"
+            )
+
+
+def _data_plate(sites: list[Site]) -> CondIndepStackFrame | None:
+    """The outermost plate that holds every site which is in any plate at all."""
+    stacks = [{f for f in s["cond_indep_stack"] if f.vectorized and f.name != _PARTICLES} for s in sites]
+    inside = [stack for stack in stacks if stack]
+    return min(set.intersection(*inside), key=lambda f: f.dim, default=None) if inside else None
+
+
+def _common_scale(sites: list[Site], plate: CondIndepStackFrame | None) -> Tensor | float:
+    """The plate's subsampling scale, times what is left of the sites' scales where that is the same for all."""
+    base = (plate.full_size or plate.size) / plate.size if plate is not None else 1.0
+    rest = [s["scale"] for s in sites]
+    return rest[0] if rest and all(_same(rest[0], scale) for scale in rest) else base
+
+
+def _same(one: Tensor | float, other: Tensor | float) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one is other or (one.shape == other.shape and torch.equal(one, other))
+    return not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other

@@ -1,0 +1,151 @@
+"""The systems by name, one call each: rows of one table of four choices and two maps."""
+
+from typing import Any
+
+from torch import Tensor
+
+from pyroae import corruptions, likelihoods, posteriors, priors
+from pyroae.autoencoder import Autoencoder
+from pyroae.config import RunConfig
+from pyroae.data import Dataset
+from pyroae.errors import ConfigError
+from pyroae.nn import MAPS, MLP, Linear, Map
+
+Data = Dataset | int | tuple[int, ...]
+
+
+def linear_autoencoder(data: Data, latent: int, **choices: Any) -> Autoencoder:
+    """Linear maps, squared error: at its optimum the PCA subspace (Baldi & Hornik 1989).
+
+    Loss a datum: ½‖x − g(f(x))‖² + (d/2) log 2π. `data`: a Dataset, whose mean the output starts at, or its shape.
+
+    >>> linear_autoencoder(64, latent=3).encoder
+    Sequential(
+      (0): Linear(in_features=64, out_features=3, bias=True)
+    )
+    """
+    return autoencoder(data, latent, **{"encoder": Linear(), **choices})
+
+
+def autoencoder(data: Data, latent: int, **choices: Any) -> Autoencoder:
+    """A (deep) autoencoder: Flat prior, Delta guide; Normal(1) likelihood unless chosen otherwise.
+
+    Loss a datum: ½‖x − g(f(x))‖² + (d/2) log 2π (Hinton & Salakhutdinov 2006 for deep ones).
+    """
+    row = {"prior": priors.Flat(), "posterior": posteriors.Point(), "likelihood": likelihoods.Normal()}
+    return _build(data, latent, {**row, **choices})
+
+
+def deep_autoencoder(data: Data, latent: int, widths: tuple[int, ...] = (512, 256, 128), **choices: Any) -> Autoencoder:
+    """An autoencoder with three hidden layers on each side (Hinton & Salakhutdinov 2006)."""
+    return autoencoder(data, latent, **{"encoder": MLP(widths, "relu"), **choices})
+
+
+def sparse_autoencoder(data: Data, latent: int, rate: float = 1.0, **choices: Any) -> Autoencoder:
+    """MAP under a Laplace prior: the autoencoder's loss plus λ‖f(x)‖₁ + m log(2/λ), λ = `rate` (Olshausen & Field 1996).
+
+    Left to itself such a loss is evaded: z shrinks, the decoder grows, no L1 is paid. Here the decoder is a dictionary
+    of unit-norm atoms, or, of any other form, has a `weight_prior`. `latent` may exceed d.
+    Raises ConfigError for a decoder that could evade the penalty.
+    """
+    row = {
+        "prior": priors.Laplace(rate),
+        "posterior": posteriors.Point(),
+        "likelihood": likelihoods.Normal(),
+        "decoder": Linear(unit_norm=True),
+    }
+    row.update(choices)
+    if row.get("weight_prior") is None and row["decoder"] != Linear(unit_norm=True):
+        raise ConfigError(
+            f"a sparse autoencoder with the decoder {row['decoder']} can shrink z and grow the decoder to pay no L1: "
+            "use Linear(unit_norm=True), or give a weight_prior such as GaussianWeights(scale=1, num_data=N)"
+        )
+    return _build(data, latent, row)
+
+
+def denoising_autoencoder(
+    data: Data, latent: int, corruption: corruptions.Corruption | None = None, **choices: Any
+) -> Autoencoder:
+    """An autoencoder whose guide sees x̃ and whose target is x: ½‖x − g(f(x̃))‖² + (d/2) log 2π (Vincent et al. 2008)."""
+    return autoencoder(data, latent, **{"corruption": corruption or corruptions.Masking(), **choices})
+
+
+def ppca(data: Data, latent: int, exact: bool = False, **choices: Any) -> Autoencoder:
+    """Probabilistic PCA: z ~ N(0, I), x|z ~ N(W z + b, σ²I), W, b and σ learned (Tipping & Bishop 1999).
+
+    The guide is diagonal with a linear encoder, or with `exact` the exact posterior, whose ELBO is log p(x).
+    """
+    row = {
+        "prior": priors.Normal(),
+        "posterior": posteriors.ExactLinear() if exact else posteriors.Diagonal(),
+        "likelihood": likelihoods.Normal(learn=True),
+        "encoder": Linear(),
+    }
+    return _build(data, latent, {**row, **choices})
+
+
+def vae(data: Data, latent: int, **choices: Any) -> Autoencoder:
+    """A variational autoencoder: −E_q log p(x|z) + KL(q(z|x) ‖ N(0, I)) (Kingma & Welling 2014)."""
+    row = {"prior": priors.Normal(), "posterior": posteriors.Diagonal(), "likelihood": likelihoods.Bernoulli()}
+    return _build(data, latent, {**row, **choices})
+
+
+def _build(data: Data, latent: int, choices: dict[str, Any]) -> Autoencoder:
+    if not isinstance(data, Dataset):
+        return Autoencoder(data, latent, **choices)
+    system = Autoencoder(data.shape, latent, **choices)
+    mean: Tensor = data.mean
+    return system.start_at(mean.to(next(system.parameters()).dtype))
+
+
+# From names to instances.
+
+_ZOO = {
+    "linear-ae": linear_autoencoder,
+    "ae": autoencoder,
+    "sparse-ae": sparse_autoencoder,
+    "denoising-ae": denoising_autoencoder,
+    "ppca": ppca,
+    "vae": vae,
+}
+
+
+def from_config(config: RunConfig, data: Data) -> Autoencoder:
+    """The system that a configuration names. Raises ConfigError for names and combinations that are not accepted."""
+    choices: dict[str, Any] = {"tied": config.tied} if config.tied else {}
+    for name, registry in (
+        ("prior", priors.PRIORS),
+        ("posterior", posteriors.POSTERIORS),
+        ("likelihood", likelihoods.LIKELIHOODS),
+        ("corruption", corruptions.CORRUPTIONS),
+    ):
+        text = getattr(config, name)
+        if text is not None:
+            choices[name] = registry.parse(text)
+    if config.system not in ("linear-ae", "ppca"):
+        choices["encoder"] = _map(config)
+    elif config.map not in (None, "linear") or config.hidden:
+        raise ConfigError(
+            f"the maps of {config.system} are linear: map '{config.map or 'mlp'}' and hidden layers do not apply"
+        )
+    if config.system == "sparse-ae":
+        choices["rate"] = config.sparsity
+    return _ZOO[config.system](data, config.latent, **choices)
+
+
+def likelihood_of(config: RunConfig) -> likelihoods.Likelihood:
+    """The likelihood that a configuration names or that its system has by default."""
+    if config.likelihood is not None:
+        return likelihoods.LIKELIHOODS.parse(config.likelihood)
+    return likelihoods.Bernoulli() if config.system == "vae" else likelihoods.Normal()
+
+
+def _map(config: RunConfig) -> Map:
+    name = config.map or "mlp"
+    if config.hidden is None:
+        return MAPS.parse(name, activation=config.activation)
+    if name == "linear":
+        raise ConfigError("a linear map has no hidden layers")
+    if name == "conv":
+        return MAPS.parse(name, activation=config.activation, channels=config.hidden)
+    return MAPS.parse(name, activation=config.activation, widths=config.hidden)
