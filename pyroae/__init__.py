@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from pyroae import corruptions, likelihoods, nn, plots, posteriors, priors, zoo
     from pyroae.autoencoder import Autoencoder
     from pyroae.config import RunConfig, TrainConfig
-    from pyroae.data import Dataset, Splits, load, split
+    from pyroae.data import Dataset, Splits, load
     from pyroae.errors import PyroaeError
-    from pyroae.evaluation.diagnostics import diagnose
+    from pyroae.evaluation.diagnostics import Diagnostics, diagnose
     from pyroae.evaluation.exact import exact_log_likelihood
-    from pyroae.evaluation.likelihood import log_likelihood
+    from pyroae.evaluation.likelihood import LikelihoodEstimate, log_likelihood
+    from pyroae.evaluation.summary import Evaluation, evaluate
     from pyroae.inference_data import to_datatree
     from pyroae.objectives import AnalyticKL, Bound, Objective, TraceELBO
     from pyroae.training import FitResult, fit
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "pyroae.autoencoder": ["Autoencoder"],
     "pyroae.config": ["RunConfig", "TrainConfig"],
-    "pyroae.data": ["Dataset", "Splits", "load", "split"],
+    "pyroae.data": ["Dataset", "Splits", "load"],
     "pyroae.errors": ["PyroaeError"],
-    "pyroae.evaluation.diagnostics": ["diagnose"],
+    "pyroae.evaluation.diagnostics": ["Diagnostics", "diagnose"],
     "pyroae.evaluation.exact": ["exact_log_likelihood"],
-    "pyroae.evaluation.likelihood": ["log_likelihood"],
+    "pyroae.evaluation.likelihood": ["LikelihoodEstimate", "log_likelihood"],
+    "pyroae.evaluation.summary": ["Evaluation", "evaluate"],
     "pyroae.inference_data": ["to_datatree"],
     "pyroae.objectives": ["AnalyticKL", "Bound", "Objective", "TraceELBO"],
     "pyroae.training": ["FitResult", "fit"],
@@ -45,7 +47,10 @@ __all__ = [
     "Autoencoder",
     "Bound",
     "Dataset",
+    "Diagnostics",
+    "Evaluation",
     "FitResult",
+    "LikelihoodEstimate",
     "LogWeights",
     "Objective",
     "PyroaeError",
@@ -55,6 +60,7 @@ __all__ = [
     "TrainConfig",
     "corruptions",
     "diagnose",
+    "evaluate",
     "exact_log_likelihood",
     "fit",
     "likelihoods",
@@ -65,7 +71,6 @@ __all__ = [
     "plots",
     "posteriors",
     "priors",
-    "split",
     "to_datatree",
     "zoo",
 ]

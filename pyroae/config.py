@@ -17,6 +17,8 @@ OBJECTIVES = ("trace-elbo", "analytic-kl")
 ACTIVATIONS = ("tanh", "relu", "elu", "gelu", "silu", "softplus", "sigmoid")
 SCHEDULES = ("constant", "cosine", "linear", "burda")
 MAPS = ("mlp", "conv", "linear")
+RECORD = ("fingerprint", "shape", "versions")
+"""What config.yaml of a run holds beside its settings."""
 
 
 def option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
@@ -127,7 +129,7 @@ class RunConfig(TrainConfig):
         (200, 200)
         """
         known = {f.name for f in fields(cls)}
-        ready = {}
+        ready: dict[str, Any] = {}
         for name, value in values.items():
             key = str(name).replace("-", "_")
             if key not in known:
@@ -150,7 +152,7 @@ class RunConfig(TrainConfig):
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file; keys of a run's own record (`versions`, `fingerprint`) are left out."""
+    """The mapping in a YAML file; a run's own record (fingerprint, shape, versions) is left out."""
     try:
         content = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
@@ -161,7 +163,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"the configuration {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"the configuration {path} holds no settings of the form 'name: value'")
-    return {k: v for k, v in content.items() if k not in ("versions", "fingerprint")}
+    return {k: v for k, v in content.items() if k not in RECORD}
 
 
 def _check_types(config: TrainConfig) -> None:

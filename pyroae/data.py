@@ -54,6 +54,10 @@ class Dataset:
         labels = None if self.labels is None else self.labels[index]
         return replace(self, x=self.x[torch.from_numpy(index)], labels=labels)
 
+    def first(self, count: int) -> Self:
+        """The first `count` data, or all where there are fewer."""
+        return self.subset(np.arange(min(count, len(self))))
+
     def to(self, device: torch.device | str) -> Self:
         """The same data with x on `device`."""
         return replace(self, x=self.x.to(device))
@@ -119,10 +123,13 @@ def load(
     held_out = whole.subset(np.sort(parts[2])) if num_test else None
     if raw.test is not None:
         held_out = _dataset(raw.test, value_range, shape)
-    sets = (whole.subset(np.sort(parts[0])), whole.subset(np.sort(parts[1])) if num_valid else None, held_out)
+    train = whole.subset(np.sort(parts[0]))
+    held_in = whole.subset(np.sort(parts[1])) if num_valid else None
     if binarize != "none":
-        sets = (_binary(sets[0], binarize, bits), *(s and _binary(s, _fixed(binarize), bits) for s in sets[1:]))
-    return Splits(*sets, fingerprint=_fingerprint(raw), binarize=binarize)
+        train = _binary(train, binarize, bits)
+        fixed = "static" if binarize == "dynamic" else binarize
+        held_in, held_out = (part and _binary(part, fixed, bits) for part in (held_in, held_out))
+    return Splits(train, held_in, held_out, _fingerprint(raw), binarize)
 
 
 def batches(
@@ -146,7 +153,8 @@ def batches(
 
 def _loaded(x: Tensor, index: tuple[Tensor, ...], target: torch.device) -> Iterator[Tensor]:
     pin = target.type == "cuda"
-    loader = torch.utils.data.DataLoader(list(index), batch_size=None, collate_fn=lambda i: x[i], pin_memory=pin)  # type: ignore[arg-type]
+    chunks: Any = list(index)
+    loader: Any = torch.utils.data.DataLoader(chunks, batch_size=None, collate_fn=lambda i: x[i], pin_memory=pin)
     return (batch.to(target, non_blocking=True) for batch in loader)
 
 
@@ -197,10 +205,6 @@ def _ready(source: Source, value_range: Any) -> tuple[Tensor, tuple[int, ...]]:
     elif flat.dtype == np.uint8 and high > 1:
         x = x / 255
     return x, tuple(int(n) for n in shape)
-
-
-def _fixed(binarize: str) -> str:
-    return "static" if binarize == "dynamic" else binarize
 
 
 def _binary(dataset: Dataset, binarize: str, bits: np.random.PCG64) -> Dataset:

@@ -3,8 +3,9 @@
 import csv
 import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
@@ -110,7 +111,7 @@ def fit(
     train, valid = (data.train, data.valid) if isinstance(data, Splits) else (_dataset(data), None)
     check(autoencoder, train, valid, objective, config)
     fabric = _fabric(config)
-    with fork_random(fabric.device):
+    with fork_random(fabric.device), _default_dtype(config):
         trainer = _Trainer(autoencoder, objective, config, fabric, resident(train, fabric.device), valid)
         return trainer.run(state, on_epoch, progress)
 
@@ -269,7 +270,7 @@ class _Trainer:
         if self.fabric.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.fabric.device)
         weights = {k: v.detach().clone() for k, v in self.autoencoder.state_dict().items()}
-        return State(weights, self.optimizer.state_dict(), random, history, best_weights, best_epoch)
+        return State(weights, deepcopy(self.optimizer.state_dict()), random, history, best_weights, best_epoch)
 
     def _after(self, row: Epoch, before: State) -> State:
         state = self._state([*before.history, row], before.best_weights, before.best_epoch)
@@ -318,7 +319,7 @@ def schedule(name: str, progress: float) -> float:
 
 def optimizer_of(config: TrainConfig, module: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of torch.optim that a configuration names. Raises ConfigError for an unknown one or wrong arguments."""
-    known = {n: o for n, o in vars(torch.optim).items() if isinstance(o, type) and issubclass(o, torch.optim.Optimizer)}
+    known: dict[str, Any] = {n: o for n, o in vars(torch.optim).items() if isinstance(o, type) and issubclass(o, torch.optim.Optimizer)}
     name = next((n for n in known if n.lower() == config.optimizer.lower()), None)
     if name is None or name == "Optimizer":
         raise unknown_name("optimizer", config.optimizer, sorted(set(known) - {"Optimizer"}))
@@ -326,6 +327,17 @@ def optimizer_of(config: TrainConfig, module: nn.Module) -> torch.optim.Optimize
         return known[name](module.parameters(), lr=config.lr, **config.optimizer_args)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the optimizer {name} does not accept {config.optimizer_args}: {error}") from None
+
+
+@contextmanager
+def _default_dtype(config: TrainConfig) -> Iterator[None]:
+    """Double precision as the default where it is asked for: Fabric converts what a module returns to the default."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64 if config.precision == "64-true" else before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _dataset(data: Dataset | Tensor) -> Dataset:

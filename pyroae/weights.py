@@ -118,7 +118,12 @@ def run(
         particles = pyro.plate(_PARTICLES, num_particles, dim=-1 - nesting)
         model, guide = particles(model), particles(guide)
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    replayed = poutine.trace(poutine.replay(model, trace=guide_trace))
+    try:
+        model_trace = replayed.get_trace(*args, **kwargs)
+    except Exception:  # the model's own: often because a site is of another shape in the guide
+        _check_event_shapes(prune_subsample_sites(replayed.trace), guide_trace)
+        raise
     guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
     _check_match(model_trace, guide_trace)
     sites = [s for t in (model_trace, guide_trace) for s in t.nodes.values() if s["type"] == "sample"]
@@ -212,13 +217,17 @@ def _check_match(model: poutine.Trace, guide: poutine.Trace) -> None:
     for name in sorted(set(drawn) - latent):
         if not drawn[name]["infer"].get("is_auxiliary"):
             raise ProgramError(f"the guide's site '{name}' is no latent site of the model, which has {sorted(latent)}")
-    for name in sorted(latent):
-        of_model, of_guide = model.nodes[name]["fn"], drawn[name]["fn"]
-        if of_model.event_shape != of_guide.event_shape:
-            raise ProgramError(
-                f"site '{name}' has the event shape {tuple(of_model.event_shape)} in the model and "
-                f"{tuple(of_guide.event_shape)} in the guide"
-            )
+    _check_event_shapes(model, guide)
+
+
+def _check_event_shapes(model: poutine.Trace, guide: poutine.Trace) -> None:
+    for name, site in model.nodes.items():
+        if site["type"] == "sample" and not site["is_observed"] and name in guide.nodes:
+            of_model, of_guide = site["fn"].event_shape, guide.nodes[name]["fn"].event_shape
+            if of_model != of_guide:
+                raise ProgramError(
+                    f"site '{name}' has the event shape {tuple(of_model)} in the model and {tuple(of_guide)} in the guide"
+                )
 
 
 def _data_plate(sites: list[Site]) -> CondIndepStackFrame | None:

@@ -88,8 +88,9 @@ def log_likelihood(
         raise ConfigError(f"num_particles must be a whole number of at least 1, not {num_particles!r}")
     started = time.monotonic()
     with evaluating(model, guide), fork_random(x.device, seed):
-        nesting = plate_nesting(model, guide, (x[:1],), {})
-        check_proposal(run(model, guide, (x[:2],), {}))
+        with fork_random(x.device):  # the look before the start takes no draws from the estimate
+            check_proposal(run(model, guide, (x[:1],), {}))
+            nesting = plate_nesting(model, guide, (x[:1],), {})
         parts = []
         with Progress("log p(x)", len(x) * num_particles, progress) as bar, pyro.validation_enabled(False):
             for block, chunks in _plan(x, num_particles):

@@ -41,8 +41,8 @@ class AnalyticKL(Objective):
         for name, q in drawn.items():
             term = -_divergence(traces, name, q, latent.get(name), ordered)
             (local if traces.is_local(q) else outside).append(term)
-        value = (traces.scale * sum(term.mean(0) for term in local)).sum() if local else 0.0
-        value = value + sum(term.mean() for term in outside)
+        parts = [(traces.scale * term.mean(0)).sum() for term in local] + [term.mean() for term in outside]
+        value = sum(parts[1:], parts[0])
         return Bound(value, value)
 
 

@@ -1,0 +1,177 @@
+"""The command line: reads options into a configuration, and turns bad input into one sentence and exit status 2.
+
+Nothing here imports torch: `pyroae --help` answers at once. What the commands do is in `commands.py`.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import Field, fields
+from difflib import get_close_matches
+from types import NoneType, UnionType
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+import yaml
+
+from pyroae import __version__
+from pyroae.config import RunConfig, read_yaml
+from pyroae.errors import PyroaeError
+
+EPILOG = """\
+examples:
+  pyroae demo --out runs/demo
+  pyroae train --system vae --data digits --latent 10 --hidden 200,200 --epochs 100 --out runs/vae
+  pyroae evaluate runs/vae --num-particles 5000
+  pyroae sample runs/vae --out samples.png
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence, with the nearest option that exists."""
+
+    def error(self, message: str) -> NoReturn:
+        word = next((w for w in message.split() if w.startswith("--")), "").partition("=")[0]
+        known = [option for action in self._actions for option in action.option_strings]
+        near = get_close_matches(word, known, n=1) if message.startswith("unrecognized") else []
+        hint = f"; did you mean {near[0]}?" if near else ""
+        self.exit(2, f"{self.prog}: {message}{hint}\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, with unknown options refused by the command that they were given to."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            getattr(parsed, "parser", self).error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    parser = make_parser()
+    options = vars(parser.parse_args(argv))
+    options.pop("parser")
+    run, name = options.pop("run"), options.pop("command")
+    try:
+        run(options)
+    except PyroaeError as error:
+        print(f"pyroae {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"pyroae {name}: interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def make_parser() -> Parser:
+    """The parser of all commands."""
+    parser = Parser(prog="pyroae", description="Amortized variational inference in Pyro: train, evaluate, compare, draw.")
+    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EPILOG
+    parser.add_argument("--version", action="version", version=f"pyroae {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    demo = _command(commands, "demo", "train a VAE on the embedded digits under two ELBO estimators, evaluate and draw")
+    demo.add_argument("--out", default="runs/demo", metavar="DIR", help="study directory (default: runs/demo)")
+    demo.add_argument("--overwrite", action="store_true", help="replace what an earlier demo left there")
+    demo.add_argument("--epochs", type=int, default=150, help="passes over the data (default: 150)")
+    demo.add_argument("--num-particles", type=int, default=5000, help="K of the log-likelihood (default: 5000)")
+
+    train = _command(commands, "train", "train a system; writes a run directory")
+    train.add_argument("--config", metavar="FILE", help="YAML with the same names; options win over it")
+    train.add_argument("--out", metavar="RUN", help="run directory to write")
+    train.add_argument("--overwrite", action="store_true", help="replace the run that is there")
+    train.add_argument("--resume", metavar="RUN", help="go on with a run from its last checkpoint, with its settings")
+    for field in fields(RunConfig):
+        _option(train, field, get_type_hints(RunConfig)[field.name])
+
+    evaluate = _command(commands, "evaluate", "bound, log-likelihood, rate, distortion, active units; figures; DataTree")
+    _run_options(evaluate)
+    evaluate.add_argument("--method", metavar="M,M", help="of the log-likelihood: is, exact (default: all that are defined)")
+    evaluate.add_argument("--num-particles", type=int, default=5000, help="K of importance sampling (default: 5000)")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+
+    sample = _command(commands, "sample", "draw from the prior and decode")
+    sample.add_argument("run_directory", metavar="RUN", help="directory of a trained run")
+    sample.add_argument("--num", type=int, default=64, help="how many (default: 64)")
+    sample.add_argument("--noise", action="store_true", help="draws of x, not means of p(x|z)")
+    sample.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    sample.add_argument("--out", metavar="FILE", help=".png, .npy or .csv (default: RUN/figures/samples.png)")
+
+    reconstruct = _command(commands, "reconstruct", "encode and decode data")
+    _run_options(reconstruct)
+    reconstruct.add_argument("--out", metavar="FILE", help=".png, .npy or .csv (default: RUN/figures/reconstructions.png)")
+
+    encode = _command(commands, "encode", "posterior means (and scales) of the latent features")
+    _run_options(encode)
+    encode.add_argument("--out", metavar="FILE", help=".npy, .csv or .nc (default: RUN/latents.csv)")
+
+    report = _command(commands, "report", "one HTML page of a run: settings, results, figures")
+    report.add_argument("run_directory", metavar="RUN", help="directory of a trained run")
+    return parser
+
+
+def _command(commands: Any, name: str, text: str) -> Parser:
+    parser = commands.add_parser(name, help=text, description=text.capitalize() + ".", allow_abbrev=False)
+    parser.set_defaults(run=lambda options: _run(name, options), parser=parser)
+    return parser
+
+
+def _run(name: str, options: dict[str, Any]) -> None:
+    if name == "train":
+        names = {field.name for field in fields(RunConfig)}
+        flags = {key: options.pop(key) for key in list(options) if key in names}
+        file = options.pop("config")
+        options["settings"] = {**(read_yaml(file) if file else {}), **flags}
+    from pyroae import commands
+
+    getattr(commands, name)(**options)
+
+
+def _run_options(parser: Parser) -> None:
+    parser.add_argument("run_directory", metavar="RUN", help="directory of a trained run")
+    parser.add_argument("--data", metavar="DATA", help="other data than the run was trained on: a name or a file")
+    parser.add_argument("--split", choices=("test", "valid", "train"), default="test", help="which part (default: test)")
+    parser.add_argument("--num-data", type=int, metavar="N", help="only the first N")
+    parser.add_argument("--checkpoint", choices=("best", "last"), help="which weights (default: those the training kept)")
+
+
+def _option(parser: Parser, field: Field[Any], wanted: Any) -> None:
+    """One option of the command line for one field of a configuration."""
+    flag, text = f"--{field.name.replace('_', '-')}", field.metadata["help"]
+    if wanted is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        return
+    default = field.default if isinstance(field.default, str | int | float) else None
+    choices = field.metadata.get("choices") or ()
+    text += f" ({' '.join(choices)})" if choices else ""
+    text += f" (default: {default})" if default is not None else ""
+    read, metavar = _reader(wanted)
+    parser.add_argument(flag, type=read, metavar=metavar, default=argparse.SUPPRESS, help=text)
+
+
+def _reader(wanted: Any) -> tuple[Callable[[str], Any], str]:
+    """How the text of an option becomes a value of the wanted type, and what its help calls it."""
+    if get_origin(wanted) is UnionType:
+        wanted = next(kind for kind in get_args(wanted) if kind is not NoneType)
+    if get_origin(wanted) is tuple:
+        return _tuple_of(get_args(wanted)[0]), "A,B"
+    if get_origin(wanted) is dict:
+        return _mapping, "KEY=VALUE,..."
+    return wanted, {int: "N", float: "X", str: "NAME"}[wanted]
+
+
+def _tuple_of(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    def numbers(text: str) -> tuple[Any, ...]:
+        return tuple(kind(part) for part in text.split(","))
+
+    numbers.__name__ = "comma-separated numbers"
+    return numbers
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(equals for _, equals, _ in pairs):
+        raise argparse.ArgumentTypeError(f"'{text}' is not of the form key=value,key=value")
+    return {key.strip(): yaml.safe_load(value) for key, _, value in pairs}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""Every test starts from the same seed, with an empty parameter store and single precision, and leaves them so."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist"
+
+
+@pytest.fixture(autouse=True)
+def clean_slate() -> Iterator[None]:
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="session")
+def mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of torchvision's MNIST: PYROAE_DATA, or the files beside the project, unpacked."""
+    import subprocess
+    import sys
+
+    given = os.environ.get("PYROAE_DATA")
+    if given:
+        return Path(given)
+    if not (MNIST / "unpack").is_file():
+        pytest.skip("MNIST is not here: set PYROAE_DATA to the folder in which torchvision keeps it")
+    root = tmp_path_factory.mktemp("mnist")
+    subprocess.run([sys.executable, str(MNIST / "unpack"), str(root)], check=True, capture_output=True)
+    return root
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device here"))

@@ -1,0 +1,38 @@
+"""Closed forms and hand-written formulas that the package is checked against. Plain torch; nothing of pyroae."""
+
+import math
+
+import torch
+from torch import Tensor
+
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+def normal_nll(x: Tensor, mean: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+    """−log N(x; mean, scale² I) a datum, `[..., d]` -> `[...]`."""
+    scale = torch.as_tensor(scale)
+    return ((x - mean).square() / (2 * scale**2) + scale.log() + HALF_LOG_2PI).sum(-1)
+
+
+def bernoulli_nll(x: Tensor, logits: Tensor) -> Tensor:
+    """−Σ_j x_j log p_j + (1 − x_j) log(1 − p_j)."""
+    p = torch.sigmoid(logits)
+    return -(x * p.log() + (1 - x) * (1 - p).log()).sum(-1)
+
+
+def gaussian_kl(mean: Tensor, scale: Tensor) -> Tensor:
+    """KL(N(mean, scale²) ‖ N(0, I)) = ½ Σ (μ² + σ² − 1 − log σ²)."""
+    return 0.5 * (mean.square() + scale.square() - 1 - scale.square().log()).sum(-1)
+
+
+def laplace_penalty(z: Tensor, rate: float) -> Tensor:
+    """λ‖z‖₁ + m log(2/λ)."""
+    return rate * z.abs().sum(-1) + z.shape[-1] * math.log(2 / rate)
+
+
+def mlp(x: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """A tanh network written out: the last layer is linear."""
+    for i, (weight, bias) in enumerate(layers):
+        x = x @ weight.T + bias
+        x = torch.tanh(x) if i < len(layers) - 1 else x
+    return x

@@ -1,0 +1,39 @@
+"""One of each system of the zoo, small, with data that suit it: for tests that run over all of them."""
+
+import torch
+from torch import Tensor
+
+from pyroae import corruptions, likelihoods, zoo
+from pyroae.autoencoder import Autoencoder
+from pyroae.nn import MLP, Conv, Linear
+from pyroae.priors import GaussianWeights, Laplace
+
+D, M = 16, 3
+MAPS = MLP((7,))
+SYSTEMS = {
+    "linear-ae": lambda: zoo.linear_autoencoder(D, M),
+    "ae": lambda: zoo.autoencoder(D, M, encoder=MAPS),
+    "tied-ae": lambda: zoo.autoencoder(D, M, encoder=MAPS, tied=True),
+    "deep-ae": lambda: zoo.deep_autoencoder(D, M, widths=(8, 6, 5)),
+    "bernoulli-ae": lambda: zoo.autoencoder(D, M, encoder=MAPS, likelihood=likelihoods.Bernoulli()),
+    "sparse-ae": lambda: zoo.sparse_autoencoder(D, 20, rate=0.5, encoder=MAPS),
+    "sparse-ae-map": lambda: zoo.sparse_autoencoder(
+        D, M, encoder=MAPS, decoder=MAPS, weight_prior=GaussianWeights(1.0, num_data=50)
+    ),
+    "denoising-ae": lambda: zoo.denoising_autoencoder(D, M, corruptions.Gaussian(0.1), encoder=MAPS),
+    "denoising-vae": lambda: zoo.vae(D, M, encoder=MAPS, corruption=corruptions.SaltAndPepper(0.2)),
+    "ppca": lambda: zoo.ppca(D, M),
+    "ppca-exact": lambda: zoo.ppca(D, M, exact=True),
+    "vae": lambda: zoo.vae(D, M, encoder=MAPS),
+    "vae-conv": lambda: zoo.vae((4, 4), M, encoder=Conv((4, 5), width=6)),
+    "vae-linear": lambda: zoo.vae(D, M, encoder=Linear()),
+    "vae-laplace": lambda: zoo.vae(D, M, encoder=MAPS, prior=Laplace(1.5)),
+    "vae-normal": lambda: zoo.vae(D, M, encoder=MAPS, likelihood=likelihoods.Normal(0.3, learn=True)),
+    "vae-continuous": lambda: zoo.vae(D, M, encoder=MAPS, likelihood=likelihoods.ContinuousBernoulli()),
+}
+PROPER = [name for name in SYSTEMS if name.startswith(("ppca", "vae"))]
+
+
+def system_and_data(name: str, num_data: int = 6) -> tuple[Autoencoder, Tensor]:
+    """The system, and binary data, which suit every likelihood."""
+    return SYSTEMS[name](), (torch.rand(num_data, D) < 0.4).to(torch.get_default_dtype())

@@ -1,0 +1,97 @@
+"""The DataTree: named dimensions, the same numbers, read back by ArviZ and drawn by arviz_plots."""
+
+from pathlib import Path
+
+import arviz
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from pyroae import zoo
+from pyroae.data import load
+from pyroae.evaluation.likelihood import log_likelihood
+from pyroae.inference_data import to_datatree
+from pyroae.weights import log_weights
+
+
+def test_holds_draws_weights_data_and_labels(tmp_path: Path) -> None:
+    digits = load("digits", binarize="static").test
+    assert digits is not None
+    assert digits.labels is not None
+    vae = zoo.vae(digits, latent=3)
+    x = digits.x[:20]
+    estimate = log_likelihood(vae.model, vae.guide, x, num_particles=10, seed=0)
+    tree = to_datatree(
+        vae.model,
+        vae.guide,
+        x,
+        labels=digits.labels[:20],
+        shape=digits.shape,
+        statistics={"log_px": estimate.log_px},
+        num_draws=7,
+        seed=1,
+    )
+    pyro.set_rng_seed(1)
+    vae.eval()
+    weights = log_weights(vae.model, vae.guide, x, num_particles=7)
+    assert tree["posterior"]["z"].dims == ("chain", "draw", "datum", "latent")
+    assert tree["posterior"]["z"].shape == (1, 7, 20, 3)
+    np.testing.assert_allclose(tree["log_likelihood"]["x"][0], weights.log_lik.detach(), rtol=1e-6)
+    np.testing.assert_allclose(tree["sample_stats"]["log_weight"][0], weights.log_weight.detach(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(tree["observed_data"]["x"], x)
+    np.testing.assert_array_equal(tree["posterior"]["label"], digits.labels[:20])
+    np.testing.assert_array_equal(tree["per_datum"]["log_px"], estimate.log_px)
+    assert tree["observed_data"]["column"].values[:9].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0]
+
+    tree.to_netcdf(tmp_path / "evaluation.nc", engine="h5netcdf")
+    again = arviz.from_netcdf(tmp_path / "evaluation.nc")
+    np.testing.assert_array_equal(again["posterior"]["z"], tree["posterior"]["z"])
+    np.testing.assert_array_equal(again["per_datum"]["label"], digits.labels[:20])
+    again.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_arviz_plots_draws_it() -> None:
+    import arviz_plots
+
+    vae = zoo.vae(4, latent=2)
+    tree = to_datatree(vae.model, vae.guide, torch.zeros(2, 4), num_draws=50, seed=0)
+    drawn = arviz_plots.plot_dist(tree, backend="matplotlib")
+    assert len(drawn.viz["plot"]["z"].values.ravel()) == 4  # a panel for each datum and latent unit
+
+
+def test_slices_make_no_difference_to_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyroae.inference_data.CHUNK", 256 * 12)
+    vae = zoo.vae(4, latent=2)
+    tree = to_datatree(vae.model, vae.guide, torch.rand(10, 4).round(), num_draws=5)  # two data at a time
+    assert dict(tree["posterior"]["z"].sizes) == {"chain": 1, "draw": 5, "datum": 10, "latent": 2}
+    assert len(np.unique(tree["posterior"]["z"])) == 100
+
+
+def test_point_estimates() -> None:
+    point = zoo.autoencoder(4, latent=2)
+    x = torch.rand(3, 4)
+    tree = to_datatree(point.model, point.guide, x, num_draws=2)
+    for draw in range(2):
+        np.testing.assert_allclose(tree["posterior"]["z"][0, draw], point.encode(x), rtol=1e-6)
+
+
+def test_a_program_with_two_latent_sites() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+            b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(a + b.sum(-1), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("a", dist.Normal(x, 1e-6))
+            pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    tree = to_datatree(model, guide, torch.arange(3.0), num_draws=4)
+    assert tree["posterior"]["a"].dims == ("chain", "draw", "datum")
+    assert tree["posterior"]["b"].dims == ("chain", "draw", "datum", "b_latent")
+    np.testing.assert_allclose(tree["posterior"]["a"].mean(("chain", "draw")), [0.0, 1.0, 2.0], atol=1e-4)
