@@ -10,8 +10,8 @@ import argparse
 from collections.abc import Sequence
 
 import pyro
-import pyro.poutine as poutine
 import torch
+from pyro import poutine
 from pyro.infer import SVI
 
 import pyroae

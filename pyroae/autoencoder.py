@@ -193,9 +193,7 @@ def announce_parameters(name: str, module: nn.Module) -> None:
     for parameter_name, parameter in module.named_parameters():
         if parameter.requires_grad:
             full = f"{name}.{parameter_name}"
-            poutine.runtime.effectful(_alias(parameter), type="param")(
-                full, parameter, constraint=constraints.real, name=full
-            )
+            poutine.runtime.effectful(_alias(parameter), type="param")(full, parameter, constraint=constraints.real, name=full)
 
 
 def _alias(parameter: nn.Parameter) -> Callable[..., Tensor]:

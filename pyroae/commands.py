@@ -56,7 +56,9 @@ def demo(out: str, overwrite: bool, epochs: int, num_particles: int) -> None:
     curves = plots.training_curves({name: histories[name] for name in rows})
     _save(curves, study / "figures" / "training_curves.png")
     Console().print(_comparison({name: results[name] for name in rows}, num_particles))
-    _say(f"pictures: {study}/figures, {study}/*/figures; a page a run: {study}/*/report.html; DataTree: {study}/*/evaluation.nc")
+    _say(
+        f"pictures: {study}/figures, {study}/*/figures; a page a run: {study}/*/report.html; DataTree: {study}/*/evaluation.nc"
+    )
 
 
 def train(settings: dict[str, Any], out: str | None, overwrite: bool, resume: str | None) -> None:
@@ -217,11 +219,12 @@ def _part(run: Run, data: str | None, split: str, num_data: int | None) -> Datas
     if dataset is None:
         raise DataError(f"the data '{data or run.config.data}' have no {split} part: choose another --split")
     if dataset.dynamic:  # training data are drawn anew each epoch; to look at them, one fixed draw
-        dataset = replace(load(dataset, binarize="static", valid=0, test=0, seed=run.config.split_seed).train, name=dataset.name)
-    if dataset.x.shape[1] != int(np.prod(run.shape)):
-        raise DataError(
-            f"{dataset.name} has {dataset.x.shape[1]} features a datum; the run '{run.path}' was trained on {int(np.prod(run.shape))}"
+        dataset = replace(
+            load(dataset, binarize="static", valid=0, test=0, seed=run.config.split_seed).train, name=dataset.name
         )
+    width, trained_on = dataset.x.shape[1], int(np.prod(run.shape))
+    if width != trained_on:
+        raise DataError(f"{dataset.name} has {width} features a datum; the run '{run.path}' was trained on {trained_on}")
     return dataset.first(num_data or len(dataset))
 
 
@@ -318,9 +321,7 @@ def _write_csv(path: Path, array: np.ndarray, labels: np.ndarray | None, letter:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(names)
-        writer.writerows(
-            [*row, *([] if labels is None else [labels[i]])] for i, row in enumerate(array.tolist())
-        )
+        writer.writerows([*row, *([] if labels is None else [labels[i]])] for i, row in enumerate(array.tolist()))
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -39,9 +39,7 @@ class TrainConfig:
     batch_size: int = option(100, "data in one step")
     optimizer: str = option("Adam", "any optimizer of torch.optim, by name")
     lr: float = option(1e-3, "learning rate, for a loss in nats per datum")
-    optimizer_args: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "further arguments of the optimizer"}
-    )
+    optimizer_args: dict[str, Any] = field(default_factory=dict, metadata={"help": "further arguments of the optimizer"})
     schedule: str = option("constant", "learning rate over the epochs", SCHEDULES)
     grad_clip: float | None = option(None, "largest gradient norm, in nats per datum")
     kl_warmup: int = option(0, "epochs over which the weight of the KL grows from 0 to 1")
@@ -111,9 +109,7 @@ class RunConfig(TrainConfig):
         for name in ("valid_fraction", "test_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be in [0, 1), not {getattr(self, name)}")
-        if self.value_range is not None and not (
-            len(self.value_range) == 2 and self.value_range[0] < self.value_range[1]
-        ):
+        if self.value_range is not None and not (len(self.value_range) == 2 and self.value_range[0] < self.value_range[1]):
             raise ConfigError(f"value_range takes two numbers, LOW below HIGH, not {self.value_range}")
 
     @property
@@ -156,9 +152,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"cannot read the configuration {path}: {getattr(error, 'strerror', None) or error}"
-        ) from None
+        raise ConfigError(f"cannot read the configuration {path}: {getattr(error, 'strerror', None) or error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"the configuration {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

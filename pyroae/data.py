@@ -106,9 +106,7 @@ def load(
         raise unknown_name("binarization", binarize, BINARIZATIONS)
     if isinstance(source, Splits):
         return source
-    raw = (
-        Source(source.name, source.x.numpy(), source.labels) if isinstance(source, Dataset) else read(source, data_root)
-    )
+    raw = Source(source.name, source.x.numpy(), source.labels) if isinstance(source, Dataset) else read(source, data_root)
     shape = source.shape if isinstance(source, Dataset) else None
     whole = _dataset(raw, value_range, shape)
     bits = np.random.PCG64(seed)
@@ -140,8 +138,9 @@ def batches(
     Data that live on `device` are gathered there by index; others are brought by a DataLoader.
 
     >>> data = Dataset.from_array(np.arange(5.0)[:, None])
-    >>> [batch.squeeze(1).tolist() for batch in batches(data, 2, seed=0, epoch=0)]
-    [[0.0, 4.0], [2.0, 1.0], [3.0]]
+    >>> served = list(batches(data, 2, seed=0, epoch=0))
+    >>> [len(batch) for batch in served], sorted(torch.cat(served).flatten().tolist())
+    ([2, 2, 1], [0.0, 1.0, 2.0, 3.0, 4.0])
     """
     x, target = dataset.x, torch.device(device or dataset.x.device)
     order = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
@@ -211,7 +210,8 @@ def _binary(dataset: Dataset, binarize: str, bits: np.random.PCG64) -> Dataset:
     x = dataset.x
     if x.min() < 0 or x.max() > 1:
         raise DataError(
-            f"{dataset.name} has values from {x.min():g} to {x.max():g}: binarization needs values in [0, 1]; give its value_range"
+            f"{dataset.name} has values from {x.min():g} to {x.max():g}: binarization needs values in [0, 1]; "
+            "give its value_range"
         )
     if binarize == "dynamic":
         return replace(dataset, dynamic=True)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pyroae.evaluation.likelihood import CHUNK
@@ -34,6 +33,7 @@ def to_datatree(
     image gives each pixel its row and column; `labels` `[N]` become a coordinate of datum. The draws are of the guide, not
     of the posterior: weigh them by log_weight.
 
+    >>> import torch
     >>> from pyroae import zoo
     >>> system = zoo.ppca(4, latent=2)
     >>> tree = to_datatree(system.model, system.guide, torch.zeros(3, 4), num_draws=5)

@@ -33,6 +33,7 @@ class Likelihood(ABC):
     def bias(self, mean: Tensor) -> Tensor:
         """The decoder's last bias at which the mean of p(x|z) is the mean of the data `[d]`."""
 
+    @abstractmethod
     def check(self, x: Tensor, what: str) -> None:
         """Raises DataError where the likelihood has no density at x `[N, d]`, and says what to do."""
 
@@ -104,6 +105,9 @@ class Normal(Likelihood):
 
     def bias(self, mean: Tensor) -> Tensor:
         return mean
+
+    def check(self, x: Tensor, what: str) -> None:
+        """Every finite value has a density."""
 
 
 def _check_unit_interval(x: Tensor, what: str, name: str) -> None:

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -74,7 +75,7 @@ class MLP(Map):
 
     def _chain(self, sizes: list[int]) -> nn.Module:
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+        for inputs, outputs in pairwise(sizes):
             layers += [_linear(inputs, outputs), _ACTIVATIONS[self.activation]()]
         return nn.Sequential(*layers[:-1])
 
@@ -98,7 +99,7 @@ class Conv(Map):
         image, sizes = self._sizes(shape)
         counts = [image[0], *self.channels]
         layers: list[nn.Module] = []
-        for before, after in zip(counts, counts[1:], strict=False):
+        for before, after in pairwise(counts):
             layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), _ACTIVATIONS[self.activation]()]
         inner = self.channels[-1] * math.prod(sizes[-1])
         head = [nn.Flatten(), _linear(inner, self.width), _ACTIVATIONS[self.activation](), _linear(self.width, outputs)]

@@ -36,6 +36,13 @@ RUNS = (BLUE, "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", 
 """Okabe & Ito's colours, which a colour-blind reader can tell apart, and a violet."""
 LABELS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
 """Petroff's ten (2021), chosen for the same reason, for labels."""
+CURVES: dict[str, tuple[str, Any, float]] = {
+    "train_nelbo": ("training", (0, (4, 2)), 0.9),
+    "valid_nelbo": ("validation", "-", 1.8),
+    "distortion": ("distortion", "-", 1.8),
+    "rate": ("rate", ":", 1.8),
+}
+"""Fields of an Epoch: name, dashes and width of the line."""
 
 
 def training_curves(histories: Mapping[str, Sequence[Epoch]] | Sequence[Epoch]) -> Figure:
@@ -46,11 +53,9 @@ def training_curves(histories: Mapping[str, Sequence[Epoch]] | Sequence[Epoch]) 
     runs = histories if isinstance(histories, Mapping) else {"": histories}
     for count in [len(runs), *map(len, runs.values())]:
         _refuse_none("epochs", count)
-    panels = [("Negative bound", {"train_nelbo": ("training", (0, (4, 2)), 0.9), "valid_nelbo": ("validation", "-", 1.8)})]
+    panels = [("Negative bound", ("train_nelbo", "valid_nelbo"))]
     if any(math.isfinite(epoch.distortion) for history in runs.values() for epoch in history):
-        panels += [
-            ("Rate and distortion, validation data", {"distortion": ("distortion", "-", 1.8), "rate": ("rate", ":", 1.8)})
-        ]
+        panels.append(("Rate and distortion, validation data", ("distortion", "rate")))
     figure = Figure((4.4 * len(panels), 3.4), dpi=150, layout="constrained")
     for axes, (title, fields) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _curves(axes, runs, fields)
@@ -312,14 +317,15 @@ def _plain(axes: Axes) -> Axes:
     return axes
 
 
-def _curves(axes: Axes, runs: Mapping[str, Sequence[Epoch]], fields: Mapping[str, tuple[str, Any, float]]) -> None:
+def _curves(axes: Axes, runs: Mapping[str, Sequence[Epoch]], fields: tuple[str, ...]) -> None:
     """A line a run and field, a colour a run; the legend tells the fields apart."""
     _plain(axes).xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     handles = {}
     for i, history in enumerate(runs.values()):
-        for field, (label, dashes, width) in fields.items():
+        for field in fields:
             values = [getattr(epoch, field) for epoch in history]
             if np.isfinite(values).any():
+                label, dashes, width = CURVES[field]
                 style: dict[str, Any] = {"linestyle": dashes, "linewidth": width, "marker": "." if len(values) == 1 else None}
                 axes.plot([epoch.epoch for epoch in history], values, color=RUNS[i % len(RUNS)], **style)
                 handles[field] = Line2D([], [], color=INK if len(runs) > 1 else BLUE, label=label, **style)

@@ -104,7 +104,7 @@ class Run:
 
     def write_results(self, results: Sequence[Result]) -> None:
         """results.json: a list of {name, estimate, se, num_data, num_particles, seconds}; null where not defined."""
-        rows = [{k: None if v != v else v for k, v in asdict(result).items()} for result in results]
+        rows = [{k: None if _undefined(v) else v for k, v in asdict(result).items()} for result in results]
         write_whole(self.path / "results.json", lambda file: file.write_text(json.dumps(rows, indent=2) + "\n"))
 
     def results(self) -> list[Result]:
@@ -200,6 +200,10 @@ def _put_tensors(content: Any, tensor: Callable[[str], Tensor]) -> Any:
     if kind == "list":
         return [_put_tensors(item, tensor) for item in value]
     return value
+
+
+def _undefined(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def device_of(name: str) -> torch.device:

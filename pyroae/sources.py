@@ -71,9 +71,7 @@ def _torchvision(name: str, make: Callable[[Any, str, bool, bool], Any]) -> None
         try:
             return make(datasets, str(root), train, True)
         except (OSError, RuntimeError) as error:
-            raise DataError(
-                f"{name} is not in '{root}' and could not be downloaded: {' '.join(str(error).split())}"
-            ) from None
+            raise DataError(f"{name} is not in '{root}' and could not be downloaded: {' '.join(str(error).split())}") from None
 
     @DATASETS.register(name)
     def load(root: Path) -> Source:
@@ -102,9 +100,7 @@ def _omniglot(sets: Any, root: str, train: bool, download: bool) -> Any:
 
 
 _torchvision("mnist", lambda sets, root, train, download: sets.MNIST(root, train=train, download=download))
-_torchvision(
-    "fashion-mnist", lambda sets, root, train, download: sets.FashionMNIST(root, train=train, download=download)
-)
+_torchvision("fashion-mnist", lambda sets, root, train, download: sets.FashionMNIST(root, train=train, download=download))
 _torchvision("kmnist", lambda sets, root, train, download: sets.KMNIST(root, train=train, download=download))
 _torchvision("emnist", _emnist)
 _torchvision("omniglot", _omniglot)
@@ -134,9 +130,7 @@ def _npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     with np.load(path, allow_pickle=False) as arrays:
         tables = [name for name in VALUES if name in arrays] or [name for name in arrays if arrays[name].ndim > 1]
         if not tables:
-            raise DataError(
-                f"'{path}' holds no array named {', '.join(VALUES)}; it holds: {', '.join(arrays) or 'nothing'}"
-            )
+            raise DataError(f"'{path}' holds no array named {', '.join(VALUES)}; it holds: {', '.join(arrays) or 'nothing'}")
         labels = next((arrays[name] for name in LABELS if name in arrays), None)
         return arrays[tables[0]], labels
 

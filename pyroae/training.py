@@ -75,7 +75,7 @@ def write_csv(path: str | Path, history: tuple[Epoch, ...] | list[Epoch]) -> Non
     with Path(path).open("w", newline="") as file:
         writer = csv.DictWriter(file, [f.name for f in fields(Epoch)])
         writer.writeheader()
-        writer.writerows({k: "" if v != v else v for k, v in asdict(epoch).items()} for epoch in history)
+        writer.writerows({k: "" if math.isnan(v) else v for k, v in asdict(epoch).items()} for epoch in history)
 
 
 def fit(
@@ -110,15 +110,13 @@ def fit(
     objective = TraceELBO() if objective is None else objective
     train, valid = (data.train, data.valid) if isinstance(data, Splits) else (_dataset(data), None)
     check(autoencoder, train, valid, objective, config)
-    fabric = _fabric(config)
+    fabric = fabric_of(config)
     with fork_random(fabric.device), _default_dtype(config):
         trainer = _Trainer(autoencoder, objective, config, fabric, resident(train, fabric.device), valid)
         return trainer.run(state, on_epoch, progress)
 
 
-def check(
-    autoencoder: Autoencoder, train: Dataset, valid: Dataset | None, objective: ELBO, config: TrainConfig
-) -> None:
+def check(autoencoder: Autoencoder, train: Dataset, valid: Dataset | None, objective: ELBO, config: TrainConfig) -> None:
     """Refuse, before any work, what cannot be trained. Raises ConfigError or DataError."""
     if config.batch_size > len(train):
         raise ConfigError(f"batch_size of {config.batch_size} is larger than the {len(train)} training data")
@@ -130,6 +128,8 @@ def check(
     for part, dataset in (("training", train), ("validation", valid)):
         if dataset is not None:
             check_data(autoencoder, dataset, f"{dataset.name} ({part} data)")
+    optimizer_of(config, autoencoder)
+    fabric_of(config)
 
 
 def check_data(autoencoder: Autoencoder, dataset: Dataset, what: str) -> None:
@@ -212,9 +212,7 @@ class _Trainer:
         total = total.to(self.fabric.device)
         bad, step, seen = torch.full((), -1, device=self.fabric.device), (epoch - 1) * self.steps_per_epoch, 0
         shown = time.monotonic()
-        for x in batches(
-            self.train, self.config.batch_size, seed=self.config.seed, epoch=epoch, device=self.fabric.device
-        ):
+        for x in batches(self.train, self.config.batch_size, seed=self.config.seed, epoch=epoch, device=self.fabric.device):
             with pyro.validation_enabled(step == 0):
                 value = self._take_step(step, x)
             step, seen = step + 1, seen + len(x)
@@ -319,7 +317,9 @@ def schedule(name: str, progress: float) -> float:
 
 def optimizer_of(config: TrainConfig, module: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of torch.optim that a configuration names. Raises ConfigError for an unknown one or wrong arguments."""
-    known: dict[str, Any] = {n: o for n, o in vars(torch.optim).items() if isinstance(o, type) and issubclass(o, torch.optim.Optimizer)}
+    known: dict[str, Any] = {
+        n: o for n, o in vars(torch.optim).items() if isinstance(o, type) and issubclass(o, torch.optim.Optimizer)
+    }
     name = next((n for n in known if n.lower() == config.optimizer.lower()), None)
     if name is None or name == "Optimizer":
         raise unknown_name("optimizer", config.optimizer, sorted(set(known) - {"Optimizer"}))
@@ -344,7 +344,8 @@ def _dataset(data: Dataset | Tensor) -> Dataset:
     return data if isinstance(data, Dataset) else Dataset.from_array(data)
 
 
-def _fabric(config: TrainConfig) -> Fabric:
+def fabric_of(config: TrainConfig) -> Fabric:
+    """Lightning Fabric on the device and in the precision of a configuration. Raises ConfigError where it has none."""
     try:
         return Fabric(accelerator=config.accelerator, devices=1, precision=cast(Any, config.precision))
     except (ValueError, RuntimeError) as error:

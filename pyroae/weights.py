@@ -211,9 +211,7 @@ def _check_match(model: poutine.Trace, guide: poutine.Trace) -> None:
     latent = {name for name, s in model.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
     drawn = {name: s for name, s in guide.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
     for name in sorted(latent - set(drawn)):
-        raise ProgramError(
-            f"the model's latent site '{name}' has no counterpart in the guide, which has {sorted(drawn)}"
-        )
+        raise ProgramError(f"the model's latent site '{name}' has no counterpart in the guide, which has {sorted(drawn)}")
     for name in sorted(set(drawn) - latent):
         if not drawn[name]["infer"].get("is_auxiliary"):
             raise ProgramError(f"the guide's site '{name}' is no latent site of the model, which has {sorted(latent)}")

@@ -125,9 +125,7 @@ def from_config(config: RunConfig, data: Data) -> Autoencoder:
     if config.system not in ("linear-ae", "ppca"):
         choices["encoder"] = _map(config)
     elif config.map not in (None, "linear") or config.hidden:
-        raise ConfigError(
-            f"the maps of {config.system} are linear: map '{config.map or 'mlp'}' and hidden layers do not apply"
-        )
+        raise ConfigError(f"the maps of {config.system} are linear: map '{config.map or 'mlp'}' and hidden layers do not apply")
     if config.system == "sparse-ae":
         choices["rate"] = config.sparsity
     return _ZOO[config.system](data, config.latent, **choices)

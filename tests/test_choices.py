@@ -71,7 +71,7 @@ VALID = pytest.mark.parametrize("combination", [c for c in combinations() if is_
 # Every choice
 
 
-@pytest.mark.parametrize(("registry", "name"), EVERY, ids=str)
+@pytest.mark.parametrize(("registry", "name"), EVERY, ids=lambda value: getattr(value, "kind", value))
 def test_choice_is_a_frozen_value(registry: Registry[Any], name: str) -> None:
     one, two = registry.parse(name), registry.parse(name)
     assert one == two

@@ -212,7 +212,10 @@ FILES = {
         lambda p: [*saved(p, np.arange(800.0).reshape(200, 4)), "--binarize", "none"],
         "values from",
     ),
-    "binarizing what is not grey": (lambda p: saved(p, np.arange(800.0).reshape(200, 4)), "binarization needs values in [0, 1]"),
+    "binarizing what is not grey": (
+        lambda p: saved(p, np.arange(800.0).reshape(200, 4)),
+        "binarization needs values in [0, 1]",
+    ),
     "too few": (lambda p: saved(p, np.eye(2)), "leave none to train on"),
 }
 

@@ -106,7 +106,12 @@ def test_memory_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(likelihood, "CHUNK", 2**16)
     sizes: list[int] = []
     add = likelihood._Stream.add
-    monkeypatch.setattr(likelihood._Stream, "add", lambda self, w: (sizes.append(w.numel()), add(self, w))[1])
+
+    def watched(stream: likelihood._Stream, log_weight: Tensor) -> None:
+        sizes.append(log_weight.numel())
+        add(stream, log_weight)
+
+    monkeypatch.setattr(likelihood._Stream, "add", watched)
     log_likelihood(system.model, system.guide, x[:20], num_particles=400)
     small, sizes[:] = max(sizes), []
     log_likelihood(system.model, system.guide, x, num_particles=2000)

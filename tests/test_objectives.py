@@ -15,7 +15,7 @@ from pyroae import zoo
 from pyroae.autoencoder import announce_parameters
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives import OBJECTIVES, AnalyticKL, Objective, TraceELBO
-from tests.systems import D, SYSTEMS, system_and_data
+from tests.systems import SYSTEMS, D, system_and_data
 
 PYRO = {"trace-elbo": Trace_ELBO, "analytic-kl": TraceMeanField_ELBO}
 float64 = pytest.mark.usefixtures("float64")

@@ -59,9 +59,7 @@ def test_state_round_trip(tmp_path: Path, splits: Splits, config: RunConfig) -> 
         assert torch.equal(states[-1].best_weights[name], found.best_weights[name])
     assert torch.equal(found.random["cpu"], states[-1].random["cpu"])
     assert str(found.optimizer["state"].keys()) == str(states[-1].optimizer["state"].keys())
-    longer = fit(
-        zoo.from_config(config, splits.train), few, config=config.but(epochs=4).training, state=found, progress=False
-    )
+    longer = fit(zoo.from_config(config, splits.train), few, config=config.but(epochs=4).training, state=found, progress=False)
     assert len(longer.history) == 4
 
 
@@ -89,7 +87,7 @@ def test_taken_missing_and_broken(run: Run, splits: Splits, tmp_path: Path) -> N
     with pytest.raises(RunError, match=r"last\.safetensors' cannot be read"):
         run.state()
     (run.path / "config.yaml").write_text("latent: [")
-    with pytest.raises(RunError, match="cannot be used: the configuration .* is not YAML"):
+    with pytest.raises(RunError, match=r"cannot be used: the configuration .* is not YAML"):
         Run(run.path)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pyro
-import pyro.poutine as poutine
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from scipy.linalg import subspace_angles
 from sklearn.decomposition import PCA
@@ -47,7 +47,7 @@ def test_linear_autoencoder_is_pca(digits: Dataset) -> None:
     principal = PCA(10).fit(digits.x.double().numpy()).components_.T
 
     def angle() -> float:
-        return subspace_angles(system.decoder[0].weight.detach().double().numpy(), principal).max()  # type: ignore[index,union-attr,operator]
+        return subspace_angles(system.decoder[0].weight.detach().double().numpy(), principal).max()  # type: ignore[index]
 
     assert angle() > 0.5  # the start is not the optimum
     fit(system, digits, TraceELBO(), LONG, progress=False)
@@ -300,7 +300,9 @@ def test_a_loss_that_becomes_nan(digits: Dataset, epochs_before: int) -> None:
     def keep(state: State) -> None:
         good.append(state.weights)
 
-    with pytest.raises(NonFiniteLossError, match=rf"NaN or infinite at step {poison + 1}, in epoch {epochs_before + 1}; the .* kept"):
+    with pytest.raises(
+        NonFiniteLossError, match=rf"NaN or infinite at step {poison + 1}, in epoch {epochs_before + 1}; the .* kept"
+    ):
         fit(system, digits, Poisoned(), config, on_epoch=keep, progress=False)
     assert len(good) == epochs_before + 1
     for name, value in system.state_dict().items():

@@ -18,7 +18,7 @@ def exact_log_likelihood(autoencoder: Autoencoder, x: Tensor) -> Tensor:
     torch.Size([2])
     >>> exact_log_likelihood(zoo.vae(3, latent=1), torch.zeros(2, 3))
     Traceback (most recent call last):
-    pyroae.errors.UndefinedLikelihoodError: closed forms need a linear-Gaussian system; the likelihood is Bernoulli(), not Normal
+    pyroae.errors.UndefinedLikelihoodError: closed forms need a linear-Gaussian system; the likelihood is Bernoulli(), ...
     """
     parts = (part.double() for part in autoencoder.linear_gaussian())
     return linear_gaussian.marginal(*parts).log_prob(autoencoder.flat(x).double()).cpu()

@@ -4,7 +4,6 @@ import math
 import time
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from pyroae.autoencoder import Autoencoder
@@ -53,6 +52,7 @@ def evaluate(
     the system has; where there is none, `undefined` says why. Raises UndefinedLikelihoodError for a method that is asked
     for and not defined, ConfigError for an unknown one.
 
+    >>> import torch
     >>> from pyroae import zoo
     >>> found = evaluate(zoo.ppca(4, latent=2), torch.zeros(3, 4), num_particles=10)
     >>> sorted(found.results)

@@ -85,4 +85,3 @@ def check_reparameterized(traces: Traces, objective: str) -> None:
                 f"{objective} needs reparameterized draws; the guide's site '{name}' "
                 f"({type(base_distribution(site['fn'])).__name__}) has none"
             )
-
