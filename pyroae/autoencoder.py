@@ -60,6 +60,8 @@ class Autoencoder(nn.Module):
         self.weight_prior = weight_prior
         self.encoder_map = encoder or MLP()
         self.decoder_map = decoder or self.encoder_map
+        if tied and self.decoder_map != self.encoder_map:
+            raise ConfigError(f"tied weights leave no choice of a decoder, but {decoder} was given beside {self.encoder_map}")
         self._build(tied)
 
     def _build(self, tied: bool) -> None:
@@ -76,6 +78,11 @@ class Autoencoder(nn.Module):
         self.learned_likelihood = self.likelihood.learned(self.features)
         self.register_buffer("_zeros", torch.zeros(self.latent), persistent=False)
         self.to(torch.get_default_dtype())
+        if isinstance(self.posterior, posteriors.ExactLinear):
+            try:
+                self.linear_gaussian()
+            except UndefinedLikelihoodError as error:
+                raise ConfigError(f"the exact linear posterior cannot be used: {error}") from None
 
     def start_at(self, mean: Tensor) -> "Autoencoder":
         """Set the decoder's last bias so that p(x|z) starts at the mean of the data `[d]` (Burda 2016)."""
@@ -179,7 +186,8 @@ class Autoencoder(nn.Module):
         return x
 
     def _decoder_weights(self) -> list[Tensor]:
-        return [p for p in self.decoder.parameters() if p.dim() > 1]
+        shared = self.decoder.shared_weights() if isinstance(self.decoder, Tied) else []
+        return shared + [p for p in self.decoder.parameters() if p.dim() > 1]
 
 
 def announce_parameters(name: str, module: nn.Module) -> None:

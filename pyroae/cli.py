@@ -11,10 +11,8 @@ from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
-import yaml
-
 from pyroae import __version__
-from pyroae.config import RunConfig, read_yaml
+from pyroae.config import RunConfig, parse_yaml, read_yaml
 from pyroae.errors import PyroaeError
 
 EPILOG = """\
@@ -170,7 +168,7 @@ def _mapping(text: str) -> dict[str, Any]:
     pairs = [pair.partition("=") for pair in text.split(",")]
     if not all(equals for _, equals, _ in pairs):
         raise argparse.ArgumentTypeError(f"'{text}' is not of the form key=value,key=value")
-    return {key.strip(): yaml.safe_load(value) for key, _, value in pairs}
+    return {key.strip(): parse_yaml(value) for key, _, value in pairs}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What a run is made of: frozen dataclasses and their YAML. Plain data: nothing here needs torch."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -97,6 +98,7 @@ class RunConfig(TrainConfig):
         super().__post_init__()
         for name in ("latent", "num_particles"):
             _at_least(name, getattr(self, name), 1)
+        _at_least("split_seed", self.split_seed, 0)
         _one_of("system", self.system, SYSTEMS)
         _one_of("objective", self.objective, OBJECTIVES)
         _one_of("activation", self.activation, ACTIVATIONS)
@@ -147,14 +149,35 @@ class RunConfig(TrainConfig):
         return replace(self, **changes)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML with the numbers that people write: in YAML 1.1 `1e-3` would be text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value that a YAML text writes. Raises ConfigError where it is none.
+
+    >>> parse_yaml("1e-3"), parse_yaml("[3, 4]"), parse_yaml("true")
+    (0.001, [3, 4], True)
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not YAML: {' '.join(str(error).split())}") from None
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file; a run's own record (fingerprint, shape, versions) is left out."""
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = parse_yaml(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {getattr(error, 'strerror', None) or error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the configuration {path} is not YAML: {' '.join(str(error).split())}") from None
+    except ConfigError as error:
+        raise ConfigError(f"the configuration {path} is {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"the configuration {path} holds no settings of the form 'name: value'")
     return {k: v for k, v in content.items() if k not in RECORD}

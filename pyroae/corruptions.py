@@ -1,5 +1,6 @@
 """The fourth choice: a corruption of the guide's input, as in denoising autoencoders. The target is never touched."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -37,8 +38,8 @@ class Gaussian(Corruption):
     scale: float = 0.3
 
     def __post_init__(self) -> None:
-        if not self.scale > 0:
-            raise ConfigError(f"the scale of a Gaussian corruption must be positive, not {self.scale}")
+        if not 0 < self.scale < math.inf:
+            raise ConfigError(f"the scale of a Gaussian corruption must be positive and finite, not {self.scale}")
 
     def __call__(self, x: Tensor) -> Tensor:
         return x + self.scale * torch.randn_like(x)

@@ -47,7 +47,7 @@ class Dataset:
         """
         source = read(values)
         source = replace(source, name=name, labels=source.labels if labels is None else np.asarray(labels))
-        return cls(source.name, *_ready(source, value_range), source.labels)
+        return cls(source.name, *_ready(source, _range(source, value_range)), source.labels)
 
     def subset(self, index: np.ndarray) -> Self:
         """The data at `index`, in that order."""
@@ -105,10 +105,15 @@ def load(
     if binarize not in BINARIZATIONS:
         raise unknown_name("binarization", binarize, BINARIZATIONS)
     if isinstance(source, Splits):
-        return source
+        raise DataError("these data are split already; give the whole of them")
+    if seed < 0:
+        raise ConfigError(f"the seed of a split must be at least 0, not {seed}")
+    if isinstance(source, Dataset) and source.dynamic and binarize == "none":
+        binarize = "dynamic"
     raw = Source(source.name, source.x.numpy(), source.labels) if isinstance(source, Dataset) else read(source, data_root)
     shape = source.shape if isinstance(source, Dataset) else None
-    whole = _dataset(raw, value_range, shape)
+    limits = _range(raw, value_range)
+    whole = _dataset(raw, limits, shape)
     bits = np.random.PCG64(seed)
     order = np.argsort(bits.random_raw(len(whole)), kind="stable")
     num_test = 0 if raw.test is not None else _share("test", test, len(whole))
@@ -120,7 +125,7 @@ def load(
     parts = np.split(order, [len(order) - num_valid - num_test, len(order) - num_test])
     held_out = whole.subset(np.sort(parts[2])) if num_test else None
     if raw.test is not None:
-        held_out = _dataset(raw.test, value_range, shape)
+        held_out = _dataset(raw.test, limits, shape)
     train = whole.subset(np.sort(parts[0]))
     held_in = whole.subset(np.sort(parts[1])) if num_valid else None
     if binarize != "none":
@@ -146,14 +151,16 @@ def batches(
     order = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
     noise = torch.Generator(target).manual_seed(_epoch_seed(seed, epoch) + 1)
     index = torch.randperm(len(x), generator=order).split(batch_size)
-    for batch in (x[i.to(x.device)] for i in index) if x.device == target else _loaded(x, index, target):
+    here = x.device == target or (x.device.type == target.type and target.index is None)
+    for batch in (x[i.to(x.device)] for i in index) if here else _loaded(x, index, target):
         yield torch.bernoulli(batch, generator=noise) if dataset.dynamic else batch
 
 
 def _loaded(x: Tensor, index: tuple[Tensor, ...], target: torch.device) -> Iterator[Tensor]:
     pin = target.type == "cuda"
     chunks: Any = list(index)
-    loader: Any = torch.utils.data.DataLoader(chunks, batch_size=None, collate_fn=lambda i: x[i], pin_memory=pin)
+    own = torch.Generator()  # else the loader draws a seed from torch's global generator
+    loader: Any = torch.utils.data.DataLoader(chunks, batch_size=None, collate_fn=lambda i: x[i], pin_memory=pin, generator=own)
     return (batch.to(target, non_blocking=True) for batch in loader)
 
 
@@ -174,12 +181,23 @@ def _share(name: str, fraction: float, count: int) -> int:
     return max(1, round(fraction * count)) if fraction else 0
 
 
-def _dataset(raw: Source, value_range: Any, shape: tuple[int, ...] | None) -> Dataset:
-    x, found = _ready(raw, value_range)
+def _range(source: Source, given: Any) -> tuple[float, float] | None:
+    """The values that become 0 and 1: those given, or 0 and 255 where bytes are more than 0 and 1."""
+    if given is None:
+        grey = source.values.dtype == np.uint8 and source.values.size > 0 and source.values.max() > 1
+        return (0.0, 255.0) if grey else None
+    low, high = given
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise ConfigError(f"value_range takes two numbers, LOW below HIGH, not {tuple(given)}")
+    return float(low), float(high)
+
+
+def _dataset(raw: Source, limits: tuple[float, float] | None, shape: tuple[int, ...] | None) -> Dataset:
+    x, found = _ready(raw, limits)
     return Dataset(raw.name, x, shape or found, raw.labels)
 
 
-def _ready(source: Source, value_range: Any) -> tuple[Tensor, tuple[int, ...]]:
+def _ready(source: Source, limits: tuple[float, float] | None) -> tuple[Tensor, tuple[int, ...]]:
     """Values as a checked floating-point tensor [N, d], and the shape of one datum."""
     values, name = source.values, source.name
     if values.dtype.kind not in "buif":
@@ -192,18 +210,25 @@ def _ready(source: Source, value_range: Any) -> tuple[Tensor, tuple[int, ...]]:
         raise DataError(f"{name} has {len(values)} data and {len(source.labels)} labels")
     shape = values.shape[1:]
     flat = values.reshape(len(values), -1)
-    if flat.dtype.kind == "f" and not np.isfinite(flat).all():
-        row, column = np.argwhere(~np.isfinite(flat))[0]
-        raise DataError(f"{name} holds {flat[row, column]} at row {row}, column {column}: every value must be finite")
-    low, high = flat.min(), flat.max()
-    if low == high and flat.size > 1:
-        raise DataError(f"{name} is constant: every value is {low}")
-    x = torch.tensor(flat).to(torch.get_default_dtype())
-    if value_range is not None:
-        x = (x - value_range[0]) / (value_range[1] - value_range[0])
-    elif flat.dtype == np.uint8 and high > 1:
-        x = x / 255
+    with np.errstate(over="ignore"):  # a value beyond single precision is refused below
+        x = torch.from_numpy(np.array(flat, dtype=_DTYPES[torch.get_default_dtype()]))  # a copy, in native order
+    _check_values(flat, x.numpy(), name)
+    if limits is not None:
+        x = (x - limits[0]) / (limits[1] - limits[0])
     return x, tuple(int(n) for n in shape)
+
+
+_DTYPES = {torch.float32: np.float32, torch.float64: np.float64, torch.float16: np.float16}
+
+
+def _check_values(given: np.ndarray, values: np.ndarray, name: str) -> None:
+    finite = np.isfinite(values)
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
+        raise DataError(f"{name} holds {given[row, column]} at row {row}, column {column}: every value must be finite")
+    low, high = values.min(), values.max()
+    if low == high and values.size > 1:
+        raise DataError(f"{name} is constant: every value is {low}")
 
 
 def _binary(dataset: Dataset, binarize: str, bits: np.random.PCG64) -> Dataset:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal
 
+from pyroae.errors import ConfigError
+
 
 def posterior(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Mean `[..., m]` and lower Cholesky factor `[m, m]` of the covariance of p(z|x).
@@ -56,7 +58,10 @@ def maximum_likelihood(x: Tensor, latent: int) -> PrincipalSubspace:
 
     W = U_m (Λ_m − σ²I)^½, σ² the mean of the discarded eigenvalues of the covariance (of 1/N), and
     log p(x) a datum = −½ [Σ_{j≤m} log λ_j + (d − m) log σ² + d log 2π + d].
+    Raises ConfigError unless 1 ≤ m < d.
     """
+    if not 1 <= latent < x.shape[1]:
+        raise ConfigError(f"latent must be at least 1 and below the {x.shape[1]} features, not {latent}")
     x = x.double()
     bias = x.mean(0)
     values, vectors = torch.linalg.eigh((x - bias).t() @ (x - bias) / len(x))

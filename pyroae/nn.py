@@ -165,6 +165,12 @@ class Tied(nn.Module):
         self._layers = (layers, latent)  # in a tuple, so that the encoder's parameters are not registered twice
         self.biases = nn.ParameterList([nn.Parameter(torch.zeros(layer.in_features)) for layer in reversed(linear)])
 
+    def shared_weights(self) -> list[Tensor]:
+        """The encoder's weights that it uses."""
+        layers, latent = self._layers
+        weights = [layer.weight for layer in reversed(layers) if isinstance(layer, nn.Linear)]
+        return [weights[0][:latent], *weights[1:]]
+
     @property
     def bias(self) -> nn.Parameter:
         """Of the last layer, `[d]`."""

@@ -1,5 +1,6 @@
 """The first choice: the prior p(z) over the latent features, `[m]`."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -52,8 +53,8 @@ class Laplace(Prior):
     rate: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.rate > 0:
-            raise ConfigError(f"the rate of a Laplace prior must be positive, not {self.rate}")
+        if not 0 < self.rate < math.inf:
+            raise ConfigError(f"the rate of a Laplace prior must be positive and finite, not {self.rate}")
 
     def distribution(self, zeros: Tensor, learned: nn.Module) -> dist.TorchDistribution:
         return dist.Laplace(zeros, zeros + 1 / self.rate).to_event(1)
@@ -67,7 +68,7 @@ class GaussianWeights:
     num_data: int
 
     def __post_init__(self) -> None:
-        if not self.scale > 0 or self.num_data < 1:
+        if not 0 < self.scale < math.inf or self.num_data < 1:
             raise ConfigError(f"a weight prior takes a positive scale and at least one datum, not {self}")
 
     def distribution(self, weights: Tensor) -> dist.TorchDistribution:

@@ -5,8 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import yaml
-
+from pyroae.config import parse_yaml
 from pyroae.errors import ConfigError, unknown_name
 
 
@@ -51,6 +50,10 @@ class Registry[T](Mapping[str, Callable[..., T]]):
     def __contains__(self, name: object) -> bool:
         return name in self._choices
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """The choice of that name, or `default`."""
+        return self._choices.get(name, default)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._choices)
 
@@ -72,14 +75,27 @@ class Registry[T](Mapping[str, Callable[..., T]]):
                 raise ConfigError(f"the {self.kind} '{text}' is not of the form name:key=value,key=value")
             if key not in known:
                 raise unknown_name(f"setting of the {self.kind} '{name}'", key, known)
-            arguments[key] = _checked(f"{self.kind} '{name}': {key}", yaml.safe_load(value), known[key].default)
+            what = f"{self.kind} '{name}': {key}"
+            arguments[key] = _checked(what, _value(what, value), known[key].default)
+        for key, parameter in known.items():
+            if parameter.default is inspect.Parameter.empty and key not in arguments and parameter.kind.name.startswith("POS"):
+                raise ConfigError(f"the {self.kind} '{name}' needs its {key}, as in {name}:{key}=VALUE")
         return choice(**arguments)
+
+
+def _value(what: str, text: str) -> Any:
+    try:
+        value = parse_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"{what} is {error}") from None
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _checked(what: str, value: Any, default: Any) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     wanted = type(default)
-    right = number if wanted is float else wanted is type(None) or isinstance(value, wanted)
+    right = isinstance(value, wanted) and isinstance(value, bool) == (wanted is bool)
+    right = number if wanted is float else wanted is type(None) or right
     if default is not inspect.Parameter.empty and not right:
         raise ConfigError(f"{what} takes {'a number' if wanted is float else wanted.__name__}, not {value!r}")
     return value

@@ -12,7 +12,7 @@ import torch
 from pyroae.errors import DataError, unknown_name
 from pyroae.registry import Registry
 
-LABELS = ("label", "labels", "target", "targets", "class", "y")
+LABELS = ("label", "labels", "target", "targets", "class")
 VALUES = ("x", "data", "images", "arr_0")
 
 
@@ -64,14 +64,14 @@ def _torchvision(name: str, make: Callable[[Any, str, bool, bool], Any]) -> None
     def half(root: Path, train: bool) -> Any:
         from torchvision import datasets
 
-        try:
-            return make(datasets, str(root), train, False)
-        except RuntimeError:
-            pass  # not there yet
-        try:
-            return make(datasets, str(root), train, True)
-        except (OSError, RuntimeError) as error:
-            raise DataError(f"{name} is not in '{root}' and could not be downloaded: {' '.join(str(error).split())}") from None
+        for download in (False, True):
+            try:
+                return make(datasets, str(root), train, download)
+            except (RuntimeError, OSError) as error:  # torchvision's words for not found, and for no network
+                reason = error
+            except Exception as error:  # whatever a damaged file makes torchvision raise
+                raise DataError(f"{name} in '{root}' is damaged: {_words(error)}") from None
+        raise DataError(f"{name} is not in '{root}' and could not be downloaded: {_words(reason)}")
 
     @DATASETS.register(name)
     def load(root: Path) -> Source:
@@ -118,26 +118,34 @@ def _file(path: Path) -> Source:
     except DataError:
         raise
     except Exception as error:  # whatever a damaged file makes its reader raise
-        raise DataError(f"cannot read '{path}': {' '.join(str(error).split()) or type(error).__name__}") from None
+        raise DataError(f"cannot read '{path}': {_words(error)}") from None
     return Source(path.stem, values, labels)
 
 
+def _words(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _npy(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    return np.load(path, allow_pickle=False), None
+    with path.open("rb") as file:
+        values = np.load(file, allow_pickle=False)
+        if not isinstance(values, np.ndarray):
+            raise DataError(f"'{path}' is an archive of arrays: name it .npz")
+        return values, None
 
 
 def _npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    with np.load(path, allow_pickle=False) as arrays:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         tables = [name for name in VALUES if name in arrays] or [name for name in arrays if arrays[name].ndim > 1]
         if not tables:
             raise DataError(f"'{path}' holds no array named {', '.join(VALUES)}; it holds: {', '.join(arrays) or 'nothing'}")
-        labels = next((arrays[name] for name in LABELS if name in arrays), None)
+        labels = next((arrays[name] for name in (*LABELS, "y") if name in arrays), None)
         return arrays[tables[0]], labels
 
 
 def _csv(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     first = pd.read_csv(path, header=None, nrows=1).iloc[0]
-    numeric = pd.to_numeric(first, errors="coerce").notna().all()
+    numeric = (first.isna() | pd.to_numeric(first, errors="coerce").notna()).all()
     return _columns(path, pd.read_csv(path, header=None if numeric else 0))
 
 

@@ -55,9 +55,13 @@ def sparse_autoencoder(data: Data, latent: int, rate: float = 1.0, **choices: An
         "decoder": Linear(unit_norm=True),
     }
     row.update(choices)
-    if row.get("weight_prior") is None and row["decoder"] != Linear(unit_norm=True):
+    tied = choices.get("tied") and "decoder" not in choices
+    if tied:
+        row.pop("decoder")
+    form = "tied weights" if tied else f"the decoder {row['decoder']}"
+    if row.get("weight_prior") is None and row.get("decoder") != Linear(unit_norm=True):
         raise ConfigError(
-            f"a sparse autoencoder with the decoder {row['decoder']} can shrink z and grow the decoder to pay no L1: "
+            f"a sparse autoencoder with {form} can shrink z and grow the decoder to pay no L1: "
             "use Linear(unit_norm=True), or give a weight_prior such as GaussianWeights(scale=1, num_data=N)"
         )
     return _build(data, latent, row)
@@ -135,7 +139,7 @@ def likelihood_of(config: RunConfig) -> likelihoods.Likelihood:
     """The likelihood that a configuration names or that its system has by default."""
     if config.likelihood is not None:
         return likelihoods.LIKELIHOODS.parse(config.likelihood)
-    return likelihoods.Bernoulli() if config.system == "vae" else likelihoods.Normal()
+    return likelihoods.Bernoulli() if config.system == "vae" else likelihoods.Normal(learn=config.system == "ppca")
 
 
 def _map(config: RunConfig) -> Map:

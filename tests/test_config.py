@@ -253,8 +253,8 @@ def test_every_system_can_be_named(name: str) -> None:
         ({"map": "linear", "hidden": (5,)}, "a linear map has no hidden layers"),
         ({"map": "conv"}, "a conv map needs images"),
         ({"prior": "laplas"}, "unknown prior 'laplas': did you mean 'laplace'"),
-        ({"likelihood": "normal:scale=-1"}, "the scale of a Normal likelihood must be positive, not -1"),
-        ({"system": "sparse-ae", "sparsity": 0.0}, "the rate of a Laplace prior must be positive, not 0.0"),
+        ({"likelihood": "normal:scale=-1"}, "the scale of a Normal likelihood must be positive and finite, not -1"),
+        ({"system": "sparse-ae", "sparsity": 0.0}, "the rate of a Laplace prior must be positive and finite, not 0.0"),
         ({"posterior": "exact-linear", "tied": True}, "tied weights need an encoder"),
     ],
 )
