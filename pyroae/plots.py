@@ -308,7 +308,7 @@ def _image(axes: Axes, image: np.ndarray, limits: tuple[float, float], colours: 
     if image.ndim == 3:  # in colour: matplotlib takes values from 0 to 1
         image = np.nan_to_num(((image - low) / (high - low)).clip(0, 1))
     axes.imshow(image, cmap=colours, vmin=low, vmax=high)
-    axes.set(xticks=[], yticks=[], facecolor="black" if colours == "gray" else "0.8")  # the colour of nan
+    axes.set(xticks=[], yticks=[], facecolor="black" if colours == "gray" else "white")  # the colour of nan
     axes.spines[:].set_visible(False)
 
 

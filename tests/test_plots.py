@@ -97,6 +97,7 @@ def test_without_validation_data_there_is_one_panel() -> None:
 def test_a_single_epoch_is_a_point() -> None:
     axes = plots.training_curves(WITHOUT[:1]).axes[0]
     assert axes.get_lines()[0].get_marker() == "."
+    assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
 @pytest.mark.parametrize("histories", [[], {}, {"one": HISTORY, "other": []}], ids=["sequence", "mapping", "one of two"])
@@ -352,6 +353,7 @@ def test_units_without_activity_fit_a_logarithmic_axis(tmp_path: Path) -> None:
 def test_the_filters_of_a_linear_decoder_are_its_columns() -> None:
     for system in (zoo.linear_autoencoder(SHAPE, 4), zoo.ppca(SHAPE, 4, exact=True)):
         weight = first_weight(system.decoder)
+        system.start_at(torch.ones(20))  # a bias, which is no part of a column
         axes = plots.filters(system).axes[0]
         for unit in range(4):
             np.testing.assert_allclose(cell(axes, *divmod(unit, 2)), weight[:, unit].reshape(SHAPE), atol=1e-6)
@@ -367,9 +369,11 @@ def test_atoms_are_drawn_with_length_one_around_zero() -> None:
 
 
 def test_tied_columns_are_the_encoders_rows() -> None:
-    system = zoo.linear_autoencoder(SHAPE, 4, tied=True)
+    system = vae(latent=4, encoder=Linear(), tied=True)  # the means' rows, not those of the log-variances
     row = first_weight(system.encoder)[3]
-    np.testing.assert_allclose(cell(plots.filters(system).axes[0], 1, 1), row.reshape(SHAPE), atol=1e-6)
+    axes = plots.filters(system).axes[0]
+    np.testing.assert_allclose(cell(axes, 1, 1), row.reshape(SHAPE), atol=1e-6)
+    assert pixels(axes).shape == (2 * 5 - 1, 2 * 6 - 1)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -409,7 +413,7 @@ def test_a_system_without_filters_is_refused() -> None:
 
 def test_likelihoods_are_sorted_with_two_standard_errors() -> None:
     log_px, se = torch.tensor([-3.0, -1.0, -2.0]).double(), torch.tensor([0.1, 0.2, 0.3]).double()
-    estimate = LikelihoodEstimate(log_px, se, torch.tensor([1.0, 50.0, 100.0]).double(), 100, 0.1)
+    estimate = LikelihoodEstimate(log_px, se, torch.tensor([1.0, 50.0, 100.0001]).double(), 100, 0.1)
     left, right = plots.likelihood_per_datum(estimate).axes
     (container,) = left.containers
     points, _, (ranges,) = container.lines  # type: ignore[attr-defined]
