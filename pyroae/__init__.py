@@ -5,10 +5,16 @@ corruption) make it a PCA, an autoencoder, a sparse or denoising autoencoder, a 
 Names are loaded when first used, so that the command line answers before torch is imported.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+# A thread of GNU OpenMP waits by spinning for milliseconds; where other work shares the cores, a training step then takes
+# ten times as long. A shorter spin costs nothing on a quiet machine. It counts if torch is not loaded yet.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 if TYPE_CHECKING:
     from pyroae import corruptions, likelihoods, nn, plots, posteriors, priors, zoo

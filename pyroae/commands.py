@@ -286,9 +286,9 @@ def _draw_curves(run: Run, result: FitResult) -> None:
 
 def _comparison(results: dict[str, tuple[Evaluation, FitResult]], num_particles: int) -> Table:
     """The demo's table: an objective a row."""
-    table = Table(title=f"held-out digits, nats per datum ± SE, K = {num_particles}", box=box.SIMPLE_HEAD)
+    table = Table(title=f"held-out digits, nats per datum ± SE, K = {num_particles}", box=box.SIMPLE_HEAD, padding=0)
     for column in ("objective", "ELBO", "NLL", "rate", "distortion", "active", "seconds"):
-        table.add_column(column, justify="left" if column == "objective" else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column == "objective" else "right", no_wrap=True, min_width=9)
     for name, (found, trained) in results.items():
         of = found.results
         cells = [f"{of[key].estimate * sign:.2f} ± {of[key].se:.2f}" for key, sign in (("nelbo", -1), ("nll", 1))]

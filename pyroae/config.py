@@ -46,7 +46,7 @@ class TrainConfig:
     kl_warmup: int = option(0, "epochs over which the weight of the KL grows from 0 to 1")
     patience: int | None = option(None, "stop after so many epochs without a better validation bound")
     keep: str = option("best", "the weights that stay: of the best validation bound, or the last", ("best", "last"))
-    seed: int = option(0, "of the initial weights, the order of the data and every draw")
+    seed: int = option(0, "of the order of the data and every draw; on the command line of the initial weights too")
     accelerator: str = option("auto", "device, in Lightning Fabric's names: auto, cpu, cuda, mps")
     precision: str = option("32-true", "in Lightning Fabric's names: 32-true, 64-true, bf16-mixed")
 

@@ -87,7 +87,7 @@ class Conv(Map):
 
     channels: tuple[int, ...] = (32, 64)
     width: int = 256
-    activation: str = "relu"
+    activation: str = "elu"
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:

@@ -8,19 +8,32 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from pyroae.autoencoder import Autoencoder
 from pyroae.corruptions import Identity
+from pyroae.drawing import (
+    BLUE,
+    GREY,
+    INK,
+    RUNS,
+    draw_bars,
+    draw_curves,
+    draw_datum,
+    draw_grid,
+    draw_scatter,
+    is_image,
+    label_colours,
+    label_legend,
+    limits_of,
+    plain,
+    to_array,
+)
 from pyroae.errors import ConfigError, DataError
 from pyroae.evaluation.diagnostics import Diagnostics
 from pyroae.evaluation.likelihood import LikelihoodEstimate
@@ -30,19 +43,6 @@ from pyroae.training import Epoch
 from pyroae.weights import evaluating, fork_random
 
 Labels = Sequence[Any] | np.ndarray | Tensor
-
-BLUE, GREY, INK = "#0072B2", "#B8B8B8", "#333333"
-RUNS = (BLUE, "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6BB1")
-"""Okabe & Ito's colours, which a colour-blind reader can tell apart, and a violet."""
-LABELS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
-"""Petroff's ten (2021), chosen for the same reason, for labels."""
-CURVES: dict[str, tuple[str, Any, float]] = {
-    "train_nelbo": ("training", (0, (4, 2)), 0.9),
-    "valid_nelbo": ("validation", "-", 1.8),
-    "distortion": ("distortion", "-", 1.8),
-    "rate": ("rate", ":", 1.8),
-}
-"""Fields of an Epoch: name, dashes and width of the line."""
 
 
 def training_curves(histories: Mapping[str, Sequence[Epoch]] | Sequence[Epoch]) -> Figure:
@@ -58,7 +58,7 @@ def training_curves(histories: Mapping[str, Sequence[Epoch]] | Sequence[Epoch]) 
         panels.append(("Rate and distortion, validation data", ("distortion", "rate")))
     figure = Figure((4.4 * len(panels), 3.4), dpi=150, layout="constrained")
     for axes, (title, fields) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        _curves(axes, runs, fields)
+        draw_curves(axes, runs, fields)
         axes.set(title=title, xlabel="epoch", ylabel="nats per datum")
     if "" not in runs:
         handles = [Line2D([], [], color=RUNS[i % len(RUNS)], linewidth=3, label=name) for i, name in enumerate(runs)]
@@ -78,14 +78,14 @@ def reconstructions(autoencoder: Autoencoder, x: Tensor, num: int = 10, labels: 
         rows = {"input": x, "corrupted": seen, "reconstruction": autoencoder.reconstruct(seen)}
     if isinstance(autoencoder.corruption, Identity):
         del rows["corrupted"]
-    curves = not _is_image(autoencoder.shape)
+    curves = not is_image(autoencoder.shape)
     size = (0.75 * len(x) + 1.3, (1.2 if curves else 0.73) * len(rows) + 0.3)
     figure = Figure(size, dpi=150, layout="constrained")
     grid = figure.subplots(len(rows), len(x), squeeze=False, sharey=curves)
     for row, (name, values) in zip(grid, rows.items(), strict=True):
         row[0].set_ylabel(name, rotation=0, ha="right", va="center")
-        for axes, value in zip(row, _array(values), strict=True):
-            _one(axes, value, autoencoder.shape, _limits(_array(x)))
+        for axes, value in zip(row, to_array(values), strict=True):
+            draw_datum(axes, value, autoencoder.shape, limits_of(to_array(x)))
     for axes, label in zip(grid[0], [] if labels is None else np.asarray(labels), strict=False):
         axes.set_title(str(label), fontsize="medium")
     return figure
@@ -116,8 +116,8 @@ def sample_grids(autoencoders: Mapping[str, Autoencoder], num: int = 100, seed: 
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (name, autoencoder) in zip(panels, autoencoders.items(), strict=False):
         with evaluating(autoencoder), fork_random(_like(autoencoder).device, seed):
-            values = _array(autoencoder.sample(num))
-        _grid(axes, values, autoencoder.shape, _limits(values))
+            values = to_array(autoencoder.sample(num))
+        draw_grid(axes, values, autoencoder.shape, limits_of(values))
         axes.set_title(name)
     for axes in panels[len(autoencoders) :]:
         axes.set_axis_off()
@@ -134,18 +134,18 @@ def latent_scatter(autoencoder: Autoencoder, x: Tensor, labels: Labels | None = 
     if labels is not None and len(labels) != len(x):
         raise DataError(f"there are {len(x)} data and {len(labels)} labels")
     with evaluating(autoencoder):
-        means = _array(autoencoder.encode(x))
+        means = to_array(autoencoder.encode(x))
     names, ranks = np.unique(np.zeros(len(x)) if labels is None else np.asarray(labels), return_inverse=True)
-    colours = _label_colours(len(names))
+    colours = label_colours(len(names))
     figure = Figure((5.2, 4.2), dpi=150, layout="constrained")
-    axes = _plain(figure.subplots())
+    axes = plain(figure.subplots())
     if autoencoder.latent == 1:
         axes.hist([means[ranks == i, 0] for i in range(len(names))], 40, stacked=True, color=colours)
         axes.set(title="Latent space", xlabel="z[0], posterior mean", ylabel="data")
     else:
-        _scatter(axes, means, np.array(colours)[ranks])
+        draw_scatter(axes, means, np.array(colours)[ranks])
     if labels is not None:
-        _label_legend(axes, names, colours)
+        label_legend(axes, names, colours)
     return figure
 
 
@@ -163,10 +163,10 @@ def manifold(autoencoder: Autoencoder, num: int = 20) -> Figure:
     like = _like(autoencoder)
     quantiles = torch.special.ndtri(torch.linspace(0.02, 0.98, num, dtype=like.dtype, device=like.device))
     with evaluating(autoencoder):
-        values = _array(autoencoder.decode(torch.cartesian_prod(quantiles.flip(0), quantiles).flip(-1)))
+        values = to_array(autoencoder.decode(torch.cartesian_prod(quantiles.flip(0), quantiles).flip(-1)))
     figure = Figure((5, 5), dpi=200, layout="constrained")
     axes = figure.subplots()
-    _grid(axes, values, autoencoder.shape, _limits(values))
+    draw_grid(axes, values, autoencoder.shape, limits_of(values))
     axes.set(title="Learned manifold", xlabel="z[0], quantiles 0.02 to 0.98 →", ylabel="z[1], quantiles 0.02 to 0.98 →")
     return figure
 
@@ -176,17 +176,17 @@ def kl_per_unit(diagnostics: Diagnostics) -> Figure:
 
     Where no unit has a KL (Delta guides), of its activity Var_x(E_q[z_j|x]), with the threshold as a line.
     """
-    kl, activity, threshold = _array(diagnostics.kl_per_unit), _array(diagnostics.activity), diagnostics.threshold
+    kl, activity, threshold = to_array(diagnostics.kl_per_unit), to_array(diagnostics.activity), diagnostics.threshold
     figure = Figure((min(10.0, 4.4 + 0.16 * len(kl)), 3.6), dpi=150, layout="constrained")
-    axes = _plain(figure.subplots())
+    axes = plain(figure.subplots())
     axes.set_title(f"{diagnostics.active_units} of {len(kl)} units active")
     if np.isnan(kl).all():
-        _bars(axes, activity, activity > threshold)
+        draw_bars(axes, activity, activity > threshold)
         axes.axhline(threshold, color=INK, linewidth=1, linestyle="--")
         axes.set(yscale="log", ylabel="variance of the posterior mean\n(this guide has no KL by unit)")
         axes.set_ylim(min([threshold, *activity[activity > 0]]) / 2)
     else:
-        _bars(axes, kl, activity > threshold)
+        draw_bars(axes, kl, activity > threshold)
         axes.set_ylabel("KL(q ‖ p), nats")
     names = {BLUE: f"variance of the posterior mean > {threshold:g}", GREY: "inactive"}
     handles = [Patch(color=colour, label=name) for colour, name in names.items()]
@@ -206,19 +206,19 @@ def filters(autoencoder: Autoencoder, num: int = 64) -> Figure:
     largest = float(np.abs(values).max()) or 1.0
     figure = Figure((5, 4.6), dpi=150, layout="constrained")
     axes = figure.subplots()
-    _grid(axes, values, shape, (-largest, largest), "RdBu_r")
+    draw_grid(axes, values, shape, (-largest, largest), "RdBu_r")
     axes.set_title(title)
-    if _is_image(shape) and math.prod(shape[:-2]) == 1:
+    if is_image(shape) and math.prod(shape[:-2]) == 1:
         figure.colorbar(axes.images[0], ax=axes, label="weight", shrink=0.6)
     return figure
 
 
 def likelihood_per_datum(estimate: LikelihoodEstimate) -> Figure:
     """Estimates of log p(x), sorted, ± 2 standard errors; beside them the effective sample size as a share of K."""
-    log_px, se, share = (_array(v) for v in (estimate.log_px, estimate.se, estimate.ess / estimate.num_particles))
+    log_px, se, share = (to_array(v) for v in (estimate.log_px, estimate.se, estimate.ess / estimate.num_particles))
     order = np.argsort(log_px)
     figure = Figure((8.8, 3.4), dpi=150, layout="constrained")
-    left, right = (_plain(axes) for axes in figure.subplots(1, 2, width_ratios=(3, 2)))
+    left, right = (plain(axes) for axes in figure.subplots(1, 2, width_ratios=(3, 2)))
     style: dict[str, Any] = {"fmt": ".", "markersize": 3, "color": BLUE, "ecolor": "#8FC1E0", "elinewidth": 1}
     left.errorbar(np.arange(len(order)), log_px[order], yerr=2 * se[order], **style)
     mean = f"mean, {-estimate.nll:.2f} nats".replace("-", "−")
@@ -246,127 +246,9 @@ def _ready(autoencoder: Autoencoder, x: Tensor) -> Tensor:
     return autoencoder.flat(x.to(like.device, like.dtype))
 
 
-def _array(values: Tensor) -> np.ndarray:
-    return values.detach().cpu().numpy()
-
-
 def _refuse_none(what: str, count: int) -> None:
     if count < 1:
         raise DataError(f"there are no {what} to draw")
-
-
-def _is_image(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
-
-
-def _limits(values: np.ndarray) -> tuple[float, float]:
-    """Black and white: 0 and 1 for values between them, else the smallest and the largest."""
-    low, high = float(values.min()), float(values.max())
-    if low >= 0 and high <= 1:
-        return 0.0, 1.0
-    return (low, high) if low < high else (low - 0.5, high + 0.5)
-
-
-def _tile(values: np.ndarray, shape: tuple[int, ...], columns: int) -> np.ndarray:
-    """Images `[N, d]` as one, row by row, one pixel of nan apart: `[H, W]`, with a last dimension of 3 for (3, h, w)."""
-    channels, height, width = (1, *shape)[-3:]
-    rows = math.ceil(len(values) / columns)
-    cells = np.full((rows * columns, height + 1, width + 1, channels), np.nan)
-    cells[: len(values), :-1, :-1] = values.reshape(-1, channels, height, width).transpose(0, 2, 3, 1)
-    tiled = cells.reshape(rows, columns, height + 1, width + 1, channels).swapaxes(1, 2)
-    image = tiled.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
-    return image[..., 0] if channels == 1 else image
-
-
-def _grid(axes: Axes, values: np.ndarray, shape: tuple[int, ...], limits: tuple[float, float], colours: str = "gray") -> None:
-    """Draw data `[N, d]` in a square grid, row by row."""
-    columns = math.ceil(math.sqrt(len(values)))
-    axes.set(xticks=[], yticks=[], aspect="equal")
-    axes.spines[:].set_visible(False)
-    if _is_image(shape):
-        _image(axes, _tile(values, shape, columns), limits, colours)
-        return
-    low, high = limits
-    cell, inside = np.arange(len(values))[:, None], np.linspace(0.06, 0.94, values.shape[1])
-    across, up = cell % columns + inside, 0.06 + 0.88 * (values - low) / (high - low) - cell // columns
-    axes.add_collection(LineCollection(list(np.stack([across, up], -1)), colors=BLUE, linewidths=0.7))
-    axes.set(xlim=(0, columns), ylim=(-((len(values) - 1) // columns), 1))
-
-
-def _one(axes: Axes, value: np.ndarray, shape: tuple[int, ...], limits: tuple[float, float]) -> None:
-    """Draw one datum `[d]`: an image, or a curve over the features."""
-    if _is_image(shape):
-        _image(axes, _tile(value[None], shape, 1), limits, "gray")
-        return
-    _plain(axes).plot(value, color=BLUE, linewidth=1)
-    axes.set(xlabel="feature")
-    axes.label_outer()
-
-
-def _image(axes: Axes, image: np.ndarray, limits: tuple[float, float], colours: str) -> None:
-    low, high = limits
-    if image.ndim == 3:  # in colour: matplotlib takes values from 0 to 1
-        image = np.nan_to_num(((image - low) / (high - low)).clip(0, 1))
-    axes.imshow(image, cmap=colours, vmin=low, vmax=high)
-    axes.set(xticks=[], yticks=[], facecolor="black" if colours == "gray" else "white")  # the colour of nan
-    axes.spines[:].set_visible(False)
-
-
-def _plain(axes: Axes) -> Axes:
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
-
-
-def _curves(axes: Axes, runs: Mapping[str, Sequence[Epoch]], fields: tuple[str, ...]) -> None:
-    """A line a run and field, a colour a run; the legend tells the fields apart."""
-    _plain(axes).xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    handles = {}
-    for i, history in enumerate(runs.values()):
-        for field in fields:
-            values = [getattr(epoch, field) for epoch in history]
-            if np.isfinite(values).any():
-                label, dashes, width = CURVES[field]
-                style: dict[str, Any] = {"linestyle": dashes, "linewidth": width, "marker": "." if len(values) == 1 else None}
-                axes.plot([epoch.epoch for epoch in history], values, color=RUNS[i % len(RUNS)], **style)
-                handles[field] = Line2D([], [], color=INK if len(runs) > 1 else BLUE, label=label, **style)
-    axes.legend(handles=list(handles.values()), frameon=False)
-
-
-def _scatter(axes: Axes, means: np.ndarray, colours: np.ndarray) -> None:
-    """Two units of the posterior means `[N, m]`: both of two, else those of the largest variance."""
-    two = means.shape[1] == 2
-    first, second = (0, 1) if two else np.argsort(-means.var(0), kind="stable")[:2]
-    axes.scatter(means[:, first], means[:, second], s=8, c=colours, alpha=0.8, linewidths=0)
-    axes.set_title("Latent space" if two else "Latent space, the two units of the largest variance")
-    axes.set(xlabel=f"z[{first}], posterior mean", ylabel=f"z[{second}], posterior mean")
-
-
-def _bars(axes: Axes, heights: np.ndarray, active: np.ndarray) -> None:
-    """Sorted bars, named by their units where there is room."""
-    order = np.argsort(-heights, kind="stable")
-    axes.bar(np.arange(len(order)), heights[order], color=np.where(active[order], BLUE, GREY).tolist())
-    centre, reach = (len(order) - 1) / 2, max(len(order), 12) / 2 + 0.2
-    ticks = order.tolist() if len(order) <= 40 else []
-    axes.set_xticks(range(len(ticks)), ticks, fontsize=8)
-    axes.set(xlim=(centre - reach, centre + reach), xlabel="latent unit, sorted")
-
-
-def _label_colours(count: int) -> list[str]:
-    if count == 1:
-        return [BLUE]
-    if count <= len(LABELS):
-        return list(LABELS[:count])
-    colours = matplotlib.colormaps["tab20" if count <= 20 else "viridis"]
-    return [matplotlib.colors.to_hex(colours(i if count <= 20 else i / (count - 1))) for i in range(count)]
-
-
-def _label_legend(axes: Axes, names: np.ndarray, colours: list[str]) -> None:
-    if len(names) <= 20:
-        handles = [Patch(color=colour, label=str(name)) for name, colour in zip(names, colours, strict=True)]
-        axes.figure.legend(handles=handles, loc="outside right center", frameon=False, handlelength=1)
-        return
-    colour_map = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(1, len(names)), "viridis")
-    axes.figure.colorbar(colour_map, ax=axes, label=f"label, by rank, from {names[0]} to {names[-1]}")
 
 
 def _filters(autoencoder: Autoencoder) -> tuple[np.ndarray, tuple[int, ...], str]:
@@ -378,12 +260,12 @@ def _filters(autoencoder: Autoencoder) -> tuple[np.ndarray, tuple[int, ...], str
         points = torch.eye(autoencoder.latent + 1, autoencoder.latent, dtype=like.dtype, device=like.device)  # the last is 0
         with torch.no_grad():
             outputs = decoder(points)
-        return _array(outputs[:-1] - outputs[-1]), autoencoder.shape, "Decoder columns, by latent unit"
+        return to_array(outputs[:-1] - outputs[-1]), autoencoder.shape, "Decoder columns, by latent unit"
     first = next((m for m in encoder.modules() if isinstance(m, nn.Linear | nn.Conv2d)), None)
     if first is None:
         raise ConfigError("this system has no filters to draw: its decoder is not linear, its encoder has no first layer")
-    weight = _array(first.weight)
+    weight = to_array(first.weight)
     if isinstance(first, nn.Linear):
         return weight, autoencoder.shape, "First layer of the encoder, by hidden unit"
-    shape = weight.shape[1:] if _is_image(weight.shape[1:]) else weight.shape[2:]
+    shape = weight.shape[1:] if is_image(weight.shape[1:]) else weight.shape[2:]
     return weight.reshape(-1, math.prod(shape)), shape, "First convolution of the encoder, by kernel"

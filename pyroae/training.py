@@ -95,7 +95,7 @@ def fit(
     data: Splits give validation bounds and early stopping; a Dataset or a tensor `[N, d]` is trained on whole.
     objective: an Objective or one of Pyro's own ELBOs that has a `differentiable_loss`; by default TraceELBO().
     state: to go on from; on_epoch: receives the state after each epoch. The caller's random generators stay as they were.
-    The corruption of a denoising system acts in training only, not in validation.
+    The corruption of a denoising system acts in training only, not in validation; the system is left in `eval()` mode.
     Raises ConfigError, DataError, ProgramError before any step; NonFiniteLossError where the loss becomes NaN or
     infinite: the weights of the last good epoch are then put back.
 
@@ -203,6 +203,7 @@ class _Trainer:
                     break
         if config.keep == "best" and state.best_weights:
             self.autoencoder.load_state_dict(state.best_weights)
+        self.autoencoder.eval()
         return FitResult(self.autoencoder, tuple(state.history), state.best_epoch or len(state.history), stopped)
 
     def _epoch(self, epoch: int, good: State) -> float:

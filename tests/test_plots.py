@@ -15,7 +15,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from pyroae import corruptions, likelihoods, plots, posteriors, priors, zoo
+from pyroae import corruptions, drawing, likelihoods, plots, posteriors, priors, zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError
 from pyroae.evaluation.diagnostics import Diagnostics, diagnose
@@ -83,7 +83,7 @@ def test_training_curves_hold_the_history() -> None:
 def test_each_run_has_its_colour_and_name() -> None:
     figure = plots.training_curves({"one": HISTORY, "other": WITHOUT})
     lines = figure.axes[0].get_lines()
-    assert [line.get_color() for line in lines] == [plots.RUNS[0], plots.RUNS[0], plots.RUNS[1]]
+    assert [line.get_color() for line in lines] == [drawing.RUNS[0], drawing.RUNS[0], drawing.RUNS[1]]
     assert legend_texts(figure.legends[0]) == ["one", "other"]
     assert legend_texts(figure.axes[0].get_legend()) == ["training", "validation"]
 
@@ -244,7 +244,7 @@ def test_scatter_of_two_units_has_the_posterior_means() -> None:
     assert [axes.get_xlabel(), axes.get_ylabel()] == ["z[0], posterior mean", "z[1], posterior mean"]
     assert legend_texts(figure.legends[0]) == ["a", "b", "c"]
     colours = [to_hex(colour) for colour in np.asarray(axes.collections[0].get_facecolor())]
-    assert colours == 3 * list(plots.LABELS[:3])
+    assert colours == 3 * list(drawing.LABELS[:3])
 
 
 def test_scatter_picks_the_two_units_of_the_largest_variance() -> None:
@@ -263,7 +263,7 @@ def test_one_latent_unit_is_a_histogram_by_label() -> None:
     ink = {to_hex(patch.get_facecolor()): 0.0 for patch in axes.patches}
     for patch in axes.patches:
         ink[to_hex(patch.get_facecolor())] += patch.get_height()  # type: ignore[attr-defined]
-    assert ink == {plots.LABELS[0]: 4, plots.LABELS[1]: 8}
+    assert ink == {drawing.LABELS[0]: 4, drawing.LABELS[1]: 8}
     assert legend_texts(figure.legends[0]) == ["0", "1"]
 
 
@@ -313,7 +313,7 @@ def test_bars_are_the_kl_sorted_and_the_inactive_grey() -> None:
     heights, colours, names = bars(figure)
     assert heights == [2.0, 0.7, 0.1, 0.0]
     assert names == ["1", "2", "0", "3"]
-    assert colours == [plots.GREY, plots.BLUE, plots.BLUE, plots.GREY]
+    assert colours == [drawing.GREY, drawing.BLUE, drawing.BLUE, drawing.GREY]
     assert figure.axes[0].get_ylabel() == "KL(q ‖ p), nats"
     assert figure.axes[0].get_title() == "2 of 4 units active"
 
@@ -335,7 +335,7 @@ def test_a_delta_guide_shows_activity_and_threshold() -> None:
     axes = figure.axes[0]
     assert heights == sorted(diagnostics.activity.tolist(), reverse=True)
     assert 0 < diagnostics.active_units < 30
-    assert colours == diagnostics.active_units * [plots.BLUE] + (30 - diagnostics.active_units) * [plots.GREY]
+    assert colours == diagnostics.active_units * [drawing.BLUE] + (30 - diagnostics.active_units) * [drawing.GREY]
     assert axes.get_yscale() == "log"
     assert "variance of the posterior mean" in axes.get_ylabel()
     assert axes.get_lines()[0].get_ydata() == [0.05, 0.05]
