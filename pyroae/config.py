@@ -14,7 +14,10 @@ from pyroae.errors import ConfigError, unknown_name
 SYSTEMS = ("linear-ae", "ae", "sparse-ae", "denoising-ae", "ppca", "vae")
 DATASETS = ("digits", "mnist", "fashion-mnist", "kmnist", "emnist", "omniglot")
 BINARIZATIONS = ("none", "threshold", "dynamic", "static")
-OBJECTIVES = ("trace-elbo", "analytic-kl")
+OBJECTIVES = (
+    *("trace-elbo", "analytic-kl", "stl", "iwae", "iwae-stl", "dreg", "rws", "rws-dreg"),
+    *("renyi", "miwae", "ciwae", "piwae", "jvi", "vimco", "score", "tvo"),
+)
 ACTIVATIONS = ("tanh", "relu", "elu", "gelu", "silu", "softplus", "sigmoid")
 SCHEDULES = ("constant", "cosine", "linear", "burda")
 MAPS = ("mlp", "conv", "linear")
@@ -81,7 +84,7 @@ class RunConfig(TrainConfig):
     valid_fraction: float = option(0.1, "share of the training data held out for validation")
     test_fraction: float = option(0.1, "share of data without a test set of its own held out for evaluation")
     split_seed: int = option(0, "of the splits and of the fixed binary draws")
-    objective: str = option("trace-elbo", "ELBO estimator", OBJECTIVES)
+    objective: str = option("trace-elbo", "ELBO estimator, as name or name:key=value", OBJECTIVES)
     num_particles: int = option(1, "draws of z per datum in the objective")
     latent: int = option(20, "dimension of z")
     map: str | None = option(None, "form of encoder and decoder", MAPS)
@@ -100,7 +103,7 @@ class RunConfig(TrainConfig):
             _at_least(name, getattr(self, name), 1)
         _at_least("split_seed", self.split_seed, 0)
         _one_of("system", self.system, SYSTEMS)
-        _one_of("objective", self.objective, OBJECTIVES)
+        _one_of("objective", self.objective.partition(":")[0], OBJECTIVES)
         _one_of("activation", self.activation, ACTIVATIONS)
         if self.binarize is not None:
             _one_of("binarization", self.binarize, BINARIZATIONS)

@@ -21,7 +21,7 @@ from pyroae.autoencoder import Autoencoder
 from pyroae.config import TrainConfig
 from pyroae.data import Dataset, Splits, batches, resident
 from pyroae.errors import ConfigError, NonFiniteLossError, unknown_name
-from pyroae.objectives import Bound, Objective, TraceELBO
+from pyroae.objectives import Bound, ObjectiveBase, TraceELBO
 from pyroae.progress import Progress
 from pyroae.weights import evaluating, fork_random, log_weights
 
@@ -148,7 +148,7 @@ class _Step(nn.Module):
     def forward(self, x: Tensor, kl_weight: float = 1.0) -> Bound:
         model, guide = self.autoencoder.model, self.autoencoder.guide
         with KLWeight(kl_weight) if kl_weight < 1 else nullcontext():
-            if isinstance(self.objective, Objective):
+            if isinstance(self.objective, ObjectiveBase):
                 return self.objective.bound(model, guide, x)
             bound = -cast(Any, self.objective).differentiable_loss(model, guide, x)
             return Bound(bound.detach(), bound)

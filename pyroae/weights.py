@@ -6,7 +6,7 @@ Shapes: K particles, N data. In nats. Nothing is summed over data here.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
@@ -91,6 +92,15 @@ class Traces:
         term = term.reshape(particles, -1) if local else term.reshape(particles)
         return term.expand(self.num_particles, *term.shape[1:])
 
+    def expand_to(self, site: Site, values: Tensor) -> Tensor:
+        """`[K, N]` in a shape that broadcasts with the value of a site in the data plate."""
+        shape = [1] * len(site["fn"].batch_shape)
+        if self.plate is not None:
+            shape[self.plate.dim] = values.shape[1]
+        if self.num_particles > 1:
+            shape[0] = self.num_particles
+        return values.reshape(*shape, *[1] * len(site["fn"].event_shape))
+
 
 def log_density(name: str, site: Site) -> Tensor:
     """log-density of a site's value, batch shape of the site. Raises ProgramError, naming it, where shapes disagree."""
@@ -107,18 +117,23 @@ def run(
     kwargs: dict[str, Any],
     num_particles: int = 1,
     nesting: int | None = None,
+    *,
+    handler: Messenger | None = None,
+    through: Callable[[Site], Tensor] | None = None,
 ) -> Traces:
     """Run guide and model once, with the particles as one more plate to the left of all others.
 
     nesting: the number of plate dimensions of the program, found by `plate_nesting` where it is not given.
+    handler: acts on the guide's run. through: what the model sees of a site that the guide has drawn.
     Raises ProgramError, naming the site, where model and guide do not match.
     """
     if num_particles > 1:
         nesting = plate_nesting(model, guide, args, kwargs) if nesting is None else nesting
         particles = pyro.plate(_PARTICLES, num_particles, dim=-1 - nesting)
         model, guide = particles(model), particles(guide)
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    replayed = poutine.trace(poutine.replay(model, trace=guide_trace))
+    with handler or nullcontext():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    replayed = poutine.trace(poutine.replay(model, trace=_seen(guide_trace, through)))
     try:
         model_trace = replayed.get_trace(*args, **kwargs)
     except Exception:  # the model's own: often because a site is of another shape in the guide
@@ -176,6 +191,16 @@ def plate_nesting(model: Program, guide: Program, args: tuple[Any, ...], kwargs:
         traces = run(model, guide, args, kwargs)
     sites = [s for t in (traces.model, traces.guide) for s in t.nodes.values() if s["type"] == "sample"]
     return -min((f.dim for s in sites for f in s["cond_indep_stack"] if f.vectorized), default=0)
+
+
+def _seen(guide: poutine.Trace, through: Callable[[Site], Tensor] | None) -> poutine.Trace:
+    if through is None:
+        return guide
+    seen = guide.copy()
+    for name, site in guide.nodes.items():
+        if site["type"] == "sample" and not site["is_observed"] and isinstance(site["value"], Tensor):
+            seen.nodes[name] = {**site, "value": through(site)} if site["value"].requires_grad else site
+    return seen
 
 
 @contextmanager

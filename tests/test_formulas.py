@@ -16,6 +16,7 @@ from tests import oracles
 
 pytestmark = pytest.mark.usefixtures("float64")
 N, D, M = 7, 6, 3
+ELBOS = ["trace-elbo", "analytic-kl"]
 MAPS = MLP((5,), "tanh")
 
 
@@ -42,7 +43,7 @@ def agree(system: Autoencoder, x: Tensor, formula: Callable[[], Tensor], name: s
     torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", list(OBJECTIVES))
+@pytest.mark.parametrize("name", ELBOS)
 def test_autoencoder_is_squared_error(name: str) -> None:
     x, system = torch.rand(N, D), zoo.autoencoder(D, M, encoder=MAPS)
 
@@ -53,7 +54,7 @@ def test_autoencoder_is_squared_error(name: str) -> None:
     agree(system, x, formula, name)
 
 
-@pytest.mark.parametrize("name", list(OBJECTIVES))
+@pytest.mark.parametrize("name", ELBOS)
 def test_sparse_autoencoder_adds_the_l1_penalty(name: str) -> None:
     x, system = torch.rand(N, D), zoo.sparse_autoencoder(D, 8, rate=2.5, encoder=MAPS)
     decoder = system.decoder[0]  # type: ignore[index]
@@ -66,7 +67,7 @@ def test_sparse_autoencoder_adds_the_l1_penalty(name: str) -> None:
     agree(system, x, formula, name)
 
 
-@pytest.mark.parametrize("name", list(OBJECTIVES))
+@pytest.mark.parametrize("name", ELBOS)
 def test_sparse_autoencoder_with_a_weight_prior(name: str) -> None:
     from pyroae.priors import GaussianWeights
 
@@ -83,7 +84,7 @@ def test_sparse_autoencoder_with_a_weight_prior(name: str) -> None:
     agree(system, x, formula, name)
 
 
-@pytest.mark.parametrize("name", list(OBJECTIVES))
+@pytest.mark.parametrize("name", ELBOS)
 def test_denoising_autoencoder_corrupts_the_input_only(name: str) -> None:
     x, system = torch.rand(N, D) + 0.1, zoo.denoising_autoencoder(D, M, Masking(0.5), encoder=MAPS)
 
@@ -96,7 +97,7 @@ def test_denoising_autoencoder_corrupts_the_input_only(name: str) -> None:
     agree(system, x, formula, name)
 
 
-@pytest.mark.parametrize("name", list(OBJECTIVES))
+@pytest.mark.parametrize("name", ELBOS)
 @pytest.mark.parametrize("kind", ["bernoulli", "normal"])
 def test_vae(name: str, kind: str) -> None:
     likelihood = likelihoods.Bernoulli() if kind == "bernoulli" else likelihoods.Normal(scale=0.5)
@@ -134,7 +135,7 @@ def test_kl_of_the_prior_is_zero_and_its_closed_form_holds() -> None:
     assert oracles.gaussian_kl(torch.zeros(M), torch.ones(M)) == 0
 
 
-@pytest.mark.parametrize("name", list(OBJECTIVES))
+@pytest.mark.parametrize("name", ELBOS)
 def test_ppca(name: str) -> None:
     x, system = torch.randn(N, D), zoo.ppca(D, M)
     (encode,), (decode,) = layers(system.encoder), layers(system.decoder)

@@ -56,7 +56,7 @@ def test_linear_autoencoder_is_pca(digits: Dataset) -> None:
     assert error == pytest.approx(linear_gaussian.maximum_likelihood(digits.x, 10).discarded, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", list(OBJECTIVES))
+@pytest.mark.parametrize("name", ["trace-elbo", "analytic-kl"])
 def test_ppca_reaches_the_maximum_likelihood(digits: Dataset, name: str) -> None:
     system = zoo.ppca(digits, latent=10)
     best = linear_gaussian.maximum_likelihood(digits.x, 10).log_px

@@ -1,7 +1,51 @@
-"""ELBO estimators: each a `pyro.infer.ELBO`, each a row of the registry `OBJECTIVES`."""
+"""ELBO estimators: each a `pyro.infer.ELBO`, a bound times a gradient, a row of the registry `OBJECTIVES`."""
 
 from pyroae.objectives.analytic_kl import AnalyticKL
-from pyroae.objectives.base import OBJECTIVES, Bound, Objective
+from pyroae.objectives.base import OBJECTIVES, Bound, Objective, ObjectiveBase
+from pyroae.objectives.bounds import BOUNDS, CIWAE, ELBO, IWAE, JVI, MIWAE, TVO, BoundFunction, Renyi
+from pyroae.objectives.gradients import (
+    GRADIENTS,
+    Coefficients,
+    Covariance,
+    DoublyReparameterized,
+    DoublyReparameterizedWakeSleep,
+    Gradient,
+    Pathwise,
+    Score,
+    StickingTheLanding,
+    TwoBounds,
+    WakeSleep,
+)
 from pyroae.objectives.trace_elbo import TraceELBO
 
-__all__ = ["OBJECTIVES", "AnalyticKL", "Bound", "Objective", "TraceELBO"]
+from pyroae.objectives import named  # isort: skip  # fills the registry
+
+__all__ = [
+    "BOUNDS",
+    "CIWAE",
+    "ELBO",
+    "GRADIENTS",
+    "IWAE",
+    "JVI",
+    "MIWAE",
+    "OBJECTIVES",
+    "TVO",
+    "AnalyticKL",
+    "Bound",
+    "BoundFunction",
+    "Coefficients",
+    "Covariance",
+    "DoublyReparameterized",
+    "DoublyReparameterizedWakeSleep",
+    "Gradient",
+    "Objective",
+    "ObjectiveBase",
+    "Pathwise",
+    "Renyi",
+    "Score",
+    "StickingTheLanding",
+    "TraceELBO",
+    "TwoBounds",
+    "WakeSleep",
+    "named",
+]

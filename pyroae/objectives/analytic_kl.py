@@ -5,12 +5,12 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyroae.objectives.base import OBJECTIVES, Bound, Objective, check_reparameterized
+from pyroae.objectives.base import OBJECTIVES, Bound, ObjectiveBase, check_reparameterized
 from pyroae.weights import Site, Traces, log_density
 
 
 @OBJECTIVES.register("analytic-kl")
-class AnalyticKL(Objective):
+class AnalyticKL(ObjectiveBase):
     """The evidence lower bound with the KL in closed form where there is one.
 
         L = Σ_n (1/K) Σ_k log p(x_n|z_kn) − KL(q(z|x_n) ‖ p(z))

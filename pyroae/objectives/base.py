@@ -3,15 +3,23 @@
 from abc import abstractmethod
 from typing import Any, NamedTuple, final
 
+import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.infer import ELBO
 from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError
+from pyroae.objectives.bounds import ELBO as ELBOBound
+from pyroae.objectives.bounds import BoundFunction
+from pyroae.objectives.draws import Detached, Scaled, path_through_log_post
+from pyroae.objectives.gradients import Coefficients, Gradient, Pathwise
 from pyroae.registry import Registry
-from pyroae.weights import Program, Traces, base_distribution, plate_nesting, run
+from pyroae.weights import LogWeights, Program, Traces, base_distribution, plate_nesting, reduce_log_weights, run
 
-OBJECTIVES: "Registry[Objective]" = Registry("objective")
+TINY = 1e-20
+"""Least size of a θ-coefficient: below what single precision tells from 0 in a sum, but a divisor."""
+OBJECTIVES: "Registry[ObjectiveBase]" = Registry("objective")
 
 
 class Bound(NamedTuple):
@@ -24,11 +32,11 @@ class Bound(NamedTuple):
     surrogate: Tensor
 
 
-class Objective(ELBO):
+class ObjectiveBase(ELBO):
     """An ELBO estimator that works in `pyro.infer.SVI`, as `objective(model, guide)`, and in `pyroae.fit`.
 
     No `.item()`, no host synchronization and no data-dependent branch between the draws and the gradient.
-    To add one, define `estimate`. num_particles: draws of z per datum, vectorized.
+    To add one that is no pair of a bound and a gradient, define `estimate`. num_particles: draws of z per datum, vectorized.
     """
 
     def __init__(self, num_particles: int = 1) -> None:
@@ -41,7 +49,6 @@ class Objective(ELBO):
     def estimate(self, traces: Traces) -> Bound:
         """The bound and the surrogate of one run. Raises ProgramError, naming the site, where it does not apply."""
 
-    @final
     def bound(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Bound:
         """Run guide and model, and estimate; `args` and `kwargs` are passed to both."""
         return self.estimate(self._run(model, guide, args, kwargs))
@@ -65,16 +72,98 @@ class Objective(ELBO):
             (-surrogate).backward()
         return -value.detach()
 
-    def _run(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traces:
+    def _run(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], **passing: Any) -> Traces:
         if self.num_particles > 1 and not self._nesting:
             self._nesting = max(1, plate_nesting(model, guide, args, kwargs))
-        return run(model, guide, args, kwargs, self.num_particles, self._nesting)
+        return run(model, guide, args, kwargs, self.num_particles, self._nesting, **passing)
 
     def _get_trace(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[poutine.Trace, poutine.Trace]:
         traces = self._run(model, guide, args, kwargs)
         return traces.model, traces.guide
+
+
+class Objective(ObjectiveBase):
+    """A bound times a gradient: every valid pair is an estimator.
+
+        value = Σ_n F(log w_1n, …, log w_Kn);   the gradient of the surrogate: θ by Σ c_k ∂_θ log p, φ as the gradient says
+
+    bound: a function of each datum's log-weights. gradient: how φ is moved; by default pathwise.
+    Raises ConfigError for a pair that is not defined; ProgramError, naming the site, for a program that does not suit it.
+
+    >>> from pyroae.objectives import IWAE, DoublyReparameterized
+    >>> Objective(IWAE(num_particles=8), DoublyReparameterized()).num_particles
+    8
+    """
+
+    def __init__(self, bound: BoundFunction, gradient: Gradient | None = None) -> None:
+        super().__init__(bound.num_particles)
+        self.bound_function, self.gradient = bound, gradient or Pathwise()
+        self.gradient.check(bound)
+
+    def estimate(self, traces: Traces) -> Bound:
+        """The bound and its own derivative: what a pathwise pair follows."""
+        self._check(traces)
+        weights = reduce_log_weights(traces)
+        value = weights.total(self.bound_function.value(weights.log_weight))
+        return Bound(value, value)
+
+    def bound(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Bound:
+        """Run guide and model, and estimate; `args` and `kwargs` are passed to both."""
+        if isinstance(self.gradient, Pathwise):
+            return self.estimate(self._run(model, guide, args, kwargs))
+        if not self.gradient.reparameterized:
+            return self._by_score(self._run(model, guide, args, kwargs, handler=Detached()))
+        scaled = Scaled()
+        traces = self._run(model, guide, args, kwargs, through=scaled)
+        self._check(traces)
+        weights, value, coefficients = self._parts(traces)
+        path = coefficients.path if coefficients.whole is None else coefficients.whole
+        assert path is not None
+        theta = torch.where(coefficients.theta.abs() < TINY, TINY, coefficients.theta)
+        scaled.ratio, scaled.traces = path / theta, traces
+        along = weights.scale * path
+        if coefficients.whole is None:
+            post = path_through_log_post(traces, guide, args, kwargs, along)
+        else:
+            post = (along * weights.log_post).sum()
+        log_joint = weights.log_lik + weights.log_prior
+        return Bound(value, (weights.scale * theta * log_joint).sum() - post + weights.log_global.mean())
+
+    def _by_score(self, traces: Traces) -> Bound:
+        self._check(traces)
+        weights, value, coefficients = self._parts(traces)
+        assert coefficients.score is not None
+        terms = coefficients.theta * (weights.log_lik + weights.log_prior) + coefficients.score * weights.log_post
+        return Bound(value, (weights.scale * terms).sum() + weights.log_global.mean())
+
+    def _parts(self, traces: Traces) -> tuple[LogWeights, Tensor, Coefficients]:
+        weights = reduce_log_weights(traces)
+        log_weight = weights.log_weight.detach()
+        value = weights.total(self.bound_function.value(log_weight)).detach()
+        return weights, value, self.gradient.coefficients(self.bound_function, log_weight)
+
+    def _check(self, traces: Traces) -> None:
+        name = f"{type(self.bound_function).__name__} with {type(self.gradient).__name__}"
+        if self.gradient.reparameterized:
+            check_reparameterized(traces, name)
+        else:
+            _check_density(traces, name)
+        if isinstance(self.bound_function, ELBOBound) and isinstance(self.gradient, Pathwise):
+            return
+        for site_name, site in traces.sites(traces.guide, observed=False):
+            if not traces.is_local(site):
+                raise ProgramError(f"{name} takes a bound a datum; the latent site '{site_name}' lies outside the data plate")
+        framed = any(f.vectorized for _, s in traces.sites(traces.model, observed=True) for f in s["cond_indep_stack"])
+        if traces.plate is None and framed:
+            raise ProgramError(f"{name} takes a bound a datum, but no one plate holds all the sites")
+
+
+def _check_density(traces: Traces, name: str) -> None:
+    for site_name, site in traces.sites(traces.guide, observed=False):
+        if isinstance(base_distribution(site["fn"]), Delta):
+            raise ProgramError(f"{name} follows the density of the guide; its site '{site_name}' is a Delta, which has none")
 
 
 def check_reparameterized(traces: Traces, objective: str) -> None:

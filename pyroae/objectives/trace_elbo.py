@@ -1,7 +1,8 @@
 """The ELBO with a Monte-Carlo KL."""
 
-from pyroae.objectives.base import OBJECTIVES, Bound, Objective, check_reparameterized
-from pyroae.weights import Traces, reduce_log_weights
+from pyroae.objectives.base import OBJECTIVES, Objective
+from pyroae.objectives.bounds import ELBO
+from pyroae.objectives.gradients import Pathwise
 
 
 @OBJECTIVES.register("trace-elbo")
@@ -23,8 +24,5 @@ class TraceELBO(Objective):
     True
     """
 
-    def estimate(self, traces: Traces) -> Bound:
-        check_reparameterized(traces, "trace-elbo")
-        weights = reduce_log_weights(traces)
-        value = weights.total(weights.log_weight.mean(0))
-        return Bound(value, value)
+    def __init__(self, num_particles: int = 1) -> None:
+        super().__init__(ELBO(num_particles), Pathwise())

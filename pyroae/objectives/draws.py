@@ -1,0 +1,108 @@
+"""How draws pass from the guide to the model, and the density of the guide with its parameters stopped."""
+
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyroae.weights import Program, Site, Traces
+
+
+class Detached(Messenger):
+    """Stops the gradient of every value that the guide draws, for score-function estimators."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and isinstance(msg["value"], Tensor):
+            msg["value"] = msg["value"].detach()
+
+
+class Scaled:
+    """Multiplies the gradient that the model sends back into a draw by a ratio that is known only later.
+
+    θ follows c_k ∂ log p and φ another d_k ∂ log p / ∂z: with the ratio d_k / c_k one backward pass gives both.
+    """
+
+    def __init__(self) -> None:
+        self.ratio: Tensor | None = None
+        self.traces: Traces | None = None
+
+    def __call__(self, site: Site) -> Tensor:
+        """The value of a site of the guide, as the model is to see it."""
+        return _ScaleGradient.apply(site["value"], self, site)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, scaled: Scaled, site: Site) -> Tensor:
+        ctx.scaled, ctx.site = scaled, site
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        scaled, gradient = ctx.scaled, gradients[0]
+        if scaled.ratio is not None:
+            gradient = gradient * scaled.traces.expand_to(ctx.site, scaled.ratio)
+        return gradient, None, None
+
+
+def path_through_log_post(traces: Traces, guide: Program, args: Any, kwargs: Any, coefficient: Tensor) -> Tensor:
+    """A number whose gradient is Σ_kn a_kn (∂ log q(z_kn) / ∂z_kn)(∂z_kn / ∂φ), the parameters of q stopped.
+
+    Where no site of the guide depends on another, that is the gradient of log q at fixed parameters times z: the guide is
+    not run again. Elsewhere it is, with its parameters stopped.
+    """
+    sites = [(name, site) for name, site in traces.sites(traces.guide, observed=False) if site["value"].requires_grad]
+    if not sites:
+        return coefficient.new_zeros(())
+    leaves = [site["value"].detach().requires_grad_() for _, site in sites]
+    with torch.enable_grad():
+        log_posts = [
+            traces.reduce(site, site["fn"].log_prob(leaf, *site["args"], **site["kwargs"]))
+            for (_, site), leaf in zip(sites, leaves, strict=True)
+        ]
+    if len(sites) > 1 and _depends(log_posts, [site["value"] for _, site in sites]):
+        return _rerun(traces, guide, args, kwargs, coefficient)
+    parts = [(coefficient * log_post).sum() for log_post in log_posts if log_post.requires_grad]
+    if not parts:
+        return coefficient.new_zeros(())
+    gradients = torch.autograd.grad(parts, leaves, allow_unused=True)
+    pairs = zip(gradients, sites, strict=True)
+    terms = [(gradient * site["value"]).sum() for gradient, (_, site) in pairs if gradient is not None]
+    return sum(terms[1:], terms[0])
+
+
+def _depends(log_posts: list[Tensor], values: list[Tensor]) -> bool:
+    """Whether a log-density, taken at a leaf, still hangs on the draw of some site."""
+    draws = {value.grad_fn for value in values}
+    return any(node in draws for log_post in log_posts for node in _graph(log_post))
+
+
+def _graph(tensor: Tensor) -> set[Any]:
+    seen: set[Any] = set()
+    todo = [tensor.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo += [parent for parent, _ in node.next_functions]
+    return seen
+
+
+def _rerun(traces: Traces, guide: Program, args: Any, kwargs: Any, coefficient: Tensor) -> Tensor:
+    """The same number from a second run of the guide, at the same draws, with every parameter it hangs on stopped."""
+    log_posts = [s["fn"].log_prob(s["value"]) for _, s in traces.sites(traces.guide, observed=False)]
+    leaves = {node.variable for log_post in log_posts for node in _graph(log_post) if hasattr(node, "variable")}
+    try:
+        for leaf in leaves:
+            leaf.requires_grad_(False)
+        again = poutine.trace(poutine.replay(guide, trace=traces.guide)).get_trace(*args, **kwargs)
+        terms = [
+            (coefficient * traces.reduce(site, again.nodes[name]["fn"].log_prob(site["value"]))).sum()
+            for name, site in traces.sites(traces.guide, observed=False)
+        ]
+    finally:
+        for leaf in leaves:
+            leaf.requires_grad_(True)
+    return sum(terms[1:], terms[0])

@@ -1,0 +1,196 @@
+"""Gradients: how φ is moved for a bound F. θ always follows Σ_k c_k ∂_θ log p(x, z_k), c_k = ∂F/∂log w_k.
+
+With P_k the path derivative of log w_k through z_k, the parameters of q stopped, and s_k = ∂_φ log q(z_k) with z_k stopped,
+a gradient is a choice of coefficients (detached) of P_k and s_k.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from pyroae.errors import ConfigError
+from pyroae.objectives.bounds import ELBO, IWAE, TVO, BoundFunction
+from pyroae.registry import Registry
+
+GRADIENTS: "Registry[Gradient]" = Registry("gradient")
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Coefficients `[K, N]` for gradient ascent: of ∂_θ log p, and of P_k, of P_k − s_k, or of s_k; one of these three."""
+
+    theta: Tensor
+    path: Tensor | None = None
+    whole: Tensor | None = None
+    score: Tensor | None = None
+
+
+class Gradient(ABC):
+    """An estimator of a bound's gradient. `reparameterized`: whether it needs draws that carry a gradient."""
+
+    reparameterized: ClassVar[bool] = True
+
+    @abstractmethod
+    def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
+        """From the bound and detached log-weights `[K, N]`."""
+
+    def check(self, bound: BoundFunction) -> None:
+        """Raises ConfigError where the pair with `bound` is not defined; every bound is accepted by default."""
+        return
+
+
+@GRADIENTS.register("pathwise")
+@dataclass(frozen=True)
+class Pathwise(Gradient):
+    """φ: Σ c_k (P_k − s_k), the derivative of the bound itself (Kingma & Welling 2014, Burda 2016)."""
+
+    def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
+        slope = bound.slope(log_weight)
+        return Coefficients(slope, whole=slope)
+
+
+@GRADIENTS.register("sticking-the-landing")
+@dataclass(frozen=True)
+class StickingTheLanding(Gradient):
+    """φ: Σ c_k P_k (Roeder 2017). Unbiased for the ELBO; biased for every other bound with K > 1 (Tucker 2019)."""
+
+    def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
+        slope = bound.slope(log_weight)
+        return Coefficients(slope, path=slope)
+
+
+@GRADIENTS.register("doubly-reparameterized")
+@dataclass(frozen=True)
+class DoublyReparameterized(Gradient):
+    """φ: Σ (c_k − ∂c_k/∂log w_k) P_k, unbiased for every F; for IWAE it is DReG, Σ ŵ² P (Tucker 2019).
+
+    alpha: a share of RWS-DReG, Σ (ŵ − ŵ²) P, mixed in: DReG(α) (Bauer & Mnih 2021).
+    """
+
+    alpha: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ConfigError(f"alpha of DReG(α) must be in [0, 1], not {self.alpha}")
+
+    def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
+        slope = bound.slope(log_weight)
+        path = slope - bound.curvature(log_weight)
+        if self.alpha:
+            weight = log_weight.softmax(0)
+            path = (1 - self.alpha) * path + self.alpha * (weight - weight**2)
+        return Coefficients(slope, path=path)
+
+
+@GRADIENTS.register("score")
+@dataclass(frozen=True)
+class Score(Gradient):
+    """φ: Σ (F − F₋ₖ) s_k − Σ c_k s_k, for any guide, discrete ones too.
+
+    baseline: F₋ₖ, `none`, `leave-one-out` (F of the others), or F with log w_k replaced by the `arithmetic` (log of the mean
+    weight) or `geometric` (mean log-weight) mean of the others: for IWAE, VIMCO (Mnih & Rezende 2016).
+    """
+
+    reparameterized: ClassVar[bool] = False
+    baseline: Literal["none", "leave-one-out", "arithmetic", "geometric"] = "leave-one-out"
+
+    def __post_init__(self) -> None:
+        if self.baseline not in ("none", "leave-one-out", "arithmetic", "geometric"):
+            raise ConfigError(f"unknown baseline '{self.baseline}': none, leave-one-out, arithmetic or geometric")
+
+    def check(self, bound: BoundFunction) -> None:
+        needed = 1 if self.baseline == "none" else bound.least_particles + (self.baseline == "leave-one-out")
+        if bound.num_particles < max(needed, 1 + (self.baseline != "none")):
+            raise ConfigError(
+                f"the baseline '{self.baseline}' of {type(bound).__name__} needs num_particles of at least "
+                f"{max(needed, 2)}, not {bound.num_particles}"
+            )
+
+    def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
+        slope = bound.slope(log_weight)
+        value = bound.value(log_weight)
+        learning = value.expand_as(log_weight) - slope
+        if self.baseline == "none":
+            return Coefficients(slope, score=learning)
+        return Coefficients(slope, score=learning - bound.without(log_weight, self._fill(log_weight)))
+
+    def _fill(self, log_weight: Tensor) -> Tensor | None:
+        others = len(log_weight) - 1
+        if self.baseline == "geometric":
+            return (log_weight.sum(0) - log_weight) / others
+        if self.baseline == "arithmetic":
+            return IWAE(len(log_weight)).without(log_weight, None)
+        return None
+
+
+@GRADIENTS.register("wake-sleep")
+@dataclass(frozen=True)
+class WakeSleep(Gradient):
+    """φ: Σ ŵ_k s_k, the wake-φ update of reweighted wake-sleep: descends KL(p ‖ q), not F (Bornschein & Bengio 2015)."""
+
+    reparameterized: ClassVar[bool] = False
+
+    def check(self, bound: BoundFunction) -> None:
+        _needs_iwae("reweighted wake-sleep", bound)
+
+    def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
+        weight = bound.slope(log_weight)
+        return Coefficients(weight, score=weight)
+
+
+@GRADIENTS.register("wake-sleep-doubly-reparameterized")
+@dataclass(frozen=True)
+class DoublyReparameterizedWakeSleep(Gradient):
+    """φ: Σ (ŵ_k − ŵ_k²) P_k, the mean of the wake-φ update with less variance (Tucker 2019)."""
+
+    def check(self, bound: BoundFunction) -> None:
+        _needs_iwae("reweighted wake-sleep", bound)
+
+    def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
+        weight = bound.slope(log_weight)
+        return Coefficients(weight, path=weight - weight**2)
+
+
+@GRADIENTS.register("covariance")
+@dataclass(frozen=True)
+class Covariance(Gradient):
+    """TVO's own: ∂ E_π_β[f] = E_π_β[∂f] + Cov_π_β[∂ log π̃_β, f], f = log w, π̃_β = q^{1−β} p^β (Masrani 2019).
+
+    The covariances carry the factor K/(K−1). For any guide, discrete ones too.
+    """
+
+    reparameterized: ClassVar[bool] = False
+
+    def check(self, bound: BoundFunction) -> None:
+        if not isinstance(bound, TVO):
+            raise ConfigError(f"the covariance gradient is that of TVO, not of {type(bound).__name__}")
+
+    def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
+        assert isinstance(bound, TVO)
+        betas, unbiased = bound.betas(), len(log_weight) / (len(log_weight) - 1)
+        theta, score = torch.zeros_like(log_weight), torch.zeros_like(log_weight)
+        for beta, after in pairwise(betas):
+            weight = (after - beta) * (beta * log_weight).softmax(0)
+            mean = (weight * log_weight).sum(0) / (after - beta)
+            spread = weight * (log_weight - mean) * unbiased
+            theta = theta + weight + beta * spread
+            score = score + (1 - beta) * spread - weight
+        return Coefficients(theta, score=score)
+
+
+@GRADIENTS.register("two-bounds")
+@dataclass(frozen=True)
+class TwoBounds(Gradient):
+    """θ follows the IWAE bound over all K particles, φ the bound itself, pathwise: with MIWAE, PIWAE (Rainforth 2018)."""
+
+    def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
+        return Coefficients(log_weight.softmax(0), whole=bound.slope(log_weight))
+
+
+def _needs_iwae(what: str, bound: BoundFunction) -> None:
+    if not isinstance(bound, IWAE | ELBO) or (isinstance(bound, ELBO) and bound.num_particles > 1):
+        raise ConfigError(f"{what} takes its θ-gradient from IWAE; it is not defined for {type(bound).__name__}")
