@@ -1,7 +1,6 @@
 """A prior of one's own in ten lines: Student's t, as robust as its degrees of freedom are few.
 
-Registered, it has a name on the command line and in YAML too, `--prior student:freedom=4`, and the conformance tests run
-over it like over any other.
+Registered, it has a name, `PRIORS.parse("student:freedom=4")`, and the conformance tests run over it like over any other.
 
     python examples/own_choice.py
 """
