@@ -17,7 +17,7 @@ $(VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12) and "pyroae needs Python 3.12 or newer; try: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
+	$(BIN)/uv pip install --python $(BIN)/python --editable '.[dev]'
 	@touch $@
 
 demo: setup
@@ -31,7 +31,7 @@ types: setup
 	$(BIN)/mypy
 
 docs: setup
-	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: lint types docs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow'

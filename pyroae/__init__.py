@@ -17,7 +17,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 if TYPE_CHECKING:
-    from pyroae import corruptions, likelihoods, nn, plots, posteriors, priors, zoo
+    from pyroae import corruptions, likelihoods, nn, objectives, plots, posteriors, priors, testing, zoo
     from pyroae.autoencoder import Autoencoder
     from pyroae.config import RunConfig, TrainConfig
     from pyroae.data import Dataset, Splits, load
@@ -45,7 +45,7 @@ _HOMES = {
     "pyroae.training": ["FitResult", "fit"],
     "pyroae.weights": ["LogWeights", "log_weights"],
 }
-_MODULES = ["corruptions", "likelihoods", "nn", "plots", "posteriors", "priors", "zoo"]
+_MODULES = ["corruptions", "likelihoods", "nn", "objectives", "plots", "posteriors", "priors", "testing", "zoo"]
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -74,9 +74,11 @@ __all__ = [
     "log_likelihood",
     "log_weights",
     "nn",
+    "objectives",
     "plots",
     "posteriors",
     "priors",
+    "testing",
     "to_datatree",
     "zoo",
 ]

@@ -31,6 +31,11 @@ class BoundFunction(ABC):
         if count < self.least_particles:
             raise ConfigError(f"{type(self).__name__} needs num_particles of at least {self.least_particles}, not {count}")
 
+    @property
+    def smooth(self) -> bool:
+        """Whether the slopes c_k are continuous: what doubly reparameterized gradients need."""
+        return True
+
     @abstractmethod
     def value(self, log_weight: Tensor) -> Tensor:
         """F `[N]` of log-weights `[K, N]`, differentiable."""
@@ -120,6 +125,10 @@ class Renyi(BoundFunction):
         super().__post_init__()
         if not self.alpha < math.inf:
             raise ConfigError(f"alpha of a Rényi bound must be below infinity, not {self.alpha}")
+
+    @property
+    def smooth(self) -> bool:
+        return self.alpha > -math.inf
 
     def value(self, log_weight: Tensor) -> Tensor:
         if self.alpha == 1:

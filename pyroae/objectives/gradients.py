@@ -42,6 +42,10 @@ class Gradient(ABC):
         """Raises ConfigError where the pair with `bound` is not defined; every bound is accepted by default."""
         return
 
+    def unbiased(self, bound: BoundFunction) -> bool:
+        """Whether the mean of the estimator is the gradient of the bound's mean."""
+        return True
+
 
 @GRADIENTS.register("pathwise")
 @dataclass(frozen=True)
@@ -57,6 +61,9 @@ class Pathwise(Gradient):
 @dataclass(frozen=True)
 class StickingTheLanding(Gradient):
     """φ: Σ c_k P_k (Roeder 2017). Unbiased for the ELBO; biased for every other bound with K > 1 (Tucker 2019)."""
+
+    def unbiased(self, bound: BoundFunction) -> bool:
+        return isinstance(bound, ELBO) or bound.num_particles == 1
 
     def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
         slope = bound.slope(log_weight)
@@ -76,6 +83,15 @@ class DoublyReparameterized(Gradient):
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
             raise ConfigError(f"alpha of DReG(α) must be in [0, 1], not {self.alpha}")
+
+    def check(self, bound: BoundFunction) -> None:
+        if not bound.smooth:
+            raise ConfigError(
+                f"{bound} has slopes that jump, where the doubly reparameterized gradient is biased: use Pathwise"
+            )
+
+    def unbiased(self, bound: BoundFunction) -> bool:
+        return self.alpha == 0
 
     def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
         slope = bound.slope(log_weight)
@@ -137,6 +153,9 @@ class WakeSleep(Gradient):
     def check(self, bound: BoundFunction) -> None:
         _needs_iwae("reweighted wake-sleep", bound)
 
+    def unbiased(self, bound: BoundFunction) -> bool:
+        return False
+
     def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
         weight = bound.slope(log_weight)
         return Coefficients(weight, score=weight)
@@ -149,6 +168,9 @@ class DoublyReparameterizedWakeSleep(Gradient):
 
     def check(self, bound: BoundFunction) -> None:
         _needs_iwae("reweighted wake-sleep", bound)
+
+    def unbiased(self, bound: BoundFunction) -> bool:
+        return False
 
     def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
         weight = bound.slope(log_weight)
@@ -169,6 +191,9 @@ class Covariance(Gradient):
         if not isinstance(bound, TVO):
             raise ConfigError(f"the covariance gradient is that of TVO, not of {type(bound).__name__}")
 
+    def unbiased(self, bound: BoundFunction) -> bool:
+        return False
+
     def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
         assert isinstance(bound, TVO)
         betas, unbiased = bound.betas(), len(log_weight) / (len(log_weight) - 1)
@@ -186,6 +211,9 @@ class Covariance(Gradient):
 @dataclass(frozen=True)
 class TwoBounds(Gradient):
     """θ follows the IWAE bound over all K particles, φ the bound itself, pathwise: with MIWAE, PIWAE (Rainforth 2018)."""
+
+    def unbiased(self, bound: BoundFunction) -> bool:
+        return False
 
     def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
         return Coefficients(log_weight.softmax(0), whole=bound.slope(log_weight))
