@@ -111,18 +111,18 @@ def test_conv_is_written_out(shape: tuple[int, ...]) -> None:
     h = torch.randn(2, math.prod(shape))
     y = h.reshape(2, *image)
     for conv in (m for m in encoder.modules() if isinstance(m, nn.Conv2d)):
-        y = F.relu(F.conv2d(y, conv.weight, conv.bias, stride=2, padding=1))
+        y = F.elu(F.conv2d(y, conv.weight, conv.bias, stride=2, padding=1))
     inner = y.shape[1:]
     (first, last) = layers(encoder)
-    torch.testing.assert_close(encoder(h), F.relu(y.flatten(1) @ first[0].T + first[1]) @ last[0].T + last[1])
+    torch.testing.assert_close(encoder(h), F.elu(y.flatten(1) @ first[0].T + first[1]) @ last[0].T + last[1])
 
     z = torch.randn(2, 3)
     (first, last) = layers(decoder)
-    y = (F.relu(z @ first[0].T + first[1]) @ last[0].T + last[1]).reshape(2, *inner)
+    y = (F.elu(z @ first[0].T + first[1]) @ last[0].T + last[1]).reshape(2, *inner)
     transposed = [m for m in decoder.modules() if isinstance(m, nn.ConvTranspose2d)]
     for unconv, (height, width) in zip(transposed, [(image[1] // 2, image[2] // 2), image[1:]], strict=True):
         extra = (height - 2 * y.shape[2], width - 2 * y.shape[3])
-        y = F.conv_transpose2d(F.relu(y), unconv.weight, stride=2, padding=1, output_padding=extra)
+        y = F.conv_transpose2d(F.elu(y), unconv.weight, stride=2, padding=1, output_padding=extra)
     bias = cast(nn.Sequential, decoder)[-1].bias
     torch.testing.assert_close(decoder(z), y.flatten(1) + bias)  # type: ignore[operator]
 
