@@ -31,7 +31,7 @@ def loss_and_gradient(loss: Tensor, system: Autoencoder) -> tuple[float, Tensor]
     return loss.item(), torch.cat([g.flatten() for g in flat])
 
 
-def agree(system: Autoencoder, x: Tensor, formula: Callable[[], Tensor], name: str) -> None:
+def assert_agrees(system: Autoencoder, x: Tensor, formula: Callable[[], Tensor], name: str) -> None:
     """The objective's loss and gradient, and those of the formula run on the same random numbers."""
     pyro.set_rng_seed(1)
     objective = OBJECTIVES[name]()
@@ -51,7 +51,7 @@ def test_autoencoder_is_squared_error(name: str) -> None:
         z = oracles.mlp(x, layers(system.encoder))
         return (0.5 * (x - oracles.mlp(z, layers(system.decoder))).square().sum(1) + D * oracles.HALF_LOG_2PI).sum()
 
-    agree(system, x, formula, name)
+    assert_agrees(system, x, formula, name)
 
 
 @pytest.mark.parametrize("name", ELBOS)
@@ -64,7 +64,7 @@ def test_sparse_autoencoder_adds_the_l1_penalty(name: str) -> None:
         atoms = decoder.weight / decoder.weight.square().sum(0).sqrt()
         return (oracles.normal_nll(x, z @ atoms.T + decoder.bias) + oracles.laplace_penalty(z, 2.5)).sum()
 
-    agree(system, x, formula, name)
+    assert_agrees(system, x, formula, name)
 
 
 @pytest.mark.parametrize("name", ELBOS)
@@ -81,7 +81,7 @@ def test_sparse_autoencoder_with_a_weight_prior(name: str) -> None:
         fit = oracles.normal_nll(x, oracles.mlp(z, layers(system.decoder)))
         return (fit + oracles.laplace_penalty(z, 1.0)).sum() + penalty
 
-    agree(system, x, formula, name)
+    assert_agrees(system, x, formula, name)
 
 
 @pytest.mark.parametrize("name", ELBOS)
@@ -94,7 +94,7 @@ def test_denoising_autoencoder_corrupts_the_input_only(name: str) -> None:
         z = oracles.mlp(corrupted, layers(system.encoder))
         return oracles.normal_nll(x, oracles.mlp(z, layers(system.decoder))).sum()
 
-    agree(system, x, formula, name)
+    assert_agrees(system, x, formula, name)
 
 
 @pytest.mark.parametrize("name", ELBOS)
@@ -114,7 +114,7 @@ def test_vae(name: str, kind: str) -> None:
         sampled = oracles.normal_nll(z, zero) - oracles.normal_nll((z - mean) / scale, zero) - scale.log().sum(-1)
         return (distortion + (oracles.gaussian_kl(mean, scale) if name == "analytic-kl" else sampled)).sum()
 
-    agree(system, x, formula, name)
+    assert_agrees(system, x, formula, name)
 
 
 def test_kl_of_the_prior_is_zero_and_its_closed_form_holds() -> None:
@@ -150,7 +150,7 @@ def test_ppca(name: str) -> None:
         sampled = oracles.normal_nll(z, zero) - oracles.normal_nll((z - mean) / scale, zero) - scale.log().sum(-1)
         return (distortion + (oracles.gaussian_kl(mean, scale) if name == "analytic-kl" else sampled)).sum()
 
-    agree(system, x, formula, name)
+    assert_agrees(system, x, formula, name)
 
 
 def test_exact_posterior_makes_the_elbo_the_log_likelihood() -> None:
@@ -163,5 +163,5 @@ def test_exact_posterior_makes_the_elbo_the_log_likelihood() -> None:
         covariance = weight @ weight.T + sigma**2 * torch.eye(D)
         return -torch.distributions.MultivariateNormal(bias, covariance).log_prob(x).sum()
 
-    agree(system, x, formula, "trace-elbo")
+    assert_agrees(system, x, formula, "trace-elbo")
     assert TraceELBO(num_particles=5).loss(system.model, system.guide, x).item() == pytest.approx(formula().item(), abs=1e-10)
