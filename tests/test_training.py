@@ -61,7 +61,8 @@ def test_ppca_reaches_the_maximum_likelihood(digits: Dataset, name: str) -> None
     system = zoo.ppca(digits, latent=10)
     best = linear_gaussian.maximum_likelihood(digits.x, 10).log_px
     assert exact_log_likelihood(system, digits.x).mean().item() < 0.9 * best
-    fit(system, digits, OBJECTIVES[name](), LONG, progress=False)
+    config = TrainConfig(epochs=600, lr=3e-2, schedule="cosine", batch_size=200)
+    fit(system, digits, OBJECTIVES[name](), config, progress=False)
     reached = exact_log_likelihood(system, digits.x).mean().item()
     assert best * (1 - 1e-3) < reached < best + 1e-6
     posterior = zoo.ppca(digits, latent=10, exact=True)
@@ -75,7 +76,7 @@ def test_ppca_reaches_the_maximum_likelihood(digits: Dataset, name: str) -> None
 def test_sparsity_grows_with_the_rate(digits: Dataset) -> None:
     config = TrainConfig(epochs=60, lr=3e-3, schedule="cosine")
     shares = []
-    for rate in (0.01, 0.1, 1.0):
+    for rate in (0.01, 0.1, 0.2):
         torch.manual_seed(0)
         system = zoo.sparse_autoencoder(digits, latent=100, rate=rate, encoder=MLP((200,), "relu"))
         fit(system, digits, TraceELBO(), config, progress=False)
