@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pyroae.errors import PyroaeError
     from pyroae.evaluation.diagnostics import Diagnostics, diagnose
     from pyroae.evaluation.exact import exact_log_likelihood
+    from pyroae.evaluation.gradients import measure_gradients, measure_slopes
     from pyroae.evaluation.likelihood import LikelihoodEstimate, log_likelihood
     from pyroae.evaluation.summary import Evaluation, evaluate
     from pyroae.inference_data import to_datatree
@@ -38,6 +39,7 @@ _HOMES = {
     "pyroae.errors": ["PyroaeError"],
     "pyroae.evaluation.diagnostics": ["Diagnostics", "diagnose"],
     "pyroae.evaluation.exact": ["exact_log_likelihood"],
+    "pyroae.evaluation.gradients": ["measure_gradients", "measure_slopes"],
     "pyroae.evaluation.likelihood": ["LikelihoodEstimate", "log_likelihood"],
     "pyroae.evaluation.summary": ["Evaluation", "evaluate"],
     "pyroae.inference_data": ["to_datatree"],
@@ -73,6 +75,8 @@ __all__ = [
     "load",
     "log_likelihood",
     "log_weights",
+    "measure_gradients",
+    "measure_slopes",
     "nn",
     "objectives",
     "plots",

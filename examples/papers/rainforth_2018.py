@@ -6,7 +6,7 @@ at the optimum μ = x̄, A = I/2, b = μ/2, every parameter perturbed by N(0, 0.
 whole data set, and the SNR of a parameter is |E Δ| / σ(Δ); what is shown is its mean over the 20 elements of b for φ and
 of μ for θ. IWAE's slope in K is −1/2 for φ and +1/2 for θ; with DReG φ's is +1/2 as well (Tucker et al. 2019).
 
-python examples/papers/rainforth_2018.py    some minutes on two cores
+python examples/papers/rainforth_2018.py    about a quarter of an hour on two cores
 """
 
 import argparse
