@@ -4,6 +4,7 @@ Nothing here imports torch: `pyroae --help` answers at once. What the commands d
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
@@ -28,9 +29,13 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one sentence, with the nearest option that exists."""
 
     def error(self, message: str) -> NoReturn:
-        word = next((w for w in message.split() if w.startswith("--")), "").partition("=")[0]
-        known = [option for action in self._actions for option in action.option_strings]
-        near = get_close_matches(word, known, n=1) if message.startswith("unrecognized") else []
+        choice = re.search(r"invalid choice: '(.+?)' \(choose from (.*)\)", message)
+        if choice:
+            word, known = choice[1], re.findall(r"[\w-]+", choice[2])
+        else:
+            word = next((w for w in message.split() if w.startswith("--")), "").partition("=")[0]
+            known = [option for action in self._actions for option in action.option_strings]
+        near = get_close_matches(word, known, n=1) if choice or message.startswith("unrecognized") else []
         hint = f"; did you mean {near[0]}?" if near else ""
         self.exit(2, f"{self.prog}: {message}{hint}\n")
 
@@ -76,7 +81,9 @@ def make_parser() -> Parser:
     train.add_argument("--config", metavar="FILE", help="YAML with the same names; options win over it")
     train.add_argument("--out", metavar="RUN", help="run directory to write")
     train.add_argument("--overwrite", action="store_true", help="replace the run that is there")
-    train.add_argument("--resume", metavar="RUN", help="go on with a run from its last checkpoint, with its settings")
+    train.add_argument(
+        "--resume", nargs="?", const="", metavar="RUN", help="go on with the run (by default that of --out) from its last epoch"
+    )
     for field in fields(RunConfig):
         _option(train, field, get_type_hints(RunConfig)[field.name])
 

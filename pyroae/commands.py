@@ -64,9 +64,9 @@ def demo(out: str, overwrite: bool, epochs: int, num_particles: int) -> None:
 def train(settings: dict[str, Any], out: str | None, overwrite: bool, resume: str | None) -> None:
     """Train, or go on with, a run; prints its table of validation results."""
     if resume is not None:
-        if out is not None or overwrite:
-            raise ConfigError("--resume goes on with a run in its own directory: leave out --out and --overwrite")
-        run, result = _resume(Run(resume), settings)
+        if overwrite or (resume and out is not None and Path(out) != Path(resume)) or not (resume or out):
+            raise ConfigError("--resume goes on with one run in its own directory: name that, and leave out --overwrite")
+        run, result = _resume(Run(resume or str(out)), settings)
     else:
         if out is None:
             raise ConfigError("give --out, the run directory to write")

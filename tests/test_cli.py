@@ -84,7 +84,8 @@ def test_resume_is_one_long_run(tmp_path: Path) -> None:
     whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
     assert main(["train", *SMALL, "--epochs", "4", "--out", whole]) == 0
     assert main(["train", *SMALL, "--epochs", "2", "--out", parts]) == 0
-    assert main(["train", "--resume", parts, "--epochs", "4"]) == 0
+    assert main(["train", "--resume", parts, "--epochs", "3"]) == 0
+    assert main(["train", "--out", parts, "--resume", "--epochs", "4"]) == 0
     from pyroae.runs import Run
 
     one, other = (Run(path).state() for path in (whole, parts))
@@ -254,7 +255,11 @@ def test_a_run_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str])
     refused(["train", "--data", "nowhere.npy", "--out", str(run), "--overwrite"], "there is no file", capsys)
     refused(["train", "--resume", str(run), "--latent", "5", "--epochs", "9"], "latent is 2 there", capsys)
     refused(["train", "--resume", str(run)], "has finished its 2 epochs: give more --epochs", capsys)
-    refused(["train", "--resume", str(run), "--out", "elsewhere"], "leave out --out", capsys)
+    refused(["train", "--resume", str(run), "--out", "elsewhere"], "in its own directory", capsys)
+    refused(["train", "--resume", str(run), "--overwrite"], "leave out --overwrite", capsys)
+    refused(["train", "--resume"], "name that", capsys)
+    refused(["trian"], "invalid choice: 'trian'", capsys)
+    refused(["trian"], "did you mean train?", capsys)
     refused(["train"], "give --out", capsys)
     assert snapshot(run) == before
 
