@@ -1,10 +1,8 @@
 """The gradient laboratory against stored replicates, closed-form variances and known biases and rates."""
 
-import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pyro
@@ -17,6 +15,7 @@ from pyroae.errors import ConfigError, ProgramError
 from pyroae.evaluation.gradients import BATCHES, GradientStatistics, measure_gradients, measure_slopes, slope
 from pyroae.objectives import ELBO, AnalyticKL, Objective, ObjectiveBase
 from pyroae.objectives.named import dreg, iwae, iwae_stl, stl
+from tests.test_examples import example
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -262,18 +261,8 @@ def test_slopes_of_the_toy() -> None:
     assert [low < ratio < high for ratio, (low, high) in zip(found.snr, found.intervals, strict=True)] == [True, True]
 
 
-def example() -> ModuleType:
-    path = Path(__file__).parents[1] / "examples" / "papers" / "rainforth_2018.py"
-    spec = importlib.util.spec_from_file_location("rainforth_2018", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_rainforth_in_small() -> None:
-    module = example()
+    module = example("papers/rainforth_2018")
     curves = module.measure(64, 200, falling=(4, 32), rising=(16, 128))
     signs = {name: (curve.slope.low > 0) - (curve.slope.high < 0) for name, curve in curves.items()}
     assert signs == {"IWAE φ": -1, "IWAE θ": 1, "DReG φ": 1}
@@ -285,13 +274,13 @@ def test_rainforth_in_small() -> None:
 @pytest.mark.slow
 def test_rainforth(tmp_path: Path) -> None:
     """The published slopes, D = 20, N = 1024: intervals inside the bands."""
-    curves = example().main(["--out", str(tmp_path / "rainforth.png")])
+    curves = example("papers/rainforth_2018").main(["--out", str(tmp_path / "rainforth.png")])
     for name, low, high in (("IWAE φ", -0.6, -0.4), ("IWAE θ", 0.35, 0.6), ("DReG φ", 0.35, 0.6)):
         assert low < curves[name].slope.low < curves[name].slope.high < high, name
 
 
 def test_rainforth_is_near_its_optimum() -> None:
-    module = example()
+    module = example("papers/rainforth_2018")
     x = torch.randn(2000, 20) + 1
     system = module.Toy(x)
     offsets = torch.cat([system.mu - x.mean(0), system.b - x.mean(0) / 2, (system.a - torch.eye(20) / 2).flatten()])

@@ -1,7 +1,5 @@
 """Estimators by the names of their papers: rows of a table of bounds and gradients."""
 
-from collections.abc import Callable
-
 from pyroae.objectives.base import OBJECTIVES, Objective
 from pyroae.objectives.bounds import CIWAE, ELBO, IWAE, JVI, MIWAE, TVO, Renyi
 from pyroae.objectives.gradients import (
@@ -98,21 +96,3 @@ def score(num_particles: int = 2) -> Objective:
 def tvo(num_particles: int = 8, partitions: int = 5, first: float = 0.01) -> Objective:
     """The thermodynamic variational objective with its covariance gradient (Masrani 2019)."""
     return Objective(TVO(num_particles, partitions, first), Covariance())
-
-
-NAMED: tuple[Callable[..., Objective], ...] = (
-    stl,
-    iwae,
-    iwae_stl,
-    dreg,
-    rws,
-    rws_dreg,
-    renyi,
-    miwae,
-    ciwae,
-    piwae,
-    jvi,
-    vimco,
-    score,
-    tvo,
-)
