@@ -62,7 +62,7 @@ def demo(out: str, overwrite: bool, epochs: int, num_particles: int) -> None:
 
 
 def train(settings: dict[str, Any], out: str | None, overwrite: bool, resume: str | None) -> None:
-    """Train, or go on with, a run; prints its table of validation results."""
+    """Train, or go on with, a run; prints the bound of the weights that were kept."""
     if resume is not None:
         if overwrite or (resume and out is not None and Path(out) != Path(resume)) or not (resume or out):
             raise ConfigError("--resume goes on with one run in its own directory: name that, and leave out --overwrite")

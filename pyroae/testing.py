@@ -13,9 +13,9 @@ from pyro.infer import SVI
 from torch import Tensor, nn
 
 from pyroae import linear_gaussian
-from pyroae.objectives.base import Objective, ObjectiveBase
+from pyroae.objectives.base import Bound, Objective, ObjectiveBase
 from pyroae.objectives.gradients import Pathwise
-from pyroae.weights import Program, fork_random
+from pyroae.weights import Program, Traces, fork_random
 
 
 class ConformanceError(AssertionError):
@@ -237,7 +237,7 @@ class _Attached(ObjectiveBase):
         super().__init__(objective.num_particles)
         self.objective = objective
 
-    def estimate(self, traces: Any) -> Any:
+    def estimate(self, traces: Traces) -> Bound:
         """The value, as its own surrogate."""
         value = self.objective.estimate(traces).value
-        return type(self.objective.estimate(traces))(value, value)
+        return Bound(value, value)

@@ -18,6 +18,7 @@ from pyroae.objectives import (
     MIWAE,
     OBJECTIVES,
     TVO,
+    AnalyticKL,
     Bound,
     Coefficients,
     Covariance,
@@ -69,6 +70,12 @@ def test_every_valid_pair_conforms(objective: Objective) -> None:
 @pytest.mark.parametrize("num_particles", [2, 6])
 def test_every_named_objective_conforms(name: str, num_particles: int) -> None:
     assert all(check.passed for check in check_objective(OBJECTIVES[name](num_particles=num_particles)))
+
+
+def test_an_objective_that_is_no_pair_may_claim_to_be_unbiased() -> None:
+    assert "the mean gradient is the bound's" in {check.name for check in check_objective(AnalyticKL(3), unbiased=True)}
+    with pytest.raises(ConformanceError, match="the mean gradient is the bound's"):
+        check_objective(NoGradientForTheta(4), unbiased=True)
 
 
 def test_the_biased_say_so() -> None:

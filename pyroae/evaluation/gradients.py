@@ -1,7 +1,7 @@
 """The gradient laboratory: mean, variance, signal-to-noise ratio and bias of gradient estimators at fixed θ and φ, streamed."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -137,13 +137,8 @@ def measure_gradients(
             work.gradient(seed)  # a look before the start, with Pyro's checks
             _synchronize(x)
             started = time.perf_counter()
-            with pyro.validation_enabled(False):
-                for r in range(replicates):
-                    gradient = work.gradient(seed * 1_000_003 + r)
-                    for group, names in groups.items():
-                        part = torch.cat([gradient[parameter] for parameter in names])
-                        streams[group].add(r * BATCHES // replicates, part)
-                    bar.update(i * replicates + r + 1, name)
+            for r in work.collect(streams, groups, replicates, seed):
+                bar.update(i * replicates + r + 1, name)
             _synchronize(x)
             seconds = (time.perf_counter() - started) / replicates
             if name == reference:
@@ -247,6 +242,18 @@ class _Work:
         leaves = list(self.parameters.values())
         found = torch.autograd.grad(surrogate / len(self.x), leaves, allow_unused=True, materialize_grads=True)
         return {name: gradient.flatten() for name, gradient in zip(self.parameters, found, strict=True)}
+
+    def collect(
+        self, streams: Mapping[str, "_Stream"], groups: Mapping[str, Sequence[str]], replicates: int, seed: int
+    ) -> Iterator[int]:
+        """Add every replicate to the stream of each group; yields the number of each as it is done."""
+        for r in range(replicates):
+            with pyro.validation_enabled(False):
+                gradient = self.gradient(seed * 1_000_003 + r)
+            for group, names in groups.items():
+                part = torch.cat([gradient[parameter] for parameter in names])
+                streams[group].add(r * BATCHES // replicates, part)
+            yield r
 
 
 class _Stream:

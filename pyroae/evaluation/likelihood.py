@@ -91,14 +91,15 @@ def log_likelihood(
         with fork_random(x.device):  # the look before the start takes no draws from the estimate
             check_proposal(run(model, guide, (x[:1],), {}))
             nesting = plate_nesting(model, guide, (x[:1],), {})
-        parts = []
+        parts, done = [], 0
         with Progress("log p(x)", len(x) * num_particles, progress) as bar, pyro.validation_enabled(False):
             for block, chunks in _plan(x, num_particles):
                 total = _Stream(len(block), x.device)
                 for k in chunks:
                     total.add(reduce_log_weights(run(model, guide, (block,), {}, k, nesting)).log_weight)
+                    done += k * len(block)
+                    bar.update(done)
                 parts.append(total)
-                bar.update(sum(len(p.sum) * p.count for p in parts))
     log_px, se, ess = (torch.cat(column).cpu() for column in zip(*(part.result() for part in parts), strict=True))
     if not torch.isfinite(log_px).all():
         n = int((~torch.isfinite(log_px)).nonzero()[0])
