@@ -1,0 +1,5 @@
+"""What the commands of the command line do, one function a command."""
+
+from pyroae.commands.runs import demo, encode, evaluate, reconstruct, report, sample, train
+
+__all__ = ["demo", "encode", "evaluate", "reconstruct", "report", "sample", "train"]

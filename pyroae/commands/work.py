@@ -1,0 +1,183 @@
+"""What the commands share: a run trained, gone on with, evaluated; files written whole."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from pyroae import plots, zoo
+from pyroae.autoencoder import Autoencoder
+from pyroae.config import RunConfig
+from pyroae.data import Dataset, Splits, load
+from pyroae.errors import ConfigError, DataError, PyroaeError, RunError
+from pyroae.evaluation.summary import Evaluation
+from pyroae.evaluation.summary import evaluate as evaluate_system
+from pyroae.inference_data import to_datatree
+from pyroae.likelihoods import Bernoulli
+from pyroae.objectives import OBJECTIVES
+from pyroae.report import write_report
+from pyroae.runs import Run, device_of, refuse_taken, write_whole
+from pyroae.training import FitResult, check, check_data, fit
+
+
+def splits_of(config: RunConfig, data: str | None = None) -> Splits:
+    """The data of a configuration, or others prepared as it says."""
+    likelihood = zoo.likelihood_of(config)
+    binarize = config.binarize or ("dynamic" if isinstance(likelihood, Bernoulli) else "none")
+    return load(
+        config.data if data is None else data,
+        binarize=binarize,  # type: ignore[arg-type]
+        valid=config.valid_fraction,
+        test=config.test_fraction,
+        seed=config.split_seed,
+        data_root=config.data_root,
+        value_range=config.value_range,  # type: ignore[arg-type]
+    )
+
+
+def train_run(config: RunConfig, path: Path, overwrite: bool) -> tuple[Run, FitResult]:
+    """A new run, trained; everything is refused before the directory is made."""
+    refuse_taken(path, overwrite)
+    splits = splits_of(config)
+    torch.manual_seed(config.seed)
+    system = zoo.from_config(config, splits.train)
+    objective = OBJECTIVES.parse(config.objective, num_particles=config.num_particles)
+    check(system, splits.train, splits.valid, objective, config.training)
+    run = Run.create(path, config, splits, overwrite=overwrite)
+    result = fit(system, splits, objective, config.training, on_epoch=run.save)
+    draw_curves(run, result)
+    return run, result
+
+
+def resume_run(run: Run, settings: dict[str, Any]) -> tuple[Run, FitResult]:
+    """A run, gone on with from its last epoch. Raises ConfigError for settings that differ."""
+    state = run.state()
+    config = RunConfig.from_mapping({**run.config.to_dict(), **settings})
+    for name, value in config.to_dict().items():
+        if name not in ("epochs", "accelerator", "data_root") and value != run.config.to_dict()[name]:
+            raise ConfigError(f"--resume goes on with the settings of the run: {name} is {run.config.to_dict()[name]} there")
+    if len(state.history) >= config.epochs:
+        raise ConfigError(f"the run '{run.path}' has finished its {config.epochs} epochs: give more --epochs to go on")
+    splits = splits_of(config)
+    same_data(run, splits)
+    system = zoo.from_config(config, splits.train)
+    objective = OBJECTIVES.parse(config.objective, num_particles=config.num_particles)
+    run.write_config(config, splits)
+    result = fit(system, splits, objective, config.training, state=state, on_epoch=run.save)
+    draw_curves(run, result)
+    return run, result
+
+
+def same_data(run: Run, splits: Splits) -> None:
+    """Raises DataError where the data of a run have changed."""
+    if splits.fingerprint != run.fingerprint:
+        raise DataError(
+            f"the data '{run.config.data}' have changed since the run '{run.path}': their fingerprint is "
+            f"{splits.fingerprint}, not {run.fingerprint}"
+        )
+
+
+def part_of(run: Run, data: str | None, split: str, num_data: int | None) -> Dataset:
+    """The part of the data that a command is about: of the run's own, or of other data of the same width."""
+    if num_data is not None:
+        at_least_one("num_data", num_data)
+    splits = splits_of(run.config, data)
+    if data is None:
+        same_data(run, splits)
+    dataset = getattr(splits, split)
+    if dataset is None:
+        raise DataError(f"the data '{data or run.config.data}' have no {split} part: choose another --split")
+    if dataset.dynamic:  # training data are drawn anew each epoch; to look at them, one fixed draw
+        dataset = replace(
+            load(dataset, binarize="static", valid=0, test=0, seed=run.config.split_seed).train, name=dataset.name
+        )
+    width, trained_on = dataset.x.shape[1], int(np.prod(run.shape))
+    if width != trained_on:
+        raise DataError(f"{dataset.name} has {width} features a datum; the run '{run.path}' was trained on {trained_on}")
+    return dataset.first(num_data or len(dataset))
+
+
+def evaluate_run(
+    run: Run,
+    dataset: Dataset | None,
+    num_particles: int,
+    *,
+    methods: tuple[str, ...] | None = None,
+    checkpoint: str | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Evaluate a run on data: results.json, evaluation.nc, figures and the report."""
+    assert dataset is not None
+    device = device_of(run.config.accelerator)
+    system = run.autoencoder(checkpoint).to(device)
+    dtype = next(system.parameters()).dtype
+    check_data(system, dataset, dataset.name)
+    x = dataset.x.to(device, dtype)
+    found = evaluate_system(system, x, methods=methods, num_particles=num_particles, seed=seed, progress=True)
+    statistics = {"nelbo": found.diagnostics.nelbo, "rate": found.diagnostics.rate, "distortion": found.diagnostics.distortion}
+    if found.likelihood is not None:
+        statistics |= {"log_px": found.likelihood.log_px, "log_px_se": found.likelihood.se, "ess": found.likelihood.ess}
+    tree = to_datatree(
+        system.model, system.guide, x, labels=dataset.labels, shape=dataset.shape, statistics=statistics, seed=seed
+    )
+    run.write_results(list(found.results.values()))
+    guarded(run.path / "evaluation.nc", lambda file: tree.to_netcdf(file, engine="h5netcdf"))
+    for name, figure in figures(system, replace(dataset, x=x), found).items():
+        save(figure, run.path / "figures" / f"{name}.png")
+    write_report(run)
+    return found
+
+
+def figures(system: Autoencoder, dataset: Dataset, found: Evaluation) -> dict[str, Figure]:
+    """Every picture that the system has."""
+    makers = {
+        "reconstructions": lambda: plots.reconstructions(system, dataset.x, labels=dataset.labels),
+        "samples": lambda: plots.samples(system),
+        "manifold": lambda: plots.manifold(system),
+        "latent_scatter": lambda: plots.latent_scatter(system, dataset.x, dataset.labels),
+        "kl_per_unit": lambda: plots.kl_per_unit(found.diagnostics),
+        "filters": lambda: plots.filters(system),
+    }
+    if found.likelihood is not None:
+        estimate = found.likelihood
+        makers["likelihood_per_datum"] = lambda: plots.likelihood_per_datum(estimate)
+    figures = {}
+    for name, make in makers.items():
+        try:
+            figures[name] = make()
+        except PyroaeError:
+            continue  # a picture that this system does not have, such as samples from a Flat prior
+    return figures
+
+
+def draw_curves(run: Run, result: FitResult) -> None:
+    """The figure of a training."""
+    save(plots.training_curves({run.config.objective: result.history}), run.path / "figures" / "training_curves.png")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture whole or not at all."""
+    guarded(path, lambda file: figure.savefig(file, dpi=150))
+
+
+def guarded(path: Path, write: Any) -> None:
+    """Write a file whole or not at all. Raises RunError where it cannot be written."""
+    try:
+        write_whole(path, write)
+    except OSError as error:
+        raise RunError(f"cannot write '{path}': {error.strerror or error}") from None
+
+
+def at_least_one(name: str, value: int) -> None:
+    """Raises ConfigError for a count below 1."""
+    if value < 1:
+        raise ConfigError(f"{name} must be at least 1, not {value}")
+
+
+def say(text: str) -> None:
+    """One line of what a command has to say."""
+    print(text, file=sys.stdout, flush=True)
