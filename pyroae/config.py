@@ -15,8 +15,13 @@ SYSTEMS = ("linear-ae", "ae", "sparse-ae", "denoising-ae", "ppca", "vae")
 DATASETS = ("digits", "mnist", "fashion-mnist", "kmnist", "emnist", "omniglot")
 BINARIZATIONS = ("none", "threshold", "dynamic", "static")
 OBJECTIVES = (
-    *("trace-elbo", "analytic-kl", "stl", "iwae", "iwae-stl", "dreg", "rws", "rws-dreg"),
+    *("trace-elbo", "analytic-kl", "beta-elbo", "stl", "iwae", "iwae-stl", "dreg", "rws", "rws-dreg"),
     *("renyi", "miwae", "ciwae", "piwae", "jvi", "vimco", "score", "tvo"),
+)
+BOUNDS = ("elbo", "iwae", "renyi", "miwae", "ciwae", "jvi", "tvo")
+GRADIENTS = (
+    *("pathwise", "sticking-the-landing", "doubly-reparameterized", "score"),
+    *("wake-sleep", "wake-sleep-doubly-reparameterized", "covariance", "two-bounds"),
 )
 ACTIVATIONS = ("tanh", "relu", "elu", "gelu", "silu", "softplus", "sigmoid")
 SCHEDULES = ("constant", "cosine", "linear", "burda")
@@ -84,7 +89,9 @@ class RunConfig(TrainConfig):
     valid_fraction: float = option(0.1, "share of the training data held out for validation")
     test_fraction: float = option(0.1, "share of data without a test set of its own held out for evaluation")
     split_seed: int = option(0, "of the splits and of the fixed binary draws")
-    objective: str = option("trace-elbo", "ELBO estimator, as name or name:key=value", OBJECTIVES)
+    objective: str = option("trace-elbo", "ELBO estimator, as name, name:key=value or BOUND+GRADIENT", OBJECTIVES)
+    bound: str | None = option(None, "bound of an estimator without a name, as name or name:key=value", BOUNDS)
+    gradient: str | None = option(None, "gradient that goes with --bound (default: pathwise)", GRADIENTS)
     num_particles: int = option(1, "draws of z per datum in the objective")
     latent: int = option(20, "dimension of z")
     map: str | None = option(None, "form of encoder and decoder", MAPS)
@@ -103,7 +110,7 @@ class RunConfig(TrainConfig):
             _at_least(name, getattr(self, name), 1)
         _at_least("split_seed", self.split_seed, 0)
         _one_of("system", self.system, SYSTEMS)
-        _one_of("objective", self.objective.partition(":")[0], OBJECTIVES)
+        _check_objective(self)
         _one_of("activation", self.activation, ACTIVATIONS)
         if self.binarize is not None:
             _one_of("binarization", self.binarize, BINARIZATIONS)
@@ -116,6 +123,15 @@ class RunConfig(TrainConfig):
                 raise ConfigError(f"{name} must be in [0, 1), not {getattr(self, name)}")
         if self.value_range is not None and not (len(self.value_range) == 2 and self.value_range[0] < self.value_range[1]):
             raise ConfigError(f"value_range takes two numbers, LOW below HIGH, not {self.value_range}")
+
+    @property
+    def estimator(self) -> str:
+        """The objective as one text: a name with its settings, or BOUND+GRADIENT.
+
+        >>> RunConfig(bound="jvi:order=2", gradient="doubly-reparameterized").estimator
+        'jvi:order=2+doubly-reparameterized'
+        """
+        return self.objective if self.bound is None else f"{self.bound}+{self.gradient or 'pathwise'}"
 
     @property
     def training(self) -> TrainConfig:
@@ -184,6 +200,42 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"the configuration {path} holds no settings of the form 'name: value'")
     return {k: v for k, v in content.items() if k not in RECORD}
+
+
+def pair_of(objective: str) -> tuple[str, str] | None:
+    """The texts of bound and gradient in BOUND+GRADIENT; None for the name of an objective.
+
+    >>> pair_of("renyi:alpha=-1e+1+score:baseline=none"), pair_of("renyi:alpha=1e+1")
+    (('renyi:alpha=-1e+1', 'score:baseline=none'), None)
+    """
+    bound, plus, gradient = next(iter(re.findall(r"^(.*?)(\+)([a-z].*)$", objective)), ("", "", ""))
+    return (bound, gradient) if plus else None
+
+
+def objectives_in(text: str) -> tuple[str, ...]:
+    """The objectives of a list such as `--objectives` takes: commas also stand between the settings of one.
+
+    >>> objectives_in("iwae,renyi:alpha=0.5,num_particles=4,jvi:order=2+doubly-reparameterized")
+    ('iwae', 'renyi:alpha=0.5,num_particles=4', 'jvi:order=2+doubly-reparameterized')
+    """
+    return tuple(part.strip() for part in re.split(r",(?=\s*[a-z-]+\s*(?:[:,+]|$))", text))
+
+
+def check_objective_names(objective: str) -> None:
+    """Raises ConfigError for an objective, bound or gradient that does not exist."""
+    pair = pair_of(objective)
+    for kind, text, known in (
+        (("bound", pair[0], BOUNDS), ("gradient", pair[1], GRADIENTS)) if pair else (("objective", objective, OBJECTIVES),)
+    ):
+        _one_of(kind, text.partition(":")[0].strip(), known)
+
+
+def _check_objective(config: RunConfig) -> None:
+    if config.bound is None and config.gradient is not None:
+        raise ConfigError(f"the gradient '{config.gradient}' needs its bound, as in --bound iwae --gradient {config.gradient}")
+    if config.bound is not None and config.objective != "trace-elbo":
+        raise ConfigError(f"give either the objective '{config.objective}' or the bound '{config.bound}', not both")
+    check_objective_names(config.estimator)
 
 
 def _check_types(config: TrainConfig) -> None:

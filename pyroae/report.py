@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jinja2 import Environment
 
+from pyroae.objectives import parse_objective
 from pyroae.runs import Run, write_whole
 
 _PAGE = """<!doctype html>
@@ -17,7 +18,7 @@ _PAGE = """<!doctype html>
  figure { margin: 0 }
 </style>
 <h1>{{ run.config.system }} on {{ run.config.data }}</h1>
-<p>Trained with <b>{{ run.config.objective }}</b>, K = {{ run.config.num_particles }}, {{ epochs }} epochs,
+<p>Trained with <b>{{ run.config.estimator }}</b>, K = {{ num_particles }}, {{ epochs }} epochs,
 data fingerprint {{ run.fingerprint }}.</p>
 {% if results %}<table><tr><th>nats per datum</th><th>estimate</th><th>± SE</th><th>data</th><th>particles</th></tr>
 {% for r in results %}<tr><td>{{ r.name.replace("_", " ") }}</td><td class="n">{{ "%.3f" | format(r.estimate) }}</td>
@@ -39,6 +40,7 @@ def write_report(run: Run) -> Path:
     text = page.render(
         run=run,
         epochs=len(run.history()),
+        num_particles=parse_objective(run.config.estimator, run.config.num_particles).num_particles,
         results=run.results(),
         figures=figures,
         settings=list(run.config.to_dict().items()),

@@ -37,8 +37,9 @@ def check_objective(objective: ObjectiveBase, *, unbiased: bool | None = None, s
     Oracles: the bound is log p(x) at the exact posterior; the value is F of hand-computed log-weights (for a pair); a
     gradient reaches every parameter; the mean gradient is that of the pathwise estimator of the same bound (paired, 5
     standard errors); subsampling and scales act on the bound and not inside it; a batch is the sum of its parts; the SVI,
-    differentiable and bound paths agree. unbiased: whether the mean gradient is the bound's own; by default what the pair
-    says of itself, and not checked for objectives that are no pair.
+    differentiable and bound paths agree. An objective whose bound is not log p(x) at the exact posterior, or not a sum over
+    data, says so (`is_evidence`, `is_per_datum`) and is spared that oracle. unbiased: whether the mean gradient is the
+    bound's own; by default what the pair says of itself, and not checked for objectives that are no pair.
     Raises ConformanceError, naming every oracle that failed.
 
     >>> from pyroae.objectives import IWAE, DoublyReparameterized
@@ -51,7 +52,7 @@ def check_objective(objective: ObjectiveBase, *, unbiased: bool | None = None, s
     torch.set_default_dtype(torch.float64)
     try:
         with fork_random(torch.device("cpu"), seed):
-            checks = [check for oracle in _oracles(unbiased) for check in oracle(objective)]
+            checks = [check for oracle in _oracles(objective, unbiased) for check in oracle(objective)]
     finally:
         torch.set_default_dtype(before)
     failed = [f"{check.name}: {check.detail}" for check in checks if not check.passed]
@@ -60,10 +61,14 @@ def check_objective(objective: ObjectiveBase, *, unbiased: bool | None = None, s
     return checks
 
 
-def _oracles(unbiased: bool | None) -> list[Callable[[ObjectiveBase], Iterator[Check]]]:
-    oracles: list[Callable[[ObjectiveBase], Iterator[Check]]]
-    oracles = [_exact_posterior, _value, _reaches_parameters, _scales, _parts, _paths]
-    return [*oracles, _mean_gradient] if unbiased else oracles
+def _oracles(objective: ObjectiveBase, unbiased: bool | None) -> Iterator[Callable[[ObjectiveBase], Iterator[Check]]]:
+    if objective.is_evidence:
+        yield _exact_posterior
+    yield from (_value, _reaches_parameters, _scales, _paths)
+    if objective.is_per_datum:
+        yield _parts
+    if unbiased:
+        yield _mean_gradient
 
 
 class Toy(nn.Module):

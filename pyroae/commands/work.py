@@ -18,7 +18,7 @@ from pyroae.evaluation.summary import Evaluation
 from pyroae.evaluation.summary import evaluate as evaluate_system
 from pyroae.inference_data import to_datatree
 from pyroae.likelihoods import Bernoulli
-from pyroae.objectives import OBJECTIVES
+from pyroae.objectives import parse_objective
 from pyroae.report import write_report
 from pyroae.runs import Run, device_of, refuse_taken, write_whole
 from pyroae.training import FitResult, check, check_data, fit
@@ -45,7 +45,7 @@ def train_run(config: RunConfig, path: Path, overwrite: bool) -> tuple[Run, FitR
     splits = splits_of(config)
     torch.manual_seed(config.seed)
     system = zoo.from_config(config, splits.train)
-    objective = OBJECTIVES.parse(config.objective, num_particles=config.num_particles)
+    objective = parse_objective(config.estimator, config.num_particles)
     check(system, splits.train, splits.valid, objective, config.training)
     run = Run.create(path, config, splits, overwrite=overwrite)
     result = fit(system, splits, objective, config.training, on_epoch=run.save)
@@ -65,7 +65,7 @@ def resume_run(run: Run, settings: dict[str, Any]) -> tuple[Run, FitResult]:
     splits = splits_of(config)
     same_data(run, splits)
     system = zoo.from_config(config, splits.train)
-    objective = OBJECTIVES.parse(config.objective, num_particles=config.num_particles)
+    objective = parse_objective(config.estimator, config.num_particles)
     run.write_config(config, splits)
     result = fit(system, splits, objective, config.training, state=state, on_epoch=run.save)
     draw_curves(run, result)
@@ -156,7 +156,7 @@ def figures(system: Autoencoder, dataset: Dataset, found: Evaluation) -> dict[st
 
 def draw_curves(run: Run, result: FitResult) -> None:
     """The figure of a training."""
-    save(plots.training_curves({run.config.objective: result.history}), run.path / "figures" / "training_curves.png")
+    save(plots.training_curves({run.config.estimator: result.history}), run.path / "figures" / "training_curves.png")
 
 
 def save(figure: Figure, path: Path) -> None:

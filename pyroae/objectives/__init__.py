@@ -2,6 +2,7 @@
 
 from pyroae.objectives.analytic_kl import AnalyticKL
 from pyroae.objectives.base import OBJECTIVES, Bound, Objective, ObjectiveBase
+from pyroae.objectives.beta_elbo import BetaELBO
 from pyroae.objectives.bounds import BOUNDS, CIWAE, ELBO, IWAE, JVI, MIWAE, TVO, BoundFunction, Renyi
 from pyroae.objectives.gradients import (
     GRADIENTS,
@@ -18,7 +19,7 @@ from pyroae.objectives.gradients import (
 )
 from pyroae.objectives.trace_elbo import TraceELBO
 
-from pyroae.objectives import named  # isort: skip  # fills the registry
+from pyroae.objectives.named import parse_objective  # isort: skip  # its module fills the registry
 
 __all__ = [
     "BOUNDS",
@@ -31,6 +32,7 @@ __all__ = [
     "OBJECTIVES",
     "TVO",
     "AnalyticKL",
+    "BetaELBO",
     "Bound",
     "BoundFunction",
     "Coefficients",
@@ -47,5 +49,5 @@ __all__ = [
     "TraceELBO",
     "TwoBounds",
     "WakeSleep",
-    "named",
+    "parse_objective",
 ]

@@ -30,20 +30,32 @@ class AnalyticKL(ObjectiveBase):
 
     def estimate(self, traces: Traces) -> Bound:
         check_reparameterized(traces, "analytic-kl")
-        local: list[Tensor] = []
-        outside: list[Tensor] = []
-        for name, site in traces.sites(traces.model, observed=True):
-            term = traces.reduce(site, log_density(name, site))
-            (local if traces.is_local(site) else outside).append(term)
-        drawn = dict(traces.sites(traces.guide, observed=False))
-        latent = dict(traces.sites(traces.model, observed=False))
-        ordered = list(latent) == [name for name in drawn if name in latent]
-        for name, q in drawn.items():
-            term = -_divergence(traces, name, q, latent.get(name), ordered)
-            (local if traces.is_local(q) else outside).append(term)
-        parts = [(traces.scale * term.mean(0)).sum() for term in local] + [term.mean() for term in outside]
-        value = sum(parts[1:], parts[0])
+        value = log_likelihood_of(traces) - sum(kl_of(traces, name, site) for name, site in latents_of(traces))
         return Bound(value, value)
+
+
+def latents_of(traces: Traces) -> list[tuple[str, Site]]:
+    """Names and sites of what the guide has drawn."""
+    return list(traces.sites(traces.guide, observed=False))
+
+
+def log_likelihood_of(traces: Traces) -> Tensor:
+    """Σ_n (1/K) Σ_k log p(x_n|z_kn), over all data."""
+    sites = traces.sites(traces.model, observed=True)
+    terms = [_total(traces, site, traces.reduce(site, log_density(name, site))) for name, site in sites]
+    return sum(terms[1:], terms[0])
+
+
+def kl_of(traces: Traces, name: str, q: Site) -> Tensor:
+    """KL(q ‖ p) of one latent site of the guide over all data, in closed form where there is one."""
+    latent = dict(traces.sites(traces.model, observed=False))
+    ordered = list(latent) == [other for other, _ in latents_of(traces) if other in latent]
+    return _total(traces, q, _divergence(traces, name, q, latent.get(name), ordered))
+
+
+def _total(traces: Traces, site: Site, term: Tensor) -> Tensor:
+    """`[K, N]`, or `[K]` of a global site: mean over particles, scaled and summed over the data."""
+    return (traces.scale * term.mean(0)).sum() if traces.is_local(site) else term.mean()
 
 
 def _divergence(traces: Traces, name: str, q: Site, p: Site | None, ordered: bool) -> Tensor:

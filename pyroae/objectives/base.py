@@ -45,6 +45,16 @@ class ObjectiveBase(ELBO):
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self._nesting = 0
 
+    @property
+    def is_evidence(self) -> bool:
+        """Whether the bound is log p(x) where the guide is the exact posterior."""
+        return True
+
+    @property
+    def is_per_datum(self) -> bool:
+        """Whether the bound of a batch is the sum of those of its data."""
+        return True
+
     @abstractmethod
     def estimate(self, traces: Traces) -> Bound:
         """The bound and the surrogate of one run. Raises ProgramError, naming the site, where it does not apply."""
@@ -172,5 +182,5 @@ def check_reparameterized(traces: Traces, objective: str) -> None:
         if not site["fn"].has_rsample:
             raise ProgramError(
                 f"{objective} needs reparameterized draws; the guide's site '{name}' "
-                f"({type(base_distribution(site['fn'])).__name__}) has none"
+                f"({type(base_distribution(site['fn'])).__name__}) has none: use vimco, rws, score or tvo"
             )

@@ -1,8 +1,10 @@
 """Estimators by the names of their papers: rows of a table of bounds and gradients."""
 
-from pyroae.objectives.base import OBJECTIVES, Objective
-from pyroae.objectives.bounds import CIWAE, ELBO, IWAE, JVI, MIWAE, TVO, Renyi
+from pyroae.config import pair_of
+from pyroae.objectives.base import OBJECTIVES, Objective, ObjectiveBase
+from pyroae.objectives.bounds import BOUNDS, CIWAE, ELBO, IWAE, JVI, MIWAE, TVO, Renyi
 from pyroae.objectives.gradients import (
+    GRADIENTS,
     Covariance,
     DoublyReparameterized,
     DoublyReparameterizedWakeSleep,
@@ -12,6 +14,22 @@ from pyroae.objectives.gradients import (
     TwoBounds,
     WakeSleep,
 )
+
+
+def parse_objective(text: str, num_particles: int | None = None) -> ObjectiveBase:
+    """The objective that a text names: a row of the registry, `name:key=value`, or any pair, `BOUND+GRADIENT`.
+
+    num_particles: where the text does not say. Raises ConfigError for unknown names and settings, and pairs that are not
+    defined.
+
+    >>> parse_objective("jvi:order=2+doubly-reparameterized", num_particles=8).bound_function
+    JVI(num_particles=8, order=2)
+    """
+    given = {} if num_particles is None else {"num_particles": num_particles}
+    pair = pair_of(text)
+    if pair is None:
+        return OBJECTIVES.parse(text, **given)
+    return Objective(BOUNDS.parse(pair[0], **given), GRADIENTS.parse(pair[1]))
 
 
 @OBJECTIVES.register("stl")
