@@ -65,6 +65,11 @@ class Autoencoder(nn.Module):
         self._build(tied)
 
     def _build(self, tied: bool) -> None:
+        of_prior, of_posterior = (part.support(self.latent) for part in (self.prior, self.posterior))
+        if of_prior != of_posterior:
+            raise ConfigError(
+                f"{self.prior} as the prior is over {of_prior} z, {self.posterior} as the posterior over {of_posterior} z"
+            )
         outputs = self.posterior.outputs(self.latent)
         self.encoder = self.encoder_map.encoder(self.shape, outputs) if outputs else nn.Identity()
         if tied and (not outputs or self.likelihood.outputs != 1):

@@ -11,7 +11,7 @@ import yaml
 
 from pyroae.errors import ConfigError, unknown_name
 
-SYSTEMS = ("linear-ae", "ae", "sparse-ae", "denoising-ae", "ppca", "vae")
+SYSTEMS = ("linear-ae", "ae", "sparse-ae", "denoising-ae", "ppca", "vae", "discrete-vae")
 DATASETS = ("digits", "mnist", "fashion-mnist", "kmnist", "emnist", "omniglot")
 BINARIZATIONS = ("none", "threshold", "dynamic", "static")
 OBJECTIVES = (
@@ -99,7 +99,7 @@ class RunConfig(TrainConfig):
     activation: str = option("tanh", "between layers", ACTIVATIONS)
     tied: bool = option(False, "decoder weights are the encoder's, transposed")
     prior: str | None = option(None, "p(z), as name or name:key=value, for example laplace:rate=2")
-    posterior: str | None = option(None, "q(z|x): point, diagonal or exact-linear")
+    posterior: str | None = option(None, "q(z|x): point, diagonal, exact-linear, bernoulli or categorical:categories=10")
     likelihood: str | None = option(None, "p(x|z): bernoulli, continuous-bernoulli or normal:scale=0.1")
     corruption: str | None = option(None, "of the guide's input: masking:probability=0.25, gaussian, salt-and-pepper")
     sparsity: float = option(1.0, "rate of the Laplace prior of a sparse autoencoder: its L1 penalty")

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyroae import linear_gaussian
+from pyroae.discrete import BINARY, REAL, OneHots, one_hot, states_of
 from pyroae.registry import Registry
 
 POSTERIORS: "Registry[Posterior]" = Registry("posterior")
@@ -29,6 +30,10 @@ class Posterior(ABC):
     def outputs(self, latent: int) -> int:
         """How many numbers the encoder puts out; 0 where no encoder is needed."""
         return latent
+
+    def support(self, latent: int) -> str:
+        """What z may be; prior and posterior must agree. Raises ConfigError for a size of z that does not suit."""
+        return REAL
 
     @abstractmethod
     def distribution(self, x: Tensor, system: Encoding) -> dist.TorchDistribution:
@@ -71,3 +76,30 @@ class ExactLinear(Posterior):
     def distribution(self, x: Tensor, system: Encoding) -> dist.TorchDistribution:
         loc, tril = linear_gaussian.posterior(x, *system.linear_gaussian())
         return dist.MultivariateNormal(loc, scale_tril=tril)
+
+
+@POSTERIORS.register("bernoulli")
+@dataclass(frozen=True)
+class Bernoulli(Posterior):
+    """q(z_j|x) = Bernoulli(p_j(x)): zeros and ones, without reparameterization."""
+
+    def support(self, latent: int) -> str:
+        return BINARY
+
+    def distribution(self, x: Tensor, system: Encoding) -> dist.TorchDistribution:
+        return dist.Bernoulli(logits=system.encoder(x)).to_event(1)
+
+
+@POSTERIORS.register("categorical")
+@dataclass(frozen=True)
+class Categorical(Posterior):
+    """One-hot variables side by side in z, each with as many `categories` (by default one that takes all of z)."""
+
+    categories: int | None = None
+
+    def support(self, latent: int) -> str:
+        return one_hot(states_of(latent, self.categories))
+
+    def distribution(self, x: Tensor, system: Encoding) -> dist.TorchDistribution:
+        logits = system.encoder(x)
+        return OneHots(logits.unflatten(-1, (-1, states_of(logits.shape[-1], self.categories))))

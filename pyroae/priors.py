@@ -3,12 +3,14 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import cast
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyroae.discrete import BINARY, REAL, OneHots, one_hot, states_of
 from pyroae.errors import ConfigError
 from pyroae.registry import Registry
 
@@ -21,6 +23,10 @@ class Prior(ABC):
     def learned(self, latent: int) -> nn.Module:
         """What the prior learns; none by default."""
         return nn.ParameterDict()
+
+    def support(self, latent: int) -> str:
+        """What z may be; prior and posterior must agree. Raises ConfigError for a size of z that does not suit."""
+        return REAL
 
     @abstractmethod
     def distribution(self, zeros: Tensor, learned: nn.Module) -> dist.TorchDistribution:
@@ -58,6 +64,55 @@ class Laplace(Prior):
 
     def distribution(self, zeros: Tensor, learned: nn.Module) -> dist.TorchDistribution:
         return dist.Laplace(zeros, zeros + 1 / self.rate).to_event(1)
+
+
+@PRIORS.register("bernoulli")
+@dataclass(frozen=True)
+class Bernoulli(Prior):
+    """z_j ~ Bernoulli(p), zeros and ones; with `learn`, each p_j is a parameter that starts at `probability`."""
+
+    probability: float = 0.5
+    learn: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.probability < 1:
+            raise ConfigError(f"the probability of a Bernoulli prior must be between 0 and 1, not {self.probability}")
+
+    def support(self, latent: int) -> str:
+        return BINARY
+
+    def learned(self, latent: int) -> nn.Module:
+        return nn.ParameterDict({"logits": torch.full((latent,), self._logit)} if self.learn else {})
+
+    def distribution(self, zeros: Tensor, learned: nn.Module) -> dist.TorchDistribution:
+        logits = cast(nn.ParameterDict, learned)["logits"] if self.learn else zeros + self._logit
+        return dist.Bernoulli(logits=logits).to_event(1)
+
+    @property
+    def _logit(self) -> float:
+        return math.log(self.probability) - math.log1p(-self.probability)
+
+
+@PRIORS.register("categorical")
+@dataclass(frozen=True)
+class Categorical(Prior):
+    """One-hot variables side by side in z, each with as many `categories` (by default one that takes all of z).
+
+    All states are equally likely; with `learn`, their probabilities are parameters.
+    """
+
+    categories: int | None = None
+    learn: bool = False
+
+    def support(self, latent: int) -> str:
+        return one_hot(states_of(latent, self.categories))
+
+    def learned(self, latent: int) -> nn.Module:
+        return nn.ParameterDict({"logits": torch.zeros(latent)} if self.learn else {})
+
+    def distribution(self, zeros: Tensor, learned: nn.Module) -> dist.TorchDistribution:
+        logits = cast(nn.ParameterDict, learned)["logits"] if self.learn else zeros
+        return OneHots(logits.unflatten(-1, (-1, states_of(len(zeros), self.categories))))
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,17 @@ def vae(data: Data, latent: int, **choices: Any) -> Autoencoder:
     return _build(data, latent, {**row, **choices})
 
 
+def discrete_vae(data: Data, latent: int, categories: int | None = None, **choices: Any) -> Autoencoder:
+    """A VAE with discrete z: `latent` Bernoulli variables, or one-hot variables of so many `categories` that fill z.
+
+    Its draws carry no gradient: train it with vimco (Mnih & Rezende 2016), rws (Bornschein & Bengio 2015), score or tvo.
+    """
+    row: dict[str, Any] = {"prior": priors.Bernoulli(), "posterior": posteriors.Bernoulli()}
+    if categories is not None:
+        row = {"prior": priors.Categorical(categories), "posterior": posteriors.Categorical(categories)}
+    return _build(data, latent, {**row, "likelihood": likelihoods.Bernoulli(), **choices})
+
+
 def _build(data: Data, latent: int, choices: dict[str, Any]) -> Autoencoder:
     if not isinstance(data, Dataset):
         return Autoencoder(data, latent, **choices)
@@ -111,6 +122,7 @@ _ZOO = {
     "denoising-ae": denoising_autoencoder,
     "ppca": ppca,
     "vae": vae,
+    "discrete-vae": discrete_vae,
 }
 
 
@@ -139,7 +151,11 @@ def likelihood_of(config: RunConfig) -> likelihoods.Likelihood:
     """The likelihood that a configuration names or that its system has by default."""
     if config.likelihood is not None:
         return likelihoods.LIKELIHOODS.parse(config.likelihood)
-    return likelihoods.Bernoulli() if config.system == "vae" else likelihoods.Normal(learn=config.system == "ppca")
+    return (
+        likelihoods.Bernoulli()
+        if config.system in ("vae", "discrete-vae")
+        else likelihoods.Normal(learn=config.system == "ppca")
+    )
 
 
 def _map(config: RunConfig) -> Map:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pyroae import corruptions, likelihoods, zoo
+from pyroae import corruptions, likelihoods, priors, zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.nn import MLP, Conv, Linear
 from pyroae.priors import GaussianWeights, Laplace
@@ -31,9 +31,17 @@ SYSTEMS = {
     "vae-normal": lambda: zoo.vae(D, M, encoder=MAPS, likelihood=likelihoods.Normal(0.3, learn=True)),
     "vae-continuous": lambda: zoo.vae(D, M, encoder=MAPS, likelihood=likelihoods.ContinuousBernoulli()),
 }
+DISCRETE = {
+    "discrete-vae": lambda: zoo.discrete_vae(D, M, encoder=MAPS),
+    "discrete-vae-learned": lambda: zoo.discrete_vae(D, M, encoder=MAPS, prior=priors.Bernoulli(learn=True)),
+    "discrete-vae-categorical": lambda: zoo.discrete_vae(D, 6, categories=3, encoder=MAPS),
+}
+"""Systems whose draws carry no gradient."""
+FOR_DISCRETE = ("rws", "vimco", "score", "tvo")
+"""Named objectives that train them."""
 PROPER = [name for name in SYSTEMS if name.startswith(("ppca", "vae"))]
 
 
 def system_and_data(name: str, num_data: int = 6) -> tuple[Autoencoder, Tensor]:
     """The system, and binary data, which suit every likelihood."""
-    return SYSTEMS[name](), (torch.rand(num_data, D) < 0.4).to(torch.get_default_dtype())
+    return {**SYSTEMS, **DISCRETE}[name](), (torch.rand(num_data, D) < 0.4).to(torch.get_default_dtype())

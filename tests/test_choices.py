@@ -12,14 +12,15 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyroae import linear_gaussian
+from pyroae import linear_gaussian, zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.corruptions import CORRUPTIONS, Gaussian, Masking, SaltAndPepper
 from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError
+from pyroae.evaluation.diagnostics import diagnose
 from pyroae.likelihoods import LIKELIHOODS, Bernoulli, ContinuousBernoulli, Likelihood
 from pyroae.likelihoods import Normal as NormalLikelihood
 from pyroae.nn import MLP, Linear, Map
-from pyroae.objectives import TraceELBO
+from pyroae.objectives import TraceELBO, parse_objective
 from pyroae.posteriors import POSTERIORS, Diagonal, ExactLinear, Point
 from pyroae.priors import PRIORS, Flat, GaussianWeights, Laplace
 from pyroae.priors import Normal as NormalPrior
@@ -30,7 +31,8 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 REGISTRIES: list[Registry[Any]] = [PRIORS, POSTERIORS, LIKELIHOODS, CORRUPTIONS]
 EVERY = [(registry, name) for registry in REGISTRIES for name in registry]
-IMPROPER, POINT = ("flat",), ("point",)
+IMPROPER, POINT, DISCRETE = ("flat",), ("point",), ("bernoulli", "categorical")
+CONTINUOUS = [name for name in PRIORS if name not in (*IMPROPER, *DISCRETE)]
 N, D, M = 8, 5, 3
 
 
@@ -43,8 +45,10 @@ def combinations() -> Iterator[tuple[str, str, str, str]]:
 
 
 def is_valid(combination: tuple[str, str, str, str]) -> bool:
-    """An exact posterior needs a linear-Gaussian system; everything else goes together."""
+    """An exact posterior needs a linear-Gaussian system; discrete z go with their like; everything else goes together."""
     prior, posterior, likelihood, _ = combination
+    if prior in DISCRETE or posterior in DISCRETE:
+        return prior == posterior
     return posterior != "exact-linear" or (prior == "normal" and likelihood.startswith("normal"))
 
 
@@ -84,7 +88,8 @@ def test_choice_is_a_frozen_value(registry: Registry[Any], name: str) -> None:
 @VALID
 def test_gradient_reaches_every_parameter(combination: tuple[str, str, str, str]) -> None:
     system = build(combination)
-    TraceELBO().differentiable_loss(system.model, system.guide, binary()).backward()
+    objective = parse_objective("vimco") if combination[0] in DISCRETE else TraceELBO()
+    objective.differentiable_loss(system.model, system.guide, binary()).backward()
     parameters = dict(system.named_parameters())
     assert "decoder.0.weight" in parameters
     for name, parameter in parameters.items():
@@ -102,7 +107,8 @@ def test_state_goes_from_one_system_to_another(combination: tuple[str, str, str,
 
     def loss(system: Autoencoder) -> float:
         pyro.set_rng_seed(3)
-        return TraceELBO().loss(system.model, system.guide, x).item()
+        objective = parse_objective("vimco") if combination[0] in DISCRETE else TraceELBO()
+        return objective.loss(system.model, system.guide, x).item()
 
     assert loss(one) != loss(two)
     two.load_state_dict(one.state_dict())
@@ -110,8 +116,13 @@ def test_state_goes_from_one_system_to_another(combination: tuple[str, str, str,
 
 
 @pytest.mark.parametrize("combination", [c for c in combinations() if not is_valid(c)], ids=" ".join)
-def test_exact_posterior_needs_a_linear_gaussian_system(combination: tuple[str, str, str, str]) -> None:
-    with pytest.raises((ConfigError, UndefinedLikelihoodError), match=r"a linear-Gaussian system; the (prior|likelihood) is"):
+def test_other_combinations_are_refused(combination: tuple[str, str, str, str]) -> None:
+    words = (
+        r"as the prior is over"
+        if set(combination[:2]) & set(DISCRETE)
+        else r"a linear-Gaussian system; the (prior|likelihood) is"
+    )
+    with pytest.raises((ConfigError, UndefinedLikelihoodError), match=words):
         build(combination).guide(binary())
 
 
@@ -129,7 +140,7 @@ def test_choices_that_do_not_go_together_are_refused_at_once() -> None:
 # Priors
 
 
-@pytest.mark.parametrize("name", [name for name in PRIORS if name not in IMPROPER])
+@pytest.mark.parametrize("name", CONTINUOUS)
 def test_prior_integrates_to_one(name: str) -> None:
     prior, grid = PRIORS.parse(name), torch.linspace(-40, 40, 400_001)
     log_prob = prior.distribution(torch.zeros(1), prior.learned(1)).log_prob(grid[:, None])
@@ -139,6 +150,7 @@ def test_prior_integrates_to_one(name: str) -> None:
 @pytest.mark.parametrize("name", list(PRIORS))
 def test_prior_shapes_and_dtype(name: str) -> None:
     prior, z = PRIORS.parse(name), torch.randn(4, 2, M)
+    z = torch.nn.functional.one_hot(torch.randint(M, (4, 2)), M).double() if name in DISCRETE else z
     p_z = prior.distribution(torch.zeros(M), prior.learned(M))
     assert (p_z.batch_shape, p_z.event_shape) == ((), (M,))
     assert p_z.expand((4, 2)).log_prob(z).shape == (4, 2)
@@ -147,7 +159,7 @@ def test_prior_shapes_and_dtype(name: str) -> None:
     assert single.log_prob(z.float()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", [name for name in PRIORS if name not in IMPROPER])
+@pytest.mark.parametrize("name", CONTINUOUS)
 def test_prior_draws_have_the_mean_density_of_its_entropy(name: str) -> None:
     """E log p(z) over draws against the same integral on a grid."""
     prior, grid = PRIORS.parse(name), torch.linspace(-40, 40, 400_001)
@@ -181,10 +193,71 @@ def test_weight_prior() -> None:
     torch.testing.assert_close(-GaussianWeights(0.7, 10).distribution(w).log_prob(w), oracles.normal_nll(w, w * 0, 0.7))
 
 
+# Discrete z
+
+
+ENUMERATED = {
+    "bernoulli": torch.tensor(list(itertools.product((0.0, 1.0), repeat=4))),
+    "categorical:categories=2": torch.tensor(list(itertools.product((0.0, 1.0), repeat=2))).repeat_interleave(2, 1),
+}
+ENUMERATED["categorical:categories=2"][:, 1::2] = 1 - ENUMERATED["categorical:categories=2"][:, ::2]
+
+
+@pytest.mark.parametrize("text", list(ENUMERATED))
+@pytest.mark.parametrize("learn", [False, True])
+def test_discrete_choices_add_up_to_one(text: str, learn: bool) -> None:
+    """Over every z of size 4; the mean of the density is that of `mean`, and draws have it."""
+    torch.manual_seed(0)
+    posterior = POSTERIORS.parse(text)
+    prior = PRIORS.parse(text + ("," if ":" in text else ":") + f"learn={str(learn).lower()}")
+    system = Autoencoder(D, 4, prior=prior, posterior=posterior, encoder=MLP((4,)))
+    for parameter in system.parameters():
+        parameter.data += 0.5 * torch.randn_like(parameter)
+    z, x = ENUMERATED[text].double(), binary()
+    for fn, shape in ((system.p_z(), ()), (system.q_z(x), (N,))):
+        assert (fn.batch_shape, fn.event_shape) == (shape, (4,))
+        density = fn.log_prob(z.reshape(-1, *[1] * len(shape), 4).expand(-1, *shape, 4)).exp()
+        torch.testing.assert_close(density.sum(0), torch.ones(shape))
+        torch.testing.assert_close(torch.tensordot(density, z, ([0], [0])), fn.mean)
+        drawn = fn.sample((20_000,))
+        assert (drawn.mean(0) - fn.mean).abs().max() < 5 * 0.5 / math.sqrt(20_000)
+        assert (density.std(0) > 0.01).all() == (learn or shape == (N,))
+        entropy = -(density * density.log()).sum(0)
+        torch.testing.assert_close(fn.entropy(), entropy)
+
+
+@pytest.mark.parametrize("text", list(ENUMERATED))
+def test_discrete_kl_is_the_sum_over_all_states(text: str) -> None:
+    torch.manual_seed(1)
+    system = zoo.discrete_vae(D, 4, None if text == "bernoulli" else 2, encoder=MLP((4,)))
+    x, z = binary(), ENUMERATED[text].double()
+    log_q = system.q_z(x).log_prob(z[:, None].expand(-1, N, 4))
+    expected = (log_q.exp() * (log_q - system.p_z().log_prob(z)[:, None])).sum(0)
+    torch.testing.assert_close(torch.distributions.kl_divergence(system.q_z(x), system.p_z().expand((N,))), expected)
+    found = diagnose(system.model, system.guide, x, num_particles=3)
+    assert found.kl_per_unit.shape == found.activity.shape == ((4,) if text == "bernoulli" else (2,))
+    assert found.kl_per_unit.sum().item() == pytest.approx(expected.mean().item())
+
+
+def test_discrete_and_continuous_do_not_go_together() -> None:
+    for prior, posterior in (
+        ("normal", "bernoulli"),
+        ("bernoulli", "diagonal"),
+        ("categorical", "bernoulli"),
+        ("flat", "categorical"),
+    ):
+        with pytest.raises(ConfigError, match=r"as the prior is over .* z, .* as the posterior over"):
+            build((prior, posterior, "bernoulli", "none"))
+    with pytest.raises(ConfigError, match="z of size 4 does not hold whole variables of 3 categories"):
+        zoo.discrete_vae(D, 4, categories=3)
+    with pytest.raises(ConfigError, match="probability of a Bernoulli prior must be between 0 and 1"):
+        PRIORS.parse("bernoulli:probability=1.0")
+
+
 # Posteriors
 
 
-@pytest.mark.parametrize("name", [name for name in POSTERIORS if name not in POINT])
+@pytest.mark.parametrize("name", [name for name in POSTERIORS if name not in (*POINT, *DISCRETE)])
 def test_posterior_integrates_to_one(name: str) -> None:
     system = Autoencoder(1, 1, posterior=POSTERIORS.parse(name), likelihood=NormalLikelihood(0.5), encoder=Linear())
     grid, x = torch.linspace(-30, 30, 100_001), torch.randn(4, 1)
@@ -195,7 +268,7 @@ def test_posterior_integrates_to_one(name: str) -> None:
     torch.testing.assert_close(integral(density * grid[:, None], grid), system.encode(x).squeeze(1), rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", list(POSTERIORS))
+@pytest.mark.parametrize("name", [name for name in POSTERIORS if name not in DISCRETE])
 def test_posterior_is_reparameterized(name: str) -> None:
     system = build(("normal", name, "normal", "none"))
     z = system.q_z(torch.randn(N, D)).rsample()

@@ -15,7 +15,7 @@ from pyroae import zoo
 from pyroae.autoencoder import announce_parameters
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives import OBJECTIVES, AnalyticKL, Objective, TraceELBO
-from tests.systems import PROPER, SYSTEMS, D, system_and_data
+from tests.systems import DISCRETE, FOR_DISCRETE, PROPER, SYSTEMS, D, system_and_data
 
 PYRO = {"trace-elbo": Trace_ELBO, "analytic-kl": TraceMeanField_ELBO}
 float64 = pytest.mark.usefixtures("float64")
@@ -50,7 +50,11 @@ def test_equals_pyro(name: str, objective: str, num_particles: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "objective"),
-    [*((n, o) for n in SYSTEMS for o in PYRO), *((n, o) for n in PROPER for o in OBJECTIVES if o not in PYRO)],
+    [
+        *((n, o) for n in SYSTEMS for o in PYRO),
+        *((n, o) for n in PROPER for o in OBJECTIVES if o not in PYRO),
+        *((n, o) for n in DISCRETE for o in FOR_DISCRETE),
+    ],
 )
 def test_a_gradient_reaches_every_parameter(name: str, objective: str) -> None:
     system, x = system_and_data(name)
@@ -274,6 +278,13 @@ def test_refusals(objective: str) -> None:
 
     with pytest.raises(ProgramError, match="guide's site 'u' is no latent site of the model"):
         estimator.loss(system.model, extra, x)
+
+
+@pytest.mark.parametrize("objective", sorted(set(OBJECTIVES) - set(FOR_DISCRETE)))
+def test_pathwise_estimators_refuse_discrete_sites(objective: str) -> None:
+    system, x = system_and_data("discrete-vae")
+    with pytest.raises(ProgramError, match=r"site 'z' \(Bernoulli\) has none: use vimco, rws, score or tvo"):
+        OBJECTIVES[objective](num_particles=4).loss_and_grads(system.model, system.guide, x)
 
 
 @pytest.mark.parametrize("num_particles", [0, -1, 2.5, "3"])

@@ -7,6 +7,7 @@ from pyro.distributions import Delta
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
+from pyroae.discrete import OneHots
 from pyroae.weights import Program, Site, Traces, evaluating, fork_random, reduce_log_weights, run
 
 
@@ -15,8 +16,9 @@ class Diagnostics:
     """Parts of the bound, float64, in nats.
 
     distortion: `[N]`, −E_q log p(x|z). rate: `[N]`, E_q[log q(z|x) − log p(z)]; for a Delta guide −log p(z), the MAP
-    penalty. kl_per_unit: `[m]`, mean over the data of each unit's KL(q ‖ p); nan where q is a Delta or has no factors.
-    activity: `[m]`, Var_x(E_q[z_j|x]).
+    penalty. kl_per_unit: `[m]`, mean over the data of each unit's KL(q ‖ p), a unit being one categorical variable of a
+    one-hot z; nan where q is a Delta or has no factors.
+    activity: `[m]`, Var_x(E_q[z_j|x]), summed over the states of a categorical variable.
     """
 
     distortion: Tensor
@@ -60,13 +62,14 @@ def diagnose(
             rate.append((weights.log_post - weights.log_prior).double().mean(0))
             sites = [(traces.model.nodes[name], q) for name, q in _latents(traces)]
             units.append(torch.cat([_unit_kl(p, q, len(part)) for p, q in sites], -1).sum(0))
-            means.append(torch.cat([_by_datum(q["fn"].mean.double(), len(part)) for _, q in sites], -1))
-    mean = torch.cat(means)
+            means.append([_by_datum(q["fn"].mean.double(), len(part)) for _, q in sites])
+    activity = [torch.cat(column).var(0, correction=0) for column in zip(*means, strict=True)]
+    units_of = [_per_variable(q["fn"], values) for (_, q), values in zip(sites, activity, strict=True)]
     return Diagnostics(
         torch.cat(distortion).cpu(),
         torch.cat(rate).cpu(),
         (torch.stack(units).sum(0) / len(x)).cpu(),
-        mean.var(0, correction=0).cpu(),
+        torch.cat(units_of).cpu(),
         threshold,
     )
 
@@ -79,6 +82,8 @@ def _latents(traces: Traces) -> list[tuple[str, Site]]:
 def _unit_kl(p: Site, q: Site, num_data: int) -> Tensor:
     """KL of each unit, mean over particles, `[N, units]`; nan where it is not defined unit by unit."""
     one, other = q["fn"], p["fn"]
+    if isinstance(one, OneHots) and isinstance(other, OneHots):
+        return _by_datum(kl_divergence(one.variables, other.variables).double(), num_data)
     factors = isinstance(one, Independent) and isinstance(other, Independent)
     if not factors or isinstance(one.base_dist, Delta):
         return _by_datum(torch.full_like(q["value"], torch.nan, dtype=torch.float64), num_data)
@@ -87,6 +92,11 @@ def _unit_kl(p: Site, q: Site, num_data: int) -> Tensor:
     except NotImplementedError:
         kl = one.base_dist.log_prob(q["value"]) - other.base_dist.log_prob(q["value"])
     return _by_datum(kl.double(), num_data)
+
+
+def _per_variable(distribution: object, activity: Tensor) -> Tensor:
+    """The activity of each element of z, or of each categorical variable of a one-hot z."""
+    return activity.unflatten(0, distribution.logits.shape[-2:]).sum(-1) if isinstance(distribution, OneHots) else activity
 
 
 def _by_datum(values: Tensor, num_data: int) -> Tensor:
