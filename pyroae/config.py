@@ -45,6 +45,8 @@ class TrainConfig:
     """
 
     epochs: int = option(50, "passes over the training data")
+    max_steps: int | None = option(None, "stop after so many steps, in the middle of an epoch too")
+    max_seconds: float | None = option(None, "stop after so many seconds of training, validation not counted")
     batch_size: int = option(100, "data in one step")
     optimizer: str = option("Adam", "any optimizer of torch.optim, by name")
     lr: float = option(1e-3, "learning rate, for a loss in nats per datum")
@@ -64,7 +66,7 @@ class TrainConfig:
             _at_least(name, getattr(self, name), 1)
         for name in ("kl_warmup", "seed"):
             _at_least(name, getattr(self, name), 0)
-        for name in ("lr", "grad_clip", "patience"):
+        for name in ("lr", "grad_clip", "patience", "max_steps", "max_seconds"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} must be positive, not {value}")

@@ -69,6 +69,29 @@ class Dataset:
 
 
 @dataclass(frozen=True)
+class Arguments:
+    """N data as the arguments of a program of one's own: tensors `[N, ...]` of any dtype, cut alike along the first dimension.
+
+    Raises DataError where they are not of one length.
+    """
+
+    tensors: tuple[Tensor, ...]
+    name: str = "data"
+
+    def __post_init__(self) -> None:
+        shapes = [tuple(getattr(t, "shape", ())) for t in self.tensors]
+        if len({s[:1] for s in shapes}) != 1 or not shapes[0] or not all(isinstance(t, Tensor) for t in self.tensors):
+            raise DataError(f"the arguments of a program are tensors of one length N, a datum a row, not of shapes {shapes}")
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same data on `device`."""
+        return replace(self, tensors=tuple(t.to(device) for t in self.tensors))
+
+
+@dataclass(frozen=True)
 class Splits:
     """Training, validation and test data, and the fingerprint of what they were made from (SHA-256, shortened)."""
 
@@ -147,28 +170,43 @@ def batches(
     >>> [len(batch) for batch in served], sorted(torch.cat(served).flatten().tolist())
     ([2, 2, 1], [0.0, 1.0, 2.0, 3.0, 4.0])
     """
-    x, target = dataset.x, torch.device(device or dataset.x.device)
+    return (x for (x,) in served(dataset, batch_size, seed=seed, epoch=epoch, device=device))
+
+
+def served(
+    data: Dataset | Arguments, batch_size: int, *, seed: int, epoch: int, device: torch.device | str | None = None
+) -> Iterator[tuple[Tensor, ...]]:
+    """The batches of one epoch as the arguments of model and guide, in the order of `batches`."""
+    tensors = data.tensors if isinstance(data, Arguments) else (data.x,)
+    dynamic = isinstance(data, Dataset) and data.dynamic
+    target = torch.device(device or tensors[0].device)
     order = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
     noise = torch.Generator(target).manual_seed(_epoch_seed(seed, epoch) + 1)
-    index = torch.randperm(len(x), generator=order).split(batch_size)
-    here = x.device == target or (x.device.type == target.type and target.index is None)
-    for batch in (x[i.to(x.device)] for i in index) if here else _loaded(x, index, target):
-        yield torch.bernoulli(batch, generator=noise) if dataset.dynamic else batch
+    index = torch.randperm(len(data), generator=order).split(batch_size)
+    here = all(t.device == target or (t.device.type == target.type and target.index is None) for t in tensors)
+    parts = (tuple(t[i.to(t.device)] for t in tensors) for i in index)
+    for batch in parts if here else _loaded(tensors, index, target):
+        yield tuple(torch.bernoulli(t, generator=noise) for t in batch) if dynamic else batch
 
 
-def _loaded(x: Tensor, index: tuple[Tensor, ...], target: torch.device) -> Iterator[Tensor]:
+def _loaded(tensors: tuple[Tensor, ...], index: tuple[Tensor, ...], target: torch.device) -> Iterator[tuple[Tensor, ...]]:
     pin = target.type == "cuda"
     chunks: Any = list(index)
     own = torch.Generator()  # else the loader draws a seed from torch's global generator
-    loader: Any = torch.utils.data.DataLoader(chunks, batch_size=None, collate_fn=lambda i: x[i], pin_memory=pin, generator=own)
-    return (batch.to(target, non_blocking=True) for batch in loader)
+
+    def gather(i: Any) -> tuple[Tensor, ...]:
+        return tuple(t[i] for t in tensors)
+
+    loader: Any = torch.utils.data.DataLoader(chunks, batch_size=None, collate_fn=gather, pin_memory=pin, generator=own)
+    return (tuple(t.to(target, non_blocking=True) for t in batch) for batch in loader)
 
 
-def resident(dataset: Dataset, device: torch.device) -> Dataset:
-    """The dataset on `device` where it takes at most half of the memory that is free there, else as it is."""
-    if device.type == "cuda" and dataset.x.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
-        return dataset
-    return dataset.to(device)
+def resident(data: Dataset | Arguments, device: torch.device) -> Dataset | Arguments:
+    """The data on `device` where they take at most half of the memory that is free there, else as they are."""
+    size = sum(t.nbytes for t in (data.tensors if isinstance(data, Arguments) else (data.x,)))
+    if device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] / 2:
+        return data
+    return data.to(device)
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:

@@ -1,4 +1,4 @@
-"""Training: `fit(autoencoder, data, objective, config)`, on Lightning Fabric."""
+"""Training: `fit(system, data, objective, config)`, on Lightning Fabric."""
 
 import csv
 import math
@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from pyroae.autoencoder import Autoencoder
 from pyroae.config import TrainConfig
-from pyroae.data import Dataset, Splits, batches, resident
-from pyroae.errors import ConfigError, NonFiniteLossError, unknown_name
+from pyroae.data import Arguments, Dataset, Splits, resident, served
+from pyroae.errors import ConfigError, NonFiniteLossError
 from pyroae.objectives import Bound, ObjectiveBase, TraceELBO
+from pyroae.optimizers import optimizer_of, schedule
+from pyroae.program import System, rehearse, system_of
 from pyroae.progress import Progress
-from pyroae.weights import evaluating, fork_random, log_weights
+from pyroae.weights import Program, evaluating, fork_random, log_weights
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,14 @@ class State:
 class FitResult:
     """A trained system. best_epoch: of the best validation bound (of the last one, without validation data)."""
 
-    autoencoder: Autoencoder
+    system: nn.Module
     history: tuple[Epoch, ...]
     best_epoch: int
     stopped_early: bool
 
     @property
     def seconds(self) -> float:
-        """Time spent in training, validation included."""
+        """Time spent in training, validation not counted."""
         return self.history[-1].seconds
 
     def to_csv(self, path: str | Path) -> None:
@@ -79,11 +81,12 @@ def write_csv(path: str | Path, history: tuple[Epoch, ...] | list[Epoch]) -> Non
 
 
 def fit(
-    autoencoder: Autoencoder,
-    data: Splits | Dataset | Tensor,
+    system: nn.Module | tuple[Program, Program],
+    data: Splits | Dataset | Tensor | tuple[Tensor, ...],
     objective: ELBO | None = None,
     config: TrainConfig | None = None,
     *,
+    valid: Dataset | Tensor | tuple[Tensor, ...] | None = None,
     state: State | None = None,
     on_epoch: Callable[[State], None] | None = None,
     progress: bool = True,
@@ -92,7 +95,11 @@ def fit(
 
         loss = −surrogate(minibatch) / B,  z drawn from torch's generator, seeded with `config.seed`
 
-    data: Splits give validation bounds and early stopping; a Dataset or a tensor `[N, d]` is trained on whole.
+    system: an Autoencoder, any module with a `model` and a `guide`, or a pair (model, guide) of Pyro programs, whose
+    parameters are found as `pyro.infer.SVI` finds them. A program is given minibatches, of all its arguments where `data` is
+    a tuple of tensors `[N, ...]`; one that subsamples its plate itself is given all data by a `batch_size` of N. Where its
+    plate is subsampled, the bound is divided by the plate's full size.
+    data: Splits give validation bounds and early stopping, as `valid` does; a Dataset or tensors are trained on whole.
     objective: an Objective or one of Pyro's own ELBOs that has a `differentiable_loss`; by default TraceELBO().
     state: to go on from; on_epoch: receives the state after each epoch. The caller's random generators stay as they were.
     The corruption of a denoising system acts in training only, not in validation; the system is left in `eval()` mode.
@@ -108,16 +115,26 @@ def fit(
     """
     config = config or TrainConfig()
     objective = TraceELBO() if objective is None else objective
-    train, valid = (data.train, data.valid) if isinstance(data, Splits) else (_dataset(data), None)
-    check(autoencoder, train, valid, objective, config)
+    module = system_of(system)
+    if isinstance(data, Splits) and valid is not None:
+        raise ConfigError("the data have a validation part already: give the whole as Splits, or the parts one by one")
+    train = _data(module, data.train if isinstance(data, Splits) else data)
+    valid = data.valid if isinstance(data, Splits) else valid
+    held_out = None if valid is None else _data(module, valid)
+    full_size = check(module, train, held_out, objective, config)
     fabric = fabric_of(config)
     with fork_random(fabric.device), _default_dtype(config):
-        trainer = _Trainer(autoencoder, objective, config, fabric, resident(train, fabric.device), valid)
+        trainer = _Trainer(_Step(module, objective, full_size), config, fabric, resident(train, fabric.device), held_out)
         return trainer.run(state, on_epoch, progress)
 
 
-def check(autoencoder: Autoencoder, train: Dataset, valid: Dataset | None, objective: ELBO, config: TrainConfig) -> None:
-    """Refuse, before any work, what cannot be trained. Raises ConfigError or DataError."""
+def check(
+    system: nn.Module, train: Dataset | Arguments, valid: Dataset | Arguments | None, objective: ELBO, config: TrainConfig
+) -> int | None:
+    """Refuse, before any work, what cannot be trained. Raises ConfigError, DataError or ProgramError.
+
+    Returns the full size of the data plate where it is subsampled.
+    """
     if config.batch_size > len(train):
         raise ConfigError(f"batch_size of {config.batch_size} is larger than the {len(train)} training data")
     if not hasattr(objective, "differentiable_loss"):
@@ -125,11 +142,21 @@ def check(autoencoder: Autoencoder, train: Dataset, valid: Dataset | None, objec
             f"{type(objective).__name__} has no differentiable_loss, so it cannot be used in fit: use one of pyroae's "
             "objectives, or pyro.infer.SVI"
         )
-    for part, dataset in (("training", train), ("validation", valid)):
-        if dataset is not None:
-            check_data(autoencoder, dataset, f"{dataset.name} ({part} data)")
-    optimizer_of(config, autoencoder)
+    steps = config.kl_warmup * math.ceil(len(train) / config.batch_size)
+    if config.max_steps is not None and steps > config.max_steps:
+        raise ConfigError(
+            f"kl_warmup of {config.kl_warmup} epochs, {steps} steps, is longer than the training of {config.max_steps}: "
+            "the KL weight would never reach 1"
+        )
+    if isinstance(system, Autoencoder):
+        for part, dataset in (("training", train), ("validation", valid)):
+            if isinstance(dataset, Dataset):
+                check_data(system, dataset, f"{dataset.name} ({part} data)")
+    with _default_dtype(config):
+        full_size = rehearse(system, objective, _sample_of(system, train, config), config.seed)
+    optimizer_of(config, system)
     fabric_of(config)
+    return full_size
 
 
 def check_data(autoencoder: Autoencoder, dataset: Dataset, what: str) -> None:
@@ -141,17 +168,21 @@ def check_data(autoencoder: Autoencoder, dataset: Dataset, what: str) -> None:
 class _Step(nn.Module):
     """The one forward pass that eager, mixed-precision and distributed training share."""
 
-    def __init__(self, autoencoder: Autoencoder, objective: ELBO) -> None:
+    def __init__(self, system: nn.Module, objective: ELBO, full_size: int | None) -> None:
         super().__init__()
-        self.autoencoder, self.objective = autoencoder, objective
+        self.system, self.objective, self.full_size = system, objective, full_size
 
-    def forward(self, x: Tensor, kl_weight: float = 1.0) -> Bound:
-        model, guide = self.autoencoder.model, self.autoencoder.guide
+    def forward(self, *args: Tensor, kl_weight: float = 1.0) -> Bound:
+        model, guide = cast(System, self.system).model, cast(System, self.system).guide
         with KLWeight(kl_weight) if kl_weight < 1 else nullcontext():
             if isinstance(self.objective, ObjectiveBase):
-                return self.objective.bound(model, guide, x)
-            bound = -cast(Any, self.objective).differentiable_loss(model, guide, x)
+                return self.objective.bound(model, guide, *args)
+            bound = -cast(Any, self.objective).differentiable_loss(model, guide, *args)
             return Bound(bound.detach(), bound)
+
+    def num_data(self, args: tuple[Tensor, ...]) -> int:
+        """What the bound of a batch is divided by: its size, or that of the plate which the batch stands for."""
+        return self.full_size or len(args[0])
 
 
 class KLWeight(Messenger):
@@ -168,33 +199,29 @@ class KLWeight(Messenger):
 
 class _Trainer:
     def __init__(
-        self,
-        autoencoder: Autoencoder,
-        objective: ELBO,
-        config: TrainConfig,
-        fabric: Fabric,
-        train: Dataset,
-        valid: Dataset | None,
+        self, step: _Step, config: TrainConfig, fabric: Fabric, train: Dataset | Arguments, valid: Dataset | Arguments | None
     ) -> None:
-        self.autoencoder, self.config, self.fabric = autoencoder, config, fabric
+        self.system, self.config, self.fabric = step.system, config, fabric
         self.train, self.valid = train, valid
         torch.manual_seed(config.seed)
-        step = _Step(autoencoder, objective)
         self.raw = step
-        self.step, self.optimizer = fabric.setup(step, optimizer_of(config, autoencoder))
+        self.step, self.optimizer = fabric.setup(step, optimizer_of(config, step.system))
         self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
-        self.total_steps = config.epochs * self.steps_per_epoch
-        self.started = time.monotonic()
+        self.total_steps = min(config.epochs * self.steps_per_epoch, config.max_steps or math.inf)
+        self.seconds = 0.0
 
     def run(self, state: State | None, on_epoch: Callable[[State], None] | None, progress: bool) -> FitResult:
         state = self._restore(state) if state is not None else self._state([], {}, 0)
-        earlier = state.history[-1].seconds if state.history else 0.0
         config, stopped = self.config, False
-        with Progress("training", self.total_steps, progress) as self.progress:
+        last = state.history[-1] if state.history else None
+        step, self.seconds = (last.step, last.seconds) if last else (0, 0.0)
+        total = int(self.total_steps if config.max_seconds is None else config.max_seconds)
+        with Progress("training", total, progress) as self.progress:
             for epoch in range(len(state.history) + 1, config.epochs + 1):
-                nelbo = self._epoch(epoch, state)
-                row = Epoch(epoch, epoch * self.steps_per_epoch, 0.0, nelbo, *self._validate())
-                row = Epoch(**{**asdict(row), "seconds": earlier + time.monotonic() - self.started})
+                if self._is_over(step):
+                    break
+                step, nelbo = self._epoch(epoch, step, state)
+                row = Epoch(epoch, step, self.seconds, nelbo, *self._validate())
                 state = self._after(row, state)
                 if on_epoch is not None:
                     on_epoch(state)
@@ -202,42 +229,55 @@ class _Trainer:
                     stopped = True
                     break
         if config.keep == "best" and state.best_weights:
-            self.autoencoder.load_state_dict(state.best_weights)
-        self.autoencoder.eval()
-        return FitResult(self.autoencoder, tuple(state.history), state.best_epoch or len(state.history), stopped)
+            self.system.load_state_dict(state.best_weights)
+        self.system.eval()
+        return FitResult(self.system, tuple(state.history), state.best_epoch or len(state.history), stopped)
 
-    def _epoch(self, epoch: int, good: State) -> float:
-        """One pass over the training data; the mean negative bound along it."""
-        self.autoencoder.train()
-        total = torch.zeros((), dtype=torch.float64 if self.fabric.device.type != "mps" else torch.float32)
-        total = total.to(self.fabric.device)
-        bad, step, seen = torch.full((), -1, device=self.fabric.device), (epoch - 1) * self.steps_per_epoch, 0
-        shown = time.monotonic()
-        for x in batches(self.train, self.config.batch_size, seed=self.config.seed, epoch=epoch, device=self.fabric.device):
+    def _is_over(self, step: int) -> bool:
+        limit = self.config.max_seconds
+        return step >= self.total_steps or (limit is not None and self.seconds >= limit)
+
+    def _epoch(self, epoch: int, step: int, good: State) -> tuple[int, float]:
+        """One pass over the training data, or what is left of the steps and seconds; the mean negative bound along it."""
+        self.system.train()
+        device, config = self.fabric.device, self.config
+        total = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32).to(device)
+        bad, seen = torch.full((), -1, device=device), 0
+        begun, before = time.monotonic(), self.seconds
+        shown = begun
+        for args in served(self.train, config.batch_size, seed=config.seed, epoch=epoch, device=device):
             with pyro.validation_enabled(step == 0):
-                value = self._take_step(step, x)
-            step, seen = step + 1, seen + len(x)
-            total += value
-            bad = torch.where((bad < 0) & ~torch.isfinite(value), step, bad)
-            if time.monotonic() - shown > 0.5:  # reading the bound waits for the device: now and then only
-                shown = time.monotonic()
+                value = self._take_step(step, args)
+            step, seen = step + 1, seen + len(args[0])
+            total += value * len(args[0])
+            bad = torch.where((bad < 0) & ~torch.isfinite(value), step - 1, bad)
+            now = time.monotonic()
+            self.seconds = before + now - begun
+            if now - shown > 0.5:  # reading the bound waits for the device: now and then only
+                shown = now
                 self._raise_if_bad(bad, epoch, good)
-                self.progress.update(step, f"epoch {epoch}, bound {total.item() / seen:.3f} nats")
+                done = step if config.max_seconds is None else int(self.seconds)
+                self.progress.update(done, f"epoch {epoch}, bound {total.item() / seen:.3f} nats")
+            if self._is_over(step):
+                break
         self._raise_if_bad(bad, epoch, good)
-        return -total.item() / seen
+        nelbo = -total.item() / seen
+        self.seconds = before + time.monotonic() - begun
+        return step, nelbo
 
-    def _take_step(self, step: int, x: Tensor) -> Tensor:
+    def _take_step(self, step: int, args: tuple[Tensor, ...]) -> Tensor:
         config, values = self.config, []
         for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * schedule(config.schedule, step / self.total_steps)
+            group["lr"] = config.lr * schedule(config.schedule, self._done(step))
         warmup = config.kl_warmup * self.steps_per_epoch
         kl_weight = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        num_data = self.raw.num_data(args)
 
         def closure() -> Tensor:
             self.optimizer.zero_grad()
-            value, surrogate = self.step(x, kl_weight)
-            values.append(value.detach())
-            loss = -surrogate / len(x)
+            value, surrogate = self.step(*args, kl_weight=kl_weight)
+            values.append(value.detach() / num_data)
+            loss = -surrogate / num_data
             self.fabric.backward(loss)
             if config.grad_clip is not None:
                 self.fabric.clip_gradients(self.step, self.optimizer, max_norm=config.grad_clip, error_if_nonfinite=False)
@@ -246,21 +286,29 @@ class _Trainer:
         self.optimizer.step(closure)
         return values[0]
 
+    def _done(self, step: int) -> float:
+        """The share of the training that is done, in [0, 1)."""
+        if self.config.max_seconds is None:
+            return step / self.total_steps
+        return min(self.seconds / self.config.max_seconds, 1 - 1e-9)
+
     def _validate(self) -> tuple[float, float, float]:
         """nelbo, distortion −E log p(x|z) and rate E[log q(z|x) − log p(z)] of the validation data, at full KL weight."""
         if self.valid is None:
             return math.nan, math.nan, math.nan
-        model, guide = self.autoencoder.model, self.autoencoder.guide
+        model, guide = cast(System, self.system).model, cast(System, self.system).guide
         sums = torch.zeros(3, dtype=torch.float64)
         device, quiet = self.fabric.device, pyro.validation_enabled(False)
-        with evaluating(model), fork_random(device, self.config.seed), quiet, self.fabric.autocast():
-            dtype = next(self.autoencoder.parameters()).dtype
-            for part in self.valid.x.split(1000):
-                x = part.to(device, dtype)
-                weights = log_weights(model, guide, x)
-                rate = weights.log_post - weights.log_prior
-                values = (-self.raw(x).value, -weights.log_lik.sum(), rate.sum())
-                sums += torch.stack([v.detach().double().cpu() for v in values])
+        with evaluating(self.system), fork_random(device, self.config.seed), quiet, self.fabric.autocast():
+            dtype = next(self.system.parameters()).dtype
+            tensors = self.valid.tensors if isinstance(self.valid, Arguments) else (self.valid.x,)
+            for part in zip(*(t.split(1000) for t in tensors), strict=True):
+                args = tuple(t.to(device, dtype if t.is_floating_point() else None) for t in part)
+                weights = log_weights(model, guide, *args)
+                rate = (weights.scale * (weights.log_post - weights.log_prior)).sum() - weights.log_global.mean()
+                values = (-self.raw(*args).value, -(weights.scale * weights.log_lik).sum(), rate)
+                share = len(args[0]) / self.raw.num_data(args)
+                sums += share * torch.stack([v.detach().double().cpu() for v in values])
         nelbo, distortion, rate_mean = (sums / len(self.valid)).tolist()
         return nelbo, distortion, rate_mean
 
@@ -268,7 +316,7 @@ class _Trainer:
         random = {"cpu": torch.get_rng_state()}
         if self.fabric.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.fabric.device)
-        weights = {k: v.detach().clone() for k, v in self.autoencoder.state_dict().items()}
+        weights = {k: v.detach().clone() for k, v in self.system.state_dict().items()}
         return State(weights, deepcopy(self.optimizer.state_dict()), random, history, best_weights, best_epoch)
 
     def _after(self, row: Epoch, before: State) -> State:
@@ -279,7 +327,7 @@ class _Trainer:
         return state
 
     def _restore(self, state: State) -> State:
-        self.autoencoder.load_state_dict(state.weights)
+        self.system.load_state_dict(state.weights)
         self.optimizer.load_state_dict(state.optimizer)
         torch.set_rng_state(state.random["cpu"])
         if "cuda" in state.random and self.fabric.device.type == "cuda":
@@ -290,44 +338,12 @@ class _Trainer:
         step = int(bad.item())
         if step < 0:
             return
-        self.autoencoder.load_state_dict(good.weights)
+        self.system.load_state_dict(good.weights)
         kept = f"the weights of epoch {len(good.history)}" if good.history else "the initial weights"
         raise NonFiniteLossError(
             f"the loss became NaN or infinite at step {step}, in epoch {epoch}; {kept} were kept: "
             "try a lower learning rate, gradient clipping (grad_clip), or KL warm-up (kl_warmup)"
         )
-
-
-def schedule(name: str, progress: float) -> float:
-    """The learning rate's factor when a share `progress` in [0, 1) of the training is done.
-
-    `burda`: 10^(−i/7) for 3^i of 3,280 parts, i = 0..7 (Burda 2016).
-
-    >>> schedule("cosine", 0.0), schedule("linear", 0.25), schedule("burda", 0.0)
-    (1.0, 0.75, 1.0)
-    """
-    if name == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * progress))
-    if name == "linear":
-        return 1 - progress
-    if name == "burda":
-        stage = next(i for i in range(8) if progress * 3280 < (3 ** (i + 1) - 1) / 2)
-        return 10 ** (-stage / 7)
-    return 1.0
-
-
-def optimizer_of(config: TrainConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of torch.optim that a configuration names. Raises ConfigError for an unknown one or wrong arguments."""
-    known: dict[str, Any] = {
-        n: o for n, o in vars(torch.optim).items() if isinstance(o, type) and issubclass(o, torch.optim.Optimizer)
-    }
-    name = next((n for n in known if n.lower() == config.optimizer.lower()), None)
-    if name is None or name == "Optimizer":
-        raise unknown_name("optimizer", config.optimizer, sorted(set(known) - {"Optimizer"}))
-    try:
-        return known[name](module.parameters(), lr=config.lr, **config.optimizer_args)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"the optimizer {name} does not accept {config.optimizer_args}: {error}") from None
 
 
 @contextmanager
@@ -341,8 +357,20 @@ def _default_dtype(config: TrainConfig) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _dataset(data: Dataset | Tensor) -> Dataset:
-    return data if isinstance(data, Dataset) else Dataset.from_array(data)
+def _data(system: nn.Module, given: Dataset | Tensor | tuple[Tensor, ...]) -> Dataset | Arguments:
+    if isinstance(given, Dataset):
+        return given
+    if isinstance(system, Autoencoder):
+        return Dataset.from_array(given)
+    return Arguments(given if isinstance(given, tuple) else (given,))
+
+
+def _sample_of(system: nn.Module, train: Dataset | Arguments, config: TrainConfig) -> tuple[Tensor, ...]:
+    """A batch to look at before the start: dynamic data, which are probabilities, as black and white."""
+    if isinstance(train, Arguments):
+        return tuple(t[: config.batch_size] for t in train.tensors)
+    x = train.x[: config.batch_size].to(next(system.parameters()).dtype) if any(True for _ in system.parameters()) else train.x
+    return (x.round() if train.dynamic else x,)
 
 
 def fabric_of(config: TrainConfig) -> Fabric:

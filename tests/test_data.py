@@ -111,7 +111,9 @@ def test_subset_takes_values_and_labels() -> None:
 
 def test_resident_on_the_cpu_is_the_same_data() -> None:
     data = Dataset.from_array(GREY)
-    assert resident(data, torch.device("cpu")).x.data_ptr() == data.x.data_ptr()
+    kept = resident(data, torch.device("cpu"))
+    assert isinstance(kept, Dataset)
+    assert kept.x.data_ptr() == data.x.data_ptr()
 
 
 # Refusals
@@ -355,8 +357,9 @@ def test_data_loader_gives_the_same_batches(dynamic: bool) -> None:
     for one, two in zip(served(data, 7), served(data, 7, device="cpu:0"), strict=True):
         assert one.equal(two)
     index = torch.randperm(40).split(7)
-    for one, two in zip(_loaded(data.x, index, torch.device("cpu")), index, strict=True):
+    for (one, label), two in zip(_loaded((data.x, torch.arange(40)), index, torch.device("cpu")), index, strict=True):
         assert one.equal(data.x[two])
+        assert label.equal(two)
 
 
 @pytest.mark.parametrize("device", [None, "cpu:0"], ids=["by index", "by a DataLoader"])

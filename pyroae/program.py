@@ -1,0 +1,115 @@
+"""Any Pyro model and guide as one module: what `fit` trains, and what it can know of it before the first step."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast, runtime_checkable
+
+from pyro import poutine
+from pyro.infer import ELBO
+from torch import Tensor, nn
+
+from pyroae.errors import ConfigError
+from pyroae.weights import Program, evaluating, fork_random, run
+
+
+@runtime_checkable
+class System(Protocol):
+    """A module with a `model` and a `guide` over the same arguments, such as an Autoencoder."""
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+
+
+class Pair(nn.Module):
+    """A model and a guide written elsewhere, ready for `fit`.
+
+    model, guide: Pyro programs over the same arguments: functions, PyroModules, or methods of modules. What is trained is
+    what `pyro.infer.SVI` would train: the parameters of those modules and every `pyro.param` of the programs, found in the
+    first run, which `fit` makes. Parameters of Pyro's global store stay there: `pyro.param(name)` gives the trained value.
+
+    >>> import pyro
+    >>> import pyro.distributions as dist
+    >>> pyro.clear_param_store()
+    >>> def model(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+    >>> def guide(x):
+    ...     slope = pyro.param("slope", torch.tensor(0.0))
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("z", dist.Normal(slope * x, 0.7))
+    >>> pair = Pair(model, guide)
+    >>> pair.find_parameters(torch.ones(3))
+    >>> [name for name, _ in pair.named_parameters()]
+    ['store.slope']
+    """
+
+    def __init__(self, model: Program, guide: Program) -> None:
+        super().__init__()
+        for what, program in (("model", model), ("guide", guide)):
+            if not callable(program):
+                raise ConfigError(f"the {what} must be a Pyro program, something that can be called, not {program!r}")
+        self._programs = (model, guide)
+        modules = (_module_of(model), _module_of(guide))
+        self.modules_of_model, self.modules_of_guide = (m if m is not None else nn.Identity() for m in modules)
+        self.store = nn.Module()
+
+    def model(self, *args: Any, **kwargs: Any) -> Any:
+        """The model."""
+        return self._programs[0](*args, **kwargs)
+
+    def guide(self, *args: Any, **kwargs: Any) -> Any:
+        """The guide."""
+        return self._programs[1](*args, **kwargs)
+
+    def find_parameters(self, *args: Any) -> None:
+        """Run both once, and take up every parameter that they announce and that no module of theirs holds."""
+        trace = poutine.trace(self.guide).get_trace(*args)
+        sites = [*trace.nodes.values(), *poutine.trace(poutine.replay(self.model, trace=trace)).get_trace(*args).nodes.values()]
+        known = {id(parameter) for parameter in self.parameters()}
+        for site in sites:
+            leaf = _leaf(site) if site["type"] == "param" else None
+            if leaf is not None and leaf.requires_grad and id(leaf) not in known:
+                known.add(id(leaf))
+                leaf._is_param = True  # torch's mark of a parameter: the store keeps its tensor
+                self.store.register_parameter(site["name"].replace(".", "/"), cast(nn.Parameter, leaf))
+
+
+def system_of(given: Any) -> nn.Module:
+    """The module that `fit` trains: as it is given, or a Pair of (model, guide). Raises ConfigError for anything else."""
+    if isinstance(given, tuple) and len(given) == 2:
+        return Pair(*given)
+    if isinstance(given, nn.Module) and isinstance(given, System):
+        return given
+    raise ConfigError(
+        "fit takes a module with a model and a guide, such as an Autoencoder, or a pair (model, guide), "
+        f"not {type(given).__name__}"
+    )
+
+
+def rehearse(system: nn.Module, objective: ELBO, args: tuple[Tensor, ...], seed: int) -> int | None:
+    """One run without gradients, to refuse what cannot be trained; the full size of a subsampled data plate.
+
+    Parameters in Pyro's store start here, from `seed`. Raises ProgramError, naming the site, and what the program raises.
+    """
+    model, guide = cast(System, system).model, cast(System, system).guide
+    with fork_random(args[0].device, seed), evaluating(system):
+        if isinstance(system, Pair):
+            system.find_parameters(*args)
+        if not any(parameter.requires_grad for parameter in system.parameters()):
+            raise ConfigError("model and guide have no parameters to train: announce them by pyro.param or pyro.module")
+        cast(Any, objective).differentiable_loss(model, guide, *args)
+        plate = run(model, guide, args, {}).plate
+    subsampled = plate is not None and plate.full_size not in (None, plate.size)
+    return plate.full_size if plate is not None and subsampled else None
+
+
+def _module_of(program: Program) -> nn.Module | None:
+    owner = getattr(program, "__self__", program)
+    return owner if isinstance(owner, nn.Module) else None
+
+
+def _leaf(site: dict[str, Any]) -> Tensor | None:
+    """The unconstrained tensor behind the value of a param site: what an optimizer moves."""
+    value = site["value"]
+    unconstrained = getattr(value, "unconstrained", None)
+    leaf = unconstrained() if unconstrained is not None else value
+    return leaf if isinstance(leaf, Tensor) and leaf.is_leaf else None
