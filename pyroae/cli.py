@@ -93,6 +93,20 @@ def make_parser() -> Parser:
     evaluate.add_argument("--num-particles", type=int, default=5000, help="K of importance sampling (default: 5000)")
     evaluate.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
 
+    gradients = _command(commands, "gradients", "SNR, variance, bias and cost of ELBO estimators at the weights of a run")
+    _run_options(gradients, split="train", num_data=20)
+    gradients.add_argument(
+        "--objectives", default="iwae,dreg,stl,vimco", metavar="A,B", help="to compare (default: iwae,dreg,stl,vimco)"
+    )
+    gradients.add_argument(
+        "--num-particles", type=_tuple_of(int), default=(1, 4, 16, 64, 256), metavar="K,K", help="default: 1,4,16,64,256"
+    )
+    gradients.add_argument("--replicates", type=int, default=1000, help="draws of each gradient (default: 1000)")
+    gradients.add_argument("--reference", metavar="NAME", help="what the bias is measured from (default: iwae, or the first)")
+    gradients.add_argument("--by", choices=("module",), help="the table shows every module, not only θ and φ")
+    gradients.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    gradients.add_argument("--out", metavar="FILE", help="path without suffix of .csv, .nc and .png (default: in RUN)")
+
     sample = _command(commands, "sample", "draw from the prior and decode")
     sample.add_argument("run_directory", metavar="RUN", help="directory of a trained run")
     sample.add_argument("--num", type=int, default=64, help="how many (default: 64)")
@@ -130,11 +144,12 @@ def _run(name: str, options: dict[str, Any]) -> None:
     getattr(commands, name)(**options)
 
 
-def _run_options(parser: Parser) -> None:
+def _run_options(parser: Parser, split: str = "test", num_data: int | None = None) -> None:
     parser.add_argument("run_directory", metavar="RUN", help="directory of a trained run")
     parser.add_argument("--data", metavar="DATA", help="other data than the run was trained on: a name or a file")
-    parser.add_argument("--split", choices=("test", "valid", "train"), default="test", help="which part (default: test)")
-    parser.add_argument("--num-data", type=int, metavar="N", help="only the first N")
+    parser.add_argument("--split", choices=("test", "valid", "train"), default=split, help=f"which part (default: {split})")
+    default = f" (default: {num_data})" if num_data else ""
+    parser.add_argument("--num-data", type=int, metavar="N", default=num_data, help=f"only the first N{default}")
     parser.add_argument("--checkpoint", choices=("best", "last"), help="which weights (default: those the training kept)")
 
 

@@ -1,18 +1,40 @@
 """Results as an ArviZ DataTree: named dimensions (datum, latent, pixel), labels where known."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
 from pyroae.evaluation.likelihood import CHUNK
+from pyroae.evaluation.slopes import SNRCurve
+from pyroae.evaluation.statistics import GradientStatistics
 from pyroae.weights import Program, Traces, evaluating, fork_random, reduce_log_weights, run
 
 if TYPE_CHECKING:
     from xarray import DataTree
 
 Arrays = dict[str, np.ndarray]
+_NATS = "nats per datum"
+_FIGURES: dict[str, tuple[str, Callable[[GradientStatistics], float]]] = {
+    "snr": ("1", lambda found: found.snr),
+    "snr_low": ("1", lambda found: found.snr_interval[0]),
+    "snr_high": ("1", lambda found: found.snr_interval[1]),
+    "directional_snr": ("1", lambda found: found.directional_snr),
+    "directional_snr_se": ("1", lambda found: found.directional_snr_se),
+    "variance": (f"({_NATS})^2, mean over parameters", lambda found: found.variance.mean().item()),
+    "bias": (_NATS, lambda found: found.bias),
+    "bias_se": (_NATS, lambda found: found.bias_se),
+    "bias_low": (_NATS, lambda found: found.bias_interval[0]),
+    "bias_high": (_NATS, lambda found: found.bias_interval[1]),
+    "reference_norm": (_NATS, lambda found: found.offset.reference_norm),
+    "relative_bias": ("1", lambda found: found.relative_bias),
+    "relative_bias_se": ("1", lambda found: found.offset.relative(found.bias_se)),
+    "relative_bias_low": ("1", lambda found: found.offset.relative(found.bias_interval[0])),
+    "relative_bias_high": ("1", lambda found: found.offset.relative(found.bias_interval[1])),
+}
+"""What a DataTree of the gradient laboratory holds of each estimator, K and group, and its unit."""
 
 
 def to_datatree(
@@ -64,6 +86,79 @@ def to_datatree(
             per_datum, sample_dims=[], dims={name: ["datum"] for name in per_datum}, coords={"datum": np.arange(len(x))}
         )
     return _with_coordinates(tree, labels, shape)
+
+
+def gradients_to_datatree(
+    curves: Mapping[str, Mapping[str, SNRCurve]], *, num_data: int, reference: str | None = None, seed: int = 0
+) -> "DataTree":
+    """What `measure_slopes` found, as a DataTree with the dimensions objective, particles and group.
+
+    Its one group, gradients, holds of each estimator, K and group the SNR and its 95 % interval, the directional SNR, the
+    mean variance, and the bias from the reference (`bias_se`: what is found without any bias; `relative_`: to the norm of the
+    reference's mean gradient); of each estimator and K the seconds of one gradient; of each K the decoder evaluations,
+    K N; of each estimator and group the slope of log SNR in log K and its interval. nan where an objective is not defined.
+    num_parameters is a coordinate of group. num_data, reference, seed: as they were measured, kept as attributes.
+
+    >>> import torch
+    >>> from pyroae import zoo
+    >>> from pyroae.evaluation.gradients import measure_slopes
+    >>> from pyroae.objectives.named import iwae
+    >>> system, x = zoo.ppca(4, latent=2), torch.zeros(3, 4)
+    >>> settings = {"ks": (1, 4), "parameters": dict(system.named_parameters()), "replicates": 20}
+    >>> tree = gradients_to_datatree(measure_slopes(system.model, system.guide, x, {"iwae": iwae}, **settings), num_data=3)
+    >>> dict(tree["gradients"]["snr"].sizes), tree["gradients"]["decoder_evaluations"].values.tolist()
+    ({'objective': 1, 'particles': 2, 'group': 1}, [3, 12])
+    """
+    from xarray import Dataset, DataTree
+
+    names, groups = list(curves), list(next(iter(curves.values())))
+    ks = sorted({k for of_groups in curves.values() for curve in of_groups.values() for k in curve.ks})
+    cells = {
+        (names.index(name), ks.index(k), groups.index(group)): found
+        for name, of_groups in curves.items()
+        for group, curve in of_groups.items()
+        for k, found in zip(curve.ks, curve.statistics, strict=True)
+    }
+    sizes = {group: len(found.mean) for (_, _, group), found in cells.items()}
+    shape = (len(names), len(ks), len(groups))
+    data = Dataset(
+        {name: (dims, array, {"units": unit}) for name, (dims, array, unit) in _arrays(cells, shape).items()},
+        coords={
+            "objective": names,
+            "particles": ks,
+            "group": groups,
+            "num_parameters": ("group", [sizes[i] for i in range(len(groups))]),
+        },
+    )
+    data["decoder_evaluations"] = ("particles", np.array(ks) * num_data, {"units": "1 per gradient"})
+    for part, name in (("slope", "slope"), ("low", "slope_low"), ("high", "slope_high")):
+        slopes = [[getattr(curve.slope, part) for curve in of_groups.values()] for of_groups in curves.values()]
+        data[name] = (("objective", "group"), slopes, {"units": "log SNR per log K"})
+    recorded = {
+        "replicates": next(iter(cells.values())).replicates,
+        "num_data": num_data,
+        "reference": reference or "",
+        "seed": seed,
+        "units": f"gradients of the bound in {_NATS}, for ascent",
+    }
+    return DataTree.from_dict({"/": Dataset(attrs=recorded), "gradients": data.assign_attrs(recorded)})
+
+
+def _arrays(
+    cells: Mapping[tuple[int, int, int], GradientStatistics], shape: tuple[int, int, int]
+) -> dict[str, tuple[tuple[str, ...], np.ndarray, str]]:
+    """Dimensions, values and unit of each figure of one gradient; nan where there is none."""
+    dims = ("objective", "particles", "group")
+    found: dict[str, tuple[tuple[str, ...], np.ndarray, str]] = {}
+    for name, (unit, get) in _FIGURES.items():
+        array = np.full(shape, math.nan)
+        for at, one in cells.items():
+            array[at] = get(one)
+        found[name] = (dims, array, unit)
+    seconds = np.full(shape[:2], math.nan)
+    for (objective, k, _), one in cells.items():
+        seconds[objective, k] = one.seconds
+    return {**found, "seconds": (dims[:2], seconds, "s per gradient")}
 
 
 def _draw(traces: Traces, num_data: int) -> tuple[Arrays, Arrays]:

@@ -1,20 +1,31 @@
 """The gradient laboratory against stored replicates, closed-form variances and known biases and rates."""
 
+import gc
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
 
-from pyroae.errors import ConfigError, ProgramError
-from pyroae.evaluation.gradients import BATCHES, GradientStatistics, measure_gradients, measure_slopes, slope
-from pyroae.objectives import ELBO, AnalyticKL, Objective, ObjectiveBase
-from pyroae.objectives.named import dreg, iwae, iwae_stl, stl
+from pyroae import zoo
+from pyroae.errors import ConfigError, DataError, ProgramError
+from pyroae.evaluation import gradients
+from pyroae.evaluation.gradients import BATCHES, GradientStatistics, SNRCurve, measure_gradients, measure_slopes, slope
+from pyroae.evaluation.groups import parameter_groups
+from pyroae.evaluation.statistics import Bias, bias_of
+from pyroae.inference_data import gradients_to_datatree
+from pyroae.laboratory_plots import gradient_curves
+from pyroae.nn import MLP
+from pyroae.objectives import ELBO, AnalyticKL, Objective, ObjectiveBase, parse_objective
+from pyroae.objectives.named import dreg, iwae, iwae_stl, rws_dreg, stl, vimco
+from tests.systems import system_and_data
 from tests.test_examples import example
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -307,7 +318,14 @@ def test_wrong_settings() -> None:
     with pytest.raises(ConfigError, match="'twice' must be a leaf"):
         measure(parameters={"twice": 2 * parameters["phi"]})
     with pytest.raises(ConfigError, match=r"at least two different values of K, not \[4, 4\]"):
-        measure_slopes(model, guide, x, {"iwae": iwae}, ks=[4, 4], parameters=parameters)
+        slope([4, 4], [1.0, 1.0], torch.ones(5, 2))
+    for ks in ([4, 4], [0, 4], []):
+        with pytest.raises(ConfigError, match="K takes different whole numbers of at least 1"):
+            measure_slopes(model, guide, x, {"iwae": iwae}, ks=ks, parameters=parameters)
+    with pytest.raises(ConfigError, match="unknown reference 'dregg': did you mean 'dreg'"):
+        measure_slopes(model, guide, x, {"dreg": dreg}, ks=[1, 2], parameters=parameters, reference="dregg")
+    with pytest.raises(ConfigError, match=r"'vimco' is defined at none of K = 1: .* needs num_particles of at least 2, not 1"):
+        measure_slopes(model, guide, x, {"iwae": iwae, "vimco": vimco}, ks=[1], parameters=parameters)
     for parameter in parameters.values():
         parameter.requires_grad_(False)
     other = {"other": torch.zeros(1, requires_grad=True)}
@@ -322,3 +340,324 @@ def test_unreached_parameters_have_no_gradient() -> None:
     assert found.mean.shape == (7,)
     assert (found.mean[4:] == 0).all()
     assert found.snr == pytest.approx((found.mean[:4].abs() / found.variance[:4].sqrt()).mean().item())
+
+
+# Bias.
+
+
+def test_bias_of_batches() -> None:
+    """Norm, noise and debiased square from the definition, by sums over pairs; the last batch half as large."""
+    differences, reference = torch.randn(20, 7) + 0.3, torch.randn(20, 7) + 1
+    weights = torch.ones(20)
+    weights[-1] = 0.5
+    weights = weights / weights.sum()
+    found = bias_of(differences, reference, weights)
+    mean = weights @ differences
+    close(found.norm, mean.norm())
+
+    def square(values: Tensor, left_out: int = -1) -> float:
+        of = [b for b in range(20) if b != left_out]
+        pairs = [((weights[a] * weights[b]).item(), (values[a] @ values[b]).item()) for a in of for b in of if a != b]
+        return sum(w * v for w, v in pairs) / sum(w for w, _ in pairs)
+
+    close(found.reference_norm, math.sqrt(square(reference)))
+    without = torch.tensor([square(differences, b) for b in range(20)])
+    reach = 2.093 * math.sqrt(19 / 20 * (without - without.mean()).square().sum().item())
+    close(found.low, math.sqrt(max(square(differences) - reach, 0)))
+    along = 2.093 * (differences @ mean / mean.norm()).std().item() / math.sqrt(20)
+    close(found.high, max(math.sqrt(square(differences) + reach), math.sqrt(square(differences)) + along))
+    close(found.relative(2.0), 2 / math.sqrt(square(reference)))
+    assert math.isnan(Bias().relative(1.0))
+    assert math.isnan(bias_of(differences, torch.zeros(20, 7), weights).relative(1.0))
+
+
+@pytest.mark.parametrize(("size", "true"), [(1, 0.0), (1, 3.0), (40, 0.0), (40, 1.0), (40, 10.0)])
+def test_bias_interval_covers(size: int, true: float) -> None:
+    """`true` is in units of the noise of ‖mean D‖: a share of at least 88 % of intervals, and the noise is known."""
+    noise = math.sqrt(size / BATCHES)
+    covered = squares = 0.0
+    for _ in range(400):
+        offset = torch.zeros(size)
+        offset[0] = true * noise
+        found = bias_of(offset + torch.randn(BATCHES, size), torch.ones(BATCHES, size), torch.full((BATCHES,), 1 / BATCHES))
+        covered += found.low <= true * noise <= found.high
+        squares += found.norm**2 - found.expected**2
+    assert covered / 400 > 0.88
+    assert squares / 400 == pytest.approx((true * noise) ** 2, abs=0.25 * noise**2 * (1 + true))
+
+
+def of_toy(num_data: int, **settings: Any) -> dict[str, SNRCurve]:
+    model, guide, x, parameters = toy(num_data)
+    found = measure_slopes(model, guide, x, parameters={"phi": parameters["phi"]}, **settings)
+    return {name: curves["all"] for name, curves in found.items()}
+
+
+def test_bias_at_each_k() -> None:
+    """REFERENCES, item 6: from IWAE's mean gradient STL is −.257 away at K=2 and −.445 at K=64, DReG not at all."""
+    num_data = 50
+    found = of_toy(num_data, make={"stl": iwae_stl, "dreg": dreg, "iwae": iwae}, ks=(64, 2), replicates=200, reference="iwae")
+    for i, known in enumerate((0.445, 0.257)):  # the order of K is the caller's
+        biased, unbiased, none = (found[name].statistics[i] for name in ("stl", "dreg", "iwae"))
+        low, high = biased.bias_interval
+        assert 0 < low < known / math.sqrt(num_data) < high
+        assert biased.bias > 3 * biased.bias_se
+        assert unbiased.bias_interval[0] == 0
+        assert unbiased.bias < 1.5 * unbiased.bias_se
+        assert none.bias == none.bias_se == none.bias_interval[1] == 0
+    norm = found["stl"].statistics[1].offset.reference_norm  # .257 a datum too, to three figures
+    assert norm == pytest.approx(0.257 / math.sqrt(num_data), rel=0.15)
+    assert found["stl"].statistics[1].relative_bias == pytest.approx(found["stl"].statistics[1].bias / norm)
+
+
+# Over K.
+
+
+def test_an_objective_is_left_out_where_it_is_not_defined() -> None:
+    make = {"iwae": iwae, "vimco": vimco, "jvi": partial(parse_objective, "jvi:order=2")}
+    found = of_toy(2, make=make, ks=(1, 2, 4), replicates=20, reference="vimco")
+    assert {name: curve.ks for name, curve in found.items()} == {"iwae": (1, 2, 4), "vimco": (2, 4), "jvi": (4,)}
+    assert all(math.isnan(end) for end in found["jvi"].slope)
+    assert all(math.isfinite(end) for end in found["vimco"].slope)
+    of_iwae = [one.bias for one in found["iwae"].statistics]
+    assert math.isnan(of_iwae[0])  # there is no reference at K = 1
+    assert of_iwae[1] > 0
+    alone = of_toy(2, make={"iwae": iwae}, ks=(4,), replicates=20)["iwae"]
+    assert torch.equal(alone.statistics[0].mean, found["iwae"].statistics[2].mean)
+    assert math.isnan(alone.slope.slope)
+
+
+def test_slopes_leave_out_a_gradient_that_is_always_zero() -> None:
+    """RWS-DReG at K = 1: (ŵ − ŵ²) P = 0."""
+    found = of_toy(3, make={"rws-dreg": rws_dreg}, ks=(1, 4, 16), replicates=20)["rws-dreg"]
+    assert found.statistics[0].variance.max() == 0
+    assert math.isnan(found.snr[0])
+    assert found.slope.slope == pytest.approx(math.log(found.snr[2] / found.snr[1]) / math.log(4))
+
+
+def test_progress_is_over_the_whole_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+
+    class Recorder:
+        def __init__(self, title: str, total: int, shown: bool) -> None:
+            told.append((total, shown))
+
+        def __enter__(self) -> "Recorder":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def update(self, done: int, text: str) -> None:
+            told.append((done, text))
+
+    monkeypatch.setattr(gradients, "Progress", Recorder)
+    of_toy(2, make={"iwae": iwae, "vimco": vimco}, ks=(1, 2), replicates=20, progress=True)
+    assert told[0] == (60, True)
+    assert [done for done, _ in told[1:]] == list(range(1, 61))
+    assert [text for _, text in told[1::20]] == ["iwae, K = 2", "vimco, K = 2", "iwae, K = 1"]
+
+
+# Memory.
+
+
+def numbers() -> int:
+    """How many bytes all living tensors hold."""
+    gc.collect()
+    storages = [one.untyped_storage() for one in gc.get_objects() if issubclass(type(one), Tensor)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def test_memory_does_not_grow_with_replicates() -> None:
+    """Tensors alive at the last replicate: 40 numbers to a parameter and objective, no more for ten times the draws."""
+    size = 5000
+    leaf = torch.zeros(size, requires_grad=True)
+
+    class Counting(ObjectiveBase):
+        calls = last = living = 0
+
+        def estimate(self, traces: Any) -> Any:
+            raise NotImplementedError
+
+        def bound(self, *_: Any, **__: Any) -> Any:
+            self.calls += 1
+            if self.calls == self.last:
+                self.living = numbers()
+            return type("Both", (), {"surrogate": (torch.randn(size) * leaf).sum()})
+
+    def living(replicates: int) -> float:
+        first, second = Counting(), Counting()
+        second.last = replicates + 2  # a look before all work, one before its own
+        nothing: Callable[..., None] = lambda x: None  # noqa: E731
+        settings: dict[str, Any] = {"parameters": {"a": leaf}, "groups": {"a": ("a",), "again": ("a",)}, "reference": "first"}
+        before = numbers()
+        objectives = {"first": first, "second": second}
+        measure_gradients(nothing, nothing, torch.zeros(1), objectives, replicates=replicates, **settings)
+        return (second.living - before) / (8 * size)
+
+    few, many = living(40), living(400)
+    assert many == pytest.approx(few, abs=0.1)
+    assert 80 < few < 90  # 40 of each objective, means, variances and directions: not twice for two groups
+
+
+# Groups.
+
+
+def test_groups_of_a_vae() -> None:
+    vae = zoo.vae(6, 2, encoder=MLP((3,)))
+    groups = parameter_groups(vae.model, vae.guide, torch.zeros(4, 6), dict(vae.named_parameters()))
+    names = [name for name, _ in vae.named_parameters()]
+    assert list(groups) == ["θ", "φ", "encoder.0", "encoder.2", "decoder.0", "decoder.2"]
+    assert groups["θ"] == tuple(name for name in names if name.startswith("decoder"))
+    assert groups["φ"] == tuple(name for name in names if name.startswith("encoder"))
+    assert groups["decoder.2"] == ("decoder.2.weight", "decoder.2.bias")
+
+
+def test_groups_of_tied_weights() -> None:
+    """The encoder's weights are the decoder's: shared. Each side has its own biases."""
+    vae = zoo.vae(6, 2, encoder=MLP((3,)), tied=True)
+    parameters = dict(vae.named_parameters())
+    groups = parameter_groups(vae.model, vae.guide, torch.zeros(4, 6), parameters)
+    assert groups["θ"] == ("decoder.biases.0", "decoder.biases.1")
+    assert groups["φ"] == ("encoder.0.bias", "encoder.2.bias")
+    assert groups["shared"] == ("encoder.0.weight", "encoder.2.weight")
+    assert groups["encoder.0"] == ("encoder.0.weight", "encoder.0.bias")
+    assert groups["decoder.biases"] == groups["θ"]
+    found = measure_gradients(
+        vae.model, vae.guide, torch.zeros(4, 6), {"iwae": iwae(2)}, parameters=parameters, groups=groups, replicates=20
+    )["iwae"]
+    whole = measure_gradients(vae.model, vae.guide, torch.zeros(4, 6), {"iwae": iwae(2)}, parameters=parameters, replicates=20)
+    assert sum(len(found[group].mean) for group in ("θ", "φ", "shared")) == len(whole["iwae"]["all"].mean)
+    # of parameters that do not lie side by side, in the order of the group
+    split = whole["iwae"]["all"].mean.split([p.numel() for p in parameters.values()])
+    of_names = dict(zip(parameters, split, strict=True))
+    close(found["shared"].mean, torch.cat([of_names[name] for name in groups["shared"]]))
+
+
+@pytest.mark.parametrize("name", ["ppca-exact", "ae", "discrete-vae", "vae-normal"])
+def test_groups_of_other_systems(name: str) -> None:
+    system, x = system_and_data(name)
+    before = torch.get_rng_state()
+    parameters = dict(system.named_parameters())
+    groups = parameter_groups(system.model, system.guide, x, parameters)
+    assert torch.equal(torch.get_rng_state(), before)
+    whole = set(parameters)
+    if name == "ppca-exact":  # its posterior is made of the model's own parameters
+        assert (set(groups["shared"]), "θ" in groups, "φ" in groups) == (whole, False, False)
+        return
+    encoder = {n for n in whole if n.startswith("encoder")}
+    assert set(groups["φ"]) == encoder  # a Delta's too, which has no density of its own
+    assert set(groups["θ"]) == whole - encoder  # the learned scale of the likelihood among them
+    assert "shared" not in groups
+
+
+def test_groups_of_a_program() -> None:
+    model, guide, x, parameters = toy(2)
+    parameters["idle"] = torch.zeros(1, requires_grad=True)
+    assert parameter_groups(model, guide, x, parameters) == {
+        "θ": ("theta",),
+        "φ": ("phi",),
+        "theta": ("theta",),
+        "phi": ("phi",),
+    }
+    renamed = {"θ": parameters["phi"], "b.θ": parameters["theta"]}
+    groups = parameter_groups(model, guide, x, renamed)
+    assert groups == {"θ": ("b.θ",), "φ": ("θ",), "module θ": ("θ",), "b": ("b.θ",)}
+    with pytest.raises(ProgramError, match="hang on none of the parameters idle"):
+        parameter_groups(model, guide, x, {"idle": parameters["idle"]})
+    with pytest.raises(ConfigError, match="'twice' must be a leaf"):
+        parameter_groups(model, guide, x, {"twice": 2 * parameters["phi"]})
+
+
+# What is made of curves.
+
+
+def small_curves() -> dict[str, dict[str, SNRCurve]]:
+    model, guide, x, parameters = toy(3)
+    make = {"iwae": iwae, "vimco": vimco, "rws-dreg": rws_dreg}
+    groups = parameter_groups(model, guide, x, parameters)
+    settings: dict[str, Any] = {"parameters": parameters, "groups": groups, "replicates": 20, "reference": "iwae"}
+    return measure_slopes(model, guide, x, make, ks=(1, 2, 8), **settings)
+
+
+def test_datatree_holds_the_curves() -> None:
+    curves = small_curves()
+    tree = gradients_to_datatree(curves, num_data=3, reference="iwae", seed=5)
+    data = tree["gradients"].to_dataset()
+    assert data["snr"].dims == ("objective", "particles", "group")
+    assert data["objective"].values.tolist() == ["iwae", "vimco", "rws-dreg"]
+    assert data["group"].values.tolist() == ["θ", "φ", "theta", "phi"]
+    assert data["num_parameters"].values.tolist() == [3, 3, 3, 3]
+    assert data["decoder_evaluations"].values.tolist() == [3, 6, 24]
+    for name, of_groups in curves.items():
+        for group, one in of_groups.items():
+            at = data.sel(objective=name, group=group)
+            assert (float(at["slope"]), float(at["slope_low"]), float(at["slope_high"])) == pytest.approx(
+                one.slope, nan_ok=True
+            )
+            for k, found in zip(one.ks, one.statistics, strict=True):
+                cell = at.sel(particles=k)
+                known = {
+                    "snr": found.snr,
+                    "snr_low": found.snr_interval[0],
+                    "snr_high": found.snr_interval[1],
+                    "directional_snr": found.directional_snr,
+                    "directional_snr_se": found.directional_snr_se,
+                    "variance": found.variance.mean().item(),
+                    "bias": found.bias,
+                    "bias_se": found.bias_se,
+                    "bias_low": found.bias_interval[0],
+                    "bias_high": found.bias_interval[1],
+                    "reference_norm": found.offset.reference_norm,
+                    "relative_bias": found.relative_bias,
+                    "relative_bias_se": found.offset.relative(found.bias_se),
+                    "relative_bias_low": found.offset.relative(found.bias_interval[0]),
+                    "relative_bias_high": found.offset.relative(found.bias_interval[1]),
+                    "seconds": found.seconds,
+                }
+                assert {n: float(cell[n]) for n in known} == pytest.approx(known, nan_ok=True)
+    undefined = data.sel(objective="vimco", particles=1)
+    assert undefined[["snr", "bias", "variance", "seconds"]].to_array().isnull().all()
+    assert all("units" in array.attrs for array in data.data_vars.values())
+    for attributes in (tree.attrs, data.attrs):
+        given = {"replicates": 20, "num_data": 3, "reference": "iwae", "seed": 5}
+        assert {name: attributes[name] for name in given} == given
+        assert "nats per datum" in attributes["units"]
+    assert gradients_to_datatree(curves, num_data=3).attrs["reference"] == ""
+
+
+def test_figure_holds_the_curves() -> None:
+    curves = small_curves()
+    shown = {name: {g: of_groups[g] for g in ("θ", "φ")} for name, of_groups in curves.items()}
+    figure = gradient_curves(shown)
+    panels = figure.axes
+    assert len(panels) == 6
+    assert [axes.get_title() for axes in panels[:2]] == ["θ, model: 3 parameters", "φ, guide: 3 parameters"]
+    for column, group in enumerate(("θ", "φ")):
+        for row, axes in enumerate(panels[column::2]):
+            assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+            assert len(axes.lines) == len(shown) + (row != 1)
+            for line, (name, of_groups) in zip(axes.lines, shown.items(), strict=False):
+                one = of_groups[group]
+                across = [1000 * found.seconds for found in one.statistics] if row == 2 else list(one.ks)
+                up = [found.variance.mean().item() or math.nan for found in one.statistics] if row == 1 else one.snr
+                assert line.get_xdata() == pytest.approx(across), (name, row)
+                assert line.get_ydata() == pytest.approx(up, nan_ok=True), (name, row)
+            if row != 1:
+                assert axes.lines[-1].get_ydata() == pytest.approx([0.8 / math.sqrt(20)] * 2)
+        for band, of_groups in zip(panels[column].collections, shown.values(), strict=True):
+            ends = {round(y, 9) for y in np.asarray(band.get_paths()[0].vertices)[:, 1].tolist()}
+            assert {round(y, 9) for pair in of_groups[group].intervals for y in pair if math.isfinite(y)} <= ends
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [*shown, "estimate of a ratio of 0"]
+    with pytest.raises(DataError, match="no curves"):
+        gradient_curves({})
+
+
+def test_figure_tells_many_estimators_apart() -> None:
+    (one,) = of_toy(2, make={"iwae": iwae}, ks=(1, 2), replicates=20).values()
+    figure = gradient_curves({f"estimator {i}": {"φ": one} for i in range(12)})
+    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in figure.axes[0].lines[:12]}
+    assert len(looks) == 12
+    widths = [line.get_linewidth() for line in figure.axes[0].lines[:12]]
+    assert widths == sorted(widths, reverse=True)
+    assert len(set(widths)) == 12

@@ -1,0 +1,196 @@
+"""The command of the gradient laboratory: estimators compared at the weights of a run."""
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pyroae.commands.work import guarded, part_of, save, say
+from pyroae.config import check_objective_names, objectives_in
+from pyroae.errors import ConfigError, RunError, unknown_name
+from pyroae.evaluation.gradients import measure_slopes
+from pyroae.evaluation.groups import parameter_groups
+from pyroae.evaluation.slopes import SNRCurve
+from pyroae.evaluation.statistics import BATCHES, GradientStatistics
+from pyroae.inference_data import gradients_to_datatree
+from pyroae.laboratory_plots import gradient_curves
+from pyroae.objectives import ELBO, AnalyticKL, Objective, ObjectiveBase, parse_objective
+from pyroae.posteriors import Point
+from pyroae.runs import Run, device_of
+from pyroae.training import check_data
+
+Curves = Mapping[str, Mapping[str, SNRCurve]]
+MAIN = ("θ", "φ", "shared")
+"""The groups of parameters that are always shown."""
+MOST = 10**12
+"""Seeds below it leave room for one a replicate."""
+
+
+class Files(NamedTuple):
+    """What the command writes."""
+
+    table: Path
+    tree: Path
+    figure: Path
+
+
+def gradients(
+    run_directory: str,
+    objectives: str,
+    num_particles: tuple[int, ...],
+    replicates: int,
+    reference: str | None,
+    seed: int,
+    by: str | None,
+    out: str | None,
+    **part: Any,
+) -> None:
+    """Gradients of estimators at the weights of a run, for each K: one table, .csv, .nc, and a figure.
+
+    by: "module" shows every module in the table. out: a path without its suffix. part: data, split, num_data and checkpoint,
+    as of other commands. The corruption of a denoising system is off, as in an evaluation.
+    """
+    names, ks = objectives_in(objectives), tuple(sorted(set(num_particles)))
+    reference = _checked(names, ks, replicates, seed, reference)
+    run = Run(run_directory)
+    files = _files(run, out)
+    dataset = part_of(run, part["data"], part["split"], part["num_data"])
+    system = run.autoencoder(part["checkpoint"]).to(device_of(run.config.accelerator))
+    check_data(system, dataset, dataset.name)
+    if isinstance(system.posterior, Point):
+        raise ConfigError(f"the guide of the run '{run.path}' is a Delta: its gradients have no noise that could be measured")
+    parameters = {name: p for name, p in system.named_parameters() if p.requires_grad}
+    like = next(iter(parameters.values()))
+    x = dataset.x.to(like.device, like.dtype)
+    make = {name: partial(parse_objective, name) for name in names}
+    curves = measure_slopes(
+        system.model,
+        system.guide,
+        x,
+        make,
+        ks=ks,
+        parameters=parameters,
+        groups=parameter_groups(system.model, system.guide, x, parameters),
+        replicates=replicates,
+        seed=seed,
+        reference=reference,
+        progress=True,
+    )
+    title = f"gradients at {len(x)} data of {dataset.name} ({part['split']}), {replicates} replicates; bias from {reference}"
+    Console().print(_table(curves, title, reference, by == "module"))
+    for line in _notes(make, curves, reference):
+        say(line)
+    _write(curves, files, num_data=len(x), reference=reference, seed=seed)
+
+
+def _checked(names: Sequence[str], ks: Sequence[int], replicates: int, seed: int, reference: str | None) -> str:
+    """The reference; everything that can be refused before the run is read, is."""
+    for name in names:
+        check_objective_names(name)
+        if "num_particles=" in name.replace(" ", ""):
+            raise ConfigError(f"--num-particles gives every K: leave num_particles out of '{name}'")
+    if min(ks) < 1:
+        raise ConfigError(f"num_particles must be at least 1, not {min(ks)}")
+    if replicates < BATCHES:
+        raise ConfigError(f"replicates must be at least {BATCHES}, not {replicates}")
+    if not 0 <= seed < MOST:
+        raise ConfigError(f"seed must be at least 0 and below {MOST:.0e}, not {seed}")
+    if reference is None:
+        return "iwae" if "iwae" in names else names[0]
+    if reference not in names:
+        raise unknown_name("reference", reference, names)
+    return reference
+
+
+def _files(run: Run, out: str | None) -> Files:
+    """Where the results go. Raises RunError where they cannot be written."""
+    if out is None:
+        files = Files(run.path / "gradients.csv", run.path / "gradients.nc", run.path / "figures" / "gradients.png")
+    else:
+        stem = str(Path(out)).removesuffix(".csv").removesuffix(".nc").removesuffix(".png")
+        files = Files(*(Path(stem + suffix) for suffix in (".csv", ".nc", ".png")))
+    for file in files:
+        place = next(folder for folder in file.absolute().parents if folder.exists())
+        if file.is_dir() or not place.is_dir() or not os.access(place, os.W_OK):
+            raise RunError(f"cannot write '{file}': '{file if file.is_dir() else place}' is no place for a file")
+    return files
+
+
+def _write(curves: Curves, files: Files, *, num_data: int, reference: str, seed: int) -> None:
+    tree = gradients_to_datatree(curves, num_data=num_data, reference=reference, seed=seed)
+    figure = gradient_curves({name: {g: c for g, c in of_group.items() if g in MAIN} for name, of_group in curves.items()})
+    rows = tree["gradients"].to_dataset().to_dataframe(["objective", "particles", "group"])
+    guarded(files.table, rows[rows["seconds"].notna()].to_csv)
+    guarded(files.tree, lambda file: tree.to_netcdf(file, engine="h5netcdf"))
+    save(figure, files.figure)
+    say(f"{files.table}, {files.tree}, {files.figure}")
+
+
+def _table(curves: Curves, title: str, reference: str, every: bool) -> Table:
+    """A part for each group, in it a row for each estimator and K, and one for the slope of its SNR."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("", overflow="fold")
+    for column in ("K", "SNR", "95 %", "DSNR", "variance", "bias %", "if none", "ms"):
+        table.add_column(column, justify="left" if column == "95 %" else "right", no_wrap=True)
+    for group in next(iter(curves.values())):
+        if not every and group not in MAIN:
+            continue
+        table.add_row(Text(group, style="bold"))
+        for name, of_group in curves.items():
+            curve = of_group[group]
+            for i, (k, found) in enumerate(zip(curve.ks, curve.statistics, strict=True)):
+                table.add_row(Text("" if i else name), str(k), *_cells(found, name == reference))
+            if len(curve.ks) > 1:
+                slope = curve.slope
+                table.add_row("", "slope", f"{slope.slope:+.2f}", f"{slope.low:+.2f} to {slope.high:+.2f}", style="italic")
+        table.add_section()
+    return table
+
+
+def _cells(found: GradientStatistics, is_reference: bool) -> list[str]:
+    low, high = found.snr_interval
+    biases = [100 * value for value in (found.relative_bias, found.offset.relative(found.bias_se))]
+    return [
+        f"{found.snr:.3g}",
+        f"{low:.3g} to {high:.3g}",
+        f"{found.directional_snr:.3g}",
+        f"{found.variance.mean():.2g}",
+        *("" if is_reference or math.isnan(value) else f"{value:.{0 if value >= 100 else 1}f}" for value in biases),
+        f"{1000 * found.seconds:.3g}",
+    ]
+
+
+def _notes(make: Mapping[str, Callable[[int], ObjectiveBase]], curves: Curves, reference: str) -> list[str]:
+    """What the columns mean, the sizes of the groups, and which biases are there by design."""
+    of_groups = {group: curve.statistics[0] for group, curve in curves[reference].items() if group in MAIN}
+    sizes = [f"{group} {len(found.mean):,}" for group, found in of_groups.items()]
+    count = next(iter(of_groups.values())).replicates
+    notes = [
+        f"parameters: {', '.join(sizes)}; SNR: mean over them of |mean| / σ, about {0.8 / count**0.5:.2g} where the mean is 0",
+        "DSNR: length of the gradient along its mean over that across it; ms: of one gradient",
+        f"bias: distance from the mean of {reference}, in % of its norm; if none: what is found where there is no bias",
+    ]
+    at = {name: objective(max(next(iter(curves[name].values())).ks)) for name, objective in make.items()}
+    known = _bound_of(at[reference])
+    other = [name for name, objective in at.items() if objective.num_particles > 1 and _bound_of(objective) != known]
+    biased = [
+        name
+        for name, objective in at.items()
+        if isinstance(objective, Objective) and not objective.gradient.unbiased(objective.bound_function)
+    ]
+    notes += [f"another bound than that of {reference}: {', '.join(other)}"] if other else []
+    notes += [f"by design not the gradient of their bound: {', '.join(biased)}"] if biased else []
+    return notes
+
+
+def _bound_of(objective: ObjectiveBase) -> object:
+    if isinstance(objective, AnalyticKL):
+        return ELBO(objective.num_particles)
+    return objective.bound_function if isinstance(objective, Objective) else objective
