@@ -26,7 +26,7 @@ class Pair(nn.Module):
     what `pyro.infer.SVI` would train: the parameters of those modules and every `pyro.param` of the programs, found in the
     first run, which `fit` makes. Parameters of Pyro's global store stay there: `pyro.param(name)` gives the trained value.
 
-    >>> import pyro
+    >>> import pyro, torch
     >>> import pyro.distributions as dist
     >>> pyro.clear_param_store()
     >>> def model(x):

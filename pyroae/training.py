@@ -250,7 +250,7 @@ class _Trainer:
                 value = self._take_step(step, args)
             step, seen = step + 1, seen + len(args[0])
             total += value * len(args[0])
-            bad = torch.where((bad < 0) & ~torch.isfinite(value), step - 1, bad)
+            bad = torch.where((bad < 0) & ~torch.isfinite(value), step, bad)
             now = time.monotonic()
             self.seconds = before + now - begun
             if now - shown > 0.5:  # reading the bound waits for the device: now and then only

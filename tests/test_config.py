@@ -17,6 +17,8 @@ from pyroae.errors import ConfigError
 
 OTHER: dict[str, Any] = {
     "epochs": 7,
+    "max_steps": 1000,
+    "max_seconds": 60.0,
     "batch_size": 11,
     "optimizer": "SGD",
     "lr": 1e-5,
