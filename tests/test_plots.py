@@ -1,7 +1,7 @@
 """What the figures show is what the systems and results hold: arrays, heights, labels, and nothing left behind."""
 
-import math
 import importlib
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
