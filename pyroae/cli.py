@@ -13,7 +13,7 @@ from types import NoneType, UnionType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from pyroae import __version__
-from pyroae.config import RunConfig, parse_yaml, read_yaml
+from pyroae.config import PER_TRAINING, RunConfig, objectives_in, parse_yaml, read_yaml
 from pyroae.errors import PyroaeError
 
 EPILOG = """\
@@ -22,6 +22,7 @@ examples:
   pyroae train --system vae --data digits --latent 10 --hidden 200,200 --epochs 100 --out runs/vae
   pyroae evaluate runs/vae --num-particles 5000
   pyroae sample runs/vae --out samples.png
+  pyroae compare --objectives trace-elbo,iwae,dreg --num-particles 1,8 --seeds 3 --budget epochs:100 --out runs/study
 """
 
 
@@ -84,8 +85,7 @@ def make_parser() -> Parser:
     train.add_argument(
         "--resume", nargs="?", const="", metavar="RUN", help="go on with the run (by default that of --out) from its last epoch"
     )
-    for field in fields(RunConfig):
-        _option(train, field, get_type_hints(RunConfig)[field.name])
+    _settings(train)
 
     evaluate = _command(commands, "evaluate", "bound, log-likelihood, rate, distortion, active units; figures; DataTree")
     _run_options(evaluate)
@@ -107,6 +107,8 @@ def make_parser() -> Parser:
     gradients.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
     gradients.add_argument("--out", metavar="FILE", help="path without suffix of .csv, .nc and .png (default: in RUN)")
 
+    _compare_options(_command(commands, "compare", "estimators by what they train: same weights, batches, budget and metric"))
+
     sample = _command(commands, "sample", "draw from the prior and decode")
     sample.add_argument("run_directory", metavar="RUN", help="directory of a trained run")
     sample.add_argument("--num", type=int, default=64, help="how many (default: 64)")
@@ -127,6 +129,40 @@ def make_parser() -> Parser:
     return parser
 
 
+def _compare_options(compare: Parser) -> None:
+    compare.add_argument("--config", metavar="FILE", help="YAML with settings of all trainings; options win over it")
+    compare.add_argument("--out", metavar="STUDY", help="study directory to write")
+    compare.add_argument("--overwrite", action="store_true", help="replace the study that is there")
+    text = "go on with the study (by default that of --out); more objectives, K and seeds may be given"
+    compare.add_argument("--resume", nargs="?", const="", metavar="STUDY", help=text)
+    given: dict[str, Any] = {"default": argparse.SUPPRESS}
+    text = "to compare (default: trace-elbo,iwae,dreg)"
+    compare.add_argument("--objectives", type=objectives_in, metavar="A,B", help=text, **given)
+    compare.add_argument("--num-particles", type=_tuple_of(int), metavar="K,K", help="of each (default: 1,8)", **given)
+    compare.add_argument("--seeds", type=_seeds, metavar="N", help="how many, or a list A,B of them (default: 3)", **given)
+    text = "of each training: epochs:N, evaluations:N of the decoder, or seconds:N (default: epochs:20)"
+    compare.add_argument("--budget", metavar="KIND:N", help=text, **given)
+    compare.add_argument("--score-particles", type=int, metavar="K", help="of the held-out likelihood (default: 5000)", **given)
+    compare.add_argument("--score-data", type=int, metavar="N", help="the first N held-out data (default: 1000)", **given)
+    compare.add_argument("--baseline", metavar="NAME@K", help="what differences are from (default: the first, lowest K)")
+    _settings(compare, but=PER_TRAINING)
+
+
+def _settings(parser: Parser, but: Sequence[str] = ()) -> None:
+    """The settings of a run as options."""
+    for field in fields(RunConfig):
+        if field.name not in but:
+            _option(parser, field, get_type_hints(RunConfig)[field.name])
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    """As many seeds, or a list of them."""
+    return tuple(int(part) for part in text.split(",")) if "," in text else tuple(range(int(text)))
+
+
+_seeds.__name__ = "number or list of seeds"
+
+
 def _command(commands: Any, name: str, text: str) -> Parser:
     parser = commands.add_parser(name, help=text, description=text.capitalize() + ".", allow_abbrev=False)
     parser.set_defaults(run=lambda options: _run(name, options), parser=parser)
@@ -134,11 +170,14 @@ def _command(commands: Any, name: str, text: str) -> Parser:
 
 
 def _run(name: str, options: dict[str, Any]) -> None:
-    if name == "train":
-        names = {field.name for field in fields(RunConfig)}
+    if name in ("train", "compare"):
+        names = {field.name for field in fields(RunConfig)} - (set(PER_TRAINING) if name == "compare" else set())
         flags = {key: options.pop(key) for key in list(options) if key in names}
         file = options.pop("config")
         options["settings"] = {**(read_yaml(file) if file else {}), **flags}
+    if name == "compare":
+        known = ("objectives", "num_particles", "seeds", "budget", "score_particles", "score_data")
+        options["given"] = {key: options.pop(key) for key in known if key in options}
     from pyroae import commands
 
     getattr(commands, name)(**options)

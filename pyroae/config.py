@@ -26,6 +26,8 @@ GRADIENTS = (
 ACTIVATIONS = ("tanh", "relu", "elu", "gelu", "silu", "softplus", "sigmoid")
 SCHEDULES = ("constant", "cosine", "linear", "burda")
 MAPS = ("mlp", "conv", "linear")
+PER_TRAINING = ("objective", "bound", "gradient", "num_particles", "seed", "epochs", "max_steps", "max_seconds")
+"""Settings that differ between the trainings of a comparison, or that its budget gives."""
 RECORD = ("fingerprint", "shape", "versions")
 """What config.yaml of a run holds beside its settings."""
 

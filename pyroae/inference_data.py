@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from pyroae.evaluation.comparison import Comparison, Entry
 from pyroae.evaluation.likelihood import CHUNK
 from pyroae.evaluation.slopes import SNRCurve
 from pyroae.evaluation.statistics import GradientStatistics
@@ -142,6 +143,73 @@ def gradients_to_datatree(
         "units": f"gradients of the bound in {_NATS}, for ascent",
     }
     return DataTree.from_dict({"/": Dataset(attrs=recorded), "gradients": data.assign_attrs(recorded)})
+
+
+def comparison_to_datatree(comparison: Comparison, baseline: Entry | None = None) -> "DataTree":
+    """A comparison of trainings as a DataTree with the dimensions objective, particles, seed, datum and point.
+
+    Groups: outcomes (log_px of each held-out datum, nll, nelbo, rate, distortion, active_units; seconds, evaluations, steps
+    of the training), differences (of the NLL from the baseline, by default the first entry, and from the best, with 95 %
+    intervals), curves (nll of validation data along each training). nan where an objective is not defined or not trained.
+
+    >>> import torch
+    >>> from pyroae.evaluation.comparison import Cell, Outcome
+    >>> outcome = Outcome(Cell("iwae", 8, 0), torch.tensor([-1.0, -3.0]), torch.zeros(2), {"rate": 0.5}, 1, 1, 1, 1.0)
+    >>> tree = comparison_to_datatree(Comparison((outcome,)))
+    >>> dict(tree["outcomes"]["log_px"].sizes), float(tree["outcomes"]["nll"].squeeze())
+    ({'objective': 1, 'particles': 1, 'seed': 1, 'datum': 2}, 2.0)
+    """
+    from xarray import Dataset, DataTree
+
+    baseline = comparison.entries[0] if baseline is None else baseline
+    names = list(dict.fromkeys(entry.objective for entry in comparison.entries))
+    ks, seeds = sorted({entry.num_particles for entry in comparison.entries}), list(comparison.seeds)
+    shape = (len(names), len(ks), len(seeds))
+    cells = {
+        (names.index(o.cell.objective), ks.index(o.cell.num_particles), seeds.index(o.cell.seed)): o
+        for o in comparison.outcomes
+    }
+    figures = dict.fromkeys(name for outcome in comparison.outcomes for name in outcome.figures)
+    spent = ("nll", "epochs", "steps", "evaluations", "seconds")
+    values = {name: {at: getattr(o, name) for at, o in cells.items()} for name in (*spent, "log_px", "log_px_se")}
+    values |= {name: {at: o.figures.get(name, math.nan) for at, o in cells.items()} for name in figures}
+    dims = ("objective", "particles", "seed")
+    longest = max(len(outcome.curve) for outcome in comparison.outcomes)
+    curves = {
+        name: {at: [getattr(point, name) for point in o.curve] for at, o in cells.items()}
+        for name in ("epoch", "seconds", "evaluations", "nll")
+    }
+    rows = {(names.index(r.entry.objective), ks.index(r.entry.num_particles)): r for r in comparison.ranking(baseline)}
+    gaps = {
+        f"{name}{end}": {at: getattr(getattr(row, name).estimate, part) for at, row in rows.items()}
+        for name in ("from_baseline", "from_best")
+        for end, part in (("", "value"), ("_low", "low"), ("_high", "high"))
+    }
+    data = len(comparison.outcomes[0].log_px)
+    coords = {"objective": names, "particles": ks, "seed": seeds}
+    parts = {
+        "outcomes": {n: _filled(v, shape, data if n.startswith("log_px") else None) for n, v in values.items()},
+        "differences": {n: _filled(v, shape[:2]) for n, v in gaps.items()},
+        "curves": {n: _filled(v, shape, longest) for n, v in curves.items()} if longest else {},
+    }
+    last = {"outcomes": "datum", "curves": "point"}
+    recorded = {"baseline": str(baseline), "units": "nats per datum; seconds and decoder evaluations of training"}
+    sets = {
+        group: Dataset({n: ((*dims, last.get(group, ""))[: v.ndim], v) for n, v in arrays.items()}, coords=coords)
+        for group, arrays in parts.items()
+    }
+    return DataTree.from_dict({"/": Dataset(attrs=recorded), **{n: d.assign_attrs(recorded) for n, d in sets.items()}})
+
+
+def _filled(values: Mapping[Any, Any], shape: tuple[int, ...], length: int | None = None) -> np.ndarray:
+    """Numbers, or rows of up to `length`, in an array of nan."""
+    array = np.full(shape if length is None else (*shape, length), math.nan)
+    for at, value in values.items():
+        if length is None:
+            array[at] = value
+        else:
+            array[at][: len(value)] = value
+    return array
 
 
 def _arrays(

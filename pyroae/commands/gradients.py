@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pyroae.commands.work import guarded, part_of, save, say
-from pyroae.config import check_objective_names, objectives_in
+from pyroae.commands.work import compared, guarded, part_of, save, say
+from pyroae.config import objectives_in
 from pyroae.errors import ConfigError, RunError, unknown_name
 from pyroae.evaluation.gradients import measure_slopes
 from pyroae.evaluation.groups import parameter_groups
@@ -92,12 +92,7 @@ def gradients(
 
 def _checked(names: Sequence[str], ks: Sequence[int], replicates: int, seed: int, reference: str | None) -> str:
     """The reference; everything that can be refused before the run is read, is."""
-    for name in names:
-        check_objective_names(name)
-        if "num_particles=" in name.replace(" ", ""):
-            raise ConfigError(f"--num-particles gives every K: leave num_particles out of '{name}'")
-    if min(ks) < 1:
-        raise ConfigError(f"num_particles must be at least 1, not {min(ks)}")
+    compared(names, ks)
     if replicates < BATCHES:
         raise ConfigError(f"replicates must be at least {BATCHES}, not {replicates}")
     if not 0 <= seed < MOST:

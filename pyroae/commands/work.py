@@ -1,6 +1,7 @@
 """What the commands share: a run trained, gone on with, evaluated; files written whole."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 
 from pyroae import plots, zoo
 from pyroae.autoencoder import Autoencoder
-from pyroae.config import RunConfig
+from pyroae.config import RunConfig, check_objective_names
 from pyroae.data import Dataset, Splits, load
 from pyroae.errors import ConfigError, DataError, PyroaeError, RunError
 from pyroae.evaluation.summary import Evaluation
@@ -170,6 +171,16 @@ def guarded(path: Path, write: Any) -> None:
         write_whole(path, write)
     except OSError as error:
         raise RunError(f"cannot write '{path}': {error.strerror or error}") from None
+
+
+def compared(names: Sequence[str], ks: Sequence[int]) -> None:
+    """Raises ConfigError for objectives, to be compared at each K, that do not exist or have a K of their own."""
+    for name in names:
+        check_objective_names(name)
+        if "num_particles=" in name.replace(" ", ""):
+            raise ConfigError(f"--num-particles gives every K: leave num_particles out of '{name}'")
+    if not ks or min(ks) < 1:
+        raise ConfigError(f"num_particles must be at least 1, not {min(ks, default='none')}")
 
 
 def at_least_one(name: str, value: int) -> None:

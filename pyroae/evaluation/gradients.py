@@ -122,7 +122,7 @@ def measure_slopes(
     """
     groups = {"all": tuple(parameters)} if groups is None else groups
     _check(make, parameters, groups, replicates, reference)
-    at_k = _defined(make, ks)
+    at_k = defined_at(make, ks)
     place = _Place(model, guide, x, parameters, groups)
     total = replicates * sum(map(len, at_k.values()))
     found: dict[int, Found] = {}
@@ -141,8 +141,14 @@ def measure_slopes(
     return curves
 
 
-def _defined(make: Mapping[str, Callable[[int], ObjectiveBase]], ks: Sequence[int]) -> dict[int, dict[str, ObjectiveBase]]:
-    """The objectives at each K. Raises ConfigError for one that is defined at none."""
+def defined_at(make: Mapping[str, Callable[[int], ObjectiveBase]], ks: Sequence[int]) -> dict[int, dict[str, ObjectiveBase]]:
+    """The objectives at each K, one that raises ConfigError at some K left out there. Raises ConfigError for one that is
+    defined at none, and for values of K that are repeated or below 1.
+
+    >>> from pyroae.objectives.named import iwae, vimco
+    >>> {k: list(found) for k, found in defined_at({"iwae": iwae, "vimco": vimco}, (1, 2)).items()}
+    {1: ['iwae'], 2: ['iwae', 'vimco']}
+    """
     if not ks or len(set(ks)) < len(ks) or any(not isinstance(k, int) or k < 1 for k in ks):
         raise ConfigError(f"K takes different whole numbers of at least 1, not {list(ks)}")
     at_k: dict[int, dict[str, ObjectiveBase]] = {k: {} for k in ks}

@@ -1,0 +1,227 @@
+"""The command that compares estimators by what they train."""
+
+import csv
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from pyroae.budget import Budget
+from pyroae.commands.study import EXTENDED, Study, StudyConfig, refuse_other, settings_of
+from pyroae.commands.work import compared, guarded, save, say
+from pyroae.comparison_plots import differences, learning_curves
+from pyroae.errors import ConfigError, RunError
+from pyroae.evaluation.comparison import Cell, Comparison, Entry, Outcome, Row, indistinct
+from pyroae.evaluation.trainings import Scoring
+from pyroae.inference_data import comparison_to_datatree
+
+
+def compare(
+    settings: Mapping[str, Any],
+    given: Mapping[str, Any],
+    baseline: str | None,
+    out: str | None,
+    overwrite: bool,
+    resume: str | None,
+) -> None:
+    """Train under each objective, K and seed; one table, .csv, .nc and figures in the study's directory.
+
+    settings: of every training. given: objectives, num_particles, seeds, budget and scoring, where the user gave them.
+    """
+    if resume is not None:
+        if overwrite or (resume and out is not None and Path(out) != Path(resume)) or not (resume or out):
+            raise ConfigError("--resume goes on with one study in its own directory: name that, and leave out --overwrite")
+        path = Path(resume or str(out))
+        study = Study(path, _extended(Study.read(path), settings, given))
+        cells = study.check()
+        base = _baseline(baseline, cells)
+        study.go_on()
+    else:
+        if out is None:
+            raise ConfigError("give --out, the study directory to write")
+        refuse_other(Path(out), overwrite)
+        study = Study(out, _config(settings, given))
+        cells = study.check()
+        base = _baseline(baseline, cells)
+        study.start(overwrite)
+    outcomes = _run(study, cells)
+    finished = [outcome for outcome in outcomes.values() if isinstance(outcome, Outcome)]
+    failed = {cell: reason for cell, reason in outcomes.items() if isinstance(reason, str)}
+    if not finished:
+        raise RunError(f"every training failed; {cells[0]}: {failed[cells[0]]}")
+    comparison = Comparison(tuple(finished))
+    base = base if base in comparison.entries else comparison.entries[0]
+    _write(comparison, study, base)
+    _tell(comparison, study, base, failed)
+
+
+def _config(settings: Mapping[str, Any], given: Mapping[str, Any]) -> StudyConfig:
+    config = StudyConfig(settings_of(settings), scoring=_scoring(Scoring(), given))
+    return _checked(replace(config, budget=given.get("budget", config.budget), **_lists(given)))
+
+
+def _extended(known: StudyConfig, settings: Mapping[str, Any], given: Mapping[str, Any]) -> StudyConfig:
+    """A study's configuration with further objectives, K and seeds. Raises ConfigError for settings that differ."""
+    merged = settings_of({**known.to_dict()["settings"], **settings})
+    other = replace(known, settings=merged, scoring=_scoring(known.scoring, given), budget=given.get("budget", known.budget))
+    for name, value in _flat(other).items():
+        if name not in ("accelerator", "data_root") and value != _flat(known)[name]:
+            raise ConfigError(f"--resume goes on with the settings of the study: {name} is {_flat(known)[name]} there")
+    more: dict[str, Any] = {
+        name: tuple(dict.fromkeys((*getattr(known, name), *values))) for name, values in _lists(given).items()
+    }
+    return _checked(replace(other, **more))
+
+
+def _flat(config: StudyConfig) -> dict[str, Any]:
+    content = config.to_dict()
+    return {"budget": str(Budget.parse(config.budget)), **content["scoring"], **content["settings"]}
+
+
+def _lists(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: given[name] for name in EXTENDED if name in given}
+
+
+def _scoring(known: Scoring, given: Mapping[str, Any]) -> Scoring:
+    names = {"score_particles": "num_particles", "score_data": "num_data"}
+    return replace(known, **{names[name]: value for name, value in given.items() if name in names})
+
+
+def _checked(config: StudyConfig) -> StudyConfig:
+    Budget.parse(config.budget)
+    compared(config.objectives, config.num_particles)
+    if not config.seeds or min(config.seeds) < 0:
+        raise ConfigError(f"seeds are whole numbers of at least 0, not {', '.join(map(str, config.seeds)) or 'none'}")
+    return config
+
+
+def _baseline(text: str | None, cells: Sequence[Cell]) -> Entry:
+    """What differences are from: NAME or NAME@K; by default the first entry, at its lowest K."""
+    if text is None:
+        return min((cell.entry for cell in cells if cell.objective == cells[0].objective), key=lambda e: e.num_particles)
+    name, _, k = text.rpartition("@") if text.rpartition("@")[1] else (text, "", "")
+    found = [cell.entry for cell in cells if cell.objective == name and k in ("", str(cell.num_particles))]
+    if not found:
+        known = ", ".join(dict.fromkeys(f"{cell.objective}@{cell.num_particles}" for cell in cells))
+        raise ConfigError(f"the baseline '{text}' is not compared here: {known} are")
+    return min(found, key=lambda entry: entry.num_particles)
+
+
+def _run(study: Study, cells: Sequence[Cell]) -> dict[Cell, Outcome | str]:
+    """Every cell, those that are finished read and not trained again."""
+    known = {cell: study.outcome(cell) for cell in cells}
+    todo = [cell for cell in cells if known[cell] is None]
+    if len(todo) < len(cells):
+        say(f"{study.path}: {len(cells) - len(todo)} of {len(cells)} trainings are finished already")
+    began, found = time.monotonic(), {}
+    for i, cell in enumerate(cells):
+        outcome = known[cell]
+        if outcome is None:
+            done = todo.index(cell)
+            left = (time.monotonic() - began) / done * (len(todo) - done) if done else math.nan
+            say(f"training {i + 1} of {len(cells)}: {cell}" + (f"; about {_minutes(left)} left" if done else ""))
+            outcome = study.run(cell)
+        found[cell] = outcome
+    return found
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _write(comparison: Comparison, study: Study, baseline: Entry) -> None:
+    guarded(study.path / "comparison.csv", lambda file: _write_cells(file, comparison))
+    guarded(study.path / "ranking.csv", lambda file: _write_ranking(file, comparison.ranking(baseline)))
+    tree = comparison_to_datatree(comparison, baseline)
+    guarded(study.path / "comparison.nc", lambda file: tree.to_netcdf(file, engine="h5netcdf"))
+    figures: dict[str, Figure] = {"differences": differences(comparison, baseline)}
+    if any(outcome.curve for outcome in comparison.outcomes):
+        figures["curves"] = learning_curves(comparison)
+    for name, figure in figures.items():
+        save(figure, study.path / "figures" / f"{name}.png")
+
+
+def _write_cells(path: Path, comparison: Comparison) -> None:
+    figures = list(dict.fromkeys(name for outcome in comparison.outcomes for name in outcome.figures))
+    names = ("nll", "nll_se", "monte_carlo_se", "epochs", "steps", "evaluations", "seconds")
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*Cell._fields, *names, *figures])
+        for outcome in comparison.outcomes:
+            values = [getattr(outcome, name) for name in names]
+            writer.writerow([*outcome.cell, *values, *(outcome.figures.get(name, "") for name in figures)])
+
+
+def _write_ranking(path: Path, ranking: Sequence[Row]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        parts = [f"{name}{end}" for name in ("nll", "from_baseline", "from_best") for end in ("", "_low", "_high")]
+        writer.writerow(["rank", *Entry._fields, *parts])
+        for i, row in enumerate(ranking, 1):
+            writer.writerow([i, *row.entry, *row.nll, *row.from_baseline.estimate, *row.from_best.estimate])
+
+
+def _tell(comparison: Comparison, study: Study, baseline: Entry, failed: Mapping[Cell, str]) -> None:
+    ranking = comparison.ranking(baseline)
+    Console().print(_table(comparison, study, ranking, baseline))
+    for line in _notes(comparison, study, ranking, failed):
+        say(line)
+    say(f"{study.path}: comparison.csv, ranking.csv, comparison.nc, figures; a run directory for each training")
+
+
+def _table(comparison: Comparison, study: Study, ranking: Sequence[Row], baseline: Entry) -> Table:
+    scoring, num_data = study.config.scoring, len(comparison.outcomes[0].log_px)
+    table = Table(
+        title=f"held-out NLL, IS-{scoring.num_particles}, {num_data} data, {len(comparison.seeds)} seeds, "
+        f"{study.config.budget}; in nats per datum",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+    )
+    table.add_column("", justify="right")
+    table.add_column("objective", overflow="fold")
+    for column in ("K", "NLL", f"less {baseline.objective}@{baseline.num_particles}", "± 95 %", "−ELBO", "active", "train s"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for i, row in enumerate(ranking, 1):
+        outcomes, gap = comparison.of(row.entry), row.from_baseline.estimate
+        own = row.entry == baseline
+        table.add_row(
+            str(i),
+            row.entry.objective,
+            str(row.entry.num_particles),
+            f"{row.nll.value:.3f}",
+            "" if own else f"{gap.value:+.3f}",
+            "" if own else f"{gap.high - gap.value:.3f}",
+            f"{_mean(outcomes, 'nelbo'):.2f}",
+            f"{_mean(outcomes, 'active_units'):.1f}",
+            f"{sum(outcome.seconds for outcome in outcomes) / len(outcomes):.1f}",
+        )
+    return table
+
+
+def _mean(outcomes: Sequence[Outcome], name: str) -> float:
+    values = [outcome.figures.get(name, math.nan) for outcome in outcomes]
+    return sum(values) / len(values)
+
+
+def _notes(comparison: Comparison, study: Study, ranking: Sequence[Row], failed: Mapping[Cell, str]) -> list[str]:
+    """What the intervals are over, which differences are within noise, and what is missing."""
+    seeds = len(comparison.seeds)
+    over = "the held-out data alone: with one seed nothing is known of other seeds" if seeds == 1 else "seeds and held-out data"
+    notes = [f"differences are paired by seed and datum; intervals are over {over}"]
+    close = indistinct(ranking)
+    if close:
+        notes.append(f"within noise of the best, {ranking[0].entry}: {'; '.join(map(str, close))}")
+    elif len(ranking) > 1:
+        notes.append(f"the best, {ranking[0].entry}, is told from every other at 95 %, each taken by itself")
+    error = max(outcome.monte_carlo_se for outcome in comparison.outcomes)
+    notes.append(f"Monte-Carlo error of an NLL: at most {error:.3f}, taken into the intervals")
+    notes += [f"failed: {cell}: {reason}" for cell, reason in failed.items()]
+    return notes

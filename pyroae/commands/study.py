@@ -1,0 +1,275 @@
+"""The directory of a comparison: a run directory a training, and what each came to. A killed study goes on where it was."""
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from pyroae import zoo
+from pyroae.autoencoder import Autoencoder
+from pyroae.budget import ENDLESS, Budget
+from pyroae.commands.work import guarded, splits_of
+from pyroae.config import PER_TRAINING, RunConfig, read_yaml
+from pyroae.data import Splits
+from pyroae.errors import ConfigError, DataError, NonFiniteLossError, RunError
+from pyroae.evaluation.comparison import Cell, Outcome, Point
+from pyroae.evaluation.gradients import defined_at
+from pyroae.evaluation.summary import evaluate as evaluate_system
+from pyroae.evaluation.trainings import (
+    CURVE_DATA,
+    Curve,
+    Scoring,
+    check_cell,
+    config_of,
+    first_of,
+    new_system,
+    outcome_of,
+    parts_of,
+)
+from pyroae.objectives import parse_objective
+from pyroae.runs import Run, versions
+from pyroae.training import fit
+
+FIGURES = ("nelbo", "rate", "distortion", "active_units")
+EXTENDED = ("objectives", "num_particles", "seeds")
+"""What a study may be given more of when it goes on."""
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """All that decides the figures of a study. settings: of every training, but for its objective, K, seed and limits.
+
+    Raises ConfigError for settings that are not accepted, among them those that are not every training's own.
+    """
+
+    settings: RunConfig
+    objectives: tuple[str, ...] = ("trace-elbo", "iwae", "dreg")
+    num_particles: tuple[int, ...] = (1, 8)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    budget: str = "epochs:20"
+    scoring: Scoring = field(default_factory=Scoring)
+
+    def run_config(self, cell: Cell, num_data: int) -> RunConfig:
+        """The settings of one training."""
+        config = config_of(cell, self.settings, Budget.parse(self.budget), num_data)
+        assert isinstance(config, RunConfig)
+        return replace(config, objective=cell.objective, num_particles=cell.num_particles)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Names and values, ready for YAML."""
+        lists = {name: list(getattr(self, name)) for name in EXTENDED}
+        settings = {name: value for name, value in self.settings.to_dict().items() if name not in PER_TRAINING}
+        return {**lists, "budget": self.budget, "scoring": asdict(self.scoring), "settings": settings}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """From what `to_dict` gives."""
+        lists = {name: tuple(values[name]) for name in EXTENDED}
+        scoring = Scoring(**values["scoring"])
+        return cls(settings_of(values["settings"]), **lists, budget=values["budget"], scoring=scoring)
+
+
+def settings_of(given: Mapping[str, Any]) -> RunConfig:
+    """The settings that all trainings share; the last weights are scored unless they say otherwise.
+
+    Raises ConfigError for one that differs between trainings.
+    """
+    given = {str(name).replace("-", "_"): value for name, value in given.items()}
+    for name in PER_TRAINING:
+        if name in given:
+            other = "budget" if name in ("epochs", "max_steps", "max_seconds") else "objectives, num_particles and seeds"
+            raise ConfigError(f"{name} is no setting of a comparison: its {other} say what each training has")
+    return RunConfig.from_mapping({"keep": "last", **given, "epochs": ENDLESS})
+
+
+class Study:
+    """A directory of trainings under one configuration: `study.yaml`, and a run directory for each cell."""
+
+    def __init__(self, path: str | Path, config: StudyConfig) -> None:
+        self.path, self.config = Path(path), config
+        self.splits: Splits = splits_of(config.settings)
+        self.train, self.valid, self.held_out = parts_of(self.splits)
+
+    @classmethod
+    def read(cls, path: str | Path) -> StudyConfig:
+        """The configuration of a study that is there. Raises RunError where there is none that can be used."""
+        file = Path(path) / "study.yaml"
+        if not file.is_file():
+            raise RunError(f"'{path}' holds no study: there is no study.yaml in it")
+        try:
+            return StudyConfig.from_dict(read_yaml(file))
+        except (ConfigError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"the configuration of the study '{path}' cannot be used: {error}") from None
+
+    def cells(self) -> list[Cell]:
+        """Every training, a seed after the other, so that a study that was stopped has whole seeds."""
+        names, ks = self.config.objectives, self.config.num_particles
+        at_k = defined_at({name: partial(parse_objective, name) for name in names}, ks)
+        return [Cell(name, k, seed) for seed in self.config.seeds for name in names for k in ks if name in at_k[k]]
+
+    def check(self) -> list[Cell]:
+        """The trainings. Raises, before any of them starts, for what cannot be trained or scored."""
+        cells = self.cells()
+        names = [self.place(cell).name for cell in cells]
+        if len(set(names)) < len(names):
+            raise ConfigError("an objective, K or seed is given twice")
+        for cell in cells:
+            if cell.seed == self.config.seeds[0]:
+                config = self.config.run_config(cell, len(self.train))
+                objective = parse_objective(cell.objective, cell.num_particles)
+                check_cell(self._system(config), self.train, self.held_out, objective, config.training)
+        return cells
+
+    def start(self, overwrite: bool) -> None:
+        """Make the directory. Raises RunError where it holds a study already and `overwrite` is not set."""
+        refuse_other(self.path, overwrite)
+        for old in self.path.glob("*-k*-seed*/config.yaml"):
+            shutil.rmtree(old.parent)
+        self.write_config()
+
+    def go_on(self) -> None:
+        """Take up a study that is there. Raises DataError where its data have changed."""
+        recorded = yaml.safe_load((self.path / "study.yaml").read_text()).get("fingerprint")
+        if recorded != self.splits.fingerprint:
+            raise DataError(
+                f"the data '{self.config.settings.data}' have changed since the study '{self.path}': their fingerprint is "
+                f"{self.splits.fingerprint}, not {recorded}"
+            )
+        self.write_config()
+
+    def write_config(self) -> None:
+        """study.yaml: the configuration, and the record of what it was used on and with."""
+        record = {"fingerprint": self.splits.fingerprint, "versions": versions()}
+        text = yaml.safe_dump({**self.config.to_dict(), **record}, sort_keys=False)
+        guarded(self.path / "study.yaml", lambda file: file.write_text(text))
+
+    def place(self, cell: Cell) -> Path:
+        """The run directory of a cell."""
+        slug = re.sub(r"[^\w.=+-]+", "-", cell.objective)
+        return self.path / f"{slug}-k{cell.num_particles}-seed{cell.seed}"
+
+    def outcome(self, cell: Cell) -> Outcome | str | None:
+        """What a training came to; why it failed; None where it has not been finished."""
+        file = self.place(cell) / "outcome.safetensors"
+        if not file.is_file():
+            return None
+        return read_outcome(file, cell)
+
+    def run(self, cell: Cell) -> Outcome | str:
+        """Train and score one cell, from its last checkpoint where there is one; why it failed, where it did."""
+        config = self.config.run_config(cell, len(self.train))
+        run, going_on = self._open(cell, config)
+        curve = Curve(self._system(config), self._along(), cell, config.training, len(self.train))
+        state = run.state() if going_on else None
+        if state is not None:
+            curve.points = [p for p in _read_curve(run.path / "curve.csv") if p.step <= state.history[-1].step]
+
+        def keep(after: Any) -> None:
+            curve.after_epoch(after)
+            guarded(run.path / "curve.csv", lambda file: _write_curve(file, curve.points))
+            run.save(after)
+
+        try:
+            objective = parse_objective(cell.objective, cell.num_particles)
+            result = fit(curve.system, self.splits, objective, config.training, state=state, on_epoch=keep)
+            row = result.history[-1]
+            curve.add(row.epoch, row.step, row.seconds)
+            x, scoring = first_of(self.held_out, self.config.scoring.num_data), self.config.scoring
+            like = next(result.system.parameters())
+            assert isinstance(result.system, Autoencoder)
+            found = evaluate_system(
+                result.system,
+                x.to(like.device, like.dtype),
+                methods=("is",),
+                num_particles=scoring.num_particles,
+                seed=scoring.seed,
+                progress=True,
+            )
+        except (NonFiniteLossError, DataError) as error:
+            write_failure(run.path / "outcome.safetensors", str(error))
+            return str(error)
+        assert found.likelihood is not None
+        guarded(run.path / "curve.csv", lambda file: _write_curve(file, curve.points))
+        run.write_results(list(found.results.values()))
+        outcome = outcome_of(curve, result, found.likelihood, {name: found.results[name].estimate for name in FIGURES})
+        write_outcome(run.path / "outcome.safetensors", outcome)
+        return outcome
+
+    def _open(self, cell: Cell, config: RunConfig) -> tuple[Run, bool]:
+        """The run of a cell, and whether it goes on from a checkpoint."""
+        path = self.place(cell)
+        if (path / "checkpoints" / "last.safetensors").is_file():
+            run = Run(path)
+            if run.config != config:
+                raise ConfigError(f"the settings of '{path}' are not those of the study: remove it to train it again")
+            return run, True
+        return Run.create(path, config, self.splits, overwrite=True), False
+
+    def _system(self, config: RunConfig) -> Autoencoder:
+        system = new_system(lambda: zoo.from_config(config, self.splits.train), config.seed)
+        assert isinstance(system, Autoencoder)
+        return system
+
+    def _along(self) -> torch.Tensor:
+        return first_of(self.held_out if self.valid is None else self.valid, CURVE_DATA)
+
+
+def refuse_other(path: Path, overwrite: bool) -> None:
+    """Raises RunError where `path` holds a study that must not be replaced, or something else."""
+    if path.exists() and not path.is_dir():
+        raise RunError(f"'{path}' is a file, not a directory")
+    if (path / "config.yaml").exists():
+        raise RunError(f"'{path}' is the directory of a run: a study needs one of its own")
+    if (path / "study.yaml").exists() and not overwrite:
+        raise RunError(f"'{path}' holds a study already: give --overwrite to replace it, or --resume to go on with it")
+
+
+def write_outcome(path: Path, outcome: Outcome) -> None:
+    """Write what a training came to, whole or not at all: the mark that it is finished."""
+    tensors = {"log_px": outcome.log_px.contiguous(), "log_px_se": outcome.log_px_se.contiguous()}
+    content = {name: getattr(outcome, name) for name in ("figures", "epochs", "steps", "evaluations", "seconds", "curve")}
+    guarded(path, lambda file: save_file(tensors, file, metadata={"outcome": json.dumps(content)}))
+
+
+def write_failure(path: Path, reason: str) -> None:
+    """Write that a training failed, and why: it would fail again."""
+    guarded(path, lambda file: save_file({"log_px": torch.zeros(0)}, file, metadata={"failed": reason}))
+
+
+def read_outcome(path: Path, cell: Cell) -> Outcome | str:
+    """What was written. Raises RunError where it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            if "failed" in metadata:
+                return metadata["failed"]
+            content = json.loads(metadata["outcome"])
+            content["curve"] = tuple(Point(*point) for point in content["curve"])
+            return Outcome(cell, file.get_tensor("log_px"), file.get_tensor("log_px_se"), **content)
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+        raise RunError(f"'{path}' cannot be read: {error}; remove its directory to train it again") from None
+
+
+def _write_curve(path: Path, points: Sequence[Point]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(Point._fields)
+        writer.writerows(points)
+
+
+def _read_curve(path: Path) -> list[Point]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [Point(int(r["epoch"]), int(r["step"]), float(r["seconds"]), int(r["evaluations"]), float(r["nll"])) for r in rows]

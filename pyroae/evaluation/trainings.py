@@ -1,0 +1,214 @@
+"""Estimators compared by what they train: same weights, batches and budget for all, one metric for all."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyroae.autoencoder import Autoencoder
+from pyroae.budget import Budget, evaluations_of
+from pyroae.config import TrainConfig
+from pyroae.data import Dataset, Splits
+from pyroae.errors import ConfigError, DataError
+from pyroae.evaluation.comparison import Cell, Comparison, Outcome, Point
+from pyroae.evaluation.diagnostics import diagnose
+from pyroae.evaluation.gradients import defined_at
+from pyroae.evaluation.likelihood import LikelihoodEstimate, check_proposal, log_likelihood
+from pyroae.objectives.base import ObjectiveBase
+from pyroae.program import System, system_of
+from pyroae.progress import Progress
+from pyroae.training import FitResult, State, check, fit
+from pyroae.weights import Program, evaluating, fork_random, log_weights, run
+
+CURVE_POINTS, CURVE_DATA, CURVE_PARTICLES = 40, 500, 64
+"""Of a learning curve: about how many points it has, the validation data of a point, and the K of their likelihood."""
+Make = Callable[[], nn.Module | tuple[Program, Program]]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How every training is scored: K of the importance sampling, how many of the held-out data, and the seed of the draws."""
+
+    num_particles: int = 5000
+    num_data: int | None = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_particles", "num_data"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name} of the scoring must be at least 1, not {value}")
+
+
+@dataclass
+class Curve:
+    """Points of a learning curve, taken between epochs: log p(x) of validation data, whatever the training's own bound."""
+
+    system: nn.Module
+    x: Tensor | None
+    cell: Cell
+    config: TrainConfig
+    num_data: int
+    points: list[Point] = field(default_factory=list)
+
+    def after_epoch(self, state: State) -> None:
+        """A point, if the last one lies far enough back."""
+        row = state.history[-1]
+        last = self.points[-1] if self.points else Point(0, 0, 0.0, 0, math.nan)
+        if self.config.max_seconds is not None:
+            due = row.seconds - last.seconds >= self.config.max_seconds / CURVE_POINTS
+        else:
+            due = row.epoch - last.epoch >= self.config.epochs / CURVE_POINTS
+        if due or row.epoch == self.config.epochs:
+            self.add(row.epoch, row.step, row.seconds)
+
+    def add(self, epoch: int, step: int, seconds: float) -> None:
+        """A point at the weights as they are, unless there is one already."""
+        if self.x is None or (self.points and self.points[-1].step == step):
+            return
+        like = next(self.system.parameters())
+        x = self.x.to(like.device, like.dtype)
+        system = cast(System, self.system)
+        found = log_likelihood(system.model, system.guide, x, num_particles=CURVE_PARTICLES, seed=0)
+        evaluations = evaluations_of(step, self.cell.num_particles, self.num_data, self.config.batch_size)
+        self.points.append(Point(epoch, step, seconds, evaluations, found.nll))
+
+
+def compare_training(
+    make: Make,
+    data: Splits | tuple[Dataset | Tensor, Dataset | Tensor],
+    objectives: Mapping[str, Callable[[int], ObjectiveBase]],
+    *,
+    budget: Budget,
+    ks: Sequence[int] = (1,),
+    seeds: Sequence[int] = (0, 1, 2),
+    config: TrainConfig | None = None,
+    scoring: Scoring | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Train a fresh system under each objective, K and seed, and score them all by the held-out NLL.
+
+    make: a new system, or a pair (model, guide), whose initial weights come from torch's generator, which is at the seed
+    when it is called. data: Splits, or training and held-out data. objectives: by name, functions from K; one that raises
+    ConfigError at some K is left out there. For a seed every training has the same initial weights, order of the data and
+    binarization. budget: what each may spend, alike for all. config: its epochs and limits give way to the budget, and the
+    last weights are scored unless `keep="best"`. scoring: by default IS-5000 on the first 1,000 held-out data.
+    Raises ConfigError, DataError, ProgramError or UndefinedLikelihoodError before any step.
+
+    >>> from functools import partial
+    >>> from pyroae import load, zoo
+    >>> from pyroae.objectives.named import dreg, iwae
+    >>> digits = load("digits", binarize="dynamic")
+    >>> found = compare_training(
+    ...     partial(zoo.vae, digits.train, latent=2), digits, {"iwae": iwae, "dreg": dreg}, ks=(4,), seeds=(0, 1),
+    ...     budget=Budget("epochs", 1), scoring=Scoring(num_particles=10, num_data=50), progress=False,
+    ... )
+    >>> [entry.objective for entry in found.entries], len(found.outcomes)
+    (['iwae', 'dreg'], 4)
+    """
+    base, scoring = config or TrainConfig(keep="last"), scoring or Scoring()
+    train, valid, held_out = parts_of(data)
+    at_k = defined_at(objectives, ks)
+    if len(set(seeds)) < len(seeds) or not seeds or min(seeds) < 0:
+        raise ConfigError(f"seeds are different whole numbers of at least 0, not {list(seeds)}")
+    cells = [Cell(name, k, seed) for name in objectives for k in ks if name in at_k[k] for seed in seeds]
+    configs = {cell: config_of(cell, base, budget, len(train)) for cell in cells}
+    for cell in cells:
+        if cell.seed == seeds[0]:
+            with pyro.get_param_store().scope():
+                check_cell(
+                    new_system(make, cell.seed), train, held_out, at_k[cell.num_particles][cell.objective], configs[cell]
+                )
+    x = first_of(held_out, scoring.num_data)
+    along = first_of(held_out if valid is None else valid, CURVE_DATA)
+    outcomes = []
+    with Progress("trainings", len(cells), progress) as bar:
+        for i, cell in enumerate(cells):
+            bar.update(i, str(cell))
+            with pyro.get_param_store().scope():  # no parameter of one training is there in the next
+                curve = Curve(new_system(make, cell.seed), along, cell, configs[cell], len(train))
+                objective = at_k[cell.num_particles][cell.objective]
+                result = fit(
+                    curve.system, train, objective, curve.config, valid=valid, on_epoch=curve.after_epoch, progress=False
+                )
+                outcomes.append(score(curve, result, x, scoring))
+    return Comparison(tuple(outcomes))
+
+
+def parts_of(data: Any) -> tuple[Any, Any, Any]:
+    """Training, validation and held-out data. Raises DataError where none are held out."""
+    if isinstance(data, Splits):
+        if data.test is None:
+            raise DataError("a comparison needs held-out data: the splits have no test part")
+        return data.train, data.valid, data.test
+    if not isinstance(data, tuple) or len(data) != 2:
+        raise DataError("a comparison takes Splits, or a pair of training and held-out data")
+    train, held_out = (d if isinstance(d, Dataset | Tensor) else Dataset.from_array(d) for d in data)
+    return train, None, held_out
+
+
+def config_of(cell: Cell, base: TrainConfig, budget: Budget, num_data: int) -> TrainConfig:
+    """The training of a cell under a budget. Raises ConfigError where that is less than one step."""
+    return replace(base, seed=cell.seed, **budget.limits(cell.num_particles, num_data, base.batch_size))
+
+
+def new_system(make: Make, seed: int) -> nn.Module:
+    """A fresh system, its initial weights from `seed`; torch's generators stay as they were."""
+    with fork_random(torch.device("cpu"), seed):
+        return system_of(make())
+
+
+def check_cell(system: nn.Module, train: Any, held_out: Any, objective: ObjectiveBase, config: TrainConfig) -> None:
+    """Refuse, before any work, what can be neither trained nor scored."""
+    check(system, train, None, objective, config)
+    programs, x = cast(System, system), first_of(held_out, 1)
+    like = next(system.parameters())
+    with evaluating(system), fork_random(x.device):
+        check_proposal(run(programs.model, programs.guide, (x.to(like.device, like.dtype),), {}))
+
+
+def first_of(data: Dataset | Tensor, count: int | None) -> Tensor:
+    """The first `count` data."""
+    x = data.x if isinstance(data, Dataset) else data
+    return x[:count]
+
+
+def score(curve: Curve, result: FitResult, x: Tensor, scoring: Scoring, *, progress: bool = False) -> Outcome:
+    """The outcome of a training: its likelihood on x `[N, ...]`, and where its bound goes."""
+    row, system = result.history[-1], cast(System, result.system)
+    curve.add(row.epoch, row.step, row.seconds)
+    like = next(result.system.parameters())
+    x = x.to(like.device, like.dtype)
+    likelihood = log_likelihood(
+        system.model, system.guide, x, num_particles=scoring.num_particles, seed=scoring.seed, progress=progress
+    )
+    return outcome_of(curve, result, likelihood, figures_of(result.system, x, scoring.seed))
+
+
+def outcome_of(curve: Curve, result: FitResult, likelihood: LikelihoodEstimate, figures: dict[str, float]) -> Outcome:
+    """The parts of an outcome put together."""
+    row = result.history[-1]
+    evaluations = evaluations_of(row.step, curve.cell.num_particles, curve.num_data, curve.config.batch_size)
+    spent = {"epochs": row.epoch, "steps": row.step, "evaluations": evaluations, "seconds": row.seconds}
+    return Outcome(curve.cell, likelihood.log_px, likelihood.se, figures, **spent, curve=tuple(curve.points))  # type: ignore[arg-type]
+
+
+def figures_of(system: nn.Module, x: Tensor, seed: int) -> dict[str, float]:
+    """nelbo, rate and distortion, in nats per datum, by 10 draws; active units of an Autoencoder."""
+    programs = cast(System, system)
+    if isinstance(system, Autoencoder):
+        found = diagnose(system.model, system.guide, x, seed=seed)
+        distortion, rate = found.distortion.mean().item(), found.rate.mean().item()
+        return {"nelbo": distortion + rate, "rate": rate, "distortion": distortion, "active_units": found.active_units}
+    with evaluating(system), fork_random(x.device, seed):
+        parts = [log_weights(programs.model, programs.guide, some, num_particles=10) for some in x.split(1000)]
+    rates, distortions = (
+        torch.cat([(p.log_post - p.log_prior).double().mean(0) for p in parts]),
+        torch.cat([-p.log_lik.double().mean(0) for p in parts]),
+    )
+    rate, distortion = rates.mean().item(), distortions.mean().item()
+    return {"nelbo": distortion + rate, "rate": rate, "distortion": distortion}
