@@ -118,9 +118,9 @@ def fit(
     module = system_of(system)
     if isinstance(data, Splits) and valid is not None:
         raise ConfigError("the data have a validation part already: give the whole as Splits, or the parts one by one")
-    train = _data(module, data.train if isinstance(data, Splits) else data)
+    train = data_for(module, data.train if isinstance(data, Splits) else data)
     valid = data.valid if isinstance(data, Splits) else valid
-    held_out = None if valid is None else _data(module, valid)
+    held_out = None if valid is None else data_for(module, valid)
     full_size = check(module, train, held_out, objective, config)
     fabric = fabric_of(config)
     with fork_random(fabric.device), _default_dtype(config):
@@ -357,7 +357,8 @@ def _default_dtype(config: TrainConfig) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _data(system: nn.Module, given: Dataset | Tensor | tuple[Tensor, ...]) -> Dataset | Arguments:
+def data_for(system: nn.Module, given: Dataset | Tensor | tuple[Tensor, ...]) -> Dataset | Arguments:
+    """What is given to `fit` as the data of that system: a Dataset, or the arguments of a program."""
     if isinstance(given, Dataset):
         return given
     if isinstance(system, Autoencoder):

@@ -21,7 +21,7 @@ from pyroae.evaluation.likelihood import LikelihoodEstimate, check_proposal, log
 from pyroae.objectives.base import ObjectiveBase
 from pyroae.program import System, system_of
 from pyroae.progress import Progress
-from pyroae.training import FitResult, State, check, fit
+from pyroae.training import FitResult, State, check, data_for, fit
 from pyroae.weights import Program, evaluating, fork_random, log_weights, run
 
 CURVE_POINTS, CURVE_DATA, CURVE_PARTICLES = 40, 500, 64
@@ -164,7 +164,7 @@ def new_system(make: Make, seed: int) -> nn.Module:
 
 def check_cell(system: nn.Module, train: Any, held_out: Any, objective: ObjectiveBase, config: TrainConfig) -> None:
     """Refuse, before any work, what can be neither trained nor scored."""
-    check(system, train, None, objective, config)
+    check(system, data_for(system, train), None, objective, config)
     programs, x = cast(System, system), first_of(held_out, 1)
     like = next(system.parameters())
     with evaluating(system), fork_random(x.device):

@@ -1,0 +1,199 @@
+"""Trainings of a comparison in Python: alike but for the estimator, matched by a budget, scored by one metric."""
+
+import math
+from functools import partial
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from pyroae import TrainConfig, fit, load, log_likelihood, zoo
+from pyroae.budget import Budget
+from pyroae.data import Dataset, Splits
+from pyroae.errors import ConfigError, DataError, ProgramError, UndefinedLikelihoodError
+from pyroae.evaluation.comparison import Cell, Comparison, Entry
+from pyroae.evaluation.trainings import Curve, Scoring, compare_training
+from pyroae.nn import MLP
+from pyroae.objectives import OBJECTIVES
+from pyroae.objectives.named import dreg, iwae, vimco
+
+SCORING = Scoring(num_particles=50, num_data=40)
+SMALL = {"latent": 2, "encoder": MLP((8,))}
+
+
+@pytest.fixture(scope="module")
+def digits() -> Splits:
+    return load("digits", binarize="dynamic")
+
+
+def compared(digits: Splits, names: tuple[str, ...], **settings: Any) -> Comparison:
+    given: dict[str, Any] = {"budget": Budget("epochs", 2), "scoring": SCORING, "seeds": (0, 1), "progress": False, **settings}
+    make = given.pop("make", partial(zoo.vae, digits.train, **SMALL))
+    return compare_training(make, digits, {name: OBJECTIVES[name] for name in names}, **given)
+
+
+def test_estimators_that_are_one_have_one_outcome(digits: Splits) -> None:
+    """IWAE with K = 1 is the ELBO: from the same weights, batches, binarization and draws, the same to the last bit."""
+    found = compared(digits, ("trace-elbo", "iwae"))
+    one, other = (found.of(Entry(name, 1)) for name in ("trace-elbo", "iwae"))
+    for a, b in zip(one, other, strict=True):
+        assert a.log_px.equal(b.log_px)
+        assert [p.nll for p in a.curve] == [p.nll for p in b.curve]
+    assert found.difference(Entry("iwae", 1), Entry("trace-elbo", 1)).estimate == (0, 0, 0)
+    assert not one[0].log_px.equal(one[1].log_px)
+
+
+def test_a_cell_is_fit_and_log_likelihood(digits: Splits) -> None:
+    """Neither the comparison around it nor the curve along it changes a training."""
+    config = TrainConfig(batch_size=50, lr=3e-3, keep="last")
+    found = compared(digits, ("dreg",), ks=(4,), seeds=(5,), config=config).outcomes[0]
+    torch.manual_seed(5)
+    vae = zoo.vae(digits.train, **SMALL)  # type: ignore[arg-type]
+    fit(vae, digits.train, dreg(4), TrainConfig(epochs=2, batch_size=50, lr=3e-3, keep="last", seed=5), progress=False)
+    assert digits.test is not None
+    likelihood = log_likelihood(vae.model, vae.guide, digits.test.x[:40], num_particles=50, seed=0)
+    assert found.log_px.equal(likelihood.log_px)
+    assert found.log_px_se.equal(likelihood.se)
+    assert found.nll == likelihood.nll
+    assert found.monte_carlo_se == likelihood.monte_carlo_se
+    assert (found.epochs, found.steps, found.evaluations) == (2, 60, 4 * 2 * len(digits.train))
+    assert [point.epoch for point in found.curve] == [1, 2]
+    assert digits.valid is not None
+    last = log_likelihood(vae.model, vae.guide, digits.valid.x, num_particles=64, seed=0)
+    assert found.curve[-1].nll == last.nll
+    assert found.figures["nelbo"] == pytest.approx(found.figures["rate"] + found.figures["distortion"])
+
+
+def test_budgets_match_trainings(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = 5 * len(digits.train)
+    by_evaluations = compared(digits, ("iwae",), ks=(1, 4), seeds=(0,), budget=Budget("evaluations", spent)).outcomes
+    assert [o.evaluations for o in by_evaluations] == [spent, 4 * (1455 + 300)]  # an epoch of 15 steps, and three of 100
+    assert [o.steps for o in by_evaluations] == [75, 18]
+    assert by_evaluations[1].evaluations <= spent < by_evaluations[1].evaluations + 400
+    clock = iter(range(10**6))
+    monkeypatch.setattr("pyroae.training.time.monotonic", lambda: next(clock) / 10)
+    (by_seconds,) = compared(digits, ("iwae",), ks=(1,), seeds=(0,), budget=Budget("seconds", 3.0)).outcomes
+    assert 3.0 <= by_seconds.seconds < 3.4
+    assert by_seconds.steps > 15
+
+
+def test_points_of_a_curve_are_spread(digits: Splits) -> None:
+    """About 40 of them, the last at the end."""
+    found = compared(digits, ("iwae",), seeds=(0,), budget=Budget("epochs", 50)).outcomes[0].curve
+    assert 20 <= len(found) <= 41
+    assert found[-1].epoch == 50
+    assert [p.evaluations for p in found] == [p.epoch * len(digits.train) for p in found]
+    assert all(a.seconds < b.seconds for a, b in zip(found, found[1:], strict=False))
+    assert found[-1].nll < found[0].nll
+
+
+def test_a_curve_leaves_the_training_alone(digits: Splits) -> None:
+    vae = zoo.vae(digits.train, **SMALL)  # type: ignore[arg-type]
+    vae.train()
+    before = torch.get_rng_state()
+    curve = Curve(vae, digits.train.x[:20].round(), Cell("iwae", 1, 0), TrainConfig(), 100)
+    curve.add(1, 1, 0.5)
+    curve.add(1, 1, 0.5)
+    assert len(curve.points) == 1
+    assert vae.training
+    assert torch.get_rng_state().equal(before)
+
+
+def test_an_objective_is_left_out_where_it_is_not_defined(digits: Splits) -> None:
+    found = compared(digits, ("iwae", "vimco"), ks=(1, 2), seeds=(0,), budget=Budget("epochs", 1))
+    assert found.entries == (Entry("iwae", 1), Entry("iwae", 2), Entry("vimco", 2))
+
+
+# Programs of one's own.
+
+
+def programs() -> tuple[Any, Any]:
+    """z ~ N(0, 1), x|z ~ N(w z, 1), q = N(a x, s²), their parameters in Pyro's store."""
+
+    def model(x: Tensor) -> None:
+        weight = pyro.param("weight", torch.tensor(0.2))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(weight * z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        slope = pyro.param("slope", torch.tensor(0.0))
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(slope * x, scale))
+
+    return model, guide
+
+
+def test_programs_with_parameters_in_the_store() -> None:
+    """Each training starts anew, and the caller's store is left alone. Marginally x ~ N(0, 1 + w²): known at the optimum."""
+    torch.manual_seed(0)
+    x = 2 * torch.randn(500)
+    pyro.param("weight", torch.tensor(7.0))
+    found = compare_training(
+        programs,
+        (x[:400], x[400:]),
+        {"iwae": iwae, "dreg": dreg, "vimco": vimco},
+        ks=(4,),
+        seeds=(0, 1),
+        budget=Budget("epochs", 60),
+        config=TrainConfig(lr=0.02, batch_size=100, keep="last"),
+        scoring=Scoring(num_particles=1000, num_data=None),
+        progress=False,
+    )
+    assert pyro.param("weight").item() == 7.0
+    variance = x[:400].square().mean()
+    best = -dist.Normal(0.0, variance.sqrt()).log_prob(x[400:]).mean().item()
+    start = -dist.Normal(0.0, math.sqrt(1.04)).log_prob(x[400:]).mean().item()
+    assert start - best > 0.5
+    for entry in found.entries:
+        for outcome in found.of(entry):
+            assert outcome.nll == pytest.approx(best, abs=0.02)
+            assert outcome.curve[0].nll > best + 0.2
+            assert "active_units" not in outcome.figures
+    assert len({outcome.log_px.sum().item() for outcome in found.outcomes}) == 6
+
+
+# Refusals, before any step.
+
+
+def test_refusals(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a training was started")
+
+    monkeypatch.setattr("pyroae.evaluation.trainings.fit", never)
+    with pytest.raises(ConfigError, match=r"different whole numbers of at least 0, not \[1, 1\]"):
+        compared(digits, ("iwae",), seeds=(1, 1))
+    with pytest.raises(ConfigError, match="seeds are different"):
+        compared(digits, ("iwae",), seeds=())
+    with pytest.raises(ConfigError, match=r"K takes different whole numbers of at least 1, not \[0\]"):
+        compared(digits, ("iwae",), ks=(0,))
+    with pytest.raises(ConfigError, match=r"the objective 'vimco' is defined at none of K = 1"):
+        compared(digits, ("iwae", "vimco"), ks=(1,))
+    with pytest.raises(ConfigError, match="less than one step"):
+        compared(digits, ("iwae",), ks=(64,), budget=Budget("evaluations", 100))
+    with pytest.raises(ConfigError, match="batch_size of 5000 is larger"):
+        compared(digits, ("iwae",), config=TrainConfig(batch_size=5000))
+    with pytest.raises(ConfigError, match=r"kl_warmup of 9 epochs is longer than the training of 2"):
+        compared(digits, ("iwae",), config=TrainConfig(kl_warmup=9))
+    with pytest.raises(UndefinedLikelihoodError, match="the prior of 'z' is flat"):
+        compared(digits, ("trace-elbo",), make=partial(zoo.linear_autoencoder, digits.train, 2))
+    with pytest.raises(ProgramError, match=r"site 'z' \(Bernoulli\) has none"):
+        compared(digits, ("vimco", "dreg"), ks=(2,), make=partial(zoo.discrete_vae, digits.train, 4))
+    with pytest.raises(DataError, match="no test part"):
+        compared(Splits(digits.train, digits.valid, None, "", "dynamic"), ("iwae",))
+    with pytest.raises(DataError, match="a pair of training and held-out data"):
+        compare_training(partial(zoo.vae, 4, 2), torch.ones(3, 4), {"iwae": iwae}, budget=Budget("epochs", 1))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="num_particles of the scoring must be at least 1, not 0"):
+        Scoring(num_particles=0)
+
+
+def test_held_out_data_of_another_width(digits: Splits) -> None:
+    other = Dataset.from_array(torch.ones(3, 5) * torch.tensor([[0.0], [1.0], [0.0]]))
+    with pytest.raises(DataError, match=r"x has the shape \(1, 5\); this autoencoder takes \[N, 64\]"):
+        compare_training(
+            partial(zoo.vae, digits.train, **SMALL), (digits.train, other), {"iwae": iwae}, budget=Budget("epochs", 1)
+        )
