@@ -37,7 +37,7 @@ def test_help_does_not_import_torch() -> None:
     code = "import sys, pyroae.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.endswith("False\n")
-    for command in ("demo", "train", "evaluate", "sample", "reconstruct", "encode", "report"):
+    for command in ("demo", "train", "evaluate", "gradients", "compare", "sample", "reconstruct", "encode", "report"):
         assert command in out
 
 

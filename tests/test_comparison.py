@@ -181,14 +181,14 @@ def test_datatree_holds_the_outcomes() -> None:
     whole = made()
     comparison = Comparison(whole.outcomes[:-1])  # one cell is missing
     tree = comparison_to_datatree(comparison, Entry("iwae", 1))
-    found = tree["outcomes"]
+    found, curves = tree["outcomes"].to_dataset(), tree["curves"].to_dataset()
     assert dict(found.sizes) == {"objective": 3, "particles": 2, "seed": 3, "datum": 50}
     for o in comparison.outcomes:
         at = {"objective": o.cell.objective, "particles": o.cell.num_particles, "seed": o.cell.seed}
         assert found["log_px"].sel(at).values.tolist() == o.log_px.tolist()
         assert found["nll"].sel(at).item() == o.nll
         assert found["active_units"].sel(at).item() == 5
-        assert tree["curves"]["nll"].sel(at).values[: len(o.curve)].tolist() == [p.nll for p in o.curve]
+        assert curves["nll"].sel(at).values[: len(o.curve)].tolist() == [p.nll for p in o.curve]
     missing = whole.outcomes[-1].cell
     at = {"objective": missing.objective, "particles": missing.num_particles, "seed": missing.seed}
     assert math.isnan(found["nll"].sel(at).item())
@@ -206,9 +206,9 @@ def test_figure_of_differences() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == [str(row.entry) for row in rows]
     for i, row in enumerate(rows):
         seeds, interval, point = axes.lines[1 + 3 * i : 4 + 3 * i]
-        assert list(seeds.get_xdata()) == row.from_baseline.per_seed.tolist()
-        assert list(interval.get_xdata()) == [row.from_baseline.estimate.low, row.from_baseline.estimate.high]
-        assert list(point.get_xdata()) == [row.from_baseline.estimate.value]
+        assert np.asarray(seeds.get_xdata()).tolist() == row.from_baseline.per_seed.tolist()
+        assert np.asarray(interval.get_xdata()).tolist() == [row.from_baseline.estimate.low, row.from_baseline.estimate.high]
+        assert np.asarray(point.get_xdata()).tolist() == [row.from_baseline.estimate.value]
     with pytest.raises(DataError, match="nothing to compare with the baseline"):
         differences(Comparison(comparison.outcomes[:1]))
 
@@ -218,7 +218,7 @@ def test_figure_of_curves() -> None:
     figure = learning_curves(comparison)
     for axes, name in zip(figure.axes, ("epoch", "seconds", "evaluations"), strict=True):
         for line, o in zip(axes.lines, comparison.outcomes, strict=True):
-            assert list(line.get_xdata()) == [getattr(point, name) for point in o.curve]
-            assert list(line.get_ydata()) == [point.nll for point in o.curve]
+            assert np.asarray(line.get_xdata()).tolist() == [getattr(point, name) for point in o.curve]
+            assert np.asarray(line.get_ydata()).tolist() == [point.nll for point in o.curve]
     with pytest.raises(DataError, match="no learning curves"):
         learning_curves(Comparison((outcome("iwae", 1, 0, torch.rand(3)),)))

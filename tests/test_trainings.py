@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pyro
@@ -21,7 +22,7 @@ from pyroae.objectives import OBJECTIVES
 from pyroae.objectives.named import dreg, iwae, vimco
 
 SCORING = Scoring(num_particles=50, num_data=40)
-SMALL = {"latent": 2, "encoder": MLP((8,))}
+SMALL: dict[str, Any] = {"latent": 2, "encoder": MLP((8,))}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_a_cell_is_fit_and_log_likelihood(digits: Splits) -> None:
     config = TrainConfig(batch_size=50, lr=3e-3, keep="last")
     found = compared(digits, ("dreg",), ks=(4,), seeds=(5,), config=config).outcomes[0]
     torch.manual_seed(5)
-    vae = zoo.vae(digits.train, **SMALL)  # type: ignore[arg-type]
+    vae = zoo.vae(digits.train, **SMALL)
     fit(vae, digits.train, dreg(4), TrainConfig(epochs=2, batch_size=50, lr=3e-3, keep="last", seed=5), progress=False)
     assert digits.test is not None
     likelihood = log_likelihood(vae.model, vae.guide, digits.test.x[:40], num_particles=50, seed=0)
@@ -86,12 +87,12 @@ def test_points_of_a_curve_are_spread(digits: Splits) -> None:
     assert 20 <= len(found) <= 41
     assert found[-1].epoch == 50
     assert [p.evaluations for p in found] == [p.epoch * len(digits.train) for p in found]
-    assert all(a.seconds < b.seconds for a, b in zip(found, found[1:], strict=False))
+    assert all(a.seconds < b.seconds for a, b in pairwise(found))
     assert found[-1].nll < found[0].nll
 
 
 def test_a_curve_leaves_the_training_alone(digits: Splits) -> None:
-    vae = zoo.vae(digits.train, **SMALL)  # type: ignore[arg-type]
+    vae = zoo.vae(digits.train, **SMALL)
     vae.train()
     before = torch.get_rng_state()
     curve = Curve(vae, digits.train.x[:20].round(), Cell("iwae", 1, 0), TrainConfig(), 100)

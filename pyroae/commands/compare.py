@@ -132,6 +132,10 @@ def _run(study: Study, cells: Sequence[Cell]) -> dict[Cell, Outcome | str]:
     return found
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
@@ -141,7 +145,9 @@ def _write(comparison: Comparison, study: Study, baseline: Entry) -> None:
     guarded(study.path / "ranking.csv", lambda file: _write_ranking(file, comparison.ranking(baseline)))
     tree = comparison_to_datatree(comparison, baseline)
     guarded(study.path / "comparison.nc", lambda file: tree.to_netcdf(file, engine="h5netcdf"))
-    figures: dict[str, Figure] = {"differences": differences(comparison, baseline)}
+    figures: dict[str, Figure] = {}
+    if len(comparison.entries) > 1:
+        figures["differences"] = differences(comparison, baseline)
     if any(outcome.curve for outcome in comparison.outcomes):
         figures["curves"] = learning_curves(comparison)
     for name, figure in figures.items():
@@ -179,7 +185,7 @@ def _tell(comparison: Comparison, study: Study, baseline: Entry, failed: Mapping
 def _table(comparison: Comparison, study: Study, ranking: Sequence[Row], baseline: Entry) -> Table:
     scoring, num_data = study.config.scoring, len(comparison.outcomes[0].log_px)
     table = Table(
-        title=f"held-out NLL, IS-{scoring.num_particles}, {num_data} data, {len(comparison.seeds)} seeds, "
+        title=f"held-out NLL, IS-{scoring.num_particles}, {num_data} data, {_count(len(comparison.seeds), 'seed')}, "
         f"{study.config.budget}; in nats per datum",
         title_justify="left",
         box=box.SIMPLE_HEAD,
