@@ -19,14 +19,18 @@ if "OMP_WAIT_POLICY" not in os.environ:
 if TYPE_CHECKING:
     from pyroae import corruptions, likelihoods, nn, objectives, plots, posteriors, priors, testing, zoo
     from pyroae.autoencoder import Autoencoder
+    from pyroae.budget import Budget
     from pyroae.config import RunConfig, TrainConfig
     from pyroae.data import Dataset, Splits, load
     from pyroae.errors import PyroaeError
+    from pyroae.evaluation.comparison import Comparison
     from pyroae.evaluation.diagnostics import Diagnostics, diagnose
     from pyroae.evaluation.exact import exact_log_likelihood
     from pyroae.evaluation.gradients import measure_gradients, measure_slopes
+    from pyroae.evaluation.groups import parameter_groups
     from pyroae.evaluation.likelihood import LikelihoodEstimate, log_likelihood
     from pyroae.evaluation.summary import Evaluation, evaluate
+    from pyroae.evaluation.trainings import Scoring, compare_training
     from pyroae.inference_data import to_datatree
     from pyroae.objectives import AnalyticKL, Bound, Objective, TraceELBO
     from pyroae.training import FitResult, fit
@@ -34,14 +38,18 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "pyroae.autoencoder": ["Autoencoder"],
+    "pyroae.budget": ["Budget"],
     "pyroae.config": ["RunConfig", "TrainConfig"],
     "pyroae.data": ["Dataset", "Splits", "load"],
     "pyroae.errors": ["PyroaeError"],
+    "pyroae.evaluation.comparison": ["Comparison"],
     "pyroae.evaluation.diagnostics": ["Diagnostics", "diagnose"],
     "pyroae.evaluation.exact": ["exact_log_likelihood"],
     "pyroae.evaluation.gradients": ["measure_gradients", "measure_slopes"],
+    "pyroae.evaluation.groups": ["parameter_groups"],
     "pyroae.evaluation.likelihood": ["LikelihoodEstimate", "log_likelihood"],
     "pyroae.evaluation.summary": ["Evaluation", "evaluate"],
+    "pyroae.evaluation.trainings": ["Scoring", "compare_training"],
     "pyroae.inference_data": ["to_datatree"],
     "pyroae.objectives": ["AnalyticKL", "Bound", "Objective", "TraceELBO"],
     "pyroae.training": ["FitResult", "fit"],
@@ -54,6 +62,8 @@ __all__ = [
     "AnalyticKL",
     "Autoencoder",
     "Bound",
+    "Budget",
+    "Comparison",
     "Dataset",
     "Diagnostics",
     "Evaluation",
@@ -63,9 +73,11 @@ __all__ = [
     "Objective",
     "PyroaeError",
     "RunConfig",
+    "Scoring",
     "Splits",
     "TraceELBO",
     "TrainConfig",
+    "compare_training",
     "corruptions",
     "diagnose",
     "evaluate",
@@ -79,6 +91,7 @@ __all__ = [
     "measure_slopes",
     "nn",
     "objectives",
+    "parameter_groups",
     "plots",
     "posteriors",
     "priors",
