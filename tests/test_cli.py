@@ -144,6 +144,18 @@ def test_every_system(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFi
     assert (tmp_path / "run" / "figures" / "reconstructions.png").is_file()
 
 
+def test_a_bound_and_a_gradient(tmp_path: Path) -> None:
+    """From options and from YAML, where it is the same run."""
+    pair = ["--bound", "jvi", "--gradient", "doubly-reparameterized", "--num-particles", "4"]
+    assert main(["train", *SMALL, *pair, "--out", str(tmp_path / "a")]) == 0
+    (tmp_path / "c.yaml").write_text("bound: jvi\ngradient: doubly-reparameterized\nnum_particles: 4\n")
+    assert main(["train", *SMALL, "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "b")]) == 0
+    text = ["--objective", "jvi+doubly-reparameterized", "--num-particles", "4"]
+    assert main(["train", *SMALL, *text, "--out", str(tmp_path / "c")]) == 0
+    weights = [(tmp_path / run / "checkpoints" / "best.safetensors").read_bytes()[-1000:] for run in "abc"]
+    assert weights[0] == weights[1] == weights[2]
+
+
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
     table = np.random.default_rng(0).normal(size=(200, 5))
     np.savetxt(tmp_path / "mine.csv", table, delimiter=",", header="a,b,c,d,e", comments="")
@@ -183,6 +195,23 @@ def garbage(path: Path) -> list[str]:
 TRAIN = {
     "unknown system": (["--system", "vea"], "unknown system 'vea': did you mean 'vae'?"),
     "unknown objective": (["--objective", "trace-elb"], "unknown objective 'trace-elb': did you mean 'trace-elbo'?"),
+    "unknown bound": (["--bound", "jvj"], "unknown bound 'jvj': did you mean 'jvi'?"),
+    "unknown gradient": (["--bound", "iwae", "--gradient", "scor"], "unknown gradient 'scor': did you mean 'score'?"),
+    "a gradient alone": (["--gradient", "score"], "the gradient 'score' needs its bound"),
+    "an objective and a bound": (["--objective", "iwae", "--bound", "iwae"], "give either the objective 'iwae' or the bound"),
+    "an invalid pair": (["--bound", "iwae", "--gradient", "covariance"], "the covariance gradient is that of TVO, not of IWAE"),
+    "one particle for VIMCO": (["--objective", "vimco"], "needs num_particles of at least 2, not 1"),
+    "one particle for JVI": (["--bound", "jvi"], "JVI needs num_particles of at least 2, not 1"),
+    "one particle for TVO": (["--objective", "tvo"], "TVO needs num_particles of at least 2, not 1"),
+    "no particles": (["--num-particles", "0"], "num_particles must be at least 1, not 0"),
+    "beta out of range": (["--objective", "ciwae:beta=2"], "beta of CIWAE must be in [0, 1], not 2"),
+    "negative beta": (["--objective", "beta-elbo:beta=-1"], "beta of a β-ELBO must be at least 0 and finite, not -1"),
+    "alpha out of range": (["--objective", "renyi:alpha=.inf"], "alpha of a Rényi bound must be below infinity, not inf"),
+    "pathwise on a discrete site": (
+        ["--system", "discrete-vae", "--objective", "dreg"],
+        "the guide's site 'z' (Bernoulli) has none",
+    ),
+    "a score of a Delta": (["--system", "ae", "--objective", "vimco", "--num-particles", "4"], "its site 'z' is a Delta"),
     "unknown data": (["--data", "digit"], "unknown dataset 'digit': did you mean 'digits'?"),
     "unknown prior": (["--prior", "laplase"], "unknown prior 'laplase': did you mean 'laplace'?"),
     "unknown setting of a prior": (["--prior", "laplace:rte=1"], "did you mean 'rate'?"),

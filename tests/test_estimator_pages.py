@@ -1,0 +1,182 @@
+"""The pages of docs/estimators/ against the package: names, settings, oracles, code blocks, command lines, measured tables."""
+
+import importlib.util
+import inspect
+import math
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+import pyroae
+from pyroae import zoo
+from pyroae.cli import make_parser
+from pyroae.config import OBJECTIVES as NAMES
+from pyroae.config import RunConfig, TrainConfig, pair_of
+from pyroae.data import Splits
+from pyroae.objectives import OBJECTIVES, AnalyticKL, BetaELBO, Objective, ObjectiveBase, parse_objective
+from pyroae.testing import check_objective
+from pyroae.training import FitResult, fit
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = DOCS / "estimators"
+SECTIONS = ["Definition", "Gradient", "How to use", "When it helps", "When it hurts", "Source", "Conformance"]
+each = pytest.mark.parametrize("name", NAMES)
+
+
+def helper() -> ModuleType:
+    """`docs/_estimators.py`, which writes what is checked here."""
+    spec = importlib.util.spec_from_file_location("estimator_pages", DOCS / "_estimators.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+pages = helper()
+
+
+def page(name: str) -> str:
+    return (PAGES / f"{name}.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The code blocks of one language; of none for ''."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [code for found, code in fenced if found == language]
+
+
+def same(one: ObjectiveBase, other: ObjectiveBase) -> bool:
+    """Whether two objectives are the same estimator."""
+    if isinstance(one, Objective) and isinstance(other, Objective):
+        return (one.bound_function, one.gradient) == (other.bound_function, other.gradient)
+    return type(one) is type(other)
+
+
+# (1) Names.
+
+
+def test_every_estimator_has_a_page_and_a_place_in_the_navigation() -> None:
+    listed = {path.stem for path in PAGES.glob("*.md")}
+    assert listed == {"index", *NAMES}
+    settings = yaml.safe_load((DOCS.parent / "mkdocs.yml").read_text())
+    found = next(section["Estimators"] for section in settings["nav"] if "Estimators" in section)
+    assert [next(iter(entry.values())) for entry in found] == [f"estimators/{name}.md" for name in ("index", *NAMES)]
+    assert set(NAMES) == set(OBJECTIVES)
+
+
+def test_the_decision_table_and_the_table_of_names_link_every_page() -> None:
+    decisions = page("index").split("## One model")[0]
+    assert set(re.findall(r"\]\(([\w-]+)\.md\)", decisions)) == set(NAMES)
+    assert set(re.findall(r"\]\(estimators/([\w-]+)\.md\)", (DOCS / "objectives.md").read_text())) >= set(NAMES)
+
+
+@each
+def test_sections_and_their_order(name: str) -> None:
+    assert re.findall(r"^## (.*)$", page(name), re.MULTILINE) == SECTIONS
+    assert page(name).startswith(f"# `{name}`: ")
+
+
+@each
+def test_settings_and_their_defaults(name: str) -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\S+) \| .+ \|$", page(name), re.MULTILINE)
+    known = inspect.signature(OBJECTIVES[name]).parameters.values()
+    assert rows == [(parameter.name, str(parameter.default)) for parameter in known]
+
+
+# (2) Conformance.
+
+
+@each
+def test_passed_oracles_are_those_that_ran(name: str) -> None:
+    assert pages.read(page(name)).passed == pages.checks_of(name)
+
+
+@each
+def test_spared_oracles_are_all_others_each_with_its_reason(name: str) -> None:
+    found = pages.read(page(name))
+    every = {check for other in NAMES for check in pages.read(page(other)).passed}
+    assert len(every) >= 13
+    assert set(found.spared) == every - set(found.passed)
+    assert all(reason and pages.UNWRITTEN not in reason for reason in found.spared.values())
+    assert pages.part(page(name), "conformance").strip() == pages.written(found)
+
+
+def test_what_the_pages_say_of_other_settings() -> None:
+    def named(objective: ObjectiveBase, unbiased: bool | None = None) -> set[str]:
+        return {check.name for check in check_objective(objective, unbiased=unbiased)}
+
+    every = {check for name in NAMES for check in pages.read(page(name)).passed}
+    at_posterior, mean_gradient = "the bound is log p(x) at the exact posterior", "the mean gradient is the bound's"
+    batch = {check for check in every if check.startswith("a batch's ")}
+    assert {at_posterior, mean_gradient} <= every
+    assert len(batch) >= 2
+    plain = named(BetaELBO(4))
+    assert plain - named(BetaELBO(4, beta=4.0)) == {at_posterior}
+    assert plain - named(BetaELBO(4, free_bits=0.1)) == {at_posterior, *batch}
+    assert mean_gradient in named(AnalyticKL(4), True) & named(BetaELBO(4), True)
+    assert named(OBJECTIVES["dreg"](4)) - named(OBJECTIVES["dreg"](4, alpha=0.5)) == {mean_gradient}
+
+
+# (3) Code blocks.
+
+
+@pytest.fixture(scope="module")
+def digits() -> Splits:
+    return pyroae.load("digits", binarize="dynamic")
+
+
+@each
+def test_python_blocks_run_and_train_the_estimator_of_the_page(
+    name: str, digits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[Any] = []
+
+    def short(system: Any, data: Any, objective: Any, config: TrainConfig | None = None) -> FitResult:
+        trained.append(objective)
+        config = config or TrainConfig()
+        return fit(system, data, objective, replace(config, epochs=1, kl_warmup=min(config.kl_warmup, 1)), progress=False)
+
+    monkeypatch.setattr(pyroae, "fit", short, raising=False)
+    names = {"pyroae": pyroae, "zoo": zoo, "digits": digits, "vae": zoo.vae(digits.train, latent=2)}
+    for block in blocks(page(name), "python"):
+        exec(block, names)
+    assert len(trained) >= 1
+    assert all(same(objective, OBJECTIVES[name](num_particles=objective.num_particles)) for objective in trained)
+
+
+# (4) Command lines.
+
+
+@each
+def test_command_lines_parse_to_the_estimator_of_the_page(name: str) -> None:
+    lines = [line for block in blocks(page(name), "") for line in block.splitlines() if line.startswith("pyroae ")]
+    assert lines
+    for line in lines:
+        options = vars(make_parser().parse_args(shlex.split(line)[1:]))
+        config = RunConfig(**{key: value for key, value in options.items() if key in RunConfig.__dataclass_fields__})
+        assert parse_objective(config.estimator, config.num_particles).num_particles == config.num_particles
+        assert (pair_of(config.objective) or [config.objective])[0].partition(":")[0] == name
+    assert not pair_of(vars(make_parser().parse_args(shlex.split(lines[0])[1:]))["objective"])
+
+
+# The measured tables.
+
+
+@pytest.mark.parametrize(("which", "name"), [(which, name) for which, (_, names, _) in pages.TABLES.items() for name in names])
+def test_measured_tables(which: str, name: str) -> None:
+    """Every figure again from 20,000 replicates: within 5 standard errors of both."""
+    estimate, _, columns = pages.TABLES[which]
+    table = pages.part(page("index"), which)
+    line = next(line for line in table.splitlines() if line.startswith(f"| [`{name}`]"))
+    printed = [tuple(float(v.replace("−", "-")) for v in cell.split(" ± ")) for cell in line.strip("| ").split(" | ")[1:]]
+    again = pages.row(estimate, name, columns, 20_000)
+    for column, (value, half), figure in zip(columns, printed, again, strict=True):
+        found = abs(figure.estimate) if "SNR" in column.key else figure.estimate
+        assert found == pytest.approx(value, abs=2.5 * math.hypot(half, figure.half)), column
