@@ -72,6 +72,7 @@ class Dataset:
 class Arguments:
     """N data as the arguments of a program of one's own: tensors `[N, ...]` of any dtype, cut alike along the first dimension.
 
+    Served in batches they are shuffled; in one batch of all N they keep their order, so that a program can number its data.
     Raises DataError where they are not of one length.
     """
 
@@ -79,8 +80,10 @@ class Arguments:
     name: str = "data"
 
     def __post_init__(self) -> None:
-        shapes = [tuple(getattr(t, "shape", ())) for t in self.tensors]
-        if len({s[:1] for s in shapes}) != 1 or not shapes[0] or not all(isinstance(t, Tensor) for t in self.tensors):
+        for other in (t for t in self.tensors if not isinstance(t, Tensor)):
+            raise DataError(f"the arguments of a program are tensors, not {type(other).__name__}")
+        shapes = [tuple(t.shape) for t in self.tensors]
+        if len({s[:1] for s in shapes}) != 1 or not shapes[0]:
             raise DataError(f"the arguments of a program are tensors of one length N, a datum a row, not of shapes {shapes}")
 
     def __len__(self) -> int:
@@ -176,13 +179,14 @@ def batches(
 def served(
     data: Dataset | Arguments, batch_size: int, *, seed: int, epoch: int, device: torch.device | str | None = None
 ) -> Iterator[tuple[Tensor, ...]]:
-    """The batches of one epoch as the arguments of model and guide, in the order of `batches`."""
+    """The batches of one epoch as the arguments of model and guide, in the order of `batches`; Arguments whole in their own."""
     tensors = data.tensors if isinstance(data, Arguments) else (data.x,)
     dynamic = isinstance(data, Dataset) and data.dynamic
     target = torch.device(device or tensors[0].device)
     order = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
     noise = torch.Generator(target).manual_seed(_epoch_seed(seed, epoch) + 1)
-    index = torch.randperm(len(data), generator=order).split(batch_size)
+    whole = isinstance(data, Arguments) and batch_size >= len(data)
+    index = (torch.arange(len(data)) if whole else torch.randperm(len(data), generator=order)).split(batch_size)
     here = all(t.device == target or (t.device.type == target.type and target.index is None) for t in tensors)
     parts = (tuple(t[i.to(t.device)] for t in tensors) for i in index)
     for batch in parts if here else _loaded(tensors, index, target):

@@ -1,14 +1,16 @@
 """Any Pyro model and guide as one module: what `fit` trains, and what it can know of it before the first step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, cast, runtime_checkable
 
-from pyro import poutine
+import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from pyroae.errors import ConfigError
-from pyroae.weights import Program, evaluating, fork_random, run
+from pyroae.sites import plates_of, samples
+from pyroae.weights import Program, Traces, evaluating, fork_random, owner_of, run
 
 
 @runtime_checkable
@@ -48,7 +50,7 @@ class Pair(nn.Module):
             if not callable(program):
                 raise ConfigError(f"the {what} must be a Pyro program, something that can be called, not {program!r}")
         self._programs = (model, guide)
-        modules = (_module_of(model), _module_of(guide))
+        modules = (owner_of(model), owner_of(guide))
         self.modules_of_model, self.modules_of_guide = (m if m is not None else nn.Identity() for m in modules)
         self.store = nn.Module()
 
@@ -62,15 +64,9 @@ class Pair(nn.Module):
 
     def find_parameters(self, *args: Any) -> None:
         """Run both once, and take up every parameter that they announce and that no module of theirs holds."""
-        trace = poutine.trace(self.guide).get_trace(*args)
-        sites = [*trace.nodes.values(), *poutine.trace(poutine.replay(self.model, trace=trace)).get_trace(*args).nodes.values()]
-        known = {id(parameter) for parameter in self.parameters()}
-        for site in sites:
-            leaf = _leaf(site) if site["type"] == "param" else None
-            if leaf is not None and leaf.requires_grad and id(leaf) not in known:
-                known.add(id(leaf))
-                leaf._is_param = True  # torch's mark of a parameter: the store keeps its tensor
-                self.store.register_parameter(site["name"].replace(".", "/"), cast(nn.Parameter, leaf))
+        for name, leaf in _announced(self, args).items():
+            leaf._is_param = True  # torch's mark of a parameter: the store keeps its tensor
+            self.store.register_parameter(name.replace(".", "/"), cast(nn.Parameter, leaf))
 
 
 def system_of(given: Any) -> nn.Module:
@@ -85,26 +81,70 @@ def system_of(given: Any) -> nn.Module:
     )
 
 
-def rehearse(system: nn.Module, objective: ELBO, args: tuple[Tensor, ...], seed: int) -> int | None:
+def rehearse(system: nn.Module, objective: ELBO, args: tuple[Tensor, ...], seed: int, *, double: bool = False) -> int | None:
     """One run without gradients, to refuse what cannot be trained; the full size of a subsampled data plate.
 
+    double: whether the training is in double precision; what is made double for it is afterwards as it was before.
     Parameters in Pyro's store start here, from `seed`. Raises ProgramError, naming the site, and what the program raises.
     """
     model, guide = cast(System, system).model, cast(System, system).guide
     with fork_random(args[0].device, seed), evaluating(system):
         if isinstance(system, Pair):
-            system.find_parameters(*args)
+            system.find_parameters(*like_parameters(system, args))
+        for name in {} if isinstance(system, Pair) else _announced(system, like_parameters(system, args)):
+            raise ConfigError(
+                f"the parameter '{name}' is in Pyro's store and none of the module's: to train both, give fit the pair "
+                "(system.model, system.guide)"
+            )
         if not any(parameter.requires_grad for parameter in system.parameters()):
             raise ConfigError("model and guide have no parameters to train: announce them by pyro.param or pyro.module")
-        cast(Any, objective).differentiable_loss(model, guide, *args)
-        plate = run(model, guide, args, {}).plate
-    subsampled = plate is not None and plate.full_size not in (None, plate.size)
-    return plate.full_size if plate is not None and subsampled else None
+        with _doubled(system) if double else nullcontext():
+            args = like_parameters(system, args)
+            cast(Any, objective).differentiable_loss(model, guide, *args)
+            return full_size(run(model, guide, args, {}))
 
 
-def _module_of(program: Program) -> nn.Module | None:
-    owner = getattr(program, "__self__", program)
-    return owner if isinstance(owner, nn.Module) else None
+def full_size(traces: Traces) -> int | None:
+    """The full size of the data plate where it is subsampled; of the one plate that is, where no plate holds all sites."""
+    sites = samples(traces.model, traces.guide)
+    plates = {plate for site in sites for plate in plates_of(site)} if traces.plate is None else {traces.plate}
+    sizes = {plate.full_size for plate in plates if plate.full_size not in (None, plate.size)}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def like_parameters(system: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The arguments on the device of the first parameter, floating-point ones in its precision too."""
+    like: Tensor = next(system.parameters(), cast(nn.Parameter, torch.empty(0, device=args[0].device)))
+    return tuple(t.to(like.device, like.dtype if t.is_floating_point() else None) for t in args)
+
+
+@contextmanager
+def _doubled(system: nn.Module) -> Iterator[None]:
+    """Double precision of a system and of new tensors, as Lightning Fabric has it in training."""
+    before, default = {t.dtype for t in system.state_dict().values() if t.is_floating_point()}, torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        system.double()
+        yield
+    finally:
+        torch.set_default_dtype(default)
+        if len(before) == 1:
+            system.to(before.pop())
+
+
+def _announced(system: nn.Module, args: tuple[Any, ...]) -> dict[str, Tensor]:
+    """Parameters by name that model and guide announce in one run, and that are none of the system's."""
+    model, guide = cast(System, system).model, cast(System, system).guide
+    traces = run(model, guide, args, {})
+    sites = [*traces.guide.nodes.values(), *traces.model.nodes.values()]
+    known = {id(parameter) for parameter in system.parameters()}
+    found: dict[str, Tensor] = {}
+    for site in sites:
+        leaf = _leaf(site) if site["type"] == "param" else None
+        if leaf is not None and leaf.requires_grad and id(leaf) not in known:
+            known.add(id(leaf))
+            found[site["name"]] = leaf
+    return found
 
 
 def _leaf(site: dict[str, Any]) -> Tensor | None:

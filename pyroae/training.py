@@ -23,9 +23,9 @@ from pyroae.data import Arguments, Dataset, Splits, resident, served
 from pyroae.errors import ConfigError, NonFiniteLossError
 from pyroae.objectives import Bound, ObjectiveBase, TraceELBO
 from pyroae.optimizers import optimizer_of, schedule
-from pyroae.program import System, rehearse, system_of
+from pyroae.program import System, full_size, like_parameters, rehearse, system_of
 from pyroae.progress import Progress
-from pyroae.weights import Program, evaluating, fork_random, log_weights
+from pyroae.weights import Program, evaluating, fork_random, reduce_log_weights, run
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,11 @@ def fit(
     train = data_for(module, data.train if isinstance(data, Splits) else data)
     valid = data.valid if isinstance(data, Splits) else valid
     held_out = None if valid is None else data_for(module, valid)
-    full_size = check(module, train, held_out, objective, config)
+    size = check(module, train, held_out, objective, config)
     fabric = fabric_of(config)
     with fork_random(fabric.device), _default_dtype(config):
-        trainer = _Trainer(_Step(module, objective, full_size), config, fabric, resident(train, fabric.device), held_out)
+        step = _Step(module, objective, size)
+        trainer = _Trainer(step, config, fabric, resident(train, fabric.device), held_out)
         return trainer.run(state, on_epoch, progress)
 
 
@@ -152,11 +153,10 @@ def check(
         for part, dataset in (("training", train), ("validation", valid)):
             if isinstance(dataset, Dataset):
                 check_data(system, dataset, f"{dataset.name} ({part} data)")
-    with _default_dtype(config):
-        full_size = rehearse(system, objective, _sample_of(system, train, config), config.seed)
-    optimizer_of(config, system)
     fabric_of(config)
-    return full_size
+    size = rehearse(system, objective, _sample_of(train, config), config.seed, double=config.precision == "64-true")
+    optimizer_of(config, system)
+    return size
 
 
 def check_data(autoencoder: Autoencoder, dataset: Dataset, what: str) -> None:
@@ -247,7 +247,7 @@ class _Trainer:
         shown = begun
         for args in served(self.train, config.batch_size, seed=config.seed, epoch=epoch, device=device):
             with pyro.validation_enabled(step == 0):
-                value = self._take_step(step, args)
+                value = self._take_step(step, like_parameters(self.system, args))
             step, seen = step + 1, seen + len(args[0])
             total += value * len(args[0])
             bad = torch.where((bad < 0) & ~torch.isfinite(value), step, bad)
@@ -300,14 +300,14 @@ class _Trainer:
         sums = torch.zeros(3, dtype=torch.float64)
         device, quiet = self.fabric.device, pyro.validation_enabled(False)
         with evaluating(self.system), fork_random(device, self.config.seed), quiet, self.fabric.autocast():
-            dtype = next(self.system.parameters()).dtype
             tensors = self.valid.tensors if isinstance(self.valid, Arguments) else (self.valid.x,)
             for part in zip(*(t.split(1000) for t in tensors), strict=True):
-                args = tuple(t.to(device, dtype if t.is_floating_point() else None) for t in part)
-                weights = log_weights(model, guide, *args)
+                args = like_parameters(self.system, part)
+                traces = run(model, guide, args, {})
+                weights = reduce_log_weights(traces)
                 rate = (weights.scale * (weights.log_post - weights.log_prior)).sum() - weights.log_global.mean()
                 values = (-self.raw(*args).value, -(weights.scale * weights.log_lik).sum(), rate)
-                share = len(args[0]) / self.raw.num_data(args)
+                share = len(args[0]) / (full_size(traces) or len(args[0]))
                 sums += share * torch.stack([v.detach().double().cpu() for v in values])
         nelbo, distortion, rate_mean = (sums / len(self.valid)).tolist()
         return nelbo, distortion, rate_mean
@@ -366,11 +366,11 @@ def data_for(system: nn.Module, given: Dataset | Tensor | tuple[Tensor, ...]) ->
     return Arguments(given if isinstance(given, tuple) else (given,))
 
 
-def _sample_of(system: nn.Module, train: Dataset | Arguments, config: TrainConfig) -> tuple[Tensor, ...]:
+def _sample_of(train: Dataset | Arguments, config: TrainConfig) -> tuple[Tensor, ...]:
     """A batch to look at before the start: dynamic data, which are probabilities, as black and white."""
     if isinstance(train, Arguments):
         return tuple(t[: config.batch_size] for t in train.tensors)
-    x = train.x[: config.batch_size].to(next(system.parameters()).dtype) if any(True for _ in system.parameters()) else train.x
+    x = train.x[: config.batch_size]
     return (x.round() if train.dynamic else x,)
 
 

@@ -8,6 +8,7 @@ Shapes: K particles, N data. In nats. Nothing is summed over data here.
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro
@@ -20,19 +21,29 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from pyroae.errors import ProgramError
+from pyroae.sites import (
+    PARTICLES,
+    Site,
+    check_event_shapes,
+    check_match,
+    check_plate,
+    common_scale,
+    data_plate,
+    plates_of,
+    samples,
+    undeclared,
+)
 
 Program = Callable[..., Any]
-Site = dict[str, Any]
-_PARTICLES = "num_particles_vectorized"
 
 
 @dataclass(frozen=True)
 class LogWeights:
     """Log-weights and their parts, each `[K, N]`, in nats.
 
-    scale: of each datum's bound: the plate's subsampling scale N_total / N and any `poutine.scale` common to all sites of
-    the plate. It is not in the weights: a bound is taken a datum first and scaled afterwards. A scale on single sites
-    stays in the weight as an exponent. log_global: `[K]`, the terms of sites outside the plate.
+    scale: of each datum's bound, a number or `[N]`: the plate's subsampling scale N_total / N and any `poutine.scale` common
+    to all sites of the plate. It is not in the weights: a bound is taken a datum first and scaled afterwards. A scale on
+    single sites stays in the weight as an exponent. log_global: `[K]`, the terms of sites outside the plate.
     """
 
     log_lik: Tensor
@@ -56,7 +67,8 @@ class Traces:
     """One run of the guide and, replayed against it, the model; `plate` is the data plate, None for a program without.
 
     The log-density of a site is reduced to `[K, N]`: dimensions of plates nested in the data plate are summed. A program
-    without a data plate is one datum.
+    without a data plate is one datum. scale: as of LogWeights. drawn: the guide's run with the indices of subsampled plates,
+    which the other two leave out.
     """
 
     model: poutine.Trace
@@ -64,6 +76,7 @@ class Traces:
     num_particles: int
     plate: CondIndepStackFrame | None
     scale: Tensor | float
+    drawn: poutine.Trace
 
     def sites(self, trace: poutine.Trace, *, observed: bool) -> Iterator[tuple[str, Site]]:
         """Names and sites of one kind, in the order of the program."""
@@ -77,13 +90,18 @@ class Traces:
 
     def exponent(self, site: Site) -> Tensor | float:
         """What is left of the site's scale when the common one is divided out."""
-        return site["scale"] / self.scale if self.is_local(site) else site["scale"]
+        if not self.is_local(site):
+            return site["scale"]
+        common = self.scale
+        if isinstance(common, Tensor) and common.dim() and self.plate is not None:
+            common = common.reshape(-1, *[1] * (-1 - self.plate.dim))
+        return site["scale"] / common
 
     def reduce(self, site: Site, term: Tensor, exponent: Tensor | float | None = None) -> Tensor:
         """A term of the site's batch shape, under its exponent and mask, as `[K, N]`, or `[K]` for a global site."""
         exponent = self.exponent(site) if exponent is None else exponent
         term = scale_and_mask(term, scale=exponent, mask=site["mask"])
-        particles = self.num_particles if any(f.name == _PARTICLES for f in site["cond_indep_stack"]) else 1
+        particles = self.num_particles if any(f.name == PARTICLES for f in site["cond_indep_stack"]) else 1
         first = particles > 1
         local = self.is_local(site)
         data_dim = self.plate.dim if local and self.plate is not None else 0
@@ -129,7 +147,7 @@ def run(
     """
     if num_particles > 1:
         nesting = plate_nesting(model, guide, args, kwargs) if nesting is None else nesting
-        particles = pyro.plate(_PARTICLES, num_particles, dim=-1 - nesting)
+        particles = pyro.plate(PARTICLES, num_particles, dim=-1 - nesting)
         model, guide = particles(model), particles(guide)
     with handler or nullcontext():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -137,14 +155,16 @@ def run(
     try:
         model_trace = replayed.get_trace(*args, **kwargs)
     except Exception:  # the model's own: often because a site is of another shape in the guide
-        _check_event_shapes(prune_subsample_sites(replayed.trace), guide_trace)
+        check_event_shapes(prune_subsample_sites(replayed.trace), guide_trace)
         raise
-    guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
-    _check_match(model_trace, guide_trace)
-    sites = [s for t in (model_trace, guide_trace) for s in t.nodes.values() if s["type"] == "sample"]
-    plate = _data_plate(sites)
+    drawn, guide_trace, model_trace = guide_trace, prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
+    check_match(model_trace, guide_trace)
+    sites = samples(model_trace, guide_trace)
+    plate = data_plate(sites)
+    if plate is not None:
+        check_plate(model_trace, guide_trace, plate)
     local = [s for s in sites if plate is None or plate in s["cond_indep_stack"]]
-    return Traces(model_trace, guide_trace, num_particles, plate, _common_scale(local, plate))
+    return Traces(model_trace, guide_trace, num_particles, plate, common_scale(local, plate), drawn)
 
 
 def reduce_log_weights(traces: Traces) -> LogWeights:
@@ -185,12 +205,15 @@ def log_weights(model: Program, guide: Program, *args: Any, num_particles: int =
 
 
 def plate_nesting(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """The number of plate dimensions of a program, from one run that leaves the random generators as they were."""
+    """The number of batch dimensions of a program, those of plates and any that no plate declares.
+
+    From one run, in evaluation mode, that leaves the random generators as they were.
+    """
     device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
-    with fork_random(device), torch.no_grad(), poutine.block():
+    with fork_random(device), evaluating(model, guide), poutine.block():
         traces = run(model, guide, args, kwargs)
-    sites = [s for t in (traces.model, traces.guide) for s in t.nodes.values() if s["type"] == "sample"]
-    return -min((f.dim for s in sites for f in s["cond_indep_stack"] if f.vectorized), default=0)
+    sites = samples(traces.model, traces.guide)
+    return -min((dim for site in sites for dim in [*(f.dim for f in plates_of(site)), *undeclared(site)]), default=0)
 
 
 def _seen(guide: poutine.Trace, through: Callable[[Site], Tensor] | None) -> poutine.Trace:
@@ -215,8 +238,8 @@ def fork_random(device: torch.device, seed: int | None = None) -> Iterator[None]
 @contextmanager
 def evaluating(*programs: Program) -> Iterator[None]:
     """A context for evaluation: no gradients, and the modules that the programs belong to in `eval()` mode."""
-    owners = [getattr(program, "__self__", program) for program in programs]
-    modules = [m for owner in owners if isinstance(owner, nn.Module) for m in owner.modules() if m.training]
+    owners = [owner for owner in map(owner_of, programs) if owner is not None]
+    modules = [m for owner in owners for m in owner.modules() if m.training]
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         for module in modules:
@@ -225,49 +248,16 @@ def evaluating(*programs: Program) -> Iterator[None]:
         yield
 
 
-def base_distribution(distribution: Any) -> Any:
-    """What is left of a distribution without its wrappers (Independent, Expanded, Masked)."""
-    while hasattr(distribution, "base_dist"):
-        distribution = distribution.base_dist
-    return distribution
+def owner_of(program: Program) -> nn.Module | None:
+    """The module that a program is, or is a method of, seen through `functools.partial` and Pyro's handlers.
 
-
-def _check_match(model: poutine.Trace, guide: poutine.Trace) -> None:
-    latent = {name for name, s in model.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
-    drawn = {name: s for name, s in guide.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
-    for name in sorted(latent - set(drawn)):
-        raise ProgramError(f"the model's latent site '{name}' has no counterpart in the guide, which has {sorted(drawn)}")
-    for name in sorted(set(drawn) - latent):
-        if not drawn[name]["infer"].get("is_auxiliary"):
-            raise ProgramError(f"the guide's site '{name}' is no latent site of the model, which has {sorted(latent)}")
-    _check_event_shapes(model, guide)
-
-
-def _check_event_shapes(model: poutine.Trace, guide: poutine.Trace) -> None:
-    for name, site in model.nodes.items():
-        if site["type"] == "sample" and not site["is_observed"] and name in guide.nodes:
-            of_model, of_guide = site["fn"].event_shape, guide.nodes[name]["fn"].event_shape
-            if of_model != of_guide:
-                raise ProgramError(
-                    f"site '{name}' has the event shape {tuple(of_model)} in the model and {tuple(of_guide)} in the guide"
-                )
-
-
-def _data_plate(sites: list[Site]) -> CondIndepStackFrame | None:
-    """The outermost plate that holds every site which is in any plate at all."""
-    stacks = [{f for f in s["cond_indep_stack"] if f.vectorized and f.name != _PARTICLES} for s in sites]
-    inside = [stack for stack in stacks if stack]
-    return min(set.intersection(*inside), key=lambda f: f.dim, default=None) if inside else None
-
-
-def _common_scale(sites: list[Site], plate: CondIndepStackFrame | None) -> Tensor | float:
-    """The plate's subsampling scale, times what is left of the sites' scales where that is the same for all."""
-    base = (plate.full_size or plate.size) / plate.size if plate is not None else 1.0
-    rest = [s["scale"] for s in sites]
-    return rest[0] if rest and all(_same(rest[0], scale) for scale in rest) else base
-
-
-def _same(one: Tensor | float, other: Tensor | float) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one is other or (one.shape == other.shape and torch.equal(one, other))
-    return not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other
+    >>> from pyroae import zoo
+    >>> system = zoo.ppca(2, latent=1)
+    >>> owner_of(poutine.scale(system.model, scale=0.5)) is system
+    True
+    """
+    while isinstance(program, partial):  # a handler makes partial(wrapper, handler, program) of a program
+        handled = len(program.args) == 2 and isinstance(program.args[0], Messenger)
+        program = program.args[1] if handled else program.func
+    owner = getattr(program, "__self__", program)
+    return owner if isinstance(owner, nn.Module) else None

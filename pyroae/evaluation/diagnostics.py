@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
 from pyroae.discrete import OneHots
-from pyroae.weights import Program, Site, Traces, evaluating, fork_random, reduce_log_weights, run
+from pyroae.sites import Site
+from pyroae.weights import Program, Traces, evaluating, fork_random, reduce_log_weights, run
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from pyroae.errors import ConfigError, DataError, ProgramError, UndefinedLikelihoodError
 from pyroae.progress import Progress
+from pyroae.sites import base_distribution
 from pyroae.weights import (
     Program,
     Traces,
-    base_distribution,
     evaluating,
     fork_random,
     plate_nesting,

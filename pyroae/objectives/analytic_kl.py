@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from pyro.distributions import Delta
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Distribution, kl_divergence
 
 from pyroae.objectives.base import OBJECTIVES, Bound, ObjectiveBase, check_reparameterized
-from pyroae.weights import Site, Traces, log_density
+from pyroae.sites import Site, base_distribution
+from pyroae.weights import Traces, log_density
 
 
 @OBJECTIVES.register("analytic-kl")
@@ -27,6 +29,10 @@ class AnalyticKL(ObjectiveBase):
     >>> AnalyticKL(num_particles=8).loss(system.model, system.guide, x).shape
     torch.Size([])
     """
+
+    @property
+    def is_elbo(self) -> bool:
+        return True
 
     def estimate(self, traces: Traces) -> Bound:
         check_reparameterized(traces, "analytic-kl")
@@ -53,6 +59,13 @@ def kl_of(traces: Traces, name: str, q: Site) -> Tensor:
     return _total(traces, q, _divergence(traces, name, q, latent.get(name), ordered))
 
 
+def closed_kl(q: Distribution, p: Distribution) -> Tensor:
+    """KL(q ‖ p) in closed form, NotImplementedError where there is none. Pyro's of a Delta leaves out its `log_density`."""
+    if isinstance(base_distribution(q), Delta):
+        raise NotImplementedError
+    return kl_divergence(q, p)
+
+
 def _total(traces: Traces, site: Site, term: Tensor) -> Tensor:
     """`[K, N]`, or `[K]` of a global site: mean over particles, scaled and summed over the data."""
     return (traces.scale * term.mean(0)).sum() if traces.is_local(site) else term.mean()
@@ -63,7 +76,7 @@ def _divergence(traces: Traces, name: str, q: Site, p: Site | None, ordered: boo
     if p is not None and ordered and p["mask"] is q["mask"]:
         try:
             of_p, of_q = traces.exponent(p), traces.exponent(q)
-            term = traces.reduce(p, kl_divergence(q["fn"], p["fn"]), of_p)
+            term = traces.reduce(p, closed_kl(q["fn"], p["fn"]), of_p)
             return term if _equal(of_p, of_q) else term - traces.reduce(q, q["fn"].entropy(), of_q - of_p)
         except NotImplementedError:
             pass

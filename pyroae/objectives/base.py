@@ -1,7 +1,9 @@
 """What every objective is: a `pyro.infer.ELBO` that turns one run of model and guide into a bound and a surrogate."""
 
 from abc import abstractmethod
+from inspect import ismethod
 from typing import Any, NamedTuple, final
+from weakref import WeakMethod, ref
 
 import torch
 from pyro import poutine
@@ -15,7 +17,8 @@ from pyroae.objectives.bounds import BoundFunction
 from pyroae.objectives.draws import Detached, Scaled, path_through_log_post
 from pyroae.objectives.gradients import Coefficients, Gradient, Pathwise
 from pyroae.registry import Registry
-from pyroae.weights import LogWeights, Program, Traces, base_distribution, plate_nesting, reduce_log_weights, run
+from pyroae.sites import base_distribution, plates_of, undeclared
+from pyroae.weights import LogWeights, Program, Traces, plate_nesting, reduce_log_weights, run
 
 TINY = 1e-20
 """Least size of a θ-coefficient: below what single precision tells from 0 in a sum, but a divisor."""
@@ -44,10 +47,25 @@ class ObjectiveBase(ELBO):
             raise ConfigError(f"num_particles must be a whole number of at least 1, not {num_particles!r}")
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self._nesting = 0
+        self._programs: tuple[Any, Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what it knows of the programs it was used on, which can be neither copied nor pickled."""
+        return {**vars(self), "_nesting": 0, "_programs": None}
 
     @property
     def is_evidence(self) -> bool:
         """Whether the bound is log p(x) where the guide is the exact posterior."""
+        return True
+
+    @property
+    def is_elbo(self) -> bool:
+        """Whether the bound's mean is the ELBO, whatever the number of particles."""
+        return False
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether the bound is the same in whatever order the particles come."""
         return True
 
     @property
@@ -83,9 +101,16 @@ class ObjectiveBase(ELBO):
         return -value.detach()
 
     def _run(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], **passing: Any) -> Traces:
-        if self.num_particles > 1 and not self._nesting:
+        nesting = self._nesting_of(model, guide, args, kwargs) if self.num_particles > 1 else 0
+        return run(model, guide, args, kwargs, self.num_particles, nesting, **passing)
+
+    def _nesting_of(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """The number of plate dimensions, found once, and again where other programs are given."""
+        known = self._programs
+        if not self._nesting or (known is not None and [known[0](), known[1]()] != [model, guide]):
             self._nesting = max(1, plate_nesting(model, guide, args, kwargs))
-        return run(model, guide, args, kwargs, self.num_particles, self._nesting, **passing)
+            self._programs = (_reference(model), _reference(guide))
+        return self._nesting
 
     def _get_trace(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -111,6 +136,16 @@ class Objective(ObjectiveBase):
         super().__init__(bound.num_particles)
         self.bound_function, self.gradient = bound, gradient or Pathwise()
         self.gradient.check(bound)
+
+    @property
+    def is_elbo(self) -> bool:
+        """Whether the bound's mean is the ELBO, whatever the number of particles."""
+        return self.bound_function.trend == 0
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether the bound is the same in whatever order the particles come."""
+        return self.bound_function.is_symmetric
 
     def estimate(self, traces: Traces) -> Bound:
         """The bound and its own derivative: what a pathwise pair follows."""
@@ -165,15 +200,37 @@ class Objective(ObjectiveBase):
         for site_name, site in traces.sites(traces.guide, observed=False):
             if not traces.is_local(site):
                 raise ProgramError(f"{name} takes a bound a datum; the latent site '{site_name}' lies outside the data plate")
-        framed = any(f.vectorized for _, s in traces.sites(traces.model, observed=True) for f in s["cond_indep_stack"])
-        if traces.plate is None and framed:
-            raise ProgramError(f"{name} takes a bound a datum, but no one plate holds all the sites")
+        if traces.plate is None:
+            _check_one_datum(traces, name)
 
 
 def _check_density(traces: Traces, name: str) -> None:
     for site_name, site in traces.sites(traces.guide, observed=False):
         if isinstance(base_distribution(site["fn"]), Delta):
             raise ProgramError(f"{name} follows the density of the guide; its site '{site_name}' is a Delta, which has none")
+
+
+def _check_one_datum(traces: Traces, name: str) -> None:
+    """Refuse a program without a data plate that is more than one datum."""
+    sites = {f"the site '{n}'": site for observed in (True, False) for n, site in traces.sites(traces.model, observed=observed)}
+    sites |= {f"the guide's site '{n}'": site for n, site in traces.sites(traces.guide, observed=False)}
+    held = [
+        f"{which} in {' and '.join(repr(f.name) for f in plates_of(site))}" for which, site in sites.items() if plates_of(site)
+    ]
+    if held:
+        raise ProgramError(f"{name} takes a bound a datum, but no one plate holds all the sites: {', '.join(held)}")
+    for which, site in sites.items():
+        if undeclared(site):
+            shape = tuple(site["fn"].batch_shape)[traces.num_particles > 1 :]
+            raise ProgramError(f"{name} takes a bound a datum; {which} has the batch shape {shape}, but lies in no plate")
+
+
+def _reference(program: Program) -> Any:
+    """A weak reference to a program; one to nothing where it takes none."""
+    try:
+        return WeakMethod(program) if ismethod(program) else ref(program)
+    except TypeError:
+        return lambda: None
 
 
 def check_reparameterized(traces: Traces, objective: str) -> None:

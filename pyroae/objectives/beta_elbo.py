@@ -5,12 +5,13 @@ import math
 import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
+from torch.distributions import Independent
 
 from pyroae.errors import ConfigError, ProgramError
-from pyroae.objectives.analytic_kl import kl_of, latents_of, log_likelihood_of
+from pyroae.objectives.analytic_kl import closed_kl, kl_of, latents_of, log_likelihood_of
 from pyroae.objectives.base import OBJECTIVES, Bound, ObjectiveBase, check_reparameterized
-from pyroae.weights import Site, Traces
+from pyroae.sites import Site
+from pyroae.weights import Traces
 
 
 @OBJECTIVES.register("beta-elbo")
@@ -46,6 +47,10 @@ class BetaELBO(ObjectiveBase):
         return self.beta == 1 and self.free_bits == 0
 
     @property
+    def is_elbo(self) -> bool:
+        return self.is_evidence
+
+    @property
     def is_per_datum(self) -> bool:
         return self.free_bits == 0
 
@@ -76,7 +81,7 @@ def _unit_kl(traces: Traces, p: Site, q: Site) -> tuple[Tensor, Tensor]:
         events = min(one.reinterpreted_batch_ndims, other.reinterpreted_batch_ndims)
         one, other = (_with_units(fn, events) for fn in (one, other))
     try:
-        kl = kl_divergence(one, other)
+        kl = closed_kl(one, other)
     except NotImplementedError:
         kl = one.log_prob(value) - other.log_prob(value)
     mask = q["mask"]

@@ -36,6 +36,21 @@ class BoundFunction(ABC):
         """Whether the slopes c_k are continuous: what doubly reparameterized gradients need."""
         return True
 
+    @property
+    def is_lower(self) -> bool:
+        """Whether E F ≤ log p(x) for every guide. Claimed here, it is checked by `pyroae.testing.check_objective`."""
+        return False
+
+    @property
+    def trend(self) -> int | None:
+        """How E F changes with K: 1 it never falls, −1 it never rises, 0 it stays; None where that is not claimed."""
+        return None
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether F is the same in whatever order the particles come."""
+        return True
+
     @abstractmethod
     def value(self, log_weight: Tensor) -> Tensor:
         """F `[N]` of log-weights `[K, N]`, differentiable."""
@@ -76,6 +91,14 @@ class ELBO(BoundFunction):
 
     num_particles: int = 1
 
+    @property
+    def is_lower(self) -> bool:
+        return True
+
+    @property
+    def trend(self) -> int | None:
+        return 0
+
     def value(self, log_weight: Tensor) -> Tensor:
         return log_weight.mean(0)
 
@@ -92,6 +115,14 @@ class IWAE(BoundFunction):
     """F = log (1/K) Σ w_k (Burda 2016); c = ŵ, ∂c = ŵ(1 − ŵ)."""
 
     num_particles: int = 8
+
+    @property
+    def is_lower(self) -> bool:
+        return True
+
+    @property
+    def trend(self) -> int | None:
+        return 1
 
     def value(self, log_weight: Tensor) -> Tensor:
         return log_mean_exp(log_weight)
@@ -130,6 +161,14 @@ class Renyi(BoundFunction):
     def smooth(self) -> bool:
         return self.alpha > -math.inf
 
+    @property
+    def is_lower(self) -> bool:
+        return self.alpha >= 0
+
+    @property
+    def trend(self) -> int | None:
+        return (self.alpha < 1) - (self.alpha > 1)
+
     def value(self, log_weight: Tensor) -> Tensor:
         if self.alpha == 1:
             return log_weight.mean(0)
@@ -163,6 +202,18 @@ class MIWAE(BoundFunction):
         super().__post_init__()
         if not isinstance(self.groups, int) or self.groups < 1 or self.num_particles % self.groups:
             raise ConfigError(f"num_particles of {self.num_particles} cannot be split into {self.groups} equal groups")
+
+    @property
+    def is_lower(self) -> bool:
+        return True
+
+    @property
+    def trend(self) -> int | None:
+        return 1
+
+    @property
+    def is_symmetric(self) -> bool:
+        return self.groups in (1, self.num_particles)
 
     def value(self, log_weight: Tensor) -> Tensor:
         return log_mean_exp(self._grouped(log_weight), 1).mean(0)
@@ -202,6 +253,14 @@ class CIWAE(BoundFunction):
         super().__post_init__()
         if not 0 <= self.beta <= 1:
             raise ConfigError(f"beta of CIWAE must be in [0, 1], not {self.beta}")
+
+    @property
+    def is_lower(self) -> bool:
+        return True
+
+    @property
+    def trend(self) -> int | None:
+        return 1
 
     def value(self, log_weight: Tensor) -> Tensor:
         return self.beta * log_weight.mean(0) + (1 - self.beta) * log_mean_exp(log_weight)
@@ -271,6 +330,10 @@ class TVO(BoundFunction):
             [self.first ** (1 - s / (self.partitions - 1)) for s in range(self.partitions - 1)] if self.partitions > 1 else []
         )
         return [0.0, *inner, 1.0]
+
+    @property
+    def is_lower(self) -> bool:
+        return True
 
     def value(self, log_weight: Tensor) -> Tensor:
         betas = self.betas()

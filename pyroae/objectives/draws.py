@@ -7,7 +7,8 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyroae.weights import Program, Site, Traces
+from pyroae.sites import Site
+from pyroae.weights import Program, Traces
 
 
 class Detached(Messenger):
@@ -97,7 +98,7 @@ def _rerun(traces: Traces, guide: Program, args: Any, kwargs: Any, coefficient: 
     try:
         for leaf in leaves:
             leaf.requires_grad_(False)
-        again = poutine.trace(poutine.replay(guide, trace=traces.guide)).get_trace(*args, **kwargs)
+        again = poutine.trace(poutine.replay(guide, trace=traces.drawn)).get_trace(*args, **kwargs)
         terms = [
             (coefficient * traces.reduce(site, again.nodes[name]["fn"].log_prob(site["value"]))).sum()
             for name, site in traces.sites(traces.guide, observed=False)

@@ -46,6 +46,13 @@ class Gradient(ABC):
         """Whether the mean of the estimator is the gradient of the bound's mean."""
         return True
 
+    def same_mean(self, bound: BoundFunction) -> "tuple[tuple[float, Gradient], ...]":
+        """Weights and gradients whose weighted sum has the same mean for φ; () where it has a mean of its own.
+
+        Claimed here, it is checked by `pyroae.testing.check_objective`, on guides that are reparameterized.
+        """
+        return ((1.0, Pathwise()),) if self.unbiased(bound) else ()
+
 
 @GRADIENTS.register("pathwise")
 @dataclass(frozen=True)
@@ -64,6 +71,11 @@ class StickingTheLanding(Gradient):
 
     def unbiased(self, bound: BoundFunction) -> bool:
         return isinstance(bound, ELBO) or bound.num_particles == 1
+
+    def same_mean(self, bound: BoundFunction) -> tuple[tuple[float, Gradient], ...]:
+        if isinstance(bound, IWAE) and bound.num_particles > 1:
+            return ((1.0, Pathwise()), (1.0, WakeSleep()))
+        return super().same_mean(bound)
 
     def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
         slope = bound.slope(log_weight)
@@ -92,6 +104,11 @@ class DoublyReparameterized(Gradient):
 
     def unbiased(self, bound: BoundFunction) -> bool:
         return self.alpha == 0
+
+    def same_mean(self, bound: BoundFunction) -> tuple[tuple[float, Gradient], ...]:
+        if self.alpha and isinstance(bound, IWAE):
+            return ((1 - self.alpha, Pathwise()), (self.alpha, WakeSleep()))
+        return super().same_mean(bound)
 
     def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
         slope = bound.slope(log_weight)
@@ -156,6 +173,9 @@ class WakeSleep(Gradient):
     def unbiased(self, bound: BoundFunction) -> bool:
         return False
 
+    def same_mean(self, bound: BoundFunction) -> tuple[tuple[float, Gradient], ...]:
+        return ((1.0, DoublyReparameterizedWakeSleep()),)
+
     def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
         weight = bound.slope(log_weight)
         return Coefficients(weight, score=weight)
@@ -171,6 +191,9 @@ class DoublyReparameterizedWakeSleep(Gradient):
 
     def unbiased(self, bound: BoundFunction) -> bool:
         return False
+
+    def same_mean(self, bound: BoundFunction) -> tuple[tuple[float, Gradient], ...]:
+        return ((1.0, WakeSleep()),)
 
     def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
         weight = bound.slope(log_weight)
@@ -214,6 +237,9 @@ class TwoBounds(Gradient):
 
     def unbiased(self, bound: BoundFunction) -> bool:
         return False
+
+    def same_mean(self, bound: BoundFunction) -> tuple[tuple[float, Gradient], ...]:
+        return ((1.0, Pathwise()),)
 
     def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
         return Coefficients(log_weight.softmax(0), whole=bound.slope(log_weight))

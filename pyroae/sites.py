@@ -1,0 +1,100 @@
+"""What the sites of a program say: their plates and scales, and whether model and guide match."""
+
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from torch import Tensor
+
+from pyroae.errors import ProgramError
+
+Site = dict[str, Any]
+PARTICLES = "num_particles_vectorized"
+"""Name of the plate of the particles."""
+
+
+def samples(*traces: poutine.Trace) -> list[Site]:
+    """Sample sites of traces, the observed ones too."""
+    return [site for trace in traces for site in trace.nodes.values() if site["type"] == "sample"]
+
+
+def plates_of(site: Site) -> list[CondIndepStackFrame]:
+    """The vectorized plates that hold a site, that of the particles left out."""
+    return [f for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLES]
+
+
+def undeclared(site: Site) -> list[int]:
+    """Batch dimensions of more than one element that no plate declares, that of the particles left out."""
+    declared = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
+    sizes = reversed(site["fn"].batch_shape)
+    return [-1 - i for i, size in enumerate(sizes) if size > 1 and -1 - i not in declared]
+
+
+def base_distribution(distribution: Any) -> Any:
+    """What is left of a distribution without its wrappers (Independent, Expanded, Masked)."""
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def data_plate(sites: list[Site]) -> CondIndepStackFrame | None:
+    """The outermost plate that holds every site which is in any plate at all."""
+    inside = [stack for stack in (set(plates_of(site)) for site in sites) if stack]
+    return min(set.intersection(*inside), key=lambda f: f.dim, default=None) if inside else None
+
+
+def common_scale(sites: list[Site], plate: CondIndepStackFrame | None) -> Tensor | float:
+    """The plate's subsampling scale, times what is left of the sites' scales where that is the same for all."""
+    base = (plate.full_size or plate.size) / plate.size if plate is not None else 1.0
+    rest = [s["scale"] for s in sites]
+    common = _per_datum(rest[0], plate) if rest and all(_same(rest[0], scale) for scale in rest) else None
+    return base if common is None else common
+
+
+def check_match(model: poutine.Trace, guide: poutine.Trace) -> None:
+    """Raises ProgramError for a latent site that the other program lacks, or with another event shape there."""
+    latent = {name for name, s in model.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
+    drawn = {name: s for name, s in guide.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
+    for name in sorted(latent - set(drawn)):
+        raise ProgramError(f"the model's latent site '{name}' has no counterpart in the guide, which has {sorted(drawn)}")
+    for name in sorted(set(drawn) - latent):
+        if not drawn[name]["infer"].get("is_auxiliary"):
+            raise ProgramError(f"the guide's site '{name}' is no latent site of the model, which has {sorted(latent)}")
+    check_event_shapes(model, guide)
+
+
+def check_event_shapes(model: poutine.Trace, guide: poutine.Trace) -> None:
+    """Raises ProgramError for a latent site whose event shape differs."""
+    for name, site in model.nodes.items():
+        if site["type"] == "sample" and not site["is_observed"] and name in guide.nodes:
+            of_model, of_guide = site["fn"].event_shape, guide.nodes[name]["fn"].event_shape
+            if of_model != of_guide:
+                raise ProgramError(
+                    f"site '{name}' has the event shape {tuple(of_model)} in the model and {tuple(of_guide)} in the guide"
+                )
+
+
+def check_plate(model: poutine.Trace, guide: poutine.Trace, plate: CondIndepStackFrame) -> None:
+    """Raises ProgramError for a latent site that lies in the data plate in one of the programs only."""
+    for name, site in guide.nodes.items():
+        if site["type"] == "sample" and not site["is_observed"] and name in model.nodes:
+            of_model, of_guide = (plate in s["cond_indep_stack"] for s in (model.nodes[name], site))
+            if of_model != of_guide:
+                one, other = ("model", "guide") if of_model else ("guide", "model")
+                raise ProgramError(f"site '{name}' lies in the plate '{plate.name}' in the {one}, but not in the {other}")
+
+
+def _per_datum(scale: Tensor | float, plate: CondIndepStackFrame | None) -> Tensor | float | None:
+    """A scale as a number or `[N]`; None where it differs within a datum."""
+    if not isinstance(scale, Tensor) or scale.numel() == 1:
+        return scale.reshape(()) if isinstance(scale, Tensor) else scale
+    dim = plate.dim if plate is not None else 0
+    along = scale.shape[dim] if -scale.dim() <= dim < 0 else 1
+    return scale.reshape(-1) if along == scale.numel() else None
+
+
+def _same(one: Tensor | float, other: Tensor | float) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one is other or (one.shape == other.shape and torch.equal(one, other))
+    return not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other
