@@ -26,6 +26,15 @@ from pyroae.testing import check_objective
 PAGES = Path(__file__).parent / "estimators"
 PARTICLES = 4
 UNWRITTEN = "reason to be written"
+OF_SOME = (
+    "the mean value is the closed-form ELBO",
+    "the mean of exp F is p(x)",
+    "the mean value is the same for every K",
+    "the mean value never falls with K",
+    "the mean gradient is that of the closed-form ELBO",
+    "the mean φ-gradient is the one that the gradient names",
+)
+"""Oracles that are of some kinds of bound or gradient only: no estimator is spared them."""
 LOG_P = -0.25 - 0.5 * math.log(4 * math.pi)
 """log N(1; 0, 2)."""
 
@@ -75,7 +84,7 @@ def with_part(page: str, name: str, text: str) -> str:
 def write_conformance() -> None:
     """Run every estimator through its oracles and write the pages."""
     passed = {name: checks_of(name) for name in NAMES}
-    every = list(dict.fromkeys(check for checks in passed.values() for check in checks))
+    every = [check for check in dict.fromkeys(c for checks in passed.values() for c in checks) if check not in OF_SOME]
     for name, checks in passed.items():
         path = PAGES / f"{name}.md"
         page = path.read_text()

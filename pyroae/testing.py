@@ -1,9 +1,10 @@
 """Conformance of ELBO estimators, one's own included: every oracle that applies, and a word for each that fails."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -14,8 +15,12 @@ from torch import Tensor, nn
 
 from pyroae import linear_gaussian
 from pyroae.objectives.base import Bound, Objective, ObjectiveBase
+from pyroae.objectives.bounds import IWAE
 from pyroae.objectives.gradients import Pathwise
 from pyroae.weights import Program, Traces, fork_random
+
+REPLICATES, DATA = 100, 100
+"""Of a mean over draws: runs, and copies of a datum in each."""
 
 
 class ConformanceError(AssertionError):
@@ -34,12 +39,18 @@ class Check:
 def check_objective(objective: ObjectiveBase, *, unbiased: bool | None = None, seed: int = 0) -> list[Check]:
     """Run an objective through every oracle that applies, in float64, and return what was found.
 
-    Oracles: the bound is log p(x) at the exact posterior; the value is F of hand-computed log-weights (for a pair); a
-    gradient reaches every parameter; the mean gradient is that of the pathwise estimator of the same bound (paired, 5
-    standard errors); subsampling and scales act on the bound and not inside it; a batch is the sum of its parts; the SVI,
-    differentiable and bound paths agree. An objective whose bound is not log p(x) at the exact posterior, or not a sum over
-    data, says so (`is_evidence`, `is_per_datum`) and is spared that oracle. unbiased: whether the mean gradient is the
-    bound's own; by default what the pair says of itself, and not checked for objectives that are no pair.
+    Oracles, on a linear-Gaussian program, where everything is known:
+    value: it is F of hand-computed log-weights (for a pair), log p(x) at the exact posterior, and in the mean the ELBO, or
+    for IWAE E exp F = p(x), or below log p(x); it changes with K as is claimed (K against 2K, paired).
+    gradient: it reaches every parameter; its mean is that of the closed-form ELBO, that of the pathwise estimator of the
+    same bound, or that of the estimators that a biased one names (`Gradient.same_mean`; paired); at the exact posterior its
+    mean is ∂ log p(x) for θ and 0 for φ. Means over draws are held to 5 standard errors.
+    structure: subsampling and scales act on the bound and not inside it; a batch is the sum of its parts, in any order; the
+    particles may change places; the SVI, differentiable and bound paths agree.
+
+    Claims of an objective (`is_evidence`, `is_elbo`, `is_per_datum`, `is_symmetric`), of a bound (`is_lower`, `trend`) and of
+    a gradient (`unbiased`, `same_mean`) choose what is run: what is not claimed is not checked. unbiased: whether the mean
+    gradient is the bound's own; by default what the pair says of itself, or, for no pair, what `is_elbo` says.
     Raises ConformanceError, naming every oracle that failed.
 
     >>> from pyroae.objectives import IWAE, DoublyReparameterized
@@ -62,13 +73,22 @@ def check_objective(objective: ObjectiveBase, *, unbiased: bool | None = None, s
 
 
 def _oracles(objective: ObjectiveBase, unbiased: bool | None) -> Iterator[Callable[[ObjectiveBase], Iterator[Check]]]:
+    pair = objective if isinstance(objective, Objective) else None
     if objective.is_evidence:
         yield _exact_posterior
-    yield from (_value, _reaches_parameters, _scales, _paths)
+    if objective.is_evidence and (pair is None or pair.bound_function.smooth):  # else it jumps where all weights are equal
+        yield _gradient_at_exact_posterior
+    yield from (_value, _mean_value, _reaches_parameters, _scales, _paths)
+    if pair is not None and pair.bound_function.trend is not None:
+        yield _trend
     if objective.is_per_datum:
         yield _parts
-    if unbiased:
+    if objective.is_symmetric:
+        yield _particles
+    if unbiased or (unbiased is None and objective.is_elbo):
         yield _mean_gradient
+    elif pair is not None and pair.gradient.same_mean(pair.bound_function):
+        yield _stated_mean
 
 
 class Toy(nn.Module):
@@ -104,6 +124,14 @@ class Toy(nn.Module):
             loc, scale = x @ self.encode.T + self.shift, self.log_scale.exp()
             pyro.sample("z", _Given(loc, scale.expand_as(loc), self.noise).to_event(1))
 
+    def elbo(self, x: Tensor) -> Tensor:
+        """In closed form, `[N]`."""
+        loc, variance = x @ self.encode.T + self.shift, (2 * self.log_scale).exp()
+        normal = torch.distributions.Normal(loc @ self.weight.T + self.bias, 0.7)
+        spread = (self.weight.square() @ variance).sum() / (2 * 0.7**2)
+        rate = 0.5 * ((loc - self.prior).square() + variance - 1 - 2 * self.log_scale).sum(-1)
+        return normal.log_prob(x).sum(-1) - spread - rate
+
     def log_weights(self, x: Tensor, noise: Tensor) -> Tensor:
         """By hand, from torch's own densities: `[K, N]`."""
         normal = torch.distributions.Normal
@@ -111,6 +139,29 @@ class Toy(nn.Module):
         z = loc + scale * noise
         log_p = normal(self.prior, 1.0).log_prob(z).sum(-1) + normal(z @ self.weight.T + self.bias, 0.7).log_prob(x).sum(-1)
         return log_p - normal(loc, scale).log_prob(z).sum(-1)
+
+
+class AtPosterior(Toy):
+    """The same model with the guide q = N(A x + c, L Lᵀ), which starts as the exact posterior."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.encode, self.shift, self.log_scale
+        with torch.no_grad():
+            ends = torch.cat([torch.zeros(1, 3), torch.eye(3)])
+            loc, tril = linear_gaussian.posterior(ends, *self.linear_gaussian())
+        loc = loc + self.prior.detach()
+        self.matrix, self.offset = nn.Parameter((loc[1:] - loc[0]).T.clone()), nn.Parameter(loc[0].clone())
+        self.tril = nn.Parameter(tril.clone())
+
+    def linear_gaussian(self) -> tuple[Tensor, Tensor, Tensor]:
+        """W, b and σ of the same x, with z ~ N(0, I)."""
+        return self.weight, self.bias + self.weight @ self.prior, torch.tensor(0.7)
+
+    def guide(self, x: Tensor) -> None:
+        """q(z|x)."""
+        with self.plate(x):
+            pyro.sample("z", dist.MultivariateNormal(x @ self.matrix.T + self.offset, scale_tril=self.tril))
 
 
 class _Given(dist.Normal):
@@ -154,16 +205,18 @@ def _short(values: Tensor) -> str:
 
 
 def _exact_posterior(objective: ObjectiveBase) -> Iterator[Check]:
-    toy, x = _toy(objective)
-    parts = (toy.weight.detach(), toy.bias.detach() + toy.weight.detach() @ toy.prior.detach(), torch.tensor(0.7))
-    loc, tril = linear_gaussian.posterior(x, *parts)
+    toy, x = AtPosterior(), torch.randn(6, 3)
+    exact = linear_gaussian.marginal(*toy.linear_gaussian()).log_prob(x).sum()
+    yield _equal("the bound is log p(x) at the exact posterior", -objective.loss(toy.model, toy.guide, x), exact)
 
-    def guide(x: Tensor) -> None:
-        with toy.plate(x):
-            pyro.sample("z", dist.MultivariateNormal(loc + toy.prior.detach(), scale_tril=tril))
 
-    exact = linear_gaussian.marginal(*parts).log_prob(x).sum()
-    yield _equal("the bound is log p(x) at the exact posterior", -objective.loss(toy.model, guide, x), exact)
+def _gradient_at_exact_posterior(objective: ObjectiveBase) -> Iterator[Check]:
+    toy, x = AtPosterior(), torch.randn(1, 3).expand(DATA, 3)
+    exact = -linear_gaussian.marginal(*toy.linear_gaussian()).log_prob(x[0])
+    of_theta = torch.autograd.grad(exact, [toy.prior, toy.weight, toy.bias])
+    expected = torch.cat([*(g.flatten() for g in of_theta), torch.zeros(toy.matrix.numel() + 6)])
+    found = torch.stack([_gradient(objective, toy, toy.model, toy.guide, x)[1] for _ in range(REPLICATES // 2)])
+    yield _zero("the mean gradient is that of log p(x) at the exact posterior", found / DATA - expected)
 
 
 def _value(objective: ObjectiveBase) -> Iterator[Check]:
@@ -172,6 +225,41 @@ def _value(objective: ObjectiveBase) -> Iterator[Check]:
         assert toy.noise is not None
         expected = objective.bound_function.value(toy.log_weights(x, toy.noise)).sum()
         yield _equal("the value is the bound of the log-weights", -objective.loss(toy.model, toy.guide, x), expected)
+
+
+def _mean_value(objective: ObjectiveBase) -> Iterator[Check]:
+    toy, x = Toy(), torch.randn(3)
+    toy.requires_grad_(False)
+    log_p = linear_gaussian.marginal(*AtPosterior().linear_gaussian()).log_prob(x)
+    if isinstance(objective, Objective):
+        draws = 400 * DATA
+        log_weight = toy.log_weights(x.expand(draws, 3), torch.randn(objective.num_particles, draws, 2))
+        found = objective.bound_function.value(log_weight)
+    else:
+        many = x.expand(DATA, 3)
+        found = torch.stack([-objective.loss(toy.model, toy.guide, many) / DATA for _ in range(REPLICATES)])
+    if objective.is_elbo:
+        yield _zero("the mean value is the closed-form ELBO", (found - toy.elbo(x))[:, None])
+    bound = objective.bound_function if isinstance(objective, Objective) else None
+    if isinstance(bound, IWAE):
+        yield _zero("the mean of exp F is p(x)", ((found - log_p).exp() - 1)[:, None])
+    if objective.is_elbo or (bound is not None and bound.is_lower):
+        yield _not_below("the mean value is below log p(x)", log_p - found)
+
+
+def _trend(objective: ObjectiveBase) -> Iterator[Check]:
+    """F of K particles, in the mean over both halves, against F of all 2K."""
+    assert isinstance(objective, Objective)
+    bound, count, draws = objective.bound_function, objective.num_particles, 100 * DATA
+    twice = dataclasses.replace(cast(Any, bound), num_particles=2 * count)
+    toy, x = Toy(), torch.randn(3)
+    with torch.no_grad():
+        log_weight = toy.log_weights(x.expand(draws, 3), torch.randn(2 * count, draws, 2))
+    change = twice.value(log_weight) - (bound.value(log_weight[:count]) + bound.value(log_weight[count:])) / 2
+    if bound.trend == 0:
+        yield _zero("the mean value is the same for every K", change[:, None])
+    else:
+        yield _not_below(f"the mean value never {'falls' if bound.trend == 1 else 'rises'} with K", (bound.trend or 0) * change)
 
 
 def _reaches_parameters(objective: ObjectiveBase) -> Iterator[Check]:
@@ -205,6 +293,21 @@ def _parts(objective: ObjectiveBase) -> Iterator[Check]:
         found.append(_gradient(objective, toy, toy.model, toy.guide, x[index]))
     yield _equal("a batch's bound is the sum over its data", found[0][0] + found[1][0], loss)
     yield _equal("a batch's gradient is the sum over its data", found[0][1] + found[1][1], gradient)
+    index = torch.tensor([4, 1, 0, 5, 2, 3])
+    toy.noise = noise[:, index]
+    whole = _gradient(objective, toy, toy.model, toy.guide, x[index])
+    yield _equal("the order of the data changes nothing in the bound", whole[0], loss)
+    yield _equal("the order of the data changes nothing in the gradient", whole[1], gradient)
+
+
+def _particles(objective: ObjectiveBase) -> Iterator[Check]:
+    toy, x = _toy(objective)
+    assert toy.noise is not None
+    loss, gradient = _gradient(objective, toy, toy.model, toy.guide, x)
+    toy.noise = toy.noise.roll(1, 0)
+    found = _gradient(objective, toy, toy.model, toy.guide, x)
+    yield _equal("the particles may change places in the bound", found[0], loss)
+    yield _equal("the particles may change places in the gradient", found[1], gradient)
 
 
 def _paths(objective: ObjectiveBase) -> Iterator[Check]:
@@ -220,19 +323,51 @@ def _paths(objective: ObjectiveBase) -> Iterator[Check]:
     yield _equal("SVI's loss is the loss", torch.tensor(step), loss)
 
 
-def _mean_gradient(objective: ObjectiveBase, replicates: int = 200, num_data: int = 50) -> Iterator[Check]:
-    """Paired replicates at two places, near the posterior and away from it."""
-    bound = objective.bound_function if isinstance(objective, Objective) else None
-    reference = Objective(bound, Pathwise()) if bound is not None else _Attached(objective)
-    toy, x = Toy(), torch.randn(1, 3).expand(num_data, 3)
-    differences = []
-    for _ in range(replicates):
-        toy.noise = torch.randn(objective.num_particles, num_data, 2)
+def _mean_gradient(objective: ObjectiveBase) -> Iterator[Check]:
+    pair = objective if isinstance(objective, Objective) else None
+    reference = _Attached(objective) if pair is None else Objective(pair.bound_function, Pathwise())
+    found, expected, exact = _paired(objective, [(1.0, reference)])
+    yield _zero("the mean gradient is the bound's", found - expected)
+    if objective.is_elbo:
+        yield _zero("the mean gradient is that of the closed-form ELBO", found - exact)
+
+
+def _stated_mean(objective: ObjectiveBase) -> Iterator[Check]:
+    assert isinstance(objective, Objective)
+    bound = objective.bound_function
+    parts = [(share, Objective(bound, gradient)) for share, gradient in objective.gradient.same_mean(bound)]
+    found, expected, _ = _paired(objective, parts)
+    of_phi = sum(p.numel() for p in (Toy().encode, Toy().shift, Toy().log_scale))
+    yield _zero("the mean φ-gradient is the one that the gradient names", (found - expected)[:, -of_phi:])
+
+
+def _paired(objective: ObjectiveBase, others: list[tuple[float, Any]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients a datum, `[R, P]`, and from the same noise a sum of those of others; that of the closed-form ELBO, `[P]`."""
+    toy, x = Toy(), torch.randn(1, 3).expand(DATA, 3)
+    rows = []
+    for _ in range(REPLICATES):
+        toy.noise = torch.randn(objective.num_particles, DATA, 2)
         one = _gradient(objective, toy, toy.model, toy.guide, x)[1]
-        differences.append((one - _gradient(reference, toy, toy.model, toy.guide, x)[1]) / num_data)
-    gaps = torch.stack(differences)
-    z = gaps.mean(0).abs() / (gaps.std(0) / math.sqrt(replicates) + 1e-9)
-    yield Check("the mean gradient is the bound's", bool(z.max() < 5), f"off by {z.max():.1f} standard errors")
+        sums = sum(share * _gradient(other, toy, toy.model, toy.guide, x)[1] for share, other in others)
+        rows.append((one / DATA, torch.as_tensor(sums) / DATA))
+    exact = torch.autograd.grad(-toy.elbo(x[0]), list(toy.parameters()))
+    return (
+        torch.stack([one for one, _ in rows]),
+        torch.stack([sums for _, sums in rows]),
+        torch.cat([g.flatten() for g in exact]),
+    )
+
+
+def _zero(name: str, replicates: Tensor) -> Check:
+    """Whether the mean of replicates `[R, P]` is 0 in every column, to 5 standard errors."""
+    z = replicates.mean(0).abs() / (replicates.std(0) / math.sqrt(len(replicates)) + 1e-9)
+    return Check(name, bool(z.max() < 5), f"off by {z.max():.1f} standard errors")
+
+
+def _not_below(name: str, replicates: Tensor) -> Check:
+    """Whether the mean of replicates `[R]` is 0 or more, to 5 standard errors."""
+    z = -replicates.mean() / (replicates.std() / math.sqrt(len(replicates)) + 1e-9)
+    return Check(name, bool(z < 5), f"off by {z:.1f} standard errors")
 
 
 class _Attached(ObjectiveBase):

@@ -1,7 +1,8 @@
 """The conformance suite: every valid pair passes it, and broken copies are caught, each by the oracle made for it."""
 
+import copy
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -20,10 +21,12 @@ from pyroae.objectives import (
     TVO,
     AnalyticKL,
     Bound,
+    BoundFunction,
     Coefficients,
     Covariance,
     DoublyReparameterized,
     DoublyReparameterizedWakeSleep,
+    Gradient,
     Objective,
     ObjectiveBase,
     Pathwise,
@@ -34,7 +37,7 @@ from pyroae.objectives import (
     WakeSleep,
 )
 from pyroae.testing import ConformanceError, check_objective
-from pyroae.weights import Traces, reduce_log_weights
+from pyroae.weights import LogWeights, Program, Traces, reduce_log_weights
 
 BOUNDS = [ELBO(4), IWAE(4), Renyi(4, 0.5), Renyi(4, -math.inf), MIWAE(4, 2), CIWAE(4, 0.3), JVI(4, 1), JVI(4, 2), TVO(4)]
 GRADIENTS = [
@@ -63,7 +66,7 @@ def test_every_valid_pair_conforms(objective: Objective) -> None:
     checks = check_objective(objective)
     named = {check.name for check in checks}
     assert ("the mean gradient is the bound's" in named) == objective.gradient.unbiased(objective.bound_function)
-    assert len(named) >= 11
+    assert len(named) >= 14
 
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
@@ -86,53 +89,95 @@ def test_the_biased_say_so() -> None:
         check_objective(Objective(IWAE(4), StickingTheLanding()), unbiased=True)
 
 
-# Broken copies.
+# Broken copies: five faults of each of five estimators.
+
+ESTIMATORS: dict[str, tuple[BoundFunction, Gradient]] = {
+    "iwae-stl": (IWAE(4), StickingTheLanding()),
+    "dreg": (IWAE(4), DoublyReparameterized()),
+    "ciwae-dreg": (CIWAE(4, 0.3), DoublyReparameterized()),
+    "vimco": (IWAE(4), Score("arithmetic")),
+    "rws": (IWAE(4), WakeSleep()),
+}
 
 
-@dataclass(frozen=True)
-class WrongSign(DoublyReparameterized):
-    """DReG with the sign of its path derivative turned."""
-
-    def coefficients(self, bound: Any, log_weight: Tensor) -> Coefficients:
-        right = super().coefficients(bound, log_weight)
-        assert right.path is not None
-        return Coefficients(right.theta, path=-right.path)
+def altered[T](original: T, name: str, method: Callable[..., Any]) -> T:
+    """A copy of a bound or gradient with one method replaced."""
+    altered = copy.copy(original)
+    object.__setattr__(altered, name, method)
+    return altered
 
 
-@dataclass(frozen=True)
-class NotStopped(DoublyReparameterized):
-    """DReG with q's parameters left in."""
+def wrong_sign(bound: BoundFunction, gradient: Gradient) -> Objective:
+    """φ descends."""
 
-    def coefficients(self, bound: Any, log_weight: Tensor) -> Coefficients:
-        right = super().coefficients(bound, log_weight)
+    def turned(bound: BoundFunction, log_weight: Tensor) -> Coefficients:
+        right = gradient.coefficients(bound, log_weight)
+        path, score = (None if c is None else -c for c in (right.path, right.score))
+        return Coefficients(right.theta, path=path, score=score)
+
+    return Objective(bound, altered(gradient, "coefficients", turned))
+
+
+class DrawsNotStopped(Objective):
+    """A score-function estimator whose draws carry a gradient too."""
+
+    def bound(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Bound:
+        return self._by_score(self._run(model, guide, args, kwargs))
+
+
+def missing_detach(bound: BoundFunction, gradient: Gradient) -> Objective:
+    """The guide's parameters, or for a score-function estimator its draws, are left in."""
+
+    def whole(bound: BoundFunction, log_weight: Tensor) -> Coefficients:
+        right = gradient.coefficients(bound, log_weight)
         return Coefficients(right.theta, whole=right.path)
 
-
-@dataclass(frozen=True)
-class NotNormalized(IWAE):
-    """IWAE with weights that do not add up to 1."""
-
-    def slope(self, log_weight: Tensor) -> Tensor:
-        return log_weight.detach().exp()
+    if not gradient.reparameterized:
+        return DrawsNotStopped(bound, gradient)
+    return Objective(bound, altered(gradient, "coefficients", whole))
 
 
-class ScaledTooEarly(ObjectiveBase):
-    """IWAE with the plate's scale inside the log-mean-exp, as Pyro's RenyiELBO has it."""
+def not_normalized(bound: BoundFunction, gradient: Gradient) -> Objective:
+    """Weights w in place of w / Σ w."""
+    return Objective(altered(bound, "slope", lambda log_weight: log_weight.detach().exp()), gradient)
 
-    def estimate(self, traces: Traces) -> Bound:
+
+class ScaledTooEarly(Objective):
+    """The plate's scale inside the log-mean-exp, as Pyro's RenyiELBO has it."""
+
+    def _parts(self, traces: Traces) -> tuple[LogWeights, Tensor, Coefficients]:
         weights = reduce_log_weights(traces)
-        value = (weights.scale * weights.log_weight).logsumexp(0).sum() - weights.log_weight.shape[1] * math.log(4)
-        return Bound(value, value)
+        log_weight = (weights.scale * weights.log_weight).detach()
+        return weights, self.bound_function.value(log_weight).sum(), self.gradient.coefficients(self.bound_function, log_weight)
 
 
-class SummedOverTheBatch(ObjectiveBase):
-    """IWAE of the whole batch's joint weight."""
+class SummedOverTheBatch(Objective):
+    """The bound of the whole batch's joint weight."""
 
-    def estimate(self, traces: Traces) -> Bound:
+    def _parts(self, traces: Traces) -> tuple[LogWeights, Tensor, Coefficients]:
         weights = reduce_log_weights(traces)
-        value = weights.scale * (weights.log_weight.sum(1).logsumexp(0) - math.log(4))
+        joint = weights.log_weight.detach().sum(1, keepdim=True).expand_as(weights.log_weight)
+        value = weights.scale * self.bound_function.value(joint)[0]
         assert isinstance(value, Tensor)
-        return Bound(value, value)
+        return weights, value, self.gradient.coefficients(self.bound_function, joint)
+
+
+MEAN = "the mean gradient is the bound's|the mean φ-gradient is the one that the gradient names"
+FAULTS: dict[str, tuple[Callable[[BoundFunction, Gradient], Objective], str]] = {
+    "sign": (wrong_sign, MEAN),
+    "missing detach": (missing_detach, MEAN),
+    "weights not normalized": (not_normalized, "the mean gradient is that of log p.x. at the exact posterior"),
+    "scale before log-mean-exp": (ScaledTooEarly, "a scale multiplies the bound"),
+    "sum over the batch": (SummedOverTheBatch, "a batch's bound is the sum over its data"),
+}
+
+
+@pytest.mark.parametrize("estimator", list(ESTIMATORS))
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_broken_copies_are_caught(fault: str, estimator: str) -> None:
+    broken, words = FAULTS[fault]
+    with pytest.raises(ConformanceError, match=words):
+        check_objective(broken(*ESTIMATORS[estimator]))
 
 
 class NoGradientForTheta(ObjectiveBase):
@@ -144,21 +189,42 @@ class NoGradientForTheta(ObjectiveBase):
         return Bound(value, -weights.total(weights.log_post.mean(0)))
 
 
-BROKEN = {
-    "sign": (Objective(IWAE(4), WrongSign()), "the mean gradient is the bound's"),
-    "missing detach": (Objective(IWAE(4), NotStopped()), "the mean gradient is the bound's"),
-    "not normalized": (Objective(NotNormalized(4), DoublyReparameterized()), "the mean gradient is the bound's"),
-    "scale before log-mean-exp": (ScaledTooEarly(4), "a scale multiplies the bound"),
-    "sum over the batch": (SummedOverTheBatch(4), "a batch's bound is the sum over its data"),
-    "no gradient": (NoGradientForTheta(4), "a gradient reaches every parameter"),
+def test_a_parameter_that_no_gradient_reaches_is_named() -> None:
+    with pytest.raises(ConformanceError, match="a gradient reaches every parameter: none reaches prior, weight, bias"):
+        check_objective(NoGradientForTheta(4))
+
+
+# False claims.
+
+
+CLAIMS = {
+    "is_lower": (Renyi(4, -2.0), "is_lower", True, "the mean value is below log p.x.: off by"),
+    "falls": (IWAE(4), "trend", -1, "the mean value never rises with K: off by"),
+    "rises": (Renyi(4, 2.0), "trend", 1, "the mean value never falls with K: off by"),
+    "constant": (IWAE(4), "trend", 0, "the mean value is the same for every K: off by"),
+    "symmetric": (MIWAE(4, 2), "is_symmetric", True, "the particles may change places in the bound: differs by"),
 }
 
 
-@pytest.mark.parametrize("case", list(BROKEN))
-def test_broken_copies_are_caught(case: str) -> None:
-    objective, words = BROKEN[case]
+@pytest.mark.parametrize("claim", list(CLAIMS))
+def test_false_claims_of_a_bound_are_caught(claim: str) -> None:
+    bound, name, value, words = CLAIMS[claim]
+    claiming = type(type(bound).__name__, (type(bound),), {name: value})
     with pytest.raises(ConformanceError, match=words):
-        check_objective(objective)
+        check_objective(Objective(claiming(**vars(bound))))
+
+
+def test_false_claims_of_a_gradient_are_caught() -> None:
+    gradient = altered(WakeSleep(), "same_mean", lambda bound: ((1.0, Pathwise()),))
+    with pytest.raises(ConformanceError, match="the mean φ-gradient is the one that the gradient names: off by"):
+        check_objective(Objective(IWAE(4), gradient))
+
+
+def test_what_is_not_claimed_is_not_checked() -> None:
+    named = {check.name for check in check_objective(Objective(JVI(4, 1), TwoBounds()))}
+    assert not any("with K" in name or "below log p(x)" in name for name in named)
+    assert "the mean φ-gradient is the one that the gradient names" in named
+    assert not any("change places" in check.name for check in check_objective(Objective(MIWAE(4, 2))))
 
 
 def test_the_default_dtype_and_generator_are_left_alone() -> None:
