@@ -312,7 +312,8 @@ def test_read_is_what_was_written(study: Path) -> None:
 def test_mnist_study(mnist_root: Path) -> None:
     """Four estimators, three seeds, ten epochs of MNIST with K = 8: the table of docs/comparison.md.
 
-    IWAE and DReG end below the ELBO in NLL, intervals over seeds and data included.
+    DReG ends below the ELBO and below IWAE in NLL, intervals over seeds and data included; what three seeds cannot tell
+    apart, the ELBO with and without a closed-form KL and IWAE, is within a nat.
     """
     flags = [
         "--objectives",
@@ -329,6 +330,6 @@ def test_mnist_study(mnist_root: Path) -> None:
     going_on = ["--resume", str(path)] if (path / "study.yaml").is_file() else ["--out", str(path)]
     assert compare(*flags, *net, "--data", "mnist", "--data-root", str(mnist_root), *going_on) == 0
     ranking = {row["objective"]: row for row in rows(path / "ranking.csv")}
-    for name in ("iwae", "dreg"):
-        assert float(ranking[name]["from_baseline_high"]) < 0
+    assert float(ranking["dreg"]["from_baseline_high"]) < 0 < float(ranking["iwae"]["from_best_low"])
+    assert all(abs(float(ranking[name]["from_baseline"])) < 1 for name in ("analytic-kl", "iwae"))
     assert all(86 < float(row["nll"]) < 105 for row in ranking.values())
