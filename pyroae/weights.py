@@ -5,9 +5,9 @@
 Shapes: K particles, N data. In nats. Nothing is summed over data here.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -165,6 +165,44 @@ def run(
         check_plate(model_trace, guide_trace, plate)
     local = [s for s in sites if plate is None or plate in s["cond_indep_stack"]]
     return Traces(model_trace, guide_trace, num_particles, plate, common_scale(local, plate), drawn)
+
+
+def at_values(
+    traces: Traces, model: Program, args: tuple[Any, ...], kwargs: dict[str, Any], values: Mapping[str, Tensor]
+) -> Traces:
+    """The model run again with other values of the latent sites, each of the shape that its site has in `traces`.
+
+    The guide is not run: of what comes back, its densities are those of the first run.
+    """
+    seen = _with_values(traces.drawn, values)
+    replayed = poutine.replay(_over_particles(model, traces), trace=seen)
+    model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args, **kwargs))
+    return replace(traces, model=model_trace, guide=prune_subsample_sites(seen.copy()), drawn=seen)
+
+
+def log_post_of(traces: Traces, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """log q(z|x) `[K, N]` under another guide with the same sites, at the draws of a run."""
+    again = poutine.trace(poutine.replay(_over_particles(guide, traces), trace=traces.drawn)).get_trace(*args, **kwargs)
+    other = replace(traces, guide=prune_subsample_sites(again))
+    check_match(traces.model, other.guide)
+    terms = [other.reduce(site, log_density(name, site)) for name, site in other.sites(other.guide, observed=False)]
+    return sum(terms[1:], terms[0])
+
+
+def _over_particles(program: Program, traces: Traces) -> Program:
+    """The program as it was run for these traces: with the same plate of particles."""
+    for site in samples(traces.guide):
+        for frame in site["cond_indep_stack"]:
+            if frame.name == PARTICLES:
+                return pyro.plate(PARTICLES, traces.num_particles, dim=frame.dim)(program)
+    return program
+
+
+def _with_values(trace: poutine.Trace, values: Mapping[str, Tensor]) -> poutine.Trace:
+    other = trace.copy()
+    for name, value in values.items():
+        other.nodes[name] = {**other.nodes[name], "value": value}
+    return other
 
 
 def reduce_log_weights(traces: Traces) -> LogWeights:
