@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from pyroae.evaluation.blocks import CHUNK
 from pyroae.evaluation.comparison import Comparison, Entry
-from pyroae.evaluation.likelihood import CHUNK
 from pyroae.evaluation.slopes import SNRCurve
 from pyroae.evaluation.statistics import GradientStatistics
 from pyroae.weights import Program, Traces, evaluating, fork_random, reduce_log_weights, run
@@ -46,15 +46,16 @@ def to_datatree(
     labels: np.ndarray | None = None,
     shape: tuple[int, ...] = (),
     statistics: Mapping[str, Tensor] | None = None,
+    simulated: Mapping[str, Tensor] | None = None,
     num_draws: int = 100,
     seed: int | None = None,
 ) -> "DataTree":
     """Draws from the guide at each datum x `[N, d]`, with their log-weights, as an ArviZ DataTree.
 
     Groups: posterior (latent sites: chain, draw, datum, latent), log_likelihood (log p(x|z)), sample_stats (log_weight,
-    log_prior, log_post), observed_data (datum, pixel), per_datum (`statistics`, each `[N]`, such as log_px). `shape` of an
-    image gives each pixel its row and column; `labels` `[N]` become a coordinate of datum. The draws are of the guide, not
-    of the posterior: weigh them by log_weight.
+    log_prior, log_post), observed_data (datum, pixel), per_datum (`statistics`, each `[N]`, such as log_px), simulated (such
+    statistics of simulated data). `shape` of an image gives each pixel its row and column; `labels` `[N]` become a coordinate
+    of datum. The draws are of the guide, not of the posterior: weigh them by log_weight.
 
     >>> import torch
     >>> from pyroae import zoo
@@ -81,11 +82,15 @@ def to_datatree(
         dims={**dims, "x": ["datum", "pixel"], **{name: ["datum"] for name in weights}},
         coords={"datum": np.arange(len(x)), "pixel": np.arange(x[0].numel())},
     )
-    if statistics:
-        per_datum = {name: values.detach().cpu().numpy() for name, values in statistics.items()}
-        tree["per_datum"] = arviz_base.dict_to_dataset(
-            per_datum, sample_dims=[], dims={name: ["datum"] for name in per_datum}, coords={"datum": np.arange(len(x))}
-        )
+    for group, columns in (("per_datum", statistics), ("simulated", simulated)):
+        if columns:
+            arrays = {name: values.detach().cpu().numpy() for name, values in columns.items()}
+            tree[group] = arviz_base.dict_to_dataset(
+                arrays,
+                sample_dims=[],
+                dims={name: ["datum"] for name in arrays},
+                coords={"datum": np.arange(len(next(iter(arrays.values()))))},
+            )
     return _with_coordinates(tree, labels, shape)
 
 
@@ -96,8 +101,8 @@ def gradients_to_datatree(
 
     Its one group, gradients, holds of each estimator, K and group the SNR and its 95 % interval, the directional SNR, the
     mean variance, and the bias from the reference (`bias_se`: what is found without any bias; `relative_`: to the norm of the
-    reference's mean gradient); of each estimator and K the seconds of one gradient; of each K the decoder evaluations,
-    K N; of each estimator and group the slope of log SNR in log K and its interval. nan where an objective is not defined.
+    reference's mean gradient); of each estimator and K the cost of one gradient, seconds and decoder evaluations; of
+    each estimator and group the slope of log SNR in log K and its interval. nan where an objective is not defined.
     num_parameters is a coordinate of group. num_data, reference, seed: as they were measured, kept as attributes.
 
     >>> import torch
@@ -107,8 +112,8 @@ def gradients_to_datatree(
     >>> system, x = zoo.ppca(4, latent=2), torch.zeros(3, 4)
     >>> settings = {"ks": (1, 4), "parameters": dict(system.named_parameters()), "replicates": 20}
     >>> tree = gradients_to_datatree(measure_slopes(system.model, system.guide, x, {"iwae": iwae}, **settings), num_data=3)
-    >>> dict(tree["gradients"]["snr"].sizes), tree["gradients"]["decoder_evaluations"].values.tolist()
-    ({'objective': 1, 'particles': 2, 'group': 1}, [3, 12])
+    >>> dict(tree["gradients"]["snr"].sizes), tree["gradients"]["evaluations"].values.tolist()
+    ({'objective': 1, 'particles': 2, 'group': 1}, [[3.0, 12.0]])
     """
     from xarray import Dataset, DataTree
 
@@ -131,7 +136,6 @@ def gradients_to_datatree(
             "num_parameters": ("group", [sizes[i] for i in range(len(groups))]),
         },
     )
-    data["decoder_evaluations"] = ("particles", np.array(ks) * num_data, {"units": "1 per gradient"})
     for part, name in (("slope", "slope"), ("low", "slope_low"), ("high", "slope_high")):
         slopes = [[getattr(curve.slope, part) for curve in of_groups.values()] for of_groups in curves.values()]
         data[name] = (("objective", "group"), slopes, {"units": "log SNR per log K"})
@@ -223,10 +227,11 @@ def _arrays(
         for at, one in cells.items():
             array[at] = get(one)
         found[name] = (dims, array, unit)
-    seconds = np.full(shape[:2], math.nan)
+    seconds, evaluations = np.full(shape[:2], math.nan), np.full(shape[:2], math.nan)
     for (objective, k, _), one in cells.items():
-        seconds[objective, k] = one.seconds
-    return {**found, "seconds": (dims[:2], seconds, "s per gradient")}
+        seconds[objective, k], evaluations[objective, k] = one.seconds, one.evaluations
+    costs = {"seconds": (seconds, "s per gradient"), "evaluations": (evaluations, "decoder evaluations per gradient")}
+    return {**found, **{name: (dims[:2], array, unit) for name, (array, unit) in costs.items()}}
 
 
 def _draw(traces: Traces, num_data: int) -> tuple[Arrays, Arrays]:

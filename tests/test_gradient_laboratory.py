@@ -587,7 +587,7 @@ def test_datatree_holds_the_curves() -> None:
     assert data["objective"].values.tolist() == ["iwae", "vimco", "rws-dreg"]
     assert data["group"].values.tolist() == ["θ", "φ", "theta", "phi"]
     assert data["num_parameters"].values.tolist() == [3, 3, 3, 3]
-    assert data["decoder_evaluations"].values.tolist() == [3, 6, 24]
+    assert data["evaluations"].sel(objective="iwae").values.tolist() == [3, 6, 24]
     for name, of_groups in curves.items():
         for group, one in of_groups.items():
             at = data.sel(objective=name, group=group)

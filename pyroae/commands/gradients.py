@@ -57,7 +57,7 @@ def gradients(
     by: "module" shows every module in the table. out: a path without its suffix. part: data, split, num_data and checkpoint,
     as of other commands. The corruption of a denoising system is off, as in an evaluation.
     """
-    names, ks = objectives_in(objectives), tuple(sorted(set(num_particles)))
+    names, ks = objectives_in(objectives), tuple(sorted(num_particles))
     reference = _checked(names, ks, replicates, seed, reference)
     run = Run(run_directory)
     files = _files(run, out)
@@ -83,9 +83,9 @@ def gradients(
         reference=reference,
         progress=True,
     )
-    title = f"gradients at {len(x)} data of {dataset.name} ({part['split']}), {replicates} replicates; bias from {reference}"
-    Console().print(_table(curves, title, reference, by == "module"))
-    for line in _notes(make, curves, reference):
+    say(f"gradients at {len(x)} data of {dataset.name} ({part['split']}), {replicates} replicates; bias from {reference}")
+    Console().print(_table(curves, reference, by == "module"))
+    for line in _notes(make, curves, reference, len(x)):
         say(line)
     _write(curves, files, num_data=len(x), reference=reference, seed=seed)
 
@@ -93,6 +93,10 @@ def gradients(
 def _checked(names: Sequence[str], ks: Sequence[int], replicates: int, seed: int, reference: str | None) -> str:
     """The reference; everything that can be refused before the run is read, is."""
     compared(names, ks)
+    if len(set(ks)) < len(ks):
+        raise ConfigError(f"K takes different whole numbers of at least 1, not {list(ks)}")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"an objective is given twice: {', '.join(names)}")
     if replicates < BATCHES:
         raise ConfigError(f"replicates must be at least {BATCHES}, not {replicates}")
     if not 0 <= seed < MOST:
@@ -108,6 +112,8 @@ def _files(run: Run, out: str | None) -> Files:
     """Where the results go. Raises RunError where they cannot be written."""
     if out is None:
         files = Files(run.path / "gradients.csv", run.path / "gradients.nc", run.path / "figures" / "gradients.png")
+    elif Path(out).is_dir():
+        raise RunError(f"cannot write '{out}': it is a directory, and --out takes the path of files without their suffix")
     else:
         stem = str(Path(out)).removesuffix(".csv").removesuffix(".nc").removesuffix(".png")
         files = Files(*(Path(stem + suffix) for suffix in (".csv", ".nc", ".png")))
@@ -122,15 +128,15 @@ def _write(curves: Curves, files: Files, *, num_data: int, reference: str, seed:
     tree = gradients_to_datatree(curves, num_data=num_data, reference=reference, seed=seed)
     figure = gradient_curves({name: {g: c for g, c in of_group.items() if g in MAIN} for name, of_group in curves.items()})
     rows = tree["gradients"].to_dataset().to_dataframe(["objective", "particles", "group"])
-    guarded(files.table, rows[rows["seconds"].notna()].to_csv)
+    guarded(files.table, rows[rows["seconds"].notna()].astype({"evaluations": int}).to_csv)
     guarded(files.tree, lambda file: tree.to_netcdf(file, engine="h5netcdf"))
     save(figure, files.figure)
     say(f"{files.table}, {files.tree}, {files.figure}")
 
 
-def _table(curves: Curves, title: str, reference: str, every: bool) -> Table:
+def _table(curves: Curves, reference: str, every: bool) -> Table:
     """A part for each group, in it a row for each estimator and K, and one for the slope of its SNR."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
     table.add_column("", overflow="fold")
     for column in ("K", "SNR", "95 %", "DSNR", "variance", "bias %", "if none", "ms"):
         table.add_column(column, justify="left" if column == "95 %" else "right", no_wrap=True)
@@ -142,8 +148,8 @@ def _table(curves: Curves, title: str, reference: str, every: bool) -> Table:
             curve = of_group[group]
             for i, (k, found) in enumerate(zip(curve.ks, curve.statistics, strict=True)):
                 table.add_row(Text("" if i else name), str(k), *_cells(found, name == reference))
-            if len(curve.ks) > 1:
-                slope = curve.slope
+            slope = curve.slope
+            if not math.isnan(slope.slope):
                 table.add_row("", "slope", f"{slope.slope:+.2f}", f"{slope.low:+.2f} to {slope.high:+.2f}", style="italic")
         table.add_section()
     return table
@@ -162,14 +168,15 @@ def _cells(found: GradientStatistics, is_reference: bool) -> list[str]:
     ]
 
 
-def _notes(make: Mapping[str, Callable[[int], ObjectiveBase]], curves: Curves, reference: str) -> list[str]:
+def _notes(make: Mapping[str, Callable[[int], ObjectiveBase]], curves: Curves, reference: str, num_data: int) -> list[str]:
     """What the columns mean, the sizes of the groups, and which biases are there by design."""
     of_groups = {group: curve.statistics[0] for group, curve in curves[reference].items() if group in MAIN}
     sizes = [f"{group} {len(found.mean):,}" for group, found in of_groups.items()]
     count = next(iter(of_groups.values())).replicates
     notes = [
         f"parameters: {', '.join(sizes)}; SNR: mean over them of |mean| / σ, about {0.8 / count**0.5:.2g} where the mean is 0",
-        "DSNR: length of the gradient along its mean over that across it; ms: of one gradient",
+        f"DSNR: length of the gradient along the mean of {reference} over that across it",
+        f"one gradient: its milliseconds under ms, and K × {num_data} evaluations of the decoder",
         f"bias: distance from the mean of {reference}, in % of its norm; if none: what is found where there is no bias",
     ]
     at = {name: objective(max(next(iter(curves[name].values())).ks)) for name, objective in make.items()}

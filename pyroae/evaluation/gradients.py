@@ -205,7 +205,8 @@ class _Place:
             stream = Stream(self.groups, known)
             seconds = self._collect(stream, objectives[name], replicates, seed, partial(count.add, name))
             known = stream if name == reference else known
-            found[name] = stream.statistics(known, seed, seconds)
+            evaluations = objectives[name].num_particles * len(self.x)
+            found[name] = stream.statistics(known, seed, seconds, evaluations)
         return {name: found[name] for name in objectives}
 
     def gradient(self, objective: ObjectiveBase, seed: int) -> Tensor:

@@ -51,7 +51,9 @@ class GradientStatistics:
 
     mean, variance: `[P]`, parameters one after the other, flattened. resampled: `[S]`, the SNR of bootstrap samples of the
     batches. directional_snr: E ‖Δ∥‖ / ‖Δ⊥‖ (Rainforth 2018), inf for one parameter, with its standard error.
-    offset: from the reference. seconds: for one gradient, median of the batches.
+    offset: from the reference. seconds: for one gradient, median of the batches. evaluations: of the decoder for one
+    gradient, K N, since an objective runs the model once; what else it does, as a second run of a hierarchical guide, is in
+    the seconds.
     """
 
     mean: Tensor
@@ -62,6 +64,7 @@ class GradientStatistics:
     offset: Bias
     replicates: int
     seconds: float
+    evaluations: int
 
     @property
     def snr(self) -> float:
@@ -141,7 +144,9 @@ class Stream:
         between = self.weights() @ (self.means - self.mean()).square()
         return (self.squares.sum(0) + total * between) / (total - 1)
 
-    def statistics(self, reference: "Stream | None", seed: int, seconds: float) -> dict[str, GradientStatistics]:
+    def statistics(
+        self, reference: "Stream | None", seed: int, seconds: float, evaluations: int
+    ) -> dict[str, GradientStatistics]:
         """Of each group, with the bias from a reference; `seed` draws the bootstrap samples."""
         mean, variance = self.mean().cpu(), self.variance().cpu()
         resampled = self._resampled(seed)
@@ -154,6 +159,7 @@ class Stream:
                 self._bias(reference, part),
                 sum(self.counts),
                 seconds,
+                evaluations,
             )
             for group, part in self.groups.items()
         }
