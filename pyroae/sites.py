@@ -40,8 +40,8 @@ def base_distribution(distribution: Any) -> Any:
 
 def data_plate(sites: list[Site]) -> CondIndepStackFrame | None:
     """The outermost plate that holds every site which is in any plate at all."""
-    inside = [stack for stack in (set(plates_of(site)) for site in sites) if stack]
-    return min(set.intersection(*inside), key=lambda f: f.dim, default=None) if inside else None
+    inside = [stack for stack in map(plates_of, sites) if stack]  # each from the outermost plate to the innermost
+    return next((f for f in inside[0] if all(f in stack for stack in inside)), None) if inside else None
 
 
 def common_scale(sites: list[Site], plate: CondIndepStackFrame | None) -> Tensor | float:
@@ -76,13 +76,18 @@ def check_event_shapes(model: poutine.Trace, guide: poutine.Trace) -> None:
 
 
 def check_plate(model: poutine.Trace, guide: poutine.Trace, plate: CondIndepStackFrame) -> None:
-    """Raises ProgramError for a latent site that lies in the data plate in one of the programs only."""
+    """Raises ProgramError for a latent site that lies in the data plate in one of the programs only, or of another size."""
     for name, site in guide.nodes.items():
         if site["type"] == "sample" and not site["is_observed"] and name in model.nodes:
-            of_model, of_guide = (plate in s["cond_indep_stack"] for s in (model.nodes[name], site))
-            if of_model != of_guide:
+            of_model, of_guide = (
+                [f.full_size or f.size for f in plates_of(s) if f == plate] for s in (model.nodes[name], site)
+            )
+            where = f"site '{name}' lies in the plate '{plate.name}'"
+            if len(of_model) != len(of_guide):
                 one, other = ("model", "guide") if of_model else ("guide", "model")
-                raise ProgramError(f"site '{name}' lies in the plate '{plate.name}' in the {one}, but not in the {other}")
+                raise ProgramError(f"{where} in the {one}, but not in the {other}")
+            if of_model != of_guide:
+                raise ProgramError(f"{where} of {of_model[0]} data in the model, of {of_guide[0]} in the guide")
 
 
 def _per_datum(scale: Tensor | float, plate: CondIndepStackFrame | None) -> Tensor | float | None:

@@ -200,8 +200,7 @@ class Objective(ObjectiveBase):
         for site_name, site in traces.sites(traces.guide, observed=False):
             if not traces.is_local(site):
                 raise ProgramError(f"{name} takes a bound a datum; the latent site '{site_name}' lies outside the data plate")
-        if traces.plate is None:
-            _check_one_datum(traces, name)
+        _check_one_datum(traces, name)
 
 
 def _check_density(traces: Traces, name: str) -> None:
@@ -211,18 +210,19 @@ def _check_density(traces: Traces, name: str) -> None:
 
 
 def _check_one_datum(traces: Traces, name: str) -> None:
-    """Refuse a program without a data plate that is more than one datum."""
+    """Refuse a program that does not say what a datum is: several plates, or batch dimensions that are those of no plate."""
     sites = {f"the site '{n}'": site for observed in (True, False) for n, site in traces.sites(traces.model, observed=observed)}
     sites |= {f"the guide's site '{n}'": site for n, site in traces.sites(traces.guide, observed=False)}
-    held = [
-        f"{which} in {' and '.join(repr(f.name) for f in plates_of(site))}" for which, site in sites.items() if plates_of(site)
-    ]
-    if held:
+    if traces.plate is None and any(plates_of(site) for site in sites.values()):
+        held = (f"{w} in {' and '.join(repr(f.name) for f in plates_of(s))}" for w, s in sites.items() if plates_of(s))
         raise ProgramError(f"{name} takes a bound a datum, but no one plate holds all the sites: {', '.join(held)}")
     for which, site in sites.items():
-        if undeclared(site):
+        dims = undeclared(site)
+        if dims:
             shape = tuple(site["fn"].batch_shape)[traces.num_particles > 1 :]
-            raise ProgramError(f"{name} takes a bound a datum; {which} has the batch shape {shape}, but lies in no plate")
+            of_none = f"whose dimension {dims[0]} is that of no plate: use .to_event or a plate"
+            where = of_none if plates_of(site) else "but lies in no plate"
+            raise ProgramError(f"{name} takes a bound a datum; {which} has the batch shape {shape}, {where}")
 
 
 def _reference(program: Program) -> Any:

@@ -8,7 +8,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyroae.sites import Site
-from pyroae.weights import Program, Traces
+from pyroae.weights import Program, Traces, log_density
 
 
 class Detached(Messenger):
@@ -51,24 +51,23 @@ class _ScaleGradient(torch.autograd.Function):
 def path_through_log_post(traces: Traces, guide: Program, args: Any, kwargs: Any, coefficient: Tensor) -> Tensor:
     """A number whose gradient is Σ_kn a_kn (∂ log q(z_kn) / ∂z_kn)(∂z_kn / ∂φ), the parameters of q stopped.
 
-    Where no site of the guide depends on another, that is the gradient of log q at fixed parameters times z: the guide is
-    not run again. Elsewhere it is, with its parameters stopped.
+    It is the gradient of log q at the draws, taken there with the draws as leaves, times the draws. Where no site of the
+    guide depends on another the distributions of the first run serve for that; elsewhere the guide is run again.
     """
     sites = [(name, site) for name, site in traces.sites(traces.guide, observed=False) if site["value"].requires_grad]
     if not sites:
         return coefficient.new_zeros(())
-    leaves = [site["value"].detach().requires_grad_() for _, site in sites]
+    leaves = {name: site["value"].detach().requires_grad_() for name, site in sites}
     with torch.enable_grad():
         log_posts = [
-            traces.reduce(site, site["fn"].log_prob(leaf, *site["args"], **site["kwargs"]))
-            for (_, site), leaf in zip(sites, leaves, strict=True)
+            traces.reduce(site, site["fn"].log_prob(leaves[name], *site["args"], **site["kwargs"])) for name, site in sites
         ]
-    if len(sites) > 1 and _depends(log_posts, [site["value"] for _, site in sites]):
-        return _rerun(traces, guide, args, kwargs, coefficient)
+        if len(sites) > 1 and _depends(log_posts, [site["value"] for _, site in sites]):
+            log_posts = _rerun(traces, guide, args, kwargs, leaves)
     parts = [(coefficient * log_post).sum() for log_post in log_posts if log_post.requires_grad]
     if not parts:
         return coefficient.new_zeros(())
-    gradients = torch.autograd.grad(parts, leaves, allow_unused=True)
+    gradients = torch.autograd.grad(parts, list(leaves.values()), allow_unused=True)
     pairs = zip(gradients, sites, strict=True)
     terms = [(gradient * site["value"]).sum() for gradient, (_, site) in pairs if gradient is not None]
     return sum(terms[1:], terms[0])
@@ -91,19 +90,11 @@ def _graph(tensor: Tensor) -> set[Any]:
     return seen
 
 
-def _rerun(traces: Traces, guide: Program, args: Any, kwargs: Any, coefficient: Tensor) -> Tensor:
-    """The same number from a second run of the guide, at the same draws, with every parameter it hangs on stopped."""
-    log_posts = [s["fn"].log_prob(s["value"]) for _, s in traces.sites(traces.guide, observed=False)]
-    leaves = {node.variable for log_post in log_posts for node in _graph(log_post) if hasattr(node, "variable")}
-    try:
-        for leaf in leaves:
-            leaf.requires_grad_(False)
-        again = poutine.trace(poutine.replay(guide, trace=traces.drawn)).get_trace(*args, **kwargs)
-        terms = [
-            (coefficient * traces.reduce(site, again.nodes[name]["fn"].log_prob(site["value"]))).sum()
-            for name, site in traces.sites(traces.guide, observed=False)
-        ]
-    finally:
-        for leaf in leaves:
-            leaf.requires_grad_(True)
-    return sum(terms[1:], terms[0])
+def _rerun(traces: Traces, guide: Program, args: Any, kwargs: Any, leaves: dict[str, Tensor]) -> list[Tensor]:
+    """log q of each site from a second run of the guide, in which every site sees the leaves of the others."""
+    drawn = traces.drawn.copy()
+    for name, leaf in leaves.items():
+        drawn.nodes[name] = {**drawn.nodes[name], "value": leaf}
+    again = poutine.trace(poutine.replay(guide, trace=drawn)).get_trace(*args, **kwargs).nodes
+    sites = traces.sites(traces.guide, observed=False)
+    return [traces.reduce(site, log_density(name, again[name])) for name, site in sites]
