@@ -242,6 +242,18 @@ def log_weights(model: Program, guide: Program, *args: Any, num_particles: int =
     return reduce_log_weights(run(model, guide, args, kwargs, num_particles))
 
 
+def prior_of(model: Program) -> Program:
+    """The prior p(z) of a model as a guide: the model with its observed sites hidden.
+
+    >>> from pyroae import zoo
+    >>> system = zoo.ppca(4, latent=2)
+    >>> weights = log_weights(system.model, prior_of(system.model), torch.zeros(3, 4))
+    >>> torch.equal(weights.log_prior, weights.log_post)
+    True
+    """
+    return poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
+
+
 def plate_nesting(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """The number of batch dimensions of a program, those of plates and any that no plate declares.
 

@@ -75,7 +75,7 @@ class Latents:
         values = {part.name: self._traces.guide.nodes[part.name]["value"] for part in self._parts}
         unconstrained = {part.name: self._arranged(part.name, part.transform.inv(values[part.name])) for part in self._parts}
         self._parts = [_Part(p.name, p.transform, tuple(unconstrained[p.name].shape[2:])) for p in self._parts]
-        self.start = torch.cat([u.flatten(2) for u in unconstrained.values()], 2).detach()
+        self.start = torch.cat([_rows(u) for u in unconstrained.values()], 2).detach()
 
     @property
     def num_data(self) -> int:
@@ -96,7 +96,8 @@ class Latents:
         transformed = self._transformed(u)
         values = {name: value for name, (value, _) in transformed.items()}
         traces = at_values(self._traces, self._model, self._args, {}, values)
-        log_lik = _sum([traces.reduce(s, log_density(name, s)) for name, s in traces.sites(traces.model, observed=True)])
+        observed = traces.sites(traces.model, observed=True)
+        log_lik = _sum([traces.reduce(s, log_density(name, s)) for name, s in observed if traces.is_local(s)])
         terms = [traces.reduce(s, log_density(name, s)) for name, s in traces.sites(traces.model, observed=False)]
         sites = traces.model.nodes
         terms += [traces.reduce(sites[n], log_det, 1.0) for n, (_, log_det) in transformed.items() if log_det is not None]
@@ -105,7 +106,7 @@ class Latents:
 
     def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
         """u `[K, N, D]` of the values of the sites."""
-        parts = [self._arranged(part.name, part.transform.inv(values[part.name])).flatten(2) for part in self._parts]
+        parts = [_rows(self._arranged(part.name, part.transform.inv(values[part.name]))) for part in self._parts]
         return torch.cat(parts, 2)
 
     def _transformed(self, u: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
@@ -171,6 +172,11 @@ def _fixed(support: Any) -> Any:
             *(limit.flatten()[0] if isinstance(limit, Tensor) else limit for limit in limits if limit is not None)
         )
     return support
+
+
+def _rows(value: Tensor) -> Tensor:
+    """`[K, N, …]` as `[K, N, D]`; a scalar is one element."""
+    return value.reshape(*value.shape[:2], -1)
 
 
 def _is_identity(transform: Any) -> bool:

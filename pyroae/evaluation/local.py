@@ -1,0 +1,219 @@
+"""A Gaussian fitted to the posterior of each datum: the best that a family can do, without an encoder (Cremer et al. 2018)."""
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pyroae.errors import ConfigError, unknown_name
+from pyroae.evaluation.latents import Latents
+from pyroae.weights import Program, fork_random, plate_nesting, prior_of
+
+Family = Literal["diagonal", "full-rank"]
+FAMILIES: tuple[Family, ...] = ("diagonal", "full-rank")
+MOMENTS = 200
+"""Draws whose mean and spread the fit starts from."""
+WINDOW = 25
+"""Steps between two looks at whether a datum's ELBO still rises."""
+RATES = (0.3, 0.12, 0.05, 0.02, 0.008, 0.003, 0.001)
+"""Step sizes, in units of the Gaussian's own spread; a datum goes to the next when its ELBO has stopped to rise."""
+
+
+@dataclass(frozen=True)
+class LocalGaussian:
+    """q*(u|x_n) = N(loc_n, L_n L_nᵀ) in unconstrained coordinates, in the precision and on the device of the program.
+
+    loc: `[N, D]`. scale_tril: L `[N, D, D]`, diagonal for the family "diagonal". elbo: `[N]`, nats, at the end of the fit, from
+    the draws that it was fitted with. gain, gain_se: `[N]`, what the last quarter of the steps added to the ELBO, and the
+    Monte-Carlo standard error of that: a gain well above its error says that the fit had not converged. steps: taken.
+    """
+
+    loc: Tensor
+    scale_tril: Tensor
+    elbo: Tensor
+    gain: Tensor
+    gain_se: Tensor
+    steps: int
+
+    def draw(self, num_particles: int, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """u `[K, N, D]` and log q(u) `[K, N]`, in nats per datum; noise: standard normal, `[K, N, D]`, where it is given."""
+        if noise is None:
+            noise = torch.randn(num_particles, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
+        u = self.loc + (self.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+        return u, self._log_density(noise)
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """log q(u) `[K, N]` at u `[K, N, D]`, in nats."""
+        apart = (u - self.loc).unsqueeze(-1)
+        return self._log_density(torch.linalg.solve_triangular(self.scale_tril, apart, upper=False).squeeze(-1))
+
+    def inflated(self, factor: float) -> "LocalGaussian":
+        """The same with its scale times `factor`: a proposal with tails that cover the posterior's."""
+        return replace(self, scale_tril=factor * self.scale_tril)
+
+    def _log_density(self, noise: Tensor) -> Tensor:
+        log_det = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return -0.5 * noise.square().sum(-1) - log_det - 0.5 * noise.shape[-1] * math.log(2 * math.pi)
+
+
+def fit_local(
+    model: Program,
+    guide: Program | None,
+    args: tuple[Tensor, ...],
+    *,
+    family: Family = "full-rank",
+    steps: int = 1000,
+    num_particles: int = 8,
+    start: LocalGaussian | None = None,
+    seed: int | None = None,
+) -> LocalGaussian:
+    """The Gaussian q*(u) of each datum of a block that maximizes that datum's own ELBO, in unconstrained coordinates.
+
+        L[q] = E_q [log p(x, z(u)) |dz/du| − log q(u)],   u = m + L ε,
+        Δm = L a,   ΔL = L tril(a εᵀ),   a = Lᵀ ∇ log p(x, z(u)) + ε
+
+    a is the path gradient with q's parameters stopped (Roeder 2017: sticking the landing), which vanishes draw by draw where q
+    is the posterior, in coordinates in which q is standard normal: the natural gradient, whose steps Adam (Kingma & Ba 2015)
+    limits. Each datum has its own step size, which falls when its ELBO has not risen by more than its standard error over a window of
+    draws, starting again from the window's mean iterate; the fit ends when all are at the last (a rule as that of Cremer et
+    al. 2018, a datum at a time). guide: what the mean and the spread at the start are taken from; the prior where it is
+    None, and the prior's spread where it is a Delta. A diagonal fit goes through a full-rank one first, and starts from its
+    mean with the scales (Σ⁻¹)_jj^(−½), which are the optimum for a Gaussian posterior. start: such a fit, of the same block,
+    where there is one already. steps: at the most, of either fit. num_particles: draws a step.
+    seed: of the draws; the caller's generators then stay as they were; None takes them from there.
+    Raises ConfigError for an unknown family or numbers below 1, ProgramError for discrete latents or global ones.
+
+    >>> from pyroae import linear_gaussian, zoo
+    >>> system, x = zoo.ppca(4, latent=2).double(), torch.randn(3, 4, dtype=torch.float64)
+    >>> fitted = fit_local(system.model, system.guide, (x,), seed=0)
+    >>> exact = linear_gaussian.posterior(x, *(part.detach() for part in system.linear_gaussian()))
+    >>> bool((fitted.loc - exact[0]).abs().max() < 1e-3), bool((fitted.scale_tril - exact[1]).abs().max() < 1e-3)
+    (True, True)
+    """
+    if family not in FAMILIES:
+        raise unknown_name("family", family, FAMILIES)
+    if steps < 1 or num_particles < 1:
+        raise ConfigError(f"a local fit takes steps and num_particles of at least 1, not {steps} and {num_particles}")
+    with fork_random(args[0].device, seed) if seed is not None else nullcontext(), torch.no_grad():
+        program = prior_of(model) if guide is None else guide
+        nesting = plate_nesting(model, program, args, {})
+        latents = Latents(model, program, args, num_particles, nesting)
+        if start is None:
+            loc, root = _moments(model, program, args, nesting)
+            start = _climbed(_Climb(latents, loc, root, "full-rank", steps), num_particles)
+        elif family == "full-rank":
+            start = _climbed(_Climb(latents, start.loc, start.scale_tril, family, steps), num_particles)
+        if family == "full-rank":
+            return start
+        precision = torch.cholesky_inverse(start.scale_tril).diagonal(dim1=-2, dim2=-1)
+        near = _Climb(latents, start.loc, torch.diag_embed(precision.rsqrt()), family, steps, rates=RATES[2:])
+        return _climbed(near, num_particles)
+
+
+def _moments(model: Program, program: Program, args: tuple[Tensor, ...], nesting: int) -> tuple[Tensor, Tensor]:
+    """Mean and Cholesky factor of the program's draws; the prior's spread, and its mean, where they have none."""
+    drawn = Latents(model, program, args, MOMENTS, nesting).start
+    loc, sd = drawn.mean(0), drawn.std(0)
+    unusable = ~loc.isfinite() | ~sd.isfinite()
+    flat = unusable | (sd <= 1e-9 * (1 + loc.abs()))
+    if bool(flat.any()):
+        prior = Latents(model, prior_of(model), args, MOMENTS, nesting).start
+        loc, sd = torch.where(unusable, prior.mean(0), loc), torch.where(flat, prior.std(0), sd)
+    if bool(flat.any()):
+        return loc, torch.diag_embed(sd)
+    apart = (drawn - loc) / sd
+    size = loc.shape[-1]
+    correlation = torch.einsum("kni,knj->nij", apart, apart) / (MOMENTS - 1)
+    share = size / (size + MOMENTS)
+    correlation = (1 - share) * correlation + share * torch.eye(size, dtype=loc.dtype, device=loc.device)
+    return loc, sd.unsqueeze(-1) * torch.linalg.cholesky(correlation)
+
+
+def _climbed(climb: "_Climb", num_particles: int) -> LocalGaussian:
+    while climb.step < climb.most and not climb.is_done:
+        climb.move(num_particles)
+    return climb.result()
+
+
+class _Climb:
+    """Adam on the mean and the Cholesky factor of all data, each with its own step size."""
+
+    def __init__(
+        self, latents: Latents, loc: Tensor, root: Tensor, family: Family, steps: int, rates: tuple[float, ...] = RATES
+    ) -> None:
+        self.latents, self.loc, self.root, self.most = latents, loc, root, steps
+        shape = torch.ones_like(root[0])
+        self._mask = shape.tril() if family == "full-rank" else torch.eye(len(shape), dtype=root.dtype, device=root.device)
+        self._averages = [torch.zeros_like(t) for t in (loc, loc, root, root)]
+        self._rates = torch.tensor(rates, dtype=loc.dtype, device=loc.device)
+        self._stage = torch.zeros(len(loc), dtype=torch.long, device=loc.device)
+        self._best = torch.full((len(loc),), -math.inf, dtype=torch.float64, device=loc.device)
+        self._sums = (torch.zeros_like(loc), torch.zeros_like(root))
+        self._elbos: list[Tensor] = []
+        self.step = 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the smallest step size no longer helps any datum."""
+        return bool((self._stage >= len(self._rates)).all())
+
+    def move(self, num_particles: int) -> None:
+        """One step of all data, and every so often a look at their ELBOs."""
+        noise = torch.randn(num_particles, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
+        with torch.enable_grad():
+            u = (self.loc + (self.root @ noise.unsqueeze(-1)).squeeze(-1)).requires_grad_()
+            log_joint = self.latents.log_joint(u).total
+            gradient = torch.autograd.grad(log_joint.sum(), u)[0].nan_to_num(0.0, 0.0, 0.0)
+        path = (self.root.mT @ gradient.unsqueeze(-1)).squeeze(-1) + noise
+        outer = torch.einsum("kni,knj->nij", path, noise) / num_particles * self._mask
+        log_q = -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1) - _log_det(self.root)
+        self._elbos.append((log_joint.detach() - log_q).double().mean(0))
+        left = 4 * (1 - self.step / self.most)
+        rate = self._rates[self._stage.clamp_max(len(self._rates) - 1)].minimum(self._rates[0] * left)
+        rate = rate * (self._stage < len(self._rates))
+        self.step += 1
+        by_loc = self._adam(0, path.mean(0), rate[:, None])
+        change = self._adam(2, outer, rate[:, None, None].clamp_max(0.1))
+        self.loc = self.loc + (self.root @ by_loc.unsqueeze(-1)).squeeze(-1)
+        diagonal = change.diagonal(dim1=-2, dim2=-1)
+        self.root = self.root @ (change.tril(-1) + torch.diag_embed(diagonal.exp()))
+        self._sums = (self._sums[0] + self.loc, self._sums[1] + self.root)
+        if self.step % WINDOW == 0:
+            self._look()
+
+    def _adam(self, which: int, gradient: Tensor, rate: Tensor) -> Tensor:
+        """Adam's step, with decay rates 0.9 and 0.99: no more than about `rate`, and the gradient itself where that is small."""
+        first = self._averages[which] = 0.9 * self._averages[which] + 0.1 * gradient
+        second = self._averages[which + 1] = 0.99 * self._averages[which + 1] + 0.01 * gradient.square()
+        size = (second / (1 - 0.99**self.step)).sqrt() + rate
+        return rate * (first / (1 - 0.9**self.step)) / size.clamp_min(1e-12)
+
+    def _look(self) -> None:
+        """Go to a smaller step, from the mean of the window's iterates, where the ELBO has not risen."""
+        window = torch.stack(self._elbos[-WINDOW:])
+        now, error = window.mean(0), window.std(0) / math.sqrt(WINDOW)
+        stalled = ~(now > self._best + error) & (self._stage < len(self._rates))
+        self._best = torch.maximum(self._best, now.nan_to_num(nan=-math.inf))
+        self.loc = torch.where(stalled[:, None], self._sums[0] / WINDOW, self.loc)
+        self.root = torch.where(stalled[:, None, None], self._sums[1] / WINDOW, self.root)
+        self._stage = self._stage + stalled
+        self._sums = (torch.zeros_like(self.loc), torch.zeros_like(self.root))
+
+    def result(self) -> LocalGaussian:
+        """The fit as it is, with the gain of the last quarter of its steps."""
+        elbos = torch.stack(self._elbos)
+        quarter = max(1, len(elbos) // 4)
+        eighth = max(1, quarter // 2)
+        last, before = elbos[-eighth:], elbos[-quarter - eighth : -quarter]
+        before = before if len(before) else elbos[:1]
+        several = eighth > 1
+        error = (last.var(0) / len(last) + before.var(0) / len(before)).sqrt() if several else last[0] * math.nan
+        gain = (last.mean(0) - before.mean(0)).cpu()
+        return LocalGaussian(self.loc, self.root, last.mean(0).cpu(), gain, error.cpu(), self.step)
+
+
+def _log_det(root: Tensor) -> Tensor:
+    return root.diagonal(dim1=-2, dim2=-1).log().sum(-1)

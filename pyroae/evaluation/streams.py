@@ -1,0 +1,247 @@
+"""What is kept of log-weights as they stream by: moments, the largest ones, and the bounds of fewer particles.
+
+Log-weights come as `[k, N]`, in nats, for a block of N data, and are not stored. Everything here is float64.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LEAST_FOR_PSIS = 25
+"""The smallest K whose tail, a fifth of it, has the five weights that a generalized Pareto distribution is fitted to."""
+Z = 1.959963984540054
+"""Of a 95 % interval."""
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """Pareto-smoothed importance sampling (Vehtari et al. 2024), a figure a datum: the fitted tail for the largest weights.
+
+    log_px: `[N]`, nats. interval: `[2, N]`, 95 %. khat: `[N]`, the tail's index k̂: weights have 1/k̂ moments. All nan where
+    K < 25, too few for a tail; k̂ is −∞ where all weights of the tail are alike.
+    """
+
+    log_px: Tensor
+    interval: Tensor
+    khat: Tensor
+
+
+@dataclass(frozen=True)
+class BoundCurve:
+    """The mean over the data of E log (1/K) Σ w, for smaller K too, from one set of draws: `[G]` each, nats per datum.
+
+    ks: numbers of particles. bound: the mean over data, and over all groups of K draws. se: its Monte-Carlo standard error.
+    """
+
+    ks: Tensor
+    bound: Tensor
+    se: Tensor
+
+
+def tail_length(num_particles: int) -> int:
+    """How many of K weights are taken for the tail, as in Vehtari et al. 2024: min(K/5, 3 √K)."""
+    return int(num_particles / 5) if num_particles <= 225 else int(3 * math.sqrt(num_particles))
+
+
+def curve_sizes(num_particles: int) -> list[int]:
+    """1, 2, 5, 10, 20, … up to K, and K itself."""
+    sizes = [digit * 10**power for power in range(len(str(num_particles))) for digit in (1, 2, 5)]
+    return sorted({size for size in sizes if size <= num_particles} | {num_particles})
+
+
+class WeightStream:
+    """Sums of w, w² and w³ for each datum, relative to its largest weight so far, and the largest weights themselves.
+
+    most: the number of particles after which the stream ends, at the latest: what the tail is sized for.
+    """
+
+    def __init__(self, num_data: int, device: torch.device, most: int) -> None:
+        self._kept = max(64, tail_length(most) + 1)
+        self.high = torch.full((num_data,), -math.inf, dtype=torch.float64, device=device)
+        self._bulk = torch.zeros(3, num_data, dtype=torch.float64, device=device)
+        self._top = torch.full((0, num_data), -math.inf, dtype=torch.float64, device=device)
+        self._waiting: list[Tensor] = []
+        self.count = 0
+
+    def add(self, log_weight: Tensor) -> None:
+        """Take in `[k, N]`."""
+        log_weight = log_weight.double()
+        self.count += len(log_weight)
+        self._waiting.append(log_weight)
+        if sum(map(len, self._waiting)) >= self._kept:
+            self._settle()
+
+    def _settle(self) -> None:
+        if not self._waiting:
+            return
+        ordered = torch.cat([self._top, *self._waiting]).sort(0, descending=True).values
+        self._waiting = []
+        high = ordered[0]
+        shrink = (self.high - _finite(high)).exp()
+        self._top, rest = ordered[: self._kept], ordered[self._kept :]
+        self._bulk = self._bulk * torch.stack([shrink, shrink**2, shrink**3]) + _moments(rest, _finite(high))
+        self.high = high
+
+    def _sums(self, top: Tensor) -> Tensor:
+        """Σ w^j / high^j, j = 1, 2, 3, with `top` for the largest weights: `[3, N]`."""
+        return self._bulk + _moments(top, _finite(self.high))
+
+    def log_px(self) -> Tensor:
+        """log (1/K) Σ w, `[N]`."""
+        self._settle()
+        return self.high + self._sums(self._top)[0].log() - math.log(self.count)
+
+    def se(self) -> Tensor:
+        """Standard error of `log_px` by the delta method, `[N]`; nan for K = 1."""
+        self._settle()
+        return _relative(self._sums(self._top), self.count)[0]
+
+    def ess(self) -> Tensor:
+        """(Σw)² / Σw², `[N]`."""
+        self._settle()
+        sums = self._sums(self._top)
+        return sums[0].square() / sums[1]
+
+    def interval(self) -> Tensor:
+        """95 % interval of log p(x), `[2, N]`, corrected for the skewness of the weights."""
+        return self.log_px() + skewed_interval(self._sums(self._top), self.count)
+
+    def jackknife_bias(self) -> Tensor:
+        """(K − 1) (mean_k L_{−k} − L_K), `[N]`: the jackknife's estimate of E log p̂ − log p; nan for K = 1.
+
+        The largest weights are left out one by one; for the others log(1 − ŵ) is its series, whose fourth term is nothing.
+        """
+        self._settle()
+        sums, count = self._sums(self._top), self.count
+        share = (self._top - _finite(self.high)).exp() / sums[0]
+        first = (share - torch.cat([share[:1], torch.zeros_like(share[1:])])).sum(0) + self._bulk[0] / sums[0]
+        logs = torch.log1p(-share[1:]).sum(0) + first.log()  # 1 − ŵ of the largest is what the others have
+        bulk = self._bulk / torch.stack([sums[0], sums[0] ** 2, sums[0] ** 3])
+        mean = (logs - bulk[0] - bulk[1] / 2 - bulk[2] / 3) / count
+        if count == 1:
+            return torch.full_like(mean, math.nan)
+        return (count - 1) * (math.log(count / (count - 1)) + mean)
+
+    def smoothed(self) -> Smoothed:
+        """PSIS, through arviz_stats."""
+        log_px = self.log_px()
+        if self.count < LEAST_FOR_PSIS:
+            nothing = torch.full_like(log_px, math.nan)
+            return Smoothed(nothing, torch.stack([nothing, nothing]), nothing)
+        length = tail_length(self.count)
+        tail, khat = smooth_tail((self._top - _finite(self.high))[: length + 1].cpu().numpy())
+        top = torch.from_numpy(tail).to(self.high.device) + _finite(self.high)
+        sums = self._sums(torch.cat([top, self._top[length:]]))
+        smooth = self.high + sums[0].log() - math.log(self.count)
+        return Smoothed(smooth, smooth + skewed_interval(sums, self.count), torch.from_numpy(khat).to(log_px))
+
+
+def skewed_interval(sums: Tensor, count: int) -> Tensor:
+    """95 % interval of log p(x) − log p̂(x) from Σ w, Σ w², Σ w³: `[3, N]` -> `[2, N]`.
+
+    t = (p̂ − p)/se is not normal where the weights are skewed; Hall's transformation of it nearly is:
+    g(t) = t + γt²/3 + γ²t³/27 + γ/6, γ = skewness/√K (Hall 1992, On the removal of skewness by transformation).
+    """
+    se, skewness = _relative(sums, count)
+    gamma = (skewness / math.sqrt(count)).clamp_min(1e-9)
+    ends = []
+    for z in (Z, -Z):
+        inside = 1 + gamma * (z - gamma / 6)
+        t = 3 / gamma * (inside.sign() * inside.abs() ** (1 / 3) - 1)
+        ends.append(torch.log((1 - se * t).clamp_min(0)))
+    return torch.where(torch.isnan(se), torch.nan, torch.stack(ends))
+
+
+def smooth_tail(top: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The tail `[M, N]` of log-weights as the fitted generalized Pareto distribution has it, and k̂ `[N]`.
+
+    top: the M + 1 largest log-weights, from the largest down. arviz_stats sizes the tail by the number of draws and takes the
+    sign of a log-likelihood: it is given as many draws, all below the tail, as make the tail those M.
+    """
+    from arviz_stats.base import array_stats
+
+    length = len(top) - 1
+    tails, khats = np.array(top[:-1]), np.full(top.shape[1], -math.inf)
+    draws = np.full(5 * length, -np.inf)
+    for n in range(top.shape[1]):
+        if not np.isfinite(top[: length + 1, n]).all() or top[0, n] - top[length - 1, n] < 1e-12:
+            khats[n] = -math.inf if np.isfinite(top[:, n]).all() else math.nan
+            continue
+        draws[: length + 1] = top[:, n]
+        smooth, khat = array_stats.psislw(-draws, r_eff=200 / len(draws))
+        tails[:, n] = smooth[:length] - smooth[length] + top[length, n]  # undo its normalization, by what is not smoothed
+        khats[n] = khat
+    return tails, khats
+
+
+class CurveStream:
+    """Bounds of groups of 1, 2, 5, 10, … particles, for each datum: their sums and sums of squares over the groups."""
+
+    def __init__(self, num_data: int, device: torch.device, sizes: Sequence[int]) -> None:
+        self.sizes = list(sizes)
+        shape = (len(self.sizes), num_data)
+        self._open = torch.full(shape, -math.inf, dtype=torch.float64, device=device)
+        self._filled = [0] * len(self.sizes)
+        self._sum, self._square = torch.zeros(2, *shape, dtype=torch.float64, device=device)
+        self._groups = [0] * len(self.sizes)
+
+    def add(self, log_weight: Tensor) -> None:
+        """Take in `[k, N]`."""
+        log_weight = log_weight.double()
+        for i, size in enumerate(self.sizes):
+            rest = log_weight
+            if self._filled[i]:
+                first, rest = rest[: size - self._filled[i]], rest[size - self._filled[i] :]
+                self._fill(i, first)
+            whole = len(rest) // size * size
+            if whole:
+                self._record(i, rest[:whole].reshape(-1, size, rest.shape[1]).logsumexp(1))
+            if whole < len(rest):
+                self._fill(i, rest[whole:])
+
+    def _fill(self, i: int, part: Tensor) -> None:
+        self._open[i] = torch.logaddexp(self._open[i], part.logsumexp(0))
+        self._filled[i] += len(part)
+        if self._filled[i] == self.sizes[i]:
+            self._record(i, self._open[i : i + 1])
+            self._open[i], self._filled[i] = -math.inf, 0
+
+    def _record(self, i: int, log_sums: Tensor) -> None:
+        bounds = log_sums - math.log(self.sizes[i])
+        self._sum[i] += bounds.sum(0)
+        self._square[i] += bounds.square().sum(0)
+        self._groups[i] += len(bounds)
+
+    def result(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """For each size that has a group, the mean bound of each datum and its squared standard error (nan of one group)."""
+        found = {}
+        for i, (size, groups) in enumerate(zip(self.sizes, self._groups, strict=True)):
+            if groups:
+                mean = self._sum[i] / groups
+                spread = (self._square[i] / groups - mean.square()).clamp_min(0)
+                found[size] = (mean, spread / (groups - 1) if groups > 1 else torch.full_like(mean, math.nan))
+        return found
+
+
+def _moments(log_weight: Tensor, high: Tensor) -> Tensor:
+    weight = (log_weight - high).exp()
+    return torch.stack([weight.sum(0), weight.square().sum(0), (weight**3).sum(0)])
+
+
+def _relative(sums: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Relative standard error of the mean weight, and the skewness of the weights, `[N]` each."""
+    mean, square, cube = sums / count
+    variance = (square / mean**2 - 1).clamp_min(0)
+    third = cube / mean**3 - 3 * square / mean**2 + 2
+    skewness = torch.where(variance > 0, third / variance.clamp_min(1e-300) ** 1.5, 0.0)
+    unbiased = count / (count - 1) if count > 1 else math.nan
+    return (variance * unbiased / count).sqrt(), skewness
+
+
+def _finite(high: Tensor) -> Tensor:
+    """The largest log-weight, 0 where all weights so far are zero."""
+    return torch.where(high == -math.inf, 0.0, high)
