@@ -1,0 +1,334 @@
+"""Blocks of data taken along an annealing path one after another; what is done is kept on disk, to go on from."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path as File
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pyroae.errors import ConfigError, ProgramError, RunError
+from pyroae.evaluation import hmc
+from pyroae.evaluation.hmc import Chains, Path, Pilot, Point, run_chains, run_pilot, segments
+from pyroae.evaluation.latents import Latents
+from pyroae.sites import base_distribution
+from pyroae.weights import Program, Traces, owner_of, prior_of, run
+
+SAVE_EVERY = 30.0
+"""Seconds between two writes of a checkpoint within a block."""
+PILOT_CHAINS = 4
+"""The most chains of a pilot."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done with every block. betas: β_0 = 0 to β_T = 1. guide: None for a path from the prior. simulated: whether x
+    is drawn from the model and the way back taken too."""
+
+    model: Program
+    guide: Program | None
+    num_chains: int
+    betas: list[float]
+    leapfrog_steps: int
+    target_acceptance: float
+    nesting: int
+    simulated: bool = False
+
+    @property
+    def moves(self) -> int:
+        """Calls of `after` that a block makes."""
+        distributions = len(self.betas) - 1
+        pilot = hmc.WARM_UP + distributions - 1 if distributions > 1 else 0
+        return pilot + distributions * (1 + self.simulated)
+
+
+class Placeholders(Messenger):
+    """Zeros for a flat prior's site, which cannot be drawn, so that it can be refused by name."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and isinstance(base_distribution(msg["fn"]), dist.ImproperUniform):
+            msg["value"], msg["done"] = torch.zeros(msg["fn"].shape()), True
+
+
+@dataclass
+class Block:
+    """One block: x is drawn where it is to be, then a pilot finds step sizes, then chains go forward, and back if x was drawn.
+
+    found: the tensors that are finished: x/SITE, z/SITE, u, step_sizes `[S, N]`, accept `[S, N]`, log_weights `[C, N]`, and
+    reverse `[C, N]`, log-weights of the way back. state: of the stage that is not. random: of torch's generator, where a
+    stage was left.
+    """
+
+    plan: Plan
+    args: tuple[Tensor, ...]
+    found: dict[str, Tensor] = field(default_factory=dict)
+    state: Pilot | Chains | None = None
+    random: Tensor | None = None
+
+    def run(self, after: Callable[[], None]) -> dict[str, Tensor]:
+        """Everything that is left to do."""
+        plan = self.plan
+        if self.state is None:
+            self._go_on()
+        if plan.simulated and "u" not in self.found:
+            self.found |= simulate(plan, self.args)
+        if "step_sizes" not in self.found:
+            self.found["step_sizes"] = self._pilot(after)
+        if "log_weights" not in self.found:
+            chains = self._chains(after, reverse=False)
+            self.found |= {"log_weights": chains.log_weight, "accept": chains.accept}
+        if plan.simulated and "reverse" not in self.found:
+            self.found["reverse"] = self._chains(after, reverse=True).log_weight
+        return self.found
+
+    def _pilot(self, after: Callable[[], None]) -> Tensor:
+        plan = self.plan
+        if len(plan.betas) == 2:
+            return torch.zeros(0, len(self.args[0]), dtype=torch.float64, device=self.args[0].device)
+        path = self._path(max(2, min(PILOT_CHAINS, plan.num_chains)))
+        if self.state is None:
+            point = path.at(path.latents.start)
+            log_step = point.log_start.new_full((point.u.shape[1],), point.u.shape[2] ** -0.25, dtype=torch.float64).log()
+            pieces = segments(len(plan.betas) - 1)[-1] + 1
+            self.state = Pilot(point, log_step, log_step.new_zeros(pieces, len(log_step)))
+        self._go_on()
+        assert isinstance(self.state, Pilot)
+        steps = run_pilot(path, self.state, plan.betas, plan.leapfrog_steps, plan.target_acceptance, after)
+        self.state = None
+        return steps
+
+    def _chains(self, after: Callable[[], None], *, reverse: bool) -> Chains:
+        path, steps = self._path(self.plan.num_chains), self.found["step_sizes"]
+        if self.state is None:
+            u = path.latents.start
+            point = path.at(self.found["u"].expand(u.shape).contiguous() if reverse else u)
+            weight = torch.zeros_like(point.log_start, dtype=torch.float64)
+            self.state = Chains(point, weight, torch.zeros_like(steps))
+        self._go_on()
+        chains = self.state
+        assert isinstance(chains, Chains)
+        run_chains(path, chains, self.plan.betas, steps, self.plan.leapfrog_steps, after, reverse=reverse)
+        self.state = None
+        return chains
+
+    def _go_on(self) -> None:
+        if self.random is not None:
+            set_random_state(self.random, self.args[0].device)
+            self.random = None
+
+    def _path(self, num_chains: int) -> Path:
+        model, args = self.plan.model, self.args
+        guide, seen = self.plan.guide, args
+        if self.plan.simulated:
+            data = {name[2:]: value for name, value in self.found.items() if name.startswith("x/")}
+            if guide is not None:
+                seen = replaced(args, self._traces, data)
+            model = poutine.condition(model, data=data)
+        program = prior_of(model) if guide is None else lambda *_: guide(*seen)
+        latents = Latents(model, program, args, num_chains, self.plan.nesting)
+        if latents.num_data != len(args[0]):
+            raise ProgramError(
+                f"the program has {latents.num_data} data where its arguments have {len(args[0])}: it has no plate of them"
+            )
+        _check_scales(latents._traces, guide is None)
+        return Path(latents, guide, seen)
+
+    @cached_property
+    def _traces(self) -> Traces:
+        return run(self.plan.model, prior_of(self.plan.model), self.args, {}, 1, self.plan.nesting)
+
+
+def _check_scales(traces: Traces, from_prior: bool) -> None:
+    """Raises ProgramError where the path would not start at a density that its first draws are from."""
+    where, trace = ("model", traces.model) if from_prior else ("guide", traces.guide)
+    latent = {name for name, _ in traces.sites(traces.model, observed=False)}
+    for name, site in traces.sites(trace, observed=False):
+        if name not in latent:
+            raise ProgramError(f"the guide's site '{name}' is no latent site of the model: its density at other z is not known")
+        if not _is_one(traces.exponent(site)):
+            raise ProgramError(f"the latent site '{name}' is scaled in the {where}, whose draws then are not from its density")
+
+
+def _is_one(scale: Tensor | float) -> bool:
+    return bool((torch.as_tensor(scale) == 1).all())
+
+
+def simulate(plan: Plan, args: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """z and x drawn from the model given the arguments: z/SITE, x/SITE as the program has them, and z as u `[1, N, D]`.
+
+    Raises ProgramError, naming it, for a site that cannot be drawn: a factor, or one that is scaled.
+    """
+    traces = run(plan.model, prior_of(plan.model), args, {}, 1, plan.nesting)
+    observed = dict(traces.sites(traces.model, observed=True))
+    drawn = [name for name, site in observed.items() if traces.is_local(site) and not site["infer"].get("_deterministic")]
+    for name in drawn:
+        if isinstance(base_distribution(observed[name]["fn"]), dist.Unit):
+            raise ProgramError(f"the site '{name}' is a factor: no x can be drawn from the model")
+        if not _is_one(traces.exponent(observed[name])):
+            raise ProgramError(f"the site '{name}' is scaled: what is drawn from the model is not from its density")
+    fixed = {name: site["value"] for name, site in observed.items() if not traces.is_local(site)}
+    program = poutine.condition(poutine.uncondition(plan.model), data=fixed)
+    nodes = poutine.trace(program).get_trace(*args).nodes
+    x = {name: nodes[name]["value"].detach() for name in drawn}
+    z = {name: nodes[name]["value"].detach() for name, _ in traces.sites(traces.model, observed=False)}
+    model = poutine.condition(plan.model, data=x)
+    u = Latents(model, prior_of(model), args, 1, plan.nesting).flatten(z)
+    return {"u": u, **{f"x/{n}": v for n, v in x.items()}, **{f"z/{n}": v for n, v in z.items()}}
+
+
+def replaced(args: tuple[Tensor, ...], traces: Traces, data: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """The arguments with what was drawn in place of what was observed. Raises ConfigError where no one argument is that."""
+    seen = list(args)
+    for name, value in data.items():
+        given = traces.model.nodes[name]["value"]
+        same = [
+            i for i, a in enumerate(args) if a.numel() == given.numel() and torch.equal(a.reshape(given.shape).to(given), given)
+        ]
+        if len(same) != 1:
+            raise ConfigError(
+                f"start=\"guide\" needs the guide to see what is drawn for the site '{name}', but its observed value is "
+                f'{len(same) or "none"} of the arguments; use start="prior"'
+            )
+        seen[same[0]] = value.reshape(args[same[0]].shape).to(args[same[0]])
+    return tuple(seen)
+
+
+class Checkpoint:
+    """A file with the blocks that are finished and the state of the one that is not; without a path it keeps nothing.
+
+    identity: what a file must have been made with. Raises RunError for a file that cannot be read, ConfigError for one of
+    other settings or data.
+    """
+
+    def __init__(self, path: File | str | None, identity: dict[str, Any]) -> None:
+        self.path = None if path is None else File(path)
+        self.identity: dict[str, Any] = json.loads(json.dumps(identity))
+        self.finished: list[dict[str, Tensor]] = []
+        self.current: dict[str, Tensor] = {}
+        self.done, self.seconds = 0, 0.0
+        self._started = self._saved = time.monotonic()
+        if self.path is not None and self.path.exists():
+            self._read(self.path)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of work, those before an interruption included."""
+        return self.seconds + time.monotonic() - self._started
+
+    def restore(self, block: Block) -> Block:
+        """The block as it was left."""
+        state = {name[6:]: v.to(block.args[0].device) for name, v in self.current.items() if name.startswith("state/")}
+        block.found = {name[6:]: v.to(block.args[0].device) for name, v in self.current.items() if name.startswith("found/")}
+        block.random = self.current.get("random")
+        if state:
+            point = Point(**{f.name: state.pop(f.name) for f in fields(Point)})
+            block.state = (Pilot if "log_step" in state else Chains)(point, done=self.done, **state)
+        self.current = {}
+        return block
+
+    def finish(self, found: dict[str, Tensor], device: torch.device) -> None:
+        """Keep the result of a block."""
+        self.finished.append({name: value.cpu() for name, value in found.items()})
+        self._write({"random": random_state(device)}, 0)
+
+    def tick(self, block: Block) -> None:
+        """Keep the state of a block, where the last write was long enough ago."""
+        if self.path is None or time.monotonic() - self._saved < SAVE_EVERY or block.state is None:
+            return
+        state = block.state
+        tensors = {f.name: getattr(state.point, f.name) for f in fields(Point)}
+        tensors |= {f.name: v for f in fields(state) if isinstance(v := getattr(state, f.name), Tensor)}
+        current = {f"state/{name}": value for name, value in tensors.items()}
+        current |= {f"found/{name}": value for name, value in block.found.items()}
+        self._write({"random": random_state(block.args[0].device), **current}, state.done)
+
+    def _write(self, current: dict[str, Tensor], done: int) -> None:
+        if self.path is None:
+            return
+        from pyroae.runs import write_whole
+
+        tensors = {**current, **{f"block/{i}/{k}": v for i, found in enumerate(self.finished) for k, v in found.items()}}
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        record = {"identity": self.identity, "blocks": len(self.finished), "done": done, "seconds": self.elapsed}
+        try:
+            write_whole(self.path, lambda file: save_file(tensors, file, metadata={"annealing": json.dumps(record)}))
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"cannot write the checkpoint '{self.path}': {error}") from None
+        self._saved = time.monotonic()
+
+    def _read(self, path: File) -> None:
+        try:
+            with safe_open(path, framework="pt") as file:
+                record = json.loads(file.metadata()["annealing"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            identity, blocks = dict(record["identity"]), int(record["blocks"])
+            self.done, self.seconds = int(record["done"]), float(record["seconds"])
+        except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+            raise RunError(f"the checkpoint '{path}' cannot be read: {' '.join(str(error).split())}") from None
+        other = [name for name in {**identity, **self.identity} if identity.get(name) != self.identity.get(name)]
+        if other:
+            given = ", ".join(f"{n} = {self.identity.get(n)!r}, not {identity.get(n)!r}" for n in other)
+            raise ConfigError(f"the checkpoint '{path}' is of another run: this one has {given}")
+        for i in range(blocks):
+            start = f"block/{i}/"
+            self.finished.append({n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)})
+        self.current = {n: v for n, v in tensors.items() if not n.startswith("block/")}
+
+
+def random_state(device: torch.device) -> Tensor:
+    """State of the generator that draws on a device are from."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def set_random_state(state: Tensor, device: torch.device) -> None:
+    """The inverse of `random_state`."""
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state.cpu(), device)
+    else:
+        torch.set_rng_state(state.cpu())
+
+
+def fingerprint(traces: Traces, programs: tuple[Program, ...], args: tuple[Tensor, ...]) -> str:
+    """SHA-256, shortened, of the arguments and of the parameters and buffers of the programs."""
+    tensors = [("", arg) for arg in args]
+    for program in programs:
+        owner = owner_of(program)
+        tensors += [] if owner is None else [(n, v) for n, v in owner.state_dict().items() if isinstance(v, Tensor)]
+    for trace in (traces.model, traces.guide):
+        tensors += [(name, site["value"]) for name, site in trace.nodes.items() if site["type"] == "param"]
+    digest = hashlib.sha256()
+    for name, value in tensors:
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def in_double(programs: tuple[Program, ...]) -> Iterator[None]:
+    """A context in which the parameters and buffers of the programs, and the default type, are double precision."""
+    tensors: dict[int, Tensor] = {id(t): t for t in pyro.get_param_store()._params.values()}
+    for owner in filter(None, map(owner_of, programs)):
+        tensors |= {id(t): t for t in [*owner.parameters(), *owner.buffers()]}
+    single = [(t, t.data) for t in tensors.values() if t.is_floating_point()]
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        for tensor, data in single:
+            tensor.data = data.double()
+        yield
+    finally:
+        torch.set_default_dtype(default)
+        for tensor, data in single:
+            tensor.data = data
