@@ -23,18 +23,23 @@ if TYPE_CHECKING:
     from pyroae.config import RunConfig, TrainConfig
     from pyroae.data import Dataset, Splits, load
     from pyroae.errors import PyroaeError
+    from pyroae.evaluation.ais import BDMC, AISEstimate, AISSettings, ais, bdmc
     from pyroae.evaluation.comparison import Comparison
     from pyroae.evaluation.diagnostics import Diagnostics, diagnose
     from pyroae.evaluation.exact import exact_log_likelihood
+    from pyroae.evaluation.gaps import Gaps, gaps
     from pyroae.evaluation.gradients import measure_gradients, measure_slopes
     from pyroae.evaluation.groups import parameter_groups
+    from pyroae.evaluation.information import Information, information
     from pyroae.evaluation.likelihood import LikelihoodEstimate, log_likelihood
-    from pyroae.evaluation.summary import Evaluation, evaluate
+    from pyroae.evaluation.proposals import Local, Mixture, heavy_tailed, widened
+    from pyroae.evaluation.quadrature import QuadratureEstimate, quadrature
+    from pyroae.evaluation.summary import Evaluation, EvaluationSettings, evaluate
     from pyroae.evaluation.trainings import Scoring, compare_training
     from pyroae.inference_data import to_datatree
     from pyroae.objectives import AnalyticKL, Bound, Objective, TraceELBO
     from pyroae.training import FitResult, fit
-    from pyroae.weights import LogWeights, log_weights
+    from pyroae.weights import LogWeights, log_weights, prior_of
 
 _HOMES = {
     "pyroae.autoencoder": ["Autoencoder"],
@@ -42,23 +47,31 @@ _HOMES = {
     "pyroae.config": ["RunConfig", "TrainConfig"],
     "pyroae.data": ["Dataset", "Splits", "load"],
     "pyroae.errors": ["PyroaeError"],
+    "pyroae.evaluation.ais": ["BDMC", "AISEstimate", "AISSettings", "ais", "bdmc"],
     "pyroae.evaluation.comparison": ["Comparison"],
     "pyroae.evaluation.diagnostics": ["Diagnostics", "diagnose"],
     "pyroae.evaluation.exact": ["exact_log_likelihood"],
+    "pyroae.evaluation.gaps": ["Gaps", "gaps"],
     "pyroae.evaluation.gradients": ["measure_gradients", "measure_slopes"],
     "pyroae.evaluation.groups": ["parameter_groups"],
+    "pyroae.evaluation.information": ["Information", "information"],
     "pyroae.evaluation.likelihood": ["LikelihoodEstimate", "log_likelihood"],
-    "pyroae.evaluation.summary": ["Evaluation", "evaluate"],
+    "pyroae.evaluation.proposals": ["Local", "Mixture", "heavy_tailed", "widened"],
+    "pyroae.evaluation.quadrature": ["QuadratureEstimate", "quadrature"],
+    "pyroae.evaluation.summary": ["Evaluation", "EvaluationSettings", "evaluate"],
     "pyroae.evaluation.trainings": ["Scoring", "compare_training"],
     "pyroae.inference_data": ["to_datatree"],
     "pyroae.objectives": ["AnalyticKL", "Bound", "Objective", "TraceELBO"],
     "pyroae.training": ["FitResult", "fit"],
-    "pyroae.weights": ["LogWeights", "log_weights"],
+    "pyroae.weights": ["LogWeights", "log_weights", "prior_of"],
 }
 _MODULES = ["corruptions", "likelihoods", "nn", "objectives", "plots", "posteriors", "priors", "testing", "zoo"]
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "BDMC",
+    "AISEstimate",
+    "AISSettings",
     "AnalyticKL",
     "Autoencoder",
     "Bound",
@@ -67,22 +80,33 @@ __all__ = [
     "Dataset",
     "Diagnostics",
     "Evaluation",
+    "EvaluationSettings",
     "FitResult",
+    "Gaps",
+    "Information",
     "LikelihoodEstimate",
+    "Local",
     "LogWeights",
+    "Mixture",
     "Objective",
     "PyroaeError",
+    "QuadratureEstimate",
     "RunConfig",
     "Scoring",
     "Splits",
     "TraceELBO",
     "TrainConfig",
+    "ais",
+    "bdmc",
     "compare_training",
     "corruptions",
     "diagnose",
     "evaluate",
     "exact_log_likelihood",
     "fit",
+    "gaps",
+    "heavy_tailed",
+    "information",
     "likelihoods",
     "load",
     "log_likelihood",
@@ -94,9 +118,12 @@ __all__ = [
     "parameter_groups",
     "plots",
     "posteriors",
+    "prior_of",
     "priors",
+    "quadrature",
     "testing",
     "to_datatree",
+    "widened",
     "zoo",
 ]
 

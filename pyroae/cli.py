@@ -21,9 +21,20 @@ examples:
   pyroae demo --out runs/demo
   pyroae train --system vae --data digits --latent 10 --hidden 200,200 --epochs 100 --out runs/vae
   pyroae evaluate runs/vae --num-particles 5000
+  pyroae evaluate runs/vae --method is,ais,bdmc,gaps --num-data 100 --retry local
   pyroae sample runs/vae --out samples.png
   pyroae compare --objectives trace-elbo,iwae,dreg --num-particles 1,8 --seeds 3 --budget epochs:100 --out runs/study
 """
+ANNEALING: dict[str, tuple[type, str]] = {
+    "num_chains": (int, "annealing: chains for each datum (default: 16)"),
+    "num_distributions": (int, "annealing: steps from the start to the posterior (default: 1000)"),
+    "start": (str, "annealing: where it starts, prior or guide (default: prior)"),
+    "schedule": (str, "annealing: sigmoid or linear (default: sigmoid)"),
+    "leapfrog_steps": (int, "annealing: of each Hamiltonian move (default: 10)"),
+    "target_acceptance": (float, "annealing: of the moves (default: 0.65)"),
+    "double": (bool, "annealing: in double precision"),
+}
+"""Settings of annealing: kind and help."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,9 +100,7 @@ def make_parser() -> Parser:
 
     evaluate = _command(commands, "evaluate", "bound, log-likelihood, rate, distortion, active units; figures; DataTree")
     _run_options(evaluate)
-    evaluate.add_argument("--method", metavar="M,M", help="of the log-likelihood: is, exact (default: all that are defined)")
-    evaluate.add_argument("--num-particles", type=int, default=5000, help="K of importance sampling (default: 5000)")
-    evaluate.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    _evaluate_options(evaluate)
 
     gradients = _command(commands, "gradients", "SNR, variance, bias and cost of ELBO estimators at the weights of a run")
     _run_options(gradients, split="train", num_data=20)
@@ -129,6 +138,24 @@ def make_parser() -> Parser:
     return parser
 
 
+def _evaluate_options(evaluate: Parser) -> None:
+    text = "of the log-likelihood: is, ais, bdmc, exact, quadrature, gaps (default: is, and exact where it is defined)"
+    evaluate.add_argument("--method", metavar="M,M", help=text)
+    evaluate.add_argument("--num-particles", type=int, default=5000, help="K of importance sampling (default: 5000)")
+    text = "stop importance sampling when the error of the mean is below it, at K at the latest"
+    evaluate.add_argument("--tolerance", type=float, metavar="NATS", help=text)
+    text = "what importance sampling draws from: guide, prior, wider, heavy-tailed, defensive, local (default: guide)"
+    evaluate.add_argument("--proposal", default="guide", metavar="NAME", help=text)
+    evaluate.add_argument("--retry", metavar="NAME", help="the proposal for data whose k̂ is too high")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    for name, (kind, text) in ANNEALING.items():
+        flag = f"--{name.replace('_', '-')}"
+        if kind is bool:
+            evaluate.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
+        else:
+            evaluate.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=text)
+
+
 def _compare_options(compare: Parser) -> None:
     compare.add_argument("--config", metavar="FILE", help="YAML with settings of all trainings; options win over it")
     compare.add_argument("--out", metavar="STUDY", help="study directory to write")
@@ -164,7 +191,7 @@ _seeds.__name__ = "number or list of seeds"
 
 
 def _command(commands: Any, name: str, text: str) -> Parser:
-    parser = commands.add_parser(name, help=text, description=text.capitalize() + ".", allow_abbrev=False)
+    parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
     parser.set_defaults(run=lambda options: _run(name, options), parser=parser)
     return parser
 
@@ -175,6 +202,8 @@ def _run(name: str, options: dict[str, Any]) -> None:
         flags = {key: options.pop(key) for key in list(options) if key in names}
         file = options.pop("config")
         options["settings"] = {**(read_yaml(file) if file else {}), **flags}
+    if name == "evaluate":
+        options["annealing"] = {key: options.pop(key) for key in ANNEALING if key in options}
     if name == "compare":
         known = ("objectives", "num_particles", "seeds", "budget", "score_particles", "score_data")
         options["given"] = {key: options.pop(key) for key in known if key in options}

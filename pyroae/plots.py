@@ -36,7 +36,6 @@ from pyroae.drawing import (
 )
 from pyroae.errors import ConfigError, DataError
 from pyroae.evaluation.diagnostics import Diagnostics
-from pyroae.evaluation.likelihood import LikelihoodEstimate
 from pyroae.nn import Atoms, Tied
 from pyroae.priors import Normal
 from pyroae.training import Epoch
@@ -210,25 +209,6 @@ def filters(autoencoder: Autoencoder, num: int = 64) -> Figure:
     axes.set_title(title)
     if is_image(shape) and math.prod(shape[:-2]) == 1:
         figure.colorbar(axes.images[0], ax=axes, label="weight", shrink=0.6)
-    return figure
-
-
-def likelihood_per_datum(estimate: LikelihoodEstimate) -> Figure:
-    """Estimates of log p(x), sorted, ± 2 standard errors; beside them the effective sample size as a share of K."""
-    log_px, se, share = (to_array(v) for v in (estimate.log_px, estimate.se, estimate.ess / estimate.num_particles))
-    order = np.argsort(log_px)
-    figure = Figure((8.8, 3.4), dpi=150, layout="constrained")
-    left, right = (plain(axes) for axes in figure.subplots(1, 2, width_ratios=(3, 2)))
-    style: dict[str, Any] = {"fmt": ".", "markersize": 3, "color": BLUE, "ecolor": "#8FC1E0", "elinewidth": 1}
-    left.errorbar(np.arange(len(order)), log_px[order], yerr=2 * se[order], **style)
-    mean = f"mean, {-estimate.nll:.2f} nats".replace("-", "−")
-    left.axhline(-estimate.nll, color=INK, linewidth=1, linestyle="--", label=mean)
-    left.legend(frameon=False, loc="lower right")
-    left.set(title=f"log p(x) ± 2 SE, K = {estimate.num_particles:,}", xlabel="datum, sorted", ylabel="log p(x), nats")
-    low = min(1 / estimate.num_particles, 0.01)
-    right.hist(share.clip(low, 1), np.geomspace(low, 1, 31).tolist(), color=BLUE)
-    right.set(title="Effective sample size", xlabel="ESS / K", ylabel="data", xscale="log", xlim=(low, 1))
-    right.xaxis.set_major_formatter("{x:g}")
     return figure
 
 

@@ -19,7 +19,6 @@ from pyroae import corruptions, drawing, likelihoods, plots, posteriors, priors,
 from pyroae.autoencoder import Autoencoder
 from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError
 from pyroae.evaluation.diagnostics import Diagnostics, diagnose
-from pyroae.evaluation.likelihood import LikelihoodEstimate, log_likelihood
 from pyroae.nn import MLP, Conv, Linear
 from pyroae.training import Epoch
 
@@ -408,35 +407,6 @@ def test_a_system_without_filters_is_refused() -> None:
         plots.filters(vae(posterior=Prior()))
 
 
-# Likelihoods
-
-
-def test_likelihoods_are_sorted_with_two_standard_errors() -> None:
-    log_px, se = torch.tensor([-3.0, -1.0, -2.0]).double(), torch.tensor([0.1, 0.2, 0.3]).double()
-    estimate = LikelihoodEstimate(log_px, se, torch.tensor([1.0, 50.0, 100.0001]).double(), 100, 0.1)
-    left, right = plots.likelihood_per_datum(estimate).axes
-    (container,) = left.containers
-    points, _, (ranges,) = container.lines  # type: ignore[attr-defined]
-    assert points.get_ydata().tolist() == [-3.0, -2.0, -1.0]
-    ends = [segment[:, 1].tolist() for segment in ranges.get_segments()]
-    np.testing.assert_allclose(ends, [[-3.2, -2.8], [-2.6, -1.4], [-1.4, -0.6]])
-    assert left.get_lines()[-1].get_ydata() == [-2.0, -2.0]
-    assert "nats" in left.get_ylabel()
-    full = {round(p.get_x() + p.get_width(), 3): p.get_height() for p in right.patches if p.get_height()}  # type: ignore[attr-defined]
-    assert list(full.values()) == [1, 1, 1]
-    assert max(full) == 1
-
-
-@pytest.mark.parametrize("num_particles", [1, 5])
-def test_every_datum_is_in_the_histogram(num_particles: int, tmp_path: Path) -> None:
-    """With the exact posterior ESS = K but for rounding; with K = 1 there is no standard error."""
-    system = zoo.ppca(6, 2, exact=True)
-    estimate = log_likelihood(system.model, system.guide, torch.randn(8, 6), num_particles=num_particles, seed=0)
-    figure = plots.likelihood_per_datum(estimate)
-    assert sum(patch.get_height() for patch in figure.axes[1].patches) == 8  # type: ignore[attr-defined]
-    figure.savefig(tmp_path / "likelihood.png")
-
-
 # All of them
 
 
@@ -454,7 +424,6 @@ def every_figure() -> dict[str, Figure]:
         "manifold": plots.manifold(system, num=4),
         "kl_per_unit": plots.kl_per_unit(diagnose(system.model, system.guide, x, seed=0)),
         "filters": plots.filters(system),
-        "likelihood": plots.likelihood_per_datum(log_likelihood(system.model, system.guide, x, num_particles=9, seed=0)),
     }
 
 

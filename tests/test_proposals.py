@@ -49,7 +49,7 @@ def held(found: LikelihoodEstimate, truth: Tensor) -> float:
 
 def test_a_planted_bad_guide_is_flagged_and_a_good_one_is_not() -> None:
     """A twentieth of the posterior's variance: the weights' true tail index is 0.95. Inflated by 1.5: bounded weights."""
-    system, x = ppca(200)
+    system, x = ppca(100)
     bad = log_likelihood(system.model, inflated(system, 0.05), x, num_particles=5000, seed=0)
     good = log_likelihood(system.model, inflated(system, 1.5), x, num_particles=5000, seed=0)
     assert len(bad.unreliable) >= 0.95 * len(x)

@@ -11,25 +11,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from pyroae import plots
+from pyroae import likelihood_plots, plots
 from pyroae.commands.work import at_least_one, evaluate_run, guarded, part_of, resume_run, save, say, splits_of, train_run
 from pyroae.config import RunConfig
 from pyroae.errors import ConfigError
-from pyroae.evaluation.summary import Evaluation
+from pyroae.evaluation.summary import Evaluation, EvaluationSettings
 from pyroae.inference_data import to_datatree
 from pyroae.report import write_report
 from pyroae.runs import Run, refuse_taken
 from pyroae.training import FitResult
-
-LABELS = {
-    "nll": "NLL by importance sampling",
-    "nll_exact": "NLL, closed form",
-    "nelbo": "negative ELBO",
-    "rate": "rate",
-    "distortion": "distortion",
-    "active_units": "active units",
-    "squared_error": "squared error",
-}
 
 
 def demo(out: str, overwrite: bool, epochs: int, num_particles: int) -> None:
@@ -44,10 +34,12 @@ def demo(out: str, overwrite: bool, epochs: int, num_particles: int) -> None:
     for name, config in {**rows, **flat}.items():
         say(f"{name}: a VAE with {config.latent} latent units on the digits, {epochs} epochs")
         run, trained = train_run(config, study / name, overwrite)
-        found = evaluate_run(run, splits_of(run.config).test, num_particles)
+        found = evaluate_run(run, splits_of(run.config).test, EvaluationSettings(num_particles=num_particles))
         results[name], histories[name] = (found, trained), trained.history
     curves = plots.training_curves({name: histories[name] for name in rows})
     save(curves, study / "figures" / "training_curves.png")
+    points = {name: tuple(found.results[of].estimate for of in ("rate", "distortion")) for name, (found, _) in results.items()}
+    save(likelihood_plots.rate_distortion(points), study / "figures" / "rate_distortion.png")
     Console().print(_comparison({name: results[name] for name in rows}, num_particles))
     say(f"pictures: {study}/figures, {study}/*/figures; a page a run: {study}/*/report.html; DataTree: {study}/*/evaluation.nc")
 
@@ -67,38 +59,6 @@ def train(settings: dict[str, Any], out: str | None, overwrite: bool, resume: st
     bound = last.valid_nelbo if result.best_epoch else last.train_nelbo
     which = "validation" if result.best_epoch else "training"
     say(f"{stopped}epoch {last.epoch}: {which} negative bound {bound:.3f} nats per datum, {result.seconds:.1f} s; {run.path}")
-
-
-def evaluate(
-    run_directory: str,
-    data: str | None,
-    split: str,
-    num_data: int | None,
-    checkpoint: str | None,
-    method: str | None,
-    num_particles: int,
-    seed: int,
-) -> None:
-    """Evaluate a run: one table, results.json, evaluation.nc, figures."""
-    run = Run(run_directory)
-    dataset = part_of(run, data, split, num_data)
-    methods = None if method is None else tuple(m.strip() for m in method.split(","))
-    found = evaluate_run(run, dataset, num_particles, methods=methods, checkpoint=checkpoint, seed=seed)
-    say(f"{run.path}: {len(dataset)} data of {dataset.name}, {split} part")
-    table = Table("in nats per datum", "estimate", "± SE", box=box.SIMPLE_HEAD)
-    for name, label in LABELS.items():
-        if name in found.results:
-            result = found.results[name]
-            spread = "" if result.se != result.se else f"{result.se:.3f}"
-            table.add_row(label, f"{result.estimate:.{0 if name == 'active_units' else 3}f}", spread)
-    Console().print(table)
-    if found.likelihood is not None:
-        say(
-            f"K = {num_particles}: Monte-Carlo SE of the NLL for these data {found.likelihood.monte_carlo_se:.4f}, "
-            f"median ESS {found.likelihood.ess.median():.0f}"
-        )
-    if found.undefined:
-        say(f"no log-likelihood: {found.undefined}")
 
 
 def sample(run_directory: str, num: int, noise: bool, seed: int, out: str | None) -> None:

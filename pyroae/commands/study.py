@@ -24,6 +24,7 @@ from pyroae.data import Splits
 from pyroae.errors import ConfigError, DataError, NonFiniteLossError, RunError
 from pyroae.evaluation.comparison import Cell, Outcome, Point
 from pyroae.evaluation.gradients import defined_at
+from pyroae.evaluation.summary import EvaluationSettings
 from pyroae.evaluation.summary import evaluate as evaluate_system
 from pyroae.evaluation.trainings import (
     CURVE_DATA,
@@ -190,9 +191,7 @@ class Study:
             found = evaluate_system(
                 result.system,
                 x.to(like.device, like.dtype),
-                methods=("is",),
-                num_particles=scoring.num_particles,
-                seed=scoring.seed,
+                EvaluationSettings(("is",), scoring.num_particles, seed=scoring.seed),
                 progress=True,
             )
         except (NonFiniteLossError, DataError) as error:

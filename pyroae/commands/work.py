@@ -1,7 +1,7 @@
 """What the commands share: a run trained, gone on with, evaluated; files written whole."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from pyroae import plots, zoo
+from pyroae import likelihood_plots, plots, zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.config import RunConfig, check_objective_names
 from pyroae.data import Dataset, Splits, load
 from pyroae.errors import ConfigError, DataError, PyroaeError, RunError
-from pyroae.evaluation.summary import Evaluation
+from pyroae.evaluation.summary import Evaluation, EvaluationSettings
 from pyroae.evaluation.summary import evaluate as evaluate_system
 from pyroae.inference_data import to_datatree
 from pyroae.likelihoods import Bernoulli
@@ -103,13 +104,7 @@ def part_of(run: Run, data: str | None, split: str, num_data: int | None) -> Dat
 
 
 def evaluate_run(
-    run: Run,
-    dataset: Dataset | None,
-    num_particles: int,
-    *,
-    methods: tuple[str, ...] | None = None,
-    checkpoint: str | None = None,
-    seed: int = 0,
+    run: Run, dataset: Dataset | None, settings: EvaluationSettings, *, checkpoint: str | None = None
 ) -> Evaluation:
     """Evaluate a run on data: results.json, evaluation.nc, figures and the report."""
     assert dataset is not None
@@ -118,12 +113,16 @@ def evaluate_run(
     dtype = next(system.parameters()).dtype
     check_data(system, dataset, dataset.name)
     x = dataset.x.to(device, dtype)
-    found = evaluate_system(system, x, methods=methods, num_particles=num_particles, seed=seed, progress=True)
-    statistics = {"nelbo": found.diagnostics.nelbo, "rate": found.diagnostics.rate, "distortion": found.diagnostics.distortion}
-    if found.likelihood is not None:
-        statistics |= {"log_px": found.likelihood.log_px, "log_px_se": found.likelihood.se, "ess": found.likelihood.ess}
+    found = evaluate_system(system, x, settings, progress=True)
     tree = to_datatree(
-        system.model, system.guide, x, labels=dataset.labels, shape=dataset.shape, statistics=statistics, seed=seed
+        system.model,
+        system.guide,
+        x,
+        labels=dataset.labels,
+        shape=dataset.shape,
+        statistics=per_datum(found),
+        simulated=simulated(found),
+        seed=settings.seed,
     )
     run.write_results(list(found.results.values()))
     guarded(run.path / "evaluation.nc", lambda file: tree.to_netcdf(file, engine="h5netcdf"))
@@ -133,19 +132,50 @@ def evaluate_run(
     return found
 
 
+def per_datum(found: Evaluation) -> dict[str, Tensor]:
+    """What was found of each datum, by name, `[N]`."""
+    diagnostics = found.diagnostics
+    of = {"nelbo": diagnostics.nelbo, "rate": diagnostics.rate, "distortion": diagnostics.distortion}
+    if found.likelihood is not None:
+        estimate = found.likelihood
+        of |= {"log_px": estimate.log_px, "log_px_se": estimate.se, "ess": estimate.ess, "khat": estimate.smoothed.khat}
+        of |= {"log_px_low": estimate.interval[0], "log_px_high": estimate.interval[1], "draws": estimate.draws}
+        of |= {"log_px_jackknife": estimate.jackknife, "log_px_psis": estimate.smoothed.log_px}
+    if found.annealed is not None:
+        of |= {"log_px_ais": found.annealed.log_px, "log_px_ais_se": found.annealed.se}
+        of |= {"acceptance": found.annealed.acceptance_per_datum}
+    if found.exact is not None:
+        of["log_px_exact"] = found.exact
+    if found.quadrature is not None:
+        of |= {"log_px_quadrature": found.quadrature.log_px, "log_px_quadrature_error": found.quadrature.error}
+    if found.gaps is not None:
+        of["inference_gap"] = found.gaps.inference.values
+        for name, family in found.gaps.families.items():
+            suffix = name.replace("-", "_")
+            of |= {f"amortization_gap_{suffix}": family.amortization.values}
+            of |= {f"approximation_gap_{suffix}": family.approximation.values}
+    return of
+
+
+def simulated(found: Evaluation) -> dict[str, Tensor]:
+    """What was found of each simulated datum, by name, `[N]`."""
+    if found.bidirectional is None:
+        return {}
+    both = found.bidirectional
+    return {"lower": both.lower, "lower_se": both.forward.se, "upper": both.upper, "upper_se": both.upper_se}
+
+
 def figures(system: Autoencoder, dataset: Dataset, found: Evaluation) -> dict[str, Figure]:
     """Every picture that the system has."""
-    makers = {
+    makers: dict[str, Callable[[], Figure]] = {
         "reconstructions": lambda: plots.reconstructions(system, dataset.x, labels=dataset.labels),
         "samples": lambda: plots.samples(system),
         "manifold": lambda: plots.manifold(system),
         "latent_scatter": lambda: plots.latent_scatter(system, dataset.x, dataset.labels),
         "kl_per_unit": lambda: plots.kl_per_unit(found.diagnostics),
         "filters": lambda: plots.filters(system),
+        **_likelihood_figures(dataset, found),
     }
-    if found.likelihood is not None:
-        estimate = found.likelihood
-        makers["likelihood_per_datum"] = lambda: plots.likelihood_per_datum(estimate)
     figures = {}
     for name, make in makers.items():
         try:
@@ -153,6 +183,25 @@ def figures(system: Autoencoder, dataset: Dataset, found: Evaluation) -> dict[st
         except PyroaeError:
             continue  # a picture that this system does not have, such as samples from a Flat prior
     return figures
+
+
+def _likelihood_figures(dataset: Dataset, found: Evaluation) -> dict[str, Callable[[], Figure]]:
+    makers: dict[str, Callable[[], Figure]] = {}
+    bounds = found.sandwich()
+    if len(bounds) > 1:
+        makers["sandwich"] = lambda: likelihood_plots.sandwich(bounds, f"{len(dataset)} data of {dataset.name}")
+    if found.likelihood is not None:
+        estimate = found.likelihood
+        levels: dict[str, float] = {name: bounds[name][0] for name in ("AIS", "exact", "quadrature") if name in bounds}
+        makers["likelihood_per_datum"] = lambda: likelihood_plots.likelihood_per_datum(estimate)
+        makers["bound_curve"] = lambda: likelihood_plots.bound_curve({"IWAE": estimate}, levels)
+        makers["khat"] = lambda: likelihood_plots.khat(estimate)
+        bad = estimate.unreliable.tolist()
+        makers["extremes"] = lambda: likelihood_plots.extremes(dataset.x, estimate.log_px, dataset.shape, marked=bad)
+    if found.likelihood is not None or found.exact is not None:
+        point = tuple(found.results[name].estimate for name in ("rate", "distortion"))
+        makers["rate_distortion"] = lambda: likelihood_plots.rate_distortion({dataset.name: point})
+    return makers
 
 
 def draw_curves(run: Run, result: FitResult) -> None:

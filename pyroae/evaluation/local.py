@@ -77,12 +77,12 @@ def fit_local(
 
     a is the path gradient with q's parameters stopped (Roeder 2017: sticking the landing), which vanishes draw by draw where q
     is the posterior, in coordinates in which q is standard normal: the natural gradient, whose steps Adam (Kingma & Ba 2015)
-    limits. Each datum has its own step size, which falls when its ELBO has not risen by more than its standard error over a window of
-    draws, starting again from the window's mean iterate; the fit ends when all are at the last (a rule as that of Cremer et
-    al. 2018, a datum at a time). guide: what the mean and the spread at the start are taken from; the prior where it is
-    None, and the prior's spread where it is a Delta. A diagonal fit goes through a full-rank one first, and starts from its
-    mean with the scales (Σ⁻¹)_jj^(−½), which are the optimum for a Gaussian posterior. start: such a fit, of the same block,
-    where there is one already. steps: at the most, of either fit. num_particles: draws a step.
+    limits. Each datum has its own step size, which falls when its ELBO has not risen by more than its standard error over a
+    window of draws, starting again from the window's mean iterate; the fit ends when all are at the last (a rule as that of
+    Cremer et al. 2018, a datum at a time). guide: what the mean and the spread at the start are taken from; the prior where
+    it is None, and the prior's spread where it is a Delta. A diagonal fit goes through a full-rank one first, and starts from
+    its mean with the scales (Σ⁻¹)_jj^(−½), which are the optimum for a Gaussian posterior. start: such a fit, of the same
+    block, where there is one already. steps: at the most, of either fit. num_particles: draws a step.
     seed: of the draws; the caller's generators then stay as they were; None takes them from there.
     Raises ConfigError for an unknown family or numbers below 1, ProgramError for discrete latents or global ones.
 
@@ -185,7 +185,7 @@ class _Climb:
             self._look()
 
     def _adam(self, which: int, gradient: Tensor, rate: Tensor) -> Tensor:
-        """Adam's step, with decay rates 0.9 and 0.99: no more than about `rate`, and the gradient itself where that is small."""
+        """Adam's step, decay rates 0.9 and 0.99: about `rate` at the most, and the gradient itself where that is small."""
         first = self._averages[which] = 0.9 * self._averages[which] + 0.1 * gradient
         second = self._averages[which + 1] = 0.99 * self._averages[which + 1] + 0.01 * gradient.square()
         size = (second / (1 - 0.99**self.step)).sqrt() + rate

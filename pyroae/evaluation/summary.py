@@ -1,18 +1,60 @@
-"""One system on one dataset: the figures that a table of results reports."""
+"""One system on one dataset: the figures that a table of results reports, by every way to log p(x)."""
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from pyroae.autoencoder import Autoencoder
 from pyroae.errors import ConfigError, UndefinedLikelihoodError, unknown_name
+from pyroae.evaluation.ais import BDMC, AISEstimate, AISSettings, ais, bdmc
 from pyroae.evaluation.diagnostics import Diagnostics, diagnose
 from pyroae.evaluation.exact import exact_log_likelihood
+from pyroae.evaluation.gaps import Gaps, gaps
+from pyroae.evaluation.information import Information, information
 from pyroae.evaluation.likelihood import LikelihoodEstimate, log_likelihood
+from pyroae.evaluation.proposals import PROPOSALS, proposal_named
+from pyroae.evaluation.quadrature import QuadratureEstimate, quadrature
 
-METHODS = ("is", "exact")
+METHODS = ("is", "ais", "bdmc", "exact", "quadrature", "gaps")
+Z = 1.96
+ELBO_DRAWS = 10
+"""Draws of each datum for rate and distortion."""
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is evaluated, and how.
+
+    methods: of `is` (importance sampling), `ais`, `bdmc`, `exact`, `quadrature`, `gaps`; by default `is` and `exact`, where the
+    system has them. num_particles: K of importance sampling, at the most where there is a tolerance (nats per datum, of the
+    mean). proposal, retry: guide, prior, wider, heavy-tailed, defensive, local. annealing: of `ais` and `bdmc`. seed: of the
+    draws. checkpoints: a folder in which annealing keeps its work, to go on from when it was stopped.
+    Raises ConfigError for unknown names and numbers below 1.
+    """
+
+    methods: tuple[str, ...] | None = None
+    num_particles: int = 5000
+    tolerance: float | None = None
+    proposal: str = "guide"
+    retry: str | None = None
+    annealing: AISSettings = field(default_factory=AISSettings)
+    seed: int = 0
+    checkpoints: Path | None = None
+
+    def __post_init__(self) -> None:
+        for method in self.methods or ():
+            if method not in METHODS:
+                raise unknown_name("method", method, METHODS)
+        if self.num_particles < 1:
+            raise ConfigError(f"num_particles must be at least 1, not {self.num_particles}")
+        for kind, name in (("proposal", self.proposal), ("proposal", self.retry)):
+            if name is not None and name not in PROPOSALS:
+                raise unknown_name(kind, name, PROPOSALS)
 
 
 @dataclass(frozen=True)
@@ -29,77 +71,197 @@ class Result:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results by name, and what they were made from; `undefined` says why there is no log-likelihood, where there is none."""
+    """Results by name, and what they were made from, None where it was not asked for.
+
+    exact: `[N]`. undefined: why there is no log-likelihood, where there is none.
+    """
 
     results: dict[str, Result]
     diagnostics: Diagnostics
-    likelihood: LikelihoodEstimate | None
-    undefined: str
+    likelihood: LikelihoodEstimate | None = None
+    annealed: AISEstimate | None = None
+    bidirectional: BDMC | None = None
+    exact: Tensor | None = None
+    quadrature: QuadratureEstimate | None = None
+    gaps: Gaps | None = None
+    information: Information | None = None
+    undefined: str = ""
+
+    def sandwich(self) -> dict[str, tuple[float, float]]:
+        """Bounds on, and estimates of, the mean log p(x) of these data, from the loosest up, with half of their 95 % intervals.
+
+        The intervals are of the Monte-Carlo error alone; nan where there is none. An upper end comes from simulated
+        data: what annealing loses on them, the BDMC gap, is added to what it finds on these.
+        """
+        found = {"ELBO": (-self.diagnostics.nelbo.mean().item(), math.nan)}
+        if self.gaps is not None:
+            found["ELBO"] = (self.gaps.elbo.mean, Z * self.gaps.elbo.monte_carlo_se)
+        if self.likelihood is not None:
+            found |= _of_likelihood(self.likelihood)
+        if self.gaps is not None and self.gaps.khat is not None:
+            found["IS, local proposal"] = (self.gaps.log_px.mean, Z * self.gaps.log_px.monte_carlo_se)
+        if self.annealed is not None:
+            found["AIS"] = (-self.annealed.nll, Z * self.annealed.monte_carlo_se)
+        if self.exact is not None:
+            found["exact"] = (self.exact.mean().item(), math.nan)
+        if self.quadrature is not None:
+            found["quadrature"] = (-self.quadrature.nll, self.quadrature.error.mean().item())
+        if self.annealed is not None and self.bidirectional is not None:
+            half = Z * math.hypot(self.annealed.monte_carlo_se, self.bidirectional.mean_gap_se)
+            found["AIS + BDMC gap, upper"] = (self.bidirectional.mean_gap - self.annealed.nll, half)
+        return found
 
 
 def evaluate(
-    autoencoder: Autoencoder,
-    x: Tensor,
-    *,
-    methods: tuple[str, ...] | None = None,
-    num_particles: int = 5000,
-    seed: int = 0,
-    progress: bool = False,
+    autoencoder: Autoencoder, x: Tensor, settings: EvaluationSettings | None = None, *, progress: bool = False
 ) -> Evaluation:
-    """Bound, rate, distortion, active units, reconstruction error and log-likelihood of x `[N, d]`, in nats per datum.
+    """Bound, rate, distortion, active units, reconstruction error and log-likelihoods of x `[N, d]`, in nats per datum.
 
-    methods: ways to the log-likelihood: `is` (importance sampling with K = `num_particles`), `exact`. By default all that
-    the system has; where there is none, `undefined` says why. Raises UndefinedLikelihoodError for a method that is asked
-    for and not defined, ConfigError for an unknown one.
+    settings: by default every log-likelihood that the system has by importance sampling and in closed form; where there is
+    none, `undefined` says why. Raises UndefinedLikelihoodError for a method that is asked for and not defined.
 
     >>> import torch
     >>> from pyroae import zoo
-    >>> found = evaluate(zoo.ppca(4, latent=2), torch.zeros(3, 4), num_particles=10)
-    >>> sorted(found.results)
-    ['active_units', 'distortion', 'nelbo', 'nll', 'nll_exact', 'rate', 'squared_error']
+    >>> found = evaluate(zoo.ppca(4, latent=2), torch.zeros(3, 4), EvaluationSettings(num_particles=10))
+    >>> sorted(found.results)[:5]
+    ['active_units', 'distortion', 'nelbo', 'nll', 'nll_exact']
     """
-    for method in methods or ():
-        if method not in METHODS:
-            raise unknown_name("method", method, METHODS)
-    if num_particles < 1:
-        raise ConfigError(f"num_particles must be at least 1, not {num_particles}")
-    model, guide = autoencoder.model, autoencoder.guide
-    started = time.monotonic()
-    found = diagnose(model, guide, x, num_particles=10, seed=seed)
-    error = (autoencoder.reconstruct(x) - autoencoder.flat(x)).double().square().sum(1).cpu()
-    seconds = time.monotonic() - started
-    results = [
-        _mean("nelbo", found.nelbo, 10, seconds),
-        _mean("distortion", found.distortion, 10, seconds),
-        _mean("rate", found.rate, 10, seconds),
-        Result("active_units", found.active_units, math.nan, len(x), 0, seconds),
-        _mean("squared_error", error, 0, seconds),
-    ]
-    likelihood, undefined = None, ""
-    if methods is None or "is" in methods:
-        try:
-            likelihood = log_likelihood(model, guide, x, num_particles=num_particles, seed=seed, progress=progress)
-            results.insert(0, _mean("nll", -likelihood.log_px, num_particles, likelihood.seconds))
-        except UndefinedLikelihoodError as reason:
-            if methods is not None:
-                raise
-            undefined = str(reason)
-    if methods is None or "exact" in methods:
-        results += _exact(autoencoder, x, required=methods is not None)
-    return Evaluation({r.name: r for r in results}, found, likelihood, undefined)
+    return _Evaluating(autoencoder, x, settings or EvaluationSettings(), progress).run()
 
 
-def _exact(autoencoder: Autoencoder, x: Tensor, required: bool) -> list[Result]:
-    started = time.monotonic()
-    try:
-        log_px = exact_log_likelihood(autoencoder, x)
-    except UndefinedLikelihoodError:
-        if required:
-            raise
-        return []
-    return [_mean("nll_exact", -log_px, 0, time.monotonic() - started)]
+class _Evaluating:
+    """An evaluation under way."""
+
+    def __init__(self, autoencoder: Autoencoder, x: Tensor, settings: EvaluationSettings, progress: bool) -> None:
+        self.system, self.x, self.settings, self.progress = autoencoder, x, settings, progress
+        self.results: list[Result] = []
+
+    def run(self) -> Evaluation:
+        found = Evaluation({}, self._diagnosed())
+        asked = self.settings.methods
+        steps: dict[str, Callable[[Evaluation], Evaluation]] = {
+            "is": self._importance,
+            "exact": self._exact,
+            "quadrature": self._quadrature,
+            "ais": self._annealing,
+            "bdmc": self._bidirectional,
+            "gaps": self._gaps,
+        }
+        for method in steps if asked is not None else ("is", "exact"):
+            if asked is not None and method not in asked:
+                continue
+            try:
+                found = steps[method](found)
+            except UndefinedLikelihoodError as reason:
+                if asked is not None:
+                    raise
+                found = replace(found, undefined=found.undefined or (str(reason) if method == "is" else ""))
+        return replace(found, results={result.name: result for result in self.results})
+
+    def _diagnosed(self) -> Diagnostics:
+        started = time.monotonic()
+        found = diagnose(self.system.model, self.system.guide, self.x, num_particles=ELBO_DRAWS, seed=self.settings.seed)
+        error = (self.system.reconstruct(self.x) - self.system.flat(self.x)).double().square().sum(1).cpu()
+        seconds = time.monotonic() - started
+        for name, values in (("nelbo", found.nelbo), ("distortion", found.distortion), ("rate", found.rate)):
+            self._mean(name, values, ELBO_DRAWS, seconds)
+        self.results.append(Result("active_units", found.active_units, math.nan, len(self.x), 0, seconds))
+        self._mean("squared_error", error, 0, seconds)
+        return found
+
+    def _importance(self, found: Evaluation) -> Evaluation:
+        settings, model = self.settings, self.system.model
+        estimate = log_likelihood(
+            model,
+            proposal_named(settings.proposal, model, self.system.guide),
+            self.x,
+            num_particles=settings.num_particles,
+            tolerance=settings.tolerance,
+            retry=None if settings.retry is None else proposal_named(settings.retry, model, self.system.guide),
+            seed=settings.seed,
+            progress=self.progress,
+        )
+        count, seconds = estimate.num_particles, estimate.seconds
+        self._mean("nll", -estimate.log_px, count, seconds)
+        for name, values in (("nll_jackknife", estimate.jackknife), ("nll_psis", estimate.smoothed.log_px)):
+            if torch.isfinite(values).all():
+                self._mean(name, -values, count, seconds)
+        self.results.append(Result("unreliable", len(estimate.unreliable), math.nan, len(self.x), count, seconds))
+        return replace(found, likelihood=estimate)
+
+    def _exact(self, found: Evaluation) -> Evaluation:
+        started = time.monotonic()
+        log_px = exact_log_likelihood(self.system, self.x)
+        self._mean("nll_exact", -log_px, 0, time.monotonic() - started)
+        return replace(found, exact=log_px)
+
+    def _quadrature(self, found: Evaluation) -> Evaluation:
+        estimate = quadrature(self.system.model, self.system.guide, self.x, progress=self.progress)
+        self._mean("nll_quadrature", -estimate.log_px, int(estimate.num_points.max()), estimate.seconds)
+        return replace(found, quadrature=estimate)
+
+    def _annealing(self, found: Evaluation) -> Evaluation:
+        settings = self.settings
+        estimate = ais(
+            self.system.model,
+            self.system.guide,
+            self.x,
+            settings=settings.annealing,
+            seed=settings.seed,
+            progress=self.progress,
+            checkpoint=self._checkpoint("ais"),
+        )
+        self._mean("nll_ais", -estimate.log_px, settings.annealing.num_chains, estimate.seconds)
+        return replace(found, annealed=estimate)
+
+    def _bidirectional(self, found: Evaluation) -> Evaluation:
+        settings = self.settings
+        estimate = bdmc(
+            self.system.model,
+            self.system.guide,
+            self.x,
+            settings=settings.annealing,
+            seed=settings.seed,
+            progress=self.progress,
+            checkpoint=self._checkpoint("bdmc"),
+        )
+        for name, values in (("bdmc_lower", estimate.lower), ("bdmc_upper", estimate.upper), ("bdmc_gap", estimate.gap)):
+            self._mean(name, values, settings.annealing.num_chains, estimate.seconds)
+        return replace(found, bidirectional=estimate)
+
+    def _gaps(self, found: Evaluation) -> Evaluation:
+        known = found.exact if found.exact is not None else found.quadrature
+        common = {"seed": self.settings.seed, "progress": self.progress}
+        lost = gaps(self.system.model, self.system.guide, self.x, log_px=known, **common)  # type: ignore[arg-type]
+        for which, family in lost.families.items():
+            suffix = "" if which == "diagonal" else "_" + which.replace("-", "_")
+            self._mean(f"amortization_gap{suffix}", family.amortization.values, 0, lost.seconds)
+            self._mean(f"approximation_gap{suffix}", family.approximation.values, 0, lost.seconds)
+        self._mean("inference_gap", lost.inference.values, 0, lost.seconds)
+        knows = information(self.system.model, self.system.guide, self.x, **common)  # type: ignore[arg-type]
+        bounds = (("lower", knows.lower, knows.marginal_kl[0]), ("upper", knows.upper, knows.marginal_kl[1]))
+        for end, mutual, marginal in bounds:
+            for name, of in (("mutual_information", mutual), ("marginal_kl", marginal)):
+                self.results.append(Result(f"{name}_{end}", of.value, of.se, len(self.x), 1, knows.seconds))
+        return replace(found, gaps=lost, information=knows)
+
+    def _mean(self, name: str, values: Tensor, num_particles: int, seconds: float) -> None:
+        se = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        self.results.append(Result(name, values.mean().item(), se, len(values), num_particles, seconds))
+
+    def _checkpoint(self, name: str) -> Path | None:
+        return None if self.settings.checkpoints is None else self.settings.checkpoints / f"{name}.safetensors"
 
 
-def _mean(name: str, values: Tensor, num_particles: int, seconds: float) -> Result:
-    se = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return Result(name, values.mean().item(), se, len(values), num_particles, seconds)
+def _of_likelihood(estimate: LikelihoodEstimate) -> dict[str, tuple[float, float]]:
+    """The bounds at K = 50 and at K, and the two corrected estimates."""
+    curve, count = estimate.curve, estimate.num_particles
+    found = {}
+    if 50 in curve.ks.tolist() and count > 50:
+        at = curve.ks.tolist().index(50)
+        found["IWAE, K = 50"] = (curve.bound[at].item(), Z * curve.se[at].item())
+    half = Z * estimate.monte_carlo_se
+    found[f"IWAE, K = {count:,}"] = (-estimate.nll, half)
+    found["jackknife"] = (estimate.jackknife.mean().item(), half)
+    found["PSIS"] = (estimate.smoothed.log_px.mean().item(), half)
+    return {name: value for name, value in found.items() if math.isfinite(value[0])}
