@@ -116,15 +116,15 @@ def test_a_kink_converges_slowly_and_says_so() -> None:
             z = pyro.sample("z", dist.Laplace(0.0, 1.0))
             pyro.sample("x", dist.Normal(z, 0.5), obs=x)
 
-    x, s = torch.tensor([-3.0, 0.0, 0.4]), 0.5
+    x, s = torch.linspace(-3, 3, 200), 0.5
     phi = dist.Normal(0.0, 1.0).cdf
     terms = [s**2 / 2 + side * x + phi(-(side * x + s**2) / s).log() for side in (1.0, -1.0)]
     truth = torch.stack(terms).logsumexp(0) - math.log(2)
     found = quadrature(model, None, x, tolerance=1e-5)
-    assert bool(((found.log_px - truth).abs() <= 3 * found.error).all())
+    assert bool(((found.log_px - truth).abs() <= found.error).all())
     assert found.error.max() < 1e-5
     assert found.num_points.max() > 1000
-    rough = quadrature(model, None, x, max_points=100)
+    rough = quadrature(model, None, x, max_points=600)
     assert bool(((rough.log_px - truth).abs() <= rough.error).all())
 
 

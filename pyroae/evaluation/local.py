@@ -20,6 +20,8 @@ WINDOW = 25
 """Steps between two looks at whether a datum's ELBO still rises."""
 RATES = (0.3, 0.12, 0.05, 0.02, 0.008, 0.003, 0.001)
 """Step sizes, in units of the Gaussian's own spread; a datum goes to the next when its ELBO has stopped to rise."""
+SMALL, COMPARED = 8, 100
+"""Dimensions up to which the noise of a full covariance is no trouble; draws that two fits are compared by."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,16 @@ def fit_local(
         L[q] = E_q [log p(x, z(u)) |dz/du| − log q(u)],   u = m + L ε,
         Δm = L a,   ΔL = L tril(a εᵀ),   a = Lᵀ ∇ log p(x, z(u)) + ε
 
-    a is the path gradient with q's parameters stopped (Roeder 2017: sticking the landing), which vanishes draw by draw where q
-    is the posterior, in coordinates in which q is standard normal: the natural gradient, whose steps Adam (Kingma & Ba 2015)
-    limits. Each datum has its own step size, which falls when its ELBO has not risen by more than its standard error over a
-    window of draws, starting again from the window's mean iterate; the fit ends when all are at the last (a rule as that of
-    Cremer et al. 2018, a datum at a time). guide: what the mean and the spread at the start are taken from; the prior where
-    it is None, and the prior's spread where it is a Delta. A diagonal fit goes through a full-rank one first, and starts from
-    its mean with the scales (Σ⁻¹)_jj^(−½), which are the optimum for a Gaussian posterior. start: such a fit, of the same
-    block, where there is one already. steps: at the most, of either fit. num_particles: draws a step.
+    a is the path gradient with q's parameters stopped (Roeder 2017: sticking the landing), which vanishes draw by draw
+    where q is the posterior, in coordinates in which q is standard normal: the natural gradient, whose steps Adam (Kingma &
+    Ba 2015) limits. Each datum has its own step size, which falls when its ELBO has not risen by more than its standard
+    error over a window of draws, starting again from the window's mean iterate; the fit ends when all are at the last (a
+    rule as that of Cremer et al. 2018, a datum at a time). guide: what the mean and the spread at the start are taken from;
+    the prior where it is None, and the prior's spread where it is a Delta. A diagonal fit goes through a full-rank one
+    first, and starts from its mean with the scales (Σ⁻¹)_jj^(−½), which are the optimum for a Gaussian posterior. In more
+    than 8 dimensions a full-rank fit goes on from the diagonal one, where the first was lost in its own noise, and the
+    better of the two is kept. start: such a fit, of the same block, where there is one already. steps: at the most, of
+    either fit. num_particles: draws a step.
     seed: of the draws; the caller's generators then stay as they were; None takes them from there.
     Raises ConfigError for an unknown family or numbers below 1, ProgramError for discrete latents or global ones.
 
@@ -106,11 +110,34 @@ def fit_local(
             start = _climbed(_Climb(latents, loc, root, "full-rank", steps), num_particles)
         elif family == "full-rank":
             start = _climbed(_Climb(latents, start.loc, start.scale_tril, family, steps), num_particles)
-        if family == "full-rank":
+        if family == "full-rank" and start.loc.shape[-1] <= SMALL:
             return start
         precision = torch.cholesky_inverse(start.scale_tril).diagonal(dim1=-2, dim2=-1)
-        near = _Climb(latents, start.loc, torch.diag_embed(precision.rsqrt()), family, steps, rates=RATES[2:])
-        return _climbed(near, num_particles)
+        near = _Climb(latents, start.loc, torch.diag_embed(precision.rsqrt()), "diagonal", steps, rates=RATES[2:])
+        diagonal = _climbed(near, num_particles)
+        if family == "diagonal":
+            return diagonal
+        again = _Climb(latents, diagonal.loc, diagonal.scale_tril, family, steps, rates=RATES[3:])
+        return _better(Latents(model, program, args, COMPARED, nesting), start, _climbed(again, num_particles))
+
+
+def _better(latents: Latents, one: LocalGaussian, other: LocalGaussian) -> LocalGaussian:
+    """Of each datum the fit with the larger ELBO, from the same noise."""
+    noise = torch.randn_like(latents.start)
+    elbos = []
+    for fitted in (one, other):
+        u, log_q = fitted.draw(len(noise), noise)
+        elbos.append((latents.log_joint(u).total - log_q).mean(0))
+    other_wins = ~(elbos[0] >= elbos[1])
+    at = other_wins.cpu()
+    return LocalGaussian(
+        torch.where(other_wins[:, None], other.loc, one.loc),
+        torch.where(other_wins[:, None, None], other.scale_tril, one.scale_tril),
+        torch.where(at, other.elbo, one.elbo),
+        torch.where(at, other.gain, one.gain),
+        torch.where(at, other.gain_se, one.gain_se),
+        max(one.steps, other.steps),
+    )
 
 
 def _moments(model: Program, program: Program, args: tuple[Tensor, ...], nesting: int) -> tuple[Tensor, Tensor]:
