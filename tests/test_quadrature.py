@@ -24,7 +24,7 @@ from tests.systems import system_and_data
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def check(found: QuadratureEstimate, truth: Tensor, atol: float = 1e-9) -> None:
+def check_right(found: QuadratureEstimate, truth: Tensor, atol: float = 1e-9) -> None:
     """It says that it converged, and it is right."""
     assert bool(found.converged.all())
     assert bool((found.error < 1e-6).all())
@@ -36,8 +36,8 @@ def test_ppca_is_the_closed_form(latent: int) -> None:
     system = zoo.ppca(8, latent=latent)
     x = system.sample(10, noise=True)
     truth = exact_log_likelihood(system, x)
-    check(quadrature(system.model, system.guide, x), truth)
-    check(quadrature(system.model, None, x), truth)
+    check_right(quadrature(system.model, system.guide, x), truth)
+    check_right(quadrature(system.model, None, x), truth)
 
 
 def test_a_strongly_correlated_posterior_in_three_dimensions() -> None:
@@ -49,7 +49,7 @@ def test_a_strongly_correlated_posterior_in_three_dimensions() -> None:
     w, _, scale = (part.detach() for part in system.linear_gaussian())
     assert torch.linalg.cond(w.T @ w + scale**2 * torch.eye(3)) > 1000
     x = system.sample(4, noise=True)
-    check(quadrature(system.model, system.guide, x), exact_log_likelihood(system, x))
+    check_right(quadrature(system.model, system.guide, x), exact_log_likelihood(system, x))
 
 
 def squared(scale: float) -> tuple[Program, Program]:
@@ -73,7 +73,7 @@ def test_two_modes(scale: float) -> None:
     z, width = torch.linspace(-8, 8, 2_000_001), 16 / 2_000_000
     joint = [dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z**2, scale).log_prob(value) for value in x]
     truth = torch.stack([column.logsumexp(0) + math.log(width) for column in joint])
-    check(quadrature(*squared(scale), x), truth)
+    check_right(quadrature(*squared(scale), x), truth)
 
 
 def ring(scale: float) -> Program:
@@ -95,7 +95,7 @@ def log_px_of_ring(x: Tensor, scale: float) -> Tensor:
 @pytest.mark.parametrize("scale", [0.5, 0.2])
 def test_a_ring(scale: float) -> None:
     x = torch.tensor([0.5, 1.0, 4.0, 9.0])
-    check(quadrature(ring(scale), None, x), log_px_of_ring(x, scale), atol=1e-6)
+    check_right(quadrature(ring(scale), None, x), log_px_of_ring(x, scale), atol=1e-6)
 
 
 def test_what_has_not_converged_says_so_and_by_how_much() -> None:
@@ -137,7 +137,7 @@ def test_a_posterior_far_narrower_than_the_prior(scale: float) -> None:
 
     x = torch.tensor([[-2.0, 1.0], [0.0, 0.0], [5.5, -3.0]])
     truth = dist.Normal(0.0, math.sqrt(1 + scale**2)).log_prob(x).sum(-1)
-    check(quadrature(model, None, x), truth)
+    check_right(quadrature(model, None, x), truth)
 
 
 def test_constrained_latents() -> None:
@@ -148,14 +148,14 @@ def test_constrained_latents() -> None:
             pyro.sample("x", dist.Poisson(pyro.sample("rate", dist.Gamma(2.0, 3.0))), obs=x)
 
     counts = torch.tensor([0.0, 1.0, 5.0, 100.0])
-    check(quadrature(rate, None, counts), dist.GammaPoisson(2.0, 3.0).log_prob(counts))
+    check_right(quadrature(rate, None, counts), dist.GammaPoisson(2.0, 3.0).log_prob(counts))
 
     def interval(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(pyro.sample("z", dist.Uniform(-1.0, 2.0)), 0.3), obs=x)
 
     x, noise = torch.tensor([-2.0, -1.0, 0.0, 1.9, 2.5]), dist.Normal(0.0, 0.3)
-    check(quadrature(interval, None, x), ((noise.cdf(2 - x) - noise.cdf(-1 - x)) / 3).log())
+    check_right(quadrature(interval, None, x), ((noise.cdf(2 - x) - noise.cdf(-1 - x)) / 3).log())
 
 
 def test_two_sites_and_two_arguments() -> None:

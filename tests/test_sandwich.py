@@ -57,6 +57,8 @@ def test_quadrature_importance_sampling_and_annealing_agree_datum_by_datum() -> 
     assert bool(exact.converged.all())
     assert (sampled.log_px - exact.log_px).abs().max() < 0.02
     assert (annealed.log_px - exact.log_px).abs().max() < 0.02
+    both = bdmc(vae.model, None, x, settings=AISSettings(16, 40), seed=0)
+    assert -4 * both.mean_gap_se < both.mean_gap < 0.5
     elbo = -evaluate(vae, x, EvaluationSettings(("is",), 100)).diagnostics.nelbo
     assert (exact.log_px - elbo).mean() > 0.05  # there was something to find
 

@@ -255,7 +255,7 @@ def _anneal(
         plan, dims, mark = _look(model, guide, args, settings, simulated)
         kept = Checkpoint(checkpoint, {"kind": "bdmc" if simulated else "ais", **asdict(settings), "seed": seed, "data": mark})
         parts = list(blocks(args, max(1, rows_of(args) // settings.num_chains)))
-        with Progress("AIS", len(parts) * plan.moves, progress) as bar:
+        with Progress("BDMC" if simulated else "AIS", len(parts) * plan.moves, progress) as bar:
             done = len(kept.finished) * plan.moves
             for part in parts[len(kept.finished) :]:
                 block = kept.restore(Block(plan, part))

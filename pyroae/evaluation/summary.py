@@ -201,33 +201,27 @@ class _Evaluating:
         return replace(found, quadrature=estimate)
 
     def _annealing(self, found: Evaluation) -> Evaluation:
-        settings = self.settings
-        estimate = ais(
-            self.system.model,
-            self.system.guide,
-            self.x,
-            settings=settings.annealing,
-            seed=settings.seed,
-            progress=self.progress,
-            checkpoint=self._checkpoint("ais"),
-        )
-        self._mean("nll_ais", -estimate.log_px, settings.annealing.num_chains, estimate.seconds)
+        estimate = self._along(ais, "ais")
+        self._mean("nll_ais", -estimate.log_px, self.settings.annealing.num_chains, estimate.seconds)
         return replace(found, annealed=estimate)
 
     def _bidirectional(self, found: Evaluation) -> Evaluation:
+        estimate = self._along(bdmc, "bdmc")
+        for name, values in (("bdmc_lower", estimate.lower), ("bdmc_upper", estimate.upper), ("bdmc_gap", estimate.gap)):
+            self._mean(name, values, self.settings.annealing.num_chains, estimate.seconds)
+        return replace(found, bidirectional=estimate)
+
+    def _along[T](self, anneal: Callable[..., T], name: str) -> T:
         settings = self.settings
-        estimate = bdmc(
+        return anneal(
             self.system.model,
             self.system.guide,
             self.x,
             settings=settings.annealing,
             seed=settings.seed,
             progress=self.progress,
-            checkpoint=self._checkpoint("bdmc"),
+            checkpoint=None if settings.checkpoints is None else settings.checkpoints / f"{name}.safetensors",
         )
-        for name, values in (("bdmc_lower", estimate.lower), ("bdmc_upper", estimate.upper), ("bdmc_gap", estimate.gap)):
-            self._mean(name, values, settings.annealing.num_chains, estimate.seconds)
-        return replace(found, bidirectional=estimate)
 
     def _gaps(self, found: Evaluation) -> Evaluation:
         known = found.exact if found.exact is not None else found.quadrature
@@ -248,9 +242,6 @@ class _Evaluating:
     def _mean(self, name: str, values: Tensor, num_particles: int, seconds: float) -> None:
         se = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
         self.results.append(Result(name, values.mean().item(), se, len(values), num_particles, seconds))
-
-    def _checkpoint(self, name: str) -> Path | None:
-        return None if self.settings.checkpoints is None else self.settings.checkpoints / f"{name}.safetensors"
 
 
 def _of_likelihood(estimate: LikelihoodEstimate) -> dict[str, tuple[float, float]]:
