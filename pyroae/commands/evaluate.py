@@ -15,7 +15,8 @@ from pyroae.commands.work import evaluate_run, part_of, say
 from pyroae.data import Dataset
 from pyroae.errors import RunError
 from pyroae.evaluation.ais import AISSettings
-from pyroae.evaluation.likelihood import LEAST_FOR_PSIS, LikelihoodEstimate
+from pyroae.evaluation.likelihood import LikelihoodEstimate
+from pyroae.evaluation.streams import LEAST_FOR_PSIS
 from pyroae.evaluation.summary import Evaluation, EvaluationSettings
 from pyroae.runs import Run
 

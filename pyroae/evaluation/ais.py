@@ -15,7 +15,7 @@ from pyroae.errors import ConfigError, DataError, unknown_name
 from pyroae.evaluation.annealing import Block, Checkpoint, Placeholders, Plan, fingerprint, in_double
 from pyroae.evaluation.blocks import Data, arguments_of, blocks, rows_of
 from pyroae.evaluation.hmc import segments
-from pyroae.evaluation.likelihood import check_evidence, check_proposal
+from pyroae.evaluation.likelihood import PerDatumEstimate, check_evidence, check_proposal
 from pyroae.progress import Progress
 from pyroae.weights import Program, evaluating, fork_random, plate_nesting, prior_of, run
 
@@ -68,7 +68,7 @@ class AISSettings:
 
 
 @dataclass(frozen=True)
-class AISEstimate:
+class AISEstimate(PerDatumEstimate):
     """Annealed log-likelihoods, float64, in nats.
 
     log_px: `[N]`, log (1/C) Σ w, a lower bound in expectation. se: `[N]`, its standard error by the delta method over
@@ -90,21 +90,6 @@ class AISEstimate:
         """95 % interval of log p(x), `[2, N]`: log_px ± t se, t the quantile of Student's t with C − 1 degrees of freedom."""
         reach = _student(len(self.log_weights)) * self.se
         return torch.stack([self.log_px - reach, self.log_px + reach])
-
-    @property
-    def nll(self) -> float:
-        """−mean log p(x), nats per datum."""
-        return -self.log_px.mean().item()
-
-    @property
-    def nll_se(self) -> float:
-        """Standard error of `nll` as the mean over a sample of N data, Monte-Carlo error included."""
-        return (self.log_px.std() / math.sqrt(len(self.log_px))).item()
-
-    @property
-    def monte_carlo_se(self) -> float:
-        """Standard error of `nll` for these very data: what more chains would reduce."""
-        return (self.se.square().sum().sqrt() / len(self.se)).item()
 
     @property
     def acceptance_rate(self) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyroae.errors import ConfigError, DataError, ProgramError, UndefinedLikelihoodError
 from pyroae.evaluation.blocks import Data, arguments_of, blocks, rows_of
 from pyroae.evaluation.proposals import Draw, Proposal
-from pyroae.evaluation.streams import LEAST_FOR_PSIS, BoundCurve, CurveStream, Smoothed, WeightStream, curve_sizes
+from pyroae.evaluation.streams import BoundCurve, CurveStream, Smoothed, WeightStream, curve_sizes, khat_limit
 from pyroae.progress import Progress
 from pyroae.sites import base_distribution
 from pyroae.weights import Program, Traces, evaluating, fork_random, log_density, plate_nesting, reduce_log_weights, run
@@ -24,8 +24,30 @@ TOO_MANY = 0.1
 """The share of unreliable data from which on all are tried again."""
 
 
+class PerDatumEstimate:
+    """What every Monte-Carlo estimate of log p(x) says of its mean, from `log_px` and `se` `[N]`, in nats."""
+
+    log_px: Tensor
+    se: Tensor
+
+    @property
+    def nll(self) -> float:
+        """−mean log p(x), nats per datum."""
+        return -self.log_px.mean().item()
+
+    @property
+    def nll_se(self) -> float:
+        """Standard error of `nll` as the mean over a sample of N data, Monte-Carlo error included."""
+        return (self.log_px.std() / math.sqrt(len(self.log_px))).item()
+
+    @property
+    def monte_carlo_se(self) -> float:
+        """Standard error of `nll` for these very data: what more particles would reduce."""
+        return (self.se.square().sum().sqrt() / len(self.se)).item()
+
+
 @dataclass(frozen=True)
-class LikelihoodEstimate:
+class LikelihoodEstimate(PerDatumEstimate):
     """Importance-sampled log-likelihoods, float64, in nats; tensors are `[N]` where nothing else is said.
 
     log_px: log (1/K) Σ w, a lower bound in expectation. se: its Monte-Carlo standard error by the delta method, nan for K = 1.
@@ -51,21 +73,6 @@ class LikelihoodEstimate:
         return int(self.draws.max())
 
     @property
-    def nll(self) -> float:
-        """−mean log p(x), nats per datum."""
-        return -self.log_px.mean().item()
-
-    @property
-    def nll_se(self) -> float:
-        """Standard error of `nll` as the mean over a sample of N data, Monte-Carlo error included."""
-        return (self.log_px.std() / math.sqrt(len(self.log_px))).item()
-
-    @property
-    def monte_carlo_se(self) -> float:
-        """Standard error of `nll` for these very data: what more particles would reduce."""
-        return (self.se.square().sum().sqrt() / len(self.se)).item()
-
-    @property
     def bias(self) -> float:
         """The jackknife's estimate of the bias of mean log_px, in nats per datum: below 0."""
         return (self.log_px - self.jackknife).mean().item()
@@ -83,7 +90,7 @@ class LikelihoodEstimate:
     @property
     def khat_limit(self) -> Tensor:
         """`[N]`, min(1 − 1/log₁₀ K, 0.7): the k̂ above which the error is not to be trusted (Vehtari et al. 2024)."""
-        return (1 - 1 / self.draws.double().log10().clamp_min(1e-9)).clamp_max(0.7)
+        return khat_limit(self.draws)
 
     @property
     def unreliable(self) -> Tensor:
@@ -163,8 +170,7 @@ class _Columns:
         return Smoothed(self.smooth_log_px, self.smooth_interval, self.khat)
 
     def unreliable(self) -> Tensor:
-        limit = (1 - 1 / self.draws.double().log10().clamp_min(1e-9)).clamp_max(0.7)
-        return (self.khat >= limit).nonzero().flatten()
+        return (self.khat >= khat_limit(self.draws)).nonzero().flatten()
 
     def with_better(self, index: Tensor, other: "_Columns") -> "_Columns":
         """The figures of `other` for the data at `index` whose k̂ is lower there."""
@@ -320,6 +326,3 @@ def _blamed(model: Program, guide: Program, args: tuple[Tensor, ...], nesting: i
                 if not torch.isfinite(log_density(name, site)).all():
                     return name
     return None
-
-
-__all__ = ["LEAST_FOR_PSIS", "LikelihoodEstimate", "check_evidence", "check_proposal", "log_likelihood"]

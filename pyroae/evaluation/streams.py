@@ -47,6 +47,11 @@ def tail_length(num_particles: int) -> int:
     return int(num_particles / 5) if num_particles <= 225 else int(3 * math.sqrt(num_particles))
 
 
+def khat_limit(num_particles: Tensor) -> Tensor:
+    """min(1 − 1/log₁₀ K, 0.7), for K of each datum: from there on k̂ says not to trust an estimate (Vehtari et al. 2024)."""
+    return (1 - 1 / num_particles.double().log10().clamp_min(1e-9)).clamp_max(0.7)
+
+
 def curve_sizes(num_particles: int) -> list[int]:
     """1, 2, 5, 10, 20, … up to K, and K itself."""
     sizes = [digit * 10**power for power in range(len(str(num_particles))) for digit in (1, 2, 5)]

@@ -19,9 +19,9 @@ from pyroae.evaluation.information import Information, information
 from pyroae.evaluation.likelihood import LikelihoodEstimate, log_likelihood
 from pyroae.evaluation.proposals import PROPOSALS, proposal_named
 from pyroae.evaluation.quadrature import QuadratureEstimate, quadrature
+from pyroae.evaluation.streams import Z
 
 METHODS = ("is", "ais", "bdmc", "exact", "quadrature", "gaps")
-Z = 1.96
 ELBO_DRAWS = 10
 """Draws of each datum for rate and distortion."""
 
