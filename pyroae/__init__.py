@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyroae import corruptions, likelihoods, nn, objectives, plots, posteriors, priors, testing, zoo
     from pyroae.autoencoder import Autoencoder
     from pyroae.budget import Budget
+    from pyroae.compiler import Compiled, compile
     from pyroae.config import RunConfig, TrainConfig
     from pyroae.data import Dataset, Splits, load
     from pyroae.errors import PyroaeError
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "pyroae.autoencoder": ["Autoencoder"],
     "pyroae.budget": ["Budget"],
+    "pyroae.compiler": ["Compiled", "compile"],
     "pyroae.config": ["RunConfig", "TrainConfig"],
     "pyroae.data": ["Dataset", "Splits", "load"],
     "pyroae.errors": ["PyroaeError"],
@@ -77,6 +79,7 @@ __all__ = [
     "Bound",
     "Budget",
     "Comparison",
+    "Compiled",
     "Dataset",
     "Diagnostics",
     "Evaluation",
@@ -99,6 +102,7 @@ __all__ = [
     "ais",
     "bdmc",
     "compare_training",
+    "compile",
     "corruptions",
     "diagnose",
     "evaluate",

@@ -237,6 +237,8 @@ def _option(parser: Parser, field: Field[Any], wanted: Any) -> None:
 
 def _reader(wanted: Any) -> tuple[Callable[[str], Any], str]:
     """How the text of an option becomes a value of the wanted type, and what its help calls it."""
+    if wanted == bool | str:
+        return lambda text: {"true": True, "false": False}.get(text, text), "NAME"
     if get_origin(wanted) is UnionType:
         wanted = next(kind for kind in get_args(wanted) if kind is not NoneType)
     if get_origin(wanted) is tuple:

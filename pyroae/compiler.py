@@ -1,4 +1,4 @@
-"""A Pyro model, guide and objective as one compiled graph: the bound and its gradients, parameters and random draws included.
+"""A Pyro model, guide and objective as one compiled graph: bound, gradients, random draws and the optimizer's step.
 
 `make_fx` runs the programs once, on one batch, and keeps the tensor operations of the bound and of its gradient: Pyro's
 handlers leave no trace in them. `torch._inductor` makes code of that. One graph serves one shape of batch.
@@ -6,134 +6,216 @@ handlers leave no trace in them. `torch._inductor` makes code of that. One graph
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import pyro
 import torch
 from pyro.infer import ELBO
-from pyro.poutine.messenger import Messenger
+from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
 from pyroae.errors import ConfigError, PyroaeError
-from pyroae.objectives.base import Bound, ObjectiveBase
-from pyroae.program import Pair, system_of
+from pyroae.objectives.base import Bound
+from pyroae.program import Pair, bound_of, system_of
+from pyroae.updates import Rule, rule_of
 from pyroae.weights import Program, fork_random
 
 Graph = Callable[..., tuple[Tensor, ...]]
 Key = tuple[Any, ...]
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
-class CompiledObjective:
-    """A bound and its gradients as compiled code, in the place of `pyro.infer.SVI`'s loss.
+def compile(  # noqa: A001: the name that torch has for it
+    model: Program,
+    guide: Program,
+    objective: ELBO,
+    optimizer: MakeOptimizer | PyroOptim | None = None,
+    *,
+    grad_clip: float | None = None,
+    same_draws: bool = False,
+) -> "Compiled":
+    """Stochastic variational inference as compiled code, in the place of `pyro.infer.SVI`.
 
-    model, guide: Pyro programs over the same arguments, as of `fit`. objective: one of pyroae's, or any `pyro.infer.ELBO`
-    with a `differentiable_loss` that reads no value back. same_draws: the random numbers of eager code, draw by draw, from the
-    same seed; slower, for tests. backend: "inductor", or "eager" for the traced graph without code.
-    The first batch of each shape is run as it is, with all checks, then traced. A program that cannot be traced, whose control
-    flow hangs on values, is run as it is from then on, with one warning that says why.
+        loss = −bound(minibatch) in nats;  a step: gradients of −surrogate, clipped to a norm, and the optimizer
+
+    model, guide: any Pyro programs over the same arguments, free of control flow that hangs on values. objective: one of
+    pyroae's, or an ELBO of Pyro's with a `differentiable_loss`. optimizer: a function from parameters to an optimizer of
+    torch, or one of `pyro.optim`; by default Adam with a learning rate of 1e-3. Adam, AdamW and SGD become part of the graph;
+    others step beside it. grad_clip: largest norm of the whole gradient. same_draws: on a GPU, the random numbers of eager
+    code from the same seed, which takes longer; on a CPU they are always the same.
+    The first step is run as it is, with Pyro's checks; the graph is made at the second, once for each shape of arguments, and
+    kept on disk by torch for the next process. A program that cannot be compiled is run as it is, with one warning.
+    Raises ConfigError for an objective without a differentiable loss, and for programs without parameters.
 
     >>> from pyroae import TraceELBO, zoo
     >>> system, x = zoo.ppca(4, latent=2), torch.zeros(3, 4)
-    >>> compiled = CompiledObjective(system.model, system.guide, TraceELBO(), backend="eager")
-    >>> loss = compiled.loss_and_grads(x)
-    >>> loss.shape, system.encoder[0].weight.grad.shape, compiled.is_compiled
-    (torch.Size([]), torch.Size([2, 4]), True)
+    >>> svi = compile(system.model, system.guide, TraceELBO(), lambda parameters: torch.optim.Adam(parameters, lr=0.01))
+    >>> losses = [svi.step(x).item() for _ in range(20)]  # the first ones wait for the compiler
+    >>> losses[-1] < losses[0], svi.is_compiled
+    (True, True)
+    """
+    made: MakeOptimizer = (
+        _default if optimizer is None else _of_pyro(optimizer) if isinstance(optimizer, PyroOptim) else optimizer
+    )
+    return Compiled(system_of((model, guide)), objective, made, grad_clip=grad_clip, same_draws=same_draws)
+
+
+class Compiled:
+    """What `compile` gives, and what `fit` steps with: `step`, `loss_and_grads`, and `evaluate_loss`.
+
+    system: a module with a model and a guide. precision: a context of mixed precision. backend: "inductor", or "eager" for the
+    traced graph without code.
     """
 
     def __init__(
-        self, model: Program, guide: Program, objective: ELBO, *, same_draws: bool = False, backend: str = "inductor"
+        self,
+        system: nn.Module,
+        objective: ELBO,
+        optimizer: MakeOptimizer | None = None,
+        *,
+        grad_clip: float | None = None,
+        same_draws: bool = False,
+        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        backend: str = "inductor",
     ) -> None:
         if not hasattr(objective, "differentiable_loss"):
             raise ConfigError(f"{type(objective).__name__} has no differentiable_loss: it cannot be compiled")
         if backend not in ("inductor", "eager"):
             raise ConfigError(f"unknown backend '{backend}': inductor or eager")
-        self.system = system_of((model, guide))
-        self.objective, self.same_draws, self.backend = objective, same_draws, backend
+        if grad_clip is not None and not grad_clip > 0:
+            raise ConfigError(f"grad_clip must be positive, not {grad_clip}")
+        self.system, self.objective, self.grad_clip = system, objective, grad_clip
+        self.same_draws, self.precision, self.backend = same_draws, precision, backend
+        self.optimizer: torch.optim.Optimizer | None = None
+        self._make_optimizer = optimizer
         self._graphs: dict[Key, Graph | None] = {}
-        self._known = False
+        self._known: dict[str, nn.Parameter] = {}
+        self._modules: list[nn.Module] = []
+        self._last: Key = ()
 
     @property
     def is_compiled(self) -> bool:
-        """Whether the last shape of batch that was new runs as a graph."""
-        return bool(self._graphs) and list(self._graphs.values())[-1] is not None
+        """Whether the last batch was given to a graph."""
+        return self._graphs.get(self._last) is not None
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained, by name: the parameters of the programs' modules and of Pyro's store."""
-        return {name: p for name, p in self.system.named_parameters() if p.requires_grad}
+        """What is trained, by name: parameters of the programs' modules and of Pyro's store; those are known after a run."""
+        return dict(self._known) or _trained(self.system)
 
-    def loss_and_grads(self, *args: Any, kl_weight: float = 1.0) -> Tensor:
-        """The negative bound over all data, in nats, without gradient; adds its gradient to the parameters' `grad`."""
-        value, grads = self.value_and_grads(*args, kl_weight=kl_weight)
-        for parameter, grad in zip(self.parameters().values(), grads, strict=True):
-            parameter.grad = grad if parameter.grad is None else parameter.grad + grad
-        return -value
+    def step(self, *args: Any, kl_weight: float | None = None, divisor: float = 1.0) -> Tensor:
+        """One step of the optimizer; the negative bound before it, divided by `divisor`, as a tensor that waits for nothing.
 
-    def value_and_grads(self, *args: Any, kl_weight: float = 1.0) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The bound over all data, in nats, and the gradient of its negative surrogate for each parameter.
-
-        kl_weight: of log p and log q of the latent sites, as in KL warm-up; one graph serves every weight below 1.
+        kl_weight: of log p and log q of the latent sites, as in KL warm-up, an input of the graph.
         """
         if not self._known:
             self._find(args)
-        given = args if kl_weight == 1 else (*args, torch.tensor(kl_weight))
-        key = (*self._key(args), kl_weight == 1)
+            if not self._optimizer().state:  # one that has taken steps goes on as it would have without a break
+                with pyro.validation_enabled(True):
+                    return self._eager_step(args, kl_weight, divisor)
+        key = ("step", divisor, *self._key(args, kl_weight))
         if key not in self._graphs:
-            self._graphs[key] = self._compiled(given, kl_weight != 1)
-        graph = self._graphs[key]
+            self._graphs[key] = self._compiled(args, kl_weight, divisor, "step")
+        graph, self._last = self._graphs[key], key
         if graph is None:
-            return self._eager(given, kl_weight != 1)
-        with torch.no_grad():
-            value, *grads = graph(*self._leaves(), *[a for a in given if isinstance(a, Tensor)])
+            return self._eager_step(args, kl_weight, divisor)
+        return graph(*args, *_weights(kl_weight))[0]
+
+    def loss_and_grads(self, *args: Any, kl_weight: float | None = None) -> Tensor:
+        """The negative bound over all data, in nats, without gradient; adds its gradient to the parameters' `grad`."""
+        value, grads = self.value_and_grads(*args, kl_weight=kl_weight)
+        for parameter, grad in zip(self._known.values(), grads, strict=True):
+            parameter.grad = grad if parameter.grad is None else parameter.grad + grad
+        return -value
+
+    def value_and_grads(self, *args: Any, kl_weight: float | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The bound over all data, in nats, and the gradient of its negative surrogate for each parameter."""
+        if not self._known:
+            self._find(args)
+        key = ("gradients", *self._key(args, kl_weight))
+        if key not in self._graphs:
+            self._graphs[key] = self._compiled(args, kl_weight, 1.0, "gradients")
+        graph, self._last = self._graphs[key], key
+        if graph is None:
+            return self._eager(args, kl_weight)
+        value, *grads = graph(*args, *_weights(kl_weight))
         return value, tuple(grads)
 
+    def bound(self, *args: Any, kl_weight: float | None = None) -> Bound:
+        """Value and surrogate whose `backward` hands on the gradients of the graph: for distributed and scaled training."""
+        value, grads = self.value_and_grads(*args, kl_weight=kl_weight)
+        return Bound(value, cast(Tensor, _Known.apply(value, grads, *self._known.values())))
+
+    def evaluate_loss(self, *args: Any) -> Tensor:
+        """The negative bound over all data, in nats, of a run as it is, without a step."""
+        with torch.no_grad(), pyro.validation_enabled(False), self.precision():
+            return -self._bound(args, None).value
+
+    def is_new(self, *args: Any, kl_weight: float | None = None, divisor: float = 1.0) -> bool:
+        """Whether a step with such arguments would have to be compiled first."""
+        return bool(self._known) and ("step", divisor, *self._key(args, kl_weight)) not in self._graphs
+
+    # Runs as they are.
+
     def _find(self, args: tuple[Any, ...]) -> None:
-        """One eager run with all checks, which takes up the parameters of Pyro's store and leaves the generators alone."""
+        """One run as it is, with all checks, which takes up parameters of Pyro's store and leaves the generators alone."""
         with fork_random(_device(args)), torch.no_grad(), pyro.validation_enabled(True), _same_buffers(self.system):
             if isinstance(self.system, Pair):
                 self.system.find_parameters(*args)
-            cast(Any, self.objective).differentiable_loss(self._model, self._guide, *args)
-        if not self.parameters():
+            self._bound(args, None)
+        self._known = _trained(self.system)
+        self._modules = list(self.system.modules())
+        if not self._known:
             raise ConfigError("model and guide have no parameters to train: announce them by pyro.param or pyro.module")
-        self._known = True
+        if self._make_optimizer is not None:
+            self.optimizer = self._make_optimizer(list(self._known.values()))
 
-    @property
-    def _model(self) -> Program:
-        return cast(Any, self.system).model
+    def _bound(self, args: tuple[Any, ...], kl_weight: Tensor | float | None) -> Bound:
+        return bound_of(self.system, self.objective, args, kl_weight)
 
-    @property
-    def _guide(self) -> Program:
-        return cast(Any, self.system).guide
-
-    def _key(self, args: tuple[Any, ...]) -> Key:
-        """What a graph is made for: shapes, types and devices of tensors, the values of all else, and the modules' mode."""
-        parts = [(tuple(a.shape), a.dtype, a.device) if isinstance(a, Tensor) else a for a in args]
-        modes = tuple(m.training for m in self.system.modules())
-        return (*parts, *[(p.dtype, p.device) for p in self.parameters().values()], modes)
-
-    def _leaves(self) -> list[Tensor]:
-        return [p.detach() for p in self.parameters().values()]
-
-    def _bound(self, args: tuple[Any, ...], weighted: bool) -> Bound:
-        rest = args[:-1] if weighted else args
-        with _Weighted(args[-1]) if weighted else nullcontext():
-            if isinstance(self.objective, ObjectiveBase):
-                return self.objective.bound(self._model, self._guide, *rest)
-            bound = -cast(Any, self.objective).differentiable_loss(self._model, self._guide, *rest)
-            return Bound(bound.detach(), bound)
-
-    def _eager(self, args: tuple[Any, ...], weighted: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-        parameters = list(self.parameters().values())
-        bound = self._bound(args, weighted)
+    def _eager(self, args: tuple[Any, ...], kl_weight: float | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        parameters = list(self._known.values())
+        with self.precision():
+            bound = self._bound(args, kl_weight)
         grads = torch.autograd.grad(-bound.surrogate, parameters, allow_unused=True)
         return bound.value.detach(), tuple(_filled(grads, parameters))
 
-    def _compiled(self, args: tuple[Any, ...], weighted: bool) -> Graph | None:
-        tensors = [a for a in args if isinstance(a, Tensor)]
+    def _eager_step(self, args: tuple[Any, ...], kl_weight: float | None, divisor: float) -> Tensor:
+        optimizer, values = self._optimizer(), []
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            with self.precision():
+                bound = self._bound(args, kl_weight)
+            (-bound.surrogate / divisor).backward()
+            if self.grad_clip is not None:
+                torch.nn.utils.clip_grad_norm_(self._known.values(), self.grad_clip)
+            values.append(-bound.value.detach() / divisor)
+            return values[-1]
+
+        optimizer.step(closure)  # type: ignore[arg-type]  # torch says float, and hands on what it is given
+        return values[0]
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            raise ConfigError("a step needs an optimizer: none was given")
+        return self.optimizer
+
+    # Graphs.
+
+    def _key(self, args: tuple[Any, ...], kl_weight: float | None) -> Key:
+        """What a graph is made for: shapes, types and devices of tensors, the values of all else, and the modules' mode."""
+        parts = [(tuple(a.shape), a.dtype, a.device) if isinstance(a, Tensor) else a for a in args]
+        like = next(iter(self._known.values()))
+        return (*parts, kl_weight is not None, like.dtype, like.device, tuple(m.training for m in self._modules))
+
+    def _compiled(self, args: tuple[Any, ...], kl_weight: float | None, divisor: float, what: str) -> Graph | None:
+        """The graph of a step, or of the gradients alone; None, with a warning, where it cannot be made."""
         try:
             with fork_random(_device(args)), pyro.validation_enabled(False):
-                graph = self._traced(args, weighted)
-                return graph if self.backend == "eager" else _inductor(graph, [*self._leaves(), *tensors], self.same_draws)
+                if what == "step":
+                    return self._whole_step(args, kl_weight, divisor)
+                return self._graph(args, kl_weight, divisor, None)
         except PyroaeError:
             raise
         except Exception as error:  # whatever the programs or the compiler have to say
@@ -141,36 +223,206 @@ class CompiledObjective:
             warnings.warn(f"model and guide are run as they are, not compiled: {reason}", stacklevel=4)
             return None
 
-    def _traced(self, args: tuple[Any, ...], weighted: bool) -> torch.fx.GraphModule:
-        """Value and gradients as a function of the parameters and of the tensors among the arguments, in order."""
+    def _whole_step(self, args: tuple[Any, ...], kl_weight: float | None, divisor: float) -> Graph:
+        reached = self._reached(args, kl_weight)
+        parameters = [p for p, r in zip(self._known.values(), reached, strict=True) if r]
+        update = _Update.of(self._optimizer(), parameters, self.grad_clip)
+        if update is not None:
+            return self._graph(args, kl_weight, divisor, update)
+        gradients = self._graph(args, kl_weight, divisor, None)
+        return _Beside(gradients, self._optimizer(), list(self._known.values()), reached, self.grad_clip, divisor)
+
+    def _graph(self, args: tuple[Any, ...], kl_weight: float | None, divisor: float, update: "_Update | None") -> Graph:
         from torch.fx.experimental.proxy_tensor import make_fx
 
-        parameters = self.parameters()
-        reached = self._reached(args, weighted)
-        count, where = len(parameters), [i for i, a in enumerate(args) if isinstance(a, Tensor)]
+        reached, parameters = self._reached(args, kl_weight), self._known
+        given = (*args, *_weights(kl_weight))
+        where = [i for i, a in enumerate(given) if isinstance(a, Tensor)]
+        leaves = list(parameters.values())  # inputs are known by identity: wherever the programs keep them, they are found
+        kept = update.tensors() if update is not None else []
 
         def function(*flat: Any) -> tuple[Tensor, ...]:
-            given = list(args)
-            for i, tensor in zip(where, flat[count:], strict=True):
-                given[i] = tensor
-            bound = self._bound(tuple(given), weighted)
-            grads = torch.autograd.grad(-bound.surrogate, leaves, allow_unused=True)
+            tensors, state = flat[len(leaves) : len(leaves) + len(where)], flat[len(leaves) + len(where) :]
+            now = list(given)
+            for i, tensor in zip(where, tensors, strict=True):
+                now[i] = tensor
+            with self.precision():
+                bound = self._bound(tuple(now[: len(args)]), now[-1] if kl_weight is not None else None)
+            loss = -bound.surrogate if update is None else -bound.surrogate / divisor
+            grads = torch.autograd.grad(loss, leaves, allow_unused=True)
             if [g is not None for g in grads] != reached:
                 missed = [name for name, g, r in zip(parameters, grads, reached, strict=True) if (g is not None) != r]
                 raise RuntimeError(f"the gradient of '{missed[0]}' is lost in tracing")
-            return (bound.value.detach(), *_filled(grads, leaves))
+            if update is None:
+                return (bound.value.detach(), *_filled(grads, leaves))
+            with torch.no_grad():
+                moved = [leaf for leaf, r in zip(flat[: len(leaves)], reached, strict=True) if r]
+                update.apply(moved, [g for g in grads if g is not None], state)
+            return (-bound.value.detach() / divisor,)
 
-        leaves = list(parameters.values())  # inputs are known by identity: wherever the programs keep them, they are found
-        return make_fx(function)(*leaves, *[args[i] for i in where])
+        with _unchanged([*leaves, *kept]):  # tracing runs the step
+            traced = make_fx(function)(*leaves, *[given[i] for i in where], *kept)
+        inputs = [*[p.detach() for p in leaves], *[given[i] for i in where], *kept]
+        runs: Graph = traced if self.backend == "eager" else inductor(traced, inputs, self.same_draws)
+        return _Call(runs, leaves, where, update)
 
-    def _reached(self, args: tuple[Any, ...], weighted: bool) -> list[bool]:
+    def _reached(self, args: tuple[Any, ...], kl_weight: float | None) -> list[bool]:
         """Which parameters a gradient reaches, in a run as it is. Raises RuntimeError where that run changes a buffer."""
-        parameters = list(self.parameters().values())
-        with _same_buffers(self.system) as changed:
-            grads = torch.autograd.grad(-self._bound(args, weighted).surrogate, parameters, allow_unused=True)
+        parameters = list(self._known.values())
+        with _same_buffers(self.system) as changed, self.precision():
+            surrogate = self._bound(args, kl_weight).surrogate
+        grads = torch.autograd.grad(-surrogate, parameters, allow_unused=True)
         if changed:
             raise RuntimeError(f"the buffer '{changed[0]}' is changed by a run, as by batch normalization")
         return [g is not None for g in grads]
+
+
+class _Update:
+    """The step of an optimizer of torch in a graph: its state is the optimizer's own, changed in place."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, rules: list[Rule], grad_clip: float | None) -> None:
+        self.optimizer, self.rules, self.grad_clip = optimizer, rules, grad_clip
+        self.parameters: list[list[Tensor]] = []
+        self.counts: list[Tensor] = []
+        self.step = 0
+
+    @classmethod
+    def of(cls, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], grad_clip: float | None) -> "_Update | None":
+        """None for an optimizer without a rule, or one whose state is not that of a step that all parameters took."""
+        rules = [rule_of(optimizer, group) for group in optimizer.param_groups]
+        if any(rule is None for rule in rules):
+            return None
+        update = cls(optimizer, cast(list[Rule], rules), grad_clip)
+        wanted, order = {id(p) for p in parameters}, []
+        for rule, group in zip(update.rules, optimizer.param_groups, strict=True):
+            update.parameters.append([p for p in group["params"] if id(p) in wanted])
+            order += [id(p) for p in update.parameters[-1]]
+            if any(optimizer.state[p].get(name) is None for p in update.parameters[-1] for name in rule.state):
+                return None
+        if order != [id(p) for p in parameters]:
+            return None
+        update.refresh()
+        return update
+
+    def refresh(self) -> None:
+        """Take up the optimizer's counts of steps, which a restored state has replaced."""
+        states = [self.optimizer.state[p] for group in self.parameters for p in group]
+        self.counts = [state["step"] for state in states if "step" in state]
+        self.step = int(self.counts[0].item()) if self.counts else 1
+
+    def tensors(self) -> list[Tensor]:
+        """The numbers of the next step for each group, and the state of each parameter."""
+        first = next(p for group in self.parameters for p in group)
+        if self.counts and self.optimizer.state[first]["step"] is not self.counts[0]:
+            self.refresh()
+        found = []
+        for rule, group in zip(self.rules, self.optimizer.param_groups, strict=True):
+            numbers = torch.tensor(rule.numbers(self.step + 1, group), dtype=first.dtype)
+            found.append(numbers if first.device.type == "cpu" else numbers.to(first.device, non_blocking=True))
+        for rule, parameters in zip(self.rules, self.parameters, strict=True):
+            found += [self.optimizer.state[p][name] for p in parameters for name in rule.state]
+        return found
+
+    def count(self) -> None:
+        """Record that the step was taken."""
+        self.step += 1
+        if self.counts:
+            torch._foreach_add_(self.counts, 1)
+
+    def apply(self, parameters: Sequence[Tensor], grads: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+        """Clip, and take the step, on the tensors of the graph."""
+        if self.grad_clip is not None:
+            norm = torch.stack([grad.norm() for grad in grads]).norm()
+            share = (self.grad_clip / (norm + 1e-6)).clamp(max=1.0)
+            grads = [grad * share for grad in grads]
+        at, state = 0, iter(tensors[len(self.rules) :])
+        for rule, group, numbers in zip(self.rules, self.parameters, tensors, strict=False):
+            for parameter, grad in zip(parameters[at : at + len(group)], grads[at : at + len(group)], strict=True):
+                rule.apply(parameter, grad, [next(state) for _ in rule.state], numbers)
+            at += len(group)
+
+
+class _Call:
+    """A graph with the parameters it reads, and the step it takes."""
+
+    def __init__(self, graph: Graph, leaves: list[nn.Parameter], where: list[int], update: _Update | None) -> None:
+        self.graph, self.leaves, self.where, self.update = graph, [p.detach() for p in leaves], where, update
+
+    def __call__(self, *given: Any) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            if self.update is None:
+                return self.graph(*self.leaves, *[given[i] for i in self.where])
+            found = self.graph(*self.leaves, *[given[i] for i in self.where], *self.update.tensors())
+            self.update.count()
+        return found
+
+
+class _Beside:
+    """A graph of the gradients, and an optimizer that steps beside it."""
+
+    def __init__(
+        self,
+        gradients: Graph,
+        optimizer: torch.optim.Optimizer,
+        parameters: list[nn.Parameter],
+        reached: list[bool],
+        grad_clip: float | None,
+        divisor: float,
+    ) -> None:
+        self.gradients, self.optimizer, self.parameters, self.reached = gradients, optimizer, parameters, reached
+        self.grad_clip, self.divisor = grad_clip, divisor
+
+    def __call__(self, *given: Any) -> tuple[Tensor, ...]:
+        values: list[Tensor] = []
+
+        def closure() -> Tensor:
+            value, *grads = self.gradients(*given)
+            for parameter, grad, reached in zip(self.parameters, grads, self.reached, strict=True):
+                parameter.grad = grad.div_(self.divisor) if reached else None
+            if self.grad_clip is not None:
+                torch.nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
+            values.append(-value / self.divisor)
+            return values[-1]
+
+        self.optimizer.step(closure)  # type: ignore[arg-type]
+        return (values[0],)
+
+
+class _Known(torch.autograd.Function):
+    """A number whose gradients are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, grads: tuple[Tensor, ...], *parameters: Tensor) -> Tensor:
+        ctx.grads = grads
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Any:
+        return None, None, *(-outer[0] * grad for grad in ctx.grads)
+
+
+def inductor(graph: torch.fx.GraphModule, inputs: Sequence[Tensor], same_draws: bool) -> Graph:
+    """Code for a graph. On a CPU the draws stay torch's own: they are the same as in eager code, and no slower."""
+    import torch._inductor.config as settings
+    from torch._inductor.compile_fx import compile_fx
+
+    same = same_draws or all(t.device.type == "cpu" for t in inputs)
+    with settings.patch(fallback_random=same), torch.no_grad():
+        compiled: Any = compile_fx(graph, list(inputs))
+        compiled(*[t.clone() for t in inputs])  # code is made when it is first called, and a step must not be taken
+    return cast(Graph, compiled)
+
+
+@contextmanager
+def _unchanged(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """A context after which the tensors hold what they held."""
+    before = [t.detach().clone() for t in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
 
 
 @contextmanager
@@ -187,27 +439,12 @@ def _same_buffers(system: nn.Module) -> Iterator[list[str]]:
                 buffers[name].copy_(value)
 
 
-class _Weighted(Messenger):
-    """`training.KLWeight` with a weight that is a tensor: the same one at every site, which tells that scales agree."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = weight
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample":
-            scale = msg["scale"]
-            msg["scale"] = self.weight if not isinstance(scale, Tensor) and scale == 1 else scale * self.weight
+def _trained(system: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in system.named_parameters() if p.requires_grad}
 
 
-def _inductor(graph: torch.fx.GraphModule, inputs: list[Tensor], same_draws: bool) -> Graph:
-    import torch._inductor.config as settings
-    from torch._inductor.compile_fx import compile_fx
-
-    with settings.patch(fallback_random=same_draws), torch.no_grad():
-        compiled: Any = compile_fx(graph, inputs)
-        compiled(*inputs)  # code is made when it is first called
-    return cast(Graph, compiled)
+def _weights(kl_weight: float | None) -> tuple[Tensor, ...]:
+    return () if kl_weight is None else (torch.tensor(kl_weight),)
 
 
 def _filled(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
@@ -216,3 +453,17 @@ def _filled(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tens
 
 def _device(args: tuple[Any, ...]) -> torch.device:
     return next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
+
+
+def _default(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=1e-3)
+
+
+def _of_pyro(optimizer: PyroOptim) -> MakeOptimizer:
+    """The optimizer of torch that an optimizer of Pyro would make for each parameter, for all of them."""
+    if callable(optimizer.pt_optim_args) or not issubclass(optimizer.pt_optim_constructor, torch.optim.Optimizer):
+        raise ConfigError(
+            "an optimizer of Pyro with settings for each parameter has none of torch to stand for it: give a function from "
+            "parameters to an optimizer of torch"
+        )
+    return lambda parameters: optimizer.pt_optim_constructor(parameters, **optimizer.pt_optim_args)

@@ -60,6 +60,7 @@ class TrainConfig:
     keep: str = option("best", "the weights that stay: of the best validation bound, or the last", ("best", "last"))
     seed: int = option(0, "of the order of the data and every draw; on the command line of the initial weights too")
     accelerator: str = option("auto", "device, in Lightning Fabric's names: auto, cpu, cuda, mps")
+    compile: bool | str = option("auto", "the step as compiled code; auto: in a long training", ("auto", "true", "false"))
     precision: str = option("32-true", "in Lightning Fabric's names: 32-true, 64-true, bf16-mixed")
 
     def __post_init__(self) -> None:
@@ -72,6 +73,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} must be positive, not {value}")
+        if not isinstance(self.compile, bool) and self.compile != "auto":
+            raise ConfigError(f"compile takes auto, true or false, not '{self.compile}'")
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("keep", self.keep, ("best", "last"))
         if self.kl_warmup > self.epochs:

@@ -6,9 +6,11 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from pyro.infer import ELBO
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyroae.errors import ConfigError
+from pyroae.objectives.base import Bound, ObjectiveBase
 from pyroae.sites import plates_of, samples
 from pyroae.weights import Program, Traces, evaluating, fork_random, owner_of, run
 
@@ -79,6 +81,32 @@ def system_of(given: Any) -> nn.Module:
         "fit takes a module with a model and a guide, such as an Autoencoder, or a pair (model, guide), "
         f"not {type(given).__name__}"
     )
+
+
+class KLWeight(Messenger):
+    """Scales log p and log q of every latent site: E_q log p(x|z) − β KL(q ‖ p), for KL warm-up (Bowman et al. 2016).
+
+    A weight that is a tensor is the same one at every site: that tells that their scales agree.
+    """
+
+    def __init__(self, weight: Tensor | float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample":
+            scale = msg["scale"]
+            msg["scale"] = self.weight if not isinstance(scale, Tensor) and scale == 1 else scale * self.weight
+
+
+def bound_of(system: nn.Module, objective: ELBO, args: tuple[Any, ...], kl_weight: Tensor | float | None = None) -> Bound:
+    """Bound and surrogate of one run, whether the objective is one of pyroae's or of Pyro's own."""
+    model, guide = cast(System, system).model, cast(System, system).guide
+    with nullcontext() if kl_weight is None else KLWeight(kl_weight):
+        if isinstance(objective, ObjectiveBase):
+            return objective.bound(model, guide, *args)
+        bound = -cast(Any, objective).differentiable_loss(model, guide, *args)
+        return Bound(bound.detach(), bound)
 
 
 def rehearse(system: nn.Module, objective: ELBO, args: tuple[Tensor, ...], seed: int, *, double: bool = False) -> int | None:

@@ -4,9 +4,9 @@ import csv
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,18 +14,21 @@ import pyro
 import torch
 from lightning_fabric import Fabric
 from pyro.infer import ELBO
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyroae.autoencoder import Autoencoder
+from pyroae.compiler import Compiled
 from pyroae.config import TrainConfig
 from pyroae.data import Arguments, Dataset, Splits, resident, served
 from pyroae.errors import ConfigError, NonFiniteLossError
-from pyroae.objectives import Bound, ObjectiveBase, TraceELBO
+from pyroae.objectives import Bound, TraceELBO
 from pyroae.optimizers import optimizer_of, schedule
-from pyroae.program import System, full_size, like_parameters, rehearse, system_of
+from pyroae.program import System, bound_of, full_size, like_parameters, rehearse, system_of
 from pyroae.progress import Progress
 from pyroae.weights import Program, evaluating, fork_random, reduce_log_weights, run
+
+COMPILE_FROM_STEPS, COMPILE_FROM_SECONDS = 5000, 120
+"""A training of so many steps of one shape, or of so much time, earns back what its graph takes to make."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,16 @@ class State:
 
 @dataclass(frozen=True)
 class FitResult:
-    """A trained system. best_epoch: of the best validation bound (of the last one, without validation data)."""
+    """A trained system. best_epoch: of the best validation bound (of the last one, without validation data).
+
+    compile_seconds: what `seconds` holds of making graphs of the step.
+    """
 
     system: nn.Module
     history: tuple[Epoch, ...]
     best_epoch: int
     stopped_early: bool
+    compile_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -89,6 +96,7 @@ def fit(
     valid: Dataset | Tensor | tuple[Tensor, ...] | None = None,
     state: State | None = None,
     on_epoch: Callable[[State], None] | None = None,
+    compile: bool | str | None = None,
     progress: bool = True,
 ) -> FitResult:
     """Train in place, minimizing the negative bound in nats per datum.
@@ -102,6 +110,8 @@ def fit(
     data: Splits give validation bounds and early stopping, as `valid` does; a Dataset or tensors are trained on whole.
     objective: an Objective or one of Pyro's own ELBOs that has a `differentiable_loss`; by default TraceELBO().
     state: to go on from; on_epoch: receives the state after each epoch. The caller's random generators stay as they were.
+    compile: the step as one graph, as of `pyroae.compile`; by default as the configuration says, which is to compile where
+    the training is long enough to earn it back. On a CPU the draws are the same, and the results equal but for rounding.
     The corruption of a denoising system acts in training only, not in validation; the system is left in `eval()` mode.
     Raises ConfigError, DataError, ProgramError before any step; NonFiniteLossError where the loss becomes NaN or
     infinite: the weights of the last good epoch are then put back.
@@ -114,6 +124,7 @@ def fit(
     True
     """
     config = config or TrainConfig()
+    config = config if compile is None else replace(config, compile=compile)
     objective = TraceELBO() if objective is None else objective
     module = system_of(system)
     if isinstance(data, Splits) and valid is not None:
@@ -171,30 +182,16 @@ class _Step(nn.Module):
     def __init__(self, system: nn.Module, objective: ELBO, full_size: int | None) -> None:
         super().__init__()
         self.system, self.objective, self.full_size = system, objective, full_size
+        self.graphs: Compiled | None = None
 
-    def forward(self, *args: Tensor, kl_weight: float = 1.0) -> Bound:
-        model, guide = cast(System, self.system).model, cast(System, self.system).guide
-        with KLWeight(kl_weight) if kl_weight < 1 else nullcontext():
-            if isinstance(self.objective, ObjectiveBase):
-                return self.objective.bound(model, guide, *args)
-            bound = -cast(Any, self.objective).differentiable_loss(model, guide, *args)
-            return Bound(bound.detach(), bound)
+    def forward(self, *args: Tensor, kl_weight: float | None = None) -> Bound:
+        if self.graphs is not None and torch.is_grad_enabled():
+            return self.graphs.bound(*args, kl_weight=kl_weight)
+        return bound_of(self.system, self.objective, args, kl_weight)
 
     def num_data(self, args: tuple[Tensor, ...]) -> int:
         """What the bound of a batch is divided by: its size, or that of the plate which the batch stands for."""
         return self.full_size or len(args[0])
-
-
-class KLWeight(Messenger):
-    """Scales log p and log q of every latent site: E_q log p(x|z) − β KL(q ‖ p), for KL warm-up (Bowman et al. 2016)."""
-
-    def __init__(self, weight: float) -> None:
-        super().__init__()
-        self.weight = weight
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample":
-            msg["scale"] = msg["scale"] * self.weight
 
 
 class _Trainer:
@@ -208,7 +205,29 @@ class _Trainer:
         self.step, self.optimizer = fabric.setup(step, optimizer_of(config, step.system))
         self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
         self.total_steps = min(config.epochs * self.steps_per_epoch, config.max_steps or math.inf)
-        self.seconds = 0.0
+        self.seconds = self.compile_seconds = 0.0
+        self.graphs = self._compiler() if self._is_worth_compiling(config.batch_size) else None
+
+    def _compiler(self) -> Compiled | None:
+        """The whole step as graphs; where gradients are scaled or shared by processes, these alone, in the forward pass."""
+        optimizer = cast(Any, self.optimizer).optimizer
+        objective, precision = self.raw.objective, self.fabric.autocast
+        if self.fabric.world_size == 1 and self.config.precision != "16-mixed":
+            clip = self.config.grad_clip
+            return Compiled(self.system, objective, lambda _: optimizer, grad_clip=clip, precision=precision)
+        self.raw.graphs = Compiled(self.system, objective, precision=precision)
+        return None
+
+    def _is_worth_compiling(self, size: int) -> bool:
+        """Whether batches of that size are given to a graph: a rule of the configuration, so that runs are the same again."""
+        config, whole = self.config, size == self.config.batch_size
+        if config.compile == "auto":
+            if config.max_seconds is not None:
+                return whole and config.max_seconds >= COMPILE_FROM_SECONDS
+            steps = self.total_steps if whole else self.total_steps // self.steps_per_epoch
+            return steps >= COMPILE_FROM_STEPS
+        epochs = math.inf if config.max_seconds is not None else self.total_steps // self.steps_per_epoch
+        return bool(config.compile) and (whole or epochs >= COMPILE_FROM_STEPS)
 
     def run(self, state: State | None, on_epoch: Callable[[State], None] | None, progress: bool) -> FitResult:
         state = self._restore(state) if state is not None else self._state([], {}, 0)
@@ -231,7 +250,8 @@ class _Trainer:
         if config.keep == "best" and state.best_weights:
             self.system.load_state_dict(state.best_weights)
         self.system.eval()
-        return FitResult(self.system, tuple(state.history), state.best_epoch or len(state.history), stopped)
+        best = state.best_epoch or len(state.history)
+        return FitResult(self.system, tuple(state.history), best, stopped, self.compile_seconds)
 
     def _is_over(self, step: int) -> bool:
         limit = self.config.max_seconds
@@ -240,43 +260,58 @@ class _Trainer:
     def _epoch(self, epoch: int, step: int, good: State) -> tuple[int, float]:
         """One pass over the training data, or what is left of the steps and seconds; the mean negative bound along it."""
         self.system.train()
-        device, config = self.fabric.device, self.config
-        total = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32).to(device)
-        bad, seen = torch.full((), -1, device=device), 0
+        config = self.config
+        losses, total, seen = _Losses(step), 0.0, 0
         begun, before = time.monotonic(), self.seconds
         shown = begun
-        for args in served(self.train, config.batch_size, seed=config.seed, epoch=epoch, device=device):
-            with pyro.validation_enabled(step == 0):
-                value = self._take_step(step, like_parameters(self.system, args))
+        for args in served(self.train, config.batch_size, seed=config.seed, epoch=epoch, device=self.fabric.device):
+            losses.add(self._take_step(step, like_parameters(self.system, args)), len(args[0]))
             step, seen = step + 1, seen + len(args[0])
-            total += value * len(args[0])
-            bad = torch.where((bad < 0) & ~torch.isfinite(value), step, bad)
             now = time.monotonic()
             self.seconds = before + now - begun
-            if now - shown > 0.5:  # reading the bound waits for the device: now and then only
+            if now - shown > 0.5:  # reading the losses waits for the device: now and then only
                 shown = now
-                self._raise_if_bad(bad, epoch, good)
-                done = step if config.max_seconds is None else int(self.seconds)
-                self.progress.update(done, f"epoch {epoch}, bound {total.item() / seen:.3f} nats")
+                total += self._sum_of(losses, epoch, good)
+                self._show(step, f"epoch {epoch}, bound {-total / seen:.3f} nats")
             if self._is_over(step):
                 break
-        self._raise_if_bad(bad, epoch, good)
-        nelbo = -total.item() / seen
+        total += self._sum_of(losses, epoch, good)
         self.seconds = before + time.monotonic() - begun
-        return step, nelbo
+        return step, total / seen
+
+    def _show(self, step: int, text: str) -> None:
+        self.progress.update(step if self.config.max_seconds is None else int(self.seconds), text)
 
     def _take_step(self, step: int, args: tuple[Tensor, ...]) -> Tensor:
-        config, values = self.config, []
+        """The negative bound before it, in nats per datum."""
+        config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * schedule(config.schedule, self._done(step))
         warmup = config.kl_warmup * self.steps_per_epoch
-        kl_weight = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        kl_weight = min(1.0, (step + 1) / warmup) if warmup else None
         num_data = self.raw.num_data(args)
+        if self.graphs is not None and self._is_worth_compiling(len(args[0])):
+            return self._compiled_step(step, args, kl_weight, num_data)
+        with pyro.validation_enabled(step == 0):
+            return self._eager_step(args, kl_weight, num_data)
+
+    def _compiled_step(self, step: int, args: tuple[Tensor, ...], kl_weight: float | None, num_data: int) -> Tensor:
+        assert self.graphs is not None
+        if not self.graphs.is_new(*args, kl_weight=kl_weight, divisor=num_data):
+            return self.graphs.step(*args, kl_weight=kl_weight, divisor=num_data)
+        self._show(step, "compiling the step")
+        begun = time.monotonic()
+        loss = self.graphs.step(*args, kl_weight=kl_weight, divisor=num_data)
+        self.compile_seconds += time.monotonic() - begun
+        return loss
+
+    def _eager_step(self, args: tuple[Tensor, ...], kl_weight: float | None, num_data: int) -> Tensor:
+        config, values = self.config, []
 
         def closure() -> Tensor:
             self.optimizer.zero_grad()
             value, surrogate = self.step(*args, kl_weight=kl_weight)
-            values.append(value.detach() / num_data)
+            values.append(-value.detach() / num_data)
             loss = -surrogate / num_data
             self.fabric.backward(loss)
             if config.grad_clip is not None:
@@ -334,16 +369,43 @@ class _Trainer:
             torch.cuda.set_rng_state(state.random["cuda"], self.fabric.device)
         return state
 
-    def _raise_if_bad(self, bad: Tensor, epoch: int, good: State) -> None:
-        step = int(bad.item())
-        if step < 0:
-            return
+    def _sum_of(self, losses: "_Losses", epoch: int, good: State) -> float:
+        """Raises NonFiniteLossError where one of them is not finite; the last good weights are put back."""
+        total, bad = losses.read()
+        if bad is None:
+            return total
         self.system.load_state_dict(good.weights)
         kept = f"the weights of epoch {len(good.history)}" if good.history else "the initial weights"
         raise NonFiniteLossError(
-            f"the loss became NaN or infinite at step {step}, in epoch {epoch}; {kept} were kept: "
+            f"the loss became NaN or infinite at step {bad + 1}, in epoch {epoch}; {kept} were kept: "
             "try a lower learning rate, gradient clipping (grad_clip), or KL warm-up (kl_warmup)"
         )
+
+
+class _Losses:
+    """Losses of steps, a tensor each, that stay on their device until they are read."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+        self._values: list[Tensor] = []
+        self._sizes: list[int] = []
+
+    def add(self, value: Tensor, size: int) -> None:
+        """The mean loss of so many data."""
+        self._values.append(value)
+        self._sizes.append(size)
+
+    def read(self) -> tuple[float, int | None]:
+        """The sum over data of what came since the last time, and the first step whose loss is not finite."""
+        if not self._values:
+            return 0.0, None
+        values = torch.stack(self._values).cpu().double()
+        bad = (~torch.isfinite(values)).nonzero()
+        first = self._step + int(bad[0]) if len(bad) else None
+        total = (values * torch.tensor(self._sizes)).sum().item()
+        self._step += len(values)
+        self._values, self._sizes = [], []
+        return total, first
 
 
 @contextmanager

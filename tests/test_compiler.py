@@ -11,25 +11,25 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from pyroae import TraceELBO, zoo
-from pyroae.compiler import CompiledObjective
+from pyroae.compiler import Compiled
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.nn import MLP
 from pyroae.objectives import OBJECTIVES
+from pyroae.program import system_of
 from pyroae.weights import Program
 from tests.systems import FOR_DISCRETE, system_and_data
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def same(compiled: CompiledObjective, *args: Tensor, kl_weight: float = 1.0) -> None:
+def same(compiled: Compiled, *args: Tensor, kl_weight: float | None = None) -> None:
     """Value and gradients are those of the programs run as they are, from the same seed."""
     compiled.value_and_grads(*args, kl_weight=kl_weight)
     assert compiled.is_compiled
     torch.manual_seed(5)
     value, grads = compiled.value_and_grads(*args, kl_weight=kl_weight)
     torch.manual_seed(5)
-    given = args if kl_weight == 1 else (*args, torch.tensor(kl_weight))
-    expected, derivatives = compiled._eager(given, kl_weight != 1)
+    expected, derivatives = compiled._eager(args, kl_weight)
     torch.testing.assert_close(value, expected)
     assert any(grad.abs().max() > 0 for grad in grads)
     for name, found, derivative in zip(compiled.parameters(), grads, derivatives, strict=True):
@@ -39,36 +39,36 @@ def same(compiled: CompiledObjective, *args: Tensor, kl_weight: float = 1.0) -> 
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
 def test_every_objective_is_traced_to_the_numbers_of_eager_code(objective: str) -> None:
     system, x = system_and_data("vae")
-    same(CompiledObjective(system.model, system.guide, OBJECTIVES[objective](num_particles=4), backend="eager"), x)
+    same(Compiled(system, OBJECTIVES[objective](num_particles=4), backend="eager"), x)
 
 
 @pytest.mark.parametrize("objective", FOR_DISCRETE)
 def test_score_function_estimators_of_discrete_latents(objective: str) -> None:
     system, x = system_and_data("discrete-vae")
-    same(CompiledObjective(system.model, system.guide, OBJECTIVES[objective](num_particles=4), backend="eager"), x)
+    same(Compiled(system, OBJECTIVES[objective](num_particles=4), backend="eager"), x)
 
 
 @pytest.mark.parametrize("name", ["sparse-ae-map", "denoising-vae", "tied-ae", "vae-conv", "vae-normal", "ppca-exact"])
 def test_systems_of_the_zoo(name: str) -> None:
     system, x = system_and_data(name)
-    same(CompiledObjective(system.model, system.guide, TraceELBO(), backend="eager"), x)
+    same(Compiled(system, TraceELBO(), backend="eager"), x)
 
 
 @pytest.mark.parametrize("objective", ["trace-elbo", "dreg"])
 def test_code_has_the_numbers_of_eager_code(objective: str) -> None:
     """The same draws asked for, and the last, smaller batch too."""
     system, x = system_and_data("vae")
-    compiled = CompiledObjective(system.model, system.guide, OBJECTIVES[objective](num_particles=3), same_draws=True)
+    compiled = Compiled(system, OBJECTIVES[objective](num_particles=3))
     same(compiled, x)
     same(compiled, x[:4])
 
 
 def test_kl_warm_up_is_an_input_of_the_graph() -> None:
     system, x = system_and_data("vae")
-    compiled = CompiledObjective(system.model, system.guide, TraceELBO(), backend="eager")
+    compiled = Compiled(system, TraceELBO(), backend="eager")
     for weight in (0.1, 0.7, 1.0):
         same(compiled, x, kl_weight=weight)
-    assert len(compiled._graphs) == 2
+    assert len(compiled._graphs) == 1
 
 
 class Net(nn.Module):
@@ -105,7 +105,7 @@ def programs(net: Net) -> tuple[Program, Program]:
 def test_parameters_of_modules_and_of_the_store(objective: str) -> None:
     net = Net()
     x, known = torch.randn(5, 3), torch.rand(5, 3) < 0.8
-    compiled = CompiledObjective(*programs(net), OBJECTIVES[objective](num_particles=3), backend="eager")
+    compiled = Compiled(system_of(programs(net)), OBJECTIVES[objective](num_particles=3), backend="eager")
     same(compiled, x, known)
     assert len(compiled.parameters()) == 4
 
@@ -116,7 +116,7 @@ def test_it_trains_as_svi_does() -> None:
     def trained(by_graph: bool) -> tuple[list[float], Tensor]:
         torch.manual_seed(0)
         system, x = system_and_data("ppca")
-        objective = CompiledObjective(system.model, system.guide, TraceELBO(), backend="eager")
+        objective = Compiled(system, TraceELBO(), backend="eager")
         optimizer, losses = torch.optim.Adam(system.parameters(), lr=0.01), []
         for step in range(20):
             torch.manual_seed(step)
@@ -138,7 +138,7 @@ def test_pyros_own_elbo() -> None:
     for elbo in (pyro.infer.Trace_ELBO(), TraceMeanField_ELBO()):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            compiled = CompiledObjective(system.model, system.guide, elbo, backend="eager")
+            compiled = Compiled(system, elbo, backend="eager")
             torch.manual_seed(0)
             value, _ = compiled.value_and_grads(x)
             torch.manual_seed(0)
@@ -161,7 +161,7 @@ def of_branching(x: Tensor) -> None:
 
 
 def test_control_flow_that_hangs_on_values_is_run_as_it_is() -> None:
-    compiled = CompiledObjective(branching, of_branching, TraceELBO())
+    compiled = Compiled(system_of((branching, of_branching)), TraceELBO())
     x = torch.randn(4)
     with pytest.warns(UserWarning, match="run as they are, not compiled: .*data-dependent control flow"):
         loss = compiled.loss_and_grads(x)
@@ -188,14 +188,14 @@ def test_buffers_that_a_run_changes_are_left_to_eager_code() -> None:
 
     system = Normed()
     with pytest.warns(UserWarning, match=r"the buffer '.*norm\.\w+' is changed by a run"):
-        CompiledObjective(system.model, system.guide, TraceELBO(), backend="eager").loss_and_grads(torch.randn(5))
+        Compiled(system, TraceELBO(), backend="eager").loss_and_grads(torch.randn(5))
     assert torch.equal(torch.as_tensor(system.norm.num_batches_tracked), torch.tensor(1))  # the step itself
 
 
 def test_what_a_run_refuses_is_refused_in_the_same_words() -> None:
     system, x = system_and_data("discrete-vae")
     with pytest.raises(ProgramError, match="site 'z'"):
-        CompiledObjective(system.model, system.guide, OBJECTIVES["iwae"](num_particles=2)).loss_and_grads(x)
+        Compiled(system, OBJECTIVES["iwae"](num_particles=2)).loss_and_grads(x)
 
 
 BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
@@ -208,7 +208,7 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
 def test_bad_input(case: str) -> None:
     objective, options, words = BAD[case]
     with pytest.raises(ConfigError, match=words):
-        CompiledObjective(branching, of_branching, objective, **options)
+        Compiled(system_of((branching, of_branching)), objective, **options)
 
 
 def without(x: Tensor) -> None:
@@ -218,4 +218,4 @@ def without(x: Tensor) -> None:
 
 def test_programs_without_parameters() -> None:
     with pytest.raises(ConfigError, match="no parameters to train"):
-        CompiledObjective(branching, without, TraceELBO()).loss_and_grads(torch.zeros(3))
+        Compiled(system_of((branching, without)), TraceELBO()).loss_and_grads(torch.zeros(3))

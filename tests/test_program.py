@@ -21,7 +21,8 @@ from pyroae import TrainConfig, fit
 from pyroae.data import Arguments, served
 from pyroae.errors import ConfigError, DataError, ProgramError
 from pyroae.objectives import OBJECTIVES
-from pyroae.training import FitResult, KLWeight
+from pyroae.program import KLWeight
+from pyroae.training import FitResult
 from pyroae.weights import LogWeights, fork_random, log_weights, reduce_log_weights, run
 
 PEOPLE, REPEATS, KINDS = 60, 4, 3

@@ -23,7 +23,8 @@ from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.likelihood import log_likelihood
 from pyroae.nn import MLP
 from pyroae.objectives import OBJECTIVES, AnalyticKL, TraceELBO
-from pyroae.training import KLWeight, State, fit, schedule
+from pyroae.program import KLWeight
+from pyroae.training import State, fit, schedule
 from tests.systems import SYSTEMS
 
 LONG = TrainConfig(epochs=400, lr=1e-2, schedule="cosine", batch_size=100)

@@ -1,0 +1,104 @@
+"""Optimizers of torch as functions that a graph can hold: the same state, the same arithmetic, nothing read back.
+
+What changes from step to step (learning rate, corrections of the moments' bias) is worked out beside the graph, in double
+precision as torch does, and is an input of it: inside, a power would be taken again for every few weights.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+
+class Rule(ABC):
+    """One step of an optimizer for one parameter."""
+
+    state: ClassVar[tuple[str, ...]]
+    """The tensors that torch's optimizer keeps for a parameter, each of its shape."""
+
+    @abstractmethod
+    def numbers(self, step: int, group: Mapping[str, Any]) -> list[float]:
+        """What differs between steps; `step` counts from 1."""
+
+    @abstractmethod
+    def apply(self, parameter: Tensor, grad: Tensor, state: Sequence[Tensor], numbers: Tensor) -> None:
+        """Change the parameter and its state in place."""
+
+
+@dataclass(frozen=True)
+class Adam(Rule):
+    """Adam (Kingma & Ba 2015), and AdamW (Loshchilov & Hutter 2019) where the decay of the weights is decoupled."""
+
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    decoupled: bool
+    state = ("exp_avg", "exp_avg_sq")
+
+    def numbers(self, step: int, group: Mapping[str, Any]) -> list[float]:
+        """The step size, 1/√ of the second moment's correction, and what is left of a weight that decays."""
+        first, second = (1 - beta**step for beta in self.betas)
+        return [-group["lr"] / first, 1 / math.sqrt(second), 1 - group["lr"] * self.weight_decay]
+
+    def apply(self, parameter: Tensor, grad: Tensor, state: Sequence[Tensor], numbers: Tensor) -> None:
+        """m += (1 − β₁)(g − m); v = β₂v + (1 − β₂)g²; w −= lr m̂ / (√v̂ + ε)."""
+        mean, square = state
+        size, correction, left = numbers.unbind()
+        if self.weight_decay and self.decoupled:
+            parameter.mul_(left)
+        elif self.weight_decay:
+            grad = grad + self.weight_decay * parameter
+        mean.lerp_(grad, 1 - self.betas[0])
+        square.mul_(self.betas[1]).addcmul_(grad, grad, value=1 - self.betas[1])
+        parameter.add_(size * mean / (square.sqrt() * correction + self.eps))
+
+
+@dataclass(frozen=True)
+class SGD(Rule):
+    """Stochastic gradient descent, with momentum or without."""
+
+    momentum: float
+    weight_decay: float
+    nesterov: bool
+
+    @property
+    def state(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The momentum, where there is any."""
+        return ("momentum_buffer",) if self.momentum else ()
+
+    def numbers(self, step: int, group: Mapping[str, Any]) -> list[float]:
+        """The step size."""
+        return [-group["lr"]]
+
+    def apply(self, parameter: Tensor, grad: Tensor, state: Sequence[Tensor], numbers: Tensor) -> None:
+        """b = μb + g; w −= lr b, or lr (g + μb) after Nesterov."""
+        if self.weight_decay:
+            grad = grad + self.weight_decay * parameter
+        if self.momentum:
+            buffer = state[0].mul_(self.momentum).add_(grad)
+            grad = grad + self.momentum * buffer if self.nesterov else buffer
+        parameter.add_(numbers[0] * grad)
+
+
+def rule_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> Rule | None:
+    """What the optimizer does to the parameters of a group; None for one that is not known here, or is set otherwise.
+
+    >>> weight = torch.nn.Parameter(torch.zeros(2))
+    >>> adam = torch.optim.Adam([weight], lr=0.1)
+    >>> rule_of(adam, adam.param_groups[0])
+    Adam(betas=(0.9, 0.999), eps=1e-08, weight_decay=0, decoupled=False)
+    """
+    unusual = ("amsgrad", "maximize", "differentiable", "capturable", "dampening")
+    if any(group.get(name) for name in unusual) or isinstance(group["lr"], Tensor):
+        return None
+    kind = type(optimizer)
+    if kind in (torch.optim.Adam, torch.optim.AdamW):
+        decoupled = kind is torch.optim.AdamW or bool(group.get("decoupled_weight_decay"))
+        return Adam(tuple(map(float, group["betas"])), group["eps"], group["weight_decay"], decoupled)  # type: ignore[arg-type]
+    if kind is torch.optim.SGD:
+        return SGD(group["momentum"], group["weight_decay"], bool(group["nesterov"]))
+    return None
