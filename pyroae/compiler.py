@@ -19,7 +19,7 @@ from pyroae.errors import ConfigError, PyroaeError
 from pyroae.objectives.base import Bound
 from pyroae.program import Pair, bound_of, system_of
 from pyroae.updates import Rule, rule_of
-from pyroae.weights import Program, fork_random
+from pyroae.weights import Program, fork_random, reduce_log_weights, run
 
 Graph = Callable[..., tuple[Tensor, ...]]
 Key = tuple[Any, ...]
@@ -88,6 +88,8 @@ class Compiled:
         self.system, self.objective, self.grad_clip = system, objective, grad_clip
         self.same_draws, self.precision, self.backend = same_draws, precision, backend
         self.optimizer: torch.optim.Optimizer | None = None
+        self.has_stepped = False
+        """Whether the first step, which is run as it is, was taken: before the break, in a training that goes on."""
         self._make_optimizer = optimizer
         self._graphs: dict[Key, Graph | None] = {}
         self._known: dict[str, nn.Parameter] = {}
@@ -110,7 +112,8 @@ class Compiled:
         """
         if not self._known:
             self._find(args)
-            if not self._optimizer().state:  # one that has taken steps goes on as it would have without a break
+            if not self.has_stepped:
+                self.has_stepped = True
                 with pyro.validation_enabled(True):
                     return self._eager_step(args, kl_weight, divisor)
         key = ("step", divisor, *self._key(args, kl_weight))
@@ -211,17 +214,9 @@ class Compiled:
 
     def _compiled(self, args: tuple[Any, ...], kl_weight: float | None, divisor: float, what: str) -> Graph | None:
         """The graph of a step, or of the gradients alone; None, with a warning, where it cannot be made."""
-        try:
-            with fork_random(_device(args)), pyro.validation_enabled(False):
-                if what == "step":
-                    return self._whole_step(args, kl_weight, divisor)
-                return self._graph(args, kl_weight, divisor, None)
-        except PyroaeError:
-            raise
-        except Exception as error:  # whatever the programs or the compiler have to say
-            reason = " ".join(str(error).split())[:200]
-            warnings.warn(f"model and guide are run as they are, not compiled: {reason}", stacklevel=4)
-            return None
+        if what == "step":
+            return _made(lambda: self._whole_step(args, kl_weight, divisor), _device(args))
+        return _made(lambda: self._graph(args, kl_weight, divisor, None), _device(args))
 
     def _whole_step(self, args: tuple[Any, ...], kl_weight: float | None, divisor: float) -> Graph:
         reached = self._reached(args, kl_weight)
@@ -284,7 +279,7 @@ class _Update:
         self.optimizer, self.rules, self.grad_clip = optimizer, rules, grad_clip
         self.parameters: list[list[Tensor]] = []
         self.counts: list[Tensor] = []
-        self.step = 0
+        self._shared: list[Any] = []
 
     @classmethod
     def of(cls, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], grad_clip: float | None) -> "_Update | None":
@@ -297,7 +292,10 @@ class _Update:
         for rule, group in zip(update.rules, optimizer.param_groups, strict=True):
             update.parameters.append([p for p in group["params"] if id(p) in wanted])
             order += [id(p) for p in update.parameters[-1]]
-            if any(optimizer.state[p].get(name) is None for p in update.parameters[-1] for name in rule.state):
+            states = [optimizer.state.get(p, {}) for p in update.parameters[-1]]
+            if any(state.get(name) is None for state in states for name in rule.state):
+                return None
+            if any("step" in state and state["step"].device.type != "cpu" for state in states):
                 return None
         if order != [id(p) for p in parameters]:
             return None
@@ -306,28 +304,27 @@ class _Update:
 
     def refresh(self) -> None:
         """Take up the optimizer's counts of steps, which a restored state has replaced."""
-        states = [self.optimizer.state[p] for group in self.parameters for p in group]
+        states = [self.optimizer.state.get(p, {}) for group in self.parameters for p in group]
         self.counts = [state["step"] for state in states if "step" in state]
-        self.step = int(self.counts[0].item()) if self.counts else 1
+        self._shared = [count.numpy() for count in self.counts]  # torch takes thirty times as long to change a number
 
     def tensors(self) -> list[Tensor]:
         """The numbers of the next step for each group, and the state of each parameter."""
         first = next(p for group in self.parameters for p in group)
         if self.counts and self.optimizer.state[first]["step"] is not self.counts[0]:
             self.refresh()
-        found = []
+        step, found = int(self._shared[0]) + 1 if self._shared else 1, []
         for rule, group in zip(self.rules, self.optimizer.param_groups, strict=True):
-            numbers = torch.tensor(rule.numbers(self.step + 1, group), dtype=first.dtype)
+            numbers = torch.tensor(rule.numbers(step, group), dtype=first.dtype)
             found.append(numbers if first.device.type == "cpu" else numbers.to(first.device, non_blocking=True))
         for rule, parameters in zip(self.rules, self.parameters, strict=True):
             found += [self.optimizer.state[p][name] for p in parameters for name in rule.state]
         return found
 
     def count(self) -> None:
-        """Record that the step was taken."""
-        self.step += 1
-        if self.counts:
-            torch._foreach_add_(self.counts, 1)
+        """Record that the step was taken, where steps of other graphs and those beside them are recorded too."""
+        for count in self._shared:
+            count += 1
 
     def apply(self, parameters: Sequence[Tensor], grads: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
         """Clip, and take the step, on the tensors of the graph."""
@@ -401,13 +398,78 @@ class _Known(torch.autograd.Function):
         return None, None, *(-outer[0] * grad for grad in ctx.grads)
 
 
+class CompiledDraws:
+    """Log-weights of fresh draws as one graph: `draws(block, k)` is `[k, N]` in nats, as `weights.log_weights` gives them.
+
+    The graph is of one shape: a block with fewer data is filled up, more are refused; fewer particles are cut from it. What
+    cannot be compiled is run as it is, with one warning.
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        block: tuple[Tensor, ...],
+        num_particles: int,
+        nesting: int,
+        backend: str = "inductor",
+    ) -> None:
+        self.model, self.guide, self.num_particles, self.nesting = model, guide, num_particles, nesting
+        self.backend, self.num_data = backend, len(block[0])
+        system = system_of((model, guide))
+        with fork_random(_device(block)):
+            if isinstance(system, Pair):
+                system.find_parameters(*block)
+        self._leaves = [*system.parameters(), *system.buffers()]
+        self._graph = _made(lambda: self._traced(block), _device(block))
+
+    def __call__(self, block: tuple[Tensor, ...], num_particles: int) -> Tensor:
+        """Draw, and weigh."""
+        if self._graph is None:
+            return self._weights(block, num_particles)
+        rows = torch.arange(self.num_data, device=block[0].device) % len(block[0])
+        full = block if len(block[0]) == self.num_data else tuple(t.index_select(0, rows) for t in block)
+        with torch.no_grad():
+            return self._graph(*[t.detach() for t in self._leaves], *full)[0][:num_particles, : len(block[0])]
+
+    def _weights(self, block: tuple[Tensor, ...], num_particles: int) -> Tensor:
+        return reduce_log_weights(run(self.model, self.guide, block, {}, num_particles, self.nesting)).log_weight
+
+    def _traced(self, block: tuple[Tensor, ...]) -> Graph:
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        def function(*flat: Tensor) -> tuple[Tensor]:
+            return (self._weights(flat[len(self._leaves) :], self.num_particles),)
+
+        inputs = [*self._leaves, *block]
+        with torch.no_grad():
+            traced = make_fx(function)(*inputs)
+        return traced if self.backend == "eager" else inductor(traced, [t.detach() for t in inputs], same_draws=False)
+
+
+def _made(make: Callable[[], Graph], device: torch.device) -> Graph | None:
+    """What `make` gives; None, with a warning, where it cannot be compiled. The generators stay as they were."""
+    try:
+        with fork_random(device), pyro.validation_enabled(False):
+            return make()
+    except PyroaeError:
+        raise
+    except Exception as error:  # whatever the programs or the compiler have to say
+        reason = " ".join(str(error).split())[:200]
+        warnings.warn(f"model and guide are run as they are, not compiled: {reason}", stacklevel=5)
+        return None
+
+
 def inductor(graph: torch.fx.GraphModule, inputs: Sequence[Tensor], same_draws: bool) -> Graph:
     """Code for a graph. On a CPU the draws stay torch's own: they are the same as in eager code, and no slower."""
     import torch._inductor.config as settings
     from torch._inductor.compile_fx import compile_fx
 
-    same = same_draws or all(t.device.type == "cpu" for t in inputs)
-    with settings.patch(fallback_random=same), torch.no_grad():
+    from pyroae.passes import BiasApart
+
+    on_cpu = all(t.device.type == "cpu" for t in inputs)
+    passes = {"post_grad_custom_post_pass": BiasApart()} if on_cpu else {}
+    with settings.patch(fallback_random=same_draws or on_cpu, **passes), torch.no_grad():
         compiled: Any = compile_fx(graph, list(inputs))
         compiled(*[t.clone() for t in inputs])  # code is made when it is first called, and a step must not be taken
     return cast(Graph, compiled)

@@ -188,9 +188,15 @@ def served(
     whole = isinstance(data, Arguments) and batch_size >= len(data)
     index = (torch.arange(len(data)) if whole else torch.randperm(len(data), generator=order)).split(batch_size)
     here = all(t.device == target or (t.device.type == target.type and target.index is None) for t in tensors)
-    parts = (tuple(t[i.to(t.device)] for t in tensors) for i in index)
+    parts = (tuple(t.index_select(0, i.to(t.device)) for t in tensors) for i in index)
     for batch in parts if here else _loaded(tensors, index, target):
-        yield tuple(torch.bernoulli(t, generator=noise) for t in batch) if dynamic else batch
+        yield tuple(_drawn(t, noise) for t in batch) if dynamic else batch
+
+
+def _drawn(probability: Tensor, generator: torch.Generator) -> Tensor:
+    """A Bernoulli draw; `torch.bernoulli` takes twice as long on a CPU."""
+    uniform = torch.rand(probability.shape, generator=generator, dtype=probability.dtype, device=probability.device)
+    return (uniform < probability).to(probability.dtype)
 
 
 def _loaded(tensors: tuple[Tensor, ...], index: tuple[Tensor, ...], target: torch.device) -> Iterator[tuple[Tensor, ...]]:

@@ -364,6 +364,8 @@ class _Trainer:
     def _restore(self, state: State) -> State:
         self.system.load_state_dict(state.weights)
         self.optimizer.load_state_dict(state.optimizer)
+        if self.graphs is not None:
+            self.graphs.has_stepped = bool(state.history)
         torch.set_rng_state(state.random["cpu"])
         if "cuda" in state.random and self.fabric.device.type == "cuda":
             torch.cuda.set_rng_state(state.random["cuda"], self.fabric.device)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import pyro
@@ -10,6 +10,7 @@ import torch
 from pyro.distributions import Delta, ImproperUniform
 from torch import Tensor
 
+from pyroae.compiler import CompiledDraws
 from pyroae.errors import ConfigError, DataError, ProgramError, UndefinedLikelihoodError
 from pyroae.evaluation.blocks import Data, arguments_of, blocks, rows_of
 from pyroae.evaluation.proposals import Draw, Proposal
@@ -22,6 +23,12 @@ LEAST_TO_STOP = 100
 """Draws for each datum before a tolerance may end them."""
 TOO_MANY = 0.1
 """The share of unreliable data from which on all are tried again."""
+
+
+COMPILE_FROM = 2_000_000_000
+"""Numbers of the data, times K, from which on a compiled graph earns back what it takes to make."""
+FLUSH = 2**18
+"""Log-weights that are gathered before they are added to the streams."""
 
 
 class PerDatumEstimate:
@@ -107,6 +114,7 @@ def log_likelihood(
     tolerance: float | None = None,
     retry: Program | Proposal | None = None,
     seed: int | None = None,
+    compile: bool | str = "auto",
     progress: bool = False,
 ) -> LikelihoodEstimate:
     """Importance-sampled log p(x_n) for each datum (Burda 2016's L_K; Rezende 2014).
@@ -118,8 +126,8 @@ def log_likelihood(
     trained: a Pyro program over the same latent sites, or a Mixture or Local. tolerance: in nats per datum; draws end as
     soon as the `error` of the mean is below it, at `num_particles` at the latest. retry: the proposal for data whose k̂ is
     too high, and for all where more than a tenth are: the others' is then low by luck; what it gives is taken where its
-    k̂ is lower. seed: of the draws; the caller's generators then stay as they
-    were.
+    k̂ is lower. seed: of the draws; the caller's generators then stay as they were. compile: draws and weights as one graph,
+    as of `pyroae.compile`; "auto" where there is so much to draw that it pays.
     Raises UndefinedLikelihoodError for a Delta guide or an improper prior, ProgramError for latent sites outside the
     data plate, DataError, with its index and the site, for a datum whose weights are all zero or not a number.
 
@@ -137,7 +145,9 @@ def log_likelihood(
     started, args = time.monotonic(), arguments_of(x)
     with evaluating(model, *_programs(guide), *_programs(retry)), fork_random(args[0].device, seed):
         nesting = _look(model, (guide, retry), tuple(a[:1] for a in args))
-        sampler = _Sampler(model, guide, num_particles, tolerance, nesting)
+        if compile not in (True, False, "auto"):
+            raise ConfigError(f"compile takes auto, true or false, not '{compile}'")
+        sampler = _Sampler(model, guide, num_particles, tolerance, nesting, compile)
         columns, curve = sampler.run(args, progress)
         bad = columns.unreliable()
         if len(bad) > TOO_MANY * len(args[0]):
@@ -189,19 +199,21 @@ class _Sampler:
     num_particles: int
     tolerance: float | None
     nesting: int
+    compile: bool | str
 
     def run(self, args: tuple[Tensor, ...], progress: bool) -> tuple[_Columns, BoundCurve]:
         total, parts, curves, done = len(args[0]), [], [], 0
+        at_once = FLUSH if self.tolerance is None else 1
         with Progress("log p(x)", total * self.num_particles, progress) as bar, pyro.validation_enabled(False):
+            compiled = self._compiled(args, bar)
             for block, chunks in _plan(args, self.num_particles):
-                draw = self._draw(block)
+                draw = self._draw(block, compiled)
                 device, count = block[0].device, len(block[0])
                 stream = WeightStream(count, device, self.num_particles)
                 curve = CurveStream(count, device, curve_sizes(self.num_particles))
-                for k in chunks:
-                    log_weight = draw(k)
-                    stream.add(log_weight)
-                    curve.add(log_weight)
+                for drawn in _gathered((draw(k) for k in chunks), at_once):
+                    stream.add(drawn)
+                    curve.add(drawn)
                     bar.update(done + stream.count * count)
                     if self._is_enough(stream, count, total):
                         break
@@ -212,10 +224,21 @@ class _Sampler:
         self._check(columns[0], args)
         return _Columns(*columns), _joined(curves, total)
 
-    def _draw(self, block: tuple[Tensor, ...]) -> Draw:
+    def _compiled(self, args: tuple[Tensor, ...], bar: Progress) -> CompiledDraws | None:
+        """Draws from a guide as a graph for the largest block and chunk, where that pays."""
+        numbers = args[0].numel() * self.num_particles
+        if isinstance(self.guide, Proposal) or not (self.compile is True or (self.compile and numbers >= COMPILE_FROM)):
+            return None
+        bar.update(0, "compiling")
+        block, chunks = next(_plan(args, self.num_particles))
+        return CompiledDraws(self.model, self.guide, block, chunks[0], self.nesting, "inductor")
+
+    def _draw(self, block: tuple[Tensor, ...], compiled: CompiledDraws | None) -> Draw:
         guide = self.guide
         if isinstance(guide, Proposal):
             return guide.prepare(self.model, block, self.nesting)
+        if compiled is not None:
+            return lambda k: compiled(block, k)
         return lambda k: reduce_log_weights(run(self.model, guide, block, {}, k, self.nesting)).log_weight
 
     def _is_enough(self, stream: WeightStream, count: int, total: int) -> bool:
@@ -292,6 +315,18 @@ def _plan(args: tuple[Tensor, ...], num_particles: int) -> Iterator[tuple[tuple[
         k = max(1, min(num_particles, rows // len(block[0])))
         full, rest = divmod(num_particles, k)
         yield block, [k] * full + [rest] * (rest > 0)
+
+
+def _gathered(parts: Iterable[Tensor], least: int) -> Iterator[Tensor]:
+    """Log-weights `[k, N]` in larger parts, of at least so many numbers but for the last."""
+    waiting: list[Tensor] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(map(Tensor.numel, waiting)) >= least:
+            yield torch.cat(waiting)
+            waiting = []
+    if waiting:
+        yield torch.cat(waiting)
 
 
 def _columns(stream: WeightStream) -> _Columns:
