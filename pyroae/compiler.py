@@ -324,7 +324,7 @@ class _Update:
     def count(self) -> None:
         """Record that the step was taken, where steps of other graphs and those beside them are recorded too."""
         for count in self._shared:
-            count += 1
+            count[()] += 1
 
     def apply(self, parameters: Sequence[Tensor], grads: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
         """Clip, and take the step, on the tensors of the graph."""
@@ -468,7 +468,7 @@ def inductor(graph: torch.fx.GraphModule, inputs: Sequence[Tensor], same_draws: 
     from pyroae.passes import BiasApart
 
     on_cpu = all(t.device.type == "cpu" for t in inputs)
-    passes = {"post_grad_custom_post_pass": BiasApart()} if on_cpu else {}
+    passes: dict[str, Any] = {"post_grad_custom_post_pass": BiasApart()} if on_cpu else {}
     with settings.patch(fallback_random=same_draws or on_cpu, **passes), torch.no_grad():
         compiled: Any = compile_fx(graph, list(inputs))
         compiled(*[t.clone() for t in inputs])  # code is made when it is first called, and a step must not be taken

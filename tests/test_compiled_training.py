@@ -127,7 +127,8 @@ def test_fit_gives_the_weights_of_eager_training(name: str) -> None:
 @pytest.mark.parametrize("optimizer", ["Adam", "RMSprop", "SGD"])
 def test_a_compiled_training_goes_on_bit_for_bit(optimizer: str) -> None:
     config = TrainConfig(epochs=4, batch_size=10, compile=True, optimizer=optimizer)
-    x, states = data().float(), []
+    x = data().float()
+    states: list[training.State] = []
     whole, again = small().float(), small().float()
     training.fit(whole, x, config=config, on_epoch=states.append, progress=False)
     training.fit(again, x, config=config, state=states[1], progress=False)
@@ -136,16 +137,20 @@ def test_a_compiled_training_goes_on_bit_for_bit(optimizer: str) -> None:
 
 @pytest.mark.usefixtures("traced")
 def test_a_loss_that_is_not_finite_ends_a_compiled_training_too() -> None:
+    config = TrainConfig(epochs=2, batch_size=10, lr=1e30, optimizer="SGD", compile=True)
     with pytest.raises(NonFiniteLossError, match="the initial weights were kept"):
-        training.fit(
-            small(), data(), config=TrainConfig(epochs=2, batch_size=10, lr=1e30, optimizer="SGD", compile=True), progress=False
-        )
+        training.fit(small(), data(), config=config, progress=False)
 
 
 def test_short_trainings_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` is a rule of the configuration alone."""
     made: list[Any] = []
-    monkeypatch.setattr("pyroae.compiler.inductor", lambda graph, inputs, same_draws: made.append(graph) or graph)
+
+    def recorded(graph: Any, inputs: Any, same_draws: bool) -> Any:
+        made.append(graph)
+        return graph
+
+    monkeypatch.setattr("pyroae.compiler.inductor", recorded)
     training.fit(small(), data(), config=TrainConfig(epochs=2, batch_size=10), progress=False)
     assert not made
     monkeypatch.setattr(training, "COMPILE_FROM_STEPS", 10)
@@ -301,7 +306,7 @@ def _train_shared(rank: int, folder: str) -> None:
 @pytest.mark.usefixtures("float64")
 def test_two_processes_train_as_one_on_the_whole_batch(tmp_path: Path) -> None:
     context = torch.multiprocessing.spawn(_train_shared, (str(tmp_path),), nprocs=2, join=False)
-    while not context.join(timeout=120):  # type: ignore[union-attr]
+    while not context.join(timeout=120):
         pass
     system, x = small(), data()
     optimizer = torch.optim.Adam(system.parameters(), lr=0.02)
