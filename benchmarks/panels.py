@@ -1,0 +1,282 @@
+"""The sections of `benchmarks.speed`: which subjects are compared on which problem, and what is expected of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from benchmarks import fresh
+from benchmarks.problems import Problem
+from benchmarks.workers import Subject, Timing, take_turns
+from pyroae.config import OBJECTIVES
+
+Say = Callable[[str], None]
+Measure = Callable[[int, float, Say], list[Timing]]
+
+OURS, FIT, OURS_EAGER = "pyroae compiled", "pyroae fit, compiled", "pyroae eager"
+SVI, SVI_UNCHECKED = "Pyro SVI Trace_ELBO", "Pyro SVI Trace_ELBO, validation off"
+HAND, HAND_ADAM, HAND_EAGER = "hand-written, compiled", "hand-written, compiled, Adam too", "hand-written, eager"
+LOOP, STEP = "NumPyro, fori_loop", "NumPyro, jitted step"
+GRAPHED = "hand-written, CUDA graph"
+GEMM, PLAIN, PYTHAE = "matrix products alone", "plain Pyro", "pythae get_nll"
+PYRO, TORCH, NUMPYRO = (f"benchmarks.subjects_{name}:" for name in ("pyro", "torch", "numpyro"))
+
+REFERENCE = Problem()
+DEEP = Problem(widths=(200, 200), latent=50)
+SMALL = Problem(widths=(200,), latent=50, batch=20)
+LIKELIHOOD = replace(DEEP, num_particles=5000, batch=20)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Timings that are taken in one session of turns, or in fresh processes.
+
+    reference: the subject to which ratios are given. unit: of one step, and how many of it a second of a step makes.
+    """
+
+    name: str
+    title: str
+    reference: str
+    measure: Measure
+    unit: str = "ms a step"
+    scale: float = 1e3
+    axis: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A ratio, `over` to `under` in the same panel, and its limit; several subjects of a side stand for the fastest of them."""
+
+    text: str
+    section: str
+    panel: str
+    over: tuple[str, ...]
+    under: tuple[str, ...]
+    limit: float
+    at_least: bool = False
+
+
+def in_turns(subjects: Sequence[Subject], steps: int | None = None) -> Measure:
+    """A measurement of subjects that take turns."""
+
+    def measure(rounds: int, block: float, say: Say) -> list[Timing]:
+        return take_turns(subjects, rounds, block=block, steps=steps, say=say)
+
+    return measure
+
+
+def _subject(name: str, home: str, problem: Problem, **settings: Any) -> Subject:
+    return Subject(name, home, problem, settings)
+
+
+# Training.
+
+
+def training() -> list[Panel]:
+    """Elementary VAEs, convolutions, estimators."""
+    small = [(REFERENCE, "reference"), (replace(DEEP, batch=20), "deep-20"), (replace(DEEP, batch=100), "deep-100")]
+    panels = [_training(name, problem) for problem, name in [*small, (SMALL, "small")]]
+    panels.append(_convolutions())
+    for batch in (20, 100):
+        panels += [_importance(replace(DEEP, batch=batch, num_particles=k), f"iwae-{batch}-K{k}") for k in (1, 8, 64)]
+    return [*panels, *(_objectives(replace(SMALL, num_particles=k), f"objectives-K{k}") for k in (8, 64))]
+
+
+def _training(name: str, problem: Problem) -> Panel:
+    subjects = [
+        _subject(OURS, PYRO + "compiled", problem),
+        _subject(FIT, PYRO + "fit", problem),
+        _subject(OURS_EAGER, PYRO + "eager", problem),
+        _subject(SVI, PYRO + "svi", problem),
+        _subject(SVI_UNCHECKED, PYRO + "svi", problem, validate=False),
+        _subject("Pyro SVI TraceMeanField_ELBO", PYRO + "svi", problem, loss="TraceMeanField_ELBO"),
+        _subject("Pyro SVI JitTrace_ELBO", PYRO + "svi", problem, loss="JitTrace_ELBO"),
+        _subject(HAND_EAGER, TORCH + "train", problem),
+        _subject(HAND, TORCH + "train", problem, compiled=True),
+        _subject(HAND_ADAM, TORCH + "train", problem, compiled=True, adam="compiled"),
+        _subject(STEP, NUMPYRO + "step", problem),
+        _subject(LOOP, NUMPYRO + "loop", problem),
+    ]
+    return Panel(name, f"VAE {problem.label}", SVI, in_turns(subjects))
+
+
+def _convolutions() -> Panel:
+    problem = Problem(widths=(), batch=100)
+    subjects = [
+        _subject(OURS, PYRO + "compiled", problem),
+        _subject(OURS_EAGER, PYRO + "eager", problem),
+        _subject(SVI, PYRO + "svi", problem),
+        _subject(SVI_UNCHECKED, PYRO + "svi", problem, validate=False),
+        _subject(HAND_EAGER, TORCH + "train", problem),
+        _subject(HAND, TORCH + "train", problem, compiled=True),
+    ]
+    return Panel("conv", f"VAE {problem.label}", SVI, in_turns(subjects))
+
+
+def _importance(problem: Problem, name: str) -> Panel:
+    """IWAE and DReG against a hand-written IWAE."""
+    iwae, dreg = (replace(problem, objective=objective) for objective in ("iwae", "dreg"))
+    subjects = [
+        _subject("pyroae iwae", PYRO + "compiled", iwae),
+        _subject("pyroae dreg", PYRO + "compiled", dreg),
+        _subject(HAND, TORCH + "train", iwae, compiled=True),
+        _subject(HAND_ADAM, TORCH + "train", iwae, compiled=True, adam="compiled"),
+    ]
+    return Panel(name, f"IWAE and DReG, {problem.label}, K={problem.num_particles}", HAND, in_turns(subjects))
+
+
+def _objectives(problem: Problem, name: str) -> Panel:
+    """Every objective at one K."""
+    subjects = [_subject(f"pyroae {o}", PYRO + "compiled", replace(problem, objective=o)) for o in OBJECTIVES]
+    return Panel(name, f"all objectives, {problem.label}", "pyroae iwae", in_turns(subjects))
+
+
+# Log-likelihood.
+
+
+def likelihood(short: bool = False) -> list[Panel]:
+    """log p(x) at K = 5,000, and the memory that it takes."""
+    problem = LIKELIHOOD
+    subjects = [
+        _subject(OURS_EAGER, PYRO + "likelihood", problem, compile=False),
+        _subject(OURS, PYRO + "likelihood", problem, compile=True),
+        _subject(PLAIN, PYRO + "plain_likelihood", problem),
+        _subject("plain torch.distributions", TORCH + "distributions_likelihood", problem),
+        _subject(HAND_EAGER, TORCH + "likelihood", problem),
+        _subject(HAND, TORCH + "likelihood", problem, compiled=True),
+        _subject(PYTHAE, TORCH + "pythae_likelihood", problem),
+        _subject(GEMM, TORCH + "products", problem),
+    ]
+    title = "IS log-likelihood, 784-200-200-50, K=5,000, 20 data at a time"
+    return [
+        Panel("is-5000", title, PLAIN, in_turns(subjects, steps=2 if short else 20), "ms a datum"),
+        Panel(
+            "memory",
+            "growth of peak memory, 4 data",
+            f"{fresh.PEAK}{fresh.PARTICLES[0]:,}",
+            lambda rounds, _, say: fresh.memory(min(rounds, 3), say),
+            "MiB",
+            1.0,
+        ),
+    ]
+
+
+# Scaling.
+
+
+def scaling() -> list[Panel]:
+    """A step in batch size, particles and width; a log-likelihood in the number of data."""
+    panels = [_scaled("batch", b, replace(REFERENCE, batch=b)) for b in (16, 64, 128, 512)]
+    panels += [_scaled("particles", k, replace(SMALL, num_particles=k)) for k in (1, 8, 64)]
+    panels += [_scaled("width", w, replace(REFERENCE, widths=(w,))) for w in (100, 200, 400, 800)]
+    return [*panels, *(_scaled_likelihood(n) for n in (10, 40, 160))]
+
+
+def _scaled(axis: str, value: int, problem: Problem) -> Panel:
+    subjects = [
+        _subject(OURS, PYRO + "compiled", problem),
+        _subject(SVI, PYRO + "svi", problem),
+        _subject(HAND, TORCH + "train", problem, compiled=True),
+    ]
+    return Panel(f"{axis}-{value}", f"step, {problem.label}", SVI, in_turns(subjects), axis=(axis, value))
+
+
+def _scaled_likelihood(num_data: int) -> Panel:
+    problem = replace(LIKELIHOOD, num_particles=1000)
+    subjects = [
+        _subject("pyroae", PYRO + "likelihood", problem),
+        _subject(PLAIN, PYRO + "plain_likelihood", problem),
+        _subject(HAND_EAGER, TORCH + "likelihood", problem),
+    ]
+    title, measure = f"IS log-likelihood, K=1,000, {num_data} data at a time", in_turns(subjects, steps=num_data)
+    return Panel(f"data-{num_data}", title, PLAIN, measure, "ms a datum", axis=("data", num_data))
+
+
+# Start-up.
+
+
+def startup() -> list[Panel]:
+    """Fresh processes."""
+    return [
+        Panel(
+            "commands",
+            "from start to end of a process",
+            fresh.TORCH,
+            lambda rounds, _, say: fresh.commands(min(rounds, 7), say),
+            "ms",
+        ),
+        Panel(
+            "first-steps",
+            f"fresh processes, {REFERENCE.label}",
+            f"{fresh.SVI}: {fresh.FIRST}",
+            lambda rounds, _, say: fresh.first_steps(min(rounds, 5), say),
+            "s",
+            1.0,
+        ),
+    ]
+
+
+# A GPU.
+
+
+def gpu() -> list[Panel]:
+    """Steps, and log p(x) of 10,000 images at K = 5,000, on a CUDA device."""
+    panels = []
+    for name, problem in (("reference", REFERENCE), ("small", SMALL)):
+        there = replace(problem, device="cuda")
+        subjects = [
+            _subject(OURS, PYRO + "compiled", there),
+            _subject(SVI, PYRO + "svi", there),
+            _subject(SVI_UNCHECKED, PYRO + "svi", there, validate=False),
+            _subject(HAND, TORCH + "train", there, compiled=True),
+            _subject(GRAPHED, TORCH + "train_graphed", there),
+        ]
+        panels.append(Panel(name, f"VAE {there.label}, GPU", SVI, in_turns(subjects)))
+    there = replace(LIKELIHOOD, device="cuda")
+    subjects = [
+        _subject("pyroae", PYRO + "likelihood", there),
+        _subject(PLAIN, PYRO + "plain_likelihood", there),
+        _subject(HAND_EAGER, TORCH + "likelihood", there),
+        _subject(HAND, TORCH + "likelihood", there, compiled=True),
+        _subject(GEMM, TORCH + "products", there),
+    ]
+    title = "IS log-likelihood, 784-200-200-50, K=5,000, 10,000 data, GPU"
+    return [*panels, Panel("is-5000", title, PLAIN, in_turns(subjects, steps=10_000), "ms a datum")]
+
+
+SECTIONS: dict[str, Callable[[], list[Panel]]] = {
+    "training": training,
+    "likelihood": likelihood,
+    "scaling": scaling,
+    "startup": startup,
+    "gpu": gpu,
+}
+
+# Targets.
+
+_WRITTEN = (HAND, HAND_ADAM)
+_PYRO = (SVI, SVI_UNCHECKED)
+_BEST = (OURS, OURS_EAGER)
+
+TARGETS = [
+    Target("reference VAE against hand-written compiled", "training", "reference", (OURS,), _WRITTEN, 1.05),
+    Target("reference VAE against Pyro SVI", "training", "reference", (OURS,), (SVI,), 0.45),
+    Target("reference VAE against Pyro SVI, faster of both", "training", "reference", (OURS,), _PYRO, 0.45),
+    Target("reference VAE against NumPyro's loop", "training", "reference", (OURS,), (LOOP,), 1.0),
+    Target("784-200-50 B=20 against Pyro SVI", "training", "small", (OURS,), (SVI,), 0.2),
+    Target("784-200-50 B=20 against Pyro SVI, faster of both", "training", "small", (OURS,), _PYRO, 0.2),
+    Target("784-200-50 B=20 against NumPyro's loop", "training", "small", (OURS,), (LOOP,), 1.5),
+    *(
+        Target(f"{name} K=64 B={b} against hand-written IWAE", "training", f"iwae-{b}-K64", (f"pyroae {name}",), _WRITTEN, 1.1)
+        for name in ("iwae", "dreg")
+        for b in (20, 100)
+    ),
+    *(
+        Target(f"{name} against iwae, K={k}", "training", f"objectives-K{k}", (f"pyroae {name}",), ("pyroae iwae",), 1.5)
+        for k in (8, 64)
+        for name in OBJECTIVES
+        if name != "iwae"
+    ),
+    Target("likelihood, share of the rate of its matrix products", "likelihood", "is-5000", (GEMM,), _BEST, 0.75, True),
+    Target("likelihood, times as fast as plain Pyro", "likelihood", "is-5000", (PLAIN,), _BEST, 2.0, True),
+    Target("likelihood, times as fast as pythae", "likelihood", "is-5000", (PYTHAE,), _BEST, 2.0, True),
+]

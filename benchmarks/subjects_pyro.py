@@ -1,0 +1,229 @@
+"""pyroae and `pyro.infer` as subjects: the same Pyro programs, those of `zoo.vae`.
+
+`pyro.infer.SVI` takes the loss over the batch, pyroae's steps the loss a datum; with Adam that is one multiplication.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.infer
+import torch
+from pyro import poutine
+from torch import Tensor
+
+import pyroae
+from benchmarks.problems import Index, Problem
+from benchmarks.workers import Turns
+from pyroae import TrainConfig, zoo
+from pyroae.autoencoder import Autoencoder
+from pyroae.nn import MLP, Conv
+from pyroae.objectives import OBJECTIVES, ObjectiveBase
+
+LEARNING_RATE = 1e-3
+PARTICLES_AT_ONCE = 100
+
+
+def system_of(problem: Problem) -> Autoencoder:
+    """The VAE, on its device."""
+    torch.manual_seed(0)
+    shape = problem.features if problem.widths else (math.isqrt(problem.features),) * 2
+    encoder = MLP(problem.widths) if problem.widths else Conv()
+    return zoo.vae(shape, latent=problem.latent, encoder=encoder).to(problem.device)
+
+
+def objective_of(problem: Problem) -> ObjectiveBase:
+    """The estimator with the problem's K."""
+    return OBJECTIVES[problem.objective](num_particles=problem.num_particles)
+
+
+def steps_of(step: Callable[[Tensor], Any], problem: Problem) -> Callable[[int], None]:
+    """Blocks of steps, each on a batch gathered from the resident data."""
+    x, index = torch.from_numpy(problem.data()).to(problem.device), Index(problem)
+
+    def block(count: int) -> None:
+        for rows in torch.from_numpy(index.next(count)).to(problem.device):
+            step(x.index_select(0, rows))
+        wait_for(problem)
+
+    return block
+
+
+def wait_for(problem: Problem) -> None:
+    """Until the device has done what it was given."""
+    if problem.device != "cpu":
+        torch.cuda.synchronize()
+
+
+# Training.
+
+
+def eager(problem: Problem, turns: Turns) -> None:
+    """pyroae's objective and torch's Adam, as `fit` has them without a graph."""
+    system, objective = system_of(problem), objective_of(problem)
+    adam = torch.optim.Adam(system.parameters(), lr=LEARNING_RATE)
+    pyro.enable_validation(False)
+
+    def step(x: Tensor) -> None:
+        adam.zero_grad()
+        loss = objective.differentiable_loss(system.model, system.guide, x) / len(x)
+        loss.backward()
+        adam.step()
+
+    turns.serve(steps_of(step, problem))
+
+
+def compiled(problem: Problem, turns: Turns) -> None:
+    """`pyroae.compile`."""
+    system = system_of(problem)
+    svi = pyroae.compile(
+        system.model, system.guide, objective_of(problem), lambda parameters: torch.optim.Adam(parameters, lr=LEARNING_RATE)
+    )
+    first = torch.from_numpy(problem.data(problem.batch)).to(problem.device)
+    for _ in range(2):  # the second step makes the graph
+        svi.step(first, divisor=problem.batch)
+    if not svi.is_compiled:
+        raise RuntimeError("the step is not compiled")
+    turns.serve(steps_of(lambda x: svi.step(x, divisor=problem.batch), problem))
+
+
+def fit(problem: Problem, turns: Turns) -> None:
+    """`pyroae.fit` with a compiled step; a block is an epoch of it, timed by its own history."""
+    x = torch.from_numpy(problem.data())
+    config = TrainConfig(epochs=10**6, batch_size=problem.batch, lr=LEARNING_RATE, compile=True, accelerator="cpu")
+    steps = len(x) // problem.batch
+    if steps * problem.batch != len(x):
+        raise ValueError(f"{len(x)} data are no whole number of batches of {problem.batch}")
+
+    def on_epoch(state: Any) -> None:
+        seconds = [0.0, *(epoch.seconds for epoch in state.history[-2:])]
+        turns.report((seconds[-1] - seconds[-2]) / steps)
+        turns.wait()
+
+    turns.wait()
+    pyroae.fit(system_of(problem), x, objective_of(problem), config, on_epoch=on_epoch, progress=False)
+
+
+def svi(problem: Problem, turns: Turns, loss: str = "Trace_ELBO", validate: bool = True) -> None:
+    """`pyro.infer.SVI`; validate: Pyro's checks, which are on unless they are turned off."""
+    pyro.enable_validation(validate)
+    system: Any = system_of(problem)
+    many = problem.num_particles > 1
+    settings: dict[str, Any] = {"num_particles": problem.num_particles, "vectorize_particles": many}
+    if many:
+        settings["max_plate_nesting"] = 1
+    if loss.startswith("Jit"):
+        settings["ignore_jit_warnings"] = True
+        system = _Stored(system)
+    objective = getattr(pyro.infer, loss)(**settings)
+    inference = pyro.infer.SVI(system.model, system.guide, pyro.optim.Adam({"lr": LEARNING_RATE}), objective)
+    turns.serve(steps_of(inference.step, problem))
+
+
+class _Stored:
+    """The same programs with their parameters in Pyro's store, without which its JIT does not find them."""
+
+    def __init__(self, system: Autoencoder) -> None:
+        self.system = system
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("decoder", self.system.decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.system.p_z())
+            pyro.sample("x", self.system.p_x(z), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("encoder", self.system.encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.system.q_z(x))
+
+
+# Log-likelihood: a step is one datum.
+
+
+def likelihood(problem: Problem, turns: Turns, compile: bool | str = "auto") -> None:
+    """`pyroae.log_likelihood`.
+
+    compile: with True a graph of the draws, made once and kept between the blocks, as it is in an evaluation of many data.
+    """
+    from pyroae.evaluation import likelihood as module
+
+    if compile is True:
+        module.CompiledDraws = _once(module.CompiledDraws)  # type: ignore[misc,assignment]
+    system = system_of(problem)
+
+    def block(count: int) -> None:
+        x = torch.from_numpy(problem.data(count)).to(problem.device)
+        pyroae.log_likelihood(system.model, system.guide, x, num_particles=problem.num_particles, compile=compile)
+
+    turns.serve(block)
+
+
+def _once(make: Callable[..., Any]) -> Callable[..., Any]:
+    """The first thing made, whenever one is asked for: blocks of one size have the same graph."""
+    made: list[Any] = []
+
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        if not made:
+            made.append(make(*args, **kwargs))
+            if made[0]._graph is None:
+                raise RuntimeError("the draws are not compiled")
+        return made[0]
+
+    return kept
+
+
+def plain_likelihood(problem: Problem, turns: Turns) -> None:
+    """Plain Pyro: traces of the guide and of the replayed model under a plate of 100 particles, all data of a block at once."""
+    system = system_of(problem).eval()
+    pyro.enable_validation(False)
+
+    def log_weights(x: Tensor) -> Tensor:
+        with pyro.plate("particles", PARTICLES_AT_ONCE, dim=-2):
+            guide = poutine.trace(system.guide).get_trace(x)
+            model = poutine.trace(poutine.replay(system.model, trace=guide)).get_trace(x)
+        guide.compute_log_prob()
+        model.compute_log_prob()
+        return model.nodes["x"]["log_prob"] + model.nodes["z"]["log_prob"] - guide.nodes["z"]["log_prob"]
+
+    @torch.no_grad()
+    def block(count: int) -> None:
+        x = torch.from_numpy(problem.data(count)).to(problem.device)
+        for rows in x.split(100):
+            parts = [log_weights(rows) for _ in range(problem.num_particles // PARTICLES_AT_ONCE)]
+            torch.cat(parts).logsumexp(0) - math.log(problem.num_particles)
+        wait_for(problem)
+
+    turns.serve(block)
+
+
+# In a process of its own, from its start: see benchmarks/fresh.py.
+
+
+def first_steps(started: float, engine: str) -> None:
+    """Print the time since `started` after the first step, and the duration of the second; engine: pyroae or svi."""
+    problem = Problem()
+    system, x = system_of(problem), torch.from_numpy(problem.data(problem.batch))
+    step: Callable[..., Any]
+    if engine == "pyroae":
+        step = pyroae.compile(system.model, system.guide, objective_of(problem)).step
+    else:
+        step = pyro.infer.SVI(system.model, system.guide, pyro.optim.Adam({"lr": LEARNING_RATE}), pyro.infer.Trace_ELBO()).step
+    step(x)
+    first = time.monotonic()
+    step(x)
+    print(first - started, time.monotonic() - first)
+
+
+def peak_memory(num_particles: int, num_data: int = 4) -> None:
+    """Print the growth of the process's peak memory in MiB while a log-likelihood is estimated."""
+    import resource
+
+    problem = Problem(widths=(200, 200), latent=50)
+    system, x = system_of(problem), torch.from_numpy(problem.data(num_data))
+    pyroae.log_likelihood(system.model, system.guide, x[:1], num_particles=10)  # what is loaded is loaded
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pyroae.log_likelihood(system.model, system.guide, x, num_particles=num_particles)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
