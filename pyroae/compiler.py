@@ -26,7 +26,7 @@ Key = tuple[Any, ...]
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
-def compile(  # noqa: A001: the name that torch has for it
+def compile(
     model: Program,
     guide: Program,
     objective: ELBO,
