@@ -212,11 +212,12 @@ def _draw_points(ax: Any, panel: Record) -> None:
     reference = _seconds(panel, panel["reference"])
     for y, subject in enumerate(measured):
         low, middle, high = (panel["scale"] * value for value in quartiles(subject["seconds"]))
-        color = "C0" if subject["name"].startswith("pyroae") else "0.45"
+        color = "C0" if "pyroae" in subject["name"] else "0.45"
         ax.barh(y, middle, height=0.62, color=color, alpha=0.35)
         ax.errorbar(middle, y, xerr=[[middle - low], [high - middle]], fmt="o", ms=3, lw=1.2, color=color)
         ratio = ratios(subject["seconds"], reference)
-        note = f"{middle:.3g}" if ratio is None else f"{middle:.3g}  (×{ratio[1]:.2f})"
+        figure = f"{middle:,.0f}" if middle >= 100 else f"{middle:.3g}"
+        note = figure if ratio is None else f"{figure}  (×{ratio[1]:.2f})"
         ax.annotate(note, (max(high, middle), y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=7)
     ax.set_yticks(range(len(measured)), [s["name"] for s in measured])
     ax.set_xlim(0, 1.3 * max(panel["scale"] * quartiles(s["seconds"])[2] for s in measured))
@@ -238,7 +239,7 @@ def _lines(plt: Any, panels: dict[str, Record]) -> Any:
             ax.errorbar(x, y[:, 1], yerr=spread, fmt="o-", ms=3, lw=1.2, label=_with_ratio(along[-1], subject))
         ax.set(xscale="log", yscale="log", xlabel=name, ylabel=along[0]["unit"])
         ax.set_xticks(ticks := [p["axis"][1] for p in along], [str(t) for t in ticks])
-        ax.minorticks_off()
+        ax.xaxis.set_minor_locator(plt.NullLocator())
         ax.legend(frameon=False, fontsize=6)
     return figure
 

@@ -8,6 +8,7 @@ measured again replaces that part alone; `--rounds 0` measures nothing and repor
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ NO_GPU = "There is no GPU here: the section gpu is left out."
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the sections that are asked for."""
     options = _parser().parse_args(argv)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # workers and fresh processes find bytecode, as they do elsewhere
     out = options.out or (Path("runs/speed") if options.short else RESULTS)
     rounds = options.rounds if options.rounds is not None else 3 if options.short else 15
     sections = list(SECTIONS) if options.section == "all" else [options.section]
