@@ -49,9 +49,9 @@ def compile(
     Raises ConfigError for an objective without a differentiable loss, and for programs without parameters.
 
     >>> from pyroae import TraceELBO, zoo
-    >>> system, x = zoo.ppca(4, latent=2), torch.zeros(3, 4)
-    >>> svi = compile(system.model, system.guide, TraceELBO(), lambda parameters: torch.optim.Adam(parameters, lr=0.01))
-    >>> losses = [svi.step(x).item() for _ in range(20)]  # the first ones wait for the compiler
+    >>> system, x = zoo.ppca(4, latent=2), torch.ones(100, 4)
+    >>> svi = compile(system.model, system.guide, TraceELBO(), lambda parameters: torch.optim.Adam(parameters, lr=0.1))
+    >>> losses = [svi.step(x).item() for _ in range(30)]  # the second one waits for the compiler
     >>> losses[-1] < losses[0], svi.is_compiled
     (True, True)
     """

@@ -17,6 +17,7 @@ from pyroae.errors import ConfigError
 
 OTHER: dict[str, Any] = {
     "epochs": 7,
+    "compile": True,
     "max_steps": 1000,
     "max_seconds": 60.0,
     "batch_size": 11,
