@@ -322,6 +322,7 @@ def test_two_processes_train_as_one_on_the_whole_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(found, wanted.detach(), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_every_objective_in_single_precision() -> None:
     """Gradients of compiled and eager code agree to 1e-5 of the largest, as the draws are the same."""
     system, x = system_and_data("vae")

@@ -54,11 +54,10 @@ def test_systems_of_the_zoo(name: str) -> None:
     same(Compiled(system, TraceELBO(), backend="eager"), x)
 
 
-@pytest.mark.parametrize("objective", ["trace-elbo", "dreg"])
-def test_code_has_the_numbers_of_eager_code(objective: str) -> None:
-    """The same draws asked for, and the last, smaller batch too."""
+def test_code_has_the_numbers_of_eager_code() -> None:
+    """With two passes through the guide, and of a smaller batch too."""
     system, x = system_and_data("vae")
-    compiled = Compiled(system, OBJECTIVES[objective](num_particles=3))
+    compiled = Compiled(system, OBJECTIVES["dreg"](num_particles=3))
     same(compiled, x)
     same(compiled, x[:4])
 
