@@ -4,7 +4,6 @@
 handlers leave no trace in them. `torch._inductor` makes code of that. One graph serves one shape of batch.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
@@ -15,13 +14,13 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
-from pyroae.errors import ConfigError, PyroaeError
+from pyroae.errors import ConfigError
+from pyroae.graphs import Graph, device_of, inductor, made
 from pyroae.objectives.base import Bound
 from pyroae.program import Pair, bound_of, system_of
-from pyroae.updates import Rule, rule_of
-from pyroae.weights import Program, fork_random, reduce_log_weights, run
+from pyroae.updates import Update
+from pyroae.weights import Program, fork_random
 
-Graph = Callable[..., tuple[Tensor, ...]]
 Key = tuple[Any, ...]
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -162,7 +161,7 @@ class Compiled:
 
     def _find(self, args: tuple[Any, ...]) -> None:
         """One run as it is, with all checks, which takes up parameters of Pyro's store and leaves the generators alone."""
-        with fork_random(_device(args)), torch.no_grad(), pyro.validation_enabled(True), _same_buffers(self.system):
+        with fork_random(device_of(args)), torch.no_grad(), pyro.validation_enabled(True), _same_buffers(self.system):
             if isinstance(self.system, Pair):
                 self.system.find_parameters(*args)
             self._bound(args, None)
@@ -215,22 +214,30 @@ class Compiled:
     def _compiled(self, args: tuple[Any, ...], kl_weight: float | None, divisor: float, what: str) -> Graph | None:
         """The graph of a step, or of the gradients alone; None, with a warning, where it cannot be made."""
         if what == "step":
-            return _made(lambda: self._whole_step(args, kl_weight, divisor), _device(args))
-        return _made(lambda: self._graph(args, kl_weight, divisor, None), _device(args))
+            return made(lambda: self._whole_step(args, kl_weight, divisor), device_of(args))
+        return made(lambda: self._graph(args, kl_weight, divisor, self._reached(args, kl_weight), None), device_of(args))
 
     def _whole_step(self, args: tuple[Any, ...], kl_weight: float | None, divisor: float) -> Graph:
         reached = self._reached(args, kl_weight)
         parameters = [p for p, r in zip(self._known.values(), reached, strict=True) if r]
-        update = _Update.of(self._optimizer(), parameters, self.grad_clip)
+        update = Update.of(self._optimizer(), parameters, self.grad_clip)
         if update is not None:
-            return self._graph(args, kl_weight, divisor, update)
-        gradients = self._graph(args, kl_weight, divisor, None)
+            return self._graph(args, kl_weight, divisor, reached, update)
+        gradients = self._graph(args, kl_weight, divisor, reached, None)
         return _Beside(gradients, self._optimizer(), list(self._known.values()), reached, self.grad_clip, divisor)
 
-    def _graph(self, args: tuple[Any, ...], kl_weight: float | None, divisor: float, update: "_Update | None") -> Graph:
+    def _graph(
+        self,
+        args: tuple[Any, ...],
+        kl_weight: float | None,
+        divisor: float,
+        reached: list[bool],
+        update: Update | None,
+    ) -> Graph:
+        """Traced and made into code. reached: which parameters have a gradient. update: the step, where it is in the graph."""
         from torch.fx.experimental.proxy_tensor import make_fx
 
-        reached, parameters = self._reached(args, kl_weight), self._known
+        parameters = self._known
         given = (*args, *_weights(kl_weight))
         where = [i for i, a in enumerate(given) if isinstance(a, Tensor)]
         leaves = list(parameters.values())  # inputs are known by identity: wherever the programs keep them, they are found
@@ -272,77 +279,10 @@ class Compiled:
         return [g is not None for g in grads]
 
 
-class _Update:
-    """The step of an optimizer of torch in a graph: its state is the optimizer's own, changed in place."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, rules: list[Rule], grad_clip: float | None) -> None:
-        self.optimizer, self.rules, self.grad_clip = optimizer, rules, grad_clip
-        self.parameters: list[list[Tensor]] = []
-        self.counts: list[Tensor] = []
-        self._shared: list[Any] = []
-
-    @classmethod
-    def of(cls, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], grad_clip: float | None) -> "_Update | None":
-        """None for an optimizer without a rule, or one whose state is not that of a step that all parameters took."""
-        rules = [rule_of(optimizer, group) for group in optimizer.param_groups]
-        if any(rule is None for rule in rules):
-            return None
-        update = cls(optimizer, cast(list[Rule], rules), grad_clip)
-        wanted, order = {id(p) for p in parameters}, []
-        for rule, group in zip(update.rules, optimizer.param_groups, strict=True):
-            update.parameters.append([p for p in group["params"] if id(p) in wanted])
-            order += [id(p) for p in update.parameters[-1]]
-            states = [optimizer.state.get(p, {}) for p in update.parameters[-1]]
-            if any(state.get(name) is None for state in states for name in rule.state):
-                return None
-            if any("step" in state and state["step"].device.type != "cpu" for state in states):
-                return None
-        if order != [id(p) for p in parameters]:
-            return None
-        update.refresh()
-        return update
-
-    def refresh(self) -> None:
-        """Take up the optimizer's counts of steps, which a restored state has replaced."""
-        states = [self.optimizer.state.get(p, {}) for group in self.parameters for p in group]
-        self.counts = [state["step"] for state in states if "step" in state]
-        self._shared = [count.numpy() for count in self.counts]  # torch takes thirty times as long to change a number
-
-    def tensors(self) -> list[Tensor]:
-        """The numbers of the next step for each group, and the state of each parameter."""
-        first = next(p for group in self.parameters for p in group)
-        if self.counts and self.optimizer.state[first]["step"] is not self.counts[0]:
-            self.refresh()
-        step, found = int(self._shared[0]) + 1 if self._shared else 1, []
-        for rule, group in zip(self.rules, self.optimizer.param_groups, strict=True):
-            numbers = torch.tensor(rule.numbers(step, group), dtype=first.dtype)
-            found.append(numbers if first.device.type == "cpu" else numbers.to(first.device, non_blocking=True))
-        for rule, parameters in zip(self.rules, self.parameters, strict=True):
-            found += [self.optimizer.state[p][name] for p in parameters for name in rule.state]
-        return found
-
-    def count(self) -> None:
-        """Record that the step was taken, where steps of other graphs and those beside them are recorded too."""
-        for count in self._shared:
-            count[()] += 1
-
-    def apply(self, parameters: Sequence[Tensor], grads: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
-        """Clip, and take the step, on the tensors of the graph."""
-        if self.grad_clip is not None:
-            norm = torch.stack([grad.norm() for grad in grads]).norm()
-            share = (self.grad_clip / (norm + 1e-6)).clamp(max=1.0)
-            grads = [grad * share for grad in grads]
-        at, state = 0, iter(tensors[len(self.rules) :])
-        for rule, group, numbers in zip(self.rules, self.parameters, tensors, strict=False):
-            for parameter, grad in zip(parameters[at : at + len(group)], grads[at : at + len(group)], strict=True):
-                rule.apply(parameter, grad, [next(state) for _ in rule.state], numbers)
-            at += len(group)
-
-
 class _Call:
     """A graph with the parameters it reads, and the step it takes."""
 
-    def __init__(self, graph: Graph, leaves: list[nn.Parameter], where: list[int], update: _Update | None) -> None:
+    def __init__(self, graph: Graph, leaves: list[nn.Parameter], where: list[int], update: Update | None) -> None:
         self.graph, self.leaves, self.where, self.update = graph, [p.detach() for p in leaves], where, update
 
     def __call__(self, *given: Any) -> tuple[Tensor, ...]:
@@ -398,83 +338,6 @@ class _Known(torch.autograd.Function):
         return None, None, *(-outer[0] * grad for grad in ctx.grads)
 
 
-class CompiledDraws:
-    """Log-weights of fresh draws as one graph: `draws(block, k)` is `[k, N]` in nats, as `weights.log_weights` gives them.
-
-    The graph is of one shape: a block with fewer data is filled up, more are refused; fewer particles are cut from it. What
-    cannot be compiled is run as it is, with one warning.
-    """
-
-    def __init__(
-        self,
-        model: Program,
-        guide: Program,
-        block: tuple[Tensor, ...],
-        num_particles: int,
-        nesting: int,
-        backend: str = "inductor",
-    ) -> None:
-        self.model, self.guide, self.num_particles, self.nesting = model, guide, num_particles, nesting
-        self.backend, self.num_data = backend, len(block[0])
-        system = system_of((model, guide))
-        with fork_random(_device(block)):
-            if isinstance(system, Pair):
-                system.find_parameters(*block)
-        self._leaves = [*system.parameters(), *system.buffers()]
-        self._graph = _made(lambda: self._traced(block), _device(block))
-
-    def __call__(self, block: tuple[Tensor, ...], num_particles: int) -> Tensor:
-        """Draw, and weigh."""
-        if self._graph is None:
-            return self._weights(block, num_particles)
-        rows = torch.arange(self.num_data, device=block[0].device) % len(block[0])
-        full = block if len(block[0]) == self.num_data else tuple(t.index_select(0, rows) for t in block)
-        with torch.no_grad():
-            return self._graph(*[t.detach() for t in self._leaves], *full)[0][:num_particles, : len(block[0])]
-
-    def _weights(self, block: tuple[Tensor, ...], num_particles: int) -> Tensor:
-        return reduce_log_weights(run(self.model, self.guide, block, {}, num_particles, self.nesting)).log_weight
-
-    def _traced(self, block: tuple[Tensor, ...]) -> Graph:
-        from torch.fx.experimental.proxy_tensor import make_fx
-
-        def function(*flat: Tensor) -> tuple[Tensor]:
-            return (self._weights(flat[len(self._leaves) :], self.num_particles),)
-
-        inputs = [*self._leaves, *block]
-        with torch.no_grad():
-            traced = make_fx(function)(*inputs)
-        return traced if self.backend == "eager" else inductor(traced, [t.detach() for t in inputs], same_draws=False)
-
-
-def _made(make: Callable[[], Graph], device: torch.device) -> Graph | None:
-    """What `make` gives; None, with a warning, where it cannot be compiled. The generators stay as they were."""
-    try:
-        with fork_random(device), pyro.validation_enabled(False):
-            return make()
-    except PyroaeError:
-        raise
-    except Exception as error:  # whatever the programs or the compiler have to say
-        reason = " ".join(str(error).split())[:200]
-        warnings.warn(f"model and guide are run as they are, not compiled: {reason}", stacklevel=5)
-        return None
-
-
-def inductor(graph: torch.fx.GraphModule, inputs: Sequence[Tensor], same_draws: bool) -> Graph:
-    """Code for a graph. On a CPU the draws stay torch's own: they are the same as in eager code, and no slower."""
-    import torch._inductor.config as settings
-    from torch._inductor.compile_fx import compile_fx
-
-    from pyroae.passes import BiasApart
-
-    on_cpu = all(t.device.type == "cpu" for t in inputs)
-    passes: dict[str, Any] = {"post_grad_custom_post_pass": BiasApart()} if on_cpu else {}
-    with settings.patch(fallback_random=same_draws or on_cpu, **passes), torch.no_grad():
-        compiled: Any = compile_fx(graph, list(inputs))
-        compiled(*[t.clone() for t in inputs])  # code is made when it is first called, and a step must not be taken
-    return cast(Graph, compiled)
-
-
 @contextmanager
 def _unchanged(tensors: Sequence[Tensor]) -> Iterator[None]:
     """A context after which the tensors hold what they held."""
@@ -511,10 +374,6 @@ def _weights(kl_weight: float | None) -> tuple[Tensor, ...]:
 
 def _filled(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(like, grads, strict=True)]
-
-
-def _device(args: tuple[Any, ...]) -> torch.device:
-    return next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
 
 
 def _default(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -8,10 +8,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Rule(ABC):
@@ -102,3 +102,70 @@ def rule_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> Rule 
     if kind is torch.optim.SGD:
         return SGD(group["momentum"], group["weight_decay"], bool(group["nesterov"]))
     return None
+
+
+class Update:
+    """The step of an optimizer of torch in a graph: its state is the optimizer's own, changed in place."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, rules: list[Rule], grad_clip: float | None) -> None:
+        self.optimizer, self.rules, self.grad_clip = optimizer, rules, grad_clip
+        self.parameters: list[list[Tensor]] = []
+        self.counts: list[Tensor] = []
+        self._shared: list[Any] = []
+
+    @classmethod
+    def of(cls, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], grad_clip: float | None) -> "Update | None":
+        """None for an optimizer without a rule, or one whose state is not that of a step that all parameters took."""
+        rules = [rule_of(optimizer, group) for group in optimizer.param_groups]
+        if any(rule is None for rule in rules):
+            return None
+        update = cls(optimizer, cast(list[Rule], rules), grad_clip)
+        wanted, order = {id(p) for p in parameters}, []
+        for rule, group in zip(update.rules, optimizer.param_groups, strict=True):
+            update.parameters.append([p for p in group["params"] if id(p) in wanted])
+            order += [id(p) for p in update.parameters[-1]]
+            states = [optimizer.state.get(p, {}) for p in update.parameters[-1]]
+            if any(state.get(name) is None for state in states for name in rule.state):
+                return None
+            if any("step" in state and state["step"].device.type != "cpu" for state in states):
+                return None
+        if order != [id(p) for p in parameters]:
+            return None
+        update.refresh()
+        return update
+
+    def refresh(self) -> None:
+        """Take up the optimizer's counts of steps, which a restored state has replaced."""
+        states = [self.optimizer.state.get(p, {}) for group in self.parameters for p in group]
+        self.counts = [state["step"] for state in states if "step" in state]
+        self._shared = [count.numpy() for count in self.counts]  # torch takes thirty times as long to change a number
+
+    def tensors(self) -> list[Tensor]:
+        """The numbers of the next step for each group, and the state of each parameter."""
+        first = next(p for group in self.parameters for p in group)
+        if self.counts and self.optimizer.state[first]["step"] is not self.counts[0]:
+            self.refresh()
+        step, found = int(self._shared[0]) + 1 if self._shared else 1, []
+        for rule, group in zip(self.rules, self.optimizer.param_groups, strict=True):
+            numbers = torch.tensor(rule.numbers(step, group), dtype=first.dtype)
+            found.append(numbers if first.device.type == "cpu" else numbers.to(first.device, non_blocking=True))
+        for rule, parameters in zip(self.rules, self.parameters, strict=True):
+            found += [self.optimizer.state[p][name] for p in parameters for name in rule.state]
+        return found
+
+    def count(self) -> None:
+        """Record that the step was taken, where steps of other graphs and those beside them are recorded too."""
+        for count in self._shared:
+            count[()] += 1
+
+    def apply(self, parameters: Sequence[Tensor], grads: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+        """Clip, and take the step, on the tensors of the graph."""
+        if self.grad_clip is not None:
+            norm = torch.stack([grad.norm() for grad in grads]).norm()
+            share = (self.grad_clip / (norm + 1e-6)).clamp(max=1.0)
+            grads = [grad * share for grad in grads]
+        at, state = 0, iter(tensors[len(self.rules) :])
+        for rule, group, numbers in zip(self.rules, self.parameters, tensors, strict=False):
+            for parameter, grad in zip(parameters[at : at + len(group)], grads[at : at + len(group)], strict=True):
+                rule.apply(parameter, grad, [next(state) for _ in rule.state], numbers)
+            at += len(group)

@@ -31,7 +31,8 @@ Make = Any
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run as they are traced: what a step computes, without the minute that code takes."""
-    monkeypatch.setattr("pyroae.compiler.inductor", lambda graph, inputs, same_draws: graph)
+    for module in ("compiler", "evaluation.compiled_draws"):
+        monkeypatch.setattr(f"pyroae.{module}.inductor", lambda graph, inputs, same_draws: graph)
 
 
 def small() -> Autoencoder:

@@ -22,7 +22,7 @@ from tests.systems import FOR_DISCRETE, system_and_data
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def same(compiled: Compiled, *args: Tensor, kl_weight: float | None = None) -> None:
+def assert_same(compiled: Compiled, *args: Tensor, kl_weight: float | None = None) -> None:
     """Value and gradients are those of the programs run as they are, from the same seed."""
     compiled.value_and_grads(*args, kl_weight=kl_weight)
     assert compiled.is_compiled
@@ -39,34 +39,34 @@ def same(compiled: Compiled, *args: Tensor, kl_weight: float | None = None) -> N
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
 def test_every_objective_is_traced_to_the_numbers_of_eager_code(objective: str) -> None:
     system, x = system_and_data("vae")
-    same(Compiled(system, OBJECTIVES[objective](num_particles=4), backend="eager"), x)
+    assert_same(Compiled(system, OBJECTIVES[objective](num_particles=4), backend="eager"), x)
 
 
 @pytest.mark.parametrize("objective", FOR_DISCRETE)
 def test_score_function_estimators_of_discrete_latents(objective: str) -> None:
     system, x = system_and_data("discrete-vae")
-    same(Compiled(system, OBJECTIVES[objective](num_particles=4), backend="eager"), x)
+    assert_same(Compiled(system, OBJECTIVES[objective](num_particles=4), backend="eager"), x)
 
 
 @pytest.mark.parametrize("name", ["sparse-ae-map", "denoising-vae", "tied-ae", "vae-conv", "vae-normal", "ppca-exact"])
 def test_systems_of_the_zoo(name: str) -> None:
     system, x = system_and_data(name)
-    same(Compiled(system, TraceELBO(), backend="eager"), x)
+    assert_same(Compiled(system, TraceELBO(), backend="eager"), x)
 
 
 def test_code_has_the_numbers_of_eager_code() -> None:
     """With two passes through the guide, and of a smaller batch too."""
     system, x = system_and_data("vae")
     compiled = Compiled(system, OBJECTIVES["dreg"](num_particles=3))
-    same(compiled, x)
-    same(compiled, x[:4])
+    assert_same(compiled, x)
+    assert_same(compiled, x[:4])
 
 
 def test_kl_warm_up_is_an_input_of_the_graph() -> None:
     system, x = system_and_data("vae")
     compiled = Compiled(system, TraceELBO(), backend="eager")
     for weight in (0.1, 0.7, 1.0):
-        same(compiled, x, kl_weight=weight)
+        assert_same(compiled, x, kl_weight=weight)
     assert len(compiled._graphs) == 1
 
 
@@ -105,7 +105,7 @@ def test_parameters_of_modules_and_of_the_store(objective: str) -> None:
     net = Net()
     x, known = torch.randn(5, 3), torch.rand(5, 3) < 0.8
     compiled = Compiled(system_of(programs(net)), OBJECTIVES[objective](num_particles=3), backend="eager")
-    same(compiled, x, known)
+    assert_same(compiled, x, known)
     assert len(compiled.parameters()) == 4
 
 

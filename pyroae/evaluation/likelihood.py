@@ -10,9 +10,9 @@ import torch
 from pyro.distributions import Delta, ImproperUniform
 from torch import Tensor
 
-from pyroae.compiler import CompiledDraws
 from pyroae.errors import ConfigError, DataError, ProgramError, UndefinedLikelihoodError
 from pyroae.evaluation.blocks import Data, arguments_of, blocks, rows_of
+from pyroae.evaluation.compiled_draws import CompiledDraws
 from pyroae.evaluation.proposals import Draw, Proposal
 from pyroae.evaluation.streams import BoundCurve, CurveStream, Smoothed, WeightStream, curve_sizes, khat_limit
 from pyroae.progress import Progress

@@ -1,0 +1,57 @@
+"""The draws of a likelihood as compiled code."""
+
+import torch
+from torch import Tensor
+
+from pyroae.graphs import Graph, device_of, inductor, made
+from pyroae.program import Pair, system_of
+from pyroae.weights import Program, fork_random, reduce_log_weights, run
+
+
+class CompiledDraws:
+    """Log-weights of fresh draws as one graph: `draws(block, k)` is `[k, N]` in nats, as `weights.log_weights` gives them.
+
+    The graph is of one shape: a block with fewer data is filled up, more are refused; fewer particles are cut from it. What
+    cannot be compiled is run as it is, with one warning.
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        block: tuple[Tensor, ...],
+        num_particles: int,
+        nesting: int,
+        backend: str = "inductor",
+    ) -> None:
+        self.model, self.guide, self.num_particles, self.nesting = model, guide, num_particles, nesting
+        self.backend, self.num_data = backend, len(block[0])
+        system = system_of((model, guide))
+        with fork_random(device_of(block)):
+            if isinstance(system, Pair):
+                system.find_parameters(*block)
+        self._leaves = [*system.parameters(), *system.buffers()]
+        self._graph = made(lambda: self._traced(block), device_of(block))
+
+    def __call__(self, block: tuple[Tensor, ...], num_particles: int) -> Tensor:
+        """Draw, and weigh."""
+        if self._graph is None:
+            return self._weights(block, num_particles)
+        rows = torch.arange(self.num_data, device=block[0].device) % len(block[0])
+        full = block if len(block[0]) == self.num_data else tuple(t.index_select(0, rows) for t in block)
+        with torch.no_grad():
+            return self._graph(*[t.detach() for t in self._leaves], *full)[0][:num_particles, : len(block[0])]
+
+    def _weights(self, block: tuple[Tensor, ...], num_particles: int) -> Tensor:
+        return reduce_log_weights(run(self.model, self.guide, block, {}, num_particles, self.nesting)).log_weight
+
+    def _traced(self, block: tuple[Tensor, ...]) -> Graph:
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        def function(*flat: Tensor) -> tuple[Tensor]:
+            return (self._weights(flat[len(self._leaves) :], self.num_particles),)
+
+        inputs = [*self._leaves, *block]
+        with torch.no_grad():
+            traced = make_fx(function)(*inputs)
+        return traced if self.backend == "eager" else inductor(traced, [t.detach() for t in inputs], same_draws=False)
