@@ -15,7 +15,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
 from pyroae.errors import ConfigError
-from pyroae.graphs import Graph, device_of, inductor, made
+from pyroae.graphs import Graph, Recorded, cuda_graph, device_of, inductor, made, on_device
 from pyroae.objectives.base import Bound
 from pyroae.program import Pair, bound_of, system_of
 from pyroae.updates import Update
@@ -121,7 +121,7 @@ class Compiled:
         graph, self._last = self._graphs[key], key
         if graph is None:
             return self._eager_step(args, kl_weight, divisor)
-        return graph(*args, *_weights(kl_weight))[0]
+        return graph(*args, *self._weights(kl_weight))[0]
 
     def loss_and_grads(self, *args: Any, kl_weight: float | None = None) -> Tensor:
         """The negative bound over all data, in nats, without gradient; adds its gradient to the parameters' `grad`."""
@@ -140,7 +140,7 @@ class Compiled:
         graph, self._last = self._graphs[key], key
         if graph is None:
             return self._eager(args, kl_weight)
-        value, *grads = graph(*args, *_weights(kl_weight))
+        value, *grads = graph(*args, *self._weights(kl_weight))
         return value, tuple(grads)
 
     def bound(self, *args: Any, kl_weight: float | None = None) -> Bound:
@@ -205,6 +205,10 @@ class Compiled:
 
     # Graphs.
 
+    def _weights(self, kl_weight: float | None) -> tuple[Tensor, ...]:
+        like = next(iter(self._known.values()))
+        return () if kl_weight is None else (on_device(kl_weight, torch.get_default_dtype(), like.device),)
+
     def _key(self, args: tuple[Any, ...], kl_weight: float | None) -> Key:
         """What a graph is made for: shapes, types and devices of tensors, the values of all else, and the modules' mode."""
         parts = [(tuple(a.shape), a.dtype, a.device) if isinstance(a, Tensor) else a for a in args]
@@ -238,10 +242,10 @@ class Compiled:
         from torch.fx.experimental.proxy_tensor import make_fx
 
         parameters = self._known
-        given = (*args, *_weights(kl_weight))
+        given = (*args, *self._weights(kl_weight))
         where = [i for i, a in enumerate(given) if isinstance(a, Tensor)]
         leaves = list(parameters.values())  # inputs are known by identity: wherever the programs keep them, they are found
-        kept = update.tensors() if update is not None else []
+        kept = [*update.numbers(), *update.state()] if update is not None else []
 
         def function(*flat: Any) -> tuple[Tensor, ...]:
             tensors, state = flat[len(leaves) : len(leaves) + len(where)], flat[len(leaves) + len(where) :]
@@ -280,18 +284,31 @@ class Compiled:
 
 
 class _Call:
-    """A graph with the parameters it reads, and the step it takes."""
+    """A graph with the parameters it reads, and the step it takes: on a GPU as one launch."""
 
     def __init__(self, graph: Graph, leaves: list[nn.Parameter], where: list[int], update: Update | None) -> None:
         self.graph, self.leaves, self.where, self.update = graph, [p.detach() for p in leaves], where, update
+        on_gpu = update is not None and self.leaves[0].device.type == "cuda"
+        self.recorded = Recorded(self._in_order, cuda_graph) if on_gpu else None
 
     def __call__(self, *given: Any) -> tuple[Tensor, ...]:
+        tensors = [given[i] for i in self.where]
         with torch.no_grad():
             if self.update is None:
-                return self.graph(*self.leaves, *[given[i] for i in self.where])
-            found = self.graph(*self.leaves, *[given[i] for i in self.where], *self.update.tensors())
+                return self.graph(*self.leaves, *tensors)
+            numbers, state = self.update.numbers(), self.update.state()
+            if self.recorded is not None:
+                found = self.recorded([*self.leaves, *state], [*tensors, *numbers])
+            else:
+                found = self.graph(*self.leaves, *tensors, *numbers, *state)
             self.update.count()
         return found
+
+    def _in_order(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """What stays comes first where a step is recorded; the graph has its state last."""
+        kept = len(tensors) - len(self.where) - len(cast(Update, self.update).rules)
+        leaves, state = tensors[: len(self.leaves)], tensors[len(self.leaves) : kept]
+        return self.graph(*leaves, *tensors[kept:], *state)
 
 
 class _Beside:
@@ -366,10 +383,6 @@ def _same_buffers(system: nn.Module) -> Iterator[list[str]]:
 
 def _trained(system: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in system.named_parameters() if p.requires_grad}
-
-
-def _weights(kl_weight: float | None) -> tuple[Tensor, ...]:
-    return () if kl_weight is None else (torch.tensor(kl_weight),)
 
 
 def _filled(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:

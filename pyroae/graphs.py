@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, cast
 
 import pyro
@@ -11,7 +12,8 @@ from torch import Tensor
 from pyroae.errors import PyroaeError
 from pyroae.weights import fork_random
 
-Graph = Callable[..., tuple[Tensor, ...]]
+Outputs = tuple[Tensor, ...]
+Graph = Callable[..., Outputs]
 
 
 def made(make: Callable[[], Graph], device: torch.device) -> Graph | None:
@@ -32,14 +34,63 @@ def inductor(graph: torch.fx.GraphModule, inputs: Sequence[Tensor], same_draws: 
     import torch._inductor.config as settings
     from torch._inductor.compile_fx import compile_fx
 
-    from pyroae.passes import BiasApart
+    from pyroae.passes import ForProcessor
 
+    _keep_memory()
     on_cpu = all(t.device.type == "cpu" for t in inputs)
-    passes: dict[str, Any] = {"post_grad_custom_post_pass": BiasApart()} if on_cpu else {}
+    passes: dict[str, Any] = {"post_grad_custom_post_pass": ForProcessor()} if on_cpu else {}
     with settings.patch(fallback_random=same_draws or on_cpu, **passes), torch.no_grad():
         compiled: Any = compile_fx(graph, list(inputs))
         compiled(*[t.clone() for t in inputs])  # code is made when it is first called, and a step must not be taken
     return cast(Graph, compiled)
+
+
+@cache
+def _keep_memory() -> None:
+    """Let the allocator of a Linux process keep the blocks that a graph frees, for its next call.
+
+    glibc gives blocks above a limit back to the system at once, and every page of the next one costs a fault: up to a third of
+    a likelihood's time. The limit rises, to 32 MiB at most, with the largest such block that was ever freed.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
+
+
+class Recorded:
+    """Code recorded as one CUDA graph, and replayed: a step is then one launch, whatever kernels it has.
+
+    run: from tensors that stay where they are (parameters, and what is changed in place) and those that are given anew at each
+    call. Outputs are copies: the next call overwrites its own. What stays is recorded again where it was replaced. record: from
+    a function to one that replays it, and its outputs.
+    """
+
+    def __init__(self, run: Graph, record: Callable[[Callable[[], Outputs]], tuple[Callable[[], None], Outputs]]) -> None:
+        self._run, self._record = run, record
+        self._kept: list[Tensor] = []
+        self._places: list[Tensor] = []
+
+    def __call__(self, kept: Sequence[Tensor], given: Sequence[Tensor]) -> Outputs:
+        """Copy what is given to its places, and replay."""
+        if len(kept) != len(self._kept) or any(a is not b for a, b in zip(kept, self._kept, strict=True)):
+            self._kept, self._places = list(kept), [t.to(kept[0].device).clone() for t in given]
+            self._replay, self._outputs = self._record(lambda: self._run(*self._kept, *self._places))
+        for place, tensor in zip(self._places, given, strict=True):
+            place.copy_(tensor, non_blocking=True)
+        self._replay()
+        return tuple(output.clone() for output in self._outputs)
+
+
+def cuda_graph(run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+    """Record what `run` launches, without doing it; what replays it, and the tensors that it then fills."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = run()
+    return graph.replay, outputs
+
+
+def on_device(numbers: float | list[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of numbers that are known here; nothing waits for the copy."""
+    tensor = torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda")
+    return tensor.to(device, non_blocking=True)
 
 
 def device_of(args: tuple[Any, ...]) -> torch.device:

@@ -261,23 +261,25 @@ class _Trainer:
         """One pass over the training data, or what is left of the steps and seconds; the mean negative bound along it."""
         self.system.train()
         config = self.config
-        losses, total, seen = _Losses(step), 0.0, 0
+        losses = _Losses(step)
         begun, before = time.monotonic(), self.seconds
         shown = begun
         for args in served(self.train, config.batch_size, seed=config.seed, epoch=epoch, device=self.fabric.device):
             losses.add(self._take_step(step, like_parameters(self.system, args)), len(args[0]))
-            step, seen = step + 1, seen + len(args[0])
+            step += 1
             now = time.monotonic()
             self.seconds = before + now - begun
-            if now - shown > 0.5:  # reading the losses waits for the device: now and then only
+            if now - shown > 0.5:
                 shown = now
-                total += self._sum_of(losses, epoch, good)
-                self._show(step, f"epoch {epoch}, bound {-total / seen:.3f} nats")
+                losses.look()
+                self._check(losses, epoch, good)
+                self._show(step, f"epoch {epoch}, bound {-losses.mean:.3f} nats")
             if self._is_over(step):
                 break
-        total += self._sum_of(losses, epoch, good)
+        losses.look(wait=True)
+        self._check(losses, epoch, good)
         self.seconds = before + time.monotonic() - begun
-        return step, total / seen
+        return step, losses.mean
 
     def _show(self, step: int, text: str) -> None:
         self.progress.update(step if self.config.max_seconds is None else int(self.seconds), text)
@@ -371,43 +373,71 @@ class _Trainer:
             torch.cuda.set_rng_state(state.random["cuda"], self.fabric.device)
         return state
 
-    def _sum_of(self, losses: "_Losses", epoch: int, good: State) -> float:
+    def _check(self, losses: "_Losses", epoch: int, good: State) -> None:
         """Raises NonFiniteLossError where one of them is not finite; the last good weights are put back."""
-        total, bad = losses.read()
-        if bad is None:
-            return total
+        if losses.bad is None:
+            return
         self.system.load_state_dict(good.weights)
         kept = f"the weights of epoch {len(good.history)}" if good.history else "the initial weights"
         raise NonFiniteLossError(
-            f"the loss became NaN or infinite at step {bad + 1}, in epoch {epoch}; {kept} were kept: "
+            f"the loss became NaN or infinite at step {losses.bad + 1}, in epoch {epoch}; {kept} were kept: "
             "try a lower learning rate, gradient clipping (grad_clip), or KL warm-up (kl_warmup)"
         )
 
 
 class _Losses:
-    """Losses of steps, a tensor each, that stay on their device until they are read."""
+    """Losses of steps, a tensor each, that stay on their device until they are looked at.
+
+    total: the sum over `seen` data of those that have arrived. bad: the first step whose loss is not finite.
+    """
 
     def __init__(self, step: int) -> None:
+        self.total, self.seen = 0.0, 0
+        self.bad: int | None = None
         self._step = step
         self._values: list[Tensor] = []
         self._sizes: list[int] = []
+        self._sent: tuple[Tensor, list[int], torch.cuda.Event | None] | None = None
+
+    @property
+    def mean(self) -> float:
+        """Per datum; nan before any has arrived."""
+        return self.total / self.seen if self.seen else math.nan
 
     def add(self, value: Tensor, size: int) -> None:
         """The mean loss of so many data."""
         self._values.append(value)
         self._sizes.append(size)
 
-    def read(self) -> tuple[float, int | None]:
-        """The sum over data of what came since the last time, and the first step whose loss is not finite."""
-        if not self._values:
-            return 0.0, None
-        values = torch.stack(self._values).cpu().double()
+    def look(self, *, wait: bool = False) -> None:
+        """Take up what has arrived, and send for what came since; only with `wait` is the device waited for."""
+        self._take(wait)
+        if self._sent is None and self._values:
+            values = torch.stack(self._values)
+            arrived = torch.cuda.Event() if values.is_cuda else None
+            self._sent = values.to("cpu", non_blocking=True), self._sizes, arrived
+            if arrived is not None:
+                arrived.record()
+            self._values, self._sizes = [], []
+            if wait or arrived is None:
+                self._take(wait)
+
+    def _take(self, wait: bool) -> None:
+        if self._sent is None:
+            return
+        values, sizes, arrived = self._sent
+        if arrived is not None:
+            if wait:
+                arrived.synchronize()
+            elif not arrived.query():
+                return
         bad = (~torch.isfinite(values)).nonzero()
-        first = self._step + int(bad[0]) if len(bad) else None
-        total = (values * torch.tensor(self._sizes)).sum().item()
-        self._step += len(values)
-        self._values, self._sizes = [], []
-        return total, first
+        if len(bad) and self.bad is None:
+            self.bad = self._step + int(bad[0])
+        self.total += (values.double() * torch.tensor(sizes)).sum().item()
+        self.seen += sum(sizes)
+        self._step += len(sizes)
+        self._sent = None
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from pyroae.graphs import on_device
+
 
 class Rule(ABC):
     """One step of an optimizer for one parameter."""
@@ -140,18 +142,19 @@ class Update:
         self.counts = [state["step"] for state in states if "step" in state]
         self._shared = [count.numpy() for count in self.counts]  # torch takes thirty times as long to change a number
 
-    def tensors(self) -> list[Tensor]:
-        """The numbers of the next step for each group, and the state of each parameter."""
+    def numbers(self) -> list[Tensor]:
+        """What differs from step to step, for the next one and each group."""
         first = next(p for group in self.parameters for p in group)
         if self.counts and self.optimizer.state[first]["step"] is not self.counts[0]:
             self.refresh()
-        step, found = int(self._shared[0]) + 1 if self._shared else 1, []
-        for rule, group in zip(self.rules, self.optimizer.param_groups, strict=True):
-            numbers = torch.tensor(rule.numbers(step, group), dtype=first.dtype)
-            found.append(numbers if first.device.type == "cpu" else numbers.to(first.device, non_blocking=True))
-        for rule, parameters in zip(self.rules, self.parameters, strict=True):
-            found += [self.optimizer.state[p][name] for p in parameters for name in rule.state]
-        return found
+        step = int(self._shared[0]) + 1 if self._shared else 1
+        groups = zip(self.rules, self.optimizer.param_groups, strict=True)
+        return [on_device(rule.numbers(step, group), first.dtype, first.device) for rule, group in groups]
+
+    def state(self) -> list[Tensor]:
+        """What the optimizer keeps for each parameter."""
+        groups = zip(self.rules, self.parameters, strict=True)
+        return [self.optimizer.state[p][name] for rule, group in groups for p in group for name in rule.state]
 
     def count(self) -> None:
         """Record that the step was taken, where steps of other graphs and those beside them are recorded too."""

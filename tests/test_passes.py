@@ -1,0 +1,121 @@
+"""What is rewritten in a graph before inductor makes code of it: the same numbers, from fewer operations."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyroae.graphs import Recorded
+from pyroae.passes import TANH_LIMIT, divide_polynomials, multiply_before_log, split_bias
+
+aten = torch.ops.aten
+
+
+def traced(function: object, *inputs: Tensor) -> GraphModule:
+    return make_fx(function, tracing_mode="fake")(*inputs)  # type: ignore[arg-type]
+
+
+def targets(graph: GraphModule) -> list[object]:
+    return [node.target for node in graph.graph.nodes]
+
+
+def test_a_bias_is_added_after_the_product() -> None:
+    bias, left, right = torch.randn(3), torch.randn(5, 4), torch.randn(4, 3)
+    graph = traced(torch.addmm, bias, left, right)
+    split_bias(graph.graph)
+    graph.recompile()
+    assert aten.mm.default in targets(graph)
+    assert aten.addmm.default not in targets(graph)
+    torch.testing.assert_close(graph(bias, left, right), bias + left @ right)
+
+
+def bernoulli(logits: Tensor, x: Tensor) -> Tensor:
+    """log p(x) of independent pixels, as the sum of a stable form of its terms."""
+    softplus = torch.log1p(torch.exp(-logits.abs()))
+    return (-((1 - x) * logits - (logits.clamp(max=0) - softplus))).sum(-1)
+
+
+@pytest.mark.parametrize("size", [784, 64, 8, 122])
+def test_logarithms_of_factors_become_one_of_their_product(size: int) -> None:
+    logits, x = 20 * torch.randn(7, size), (torch.rand(7, size) < 0.4).float()
+    logits[0] = 0.0  # every factor is 2
+    graph = traced(bernoulli, logits, x)
+    multiply_before_log(graph.graph)
+    graph.recompile()
+    graph.graph.lint()
+    assert aten.log1p.default not in targets(graph)
+    assert aten.prod.dim_int in targets(graph)
+    found, expected = graph(logits, x).double(), bernoulli(logits.double(), x.double())
+    assert (found - expected).abs().max() <= 2 * (bernoulli(logits, x).double() - expected).abs().max() + 1e-6
+
+
+def of_the_mean(logits: Tensor, x: Tensor) -> Tensor:
+    return (x * torch.log1p(torch.exp(-logits.abs()))).sum(-1)
+
+
+def used_twice(logits: Tensor, x: Tensor) -> Tensor:
+    softplus = torch.log1p(torch.exp(-logits.abs()))
+    return softplus.sum(-1) + softplus.square().sum(-1)
+
+
+def of_other_numbers(logits: Tensor, x: Tensor) -> Tensor:
+    return torch.log1p(torch.exp(logits)).sum(-1)
+
+
+@pytest.mark.parametrize("function", [of_the_mean, used_twice, of_other_numbers])
+def test_other_sums_of_logarithms_stay(function: object) -> None:
+    """Weighted terms, those that something else needs, and factors that may be large."""
+    inputs = torch.randn(3, 64), torch.rand(3, 64)
+    graph = traced(function, *inputs)
+    before = targets(graph)
+    multiply_before_log(graph.graph)
+    assert targets(graph) == before
+
+
+def test_a_prime_number_of_pixels_stays() -> None:
+    graph = traced(bernoulli, torch.randn(3, 127), torch.rand(3, 127))
+    multiply_before_log(graph.graph)
+    assert aten.log1p.default in targets(graph)
+
+
+def test_tanh_as_a_quotient() -> None:
+    """As near to tanh in single precision as torch's own, small numbers and large ones included."""
+    x = torch.cat([torch.linspace(-20, 20, 100_001), torch.logspace(-20, 0, 1000), torch.tensor([0.0, TANH_LIMIT])])
+    graph = traced(torch.tanh, x)
+    divide_polynomials(graph.graph)
+    graph.recompile()
+    assert aten.tanh.default not in targets(graph)
+    found, exact = graph(x).double(), torch.tanh(x.double())
+    assert ((found - exact).abs() <= 4e-7 * exact.abs()).all()
+
+
+def test_tanh_in_double_precision_stays() -> None:
+    graph = traced(torch.tanh, torch.zeros(3, dtype=torch.float64))
+    divide_polynomials(graph.graph)
+    assert aten.tanh.default in targets(graph)
+
+
+def test_a_recorded_step_reads_what_is_given_and_changes_what_stays() -> None:
+    """With a recording that calls the function again, as replaying it would do."""
+    recordings = 0
+
+    def record(run):  # type: ignore[no-untyped-def]
+        nonlocal recordings
+        recordings += 1
+        outputs = (torch.zeros(()),)
+        return lambda: outputs[0].copy_(run()[0]), outputs
+
+    def run(total: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        total.add_(x)
+        return (total.sum(),)
+
+    step, total = Recorded(run, record), torch.zeros(2)
+    first = step([total], [torch.ones(2)])
+    second = step([total], [torch.full((2,), 3.0)])
+    assert (first[0].item(), second[0].item()) == (2.0, 8.0)  # outputs of an earlier call are not overwritten
+    assert recordings == 1
+    other = torch.zeros(2)
+    assert step([other], [torch.ones(2)])[0].item() == 2.0
+    assert recordings == 2
+    assert total.tolist() == [4.0, 4.0]
