@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from pyroae.errors import ConfigError
 from pyroae.graphs import Graph, Recorded, cuda_graph, device_of, inductor, made, on_device
 from pyroae.objectives.base import Bound
-from pyroae.program import Pair, bound_of, system_of
+from pyroae.program import Pair, System, bound_of, system_of
+from pyroae.tracing import Untraceable, traced
 from pyroae.updates import Update
 from pyroae.weights import Program, fork_random
 
@@ -239,8 +240,6 @@ class Compiled:
         update: Update | None,
     ) -> Graph:
         """Traced and made into code. reached: which parameters have a gradient. update: the step, where it is in the graph."""
-        from torch.fx.experimental.proxy_tensor import make_fx
-
         parameters = self._known
         given = (*args, *self._weights(kl_weight))
         where = [i for i, a in enumerate(given) if isinstance(a, Tensor)]
@@ -258,7 +257,7 @@ class Compiled:
             grads = torch.autograd.grad(loss, leaves, allow_unused=True)
             if [g is not None for g in grads] != reached:
                 missed = [name for name, g, r in zip(parameters, grads, reached, strict=True) if (g is not None) != r]
-                raise RuntimeError(f"the gradient of '{missed[0]}' is lost in tracing")
+                raise Untraceable(f"the gradient of '{missed[0]}' is lost in tracing")
             if update is None:
                 return (bound.value.detach(), *_filled(grads, leaves))
             with torch.no_grad():
@@ -267,9 +266,10 @@ class Compiled:
             return (-bound.value.detach() / divisor,)
 
         with _unchanged([*leaves, *kept]):  # tracing runs the step
-            traced = make_fx(function)(*leaves, *[given[i] for i in where], *kept)
+            programs = cast(System, self.system)
+            graph = traced(function, [*leaves, *[given[i] for i in where], *kept], programs.model, programs.guide)
         inputs = [*[p.detach() for p in leaves], *[given[i] for i in where], *kept]
-        runs: Graph = traced if self.backend == "eager" else inductor(traced, inputs, self.same_draws)
+        runs: Graph = graph if self.backend == "eager" else inductor(graph, inputs, self.same_draws)
         return _Call(runs, leaves, where, update)
 
     def _reached(self, args: tuple[Any, ...], kl_weight: float | None) -> list[bool]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyroae.errors import PyroaeError
+from pyroae.tracing import Untraceable, reason_of
 from pyroae.weights import fork_random
 
 Outputs = tuple[Tensor, ...]
@@ -24,8 +25,8 @@ def made(make: Callable[[], Graph], device: torch.device) -> Graph | None:
     except PyroaeError:
         raise
     except Exception as error:  # whatever the programs or the compiler have to say
-        reason = " ".join(str(error).split())[:200]
-        warnings.warn(f"model and guide are run as they are, not compiled: {reason}", stacklevel=5)
+        words = str(error) if isinstance(error, Untraceable) else reason_of(error)
+        warnings.warn(f"model and guide are run as they are, not compiled: {words}", stacklevel=5)
         return None
 
 
@@ -39,7 +40,8 @@ def inductor(graph: torch.fx.GraphModule, inputs: Sequence[Tensor], same_draws: 
     _keep_memory()
     on_cpu = all(t.device.type == "cpu" for t in inputs)
     passes: dict[str, Any] = {"post_grad_custom_post_pass": ForProcessor()} if on_cpu else {}
-    with settings.patch(fallback_random=same_draws or on_cpu, **passes), torch.no_grad():
+    with settings.patch(fallback_random=same_draws or on_cpu, **passes), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch's own use of torch, where warnings are errors
         compiled: Any = compile_fx(graph, list(inputs))
         compiled(*[t.clone() for t in inputs])  # code is made when it is first called, and a step must not be taken
     return cast(Graph, compiled)

@@ -1,5 +1,8 @@
 """One of each system of the zoo, small, with data that suit it: for tests that run over all of them."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -39,9 +42,15 @@ DISCRETE = {
 """Systems whose draws carry no gradient."""
 FOR_DISCRETE = ("rws", "vimco", "score", "tvo")
 """Named objectives that train them."""
+ZOO: dict[str, Callable[[], Autoencoder]] = {
+    **{name: partial(build, D, M) for name, build in zoo._ZOO.items()},
+    **SYSTEMS,
+    **DISCRETE,
+}
+"""All of them, and whatever else the zoo has a name for."""
 PROPER = [name for name in SYSTEMS if name.startswith(("ppca", "vae"))]
 
 
 def system_and_data(name: str, num_data: int = 6) -> tuple[Autoencoder, Tensor]:
     """The system, and binary data, which suit every likelihood."""
-    return {**SYSTEMS, **DISCRETE}[name](), (torch.rand(num_data, D) < 0.4).to(torch.get_default_dtype())
+    return ZOO[name](), (torch.rand(num_data, D) < 0.4).to(torch.get_default_dtype())

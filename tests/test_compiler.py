@@ -1,6 +1,7 @@
-"""Programs compiled: the numbers of eager code, whatever the objective; parameters wherever they are; what cannot be traced."""
+"""Programs compiled: parameters wherever they are; KL warm-up; training; what cannot be traced, and the words for it."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 from pyroae import TraceELBO, zoo
 from pyroae.compiler import Compiled
 from pyroae.errors import ConfigError, ProgramError
+from pyroae.evaluation.compiled_draws import CompiledDraws
 from pyroae.nn import MLP
 from pyroae.objectives import OBJECTIVES
 from pyroae.program import system_of
 from pyroae.weights import Program
-from tests.systems import FOR_DISCRETE, system_and_data
+from tests.systems import system_and_data
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -34,32 +36,6 @@ def assert_same(compiled: Compiled, *args: Tensor, kl_weight: float | None = Non
     assert any(grad.abs().max() > 0 for grad in grads)
     for name, found, derivative in zip(compiled.parameters(), grads, derivatives, strict=True):
         assert torch.allclose(found, derivative, rtol=1e-9, atol=1e-9), name
-
-
-@pytest.mark.parametrize("objective", list(OBJECTIVES))
-def test_every_objective_is_traced_to_the_numbers_of_eager_code(objective: str) -> None:
-    system, x = system_and_data("vae")
-    assert_same(Compiled(system, OBJECTIVES[objective](num_particles=4), backend="eager"), x)
-
-
-@pytest.mark.parametrize("objective", FOR_DISCRETE)
-def test_score_function_estimators_of_discrete_latents(objective: str) -> None:
-    system, x = system_and_data("discrete-vae")
-    assert_same(Compiled(system, OBJECTIVES[objective](num_particles=4), backend="eager"), x)
-
-
-@pytest.mark.parametrize("name", ["sparse-ae-map", "denoising-vae", "tied-ae", "vae-conv", "vae-normal", "ppca-exact"])
-def test_systems_of_the_zoo(name: str) -> None:
-    system, x = system_and_data(name)
-    assert_same(Compiled(system, TraceELBO(), backend="eager"), x)
-
-
-def test_code_has_the_numbers_of_eager_code() -> None:
-    """With two passes through the guide, and of a smaller batch too."""
-    system, x = system_and_data("vae")
-    compiled = Compiled(system, OBJECTIVES["dreg"](num_particles=3))
-    assert_same(compiled, x)
-    assert_same(compiled, x[:4])
 
 
 def test_kl_warm_up_is_an_input_of_the_graph() -> None:
@@ -142,7 +118,9 @@ def test_pyros_own_elbo() -> None:
             value, _ = compiled.value_and_grads(x)
             torch.manual_seed(0)
             expected = -elbo.differentiable_loss(system.model, system.guide, x)
-        assert compiled.is_compiled or any("not compiled" in str(w.message) for w in said)
+        assert compiled.is_compiled or any(
+            "not compiled: after the last site, 'x' of the model" in str(w.message) for w in said
+        )
         torch.testing.assert_close(value, expected.detach())
 
 
@@ -159,16 +137,93 @@ def of_branching(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(loc, 1.0))
 
 
-def test_control_flow_that_hangs_on_values_is_run_as_it_is() -> None:
-    compiled = Compiled(system_of((branching, of_branching)), TraceELBO())
+def straight(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+
+def with_first_a_branch(x: Tensor) -> None:
+    scale = 1.0 if x.sum() > 0 else 2.0
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, scale)), 1.0), obs=x)
+
+
+class Reading(dist.Normal):
+    """Reads its scale, or its value, as a number."""
+
+    def __init__(self, loc: Tensor, scale: float, of: str = "draws") -> None:
+        super().__init__(loc, scale)
+        self.of = of
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Reading":
+        return Reading(self.loc.expand(batch_shape), self.scale, self.of)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        scale = float(self.loc.detach().mean()) if self.of == "draws" else self.scale
+        return self.loc + scale * torch.randn(self.loc.shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob(value) * (1.0 if self.of == "draws" or value.mean() > -1e3 else 2.0)
+
+
+def that_reads(of: str) -> Program:
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", Reading(pyro.param("loc", torch.ones(4)), 0.5, of))
+
+    return guide
+
+
+def line(text: str) -> int:
+    """Of this file, the first that holds the text."""
+    return next(i for i, words in enumerate(Path(__file__).read_text().splitlines(), 1) if text in words)
+
+
+READ = r"a number is read out of a tensor, as by \.item\(\) or data-dependent control flow"
+UNTRACEABLE: dict[str, tuple[Program, Program, str]] = {
+    "between sites": (
+        branching,
+        of_branching,
+        rf"after the site 'z' of the model \(test_compiler\.py, line {line('loc = z if')}\): {READ}",
+    ),
+    "before all sites": (
+        with_first_a_branch,
+        of_branching,
+        rf"before the first site of the model \(test_compiler\.py, line {line('scale = 1.0 if')}\): {READ}",
+    ),
+    "in a draw": (
+        straight,
+        that_reads("draws"),
+        rf"at the site 'z' of the guide \(test_compiler\.py, line {line('scale = float')}\): {READ}",
+    ),
+    "in a density": (
+        straight,
+        that_reads("values"),
+        rf"after the last site, 'x' of the model: the log-density of site 'z' failed: {READ}",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(UNTRACEABLE))
+def test_control_flow_that_hangs_on_values_is_run_as_it_is(case: str) -> None:
+    """After one warning, which says where and why."""
+    model, guide, words = UNTRACEABLE[case]
+    compiled = Compiled(system_of((model, guide)), TraceELBO(), backend="eager")
     x = torch.randn(4)
-    with pytest.warns(UserWarning, match="run as they are, not compiled: .*data-dependent control flow"):
+    with pytest.warns(UserWarning, match=f"^model and guide are run as they are, not compiled: {words}"):
         loss = compiled.loss_and_grads(x)
     assert not compiled.is_compiled
     assert torch.isfinite(loss)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         compiled.loss_and_grads(x)  # warned once
+
+
+def test_a_likelihood_that_cannot_be_compiled_says_where_too() -> None:
+    x = torch.randn(4)
+    with pytest.warns(UserWarning, match=rf"not compiled: {UNTRACEABLE['between sites'][2]}"):
+        draws = CompiledDraws(branching, of_branching, (x,), 5, 1, backend="eager")
+    assert draws((x,), 5).shape == (5, 4)
 
 
 def test_buffers_that_a_run_changes_are_left_to_eager_code() -> None:

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from pyroae.graphs import Graph, device_of, inductor, made
-from pyroae.program import Pair, system_of
+from pyroae.program import Pair
+from pyroae.tracing import traced
 from pyroae.weights import Program, fork_random, reduce_log_weights, run
 
 
@@ -24,13 +25,12 @@ class CompiledDraws:
         nesting: int,
         backend: str = "inductor",
     ) -> None:
-        self.model, self.guide, self.num_particles, self.nesting = model, guide, num_particles, nesting
+        self.num_particles, self.nesting = num_particles, nesting
         self.backend, self.num_data = backend, len(block[0])
-        system = system_of((model, guide))
+        self.programs = Pair(model, guide)
         with fork_random(device_of(block)):
-            if isinstance(system, Pair):
-                system.find_parameters(*block)
-        self._leaves = [*system.parameters(), *system.buffers()]
+            self.programs.find_parameters(*block)
+        self._leaves = [*self.programs.parameters(), *self.programs.buffers()]
         self._graph = made(lambda: self._traced(block), device_of(block))
 
     def __call__(self, block: tuple[Tensor, ...], num_particles: int) -> Tensor:
@@ -43,15 +43,14 @@ class CompiledDraws:
             return self._graph(*[t.detach() for t in self._leaves], *full)[0][:num_particles, : len(block[0])]
 
     def _weights(self, block: tuple[Tensor, ...], num_particles: int) -> Tensor:
-        return reduce_log_weights(run(self.model, self.guide, block, {}, num_particles, self.nesting)).log_weight
+        model, guide = self.programs.model, self.programs.guide
+        return reduce_log_weights(run(model, guide, block, {}, num_particles, self.nesting)).log_weight
 
     def _traced(self, block: tuple[Tensor, ...]) -> Graph:
-        from torch.fx.experimental.proxy_tensor import make_fx
-
         def function(*flat: Tensor) -> tuple[Tensor]:
             return (self._weights(flat[len(self._leaves) :], self.num_particles),)
 
         inputs = [*self._leaves, *block]
         with torch.no_grad():
-            traced = make_fx(function)(*inputs)
-        return traced if self.backend == "eager" else inductor(traced, [t.detach() for t in inputs], same_draws=False)
+            graph = traced(function, inputs, self.programs.model, self.programs.guide)
+        return graph if self.backend == "eager" else inductor(graph, [t.detach() for t in inputs], same_draws=False)
