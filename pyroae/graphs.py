@@ -9,7 +9,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyroae.errors import PyroaeError
+from pyroae.errors import ConfigError, PyroaeError
 from pyroae.tracing import Untraceable, reason_of
 from pyroae.weights import fork_random
 
@@ -17,7 +17,7 @@ Outputs = tuple[Tensor, ...]
 Graph = Callable[..., Outputs]
 
 
-def made(make: Callable[[], Graph], device: torch.device) -> Graph | None:
+def made[T](make: Callable[[], T], device: torch.device) -> T | None:
     """What `make` gives; None, with a warning, where it cannot be compiled. The generators stay as they were."""
     try:
         with fork_random(device), pyro.validation_enabled(False):
@@ -93,6 +93,13 @@ def on_device(numbers: float | list[float], dtype: torch.dtype, device: torch.de
     """A tensor of numbers that are known here; nothing waits for the copy."""
     tensor = torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda")
     return tensor.to(device, non_blocking=True)
+
+
+def is_wanted(compile: bool | str, is_long: bool) -> bool:
+    """What an argument `compile` asks for, where "auto" is for long work. Raises ConfigError for anything else."""
+    if not isinstance(compile, bool) and compile != "auto":
+        raise ConfigError(f"compile takes auto, true or false, not '{compile}'")
+    return is_long if compile == "auto" else bool(compile)
 
 
 def device_of(args: tuple[Any, ...]) -> torch.device:

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from pyroae.errors import ConfigError, DataError, unknown_name
-from pyroae.evaluation.annealing import Block, Checkpoint, Placeholders, Plan, fingerprint, in_double
+from pyroae.evaluation.annealing import COMPILE_FROM, Block, Checkpoint, Placeholders, Plan, fingerprint, in_double
 from pyroae.evaluation.blocks import Data, arguments_of, blocks, rows_of
+from pyroae.evaluation.compiled_path import PathGraphs
 from pyroae.evaluation.hmc import segments
 from pyroae.evaluation.likelihood import PerDatumEstimate, check_evidence, check_proposal
+from pyroae.graphs import is_wanted
 from pyroae.progress import Progress
 from pyroae.weights import Program, evaluating, fork_random, plate_nesting, prior_of, run
 
@@ -160,6 +162,7 @@ def ais(
     seed: int | None = None,
     progress: bool = False,
     checkpoint: Path | None = None,
+    compile: bool | str = "auto",
 ) -> AISEstimate:
     """Annealed importance sampling of log p(x_n) for each datum (Neal 2001; Wu et al. 2017).
 
@@ -169,7 +172,8 @@ def ais(
     and segment of the path, come from a pilot with draws of its own and then stay: E log p̂ ≤ log p. x: `[N, ...]`, or a tuple
     of such arguments. guide: used where `settings.start` is "guide"; may else be None, or any. seed: of the draws; the
     caller's generators then stay as they were. checkpoint: a file in which the work is kept and from which the same call goes
-    on, to the same result.
+    on, to the same result. compile: densities and gradients as graphs, as of `pyroae.compile`; "auto" where the path is so long
+    that it pays.
     Raises UndefinedLikelihoodError for an improper prior, or a Delta guide to start from; ProgramError, naming the site, for
     latents that are discrete or outside the data plate; DataError, with its index, for a datum whose weights are all zero or
     not a number; RunError or ConfigError for a checkpoint that cannot be read or is of another run.
@@ -180,7 +184,7 @@ def ais(
     >>> bool(((found.log_px - exact_log_likelihood(system, x)).abs() < 5 * found.se).all())
     True
     """
-    found, seconds = _anneal(model, guide, x, settings, seed, progress, checkpoint, simulated=False)
+    found, seconds = _anneal(model, guide, x, settings, seed, progress, checkpoint, compile, simulated=False)
     return _estimate(found, settings, seconds)
 
 
@@ -193,6 +197,7 @@ def bdmc(
     seed: int | None = None,
     progress: bool = False,
     checkpoint: Path | None = None,
+    compile: bool | str = "auto",
 ) -> BDMC:
     """Bidirectional Monte Carlo: log p(x̃) of data drawn from the model, between two bounds (Grosse et al. 2015).
 
@@ -209,7 +214,7 @@ def bdmc(
     >>> found.mean_gap > -3 * found.mean_gap_se
     True
     """
-    found, seconds = _anneal(model, guide, x, settings, seed, progress, checkpoint, simulated=True)
+    found, seconds = _anneal(model, guide, x, settings, seed, progress, checkpoint, compile, simulated=True)
     reverse = found["reverse"]
     below, se = _log_mean_exp(reverse)
     _check_finite(-below)
@@ -225,6 +230,7 @@ def _anneal(
     seed: int | None,
     progress: bool,
     checkpoint: Path | None,
+    compile: bool | str,
     *,
     simulated: bool,
 ) -> tuple[dict[str, Tensor], float]:
@@ -240,10 +246,13 @@ def _anneal(
         plan, dims, mark = _look(model, guide, args, settings, simulated)
         kept = Checkpoint(checkpoint, {"kind": "bdmc" if simulated else "ais", **asdict(settings), "seed": seed, "data": mark})
         parts = list(blocks(args, max(1, rows_of(args) // settings.num_chains)))
+        work = sum(plan.work(part[0].numel()) for part in parts)
+        compiles = is_wanted(compile, work >= COMPILE_FROM)
         with Progress("BDMC" if simulated else "AIS", len(parts) * plan.moves, progress) as bar:
             done = len(kept.finished) * plan.moves
+            graphs = PathGraphs(model, guide, plan.nesting, len(parts[0][0]), lambda: bar.update(done, "compiling"))
             for part in parts[len(kept.finished) :]:
-                block = kept.restore(Block(plan, part))
+                block = kept.restore(Block(plan, part, graphs=graphs if compiles else None))
 
                 def after(block: Block = block) -> None:
                     nonlocal done

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError, RunError
 from pyroae.evaluation import hmc
-from pyroae.evaluation.hmc import Chains, Path, Pilot, Point, run_chains, run_pilot, segments
+from pyroae.evaluation.compiled_path import Given, PathGraphs
+from pyroae.evaluation.hmc import Chains, Densities, Path, Pilot, Point, run_chains, run_pilot, segments
 from pyroae.evaluation.latents import Latents
 from pyroae.sites import base_distribution
 from pyroae.weights import Program, Traces, owner_of, prior_of, run
@@ -30,6 +31,10 @@ SAVE_EVERY = 30.0
 """Seconds between two writes of a checkpoint within a block."""
 PILOT_CHAINS = 4
 """The most chains of a pilot."""
+GRADIENT = 200_000
+"""Numbers of x that can be gone through in the time that a gradient takes beside them."""
+COMPILE_FROM = 2_000_000_000
+"""The work from which on compiled graphs earn back what they take to make."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,26 @@ class Plan:
     simulated: bool = False
 
     @property
+    def pilot_chains(self) -> int:
+        """Chains of the pilot."""
+        return max(2, min(PILOT_CHAINS, self.num_chains))
+
+    @property
+    def pilot_moves(self) -> int:
+        """Transitions of the pilot."""
+        distributions = len(self.betas) - 1
+        return hmc.WARM_UP + distributions - 1 if distributions > 1 else 0
+
+    @property
     def moves(self) -> int:
         """Calls of `after` that a block makes."""
-        distributions = len(self.betas) - 1
-        pilot = hmc.WARM_UP + distributions - 1 if distributions > 1 else 0
-        return pilot + distributions * (1 + self.simulated)
+        return self.pilot_moves + (len(self.betas) - 1) * (1 + self.simulated)
+
+    def work(self, numbers: int) -> int:
+        """What the gradients of a block take, in numbers of x that are gone through; `numbers` are in the data of the block."""
+        transitions = (len(self.betas) - 2) * (1 + self.simulated)
+        chains = transitions * (GRADIENT + self.num_chains * numbers)
+        return self.leapfrog_steps * (self.pilot_moves * (GRADIENT + self.pilot_chains * numbers) + chains)
 
 
 class Placeholders(Messenger):
@@ -68,7 +88,7 @@ class Block:
 
     found: the tensors that are finished: x/SITE, z/SITE, u, step_sizes `[S, N]`, accept `[S, N]`, log_weights `[C, N]`, and
     reverse `[C, N]`, log-weights of the way back. state: of the stage that is not. random: of torch's generator, where a
-    stage was left.
+    stage was left. graphs: of densities and gradients, where they are compiled.
     """
 
     plan: Plan
@@ -76,6 +96,7 @@ class Block:
     found: dict[str, Tensor] = field(default_factory=dict)
     state: Pilot | Chains | None = None
     random: Tensor | None = None
+    graphs: PathGraphs | None = None
 
     def run(self, after: Callable[[], None]) -> dict[str, Tensor]:
         """Everything that is left to do."""
@@ -97,9 +118,9 @@ class Block:
         plan = self.plan
         if len(plan.betas) == 2:
             return torch.zeros(0, len(self.args[0]), dtype=torch.float64, device=self.args[0].device)
-        path = self._path(max(2, min(PILOT_CHAINS, plan.num_chains)))
+        path, start = self._densities(plan.pilot_chains)
         if self.state is None:
-            point = path.at(path.latents.start)
+            point = path.at(start)
             log_step = point.log_start.new_full((point.u.shape[1],), point.u.shape[2] ** -0.25, dtype=torch.float64).log()
             pieces = segments(len(plan.betas) - 1)[-1] + 1
             self.state = Pilot(point, log_step, log_step.new_zeros(pieces, len(log_step)))
@@ -110,10 +131,9 @@ class Block:
         return steps
 
     def _chains(self, after: Callable[[], None], *, reverse: bool) -> Chains:
-        path, steps = self._path(self.plan.num_chains), self.found["step_sizes"]
+        (path, start), steps = self._densities(self.plan.num_chains), self.found["step_sizes"]
         if self.state is None:
-            u = path.latents.start
-            point = path.at(self.found["u"].expand(u.shape).contiguous() if reverse else u)
+            point = path.at(self.found["u"].expand(start.shape).contiguous() if reverse else start)
             weight = torch.zeros_like(point.log_start, dtype=torch.float64)
             self.state = Chains(point, weight, torch.zeros_like(steps))
         self._go_on()
@@ -128,22 +148,29 @@ class Block:
             set_random_state(self.random, self.args[0].device)
             self.random = None
 
+    def _densities(self, num_chains: int) -> tuple[Densities, Tensor]:
+        """Of the path, and where chains start that are drawn anew."""
+        path = self._path(num_chains)
+        densities = path if self.graphs is None else self.graphs.of(path, self._given, num_chains)
+        return densities, path.latents.start
+
     def _path(self, num_chains: int) -> Path:
-        model, args = self.plan.model, self.args
-        guide, seen = self.plan.guide, args
-        if self.plan.simulated:
-            data = {name[2:]: value for name, value in self.found.items() if name.startswith("x/")}
-            if guide is not None:
-                seen = replaced(args, self._traces, data)
-            model = poutine.condition(model, data=data)
-        program = prior_of(model) if guide is None else lambda *_: guide(*seen)
-        latents = Latents(model, program, args, num_chains, self.plan.nesting)
-        if latents.num_data != len(args[0]):
-            raise ProgramError(
-                f"the program has {latents.num_data} data where its arguments have {len(args[0])}: it has no plate of them"
-            )
-        _check_scales(latents._traces, guide is None)
-        return Path(latents, guide, seen)
+        path = self._given.path(self.plan.model, self.plan.guide, num_chains, self.plan.nesting)
+        found, given = path.latents.num_data, len(self.args[0])
+        if found != given:
+            raise ProgramError(f"the program has {found} data where its arguments have {given}: it has no plate of them")
+        _check_scales(path.latents._traces, self.plan.guide is None)
+        return path
+
+    @property
+    def _given(self) -> Given:
+        if not self.plan.simulated:
+            return Given(self.args)
+        data = {name[2:]: value for name, value in self.found.items() if name.startswith("x/")}
+        traces = self._traces
+        first = 0 if traces.plate is None else traces.plate.dim
+        dims = {name: first - traces.model.nodes[name]["fn"].event_dim for name in data}
+        return Given(self.args, None if self.plan.guide is None else replaced(self.args, traces, data), data, dims)
 
     @cached_property
     def _traces(self) -> Traces:

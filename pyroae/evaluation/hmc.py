@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -51,6 +51,16 @@ class Point:
         return Point(*(torch.where(chosen if a.dim() == 2 else chosen[..., None], a, b) for a, b in pairs))
 
 
+class Densities(Protocol):
+    """What moves ask of a path."""
+
+    def at(self, u: Tensor) -> Point:
+        """Densities and gradients at u `[C, N, D]`."""
+
+    def gradient(self, u: Tensor, beta: float) -> Tensor:
+        """∂ log f_β / ∂u at u, `[C, N, D]`."""
+
+
 class Path:
     """log f_0 and log f_1/f_0 at u `[C, N, D]`, and their gradients.
 
@@ -78,7 +88,7 @@ class Path:
         return Point(u.detach(), log_start.detach(), log_ratio.detach(), grad_start, grad_ratio)
 
     @torch.enable_grad()
-    def gradient(self, u: Tensor, beta: float) -> Tensor:
+    def gradient(self, u: Tensor, beta: Tensor | float) -> Tensor:
         """∂ log f_β / ∂u at u, `[C, N, D]`."""
         u = u.detach().requires_grad_()
         log_start, log_ratio = self.log_densities(u)
@@ -104,7 +114,7 @@ class Path:
         return total
 
 
-def transition(path: Path, point: Point, beta: float, step_size: Tensor, leapfrog_steps: int) -> tuple[Point, Tensor]:
+def transition(path: Densities, point: Point, beta: float, step_size: Tensor, leapfrog_steps: int) -> tuple[Point, Tensor]:
     """One Hamiltonian move of all chains, which leaves f_β as it is (Neal 2011): the next point, and Pr(accept) `[C, N]`.
 
     step_size: `[N]`. Momenta are drawn afresh; a proposal without finite densities and gradients is rejected. One gradient a
@@ -153,7 +163,7 @@ class Pilot:
     total: Tensor
     done: int = 0
 
-    def move(self, path: Path, beta: float, segment: int | None, leapfrog_steps: int, target: float) -> None:
+    def move(self, path: Densities, beta: float, segment: int | None, leapfrog_steps: int, target: float) -> None:
         """One transition; segment: None in the warm-up."""
         self.point, accept = transition(path, self.point, beta, self.log_step.exp(), leapfrog_steps)
         rate = max(0.1, (1 + self.done) ** -0.5)
@@ -180,7 +190,7 @@ class Chains:
         """Add the weight of going from one distribution to the next."""
         self.log_weight = self.log_weight + difference * self.point.log_ratio.double()
 
-    def move(self, path: Path, beta: float, segment: int, step_size: Tensor, leapfrog_steps: int) -> None:
+    def move(self, path: Densities, beta: float, segment: int, step_size: Tensor, leapfrog_steps: int) -> None:
         """One transition at the distribution that the chains have come to."""
         self.point, accept = transition(path, self.point, beta, step_size, leapfrog_steps)
         self.accept[segment] += accept.mean(0).double()
@@ -190,7 +200,7 @@ Step = Callable[[], None]
 """Called after each transition."""
 
 
-def run_pilot(path: Path, pilot: Pilot, betas: list[float], leapfrog_steps: int, target: float, after: Step) -> Tensor:
+def run_pilot(path: Densities, pilot: Pilot, betas: list[float], leapfrog_steps: int, target: float, after: Step) -> Tensor:
     """Take a pilot from where it is to the end of the path; the step sizes `[S, N]`, a mean of log ε over each segment."""
     where = segments(len(betas) - 1)
     steps: list[tuple[float, int | None]] = [(betas[1], None)] * WARM_UP
@@ -203,7 +213,7 @@ def run_pilot(path: Path, pilot: Pilot, betas: list[float], leapfrog_steps: int,
 
 
 def run_chains(
-    path: Path,
+    path: Densities,
     chains: Chains,
     betas: list[float],
     step_sizes: Tensor,

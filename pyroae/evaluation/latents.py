@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.poutine.replay_messenger import ReplayMessenger
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import Transform
@@ -46,7 +47,8 @@ class Latents:
 
     Constrained sites are taken through `torch.distributions.biject_to` of the prior's support; D counts all elements of a
     datum, those of nested plates included. model, guide, args: any Pyro programs over the same sites and their arguments, run
-    once; only the model is run again afterwards. What is drawn in that run is `start`.
+    once; only the model is run again afterwards. What is drawn in that run is `start`. like: latents of the same programs with
+    arguments of the same shapes, whose draws are taken in place of new ones.
     Raises ProgramError, naming the site, for discrete latents, for sites outside the data plate, and for a support that
     differs between data or hangs on other sites.
 
@@ -58,12 +60,21 @@ class Latents:
     """
 
     def __init__(
-        self, model: Program, guide: Program, args: tuple[Any, ...], num_particles: int = 1, nesting: int | None = None
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[Any, ...],
+        num_particles: int = 1,
+        nesting: int | None = None,
+        *,
+        like: "Latents | None" = None,
     ) -> None:
         self._model, self._args = model, args
-        self._traces = run(model, guide, args, {}, num_particles, nesting)
+        handler = None if like is None else ReplayMessenger(trace=like._traces.drawn)
+        self._traces = run(model, guide, args, {}, num_particles, nesting, handler=handler)
         self._parts = [
-            _Part(name, transform_of(name, site), ()) for name, site in self._traces.sites(self._traces.model, observed=False)
+            _Part(name, transform_of(name, site, known=like is not None), ())
+            for name, site in self._traces.sites(self._traces.model, observed=False)
         ]
         if not self._parts:
             raise ProgramError("the program has no latent site")
@@ -146,8 +157,8 @@ class Latents:
         return value.squeeze(0) if data is None else value.movedim(0, data)
 
 
-def transform_of(name: str, site: Site) -> Transform:
-    """The map from the reals to the support of a site. Raises ProgramError for a discrete or a varying one."""
+def transform_of(name: str, site: Site, *, known: bool = False) -> Transform:
+    """The map from the reals to the support of a site. Raises ProgramError for a discrete or, if not known, a varying one."""
     support = site["fn"].support
     if support.is_discrete:
         kind = type(base_distribution(site["fn"])).__name__
@@ -157,7 +168,7 @@ def transform_of(name: str, site: Site) -> Transform:
         inner = inner.base_constraint
     for bound in ("lower_bound", "upper_bound"):
         limit = getattr(inner, bound, None)
-        if isinstance(limit, Tensor) and not bool((limit == limit.flatten()[0]).all()):
+        if isinstance(limit, Tensor) and not known and not bool((limit == limit.flatten()[0]).all()):
             raise ProgramError(f"the support of the latent site '{name}' is not the same everywhere: its bounds are {limit}")
     return biject_to(_fixed(support))
 

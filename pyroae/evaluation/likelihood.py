@@ -15,6 +15,7 @@ from pyroae.evaluation.blocks import Data, arguments_of, blocks, rows_of
 from pyroae.evaluation.compiled_draws import CompiledDraws
 from pyroae.evaluation.proposals import Draw, Proposal
 from pyroae.evaluation.streams import BoundCurve, CurveStream, Smoothed, WeightStream, curve_sizes, khat_limit
+from pyroae.graphs import is_wanted
 from pyroae.progress import Progress
 from pyroae.sites import base_distribution
 from pyroae.weights import Program, Traces, evaluating, fork_random, log_density, plate_nesting, reduce_log_weights, run
@@ -145,8 +146,6 @@ def log_likelihood(
     started, args = time.monotonic(), arguments_of(x)
     with evaluating(model, *_programs(guide), *_programs(retry)), fork_random(args[0].device, seed):
         nesting = _look(model, (guide, retry), tuple(a[:1] for a in args))
-        if compile not in (True, False, "auto"):
-            raise ConfigError(f"compile takes auto, true or false, not '{compile}'")
         sampler = _Sampler(model, guide, num_particles, tolerance, nesting, compile)
         columns, curve = sampler.run(args, progress)
         bad = columns.unreliable()
@@ -226,8 +225,8 @@ class _Sampler:
 
     def _compiled(self, args: tuple[Tensor, ...], bar: Progress) -> CompiledDraws | None:
         """Draws from a guide as a graph for the largest block and chunk, where that pays."""
-        numbers = args[0].numel() * self.num_particles
-        if isinstance(self.guide, Proposal) or not (self.compile is True or (self.compile and numbers >= COMPILE_FROM)):
+        wanted = is_wanted(self.compile, args[0].numel() * self.num_particles >= COMPILE_FROM)
+        if isinstance(self.guide, Proposal) or not wanted:
             return None
         bar.update(0, "compiling")
         block, chunks = next(_plan(args, self.num_particles))

@@ -1,0 +1,220 @@
+"""Annealing by graphs: the numbers of eager code, block after block; resumed bit for bit; what cannot be one graph."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from pyroae import zoo
+from pyroae.errors import ConfigError
+from pyroae.evaluation import ais as ais_module
+from pyroae.evaluation import annealing, compiled_path, hmc
+from pyroae.evaluation.ais import AISSettings, ais, bdmc
+from pyroae.nn import MLP
+from tests.systems import system_and_data
+from tests.test_ais import counts, ppca, scales, scales_guide
+from tests.test_annealing import Interruption
+
+SETTINGS = AISSettings(5, 8, leapfrog_steps=3)
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
+    """Graphs run as they are traced; a list of them."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def kept(graph: torch.fx.GraphModule, inputs: list[Tensor], same_draws: bool) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(compiled_path, "inductor", kept)
+    monkeypatch.setattr(hmc, "WARM_UP", 5)
+    return graphs
+
+
+def in_blocks(monkeypatch: pytest.MonkeyPatch, size: int, num_chains: int = 5) -> None:
+    monkeypatch.setattr(ais_module, "rows_of", lambda args: size * num_chains)
+
+
+def assert_same(one: Any, other: Any, **tolerance: float) -> None:
+    """Every tensor of two results, those of a result in it too."""
+    for name, value in vars(one).items():
+        if isinstance(value, Tensor):
+            torch.testing.assert_close(value, getattr(other, name), **tolerance, equal_nan=True, msg=name)
+        if name == "forward":
+            assert_same(value, other.forward, **tolerance)
+        if name in ("x", "z"):
+            assert all(torch.equal(v, getattr(other, name)[site]) for site, v in value.items())
+
+
+def both(function: Callable[..., Any], *args: Any, settings: AISSettings = SETTINGS) -> Any:
+    """A result by graphs, which is that of a run as it is."""
+    results = [function(*args, settings=settings, seed=3, compile=c) for c in (True, False)]
+    assert_same(*results, rtol=1e-8, atol=1e-9)
+    return results[0]
+
+
+@pytest.mark.parametrize("start", ["prior", "guide"])
+@pytest.mark.parametrize("name", ["ppca", "vae", "vae-conv", "vae-normal"])
+def test_systems_of_the_zoo(name: str, start: str, made: list[torch.fx.GraphModule]) -> None:
+    system, x = system_and_data(name)
+    found = both(ais, system.model, system.guide, x, settings=AISSettings(5, 8, start, leapfrog_steps=3))
+    assert found.acceptance.mean() > 0.2
+    assert len(made) == 4
+
+
+@pytest.mark.parametrize("function", [ais, bdmc])
+@pytest.mark.parametrize("start", ["prior", "guide"])
+def test_blocks_share_the_graphs_and_not_their_data(
+    function: Callable[..., Any], start: str, made: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of 2, 2 and 1, the last of which is filled up; what is drawn for one is not that of another."""
+    in_blocks(monkeypatch, 2)
+    system, x = ppca()
+    found = both(function, system.model, system.guide, x, settings=AISSettings(5, 8, start, leapfrog_steps=3))
+    assert len(made) == 4
+    lower = found.log_px if function is ais else found.lower
+    assert len({round(v, 6) for v in lower.tolist()}) == 5
+
+
+@pytest.mark.parametrize("function", [ais, bdmc])
+@pytest.mark.parametrize("start", ["prior", "guide"])
+def test_nested_plates_and_constrained_latents(
+    function: Callable[..., Any], start: str, made: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_blocks(monkeypatch, 3)
+    both(function, scales, scales_guide, torch.randn(4, 3), settings=AISSettings(5, 8, start, leapfrog_steps=3))
+    assert len(made) == 4
+
+
+def bounded(x: Tensor, known: Tensor, width: Tensor) -> None:
+    """A support with bounds that are tensors, a mask, and a parameter of the store."""
+    noise = pyro.param("noise", torch.tensor(0.4), constraint=dist.constraints.positive)
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Uniform(-width, width))
+        with pyro.poutine.mask(mask=known):
+            pyro.sample("x", dist.Normal(z, noise), obs=x)
+
+
+def test_several_arguments_masks_bounds_and_parameters_of_the_store(
+    made: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bounds differ between blocks: they are inputs of the graphs, not constants."""
+    in_blocks(monkeypatch, 2)
+    x, known, width = torch.randn(6), torch.tensor([True, True, False, True, True, False]), torch.ones(6)
+    width[2:4], width[4:] = 2.0, 3.0
+    found = both(ais, bounded, None, (x, known, width))
+    torch.testing.assert_close(found.log_px[~known], torch.zeros(2), rtol=0, atol=1e-9)
+    assert len(made) == 4
+    pyro.get_param_store()["noise"] = torch.tensor(0.8)
+    other = both(ais, bounded, None, (x, known, width))
+    assert (other.log_px - found.log_px)[known].abs().min() > 1e-3
+    both(ais, counts, None, (torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 2.0]]), torch.tensor([[1.0, 2.0, 3.0], [0.5, 1.0, 1.0]])))
+
+
+@pytest.mark.usefixtures("made")
+@pytest.mark.parametrize("settings", [AISSettings(1, 8, leapfrog_steps=1), AISSettings(5, 1), AISSettings(2, 2, double=True)])
+def test_few_chains_steps_and_distributions(settings: AISSettings) -> None:
+    torch.set_default_dtype(torch.float32 if settings.double else torch.float64)
+    system, x = ppca()
+    assert both(ais, system.model, None, x, settings=settings).log_px.dtype == torch.float64
+    assert next(system.parameters()).dtype == torch.get_default_dtype()
+
+
+def test_data_that_are_not_contiguous(made: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch) -> None:
+    in_blocks(monkeypatch, 2)
+    system, x = ppca()
+    both(ais, system.model, None, x.T.contiguous().T)
+    assert len(made) == 4
+
+
+@pytest.mark.parametrize("function", [ais, bdmc])
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    function: Callable[..., Any], made: list[torch.fx.GraphModule], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted in every block, the last and smaller one too, which then is the first that the graphs are made for."""
+    in_blocks(monkeypatch, 2)
+    monkeypatch.setattr(annealing, "SAVE_EVERY", 0.0)
+    system, x = ppca()
+    arguments: dict[str, Any] = {"settings": SETTINGS, "seed": 5, "compile": True}
+    whole = function(system.model, None, x, **arguments)
+    moves = 3 * (12 + 7 * (1 if function is ais else 2))
+    interruption = Interruption(monkeypatch, [4, 20, 45, moves - 10, moves - 1])
+    file, breaks, found = tmp_path / "work.safetensors", 0, None
+    while found is None:
+        try:
+            found = function(system.model, None, x, checkpoint=file, **arguments)
+        except KeyboardInterrupt:
+            breaks += 1
+    assert breaks == 5
+    assert_same(whole, found, rtol=0, atol=0)
+    assert interruption.count >= moves
+    assert_same(whole, function(system.model, None, x, checkpoint=file, **{**arguments, "compile": False}), rtol=0, atol=0)
+
+
+def test_code_of_inductor_has_the_numbers_of_eager_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hmc, "WARM_UP", 5)
+    in_blocks(monkeypatch, 3)
+    system, x = zoo.vae(6, latent=2, encoder=MLP((5,))), (torch.rand(5, 6) < 0.4).double()
+    both(ais, system.model, None, x)
+
+
+def branching(x: Tensor) -> None:
+    """Its control flow hangs on what is drawn."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z if z.sum() > 0 else -z, 1.0), obs=x)
+
+
+class Strict(dist.Normal):  # type: ignore[misc]
+    """A distribution that looks at its values."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if not bool(value.isfinite().all()):
+            raise RuntimeError("a value is not finite")
+        return super().log_prob(value)
+
+
+def looking(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", Strict(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+@pytest.mark.usefixtures("made")
+@pytest.mark.parametrize("model", [branching, looking])
+def test_what_is_no_graph_is_run_as_it_is_with_one_warning(model: Callable[[Tensor], None]) -> None:
+    x = torch.randn(4)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = ais(model, None, x, settings=SETTINGS, seed=0, compile=True)
+    assert ["model and guide are run as they are, not compiled: " in str(w.message) for w in said] == [True]
+    assert_same(found, ais(model, None, x, settings=SETTINGS, seed=0, compile=False), rtol=0, atol=0)
+
+
+def test_auto_compiles_long_paths_only(made: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch) -> None:
+    system, x = ppca()
+    ais(system.model, None, x, settings=SETTINGS, seed=0)
+    assert not made
+    transitions = (5 + 7) * (annealing.GRADIENT + 4 * x.numel()) + 7 * (annealing.GRADIENT + 5 * x.numel())
+    monkeypatch.setattr(ais_module, "COMPILE_FROM", 3 * transitions + 1)
+    ais(system.model, None, x, settings=SETTINGS, seed=0)
+    assert not made
+    monkeypatch.setattr(ais_module, "COMPILE_FROM", 3 * transitions)
+    ais(system.model, None, x, settings=SETTINGS, seed=0)
+    assert len(made) == 4
+
+
+@pytest.mark.parametrize("compile", ["yes", 1, None])
+def test_other_words_are_refused(compile: Any) -> None:
+    system, x = ppca()
+    for function in (ais, bdmc):
+        with pytest.raises(ConfigError, match="compile takes auto, true or false, not"):
+            function(system.model, None, x, settings=SETTINGS, compile=compile)
