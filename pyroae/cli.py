@@ -148,6 +148,8 @@ def _evaluate_options(evaluate: Parser) -> None:
     evaluate.add_argument("--proposal", default="guide", metavar="NAME", help=text)
     evaluate.add_argument("--retry", metavar="NAME", help="the proposal for data whose k̂ is too high")
     evaluate.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    text = "importance sampling and annealing as compiled code; auto: where it pays (auto true false) (default: auto)"
+    evaluate.add_argument("--compile", type=_reader(bool | str)[0], default="auto", metavar="NAME", help=text)
     for name, (kind, text) in ANNEALING.items():
         flag = f"--{name.replace('_', '-')}"
         if kind is bool:

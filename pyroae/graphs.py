@@ -96,10 +96,15 @@ def on_device(numbers: float | list[float], dtype: torch.dtype, device: torch.de
 
 
 def is_wanted(compile: bool | str, is_long: bool) -> bool:
-    """What an argument `compile` asks for, where "auto" is for long work. Raises ConfigError for anything else."""
+    """What an argument `compile` asks for, where "auto" is for long work. Raises ConfigError for other words."""
+    check_word(compile)
+    return is_long if compile == "auto" else bool(compile)
+
+
+def check_word(compile: bool | str) -> None:
+    """Raises ConfigError for what an argument `compile` does not take."""
     if not isinstance(compile, bool) and compile != "auto":
         raise ConfigError(f"compile takes auto, true or false, not '{compile}'")
-    return is_long if compile == "auto" else bool(compile)
 
 
 def device_of(args: tuple[Any, ...]) -> torch.device:

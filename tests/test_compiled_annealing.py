@@ -43,13 +43,13 @@ def in_blocks(monkeypatch: pytest.MonkeyPatch, size: int, num_chains: int = 5) -
     monkeypatch.setattr(ais_module, "rows_of", lambda args: size * num_chains)
 
 
-def assert_same(one: Any, other: Any, **tolerance: float) -> None:
+def assert_same(one: Any, other: Any, rtol: float = 0.0, atol: float = 0.0) -> None:
     """Every tensor of two results, those of a result in it too."""
     for name, value in vars(one).items():
         if isinstance(value, Tensor):
-            torch.testing.assert_close(value, getattr(other, name), **tolerance, equal_nan=True, msg=name)
+            torch.testing.assert_close(value, getattr(other, name), rtol=rtol, atol=atol, equal_nan=True, msg=name)
         if name == "forward":
-            assert_same(value, other.forward, **tolerance)
+            assert_same(value, other.forward, rtol, atol)
         if name in ("x", "z"):
             assert all(torch.equal(v, getattr(other, name)[site]) for site, v in value.items())
 
@@ -116,7 +116,8 @@ def test_several_arguments_masks_bounds_and_parameters_of_the_store(
     pyro.get_param_store()["noise"] = torch.tensor(0.8)
     other = both(ais, bounded, None, (x, known, width))
     assert (other.log_px - found.log_px)[known].abs().min() > 1e-3
-    both(ais, counts, None, (torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 2.0]]), torch.tensor([[1.0, 2.0, 3.0], [0.5, 1.0, 1.0]])))
+    seen, alpha = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 2.0]]), torch.tensor([[1.0, 2.0, 3.0], [0.5, 1.0, 1.0]])
+    both(ais, counts, None, (seen, alpha))
 
 
 @pytest.mark.usefixtures("made")
@@ -154,9 +155,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
         except KeyboardInterrupt:
             breaks += 1
     assert breaks == 5
-    assert_same(whole, found, rtol=0, atol=0)
+    assert_same(whole, found)
     assert interruption.count >= moves
-    assert_same(whole, function(system.model, None, x, checkpoint=file, **{**arguments, "compile": False}), rtol=0, atol=0)
+    assert_same(whole, function(system.model, None, x, checkpoint=file, **{**arguments, "compile": False}))
 
 
 def test_code_of_inductor_has_the_numbers_of_eager_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +174,7 @@ def branching(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(z if z.sum() > 0 else -z, 1.0), obs=x)
 
 
-class Strict(dist.Normal):  # type: ignore[misc]
+class Strict(dist.Normal):
     """A distribution that looks at its values."""
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -196,7 +197,7 @@ def test_what_is_no_graph_is_run_as_it_is_with_one_warning(model: Callable[[Tens
         warnings.simplefilter("always")
         found = ais(model, None, x, settings=SETTINGS, seed=0, compile=True)
     assert ["model and guide are run as they are, not compiled: " in str(w.message) for w in said] == [True]
-    assert_same(found, ais(model, None, x, settings=SETTINGS, seed=0, compile=False), rtol=0, atol=0)
+    assert_same(found, ais(model, None, x, settings=SETTINGS, seed=0, compile=False))
 
 
 def test_auto_compiles_long_paths_only(made: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import arviz
 import numpy as np
@@ -85,6 +86,32 @@ def test_one_command_does_it_all(runs: Path, capsys: pytest.CaptureFixture[str])
     figures = {file.stem for file in (runs / "vae" / "figures").glob("*.png")}
     assert {"sandwich", "bound_curve", "khat", "extremes", "rate_distortion", "likelihood_per_datum"} <= figures
     assert not (runs / "vae" / "annealing").exists()
+
+
+def test_the_option_compile_reaches_importance_sampling_and_annealing(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same figures with and without it, by graphs run as they are traced."""
+    made: list[str] = []
+    for module in ("compiled_draws", "compiled_path"):
+
+        def kept(graph: Any, inputs: Any, same_draws: bool, module: str = module) -> Any:
+            made.append(module)
+            return graph
+
+        monkeypatch.setattr(f"pyroae.evaluation.{module}.inductor", kept)
+    found = []
+    for word in ("true", "false", "auto"):
+        flags = ["--num-data", "3", "--method", "is,ais,bdmc", *SHORT, "--compile", word]
+        assert main(["evaluate", str(runs / "vae"), *flags]) == 0
+        rows = json.loads((runs / "vae" / "results.json").read_text())
+        found.append({row["name"]: row["estimate"] for row in rows})
+        assert made == ["compiled_draws"] + 4 * ["compiled_path"]
+    for name in ("nll", "nll_ais", "bdmc_lower", "bdmc_upper"):
+        assert found[0][name] == pytest.approx(found[1][name], abs=1e-3), name
+        assert found[2][name] == found[1][name]
+    assert main(["evaluate", str(runs / "vae"), "--compile", "yes"]) == 2
+    assert "compile takes auto, true or false, not 'yes'" in capsys.readouterr().err
 
 
 def test_the_sandwich_is_in_order_and_holds_the_exact_value(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

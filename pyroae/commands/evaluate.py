@@ -56,6 +56,7 @@ def evaluate(
     proposal: str,
     retry: str | None,
     seed: int,
+    compile: bool | str,
     annealing: dict[str, Any],
     **part: Any,
 ) -> None:
@@ -65,7 +66,8 @@ def evaluate(
     goes on when the same command is given again.
     """
     methods = None if method is None else tuple(name.strip() for name in method.split(","))
-    settings = EvaluationSettings(methods, num_particles, tolerance, proposal, retry, AISSettings(**annealing), seed)
+    along = AISSettings(**annealing)
+    settings = EvaluationSettings(methods, num_particles, tolerance, proposal, retry, along, seed, compile=compile)
     run = Run(run_directory)
     dataset = part_of(run, part["data"], part["split"], part["num_data"])
     folder = _folder(run, dataset, settings, part["checkpoint"])

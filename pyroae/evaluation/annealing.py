@@ -33,7 +33,7 @@ PILOT_CHAINS = 4
 """The most chains of a pilot."""
 GRADIENT = 200_000
 """Numbers of x that can be gone through in the time that a gradient takes beside them."""
-COMPILE_FROM = 2_000_000_000
+COMPILE_FROM = 3_000_000_000
 """The work from which on compiled graphs earn back what they take to make."""
 
 

@@ -1,7 +1,7 @@
 """Densities and gradients along an annealing path as compiled code.
 
-A leapfrog step is one graph of the gradient and three small operations, which stay outside of it, as do the draws: measured, a
-graph of a whole transition is no faster, takes as many times longer to trace as it has steps, and longer to compile.
+Draws and the arithmetic of a leapfrog step stay outside of the graphs: one of a whole transition is no faster and takes longer
+to compile (docs/compiled.md).
 """
 
 from collections.abc import Callable

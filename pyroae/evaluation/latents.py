@@ -13,7 +13,7 @@ from torch.distributions.transforms import Transform
 
 from pyroae.errors import ProgramError
 from pyroae.sites import Site, base_distribution
-from pyroae.weights import Program, at_values, log_density, run
+from pyroae.weights import Program, Traces, at_values, log_density, run
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Latents:
     ) -> None:
         self._model, self._args = model, args
         handler = None if like is None else ReplayMessenger(trace=like._traces.drawn)
-        self._traces = run(model, guide, args, {}, num_particles, nesting, handler=handler)
+        self._traces: Traces = run(model, guide, args, {}, num_particles, nesting, handler=handler)
         self._parts = [
             _Part(name, transform_of(name, site, known=like is not None), ())
             for name, site in self._traces.sites(self._traces.model, observed=False)

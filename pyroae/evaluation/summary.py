@@ -20,6 +20,7 @@ from pyroae.evaluation.likelihood import LikelihoodEstimate, log_likelihood
 from pyroae.evaluation.proposals import PROPOSALS, proposal_named
 from pyroae.evaluation.quadrature import QuadratureEstimate, quadrature
 from pyroae.evaluation.streams import Z
+from pyroae.graphs import check_word
 
 METHODS = ("is", "ais", "bdmc", "exact", "quadrature", "gaps")
 ELBO_DRAWS = 10
@@ -33,7 +34,8 @@ class EvaluationSettings:
     methods: of `is` (importance sampling), `ais`, `bdmc`, `exact`, `quadrature`, `gaps`; by default `is` and `exact`, where the
     system has them. num_particles: K of importance sampling, at the most where there is a tolerance (nats per datum, of the
     mean). proposal, retry: guide, prior, wider, heavy-tailed, defensive, local. annealing: of `ais` and `bdmc`. seed: of the
-    draws. checkpoints: a folder in which annealing keeps its work, to go on from when it was stopped.
+    draws. checkpoints: a folder in which annealing keeps its work, to go on from when it was stopped. compile: `is`, `ais` and
+    `bdmc` as compiled code, or "auto" where it pays.
     Raises ConfigError for unknown names and numbers below 1.
     """
 
@@ -45,6 +47,7 @@ class EvaluationSettings:
     annealing: AISSettings = field(default_factory=AISSettings)
     seed: int = 0
     checkpoints: Path | None = None
+    compile: bool | str = "auto"
 
     def __post_init__(self) -> None:
         for method in self.methods or ():
@@ -55,6 +58,7 @@ class EvaluationSettings:
         for kind, name in (("proposal", self.proposal), ("proposal", self.retry)):
             if name is not None and name not in PROPOSALS:
                 raise unknown_name(kind, name, PROPOSALS)
+        check_word(self.compile)
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,7 @@ class _Evaluating:
             tolerance=settings.tolerance,
             retry=None if settings.retry is None else proposal_named(settings.retry, model, self.system.guide),
             seed=settings.seed,
+            compile=settings.compile,
             progress=self.progress,
         )
         count, seconds = estimate.num_particles, estimate.seconds
@@ -219,6 +224,7 @@ class _Evaluating:
             self.x,
             settings=settings.annealing,
             seed=settings.seed,
+            compile=settings.compile,
             progress=self.progress,
             checkpoint=None if settings.checkpoints is None else settings.checkpoints / f"{name}.safetensors",
         )
