@@ -56,9 +56,9 @@ def assert_same(one: Any, other: Any, rtol: float = 0.0, atol: float = 0.0) -> N
 
 def both(function: Callable[..., Any], *args: Any, settings: AISSettings = SETTINGS) -> Any:
     """A result by graphs, which is that of a run as it is."""
-    results = [function(*args, settings=settings, seed=3, compile=c) for c in (True, False)]
-    assert_same(*results, rtol=1e-8, atol=1e-9)
-    return results[0]
+    found, expected = (function(*args, settings=settings, seed=3, compile=c) for c in (True, False))
+    assert_same(found, expected, rtol=1e-8, atol=1e-9)
+    return found
 
 
 @pytest.mark.parametrize("start", ["prior", "guide"])
