@@ -12,11 +12,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyroae.errors import PyroaeError
 from pyroae.evaluation.hmc import Densities, Path, Point
 from pyroae.evaluation.latents import Latents
 from pyroae.graphs import Graph, inductor, made
 from pyroae.program import Pair
+from pyroae.tracing import traced
 from pyroae.weights import Program, prior_of
 
 
@@ -96,10 +96,9 @@ class PathGraphs:
 
     def _traced(self, given: Given, num_chains: int) -> tuple[Graph, Graph]:
         """Graphs of `Path.at` and `Path.gradient`."""
-        from torch.fx.experimental.proxy_tensor import make_fx
-
+        start = self.guide or prior_of(self.model)
         if not self._leaves:
-            pair = Pair(self.model, self.guide or prior_of(self.model))
+            pair = Pair(self.model, start)
             pair.find_parameters(*given.args)
             self._leaves = [*pair.parameters(), *pair.buffers()]
         latents = given.path(self.model, self.guide, num_chains, self.nesting).latents
@@ -118,13 +117,10 @@ class PathGraphs:
 
         def graph(function: Callable[..., tuple[Tensor, ...]], *further: Tensor) -> Graph:
             inputs = [*leaves, *tensors, *further]
-            try:
-                traced = make_fx(function)(*inputs)
-            except PyroaeError as error:  # the run above had none: it is of the tracing
-                raise RuntimeError(str(error)) from error
-            traced.graph.eliminate_dead_code()
-            traced.recompile()
-            return inductor(traced, [t.detach() for t in inputs], same_draws=True)
+            found = traced(function, inputs, self.model, start)
+            found.graph.eliminate_dead_code()
+            found.recompile()
+            return inductor(found, [t.detach() for t in inputs], same_draws=True)
 
         return graph(at, u), graph(gradient, u, u.new_zeros(()))
 
