@@ -6,6 +6,7 @@ handlers leave no trace in them. `torch._inductor` makes code of that. One graph
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, cast
 
 import pyro
@@ -13,13 +14,14 @@ import torch
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
+from torch.fx.graph_module import GraphModule
 
 from pyroae.errors import ConfigError
 from pyroae.graphs import Graph, Recorded, cuda_graph, device_of, inductor, made, on_device
 from pyroae.objectives.base import Bound
 from pyroae.program import Pair, System, bound_of, system_of
 from pyroae.tracing import Untraceable, traced
-from pyroae.updates import Update
+from pyroae.updates import Update, clipped
 from pyroae.weights import Program, fork_random
 
 Key = tuple[Any, ...]
@@ -115,14 +117,14 @@ class Compiled:
             if not self.has_stepped:
                 self.has_stepped = True
                 with pyro.validation_enabled(True):
-                    return self._eager_step(args, kl_weight, divisor)
-        key = ("step", divisor, *self._key(args, kl_weight))
+                    return self.eager_step(args, kl_weight, divisor)
+        key = ("step", divisor, *self.key(args, kl_weight))
         if key not in self._graphs:
             self._graphs[key] = self._compiled(args, kl_weight, divisor, "step")
         graph, self._last = self._graphs[key], key
         if graph is None:
-            return self._eager_step(args, kl_weight, divisor)
-        return graph(*args, *self._weights(kl_weight))[0]
+            return self.eager_step(args, kl_weight, divisor)
+        return graph(*args, *self.weights(kl_weight))[0]
 
     def loss_and_grads(self, *args: Any, kl_weight: float | None = None) -> Tensor:
         """The negative bound over all data, in nats, without gradient; adds its gradient to the parameters' `grad`."""
@@ -135,13 +137,13 @@ class Compiled:
         """The bound over all data, in nats, and the gradient of its negative surrogate for each parameter."""
         if not self._known:
             self._find(args)
-        key = ("gradients", *self._key(args, kl_weight))
+        key = ("gradients", *self.key(args, kl_weight))
         if key not in self._graphs:
             self._graphs[key] = self._compiled(args, kl_weight, 1.0, "gradients")
         graph, self._last = self._graphs[key], key
         if graph is None:
             return self._eager(args, kl_weight)
-        value, *grads = graph(*args, *self._weights(kl_weight))
+        value, *grads = graph(*args, *self.weights(kl_weight))
         return value, tuple(grads)
 
     def bound(self, *args: Any, kl_weight: float | None = None) -> Bound:
@@ -154,9 +156,31 @@ class Compiled:
         with torch.no_grad(), pyro.validation_enabled(False), self.precision():
             return -self._bound(args, None).value
 
+    def eager_step(self, args: tuple[Any, ...], kl_weight: float | None, divisor: float) -> Tensor:
+        """A step that is run as it is; the negative bound before it, divided by `divisor`."""
+        optimizer, values = self._optimizer(), []
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            with self.precision():
+                bound = self._bound(args, kl_weight)
+            (-bound.surrogate / divisor).backward()
+            if self.grad_clip is not None:
+                torch.nn.utils.clip_grad_norm_(self._known.values(), self.grad_clip)
+            values.append(-bound.value.detach() / divisor)
+            return values[-1]
+
+        optimizer.step(closure)  # type: ignore[arg-type]  # torch says float, and hands on what it is given
+        return values[0]
+
+    def traced(self, args: tuple[Any, ...], kl_weight: float | None) -> "Traced":
+        """The operations of the bound and its gradients, and what the optimizer would do with these, where a rule says it."""
+        reached = self._reached(args, kl_weight)
+        return Traced(*self._traced(args, kl_weight, 1.0, reached, None), reached, self._update(reached))
+
     def is_new(self, *args: Any, kl_weight: float | None = None, divisor: float = 1.0) -> bool:
         """Whether a step with such arguments would have to be compiled first."""
-        return bool(self._known) and ("step", divisor, *self._key(args, kl_weight)) not in self._graphs
+        return bool(self._known) and ("step", divisor, *self.key(args, kl_weight)) not in self._graphs
 
     # Runs as they are.
 
@@ -183,22 +207,6 @@ class Compiled:
         grads = torch.autograd.grad(-bound.surrogate, parameters, allow_unused=True)
         return bound.value.detach(), tuple(_filled(grads, parameters))
 
-    def _eager_step(self, args: tuple[Any, ...], kl_weight: float | None, divisor: float) -> Tensor:
-        optimizer, values = self._optimizer(), []
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            with self.precision():
-                bound = self._bound(args, kl_weight)
-            (-bound.surrogate / divisor).backward()
-            if self.grad_clip is not None:
-                torch.nn.utils.clip_grad_norm_(self._known.values(), self.grad_clip)
-            values.append(-bound.value.detach() / divisor)
-            return values[-1]
-
-        optimizer.step(closure)  # type: ignore[arg-type]  # torch says float, and hands on what it is given
-        return values[0]
-
     def _optimizer(self) -> torch.optim.Optimizer:
         if self.optimizer is None:
             raise ConfigError("a step needs an optimizer: none was given")
@@ -206,11 +214,12 @@ class Compiled:
 
     # Graphs.
 
-    def _weights(self, kl_weight: float | None) -> tuple[Tensor, ...]:
+    def weights(self, kl_weight: float | None) -> tuple[Tensor, ...]:
+        """The weight of the KL as an argument of a graph, where there is one."""
         like = next(iter(self._known.values()))
         return () if kl_weight is None else (on_device(kl_weight, torch.get_default_dtype(), like.device),)
 
-    def _key(self, args: tuple[Any, ...], kl_weight: float | None) -> Key:
+    def key(self, args: tuple[Any, ...], kl_weight: float | None) -> Key:
         """What a graph is made for: shapes, types and devices of tensors, the values of all else, and the modules' mode."""
         parts = [(tuple(a.shape), a.dtype, a.device) if isinstance(a, Tensor) else a for a in args]
         like = next(iter(self._known.values()))
@@ -224,12 +233,15 @@ class Compiled:
 
     def _whole_step(self, args: tuple[Any, ...], kl_weight: float | None, divisor: float) -> Graph:
         reached = self._reached(args, kl_weight)
-        parameters = [p for p, r in zip(self._known.values(), reached, strict=True) if r]
-        update = Update.of(self._optimizer(), parameters, self.grad_clip)
+        update = self._update(reached)
         if update is not None:
             return self._graph(args, kl_weight, divisor, reached, update)
         gradients = self._graph(args, kl_weight, divisor, reached, None)
         return _Beside(gradients, self._optimizer(), list(self._known.values()), reached, self.grad_clip, divisor)
+
+    def _update(self, reached: list[bool]) -> Update | None:
+        parameters = [p for p, r in zip(self._known.values(), reached, strict=True) if r]
+        return Update.of(self._optimizer(), parameters)
 
     def _graph(
         self,
@@ -239,9 +251,25 @@ class Compiled:
         reached: list[bool],
         update: Update | None,
     ) -> Graph:
-        """Traced and made into code. reached: which parameters have a gradient. update: the step, where it is in the graph."""
+        """Traced and made into code."""
+        graph, inputs, where = self._traced(args, kl_weight, divisor, reached, update)
+        runs: Graph = graph if self.backend == "eager" else inductor(graph, inputs, self.same_draws)
+        return _Call(runs, list(self._known.values()), where, update)
+
+    def _traced(
+        self,
+        args: tuple[Any, ...],
+        kl_weight: float | None,
+        divisor: float,
+        reached: list[bool],
+        update: Update | None,
+    ) -> tuple[GraphModule, list[Tensor], list[int]]:
+        """The operations, their inputs, and which of the arguments are among these: parameters, arguments, what is kept.
+
+        reached: which parameters have a gradient. update: the step, where it is in the graph.
+        """
         parameters = self._known
-        given = (*args, *self._weights(kl_weight))
+        given = (*args, *self.weights(kl_weight))
         where = [i for i, a in enumerate(given) if isinstance(a, Tensor)]
         leaves = list(parameters.values())  # inputs are known by identity: wherever the programs keep them, they are found
         kept = [*update.numbers(), *update.state()] if update is not None else []
@@ -262,15 +290,13 @@ class Compiled:
                 return (bound.value.detach(), *_filled(grads, leaves))
             with torch.no_grad():
                 moved = [leaf for leaf, r in zip(flat[: len(leaves)], reached, strict=True) if r]
-                update.apply(moved, [g for g in grads if g is not None], state)
+                update.apply(moved, clipped([g for g in grads if g is not None], self.grad_clip), state)
             return (-bound.value.detach() / divisor,)
 
         with _unchanged([*leaves, *kept]):  # tracing runs the step
             programs = cast(System, self.system)
             graph = traced(function, [*leaves, *[given[i] for i in where], *kept], programs.model, programs.guide)
-        inputs = [*[p.detach() for p in leaves], *[given[i] for i in where], *kept]
-        runs: Graph = graph if self.backend == "eager" else inductor(graph, inputs, self.same_draws)
-        return _Call(runs, leaves, where, update)
+        return graph, [*[p.detach() for p in leaves], *[given[i] for i in where], *kept], where
 
     def _reached(self, args: tuple[Any, ...], kl_weight: float | None) -> list[bool]:
         """Which parameters a gradient reaches, in a run as it is. Raises RuntimeError where that run changes a buffer."""
@@ -281,6 +307,20 @@ class Compiled:
         if changed:
             raise RuntimeError(f"the buffer '{changed[0]}' is changed by a run, as by batch normalization")
         return [g is not None for g in grads]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """The operations of a bound and its gradients: from parameters and arguments to the value and a gradient for each.
+
+    where: which of the arguments, a weight of the KL as the last, are inputs. reached: which parameters have a gradient.
+    """
+
+    graph: GraphModule
+    inputs: list[Tensor]
+    where: list[int]
+    reached: list[bool]
+    update: Update | None
 
 
 class _Call:

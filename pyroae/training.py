@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from pyro.infer import ELBO
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from pyroae.autoencoder import Autoencoder
 from pyroae.compiler import Compiled
@@ -127,17 +127,26 @@ def fit(
     config = config if compile is None else replace(config, compile=compile)
     objective = TraceELBO() if objective is None else objective
     module = system_of(system)
-    if isinstance(data, Splits) and valid is not None:
-        raise ConfigError("the data have a validation part already: give the whole as Splits, or the parts one by one")
-    train = data_for(module, data.train if isinstance(data, Splits) else data)
-    valid = data.valid if isinstance(data, Splits) else valid
-    held_out = None if valid is None else data_for(module, valid)
+    train, held_out = train_and_valid(module, data, valid)
     size = check(module, train, held_out, objective, config)
     fabric = fabric_of(config)
-    with fork_random(fabric.device), _default_dtype(config):
-        step = _Step(module, objective, size)
-        trainer = _Trainer(step, config, fabric, resident(train, fabric.device), held_out)
+    with fork_random(fabric.device), default_dtype(config):
+        step = Step(module, objective, size)
+        trainer = Trainer(step, config, fabric, resident(train, fabric.device), held_out)
         return trainer.run(state, on_epoch, progress)
+
+
+def train_and_valid(
+    system: nn.Module,
+    data: Splits | Dataset | Tensor | tuple[Tensor, ...],
+    valid: Dataset | Tensor | tuple[Tensor, ...] | None,
+) -> tuple[Dataset | Arguments, Dataset | Arguments | None]:
+    """The training and validation data of that system. Raises ConfigError where the latter are given twice."""
+    if isinstance(data, Splits) and valid is not None:
+        raise ConfigError("the data have a validation part already: give the whole as Splits, or the parts one by one")
+    valid = data.valid if isinstance(data, Splits) else valid
+    train = data_for(system, data.train if isinstance(data, Splits) else data)
+    return train, None if valid is None else data_for(system, valid)
 
 
 def check(
@@ -176,7 +185,17 @@ def check_data(autoencoder: Autoencoder, dataset: Dataset, what: str) -> None:
     autoencoder.likelihood.check(dataset.x.round() if dataset.dynamic else dataset.x, what)
 
 
-class _Step(nn.Module):
+def steps_of(config: TrainConfig, num_data: int) -> int:
+    """The steps of a training that neither early stopping nor a clock ends.
+
+    >>> steps_of(TrainConfig(epochs=3, batch_size=10), num_data=25)
+    9
+    """
+    steps = config.epochs * math.ceil(num_data / config.batch_size)
+    return steps if config.max_steps is None else min(steps, config.max_steps)
+
+
+class Step(nn.Module):
     """The one forward pass that eager, mixed-precision and distributed training share."""
 
     def __init__(self, system: nn.Module, objective: ELBO, full_size: int | None) -> None:
@@ -194,9 +213,11 @@ class _Step(nn.Module):
         return self.full_size or len(args[0])
 
 
-class _Trainer:
+class Trainer:
+    """One training: `fit` runs it; an ensemble takes the steps of several at once and leaves all else to each."""
+
     def __init__(
-        self, step: _Step, config: TrainConfig, fabric: Fabric, train: Dataset | Arguments, valid: Dataset | Arguments | None
+        self, step: Step, config: TrainConfig, fabric: Fabric, train: Dataset | Arguments, valid: Dataset | Arguments | None
     ) -> None:
         self.system, self.config, self.fabric = step.system, config, fabric
         self.train, self.valid = train, valid
@@ -204,11 +225,11 @@ class _Trainer:
         self.raw = step
         self.step, self.optimizer = fabric.setup(step, optimizer_of(config, step.system))
         self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
-        self.total_steps = min(config.epochs * self.steps_per_epoch, config.max_steps or math.inf)
+        self.total_steps = steps_of(config, len(train))
         self.seconds = self.compile_seconds = 0.0
-        self.graphs = self._compiler() if self._is_worth_compiling(config.batch_size) else None
+        self.graphs: Compiled | None = None
 
-    def _compiler(self) -> Compiled | None:
+    def compiler(self) -> Compiled | None:
         """The whole step as graphs; where gradients are scaled or shared by processes, these alone, in the forward pass."""
         optimizer = cast(Any, self.optimizer).optimizer
         objective, precision = self.raw.objective, self.fabric.autocast
@@ -218,19 +239,23 @@ class _Trainer:
         self.raw.graphs = Compiled(self.system, objective, precision=precision)
         return None
 
-    def _is_worth_compiling(self, size: int) -> bool:
-        """Whether batches of that size are given to a graph: a rule of the configuration, so that runs are the same again."""
+    def is_worth_compiling(self, size: int, members: int = 1) -> bool:
+        """Whether batches of that size are given to a graph: a rule of the configuration, so that runs are the same again.
+
+        members: so many trainings share the graph, and what it takes to make.
+        """
         config, whole = self.config, size == self.config.batch_size
         if config.compile == "auto":
             if config.max_seconds is not None:
                 return whole and config.max_seconds >= COMPILE_FROM_SECONDS
             steps = self.total_steps if whole else self.total_steps // self.steps_per_epoch
-            return steps >= COMPILE_FROM_STEPS
+            return steps * members >= COMPILE_FROM_STEPS
         epochs = math.inf if config.max_seconds is not None else self.total_steps // self.steps_per_epoch
-        return bool(config.compile) and (whole or epochs >= COMPILE_FROM_STEPS)
+        return bool(config.compile) and (whole or epochs * members >= COMPILE_FROM_STEPS)
 
     def run(self, state: State | None, on_epoch: Callable[[State], None] | None, progress: bool) -> FitResult:
-        state = self._restore(state) if state is not None else self._state([], {}, 0)
+        self.graphs = self.compiler() if self.is_worth_compiling(self.config.batch_size) else None
+        state = self._restore(state) if state is not None else self.state([], {}, 0)
         config, stopped = self.config, False
         last = state.history[-1] if state.history else None
         step, self.seconds = (last.step, last.seconds) if last else (0, 0.0)
@@ -240,14 +265,17 @@ class _Trainer:
                 if self._is_over(step):
                     break
                 step, nelbo = self._epoch(epoch, step, state)
-                row = Epoch(epoch, step, self.seconds, nelbo, *self._validate())
-                state = self._after(row, state)
+                state = self.after(Epoch(epoch, step, self.seconds, nelbo, *self.validate()), state)
                 if on_epoch is not None:
                     on_epoch(state)
                 if config.patience is not None and self.valid and epoch - state.best_epoch >= config.patience:
                     stopped = True
                     break
-        if config.keep == "best" and state.best_weights:
+        return self.finish(state, stopped)
+
+    def finish(self, state: State, stopped: bool) -> FitResult:
+        """The system with the weights that it keeps."""
+        if self.config.keep == "best" and state.best_weights:
             self.system.load_state_dict(state.best_weights)
         self.system.eval()
         best = state.best_epoch or len(state.history)
@@ -261,7 +289,7 @@ class _Trainer:
         """One pass over the training data, or what is left of the steps and seconds; the mean negative bound along it."""
         self.system.train()
         config = self.config
-        losses = _Losses(step)
+        losses = Losses(step)
         begun, before = time.monotonic(), self.seconds
         shown = begun
         for args in served(self.train, config.batch_size, seed=config.seed, epoch=epoch, device=self.fabric.device):
@@ -272,12 +300,12 @@ class _Trainer:
             if now - shown > 0.5:
                 shown = now
                 losses.look()
-                self._check(losses, epoch, good)
+                self.refuse_bad(losses, epoch, good)
                 self._show(step, f"epoch {epoch}, bound {-losses.mean:.3f} nats")
             if self._is_over(step):
                 break
         losses.look(wait=True)
-        self._check(losses, epoch, good)
+        self.refuse_bad(losses, epoch, good)
         self.seconds = before + time.monotonic() - begun
         return step, losses.mean
 
@@ -286,16 +314,19 @@ class _Trainer:
 
     def _take_step(self, step: int, args: tuple[Tensor, ...]) -> Tensor:
         """The negative bound before it, in nats per datum."""
+        kl_weight, num_data = self.begin(step), self.raw.num_data(args)
+        if self.graphs is not None and self.is_worth_compiling(len(args[0])):
+            return self._compiled_step(step, args, kl_weight, num_data)
+        with pyro.validation_enabled(step == 0):
+            return self._eager_step(args, kl_weight, num_data)
+
+    def begin(self, step: int) -> float | None:
+        """Set the learning rate of a step; the weight of the KL in it, while that grows."""
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * schedule(config.schedule, self._done(step))
         warmup = config.kl_warmup * self.steps_per_epoch
-        kl_weight = min(1.0, (step + 1) / warmup) if warmup else None
-        num_data = self.raw.num_data(args)
-        if self.graphs is not None and self._is_worth_compiling(len(args[0])):
-            return self._compiled_step(step, args, kl_weight, num_data)
-        with pyro.validation_enabled(step == 0):
-            return self._eager_step(args, kl_weight, num_data)
+        return min(1.0, (step + 1) / warmup) if warmup else None
 
     def _compiled_step(self, step: int, args: tuple[Tensor, ...], kl_weight: float | None, num_data: int) -> Tensor:
         assert self.graphs is not None
@@ -329,7 +360,7 @@ class _Trainer:
             return step / self.total_steps
         return min(self.seconds / self.config.max_seconds, 1 - 1e-9)
 
-    def _validate(self) -> tuple[float, float, float]:
+    def validate(self) -> tuple[float, float, float]:
         """nelbo, distortion −E log p(x|z) and rate E[log q(z|x) − log p(z)] of the validation data, at full KL weight."""
         if self.valid is None:
             return math.nan, math.nan, math.nan
@@ -349,15 +380,18 @@ class _Trainer:
         nelbo, distortion, rate_mean = (sums / len(self.valid)).tolist()
         return nelbo, distortion, rate_mean
 
-    def _state(self, history: list[Epoch], best_weights: dict[str, Tensor], best_epoch: int) -> State:
+    def state(self, history: list[Epoch], best_weights: dict[str, Tensor], best_epoch: int) -> State:
+        """What it is now, in tensors of its own."""
         random = {"cpu": torch.get_rng_state()}
         if self.fabric.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.fabric.device)
         weights = {k: v.detach().clone() for k, v in self.system.state_dict().items()}
-        return State(weights, deepcopy(self.optimizer.state_dict()), random, history, best_weights, best_epoch)
+        kept = tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, self.optimizer.state_dict())
+        return State(weights, kept, random, history, best_weights, best_epoch)
 
-    def _after(self, row: Epoch, before: State) -> State:
-        state = self._state([*before.history, row], before.best_weights, before.best_epoch)
+    def after(self, row: Epoch, before: State) -> State:
+        """The state after one more epoch."""
+        state = self.state([*before.history, row], before.best_weights, before.best_epoch)
         best = min((e.valid_nelbo for e in before.history if math.isfinite(e.valid_nelbo)), default=math.inf)
         if row.valid_nelbo < best:
             state.best_weights, state.best_epoch = state.weights, row.epoch
@@ -373,7 +407,7 @@ class _Trainer:
             torch.cuda.set_rng_state(state.random["cuda"], self.fabric.device)
         return state
 
-    def _check(self, losses: "_Losses", epoch: int, good: State) -> None:
+    def refuse_bad(self, losses: "Losses", epoch: int, good: State) -> None:
         """Raises NonFiniteLossError where one of them is not finite; the last good weights are put back."""
         if losses.bad is None:
             return
@@ -385,7 +419,7 @@ class _Trainer:
         )
 
 
-class _Losses:
+class Losses:
     """Losses of steps, a tensor each, that stay on their device until they are looked at.
 
     total: the sum over `seen` data of those that have arrived. bad: the first step whose loss is not finite.
@@ -441,7 +475,7 @@ class _Losses:
 
 
 @contextmanager
-def _default_dtype(config: TrainConfig) -> Iterator[None]:
+def default_dtype(config: TrainConfig) -> Iterator[None]:
     """Double precision as the default where it is asked for: Fabric converts what a module returns to the default."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64 if config.precision == "64-true" else before)

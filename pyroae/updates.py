@@ -109,19 +109,19 @@ def rule_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> Rule 
 class Update:
     """The step of an optimizer of torch in a graph: its state is the optimizer's own, changed in place."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, rules: list[Rule], grad_clip: float | None) -> None:
-        self.optimizer, self.rules, self.grad_clip = optimizer, rules, grad_clip
+    def __init__(self, optimizer: torch.optim.Optimizer, rules: list[Rule]) -> None:
+        self.optimizer, self.rules = optimizer, rules
         self.parameters: list[list[Tensor]] = []
         self.counts: list[Tensor] = []
         self._shared: list[Any] = []
 
     @classmethod
-    def of(cls, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], grad_clip: float | None) -> "Update | None":
+    def of(cls, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> "Update | None":
         """None for an optimizer without a rule, or one whose state is not that of a step that all parameters took."""
         rules = [rule_of(optimizer, group) for group in optimizer.param_groups]
         if any(rule is None for rule in rules):
             return None
-        update = cls(optimizer, cast(list[Rule], rules), grad_clip)
+        update = cls(optimizer, cast(list[Rule], rules))
         wanted, order = {id(p) for p in parameters}, []
         for rule, group in zip(update.rules, optimizer.param_groups, strict=True):
             update.parameters.append([p for p in group["params"] if id(p) in wanted])
@@ -153,8 +153,12 @@ class Update:
 
     def state(self) -> list[Tensor]:
         """What the optimizer keeps for each parameter."""
-        groups = zip(self.rules, self.parameters, strict=True)
-        return [self.optimizer.state[p][name] for rule, group in groups for p in group for name in rule.state]
+        return [self.optimizer.state[p][name] for p, name in self.slots()]
+
+    def slots(self) -> list[tuple[Tensor, str]]:
+        """Where the optimizer keeps the state that a graph reads: by parameter and name, in the graph's order."""
+        pairs = zip(self.rules, self.parameters, strict=True)
+        return [(p, name) for rule, parameters in pairs for p in parameters for name in rule.state]
 
     def count(self) -> None:
         """Record that the step was taken, where steps of other graphs and those beside them are recorded too."""
@@ -162,13 +166,22 @@ class Update:
             count[()] += 1
 
     def apply(self, parameters: Sequence[Tensor], grads: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
-        """Clip, and take the step, on the tensors of the graph."""
-        if self.grad_clip is not None:
-            norm = torch.stack([grad.norm() for grad in grads]).norm()
-            share = (self.grad_clip / (norm + 1e-6)).clamp(max=1.0)
-            grads = [grad * share for grad in grads]
+        """Take the step, on the tensors of the graph."""
         at, state = 0, iter(tensors[len(self.rules) :])
         for rule, group, numbers in zip(self.rules, self.parameters, tensors, strict=False):
             for parameter, grad in zip(parameters[at : at + len(group)], grads[at : at + len(group)], strict=True):
                 rule.apply(parameter, grad, [next(state) for _ in rule.state], numbers)
             at += len(group)
+
+
+def clipped(grads: Sequence[Tensor], largest: float | None) -> list[Tensor]:
+    """The gradients, scaled so that the norm of all of them is at most `largest`, where one is given.
+
+    >>> clipped([torch.tensor([3.0]), torch.tensor([4.0])], 1.0)
+    [tensor([0.6000]), tensor([0.8000])]
+    """
+    if largest is None:
+        return list(grads)
+    norm = torch.stack([grad.norm() for grad in grads]).norm()
+    share = (largest / (norm + 1e-6)).clamp(max=1.0)
+    return [grad * share for grad in grads]

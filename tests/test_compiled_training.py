@@ -288,7 +288,7 @@ def _train_shared(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.set_default_dtype(torch.float64)
     system, x = small(), data()
-    step = training._Step(system, TraceELBO(), None)
+    step = training.Step(system, TraceELBO(), None)
     step.graphs = Compiled(system, TraceELBO(), backend="eager")
     shared = nn.parallel.DistributedDataParallel(step)
     optimizer = torch.optim.Adam(system.parameters(), lr=0.02)

@@ -1,8 +1,9 @@
 """Estimators compared by what they train: same weights, batches and budget for all, one metric for all."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any, cast
 
 import pyro
@@ -13,6 +14,7 @@ from pyroae.autoencoder import Autoencoder
 from pyroae.budget import Budget, evaluations_of
 from pyroae.config import TrainConfig
 from pyroae.data import Dataset, Splits
+from pyroae.ensemble import fit_ensemble, is_worth_batching
 from pyroae.errors import ConfigError, DataError
 from pyroae.evaluation.comparison import Cell, Comparison, Outcome, Point
 from pyroae.evaluation.diagnostics import diagnose
@@ -95,8 +97,9 @@ def compare_training(
     make: a new system, or a pair (model, guide), whose initial weights come from torch's generator, which is at the seed
     when it is called. data: Splits, or training and held-out data. objectives: by name, functions from K; one that raises
     ConfigError at some K is left out there. For a seed every training has the same initial weights, order of the data and
-    binarization. budget: what each may spend, alike for all. config: its epochs and limits give way to the budget, and the
-    last weights are scored unless `keep="best"`. scoring: by default IS-5000 on the first 1,000 held-out data.
+    binarization; the seeds of an estimator are trained at once where `is_worth_batching` says so, each then charged with its
+    share of the seconds. budget: what each may spend, alike for all. config: its epochs and limits give way to the budget,
+    and the last weights are scored unless `keep="best"`. scoring: by default IS-5000 on the first 1,000 held-out data.
     Raises ConfigError, DataError, ProgramError or UndefinedLikelihoodError before any step.
 
     >>> from functools import partial
@@ -125,18 +128,42 @@ def compare_training(
                 )
     x = first_of(held_out, scoring.num_data)
     along = first_of(held_out if valid is None else valid, CURVE_DATA)
-    outcomes = []
+    outcomes: list[Outcome] = []
     with Progress("trainings", len(cells), progress) as bar:
-        for i, cell in enumerate(cells):
-            bar.update(i, str(cell))
+        for group in _groups(cells, configs, make, len(train)):
+            bar.update(len(outcomes), str(group[0]) if len(group) == 1 else f"{group[0].entry}, {len(group)} seeds at once")
             with pyro.get_param_store().scope():  # no parameter of one training is there in the next
-                curve = Curve(new_system(make, cell.seed), along, cell, configs[cell], len(train))
-                objective = at_k[cell.num_particles][cell.objective]
-                result = fit(
-                    curve.system, train, objective, curve.config, valid=valid, on_epoch=curve.after_epoch, progress=False
-                )
-                outcomes.append(score(curve, result, x, scoring))
+                curves = [Curve(new_system(make, cell.seed), along, cell, configs[cell], len(train)) for cell in group]
+                objective = at_k[group[0].num_particles][group[0].objective]
+                for curve, result in zip(curves, _train(curves, train, objective, valid), strict=True):
+                    outcomes.append(score(curve, result, x, scoring))
     return Comparison(tuple(outcomes))
+
+
+def _groups(cells: Sequence[Cell], configs: Mapping[Cell, TrainConfig], make: Make, num_data: int) -> Iterator[list[Cell]]:
+    """The cells that are trained at once: those that differ in their seed alone, where that pays; others one by one."""
+    for _, entry in groupby(cells, key=lambda cell: cell.entry):
+        seeds = list(entry)
+        with pyro.get_param_store().scope():
+            system = new_system(make, seeds[0].seed)
+            together = is_worth_batching(system, configs[seeds[0]], num_data, len(seeds))
+        yield from [seeds] if together else [[cell] for cell in seeds]
+
+
+def _train(curves: Sequence[Curve], train: Any, objective: ObjectiveBase, valid: Any) -> list[FitResult]:
+    first = curves[0]
+    if len(curves) == 1:
+        return [fit(first.system, train, objective, first.config, valid=valid, on_epoch=first.after_epoch, progress=False)]
+    return fit_ensemble(
+        [curve.system for curve in curves],
+        train,
+        objective,
+        first.config,
+        seeds=[curve.cell.seed for curve in curves],
+        valid=valid,
+        on_epoch=lambda i, state: curves[i].after_epoch(state),
+        progress=False,
+    )
 
 
 def parts_of(data: Any) -> tuple[Any, Any, Any]:

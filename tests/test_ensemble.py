@@ -1,0 +1,414 @@
+"""Ensembles: the losses and weights of separate trainings, from one graph for all members."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyroae import TrainConfig, fit, load, training, zoo
+from pyroae.budget import Budget
+from pyroae.compiler import Compiled
+from pyroae.data import Dataset
+from pyroae.ensemble import Ensemble, Stream, fit_ensemble, is_worth_batching
+from pyroae.errors import ConfigError, NonFiniteLossError
+from pyroae.evaluation.trainings import Scoring, compare_training
+from pyroae.lifting import NotLiftedError, lifted
+from pyroae.nn import MLP
+from pyroae.objectives import OBJECTIVES, TraceELBO
+from pyroae.objectives.named import iwae
+from pyroae.training import FitResult, State
+from tests.systems import DISCRETE, SYSTEMS, D
+
+SEEDS = (3, 4, 5)
+ALL = {**SYSTEMS, **DISCRETE}
+Make = Callable[[], nn.Module]
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs run as they are traced: what a step computes, without the minute that code takes."""
+    for module in ("compiler", "ensemble"):
+        monkeypatch.setattr(f"pyroae.{module}.inductor", lambda graph, inputs, same_draws: graph)
+
+
+def data(num_data: int = 30) -> Tensor:
+    return (torch.rand(num_data, D, generator=torch.Generator().manual_seed(5)) < 0.4).to(torch.get_default_dtype())
+
+
+def new(make: Make, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return make()
+
+
+def config_of(**changes: Any) -> TrainConfig:
+    return TrainConfig(**{"epochs": 3, "batch_size": 10, "lr": 0.01, "precision": "64-true", "compile": True, **changes})
+
+
+def both(
+    make: Make, objective: Any, config: TrainConfig, given: Any, seeds: Sequence[int] = SEEDS
+) -> tuple[list[FitResult], list[FitResult]]:
+    """The results of an ensemble, and of separate trainings run as they are."""
+    together = fit_ensemble([new(make, s) for s in seeds], given, objective(), config, seeds=seeds, progress=False)
+    alone = [fit(new(make, s), given, objective(), replace(config, seed=s, compile=False), progress=False) for s in seeds]
+    return together, alone
+
+
+def assert_alike(together: Sequence[FitResult], alone: Sequence[FitResult], rel: float = 1e-9) -> None:
+    """Losses, validation bounds and weights, for members that differ among themselves."""
+    for one, other in zip(together, alone, strict=True):
+        for name in ("train_nelbo", "valid_nelbo", "rate"):
+            found = [getattr(epoch, name) for epoch in one.history]
+            assert found == pytest.approx([getattr(epoch, name) for epoch in other.history], rel=rel, nan_ok=True), name
+        assert [(e.epoch, e.step) for e in one.history] == [(e.epoch, e.step) for e in other.history]
+        assert one.best_epoch == other.best_epoch
+        assert not one.system.training
+        for (name, weight), wanted in zip(one.system.named_parameters(), other.system.parameters(), strict=True):
+            torch.testing.assert_close(weight, wanted, rtol=10 * rel, atol=rel, msg=name)
+    losses = [result.history[-1].train_nelbo for result in together]
+    assert all(abs(a - b) > 1e-4 for a, b in pairwise(losses))
+
+
+# The same numbers as separate trainings.
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "clipped, scheduled": {"grad_clip": 0.3, "schedule": "cosine"},
+    "KL warm-up": {"kl_warmup": 2},
+    "AdamW": {"optimizer": "AdamW", "optimizer_args": {"weight_decay": 0.1}},
+    "SGD": {"optimizer": "SGD", "optimizer_args": {"momentum": 0.9, "nesterov": True}},
+    "last batch smaller": {"batch_size": 12},
+    "in the middle of an epoch": {"max_steps": 5},
+    "last weights": {"keep": "last"},
+}
+
+
+@pytest.mark.usefixtures("traced", "float64")
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_an_ensemble_is_its_members_trained_apart(name: str) -> None:
+    """Three seeds, each with its own weights, order of the data, binarization and draws."""
+    grey = torch.rand(40, D, generator=torch.Generator().manual_seed(5))
+    splits = load(grey, binarize="dynamic", valid=0.2, test=0.1, value_range=(0.0, 1.0))
+    together, alone = both(SYSTEMS["vae"], partial(iwae, 3), config_of(**CONFIGS[name]), splits)
+    assert_alike(together, alone)
+    assert together[0].compile_seconds > 0
+
+
+CASES = [
+    ("vae", "trace-elbo"),
+    ("vae-laplace", "dreg"),
+    ("vae-normal", "tvo"),
+    ("vae-conv", "trace-elbo"),
+    ("denoising-vae", "stl"),
+    ("sparse-ae-map", "trace-elbo"),
+    ("ppca-exact", "rws"),
+    ("discrete-vae", "vimco"),
+    ("discrete-vae-categorical", "score"),
+]
+
+
+@pytest.mark.usefixtures("traced", "float64")
+@pytest.mark.parametrize(("name", "objective"), CASES)
+def test_systems_and_estimators(name: str, objective: str) -> None:
+    """Draws of every kind: normal, uniform, Bernoulli, categorical."""
+    config = config_of(epochs=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_alike(*both(ALL[name], partial(OBJECTIVES[objective], num_particles=2), config, data()))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("traced", "float64")
+@pytest.mark.parametrize("name", list(ALL))
+def test_every_system_and_estimator(name: str) -> None:
+    for objective, make in OBJECTIVES.items():
+        try:
+            fit(new(ALL[name], 0), data(), make(num_particles=2), config_of(max_steps=1, compile=False), progress=False)
+        except (ConfigError, ValueError):
+            continue  # a pair that is not defined
+        assert_alike(*both(ALL[name], partial(make, num_particles=2), config_of(epochs=2), data()))
+        assert objective
+
+
+def test_as_code_of_inductor_in_single_precision() -> None:
+    config = config_of(precision="32-true", epochs=4)
+    assert_alike(*both(SYSTEMS["vae"], TraceELBO, config, data()), rel=1e-4)
+
+
+@pytest.mark.usefixtures("traced", "float64")
+def test_a_state_of_a_member_goes_on_alone() -> None:
+    """From what `on_epoch` receives, `fit` takes the steps that the ensemble takes."""
+    states: dict[int, list[State]] = {0: [], 1: []}
+    seeds, config = SEEDS[:2], config_of(epochs=4)
+    members = [new(SYSTEMS["vae"], s) for s in seeds]
+    results = fit_ensemble(
+        members, data(), config=config, seeds=seeds, on_epoch=lambda i, state: states[i].append(state), progress=False
+    )
+    for i, seed in enumerate(seeds):
+        again = new(SYSTEMS["vae"], seed)
+        result = fit(again, data(), config=replace(config, seed=seed, compile=False), state=states[i][1], progress=False)
+        assert result.history[-1].train_nelbo == pytest.approx(results[i].history[-1].train_nelbo, rel=1e-9)
+        for found, wanted in zip(again.parameters(), members[i].parameters(), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.usefixtures("traced", "float64")
+def test_members_have_tensors_of_their_own_afterwards() -> None:
+    before = torch.get_rng_state()
+    members = [new(SYSTEMS["vae"], seed) for seed in SEEDS]
+    torch.set_rng_state(before)
+    fit_ensemble(members, data(), config=config_of(), seeds=SEEDS, progress=False)
+    assert torch.get_rng_state().equal(before)
+    for parameter in members[1].parameters():
+        assert parameter.untyped_storage().nbytes() == parameter.nbytes
+
+
+@pytest.mark.usefixtures("traced", "float64")
+def test_what_differs_between_members_is_not_taken_from_the_first() -> None:
+    """A fixed random projection, which no parameter and no buffer holds."""
+
+    class Projected(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fixed, self.slope = torch.randn(D), nn.Parameter(torch.randn(()))
+
+        def model(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z[..., None] * self.fixed, 1.0).to_event(1), obs=x)
+
+        def guide(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.slope * x.sum(-1), 0.5))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_alike(*both(Projected, TraceELBO, config_of(), data()))
+
+
+# What is stepped one after the other.
+
+
+class Gamma(nn.Module):
+    """z ~ Gamma: a draw that no noise without parameters stands for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_rate = nn.Parameter(torch.randn(()))
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Gamma(2.0, 1.0))
+            pyro.sample("x", dist.Normal(z[..., None].expand(x.shape), 1.0).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Gamma(2.0, self.log_rate.exp()))
+
+
+@pytest.mark.usefixtures("traced", "float64")
+def test_a_draw_that_cannot_be_lifted() -> None:
+    """One warning, and the numbers of separate trainings."""
+    with pytest.warns(
+        UserWarning, match="stepped one after the other: the draw 'aten._standard_gamma.default' cannot be"
+    ) as found:
+        results = both(Gamma, TraceELBO, config_of(), data())
+    assert len(found) == 1
+    assert_alike(*results)
+
+
+class Branching(Gamma):
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Gamma(2.0, 1.0))
+            mean = z if z.mean() > 1 else 1 / z
+            pyro.sample("x", dist.Normal(mean[..., None].expand(x.shape), 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.usefixtures("traced", "float64")
+def test_what_cannot_be_traced_is_run_as_it_is() -> None:
+    with pytest.warns(UserWarning, match="run as they are, not compiled: .*data-dependent control flow") as found:
+        results = both(Branching, TraceELBO, config_of(), data())
+    assert len(found) == 1
+    assert_alike(*results)
+
+
+@pytest.mark.usefixtures("traced")
+def test_members_of_two_forms() -> None:
+    members = [zoo.vae(D, 3, encoder=MLP((7,))), zoo.vae(D, 3, encoder=MLP((8,)))]
+    compiled = [Compiled(m, TraceELBO(), lambda p: torch.optim.SGD(p, lr=0.01)) for m in members]
+    ensemble = Ensemble(compiled, [Stream(torch.device("cpu")) for _ in members])
+    batches = [(data(10),), (data(10),)]
+    ensemble.step(batches, divisor=10)
+    with pytest.warns(UserWarning, match="not of one form: their graphs differ"):
+        losses = ensemble.step(batches, divisor=10)
+    assert not ensemble.is_batched
+    assert len(losses) == 2
+
+
+# The rule.
+
+RULE: dict[str, tuple[dict[str, Any], int, bool]] = {
+    "asked for": ({}, 3, True),
+    "one member": ({}, 1, False),
+    "not to be compiled": ({"compile": False}, 3, False),
+    "auto, too short": ({"compile": "auto", "epochs": 500}, 3, False),
+    "auto, long enough together": ({"compile": "auto", "epochs": 556}, 3, True),
+    "auto, steps": ({"compile": "auto", "epochs": 5000, "max_steps": 1666}, 3, False),
+    "early stopping": ({"patience": 3}, 3, False),
+    "seconds": ({"max_seconds": 9.0}, 3, False),
+    "scaled gradients": ({"precision": "16-mixed"}, 3, False),
+    "another optimizer": ({"optimizer": "RMSprop"}, 3, False),
+}
+
+
+@pytest.mark.parametrize("case", list(RULE))
+def test_when_members_are_trained_together(case: str) -> None:
+    changes, members, wanted = RULE[case]
+    assert is_worth_batching(SYSTEMS["vae"](), config_of(**changes), 30, members) is wanted
+
+
+@pytest.mark.usefixtures("float64")
+def test_others_are_trained_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: Any) -> None:
+        raise AssertionError("an ensemble was made")
+
+    monkeypatch.setattr("pyroae.ensemble.Ensemble", never)
+    seen: list[tuple[int, int]] = []
+    config = config_of(epochs=2, optimizer="RMSprop")
+    members = [new(SYSTEMS["vae"], seed) for seed in SEEDS]
+    results = fit_ensemble(
+        members,
+        data(),
+        config=replace(config, compile=False),
+        seeds=SEEDS,
+        on_epoch=lambda i, state: seen.append((i, len(state.history))),
+        progress=False,
+    )
+    assert seen == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2)]
+    alone = fit(new(SYSTEMS["vae"], 4), data(), config=replace(config, seed=4, compile=False), progress=False)
+    assert results[1].history[-1].train_nelbo == alone.history[-1].train_nelbo
+
+
+# Draws.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lifted_draws_are_those_of_torch(dtype: torch.dtype) -> None:
+    """To the last bit, in whatever order they come, and the generator is left where torch leaves it."""
+
+    def draws(p: Tensor) -> tuple[Tensor, ...]:
+        return (
+            torch.empty_like(p).normal_(),
+            torch.randn_like(p.T),
+            torch.bernoulli(p.expand(4, *p.shape)),
+            torch.rand(5, dtype=p.dtype),
+            torch.normal(p, 2 * p),
+            torch.multinomial(p, 1, replacement=True),
+            torch.empty(3, dtype=p.dtype).exponential_(2.0),
+            torch.empty_like(p).uniform_(-1, 1),
+        )
+
+    p = torch.rand(6, 7, dtype=dtype)
+    graph, found = lifted(make_fx(draws)(p))
+    generator, rooms = torch.Generator().manual_seed(11), [draw.room(2) for draw in found]
+    for draw, room in zip(found, rooms, strict=True):
+        draw.fill(room[1], generator)
+    torch.manual_seed(11)
+    for one, other in zip(graph(p, *[room[1] for room in rooms]), draws(p), strict=True):
+        assert one.equal(other)
+    assert generator.get_state().equal(torch.get_rng_state())
+
+
+def test_a_draw_into_a_part_of_a_tensor_is_refused() -> None:
+    def draw(x: Tensor) -> Tensor:
+        y = x.clone()
+        y[0].normal_()
+        return y
+
+    with pytest.raises(NotLiftedError, match=r"'aten.normal_.default' is made into a tensor that is used elsewhere"):
+        lifted(make_fx(draw)(torch.zeros(2, 3)))
+
+
+# Errors.
+
+
+@pytest.mark.usefixtures("traced", "float64")
+def test_a_loss_that_is_not_finite_names_its_seed() -> None:
+    """Of the second member alone; all are left with their weights of the last good epoch."""
+    members = [new(SYSTEMS["vae-normal"], seed) for seed in SEEDS]
+    with torch.no_grad():
+        next(iter(members[1].parameters())).fill_(1e200)
+    with pytest.raises(NonFiniteLossError, match=r"seed 4: the loss became NaN or infinite at step 1, in epoch 1"):
+        fit_ensemble(members, data(), config=config_of(), seeds=SEEDS, progress=False)
+    for parameter, wanted in zip(members[0].parameters(), new(SYSTEMS["vae-normal"], 3).parameters(), strict=True):
+        assert parameter.equal(wanted)
+
+
+def test_refusals() -> None:
+    members = [SYSTEMS["vae"]() for _ in range(2)]
+    with pytest.raises(ConfigError, match="a seed for each system, not 3 for 2"):
+        fit_ensemble(members, data(), seeds=SEEDS)
+    with pytest.raises(ConfigError, match="an ensemble is one of modules"):
+        fit_ensemble([(members[0].model, members[0].guide)], data(), seeds=(0,))  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match="batch_size of 100 is larger than the 30 training data"):
+        fit_ensemble(members, data(), config=TrainConfig(compile=True), seeds=(0, 1))
+
+
+# In a comparison.
+
+
+@pytest.mark.usefixtures("traced", "float64")
+def test_a_comparison_trains_its_seeds_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its outcomes are those of cells trained apart; seconds are shares of those of the ensemble."""
+    made: list[int] = []
+
+    def recorded(members: Sequence[Compiled], streams: Sequence[Stream]) -> Ensemble:
+        made.append(len(members))
+        return Ensemble(members, streams)
+
+    monkeypatch.setattr("pyroae.ensemble.Ensemble", recorded)
+    parts = (Dataset.from_array(data(30)), Dataset.from_array(data(20)))
+    found = [
+        compare_training(
+            SYSTEMS["vae"],
+            parts,
+            {"iwae": iwae, "trace-elbo": lambda k: TraceELBO(num_particles=k)},
+            ks=(1, 2),
+            seeds=SEEDS,
+            budget=Budget("epochs", 2),
+            config=config_of(keep="last", compile=compiled),
+            scoring=Scoring(num_particles=20, num_data=None),
+            progress=False,
+        )
+        for compiled in (True, False)
+    ]
+    assert made == [3, 3, 3, 3]
+    assert [o.cell for o in found[0].outcomes] == [o.cell for o in found[1].outcomes]
+    for one, other in zip(found[0].outcomes, found[1].outcomes, strict=True):
+        torch.testing.assert_close(one.log_px, other.log_px, rtol=1e-7, atol=1e-7)
+        assert [p.nll for p in one.curve] == pytest.approx([p.nll for p in other.curve], rel=1e-8)
+        assert (one.epochs, one.steps, one.evaluations) == (other.epochs, other.steps, other.evaluations)
+    seconds = [o.seconds for o in found[0].of(found[0].entries[0])]
+    assert len(set(seconds)) == 1
+
+
+def test_the_seconds_of_a_member_are_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock goes on by a tenth at each look: three steps, seven looks of the epoch and of the compiler."""
+    monkeypatch.setattr("pyroae.ensemble.inductor", lambda graph, inputs, same_draws: graph)
+    clock = iter(range(10**6))
+    monkeypatch.setattr("pyroae.ensemble.time.monotonic", lambda: next(clock) / 10)
+    results = fit_ensemble(
+        [new(SYSTEMS["vae"], s) for s in SEEDS], data(), config=config_of(epochs=1), seeds=SEEDS, progress=False
+    )
+    assert training.COMPILE_FROM_STEPS == 5000
+    assert [r.seconds for r in results] == pytest.approx([0.6 / 3] * 3)
+    assert [r.compile_seconds for r in results] == pytest.approx([0.1 / 3] * 3)
