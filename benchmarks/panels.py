@@ -130,6 +130,23 @@ def _objectives(problem: Problem, name: str) -> Panel:
     return Panel(name, f"all objectives, {problem.label}", "pyroae iwae", in_turns(subjects))
 
 
+# Many models at once.
+
+
+def ensemble() -> list[Panel]:
+    """A step of every member: by one graph for all, and by a graph for each in turn."""
+    return [_ensemble("small", SMALL, 5), _ensemble("reference", REFERENCE, 5)]
+
+
+def _ensemble(name: str, problem: Problem, members: int) -> Panel:
+    subjects = [
+        _subject(f"{members} seeds at once", PYRO + "many", problem, members=members, together=True),
+        _subject(f"{members} seeds in turn", PYRO + "many", problem, members=members, together=False),
+        _subject("one seed", PYRO + "many", problem, members=1, together=False),
+    ]
+    return Panel(name, f"{members} VAEs {problem.label}", f"{members} seeds in turn", in_turns(subjects))
+
+
 # Log-likelihood.
 
 
@@ -231,6 +248,7 @@ def gpu() -> list[Panel]:
             _subject(GRAPHED, TORCH + "train_graphed", there),
         ]
         panels.append(Panel(name, f"VAE {there.label}, GPU", SVI, in_turns(subjects)))
+    panels.append(_ensemble("ensemble", replace(SMALL, device="cuda"), 10))
     there = replace(LIKELIHOOD, device="cuda")
     subjects = [
         _subject("pyroae", PYRO + "likelihood", there),
@@ -245,6 +263,7 @@ def gpu() -> list[Panel]:
 
 SECTIONS: dict[str, Callable[[], list[Panel]]] = {
     "training": training,
+    "ensemble": ensemble,
     "likelihood": likelihood,
     "scaling": scaling,
     "startup": startup,

@@ -19,6 +19,8 @@ from benchmarks.problems import Index, Problem
 from benchmarks.workers import Turns
 from pyroae import TrainConfig, zoo
 from pyroae.autoencoder import Autoencoder
+from pyroae.compiler import Compiled
+from pyroae.ensemble import Ensemble, Stream
 from pyroae.nn import MLP, Conv
 from pyroae.objectives import OBJECTIVES, ObjectiveBase
 
@@ -87,6 +89,37 @@ def compiled(problem: Problem, turns: Turns) -> None:
     if not svi.is_compiled:
         raise RuntimeError("the step is not compiled")
     turns.serve(steps_of(lambda x: svi.step(x, divisor=problem.batch), problem))
+
+
+def many(problem: Problem, turns: Turns, members: int, together: bool) -> None:
+    """Members from so many seeds, each on batches of its own: a step of all, by one graph or by one each in turn."""
+    device = torch.device(problem.device)
+    compiled, streams = [], []
+    for seed in range(members):
+        svi = Compiled(system_of(problem), objective_of(problem), lambda p: torch.optim.Adam(p, lr=LEARNING_RATE))
+        compiled.append(svi)
+        torch.manual_seed(seed)
+        streams.append(Stream(device))
+    ensemble = Ensemble(compiled, streams)
+
+    def step(batches: list[tuple[Tensor, ...]]) -> None:
+        if together:
+            ensemble.step(batches, divisor=problem.batch)
+        else:
+            for member, (x,) in zip(compiled, batches, strict=True):
+                member.step(x, divisor=problem.batch)
+
+    x, index = torch.from_numpy(problem.data()).to(device), Index(problem)
+
+    def block(count: int) -> None:
+        for rows in torch.from_numpy(index.next(count * members)).to(device).split(members):
+            step([(x.index_select(0, part),) for part in rows])
+        wait_for(problem)
+
+    block(2)  # the second step makes the graph
+    if not (ensemble.is_batched if together else all(member.is_compiled for member in compiled)):
+        raise RuntimeError("the step is not compiled")
+    turns.serve(block)
 
 
 def fit(problem: Problem, turns: Turns) -> None:
