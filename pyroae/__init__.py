@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pyroae.compiler import Compiled, compile
     from pyroae.config import RunConfig, TrainConfig
     from pyroae.data import Dataset, Splits, load
+    from pyroae.ensemble import fit_ensemble
     from pyroae.errors import PyroaeError
     from pyroae.evaluation.ais import BDMC, AISEstimate, AISSettings, ais, bdmc
     from pyroae.evaluation.comparison import Comparison
@@ -48,6 +49,7 @@ _HOMES = {
     "pyroae.compiler": ["Compiled", "compile"],
     "pyroae.config": ["RunConfig", "TrainConfig"],
     "pyroae.data": ["Dataset", "Splits", "load"],
+    "pyroae.ensemble": ["fit_ensemble"],
     "pyroae.errors": ["PyroaeError"],
     "pyroae.evaluation.ais": ["BDMC", "AISEstimate", "AISSettings", "ais", "bdmc"],
     "pyroae.evaluation.comparison": ["Comparison"],
@@ -108,6 +110,7 @@ __all__ = [
     "evaluate",
     "exact_log_likelihood",
     "fit",
+    "fit_ensemble",
     "gaps",
     "heavy_tailed",
     "information",

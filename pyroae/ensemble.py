@@ -245,7 +245,7 @@ class _Batched:
 
     def _in_order(self, *tensors: Tensor) -> Outputs:
         """What stays comes first where a step is recorded."""
-        ends = list(accumulate(map(len, (self.ensemble.leaves, self.rooms, self.state, self.where))))
+        ends = list(accumulate(len(part) for part in (self.ensemble.leaves, self.rooms, self.state, self.where)))
         leaves, rooms, state, args = (tensors[a:b] for a, b in pairwise([0, *ends]))
         return self.graph(*leaves, *args, *rooms, *tensors[ends[-1] :], *state)
 

@@ -106,7 +106,7 @@ def _replaced(graph: fx.Graph, node: fx.Node, noise: fx.Node) -> tuple[Draw, fx.
 
 
 def _draw(like: fx.Node, method: str, *parameters: float) -> Draw:
-    value: Tensor = like.meta["val"]
+    value: Tensor = torch.empty_like(like.meta["val"])  # dense, where the parameters of the draw are expanded
     return Draw(method, parameters, tuple(value.shape), tuple(value.stride()), value.dtype, value.device)
 
 

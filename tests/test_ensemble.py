@@ -18,9 +18,10 @@ from pyroae import TrainConfig, fit, load, zoo
 from pyroae.budget import Budget
 from pyroae.compiler import Compiled
 from pyroae.data import Dataset
-from pyroae.ensemble import Ensemble, Stream, fit_ensemble, is_worth_batching
+from pyroae.ensemble import Ensemble, Stream, _Batched, fit_ensemble, is_worth_batching
 from pyroae.errors import ConfigError, NonFiniteLossError
 from pyroae.evaluation.trainings import Scoring, compare_training
+from pyroae.graphs import Recorded
 from pyroae.lifting import NotLiftedError, lifted
 from pyroae.nn import MLP
 from pyroae.objectives import OBJECTIVES, TraceELBO
@@ -193,6 +194,33 @@ def test_what_differs_between_members_is_not_taken_from_the_first() -> None:
         assert_alike(*both(Projected, TraceELBO, config_of(), data()))
 
 
+@pytest.mark.usefixtures("float64")
+def test_a_recorded_step_is_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where a step is replayed on tensors that stay where they are: here by a function in the graph's place."""
+
+    def record(run: Callable[[], tuple[Tensor, ...]]) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
+        outputs = (torch.empty(len(SEEDS)),)
+        return (lambda: [o.copy_(new) for o, new in zip(outputs, run(), strict=True)] and None), outputs
+
+    losses = []
+    for is_recorded in (False, True):
+        compiled = [
+            Compiled(new(SYSTEMS["vae"], seed), iwae(2), lambda p: torch.optim.Adam(p, lr=0.02), backend="eager")
+            for seed in SEEDS
+        ]
+        torch.manual_seed(0)
+        ensemble = Ensemble(compiled, [Stream(torch.device("cpu")) for _ in SEEDS])
+        for step in range(6):
+            found = ensemble.step([(data(10),)] * len(SEEDS), kl_weight=0.2 + 0.1 * step, divisor=10)
+            run = ensemble._last
+            if is_recorded and step == 1:
+                assert isinstance(run, _Batched)
+                run.recorded = Recorded(run._in_order, record)
+        losses.append(torch.stack(found))
+    assert ensemble.is_batched
+    torch.testing.assert_close(*losses, rtol=1e-12, atol=1e-12)
+
+
 # What is stepped one after the other.
 
 
@@ -312,6 +340,7 @@ def test_lifted_draws_are_those_of_torch(dtype: torch.dtype) -> None:
             torch.rand(5, dtype=p.dtype),
             torch.normal(p, 2 * p),
             torch.multinomial(p, 1, replacement=True),
+            torch.multinomial(p[:1].expand(6, 7), 1),
             torch.empty(3, dtype=p.dtype).exponential_(2.0),
             torch.empty_like(p).uniform_(-1, 1),
         )
