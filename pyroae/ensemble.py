@@ -31,6 +31,7 @@ from pyroae.objectives import TraceELBO
 from pyroae.optimizers import optimizer_of
 from pyroae.program import Pair, like_parameters, system_of
 from pyroae.progress import Progress
+from pyroae.tracing import reason_of
 from pyroae.training import (
     Epoch,
     FitResult,
@@ -154,8 +155,7 @@ class Ensemble:
         except PyroaeError:
             raise
         except Exception as error:  # whatever vmap or the compiler have to say
-            reason = " ".join(str(error).split())[:200]
-            warnings.warn(f"the members of an ensemble are stepped one after the other: {reason}", stacklevel=4)
+            warnings.warn(f"the members of an ensemble are stepped one after the other: {reason_of(error)}", stacklevel=4)
             return self._one_by_one
 
     def _batched(self, traced: Sequence[Traced], batches: Batches, kl_weight: float | None, divisor: float) -> "_Batched":
