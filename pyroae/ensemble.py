@@ -49,6 +49,9 @@ from pyroae.training import (
 from pyroae.updates import Update, clipped, rule_of
 from pyroae.weights import fork_random
 
+CPU_PRODUCTS = 3 * 10**7
+"""On two cores five seeds took 0.75 of their time in turn at 7·10⁶ products of weights a step, and all of it at 8·10⁷."""
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 Batches = Sequence[tuple[Tensor, ...]]
 Run = Callable[[Batches, float | None, float], list[Tensor]]
 
@@ -327,7 +330,7 @@ def fit_ensemble(
         raise ConfigError(f"an ensemble has a seed for each system, not {len(seeds)} for {len(modules)}")
     configs = [replace(config, seed=seed) for seed in seeds]
     parts = [train_and_valid(module, data, valid) for module in modules]
-    if not is_worth_batching(modules[0], config, len(parts[0][0]), len(modules)):
+    if not is_worth_batching(modules[0], objective, config, len(parts[0][0]), len(modules)):
         return [_alone(i, modules[i], data, objective, one, valid, on_epoch, progress) for i, one in enumerate(configs)]
     sizes = [check(m, *part, objective, one) for m, part, one in zip(modules, parts, configs, strict=True)]
     fabrics = [fabric_of(one) for one in configs]
@@ -339,12 +342,13 @@ def fit_ensemble(
         return _Lockstep(trainers, streams).run(on_epoch, progress)
 
 
-def is_worth_batching(system: nn.Module, config: TrainConfig, num_data: int, members: int) -> bool:
+def is_worth_batching(system: nn.Module, objective: ELBO, config: TrainConfig, num_data: int, members: int) -> bool:
     """Whether so many trainings of such systems are made one ensemble: a rule of the configuration, never of a clock.
 
     Not where members would fall out of step (`patience`, `max_seconds`), for gradients that are scaled (`16-mixed`), for an
     optimizer that no graph can hold, for a pair of programs, and where compilation is turned off or does not pay: by
-    `compile="auto"` an ensemble has 5,000 steps or more, those of all members counted.
+    `compile="auto"` an ensemble has 5,000 steps or more, those of all members counted. On a CPU, which one member's step can
+    fill, not for convolutions, nor where parameters × batch × K are more than 3·10⁷.
     """
     if members < 2 or isinstance(system, Pair) or not config.compile:
         return False
@@ -353,6 +357,10 @@ def is_worth_batching(system: nn.Module, config: TrainConfig, num_data: int, mem
     optimizer = optimizer_of(config, system)
     if any(rule_of(optimizer, group) is None for group in optimizer.param_groups):
         return False
+    if fabric_of(config).device.type == "cpu":
+        products = sum(p.numel() for p in system.parameters()) * config.batch_size * getattr(objective, "num_particles", 1)
+        if products > CPU_PRODUCTS or any(isinstance(m, CONVOLUTIONS) for m in system.modules()):
+            return False
     return config.compile is True or members * steps_of(config, num_data) >= training.COMPILE_FROM_STEPS
 
 

@@ -58,7 +58,9 @@ def both(
     make: Make, objective: Any, config: TrainConfig, given: Any, seeds: Sequence[int] = SEEDS
 ) -> tuple[list[FitResult], list[FitResult]]:
     """The results of an ensemble, and of separate trainings run as they are."""
-    together = fit_ensemble([new(make, s) for s in seeds], given, objective(), config, seeds=seeds, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyroae.ensemble.CONVOLUTIONS", ())  # slower on a CPU, and right
+        together = fit_ensemble([new(make, s) for s in seeds], given, objective(), config, seeds=seeds, progress=False)
     alone = [fit(new(make, s), given, objective(), replace(config, seed=s, compile=False), progress=False) for s in seeds]
     return together, alone
 
@@ -305,7 +307,18 @@ RULE: dict[str, tuple[dict[str, Any], int, bool]] = {
 @pytest.mark.parametrize("case", list(RULE))
 def test_when_members_are_trained_together(case: str) -> None:
     changes, members, wanted = RULE[case]
-    assert is_worth_batching(SYSTEMS["vae"](), config_of(**changes), 30, members) is wanted
+    assert is_worth_batching(SYSTEMS["vae"](), TraceELBO(), config_of(**changes), 30, members) is wanted
+
+
+def test_a_processor_that_one_member_fills() -> None:
+    """Parameters × batch × K, of 784-200-50; convolutions, whose products are not so counted."""
+    wide, config = zoo.vae(784, 50, encoder=MLP((200,))), config_of(batch_size=20, accelerator="cpu")
+    count = sum(p.numel() for p in wide.parameters())
+    assert is_worth_batching(wide, iwae(1), config, 1000, 5)
+    assert is_worth_batching(wide, iwae(4), config, 1000, 5)
+    assert 4 < 3e7 / (20 * count) < 5
+    assert not is_worth_batching(wide, iwae(5), config, 1000, 5)
+    assert not is_worth_batching(SYSTEMS["vae-conv"](), TraceELBO(), config, 1000, 5)
 
 
 @pytest.mark.usefixtures("float64")

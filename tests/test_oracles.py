@@ -183,6 +183,7 @@ def test_variance_and_upper_bound_by_monte_carlo() -> None:
 # Item 2: rates.
 
 
+@pytest.mark.slow
 def test_bias_and_variance_of_the_bound_fall_as_one_over_k() -> None:
     """Bias → −Var(w) / (2 K p²) and variance → Var(w) / (K p²) at K = 4, 16, 64, 256.
 

@@ -130,7 +130,7 @@ def compare_training(
     along = first_of(held_out if valid is None else valid, CURVE_DATA)
     outcomes: list[Outcome] = []
     with Progress("trainings", len(cells), progress) as bar:
-        for group in _groups(cells, configs, make, len(train)):
+        for group in _groups(cells, configs, at_k, make, len(train)):
             bar.update(len(outcomes), str(group[0]) if len(group) == 1 else f"{group[0].entry}, {len(group)} seeds at once")
             with pyro.get_param_store().scope():  # no parameter of one training is there in the next
                 curves = [Curve(new_system(make, cell.seed), along, cell, configs[cell], len(train)) for cell in group]
@@ -140,13 +140,19 @@ def compare_training(
     return Comparison(tuple(outcomes))
 
 
-def _groups(cells: Sequence[Cell], configs: Mapping[Cell, TrainConfig], make: Make, num_data: int) -> Iterator[list[Cell]]:
+def _groups(
+    cells: Sequence[Cell],
+    configs: Mapping[Cell, TrainConfig],
+    at_k: Mapping[int, Mapping[str, ObjectiveBase]],
+    make: Make,
+    num_data: int,
+) -> Iterator[list[Cell]]:
     """The cells that are trained at once: those that differ in their seed alone, where that pays; others one by one."""
-    for _, entry in groupby(cells, key=lambda cell: cell.entry):
-        seeds = list(entry)
+    for entry, group in groupby(cells, key=lambda cell: cell.entry):
+        seeds, objective = list(group), at_k[entry.num_particles][entry.objective]
         with pyro.get_param_store().scope():
             system = new_system(make, seeds[0].seed)
-            together = is_worth_batching(system, configs[seeds[0]], num_data, len(seeds))
+            together = is_worth_batching(system, objective, configs[seeds[0]], num_data, len(seeds))
         yield from [seeds] if together else [[cell] for cell in seeds]
 
 

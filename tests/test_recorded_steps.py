@@ -1,0 +1,112 @@
+"""A step as one CUDA graph: the numbers of eager code, nothing waited for; on a CPU, with a function in the graph's place."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import pyroae
+from pyroae import TraceELBO, zoo
+from pyroae.autoencoder import Autoencoder
+from pyroae.compiler import Compiled
+from pyroae.config import TrainConfig
+from pyroae.graphs import Recorded
+from pyroae.nn import MLP
+from pyroae.training import fit
+
+Outputs = tuple[Tensor, ...]
+
+
+def made() -> tuple[Autoencoder, Tensor]:
+    torch.manual_seed(0)
+    return zoo.vae(6, latent=2, encoder=MLP((5,))), (torch.rand(3, 8, 6) < 0.4).float()
+
+
+def adam(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=0.02)
+
+
+def trained(svi: Compiled, batches: Tensor) -> tuple[list[float], Tensor]:
+    """Losses and parameters of ten steps, each with a seed of its own and a weight of KL warm-up."""
+    losses = []
+    for step in range(10):
+        torch.manual_seed(step)
+        losses.append(svi.step(batches[step % len(batches)], kl_weight=(step + 1) / 10))
+    found = torch.stack(losses).tolist()
+    return found, torch.cat([p.detach().flatten() for p in svi.parameters().values()]).cpu()
+
+
+def by_repetition(run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+    """What a recording does, by running the function again."""
+    outputs = (torch.empty(()),)
+
+    def replay() -> None:
+        outputs[0].copy_(run()[0])
+
+    return replay, outputs
+
+
+def test_a_recorded_step_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def recorded(graphs: Compiled) -> int:
+        calls = [call for call in graphs._graphs.values() if call is not None]
+        for call in calls:
+            call.recorded = Recorded(call._in_order, by_repetition)  # type: ignore[attr-defined]
+        return len(calls)
+
+    results = []
+    for on_gpu in (False, True):
+        system, batches = made()
+        svi = Compiled(system, TraceELBO(), adam, backend="eager")
+        for step in range(2):
+            torch.manual_seed(100 + step)
+            svi.step(batches[0], kl_weight=0.5)
+        assert not on_gpu or recorded(svi) == 1
+        results.append(trained(svi, batches))
+        assert svi.optimizer is not None
+        svi.optimizer.load_state_dict(svi.optimizer.state_dict())  # other tensors: what stays is recorded again
+        results[-1][0].extend(trained(svi, batches)[0])
+    (plain, weights), (replayed, same) = results
+    assert replayed == plain
+    assert torch.equal(same, weights)
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[Callable[[], None]]:
+    """A function after which torch raises where it waits for the device."""
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_a_step_on_a_gpu_is_that_of_eager_code(no_waiting: Callable[[], None]) -> None:
+    system, batches = made()
+    batches = batches.cuda()
+    svi = pyroae.compile(*programs(system.cuda()), TraceELBO(), adam, same_draws=True)
+    for _ in range(2):
+        svi.step(batches[0], kl_weight=1.0)
+    assert svi.is_compiled
+    no_waiting()
+    losses = [svi.step(batches[i % 3], kl_weight=1.0) for i in range(10)]
+    torch.cuda.set_sync_debug_mode("default")
+    assert torch.stack(losses).isfinite().all()
+
+    plain, _ = made()
+    eager = Compiled(plain.cuda(), TraceELBO(), adam, backend="eager", same_draws=True)
+    system, _ = made()
+    compiled = Compiled(system.cuda(), TraceELBO(), adam, same_draws=True)
+    (one, these), (other, those) = trained(compiled, batches), trained(eager, batches)
+    assert one == pytest.approx(other, rel=1e-5)
+    torch.testing.assert_close(these, those, rtol=1e-4, atol=1e-5)
+
+
+def programs(system: Autoencoder) -> tuple[Callable[..., object], Callable[..., object]]:
+    return system.model, system.guide
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu_by_recorded_steps() -> None:
+    system, batches = made()
+    config = TrainConfig(epochs=20, batch_size=8, lr=0.02, accelerator="cuda", compile=True)
+    result = fit(system, batches.flatten(0, 1), config=config, progress=False)
+    assert result.history[-1].train_nelbo < result.history[0].train_nelbo
