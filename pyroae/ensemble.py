@@ -320,8 +320,8 @@ def fit_ensemble(
     >>> digits = load("digits", binarize="dynamic")
     >>> members = [zoo.vae(digits.train, latent=2) for _ in range(2)]
     >>> results = fit_ensemble(members, digits, config=TrainConfig(epochs=1), seeds=(0, 1), progress=False)
-    >>> [round(result.history[0].valid_nelbo) for result in results]
-    [39, 40]
+    >>> [20 < result.history[0].valid_nelbo < 35 for result in results]
+    [True, True]
     """
     config = config or TrainConfig()
     objective = TraceELBO() if objective is None else objective

@@ -356,6 +356,7 @@ def steep_vae(replicates: int) -> tuple[Program, Program, Tensor, Tensor]:
     return system.model, system.guide, DATA.repeat_interleave(replicates, 0), log_p.repeat_interleave(replicates)
 
 
+@pytest.mark.slow
 def test_bound_rises_with_k_towards_log_p() -> None:
     """L_1 < L_2 < … < L_32 < log p: each step, on draws of its own, above 4 standard errors; n = 16,000 estimates a K."""
     model, guide, x, log_p = steep_vae(4000)

@@ -84,6 +84,7 @@ def test_exact_moments_are_those_known() -> None:
     assert (ratio[-1] / ratio[-2]).log2().item() == pytest.approx(2, abs=0.02)
 
 
+@pytest.mark.slow
 def test_tucker_in_one_dimension() -> None:
     """20,000 gradients at each of K = 2, 8, 32: every figure within 4 standard errors of its exact value.
 

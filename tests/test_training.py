@@ -57,7 +57,7 @@ def test_linear_autoencoder_is_pca(digits: Dataset) -> None:
     assert error == pytest.approx(linear_gaussian.maximum_likelihood(digits.x, 10).discarded, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["trace-elbo", "analytic-kl"])
+@pytest.mark.parametrize("name", ["trace-elbo", pytest.param("analytic-kl", marks=pytest.mark.slow)])
 def test_ppca_reaches_the_maximum_likelihood(digits: Dataset, name: str) -> None:
     system = zoo.ppca(digits, latent=10)
     best = linear_gaussian.maximum_likelihood(digits.x, 10).log_px
@@ -74,6 +74,7 @@ def test_ppca_reaches_the_maximum_likelihood(digits: Dataset, name: str) -> None
     torch.testing.assert_close(weights.log_px, exact_log_likelihood(posterior, x), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_sparsity_grows_with_the_rate(digits: Dataset) -> None:
     config = TrainConfig(epochs=60, lr=3e-3, schedule="cosine")
     shares = []
