@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pyroae.compiler import Compiled, compile
     from pyroae.config import RunConfig, TrainConfig
     from pyroae.data import Dataset, Splits, load
-    from pyroae.ensemble import fit_ensemble
+    from pyroae.ensemble_training import fit_ensemble
     from pyroae.errors import PyroaeError
     from pyroae.evaluation.ais import BDMC, AISEstimate, AISSettings, ais, bdmc
     from pyroae.evaluation.comparison import Comparison
@@ -49,7 +49,7 @@ _HOMES = {
     "pyroae.compiler": ["Compiled", "compile"],
     "pyroae.config": ["RunConfig", "TrainConfig"],
     "pyroae.data": ["Dataset", "Splits", "load"],
-    "pyroae.ensemble": ["fit_ensemble"],
+    "pyroae.ensemble_training": ["fit_ensemble"],
     "pyroae.errors": ["PyroaeError"],
     "pyroae.evaluation.ais": ["BDMC", "AISEstimate", "AISSettings", "ais", "bdmc"],
     "pyroae.evaluation.comparison": ["Comparison"],

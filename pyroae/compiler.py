@@ -16,8 +16,9 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.fx.graph_module import GraphModule
 
+from pyroae.calls import Beside, Call, Known
 from pyroae.errors import ConfigError
-from pyroae.graphs import Graph, Recorded, cuda_graph, device_of, inductor, made, on_device
+from pyroae.graphs import Graph, device_of, inductor, made, on_device
 from pyroae.objectives.base import Bound
 from pyroae.program import Pair, System, bound_of, system_of
 from pyroae.tracing import Untraceable, traced
@@ -149,7 +150,7 @@ class Compiled:
     def bound(self, *args: Any, kl_weight: float | None = None) -> Bound:
         """Value and surrogate whose `backward` hands on the gradients of the graph: for distributed and scaled training."""
         value, grads = self.value_and_grads(*args, kl_weight=kl_weight)
-        return Bound(value, cast(Tensor, _Known.apply(value, grads, *self._known.values())))
+        return Bound(value, cast(Tensor, Known.apply(value, grads, *self._known.values())))
 
     def evaluate_loss(self, *args: Any) -> Tensor:
         """The negative bound over all data, in nats, of a run as it is, without a step."""
@@ -237,7 +238,7 @@ class Compiled:
         if update is not None:
             return self._graph(args, kl_weight, divisor, reached, update)
         gradients = self._graph(args, kl_weight, divisor, reached, None)
-        return _Beside(gradients, self._optimizer(), list(self._known.values()), reached, self.grad_clip, divisor)
+        return Beside(gradients, self._optimizer(), list(self._known.values()), reached, self.grad_clip, divisor)
 
     def _update(self, reached: list[bool]) -> Update | None:
         parameters = [p for p, r in zip(self._known.values(), reached, strict=True) if r]
@@ -254,7 +255,7 @@ class Compiled:
         """Traced and made into code."""
         graph, inputs, where = self._traced(args, kl_weight, divisor, reached, update)
         runs: Graph = graph if self.backend == "eager" else inductor(graph, inputs, self.same_draws)
-        return _Call(runs, list(self._known.values()), where, update)
+        return Call(runs, list(self._known.values()), where, update)
 
     def _traced(
         self,
@@ -321,78 +322,6 @@ class Traced:
     where: list[int]
     reached: list[bool]
     update: Update | None
-
-
-class _Call:
-    """A graph with the parameters it reads, and the step it takes: on a GPU as one launch."""
-
-    def __init__(self, graph: Graph, leaves: list[nn.Parameter], where: list[int], update: Update | None) -> None:
-        self.graph, self.leaves, self.where, self.update = graph, [p.detach() for p in leaves], where, update
-        on_gpu = update is not None and self.leaves[0].device.type == "cuda"
-        self.recorded = Recorded(self._in_order, cuda_graph) if on_gpu else None
-
-    def __call__(self, *given: Any) -> tuple[Tensor, ...]:
-        tensors = [given[i] for i in self.where]
-        with torch.no_grad():
-            if self.update is None:
-                return self.graph(*self.leaves, *tensors)
-            numbers, state = self.update.numbers(), self.update.state()
-            if self.recorded is not None:
-                found = self.recorded([*self.leaves, *state], [*tensors, *numbers])
-            else:
-                found = self.graph(*self.leaves, *tensors, *numbers, *state)
-            self.update.count()
-        return found
-
-    def _in_order(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """What stays comes first where a step is recorded; the graph has its state last."""
-        kept = len(tensors) - len(self.where) - len(cast(Update, self.update).rules)
-        leaves, state = tensors[: len(self.leaves)], tensors[len(self.leaves) : kept]
-        return self.graph(*leaves, *tensors[kept:], *state)
-
-
-class _Beside:
-    """A graph of the gradients, and an optimizer that steps beside it."""
-
-    def __init__(
-        self,
-        gradients: Graph,
-        optimizer: torch.optim.Optimizer,
-        parameters: list[nn.Parameter],
-        reached: list[bool],
-        grad_clip: float | None,
-        divisor: float,
-    ) -> None:
-        self.gradients, self.optimizer, self.parameters, self.reached = gradients, optimizer, parameters, reached
-        self.grad_clip, self.divisor = grad_clip, divisor
-
-    def __call__(self, *given: Any) -> tuple[Tensor, ...]:
-        values: list[Tensor] = []
-
-        def closure() -> Tensor:
-            value, *grads = self.gradients(*given)
-            for parameter, grad, reached in zip(self.parameters, grads, self.reached, strict=True):
-                parameter.grad = grad.div_(self.divisor) if reached else None
-            if self.grad_clip is not None:
-                torch.nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
-            values.append(-value / self.divisor)
-            return values[-1]
-
-        self.optimizer.step(closure)  # type: ignore[arg-type]
-        return (values[0],)
-
-
-class _Known(torch.autograd.Function):
-    """A number whose gradients are known already."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, grads: tuple[Tensor, ...], *parameters: Tensor) -> Tensor:
-        ctx.grads = grads
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> Any:
-        return None, None, *(-outer[0] * grad for grad in ctx.grads)
 
 
 @contextmanager

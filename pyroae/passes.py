@@ -68,6 +68,8 @@ def multiply_before_log(graph: Graph) -> None:
         found = _log_term(terms, 1)
         if found is None or terms.meta["val"].shape != found[0].meta["val"].shape:
             continue
+        if terms.meta["val"].dtype not in (torch.float32, torch.float64):  # a product in half precision overflows
+            continue
         shape = terms.meta["val"].shape
         group = _group(shape[-1]) if [d % len(shape) for d in dims] == [len(shape) - 1] else None
         if group is not None:

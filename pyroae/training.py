@@ -21,6 +21,7 @@ from pyroae.compiler import Compiled
 from pyroae.config import TrainConfig
 from pyroae.data import Arguments, Dataset, Splits, resident, served
 from pyroae.errors import ConfigError, NonFiniteLossError
+from pyroae.losses import Losses
 from pyroae.objectives import Bound, TraceELBO
 from pyroae.optimizers import optimizer_of, schedule
 from pyroae.program import System, bound_of, full_size, like_parameters, rehearse, system_of
@@ -407,7 +408,7 @@ class Trainer:
             torch.cuda.set_rng_state(state.random["cuda"], self.fabric.device)
         return state
 
-    def refuse_bad(self, losses: "Losses", epoch: int, good: State) -> None:
+    def refuse_bad(self, losses: Losses, epoch: int, good: State) -> None:
         """Raises NonFiniteLossError where one of them is not finite; the last good weights are put back."""
         if losses.bad is None:
             return
@@ -417,61 +418,6 @@ class Trainer:
             f"the loss became NaN or infinite at step {losses.bad + 1}, in epoch {epoch}; {kept} were kept: "
             "try a lower learning rate, gradient clipping (grad_clip), or KL warm-up (kl_warmup)"
         )
-
-
-class Losses:
-    """Losses of steps, a tensor each, that stay on their device until they are looked at.
-
-    total: the sum over `seen` data of those that have arrived. bad: the first step whose loss is not finite.
-    """
-
-    def __init__(self, step: int) -> None:
-        self.total, self.seen = 0.0, 0
-        self.bad: int | None = None
-        self._step = step
-        self._values: list[Tensor] = []
-        self._sizes: list[int] = []
-        self._sent: tuple[Tensor, list[int], torch.cuda.Event | None] | None = None
-
-    @property
-    def mean(self) -> float:
-        """Per datum; nan before any has arrived."""
-        return self.total / self.seen if self.seen else math.nan
-
-    def add(self, value: Tensor, size: int) -> None:
-        """The mean loss of so many data."""
-        self._values.append(value)
-        self._sizes.append(size)
-
-    def look(self, *, wait: bool = False) -> None:
-        """Take up what has arrived, and send for what came since; only with `wait` is the device waited for."""
-        self._take(wait)
-        if self._sent is None and self._values:
-            values = torch.stack(self._values)
-            arrived = torch.cuda.Event() if values.is_cuda else None
-            self._sent = values.to("cpu", non_blocking=True), self._sizes, arrived
-            if arrived is not None:
-                arrived.record()
-            self._values, self._sizes = [], []
-            if wait or arrived is None:
-                self._take(wait)
-
-    def _take(self, wait: bool) -> None:
-        if self._sent is None:
-            return
-        values, sizes, arrived = self._sent
-        if arrived is not None:
-            if wait:
-                arrived.synchronize()
-            elif not arrived.query():
-                return
-        bad = (~torch.isfinite(values)).nonzero()
-        if len(bad) and self.bad is None:
-            self.bad = self._step + int(bad[0])
-        self.total += (values.double() * torch.tensor(sizes)).sum().item()
-        self.seen += sum(sizes)
-        self._step += len(sizes)
-        self._sent = None
 
 
 @contextmanager

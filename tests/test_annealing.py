@@ -73,6 +73,16 @@ class Interruption:
         return self._transition(*args)
 
 
+def finished(run: Callable[[], Any]) -> tuple[Any, int]:
+    """What a call gives that is made until it is not interrupted, and how often it was."""
+    breaks = 0
+    while True:
+        try:
+            return run(), breaks
+        except KeyboardInterrupt:
+            breaks += 1
+
+
 @pytest.mark.parametrize("function", [ais, bdmc])
 def test_an_interrupted_run_goes_on_to_the_same_result(
     function: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -84,12 +94,8 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
     arguments: dict[str, Any] = {"settings": TINY, "seed": 5}
     whole = function(system.model, None, x, **arguments)
     interruption = Interruption(monkeypatch, [2, *(torch.randperm(60)[:6] + 5).tolist()])
-    file, breaks, found = tmp_path / "work.safetensors", 0, None
-    while found is None:
-        try:
-            found = function(system.model, None, x, checkpoint=file, **arguments)
-        except KeyboardInterrupt:
-            breaks += 1
+    file = tmp_path / "work.safetensors"
+    found, breaks = finished(lambda: function(system.model, None, x, checkpoint=file, **arguments))
     assert breaks == 7
     assert not [f for f in tmp_path.iterdir() if f != file]
     for one, other in ((whole, found), (whole, function(system.model, None, x, checkpoint=file, **arguments))):

@@ -19,7 +19,7 @@ from pyroae.evaluation.ais import AISSettings, ais, bdmc
 from pyroae.nn import MLP
 from tests.systems import system_and_data
 from tests.test_ais import counts, ppca, scales, scales_guide
-from tests.test_annealing import Interruption
+from tests.test_annealing import Interruption, finished
 
 SETTINGS = AISSettings(5, 8, leapfrog_steps=3)
 pytestmark = pytest.mark.usefixtures("float64")
@@ -54,7 +54,7 @@ def assert_same(one: Any, other: Any, rtol: float = 0.0, atol: float = 0.0) -> N
             assert all(torch.equal(v, getattr(other, name)[site]) for site, v in value.items())
 
 
-def both(function: Callable[..., Any], *args: Any, settings: AISSettings = SETTINGS) -> Any:
+def assert_graphs_agree(function: Callable[..., Any], *args: Any, settings: AISSettings = SETTINGS) -> Any:
     """A result by graphs, which is that of a run as it is."""
     found, expected = (function(*args, settings=settings, seed=3, compile=c) for c in (True, False))
     assert_same(found, expected, rtol=1e-8, atol=1e-9)
@@ -65,7 +65,7 @@ def both(function: Callable[..., Any], *args: Any, settings: AISSettings = SETTI
 @pytest.mark.parametrize("name", ["ppca", "vae", "vae-conv", "vae-normal"])
 def test_systems_of_the_zoo(name: str, start: str, made: list[torch.fx.GraphModule]) -> None:
     system, x = system_and_data(name)
-    found = both(ais, system.model, system.guide, x, settings=AISSettings(5, 8, start, leapfrog_steps=3))
+    found = assert_graphs_agree(ais, system.model, system.guide, x, settings=AISSettings(5, 8, start, leapfrog_steps=3))
     assert found.acceptance.mean() > 0.2
     assert len(made) == 4
 
@@ -78,7 +78,7 @@ def test_blocks_share_the_graphs_and_not_their_data(
     """Blocks of 2, 2 and 1, the last of which is filled up; what is drawn for one is not that of another."""
     in_blocks(monkeypatch, 2)
     system, x = ppca()
-    found = both(function, system.model, system.guide, x, settings=AISSettings(5, 8, start, leapfrog_steps=3))
+    found = assert_graphs_agree(function, system.model, system.guide, x, settings=AISSettings(5, 8, start, leapfrog_steps=3))
     assert len(made) == 4
     lower = found.log_px if function is ais else found.lower
     assert len({round(v, 6) for v in lower.tolist()}) == 5
@@ -90,7 +90,7 @@ def test_nested_plates_and_constrained_latents(
     function: Callable[..., Any], start: str, made: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_blocks(monkeypatch, 3)
-    both(function, scales, scales_guide, torch.randn(4, 3), settings=AISSettings(5, 8, start, leapfrog_steps=3))
+    assert_graphs_agree(function, scales, scales_guide, torch.randn(4, 3), settings=AISSettings(5, 8, start, leapfrog_steps=3))
     assert len(made) == 4
 
 
@@ -110,14 +110,14 @@ def test_several_arguments_masks_bounds_and_parameters_of_the_store(
     in_blocks(monkeypatch, 2)
     x, known, width = torch.randn(6), torch.tensor([True, True, False, True, True, False]), torch.ones(6)
     width[2:4], width[4:] = 2.0, 3.0
-    found = both(ais, bounded, None, (x, known, width))
+    found = assert_graphs_agree(ais, bounded, None, (x, known, width))
     torch.testing.assert_close(found.log_px[~known], torch.zeros(2), rtol=0, atol=1e-9)
     assert len(made) == 4
     pyro.get_param_store()["noise"] = torch.tensor(0.8)
-    other = both(ais, bounded, None, (x, known, width))
+    other = assert_graphs_agree(ais, bounded, None, (x, known, width))
     assert (other.log_px - found.log_px)[known].abs().min() > 1e-3
     seen, alpha = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 2.0]]), torch.tensor([[1.0, 2.0, 3.0], [0.5, 1.0, 1.0]])
-    both(ais, counts, None, (seen, alpha))
+    assert_graphs_agree(ais, counts, None, (seen, alpha))
 
 
 @pytest.mark.usefixtures("made")
@@ -125,14 +125,14 @@ def test_several_arguments_masks_bounds_and_parameters_of_the_store(
 def test_few_chains_steps_and_distributions(settings: AISSettings) -> None:
     torch.set_default_dtype(torch.float32 if settings.double else torch.float64)
     system, x = ppca()
-    assert both(ais, system.model, None, x, settings=settings).log_px.dtype == torch.float64
+    assert assert_graphs_agree(ais, system.model, None, x, settings=settings).log_px.dtype == torch.float64
     assert next(system.parameters()).dtype == torch.get_default_dtype()
 
 
 def test_data_that_are_not_contiguous(made: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch) -> None:
     in_blocks(monkeypatch, 2)
     system, x = ppca()
-    both(ais, system.model, None, x.T.contiguous().T)
+    assert_graphs_agree(ais, system.model, None, x.T.contiguous().T)
     assert len(made) == 4
 
 
@@ -148,12 +148,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     whole = function(system.model, None, x, **arguments)
     moves = 3 * (12 + 7 * (1 if function is ais else 2))
     interruption = Interruption(monkeypatch, [4, 20, 45, moves - 10, moves - 1])
-    file, breaks, found = tmp_path / "work.safetensors", 0, None
-    while found is None:
-        try:
-            found = function(system.model, None, x, checkpoint=file, **arguments)
-        except KeyboardInterrupt:
-            breaks += 1
+    file = tmp_path / "work.safetensors"
+    found, breaks = finished(lambda: function(system.model, None, x, checkpoint=file, **arguments))
     assert breaks == 5
     assert_same(whole, found)
     assert interruption.count >= moves
@@ -164,7 +160,7 @@ def test_code_of_inductor_has_the_numbers_of_eager_code(monkeypatch: pytest.Monk
     monkeypatch.setattr(hmc, "WARM_UP", 5)
     in_blocks(monkeypatch, 3)
     system, x = zoo.vae(6, latent=2, encoder=MLP((5,))), (torch.rand(5, 6) < 0.4).double()
-    both(ais, system.model, None, x)
+    assert_graphs_agree(ais, system.model, None, x)
 
 
 def branching(x: Tensor) -> None:

@@ -18,7 +18,8 @@ from pyroae import TrainConfig, fit, load, zoo
 from pyroae.budget import Budget
 from pyroae.compiler import Compiled
 from pyroae.data import Dataset
-from pyroae.ensemble import Ensemble, Stream, _Batched, fit_ensemble, is_worth_batching
+from pyroae.ensemble import Ensemble, Stream, _Batched
+from pyroae.ensemble_training import fit_ensemble, is_worth_batching
 from pyroae.errors import ConfigError, NonFiniteLossError
 from pyroae.evaluation.trainings import Scoring, compare_training
 from pyroae.graphs import Recorded
@@ -59,7 +60,7 @@ def both(
 ) -> tuple[list[FitResult], list[FitResult]]:
     """The results of an ensemble, and of separate trainings run as they are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyroae.ensemble.CONVOLUTIONS", ())  # slower on a CPU, and right
+        patch.setattr("pyroae.ensemble_training.CONVOLUTIONS", ())  # slower on a CPU, and right
         together = fit_ensemble([new(make, s) for s in seeds], given, objective(), config, seeds=seeds, progress=False)
     alone = [fit(new(make, s), given, objective(), replace(config, seed=s, compile=False), progress=False) for s in seeds]
     return together, alone
@@ -326,7 +327,7 @@ def test_others_are_trained_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: Any) -> None:
         raise AssertionError("an ensemble was made")
 
-    monkeypatch.setattr("pyroae.ensemble.Ensemble", never)
+    monkeypatch.setattr("pyroae.ensemble_training.Ensemble", never)
     seen: list[tuple[int, int]] = []
     config = config_of(epochs=2, optimizer="RMSprop")
     members = [new(SYSTEMS["vae"], seed) for seed in SEEDS]
@@ -421,7 +422,7 @@ def test_a_comparison_trains_its_seeds_at_once(monkeypatch: pytest.MonkeyPatch) 
         made.append(len(members))
         return Ensemble(members, streams)
 
-    monkeypatch.setattr("pyroae.ensemble.Ensemble", recorded)
+    monkeypatch.setattr("pyroae.ensemble_training.Ensemble", recorded)
     parts = (Dataset.from_array(data(30)), Dataset.from_array(data(20)))
     found = [
         compare_training(
@@ -457,7 +458,7 @@ def test_the_seconds_of_a_member_are_its_share(monkeypatch: pytest.MonkeyPatch) 
         return step(self, *args)
 
     monkeypatch.setattr(Ensemble, "step", timed)
-    monkeypatch.setattr("pyroae.ensemble.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pyroae.ensemble_training.time.monotonic", lambda: now[0])
     members = [new(SYSTEMS["vae"], seed) for seed in SEEDS]
     results = fit_ensemble(members, data(), config=config_of(), seeds=SEEDS, progress=False)
     assert [[epoch.seconds for epoch in r.history] for r in results] == [[1, 2, 3]] * 3

@@ -73,6 +73,14 @@ def test_other_sums_of_logarithms_stay(function: object) -> None:
     assert targets(graph) == before
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_logarithms_in_half_precision_stay(dtype: torch.dtype) -> None:
+    """2^112 is none of its numbers."""
+    graph = traced(bernoulli, torch.zeros(3, 784, dtype=dtype), torch.zeros(3, 784, dtype=dtype))
+    multiply_before_log(graph.graph)
+    assert aten.log1p.default in targets(graph)
+
+
 def test_a_prime_number_of_pixels_stays() -> None:
     graph = traced(bernoulli, torch.randn(3, 127), torch.rand(3, 127))
     multiply_before_log(graph.graph)

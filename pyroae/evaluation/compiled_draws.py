@@ -31,14 +31,16 @@ class CompiledDraws:
         with fork_random(device_of(block)):
             self.programs.find_parameters(*block)
         self._leaves = [*self.programs.parameters(), *self.programs.buffers()]
-        self._graph = made(lambda: self._traced(block), device_of(block))
+        whole = tuple(t.contiguous() for t in block)  # code is made for one layout
+        self._graph = made(lambda: self._traced(whole), device_of(block))
 
     def __call__(self, block: tuple[Tensor, ...], num_particles: int) -> Tensor:
         """Draw, and weigh."""
         if self._graph is None:
             return self._weights(block, num_particles)
         rows = torch.arange(self.num_data, device=block[0].device) % len(block[0])
-        full = block if len(block[0]) == self.num_data else tuple(t.index_select(0, rows) for t in block)
+        is_full = len(block[0]) == self.num_data
+        full = tuple(t.contiguous() if is_full else t.index_select(0, rows) for t in block)
         with torch.no_grad():
             return self._graph(*[t.detach() for t in self._leaves], *full)[0][:num_particles, : len(block[0])]
 

@@ -14,7 +14,7 @@ from pyroae.autoencoder import Autoencoder
 from pyroae.budget import Budget, evaluations_of
 from pyroae.config import TrainConfig
 from pyroae.data import Dataset, Splits
-from pyroae.ensemble import fit_ensemble, is_worth_batching
+from pyroae.ensemble_training import fit_ensemble, is_worth_batching
 from pyroae.errors import ConfigError, DataError
 from pyroae.evaluation.comparison import Cell, Comparison, Outcome, Point
 from pyroae.evaluation.diagnostics import diagnose

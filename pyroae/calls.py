@@ -1,0 +1,81 @@
+"""A graph called with the parameters it reads: a step inside of it, beside it, or gradients handed to autograd."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pyroae.graphs import Graph, Recorded, cuda_graph
+from pyroae.updates import Update
+
+
+class Call:
+    """A graph with the parameters it reads, and the step it takes: on a GPU as one launch."""
+
+    def __init__(self, graph: Graph, leaves: list[nn.Parameter], where: list[int], update: Update | None) -> None:
+        self.graph, self.leaves, self.where, self.update = graph, [p.detach() for p in leaves], where, update
+        on_gpu = update is not None and self.leaves[0].device.type == "cuda"
+        self.recorded = Recorded(self._in_order, cuda_graph) if on_gpu else None
+
+    def __call__(self, *given: Any) -> tuple[Tensor, ...]:
+        tensors = [given[i] for i in self.where]
+        with torch.no_grad():
+            if self.update is None:
+                return self.graph(*self.leaves, *tensors)
+            numbers, state = self.update.numbers(), self.update.state()
+            if self.recorded is not None:
+                found = self.recorded([*self.leaves, *state], [*tensors, *numbers])
+            else:
+                found = self.graph(*self.leaves, *tensors, *numbers, *state)
+            self.update.count()
+        return found
+
+    def _in_order(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """What stays comes first where a step is recorded; the graph has its state last."""
+        kept = len(tensors) - len(self.where) - len(cast(Update, self.update).rules)
+        leaves, state = tensors[: len(self.leaves)], tensors[len(self.leaves) : kept]
+        return self.graph(*leaves, *tensors[kept:], *state)
+
+
+class Beside:
+    """A graph of the gradients, and an optimizer that steps beside it."""
+
+    def __init__(
+        self,
+        gradients: Graph,
+        optimizer: torch.optim.Optimizer,
+        parameters: list[nn.Parameter],
+        reached: list[bool],
+        grad_clip: float | None,
+        divisor: float,
+    ) -> None:
+        self.gradients, self.optimizer, self.parameters, self.reached = gradients, optimizer, parameters, reached
+        self.grad_clip, self.divisor = grad_clip, divisor
+
+    def __call__(self, *given: Any) -> tuple[Tensor, ...]:
+        values: list[Tensor] = []
+
+        def closure() -> Tensor:
+            value, *grads = self.gradients(*given)
+            for parameter, grad, reached in zip(self.parameters, grads, self.reached, strict=True):
+                parameter.grad = grad.div_(self.divisor) if reached else None
+            if self.grad_clip is not None:
+                torch.nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
+            values.append(-value / self.divisor)
+            return values[-1]
+
+        self.optimizer.step(closure)  # type: ignore[arg-type]
+        return (values[0],)
+
+
+class Known(torch.autograd.Function):
+    """A number whose gradients are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, grads: tuple[Tensor, ...], *parameters: Tensor) -> Tensor:
+        ctx.grads = grads
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Any:
+        return None, None, *(-outer[0] * grad for grad in ctx.grads)
