@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyroae.config import BINARIZATIONS
 from pyroae.errors import ConfigError, DataError, unknown_name
+from pyroae.processes import WHOLE, Share
 from pyroae.sources import Source, read
 
 Binarization = Literal["none", "threshold", "dynamic", "static"]
@@ -177,26 +178,45 @@ def batches(
 
 
 def served(
-    data: Dataset | Arguments, batch_size: int, *, seed: int, epoch: int, device: torch.device | str | None = None
+    data: Dataset | Arguments,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    device: torch.device | str | None = None,
+    start: int = 0,
+    share: Share = WHOLE,
 ) -> Iterator[tuple[Tensor, ...]]:
-    """The batches of one epoch as the arguments of model and guide, in the order of `batches`; Arguments whole in their own."""
+    """The batches of one epoch as the arguments of model and guide, in the order of `batches`; Arguments whole in their own.
+
+    start: batches that are left out, as they were served before. share: the part of every batch that is served here.
+    """
     tensors = data.tensors if isinstance(data, Arguments) else (data.x,)
     dynamic = isinstance(data, Dataset) and data.dynamic
     target = torch.device(device or tensors[0].device)
-    order = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
-    noise = torch.Generator(target).manual_seed(_epoch_seed(seed, epoch) + 1)
+    order = torch.Generator().manual_seed(epoch_seed(seed, epoch))
+    noise = Noise(seed, epoch, target)
     whole = isinstance(data, Arguments) and batch_size >= len(data)
-    index = (torch.arange(len(data)) if whole else torch.randperm(len(data), generator=order)).split(batch_size)
+    index = (torch.arange(len(data)) if whole else torch.randperm(len(data), generator=order)).split(batch_size)[start:]
     here = all(t.device == target or (t.device.type == target.type and target.index is None) for t in tensors)
-    parts = (tuple(t.index_select(0, i.to(t.device)) for t in tensors) for i in index)
-    for batch in parts if here else _loaded(tensors, index, target):
-        yield tuple(_drawn(t, noise) for t in batch) if dynamic else batch
+    own = tuple(i[share.of(len(i))] for i in index)
+    parts = (tuple(t.index_select(0, i.to(t.device)) for t in tensors) for i in own)
+    for number, batch in enumerate(parts if here else _loaded(tensors, own, target), start):
+        yield tuple(noise.binary(t, number, len(index[number - start]), share) for t in batch) if dynamic else batch
 
 
-def _drawn(probability: Tensor, generator: torch.Generator) -> Tensor:
-    """A Bernoulli draw; `torch.bernoulli` takes twice as long on a CPU."""
-    uniform = torch.rand(probability.shape, generator=generator, dtype=probability.dtype, device=probability.device)
-    return (uniform < probability).to(probability.dtype)
+class Noise:
+    """Bernoulli draws of the batches of one epoch, each from a seed of its own: batch i needs none of those before it."""
+
+    def __init__(self, seed: int, epoch: int, device: torch.device) -> None:
+        self._seed, self._generator = epoch_seed(seed, epoch) + 1, torch.Generator(device)
+
+    def binary(self, probability: Tensor, number: int, size: int, share: Share) -> Tensor:
+        """A share of the draw for batch `number`, of `size` data; `torch.bernoulli` takes twice as long on a CPU."""
+        self._generator.manual_seed((self._seed + number) % 2**32)
+        shape, like = (size, *probability.shape[1:]), {"dtype": probability.dtype, "device": probability.device}
+        uniform = torch.rand(shape, generator=self._generator, **like)[share.of(size)]
+        return (uniform < probability).to(probability.dtype)
 
 
 def _loaded(tensors: tuple[Tensor, ...], index: tuple[Tensor, ...], target: torch.device) -> Iterator[tuple[Tensor, ...]]:
@@ -219,7 +239,8 @@ def resident(data: Dataset | Arguments, device: torch.device) -> Dataset | Argum
     return data.to(device)
 
 
-def _epoch_seed(seed: int, epoch: int) -> int:
+def epoch_seed(seed: int, epoch: int) -> int:
+    """What the order of an epoch is drawn from."""
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
