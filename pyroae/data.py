@@ -214,9 +214,9 @@ class Noise:
     def binary(self, probability: Tensor, number: int, size: int, share: Share) -> Tensor:
         """A share of the draw for batch `number`, of `size` data; `torch.bernoulli` takes twice as long on a CPU."""
         self._generator.manual_seed((self._seed + number) % 2**32)
-        shape, like = (size, *probability.shape[1:]), {"dtype": probability.dtype, "device": probability.device}
-        uniform = torch.rand(shape, generator=self._generator, **like)[share.of(size)]
-        return (uniform < probability).to(probability.dtype)
+        shape = (size, *probability.shape[1:])
+        whole = torch.rand(shape, generator=self._generator, dtype=probability.dtype, device=probability.device)
+        return (whole[share.of(size)] < probability).to(probability.dtype)
 
 
 def _loaded(tensors: tuple[Tensor, ...], index: tuple[Tensor, ...], target: torch.device) -> Iterator[tuple[Tensor, ...]]:

@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_what_was_written_is_read(path: Path) -> None:
     found = read_tensors(path, "state")
-    assert torch.equal(found["weights"]["a"], CONTENT["weights"]["a"])  # type: ignore[index,call-overload]
+    assert torch.equal(found["weights"]["a"], CONTENT["weights"]["a"])  # type: ignore[index]
     assert found["weights"]["b"].dtype is torch.bfloat16
     assert found["steps"][:4] == [1, 2.5, None, "three"]
     assert found["steps"][4]["deep"].shape == ()
