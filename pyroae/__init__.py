@@ -39,8 +39,10 @@ if TYPE_CHECKING:
     from pyroae.evaluation.summary import Evaluation, EvaluationSettings, evaluate
     from pyroae.evaluation.trainings import Scoring, compare_training
     from pyroae.inference_data import to_datatree
+    from pyroae.keeper import Keeper
     from pyroae.objectives import AnalyticKL, Bound, Objective, TraceELBO
-    from pyroae.training import FitResult, fit
+    from pyroae.trainer import FitResult
+    from pyroae.training import fit
     from pyroae.weights import LogWeights, log_weights, prior_of
 
 _HOMES = {
@@ -65,8 +67,10 @@ _HOMES = {
     "pyroae.evaluation.summary": ["Evaluation", "EvaluationSettings", "evaluate"],
     "pyroae.evaluation.trainings": ["Scoring", "compare_training"],
     "pyroae.inference_data": ["to_datatree"],
+    "pyroae.keeper": ["Keeper"],
     "pyroae.objectives": ["AnalyticKL", "Bound", "Objective", "TraceELBO"],
-    "pyroae.training": ["FitResult", "fit"],
+    "pyroae.trainer": ["FitResult"],
+    "pyroae.training": ["fit"],
     "pyroae.weights": ["LogWeights", "log_weights", "prior_of"],
 }
 _MODULES = ["corruptions", "likelihoods", "nn", "objectives", "plots", "posteriors", "priors", "testing", "zoo"]
@@ -89,6 +93,7 @@ __all__ = [
     "FitResult",
     "Gaps",
     "Information",
+    "Keeper",
     "LikelihoodEstimate",
     "Local",
     "LogWeights",

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from pyroae import __version__
 from pyroae.config import PER_TRAINING, RunConfig, objectives_in, parse_yaml, read_yaml
-from pyroae.errors import PyroaeError
+from pyroae.errors import InterruptedRunError, PyroaeError
 
 EPILOG = """\
 examples:
@@ -67,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     run, name = options.pop("run"), options.pop("command")
     try:
         run(options)
+    except InterruptedRunError as error:
+        print(f"pyroae {name}: {error}", file=sys.stderr)
+        return 128 + error.signal
     except PyroaeError as error:
         print(f"pyroae {name}: {error}", file=sys.stderr)
         return 2
@@ -94,7 +97,14 @@ def make_parser() -> Parser:
     train.add_argument("--out", metavar="RUN", help="run directory to write")
     train.add_argument("--overwrite", action="store_true", help="replace the run that is there")
     train.add_argument(
-        "--resume", nargs="?", const="", metavar="RUN", help="go on with the run (by default that of --out) from its last epoch"
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="RUN",
+        help="go on with the run (by default that of --out) from where it was saved",
+    )
+    train.add_argument(
+        "--checkpoint", choices=("last", "previous"), help="the state that --resume goes on from (default: last)"
     )
     _settings(train)
 
@@ -220,7 +230,9 @@ def _run_options(parser: Parser, split: str = "test", num_data: int | None = Non
     parser.add_argument("--split", choices=("test", "valid", "train"), default=split, help=f"which part (default: {split})")
     default = f" (default: {num_data})" if num_data else ""
     parser.add_argument("--num-data", type=int, metavar="N", default=num_data, help=f"only the first N{default}")
-    parser.add_argument("--checkpoint", choices=("best", "last"), help="which weights (default: those the training kept)")
+    parser.add_argument(
+        "--checkpoint", choices=("best", "last", "previous"), help="which weights (default: those the training kept)"
+    )
 
 
 def _option(parser: Parser, field: Field[Any], wanted: Any) -> None:

@@ -28,6 +28,8 @@ SCHEDULES = ("constant", "cosine", "linear", "burda")
 MAPS = ("mlp", "conv", "linear")
 PER_TRAINING = ("objective", "bound", "gradient", "num_particles", "seed", "epochs", "max_steps", "max_seconds")
 """Settings that differ between the trainings of a comparison, or that its budget gives."""
+WHERE = ("accelerator", "data_root", "devices", "num_nodes", "strategy", "save_minutes")
+"""Settings that say where and how a run is carried out, not what it comes to."""
 RECORD = ("fingerprint", "shape", "versions")
 """What config.yaml of a run holds beside its settings."""
 
@@ -62,6 +64,11 @@ class TrainConfig:
     accelerator: str = option("auto", "device, in Lightning Fabric's names: auto, cpu, cuda, mps")
     compile: bool | str = option("auto", "the step as compiled code; auto: in a long training", ("auto", "true", "false"))
     precision: str = option("32-true", "in Lightning Fabric's names: 32-true, 64-true, bf16-mixed")
+    devices: int = option(1, "processes of a machine, each with a device of its own; -1 for all there are")
+    num_nodes: int = option(1, "machines")
+    strategy: str = option("auto", "how processes share the work: ddp, fsdp or another of Lightning Fabric's names")
+    nonfinite: str = option("stop", "on a loss or gradient that is NaN or infinite", ("stop", "skip"))
+    save_minutes: float = option(5.0, "minutes between checkpoints within an epoch")
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -69,7 +76,10 @@ class TrainConfig:
             _at_least(name, getattr(self, name), 1)
         for name in ("kl_warmup", "seed"):
             _at_least(name, getattr(self, name), 0)
-        for name in ("lr", "grad_clip", "patience", "max_steps", "max_seconds"):
+        _at_least("num_nodes", self.num_nodes, 1)
+        if self.devices != -1:
+            _at_least("devices", self.devices, 1)
+        for name in ("lr", "grad_clip", "patience", "max_steps", "max_seconds", "save_minutes"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} must be positive, not {value}")
@@ -77,11 +87,19 @@ class TrainConfig:
             raise ConfigError(f"compile takes auto, true or false, not '{self.compile}'")
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("keep", self.keep, ("best", "last"))
+        _one_of("nonfinite", self.nonfinite, ("stop", "skip"))
+        if self.nonfinite == "skip" and self.optimizer.lower() == "lbfgs":
+            raise ConfigError("nonfinite='skip' needs an optimizer that takes one gradient a step, not LBFGS")
         if self.kl_warmup > self.epochs:
             raise ConfigError(
                 f"kl_warmup of {self.kl_warmup} epochs is longer than the training of {self.epochs}: "
                 "the KL weight would never reach 1"
             )
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether there may be more than one process."""
+        return self.devices != 1 or self.num_nodes != 1
 
 
 @dataclass(frozen=True)

@@ -194,15 +194,26 @@ def served(
     tensors = data.tensors if isinstance(data, Arguments) else (data.x,)
     dynamic = isinstance(data, Dataset) and data.dynamic
     target = torch.device(device or tensors[0].device)
-    order = torch.Generator().manual_seed(epoch_seed(seed, epoch))
     noise = Noise(seed, epoch, target)
-    whole = isinstance(data, Arguments) and batch_size >= len(data)
-    index = (torch.arange(len(data)) if whole else torch.randperm(len(data), generator=order)).split(batch_size)[start:]
+    index = _order(data, batch_size, seed, epoch)[start:]
     here = all(t.device == target or (t.device.type == target.type and target.index is None) for t in tensors)
     own = tuple(i[share.of(len(i))] for i in index)
     parts = (tuple(t.index_select(0, i.to(t.device)) for t in tensors) for i in own)
     for number, batch in enumerate(parts if here else _loaded(tensors, own, target), start):
         yield tuple(noise.binary(t, number, len(index[number - start]), share) for t in batch) if dynamic else batch
+
+
+def rows_of_batch(data: Dataset | Arguments, batch_size: int, seed: int, epoch: int, number: int) -> list[int]:
+    """Which of the data are in one batch of an epoch, that of `number` counted from 0; none where there is no such batch."""
+    parts = _order(data, batch_size, seed, epoch)
+    return parts[number].tolist() if number < len(parts) else []
+
+
+def _order(data: Dataset | Arguments, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, ...]:
+    """The data of each batch, by their numbers."""
+    order = torch.Generator().manual_seed(epoch_seed(seed, epoch))
+    whole = isinstance(data, Arguments) and batch_size >= len(data)
+    return (torch.arange(len(data)) if whole else torch.randperm(len(data), generator=order)).split(batch_size)
 
 
 class Noise:

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from pyroae.training import Epoch
+from pyroae.states import Epoch
 
 BLUE, GREY, INK = "#0072B2", "#B8B8B8", "#333333"
 RUNS = (BLUE, "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6BB1")

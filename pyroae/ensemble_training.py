@@ -10,29 +10,19 @@ from typing import Any
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from pyroae import training
 from pyroae.config import TrainConfig
 from pyroae.data import Dataset, Splits, resident, served
 from pyroae.ensemble import Batches, Ensemble, Stream
 from pyroae.errors import ConfigError, NonFiniteLossError
+from pyroae.fabric import default_dtype, fabric_of
+from pyroae.losses import Losses
 from pyroae.objectives import TraceELBO
 from pyroae.optimizers import optimizer_of
 from pyroae.program import Pair, like_parameters, system_of
 from pyroae.progress import Progress
-from pyroae.training import (
-    Epoch,
-    FitResult,
-    Losses,
-    State,
-    Step,
-    Trainer,
-    check,
-    default_dtype,
-    fabric_of,
-    fit,
-    steps_of,
-    train_and_valid,
-)
+from pyroae.states import Epoch, State
+from pyroae.trainer import FitResult, Step, Trainer, is_long, steps_of
+from pyroae.training import check, fit, train_and_valid
 from pyroae.updates import rule_of
 from pyroae.weights import fork_random
 
@@ -93,14 +83,17 @@ def fit_ensemble(
 def is_worth_batching(system: nn.Module, objective: ELBO, config: TrainConfig, num_data: int, members: int) -> bool:
     """Whether so many trainings of such systems are made one ensemble: a rule of the configuration, never of a clock.
 
-    Not where members would fall out of step (`patience`, `max_seconds`), for gradients that are scaled (`16-mixed`), for an
-    optimizer that no graph can hold, for a pair of programs, and where compilation is turned off or does not pay: by
-    `compile="auto"` an ensemble has 5,000 steps or more, those of all members counted. On a CPU, which one member's step can
-    fill, not for convolutions, nor where parameters × batch × K are more than 3·10⁷.
+    Not where members would fall out of step (`patience`, `max_seconds`), for gradients that are scaled (`16-mixed`), shared by
+    processes or looked at (`nonfinite="skip"`), for an optimizer that no graph can hold, for a pair of programs, and where
+    compilation is turned off or does not pay: by `compile="auto"` an ensemble has 5,000 steps or more, those of all members
+    counted. On a CPU, which one member's step can fill, not for convolutions, nor where parameters × batch × K are more than
+    3·10⁷.
     """
     if members < 2 or isinstance(system, Pair) or not config.compile:
         return False
     if config.patience is not None or config.max_seconds is not None or config.precision == "16-mixed":
+        return False
+    if config.is_distributed or config.nonfinite == "skip":
         return False
     optimizer = optimizer_of(config, system)
     if any(rule_of(optimizer, group) is None for group in optimizer.param_groups):
@@ -109,7 +102,7 @@ def is_worth_batching(system: nn.Module, objective: ELBO, config: TrainConfig, n
         products = sum(p.numel() for p in system.parameters()) * config.batch_size * getattr(objective, "num_particles", 1)
         if products > CPU_PRODUCTS or any(isinstance(m, CONVOLUTIONS) for m in system.modules()):
             return False
-    return config.compile is True or members * steps_of(config, num_data) >= training.COMPILE_FROM_STEPS
+    return config.compile is True or is_long(members * steps_of(config, num_data))
 
 
 def _module(system: Any) -> nn.Module:
@@ -210,11 +203,11 @@ class _Lockstep:
         for trainer, kept, state in zip(self.trainers, losses, good, strict=True):
             kept.look(wait=wait)
             try:
-                trainer.refuse_bad(kept, epoch, state)
+                trainer.refuse_bad(kept, epoch, state, replay=False)
             except NonFiniteLossError as error:
                 for other, last in zip(self.trainers, good, strict=True):
                     other.system.load_state_dict(last.weights)
-                raise NonFiniteLossError(f"seed {trainer.config.seed}: {error}") from None
+                raise NonFiniteLossError(f"seed {trainer.config.seed}: {error}", error.step, error.batch) from None
 
     def _each[Found](self, what: Callable[[int], Found]) -> list[Found]:
         """Of every member, in its own stream."""

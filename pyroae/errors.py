@@ -29,7 +29,23 @@ class RunError(PyroaeError, OSError):
 
 
 class NonFiniteLossError(PyroaeError, ArithmeticError):
-    """The loss became NaN or infinite; the last good state was kept."""
+    """The loss became NaN or infinite; the last good state was kept.
+
+    step: counted from 1. batch: the rows of the training data that it was of. site: the first one without a finite value or
+    log-density, where one could be found.
+    """
+
+    def __init__(self, message: str, step: int = 0, batch: tuple[int, ...] = (), site: str | None = None) -> None:
+        super().__init__(message)
+        self.step, self.batch, self.site = step, batch, site
+
+
+class InterruptedRunError(PyroaeError):
+    """A signal ended the work; what was done is saved. signal: its number."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 def unknown_name(kind: str, given: str, known: Iterable[str]) -> ConfigError:

@@ -1,6 +1,7 @@
 """Losses along an epoch, which a device has and nobody waits for."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -9,13 +10,22 @@ from torch import Tensor
 class Losses:
     """Losses of steps, a tensor each, that stay on their device until they are looked at.
 
-    total: the sum over `seen` data of those that have arrived. bad: the first step whose loss is not finite.
+    total: the sum over `seen` data of those that have arrived, added in their order. bad: the first step whose loss is not
+    finite. step: of the first one. reduce: makes them those of all processes. lenient: those that are not finite do not count.
     """
 
-    def __init__(self, step: int) -> None:
-        self.total, self.seen = 0.0, 0
+    def __init__(
+        self,
+        step: int,
+        total: float = 0.0,
+        seen: int = 0,
+        *,
+        reduce: Callable[[Tensor], Tensor] | None = None,
+        lenient: bool = False,
+    ) -> None:
+        self.total, self.seen = total, seen
         self.bad: int | None = None
-        self._step = step
+        self._step, self._reduce, self._lenient = step, reduce, lenient
         self._values: list[Tensor] = []
         self._sizes: list[int] = []
         self._sent: tuple[Tensor, list[int], torch.cuda.Event | None] | None = None
@@ -35,6 +45,7 @@ class Losses:
         self._take(wait)
         if self._sent is None and self._values:
             values = torch.stack(self._values)
+            values = values if self._reduce is None else self._reduce(values)
             arrived = torch.cuda.Event() if values.is_cuda else None
             self._sent = values.to("cpu", non_blocking=True), self._sizes, arrived
             if arrived is not None:
@@ -52,10 +63,11 @@ class Losses:
                 arrived.synchronize()
             elif not arrived.query():
                 return
-        bad = (~torch.isfinite(values)).nonzero()
-        if len(bad) and self.bad is None:
-            self.bad = self._step + int(bad[0])
-        self.total += (values.double() * torch.tensor(sizes)).sum().item()
-        self.seen += sum(sizes)
+        for i, (value, size) in enumerate(zip(values.tolist(), sizes, strict=True)):
+            if math.isfinite(value):
+                self.total += value * size
+                self.seen += size
+            elif not self._lenient:
+                self.bad = self._step + i if self.bad is None else self.bad
         self._step += len(sizes)
         self._sent = None

@@ -38,7 +38,7 @@ from pyroae.errors import ConfigError, DataError
 from pyroae.evaluation.diagnostics import Diagnostics
 from pyroae.nn import Atoms, Tied
 from pyroae.priors import Normal
-from pyroae.training import Epoch
+from pyroae.states import Epoch
 from pyroae.weights import evaluating, fork_random
 
 Labels = Sequence[Any] | np.ndarray | Tensor

@@ -42,5 +42,12 @@ class Share:
         return found
 
 
+def is_first() -> bool:
+    """Whether this is the process that writes and prints: the only one, or that of rank 0."""
+    from torch import distributed
+
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+
+
 WHOLE = Share()
 """Of one process."""

@@ -9,7 +9,7 @@ from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyroae.errors import ConfigError
+from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives.base import Bound, ObjectiveBase
 from pyroae.sites import plates_of, samples
 from pyroae.weights import Program, Traces, evaluating, fork_random, owner_of, run
@@ -130,6 +130,19 @@ def rehearse(system: nn.Module, objective: ELBO, args: tuple[Tensor, ...], seed:
             args = like_parameters(system, args)
             cast(Any, objective).differentiable_loss(model, guide, *args)
             return full_size(run(model, guide, args, {}))
+
+
+def refuse_global(system: nn.Module, args: tuple[Tensor, ...]) -> None:
+    """Raises ProgramError for a latent site outside the data plate, whose terms a share of a batch would count whole."""
+    model, guide = cast(System, system).model, cast(System, system).guide
+    with fork_random(args[0].device), evaluating(system):
+        traces = run(model, guide, like_parameters(system, args), {})
+    for name, site in traces.sites(traces.model, observed=False):
+        if not traces.is_local(site):
+            raise ProgramError(
+                f"several processes share a batch, but the latent site '{name}' lies outside the data plate: give the plate "
+                "its full size, as in pyro.plate('data', N, subsample=index), or use one process"
+            )
 
 
 def full_size(traces: Traces) -> int | None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from jinja2 import Environment
 
+from pyroae.files import guarded
 from pyroae.objectives import parse_objective
-from pyroae.runs import Run, write_whole
+from pyroae.runs import Run
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{{ run.path.name }}: pyroae</title>
@@ -46,5 +47,5 @@ def write_report(run: Run) -> Path:
         settings=list(run.config.to_dict().items()),
     )
     path = run.path / "report.html"
-    write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
+    guarded(path, lambda file: file.write_text(text, encoding="utf-8"))
     return path

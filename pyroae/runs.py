@@ -2,10 +2,10 @@
 
 import json
 import math
-import os
 import platform
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -13,18 +13,19 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pyroae import zoo
 from pyroae.autoencoder import Autoencoder
-from pyroae.config import RunConfig
+from pyroae.config import WHERE, RunConfig
 from pyroae.data import Splits
 from pyroae.errors import ConfigError, RunError
 from pyroae.evaluation.summary import Result
-from pyroae.training import Epoch, State, write_csv
+from pyroae.files import guarded, locked, read_tensors, words, write_tensors
+from pyroae.states import Epoch, Progressed, State, write_csv
 
+STATE, WEIGHTS = "state of a training", "weights"
+"""The kinds of the files in checkpoints/."""
 _CONTENTS = ("config.yaml", "metrics.csv", "checkpoints", "results.json", "evaluation.nc", "figures", "report.html")
 
 
@@ -41,8 +42,9 @@ class Run:
         try:
             self.config = RunConfig.from_yaml(self.path / "config.yaml")
             record = yaml.safe_load((self.path / "config.yaml").read_text())
-            self.fingerprint, self.shape = str(record["fingerprint"]), tuple(record["shape"])
-        except (ConfigError, KeyError, TypeError) as error:
+            self.fingerprint, self.shape = str(record["fingerprint"]), tuple(int(n) for n in record["shape"])
+            self.versions: dict[str, str] = dict(record.get("versions", {}))
+        except (ConfigError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"the configuration of the run '{path}' cannot be used: {error}") from None
 
     @classmethod
@@ -61,51 +63,99 @@ class Run:
             raise RunError(f"cannot write to '{path}': {error.strerror}") from None
         return cls(path)
 
+    def locked(self) -> AbstractContextManager[None]:
+        """A context in which no other process writes to the run. Raises RunError where one does."""
+        return locked(self.path, "run")
+
     def write_config(self, config: RunConfig, splits: Splits) -> None:
         """Replace the settings, as when a run goes on for more epochs."""
         write_config(self.path, config, splits)
         self.config = config
 
     def save(self, state: State) -> None:
-        """Write the metrics and the state after an epoch, and its weights as `best` where they are."""
-        try:
-            write_whole(self.path / "metrics.csv", lambda file: write_csv(file, state.history))
-            _write_state(self._checkpoint("last"), state)
-            if state.best_epoch == len(state.history):
-                best = State(state.best_weights, {}, {}, state.history)
-                _write_state(self._checkpoint("best"), best)
-        except (OSError, SafetensorError) as error:
-            raise RunError(f"cannot write the checkpoint of '{self.path}': {error}") from None
+        """Write the metrics, the state, and its weights as `best` where they are. The state before stays as `previous`.
 
-    def state(self) -> State:
-        """The state after the last finished epoch, to go on from. Raises RunError where there is none."""
-        state = _read_state(self._checkpoint("last"))
-        if self._checkpoint("best").is_file():
-            best = _read_state(self._checkpoint("best"))
-            state.best_weights, state.best_epoch = best.weights, len(best.history)
-        return state
+        Raises RunError where that cannot be done; what was there is then untouched.
+        """
+        is_best = not state.progressed.position and state.best_epoch == len(state.history) > 0
+        if is_best:
+            write_tensors(self.checkpoint("best"), WEIGHTS, {"weights": state.weights, "epoch": state.best_epoch})
+        content = {**vars(state), "history": [asdict(e) for e in state.history], "progressed": asdict(state.progressed)}
+        content |= {"best_weights": None} if is_best else {}
+        content["record"] = {**self.config.to_dict(), "fingerprint": self.fingerprint, "versions": versions()}
+        write_tensors(self.checkpoint("last"), STATE, content, previous=self.checkpoint("previous"))
+        guarded(self.path / "metrics.csv", lambda file: write_csv(file, state.history))
+
+    def state(self, checkpoint: str = "last") -> State:
+        """The state that was saved last, or the one before it, `previous`: to go on from.
+
+        Raises RunError where there is none, where it is damaged, naming the one that can be read, or of other settings.
+        """
+        try:
+            content = self._read(checkpoint, STATE)
+            self._check_record(content["record"], checkpoint)
+            return _state_of(content)
+        except RunError as error:
+            raise RunError(f"{error}{self._offer(checkpoint)}") from None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunError(f"'{self.checkpoint(checkpoint)}' holds no state of a training: {words(error)}") from None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a state of its training was saved."""
+        return self.checkpoint("last").is_file() or self.checkpoint("previous").is_file()
+
+    def _read(self, checkpoint: str, kind: str) -> Any:
+        if not self.checkpoint(checkpoint).is_file():
+            raise RunError(f"there is no checkpoint '{self.checkpoint(checkpoint)}': nothing has been saved there")
+        return read_tensors(self.checkpoint(checkpoint), kind)
+
+    def _check_record(self, record: Any, checkpoint: str) -> None:
+        """Raises RunError where config.yaml is not what the checkpoint was made with."""
+        own = {**self.config.to_dict(), "fingerprint": self.fingerprint}
+        other = next((n for n, value in own.items() if n not in (*WHERE, "epochs") and record.get(n) != value), None)
+        if other is not None:
+            file, there = self.checkpoint(checkpoint), record.get(other)
+            raise RunError(f"'{file}' is of other settings than config.yaml: {other} is {there!r} in it, not {own[other]!r}")
+
+    def _offer(self, checkpoint: str) -> str:
+        """The checkpoint that can be read in place of one that cannot, in words."""
+        other = "previous" if checkpoint == "last" else "last"
+        try:
+            state = _state_of(self._read(other, STATE))
+        except (RunError, KeyError, TypeError, ValueError, AttributeError):
+            return ""
+        return f"; the checkpoint '{other}', of {state.where()}, is whole: go on from it with --checkpoint {other}"
 
     def autoencoder(self, checkpoint: str | None = None) -> Autoencoder:
-        """The trained system, from `best` or `last`; by default the one that the training kept."""
+        """The trained system, from `best`, `last` or `previous`; by default the one that the training kept."""
         system = zoo.from_config(self.config, self.shape)
         if checkpoint is None:
-            checkpoint = self.config.keep if self._checkpoint("best").is_file() else "last"
-        state = _read_state(self._checkpoint(checkpoint))
-        system.to(next(iter(state.weights.values())).dtype)
+            checkpoint = self.config.keep if self.checkpoint("best").is_file() else "last"
+        weights = self._weights(checkpoint)
         try:
-            system.load_state_dict(state.weights)
-        except RuntimeError as error:
-            raise RunError(f"the checkpoint of '{self.path}' is of another system: {' '.join(str(error).split())}") from None
+            system.to(next(iter(weights.values())).dtype)
+            system.load_state_dict(weights)
+        except (RuntimeError, StopIteration, AttributeError, TypeError) as error:
+            raise RunError(f"the checkpoint of '{self.path}' is of another system: {words(error)}") from None
         return system.eval()
+
+    def _weights(self, checkpoint: str) -> dict[str, Tensor]:
+        if checkpoint != "best":
+            return self.state(checkpoint).weights
+        try:
+            return dict(self._read("best", WEIGHTS)["weights"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"'{self.checkpoint('best')}' holds no weights: {words(error)}") from None
 
     def history(self) -> list[Epoch]:
         """The finished epochs."""
-        return _read_state(self._checkpoint("last")).history
+        return self.state().history
 
     def write_results(self, results: Sequence[Result]) -> None:
         """results.json: a list of {name, estimate, se, num_data, num_particles, seconds}; null where not defined."""
         rows = [{k: None if _undefined(v) else v for k, v in asdict(result).items()} for result in results]
-        write_whole(self.path / "results.json", lambda file: file.write_text(json.dumps(rows, indent=2) + "\n"))
+        guarded(self.path / "results.json", lambda file: file.write_text(json.dumps(rows, indent=2) + "\n"))
 
     def results(self) -> list[Result]:
         """What results.json holds; empty before an evaluation."""
@@ -119,7 +169,8 @@ class Run:
         except (ValueError, TypeError) as error:
             raise RunError(f"'{file}' cannot be read: {error}") from None
 
-    def _checkpoint(self, name: str) -> Path:
+    def checkpoint(self, name: str) -> Path:
+        """The file of `last`, `previous` or `best`."""
         return self.path / "checkpoints" / f"{name}.safetensors"
 
 
@@ -136,20 +187,7 @@ def write_config(path: Path, config: RunConfig, splits: Splits) -> None:
     """config.yaml: the settings, and the record of what they were used on and with."""
     record = {"fingerprint": splits.fingerprint, "shape": list(splits.train.shape), "versions": versions()}
     text = yaml.safe_dump({**config.to_dict(), **record}, sort_keys=False)
-    write_whole(path / "config.yaml", lambda file: file.write_text(text))
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name, flush it to disk, and only then put it in place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    guarded(path / "config.yaml", lambda file: file.write_text(text))
 
 
 def versions() -> dict[str, str]:
@@ -158,48 +196,14 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def _write_state(path: Path, state: State) -> None:
-    tensors: dict[str, Tensor] = {}
-    parts = {"weights": state.weights, "optimizer": state.optimizer, "random": state.random}
-    content = {name: _take_tensors(value, name, tensors) for name, value in parts.items()}
-    content["history"] = [asdict(epoch) for epoch in state.history]
-    write_whole(path, lambda file: save_file(tensors, file, metadata={"state": json.dumps(content)}))
-
-
-def _read_state(path: Path) -> State:
-    if not path.is_file():
-        raise RunError(f"there is no checkpoint '{path}': the run has not finished an epoch")
-    try:
-        with safe_open(path, framework="pt") as file:
-            content = json.loads(file.metadata()["state"])
-            parts = {name: _put_tensors(content[name], file.get_tensor) for name in ("weights", "optimizer", "random")}
-        history = [Epoch(**row) for row in content["history"]]
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
-        raise RunError(f"the checkpoint '{path}' cannot be read: {error}") from None
-    return State(parts["weights"], parts["optimizer"], parts["random"], history)
-
-
-def _take_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """`value` with its tensors moved to `tensors` and a mark in their place, ready for JSON."""
-    if isinstance(value, Tensor):
-        tensors[name] = value.detach().cpu().contiguous().clone()
-        return {"tensor": name}
-    if isinstance(value, dict):
-        return {"dict": [[key, _take_tensors(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
-    if isinstance(value, list | tuple):
-        return {"list": [_take_tensors(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]}
-    return {"value": value}
-
-
-def _put_tensors(content: Any, tensor: Callable[[str], Tensor]) -> Any:
-    (kind, value), *_ = content.items()
-    if kind == "tensor":
-        return tensor(value)
-    if kind == "dict":
-        return {key: _put_tensors(item, tensor) for key, item in value}
-    if kind == "list":
-        return [_put_tensors(item, tensor) for item in value]
-    return value
+def _state_of(content: Any) -> State:
+    """The inverse of what `Run.save` keeps."""
+    history = [Epoch(**row) for row in content["history"]]
+    parts = {name: content[name] for name in ("weights", "optimizer", "random", "best_weights", "best_epoch")}
+    state = State(**parts, history=history, progressed=Progressed(**content["progressed"]))
+    if state.best_weights is None:
+        state.best_weights = state.weights
+    return state
 
 
 def _undefined(value: object) -> bool:

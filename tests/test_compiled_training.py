@@ -14,7 +14,7 @@ from pyro.infer import SVI
 from torch import Tensor, nn
 
 import pyroae
-from pyroae import TraceELBO, training, zoo
+from pyroae import TraceELBO, trainer, training, zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.compiler import Compiled
 from pyroae.config import TrainConfig
@@ -23,6 +23,8 @@ from pyroae.evaluation import likelihood
 from pyroae.nn import MLP
 from pyroae.objectives import OBJECTIVES
 from pyroae.program import bound_of
+from pyroae.states import State
+from pyroae.trainer import Step
 
 Make = Any
 
@@ -128,7 +130,7 @@ def test_fit_gives_the_weights_of_eager_training(name: str) -> None:
 def test_a_compiled_training_goes_on_bit_for_bit(optimizer: str) -> None:
     config = TrainConfig(epochs=4, batch_size=10, compile=True, optimizer=optimizer)
     x = data().float()
-    states: list[training.State] = []
+    states: list[State] = []
     whole, again = small().float(), small().float()
     training.fit(whole, x, config=config, on_epoch=states.append, progress=False)
     training.fit(again, x, config=config, state=states[1], progress=False)
@@ -153,7 +155,7 @@ def test_short_trainings_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("pyroae.compiler.inductor", recorded)
     training.fit(small(), data(), config=TrainConfig(epochs=2, batch_size=10), progress=False)
     assert not made
-    monkeypatch.setattr(training, "COMPILE_FROM_STEPS", 10)
+    monkeypatch.setattr(trainer, "COMPILE_FROM_STEPS", 10)
     training.fit(small(), data(), config=TrainConfig(epochs=2, batch_size=10), progress=False)
     assert len(made) == 1
     with pytest.raises(ConfigError, match="compile takes auto, true or false, not 'yes'"):
@@ -287,7 +289,7 @@ def _train_shared(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.set_default_dtype(torch.float64)
     system, x = small(), data()
-    step = training.Step(system, TraceELBO(), None)
+    step = Step(system, TraceELBO(), None)
     step.graphs = Compiled(system, TraceELBO(), backend="eager")
     shared = nn.parallel.DistributedDataParallel(step)
     optimizer = torch.optim.Adam(system.parameters(), lr=0.02)

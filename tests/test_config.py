@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from pyroae import config, nn, objectives, sources, training, zoo
+from pyroae import config, nn, objectives, optimizers, sources, zoo
 from pyroae.config import RunConfig, TrainConfig, read_yaml
 from pyroae.data import load
 from pyroae.errors import ConfigError
@@ -32,6 +32,11 @@ OTHER: dict[str, Any] = {
     "seed": 5,
     "accelerator": "cpu",
     "precision": "64-true",
+    "devices": 2,
+    "num_nodes": 3,
+    "strategy": "ddp",
+    "nonfinite": "skip",
+    "save_minutes": 0.5,
     "system": "sparse-ae",
     "data": "some file, with: signs.csv",
     "data_root": "elsewhere",
@@ -217,7 +222,7 @@ def test_every_binarization_is_known_to_load() -> None:
 
 def test_every_schedule_is_known_to_training() -> None:
     """An unknown one is constant: each of the others must differ from that somewhere."""
-    late = {name: training.schedule(name, 0.9) for name in config.SCHEDULES}
+    late = {name: optimizers.schedule(name, 0.9) for name in config.SCHEDULES}
     assert len(set(late.values())) == len(config.SCHEDULES)
     assert late["constant"] == 1
 

@@ -27,7 +27,8 @@ from pyroae.lifting import NotLiftedError, lifted
 from pyroae.nn import MLP
 from pyroae.objectives import OBJECTIVES, TraceELBO
 from pyroae.objectives.named import iwae
-from pyroae.training import FitResult, State
+from pyroae.states import State
+from pyroae.trainer import FitResult
 from tests.systems import DISCRETE, SYSTEMS, D
 
 SEEDS = (3, 4, 5)

@@ -21,7 +21,8 @@ from pyroae.config import RunConfig, TrainConfig, pair_of
 from pyroae.data import Splits
 from pyroae.objectives import OBJECTIVES, AnalyticKL, BetaELBO, Objective, ObjectiveBase, parse_objective
 from pyroae.testing import check_objective
-from pyroae.training import FitResult, fit
+from pyroae.trainer import FitResult
+from pyroae.training import fit
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = DOCS / "estimators"

@@ -20,7 +20,7 @@ from pyroae.autoencoder import Autoencoder
 from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError
 from pyroae.evaluation.diagnostics import Diagnostics, diagnose
 from pyroae.nn import MLP, Conv, Linear
-from pyroae.training import Epoch
+from pyroae.states import Epoch
 
 SHAPE = (4, 5)
 SMALL = MLP((7,))

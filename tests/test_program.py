@@ -22,7 +22,7 @@ from pyroae.data import Arguments, served
 from pyroae.errors import ConfigError, DataError, ProgramError
 from pyroae.objectives import OBJECTIVES
 from pyroae.program import KLWeight
-from pyroae.training import FitResult
+from pyroae.trainer import FitResult
 from pyroae.weights import LogWeights, fork_random, log_weights, reduce_log_weights, run
 
 PEOPLE, REPEATS, KINDS = 60, 4, 3

@@ -13,8 +13,10 @@ from pyroae.config import RunConfig
 from pyroae.data import Splits, load
 from pyroae.errors import ConfigError, RunError
 from pyroae.evaluation.summary import Result
-from pyroae.runs import Run, device_of, write_whole
-from pyroae.training import State, fit
+from pyroae.files import write_whole
+from pyroae.runs import Run, device_of
+from pyroae.states import State
+from pyroae.training import fit
 
 CONFIG = RunConfig(latent=2, hidden=(10,), epochs=3)
 
@@ -84,7 +86,7 @@ def test_taken_missing_and_broken(run: Run, splits: Splits, tmp_path: Path) -> N
     assert (tmp_path / "file").read_text() == "mine"
     checkpoint = run.path / "checkpoints" / "last.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(RunError, match=r"last\.safetensors' cannot be read"):
+    with pytest.raises(RunError, match=r"last\.safetensors' is damaged, .*; the checkpoint 'previous', of the end of epoch 2, is whole"):
         run.state()
     (run.path / "config.yaml").write_text("latent: [")
     with pytest.raises(RunError, match=r"cannot be used: the configuration .* is not YAML"):
@@ -103,7 +105,7 @@ def test_overwriting_removes_the_run_and_nothing_else(run: Run, splits: Splits) 
     fresh = Run.create(run.path, CONFIG, splits, overwrite=True)
     assert (run.path / "notes.txt").read_text() == "mine"
     assert fresh.results() == []
-    with pytest.raises(RunError, match="the run has not finished an epoch"):
+    with pytest.raises(RunError, match="nothing has been saved there"):
         fresh.state()
 
 

@@ -23,8 +23,10 @@ from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.likelihood import log_likelihood
 from pyroae.nn import MLP
 from pyroae.objectives import OBJECTIVES, AnalyticKL, TraceELBO
+from pyroae.optimizers import schedule
 from pyroae.program import KLWeight
-from pyroae.training import State, fit, schedule
+from pyroae.states import State
+from pyroae.training import fit
 from tests.systems import SYSTEMS
 
 LONG = TrainConfig(epochs=400, lr=1e-2, schedule="cosine", batch_size=100)
@@ -304,7 +306,7 @@ def test_a_loss_that_becomes_nan(digits: Dataset, epochs_before: int) -> None:
         good.append(state.weights)
 
     with pytest.raises(
-        NonFiniteLossError, match=rf"NaN or infinite at step {poison + 1}, in epoch {epochs_before + 1}; the .* kept"
+        NonFiniteLossError, match=rf"NaN or infinite at step {poison + 1}, in epoch {epochs_before + 1}, on a batch .* kept"
     ):
         fit(system, digits, Poisoned(), config, on_epoch=keep, progress=False)
     assert len(good) == epochs_before + 1

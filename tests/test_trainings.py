@@ -75,7 +75,7 @@ def test_budgets_match_trainings(digits: Splits, monkeypatch: pytest.MonkeyPatch
     assert [o.steps for o in by_evaluations] == [75, 18]
     assert by_evaluations[1].evaluations <= spent < by_evaluations[1].evaluations + 400
     clock = iter(range(10**6))
-    monkeypatch.setattr("pyroae.training.time.monotonic", lambda: next(clock) / 10)
+    monkeypatch.setattr("pyroae.trainer.time.monotonic", lambda: next(clock) / 10)
     (by_seconds,) = compared(digits, ("iwae",), ks=(1,), seeds=(0,), budget=Budget("seconds", 3.0)).outcomes
     assert 3.0 <= by_seconds.seconds < 3.4
     assert by_seconds.steps > 15

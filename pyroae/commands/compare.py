@@ -15,11 +15,12 @@ from rich.table import Table
 
 from pyroae.budget import Budget
 from pyroae.commands.study import EXTENDED, Study, StudyConfig, refuse_other, settings_of
-from pyroae.commands.work import compared, guarded, save, say
+from pyroae.commands.work import compared, save, say
 from pyroae.comparison_plots import differences, learning_curves
 from pyroae.errors import ConfigError, RunError
 from pyroae.evaluation.comparison import Cell, Comparison, Entry, Outcome, Row, indistinct
 from pyroae.evaluation.trainings import Scoring
+from pyroae.files import guarded
 from pyroae.inference_data import comparison_to_datatree
 
 

@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pyroae.commands.work import compared, guarded, part_of, save, say
+from pyroae.commands.work import compared, part_of, save, say
 from pyroae.config import objectives_in
 from pyroae.errors import ConfigError, RunError, unknown_name
 from pyroae.evaluation.gradients import measure_slopes
 from pyroae.evaluation.groups import parameter_groups
 from pyroae.evaluation.slopes import SNRCurve
 from pyroae.evaluation.statistics import BATCHES, GradientStatistics
+from pyroae.files import guarded
 from pyroae.inference_data import gradients_to_datatree
 from pyroae.laboratory_plots import gradient_curves
 from pyroae.objectives import ELBO, AnalyticKL, Objective, ObjectiveBase, parse_objective

@@ -12,14 +12,15 @@ from rich.table import Table
 from torch import Tensor
 
 from pyroae import likelihood_plots, plots
-from pyroae.commands.work import at_least_one, evaluate_run, guarded, part_of, resume_run, save, say, splits_of, train_run
+from pyroae.commands.work import at_least_one, evaluate_run, part_of, resume_run, save, say, splits_of, train_run
 from pyroae.config import RunConfig
 from pyroae.errors import ConfigError
 from pyroae.evaluation.summary import Evaluation, EvaluationSettings
+from pyroae.files import guarded
 from pyroae.inference_data import to_datatree
 from pyroae.report import write_report
 from pyroae.runs import Run, refuse_taken
-from pyroae.training import FitResult
+from pyroae.trainer import FitResult
 
 
 def demo(out: str, overwrite: bool, epochs: int, num_particles: int) -> None:
@@ -44,12 +45,14 @@ def demo(out: str, overwrite: bool, epochs: int, num_particles: int) -> None:
     say(f"pictures: {study}/figures, {study}/*/figures; a page a run: {study}/*/report.html; DataTree: {study}/*/evaluation.nc")
 
 
-def train(settings: dict[str, Any], out: str | None, overwrite: bool, resume: str | None) -> None:
+def train(settings: dict[str, Any], out: str | None, overwrite: bool, resume: str | None, checkpoint: str | None) -> None:
     """Train, or go on with, a run; prints the bound of the weights that were kept."""
+    if checkpoint is not None and resume is None:
+        raise ConfigError("--checkpoint says from where --resume goes on: name the run with --resume RUN")
     if resume is not None:
         if overwrite or (resume and out is not None and Path(out) != Path(resume)) or not (resume or out):
             raise ConfigError("--resume goes on with one run in its own directory: name that, and leave out --overwrite")
-        run, result = resume_run(Run(resume or str(out)), settings)
+        run, result = resume_run(Run(resume or str(out)), settings, checkpoint or "last")
     else:
         if out is None:
             raise ConfigError("give --out, the run directory to write")
@@ -58,7 +61,9 @@ def train(settings: dict[str, Any], out: str | None, overwrite: bool, resume: st
     stopped = "stopped early; " if result.stopped_early else ""
     bound = last.valid_nelbo if result.best_epoch else last.train_nelbo
     which = "validation" if result.best_epoch else "training"
-    say(f"{stopped}epoch {last.epoch}: {which} negative bound {bound:.3f} nats per datum, {result.seconds:.1f} s; {run.path}")
+    skipped = f"; {result.skipped} steps were left out, their loss or gradient not finite" if result.skipped else ""
+    seconds = f"{result.seconds:.1f} s"
+    say(f"{stopped}epoch {last.epoch}: {which} negative bound {bound:.3f} nats per datum, {seconds}; {run.path}{skipped}")
 
 
 def sample(run_directory: str, num: int, noise: bool, seed: int, out: str | None) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from pyroae import zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.budget import ENDLESS, Budget
-from pyroae.commands.work import guarded, splits_of
+from pyroae.commands.work import say, splits_of
 from pyroae.config import PER_TRAINING, RunConfig, read_yaml
 from pyroae.data import Splits
 from pyroae.errors import ConfigError, DataError, NonFiniteLossError, RunError
@@ -37,8 +37,11 @@ from pyroae.evaluation.trainings import (
     outcome_of,
     parts_of,
 )
+from pyroae.files import guarded
+from pyroae.keeper import Keeper
 from pyroae.objectives import parse_objective
 from pyroae.runs import Run, versions
+from pyroae.states import State
 from pyroae.training import fit
 
 FIGURES = ("nelbo", "rate", "distortion", "active_units")
@@ -171,18 +174,20 @@ class Study:
         config = self.config.run_config(cell, len(self.train))
         run, going_on = self._open(cell, config)
         curve = Curve(self._system(config), self._along(), cell, config.training, len(self.train))
-        state = run.state() if going_on else None
+        state = _state(run) if going_on else None
         if state is not None:
-            curve.points = [p for p in _read_curve(run.path / "curve.csv") if p.step <= state.history[-1].step]
+            curve.points = [p for p in _read_curve(run.path / "curve.csv") if p.step <= state.progressed.step]
 
-        def keep(after: Any) -> None:
-            curve.after_epoch(after)
-            guarded(run.path / "curve.csv", lambda file: _write_curve(file, curve.points))
+        def save_state(after: State) -> None:
+            if not after.progressed.position:
+                curve.after_epoch(after)
+                guarded(run.path / "curve.csv", lambda file: _write_curve(file, curve.points))
             run.save(after)
 
         try:
             objective = parse_objective(cell.objective, cell.num_particles)
-            result = fit(curve.system, self.splits, objective, config.training, state=state, on_epoch=keep)
+            with Keeper(save_state, f"pyroae compare --resume {self.path}", config.save_minutes) as keeper:
+                result = fit(curve.system, self.splits, objective, config.training, state=state, on_epoch=keeper)
             row = result.history[-1]
             curve.add(row.epoch, row.step, row.seconds)
             x, scoring = first_of(self.held_out, self.config.scoring.num_data), self.config.scoring
@@ -207,7 +212,7 @@ class Study:
     def _open(self, cell: Cell, config: RunConfig) -> tuple[Run, bool]:
         """The run of a cell, and whether it goes on from a checkpoint."""
         path = self.place(cell)
-        if (path / "checkpoints" / "last.safetensors").is_file():
+        if (path / "config.yaml").is_file() and Run(path).has_begun:
             run = Run(path)
             if run.config != config:
                 raise ConfigError(f"the settings of '{path}' are not those of the study: remove it to train it again")
@@ -221,6 +226,19 @@ class Study:
 
     def _along(self) -> torch.Tensor:
         return first_of(self.held_out if self.valid is None else self.valid, CURVE_DATA)
+
+
+def _state(run: Run) -> State:
+    """Where a training goes on: from the state before, where the last one is damaged; it comes to the same."""
+    try:
+        return run.state()
+    except RunError as error:
+        try:
+            state = run.state("previous")
+        except RunError:
+            raise error from None
+        say(f"{error}: going on from {state.where()}")
+        return state
 
 
 def refuse_other(path: Path, overwrite: bool) -> None:

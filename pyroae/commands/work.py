@@ -2,28 +2,37 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyroae import likelihood_plots, plots, zoo
 from pyroae.autoencoder import Autoencoder
-from pyroae.config import RunConfig, check_objective_names
+from pyroae.config import WHERE, RunConfig, check_objective_names
 from pyroae.data import Dataset, Splits, load
 from pyroae.errors import ConfigError, DataError, PyroaeError, RunError
 from pyroae.evaluation.summary import Evaluation, EvaluationSettings
 from pyroae.evaluation.summary import evaluate as evaluate_system
+from pyroae.fabric import launched
+from pyroae.files import guarded
 from pyroae.inference_data import to_datatree
+from pyroae.keeper import Keeper
 from pyroae.likelihoods import Bernoulli
 from pyroae.objectives import parse_objective
+from pyroae.objectives.base import ObjectiveBase
+from pyroae.processes import is_first
 from pyroae.report import write_report
-from pyroae.runs import Run, device_of, refuse_taken, write_whole
-from pyroae.training import FitResult, check, check_data, fit
+from pyroae.runs import Run, device_of, refuse_taken, versions
+from pyroae.states import State
+from pyroae.trainer import FitResult
+from pyroae.training import check, check_data, fit
 
 
 def splits_of(config: RunConfig, data: str | None = None) -> Splits:
@@ -44,34 +53,68 @@ def splits_of(config: RunConfig, data: str | None = None) -> Splits:
 def train_run(config: RunConfig, path: Path, overwrite: bool) -> tuple[Run, FitResult]:
     """A new run, trained; everything is refused before the directory is made."""
     refuse_taken(path, overwrite)
-    splits = splits_of(config)
-    torch.manual_seed(config.seed)
-    system = zoo.from_config(config, splits.train)
-    objective = parse_objective(config.estimator, config.num_particles)
+    splits, system, objective = _prepared(config)
     check(system, splits.train, splits.valid, objective, config.training)
-    run = Run.create(path, config, splits, overwrite=overwrite)
-    result = fit(system, splits, objective, config.training, on_epoch=run.save)
-    draw_curves(run, result)
-    return run, result
+    fabric = launched(config.training)
+    if fabric.is_global_zero:
+        Run.create(path, config, splits, overwrite=overwrite)
+    fabric.barrier()
+    run = Run(path)
+    return run, _trained(run, system, splits, objective, fabric, None)
 
 
-def resume_run(run: Run, settings: dict[str, Any]) -> tuple[Run, FitResult]:
-    """A run, gone on with from its last epoch. Raises ConfigError for settings that differ."""
-    state = run.state()
+def resume_run(run: Run, settings: dict[str, Any], checkpoint: str) -> tuple[Run, FitResult]:
+    """A run, gone on with from where it was saved. Raises ConfigError for settings that differ."""
     config = RunConfig.from_mapping({**run.config.to_dict(), **settings})
     for name, value in config.to_dict().items():
-        if name not in ("epochs", "accelerator", "data_root") and value != run.config.to_dict()[name]:
+        if name not in (*WHERE, "epochs") and value != run.config.to_dict()[name]:
             raise ConfigError(f"--resume goes on with the settings of the run: {name} is {run.config.to_dict()[name]} there")
-    if len(state.history) >= config.epochs:
+    state = run.state(checkpoint) if run.has_begun else None
+    if state is not None and len(state.history) >= config.epochs:
         raise ConfigError(f"the run '{run.path}' has finished its {config.epochs} epochs: give more --epochs to go on")
-    splits = splits_of(config)
+    splits, system, objective = _prepared(config)
     same_data(run, splits)
-    system = zoo.from_config(config, splits.train)
-    objective = parse_objective(config.estimator, config.num_particles)
-    run.write_config(config, splits)
-    result = fit(system, splits, objective, config.training, state=state, on_epoch=run.save)
-    draw_curves(run, result)
-    return run, result
+    if state is not None:
+        fits(run, state, system)
+    fabric = launched(config.training)
+    if fabric.is_global_zero and config != run.config:
+        run.write_config(config, splits)
+    run.config = config
+    for name, now in versions().items():
+        if run.versions.get(name, now) != now:
+            say(f"the run is of {name} {run.versions[name]}, this is {now}: from here on figures may differ")
+    return run, _trained(run, system, splits, objective, fabric, state)
+
+
+def fits(run: Run, state: State, system: Autoencoder) -> None:
+    """Raises RunError where a state is of another system."""
+    wanted = {name: tuple(v.shape) for name, v in system.state_dict().items()}
+    if wanted != {name: tuple(v.shape) for name, v in state.weights.items()}:
+        raise RunError(f"the checkpoint of '{run.path}' is of another system: its weights have other names or shapes")
+
+
+def _prepared(config: RunConfig) -> tuple[Splits, Autoencoder, ObjectiveBase]:
+    splits = splits_of(config)
+    torch.manual_seed(config.seed)
+    return splits, zoo.from_config(config, splits.train), parse_objective(config.estimator, config.num_particles)
+
+
+def _trained(
+    run: Run, system: Autoencoder, splits: Splits, objective: ObjectiveBase, fabric: Fabric, state: State | None
+) -> FitResult:
+    """The training itself: one process has the directory, and saves."""
+    first, config = fabric.is_global_zero, run.config
+    with run.locked() if first else nullcontext():
+        save_state = run.save if first else _nothing
+        with Keeper(save_state, f"pyroae train --resume {run.path}", config.save_minutes) as keeper:
+            result = fit(system, splits, objective, config.training, state=state, on_epoch=keeper)
+        if first:
+            draw_curves(run, result)
+    return result
+
+
+def _nothing(state: State) -> None:
+    """What processes other than the first do with a state."""
 
 
 def same_data(run: Run, splits: Splits) -> None:
@@ -214,14 +257,6 @@ def save(figure: Figure, path: Path) -> None:
     guarded(path, lambda file: figure.savefig(file, dpi=150))
 
 
-def guarded(path: Path, write: Any) -> None:
-    """Write a file whole or not at all. Raises RunError where it cannot be written."""
-    try:
-        write_whole(path, write)
-    except OSError as error:
-        raise RunError(f"cannot write '{path}': {error.strerror or error}") from None
-
-
 def compared(names: Sequence[str], ks: Sequence[int]) -> None:
     """Raises ConfigError for objectives, to be compared at each K, that do not exist or have a K of their own."""
     for name in names:
@@ -239,5 +274,6 @@ def at_least_one(name: str, value: int) -> None:
 
 
 def say(text: str) -> None:
-    """One line of what a command has to say."""
-    print(text, file=sys.stdout, flush=True)
+    """One line of what a command has to say, of several processes once."""
+    if is_first():
+        print(text, file=sys.stdout, flush=True)

@@ -284,7 +284,7 @@ class Checkpoint:
     def _write(self, current: dict[str, Tensor], done: int) -> None:
         if self.path is None:
             return
-        from pyroae.runs import write_whole
+        from pyroae.files import write_whole
 
         tensors = {**current, **{f"block/{i}/{k}": v for i, found in enumerate(self.finished) for k, v in found.items()}}
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}

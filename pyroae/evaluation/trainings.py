@@ -23,7 +23,9 @@ from pyroae.evaluation.likelihood import LikelihoodEstimate, check_proposal, log
 from pyroae.objectives.base import ObjectiveBase
 from pyroae.program import System, system_of
 from pyroae.progress import Progress
-from pyroae.training import FitResult, State, check, data_for, fit
+from pyroae.states import State
+from pyroae.trainer import FitResult
+from pyroae.training import check, data_for, fit
 from pyroae.weights import Program, evaluating, fork_random, log_weights, run
 
 CURVE_POINTS, CURVE_DATA, CURVE_PARTICLES = 40, 500, 64

@@ -1,0 +1,53 @@
+"""What made a loss NaN or infinite: the first site, in the order of the programs, and the data that it is of."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyroae.program import System
+from pyroae.weights import Traces, log_density, run
+
+
+@dataclass(frozen=True)
+class Blame:
+    """Where the first number is that is not finite. site: None where no site alone is to blame. rows: of the batch."""
+
+    text: str
+    site: str | None = None
+    rows: tuple[int, ...] = ()
+
+
+def blame(system: nn.Module, args: tuple[Any, ...], num_particles: int) -> Blame:
+    """The first thing that is not finite in a run of guide and model: a weight, a value, or a log-density."""
+    for name, parameter in system.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return Blame(f"the weights '{name}' were no longer finite, made so by the gradient of the step before")
+    programs = cast(System, system)
+    with torch.no_grad(), pyro.validation_enabled(False):
+        try:
+            traces = run(programs.model, programs.guide, args, {}, num_particles)
+        except (ValueError, RuntimeError) as error:
+            return Blame(f"the programs fail there: {' '.join(str(error).split())[:200]}")
+        return _first(traces) or Blame("no single site is, but their sum or its gradient")
+
+
+def _first(traces: Traces) -> Blame | None:
+    for program, trace in (("guide", traces.guide), ("model", traces.model)):
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample" or not isinstance(site["value"], Tensor):
+                continue
+            if program == "guide" or site["is_observed"]:
+                value = site["value"]
+                if value.is_floating_point() and not torch.isfinite(value).all():
+                    return Blame(f"the site '{name}' of the {program} is not finite", name)
+            density = log_density(name, site)
+            if not torch.isfinite(density).all():
+                bad = (~torch.isfinite(density)).to(torch.float64)
+                rows: tuple[int, ...] = ()
+                if traces.is_local(site):
+                    rows = tuple(traces.reduce(site, bad, 1.0).sum(0).nonzero().flatten().tolist())
+                return Blame(f"the site '{name}' of the {program} has no finite log-density", name, rows)
+    return None
