@@ -1,5 +1,6 @@
 """Lightning Fabric on the devices of a configuration, and tensors that its processes hold in parts."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -16,7 +17,7 @@ from pyroae.processes import Share
 
 def fabric_of(config: TrainConfig) -> Fabric:
     """Lightning Fabric on the devices and in the precision of a configuration. Raises ConfigError where it has none."""
-    strategy: Any = _fully_sharded() if config.strategy == "fsdp" else config.strategy
+    strategy: Any = _fully_sharded(config) if config.strategy == "fsdp" else config.strategy
     settings: Any = {"devices": config.devices, "num_nodes": config.num_nodes, "precision": config.precision}
     try:
         return Fabric(accelerator=config.accelerator, strategy=strategy, **settings)
@@ -29,6 +30,8 @@ def fabric_of(config: TrainConfig) -> Fabric:
 
 def launched(config: TrainConfig) -> Fabric:
     """Fabric with its processes started, those that torchrun or SLURM has not started already. Raises ConfigError."""
+    for name in ("lightning.fabric", "lightning_fabric"):  # its banner of registered processes
+        logging.getLogger(name).setLevel(logging.WARNING)
     fabric = fabric_of(config)
     try:
         fabric.launch()
@@ -99,7 +102,7 @@ def _like(value: Tensor, own: Any) -> Tensor:
     return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
 
 
-def _fully_sharded() -> Any:
+def _fully_sharded(config: TrainConfig) -> Any:
     """FSDP of torch, in its second form, which runs on CPUs too."""
     from lightning_fabric.strategies import ModelParallelStrategy
 
@@ -109,4 +112,5 @@ def _fully_sharded() -> Any:
         fully_shard(module, mesh=mesh["data_parallel"])
         return module
 
-    return ModelParallelStrategy(cast(Any, parallel), data_parallel_size="auto", tensor_parallel_size=1)
+    devices = config.devices if config.devices > 0 else max(1, torch.cuda.device_count())
+    return ModelParallelStrategy(cast(Any, parallel), data_parallel_size=devices * config.num_nodes, tensor_parallel_size=1)

@@ -270,7 +270,7 @@ class Trainer:
         graphs, self.raw.graphs = self.raw.graphs, self.raw.graphs if size == self.config.batch_size else None
         try:
             with pyro.validation_enabled(step == 0):
-                return self._eager_step(args, kl_weight, num_data / self.share.weight(size))
+                return self._eager_step(args, kl_weight, self.share.weight(size) / num_data)
         finally:
             self.raw.graphs = graphs
 
@@ -292,14 +292,14 @@ class Trainer:
         self.compile_seconds += time.monotonic() - begun
         return loss
 
-    def _eager_step(self, args: tuple[Tensor, ...], kl_weight: float | None, divisor: float) -> Tensor:
+    def _eager_step(self, args: tuple[Tensor, ...], kl_weight: float | None, factor: float) -> Tensor:
         config, values = self.config, []
 
         def closure() -> Tensor:
             self.optimizer.zero_grad()
             value, surrogate = self.step(*args, kl_weight=kl_weight)
-            values.append(-value.detach() / divisor)
-            loss = -surrogate / divisor
+            values.append(-value.detach() * factor)
+            loss = -surrogate * factor
             self.fabric.backward(loss)
             if config.grad_clip is not None:
                 self.fabric.clip_gradients(self.step, self.optimizer, max_norm=config.grad_clip, error_if_nonfinite=False)
