@@ -143,6 +143,11 @@ def make_parser() -> Parser:
     _run_options(encode)
     encode.add_argument("--out", metavar="FILE", help=".npy, .csv or .nc (default: RUN/latents.csv)")
 
+    reproduce = _command(commands, "reproduce", "train and evaluate a run again from its directory; compare every figure")
+    reproduce.add_argument("run_directory", metavar="RUN", help="directory of a run that was evaluated")
+    reproduce.add_argument("--out", metavar="RUN", help="run directory to write (default: RUN-again)")
+    reproduce.add_argument("--overwrite", action="store_true", help="replace the run that is there")
+
     report = _command(commands, "report", "one HTML page of a run: settings, results, figures")
     report.add_argument("run_directory", metavar="RUN", help="directory of a trained run")
     return parser

@@ -94,10 +94,11 @@ def read_tensors(path: Path, kind: str) -> Any:
 def locked(directory: Path, what: str) -> Iterator[None]:
     """A context in which no other process has the directory; what killed ones left half-written is removed.
 
-    Raises RunError where another process has it, or it cannot be written to.
+    It is made where it is missing. Raises RunError where another process has it, or it cannot be written to.
     """
     lock = FileLock(directory / LOCK)
     try:
+        directory.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise RunError(f"another process is writing to the {what} '{directory}'") from None

@@ -5,7 +5,6 @@ import math
 import platform
 import shutil
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -21,12 +20,15 @@ from pyroae.config import WHERE, RunConfig
 from pyroae.data import Splits
 from pyroae.errors import ConfigError, RunError
 from pyroae.evaluation.summary import Result
-from pyroae.files import guarded, locked, read_tensors, words, write_tensors
+from pyroae.files import guarded, read_tensors, words, write_tensors
 from pyroae.states import Epoch, Progressed, State, write_csv
 
 STATE, WEIGHTS = "state of a training", "weights"
 """The kinds of the files in checkpoints/."""
-_CONTENTS = ("config.yaml", "metrics.csv", "checkpoints", "results.json", "evaluation.nc", "figures", "report.html")
+_CONTENTS = (
+    *("config.yaml", "metrics.csv", "checkpoints", "results.json", "evaluation.nc", "evaluation.yaml", "figures"),
+    "report.html",
+)
 
 
 class Run:
@@ -62,10 +64,6 @@ class Run:
         except OSError as error:
             raise RunError(f"cannot write to '{path}': {error.strerror}") from None
         return cls(path)
-
-    def locked(self) -> AbstractContextManager[None]:
-        """A context in which no other process writes to the run. Raises RunError where one does."""
-        return locked(self.path, "run")
 
     def write_config(self, config: RunConfig, splits: Splits) -> None:
         """Replace the settings, as when a run goes on for more epochs."""

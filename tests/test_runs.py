@@ -86,7 +86,9 @@ def test_taken_missing_and_broken(run: Run, splits: Splits, tmp_path: Path) -> N
     assert (tmp_path / "file").read_text() == "mine"
     checkpoint = run.path / "checkpoints" / "last.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(RunError, match=r"last\.safetensors' is damaged, .*; the checkpoint 'previous', of the end of epoch 2, is whole"):
+    with pytest.raises(
+        RunError, match=r"last\.safetensors' is damaged, .*; the checkpoint 'previous', of the end of epoch 2, is whole"
+    ):
         run.state()
     (run.path / "config.yaml").write_text("latent: [")
     with pytest.raises(RunError, match=r"cannot be used: the configuration .* is not YAML"):

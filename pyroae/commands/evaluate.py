@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +19,7 @@ from pyroae.evaluation.ais import AISSettings
 from pyroae.evaluation.likelihood import LikelihoodEstimate
 from pyroae.evaluation.streams import LEAST_FOR_PSIS
 from pyroae.evaluation.summary import Evaluation, EvaluationSettings
+from pyroae.files import guarded
 from pyroae.runs import Run
 
 LABELS = {
@@ -46,6 +48,8 @@ LABELS = {
     "squared_error": "squared error",
 }
 COUNTS = ("active_units",)
+EVALUATION = "evaluation.yaml"
+"""The options of the last evaluation, by which `reproduce` repeats it."""
 
 
 def evaluate(
@@ -65,6 +69,8 @@ def evaluate(
     annealing: of AISSettings. part: data, split, num_data and checkpoint, as of other commands. An annealing that was stopped
     goes on when the same command is given again.
     """
+    given = {"method": method, "num_particles": num_particles, "tolerance": tolerance, "proposal": proposal, "retry": retry}
+    given |= {"seed": seed, "compile": compile, "annealing": annealing, **part}
     methods = None if method is None else tuple(name.strip() for name in method.split(","))
     along = AISSettings(**annealing)
     settings = EvaluationSettings(methods, num_particles, tolerance, proposal, retry, along, seed, compile=compile)
@@ -72,6 +78,7 @@ def evaluate(
     dataset = part_of(run, part["data"], part["split"], part["num_data"])
     folder = _folder(run, dataset, settings, part["checkpoint"])
     found = evaluate_run(run, dataset, replace(settings, checkpoints=folder), checkpoint=part["checkpoint"])
+    guarded(run.path / EVALUATION, lambda file: file.write_text(yaml.safe_dump(given, sort_keys=False)))
     shutil.rmtree(folder.parent, ignore_errors=True)
     say(f"{run.path}: {len(dataset)} data of {dataset.name}, {part['split']} part")
     Console().print(_table(found))

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pyroae.errors import ConfigError, DataError, PyroaeError, RunError
 from pyroae.evaluation.summary import Evaluation, EvaluationSettings
 from pyroae.evaluation.summary import evaluate as evaluate_system
 from pyroae.fabric import launched
-from pyroae.files import guarded
+from pyroae.files import guarded, locked
 from pyroae.inference_data import to_datatree
 from pyroae.keeper import Keeper
 from pyroae.likelihoods import Bernoulli
@@ -56,11 +56,12 @@ def train_run(config: RunConfig, path: Path, overwrite: bool) -> tuple[Run, FitR
     splits, system, objective = _prepared(config)
     check(system, splits.train, splits.valid, objective, config.training)
     fabric = launched(config.training)
-    if fabric.is_global_zero:
-        Run.create(path, config, splits, overwrite=overwrite)
-    fabric.barrier()
-    run = Run(path)
-    return run, _trained(run, system, splits, objective, fabric, None)
+    with _writing(fabric, path):
+        if fabric.is_global_zero:
+            Run.create(path, config, splits, overwrite=overwrite)
+        fabric.barrier()
+        run = Run(path)
+        return run, _trained(run, system, splits, objective, fabric, None)
 
 
 def resume_run(run: Run, settings: dict[str, Any], checkpoint: str) -> tuple[Run, FitResult]:
@@ -76,14 +77,20 @@ def resume_run(run: Run, settings: dict[str, Any], checkpoint: str) -> tuple[Run
     same_data(run, splits)
     if state is not None:
         fits(run, state, system)
-    fabric = launched(config.training)
-    if fabric.is_global_zero and config != run.config:
-        run.write_config(config, splits)
-    run.config = config
     for name, now in versions().items():
         if run.versions.get(name, now) != now:
             say(f"the run is of {name} {run.versions[name]}, this is {now}: from here on figures may differ")
-    return run, _trained(run, system, splits, objective, fabric, state)
+    fabric = launched(config.training)
+    with _writing(fabric, run.path):
+        if fabric.is_global_zero and config != run.config:
+            run.write_config(config, splits)
+        run.config = config
+        return run, _trained(run, system, splits, objective, fabric, state)
+
+
+def _writing(fabric: Fabric, path: Path) -> AbstractContextManager[None]:
+    """A context in which this process, the first one, has the directory."""
+    return locked(path, "run") if fabric.is_global_zero else nullcontext()
 
 
 def fits(run: Run, state: State, system: Autoencoder) -> None:
@@ -102,14 +109,12 @@ def _prepared(config: RunConfig) -> tuple[Splits, Autoencoder, ObjectiveBase]:
 def _trained(
     run: Run, system: Autoencoder, splits: Splits, objective: ObjectiveBase, fabric: Fabric, state: State | None
 ) -> FitResult:
-    """The training itself: one process has the directory, and saves."""
+    """The training itself: the first process saves."""
     first, config = fabric.is_global_zero, run.config
-    with run.locked() if first else nullcontext():
-        save_state = run.save if first else _nothing
-        with Keeper(save_state, f"pyroae train --resume {run.path}", config.save_minutes) as keeper:
-            result = fit(system, splits, objective, config.training, state=state, on_epoch=keeper)
-        if first:
-            draw_curves(run, result)
+    with Keeper(run.save if first else _nothing, f"pyroae train --resume {run.path}", config.save_minutes) as keeper:
+        result = fit(system, splits, objective, config.training, state=state, on_epoch=keeper)
+    if first:
+        draw_curves(run, result)
     return result
 
 

@@ -1,0 +1,98 @@
+"""What training on many images costs: measured scaling of processes on this machine, and projections with their arithmetic.
+
+    python -m benchmarks.cost [--seconds 6]
+
+Measures images a second of one process and of two that share batches (DDP, a thread each), the bytes of a checkpoint, and reading a
+memory-mapped stream. What is projected for GPUs rests on ASSUMED, which is printed beside it and not measured.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results" / "cost.json"
+ASSUMED = {"flops of a GPU": 67e12, "share of them reached": 0.25, "bytes a second of a node's disk": 3e9, "GPUs of a node": 8}
+"""An H100's peak in single precision outside its tensor cores (NVIDIA's data sheet), and what wide batches are hoped to reach."""
+SIZES = (10**6, 10**7, 10**8, 10**9)
+EPOCHS, FEATURES, WIDTHS, LATENT, BATCH = 50, 784, (400,), 20, 4096
+
+WORKER = """
+import json, sys, time
+import torch
+torch.set_num_threads(int(sys.argv[3]))
+from pyroae import TrainConfig, fit, zoo
+from pyroae.config import RunConfig
+from pyroae.data import Dataset
+from pyroae.processes import is_first
+from pyroae.states import State
+devices, seconds = int(sys.argv[1]), float(sys.argv[2])
+data = Dataset.from_array((torch.rand(32768, 784, generator=torch.Generator().manual_seed(0)) < 0.2).float())
+system = zoo.from_config(RunConfig(hidden=(400,), latent=20, likelihood="bernoulli"), data)
+config = TrainConfig(epochs=10**6, batch_size=4096, max_seconds=seconds, accelerator="cpu", devices=devices, compile=False)
+marks = []
+fit(system, data, config=config, on_epoch=lambda state: marks.append((state.progressed.step, state.progressed.seconds)), progress=False)
+if is_first():
+    (first, begun), (last, ended) = marks[0], marks[-1]
+    print(json.dumps({"images a second": (last - first) * 4096 / (ended - begun), "parameters": sum(p.numel() for p in system.parameters())}))
+"""
+
+
+def main() -> None:
+    """Measure, project, print, keep."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement (default: 6)")
+    seconds = parser.parse_args().seconds
+    rounds = [{name: _rate(*how, seconds) for name, how in _SUBJECTS.items()} for _ in range(3)]
+    measured = {name: sorted(r[name]["images a second"] for r in rounds) for name in _SUBJECTS}
+    parameters = int(rounds[0]["one process, one thread"]["parameters"])
+    found = {"images a second, three rounds": measured, "parameters": parameters, "assumed": ASSUMED, "projected": _projected(parameters)}
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    for name, values in measured.items():
+        print(f"{name}: {values[1]:,.0f} images a second ({values[0]:,.0f} to {values[2]:,.0f})")
+    print(json.dumps(found["projected"], indent=1))
+
+
+_SUBJECTS = {"one process, one thread": (1, 1), "one process, two threads": (1, 2), "two processes, a thread each": (2, 1)}
+
+
+def _rate(devices: int, threads: int, seconds: float) -> dict[str, float]:
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
+        script.write(WORKER)
+        script.flush()
+        command = [sys.executable, script.name, str(devices), str(seconds), str(threads)]
+        found = subprocess.run(
+            command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
+        )
+    told: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
+    return told
+
+
+def _projected(parameters: int) -> list[dict[str, float]]:
+    """For each number of images and GPUs: hours of arithmetic, of reading, of sharing gradients; memory."""
+    rows = []
+    for images in SIZES:
+        for gpus in (1, 8, 64):
+            nodes = max(1, gpus // int(ASSUMED["GPUs of a node"]))
+            flops = 6 * parameters * images * EPOCHS
+            arithmetic = flops / (ASSUMED["flops of a GPU"] * ASSUMED["share of them reached"] * gpus)
+            reading = images * FEATURES * EPOCHS / ASSUMED["bytes a second of a node's disk"]
+            rows.append(
+                {
+                    "images": images,
+                    "GPUs": gpus,
+                    "hours of arithmetic": arithmetic / 3600,
+                    "hours of reading, each node the whole stream": reading / 3600,
+                    "bytes of data": images * FEATURES,
+                    "bytes of weights, gradients and Adam's state, a GPU": 16 * parameters,
+                    "nodes": nodes,
+                }
+            )
+    return rows
+
+
+if __name__ == "__main__":
+    main()

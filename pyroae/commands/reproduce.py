@@ -1,0 +1,72 @@
+"""A run again, from its directory alone: trained, evaluated, and held against what it came to."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from pyroae.commands.evaluate import EVALUATION, evaluate
+from pyroae.commands.work import same_data, say, splits_of, train_run
+from pyroae.config import read_yaml
+from pyroae.errors import RunError
+from pyroae.evaluation.summary import Result
+from pyroae.runs import Run, refuse_taken, versions
+
+
+def reproduce(run_directory: str, out: str | None, overwrite: bool) -> None:
+    """Train a run again as its config.yaml says, evaluate it as its evaluation.yaml says, and compare results.json.
+
+    Raises RunError where a figure differs, by whatever little; seconds are not compared.
+    """
+    run = Run(run_directory)
+    options = _options(run)
+    path = Path(out) if out is not None else run.path.with_name(f"{run.path.name}-again")
+    refuse_taken(path, overwrite)
+    same_data(run, splits_of(run.config))
+    again, _ = train_run(run.config, path, overwrite)
+    evaluate(str(path), **options)
+    before, after = _by_name(run), _by_name(again)
+    Console().print(_table(before, after))
+    other = [name for name in {**before, **after} if _figures(before.get(name)) != _figures(after.get(name))]
+    if other:
+        now = versions()
+        changed = [f"{n} {v}, now {now.get(n)}" for n, v in run.versions.items() if now.get(n) != v]
+        raise RunError(
+            f"{len(other)} of {len(before)} figures of '{run.path}' differ in '{path}': {', '.join(other)}"
+            + (f"; it was made with {'; '.join(changed)}" if changed else "")
+        )
+    say(f"'{path}' has the figures of '{run.path}', to the last digit")
+
+
+def _options(run: Run) -> dict[str, Any]:
+    """How the run was evaluated. Raises RunError where it was not."""
+    file = run.path / EVALUATION
+    if not file.is_file() or not run.results():
+        raise RunError(f"'{run.path}' has no results to be compared with: evaluate it first")
+    options = read_yaml(file)
+    options["annealing"] = dict(options.get("annealing") or {})
+    return options
+
+
+def _by_name(run: Run) -> dict[str, Result]:
+    return {result.name: result for result in run.results()}
+
+
+def _figures(result: Result | None) -> str | None:
+    """All of a figure but the time it took, in words, as nan differs from itself."""
+    return None if result is None else str({**asdict(result), "seconds": 0})
+
+
+def _table(before: dict[str, Result], after: dict[str, Result]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("")
+    for column in ("before", "again", ""):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name in {**before, **after}:
+        one, two = before.get(name), after.get(name)
+        same = "the same" if _figures(one) == _figures(two) else "differs"
+        table.add_row(name, *("" if r is None else f"{r.estimate:.6f}" for r in (one, two)), same)
+    return table

@@ -1,0 +1,106 @@
+"""A script of several processes: trainings by all of them, each held against that of one process on the same batches.
+
+    python -m tests.several OUT WORLD STRATEGY PRECISION CASE…
+
+Lightning Fabric starts the other processes, unless torchrun has; the first one writes the largest differences to OUT, as JSON.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyroae import zoo
+from pyroae.config import RunConfig, TrainConfig
+from pyroae.data import Dataset, load
+from pyroae.fabric import whole
+from pyroae.objectives import parse_objective
+from pyroae.processes import is_first
+from pyroae.training import fit
+
+NUM_DATA = 103  # with batches of 25 the last has 3: fewer than four processes
+
+
+def model(x: Tensor, y: Tensor) -> None:
+    """A latent site outside the data plate, two inside, one of them with features."""
+    scale = pyro.sample("s", dist.LogNormal(0.0, 0.5))
+    with pyro.plate("data", NUM_DATA, subsample=torch.arange(len(x))):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+        k = pyro.sample("k", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(x @ pyro.param("w", torch.zeros(3)) + z.sum(-1) + k, scale), obs=y)
+
+
+def guide(x: Tensor, y: Tensor) -> None:
+    """Of the same sites."""
+    a, b = pyro.param("a", torch.zeros(4)), pyro.param("b", torch.tensor(-1.0))
+    pyro.sample("s", dist.LogNormal(a[3], b.exp()))
+    with pyro.plate("data", NUM_DATA, subsample=torch.arange(len(x))):
+        pyro.sample("z", dist.Normal(x[:, :2] * a[:2], 0.5).to_event(1))
+        pyro.sample("k", dist.Normal(y * a[2], 0.5))
+
+
+def regression() -> tuple[Tensor, Tensor]:
+    """Inputs and outputs."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(NUM_DATA, 3, generator=generator)
+    return x, x.sum(1) + torch.randn(NUM_DATA, generator=generator)
+
+
+def cases(train: Dataset) -> dict[str, tuple[Callable[[], Any], str, Any, dict[str, Any]]]:
+    """By name: a system, an objective, data, settings."""
+
+    def of(**settings: Any) -> Callable[[], Any]:
+        return lambda: zoo.from_config(RunConfig(**{"latent": 3, "hidden": (20,), **settings}), train)
+
+    return {
+        "vae": (of(), "trace-elbo", train, {"kl_warmup": 2, "grad_clip": 5.0, "schedule": "cosine"}),
+        "dreg": (of(), "dreg:num_particles=5", train, {}),
+        "vimco": (of(system="discrete-vae"), "vimco:num_particles=4", train, {}),
+        "categorical": (of(system="discrete-vae", posterior="categorical:categories=3"), "rws:num_particles=4", train, {}),
+        "denoising": (of(system="denoising-ae"), "trace-elbo", train, {"nonfinite": "skip"}),
+        "pair": (lambda: (model, guide), "trace-elbo", regression(), {}),
+        "compiled": (of(), "trace-elbo", train, {"compile": True}),
+    }
+
+
+def differences(world: int, strategy: str, precision: str, names: list[str]) -> dict[str, float]:
+    """The largest difference of any weight, relative to the largest of its tensor."""
+    digits, found = load("digits", binarize="dynamic"), {}
+    for name in names:
+        make, objective, data, settings = cases(digits.train.first(NUM_DATA))[name]
+        valid = None if name == "pair" else digits.valid
+        weights, histories = [], []
+        for devices in (world, 1):
+            pyro.clear_param_store()
+            torch.manual_seed(0)
+            config = TrainConfig(
+                epochs=3,
+                batch_size=25,
+                accelerator="cpu",
+                devices=devices,
+                strategy=strategy if devices > 1 else "auto",
+                precision=precision,
+                keep="last",
+                **settings,
+            )
+            result = fit(make(), data, parse_objective(objective), config, valid=valid, progress=False)
+            weights.append(whole(dict(result.system.state_dict())))
+            histories.append([round(e.train_nelbo, 3) for e in result.history])
+        assert histories[0] == histories[1]
+        several, one = weights
+        found[name] = max(((several[k] - one[k]).abs().max() / one[k].abs().max()).item() for k in one)
+    return found
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    out, count, *rest = sys.argv[1:]
+    told = differences(int(count), rest[0], rest[1], rest[2:])
+    if is_first():
+        Path(out).write_text(json.dumps(told))

@@ -1,0 +1,226 @@
+"""What goes wrong is said in one sentence, and loses nothing."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from pyroae import cli, compiler, zoo
+from pyroae.config import TrainConfig
+from pyroae.data import Dataset, rows_of_batch
+from pyroae.errors import ConfigError, NonFiniteLossError
+from pyroae.files import locked
+from pyroae.runs import Run
+from pyroae.states import State
+from pyroae.training import data_for, fit
+
+SMALL = ["--latent", "2", "--hidden", "10"]
+
+
+def fails(capsys: Any, *command: object) -> str:
+    capsys.readouterr()
+    assert cli.main([str(part) for part in command]) == 2
+    said: str = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    assert cli.main(["train", *SMALL, "--epochs", "2", "--out", str(tmp_path / "run")]) == 0
+    return tmp_path / "run"
+
+
+def everything(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+# Losses that are not finite.
+
+
+def model(x: Tensor, y: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        slope = pyro.param("slope", torch.tensor(1.0))
+        pyro.sample("x", dist.Normal(slope * z, 1.0), obs=x)
+        pyro.sample("y", dist.Normal(z, 1.0), obs=torch.where(x > 50, torch.tensor(math.nan), y))
+
+
+def guide(x: Tensor, y: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(pyro.param("shift", torch.tensor(0.0)) * x, 1.0))
+
+
+def data() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, generator=generator)
+    x[[17, 41]] = 100.0  # not of the first batch, which is looked at before the start
+    return x, torch.randn(60, generator=generator)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_step_batch_datum_and_site_are_named(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bad step is found again by taking the steps before it once more."""
+    monkeypatch.setattr(compiler, "inductor", lambda graph, *_: graph)
+    config = TrainConfig(epochs=3, batch_size=10, lr=0.1, seed=3, compile=compiled)
+    states: list[State] = []
+    pyro.clear_param_store()
+    with pytest.raises(NonFiniteLossError) as found:
+        fit((model, guide), data(), config=config, on_epoch=states.append, progress=False)
+    error, arguments = found.value, data_for(zoo.ppca(2, latent=1), Dataset.from_array(torch.randn(60, 2)))
+    batches = [rows_of_batch(arguments, 10, 3, 1, number) for number in range(6)]
+    first = next(number for number, rows in enumerate(batches) if {17, 41} & {*rows})
+    bad = [row for row in batches[first] if row in (17, 41)]
+    assert (error.step, error.site, error.batch) == (first + 1, "y", tuple(batches[first]))
+    assert f"at step {first + 1}, in epoch 1" in str(error)
+    assert (
+        f"the site 'y' of the model has no finite log-density, for the rows {', '.join(map(str, bad))} of the training"
+        in str(error)
+    )
+    assert "the initial weights were kept" in str(error)
+    assert (pyro.param("slope").item(), pyro.param("shift").item()) == (1.0, 0.0)
+
+
+def test_weights_that_a_gradient_ruined_are_named() -> None:
+    """Their loss is finite, and that of no later step would be."""
+
+    class Ruin(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, value: Tensor) -> Tensor:
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return grads[0] * math.nan if torch.rand(()) < 0.2 else grads[0]
+
+    def ruined(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(Ruin.apply(pyro.param("slope", torch.tensor(1.0))) * z, 1.0), obs=x)
+
+    pyro.clear_param_store()
+    x, y = (t.clamp(max=2) for t in data())
+    with pytest.raises(NonFiniteLossError, match=r"the weights 'store\.slope' were no longer finite, made so by the gradient"):
+        fit((ruined, guide), (x, y), config=TrainConfig(epochs=9, batch_size=10), progress=False)
+    assert math.isfinite(pyro.param("slope").item())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_steps_are_left_out_and_counted(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "inductor", lambda graph, *_: graph)
+    config = TrainConfig(epochs=4, batch_size=10, lr=0.05, nonfinite="skip", compile=compiled)
+    pyro.clear_param_store()
+    states: list[State] = []
+    result = fit((model, guide), data(), config=config, on_epoch=states.append, progress=False)
+    rows = [rows_of_batch(Dataset.from_array(torch.randn(60, 1)), 10, 0, e, b) for e in range(1, 5) for b in range(6)]
+    bad = [bool({17, 41} & {*batch}) for batch in rows]
+    assert result.skipped == sum(bad) > 4
+    assert all(math.isfinite(epoch.train_nelbo) for epoch in result.history)
+    assert pyro.param("slope").item() != 1.0
+    assert [s.progressed.skipped for s in states] == [sum(bad[: 6 * e]) for e in range(1, 5)]
+    with pytest.raises(ConfigError, match="not LBFGS"):
+        TrainConfig(nonfinite="skip", optimizer="LBFGS")
+
+
+# Directories and disks.
+
+
+def test_a_full_disk(run: Path, tmp_path: Path) -> None:
+    """The limit of a file's size stands for it: the training stops in one sentence, with the state before."""
+    code = (
+        "import resource, sys\nfrom pyroae import cli\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\nsys.exit(cli.main(sys.argv[1:]))"
+    )
+    before = everything(run / "checkpoints")
+    command = [sys.executable, "-c", code, "train", "--resume", str(run), "--epochs", "5"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stderr.strip().splitlines()[-1] == (
+        f"pyroae train: cannot write '{run / 'checkpoints' / 'best.safetensors'}': File too large"
+    )
+    assert everything(run / "checkpoints") == before
+    assert cli.main(["train", "--resume", str(run), "--epochs", "5"]) == 0
+    assert cli.main(["train", *SMALL, "--epochs", "5", "--out", str(tmp_path / "whole")]) == 0
+    assert torch.equal(*(Run(p).autoencoder("last").encoder[0].weight for p in (run, tmp_path / "whole")))  # type: ignore[index]
+
+
+def test_directories_that_cannot_be_written(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "file").write_text("mine")
+    said = fails(capsys, "train", *SMALL, "--epochs", 1, "--out", tmp_path / "file" / "run")
+    assert "cannot write to" in said
+    assert "Not a directory" in said
+    said = fails(capsys, "train", *SMALL, "--epochs", 1, "--out", "/proc/run")
+    assert "cannot write to '/proc/run'" in said
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_another_process_has_the_run(run: Path, capsys: Any) -> None:
+    before = everything(run)
+    with locked(run, "run"):
+        said = fails(capsys, "train", "--resume", run, "--epochs", 5)
+        assert f"another process is writing to the run '{run}'" in said
+        said = fails(capsys, "train", *SMALL, "--epochs", 1, "--out", run, "--overwrite")
+        assert "another process is writing" in said
+    assert everything(run) == before
+
+
+# Checkpoints.
+
+
+def test_settings_that_were_changed_under_a_checkpoint(run: Path, capsys: Any) -> None:
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("lr: 0.001", "lr: 0.1"))
+    said = fails(capsys, "train", "--resume", run, "--epochs", 5)
+    assert "is of other settings than config.yaml: lr is 0.001 in it, not 0.1" in said
+
+
+def test_data_that_were_changed(tmp_path: Path, capsys: Any) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((50, 4)))
+    settings = ["--data", tmp_path / "x.npy", "--likelihood", "normal", *SMALL, "--batch-size", 10]
+    assert cli.main([*map(str, ["train", *settings, "--epochs", 2, "--out", tmp_path / "run"])]) == 0
+    np.save(tmp_path / "x.npy", np.random.default_rng(1).random((50, 4)))
+    said = fails(capsys, "train", "--resume", tmp_path / "run", "--epochs", 3)
+    assert "have changed since the run" in said
+
+
+@pytest.mark.parametrize("what", ["pickle", "empty", "directory", "foreign", "flipped"])
+def test_what_is_no_checkpoint(run: Path, capsys: Any, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pickle
+
+    from safetensors.torch import save_file
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, ("touch exploded",)
+
+    monkeypatch.chdir(run)
+    for name in ("last", "previous"):
+        file = Run(run).checkpoint(name)
+        content = bytearray(file.read_bytes())
+        content[-5] ^= 16
+        file.unlink()
+        {
+            "pickle": lambda file=file: file.write_bytes(pickle.dumps(Bomb())),
+            "empty": lambda file=file: file.write_bytes(b""),
+            "directory": lambda file=file: file.mkdir(),
+            "foreign": lambda file=file: save_file({"weight": torch.zeros(3)}, file),
+            "flipped": lambda file=file, content=content: file.write_bytes(content),
+        }[what]()
+    if what == "directory":
+        (Run(run).checkpoint("last")).rmdir()
+        (Run(run).checkpoint("last")).write_bytes(b"")
+    before = everything(run)
+    for command in (("train", "--resume", run, "--epochs", 5), ("evaluate", run, "--checkpoint", "last", "--num-particles", 5)):
+        said = fails(capsys, *command)
+        assert "last.safetensors" in said
+    assert everything(run) == before
+    assert not (run / "exploded").exists()

@@ -1,0 +1,34 @@
+"""Weights of nearly nothing leave no subnormal numbers on their way back: processors multiply those slowly."""
+
+import pytest
+import torch
+
+from pyroae import zoo
+from pyroae.config import OBJECTIVES
+from pyroae.data import Dataset
+from pyroae.objectives import parse_objective
+
+
+def _watch(out: torch.Tensor, seen: list[torch.Tensor]) -> None:
+    out.register_hook(lambda grad: seen.append(grad))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_no_gradient_is_subnormal(name: str) -> None:
+    """Of 16 particles most weigh less than e⁻¹⁰⁰ of the best; every gradient along the decoder is looked at."""
+    torch.manual_seed(0)
+    x = (torch.rand(8, 784) < 0.5).float()
+    system = zoo.vae(Dataset.from_array(x), latent=5)
+    with torch.no_grad():
+        for parameter in system.decoder.parameters():
+            parameter.mul_(3.0)
+    seen: list[torch.Tensor] = []
+    for module in system.decoder.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda _, args, out: _watch(out, seen))
+    objective = parse_objective(name, 16)
+    objective.bound(system.model, system.guide, x).surrogate.backward()
+    assert seen
+    tiny = torch.finfo(torch.float32).tiny
+    for grad in seen:
+        assert not ((grad != 0) & (grad.abs() < tiny)).any()
