@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyroae.program import System
+from pyroae.sites import Site
 from pyroae.weights import Traces, log_density, run
 
 
@@ -39,15 +40,21 @@ def _first(traces: Traces) -> Blame | None:
         for name, site in trace.nodes.items():
             if site["type"] != "sample" or not isinstance(site["value"], Tensor):
                 continue
-            if program == "guide" or site["is_observed"]:
-                value = site["value"]
-                if value.is_floating_point() and not torch.isfinite(value).all():
-                    return Blame(f"the site '{name}' of the {program} is not finite", name)
-            density = log_density(name, site)
-            if not torch.isfinite(density).all():
-                bad = (~torch.isfinite(density)).to(torch.float64)
-                rows: tuple[int, ...] = ()
-                if traces.is_local(site):
-                    rows = tuple(traces.reduce(site, bad, 1.0).sum(0).nonzero().flatten().tolist())
-                return Blame(f"the site '{name}' of the {program} has no finite log-density", name, rows)
+            value = site["value"]
+            if value.is_floating_point() and (program == "guide" or site["is_observed"]) and not torch.isfinite(value).all():
+                bad = ~torch.isfinite(value)
+                for _ in range(site["fn"].event_dim):
+                    bad = bad.any(-1)
+                return Blame(f"the site '{name}' of the {program} is not finite", name, _rows(traces, site, bad))
+            bad = ~torch.isfinite(log_density(name, site))
+            if bad.any():
+                return Blame(f"the site '{name}' of the {program} has no finite log-density", name, _rows(traces, site, bad))
     return None
+
+
+def _rows(traces: Traces, site: Site, bad: Tensor) -> tuple[int, ...]:
+    """The data for which a site is bad, told for its batch shape; none for a site outside the data plate."""
+    if not traces.is_local(site):
+        return ()
+    whole = bad.expand(site["fn"].batch_shape).to(torch.float64)
+    return tuple(traces.reduce(site, whole, 1.0).sum(0).nonzero().flatten().tolist())

@@ -115,10 +115,10 @@ class Compiled:
         """
         if not self._known:
             self._find(args)
-            if not self.has_stepped:
-                self.has_stepped = True
-                with pyro.validation_enabled(True):
-                    return self.eager_step(args, kl_weight, divisor)
+        if not self.has_stepped:
+            self.has_stepped = True
+            with pyro.validation_enabled(True):
+                return self.eager_step(args, kl_weight, divisor)
         key = ("step", divisor, *self.key(args, kl_weight))
         if key not in self._graphs:
             self._graphs[key] = self._compiled(args, kl_weight, divisor, "step")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
@@ -62,14 +63,15 @@ def fit(
     config = config or TrainConfig()
     config = config if compile is None else replace(config, compile=compile)
     objective = TraceELBO() if objective is None else objective
-    module = system_of(system)
-    train, held_out = train_and_valid(module, data, valid)
-    size = check(module, train, held_out, objective, config)
-    fabric = launched(config)
-    with own_generators(fabric.device, config.seed), default_dtype(config):
-        step = Step(module, objective, size)
-        trainer = Trainer(step, config, fabric, resident(train, fabric.device), held_out)
-        return trainer.run(state, on_epoch, progress)
+    with own_generators(torch.device("cpu"), config.seed):
+        module = system_of(system)
+        train, held_out = train_and_valid(module, data, valid)
+        size = check(module, train, held_out, objective, config)
+        fabric = launched(config)
+        with own_generators(fabric.device, config.seed), default_dtype(config):
+            step = Step(module, objective, size)
+            trainer = Trainer(step, config, fabric, resident(train, fabric.device), held_out)
+            return trainer.run(state, on_epoch, progress)
 
 
 def train_and_valid(

@@ -114,7 +114,7 @@ def test_compiled(tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatc
     run = Run.create(tmp_path / "run", config, splits)
     for step in (1, 10, 25):
         assert same(trained(config, splits, state=stopped_at(config, splits, run, step)), whole)
-    assert len(made) >= 7
+    assert len(made) >= 6
 
 
 @pytest.mark.slow
@@ -231,9 +231,16 @@ while True:
         os._exit(cli.main(["train", *begin]))
     if done < kills:
         before = Run(run).state().progressed.step if (run / "config.yaml").is_file() and Run(run).has_begun else 0
-        deadline = time.monotonic() + dice.uniform(0.02, 0.6)
+        last, deadline = run / "checkpoints" / "last.safetensors", time.monotonic() + dice.choice((0.3, 9, 9, 9))
+        seen = last.stat().st_mtime_ns if last.is_file() else 0
+        while time.monotonic() < deadline and not (last.is_file() and last.stat().st_mtime_ns != seen):
+            time.sleep(0.002)  # one in four before the training has begun
+        deadline = time.monotonic() + dice.uniform(0.0, 0.4)
         while time.monotonic() < deadline and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             time.sleep(0.002)
+        deadline += 1.0 * (done % 2)  # every second time while a file is being written
+        while time.monotonic() < deadline and not [*run.glob("checkpoints/.*.safetensors")]:
+            pass
         os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         done += os.WIFSIGNALED(status)
@@ -267,7 +274,7 @@ def test_killed_at_random_moments(tmp_path: Path, kills: int, compiled: bool) ->
     finally:
         torch.set_num_threads(threads)
     assert told["kills"] == kills
-    assert told["half-written"] > 0
+    assert told["half-written"] > kills // 4
     assert len(set(told["steps"])) > kills // 2
     assert_same_weights(tmp_path / "cut", tmp_path / "whole")
     assert [r.valid_nelbo for r in Run(tmp_path / "cut").history()] == [
