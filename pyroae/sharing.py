@@ -119,19 +119,16 @@ class _Mode(TorchDispatchMode):
         return tensor.index_select(tensor.dim() + axis, rows)
 
     def _multinomial(self, func: Any, args: Any, given: Any) -> Any:
-        """`torch.multinomial` takes its rows as one dimension: that of the data is found in the shape of the site."""
+        """`torch.multinomial` takes its rows as one dimension: those of a site are its batch shape, and what is in each of it."""
         probs, *rest = args
-        shape = self.shape or (self.local,)
-        axis = len(shape) + (self.at if self.shape is not None else -1)
-        ends = [len(shape), *range(len(shape) - 1, axis, -1), self.batch_dims if self.shape is not None else 1]
-        for end in ends:
-            lead = shape[:end]
-            if probs.dim() == 2 and axis < end and prod(lead) == len(probs):
-                whole = self._whole(probs.reshape(*lead, -1), axis - end - 1)
-                found = func(whole.reshape(-1, whole.shape[-1]), *rest, **given)
-                found = found.reshape(*self._grown(lead, axis), -1).narrow(*self._narrow(axis))
-                return found.reshape(len(probs), -1)
-        return self._otherwise(func, args, given)
+        batch = (self.local,) if self.shape is None else self.shape[: self.batch_dims]
+        axis = 0 if self.shape is None else len(self.shape) + self.at
+        if probs.dim() != 2 or not prod(batch) or len(probs) % prod(batch):
+            return self._otherwise(func, args, given)
+        lead = (*batch, len(probs) // prod(batch))
+        whole = self._whole(probs.reshape(*lead, -1), axis - len(lead) - 1)
+        found = func(whole.reshape(-1, whole.shape[-1]), *rest, **given)
+        return found.reshape(*self._grown(lead, axis), -1).narrow(*self._narrow(axis)).reshape(len(probs), -1)
 
     def _otherwise(self, func: Any, args: Any, given: Any) -> Any:
         """A draw that has no dimension of the data: in a site of the data one for each process, elsewhere one for all."""

@@ -216,13 +216,12 @@ def test_what_is_no_checkpoint(run: Path, capsys: Any, what: str, monkeypatch: p
         content = bytearray(file.read_bytes())
         content[-5] ^= 16
         file.unlink()
-        {
-            "pickle": lambda file=file: file.write_bytes(pickle.dumps(Bomb())),
-            "empty": lambda file=file: file.write_bytes(b""),
-            "directory": lambda file=file: file.mkdir(),
-            "foreign": lambda file=file: save_file({"weight": torch.zeros(3)}, file),
-            "flipped": lambda file=file, content=content: file.write_bytes(content),
-        }[what]()
+        if what == "directory":
+            file.mkdir()
+        elif what == "foreign":
+            save_file({"weight": torch.zeros(3)}, file)
+        else:
+            file.write_bytes({"pickle": pickle.dumps(Bomb()), "empty": b"", "flipped": bytes(content)}[what])
     if what == "directory":
         (Run(run).checkpoint("last")).rmdir()
         (Run(run).checkpoint("last")).write_bytes(b"")

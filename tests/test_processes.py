@@ -49,7 +49,7 @@ def draws(x: Tensor) -> dict[str, Tensor]:
         "uniform": dist.Uniform(m - 5, m + 5),
         "bernoulli": dist.Bernoulli(logits=x).to_event(1),
         "categorical": dist.Categorical(logits=x),
-        "categories": dist.Categorical(logits=x[:, None, :].expand(len(x), 4, x.shape[1])).to_event(1),
+        "categories": dist.Categorical(logits=x[:, None, :].expand(len(x), 17, x.shape[1])).to_event(1),
         "one-hot": dist.OneHotCategorical(logits=x),
         "multivariate": dist.MultivariateNormal(x, torch.eye(x.shape[1])),
         "low-rank": dist.LowRankMultivariateNormal(x, x[..., None], torch.ones_like(x)),
@@ -63,14 +63,14 @@ def draws(x: Tensor) -> dict[str, Tensor]:
     }
     with pyro.plate("data", len(x)):
         found = {name: pyro.sample(name, fn) for name, fn in made.items()}
-    with pyro.plate("particles", 3, dim=-2), pyro.plate("data", len(x), dim=-1):
+    with pyro.plate("particles", 19, dim=-2), pyro.plate("data", len(x), dim=-1):
         found["particles"] = pyro.sample("particles", dist.Normal(m, 1.0)).T
-    return {**found, "dropout": torch.nn.functional.dropout(x), "global": torch.randn(2).expand(len(x), 2)}
+    return {**found, "dropout": torch.nn.functional.dropout(x), "global": torch.randn(23).expand(len(x), 23)}
 
 
 @pytest.mark.parametrize(("size", "world"), [(10, 2), (11, 2), (10, 4), (2, 3), (9, 3)])
 def test_shared_draws_are_those_of_one_process(size: int, world: int) -> None:
-    x = torch.randn(size, 3)
+    x = torch.randn(size, 13)
     torch.manual_seed(0)
     whole, state = draws(x), torch.get_rng_state()
     for rank in range(world):
@@ -166,7 +166,7 @@ def test_what_cannot_be_shared_is_refused() -> None:
     with pytest.raises(ProgramError, match="the latent site 'scale' lies outside the data plate: give the plate its full size"):
         fit((model, guide), torch.randn(10), config=config, progress=False)
     for config, said in (
-        (TrainConfig(strategy="dpp", accelerator="cpu"), "strategy 'dpp'"),
+        (TrainConfig(strategy="dpp", accelerator="cpu"), "strategy='dpp'"),
         (TrainConfig(strategy="fsdp", precision="64-true", accelerator="cpu", devices=2), "precision '64-true'"),
     ):
         with pytest.raises(ConfigError, match=said):

@@ -107,8 +107,13 @@ def test_the_mean_bound_of_an_epoch_is_of_all_of_it(tmp_path: Path, splits: Spli
 
 def test_compiled(tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a graph that is not made into code: the first step is run as it is, and no other in its place."""
-    made = []
-    monkeypatch.setattr(compiler, "inductor", lambda graph, *_: made.append(graph) or graph)
+    made: list[Any] = []
+
+    def keep(graph: Any, *_: Any) -> Any:
+        made.append(graph)
+        return graph
+
+    monkeypatch.setattr(compiler, "inductor", keep)
     config = CONFIG.but(compile=True)
     whole = trained(config, splits)
     run = Run.create(tmp_path / "run", config, splits)
@@ -141,7 +146,7 @@ def test_programs_that_draw_from_python_and_numpy(tmp_path: Path, splits: Splits
 
     x, config = torch.randn(60, 3), TrainConfig(epochs=3, batch_size=20, lr=0.05)
     states: list[State] = []
-    before = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
+    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
 
     def weights(state: State | None, keep: Callable[[State], None] | None) -> list[list[float]]:
         pyro.clear_param_store()
@@ -160,7 +165,7 @@ def test_programs_that_draw_from_python_and_numpy(tmp_path: Path, splits: Splits
         )
         != wanted
     )
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # type: ignore[index]  # noqa: NPY002
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
 
 
 # Signals.

@@ -69,7 +69,13 @@ def evaluate(
     annealing: of AISSettings. part: data, split, num_data and checkpoint, as of other commands. An annealing that was stopped
     goes on when the same command is given again.
     """
-    given = {"method": method, "num_particles": num_particles, "tolerance": tolerance, "proposal": proposal, "retry": retry}
+    given: dict[str, Any] = {
+        "method": method,
+        "num_particles": num_particles,
+        "tolerance": tolerance,
+        "proposal": proposal,
+        "retry": retry,
+    }
     given |= {"seed": seed, "compile": compile, "annealing": annealing, **part}
     methods = None if method is None else tuple(name.strip() for name in method.split(","))
     along = AISSettings(**annealing)
