@@ -1,6 +1,7 @@
 """Whatever is given, it is used or refused in one sentence: 2,000 tries over configurations, arrays, files and commands."""
 
 import io
+import os
 import tempfile
 from collections.abc import Callable
 from contextlib import chdir, redirect_stderr, redirect_stdout
@@ -38,7 +39,7 @@ from pyroae.runs import STATE, Run
 from pyroae.training import check
 
 TRIES = settings(
-    max_examples=500,
+    max_examples=int(os.environ.get("PYROAE_TRIES", "500")),
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],

@@ -344,7 +344,7 @@ def test_validation_data_of_several_arguments() -> None:
 def test_limits_of_steps_and_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [e.step for e in trained(study(), measured(), epochs=50, max_steps=7, batch_size=25).history] == [3, 6, 7]
     clock = itertools.count()
-    monkeypatch.setattr("pyroae.training.time.monotonic", lambda: next(clock) / 10)
+    monkeypatch.setattr("pyroae.trainer.time.monotonic", lambda: next(clock) / 10)
     result = trained(study(), measured(), epochs=10**6, max_seconds=2.0)
     assert 2.0 <= result.seconds < 2.4
     assert 5 < result.history[-1].step < 20

@@ -78,7 +78,7 @@ def test_budgets_match_trainings(digits: Splits, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("pyroae.trainer.time.monotonic", lambda: next(clock) / 10)
     (by_seconds,) = compared(digits, ("iwae",), ks=(1,), seeds=(0,), budget=Budget("seconds", 3.0)).outcomes
     assert 3.0 <= by_seconds.seconds < 3.4
-    assert by_seconds.steps > 15
+    assert by_seconds.steps > 12  # two looks at the clock a step
 
 
 def test_points_of_a_curve_are_spread(digits: Splits) -> None:
