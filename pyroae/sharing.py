@@ -119,7 +119,7 @@ class _Mode(TorchDispatchMode):
         return tensor.index_select(tensor.dim() + axis, rows)
 
     def _multinomial(self, func: Any, args: Any, given: Any) -> Any:
-        """`torch.multinomial` takes its rows as one dimension: those of a site are its batch shape, and what is in each of it."""
+        """`torch.multinomial` takes its rows as one dimension: of a site, its batch shape and what is in each of it."""
         probs, *rest = args
         batch = (self.local,) if self.shape is None else self.shape[: self.batch_dims]
         axis = 0 if self.shape is None else len(self.shape) + self.at

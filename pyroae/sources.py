@@ -1,6 +1,6 @@
 """Where data come from: embedded digits, torchvision's datasets, files and arrays, as they are before any scaling."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from pyroae.errors import DataError, unknown_name
+from pyroae.images import Images
 from pyroae.registry import Registry
 
 LABELS = ("label", "labels", "target", "targets", "class")
@@ -27,7 +28,8 @@ class Source:
 
 
 def read(source: Any, data_root: str | Path = "data") -> Source:
-    """The source that `source` means: a known name, the path of a file, an array or a tensor, or a pair (values, labels).
+    """The source that `source` means: a known name, the path of a file or a folder of images, an array or a tensor, or
+    a pair (values, labels).
 
     Raises DataError where it cannot be read, ConfigError for a name that is not known.
     """
@@ -70,8 +72,8 @@ def _torchvision(name: str, make: Callable[[Any, str, bool, bool], Any]) -> None
             except (RuntimeError, OSError) as error:  # torchvision's words for not found, and for no network
                 reason = error
             except Exception as error:  # whatever a damaged file makes torchvision raise
-                raise DataError(f"{name} in '{root}' is damaged: {_words(error)}") from None
-        raise DataError(f"{name} is not in '{root}' and could not be downloaded: {_words(reason)}")
+                raise DataError(f"{name} in '{root}' is damaged: {words(error)}") from None
+        raise DataError(f"{name} is not in '{root}' and could not be downloaded: {words(reason)}")
 
     @DATASETS.register(name)
     def load(root: Path) -> Source:
@@ -107,9 +109,12 @@ _torchvision("omniglot", _omniglot)
 
 
 def _file(path: Path) -> Source:
+    if path.is_dir():
+        images = Images.of(path)
+        return Source(images.name, images.read(0, len(images)), images.labels)
     if path.suffix not in _READERS:
         if path.exists():
-            raise DataError(f"'{path}' is not of a known kind: {', '.join(_READERS)} are read")
+            raise DataError(f"'{path}' is not of a known kind: {', '.join(_READERS)} are read, and folders of images")
         raise unknown_name("dataset", str(path), DATASETS)
     if not path.is_file():
         raise DataError(f"there is no file '{path}'")
@@ -118,11 +123,12 @@ def _file(path: Path) -> Source:
     except DataError:
         raise
     except Exception as error:  # whatever a damaged file makes its reader raise
-        raise DataError(f"cannot read '{path}': {_words(error)}") from None
+        raise DataError(f"cannot read '{path}': {words(error)}") from None
     return Source(path.stem, values, labels)
 
 
-def _words(error: BaseException) -> str:
+def words(error: BaseException) -> str:
+    """What an error says, on one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -154,12 +160,23 @@ def _parquet(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _columns(path: Path, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray | None]:
-    named = [column for column in table.columns if str(column).lower() in LABELS]
-    values = table.drop(columns=named[:1])
+    named, values = label_of(table.columns), table
+    if named is not None:
+        values = table.drop(columns=[named])
+    check_numeric(path, values)
+    return values.to_numpy(), None if named is None else table[named].to_numpy()
+
+
+def label_of(columns: Iterable[Any]) -> Any | None:
+    """The first column that is named like labels."""
+    return next((column for column in columns if str(column).lower() in LABELS), None)
+
+
+def check_numeric(path: Path, values: pd.DataFrame) -> None:
+    """Raises DataError that names a column of anything but numbers."""
     for column in values.columns:
         if not pd.api.types.is_numeric_dtype(values[column]):
             raise DataError(f"column '{column}' of '{path}' is not numeric")
-    return values.to_numpy(), table[named[0]].to_numpy() if named else None
 
 
 _READERS = {".npy": _npy, ".npz": _npz, ".csv": _csv, ".parquet": _parquet}

@@ -141,6 +141,8 @@ def part_of(run: Run, data: str | None, split: str, num_data: int | None) -> Dat
     dataset = getattr(splits, split)
     if dataset is None:
         raise DataError(f"the data '{data or run.config.data}' have no {split} part: choose another --split")
+    if dataset.stream is not None:
+        dataset = dataset.first(num_data or len(dataset))
     if dataset.dynamic:  # training data are drawn anew each epoch; to look at them, one fixed draw
         dataset = replace(
             load(dataset, binarize="static", valid=0, test=0, seed=run.config.split_seed).train, name=dataset.name

@@ -1,0 +1,336 @@
+"""Data larger than memory: the same values, each served once an epoch in an order that is fixed, in bounded memory."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from pyroae import cli, zoo
+from pyroae.config import TrainConfig
+from pyroae.data import Dataset, Splits, load, rows_of_batch, served
+from pyroae.errors import DataError
+from pyroae.processes import Share
+from pyroae.training import fit
+
+ROWS, WIDTH = 1003, 6
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits so small that the files here are large: 40 slices, windows of a hundred rows or so."""
+    for home, name, value in (
+        ("scanning", "IN_MEMORY", 4000),
+        ("streaming", "IN_MEMORY", 10**6),
+        ("scanning", "HELD_OUT", 4 * WIDTH * 30),
+        ("scanning", "HEAD", 4 * WIDTH * 20),
+        ("streaming", "WINDOW", 1500),
+        ("storage", "SLICE", 150),
+        ("tables", "TABLE_SLICE", 700),
+        ("tables", "UNPACKED_AT_ONCE", 300),
+    ):
+        monkeypatch.setattr(f"pyroae.{home}.{name}", value)
+
+
+def values(kind: str = "uint8") -> np.ndarray:
+    """Rows that differ: the first two values number them."""
+    generator = np.random.default_rng(0)
+    if kind == "uint8":
+        found = generator.integers(0, 256, (ROWS, WIDTH)).astype(np.uint8)
+        found[:, 0], found[:, 1] = np.arange(ROWS) % 256, np.arange(ROWS) // 256
+        return found
+    found = generator.random((ROWS, WIDTH)).astype(kind)
+    found[:, 0] = np.arange(ROWS) / ROWS
+    return found
+
+
+def written(folder: Path, kind: str, of: np.ndarray) -> Path:
+    path = folder / f"x.{'npy' if kind == 'fortran' else kind}"
+    if kind == "npy":
+        np.save(path, of)
+    elif kind == "fortran":
+        np.save(path, np.asfortranarray(of))
+    else:
+        frame = pd.DataFrame({f"c{i}": of[:, i] for i in range(3)}).assign(label=np.arange(len(of)))
+        frame = frame.assign(**{f"c{i}": of[:, i] for i in range(3, WIDTH)})
+        pq.write_table(pa.Table.from_pandas(frame), path, row_group_size=300)  # of 300, 300, 300 and 103 rows
+    return path
+
+
+@pytest.fixture(params=["npy", "fortran", "parquet"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return written(tmp_path, request.param, values())
+
+
+def in_memory(path: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Splits:
+    with monkeypatch.context() as patch:
+        patch.setattr("pyroae.scanning.IN_MEMORY", 10**9)
+        return load(path, **settings)
+
+
+def epoch(data: Dataset, size: int = 70, **settings: Any) -> list[torch.Tensor]:
+    return [x for (x,) in served(data, size, **{"seed": 0, "epoch": 1, **settings})]
+
+
+def test_values_and_fingerprint_are_those_of_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, found = in_memory(path, monkeypatch, valid=0, test=0), load(path)
+    assert found.train.stream is not None
+    assert whole.train.stream is None
+    assert found.fingerprint == whole.fingerprint
+    parts = [torch.cat(epoch(found.train)), *(part.x for part in (found.valid, found.test) if part is not None)]
+    assert [len(part) for part in parts] == [ROWS - 60, 30, 30]
+    everything = torch.cat(parts)
+    assert torch.equal(*(x[np.lexsort(x.numpy().T)] for x in (everything, whole.train.x)))
+    torch.testing.assert_close(found.train.mean, whole.train.mean)
+    assert (len(found.train), found.train.shape) == (ROWS - 60, (WIDTH,))
+    assert torch.equal(found.train.first(50).x, torch.stack([x for x in whole.train.x if not held(x, found)])[:50])
+
+
+def held(x: torch.Tensor, splits: Splits) -> bool:
+    return any(bool((part.x == x).all(1).any()) for part in (splits.valid, splits.test) if part is not None)
+
+
+def test_an_epoch_is_a_function_of_seed_and_epoch(path: Path) -> None:
+    data = load(path).train
+    one, two, other = epoch(data), epoch(data), epoch(data, epoch=2)
+    assert [len(x) for x in one] == [70] * 13 + [33]
+    assert all(map(torch.equal, one, two))
+    assert not torch.equal(torch.cat(one), torch.cat(other))
+    assert not torch.equal(torch.cat(one), torch.cat(epoch(data, seed=1)))
+    assert torch.equal(*(x[np.lexsort(x.numpy().T)] for x in (torch.cat(one), torch.cat(other))))
+    place = torch.cat(one)[:, 1] * 255 * 256 + torch.cat(one)[:, 0] * 255
+    far = (place[1:] - place[:-1]).abs()
+    assert far.median() > 100  # neighbours of an epoch are no neighbours in the file
+
+
+def test_it_begins_anywhere(path: Path) -> None:
+    data = load(path).train
+    whole = epoch(data)
+    for start in (1, 6, 13):
+        assert all(map(torch.equal, epoch(data, start=start), whole[start:]))
+    assert epoch(data, start=14) == []
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_shares_are_parts_of_the_same_batches(path: Path, world: int) -> None:
+    data = load(path, binarize="dynamic").train
+    parts = [epoch(data, share=Share(rank, world)) for rank in range(world)]
+    for whole, *own in zip(epoch(data), *parts, strict=True):
+        assert torch.equal(torch.cat(own), whole)
+
+
+def test_the_rows_of_a_batch(path: Path) -> None:
+    data = load(path).train
+    raw = values()
+    for number in (0, 5, 13):
+        rows = rows_of_batch(data, 70, 0, 1, number)
+        torch.testing.assert_close(torch.from_numpy(raw[rows] / np.float32(255)), epoch(data)[number])
+    assert rows_of_batch(data, 70, 0, 1, 14) == []
+
+
+def test_black_and_white(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    black = [torch.cat(epoch(load(path, binarize="static").train, epoch=e)) for e in (1, 2)]
+    assert black[0].unique().tolist() == [0, 1]
+    assert torch.equal(*(x[np.lexsort(x.numpy().T)] for x in black))  # one draw, whatever the epoch
+    drawn = load(path, binarize="dynamic").train
+    one, two = (torch.cat(epoch(drawn, epoch=e)) for e in (1, 2))
+    assert one.unique().tolist() == [0, 1]
+    assert abs(one.mean() - load(path).train.mean.mean()) < 0.03
+    assert not torch.equal(*(x[np.lexsort(x.numpy().T)] for x in (one, two)))
+    found = torch.cat(epoch(load(path, binarize="threshold").train))
+    whole = in_memory(path, monkeypatch, binarize="threshold", valid=0, test=0).train.x
+    assert abs(found.mean() - whole.mean()) < 0.02
+
+
+def test_floating_point_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("npy", "parquet"):
+        path = written(tmp_path, kind, values("float64"))
+        whole, found = in_memory(path, monkeypatch, valid=0, test=0, value_range=(0, 2)), load(path, value_range=(0, 2))
+        assert found.fingerprint == whole.fingerprint
+        assert float(torch.cat(epoch(found.train)).max()) == pytest.approx(float(whole.train.x.max()), rel=1e-2)
+
+
+def test_labels_of_held_out_data(tmp_path: Path) -> None:
+    path = written(tmp_path, "parquet", values())
+    test = load(path).test
+    assert test is not None
+    assert test.labels is not None
+    torch.testing.assert_close(test.x, torch.from_numpy(values()[test.labels] / np.float32(255)))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: x.__setitem__((700, 3), np.nan), "holds nan at row 700, column 3"),
+        (lambda x: x.__setitem__((slice(None), slice(None)), 0.5), "is constant: every value is 0.5"),
+        (lambda x: x.__setitem__((5, 0), -3.0), r"values from -3 to"),
+    ],
+)
+def test_values_that_are_refused(tmp_path: Path, change: Callable[[Any], None], said: str) -> None:
+    bad = values("float32")
+    change(bad)
+    for kind in ("npy", "parquet"):
+        with pytest.raises(DataError, match=said):
+            load(written(tmp_path, kind, bad), binarize="dynamic")
+
+
+def test_a_file_that_is_cut_or_replaced_in_the_middle(path: Path) -> None:
+    before = threading.active_count()
+    data = load(path).train
+    batches = served(data, 70, seed=0, epoch=1)
+    next(batches)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(DataError, match=r"x\.(npy|parquet)' (has changed since|ended before)|cannot read rows"):
+        list(batches)
+    path.unlink()
+    with pytest.raises(DataError, match=r"is gone|cannot read"):
+        epoch(data)
+    assert threading.active_count() == before
+
+
+def test_nothing_stays_open_when_an_epoch_is_dropped(path: Path) -> None:
+    data, before = load(path).train, threading.active_count()
+    batches = served(data, 70, seed=0, epoch=1)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+    assert not [name for name in os.listdir("/proc/self/fd") if os.path.realpath(f"/proc/self/fd/{name}") == str(path)]
+
+
+def test_a_table_with_a_hole(tmp_path: Path) -> None:
+    frame = pd.DataFrame(values("float64"), columns=[f"c{i}" for i in range(WIDTH)])
+    frame.loc[801, "c2"] = None
+    frame.to_parquet(tmp_path / "x.parquet", row_group_size=300)
+    with pytest.raises(DataError, match="at row 801, column 2: every value must be finite"):
+        load(tmp_path / "x.parquet")
+
+
+# Images.
+
+
+@pytest.fixture(params=["grey", "colour in classes"])
+def images(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    generator = np.random.default_rng(0)
+    for number in range(40):
+        pixels = generator.integers(0, 256, (5, 4) if request.param == "grey" else (5, 4, 3)).astype(np.uint8)
+        folder = tmp_path / "images" if request.param == "grey" else tmp_path / "images" / ("cat", "dog")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number:03}.png")
+    return tmp_path / "images"
+
+
+def test_folders_of_images(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, found = in_memory(images, monkeypatch), load(images)
+    shape = (5, 4) if whole.train.labels is None else (5, 4, 3)
+    assert (whole.train.shape, found.train.shape) == (shape, shape)
+    assert found.fingerprint == whole.fingerprint or whole.train.stream is not None
+    if found.train.stream is not None:
+        assert len(torch.cat(epoch(found.train, 7))) == len(found.train)
+    if whole.train.labels is not None:
+        assert set(whole.train.labels) == {"cat", "dog"}
+    Image.new("L", (9, 9)).save(next(images.rglob("*.png")).with_name("zzz.png"))
+    with pytest.raises(DataError, match=r"zzz\.png' is 9×9 in grey, .* is 4×5 in"):
+        load(images)
+
+
+def test_a_folder_without_images(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no images"):
+        load(tmp_path)
+
+
+# Trainings.
+
+
+def test_a_training(path: Path) -> None:
+    data = load(path, binarize="dynamic")
+    system = zoo.vae(data.train, latent=2)
+    result = fit(system, data, config=TrainConfig(epochs=8, batch_size=50, lr=1e-2), progress=False)
+    assert result.history[-1].valid_nelbo < result.history[0].valid_nelbo
+
+
+def test_the_command(path: Path, tmp_path: Path, capsys: Any) -> None:
+    small = ["--data", str(path), "--latent", "2", "--hidden", "8", "--epochs", "2", "--out", str(tmp_path / "run")]
+    assert cli.main(["train", *small]) == 0
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--num-particles", "30"]) == 0
+    assert cli.main(["encode", str(tmp_path / "run"), "--split", "train", "--num-data", "20"]) == 0
+    assert cli.main(["train", "--resume", str(tmp_path / "run"), "--epochs", "3"]) == 0
+    capsys.readouterr()
+
+
+# Memory.
+
+CHILD = """
+import json, sys, threading, time
+import torch
+torch.set_num_threads(1)
+from pyroae import TrainConfig, fit, load, zoo
+
+def anonymous():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) / 1024
+
+peak, over = [0.0], threading.Event()
+def watch():
+    while not over.wait(0.01):
+        peak[0] = max(peak[0], anonymous())
+threading.Thread(target=watch, daemon=True).start()
+data = load(sys.argv[1], binarize="none")
+from pyroae.config import RunConfig
+system = zoo.from_config(RunConfig(latent=5, hidden=(50,), likelihood="normal"), data.train)
+config = TrainConfig(epochs=1, batch_size=500, max_steps=int(sys.argv[2]), compile=False)
+fit(system, data, config=config, progress=False)
+over.set()
+print(json.dumps({"peak": peak[0], "streamed": data.train.stream is not None, "data": len(data.train)}))
+"""
+
+
+def peak_of(path: Path, steps: int) -> dict[str, Any]:
+    quiet = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    found = subprocess.run(
+        [sys.executable, "-c", CHILD, str(path), str(steps)], capture_output=True, text=True, env=quiet, check=False
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    told: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
+    return told
+
+
+def make(path: Path, megabytes: int) -> Path:
+    """Bytes that are not all the same, in the shape of images of 28 × 28."""
+    rows, block = megabytes * 2**20 // 784, np.random.default_rng(0).integers(0, 255, (10_000, 784)).astype(np.uint8)
+    if path.suffix == ".npy":
+        found = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(rows, 784))
+        for first in range(0, rows, len(block)):
+            found[first : first + len(block)] = block[: rows - first]
+        del found
+        return path
+    names = [f"p{i}" for i in range(784)]
+    table = pa.table([pa.array(block[:, i]) for i in range(784)], names=names)
+    with pq.ParquetWriter(path, table.schema, compression="none", use_dictionary=False) as writer:
+        for _ in range(0, rows, len(block) * 5):
+            writer.write_table(pa.concat_tables([table] * 5), row_group_size=len(block) * 5)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "megabytes"),
+    [("npy", 400), *(pytest.param(kind, 5000, marks=pytest.mark.slow) for kind in ("npy", "parquet"))],
+)
+def test_anonymous_memory(tmp_path: Path, kind: str, megabytes: int, capsys: Any) -> None:
+    """At most 300 MB more than for 50 MB."""
+    small, large = (peak_of(make(tmp_path / f"{name}.{kind}", size), 120) for name, size in (("s", 50), ("l", megabytes)))
+    (tmp_path / f"l.{kind}").unlink()
+    with capsys.disabled():
+        print(f"\n{kind}, {megabytes} MB: {large['peak']:.0f} MiB of anonymous memory; 50 MB: {small['peak']:.0f} MiB")
+    assert large["streamed"]
+    assert not small["streamed"]
+    assert large["peak"] - small["peak"] < 300
