@@ -13,7 +13,7 @@ from torch import Tensor
 from pyroae import linear_gaussian
 from pyroae.errors import ConfigError, RunError
 from pyroae.evaluation import ais as ais_module
-from pyroae.evaluation import annealing, hmc
+from pyroae.evaluation import annealing, checkpoint, hmc
 from pyroae.evaluation.ais import AISSettings, ais, bdmc
 from tests.test_ais import TINY, ppca
 
@@ -89,7 +89,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
 ) -> None:
     system, x = ppca()
     monkeypatch.setattr(ais_module, "rows_of", lambda args: 6)  # blocks of 2, 2 and 1
-    monkeypatch.setattr(annealing, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(checkpoint, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(hmc, "WARM_UP", 5)
     arguments: dict[str, Any] = {"settings": TINY, "seed": 5}
     whole = function(system.model, None, x, **arguments)
