@@ -69,6 +69,11 @@ class Portion:
         return found
 
 
+def once[T](work: Callable[[], T], least: str) -> T:
+    """What work gives that cannot be halved; in words, `least`. Raises ConfigError where memory does not hold it."""
+    return Portion(1, "", least).fitted(lambda _: work())
+
+
 def _free() -> None:
     """Give back what the attempt has left."""
     gc.collect()

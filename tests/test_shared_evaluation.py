@@ -282,8 +282,8 @@ X = torch.tensor([0.0, 1.0, 0.5, 2.0, -1.0, 0.3, 99.0, 0.1, 0.7], dtype=torch.fl
 def everything(share: Share, folder: Path) -> Any:
     """In each process: importance sampling and annealing; then an error on one; then an annealing that is broken off."""
     global broken  # noqa: PLW0603  # of this process
-    sampling.rows_of = lambda args: 3 * 64  # type: ignore[assignment]
-    ais_module.rows_of = lambda args: 2 * TINY.num_chains  # type: ignore[assignment]
+    sampling.rows_of = lambda args: 3 * 64
+    ais_module.rows_of = lambda args: 2 * TINY.num_chains
     hmc.WARM_UP = 5
     found: dict[str, Any] = {name: WORK[name](share) for name in ("sampled", "tried_again", "annealed", "both_ways")}
     broken = True
@@ -306,8 +306,14 @@ def test_processes_of_gloo_find_what_one_finds(world: int, tmp_path: Path, monke
                 assert_same(whole[name], result)
         assert (tmp_path / f"of{world}.rank1.safetensors").is_file()
         expected = ais(breaking, None, X, settings=TINY, seed=0)
-        moves, transition = [], hmc.transition
-        monkeypatch.setattr(hmc, "transition", lambda *args: moves.append(1) or transition(*args))
+        moves: list[float] = []
+        transition = hmc.transition
+
+        def watched(path: hmc.Path, point: hmc.Point, beta: float, step: Tensor, steps: int) -> tuple[hmc.Point, Tensor]:
+            moves.append(beta)
+            return transition(path, point, beta, step, steps)
+
+        monkeypatch.setattr(hmc, "transition", watched)
         resumed = ais(breaking, None, X, settings=TINY, seed=0, checkpoint=tmp_path / f"of{world}.safetensors")
         assert_same(expected, resumed)
         a_block = hmc.WARM_UP + 2 * (TINY.num_distributions - 1)
@@ -321,18 +327,18 @@ def test_processes_take_up_what_one_had_finished(tmp_path: Path, monkeypatch: py
     """A file of one process with two of four blocks; two processes do the others, one each."""
     system, x = program()
     file = tmp_path / "work.safetensors"
-    real, done = checkpoint.Checkpoint.finish, []
+    real, done, stops = checkpoint.Checkpoint.finish, [], True
 
     def stopping(kept: checkpoint.Checkpoint, first: int, found: dict[str, Tensor]) -> None:
         real(kept, first, found)
         done.append(first)
-        if len(done) == 2:
+        if stops and len(done) == 2:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoint.Checkpoint, "finish", stopping)
     with pytest.raises(KeyboardInterrupt):
         ais(system.model, None, x, settings=TINY, seed=1, checkpoint=file)
-    before = file.read_bytes()
+    stops, before = False, file.read_bytes()
 
     def two(share: Share) -> Any:
         for old in tmp_path.iterdir():
@@ -340,11 +346,12 @@ def test_processes_take_up_what_one_had_finished(tmp_path: Path, monkeypatch: py
         file.write_bytes(before)
         done.clear()
         found = ais(system.model, None, x, settings=TINY, seed=1, checkpoint=file, share=share)
-        assert done[:2] == [4 + 2 * share.rank]
-        return found
+        return found, list(done)
 
-    for found in played(2, two):
-        assert_same(annealed(WHOLE), found)
+    whole = annealed(WHOLE)
+    for rank, (found, blocks_done) in enumerate(played(2, two)):
+        assert_same(whole, found)
+        assert blocks_done == [4 + 2 * rank]
 
 
 def test_a_file_that_one_process_cannot_read_is_refused_by_all(tmp_path: Path) -> None:

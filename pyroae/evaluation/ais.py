@@ -19,7 +19,9 @@ from pyroae.evaluation.checkpoint import Checkpoint
 from pyroae.evaluation.dealing import everywhere
 from pyroae.evaluation.hmc import segments
 from pyroae.evaluation.likelihood import PerDatumEstimate, check_evidence, check_proposal
+from pyroae.evaluation.sampling import LEAST
 from pyroae.graphs import is_wanted
+from pyroae.memory import once
 from pyroae.processes import WHOLE, Share
 from pyroae.progress import Progress
 from pyroae.weights import Program, evaluating, fork_random, plate_nesting, prior_of, run
@@ -284,7 +286,7 @@ def _look(
     program = prior_of(model) if guide is None else guide
     with fork_random(first[0].device), Placeholders():
         try:
-            traces = run(model, program, first, {})
+            traces = once(lambda: run(model, program, first, {}), LEAST)
         except RuntimeError as error:
             if settings.double and "dtype" in str(error):
                 raise ConfigError(f"double=True: the program does not run in double precision: {error}") from error

@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from pyro.distributions import Delta, ImproperUniform
@@ -12,8 +13,9 @@ from pyroae.errors import ConfigError, ProgramError, UndefinedLikelihoodError
 from pyroae.evaluation.blocks import Data, arguments_of, base_seed
 from pyroae.evaluation.dealing import of_all
 from pyroae.evaluation.proposals import Proposal
-from pyroae.evaluation.sampling import Sampler, programs_of
+from pyroae.evaluation.sampling import LEAST, Sampler, programs_of
 from pyroae.evaluation.streams import BoundCurve, Smoothed, khat_limit
+from pyroae.memory import once
 from pyroae.processes import WHOLE, Share
 from pyroae.sites import base_distribution
 from pyroae.weights import Program, Traces, evaluating, fork_random, plate_nesting, run
@@ -190,7 +192,7 @@ def _look(model: Program, guides: tuple[Program | Proposal | None, ...], first: 
     with fork_random(first[0].device):
         for guide in guides:
             for program in programs_of(guide):
-                traces = run(model, program, first, {})
+                traces = once(partial(run, model, program, first, {}), LEAST)
                 fits = isinstance(guide, Proposal) and guide.fits
                 (check_evidence if fits else check_proposal)(traces)
                 nesting = max(nesting, plate_nesting(model, program, first, {}))

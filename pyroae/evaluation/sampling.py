@@ -26,6 +26,8 @@ COMPILE_FROM = 2_000_000_000
 """Numbers of the data, times K, from which on a compiled graph earns back what it takes to make."""
 FLUSH = 2**18
 """Log-weights that are gathered before they are added to the streams."""
+LEAST = "one draw for one datum"
+"""What memory has to hold."""
 
 Curve = dict[int, tuple[Tensor, Tensor]]
 
@@ -96,7 +98,7 @@ class Sampler:
         Raises DataError for a datum whose estimate is not finite.
         """
         total, size = len(args[0]), _block_size(args, self.num_particles)
-        portion = Portion(_rows(args, self.num_particles), "draws", "one draw for one datum")
+        portion = Portion(_rows(args, self.num_particles), "draws", LEAST)
         shown = self.progress and self.share.rank == 0
         with Progress("log p(x)", total * self.num_particles, shown) as bar, pyro.validation_enabled(False):
             blocks = _Blocks(self, args, stage, size, bar)
