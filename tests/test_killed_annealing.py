@@ -10,11 +10,13 @@ import torch
 
 from pyroae import zoo
 from pyroae.evaluation import ais as ais_module
-from pyroae.evaluation import checkpoint
+from pyroae.evaluation import checkpoint, hmc
 from pyroae.evaluation.ais import AISSettings, bdmc
 from pyroae.nn import MLP
 
 WORK = "work.safetensors"
+SECONDS = 3.0
+"""Of work between all the kills together, at the most."""
 
 
 def _anneal(folder: str, compile: bool) -> None:
@@ -24,8 +26,9 @@ def _anneal(folder: str, compile: bool) -> None:
     system, x = zoo.vae(6, latent=2, encoder=MLP((5,))), (torch.rand(5, 6) < 0.4).float()
     checkpoint.SAVE_EVERY = 0.0
     ais_module.rows_of = lambda args: 6  # blocks of 2, 2 and 1
+    hmc.WARM_UP = 5
     file = Path(folder) / WORK
-    settings = AISSettings(3, 60, leapfrog_steps=2)
+    settings = AISSettings(3, 25, leapfrog_steps=2)
     found = bdmc(system.model, None, x, settings=settings, seed=5, compile=compile, checkpoint=file)
     torch.save((found.forward.log_weights, found.reverse_log_weights, found.x["x"]), Path(folder) / "found.pt")
 
@@ -43,7 +46,7 @@ def killed(folder: Path, kills: int, compile: bool, seed: int) -> int:
         file = folder / WORK
         while attempt < kills and process.is_alive():
             if file.exists() and file.stat().st_mtime > started:
-                time.sleep(moments.uniform(0, 0.1))
+                time.sleep(moments.uniform(0, SECONDS / kills))
                 process.kill()
                 break
             time.sleep(0.001)
