@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyroae.errors import ConfigError, PyroaeError
+from pyroae.memory import is_out_of_memory
 from pyroae.tracing import Untraceable, reason_of
 from pyroae.weights import fork_random
 
@@ -18,13 +19,18 @@ Graph = Callable[..., Outputs]
 
 
 def made[T](make: Callable[[], T], device: torch.device) -> T | None:
-    """What `make` gives; None, with a warning, where it cannot be compiled. The generators stay as they were."""
+    """What `make` gives; None, with a warning, where it cannot be compiled. The generators stay as they were.
+
+    Raises what it raises where memory ran out.
+    """
     try:
         with fork_random(device), pyro.validation_enabled(False):
             return make()
     except PyroaeError:
         raise
     except Exception as error:  # whatever the programs or the compiler have to say
+        if is_out_of_memory(error):
+            raise
         words = str(error) if isinstance(error, Untraceable) else reason_of(error)
         warnings.warn(f"model and guide are run as they are, not compiled: {words}", stacklevel=5)
         return None

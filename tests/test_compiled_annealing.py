@@ -14,7 +14,7 @@ from torch import Tensor
 from pyroae import zoo
 from pyroae.errors import ConfigError
 from pyroae.evaluation import ais as ais_module
-from pyroae.evaluation import annealing, compiled_path, hmc
+from pyroae.evaluation import annealing, checkpoint, compiled_path, hmc
 from pyroae.evaluation.ais import AISSettings, ais, bdmc
 from pyroae.nn import MLP
 from tests.systems import system_and_data
@@ -142,7 +142,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
 ) -> None:
     """Interrupted in every block, the last and smaller one too, which then is the first that the graphs are made for."""
     in_blocks(monkeypatch, 2)
-    monkeypatch.setattr(annealing, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(checkpoint, "SAVE_EVERY", 0.0)
     system, x = ppca()
     arguments: dict[str, Any] = {"settings": SETTINGS, "seed": 5, "compile": True}
     whole = function(system.model, None, x, **arguments)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyroae import linear_gaussian
 from pyroae.errors import ConfigError, DataError, ProgramError, UndefinedLikelihoodError
-from pyroae.evaluation import blocks, likelihood, streams
+from pyroae.evaluation import blocks, sampling, streams
 from pyroae.evaluation.diagnostics import diagnose
 from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.likelihood import log_likelihood
@@ -75,9 +75,9 @@ def test_counts_the_samples_drawn(name: str, monkeypatch: pytest.MonkeyPatch) ->
     """K = 1,000 in chunks of 300: the same draws as a plain log-mean-exp over 1,000, to the last digits."""
     system, x = system_and_data(name)
     system.eval()
-    monkeypatch.setattr(likelihood, "_plan", lambda args, k: iter([(args, [300, 300, 300, 100])]))
+    monkeypatch.setattr(sampling, "_chunks", lambda *_: [300, 300, 300, 100])
     found = log_likelihood(system.model, system.guide, x, num_particles=1000, seed=4)
-    pyro.set_rng_seed(4)
+    torch.manual_seed(blocks.block_seed(4, 0))
     q, chunks = system.q_z(x), []
     for k in (300, 300, 300, 100):
         z = q.expand((k, len(x))).sample()
@@ -92,12 +92,13 @@ def test_counts_the_samples_drawn(name: str, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(("num_data", "num_particles"), [(1, 1), (3, 1000), (5000, 7), (100, 70_001)])
 def test_plan_covers_everything_once_within_the_budget(num_data: int, num_particles: int) -> None:
     x = torch.arange(num_data)[:, None].expand(num_data, 4)
-    plan = list(likelihood._plan((x,), num_particles))
-    assert torch.equal(torch.cat([block for (block,), _ in plan]), x)
-    for (block,), chunks in plan:
-        assert sum(chunks) == num_particles
-        assert min(chunks) > 0
-        assert max(chunks) * len(block) <= blocks.CHUNK // 256
+    size, rows = sampling._block_size((x,), num_particles), sampling._rows((x,), num_particles)
+    spans = blocks.spans(num_data, size)
+    assert torch.equal(torch.cat([blocks.part_of((x,), span)[0] for span in spans]), x)
+    chunks = sampling._chunks(num_particles, size, rows)
+    assert sum(chunks) == num_particles
+    assert min(chunks) > 0
+    assert max(chunks) * size == rows <= blocks.CHUNK // 256
 
 
 def test_memory_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +114,7 @@ def test_memory_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(streams.WeightStream, "add", watched)
     for gathered in (1, 4000):
-        monkeypatch.setattr(likelihood, "FLUSH", gathered)
+        monkeypatch.setattr(sampling, "FLUSH", gathered)
         log_likelihood(system.model, system.guide, x[:20], num_particles=400)
         log_likelihood(system.model, system.guide, x, num_particles=2000)
         assert gathered <= max(sizes) < gathered + blocks.rows_of((x,))

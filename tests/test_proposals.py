@@ -268,7 +268,7 @@ def test_a_tolerance_is_that_of_the_mean_over_all_blocks(monkeypatch: pytest.Mon
     """Blocks of one datum each take no more draws than their share of the error asks for."""
     data = program_data()
     whole = log_likelihood(model, guide, data, num_particles=100_000, tolerance=0.01, seed=0)
-    monkeypatch.setattr("pyroae.evaluation.likelihood.rows_of", lambda args: 64)
+    monkeypatch.setattr("pyroae.evaluation.sampling.rows_of", lambda args: 64)
     found = log_likelihood(model, guide, data, num_particles=100_000, tolerance=0.01, seed=0)
     assert found.is_within_tolerance
     assert int(found.draws.double().mean()) <= 3 * whole.num_particles
@@ -285,9 +285,9 @@ def test_a_tolerance_that_is_not_reached_is_told() -> None:
 
 @pytest.mark.parametrize("variance", [1.5, 0.8, 0.6, 0.5])
 def test_intervals_of_the_estimate_and_of_its_smoothing_cover(variance: float) -> None:
-    """200 repetitions, copies of a datum, where k̂ < 0.7: 95 % intervals cover in 90 to 99 %. True tail index 1 − variance."""
+    """2,000 repetitions, copies of a datum, where k̂ < 0.7: 95 % intervals cover in 90 to 99 %. True tail index 1 − variance."""
     system, x = ppca(1)
-    x = x.expand(200, -1)
+    x = x.expand(2000, -1)
     truth = exact_log_likelihood(system, x)
     found = log_likelihood(system.model, inflated(system, variance), x, num_particles=1000, seed=0)
     sound = found.smoothed.khat < 0.7

@@ -17,8 +17,9 @@ from pyroae.cli import main
 from pyroae.config import TrainConfig
 from pyroae.data import load
 from pyroae.errors import ConfigError, ProgramError
-from pyroae.evaluation import annealing
+from pyroae.evaluation import checkpoint
 from pyroae.evaluation.ais import AISSettings, ais, bdmc
+from pyroae.evaluation.annealing import Block
 from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.gaps import gaps
 from pyroae.evaluation.information import information
@@ -132,16 +133,16 @@ def test_an_annealing_that_was_stopped_goes_on(runs: Path, tmp_path: Path, monke
     flags = ["evaluate", str(tmp_path / "ppca"), "--num-data", "5", "--method", "ais", *SHORT]
     assert main(flags) == 0
     whole = json.loads((tmp_path / "ppca" / "results.json").read_text())
-    monkeypatch.setattr(annealing, "SAVE_EVERY", 0.0)
-    tick, left = annealing.Checkpoint.tick, [9]
+    monkeypatch.setattr(checkpoint, "SAVE_EVERY", 0.0)
+    tick, left = checkpoint.Checkpoint.tick, [9]
 
-    def stopped(self: annealing.Checkpoint, block: annealing.Block) -> None:
-        tick(self, block)
+    def stopped(self: checkpoint.Checkpoint, first: int, block: Block, *, now: bool) -> None:
+        tick(self, first, block, now=now)
         left[0] -= 1
         if left[0] == 0:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(annealing.Checkpoint, "tick", stopped)
+    monkeypatch.setattr(checkpoint.Checkpoint, "tick", stopped)
     assert main(flags) == 130
     assert list((tmp_path / "ppca" / "annealing").rglob("ais.safetensors"))
     assert main(flags) == 0

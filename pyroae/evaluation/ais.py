@@ -12,12 +12,17 @@ import torch
 from torch import Tensor
 
 from pyroae.errors import ConfigError, DataError, unknown_name
-from pyroae.evaluation.annealing import COMPILE_FROM, Block, Checkpoint, Placeholders, Plan, fingerprint, in_double
-from pyroae.evaluation.blocks import Data, arguments_of, blocks, rows_of
-from pyroae.evaluation.compiled_path import PathGraphs
+from pyroae.evaluation.annealed import Annealing
+from pyroae.evaluation.annealing import COMPILE_FROM, Placeholders, Plan, fingerprint, in_double
+from pyroae.evaluation.blocks import Data, arguments_of, base_seed, rows_of, spans
+from pyroae.evaluation.checkpoint import Checkpoint
+from pyroae.evaluation.dealing import everywhere
 from pyroae.evaluation.hmc import segments
 from pyroae.evaluation.likelihood import PerDatumEstimate, check_evidence, check_proposal
+from pyroae.evaluation.sampling import LEAST
 from pyroae.graphs import is_wanted
+from pyroae.memory import once
+from pyroae.processes import WHOLE, Share
 from pyroae.progress import Progress
 from pyroae.weights import Program, evaluating, fork_random, plate_nesting, prior_of, run
 
@@ -163,6 +168,7 @@ def ais(
     progress: bool = False,
     checkpoint: Path | None = None,
     compile: bool | str = "auto",
+    share: Share = WHOLE,
 ) -> AISEstimate:
     """Annealed importance sampling of log p(x_n) for each datum (Neal 2001; Wu et al. 2017).
 
@@ -171,12 +177,15 @@ def ais(
     u_0 is drawn from f_0, u_t by Hamiltonian Monte Carlo that leaves f_0 (f_1/f_0)^β_t as it is. Step sizes, one a datum
     and segment of the path, come from a pilot with draws of its own and then stay: E log p̂ ≤ log p. x: `[N, ...]`, or a tuple
     of such arguments. guide: used where `settings.start` is "guide"; may else be None, or any. seed: of the draws; the
-    caller's generators then stay as they were. checkpoint: a file in which the work is kept and from which the same call goes
-    on, to the same result. compile: densities and gradients as graphs, as of `pyroae.compile`; "auto" where the path is so long
-    that it pays.
+    caller's generators then stay as they were, and give one draw where it is None. checkpoint: a file in which the work is kept
+    and from which the same call goes on, to the same result; the state is written before SIGINT or SIGTERM ends the process.
+    compile: densities and gradients as graphs, as of `pyroae.compile`; "auto" where the path is so long that it pays. share: of
+    this process in the work, where several call this with the same arguments; the estimate is the same on all, and for any
+    number of them. Where memory runs out, blocks are halved, with a warning.
     Raises UndefinedLikelihoodError for an improper prior, or a Delta guide to start from; ProgramError, naming the site, for
     latents that are discrete or outside the data plate; DataError, with its index, for a datum whose weights are all zero or
-    not a number; RunError or ConfigError for a checkpoint that cannot be read or is of another run.
+    not a number; RunError or ConfigError for a checkpoint that cannot be read or is of another run; ConfigError where memory
+    does not hold the chains of one datum.
 
     >>> from pyroae import exact_log_likelihood, zoo
     >>> system, x = zoo.ppca(4, latent=2), torch.zeros(3, 4)
@@ -184,7 +193,7 @@ def ais(
     >>> bool(((found.log_px - exact_log_likelihood(system, x)).abs() < 5 * found.se).all())
     True
     """
-    found, seconds = _anneal(model, guide, x, settings, seed, progress, checkpoint, compile, simulated=False)
+    found, seconds = _anneal(model, guide, x, settings, seed, progress, checkpoint, compile, share, simulated=False)
     return _estimate(found, settings, seconds)
 
 
@@ -198,6 +207,7 @@ def bdmc(
     progress: bool = False,
     checkpoint: Path | None = None,
     compile: bool | str = "auto",
+    share: Share = WHOLE,
 ) -> BDMC:
     """Bidirectional Monte Carlo: log p(x̃) of data drawn from the model, between two bounds (Grosse et al. 2015).
 
@@ -214,7 +224,7 @@ def bdmc(
     >>> found.mean_gap > -3 * found.mean_gap_se
     True
     """
-    found, seconds = _anneal(model, guide, x, settings, seed, progress, checkpoint, compile, simulated=True)
+    found, seconds = _anneal(model, guide, x, settings, seed, progress, checkpoint, compile, share, simulated=True)
     reverse = found["reverse"]
     below, se = _log_mean_exp(reverse)
     _check_finite(-below)
@@ -231,6 +241,7 @@ def _anneal(
     progress: bool,
     checkpoint: Path | None,
     compile: bool | str,
+    share: Share,
     *,
     simulated: bool,
 ) -> tuple[dict[str, Tensor], float]:
@@ -241,27 +252,23 @@ def _anneal(
     programs, args = (model,) if guide is None else (model, guide), arguments_of(x)
     if settings.double:
         args = tuple(a.double() if a.is_floating_point() else a for a in args)
-    device = args[0].device
-    with _ready(programs, settings), fork_random(device, seed), pyro.validation_enabled(False):
+    total, size = len(args[0]), min(len(args[0]), max(1, rows_of(args) // settings.num_chains))
+    name = "bdmc" if simulated else "ais"
+
+    def prepared() -> tuple[Plan, dict[str, int], Checkpoint]:
         plan, dims, mark = _look(model, guide, args, settings, simulated)
-        kept = Checkpoint(checkpoint, {"kind": "bdmc" if simulated else "ais", **asdict(settings), "seed": seed, "data": mark})
-        parts = list(blocks(args, max(1, rows_of(args) // settings.num_chains)))
-        work = sum(plan.work(part[0].numel()) for part in parts)
+        identity = {"kind": name, **asdict(settings), "seed": seed, "data": mark, "block": size}
+        return plan, dims, Checkpoint(checkpoint, identity, base, share)
+
+    base = base_seed(seed)
+    with _ready(programs, settings), fork_random(args[0].device), pyro.validation_enabled(False):
+        plan, dims, kept = everywhere(share, prepared)
+        parts = spans(total, size)
+        work = sum(plan.work(len(span) * args[0][0].numel()) for span in parts)
         compiles = is_wanted(compile, work >= COMPILE_FROM)
-        with Progress("BDMC" if simulated else "AIS", len(parts) * plan.moves, progress) as bar:
-            done = len(kept.finished) * plan.moves
-            graphs = PathGraphs(model, guide, plan.nesting, len(parts[0][0]), lambda: bar.update(done, "compiling"))
-            for part in parts[len(kept.finished) :]:
-                block = kept.restore(Block(plan, part, graphs=graphs if compiles else None))
-
-                def after(block: Block = block) -> None:
-                    nonlocal done
-                    done += 1
-                    kept.tick(block)
-                    bar.update(done)
-
-                kept.finish(block.run(after), device)
-    return _joined(kept.finished, dims), kept.elapsed
+        with Progress(name.upper(), len(parts) * plan.moves, progress and share.rank == 0) as bar:
+            found = Annealing(plan, args, size, kept, share, compiles, bar).run()
+    return _joined(found, dims), max(share.gather(kept.elapsed))
 
 
 @contextmanager
@@ -279,7 +286,7 @@ def _look(
     program = prior_of(model) if guide is None else guide
     with fork_random(first[0].device), Placeholders():
         try:
-            traces = run(model, program, first, {})
+            traces = once(lambda: run(model, program, first, {}), LEAST)
         except RuntimeError as error:
             if settings.double and "dtype" in str(error):
                 raise ConfigError(f"double=True: the program does not run in double precision: {error}") from error
@@ -303,8 +310,7 @@ def _look(
 
 
 def _joined(parts: list[dict[str, Tensor]], dims: dict[str, int]) -> dict[str, Tensor]:
-    names = [name for name in parts[0] if name != "u"]
-    return {n: torch.cat([p[n] for p in parts], dims.get(n[2:], 1)) if len(parts) > 1 else parts[0][n] for n in names}
+    return {n: torch.cat([p[n] for p in parts], dims.get(n[2:], 1)) if len(parts) > 1 else parts[0][n] for n in parts[0]}
 
 
 def _estimate(found: dict[str, Tensor], settings: AISSettings, seconds: float) -> AISEstimate:

@@ -1,13 +1,10 @@
-"""Blocks of data taken along an annealing path one after another; what is done is kept on disk, to go on from."""
+"""A block of data taken along an annealing path; what is left of it at any move can be kept, to go on from."""
 
 import hashlib
-import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from pathlib import Path as File
 from typing import Any
 
 import pyro
@@ -15,11 +12,9 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from pyroae.errors import ConfigError, ProgramError, RunError
+from pyroae.errors import ConfigError, ProgramError
 from pyroae.evaluation import hmc
 from pyroae.evaluation.compiled_path import Given, PathGraphs
 from pyroae.evaluation.hmc import Chains, Densities, Path, Pilot, Point, run_chains, run_pilot, segments
@@ -27,8 +22,6 @@ from pyroae.evaluation.latents import Latents
 from pyroae.sites import base_distribution
 from pyroae.weights import Program, Traces, owner_of, prior_of, run
 
-SAVE_EVERY = 30.0
-"""Seconds between two writes of a checkpoint within a block."""
 PILOT_CHAINS = 4
 """The most chains of a pilot."""
 GRADIENT = 200_000
@@ -113,6 +106,30 @@ class Block:
         if plan.simulated and "reverse" not in self.found:
             self.found["reverse"] = self._chains(after, reverse=True).log_weight
         return self.found
+
+    def left(self) -> dict[str, Any]:
+        """What is needed to go on with the block, between two moves; nothing where no stage has begun."""
+        if self.state is None:
+            return {}
+        numbers = {f.name: v for f in fields(self.state) if isinstance(v := getattr(self.state, f.name), Tensor)}
+        return {
+            "num_data": len(self.args[0]),
+            "random": random_state(self.args[0].device),
+            "found": dict(self.found),
+            "done": self.state.done,
+            "point": {f.name: getattr(self.state.point, f.name) for f in fields(Point)},
+            "state": numbers,
+        }
+
+    def go_on_from(self, left: dict[str, Any]) -> None:
+        """The inverse of `left`."""
+
+        def here(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: value.to(self.args[0].device) for name, value in tensors.items()}
+
+        self.found, self.random = here(left["found"]), left["random"]
+        kind = Pilot if "log_step" in left["state"] else Chains
+        self.state = kind(Point(**here(left["point"])), done=left["done"], **here(left["state"]))
 
     def _pilot(self, after: Callable[[], None]) -> Tensor:
         plan = self.plan
@@ -230,88 +247,6 @@ def replaced(args: tuple[Tensor, ...], traces: Traces, data: dict[str, Tensor]) 
             )
         seen[same[0]] = value.reshape(args[same[0]].shape).to(args[same[0]])
     return tuple(seen)
-
-
-class Checkpoint:
-    """A file with the blocks that are finished and the state of the one that is not; without a path it keeps nothing.
-
-    identity: what a file must have been made with. Raises RunError for a file that cannot be read, ConfigError for one of
-    other settings or data.
-    """
-
-    def __init__(self, path: File | str | None, identity: dict[str, Any]) -> None:
-        self.path = None if path is None else File(path)
-        self.identity: dict[str, Any] = json.loads(json.dumps(identity))
-        self.finished: list[dict[str, Tensor]] = []
-        self.current: dict[str, Tensor] = {}
-        self.done, self.seconds = 0, 0.0
-        self._started = self._saved = time.monotonic()
-        if self.path is not None and self.path.exists():
-            self._read(self.path)
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of work, those before an interruption included."""
-        return self.seconds + time.monotonic() - self._started
-
-    def restore(self, block: Block) -> Block:
-        """The block as it was left."""
-        state = {name[6:]: v.to(block.args[0].device) for name, v in self.current.items() if name.startswith("state/")}
-        block.found = {name[6:]: v.to(block.args[0].device) for name, v in self.current.items() if name.startswith("found/")}
-        block.random = self.current.get("random")
-        if state:
-            point = Point(**{f.name: state.pop(f.name) for f in fields(Point)})
-            block.state = (Pilot if "log_step" in state else Chains)(point, done=self.done, **state)
-        self.current = {}
-        return block
-
-    def finish(self, found: dict[str, Tensor], device: torch.device) -> None:
-        """Keep the result of a block."""
-        self.finished.append({name: value.cpu() for name, value in found.items()})
-        self._write({"random": random_state(device)}, 0)
-
-    def tick(self, block: Block) -> None:
-        """Keep the state of a block, where the last write was long enough ago."""
-        if self.path is None or time.monotonic() - self._saved < SAVE_EVERY or block.state is None:
-            return
-        state = block.state
-        tensors = {f.name: getattr(state.point, f.name) for f in fields(Point)}
-        tensors |= {f.name: v for f in fields(state) if isinstance(v := getattr(state, f.name), Tensor)}
-        current = {f"state/{name}": value for name, value in tensors.items()}
-        current |= {f"found/{name}": value for name, value in block.found.items()}
-        self._write({"random": random_state(block.args[0].device), **current}, state.done)
-
-    def _write(self, current: dict[str, Tensor], done: int) -> None:
-        if self.path is None:
-            return
-        from pyroae.files import write_whole
-
-        tensors = {**current, **{f"block/{i}/{k}": v for i, found in enumerate(self.finished) for k, v in found.items()}}
-        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        record = {"identity": self.identity, "blocks": len(self.finished), "done": done, "seconds": self.elapsed}
-        try:
-            write_whole(self.path, lambda file: save_file(tensors, file, metadata={"annealing": json.dumps(record)}))
-        except (OSError, SafetensorError) as error:
-            raise RunError(f"cannot write the checkpoint '{self.path}': {error}") from None
-        self._saved = time.monotonic()
-
-    def _read(self, path: File) -> None:
-        try:
-            with safe_open(path, framework="pt") as file:
-                record = json.loads(file.metadata()["annealing"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            identity, blocks = dict(record["identity"]), int(record["blocks"])
-            self.done, self.seconds = int(record["done"]), float(record["seconds"])
-        except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
-            raise RunError(f"the checkpoint '{path}' cannot be read: {' '.join(str(error).split())}") from None
-        other = [name for name in {**identity, **self.identity} if identity.get(name) != self.identity.get(name)]
-        if other:
-            given = ", ".join(f"{n} = {self.identity.get(n)!r}, not {identity.get(n)!r}" for n in other)
-            raise ConfigError(f"the checkpoint '{path}' is of another run: this one has {given}")
-        for i in range(blocks):
-            start = f"block/{i}/"
-            self.finished.append({n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)})
-        self.current = {n: v for n, v in tensors.items() if not n.startswith("block/")}
 
 
 def random_state(device: torch.device) -> Tensor:

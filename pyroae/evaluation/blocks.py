@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from pyroae.data import Arguments
@@ -32,6 +34,35 @@ def blocks(args: tuple[Tensor, ...], size: int) -> Iterator[tuple[Tensor, ...]]:
     [2, 2, 1]
     """
     yield from zip(*(arg.split(size) for arg in args), strict=True)
+
+
+def spans(num_data: int, size: int) -> list[range]:
+    """Where the blocks of `size` data stand.
+
+    >>> spans(5, 2)
+    [range(0, 2), range(2, 4), range(4, 5)]
+    """
+    return [range(first, min(first + size, num_data)) for first in range(0, num_data, size)]
+
+
+def part_of(args: tuple[Tensor, ...], span: range) -> tuple[Tensor, ...]:
+    """The arguments of a block."""
+    return tuple(arg[span.start : span.stop] for arg in args)
+
+
+def base_seed(seed: int | None) -> int:
+    """The seed that those of all blocks come from: the one that is given, else a draw of torch's generator."""
+    return int(torch.randint(2**63 - 1, ())) if seed is None else int(seed)
+
+
+def block_seed(seed: int, first: int, *stage: int) -> int:
+    """The seed of the block with this first datum, whoever takes it, and after whatever others. stage: where it is taken again.
+
+    >>> block_seed(0, 0) != block_seed(0, 1) != block_seed(0, 1, 1), block_seed(3, 8) == block_seed(3, 8)
+    (True, True)
+    """
+    sequence = np.random.SeedSequence(seed % 2**64, spawn_key=(first, *stage))
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 
 
 def rows_of(args: tuple[Tensor, ...]) -> int:

@@ -2,34 +2,28 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
-import pyro
 import torch
 from pyro.distributions import Delta, ImproperUniform
 from torch import Tensor
 
-from pyroae.errors import ConfigError, DataError, ProgramError, UndefinedLikelihoodError
-from pyroae.evaluation.blocks import Data, arguments_of, blocks, rows_of
-from pyroae.evaluation.compiled_draws import CompiledDraws
-from pyroae.evaluation.proposals import Draw, Proposal
-from pyroae.evaluation.streams import BoundCurve, CurveStream, Smoothed, WeightStream, curve_sizes, khat_limit
-from pyroae.graphs import is_wanted
-from pyroae.progress import Progress
+from pyroae.errors import ConfigError, ProgramError, UndefinedLikelihoodError
+from pyroae.evaluation.blocks import Data, arguments_of, base_seed
+from pyroae.evaluation.dealing import of_all
+from pyroae.evaluation.proposals import Proposal
+from pyroae.evaluation.sampling import LEAST, Sampler, programs_of
+from pyroae.evaluation.streams import BoundCurve, Smoothed, khat_limit
+from pyroae.memory import once
+from pyroae.processes import WHOLE, Share
 from pyroae.sites import base_distribution
-from pyroae.weights import Program, Traces, evaluating, fork_random, log_density, plate_nesting, reduce_log_weights, run
+from pyroae.weights import Program, Traces, evaluating, fork_random, plate_nesting, run
 
-LEAST_TO_STOP = 100
-"""Draws for each datum before a tolerance may end them."""
 TOO_MANY = 0.1
 """The share of unreliable data from which on all are tried again."""
-
-
-COMPILE_FROM = 2_000_000_000
-"""Numbers of the data, times K, from which on a compiled graph earns back what it takes to make."""
-FLUSH = 2**18
-"""Log-weights that are gathered before they are added to the streams."""
+RETRY = (1,)
+"""What tells the seeds of blocks that are tried again from their first ones; they stand where they are among those data."""
 
 
 class PerDatumEstimate:
@@ -117,6 +111,7 @@ def log_likelihood(
     seed: int | None = None,
     compile: bool | str = "auto",
     progress: bool = False,
+    share: Share = WHOLE,
 ) -> LikelihoodEstimate:
     """Importance-sampled log p(x_n) for each datum (Burda 2016's L_K; Rezende 2014).
 
@@ -127,10 +122,13 @@ def log_likelihood(
     trained: a Pyro program over the same latent sites, or a Mixture or Local. tolerance: in nats per datum; draws end as
     soon as the `error` of the mean is below it, at `num_particles` at the latest. retry: the proposal for data whose k̂ is
     too high, and for all where more than a tenth are: the others' is then low by luck; what it gives is taken where its
-    k̂ is lower. seed: of the draws; the caller's generators then stay as they were. compile: draws and weights as one graph,
-    as of `pyroae.compile`; "auto" where there is so much to draw that it pays.
+    k̂ is lower. seed: of the draws; the caller's generators then stay as they were, and give one draw where it is None. compile:
+    draws and weights as one graph, as of `pyroae.compile`; "auto" where there is so much to draw that it pays. share: of this
+    process in the work, where several call this with the same arguments; the estimate is the same on all, and for any number
+    of them. Where memory runs out, chunks are halved, with a warning.
     Raises UndefinedLikelihoodError for a Delta guide or an improper prior, ProgramError for latent sites outside the
-    data plate, DataError, with its index and the site, for a datum whose weights are all zero or not a number.
+    data plate, DataError, with its index and the site, for a datum whose weights are all zero or not a number, ConfigError
+    where memory does not hold one draw for one datum.
 
     >>> from pyroae import zoo
     >>> system, x = zoo.ppca(4, latent=2), torch.zeros(3, 4)
@@ -143,119 +141,20 @@ def log_likelihood(
         raise ConfigError(f"num_particles must be a whole number of at least 1, not {num_particles!r}")
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise ConfigError(f"a tolerance must be positive and finite, in nats, not {tolerance}")
-    started, args = time.monotonic(), arguments_of(x)
-    with evaluating(model, *_programs(guide), *_programs(retry)), fork_random(args[0].device, seed):
-        nesting = _look(model, (guide, retry), tuple(a[:1] for a in args))
-        sampler = _Sampler(model, guide, num_particles, tolerance, nesting, compile)
-        columns, curve = sampler.run(args, progress)
+    started, args, drawn = time.monotonic(), arguments_of(x), base_seed(seed)
+    with evaluating(model, *programs_of(guide), *programs_of(retry)), fork_random(args[0].device):
+        first = tuple(a[:1] for a in args)
+        (nesting, base), *_ = of_all(share, lambda: (_look(model, (guide, retry), first), drawn))
+        sampler = Sampler(model, guide, num_particles, tolerance, nesting, compile, base, share, progress)
+        columns, curve = sampler.run(args)
         bad = columns.unreliable()
         if len(bad) > TOO_MANY * len(args[0]):
             bad = torch.arange(len(args[0]))
         if retry is not None and len(bad):
-            again, _ = replace(sampler, guide=retry).run(tuple(a[bad.to(a.device)] for a in args), progress)
+            again, _ = replace(sampler, guide=retry).run(tuple(a[bad.to(a.device)] for a in args), RETRY)
             columns = columns.with_better(bad, again)
-    c = columns
-    return LikelihoodEstimate(
-        c.log_px, c.se, c.interval, c.ess, c.jackknife, c.smoothed, c.draws, curve, tolerance, time.monotonic() - started
-    )
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Figures of each datum, the data in the last dimension."""
-
-    log_px: Tensor
-    se: Tensor
-    interval: Tensor
-    ess: Tensor
-    jackknife: Tensor
-    smooth_log_px: Tensor
-    smooth_interval: Tensor
-    khat: Tensor
-    draws: Tensor
-
-    @property
-    def smoothed(self) -> Smoothed:
-        return Smoothed(self.smooth_log_px, self.smooth_interval, self.khat)
-
-    def unreliable(self) -> Tensor:
-        return (self.khat >= khat_limit(self.draws)).nonzero().flatten()
-
-    def with_better(self, index: Tensor, other: "_Columns") -> "_Columns":
-        """The figures of `other` for the data at `index` whose k̂ is lower there."""
-        better = other.khat < self.khat[index]
-        fields = {}
-        for name, values in vars(self).items():
-            fields[name] = values.clone()
-            fields[name][..., index[better]] = getattr(other, name)[..., better]
-        return _Columns(**fields)
-
-
-@dataclass(frozen=True)
-class _Sampler:
-    model: Program
-    guide: Program | Proposal
-    num_particles: int
-    tolerance: float | None
-    nesting: int
-    compile: bool | str
-
-    def run(self, args: tuple[Tensor, ...], progress: bool) -> tuple[_Columns, BoundCurve]:
-        total, parts, curves, done = len(args[0]), [], [], 0
-        at_once = FLUSH if self.tolerance is None else 1
-        with Progress("log p(x)", total * self.num_particles, progress) as bar, pyro.validation_enabled(False):
-            compiled = self._compiled(args, bar)
-            for block, chunks in _plan(args, self.num_particles):
-                draw = self._draw(block, compiled)
-                device, count = block[0].device, len(block[0])
-                stream = WeightStream(count, device, self.num_particles)
-                curve = CurveStream(count, device, curve_sizes(self.num_particles))
-                for drawn in _gathered((draw(k) for k in chunks), at_once):
-                    stream.add(drawn)
-                    curve.add(drawn)
-                    bar.update(done + stream.count * count)
-                    if self._is_enough(stream, count, total):
-                        break
-                done += self.num_particles * count
-                parts.append(_columns(stream))
-                curves.append(curve.result())
-        columns = [torch.cat(c, -1).cpu() for c in zip(*(tuple(vars(part).values()) for part in parts), strict=True)]
-        self._check(columns[0], args)
-        return _Columns(*columns), _joined(curves, total)
-
-    def _compiled(self, args: tuple[Tensor, ...], bar: Progress) -> CompiledDraws | None:
-        """Draws from a guide as a graph for the largest block and chunk, where that pays."""
-        wanted = is_wanted(self.compile, args[0].numel() * self.num_particles >= COMPILE_FROM)
-        if isinstance(self.guide, Proposal) or not wanted:
-            return None
-        bar.update(0, "compiling")
-        block, chunks = next(_plan(args, self.num_particles))
-        return CompiledDraws(self.model, self.guide, block, chunks[0], self.nesting, "inductor")
-
-    def _draw(self, block: tuple[Tensor, ...], compiled: CompiledDraws | None) -> Draw:
-        guide = self.guide
-        if isinstance(guide, Proposal):
-            return guide.prepare(self.model, block, self.nesting)
-        if compiled is not None:
-            return lambda k: compiled(block, k)
-        return lambda k: reduce_log_weights(run(self.model, guide, block, {}, k, self.nesting)).log_weight
-
-    def _is_enough(self, stream: WeightStream, count: int, total: int) -> bool:
-        """Whether this block has its share of the error: that of all blocks together is then the tolerance at most."""
-        if self.tolerance is None or stream.count < min(LEAST_TO_STOP, self.num_particles):
-            return False
-        se = stream.se().square().sum().sqrt() / count
-        bias = stream.jackknife_bias().mean().abs()
-        share = self.tolerance / math.sqrt(2)
-        return bool((se <= share * math.sqrt(total / count)) & (bias <= share))
-
-    def _check(self, log_px: Tensor, args: tuple[Tensor, ...]) -> None:
-        """Raises DataError for a datum whose estimate is not finite."""
-        if not torch.isfinite(log_px).all():
-            n = int((~torch.isfinite(log_px)).nonzero()[0])
-            site = _blamed(self.model, _programs(self.guide)[0], tuple(a[n : n + 1] for a in args), self.nesting)
-            why = f"its site '{site}' has no finite log-density" if site else "the proposal misses it or overflows"
-            raise DataError(f"the log-weights of datum {n} give log p(x) = {log_px[n].item()}: {why}")
+    c, seconds = columns, max(share.gather(time.monotonic() - started))
+    return LikelihoodEstimate(c.log_px, c.se, c.interval, c.ess, c.jackknife, c.smoothed, c.draws, curve, tolerance, seconds)
 
 
 def check_proposal(traces: Traces) -> None:
@@ -287,76 +186,14 @@ def check_evidence(traces: Traces) -> None:
         raise ProgramError(f"the plate '{plate.name}' is subsampled: evaluate with all {plate.full_size} data")
 
 
-def _programs(guide: Program | Proposal | None) -> tuple[Program, ...]:
-    if guide is None:
-        return ()
-    return guide.programs if isinstance(guide, Proposal) else (guide,)
-
-
 def _look(model: Program, guides: tuple[Program | Proposal | None, ...], first: tuple[Tensor, ...]) -> int:
     """One run of every proposal, which takes no draws from the estimate; the number of plate dimensions."""
     nesting = 0
     with fork_random(first[0].device):
         for guide in guides:
-            for program in _programs(guide):
-                traces = run(model, program, first, {})
+            for program in programs_of(guide):
+                traces = once(partial(run, model, program, first, {}), LEAST)
                 fits = isinstance(guide, Proposal) and guide.fits
                 (check_evidence if fits else check_proposal)(traces)
                 nesting = max(nesting, plate_nesting(model, program, first, {}))
     return nesting
-
-
-def _plan(args: tuple[Tensor, ...], num_particles: int) -> Iterator[tuple[tuple[Tensor, ...], list[int]]]:
-    """Blocks of the data, and for each the numbers of particles of its chunks, which add up to K exactly."""
-    rows = rows_of(args)
-    at_once = min(num_particles, 64)
-    for block in blocks(args, max(1, rows // at_once)):
-        k = max(1, min(num_particles, rows // len(block[0])))
-        full, rest = divmod(num_particles, k)
-        yield block, [k] * full + [rest] * (rest > 0)
-
-
-def _gathered(parts: Iterable[Tensor], least: int) -> Iterator[Tensor]:
-    """Log-weights `[k, N]` in larger parts, of at least so many numbers but for the last."""
-    waiting: list[Tensor] = []
-    for part in parts:
-        waiting.append(part)
-        if sum(map(Tensor.numel, waiting)) >= least:
-            yield torch.cat(waiting)
-            waiting = []
-    if waiting:
-        yield torch.cat(waiting)
-
-
-def _columns(stream: WeightStream) -> _Columns:
-    log_px, smoothed = stream.log_px(), stream.smoothed()
-    return _Columns(
-        log_px,
-        stream.se(),
-        stream.interval(),
-        stream.ess(),
-        log_px - stream.jackknife_bias(),
-        smoothed.log_px,
-        smoothed.interval,
-        smoothed.khat,
-        torch.full(log_px.shape, stream.count),
-    )
-
-
-def _joined(curves: list[dict[int, tuple[Tensor, Tensor]]], total: int) -> BoundCurve:
-    """The mean over all data, at the K that every block has."""
-    ks = [k for k in curves[0] if all(k in curve for curve in curves)]
-    means = [sum(curve[k][0].sum().item() for curve in curves) / total for k in ks]
-    errors = [math.sqrt(sum(curve[k][1].sum().item() for curve in curves)) / total for k in ks]
-    return BoundCurve(torch.tensor(ks), torch.tensor(means, dtype=torch.float64), torch.tensor(errors, dtype=torch.float64))
-
-
-def _blamed(model: Program, guide: Program, args: tuple[Tensor, ...], nesting: int) -> str | None:
-    """The first site whose log-density is nan or infinite in some of 100 draws for one datum."""
-    traces = run(model, guide, args, {}, 100, nesting)
-    for trace in (traces.guide, traces.model):
-        for observed in (True, False):
-            for name, site in traces.sites(trace, observed=observed):
-                if not torch.isfinite(log_density(name, site)).all():
-                    return name
-    return None

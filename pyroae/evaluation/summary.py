@@ -12,6 +12,7 @@ from torch import Tensor
 from pyroae.autoencoder import Autoencoder
 from pyroae.errors import ConfigError, UndefinedLikelihoodError, unknown_name
 from pyroae.evaluation.ais import BDMC, AISEstimate, AISSettings, ais, bdmc
+from pyroae.evaluation.dealing import agreed
 from pyroae.evaluation.diagnostics import Diagnostics, diagnose
 from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.gaps import Gaps, gaps
@@ -21,6 +22,7 @@ from pyroae.evaluation.proposals import PROPOSALS, proposal_named
 from pyroae.evaluation.quadrature import QuadratureEstimate, quadrature
 from pyroae.evaluation.streams import Z
 from pyroae.graphs import check_word
+from pyroae.processes import WHOLE, Share
 
 METHODS = ("is", "ais", "bdmc", "exact", "quadrature", "gaps")
 ELBO_DRAWS = 10
@@ -117,12 +119,19 @@ class Evaluation:
 
 
 def evaluate(
-    autoencoder: Autoencoder, x: Tensor, settings: EvaluationSettings | None = None, *, progress: bool = False
+    autoencoder: Autoencoder,
+    x: Tensor,
+    settings: EvaluationSettings | None = None,
+    *,
+    progress: bool = False,
+    share: Share = WHOLE,
 ) -> Evaluation:
     """Bound, rate, distortion, active units, reconstruction error and log-likelihoods of x `[N, d]`, in nats per datum.
 
     settings: by default every log-likelihood that the system has by importance sampling and in closed form; where there is
-    none, `undefined` says why. Raises UndefinedLikelihoodError for a method that is asked for and not defined.
+    none, `undefined` says why. share: of this process, where several call this with the same arguments: `is`, `ais` and `bdmc`
+    are dealt to them, the rest is done by each; what comes back is the same on all. Raises UndefinedLikelihoodError for a
+    method that is asked for and not defined.
 
     >>> import torch
     >>> from pyroae import zoo
@@ -130,14 +139,15 @@ def evaluate(
     >>> sorted(found.results)[:5]
     ['active_units', 'distortion', 'nelbo', 'nll', 'nll_exact']
     """
-    return _Evaluating(autoencoder, x, settings or EvaluationSettings(), progress).run()
+    return _Evaluating(autoencoder, x, settings or EvaluationSettings(), progress, share).run()
 
 
 class _Evaluating:
     """An evaluation under way."""
 
-    def __init__(self, autoencoder: Autoencoder, x: Tensor, settings: EvaluationSettings, progress: bool) -> None:
-        self.system, self.x, self.settings, self.progress = autoencoder, x, settings, progress
+    def __init__(self, autoencoder: Autoencoder, x: Tensor, settings: EvaluationSettings, progress: bool, share: Share) -> None:
+        self.system, self.x, self.settings, self.share = autoencoder, x, settings, share
+        self.progress = progress and share.rank == 0
         self.results: list[Result] = []
 
     def run(self) -> Evaluation:
@@ -163,10 +173,13 @@ class _Evaluating:
         return replace(found, results={result.name: result for result in self.results})
 
     def _diagnosed(self) -> Diagnostics:
-        started = time.monotonic()
-        found = diagnose(self.system.model, self.system.guide, self.x, num_particles=ELBO_DRAWS, seed=self.settings.seed)
-        error = (self.system.reconstruct(self.x) - self.system.flat(self.x)).double().square().sum(1).cpu()
-        seconds = time.monotonic() - started
+        system, x = self.system, self.x
+
+        def work() -> tuple[Diagnostics, Tensor]:
+            found = diagnose(system.model, system.guide, x, num_particles=ELBO_DRAWS, seed=self.settings.seed)
+            return found, (system.reconstruct(x) - system.flat(x)).double().square().sum(1).cpu()
+
+        (found, error), seconds = self._by_each(work)
         for name, values in (("nelbo", found.nelbo), ("distortion", found.distortion), ("rate", found.rate)):
             self._mean(name, values, ELBO_DRAWS, seconds)
         self.results.append(Result("active_units", found.active_units, math.nan, len(self.x), 0, seconds))
@@ -185,6 +198,7 @@ class _Evaluating:
             seed=settings.seed,
             compile=settings.compile,
             progress=self.progress,
+            share=self.share,
         )
         count, seconds = estimate.num_particles, estimate.seconds
         self._mean("nll", -estimate.log_px, count, seconds)
@@ -195,13 +209,13 @@ class _Evaluating:
         return replace(found, likelihood=estimate)
 
     def _exact(self, found: Evaluation) -> Evaluation:
-        started = time.monotonic()
-        log_px = exact_log_likelihood(self.system, self.x)
-        self._mean("nll_exact", -log_px, 0, time.monotonic() - started)
+        log_px, seconds = self._by_each(lambda: exact_log_likelihood(self.system, self.x))
+        self._mean("nll_exact", -log_px, 0, seconds)
         return replace(found, exact=log_px)
 
     def _quadrature(self, found: Evaluation) -> Evaluation:
-        estimate = quadrature(self.system.model, self.system.guide, self.x, progress=self.progress)
+        system = self.system
+        estimate, _ = self._by_each(lambda: quadrature(system.model, system.guide, self.x, progress=self.progress))
         self._mean("nll_quadrature", -estimate.log_px, int(estimate.num_points.max()), estimate.seconds)
         return replace(found, quadrature=estimate)
 
@@ -226,24 +240,31 @@ class _Evaluating:
             seed=settings.seed,
             compile=settings.compile,
             progress=self.progress,
+            share=self.share,
             checkpoint=None if settings.checkpoints is None else settings.checkpoints / f"{name}.safetensors",
         )
 
     def _gaps(self, found: Evaluation) -> Evaluation:
         known = found.exact if found.exact is not None else found.quadrature
+        programs, x = (self.system.model, self.system.guide), self.x
         common = {"seed": self.settings.seed, "progress": self.progress}
-        lost = gaps(self.system.model, self.system.guide, self.x, log_px=known, **common)  # type: ignore[arg-type]
+        lost, _ = self._by_each(lambda: gaps(*programs, x, log_px=known, **common))  # type: ignore[arg-type]
         for which, family in lost.families.items():
             suffix = "" if which == "diagonal" else "_" + which.replace("-", "_")
             self._mean(f"amortization_gap{suffix}", family.amortization.values, 0, lost.seconds)
             self._mean(f"approximation_gap{suffix}", family.approximation.values, 0, lost.seconds)
         self._mean("inference_gap", lost.inference.values, 0, lost.seconds)
-        knows = information(self.system.model, self.system.guide, self.x, **common)  # type: ignore[arg-type]
+        knows, _ = self._by_each(lambda: information(*programs, x, **common))  # type: ignore[arg-type]
         bounds = (("lower", knows.lower, knows.marginal_kl[0]), ("upper", knows.upper, knows.marginal_kl[1]))
         for end, mutual, marginal in bounds:
             for name, of in (("mutual_information", mutual), ("marginal_kl", marginal)):
                 self.results.append(Result(f"{name}_{end}", of.value, of.se, len(self.x), 1, knows.seconds))
         return replace(found, gaps=lost, information=knows)
+
+    def _by_each[T](self, work: Callable[[], T]) -> tuple[T, float]:
+        """What work that every process does comes to on the first one, and the seconds it took there."""
+        started = time.monotonic()
+        return agreed(self.share, lambda: (work(), time.monotonic() - started))
 
     def _mean(self, name: str, values: Tensor, num_particles: int, seconds: float) -> None:
         se = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
