@@ -165,6 +165,9 @@ def _evaluate_options(evaluate: Parser) -> None:
     evaluate.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
     text = "importance sampling and annealing as compiled code; auto: where it pays (auto true false) (default: auto)"
     evaluate.add_argument("--compile", type=_reader(bool | str)[0], default="auto", metavar="NAME", help=text)
+    text = "processes that importance sampling and annealing are dealt to; the figures are the same (default: 1)"
+    evaluate.add_argument("--devices", type=int, default=1, metavar="N", help=text)
+    evaluate.add_argument("--num-nodes", type=int, default=1, metavar="N", help="machines (default: 1)")
     for name, (kind, text) in ANNEALING.items():
         flag = f"--{name.replace('_', '-')}"
         if kind is bool:

@@ -145,6 +145,12 @@ def test_the_command(tmp_path: Path) -> None:
     assert found.returncode == 0, found.stderr[-3000:]
     assert found.stdout.count("validation negative bound") == 1
     assert cli.main(["train", *settings, "--out", str(tmp_path / "one")]) == 0
+    evaluate = ["evaluate", str(tmp_path / "one"), "--num-particles", "100", "--num-data", "60"]
+    command = [sys.executable, "-m", "pyroae.cli", *evaluate, "--devices", "2"]
+    assert subprocess.run(command, capture_output=True, text=True, check=False, env=QUIET, timeout=300).returncode == 0
+    shared = [(r.name, r.estimate) for r in Run(tmp_path / "one").results()]
+    assert cli.main(evaluate) == 0
+    assert shared == [(r.name, r.estimate) for r in Run(tmp_path / "one").results()]
     more = ["--epochs", "3", "--devices", "1"]
     assert cli.main(["train", "--resume", str(tmp_path / "two"), *more]) == 0
     assert cli.main(["train", "--resume", str(tmp_path / "one"), *more]) == 0

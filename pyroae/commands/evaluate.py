@@ -13,12 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from pyroae.commands.work import evaluate_run, part_of, say
+from pyroae.config import TrainConfig
 from pyroae.data import Dataset
 from pyroae.errors import RunError
 from pyroae.evaluation.ais import AISSettings
 from pyroae.evaluation.likelihood import LikelihoodEstimate
 from pyroae.evaluation.streams import LEAST_FOR_PSIS
 from pyroae.evaluation.summary import Evaluation, EvaluationSettings
+from pyroae.fabric import launched
 from pyroae.files import guarded
 from pyroae.runs import Run
 
@@ -62,11 +64,14 @@ def evaluate(
     seed: int,
     compile: bool | str,
     annealing: dict[str, Any],
+    devices: int = 1,
+    num_nodes: int = 1,
     **part: Any,
 ) -> None:
     """Evaluate a run: one table, results.json, evaluation.nc, figures.
 
-    annealing: of AISSettings. part: data, split, num_data and checkpoint, as of other commands. An annealing that was stopped
+    annealing: of AISSettings. devices, num_nodes: processes that importance sampling and annealing are dealt to; the figures do
+    not depend on their number. part: data, split, num_data and checkpoint, as of other commands. An annealing that was stopped
     goes on when the same command is given again.
     """
     given: dict[str, Any] = {
@@ -82,8 +87,11 @@ def evaluate(
     settings = EvaluationSettings(methods, num_particles, tolerance, proposal, retry, along, seed, compile=compile)
     run = Run(run_directory)
     dataset = part_of(run, part["data"], part["split"], part["num_data"])
+    fabric = launched(TrainConfig(accelerator=run.config.accelerator, devices=devices, num_nodes=num_nodes))
     folder = _folder(run, dataset, settings, part["checkpoint"])
-    found = evaluate_run(run, dataset, replace(settings, checkpoints=folder), checkpoint=part["checkpoint"])
+    found = evaluate_run(run, dataset, replace(settings, checkpoints=folder), checkpoint=part["checkpoint"], fabric=fabric)
+    if not fabric.is_global_zero:
+        return
     guarded(run.path / EVALUATION, lambda file: file.write_text(yaml.safe_dump(given, sort_keys=False)))
     shutil.rmtree(folder.parent, ignore_errors=True)
     say(f"{run.path}: {len(dataset)} data of {dataset.name}, {part['split']} part")

@@ -20,14 +20,14 @@ from pyroae.data import Dataset, Splits, load
 from pyroae.errors import ConfigError, DataError, PyroaeError, RunError
 from pyroae.evaluation.summary import Evaluation, EvaluationSettings
 from pyroae.evaluation.summary import evaluate as evaluate_system
-from pyroae.fabric import launched
+from pyroae.fabric import launched, share_of
 from pyroae.files import guarded, locked
 from pyroae.inference_data import to_datatree
 from pyroae.keeper import Keeper
 from pyroae.likelihoods import Bernoulli
 from pyroae.objectives import parse_objective
 from pyroae.objectives.base import ObjectiveBase
-from pyroae.processes import is_first
+from pyroae.processes import WHOLE, is_first
 from pyroae.report import write_report
 from pyroae.runs import Run, device_of, refuse_taken, versions
 from pyroae.states import State
@@ -154,16 +154,24 @@ def part_of(run: Run, data: str | None, split: str, num_data: int | None) -> Dat
 
 
 def evaluate_run(
-    run: Run, dataset: Dataset | None, settings: EvaluationSettings, *, checkpoint: str | None = None
+    run: Run,
+    dataset: Dataset | None,
+    settings: EvaluationSettings,
+    *,
+    checkpoint: str | None = None,
+    fabric: Fabric | None = None,
 ) -> Evaluation:
-    """Evaluate a run on data: results.json, evaluation.nc, figures and the report."""
+    """Evaluate a run on data: results.json, evaluation.nc, figures and the report, which the first process writes."""
     assert dataset is not None
-    device = device_of(run.config.accelerator)
+    several = fabric is not None and fabric.world_size > 1
+    device = fabric.device if fabric is not None and several else device_of(run.config.accelerator)
     system = run.autoencoder(checkpoint).to(device)
     dtype = next(system.parameters()).dtype
     check_data(system, dataset, dataset.name)
     x = dataset.x.to(device, dtype)
-    found = evaluate_system(system, x, settings, progress=True)
+    found = evaluate_system(system, x, settings, progress=True, share=WHOLE if fabric is None else share_of(fabric))
+    if fabric is not None and not fabric.is_global_zero:
+        return found
     tree = to_datatree(
         system.model,
         system.guide,
