@@ -314,10 +314,11 @@ def make(path: Path, megabytes: int) -> Path:
         del found
         return path
     names = [f"p{i}" for i in range(784)]
-    table = pa.table([pa.array(block[:, i]) for i in range(784)], names=names)
+    table = pa.concat_tables([pa.table([pa.array(block[:, i]) for i in range(784)], names=names)] * 5)
     with pq.ParquetWriter(path, table.schema, compression="none", use_dictionary=False) as writer:
-        for _ in range(0, rows, len(block) * 5):
-            writer.write_table(pa.concat_tables([table] * 5), row_group_size=len(block) * 5)
+        for first in range(0, rows, len(table)):
+            group = table.slice(0, min(len(table), rows - first))
+            writer.write_table(group, row_group_size=len(group))
     return path
 
 
