@@ -2,8 +2,8 @@
 
     python -m benchmarks.cost [--seconds 6]
 
-Measures images a second of one process and of two that share batches (DDP, a thread each), the bytes of a checkpoint, and reading a
-memory-mapped stream. What is projected for GPUs rests on ASSUMED, which is printed beside it and not measured.
+Measures images a second of one process, and of two that share batches (DDP, a thread each).
+What is projected for GPUs rests on ASSUMED, which is not measured.
 """
 
 import argparse
@@ -15,10 +15,18 @@ import tempfile
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results" / "cost.json"
-ASSUMED = {"flops of a GPU": 67e12, "share of them reached": 0.25, "bytes a second of a node's disk": 3e9, "GPUs of a node": 8}
-"""An H100's peak in single precision outside its tensor cores (NVIDIA's data sheet), and what wide batches are hoped to reach."""
+ASSUMED = {
+    "flops of a GPU": 67e12,
+    "share of them reached": 0.25,
+    "seconds of a step beside its arithmetic": 2e-3,
+    "bytes a second between GPUs": 5e10,
+    "bytes a second of a node's disk": 3e9,
+    "GPUs of a node": 8,
+}
+"""An H100's peak in single precision outside its tensor cores (NVIDIA's data sheet), what wide batches are hoped to reach of
+it, Python's part of a step of DDP, a 400 Gbit network, a fast disk."""
 SIZES = (10**6, 10**7, 10**8, 10**9)
-EPOCHS, FEATURES, WIDTHS, LATENT, BATCH = 50, 784, (400,), 20, 4096
+EPOCHS, FEATURES, PER_GPU = 50, 784, 4096
 
 WORKER = """
 import json, sys, time
@@ -34,10 +42,12 @@ data = Dataset.from_array((torch.rand(32768, 784, generator=torch.Generator().ma
 system = zoo.from_config(RunConfig(hidden=(400,), latent=20, likelihood="bernoulli"), data)
 config = TrainConfig(epochs=10**6, batch_size=4096, max_seconds=seconds, accelerator="cpu", devices=devices, compile=False)
 marks = []
-fit(system, data, config=config, on_epoch=lambda state: marks.append((state.progressed.step, state.progressed.seconds)), progress=False)
+keep = lambda state: marks.append((state.progressed.step, state.progressed.seconds))
+fit(system, data, config=config, on_epoch=keep, progress=False)
 if is_first():
     (first, begun), (last, ended) = marks[0], marks[-1]
-    print(json.dumps({"images a second": (last - first) * 4096 / (ended - begun), "parameters": sum(p.numel() for p in system.parameters())}))
+    parameters = sum(p.numel() for p in system.parameters())
+    print(json.dumps({"images a second": (last - first) * 4096 / (ended - begun), "parameters": parameters}))
 """
 
 
@@ -49,11 +59,17 @@ def main() -> None:
     rounds = [{name: _rate(*how, seconds) for name, how in _SUBJECTS.items()} for _ in range(3)]
     measured = {name: sorted(r[name]["images a second"] for r in rounds) for name in _SUBJECTS}
     parameters = int(rounds[0]["one process, one thread"]["parameters"])
-    found = {"images a second, three rounds": measured, "parameters": parameters, "assumed": ASSUMED, "projected": _projected(parameters)}
+    found = {
+        "images a second, three rounds": measured,
+        "parameters": parameters,
+        "assumed": ASSUMED,
+        "hours of 50 epochs": _projected(parameters),
+    }
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     for name, values in measured.items():
         print(f"{name}: {values[1]:,.0f} images a second ({values[0]:,.0f} to {values[2]:,.0f})")
-    print(json.dumps(found["projected"], indent=1))
+    for row in _projected(parameters):
+        print(" | ".join(f"{value:.3g}" for value in row.values()))
 
 
 _SUBJECTS = {"one process, one thread": (1, 1), "one process, two threads": (1, 2), "two processes, a thread each": (2, 1)}
@@ -65,32 +81,31 @@ def _rate(devices: int, threads: int, seconds: float) -> dict[str, float]:
         script.flush()
         command = [sys.executable, script.name, str(devices), str(seconds), str(threads)]
         found = subprocess.run(
-            command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
+            command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)}
         )
     told: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
     return told
 
 
 def _projected(parameters: int) -> list[dict[str, float]]:
-    """For each number of images and GPUs: hours of arithmetic, of reading, of sharing gradients; memory."""
+    """For each number of images and GPUs: hours of arithmetic, of steps, of sharing gradients, of reading; bytes."""
     rows = []
     for images in SIZES:
         for gpus in (1, 8, 64):
-            nodes = max(1, gpus // int(ASSUMED["GPUs of a node"]))
-            flops = 6 * parameters * images * EPOCHS
-            arithmetic = flops / (ASSUMED["flops of a GPU"] * ASSUMED["share of them reached"] * gpus)
-            reading = images * FEATURES * EPOCHS / ASSUMED["bytes a second of a node's disk"]
-            rows.append(
-                {
-                    "images": images,
-                    "GPUs": gpus,
-                    "hours of arithmetic": arithmetic / 3600,
-                    "hours of reading, each node the whole stream": reading / 3600,
-                    "bytes of data": images * FEATURES,
-                    "bytes of weights, gradients and Adam's state, a GPU": 16 * parameters,
-                    "nodes": nodes,
-                }
-            )
+            steps = images * EPOCHS / (PER_GPU * gpus)
+            parts = {
+                "arithmetic": 6
+                * parameters
+                * images
+                * EPOCHS
+                / (ASSUMED["flops of a GPU"] * ASSUMED["share of them reached"] * gpus),
+                "steps": steps * ASSUMED["seconds of a step beside its arithmetic"],
+                "sharing": steps * 8 * parameters / ASSUMED["bytes a second between GPUs"] * (gpus > 1),
+                "reading": images * FEATURES * EPOCHS / ASSUMED["bytes a second of a node's disk"],
+            }
+            hours = {name: seconds / 3600 for name, seconds in parts.items()}
+            whole = max(hours["arithmetic"] + hours["steps"] + hours["sharing"], hours["reading"])
+            rows.append({"images": images, "GPUs": gpus, **hours, "all": whole, "bytes of data": images * FEATURES})
     return rows
 
 
