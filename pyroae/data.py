@@ -66,6 +66,8 @@ def load(
         raise DataError("these data are split already; give the whole of them")
     if seed < 0:
         raise ConfigError(f"the seed of a split must be at least 0, not {seed}")
+    if isinstance(source, Dataset) and source.stream is not None:
+        raise DataError(f"the {len(source)} data of {source.name} are larger than memory: give their file, or first(count)")
     if isinstance(source, Dataset) and source.dynamic and binarize == "none":
         binarize = "dynamic"
     stored = stored_of(source)

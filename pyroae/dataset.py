@@ -47,14 +47,17 @@ class Dataset:
         return cls(source.name, *ready(source, range_in(source, value_range)), source.labels)
 
     def subset(self, index: np.ndarray) -> Self:
-        """The data at `index`, in that order."""
+        """The data at `index`, in that order. Raises DataError for data larger than memory, of which `first` gives some."""
+        if self.stream is not None:
+            raise DataError(f"the {len(self)} data of {self.name} are larger than memory: first(count) gives some of them")
         labels = None if self.labels is None else self.labels[index]
         return replace(self, x=self.x[torch.from_numpy(index)], labels=labels)
 
     def first(self, count: int) -> Self:
         """The first `count` data, or all where there are fewer. Raises DataError where they do not fit into memory."""
         if self.stream is not None:
-            return replace(self, x=self.stream.first(min(count, len(self))), stream=None)
+            x, labels = self.stream.first(min(count, len(self)))
+            return replace(self, x=x, labels=labels, stream=None)
         return self.subset(np.arange(min(count, len(self))))
 
     def to(self, device: torch.device | str) -> Self:

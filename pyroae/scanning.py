@@ -11,6 +11,7 @@ import torch
 from pyroae.errors import DataError
 from pyroae.images import Images
 from pyroae.progress import Progress
+from pyroae.sources import DATASETS
 from pyroae.storage import IN_MEMORY, Stored, StoredArray, StoredImages
 from pyroae.values import check_finite, check_layout, check_spread, converted, share_of
 
@@ -22,7 +23,7 @@ HEAD = 4 * 2**20
 
 def stored_of(source: Any) -> Stored | None:
     """What lies on disk under that path where it is too large for memory. Raises DataError where it cannot be read."""
-    path = Path(source) if isinstance(source, str | Path) else None
+    path = Path(source) if isinstance(source, str | Path) and source not in DATASETS else None
     if path is None or not path.exists():
         return None
     try:
@@ -72,9 +73,9 @@ def scan(stored: Stored, held: np.ndarray) -> Scan:
     check_layout(stored.name, stored.dtype, stored.shape)
     digest = hashlib.sha256(f"{stored.dtype.str}{stored.shape}".encode())
     dtype, found, total = torch.get_default_dtype(), _Extremes(), np.zeros(stored.features)
-    kept, labels, head = [], [], []
+    kept, labels, head = np.empty((len(held), stored.features), stored.dtype), [], []
     wanted = HEAD // (4 * stored.features) + 1
-    with stored.reader() as reader, Progress(f"reading {stored.name}", len(stored)) as bar:
+    with stored.opened(labels=True) as reader, Progress(f"reading {stored.name}", len(stored)) as bar:
         for number, (first, stop) in enumerate(zip(stored.bounds[:-1].tolist(), stored.bounds[1:].tolist(), strict=True)):
             rows = reader.read(number)
             flat = np.ascontiguousarray(rows.values).reshape(stop - first, -1)
@@ -83,8 +84,9 @@ def scan(stored: Stored, held: np.ndarray) -> Scan:
             check_finite(flat, values, stored.name, first)
             found.look(values, flat)
             total += values.sum(0, dtype=np.float64)
-            here = held[np.searchsorted(held, first) : np.searchsorted(held, stop)] - first
-            kept.append(flat[here])
+            begin, end = np.searchsorted(held, (first, stop))
+            here = held[begin:end] - first
+            kept[begin:end] = flat[here]
             labels.append(None if rows.labels is None else rows.labels[here])
             if first < wanted:
                 head.append(np.delete(flat, here, 0)[: wanted - first])
@@ -98,7 +100,7 @@ def scan(stored: Stored, held: np.ndarray) -> Scan:
         found.high,
         np.concatenate(head),
         np.stack(found.rows),
-        np.concatenate(kept),
+        kept,
         np.concatenate(named) if named else None,
     )
 
@@ -117,7 +119,10 @@ class _Extremes:
     def look(self, values: np.ndarray, stored: np.ndarray) -> None:
         for name, at, sign in (("low", values.argmin(), 1), ("high", values.argmax(), -1)):
             value = values.flat[at]
-            if sign * value < sign * getattr(self, name):
+            last = getattr(self, name)
+            if sign * value < sign * last:
+                if self.low < last < self.high:  # what was an end before is now in between
+                    self._rows.setdefault("between", self._rows[name])
                 setattr(self, name, float(value))
                 self._rows[name] = stored[at // values.shape[1]].copy()
         if "between" not in self._rows:

@@ -52,8 +52,16 @@ class Stored(ABC):
         return int(np.prod(self.shape[1:], dtype=np.int64))
 
     @abstractmethod
-    def reader(self) -> "Reader":
-        """A reader of one's own. Raises DataError where the file is gone or is another one."""
+    def reader(self, labels: bool) -> "Reader":
+        """A reader of one's own, of labels too where that is asked for."""
+
+    def opened(self, *, labels: bool = False) -> "Reader":
+        """A reader of the file that was found first. Raises DataError where it is gone, has changed or cannot be read."""
+        self.refuse_changed()
+        try:
+            return self.reader(labels)
+        except Exception as error:  # whatever a damaged file makes its reader raise
+            raise DataError(f"cannot read '{self.path}': {words(error)}") from None
 
     def refuse_changed(self) -> None:
         """Raises DataError where the file is not the one that was found first."""
@@ -68,8 +76,8 @@ class Stored(ABC):
 class Reader(ABC):
     """What is open while slices are read; a context, left with nothing open."""
 
-    def __init__(self, stored: Stored) -> None:
-        self.stored = stored
+    def __init__(self, stored: Stored, labels: bool) -> None:
+        self.stored, self.labels = stored, labels
 
     def __enter__(self) -> Self:
         return self
@@ -113,16 +121,15 @@ class StoredArray(Stored):
         size = max(1, SLICE * rows // max(1, mapped.nbytes))
         super().__init__(path, path.stem, mapped.dtype, mapped.shape, _even(rows, size))
 
-    def reader(self) -> Reader:
-        return _ArrayReader(self)
+    def reader(self, labels: bool) -> Reader:
+        return _ArrayReader(self, labels)
 
 
 class _ArrayReader(Reader):
     stored: StoredArray
 
-    def __init__(self, stored: StoredArray) -> None:
-        super().__init__(stored)
-        stored.refuse_changed()
+    def __init__(self, stored: StoredArray, labels: bool) -> None:
+        super().__init__(stored, labels)
         self.file = stored.path.open("rb", buffering=0)
 
     def rows(self, number: int, first: int, stop: int) -> Rows:
@@ -157,8 +164,8 @@ class StoredImages(Stored):
         shape = (len(images), *images.shape)
         super().__init__(images.path, images.name, np.dtype(np.uint8), shape, _even(len(images), 1))
 
-    def reader(self) -> Reader:
-        return _ImageReader(self)
+    def reader(self, labels: bool) -> Reader:
+        return _ImageReader(self, labels)
 
     def refuse_changed(self) -> None:
         """An image that is gone or of another size is refused when it is read."""
@@ -169,7 +176,8 @@ class _ImageReader(Reader):
 
     def rows(self, number: int, first: int, stop: int) -> Rows:
         labels = self.stored.images.labels
-        return Rows(self.stored.images.read(first, stop), None if labels is None else labels[first:stop])
+        known = labels[first:stop] if self.labels and labels is not None else None
+        return Rows(self.stored.images.read(first, stop), known)
 
 
 def _even(rows: int, size: int) -> np.ndarray:

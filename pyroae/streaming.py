@@ -7,6 +7,7 @@ values are functions of seed and epoch; a batch needs no window before its own.
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 
 import numpy as np
 import torch
@@ -14,11 +15,13 @@ from torch import Tensor
 
 from pyroae.errors import DataError
 from pyroae.processes import Share
-from pyroae.storage import IN_MEMORY, Reader, Stored
-from pyroae.values import converted, scaled, thresholded
+from pyroae.storage import IN_MEMORY, Reader, Rows, Stored
+from pyroae.values import converted, drawn, scaled, thresholded
 
 WINDOW = 64 * 2**20
 """Bytes of the buffer in which rows are shuffled, as they are stored; the next one is read meanwhile."""
+AT_ONCE = 2**18
+"""Values that are made black and white at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,32 +42,34 @@ class Stream:
     def __len__(self) -> int:
         return len(self.stored) - len(self.held)
 
-    def first(self, count: int) -> Tensor:
-        """The first rows `[count, d]`. Raises DataError where they do not fit into memory."""
+    @property
+    def is_binary(self) -> bool:
+        """Whether a window holds the values in black and white."""
+        return self.binarize in ("threshold", "static")
+
+    def first(self, count: int) -> tuple[Tensor, np.ndarray | None]:
+        """The first rows `[count, d]`, and their labels where known. Raises DataError where they do not fit into memory."""
         if count * self.stored.features * 4 > IN_MEMORY:
             raise DataError(
                 f"{count} data of {self.stored.name} do not fit into {IN_MEMORY // 2**20} MiB: ask for fewer of them (num_data)"
             )
-        parts, found = [], 0
-        with self.stored.reader() as reader:
+        parts, labels, left = [], [], count
+        with self.stored.opened(labels=True) as reader:
             for number in range(len(self.stored.bounds) - 1):
-                parts.append(self.ready(self.slice(reader, number)[0]))
-                found += len(parts[-1])
-                if found >= count:
+                rows = self.slice(reader, number)
+                parts.append(self.ready(rows.values[:left]))
+                labels += [] if rows.labels is None else [rows.labels[:left]]
+                left -= len(parts[-1])
+                if not left:
                     break
-        return torch.cat(parts)[:count]
+        return torch.cat(parts), np.concatenate(labels) if labels else None
 
-    def slice(self, reader: Reader, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The values `[n, d]` of a slice, as a window holds them, and the numbers of their rows."""
-        rows = self.rows_in(number)
-        first = int(self.stored.bounds[number])
-        flat = reader.read(number).values.reshape(int(self.stored.bounds[number + 1]) - first, -1)
-        if self.binarize in ("threshold", "static"):
-            values = scaled(torch.from_numpy(converted(flat, torch.float64)), self.limits)
-            flat = (thresholded(values).numpy() if self.binarize == "threshold" else self._drawn(values, first)).astype(
-                np.uint8
-            )
-        return flat[rows - first], rows
+    def slice(self, reader: Reader, number: int) -> Rows:
+        """The rows of a slice that are served, `[n, d]`, as a window holds them."""
+        found, first = reader.read(number), int(self.stored.bounds[number])
+        flat, own = found.values.reshape(len(found.values), -1), self.rows_in(number) - first
+        values = self._binary(flat, first) if self.is_binary else flat
+        return Rows(values[own], None if found.labels is None else found.labels[own])
 
     def rows_in(self, number: int) -> np.ndarray:
         """The numbers of the rows of a slice that are served."""
@@ -75,12 +80,16 @@ class Stream:
     def ready(self, values: np.ndarray) -> Tensor:
         """Values of a window as a model takes them."""
         x = torch.from_numpy(converted(values, torch.get_default_dtype()))
-        return x if self.binarize in ("threshold", "static") else scaled(x, self.limits)
+        return x if self.is_binary else scaled(x, self.limits)
 
-    def _drawn(self, probabilities: Tensor, first: int) -> np.ndarray:
-        bits = np.random.PCG64([self.seed, 1]).advance(first * probabilities.shape[1])
-        uniform = (bits.random_raw(probabilities.numel()) >> np.uint64(11)) * 2.0**-53
-        return uniform.reshape(probabilities.shape) < probabilities.numpy()
+    def _binary(self, flat: np.ndarray, first: int) -> np.ndarray:
+        """Values in black and white, some rows at a time: in double precision they take eight times as much."""
+        found, rows = np.empty(flat.shape, np.uint8), max(1, AT_ONCE // flat.shape[1])
+        bits = np.random.PCG64([self.seed, 1]).advance(first * flat.shape[1])
+        for at in range(0, len(flat), rows):
+            values = scaled(torch.from_numpy(converted(flat[at : at + rows], torch.float64)), self.limits)
+            found[at : at + rows] = thresholded(values) if self.binarize == "threshold" else drawn(values, bits)
+        return found
 
 
 class Windows:
@@ -109,9 +118,17 @@ class Windows:
         generator = torch.Generator().manual_seed((self.seed + 7919 * (window + 1)) % 2**32)
         return torch.randperm(int(self.starts[window + 1] - self.starts[window]), generator=generator).numpy()
 
-    def load(self, reader: Reader, window: int) -> np.ndarray:
-        """The rows of a window `[n, d]`, in the order of its slices."""
-        return np.concatenate([self.stream.slice(reader, int(number))[0] for number in self.members(window)])
+    def load(self, reader: Reader, window: int, dropped: Event) -> np.ndarray:
+        """The rows of a window `[n, d]`, in the order of its slices. dropped: set where nobody waits for them any more."""
+        dtype = np.dtype(np.uint8) if self.stream.is_binary else self.stream.stored.dtype
+        buffer, at = np.empty((int(self.starts[window + 1] - self.starts[window]), self.stream.stored.features), dtype), 0
+        for number in self.members(window):
+            if dropped.is_set():
+                break
+            values = self.stream.slice(reader, int(number)).values
+            buffer[at : at + len(values)] = values
+            at += len(values)
+        return buffer
 
     def rows(self, first: int, stop: int) -> np.ndarray:
         """The numbers, in the file, of the rows at these places of the epoch."""
@@ -129,7 +146,7 @@ def streamed(stream: Stream, batch_size: int, seed: int, start: int, share: Shar
     seed: of the epoch. One window is served while a thread reads the next.
     """
     windows, total = Windows(stream, seed), len(stream)
-    with stream.stored.reader() as reader, _Ahead(windows, reader) as ahead:
+    with stream.stored.opened() as reader, _Ahead(windows, reader) as ahead:
         for number in range(start, -(-total // batch_size)):
             first, stop = number * batch_size, min((number + 1) * batch_size, total)
             part = share.of(stop - first)
@@ -137,41 +154,41 @@ def streamed(stream: Stream, batch_size: int, seed: int, start: int, share: Shar
 
 
 class _Ahead:
-    """Windows by their numbers, of which the next is read in a thread."""
+    """Windows one after the other, of which the next is read in a thread: two are held, never three."""
 
     def __init__(self, windows: Windows, reader: Reader) -> None:
         self.windows, self.reader = windows, reader
-        self.thread = ThreadPoolExecutor(1, "pyroae-reader")
-        self.coming: dict[int, Future[np.ndarray]] = {}
-        self.now: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.thread, self.dropped = ThreadPoolExecutor(1, "pyroae-reader"), Event()
+        self.coming: Future[np.ndarray] | None = None
+        self.number, self.values, self.order = -1, np.empty(0), np.empty(0)
 
     def __enter__(self) -> "_Ahead":
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.dropped.set()
         self.thread.shutdown(wait=True, cancel_futures=True)
 
     def take(self, first: int, stop: int) -> np.ndarray:
-        """The rows at these places of the epoch."""
-        begin, end = self.windows.of(first), self.windows.of(stop - 1)
-        self.now = {number: kept for number, kept in self.now.items() if number >= begin}
+        """The rows at these places of the epoch; none of those before `first` is taken any more."""
         parts = []
-        for window in range(begin, end + 1):
-            values, order = self._window(window)
+        for window in range(self.windows.of(first), self.windows.of(stop - 1) + 1):
+            if window != self.number:
+                self._move(window)
             start = int(self.windows.starts[window])
-            parts.append(values[order[max(0, first - start) : stop - start]])
+            parts.append(self.values[self.order[max(0, first - start) : stop - start]])
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
-    def _window(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        if number not in self.now:
-            coming = self.coming.pop(number, None) or self._begin(number)
-            self.now[number] = coming.result(), self.windows.order(number)
-            if number + 2 < len(self.windows.starts):
-                self.coming[number + 1] = self._begin(number + 1)
-        return self.now[number]
+    def _move(self, window: int) -> None:
+        """Let go of the window that was used, take that one, and have the next one read."""
+        coming = self.coming if self.coming is not None and window == self.number + 1 else self._begin(window)
+        self.values, self.coming = np.empty(0), None
+        self.number, self.values, self.order = window, coming.result(), self.windows.order(window)
+        if window + 2 < len(self.windows.starts):
+            self.coming = self._begin(window + 1)
 
     def _begin(self, number: int) -> "Future[np.ndarray]":
-        return self.thread.submit(self.windows.load, self.reader, number)
+        return self.thread.submit(self.windows.load, self.reader, number, self.dropped)
 
 
 def _sequence(stored: Stored, seed: int) -> np.ndarray:

@@ -54,8 +54,8 @@ class StoredTable(Stored):
         super().__init__(path, path.stem, dtype, (int(rows.sum()), len(self.names)), bounds, runs)
         self.lanes = int(np.clip(SCRATCH // (row_bytes * rows.max(initial=1)), 1, MOST_LANES))
 
-    def reader(self) -> Reader:
-        return _TableReader(self)
+    def reader(self, labels: bool) -> Reader:
+        return _TableReader(self, labels)
 
     def blocks(self, group: int) -> list[slice]:
         """Columns of a row group that are unpacked together."""
@@ -74,9 +74,8 @@ class StoredTable(Stored):
 class _TableReader(Reader):
     stored: StoredTable
 
-    def __init__(self, stored: StoredTable) -> None:
-        super().__init__(stored)
-        stored.refuse_changed()
+    def __init__(self, stored: StoredTable, labels: bool) -> None:
+        super().__init__(stored, labels)
         self.file = pq.ParquetFile(stored.path, metadata=stored.metadata, pre_buffer=False, buffer_size=2**16)
         self.first_slices = np.cumsum(stored.runs) - stored.runs
         self.open: dict[int, _Group] = {}
@@ -88,7 +87,7 @@ class _TableReader(Reader):
             group = self.open[run] = _Group(self.stored, self.file, run)
         start = int(self.stored.starts[run])
         values = group.read(first - start, stop - start)
-        labels = group.labels(first - start, stop - start)
+        labels = group.labels(first - start, stop - start) if self.labels else None
         if number == self.first_slices[run] + self.stored.runs[run] - 1:
             self.open.pop(run).close()
         return Rows(values, labels)
@@ -144,7 +143,7 @@ class _Group:
         size = shape[0] * shape[1] * self.stored.dtype.itemsize
         self._scratch = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the group is
         try:
-            os.posix_fallocate(self._scratch.fileno(), 0, size)
+            _take_room(self._scratch, size)
         except OSError as error:
             folder = tempfile.gettempdir()
             raise DataError(
@@ -161,6 +160,16 @@ class _Group:
             columns = [_numbers(batch.column(i), names[i], self.stored, start + at) for i in range(len(names))]
             self.values[at : at + batch.num_rows, block] = np.stack(columns, 1)
             at += batch.num_rows
+
+
+def _take_room(file: Any, size: int) -> None:
+    """Make a file so large that writing into it cannot fail for want of room. Raises OSError where there is none."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    for at in range(0, size, TABLE_SLICE):
+        file.write(bytes(min(TABLE_SLICE, size - at)))
+    file.flush()
 
 
 def _numbers(column: pa.Array, name: str, stored: StoredTable, first: int) -> np.ndarray:

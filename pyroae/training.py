@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyroae.autoencoder import Autoencoder
 from pyroae.config import TrainConfig
 from pyroae.data import Arguments, Dataset, Splits, resident
-from pyroae.errors import ConfigError
+from pyroae.errors import ConfigError, DataError
 from pyroae.fabric import default_dtype, fabric_of, launched
 from pyroae.objectives import TraceELBO
 from pyroae.optimizers import optimizer_of
@@ -79,12 +79,18 @@ def train_and_valid(
     data: Splits | Dataset | Tensor | tuple[Tensor, ...],
     valid: Dataset | Tensor | tuple[Tensor, ...] | None,
 ) -> tuple[Dataset | Arguments, Dataset | Arguments | None]:
-    """The training and validation data of that system. Raises ConfigError where the latter are given twice."""
+    """The training and validation data of that system.
+
+    Raises ConfigError where the latter are given twice, DataError where they are larger than memory.
+    """
     if isinstance(data, Splits) and valid is not None:
         raise ConfigError("the data have a validation part already: give the whole as Splits, or the parts one by one")
     valid = data.valid if isinstance(data, Splits) else valid
     train = data_for(system, data.train if isinstance(data, Splits) else data)
-    return train, None if valid is None else data_for(system, valid)
+    held_out = None if valid is None else data_for(system, valid)
+    if isinstance(held_out, Dataset) and held_out.stream is not None:
+        raise DataError(f"validation data are in memory, and {held_out.name} is larger: give some of it, by first(count)")
+    return train, held_out
 
 
 def check(

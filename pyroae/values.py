@@ -83,8 +83,8 @@ def thresholded(x: Tensor) -> Tensor:
 
 def drawn(x: Tensor, bits: np.random.PCG64) -> np.ndarray:
     """A Bernoulli draw `[N, d]` of booleans from probabilities, the same on every machine."""
-    return np.stack([_uniform(bits, row.numel()) < row.double().numpy() for row in x])
-
-
-def _uniform(bits: np.random.PCG64, count: int) -> np.ndarray:
-    return (bits.random_raw(count) >> np.uint64(11)) * 2.0**-53
+    found = np.empty(x.shape, np.bool_)
+    for place, row in zip(found, x, strict=True):
+        uniform = (bits.random_raw(row.numel()) >> np.uint64(11)) * 2.0**-53
+        np.less(uniform, row.double().numpy(), out=place)
+    return found
