@@ -1,6 +1,7 @@
 """The executor that runs the trainings of a study on a Ray cluster: this machine, or many."""
 
 import os
+import socket
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -100,8 +101,10 @@ def _cluster(ray: ModuleType, address: str | None, study: Study) -> Iterator[Non
     address = _address(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address == "local":
-        options |= {"include_dashboard": False, "object_store_memory": max(STORE, 2 * min(SENT, nbytes(study.splits)))}
+        size = nbytes(study.splits)
+        options |= {"include_dashboard": False, "object_store_memory": int(max(STORE, 2 * size if size <= SENT else 0))}
     try:
+        _reach(address)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ray.init(address=address, **options)
@@ -111,6 +114,13 @@ def _cluster(ray: ModuleType, address: str | None, study: Study) -> Iterator[Non
         yield
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raises OSError where nothing answers at HOST:PORT; Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _address(given: str | None) -> str:
