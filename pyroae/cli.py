@@ -73,9 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PyroaeError as error:
         print(f"pyroae {name}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as stopped:
-        how = f": {stopped}" if str(stopped) else ""
-        print(f"pyroae {name}: interrupted; what was finished is kept{how}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"pyroae {name}: interrupted; what was finished is kept", file=sys.stderr)
         return 130
     return 0
 

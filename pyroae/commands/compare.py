@@ -25,6 +25,7 @@ from pyroae.evaluation.comparison import Cell, Comparison, Entry, Outcome, Row, 
 from pyroae.evaluation.trainings import Scoring
 from pyroae.files import guarded, locked
 from pyroae.inference_data import comparison_to_datatree
+from pyroae.keeper import stoppable
 
 
 def compare(
@@ -62,10 +63,8 @@ def compare(
 
 
 def _compare(study: Study, cells: Sequence[Cell], base: Entry, executor: Executor) -> None:
-    try:
+    with stoppable(f"pyroae compare --resume {shlex.quote(str(study.path))}"):
         outcomes = _run(study, cells, executor)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"pyroae compare --resume {shlex.quote(str(study.path))} goes on") from None
     finished = [outcome for outcome in outcomes.values() if isinstance(outcome, Outcome)]
     failed = {cell: reason for cell, reason in outcomes.items() if isinstance(reason, str)}
     if not finished:

@@ -41,7 +41,13 @@ class OnRay(Executor):
 
     @contextmanager
     def ready(self, study: Study) -> Iterator[None]:
-        """Connected to the cluster. Raises ConfigError where Ray is not installed, RunError where there is no such cluster."""
+        """Connected to the cluster.
+
+        Raises ConfigError where Ray is not installed, or a cell asks for what it cannot have; RunError where there is no such
+        cluster.
+        """
+        if study.config.settings.is_distributed:
+            raise ConfigError("a cell on Ray is one process on one device: leave out --devices, --num-nodes and --strategy")
         ray = ray_module()
         with _cluster(ray, self.address, study):
             share = self._share(ray, study)

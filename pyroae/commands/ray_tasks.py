@@ -1,5 +1,6 @@
 """The cells of a study as Ray tasks: each sends its files here, and those of a lost worker are run again."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -10,8 +11,9 @@ from typing import Any
 from pyroae.commands.ray_worker import Files, pack, unpack
 from pyroae.commands.study import Study
 from pyroae.commands.work import say
-from pyroae.data import Dataset, Splits
-from pyroae.errors import PyroaeError, RunError
+from pyroae.config import DATASETS
+from pyroae.data import Splits
+from pyroae.errors import InterruptedRunError, PyroaeError, RunError
 from pyroae.evaluation.comparison import Cell, Outcome
 from pyroae.files import words
 from pyroae.progress import Progress
@@ -92,20 +94,26 @@ class Tasks:
             unpack(self.study.place(cell), self.ray.get(ref))
             return True
         except errors.RayTaskError as error:
-            cause = error.cause
-            if not isinstance(cause, PyroaeError | ImportError):
-                raise
-            self.refused[cell] = _sentence(cause)
-        except errors.RayError as error:
-            lost = self._lost[cell] = self._lost.get(cell, 0) + 1
-            if "No module named" in str(error):
-                self.refused[cell] = _sentence(error)
-            elif lost > self.retries:
-                self.refused[cell] = f"its worker was lost {lost} times: {words(error)}"
+            if isinstance(error.cause, InterruptedRunError):
+                self._lose(cell, error.cause)
+            elif isinstance(error.cause, PyroaeError | ImportError):
+                self.refused[cell] = _sentence(error.cause)
             else:
-                say(f"the worker of {cell} was lost: it is run again, from its last checkpoint if it has one")
-                self._submit(cell)
+                raise
+        except errors.RayError as error:
+            self._lose(cell, error)
         return False
+
+    def _lose(self, cell: Cell, error: Exception) -> None:
+        """Run a cell again whose worker has stopped, if it may."""
+        lost = self._lost[cell] = self._lost.get(cell, 0) + 1
+        if "No module named" in str(error):
+            self.refused[cell] = _sentence(error)
+        elif lost > self.retries:
+            self.refused[cell] = f"its worker was lost {lost} times: {words(error)}"
+        else:
+            say(f"the worker of {cell} was lost: it is run again, from its last checkpoint if it has one")
+            self._submit(cell)
 
     def _collect(self) -> None:
         """Write what trainings under way have sent."""
@@ -158,14 +166,14 @@ def _mailbox(ray: ModuleType) -> Any:
 def _anywhere(study: Study) -> dict[str, Any]:
     """The settings by which a worker reads the data: paths do not depend on where it was started."""
     settings = study.config.settings
-    data = str(Path(settings.data).resolve()) if Path(settings.data).is_file() else settings.data
+    data = settings.data if settings.data in DATASETS else str(Path(settings.data).resolve())
     return replace(settings, data=data, data_root=str(Path(settings.data_root).resolve())).to_dict()
 
 
 def nbytes(splits: Splits) -> float:
     """Bytes of the data in memory; infinite for data that are read as they are needed."""
     parts = [part for part in (splits.train, splits.valid, splits.test) if part is not None]
-    return sum(part.x.nbytes if isinstance(part, Dataset) else float("inf") for part in parts)
+    return sum(part.x.nbytes if part.stream is None else math.inf for part in parts)
 
 
 def _sentence(error: BaseException) -> str:

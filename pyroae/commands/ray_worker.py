@@ -13,7 +13,7 @@ from pyroae.commands.study import Study, StudyConfig
 from pyroae.commands.work import splits_of
 from pyroae.config import RunConfig
 from pyroae.data import Splits
-from pyroae.errors import DataError, PyroaeError, RunError
+from pyroae.errors import DataError, InterruptedRunError, PyroaeError, RunError
 from pyroae.evaluation.comparison import Cell
 from pyroae.files import write_whole
 from pyroae.runs import versions
@@ -48,7 +48,7 @@ def train_cell(job: dict[str, Any], splits: Splits | None, files: Files, send: C
 
         try:
             study.run(cell, saved, progress=False)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, InterruptedRunError):
             send(pack(place))
             raise
         except torch.OutOfMemoryError:
