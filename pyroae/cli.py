@@ -192,6 +192,14 @@ def _compare_options(compare: Parser) -> None:
     compare.add_argument("--score-particles", type=int, metavar="K", help="of the held-out likelihood (default: 5000)", **given)
     compare.add_argument("--score-data", type=int, metavar="N", help="the first N held-out data (default: 1000)", **given)
     compare.add_argument("--baseline", metavar="NAME@K", help="what differences are from (default: the first, lowest K)")
+    text = "where trainings are run: here, or as tasks of a Ray cluster, with the same figures (default: local)"
+    compare.add_argument("--executor", choices=("local", "ray"), default="local", help=text)
+    text = "of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT (default: this machine alone)"
+    compare.add_argument("--address", metavar="ADDRESS", help=text)
+    text = "threads of each training, on Ray also the CPUs that it takes (default: 1)"
+    compare.add_argument("--cpus-per-cell", type=int, metavar="N", help=text, **given)
+    text = "on Ray, the share of a GPU that each training has, in [0, 1] (default: 1 where there are GPUs)"
+    compare.add_argument("--gpus-per-cell", type=float, metavar="X", help=text)
     _settings(compare, but=PER_TRAINING)
 
 
@@ -225,9 +233,15 @@ def _run(name: str, options: dict[str, Any]) -> None:
     if name == "evaluate":
         options["annealing"] = {key: options.pop(key) for key in ANNEALING if key in options}
     if name == "compare":
-        known = ("objectives", "num_particles", "seeds", "budget", "score_particles", "score_data")
+        known = ("objectives", "num_particles", "seeds", "budget", "score_particles", "score_data", "cpus_per_cell")
         options["given"] = {key: options.pop(key) for key in known if key in options}
     from pyroae import commands
+
+    if name == "compare":
+        from pyroae.commands.executors import executor_of
+
+        place = [options.pop(key) for key in ("executor", "address", "gpus_per_cell")]
+        options["executor"] = executor_of(*place)
 
     getattr(commands, name)(**options)
 

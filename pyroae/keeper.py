@@ -3,7 +3,8 @@
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -59,3 +60,26 @@ class Keeper:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+@contextmanager
+def stoppable(how: str) -> Iterator[None]:
+    """A context of work whose parts are kept as they are finished: SIGINT and SIGTERM stop it, and say how to go on.
+
+    how: what to type to go on. Raises InterruptedRunError.
+    """
+    caught = [signal.SIGINT]
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        caught[0] = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    here = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, stop) for number in SIGNALS} if here else {}
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedRunError(f"interrupted; what was finished is kept; go on with: {how}", caught[0]) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -2,9 +2,11 @@
 
 import csv
 import math
-import time
+import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,16 @@ from rich.console import Console
 from rich.table import Table
 
 from pyroae.budget import Budget
+from pyroae.commands.executors import Executor, Local
 from pyroae.commands.study import EXTENDED, Study, StudyConfig, refuse_other, settings_of
 from pyroae.commands.work import compared, save, say
 from pyroae.comparison_plots import differences, learning_curves
 from pyroae.errors import ConfigError, RunError
 from pyroae.evaluation.comparison import Cell, Comparison, Entry, Outcome, Row, indistinct
 from pyroae.evaluation.trainings import Scoring
-from pyroae.files import guarded
+from pyroae.files import guarded, locked
 from pyroae.inference_data import comparison_to_datatree
+from pyroae.keeper import stoppable
 
 
 def compare(
@@ -31,10 +35,12 @@ def compare(
     out: str | None,
     overwrite: bool,
     resume: str | None,
+    executor: Executor | None = None,
 ) -> None:
     """Train under each objective, K and seed; one table, .csv, .nc and figures in the study's directory.
 
-    settings: of every training. given: objectives, num_particles, seeds, budget and scoring, where the user gave them.
+    settings: of every training. given: objectives, num_particles, seeds, budget, scoring and cpus_per_cell, where the user gave
+    them. executor: where they are trained; by default here.
     """
     if resume is not None:
         if overwrite or (resume and out is not None and Path(out) != Path(resume)) or not (resume or out):
@@ -42,17 +48,23 @@ def compare(
         path = Path(resume or str(out))
         study = Study(path, _extended(Study.read(path), settings, given))
         cells = study.check()
-        base = _baseline(baseline, cells)
-        study.go_on()
+        begin = study.go_on
     else:
         if out is None:
             raise ConfigError("give --out, the study directory to write")
         refuse_other(Path(out), overwrite)
         study = Study(out, _config(settings, given))
         cells = study.check()
-        base = _baseline(baseline, cells)
-        study.start(overwrite)
-    outcomes = _run(study, cells)
+        begin = partial(study.start, overwrite)
+    base, executor = _baseline(baseline, cells), executor or Local()
+    with executor.ready(study), locked(study.path, "study"):
+        begin()
+        _compare(study, cells, base, executor)
+
+
+def _compare(study: Study, cells: Sequence[Cell], base: Entry, executor: Executor) -> None:
+    with stoppable(f"pyroae compare --resume {shlex.quote(str(study.path))}"):
+        outcomes = _run(study, cells, executor)
     finished = [outcome for outcome in outcomes.values() if isinstance(outcome, Outcome)]
     failed = {cell: reason for cell, reason in outcomes.items() if isinstance(reason, str)}
     if not finished:
@@ -65,13 +77,13 @@ def compare(
 
 def _config(settings: Mapping[str, Any], given: Mapping[str, Any]) -> StudyConfig:
     config = StudyConfig(settings_of(settings), scoring=_scoring(Scoring(), given))
-    return _checked(replace(config, budget=given.get("budget", config.budget), **_lists(given)))
+    return _checked(replace(config, **_alike(config, given), **_lists(given)))
 
 
 def _extended(known: StudyConfig, settings: Mapping[str, Any], given: Mapping[str, Any]) -> StudyConfig:
     """A study's configuration with further objectives, K and seeds. Raises ConfigError for settings that differ."""
     merged = settings_of({**known.to_dict()["settings"], **settings})
-    other = replace(known, settings=merged, scoring=_scoring(known.scoring, given), budget=given.get("budget", known.budget))
+    other = replace(known, settings=merged, scoring=_scoring(known.scoring, given), **_alike(known, given))
     for name, value in _flat(other).items():
         if name not in ("accelerator", "data_root") and value != _flat(known)[name]:
             raise ConfigError(f"--resume goes on with the settings of the study: {name} is {_flat(known)[name]} there")
@@ -81,9 +93,15 @@ def _extended(known: StudyConfig, settings: Mapping[str, Any], given: Mapping[st
     return _checked(replace(other, **more))
 
 
+def _alike(known: StudyConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What every training has alike."""
+    return {name: given.get(name, getattr(known, name)) for name in ("budget", "cpus_per_cell")}
+
+
 def _flat(config: StudyConfig) -> dict[str, Any]:
     content = config.to_dict()
-    return {"budget": str(Budget.parse(config.budget)), **content["scoring"], **content["settings"]}
+    alike = {"budget": str(Budget.parse(config.budget)), "cpus_per_cell": config.cpus_per_cell}
+    return {**alike, **content["scoring"], **content["settings"]}
 
 
 def _lists(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,30 +133,21 @@ def _baseline(text: str | None, cells: Sequence[Cell]) -> Entry:
     return min(found, key=lambda entry: entry.num_particles)
 
 
-def _run(study: Study, cells: Sequence[Cell]) -> dict[Cell, Outcome | str]:
+def _run(study: Study, cells: Sequence[Cell], executor: Executor) -> dict[Cell, Outcome | str]:
     """Every cell, those that are finished read and not trained again."""
     known = {cell: study.outcome(cell) for cell in cells}
     todo = [cell for cell in cells if known[cell] is None]
     if len(todo) < len(cells):
         say(f"{study.path}: {len(cells) - len(todo)} of {len(cells)} trainings are finished already")
-    began, found = time.monotonic(), {}
-    for i, cell in enumerate(cells):
-        outcome = known[cell]
-        if outcome is None:
-            done = todo.index(cell)
-            left = (time.monotonic() - began) / done * (len(todo) - done) if done else math.nan
-            say(f"training {i + 1} of {len(cells)}: {cell}" + (f"; about {_minutes(left)} left" if done else ""))
-            outcome = study.run(cell)
-        found[cell] = outcome
-    return found
+    found = {cell: outcome for cell, outcome in known.items() if outcome is not None}
+    if todo:
+        with closing(executor.run(study, todo)) as outcomes:
+            found.update(outcomes)
+    return {cell: found[cell] for cell in cells}
 
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _write(comparison: Comparison, study: Study, baseline: Entry) -> None:

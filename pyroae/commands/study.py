@@ -1,24 +1,22 @@
 """The directory of a comparison: a run directory a training, and what each came to. A killed study goes on where it was."""
 
 import csv
-import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from pyroae import zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.budget import ENDLESS, Budget
-from pyroae.commands.work import say, splits_of
+from pyroae.commands.work import at_least_one, say, splits_of
 from pyroae.config import PER_TRAINING, RunConfig, read_yaml
 from pyroae.data import Splits
 from pyroae.errors import ConfigError, DataError, NonFiniteLossError, RunError
@@ -37,7 +35,7 @@ from pyroae.evaluation.trainings import (
     outcome_of,
     parts_of,
 )
-from pyroae.files import guarded
+from pyroae.files import guarded, read_tensors, words, write_tensors
 from pyroae.keeper import Keeper
 from pyroae.objectives import parse_objective
 from pyroae.runs import Run, versions
@@ -53,6 +51,7 @@ EXTENDED = ("objectives", "num_particles", "seeds")
 class StudyConfig:
     """All that decides the figures of a study. settings: of every training, but for its objective, K, seed and limits.
 
+    cpus_per_cell: the threads that torch has for a training, on whose number the order of its sums depends.
     Raises ConfigError for settings that are not accepted, among them those that are not every training's own.
     """
 
@@ -62,6 +61,10 @@ class StudyConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     budget: str = "epochs:20"
     scoring: Scoring = field(default_factory=Scoring)
+    cpus_per_cell: int = 1
+
+    def __post_init__(self) -> None:
+        at_least_one("cpus_per_cell", self.cpus_per_cell)
 
     def run_config(self, cell: Cell, num_data: int) -> RunConfig:
         """The settings of one training."""
@@ -73,14 +76,15 @@ class StudyConfig:
         """Names and values, ready for YAML."""
         lists = {name: list(getattr(self, name)) for name in EXTENDED}
         settings = {name: value for name, value in self.settings.to_dict().items() if name not in PER_TRAINING}
-        return {**lists, "budget": self.budget, "scoring": asdict(self.scoring), "settings": settings}
+        alike = {"budget": self.budget, "cpus_per_cell": self.cpus_per_cell, "scoring": asdict(self.scoring)}
+        return {**lists, **alike, "settings": settings}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """From what `to_dict` gives."""
-        lists = {name: tuple(values[name]) for name in EXTENDED}
-        scoring = Scoring(**values["scoring"])
-        return cls(settings_of(values["settings"]), **lists, budget=values["budget"], scoring=scoring)
+        lists: dict[str, Any] = {name: tuple(values[name]) for name in EXTENDED}
+        alike: dict[str, Any] = {"budget": values["budget"], "cpus_per_cell": values.get("cpus_per_cell", 1)}
+        return cls(settings_of(values["settings"]), **lists, **alike, scoring=Scoring(**values["scoring"]))
 
 
 def settings_of(given: Mapping[str, Any]) -> RunConfig:
@@ -97,11 +101,14 @@ def settings_of(given: Mapping[str, Any]) -> RunConfig:
 
 
 class Study:
-    """A directory of trainings under one configuration: `study.yaml`, and a run directory for each cell."""
+    """A directory of trainings under one configuration: `study.yaml`, and a run directory for each cell.
 
-    def __init__(self, path: str | Path, config: StudyConfig) -> None:
+    splits: the data where they are at hand; by default they are loaded as the configuration says.
+    """
+
+    def __init__(self, path: str | Path, config: StudyConfig, splits: Splits | None = None) -> None:
         self.path, self.config = Path(path), config
-        self.splits: Splits = splits_of(config.settings)
+        self.splits: Splits = splits_of(config.settings) if splits is None else splits
         self.train, self.valid, self.held_out = parts_of(self.splits)
 
     @classmethod
@@ -169,8 +176,15 @@ class Study:
             return None
         return read_outcome(file, cell)
 
-    def run(self, cell: Cell) -> Outcome | str:
-        """Train and score one cell, from its last checkpoint where there is one; why it failed, where it did."""
+    def run(self, cell: Cell, saved: Callable[[], None] | None = None, progress: bool = True) -> Outcome | str:
+        """Train and score one cell, from its last checkpoint where there is one; why it failed, where it did.
+
+        saved: called after each checkpoint.
+        """
+        with _threads(self.config.cpus_per_cell):
+            return self._run(cell, saved, progress)
+
+    def _run(self, cell: Cell, saved: Callable[[], None] | None, progress: bool) -> Outcome | str:
         config = self.config.run_config(cell, len(self.train))
         run, going_on = self._open(cell, config)
         curve = Curve(self._system(config), self._along(), cell, config.training, len(self.train))
@@ -183,11 +197,21 @@ class Study:
                 curve.after_epoch(after)
                 guarded(run.path / "curve.csv", lambda file: _write_curve(file, curve.points))
             run.save(after)
+            if saved is not None:
+                saved()
 
         try:
             objective = parse_objective(cell.objective, cell.num_particles)
             with Keeper(save_state, f"pyroae compare --resume {self.path}", config.save_minutes) as keeper:
-                result = fit(curve.system, self.splits, objective, config.training, state=state, on_epoch=keeper)
+                result = fit(
+                    curve.system,
+                    self.splits,
+                    objective,
+                    config.training,
+                    state=state,
+                    on_epoch=keeper,
+                    progress=progress,
+                )
             row = result.history[-1]
             curve.add(row.epoch, row.step, row.seconds)
             x, scoring = first_of(self.held_out, self.config.scoring.num_data), self.config.scoring
@@ -197,7 +221,7 @@ class Study:
                 result.system,
                 x.to(like.device, like.dtype),
                 EvaluationSettings(("is",), scoring.num_particles, seed=scoring.seed),
-                progress=True,
+                progress=progress,
             )
         except (NonFiniteLossError, DataError) as error:
             write_failure(run.path / "outcome.safetensors", str(error))
@@ -251,30 +275,39 @@ def refuse_other(path: Path, overwrite: bool) -> None:
         raise RunError(f"'{path}' holds a study already: give --overwrite to replace it, or --resume to go on with it")
 
 
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """A context in which torch has so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def write_outcome(path: Path, outcome: Outcome) -> None:
     """Write what a training came to, whole or not at all: the mark that it is finished."""
-    tensors = {"log_px": outcome.log_px.contiguous(), "log_px_se": outcome.log_px_se.contiguous()}
-    content = {name: getattr(outcome, name) for name in ("figures", "epochs", "steps", "evaluations", "seconds", "curve")}
-    guarded(path, lambda file: save_file(tensors, file, metadata={"outcome": json.dumps(content)}))
+    write_tensors(path, "outcome", {f.name: getattr(outcome, f.name) for f in fields(Outcome) if f.name != "cell"})
 
 
 def write_failure(path: Path, reason: str) -> None:
     """Write that a training failed, and why: it would fail again."""
-    guarded(path, lambda file: save_file({"log_px": torch.zeros(0)}, file, metadata={"failed": reason}))
+    write_tensors(path, "outcome", {"failed": reason})
 
 
 def read_outcome(path: Path, cell: Cell) -> Outcome | str:
     """What was written. Raises RunError where it cannot be read."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            if "failed" in metadata:
-                return metadata["failed"]
-            content = json.loads(metadata["outcome"])
-            content["curve"] = tuple(Point(*point) for point in content["curve"])
-            return Outcome(cell, file.get_tensor("log_px"), file.get_tensor("log_px_se"), **content)
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
-        raise RunError(f"'{path}' cannot be read: {error}; remove its directory to train it again") from None
+        content = read_tensors(path, "outcome")
+        if "failed" in content:
+            return str(content["failed"])
+        content["curve"] = tuple(Point(*point) for point in content["curve"])
+        return Outcome(cell, **content)
+    except RunError as error:
+        raise RunError(f"{error}; remove '{path.parent}' to train it again") from None
+    except (KeyError, TypeError) as error:
+        raise RunError(f"'{path}' holds no outcome: {words(error)}; remove '{path.parent}' to train it again") from None
 
 
 def _write_curve(path: Path, points: Sequence[Point]) -> None:
