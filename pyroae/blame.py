@@ -7,6 +7,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyroae.errors import NonFiniteLossError
 from pyroae.program import System
 from pyroae.sites import Site
 from pyroae.weights import Traces, log_density, run
@@ -33,6 +34,25 @@ def blame(system: nn.Module, args: tuple[Any, ...], num_particles: int) -> Blame
         except (ValueError, RuntimeError) as error:
             return Blame(f"the programs fail there: {' '.join(str(error).split())[:200]}")
         return _first(traces) or Blame("no single site is, but their sum or its gradient")
+
+
+def error_at(step: int, epoch: int, batch: tuple[int, ...], found: Blame | None, kept: str) -> NonFiniteLossError:
+    """The error that says so. batch: the rows of the training data. found: what is to blame, where that is known."""
+    at = tuple(batch[i] for i in found.rows if i < len(batch)) if found is not None else ()
+    why = "" if found is None else f": {found.text}" + (f", for {_named(at)} of the training data" if at else "")
+    return NonFiniteLossError(
+        f"the loss became NaN or infinite at step {step}, in epoch {epoch}, on a batch of {_named(batch)}{why}; {kept}: try a "
+        "lower learning rate, gradient clipping (grad_clip), KL warm-up (kl_warmup), or to leave such steps out "
+        '(nonfinite="skip")',
+        step,
+        batch,
+        None if found is None else found.site,
+    )
+
+
+def _named(rows: tuple[int, ...]) -> str:
+    shown = ", ".join(map(str, rows[:8]))
+    return f"the rows {shown}{f' and {len(rows) - 8} more' if len(rows) > 8 else ''}"
 
 
 def _first(traces: Traces) -> Blame | None:

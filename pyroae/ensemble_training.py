@@ -21,7 +21,8 @@ from pyroae.optimizers import optimizer_of
 from pyroae.program import Pair, like_parameters, system_of
 from pyroae.progress import Progress
 from pyroae.states import Epoch, State
-from pyroae.trainer import FitResult, Step, Trainer, is_long, steps_of
+from pyroae.step import Step
+from pyroae.trainer import FitResult, Trainer, is_long, steps_of
 from pyroae.training import check, fit, train_and_valid
 from pyroae.updates import rule_of
 from pyroae.weights import fork_random

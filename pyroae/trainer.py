@@ -10,25 +10,21 @@ from typing import Any, cast
 import pyro
 import torch
 from lightning_fabric import Fabric
-from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from pyroae.blame import Blame, blame
+from pyroae.blame import Blame, blame, error_at
 from pyroae.compiler import Compiled
 from pyroae.config import TrainConfig
 from pyroae.data import Arguments, Dataset, rows_of_batch, served
-from pyroae.errors import NonFiniteLossError
 from pyroae.fabric import load_optimizer, load_weights, share_of, whole
 from pyroae.keeper import Keeper
 from pyroae.losses import Losses
-from pyroae.objectives import Bound
 from pyroae.optimizers import optimizer_of, schedule
-from pyroae.processes import WHOLE
-from pyroae.program import System, bound_of, full_size, like_parameters
+from pyroae.program import like_parameters
 from pyroae.progress import Progress
-from pyroae.sharing import shared_draws
-from pyroae.states import Epoch, Progressed, State, random_states, set_random_states
-from pyroae.weights import evaluating, fork_random, reduce_log_weights, run
+from pyroae.states import Epoch, Progressed, State, random_states, set_random_states, write_csv
+from pyroae.step import Step
+from pyroae.weights import evaluating, fork_random
 
 COMPILE_FROM_STEPS, COMPILE_FROM_SECONDS = 5000, 120
 """A training of so many steps of one shape, or of so much time, earns back what its graph takes to make."""
@@ -58,8 +54,6 @@ class FitResult:
 
     def to_csv(self, path: Any) -> None:
         """Write the history, a row an epoch."""
-        from pyroae.states import write_csv
-
         write_csv(path, self.history)
 
 
@@ -76,45 +70,6 @@ def steps_of(config: TrainConfig, num_data: int) -> int:
 def is_long(steps: int) -> bool:
     """Whether so many steps of one shape earn back what their graph takes to make."""
     return steps >= COMPILE_FROM_STEPS
-
-
-class Step(nn.Module):
-    """The one forward pass that eager, mixed-precision and distributed training share, and their validation.
-
-    share: the part of a batch that this process has. size: of the whole batch that the next call has a share of.
-    """
-
-    def __init__(self, system: nn.Module, objective: ELBO, full_size: int | None) -> None:
-        super().__init__()
-        self.system, self.objective, self.full_size = system, objective, full_size
-        self.graphs: Compiled | None = None
-        self.share, self.size = WHOLE, 0
-
-    def forward(self, *args: Tensor, kl_weight: float | None = None, validate: bool = False) -> Bound | Tensor:
-        if self.graphs is not None and torch.is_grad_enabled():
-            return self.graphs.bound(*args, kl_weight=kl_weight)
-        with self.drawing():
-            return self._sums(args) if validate else bound_of(self.system, self.objective, args, kl_weight)
-
-    @contextmanager
-    def drawing(self) -> Iterator[None]:
-        """A context in which draws are a share of those for the whole batch."""
-        with shared_draws(self.share, self.size):
-            yield
-
-    def num_data(self, args: tuple[Tensor, ...]) -> int:
-        """What the bound of a batch is divided by: its size, or that of the plate which the batch stands for."""
-        return self.full_size or len(args[0])
-
-    def _sums(self, args: tuple[Tensor, ...]) -> Tensor:
-        """Sums over a batch of validation data `[3]`: negative bound, distortion, rate."""
-        model, guide = cast(System, self.system).model, cast(System, self.system).guide
-        traces = run(model, guide, args, {})
-        weights = reduce_log_weights(traces)
-        rate = (weights.scale * (weights.log_post - weights.log_prior)).sum() - weights.log_global.mean()
-        values = (-bound_of(self.system, self.objective, args).value, -(weights.scale * weights.log_lik).sum(), rate)
-        share = len(args[0]) / (full_size(traces) or len(args[0]))
-        return share * torch.stack([v.detach().double() for v in values])
 
 
 class Trainer:
@@ -409,7 +364,8 @@ class Trainer:
         rows: tuple[int, ...] = tuple(rows_of_batch(self.train, self.config.batch_size, self.config.seed, epoch, position))
         found = self._replayed(losses.bad, epoch, good) if replay and self.share.world == 1 else None
         load_weights(self.system, good.weights)
-        raise self._error(losses.bad, epoch, good, rows, found)
+        where = f"the weights of {good.where()}" if good.progressed.step else "the initial weights"
+        raise error_at(losses.bad + 1, epoch, rows, found, f"{where} were kept")
 
     def _replayed(self, bad: int, epoch: int, good: State) -> Blame:
         """The steps from a good state again, and what is not finite before the bad one."""
@@ -423,19 +379,6 @@ class Trainer:
             self.take_step(step, args, size)
             step += 1
         return blame(self.system, (), 1)
-
-    def _error(self, bad: int, epoch: int, good: State, rows: tuple[int, ...], found: Blame | None) -> NonFiniteLossError:
-        at = tuple(rows[i] for i in found.rows if i < len(rows)) if found is not None else ()
-        why = "" if found is None else f": {found.text}" + (f", for {_named(at)} of the training data" if at else "")
-        where = f"the weights of {good.where()}" if good.progressed.step else "the initial weights"
-        return NonFiniteLossError(
-            f"the loss became NaN or infinite at step {bad + 1}, in epoch {epoch}, on a batch of {_named(rows)}{why}; "
-            f"{where} were kept: try a lower learning rate, gradient clipping (grad_clip), KL warm-up (kl_warmup), or to leave "
-            'such steps out (nonfinite="skip")',
-            bad + 1,
-            rows,
-            None if found is None else found.site,
-        )
 
 
 class _Clock:
@@ -457,8 +400,3 @@ class _Clock:
             return False
         self.shown = now
         return True
-
-
-def _named(rows: tuple[int, ...]) -> str:
-    shown = ", ".join(map(str, rows[:8]))
-    return f"the rows {shown}{f' and {len(rows) - 8} more' if len(rows) > 8 else ''}"

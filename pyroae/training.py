@@ -17,7 +17,8 @@ from pyroae.objectives import TraceELBO
 from pyroae.optimizers import optimizer_of
 from pyroae.program import refuse_global, rehearse, system_of
 from pyroae.states import State, own_generators
-from pyroae.trainer import FitResult, Step, Trainer
+from pyroae.step import Step
+from pyroae.trainer import FitResult, Trainer
 from pyroae.weights import Program
 
 

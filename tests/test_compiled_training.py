@@ -24,7 +24,7 @@ from pyroae.nn import MLP
 from pyroae.objectives import OBJECTIVES
 from pyroae.program import bound_of
 from pyroae.states import State
-from pyroae.trainer import Step
+from pyroae.step import Step
 
 Make = Any
 
