@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,9 @@ from pyroae import cli, zoo
 from pyroae.config import TrainConfig
 from pyroae.data import Dataset, Splits, load, rows_of_batch, served
 from pyroae.errors import DataError
+from pyroae.likelihoods import Bernoulli
 from pyroae.processes import Share
+from pyroae.streaming import Windows
 from pyroae.training import fit
 
 ROWS, WIDTH = 1003, 6
@@ -206,6 +210,75 @@ def test_nothing_stays_open_when_an_epoch_is_dropped(path: Path) -> None:
     batches.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
     assert not [name for name in os.listdir("/proc/self/fd") if os.path.realpath(f"/proc/self/fd/{name}") == str(path)]
+
+
+def test_two_windows_are_held_at_most(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[np.ndarray]] = []
+    held, whole = [0], Windows.load
+
+    def load_counted(*args: Any) -> np.ndarray:
+        held.append(1 + sum(window() is not None for window in made))
+        window = whole(*args)
+        made.append(weakref.ref(window))
+        return window
+
+    monkeypatch.setattr(Windows, "load", load_counted)
+    data = load(path).train
+    for (x,) in served(data, 70, seed=0, epoch=1):
+        assert len(x)
+        time.sleep(0.002)  # the thread is as far ahead as it may be
+    assert max(held) == 2
+    assert len(made) > 3
+
+
+def test_a_grey_value_in_a_file_of_black_and_white(tmp_path: Path) -> None:
+    """Found though it was the largest when it was read."""
+    x = np.zeros((ROWS, WIDTH), np.float32)
+    x[0, 0], x[-1, 0] = 0.25, 1
+    np.save(tmp_path / "x.npy", x)
+    data = load(tmp_path / "x.npy", valid=0, test=0).train
+    with pytest.raises(DataError, match="holds grey values"):
+        Bernoulli().check(data.x[20:], "x")
+    with pytest.raises(DataError, match="holds grey values"):
+        fit(zoo.vae(data, latent=2), data, config=TrainConfig(epochs=1), progress=False)
+
+
+def test_the_name_of_a_dataset_is_never_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert len(load("digits").train) == 1455
+
+
+def test_labels_of_the_first_data(tmp_path: Path) -> None:
+    found = load(written(tmp_path, "parquet", values())).train.first(400)
+    assert found.labels is not None
+    torch.testing.assert_close(found.x, torch.from_numpy(values()[found.labels] / np.float32(255)))
+
+
+def test_what_takes_all_data_at_once_is_refused(path: Path) -> None:
+    data = load(path).train
+    for ask in (lambda: data.subset(np.arange(3)), lambda: load(data)):
+        with pytest.raises(DataError, match=r"the 943 data of x are larger than memory: .*first\(count\)"):
+            ask()
+    few = data.first(100)
+    with pytest.raises(DataError, match=r"validation data are in memory, and x is larger: give some of it, by first"):
+        fit(zoo.ppca(few, latent=2), few, valid=data, config=TrainConfig(epochs=1), progress=False)
+
+
+def test_a_static_draw_does_not_depend_on_how_much_is_drawn_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load(path, binarize="static").train
+    whole = data.first(len(data)).x
+    monkeypatch.setattr("pyroae.streaming.AT_ONCE", 20)
+    assert torch.equal(data.first(len(data)).x, whole)
+
+
+def test_no_room_for_a_scratch_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(DataError, match="to be read in slices: No space left on device; name another folder by TMPDIR"):
+        load(written(tmp_path, "parquet", values()))
 
 
 def test_a_table_with_a_hole(tmp_path: Path) -> None:
