@@ -298,7 +298,9 @@ def test_damaged_studies(study: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     (path / "iwae-k1-seed0").mkdir()
     (path / "iwae-k1-seed0" / "outcome.safetensors").write_bytes(b"not a tensor")
     assert compare("--resume", str(path)) == 2
-    assert "outcome.safetensors' cannot be read" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "outcome.safetensors' is damaged, or no file of pyroae" in error
+    assert f"remove '{path / 'iwae-k1-seed0'}' to train it again" in error
 
 
 def test_read_is_what_was_written(study: Path) -> None:

@@ -101,7 +101,7 @@ def test_an_interrupted_study_goes_on_elsewhere(tmp_path: Path, capsys: pytest.C
     here, there = tmp_path / "here", tmp_path / "there"
     told, _, error = killing("interrupt", 1, *flags, "--seeds", "5", "--executor", "ray", "--out", str(there), status=130)
     assert told["finished"] < 5
-    assert f"interrupted; what was finished is kept: pyroae compare --resume {there} goes on" in error
+    assert f"interrupted; what was finished is kept; go on with: pyroae compare --resume {there}" in error
     under_way = [p for p in there.glob("*/checkpoints/last.safetensors") if not (p.parents[1] / "outcome.safetensors").exists()]
     assert under_way  # what the interrupted trainings sent at last
     assert main(["compare", "--resume", str(there)]) == 0
