@@ -108,11 +108,9 @@ class _Group:
         self._labels: np.ndarray | None = None
         self._scratch: Any = None
         shape = (count, len(stored.names))
-        if stored.runs[number] == 1:
-            self.values: Any = np.empty(shape, stored.dtype)
-        else:
-            self.values = self._reserved(shape)
+        self.values: Any = None
         try:
+            self.values = np.empty(shape, stored.dtype) if stored.runs[number] == 1 else self._reserved(shape)
             for block in stored.blocks(number):
                 self._unpack(block, int(stored.starts[number]))
         except BaseException:
