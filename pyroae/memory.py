@@ -1,16 +1,40 @@
-"""Work that is done in smaller portions where memory runs out."""
+"""Memory: settings that this machine's cannot hold, and work that is done in smaller portions where it runs out."""
 
 import gc
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
+from pyroae.config import RunConfig
 from pyroae.errors import ConfigError
 
 WORDS = ("can't allocate memory", "not enough memory", "cannot allocate memory", "cublas_status_alloc_failed")
 """Of errors of torch's allocators that are no OutOfMemoryError."""
+
+
+def refuse_too_large(config: RunConfig, features: int) -> None:
+    """Raises ConfigError for widths or particles that need more memory than the machine has, before any is asked for.
+
+    A system that takes its last is ended by the kernel, without a word.
+
+    >>> refuse_too_large(RunConfig(hidden=(10**7, 10**7)), 784)
+    Traceback (most recent call last):
+    pyroae.errors.ConfigError: weights, gradients and moments of maps of these widths (hidden, latent) take ...
+    """
+    widths = [features, *(config.hidden or ()), config.latent]
+    weights = 16 * 2 * sum(one * other for one, other in pairwise(widths))
+    draws = 4 * config.num_particles * config.batch_size * max(widths)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**62
+    for what, size in (
+        ("weights, gradients and moments of maps of these widths (hidden, latent)", weights),
+        (f"one layer of a batch of {config.batch_size} data with {config.num_particles} particles each", draws),
+    ):
+        if size > there:
+            raise ConfigError(f"{what} take {size / 2**30:,.0f} GiB, more than the {there / 2**30:,.0f} GiB of this machine")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

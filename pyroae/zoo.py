@@ -1,5 +1,6 @@
 """The systems by name, one call each: rows of one table of four choices and two maps."""
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from pyroae.autoencoder import Autoencoder
 from pyroae.config import RunConfig
 from pyroae.data import Dataset
 from pyroae.errors import ConfigError
+from pyroae.memory import refuse_too_large
 from pyroae.nn import MAPS, MLP, Linear, Map
 
 Data = Dataset | int | tuple[int, ...]
@@ -128,6 +130,8 @@ _ZOO = {
 
 def from_config(config: RunConfig, data: Data) -> Autoencoder:
     """The system that a configuration names. Raises ConfigError for names and combinations that are not accepted."""
+    shape = data.shape if isinstance(data, Dataset) else data
+    refuse_too_large(config, shape if isinstance(shape, int) else math.prod(shape))
     choices: dict[str, Any] = {"tied": config.tied} if config.tied else {}
     for name, registry in (
         ("prior", priors.PRIORS),

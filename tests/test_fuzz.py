@@ -52,6 +52,9 @@ ODD = st.one_of(
     st.text(max_size=8),
     st.lists(st.integers(), max_size=3),
 )
+SIZED = ("latent", "hidden", "num_particles")
+"""Numbers that ask for memory: small, or more than any machine has."""
+HUGE = st.integers(-(2**70), 99) | st.integers(2**40, 2**70) | st.none() | st.text(max_size=8) | st.floats()
 LIKELY: dict[str, st.SearchStrategy[Any]] = {
     "system": st.sampled_from(SYSTEMS),
     "objective": st.sampled_from([*OBJECTIVES, "iwae:num_particles=3", "renyi:alpha=nan", "iwae+score", "jvi:order=9", "x+y"]),
@@ -68,7 +71,7 @@ LIKELY: dict[str, st.SearchStrategy[Any]] = {
     "likelihood": st.none() | st.sampled_from(["bernoulli", "normal", "normal:scale=0", "continuous-bernoulli", "poisson"]),
     "corruption": st.none() | st.sampled_from(["masking", "gaussian:scale=-1", "masking:probability=2", "none", "salt"]),
     "latent": st.integers(-1, 6),
-    "hidden": st.none() | st.lists(st.integers(-1, 9), max_size=3),
+    "hidden": st.none() | st.lists(st.integers(-1, 9) | st.integers(2**40, 2**70), max_size=3),
     "num_particles": st.integers(0, 4),
     "lr": st.floats(-1, 1e3),
     "precision": st.sampled_from(["32-true", "64-true", "bf16-mixed", "16-true", "8"]),
@@ -83,7 +86,9 @@ LIKELY: dict[str, st.SearchStrategy[Any]] = {
     "value_range": st.none() | st.lists(st.floats(), min_size=1, max_size=3),
 }
 SETTINGS = st.dictionaries(st.sampled_from(sorted(LIKELY)), st.none(), max_size=6).flatmap(
-    lambda names: st.fixed_dictionaries({name: st.one_of(LIKELY[name], LIKELY[name], LIKELY[name], ODD) for name in names})
+    lambda names: st.fixed_dictionaries(
+        {name: st.one_of(LIKELY[name], LIKELY[name], LIKELY[name], HUGE if name in SIZED else ODD) for name in names}
+    )
 )
 IMAGES = {"grey": torch.rand(30, 12), "black and white": (torch.rand(30, 12) < 0.5).float(), "real": torch.randn(30, 12)}
 
