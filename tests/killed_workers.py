@@ -80,7 +80,7 @@ def run_on_two(args: Any, told: dict[str, Any], flags: list[str]) -> int:
     threading.Thread(target=kill, args=(*args, cluster, nodes[1]), daemon=True).start()
     status = main(["compare", *flags])
     until = time.monotonic() + 60  # the head needs a while to see that a node is gone
-    while (alive := sum(node["Alive"] for node in ray.nodes())) == 3 and what == "node" and time.monotonic() < until:
+    while (alive := sum(node["Alive"] for node in ray.nodes())) == 3 and args[0] == "node" and time.monotonic() < until:
         time.sleep(0.5)
     told["alive"] = alive
     ray.shutdown()
