@@ -121,6 +121,7 @@ def test_they_train_as_one_process_on_the_same_batches(tmp_path: Path, world: in
     assert max(found.values()) < 1e-10
 
 
+@pytest.mark.slow
 def test_fully_sharded(tmp_path: Path) -> None:
     found = several(tmp_path / "out", "2", "fsdp", "32-true", "dreg", "denoising")
     assert max(found.values()) < 1e-3
