@@ -388,7 +388,7 @@ def make(path: Path, megabytes: int) -> Path:
         return path
     names = [f"p{i}" for i in range(784)]
     table = pa.concat_tables([pa.table([pa.array(block[:, i]) for i in range(784)], names=names)] * 5)
-    with pq.ParquetWriter(path, table.schema, compression="none", use_dictionary=False) as writer:
+    with pq.ParquetWriter(path, table.schema) as writer:
         for first in range(0, rows, len(table)):
             group = table.slice(0, min(len(table), rows - first))
             writer.write_table(group, row_group_size=len(group))
