@@ -153,7 +153,11 @@ def test_which_pairs_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "objective"),
-    [("vae-normal", "dreg"), ("discrete-vae", "vimco"), ("vae-conv", "trace-elbo")],
+    [
+        ("vae-normal", "dreg"),
+        pytest.param("discrete-vae", "vimco", marks=pytest.mark.slow),
+        pytest.param("vae-conv", "trace-elbo", marks=pytest.mark.slow),
+    ],
 )
 def test_code_has_the_numbers_of_eager_code(name: str, objective: str) -> None:
     assert_code_agrees(name, objective)

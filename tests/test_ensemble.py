@@ -143,6 +143,7 @@ def test_every_system_and_estimator(name: str) -> None:
         assert objective
 
 
+@pytest.mark.slow
 def test_as_code_of_inductor_in_single_precision() -> None:
     config = config_of(precision="32-true", epochs=4)
     assert_alike(*both(SYSTEMS["vae"], TraceELBO, config, data()), rel=1e-4)

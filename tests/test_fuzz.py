@@ -39,7 +39,7 @@ from pyroae.runs import STATE, Run
 from pyroae.training import check
 
 TRIES = settings(
-    max_examples=int(os.environ.get("PYROAE_TRIES", "100")),
+    max_examples=int(os.environ.get("PYROAE_TRIES", "60")),
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],

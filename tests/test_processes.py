@@ -112,7 +112,10 @@ def several(out: Path, *words: str, launcher: tuple[str, ...] = ()) -> dict[str,
 
 @pytest.mark.parametrize(
     ("world", "names"),
-    [(2, ["vae", "dreg", "vimco", "categorical", "denoising", "pair"]), (4, ["dreg", "vimco", "denoising", "pair"])],
+    [
+        (2, ["vae", "dreg", "vimco", "categorical", "denoising", "pair"]),
+        pytest.param(4, ["dreg", "vimco", "denoising", "pair"], marks=pytest.mark.slow),
+    ],
 )
 def test_they_train_as_one_process_on_the_same_batches(tmp_path: Path, world: int, names: list[str]) -> None:
     """Three epochs in double precision, dynamic binarization, five batches, the last of three data."""

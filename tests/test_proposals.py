@@ -308,6 +308,7 @@ for k in (500, 50_000):
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_particles() -> None:
     """Of a process that did K = 500 and goes on to K = 50,000: within 10 %."""
     found = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, check=True, text=True)

@@ -89,6 +89,7 @@ def test_one_command_does_it_all(runs: Path, capsys: pytest.CaptureFixture[str])
     assert not (runs / "vae" / "annealing").exists()
 
 
+@pytest.mark.slow
 def test_the_option_compile_reaches_importance_sampling_and_annealing(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
