@@ -35,7 +35,7 @@ from pyroae.data import Dataset, load
 from pyroae.errors import PyroaeError
 from pyroae.files import read_tensors
 from pyroae.objectives import parse_objective
-from pyroae.runs import STATE, Run
+from pyroae.runs import STATE, WEIGHTS, Run
 from pyroae.training import check
 
 TRIES = settings(
@@ -195,6 +195,9 @@ def test_files(written: dict[str, bytes], data: st.DataObject) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(bytes(content) if other == name else whole)
         read(Path(folder), name)
+        if name.endswith(".safetensors") and how != "other" and bytes(content) != written[name]:
+            kind = WEIGHTS if "best" in name else STATE
+            assert refused_or(lambda: read_tensors(Path(folder) / name, kind)) is None
 
 
 def read(folder: Path, name: str) -> None:
