@@ -36,8 +36,11 @@ def made[T](make: Callable[[], T], device: torch.device) -> T | None:
         return None
 
 
-def inductor(graph: torch.fx.GraphModule, inputs: Sequence[Tensor], same_draws: bool) -> Graph:
-    """Code for a graph. On a CPU the draws stay torch's own: they are the same as in eager code, and no slower."""
+def inductor(graph: torch.fx.GraphModule, inputs: Sequence[Tensor], same_draws: bool, one_core: bool = False) -> Graph:
+    """Code for a graph. On a CPU the draws stay torch's own: they are the same as in eager code, and no slower.
+
+    one_core: its loops are not divided, and it is called without Python's lock, so that threads may run it side by side.
+    """
     import torch._inductor.config as settings
     from torch._inductor.compile_fx import compile_fx
 
@@ -45,8 +48,9 @@ def inductor(graph: torch.fx.GraphModule, inputs: Sequence[Tensor], same_draws: 
 
     _keep_memory()
     on_cpu = all(t.device.type == "cpu" for t in inputs)
-    passes: dict[str, Any] = {"post_grad_custom_post_pass": ForProcessor()} if on_cpu else {}
-    with settings.patch(fallback_random=same_draws or on_cpu, **passes), torch.no_grad(), warnings.catch_warnings():
+    chosen: dict[str, Any] = {"post_grad_custom_post_pass": ForProcessor()} if on_cpu else {}
+    chosen |= {"cpp_wrapper": True, "cpp.threads": 1} if one_core else {}
+    with settings.patch(fallback_random=same_draws or on_cpu, **chosen), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch's own use of torch, where warnings are errors
         compiled: Any = compile_fx(graph, list(inputs))
         compiled(*[t.clone() for t in inputs])  # code is made when it is first called, and a step must not be taken

@@ -72,6 +72,8 @@ def lifted(traced: GraphModule) -> tuple[GraphModule, list[Draw]]:
             last = noise = graph.placeholder(f"draw_{len(draws)}")
         with graph.inserting_before(node):
             draw, value = _replaced(graph, node, noise)
+        with node.meta["val"].fake_mode:
+            noise.meta["val"] = draw.room(1)[0]
         draws.append(draw)
         node.replace_all_uses_with(value)
         graph.erase_node(node)

@@ -77,9 +77,9 @@ def test_counts_the_samples_drawn(name: str, monkeypatch: pytest.MonkeyPatch) ->
     system.eval()
     monkeypatch.setattr(sampling, "_chunks", lambda *_: [300, 300, 300, 100])
     found = log_likelihood(system.model, system.guide, x, num_particles=1000, seed=4)
-    torch.manual_seed(blocks.block_seed(4, 0))
     q, chunks = system.q_z(x), []
-    for k in (300, 300, 300, 100):
+    for i, k in enumerate((300, 300, 300, 100)):
+        torch.manual_seed(blocks.block_seed(4, 0, 0, i))
         z = q.expand((k, len(x))).sample()
         chunks.append(system.p_x(z).log_prob(x) + system.p_z().log_prob(z) - q.log_prob(z))
     log_w = torch.cat(chunks).detach()

@@ -174,7 +174,7 @@ def test_graphs_are_made_again_for_the_smaller_shape(
     """A graph whose code takes too much for its shape: one of half of it is made, which does all that is left."""
     shapes: list[tuple[int, int]] = []
 
-    def compiled(graph: torch.fx.GraphModule, inputs: list[Tensor], same_draws: bool) -> Callable[..., Any]:
+    def compiled(graph: torch.fx.GraphModule, inputs: list[Tensor], **settings: bool) -> Callable[..., Any]:
         def code(*flat: Tensor) -> Any:
             found = graph(*flat)
             if found[0].numel() > 100:

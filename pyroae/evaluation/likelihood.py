@@ -22,7 +22,7 @@ from pyroae.weights import Program, Traces, evaluating, fork_random, plate_nesti
 
 TOO_MANY = 0.1
 """The share of unreliable data from which on all are tried again."""
-RETRY = (1,)
+RETRY = 1
 """What tells the seeds of blocks that are tried again from their first ones; they stand where they are among those data."""
 
 

@@ -1,8 +1,11 @@
 """Importance sampling of blocks of data: draws with seeds of their own, streamed, dealt to processes, as memory holds them."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
 
 import pyro
 import torch
@@ -10,10 +13,12 @@ from torch import Tensor
 
 from pyroae.errors import DataError
 from pyroae.evaluation.blocks import block_seed, part_of, rows_of, spans
+from pyroae.evaluation.columns import Columns, Curve, joined_curve
 from pyroae.evaluation.compiled_draws import CompiledDraws
 from pyroae.evaluation.dealing import dealt
 from pyroae.evaluation.proposals import Draw, Proposal
-from pyroae.evaluation.streams import BoundCurve, CurveStream, Smoothed, WeightStream, curve_sizes, khat_limit
+from pyroae.evaluation.streams import BoundCurve, CurveStream, WeightStream, curve_sizes
+from pyroae.evaluation.threads import Threads, one_core_each
 from pyroae.graphs import is_wanted
 from pyroae.memory import Portion
 from pyroae.processes import Share
@@ -28,54 +33,6 @@ FLUSH = 2**18
 """Log-weights that are gathered before they are added to the streams."""
 LEAST = "one draw for one datum"
 """What memory has to hold."""
-
-Curve = dict[int, tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Figures of each datum, the data in the last dimension."""
-
-    log_px: Tensor
-    se: Tensor
-    interval: Tensor
-    ess: Tensor
-    jackknife: Tensor
-    smooth_log_px: Tensor
-    smooth_interval: Tensor
-    khat: Tensor
-    draws: Tensor
-
-    @classmethod
-    def of(cls, stream: WeightStream) -> "Columns":
-        """What a stream has come to, on the CPU."""
-        log_px, smoothed = stream.log_px(), stream.smoothed()
-        figures = (log_px, stream.se(), stream.interval(), stream.ess(), log_px - stream.jackknife_bias())
-        draws = torch.full(log_px.shape, stream.count)
-        return cls(*(t.cpu() for t in (*figures, smoothed.log_px, smoothed.interval, smoothed.khat, draws)))
-
-    @classmethod
-    def joined(cls, parts: "list[Columns]") -> "Columns":
-        """Those of all blocks."""
-        return cls(*(torch.cat(column, -1) for column in zip(*(tuple(vars(part).values()) for part in parts), strict=True)))
-
-    @property
-    def smoothed(self) -> Smoothed:
-        """PSIS."""
-        return Smoothed(self.smooth_log_px, self.smooth_interval, self.khat)
-
-    def unreliable(self) -> Tensor:
-        """Indices of the data whose k̂ is too high."""
-        return (self.khat >= khat_limit(self.draws)).nonzero().flatten()
-
-    def with_better(self, index: Tensor, other: "Columns") -> "Columns":
-        """The figures of `other` for the data at `index` whose k̂ is lower there."""
-        better = other.khat < self.khat[index]
-        fields = {}
-        for name, values in vars(self).items():
-            fields[name] = values.clone()
-            fields[name][..., index[better]] = getattr(other, name)[..., better]
-        return Columns(**fields)
 
 
 @dataclass(frozen=True)
@@ -92,7 +49,7 @@ class Sampler:
     share: Share
     progress: bool
 
-    def run(self, args: tuple[Tensor, ...], stage: tuple[int, ...] = ()) -> tuple[Columns, BoundCurve]:
+    def run(self, args: tuple[Tensor, ...], stage: int = 0) -> tuple[Columns, BoundCurve]:
         """Every process finds the same, whatever their number. stage: tells these draws from others of the same data.
 
         Raises DataError for a datum whose estimate is not finite.
@@ -100,8 +57,8 @@ class Sampler:
         total, size = len(args[0]), _block_size(args, self.num_particles)
         portion = Portion(_rows(args, self.num_particles), "draws", LEAST)
         shown = self.progress and self.share.rank == 0
-        with Progress("log p(x)", total * self.num_particles, shown) as bar, pyro.validation_enabled(False):
-            blocks = _Blocks(self, args, stage, size, bar)
+        bar = Progress("log p(x)", total * self.num_particles, shown)
+        with pyro.validation_enabled(False), bar, _Blocks(self, args, stage, size, bar) as blocks:
 
             def block(span: range) -> list[tuple[Columns, Curve]]:
                 return portion.fitted(lambda rows: blocks.sampled(span, rows))
@@ -109,7 +66,7 @@ class Sampler:
             found = [part for parts in dealt(self.share, spans(total, size), block) for part in parts]
         columns = Columns.joined([part for part, _ in found])
         self._check(columns.log_px, args)
-        return columns, _joined([curve for _, curve in found], total)
+        return columns, joined_curve([curve for _, curve in found], total)
 
     def is_enough(self, stream: WeightStream, count: int, total: int) -> bool:
         """Whether this block has its share of the error: that of all blocks together is then the tolerance at most."""
@@ -124,23 +81,27 @@ class Sampler:
         if not torch.isfinite(log_px).all():
             n = int((~torch.isfinite(log_px)).nonzero()[0])
             one = part_of(args, range(n, n + 1))
-            with fork_random(args[0].device, block_seed(self.seed, n)):
+            with fork_random(args[0].device, block_seed(self.seed, n)), pyro.validation_enabled(False):
                 site = _blamed(self.model, programs_of(self.guide)[0], one, self.nesting)
             why = f"its site '{site}' has no finite log-density" if site else "the proposal misses it or overflows"
             raise DataError(f"the log-weights of datum {n} give log p(x) = {log_px[n].item()}: {why}")
 
 
-class _Blocks:
-    """The blocks of one process, one after another.
+class _Blocks(ExitStack):
+    """The blocks of one process, one after another; each chunk of particles draws from a seed of its own.
 
-    size: data in a block. A graph of the draws is made where it pays, and made again for fewer draws at once.
+    size: data in a block. A graph of the draws is made where it pays, and made again for fewer draws at once; threads then do
+    the chunks, where the graph lets them, those of the next blocks too before these are asked for.
     """
 
-    def __init__(self, sampler: Sampler, args: tuple[Tensor, ...], stage: tuple[int, ...], size: int, bar: Progress) -> None:
+    def __init__(self, sampler: Sampler, args: tuple[Tensor, ...], stage: int, size: int, bar: Progress) -> None:
+        super().__init__()
         self.sampler, self.args, self.stage, self.size, self.bar = sampler, args, stage, size, bar
         wanted = is_wanted(sampler.compile, args[0].numel() * sampler.num_particles >= COMPILE_FROM)
         self._compiles = wanted and not isinstance(sampler.guide, Proposal)
         self._graph: CompiledDraws | None = None
+        self._threads: Threads | None = None
+        self._coming: Generator[Tensor] | None = None
         self._finished = self._done = 0
 
     def sampled(self, span: range, rows: int) -> list[tuple[Columns, Curve]]:
@@ -148,40 +109,85 @@ class _Blocks:
         if self._compiles:
             self._compile(rows)
         self._done = self._finished
-        parts = spans(len(span), min(rows, len(span)))
-        found = [self._part(range(span.start + p.start, span.start + p.stop), rows) for p in parts]
+        try:
+            found = [self._part(part, rows) for part in _parts(span, rows)]
+        except BaseException:
+            self._stop()
+            raise
         self._finished += len(span) * self.sampler.num_particles
         return found
 
-    def _part(self, span: range, rows: int) -> tuple[Columns, Curve]:
-        sampler, block = self.sampler, part_of(self.args, span)
-        count, total, device = len(span), len(self.args[0]), block[0].device
+    def _part(self, part: range, rows: int) -> tuple[Columns, Curve]:
+        sampler, count, total, device = self.sampler, len(part), len(self.args[0]), self.args[0].device
         stream = WeightStream(count, device, sampler.num_particles)
         curve = CurveStream(count, device, curve_sizes(sampler.num_particles))
-        chunks = _chunks(sampler.num_particles, min(self.size, rows), rows)
-        with fork_random(device, block_seed(sampler.seed, span.start, *self.stage)):
-            draw = self._draw(block)
-            for drawn in _gathered((draw(k) for k in chunks), FLUSH if sampler.tolerance is None else 1):
-                stream.add(drawn)
-                curve.add(drawn)
-                self._show(stream.count * count)
-                if sampler.is_enough(stream, count, total):
-                    break
+        for drawn in _gathered(self._drawn(part, rows), FLUSH if sampler.tolerance is None else 1):
+            stream.add(drawn)
+            curve.add(drawn)
+            self._show(stream.count * count)
+            if sampler.is_enough(stream, count, total):
+                break
+        if sampler.tolerance is not None:
+            self._stop()
         self._done += sampler.num_particles * count
         return Columns.of(stream), {k: (mean.cpu(), square.cpu()) for k, (mean, square) in curve.result().items()}
 
-    def _draw(self, block: tuple[Tensor, ...]) -> Draw:
-        sampler, guide, graph = self.sampler, self.sampler.guide, self._graph
+    def _drawn(self, part: range, rows: int) -> Iterator[Tensor]:
+        """The log-weights of a part, chunk by chunk. Where each part has all its chunks, those after it are on their way."""
+        if self._coming is None:
+            parts = [part] if self.sampler.tolerance is not None else self._from(part, rows)
+            tasks = chain.from_iterable(self._tasks(each, rows) for each in parts)
+            self._coming = self._hands().in_order(tasks)
+        return islice(self._coming, len(self._chunks(rows)))
+
+    def _from(self, part: range, rows: int) -> list[range]:
+        """This part of the process's data, and those after it."""
+        share = self.sampler.share
+        mine = spans(len(self.args[0]), self.size)[share.rank :: share.world]
+        return [each for span in mine for each in _parts(span, rows) if each.start >= part.start]
+
+    def _tasks(self, part: range, rows: int) -> Iterator[Callable[[], Tensor]]:
+        """What gives the chunks of a part."""
+        draw = self._draw(part)
+        for i, k in enumerate(self._chunks(rows)):
+            yield partial(draw, k, self._seed(part, i))
+
+    def _draw(self, part: range) -> Callable[[int, int], Tensor]:
+        """From so many particles and a seed to log-weights."""
+        model, guide, nesting = self.sampler.model, self.sampler.guide, self.sampler.nesting
+        block = part_of(self.args, part)
+        if self._graph is not None:
+            return partial(self._graph, block)
+        device = block[0].device
         if isinstance(guide, Proposal):
-            return guide.prepare(sampler.model, block, sampler.nesting)
-        if graph is not None:
-            return lambda k: graph(block, k)
-        return lambda k: reduce_log_weights(run(sampler.model, guide, block, {}, k, sampler.nesting)).log_weight
+            with fork_random(device, self._seed(part)):
+                return partial(_seeded, device, guide.prepare(model, block, nesting))
+        return partial(_seeded, device, lambda k: reduce_log_weights(run(model, guide, block, {}, k, nesting)).log_weight)
+
+    def _seed(self, part: range, *chunk: int) -> int:
+        return block_seed(self.sampler.seed, part.start, self.stage, *chunk)
+
+    def _chunks(self, rows: int) -> list[int]:
+        return _chunks(self.sampler.num_particles, min(self.size, rows), rows)
+
+    def _hands(self) -> Threads:
+        """Threads, once there is a graph for them."""
+        if self._graph is None or not self._graph.is_for_threads:
+            return Threads()
+        if self._threads is None:
+            self._threads = self.enter_context(one_core_each())
+            self.callback(self._stop)
+        return self._threads
+
+    def _stop(self) -> None:
+        """Leave what was begun ahead."""
+        if self._coming is not None:
+            self._coming.close()
+        self._coming = None
 
     def _compile(self, rows: int) -> None:
         """A graph for the largest part and chunk, of the first data whoever takes them."""
-        guide, count = self.sampler.guide, min(self.size, rows)
-        k = _chunks(self.sampler.num_particles, count, rows)[0]
+        guide, count, k = self.sampler.guide, min(self.size, rows), self._chunks(rows)[0]
         has_it = self._graph is not None and (self._graph.num_data, self._graph.num_particles) == (count, k)
         if has_it or isinstance(guide, Proposal):
             return
@@ -214,6 +220,16 @@ def _rows(args: tuple[Tensor, ...], num_particles: int) -> int:
     return size * _chunks(num_particles, size, rows_of(args))[0]
 
 
+def _parts(span: range, rows: int) -> list[range]:
+    """The parts of a block that one chunk can have."""
+    return [range(span.start + p.start, span.start + p.stop) for p in spans(len(span), min(rows, len(span)))]
+
+
+def _seeded(device: torch.device, draw: Draw, num_particles: int, seed: int) -> Tensor:
+    with fork_random(device, seed):
+        return draw(num_particles)
+
+
 def _chunks(num_particles: int, num_data: int, rows: int) -> list[int]:
     """The numbers of particles of a block's chunks, which add up to K exactly."""
     k = max(1, min(num_particles, rows // num_data))
@@ -231,14 +247,6 @@ def _gathered(parts: Iterable[Tensor], least: int) -> Iterator[Tensor]:
             waiting = []
     if waiting:
         yield torch.cat(waiting)
-
-
-def _joined(curves: list[Curve], total: int) -> BoundCurve:
-    """The mean over all data, at the K that every block has."""
-    ks = [k for k in curves[0] if all(k in curve for curve in curves)]
-    means = [sum(curve[k][0].sum().item() for curve in curves) / total for k in ks]
-    errors = [math.sqrt(sum(curve[k][1].sum().item() for curve in curves)) / total for k in ks]
-    return BoundCurve(torch.tensor(ks), torch.tensor(means, dtype=torch.float64), torch.tensor(errors, dtype=torch.float64))
 
 
 def _blamed(model: Program, guide: Program, args: tuple[Tensor, ...], nesting: int) -> str | None:
