@@ -201,7 +201,7 @@ def _once(make: Callable[..., Any]) -> Callable[..., Any]:
     def kept(*args: Any, **kwargs: Any) -> Any:
         if not made:
             made.append(make(*args, **kwargs))
-            if made[0]._graph is None:
+            if made[0]._graphs is None:
                 raise RuntimeError("the draws are not compiled")
         return made[0]
 

@@ -223,7 +223,7 @@ def test_a_likelihood_that_cannot_be_compiled_says_where_too() -> None:
     x = torch.randn(4)
     with pytest.warns(UserWarning, match=rf"not compiled: {UNTRACEABLE['between sites'][2]}"):
         draws = CompiledDraws(branching, of_branching, (x,), 5, 1, backend="eager")
-    assert draws((x,), 5, 0).shape == (5, 4)
+    assert draws.prepare((x,))(5, 0).shape == (5, 4)
     assert not draws.is_for_threads
 
 

@@ -28,7 +28,7 @@ def _anneal(folder: str, compile: bool) -> None:
     torch.manual_seed(0)
     system, x = zoo.vae(6, latent=2, encoder=MLP((5,))), (torch.rand(5, 6) < 0.4).float()
     checkpoint.SAVE_EVERY = 0.0
-    ais_module.rows_of = lambda args: 6  # blocks of 2, 2 and 1
+    ais_module.rows_of = lambda args, compiled=False: 6  # blocks of 2, 2 and 1
     hmc.WARM_UP = 5
     file = Path(folder) / WORK
     found = bdmc(system.model, None, x, settings=SETTINGS, seed=5, compile=compile, checkpoint=file)

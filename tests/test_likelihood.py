@@ -92,13 +92,16 @@ def test_counts_the_samples_drawn(name: str, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(("num_data", "num_particles"), [(1, 1), (3, 1000), (5000, 7), (100, 70_001)])
 def test_plan_covers_everything_once_within_the_budget(num_data: int, num_particles: int) -> None:
     x = torch.arange(num_data)[:, None].expand(num_data, 4)
-    size, rows = sampling._block_size((x,), num_particles), sampling._rows((x,), num_particles)
-    spans = blocks.spans(num_data, size)
-    assert torch.equal(torch.cat([blocks.part_of((x,), span)[0] for span in spans]), x)
-    chunks = sampling._chunks(num_particles, size, rows)
-    assert sum(chunks) == num_particles
-    assert min(chunks) > 0
-    assert max(chunks) * size == rows <= blocks.CHUNK // 256
+    for compiled, most in ((False, blocks.CHUNK // 256), (True, blocks.CHUNK // blocks.FOR_CORE // 256)):
+        rows = blocks.rows_of((x,), compiled)
+        assert rows == most
+        size = sampling._block_size(num_data, num_particles, rows)
+        spans = blocks.spans(num_data, size)
+        assert torch.equal(torch.cat([blocks.part_of((x,), span)[0] for span in spans]), x)
+        chunks = sampling._chunks(num_particles, size, rows)
+        assert sum(chunks) == num_particles
+        assert min(chunks) > 0
+        assert max(chunks) * size <= most
 
 
 def test_memory_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def test_sampling_goes_on_with_halves(
     room: int, error: Exception, said: list[warnings.WarningMessage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks of 10 data with 64 draws each; with 3 at once a block goes in parts."""
-    monkeypatch.setattr(sampling, "rows_of", lambda args: 640)
+    monkeypatch.setattr(sampling, "rows_of", lambda args, compiled=False: 640)
     small, x = Small(room, error), torch.linspace(-1, 1, 12)
     found = log_likelihood(small.model, small.guide, x, num_particles=100, seed=0)
     assert room / 2 < small.most <= room
@@ -96,7 +96,7 @@ def test_annealing_goes_on_with_halves(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Blocks of 7 data by 4 chains, of which two at a time fit; a file of the work goes on with as many."""
-    monkeypatch.setattr(ais_module, "rows_of", lambda args: 28)
+    monkeypatch.setattr(ais_module, "rows_of", lambda args, compiled=False: 28)
     monkeypatch.setattr(hmc, "WARM_UP", 5)
     small, x = Small(8, error), torch.linspace(-1, 1, 17)
     found = function(small.model, None, x, settings=TINY, seed=0)
@@ -191,7 +191,7 @@ def test_graphs_are_made_again_for_the_smaller_shape(
         shapes.append((self.num_particles, self.num_data))
 
     monkeypatch.setattr(CompiledDraws, "__init__", watched)
-    monkeypatch.setattr(sampling, "rows_of", lambda args: 320)
+    monkeypatch.setattr(sampling, "rows_of", lambda args, compiled=False: 320)
     small, x = Small(10**9, MemoryError()), torch.linspace(-1, 1, 12)
     found = log_likelihood(small.model, small.guide, x, num_particles=200, seed=0, compile=True)
     assert shapes == [(64, 5), (32, 5), (16, 5)]
@@ -203,7 +203,7 @@ def test_graphs_are_made_again_for_the_smaller_shape(
 def test_paths_have_graphs_for_the_smaller_shape(said: list[warnings.WarningMessage], monkeypatch: pytest.MonkeyPatch) -> None:
     """While a graph is traced memory may run out too: that is no reason to do without one."""
     monkeypatch.setattr(compiled_path, "inductor", lambda graph, inputs, same_draws: graph)
-    monkeypatch.setattr(ais_module, "rows_of", lambda args: 28)
+    monkeypatch.setattr(ais_module, "rows_of", lambda args, compiled=False: 28)
     monkeypatch.setattr(hmc, "WARM_UP", 5)
     small, x = Small(16, MemoryError()), torch.linspace(-1, 1, 17)
     found = ais(small.model, None, x, settings=TINY, seed=0, compile=True)
@@ -240,7 +240,7 @@ def _limited(pipe: Any) -> None:
             pyro.sample("z", dist.Normal((x @ weights) / 2, 0.8))
 
     x = torch.randn(8, 2048)
-    sampling.rows_of = lambda args: 8192
+    sampling.rows_of = lambda args, compiled=False: 8192
     log_likelihood(model, guide, x, num_particles=30, seed=0)  # whatever is imported is there
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + 100 * 2**20

@@ -31,8 +31,8 @@ TINY = AISSettings(num_chains=3, num_distributions=8, leapfrog_steps=2)
 @pytest.fixture
 def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of three data for importance sampling (7 data: 3, 3, 1), and of two for annealing (2, 2, 2, 1)."""
-    monkeypatch.setattr(sampling, "rows_of", lambda args: 3 * 64)
-    monkeypatch.setattr(ais_module, "rows_of", lambda args: 2 * TINY.num_chains)
+    monkeypatch.setattr(sampling, "rows_of", lambda args, compiled=False: 3 * 64)
+    monkeypatch.setattr(ais_module, "rows_of", lambda args, compiled=False: 2 * TINY.num_chains)
     monkeypatch.setattr(hmc, "WARM_UP", 5)
 
 
@@ -282,8 +282,8 @@ X = torch.tensor([0.0, 1.0, 0.5, 2.0, -1.0, 0.3, 99.0, 0.1, 0.7], dtype=torch.fl
 def everything(share: Share, folder: Path) -> Any:
     """In each process: importance sampling and annealing; then an error on one; then an annealing that is broken off."""
     global broken  # noqa: PLW0603  # of this process
-    sampling.rows_of = lambda args: 3 * 64
-    ais_module.rows_of = lambda args: 2 * TINY.num_chains
+    sampling.rows_of = lambda args, compiled=False: 3 * 64
+    ais_module.rows_of = lambda args, compiled=False: 2 * TINY.num_chains
     hmc.WARM_UP = 5
     found: dict[str, Any] = {name: WORK[name](share) for name in ("sampled", "tried_again", "annealed", "both_ways")}
     broken = True

@@ -36,7 +36,7 @@ def cores() -> Iterator[Callable[[int], None]]:
 def as_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs stay as they are, without code; blocks have three data, chunks 64 particles."""
     monkeypatch.setattr("pyroae.evaluation.compiled_draws.inductor", lambda graph, inputs, **settings: graph)
-    monkeypatch.setattr(sampling, "rows_of", lambda args: 3 * 64)
+    monkeypatch.setattr(sampling, "rows_of", lambda args, compiled=False: 3 * 64)
 
 
 # Threads.
@@ -142,14 +142,15 @@ def test_a_graph_draws_what_the_programs_draw(name: str) -> None:
         draws = CompiledDraws(system.model, system.guide, (x,), 40, 2)
         assert draws.is_for_threads
         plain = CompiledDraws(system.model, system.guide, (x,), 40, 2)
-        plain._graph = None
+        plain._graphs = None
+        draw = draws.prepare((x,))
         for seed in (1, 2**62):
-            found = draws((x,), 40, seed)
-            torch.testing.assert_close(found, plain((x,), 40, seed), rtol=1e-10, atol=1e-10)
-            assert torch.equal(found[:7], draws((x,), 7, seed))
-            assert torch.equal(found, draws((x,), 40, seed))
-        assert not torch.equal(draws((x,), 40, 1), draws((x,), 40, 2))
-        assert draws((x[:2],), 40, 1).shape == (40, 2)
+            found = draw(40, seed)
+            torch.testing.assert_close(found, plain.prepare((x,))(40, seed), rtol=1e-10, atol=1e-10)
+            assert torch.equal(found[:7], draw(7, seed))
+            assert torch.equal(found, draw(40, seed))
+        assert not torch.equal(draw(40, 1), draw(40, 2))
+        assert draws.prepare((x[:2],))(40, 1).shape == (40, 2)
 
 
 @pytest.mark.usefixtures("as_graph")
@@ -227,7 +228,7 @@ def test_a_datum_without_density_is_blamed_through_threads(cores: Callable[[int]
     cores(2)
     x = torch.full((26,), 0.5)
     x[17] = 3.0
-    with pytest.raises(DataError, match="datum 17 give log p.* its site 'x' has no finite log-density"):
+    with pytest.raises(DataError, match=r"datum 17 give log p.* its site 'x' has no finite log-density"):
         log_likelihood(model, guide, x, num_particles=200, seed=0, compile=True)
     assert torch.get_num_threads() == 2
 
@@ -235,7 +236,7 @@ def test_a_datum_without_density_is_blamed_through_threads(cores: Callable[[int]
 def test_code_of_inductor_is_run_by_threads(cores: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """The real compiler: 13 blocks, the last filled up, in double precision as the programs."""
     cores(2)
-    monkeypatch.setattr(sampling, "rows_of", lambda args: 2 * 64)
+    monkeypatch.setattr(sampling, "rows_of", lambda args, compiled=False: 2 * 64)
     system, x = system_and_data("vae", 25)
     torch.testing.assert_close(
         estimate(x, system, True).log_px[:24], estimate(x, system, False).log_px[:24], rtol=1e-9, atol=1e-9

@@ -12,6 +12,8 @@ CHUNK = 2**21
 """Numbers in the largest tensor of one chunk: about what stays in a processor's cache."""
 FOR_GPU = 32
 """By how much a chunk is larger on a GPU, where each of its kernels takes a few microseconds to launch."""
+FOR_CORE = 4
+"""By how much it is smaller as compiled code, which a core of a processor goes through by itself."""
 Data = Tensor | tuple[Tensor, ...]
 """One argument of model and guide, `[N, ...]`, or all of them, a datum a row."""
 
@@ -65,7 +67,8 @@ def block_seed(seed: int, first: int, *stage: int) -> int:
     return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 
 
-def rows_of(args: tuple[Tensor, ...]) -> int:
-    """How many pairs of a datum and a particle make one chunk."""
-    size = CHUNK if args[0].device.type == "cpu" else CHUNK * FOR_GPU
+def rows_of(args: tuple[Tensor, ...], compiled: bool = False) -> int:
+    """How many pairs of a datum and a particle make one chunk. compiled: of draws that are code."""
+    on_cpu = args[0].device.type == "cpu"
+    size = CHUNK * FOR_GPU if not on_cpu else CHUNK // FOR_CORE if compiled else CHUNK
     return max(64, size // max(256, args[0][0].numel()))

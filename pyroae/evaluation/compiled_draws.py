@@ -1,21 +1,30 @@
 """The draws of a likelihood as compiled code."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
+from torch.fx.graph_module import GraphModule
 
 from pyroae.graphs import Graph, device_of, inductor, made
+from pyroae.hoisting import hoisted
 from pyroae.lifting import Draw, NotLiftedError, lifted
 from pyroae.program import Pair
 from pyroae.tracing import traced
 from pyroae.weights import Program, fork_random, reduce_log_weights, run
 
+Weights = Callable[[int, int], Tensor]
+"""From k and a seed to k log-weights for each datum of a block, `[k, N]` in nats."""
+
 
 class CompiledDraws:
-    """Log-weights of fresh draws as one graph: `draws(block, k, seed)` is `[k, N]` in nats, as those of `weights.log_weights`.
+    """Log-weights of fresh draws as one graph: `draws.prepare(block)(k, seed)` is what `weights.log_weights` gives for a seed.
 
-    The graph is of one shape: a block with fewer data is filled up, more are refused; fewer particles are cut from it. What
-    cannot be compiled is run as it is, with one warning. On a CPU the noise is an input of the graph, made by a generator of
-    the call's own, and code is made for one core: several threads may call it at once, where `is_for_threads`.
+    What hangs on no draw, such as the encoder, is worked out once a block, the rest is code. It is of one shape: a block with
+    fewer data is filled up, more are refused; fewer particles are cut from it. On a CPU the noise is made by a generator of
+    the call's own, and code is for one core: several threads may call it at once, where `is_for_threads`. What cannot be
+    compiled is run as it is, with one warning.
     """
 
     def __init__(
@@ -35,50 +44,68 @@ class CompiledDraws:
         self._leaves = [*self.programs.parameters(), *self.programs.buffers()]
         self._draws: list[Draw] | None = None
         whole = tuple(t.contiguous() for t in block)  # code is made for one layout
-        self._graph = made(lambda: self._code(whole), device_of(block))
+        self._graphs = made(lambda: self._code(whole), device_of(block))
 
     @property
     def is_for_threads(self) -> bool:
         """Whether a call takes one core, and shares nothing with others."""
-        return self._graph is not None and self._draws is not None
+        return self._graphs is not None and self._draws is not None
 
-    def __call__(self, block: tuple[Tensor, ...], num_particles: int, seed: int) -> Tensor:
-        """Draw from this seed, and weigh."""
-        if self._graph is None:
-            with fork_random(device_of(block), seed):
-                return self._weights(block, num_particles)
+    def prepare(self, block: tuple[Tensor, ...]) -> Weights:
+        """What draws for these data."""
+        if self._graphs is None:
+            return partial(self._run, block)
+        early, late = self._graphs
         rows = torch.arange(self.num_data, device=block[0].device) % len(block[0])
         is_full = len(block[0]) == self.num_data
         full = tuple(t.contiguous() if is_full else t.index_select(0, rows) for t in block)
-        return self._run(self._graph, full, seed)[:num_particles, : len(block[0])]
+        with torch.no_grad():
+            known = early(*[t.detach() for t in self._leaves], *full)
+        return partial(self._drawn, late, known, len(block[0]))
 
-    def _run(self, graph: Graph, block: tuple[Tensor, ...], seed: int) -> Tensor:
-        leaves = [t.detach() for t in self._leaves]
+    def _drawn(self, late: Graph, known: tuple[Tensor, ...], num_data: int, num_particles: int, seed: int) -> Tensor:
         with torch.no_grad():
             if self._draws is None:
-                with fork_random(device_of(block), seed):
-                    return graph(*leaves, *block)[0]
-            return graph(*leaves, *block, *_noise(self._draws, seed))[0]
+                with fork_random(device_of(known), seed):
+                    found = late(*known)[0]
+            else:
+                found = late(*known, *_noise(self._draws, seed))[0]
+        return found[:num_particles, :num_data]
+
+    def _run(self, block: tuple[Tensor, ...], num_particles: int, seed: int) -> Tensor:
+        with fork_random(device_of(block), seed):
+            return self._weights(block, num_particles)
 
     def _weights(self, block: tuple[Tensor, ...], num_particles: int) -> Tensor:
         model, guide = self.programs.model, self.programs.guide
         return reduce_log_weights(run(model, guide, block, {}, num_particles, self.nesting)).log_weight
 
-    def _code(self, block: tuple[Tensor, ...]) -> Graph:
+    def _code(self, block: tuple[Tensor, ...]) -> tuple[GraphModule, Graph]:
+        """What is worked out once for a block, and what for each chunk of draws, the latter made into code."""
+
         def function(*flat: Tensor) -> tuple[Tensor]:
             return (self._weights(flat[len(self._leaves) :], self.num_particles),)
 
         inputs = [*self._leaves, *block]
         with torch.no_grad():
             graph = traced(function, inputs, self.programs.model, self.programs.guide)
-        inputs = [t.detach() for t in inputs]
-        if device_of(block).type == "cpu":
-            try:
-                graph, self._draws = lifted(graph)
-                inputs += _noise(self._draws, 0)
-            except NotLiftedError:
-                self._draws = None
-        return graph if self.backend == "eager" else inductor(graph, inputs, same_draws=False, one_core=self._draws is not None)
+            if device_of(block).type == "cpu":
+                graph, self._draws = _lifted(graph)
+            names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
+            early, late = hoisted(graph, names[len(inputs) :])
+            known = early(*[t.detach() for t in inputs])
+        if self.backend == "eager":
+            return early, late
+        noise = [] if self._draws is None else _noise(self._draws, 0)
+        return early, inductor(late, [*known, *noise], same_draws=False, one_core=self._draws is not None)
+
+
+def _lifted(graph: GraphModule) -> tuple[GraphModule, list[Draw] | None]:
+    """The graph with its draws as inputs, where they can be."""
+    try:
+        return lifted(graph)
+    except NotLiftedError:
+        return graph, None
 
 
 def _noise(draws: list[Draw], seed: int) -> list[Tensor]:

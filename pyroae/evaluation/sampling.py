@@ -54,8 +54,9 @@ class Sampler:
 
         Raises DataError for a datum whose estimate is not finite.
         """
-        total, size = len(args[0]), _block_size(args, self.num_particles)
-        portion = Portion(_rows(args, self.num_particles), "draws", LEAST)
+        total, most = len(args[0]), rows_of(args, self.compiles(args))
+        size = _block_size(total, self.num_particles, most)
+        portion = Portion(size * _chunks(self.num_particles, size, most)[0], "draws", LEAST)
         shown = self.progress and self.share.rank == 0
         bar = Progress("log p(x)", total * self.num_particles, shown)
         with pyro.validation_enabled(False), bar, _Blocks(self, args, stage, size, bar) as blocks:
@@ -67,6 +68,11 @@ class Sampler:
         columns = Columns.joined([part for part, _ in found])
         self._check(columns.log_px, args)
         return columns, joined_curve([curve for _, curve in found], total)
+
+    def compiles(self, args: tuple[Tensor, ...]) -> bool:
+        """Whether the draws for these data are to be code."""
+        wanted = is_wanted(self.compile, args[0].numel() * self.num_particles >= COMPILE_FROM)
+        return wanted and not isinstance(self.guide, Proposal)
 
     def is_enough(self, stream: WeightStream, count: int, total: int) -> bool:
         """Whether this block has its share of the error: that of all blocks together is then the tolerance at most."""
@@ -97,8 +103,7 @@ class _Blocks(ExitStack):
     def __init__(self, sampler: Sampler, args: tuple[Tensor, ...], stage: int, size: int, bar: Progress) -> None:
         super().__init__()
         self.sampler, self.args, self.stage, self.size, self.bar = sampler, args, stage, size, bar
-        wanted = is_wanted(sampler.compile, args[0].numel() * sampler.num_particles >= COMPILE_FROM)
-        self._compiles = wanted and not isinstance(sampler.guide, Proposal)
+        self._compiles = sampler.compiles(args)
         self._graph: CompiledDraws | None = None
         self._threads: Threads | None = None
         self._coming: Generator[Tensor] | None = None
@@ -157,7 +162,7 @@ class _Blocks(ExitStack):
         model, guide, nesting = self.sampler.model, self.sampler.guide, self.sampler.nesting
         block = part_of(self.args, part)
         if self._graph is not None:
-            return partial(self._graph, block)
+            return self._graph.prepare(block)
         device = block[0].device
         if isinstance(guide, Proposal):
             with fork_random(device, self._seed(part)):
@@ -209,15 +214,9 @@ def programs_of(guide: Program | Proposal | None) -> tuple[Program, ...]:
     return guide.programs if isinstance(guide, Proposal) else (guide,)
 
 
-def _block_size(args: tuple[Tensor, ...], num_particles: int) -> int:
-    """Data in a block: so few that a chunk has 64 particles of each, where there are as many."""
-    return min(len(args[0]), max(1, rows_of(args) // min(num_particles, 64)))
-
-
-def _rows(args: tuple[Tensor, ...], num_particles: int) -> int:
-    """Pairs of a datum and a particle in a chunk of a whole block."""
-    size = _block_size(args, num_particles)
-    return size * _chunks(num_particles, size, rows_of(args))[0]
+def _block_size(num_data: int, num_particles: int, rows: int) -> int:
+    """Data in a block: so few that a chunk of so many rows has 64 particles of each, where there are as many."""
+    return min(num_data, max(1, rows // min(num_particles, 64)))
 
 
 def _parts(span: range, rows: int) -> list[range]:

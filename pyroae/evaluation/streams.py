@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from pyroae.evaluation.pareto import smooth_tail
 
 LEAST_FOR_PSIS = 25
 """The smallest K whose tail, a fifth of it, has the five weights that a generalized Pareto distribution is fitted to."""
@@ -83,11 +84,12 @@ class WeightStream:
     def _settle(self) -> None:
         if not self._waiting:
             return
-        ordered = torch.cat([self._top, *self._waiting]).sort(0, descending=True).values
+        all_weights = torch.cat([self._top, *self._waiting])
         self._waiting = []
-        high = ordered[0]
+        self._top, place = all_weights.topk(min(self._kept, len(all_weights)), 0)
+        rest = all_weights.scatter_(0, place, -math.inf)
+        high = self._top[0]
         shrink = (self.high - _finite(high)).exp()
-        self._top, rest = ordered[: self._kept], ordered[self._kept :]
         self._bulk = self._bulk * torch.stack([shrink, shrink**2, shrink**3]) + _moments(rest, _finite(high))
         self.high = high
 
@@ -132,17 +134,16 @@ class WeightStream:
         return (count - 1) * (math.log(count / (count - 1)) + mean)
 
     def smoothed(self) -> Smoothed:
-        """PSIS, through arviz_stats."""
+        """PSIS."""
         log_px = self.log_px()
         if self.count < LEAST_FOR_PSIS:
             nothing = torch.full_like(log_px, math.nan)
             return Smoothed(nothing, torch.stack([nothing, nothing]), nothing)
         length = tail_length(self.count)
-        tail, khat = smooth_tail((self._top - _finite(self.high))[: length + 1].cpu().numpy())
-        top = torch.from_numpy(tail).to(self.high.device) + _finite(self.high)
-        sums = self._sums(torch.cat([top, self._top[length:]]))
+        tail, khat = smooth_tail(self._top[: length + 1])
+        sums = self._sums(torch.cat([tail, self._top[length:]]))
         smooth = self.high + sums[0].log() - math.log(self.count)
-        return Smoothed(smooth, smooth + skewed_interval(sums, self.count), torch.from_numpy(khat).to(log_px))
+        return Smoothed(smooth, smooth + skewed_interval(sums, self.count), khat)
 
 
 def skewed_interval(sums: Tensor, count: int) -> Tensor:
@@ -161,33 +162,18 @@ def skewed_interval(sums: Tensor, count: int) -> Tensor:
     return torch.where(torch.isnan(se), torch.nan, torch.stack(ends))
 
 
-def smooth_tail(top: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The tail `[M, N]` of log-weights as the fitted generalized Pareto distribution has it, and k̂ `[N]`.
-
-    top: the M + 1 largest log-weights, from the largest down. arviz_stats sizes the tail by the number of draws and takes the
-    sign of a log-likelihood: it is given as many draws, all below the tail, as make the tail those M.
-    """
-    from arviz_stats.base import array_stats
-
-    length = len(top) - 1
-    tails, khats = np.array(top[:-1]), np.full(top.shape[1], -math.inf)
-    draws = np.full(5 * length, -np.inf)
-    for n in range(top.shape[1]):
-        if not np.isfinite(top[: length + 1, n]).all() or top[0, n] - top[length - 1, n] < 1e-12:
-            khats[n] = -math.inf if np.isfinite(top[:, n]).all() else math.nan
-            continue
-        draws[: length + 1] = top[:, n]
-        smooth, khat = array_stats.psislw(-draws, r_eff=200 / len(draws))
-        tails[:, n] = smooth[:length] - smooth[length] + top[length, n]  # undo its normalization, by what is not smoothed
-        khats[n] = khat
-    return tails, khats
-
-
 class CurveStream:
-    """Bounds of groups of 1, 2, 5, 10, … particles, for each datum: their sums and sums of squares over the groups."""
+    """Bounds of groups of 1, 2, 5, 10, … particles, for each datum: their sums and sums of squares over the groups.
+
+    A group is made of whole groups of the largest size that divides its own: each weight is exponentiated a few times only.
+    """
 
     def __init__(self, num_data: int, device: torch.device, sizes: Sequence[int]) -> None:
         self.sizes = list(sizes)
+        self._made_of = [
+            max((j for j, part in enumerate(self.sizes[:i]) if size % part == 0), default=None)
+            for i, size in enumerate(self.sizes)
+        ]
         shape = (len(self.sizes), num_data)
         self._open = torch.full(shape, -math.inf, dtype=torch.float64, device=device)
         self._filled = [0] * len(self.sizes)
@@ -196,30 +182,35 @@ class CurveStream:
 
     def add(self, log_weight: Tensor) -> None:
         """Take in `[k, N]`."""
-        log_weight = log_weight.double()
-        for i, size in enumerate(self.sizes):
-            rest = log_weight
-            if self._filled[i]:
-                first, rest = rest[: size - self._filled[i]], rest[size - self._filled[i] :]
-                self._fill(i, first)
-            whole = len(rest) // size * size
-            if whole:
-                self._record(i, rest[:whole].reshape(-1, size, rest.shape[1]).logsumexp(1))
-            if whole < len(rest):
-                self._fill(i, rest[whole:])
+        found: list[Tensor] = []
+        for i, (size, parts) in enumerate(zip(self.sizes, self._made_of, strict=True)):
+            terms, each = (log_weight.double(), 1) if parts is None else (found[parts], self.sizes[parts])
+            found.append(self._grouped(i, terms, size // each))
+            bounds = found[i] - math.log(size)
+            self._sum[i] += bounds.sum(0)
+            self._square[i] += bounds.square().sum(0)
+            self._groups[i] += len(bounds)
+
+    def _grouped(self, i: int, terms: Tensor, size: int) -> Tensor:
+        """The groups of so many terms that these make whole, as logarithms of sums; the rest is kept."""
+        if size == 1:
+            return terms
+        ended: list[Tensor] = []
+        if self._filled[i]:
+            first, terms = terms[: size - self._filled[i]], terms[size - self._filled[i] :]
+            self._fill(i, first)
+            if self._filled[i] == size:
+                ended.append(self._open[i : i + 1].clone())
+                self._open[i], self._filled[i] = -math.inf, 0
+        whole = len(terms) // size * size
+        ended.append(terms[:whole].reshape(-1, size, terms.shape[1]).logsumexp(1))
+        self._fill(i, terms[whole:])
+        return torch.cat(ended)
 
     def _fill(self, i: int, part: Tensor) -> None:
-        self._open[i] = torch.logaddexp(self._open[i], part.logsumexp(0))
-        self._filled[i] += len(part)
-        if self._filled[i] == self.sizes[i]:
-            self._record(i, self._open[i : i + 1])
-            self._open[i], self._filled[i] = -math.inf, 0
-
-    def _record(self, i: int, log_sums: Tensor) -> None:
-        bounds = log_sums - math.log(self.sizes[i])
-        self._sum[i] += bounds.sum(0)
-        self._square[i] += bounds.square().sum(0)
-        self._groups[i] += len(bounds)
+        if len(part):
+            self._open[i] = torch.logaddexp(self._open[i], part.logsumexp(0))
+            self._filled[i] += len(part)
 
     def result(self) -> dict[int, tuple[Tensor, Tensor]]:
         """For each size that has a group, the mean bound of each datum and its squared standard error (nan of one group)."""
@@ -234,7 +225,8 @@ class CurveStream:
 
 def _moments(log_weight: Tensor, high: Tensor) -> Tensor:
     weight = (log_weight - high).exp()
-    return torch.stack([weight.sum(0), weight.square().sum(0), (weight**3).sum(0)])
+    square = weight * weight
+    return torch.stack([weight.sum(0), square.sum(0), (square * weight).sum(0)])
 
 
 def _relative(sums: Tensor, count: int) -> tuple[Tensor, Tensor]:
