@@ -48,7 +48,7 @@ def inductor(graph: torch.fx.GraphModule, inputs: Sequence[Tensor], same_draws: 
 
     _keep_memory()
     on_cpu = all(t.device.type == "cpu" for t in inputs)
-    chosen: dict[str, Any] = {"post_grad_custom_post_pass": ForProcessor()} if on_cpu else {}
+    chosen: dict[str, Any] = {"post_grad_custom_post_pass": ForProcessor(one_core)} if on_cpu else {}
     chosen |= {"cpp_wrapper": True, "cpp.threads": 1} if one_core else {}
     with settings.patch(fallback_random=same_draws or on_cpu, **chosen), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch's own use of torch, where warnings are errors

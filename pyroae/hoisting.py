@@ -67,8 +67,17 @@ def _hanging_on(graph: fx.Graph, draws: Collection[str]) -> set[fx.Node]:
         before = len(late)
         late |= {node for node in graph.nodes if node.op == "call_function" and not late.isdisjoint(node.all_input_nodes)}
         for node in filter(_is_changing, late.copy()):
-            late |= {n for n in node.all_input_nodes if n.op != "placeholder"}
+            late |= {part for n in node.all_input_nodes for part in _memory(n)}
     return late
+
+
+def _memory(node: fx.Node) -> Iterator[fx.Node]:
+    """A tensor and what it is a view of, but for inputs, which stay what they are."""
+    if node.op != "placeholder":
+        yield node
+        if _is_view(node):
+            for source in node.all_input_nodes:
+                yield from _memory(source)
 
 
 def _is_random(node: fx.Node) -> bool:

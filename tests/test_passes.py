@@ -6,8 +6,9 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyroae.graphs import Recorded
-from pyroae.passes import TANH_LIMIT, divide_polynomials, multiply_before_log, split_bias
+from pyroae.graphs import Recorded, inductor
+from pyroae.onednn import LAYER
+from pyroae.passes import TANH_LIMIT, divide_polynomials, multiply_before_log, split_bias, use_onednn
 
 aten = torch.ops.aten
 
@@ -127,3 +128,48 @@ def test_a_recorded_step_reads_what_is_given_and_changes_what_stays() -> None:
     assert step([other], [torch.ones(2)])[0].item() == 2.0
     assert recordings == 2
     assert total.tolist() == [4.0, 4.0]
+
+
+def layer_then_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.addmm(bias, x, weight.t()).tanh().sum(-1)
+
+
+@pytest.mark.parametrize("laid_out", [False, True])
+def test_a_layer_by_onednn(laid_out: bool) -> None:
+    """The weight may lie in memory by its rows or by its columns; what comes after the layer reads the same numbers."""
+    x, weight, bias = torch.randn(37, 50), torch.randn(60, 50), torch.randn(60)
+    if laid_out:
+        weight = weight.t().contiguous().t()
+    graph = traced(layer_then_norm, x, weight, bias)
+    use_onednn(graph.graph)
+    graph.graph.lint()
+    graph.recompile()
+    assert aten.addmm.default not in targets(graph)
+    assert LAYER in targets(graph)
+    expected = layer_then_norm(x.double(), weight.double(), bias.double())
+    torch.testing.assert_close(graph(x, weight, bias).double(), expected, rtol=1e-5, atol=1e-5)
+    code = inductor(
+        traced(lambda *inputs: (layer_then_norm(*inputs),), x, weight, bias), [x, weight, bias], False, one_core=True
+    )
+    torch.testing.assert_close(code(x, weight, bias)[0].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_layers_that_onednn_has_none_for_stay() -> None:
+    """In double precision, with a factor, and with a bias for each row."""
+
+    def scaled(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.addmm(bias, x, weight.t(), beta=2.0)
+
+    def each(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.addmm(x @ weight.t() + bias, x, weight.t())
+
+    x, weight, bias = torch.randn(4, 5), torch.randn(6, 5), torch.randn(6)
+    for function, inputs in (
+        (scaled, (x, weight, bias)),
+        (each, (x, weight, bias)),
+        (layer_then_norm, (x.double(), weight.double(), bias.double())),
+    ):
+        graph = traced(function, *inputs)
+        use_onednn(graph.graph)
+        assert aten.addmm.default in targets(graph)
+        assert LAYER not in targets(graph)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,6 +92,7 @@ class CompiledDraws:
             graph = traced(function, inputs, self.programs.model, self.programs.guide)
             if device_of(block).type == "cpu":
                 graph, self._draws = _lifted(graph)
+                _lay_out_weights(graph)
             names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
             early, late = hoisted(graph, names[len(inputs) :])
             known = early(*[t.detach() for t in inputs])
@@ -98,6 +100,19 @@ class CompiledDraws:
             return early, late
         noise = [] if self._draws is None else _noise(self._draws, 0)
         return early, inductor(late, [*known, *noise], same_draws=False, one_core=self._draws is not None)
+
+
+def _lay_out_weights(module: GraphModule) -> None:
+    """Each weight of a layer, transposed as the product takes it, as a tensor of its own: one core then reads it faster."""
+    graph, aten = module.graph, torch.ops.aten
+    for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
+        weight: Any = node.args[2]
+        if weight.target is aten.t.default and weight.args[0].op == "placeholder":
+            with graph.inserting_before(node):
+                own = graph.call_function(aten.clone.default, (weight,), {"memory_format": torch.contiguous_format})
+            own.meta["val"] = weight.meta["val"].contiguous()
+            node.replace_input_with(weight, own)
+    module.recompile()
 
 
 def _lifted(graph: GraphModule) -> tuple[GraphModule, list[Draw] | None]:

@@ -22,7 +22,7 @@ def smooth_tail(top: Tensor) -> tuple[Tensor, Tensor]:
 
     >>> tail, khat = smooth_tail(torch.linspace(3, 0, 13, dtype=torch.float64)[:, None])
     >>> tail.shape, round(khat.item(), 2)
-    (torch.Size([12, 1]), 0.27)
+    (torch.Size([12, 1]), 0.35)
     """
     parts = top.split(max(1, AT_ONCE // (_grid_size(len(top) - 1) * len(top))), 1)
     tails, khats = zip(*map(_smoothed, parts), strict=True)

@@ -1,20 +1,20 @@
 """Importance sampling of blocks of data: draws with seeds of their own, streamed, dealt to processes, as memory holds them."""
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import batched, chain, islice
 
 import pyro
 import torch
 from torch import Tensor
 
 from pyroae.errors import DataError
-from pyroae.evaluation.blocks import block_seed, part_of, rows_of, spans
+from pyroae.evaluation.blocks import FOR_CORE, block_seed, part_of, rows_of, spans
 from pyroae.evaluation.columns import Columns, Curve, joined_curve
-from pyroae.evaluation.compiled_draws import CompiledDraws
+from pyroae.evaluation.compiled_draws import CompiledDraws, Weights
 from pyroae.evaluation.dealing import dealt
 from pyroae.evaluation.proposals import Draw, Proposal
 from pyroae.evaluation.streams import BoundCurve, CurveStream, WeightStream, curve_sizes
@@ -143,7 +143,7 @@ class _Blocks(ExitStack):
             parts = [part] if self.sampler.tolerance is not None else self._from(part, rows)
             tasks = chain.from_iterable(self._tasks(each, rows) for each in parts)
             self._coming = self._hands().in_order(tasks)
-        return islice(self._coming, len(self._chunks(rows)))
+        return islice(self._coming, len(self._groups(rows)))
 
     def _from(self, part: range, rows: int) -> list[range]:
         """This part of the process's data, and those after it."""
@@ -152,13 +152,13 @@ class _Blocks(ExitStack):
         return [each for span in mine for each in _parts(span, rows) if each.start >= part.start]
 
     def _tasks(self, part: range, rows: int) -> Iterator[Callable[[], Tensor]]:
-        """What gives the chunks of a part."""
+        """What gives the chunks of a part, a few of them where they are small."""
         draw = self._draw(part)
-        for i, k in enumerate(self._chunks(rows)):
-            yield partial(draw, k, self._seed(part, i))
+        for group in self._groups(rows):
+            yield partial(_joined, draw, [(k, self._seed(part, i)) for i, k in group])
 
-    def _draw(self, part: range) -> Callable[[int, int], Tensor]:
-        """From so many particles and a seed to log-weights."""
+    def _draw(self, part: range) -> Weights:
+        """What draws for the data of a part."""
         model, guide, nesting = self.sampler.model, self.sampler.guide, self.sampler.nesting
         block = part_of(self.args, part)
         if self._graph is not None:
@@ -174,6 +174,10 @@ class _Blocks(ExitStack):
 
     def _chunks(self, rows: int) -> list[int]:
         return _chunks(self.sampler.num_particles, min(self.size, rows), rows)
+
+    def _groups(self, rows: int) -> list[tuple[tuple[int, int], ...]]:
+        """The chunks of a task: their numbers, and their particles."""
+        return list(batched(enumerate(self._chunks(rows)), FOR_CORE if self._compiles else 1))
 
     def _hands(self) -> Threads:
         """Threads, once there is a graph for them."""
@@ -224,6 +228,11 @@ def _parts(span: range, rows: int) -> list[range]:
     return [range(span.start + p.start, span.start + p.stop) for p in spans(len(span), min(rows, len(span)))]
 
 
+def _joined(draw: Weights, chunks: Sequence[tuple[int, int]]) -> Tensor:
+    """Chunks of so many particles each, from seeds of their own, one after the other."""
+    return torch.cat([draw(k, seed) for k, seed in chunks])
+
+
 def _seeded(device: torch.device, draw: Draw, num_particles: int, seed: int) -> Tensor:
     with fork_random(device, seed):
         return draw(num_particles)
@@ -239,11 +248,13 @@ def _chunks(num_particles: int, num_data: int, rows: int) -> list[int]:
 def _gathered(parts: Iterable[Tensor], least: int) -> Iterator[Tensor]:
     """Log-weights `[k, N]` in larger parts, of at least so many numbers but for the last."""
     waiting: list[Tensor] = []
+    size = 0
     for part in parts:
         waiting.append(part)
-        if sum(map(Tensor.numel, waiting)) >= least:
+        size += part.numel()
+        if size >= least:
             yield torch.cat(waiting)
-            waiting = []
+            waiting, size = [], 0
     if waiting:
         yield torch.cat(waiting)
 

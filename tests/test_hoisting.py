@@ -1,0 +1,99 @@
+"""A graph cut in two: the same numbers, what hangs on no draw worked out once, nothing large handed on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyroae.hoisting import hoisted
+
+aten = torch.ops.aten
+INPUTS = {"weight": torch.randn(5, 4), "x": torch.randn(3, 4), "noise": torch.randn(7, 3, 5)}
+
+
+def cut(function: Callable[..., Any], *inputs: Tensor, draws: int = 1) -> tuple[GraphModule, GraphModule]:
+    """The function's graph in two, its last inputs being draws."""
+    graph = make_fx(function)(*inputs)
+    names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
+    early, late = hoisted(graph, names[len(names) - draws :])
+    early.graph.lint()
+    late.graph.lint()
+    return early, late
+
+
+def calls(graph: GraphModule) -> list[object]:
+    return [node.target for node in graph.graph.nodes if node.op == "call_function"]
+
+
+def encoded(weight: Tensor, x: Tensor, noise: Tensor) -> Tensor:
+    """An encoder, its scale spread over particles, and a decoder."""
+    loc, scale = x @ weight.t(), (x @ weight.t()).exp()
+    z = loc.expand(7, 3, 5) + scale.expand(7, 3, 5) * noise
+    return (z.reshape(21, 5) @ weight).reshape(7, 3, 4) * x.expand(7, 3, 4) + scale.log().sum(-1)[..., None]
+
+
+def test_both_are_the_graph() -> None:
+    weight, x, noise = INPUTS.values()
+    early, late = cut(encoded, weight, x, noise)
+    known = early(weight, x)
+    for other in (noise, 2 * noise):
+        torch.testing.assert_close(late(*known, other), encoded(weight, x, other), rtol=0, atol=0)
+
+
+def test_what_hangs_on_no_draw_is_early_and_nothing_larger_than_it_is_handed_on() -> None:
+    weight, x, noise = INPUTS.values()
+    early, late = cut(encoded, weight, x, noise)
+    assert aten.exp.default in calls(early)
+    assert aten.log.default in calls(early)
+    assert aten.exp.default not in calls(late)
+    assert calls(late).count(aten.mm.default) == 1  # the decoder's
+    assert max(t.numel() for t in early(weight, x)) <= weight.numel()
+    assert aten.expand.default in calls(late)
+
+
+def test_new_draws_need_nothing_of_the_first_part() -> None:
+    early, late = cut(lambda x, noise: noise.square(), INPUTS["x"], INPUTS["noise"])
+    assert early(INPUTS["x"]) == ()
+    assert torch.equal(late(INPUTS["noise"]), INPUTS["noise"].square())
+
+
+@pytest.mark.parametrize("draw", [torch.randn_like, torch.bernoulli, lambda x: torch.empty_like(x).normal_()])
+def test_draws_within_the_graph_are_late(draw: Callable[[Tensor], Tensor]) -> None:
+    """And what is filled in place by them."""
+    x = torch.rand(4)
+    early, late = cut(lambda x: x.exp() + draw(x), x, draws=0)
+    assert aten.exp.default in calls(early)
+    known = early(x)
+    torch.manual_seed(1)
+    found = late(*known)
+    torch.manual_seed(1)
+    torch.testing.assert_close(found, x.exp() + draw(x), rtol=0, atol=0)
+    assert not torch.equal(late(*known), found)
+
+
+def test_what_a_late_operation_changes_in_place_is_made_anew() -> None:
+    """Else the second run would start from what the first one left."""
+
+    def adding(x: Tensor, noise: Tensor) -> Tensor:
+        total = x.exp()
+        part = total[:2]
+        before = part.sum()
+        part.add_(noise)
+        return total * before
+
+    x, noise = torch.rand(3), torch.rand(2)
+    early, late = cut(adding, x, noise)
+    known = early(x)
+    for _ in range(3):
+        torch.testing.assert_close(late(*known, noise), adding(x, noise), rtol=0, atol=0)
+
+
+def test_constants_are_where_they_are_needed() -> None:
+    table = torch.arange(3.0)
+    x, noise = torch.rand(3), torch.rand(3)
+    early, late = cut(lambda x, noise: (x + table).exp() + noise * table, x, noise)
+    torch.testing.assert_close(late(*early(x), noise), (x + table).exp() + noise * table)
