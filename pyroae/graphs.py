@@ -41,19 +41,21 @@ def inductor(graph: torch.fx.GraphModule, inputs: Sequence[Tensor], same_draws: 
 
     one_core: its loops are not divided, and it is called without Python's lock, so that threads may run it side by side.
     """
-    import torch._inductor.config as settings
-    from torch._inductor.compile_fx import compile_fx
+    with warnings.catch_warnings():  # of torch's own use of torch, where warnings are errors
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import torch._inductor.config as settings
+        from torch._inductor.compile_fx import compile_fx
 
-    from pyroae.passes import ForProcessor
+        from pyroae.passes import ForProcessor
 
-    _keep_memory()
-    on_cpu = all(t.device.type == "cpu" for t in inputs)
-    chosen: dict[str, Any] = {"post_grad_custom_post_pass": ForProcessor(one_core)} if on_cpu else {}
-    chosen |= {"cpp_wrapper": True, "cpp.threads": 1} if one_core else {}
-    with settings.patch(fallback_random=same_draws or on_cpu, **chosen), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch's own use of torch, where warnings are errors
-        compiled: Any = compile_fx(graph, list(inputs))
-        compiled(*[t.clone() for t in inputs])  # code is made when it is first called, and a step must not be taken
+        _keep_memory()
+        on_cpu = all(t.device.type == "cpu" for t in inputs)
+        chosen: dict[str, Any] = {"post_grad_custom_post_pass": ForProcessor(one_core)} if on_cpu else {}
+        chosen |= {"cpp_wrapper": True, "cpp.threads": 1} if one_core else {}
+        with settings.patch(fallback_random=same_draws or on_cpu, **chosen), torch.no_grad():
+            compiled: Any = compile_fx(graph, list(inputs))
+            compiled(*[t.clone() for t in inputs])  # code is made when it is first called, and a step must not be taken
     return cast(Graph, compiled)
 
 
