@@ -40,7 +40,7 @@ Make = Callable[[], nn.Module]
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run as they are traced: what a step computes, without the minute that code takes."""
     for module in ("compiler", "ensemble"):
-        monkeypatch.setattr(f"pyroae.{module}.inductor", lambda graph, inputs, same_draws: graph)
+        monkeypatch.setattr(f"pyroae.{module}.inductor", lambda graph, inputs, same_draws, **settings: graph)
 
 
 def data(num_data: int = 30) -> Tensor:
