@@ -126,7 +126,8 @@ class _Blocks(ExitStack):
         sampler, count, total, device = self.sampler, len(part), len(self.args[0]), self.args[0].device
         stream = WeightStream(count, device, sampler.num_particles)
         curve = CurveStream(count, device, curve_sizes(sampler.num_particles))
-        for drawn in _gathered(self._drawn(part, rows), FLUSH if sampler.tolerance is None else 1):
+        least = FLUSH if sampler.tolerance is None else 1
+        for drawn in _gathered(self._drawn(part, rows), least, sampler.num_particles):
             stream.add(drawn)
             curve.add(drawn)
             self._show(stream.count * count)
@@ -245,18 +246,23 @@ def _chunks(num_particles: int, num_data: int, rows: int) -> list[int]:
     return [k] * full + [rest] * (rest > 0)
 
 
-def _gathered(parts: Iterable[Tensor], least: int) -> Iterator[Tensor]:
-    """Log-weights `[k, N]` in larger parts, of at least so many numbers but for the last."""
-    waiting: list[Tensor] = []
-    size = 0
+def _gathered(parts: Iterable[Tensor], least: int, most: int) -> Iterator[Tensor]:
+    """Log-weights `[k, N]` in larger parts, float64, of at least so many numbers but for the last; most: particles in all.
+
+    They are copied to one place: small tensors that are kept between the large ones that come and go would have these lie ever
+    further apart, up to half a gigabyte.
+    """
+    room, count = torch.empty(0), 0
     for part in parts:
-        waiting.append(part)
-        size += part.numel()
-        if size >= least:
-            yield torch.cat(waiting)
-            waiting, size = [], 0
-    if waiting:
-        yield torch.cat(waiting)
+        if not len(room):
+            room = part.new_empty(min(most, least // part.shape[1] + 1 + len(part)), part.shape[1])
+        room[count : count + len(part)] = part
+        count += len(part)
+        if count * part.shape[1] >= least:
+            yield room[:count].to(torch.float64, copy=True)
+            count = 0
+    if count:
+        yield room[:count].to(torch.float64, copy=True)
 
 
 def _blamed(model: Program, guide: Program, args: tuple[Tensor, ...], nesting: int) -> str | None:
