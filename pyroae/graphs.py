@@ -1,5 +1,6 @@
 """What every compiled thing shares: a traced graph made into code, and a way back where that cannot be done."""
 
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -41,6 +42,7 @@ def inductor(graph: torch.fx.GraphModule, inputs: Sequence[Tensor], same_draws: 
 
     one_core: its loops are not divided, and it is called without Python's lock, so that threads may run it side by side.
     """
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it says that there is no GPU
     with warnings.catch_warnings():  # of torch's own use of torch, where warnings are errors
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
