@@ -4,9 +4,10 @@ import operator
 from collections.abc import Collection, Iterator
 from typing import Any
 
-import torch
 from torch import fx
 from torch.fx.graph_module import GraphModule
+
+from pyroae.lifting import is_random
 
 
 def hoisted(module: GraphModule, draws: Collection[str]) -> tuple[GraphModule, GraphModule]:
@@ -16,6 +17,7 @@ def hoisted(module: GraphModule, draws: Collection[str]) -> tuple[GraphModule, G
     input that late needs is handed through. Views are made again, so that nothing is handed on that is larger than what was
     worked out; what an operation changes in place is late, and all that reads it.
 
+    >>> import torch
     >>> from torch.fx.experimental.proxy_tensor import make_fx
     >>> graph = make_fx(lambda w, x, noise: (x @ w).exp() + noise)(torch.ones(2, 2), torch.ones(3, 2), torch.ones(3, 2))
     >>> early, late = hoisted(graph, ["noise_1"])
@@ -61,7 +63,7 @@ def _sources(node: fx.Node, late: set[fx.Node]) -> Iterator[fx.Node]:
 
 def _hanging_on(graph: fx.Graph, draws: Collection[str]) -> set[fx.Node]:
     """Draws, what is made of them, what is changed in place or made of that, and the output."""
-    late = {node for node in graph.nodes if node.name in draws or node.op == "output" or _is_random(node)}
+    late = {node for node in graph.nodes if node.name in draws or node.op == "output" or is_random(node)}
     before = -1
     while before != len(late):
         before = len(late)
@@ -78,10 +80,6 @@ def _memory(node: fx.Node) -> Iterator[fx.Node]:
         if _is_view(node):
             for source in node.all_input_nodes:
                 yield from _memory(source)
-
-
-def _is_random(node: fx.Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _is_view(node: fx.Node) -> bool:

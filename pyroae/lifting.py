@@ -67,7 +67,7 @@ def lifted(traced: GraphModule) -> tuple[GraphModule, list[Draw]]:
     graph: fx.Graph = module.graph
     draws: list[Draw] = []
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    for node in [n for n in graph.nodes if _is_random(n)]:
+    for node in [n for n in graph.nodes if is_random(n)]:
         with graph.inserting_after(last):
             last = noise = graph.placeholder(f"draw_{len(draws)}")
         with graph.inserting_before(node):
@@ -125,5 +125,6 @@ def _copy(graph: fx.Graph) -> fx.Graph:
     return copied
 
 
-def _is_random(node: fx.Node) -> bool:
+def is_random(node: fx.Node) -> bool:
+    """Whether an operation takes from a generator."""
     return node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())

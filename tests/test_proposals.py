@@ -285,19 +285,18 @@ def test_a_tolerance_that_is_not_reached_is_told() -> None:
 
 @pytest.mark.parametrize("variance", [1.5, 0.8, 0.6, 0.5])
 def test_intervals_of_the_estimate_and_of_its_smoothing_cover(variance: float) -> None:
-    """2,000 repetitions, copies of a datum, where k̂ < 0.7: 95 % intervals cover in 90 to 99 %, within three standard errors.
+    """10,000 repetitions, copies of a datum, where k̂ < 0.7: 95 % intervals cover in 90 to 99 %. True tail index 1 − variance.
 
-    True tail index 1 − variance. At variance 0.5 six seeds cover in 91 to 92 %, smoothed in 90 to 91.5 %.
+    At variance 0.5 it is 91.5 %, smoothed 90.6 %: 2,000 repetitions do not tell that from 90.
     """
     system, x = ppca(1)
-    x = x.expand(2000, -1)
+    x = x.expand(10_000, -1)
     truth = exact_log_likelihood(system, x)
     found = log_likelihood(system.model, inflated(system, variance), x, num_particles=1000, seed=0)
     sound = found.smoothed.khat < 0.7
     assert sound.double().mean() > 0.8
-    noise = 3 * math.sqrt(0.9 * 0.1 / int(sound.sum()))
     for low, high in (found.interval, found.smoothed.interval):
-        assert 0.9 - noise <= ((low <= truth) & (truth <= high))[sound].double().mean() <= 0.99
+        assert 0.9 <= ((low <= truth) & (truth <= high))[sound].double().mean() <= 0.99
 
 
 MEMORY = """
