@@ -5,6 +5,7 @@
 Shapes: K particles, N data. In nats. Nothing is summed over data here.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from pyroae.errors import ProgramError
+from pyroae.particles import LOOP, LastSite, agree, from_one_seed, like_single_runs, looped, undisturbed
 from pyroae.sites import (
     PARTICLES,
     Site,
@@ -68,7 +70,7 @@ class Traces:
 
     The log-density of a site is reduced to `[K, N]`: dimensions of plates nested in the data plate are summed. A program
     without a data plate is one datum. scale: as of LogWeights. drawn: the guide's run with the indices of subsampled plates,
-    which the other two leave out.
+    which the other two leave out. nesting: the number of plate dimensions, or LOOP where particles were run one by one.
     """
 
     model: poutine.Trace
@@ -77,6 +79,7 @@ class Traces:
     plate: CondIndepStackFrame | None
     scale: Tensor | float
     drawn: poutine.Trace
+    nesting: int = 0
 
     def sites(self, trace: poutine.Trace, *, observed: bool) -> Iterator[tuple[str, Site]]:
         """Names and sites of one kind, in the order of the program."""
@@ -137,26 +140,23 @@ def run(
     nesting: int | None = None,
     *,
     handler: Messenger | None = None,
+    drawn: poutine.Trace | None = None,
     through: Callable[[Site], Tensor] | None = None,
 ) -> Traces:
-    """Run guide and model once, with the particles as one more plate to the left of all others.
+    """Run guide and model with K particles: once, with one more plate to the left of all others, or K times.
 
-    nesting: the number of plate dimensions of the program, found by `plate_nesting` where it is not given.
-    handler: acts on the guide's run. through: what the model sees of a site that the guide has drawn.
+    nesting: the number of plate dimensions of the program, or LOOP for K runs, found by `plate_nesting` where it is not given.
+    handler: acts on the guide's run. drawn: of an earlier run, whose draws are repeated. through: what the model sees of a
+    site that the guide has drawn.
     Raises ProgramError, naming the site, where model and guide do not match.
     """
-    if num_particles > 1:
-        nesting = plate_nesting(model, guide, args, kwargs) if nesting is None else nesting
-        particles = pyro.plate(PARTICLES, num_particles, dim=-1 - nesting)
-        model, guide = particles(model), particles(guide)
+    if num_particles == 1:
+        nesting = 0
+    elif nesting is None:
+        nesting = plate_nesting(model, guide, args, kwargs)
     with handler or nullcontext():
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    replayed = poutine.trace(poutine.replay(model, trace=_seen(guide_trace, through)))
-    try:
-        model_trace = replayed.get_trace(*args, **kwargs)
-    except Exception:  # the model's own: often because a site is of another shape in the guide
-        check_event_shapes(prune_subsample_sites(replayed.trace), guide_trace)
-        raise
+        guide_trace = _traced(guide, args, kwargs, num_particles, nesting, drawn)
+    model_trace = _traced(model, args, kwargs, num_particles, nesting, _seen(guide_trace, through))
     drawn, guide_trace, model_trace = guide_trace, prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
     check_match(model_trace, guide_trace)
     sites = samples(model_trace, guide_trace)
@@ -164,7 +164,7 @@ def run(
     if plate is not None:
         check_plate(model_trace, guide_trace, plate)
     local = [s for s in sites if plate is None or plate in s["cond_indep_stack"]]
-    return Traces(model_trace, guide_trace, num_particles, plate, common_scale(local, plate), drawn)
+    return Traces(model_trace, guide_trace, num_particles, plate, common_scale(local, plate), drawn, nesting)
 
 
 def at_values(
@@ -175,27 +175,47 @@ def at_values(
     The guide is not run: of what comes back, its densities are those of the first run.
     """
     seen = _with_values(traces.drawn, values)
-    replayed = poutine.replay(_over_particles(model, traces), trace=seen)
-    model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args, **kwargs))
+    model_trace = prune_subsample_sites(_traced(model, args, kwargs, traces.num_particles, traces.nesting, seen))
     return replace(traces, model=model_trace, guide=prune_subsample_sites(seen.copy()), drawn=seen)
 
 
 def log_post_of(traces: Traces, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """log q(z|x) `[K, N]` under another guide with the same sites, at the draws of a run."""
-    again = poutine.trace(poutine.replay(_over_particles(guide, traces), trace=traces.drawn)).get_trace(*args, **kwargs)
+    again = _traced(guide, args, kwargs, traces.num_particles, traces.nesting, traces.drawn)
     other = replace(traces, guide=prune_subsample_sites(again))
     check_match(traces.model, other.guide)
     terms = [other.reduce(site, log_density(name, site)) for name, site in other.sites(other.guide, observed=False)]
     return sum(terms[1:], terms[0])
 
 
-def _over_particles(program: Program, traces: Traces) -> Program:
-    """The program as it was run for these traces: with the same plate of particles."""
-    for site in samples(traces.guide):
-        for frame in site["cond_indep_stack"]:
-            if frame.name == PARTICLES:
-                return pyro.plate(PARTICLES, traces.num_particles, dim=frame.dim)(program)
-    return program
+def guide_at(
+    traces: Traces, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], values: Mapping[str, Tensor]
+) -> poutine.Trace:
+    """The guide run again with other values of its sites, each of the shape that the site has in `traces`."""
+    seen = _with_values(traces.drawn, values)
+    return prune_subsample_sites(_traced(guide, args, kwargs, traces.num_particles, traces.nesting, seen))
+
+
+def _traced(
+    program: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    num_particles: int,
+    nesting: int,
+    seen: poutine.Trace | None,
+) -> poutine.Trace:
+    """One run of a program with all its particles, or K runs as one trace; replayed against the draws of `seen`."""
+    if num_particles > 1 and nesting == LOOP:
+        return looped(lambda one: _traced(program, args, kwargs, 1, 0, one), num_particles, seen)
+    if num_particles > 1:
+        program = pyro.plate(PARTICLES, num_particles, dim=-1 - nesting)(program)
+    tracer = poutine.trace(program if seen is None else poutine.replay(program, trace=seen))
+    try:
+        return tracer.get_trace(*args, **kwargs)
+    except Exception:  # the program's own: often because a site is of another shape in the guide
+        if seen is not None:
+            check_event_shapes(prune_subsample_sites(tracer.trace), seen)
+        raise
 
 
 def _with_values(trace: poutine.Trace, values: Mapping[str, Tensor]) -> poutine.Trace:
@@ -255,15 +275,66 @@ def prior_of(model: Program) -> Program:
 
 
 def plate_nesting(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """The number of batch dimensions of a program, those of plates and any that no plate declares.
+    """The number of batch dimensions of a program, those of plates and any that no plate declares; or LOOP.
 
-    From one run, in evaluation mode, that leaves the random generators as they were.
+    From trial runs in evaluation mode, after which generators and buffers are as they were. Two particles are drawn in one
+    run and weighed in one run and one by one: where the former fails or the log-densities differ, for any site and datum,
+    the program is to be run particle by particle, and a warning names the site.
     """
     device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
-    with fork_random(device), evaluating(model, guide), poutine.block():
+    exact = torch.autocast(device.type, enabled=False)
+    with fork_random(device), evaluating(model, guide), poutine.block(), undisturbed(), exact:
         traces = run(model, guide, args, kwargs)
-    sites = samples(traces.model, traces.guide)
-    return -min((dim for site in sites for dim in [*(f.dim for f in plates_of(site)), *undeclared(site)]), default=0)
+        sites = samples(traces.model, traces.guide)
+        dims = (dim for site in sites for dim in [*(f.dim for f in plates_of(site)), *undeclared(site)])
+        nesting = -min(dims, default=0)
+        reason = _why_loop(model, guide, args, kwargs, nesting, traces)
+    if reason is None:
+        return nesting
+    warnings.warn(
+        f"the particles are run one after the other, which is slow: {reason}; to be fast, let the program take particles as "
+        "one more dimension on the left: index from the right, as in z[..., 0], and keep the leading dimensions in "
+        "reductions, reshapes and concatenations",
+        stacklevel=2,
+    )
+    return LOOP
+
+
+def _why_loop(
+    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], nesting: int, single: Traces
+) -> str | None:
+    """Why particles cannot be one more dimension of a program; None where they can."""
+    from pyroae.memory import is_out_of_memory  # which needs the configuration, and that the objectives
+
+    last, model, guide = LastSite(), from_one_seed(model), from_one_seed(guide)
+    try:
+        with last:
+            drawn = run(model, guide, args, kwargs, 2, nesting).drawn
+            many = run(model, guide, args, kwargs, 2, nesting, drawn=drawn)
+            alone = like_single_runs(drawn, single.drawn)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        words = " ".join(str(error).split())[:200]
+        return f"with one more dimension on the left it fails at or after the site '{last.name}' ({words})"
+    one_by_one = run(model, guide, args, kwargs, 2, LOOP, drawn=alone)
+    for what, trace, other in (("guide", many.guide, one_by_one.guide), ("model", many.model, one_by_one.model)):
+        for name, site in other.nodes.items():
+            if site["type"] == "sample" and not _agree(many, trace.nodes.get(name), one_by_one, site, name):
+                return f"with one more dimension on the left the site '{name}' of the {what} has another log-density"
+    return None
+
+
+def _agree(many: Traces, site: Site | None, one_by_one: Traces, other: Site, name: str) -> bool:
+    """Whether a site has the same log-densities in one run and one by one; a site that has none is refused elsewhere."""
+    try:
+        expected = one_by_one.reduce(other, log_density(name, other))
+    except ProgramError:
+        return True
+    try:
+        return site is not None and agree(expected, many.reduce(site, log_density(name, site)))
+    except (ProgramError, RuntimeError):
+        return False
 
 
 def _seen(guide: poutine.Trace, through: Callable[[Site], Tensor] | None) -> poutine.Trace:

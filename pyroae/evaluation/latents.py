@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.poutine.replay_messenger import ReplayMessenger
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import Transform
@@ -70,8 +69,8 @@ class Latents:
         like: "Latents | None" = None,
     ) -> None:
         self._model, self._args = model, args
-        handler = None if like is None else ReplayMessenger(trace=like._traces.drawn)
-        self._traces: Traces = run(model, guide, args, {}, num_particles, nesting, handler=handler)
+        drawn = None if like is None else like._traces.drawn
+        self._traces: Traces = run(model, guide, args, {}, num_particles, nesting, drawn=drawn)
         self._parts = [
             _Part(name, transform_of(name, site, known=like is not None), ())
             for name, site in self._traces.sites(self._traces.model, observed=False)

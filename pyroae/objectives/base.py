@@ -16,6 +16,7 @@ from pyroae.objectives.bounds import ELBO as ELBOBound
 from pyroae.objectives.bounds import BoundFunction
 from pyroae.objectives.draws import Detached, Scaled, path_through_log_post
 from pyroae.objectives.gradients import Coefficients, Gradient, Pathwise
+from pyroae.particles import LOOP
 from pyroae.registry import Registry
 from pyroae.sites import base_distribution, plates_of, undeclared
 from pyroae.weights import LogWeights, Program, Traces, plate_nesting, reduce_log_weights, run
@@ -47,11 +48,12 @@ class ObjectiveBase(ELBO):
             raise ConfigError(f"num_particles must be a whole number of at least 1, not {num_particles!r}")
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self._nesting = 0
+        self._shapes: set[tuple[tuple[int, ...], ...]] = set()
         self._programs: tuple[Any, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what it knows of the programs it was used on, which can be neither copied nor pickled."""
-        return {**vars(self), "_nesting": 0, "_programs": None}
+        return {**vars(self), "_nesting": 0, "_shapes": set(), "_programs": None}
 
     @property
     def is_evidence(self) -> bool:
@@ -105,11 +107,14 @@ class ObjectiveBase(ELBO):
         return run(model, guide, args, kwargs, self.num_particles, nesting, **passing)
 
     def _nesting_of(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        """The number of plate dimensions, found once, and again where other programs are given."""
+        """The number of plate dimensions, or LOOP: found once for each shape of arguments, and again for other programs."""
         known = self._programs
-        if not self._nesting or (known is not None and [known[0](), known[1]()] != [model, guide]):
-            self._nesting = max(1, plate_nesting(model, guide, args, kwargs))
-            self._programs = (_reference(model), _reference(guide))
+        if known is None or [known[0](), known[1]()] != [model, guide]:
+            self._nesting, self._shapes, self._programs = 0, set(), (_reference(model), _reference(guide))
+        shapes = tuple(tuple(a.shape) for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+        if shapes not in self._shapes and self._nesting != LOOP:
+            self._nesting = max(self._nesting, 1, plate_nesting(model, guide, args, kwargs))
+            self._shapes.add(shapes)
         return self._nesting
 
     def _get_trace(

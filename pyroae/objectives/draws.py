@@ -3,12 +3,11 @@
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyroae.sites import Site
-from pyroae.weights import Program, Traces, log_density
+from pyroae.weights import Program, Traces, guide_at, log_density
 
 
 class Detached(Messenger):
@@ -92,9 +91,6 @@ def _graph(tensor: Tensor) -> set[Any]:
 
 def _rerun(traces: Traces, guide: Program, args: Any, kwargs: Any, leaves: dict[str, Tensor]) -> list[Tensor]:
     """log q of each site from a second run of the guide, in which every site sees the leaves of the others."""
-    drawn = traces.drawn.copy()
-    for name, leaf in leaves.items():
-        drawn.nodes[name] = {**drawn.nodes[name], "value": leaf}
-    again = poutine.trace(poutine.replay(guide, trace=drawn)).get_trace(*args, **kwargs).nodes
+    again = guide_at(traces, guide, args, kwargs, leaves).nodes
     sites = traces.sites(traces.guide, observed=False)
     return [traces.reduce(site, log_density(name, again[name])) for name, site in sites]

@@ -1,0 +1,220 @@
+"""K runs of a program, one per particle, as one trace with a particle dimension; and whether a program needs that.
+
+The fast way to K particles is one run with one more plate on the left. A program that fails there, or gives other
+log-densities than K single runs, is run K times: the sites of these runs are stacked along a new first dimension.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions import Independent
+from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+from torch.distributions import kl_divergence, register_kl
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from pyroae.errors import ProgramError
+from pyroae.sites import PARTICLES, Site
+
+LOOP = 1_000_000
+"""In the place of the number of plate dimensions: the program is run particle by particle. Larger than any such number, so
+that the maximum over several programs is LOOP where it is needed for one of them."""
+
+
+class Stacked(TorchDistribution):
+    """The distributions of one site in K runs as one distribution with the batch shape `[K, …]`."""
+
+    arg_constraints: dict[str, Any] = {}
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self.parts = tuple(parts)
+        batch = torch.Size((len(parts), *parts[0].batch_shape))
+        super().__init__(batch, parts[0].event_shape, validate_args=False)
+
+    @property
+    def base_dist(self) -> Any:
+        """The distribution of the first run, for questions about the kind of distribution."""
+        return self.parts[0]
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return all(part.has_rsample for part in self.parts)
+
+    @property
+    def support(self) -> Any:
+        return self.parts[0].support
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.stack([part.mean for part in self.parts])
+
+    def log_prob(self, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return torch.stack([part.log_prob(v, *args, **kwargs) for part, v in zip(self.parts, value, strict=True)])
+
+    def entropy(self) -> Tensor:
+        return torch.stack([part.entropy() for part in self.parts])
+
+
+@register_kl(Stacked, Stacked)
+def _kl_stacked(q: Stacked, p: Stacked) -> Tensor:
+    return torch.stack([kl_divergence(one, other) for one, other in zip(q.parts, p.parts, strict=True)])
+
+
+def looped(trace_of: Callable[[poutine.Trace | None], poutine.Trace], count: int, seen: poutine.Trace | None) -> poutine.Trace:
+    """K runs of a program as one stacked trace.
+
+    Args:
+        trace_of: runs the program once, replayed against a trace where one is given.
+        count: K.
+        seen: a stacked trace, whose draws the runs repeat, each those of its own particle.
+
+    Returns:
+        A trace whose sample sites have K as the first batch dimension. All runs share the subsample of the first one.
+    """
+    found: list[poutine.Trace] = []
+    for k in range(count):
+        against = poutine.Trace() if seen is None else particle(seen, k)
+        if found:
+            for name, site in found[0].nodes.items():
+                if site["type"] == "sample" and site_is_subsample(site) and name not in against:
+                    against.add_node(name, **site)
+        found.append(trace_of(against))
+    return stacked(found)
+
+
+def particle(trace: poutine.Trace, k: int) -> poutine.Trace:
+    """The draws of particle k of a stacked trace, for one run to be replayed against."""
+    one = trace.copy()
+    for name, site in trace.nodes.items():
+        if _is_drawn(site) and _has_particles(site):
+            one.nodes[name] = {**site, "value": site["value"][k]}
+    return one
+
+
+def stacked(traces: Sequence[poutine.Trace]) -> poutine.Trace:
+    """The traces of K runs as one. Raises ProgramError, naming the site, where the runs do not have the same sites."""
+    whole = traces[0].copy()
+    for other in traces[1:]:
+        for name in set(whole.nodes) ^ set(other.nodes):
+            raise ProgramError(f"the site '{name}' is in the runs of some particles only: all need the same sites")
+    for name, site in traces[0].nodes.items():
+        if site["type"] == "sample" and not site_is_subsample(site):
+            whole.nodes[name] = _stacked_site([trace.nodes[name] for trace in traces])
+    return whole
+
+
+def like_single_runs(trace: poutine.Trace, single: poutine.Trace) -> poutine.Trace:
+    """A trace with the particles as a plate, its draws in the shapes that stacked single runs have."""
+    other = trace.copy()
+    for name, site in trace.nodes.items():
+        if _is_drawn(site) and _has_particles(site):
+            shape = single.nodes[name]["value"].shape
+            other.nodes[name] = {**site, "value": site["value"].reshape(-1, *shape)}
+    return other
+
+
+def _is_drawn(site: Site) -> bool:
+    return site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+
+
+def _has_particles(site: Site) -> bool:
+    return any(frame.name == PARTICLES for frame in site["cond_indep_stack"])
+
+
+def _stacked_site(sites: Sequence[Site]) -> Site:
+    first, count = sites[0], len(sites)
+    fn = _stacked_distribution([site["fn"] for site in sites])
+    frame = CondIndepStackFrame(PARTICLES, -len(fn.batch_shape), count, 0)
+    return {
+        **first,
+        "fn": fn,
+        "value": _stacked_values([site["value"] for site in sites]),
+        "mask": _stacked_mask([site["mask"] for site in sites], len(fn.batch_shape)),
+        "cond_indep_stack": (frame, *first["cond_indep_stack"]),
+    }
+
+
+def _stacked_distribution(parts: Sequence[Any]) -> Any:
+    """Stacked inside of Independent, so that the elements of an event are told apart as in one run."""
+    events = {part.reinterpreted_batch_ndims if isinstance(part, Independent) else 0 for part in parts}
+    if events == {0} or len(events) > 1:
+        return Stacked(parts)
+    return Independent(_stacked_distribution([part.base_dist for part in parts]), events.pop())
+
+
+def _stacked_values(values: Sequence[Tensor]) -> Tensor:
+    if all(value is values[0] for value in values):
+        return values[0].expand(len(values), *values[0].shape)
+    return torch.stack(list(values))
+
+
+def _stacked_mask(masks: Sequence[Any], batch_dims: int) -> Any:
+    if all(mask is masks[0] for mask in masks):
+        return masks[0]
+    rows = [torch.as_tensor(True if mask is None else mask) for mask in masks]
+    return torch.stack([row.reshape(*[1] * (batch_dims - 1 - row.dim()), *row.shape) for row in rows])
+
+
+class LastSite(Messenger):
+    """Remembers the last sample site of a run, for the words of a warning."""
+
+    name: str | None = None
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.name = msg["name"]
+
+
+def agree(one: Tensor, other: Tensor) -> bool:
+    """Whether log-densities are the same but for rounding, NaN and infinities included."""
+    if one.shape != other.shape:
+        return False
+    tolerance = min(1000 * torch.finfo(one.dtype).eps, 0.05)
+    return torch.allclose(one, other.to(one.dtype), tolerance, tolerance, equal_nan=True)
+
+
+def from_one_seed(program: Callable[..., Any]) -> Callable[..., Any]:
+    """The program with the same random numbers in every run."""
+
+    def seeded(*args: Any, **kwargs: Any) -> Any:
+        torch.manual_seed(0)
+        return program(*args, **kwargs)
+
+    return seeded
+
+
+@contextmanager
+def undisturbed(*, training: bool = False) -> Iterator[None]:
+    """A context for trial runs: gradients are off, and modules that are called keep their buffers and modes.
+
+    Args:
+        training: with False they run in evaluation mode; with True in the mode they are in, but without dropout.
+    """
+    modes: dict[nn.Module, bool] = {}
+    buffers: dict[Tensor, tuple[int, Tensor]] = {}
+
+    def before(module: nn.Module, _: Any) -> None:
+        if module not in modes:
+            modes[module] = module.training
+            buffers.update({b: (b._version, b.clone()) for b in module.buffers(recurse=False)})
+            if not training or isinstance(module, _DropoutNd):
+                module.training = False
+
+    hook = register_module_forward_pre_hook(before)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        hook.remove()
+        for module, mode in modes.items():
+            module.training = mode
+        with torch.no_grad():
+            for buffer, (version, value) in buffers.items():
+                if buffer._version != version:
+                    buffer.copy_(value)
