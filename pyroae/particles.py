@@ -6,7 +6,7 @@ log-densities than K single runs, is run K times: the sites of these runs are st
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro import poutine
@@ -31,7 +31,7 @@ that the maximum over several programs is LOOP where it is needed for one of the
 class Stacked(TorchDistribution):
     """The distributions of one site in K runs as one distribution with the batch shape `[K, …]`."""
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, parts: Sequence[Any]) -> None:
         self.parts = tuple(parts)

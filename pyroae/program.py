@@ -1,5 +1,6 @@
 """Any Pyro model and guide as one module: what `fit` trains, and what it can know of it before the first step."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, cast, runtime_checkable
@@ -10,6 +11,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyroae.errors import ConfigError, ProgramError
+from pyroae.mixing import mixed_site
 from pyroae.objectives.base import Bound, ObjectiveBase
 from pyroae.sites import plates_of, samples
 from pyroae.weights import Program, Traces, evaluating, fork_random, owner_of, run
@@ -129,7 +131,16 @@ def rehearse(system: nn.Module, objective: ELBO, args: tuple[Tensor, ...], seed:
         with _doubled(system) if double else nullcontext():
             args = like_parameters(system, args)
             cast(Any, objective).differentiable_loss(model, guide, *args)
-            return full_size(run(model, guide, args, {}))
+            size = full_size(run(model, guide, args, {}))
+    with fork_random(args[0].device), _doubled(system) if double else nullcontext():
+        site = mixed_site(model, guide, like_parameters(system, args), training=True)
+    if site is not None:
+        warnings.warn(
+            f"the log-density of the site '{site}' of one datum depends on the other data of its batch, as with BatchNorm in "
+            "training mode: the bound is none on the log p(x) of each datum",
+            stacklevel=2,
+        )
+    return size
 
 
 def refuse_global(system: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -20,11 +20,12 @@ from pyroae.evaluation.dealing import everywhere
 from pyroae.evaluation.hmc import segments
 from pyroae.evaluation.likelihood import PerDatumEstimate, check_evidence, check_proposal
 from pyroae.evaluation.sampling import LEAST
+from pyroae.evaluation.trial import nesting_of
 from pyroae.graphs import is_wanted
 from pyroae.memory import once
 from pyroae.processes import WHOLE, Share
 from pyroae.progress import Progress
-from pyroae.weights import Program, evaluating, fork_random, plate_nesting, prior_of, run
+from pyroae.weights import Program, evaluating, fork_random, prior_of, run
 
 STARTS = ("prior", "guide")
 SCHEDULES = ("sigmoid", "linear")
@@ -292,7 +293,7 @@ def _look(
                 raise ConfigError(f"double=True: the program does not run in double precision: {error}") from error
             raise
         (check_evidence if guide is None else check_proposal)(traces)
-        nesting = plate_nesting(model, program, first, {})
+        nesting = nesting_of(model, program, args)
     mark = fingerprint(traces, (model,) if guide is None else (model, guide), args)
     plan = Plan(
         model,

@@ -16,8 +16,9 @@ from pyroae.evaluation.latents import Latents
 from pyroae.evaluation.likelihood import check_proposal
 from pyroae.evaluation.local import FAMILIES, Family, LocalGaussian, fit_local
 from pyroae.evaluation.streams import WeightStream, Z
+from pyroae.evaluation.trial import nesting_of
 from pyroae.progress import Progress
-from pyroae.weights import Program, evaluating, fork_random, plate_nesting, reduce_log_weights, run
+from pyroae.weights import Program, evaluating, fork_random, reduce_log_weights, run
 
 INFLATION = 1.1
 """Of the scale of the full-rank q* where it serves as the proposal for log p(x)."""
@@ -149,7 +150,7 @@ def gaps(
         with fork_random(args[0].device):
             first = tuple(a[:1] for a in args)
             check_proposal(run(model, guide, first, {}))
-            nesting = plate_nesting(model, guide, first, {})
+            nesting = nesting_of(model, guide, args)
         size, done = max(1, min(rows_of(args) // 8, CHUNK // num_particles)), 0
         with Progress("gaps", len(args[0]), progress) as bar:
             for block in blocks(args, size):

@@ -15,9 +15,10 @@ from pyroae.evaluation.blocks import CHUNK, Data, arguments_of, blocks, rows_of
 from pyroae.evaluation.diagnostics import diagnose
 from pyroae.evaluation.likelihood import check_evidence
 from pyroae.evaluation.streams import Z
+from pyroae.evaluation.trial import nesting_of
 from pyroae.progress import Progress
 from pyroae.sites import base_distribution
-from pyroae.weights import Program, Traces, evaluating, fork_random, log_post_of, plate_nesting, reduce_log_weights, run
+from pyroae.weights import Program, Traces, evaluating, fork_random, log_post_of, reduce_log_weights, run
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def information(
             first = tuple(a[:1] for a in args)
             traces = run(model, guide, first, {})
             _check(traces)
-            nesting = plate_nesting(model, guide, first, {})
+            nesting = nesting_of(model, guide, args)
         pairs = _Pairs(model, guide, args, nesting)
         with Progress("information", count * num_particles, progress) as bar:
             rounds = [pairs.round(bar, count * i) for i in range(num_particles)]

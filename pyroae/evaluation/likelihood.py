@@ -15,10 +15,11 @@ from pyroae.evaluation.dealing import of_all
 from pyroae.evaluation.proposals import Proposal
 from pyroae.evaluation.sampling import LEAST, Sampler, programs_of
 from pyroae.evaluation.streams import BoundCurve, Smoothed, khat_limit
+from pyroae.evaluation.trial import nesting_of
 from pyroae.memory import once
 from pyroae.processes import WHOLE, Share
 from pyroae.sites import base_distribution
-from pyroae.weights import Program, Traces, evaluating, fork_random, plate_nesting, run
+from pyroae.weights import Program, Traces, evaluating, fork_random, run
 
 TOO_MANY = 0.1
 """The share of unreliable data from which on all are tried again."""
@@ -143,8 +144,7 @@ def log_likelihood(
         raise ConfigError(f"a tolerance must be positive and finite, in nats, not {tolerance}")
     started, args, drawn = time.monotonic(), arguments_of(x), base_seed(seed)
     with evaluating(model, *programs_of(guide), *programs_of(retry)), fork_random(args[0].device):
-        first = tuple(a[:1] for a in args)
-        (nesting, base), *_ = of_all(share, lambda: (_look(model, (guide, retry), first), drawn))
+        (nesting, base), *_ = of_all(share, lambda: (_look(model, (guide, retry), args), drawn))
         sampler = Sampler(model, guide, num_particles, tolerance, nesting, compile, base, share, progress)
         columns, curve = sampler.run(args)
         bad = columns.unreliable()
@@ -186,14 +186,14 @@ def check_evidence(traces: Traces) -> None:
         raise ProgramError(f"the plate '{plate.name}' is subsampled: evaluate with all {plate.full_size} data")
 
 
-def _look(model: Program, guides: tuple[Program | Proposal | None, ...], first: tuple[Tensor, ...]) -> int:
+def _look(model: Program, guides: tuple[Program | Proposal | None, ...], args: tuple[Tensor, ...]) -> int:
     """One run of every proposal, which takes no draws from the estimate; the number of plate dimensions."""
-    nesting = 0
+    nesting, first = 0, tuple(a[:1] for a in args)
     with fork_random(first[0].device):
         for guide in guides:
             for program in programs_of(guide):
                 traces = once(partial(run, model, program, first, {}), LEAST)
                 fits = isinstance(guide, Proposal) and guide.fits
                 (check_evidence if fits else check_proposal)(traces)
-                nesting = max(nesting, plate_nesting(model, program, first, {}))
+                nesting = max(nesting, nesting_of(model, program, args))
     return nesting

@@ -13,8 +13,9 @@ from pyroae.errors import ConfigError, DataError
 from pyroae.evaluation.blocks import Data, arguments_of, blocks, rows_of
 from pyroae.evaluation.latents import Latents
 from pyroae.evaluation.likelihood import check_evidence
+from pyroae.evaluation.trial import nesting_of
 from pyroae.progress import Progress
-from pyroae.weights import Program, evaluating, fork_random, plate_nesting, prior_of, run
+from pyroae.weights import Program, evaluating, fork_random, prior_of, run
 
 SURVEY = {1: 256, 2: 32, 3: 18}
 """Cells an axis where the mass is looked for, by D."""
@@ -85,7 +86,7 @@ def quadrature(
     with evaluating(model, where), fork_random(args[0].device, 0), pyro.validation_enabled(False):
         first = tuple(a[:1] for a in args)
         check_evidence(run(model, where, first, {}))
-        nesting = max(plate_nesting(model, program, first, {}) for program in (where, prior_of(model)))
+        nesting = max(nesting_of(model, program, args) for program in (where, prior_of(model)))
         size = Latents(model, where, first, 1, nesting).size
         if size not in CELLS:
             raise ConfigError(f"quadrature is for 1, 2 or 3 latent dimensions a datum, not {size}: use log_likelihood")

@@ -21,6 +21,7 @@ from pyroae.evaluation.streams import BoundCurve, CurveStream, WeightStream, cur
 from pyroae.evaluation.threads import Threads, one_core_each
 from pyroae.graphs import is_wanted
 from pyroae.memory import Portion
+from pyroae.particles import LOOP
 from pyroae.processes import Share
 from pyroae.progress import Progress
 from pyroae.weights import Program, fork_random, log_density, reduce_log_weights, run
@@ -70,7 +71,9 @@ class Sampler:
         return columns, joined_curve([curve for _, curve in found], total)
 
     def compiles(self, args: tuple[Tensor, ...]) -> bool:
-        """Whether the draws for these data are to be code."""
+        """Whether the draws for these data are to be code: not where a graph would hold every particle's run."""
+        if self.nesting == LOOP:
+            return False
         wanted = is_wanted(self.compile, args[0].numel() * self.num_particles >= COMPILE_FROM)
         return wanted and not isinstance(self.guide, Proposal)
 
