@@ -24,19 +24,25 @@ from pyroae.errors import ProgramError
 from pyroae.sites import PARTICLES, Site
 
 LOOP = 1_000_000
-"""In the place of the number of plate dimensions: the program is run particle by particle. Larger than any such number, so
-that the maximum over several programs is LOOP where it is needed for one of them."""
+"""Added to the number of plate dimensions of a program that is run particle by particle. Larger than any such number, so that
+the maximum over several programs says that particles are run one by one where one of them needs it."""
 
 
 class Stacked(TorchDistribution):
-    """The distributions of one site in K runs as one distribution with the batch shape `[K, …]`."""
+    """The distributions of one site in K runs as one distribution.
+
+    Args:
+        parts: a distribution for each particle, all of the same shapes.
+        dims: the number of batch dimensions beside that of the particles; ones stand between the two where a run has fewer.
+    """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, parts: Sequence[Any]) -> None:
-        self.parts = tuple(parts)
-        batch = torch.Size((len(parts), *parts[0].batch_shape))
-        super().__init__(batch, parts[0].event_shape, validate_args=False)
+    def __init__(self, parts: Sequence[Any], dims: int) -> None:
+        self.parts, self.dims = tuple(parts), dims
+        own = parts[0].batch_shape
+        self.pad = max(0, dims - len(own))
+        super().__init__(torch.Size((len(parts), *[1] * self.pad, *own)), parts[0].event_shape, validate_args=False)
 
     @property
     def base_dist(self) -> Any:
@@ -53,26 +59,34 @@ class Stacked(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        return torch.stack([part.mean for part in self.parts])
+        return torch.stack([part.mean for part in self.parts]).unflatten(0, (-1, *[1] * self.pad))
 
     def log_prob(self, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return torch.stack([part.log_prob(v, *args, **kwargs) for part, v in zip(self.parts, value, strict=True)])
+        values = value.flatten(0, self.pad)
+        return self.stacked([part.log_prob(v, *args, **kwargs) for part, v in zip(self.parts, values, strict=True)])
 
     def entropy(self) -> Tensor:
-        return torch.stack([part.entropy() for part in self.parts])
+        return self.stacked([part.entropy() for part in self.parts])
+
+    def stacked(self, terms: Sequence[Tensor]) -> Tensor:
+        """A term of each particle's batch shape as one term of this batch shape."""
+        return _stacked_rows(terms, self.dims)
 
 
 @register_kl(Stacked, Stacked)
 def _kl_stacked(q: Stacked, p: Stacked) -> Tensor:
-    return torch.stack([kl_divergence(one, other) for one, other in zip(q.parts, p.parts, strict=True)])
+    return q.stacked([kl_divergence(one, other) for one, other in zip(q.parts, p.parts, strict=True)])
 
 
-def looped(trace_of: Callable[[poutine.Trace | None], poutine.Trace], count: int, seen: poutine.Trace | None) -> poutine.Trace:
+def looped(
+    trace_of: Callable[[poutine.Trace], poutine.Trace], count: int, dims: int, seen: poutine.Trace | None
+) -> poutine.Trace:
     """K runs of a program as one stacked trace.
 
     Args:
-        trace_of: runs the program once, replayed against a trace where one is given.
+        trace_of: runs the program once, replayed against a trace.
         count: K.
+        dims: the number of batch dimensions that all sites have beside that of the particles.
         seen: a stacked trace, whose draws the runs repeat, each those of its own particle.
 
     Returns:
@@ -86,7 +100,7 @@ def looped(trace_of: Callable[[poutine.Trace | None], poutine.Trace], count: int
                 if site["type"] == "sample" and site_is_subsample(site) and name not in against:
                     against.add_node(name, **site)
         found.append(trace_of(against))
-    return stacked(found)
+    return stacked(found, dims)
 
 
 def particle(trace: poutine.Trace, k: int) -> poutine.Trace:
@@ -94,11 +108,11 @@ def particle(trace: poutine.Trace, k: int) -> poutine.Trace:
     one = trace.copy()
     for name, site in trace.nodes.items():
         if _is_drawn(site) and _has_particles(site):
-            one.nodes[name] = {**site, "value": site["value"][k]}
+            one.nodes[name] = {**site, "value": site["value"].flatten(0, site["pad"])[k]}
     return one
 
 
-def stacked(traces: Sequence[poutine.Trace]) -> poutine.Trace:
+def stacked(traces: Sequence[poutine.Trace], dims: int) -> poutine.Trace:
     """The traces of K runs as one. Raises ProgramError, naming the site, where the runs do not have the same sites."""
     whole = traces[0].copy()
     for other in traces[1:]:
@@ -106,17 +120,20 @@ def stacked(traces: Sequence[poutine.Trace]) -> poutine.Trace:
             raise ProgramError(f"the site '{name}' is in the runs of some particles only: all need the same sites")
     for name, site in traces[0].nodes.items():
         if site["type"] == "sample" and not site_is_subsample(site):
-            whole.nodes[name] = _stacked_site([trace.nodes[name] for trace in traces])
+            whole.nodes[name] = _stacked_site([trace.nodes[name] for trace in traces], dims)
     return whole
 
 
 def like_single_runs(trace: poutine.Trace, single: poutine.Trace) -> poutine.Trace:
-    """A trace with the particles as a plate, its draws in the shapes that stacked single runs have."""
+    """A trace with the particles as a plate, as one that single runs can repeat. Raises ValueError where shapes differ."""
     other = trace.copy()
     for name, site in trace.nodes.items():
         if _is_drawn(site) and _has_particles(site):
-            shape = single.nodes[name]["value"].shape
-            other.nodes[name] = {**site, "value": site["value"].reshape(-1, *shape)}
+            alone = single.nodes[name]
+            pad = len(site["fn"].batch_shape) - 1 - len(alone["fn"].batch_shape)
+            if site["value"].flatten(0, pad).shape[1:] != alone["value"].shape:
+                raise ValueError(f"site '{name}' has the shape {tuple(site['value'].shape)}")
+            other.nodes[name] = {**site, "pad": pad}
     return other
 
 
@@ -128,38 +145,42 @@ def _has_particles(site: Site) -> bool:
     return any(frame.name == PARTICLES for frame in site["cond_indep_stack"])
 
 
-def _stacked_site(sites: Sequence[Site]) -> Site:
+def _stacked_site(sites: Sequence[Site], dims: int) -> Site:
+    """One site of K runs. pad: the number of ones after the particle dimension."""
     first, count = sites[0], len(sites)
-    fn = _stacked_distribution([site["fn"] for site in sites])
+    fn = _stacked_distribution([site["fn"] for site in sites], dims)
     frame = CondIndepStackFrame(PARTICLES, -len(fn.batch_shape), count, 0)
     return {
         **first,
         "fn": fn,
-        "value": _stacked_values([site["value"] for site in sites]),
-        "mask": _stacked_mask([site["mask"] for site in sites], len(fn.batch_shape)),
+        "value": _stacked_rows([site["value"] for site in sites], len(fn.batch_shape) - 1 + len(fn.event_shape)),
+        "mask": _stacked_mask([site["mask"] for site in sites], len(fn.batch_shape) - 1),
         "cond_indep_stack": (frame, *first["cond_indep_stack"]),
+        "pad": len(fn.batch_shape) - 1 - len(first["fn"].batch_shape),
     }
 
 
-def _stacked_distribution(parts: Sequence[Any]) -> Any:
+def _stacked_distribution(parts: Sequence[Any], dims: int) -> Any:
     """Stacked inside of Independent, so that the elements of an event are told apart as in one run."""
     events = {part.reinterpreted_batch_ndims if isinstance(part, Independent) else 0 for part in parts}
     if events == {0} or len(events) > 1:
-        return Stacked(parts)
-    return Independent(_stacked_distribution([part.base_dist for part in parts]), events.pop())
+        return Stacked(parts, dims)
+    count = events.pop()
+    return Independent(_stacked_distribution([part.base_dist for part in parts], dims + count), count)
 
 
-def _stacked_values(values: Sequence[Tensor]) -> Tensor:
-    if all(value is values[0] for value in values):
-        return values[0].expand(len(values), *values[0].shape)
-    return torch.stack(list(values))
+def _stacked_rows(rows: Sequence[Tensor], dims: int) -> Tensor:
+    """Tensors of K particles as one, with ones after the particle dimension for at least so many others."""
+    shape = [*[1] * max(0, dims - rows[0].dim()), *rows[0].shape]
+    if all(row is rows[0] for row in rows):
+        return rows[0].reshape(shape).expand(len(rows), *shape)
+    return torch.stack(list(rows)).reshape(len(rows), *shape)
 
 
-def _stacked_mask(masks: Sequence[Any], batch_dims: int) -> Any:
+def _stacked_mask(masks: Sequence[Any], dims: int) -> Any:
     if all(mask is masks[0] for mask in masks):
         return masks[0]
-    rows = [torch.as_tensor(True if mask is None else mask) for mask in masks]
-    return torch.stack([row.reshape(*[1] * (batch_dims - 1 - row.dim()), *row.shape) for row in rows])
+    return _stacked_rows([torch.as_tensor(True if mask is None else mask) for mask in masks], dims)
 
 
 class LastSite(Messenger):

@@ -70,7 +70,7 @@ class Traces:
 
     The log-density of a site is reduced to `[K, N]`: dimensions of plates nested in the data plate are summed. A program
     without a data plate is one datum. scale: as of LogWeights. drawn: the guide's run with the indices of subsampled plates,
-    which the other two leave out. nesting: the number of plate dimensions, or LOOP where particles were run one by one.
+    which the other two leave out. nesting: as it was given to `run`.
     """
 
     model: poutine.Trace
@@ -145,7 +145,7 @@ def run(
 ) -> Traces:
     """Run guide and model with K particles: once, with one more plate to the left of all others, or K times.
 
-    nesting: the number of plate dimensions of the program, or LOOP for K runs, found by `plate_nesting` where it is not given.
+    nesting: the number of plate dimensions, plus LOOP for K runs, found by `plate_nesting` where it is not given.
     handler: acts on the guide's run. drawn: of an earlier run, whose draws are repeated. through: what the model sees of a
     site that the guide has drawn.
     Raises ProgramError, naming the site, where model and guide do not match.
@@ -190,10 +190,11 @@ def log_post_of(traces: Traces, guide: Program, args: tuple[Any, ...], kwargs: d
 
 def guide_at(
     traces: Traces, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], values: Mapping[str, Tensor]
-) -> poutine.Trace:
-    """The guide run again with other values of its sites, each of the shape that the site has in `traces`."""
+) -> Traces:
+    """The guide run again at given values of its sites, each of the shape that it has in `traces`. The model is not run."""
     seen = _with_values(traces.drawn, values)
-    return prune_subsample_sites(_traced(guide, args, kwargs, traces.num_particles, traces.nesting, seen))
+    again = _traced(guide, args, kwargs, traces.num_particles, traces.nesting, seen)
+    return replace(traces, guide=prune_subsample_sites(again), drawn=again)
 
 
 def _traced(
@@ -205,8 +206,8 @@ def _traced(
     seen: poutine.Trace | None,
 ) -> poutine.Trace:
     """One run of a program with all its particles, or K runs as one trace; replayed against the draws of `seen`."""
-    if num_particles > 1 and nesting == LOOP:
-        return looped(lambda one: _traced(program, args, kwargs, 1, 0, one), num_particles, seen)
+    if num_particles > 1 and nesting >= LOOP:
+        return looped(lambda one: _traced(program, args, kwargs, 1, 0, one), num_particles, nesting - LOOP, seen)
     if num_particles > 1:
         program = pyro.plate(PARTICLES, num_particles, dim=-1 - nesting)(program)
     tracer = poutine.trace(program if seen is None else poutine.replay(program, trace=seen))
@@ -275,7 +276,7 @@ def prior_of(model: Program) -> Program:
 
 
 def plate_nesting(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """The number of batch dimensions of a program, those of plates and any that no plate declares; or LOOP.
+    """The number of batch dimensions of a program, those of plates and any that no plate declares; plus LOOP.
 
     From trial runs in evaluation mode, after which generators and buffers are as they were. Two particles are drawn in one
     run and weighed in one run and one by one: where the former fails or the log-densities differ, for any site and datum,
@@ -297,7 +298,7 @@ def plate_nesting(model: Program, guide: Program, args: tuple[Any, ...], kwargs:
         "reductions, reshapes and concatenations",
         stacklevel=2,
     )
-    return LOOP
+    return LOOP + nesting
 
 
 def _why_loop(
@@ -317,7 +318,7 @@ def _why_loop(
             raise
         words = " ".join(str(error).split())[:200]
         return f"with one more dimension on the left it fails at or after the site '{last.name}' ({words})"
-    one_by_one = run(model, guide, args, kwargs, 2, LOOP, drawn=alone)
+    one_by_one = run(model, guide, args, kwargs, 2, LOOP + nesting, drawn=alone)
     for what, trace, other in (("guide", many.guide, one_by_one.guide), ("model", many.model, one_by_one.model)):
         for name, site in other.nodes.items():
             if site["type"] == "sample" and not _agree(many, trace.nodes.get(name), one_by_one, site, name):

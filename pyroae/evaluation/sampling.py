@@ -72,7 +72,7 @@ class Sampler:
 
     def compiles(self, args: tuple[Tensor, ...]) -> bool:
         """Whether the draws for these data are to be code: not where a graph would hold every particle's run."""
-        if self.nesting == LOOP:
+        if self.nesting >= LOOP:
             return False
         wanted = is_wanted(self.compile, args[0].numel() * self.num_particles >= COMPILE_FROM)
         return wanted and not isinstance(self.guide, Proposal)

@@ -11,7 +11,7 @@ FEW = 4
 
 
 def nesting_of(model: Program, guide: Program, args: tuple[Tensor, ...]) -> int:
-    """The number of plate dimensions, or `LOOP`, from trial runs on a few of the data.
+    """The number of plate dimensions, plus `LOOP` for particles one by one, from trial runs on a few of the data.
 
     Raises ProgramError, naming the site, for a model that mixes the data of a batch.
     """

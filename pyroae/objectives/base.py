@@ -107,12 +107,12 @@ class ObjectiveBase(ELBO):
         return run(model, guide, args, kwargs, self.num_particles, nesting, **passing)
 
     def _nesting_of(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        """The number of plate dimensions, or LOOP: found once for each shape of arguments, and again for other programs."""
+        """The number of plate dimensions, plus LOOP: found once for each shape of arguments, and again for other programs."""
         known = self._programs
         if known is None or [known[0](), known[1]()] != [model, guide]:
             self._nesting, self._shapes, self._programs = 0, set(), (_reference(model), _reference(guide))
         shapes = tuple(tuple(a.shape) for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
-        if shapes not in self._shapes and self._nesting != LOOP:
+        if shapes not in self._shapes and self._nesting < LOOP:
             self._nesting = max(self._nesting, 1, plate_nesting(model, guide, args, kwargs))
             self._shapes.add(shapes)
         return self._nesting

@@ -91,6 +91,6 @@ def _graph(tensor: Tensor) -> set[Any]:
 
 def _rerun(traces: Traces, guide: Program, args: Any, kwargs: Any, leaves: dict[str, Tensor]) -> list[Tensor]:
     """log q of each site from a second run of the guide, in which every site sees the leaves of the others."""
-    again = guide_at(traces, guide, args, kwargs, leaves).nodes
+    again = guide_at(traces, guide, args, kwargs, leaves).guide.nodes
     sites = traces.sites(traces.guide, observed=False)
     return [traces.reduce(site, log_density(name, again[name])) for name, site in sites]
