@@ -4,7 +4,7 @@ The fast way to K particles is one run with one more plate on the left. A progra
 log-densities than K single runs, is run K times: the sites of these runs are stacked along a new first dimension.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -79,7 +79,11 @@ def _kl_stacked(q: Stacked, p: Stacked) -> Tensor:
 
 
 def looped(
-    trace_of: Callable[[poutine.Trace], poutine.Trace], count: int, dims: int, seen: poutine.Trace | None
+    trace_of: Callable[[poutine.Trace], poutine.Trace],
+    count: int,
+    dims: int,
+    seen: poutine.Trace | None,
+    shared: Collection[str] = (),
 ) -> poutine.Trace:
     """K runs of a program as one stacked trace.
 
@@ -88,6 +92,7 @@ def looped(
         count: K.
         dims: the number of batch dimensions that all sites have beside that of the particles.
         seen: a stacked trace, whose draws the runs repeat, each those of its own particle.
+        shared: names of sites whose draw in the first run is that of all particles.
 
     Returns:
         A trace whose sample sites have K as the first batch dimension. All runs share the subsample of the first one.
@@ -97,7 +102,8 @@ def looped(
         against = poutine.Trace() if seen is None else particle(seen, k)
         if found:
             for name, site in found[0].nodes.items():
-                if site["type"] == "sample" and site_is_subsample(site) and name not in against:
+                is_shared = name in shared or (site["type"] == "sample" and site_is_subsample(site))
+                if is_shared and name not in against:
                     against.add_node(name, **site)
         found.append(trace_of(against))
     return stacked(found, dims)
@@ -181,6 +187,18 @@ def _stacked_mask(masks: Sequence[Any], dims: int) -> Any:
     if all(mask is masks[0] for mask in masks):
         return masks[0]
     return _stacked_rows([torch.as_tensor(True if mask is None else mask) for mask in masks], dims)
+
+
+class Shared(Messenger):
+    """Gives all particles of a run the first one's draw of some sites, which lie in no plate but that of the particles."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] in self.names and _has_particles(msg):
+            msg["value"] = msg["value"][:1].expand_as(msg["value"])
 
 
 class LastSite(Messenger):

@@ -6,7 +6,7 @@ Shapes: K particles, N data. In nats. Nothing is summed over data here.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from pyroae.errors import ProgramError
-from pyroae.particles import LOOP, LastSite, agree, from_one_seed, like_single_runs, looped, undisturbed
+from pyroae.particles import LOOP, LastSite, Shared, agree, from_one_seed, like_single_runs, looped, undisturbed
 from pyroae.sites import (
     PARTICLES,
     Site,
@@ -142,20 +142,21 @@ def run(
     handler: Messenger | None = None,
     drawn: poutine.Trace | None = None,
     through: Callable[[Site], Tensor] | None = None,
+    shared: Collection[str] = (),
 ) -> Traces:
     """Run guide and model with K particles: once, with one more plate to the left of all others, or K times.
 
     nesting: the number of plate dimensions, plus LOOP for K runs, found by `plate_nesting` where it is not given.
     handler: acts on the guide's run. drawn: of an earlier run, whose draws are repeated. through: what the model sees of a
-    site that the guide has drawn.
+    site that the guide has drawn. shared: names of global sites, of which one draw is that of all particles.
     Raises ProgramError, naming the site, where model and guide do not match.
     """
     if num_particles == 1:
         nesting = 0
     elif nesting is None:
         nesting = plate_nesting(model, guide, args, kwargs)
-    with handler or nullcontext():
-        guide_trace = _traced(guide, args, kwargs, num_particles, nesting, drawn)
+    with handler or nullcontext(), Shared(shared) if shared and num_particles > 1 and nesting < LOOP else nullcontext():
+        guide_trace = _traced(guide, args, kwargs, num_particles, nesting, drawn, shared)
     model_trace = _traced(model, args, kwargs, num_particles, nesting, _seen(guide_trace, through))
     drawn, guide_trace, model_trace = guide_trace, prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
     check_match(model_trace, guide_trace)
@@ -204,10 +205,11 @@ def _traced(
     num_particles: int,
     nesting: int,
     seen: poutine.Trace | None,
+    shared: Collection[str] = (),
 ) -> poutine.Trace:
     """One run of a program with all its particles, or K runs as one trace; replayed against the draws of `seen`."""
     if num_particles > 1 and nesting >= LOOP:
-        return looped(lambda one: _traced(program, args, kwargs, 1, 0, one), num_particles, nesting - LOOP, seen)
+        return looped(lambda one: _traced(program, args, kwargs, 1, 0, one), num_particles, nesting - LOOP, seen, shared)
     if num_particles > 1:
         program = pyro.plate(PARTICLES, num_particles, dim=-1 - nesting)(program)
     tracer = poutine.trace(program if seen is None else poutine.replay(program, trace=seen))
@@ -299,6 +301,14 @@ def plate_nesting(model: Program, guide: Program, args: tuple[Any, ...], kwargs:
         stacklevel=2,
     )
     return LOOP + nesting
+
+
+def global_sites(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[str]:
+    """Names of the guide's latent sites outside the data plate, from a trial run; none for a program without a plate."""
+    device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
+    with fork_random(device), evaluating(model, guide), poutine.block(), undisturbed():
+        traces = run(model, guide, args, kwargs)
+    return frozenset(name for name, site in traces.sites(traces.guide, observed=False) if not traces.is_local(site))
 
 
 def _why_loop(

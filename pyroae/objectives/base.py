@@ -19,7 +19,7 @@ from pyroae.objectives.gradients import Coefficients, Gradient, Pathwise
 from pyroae.particles import LOOP
 from pyroae.registry import Registry
 from pyroae.sites import base_distribution, plates_of, undeclared
-from pyroae.weights import LogWeights, Program, Traces, plate_nesting, reduce_log_weights, run
+from pyroae.weights import LogWeights, Program, Traces, global_sites, log_density, plate_nesting, reduce_log_weights, run
 
 TINY = 1e-20
 """Least size of a coefficient: below what single precision tells from 0 in a sum. For θ a divisor too."""
@@ -49,11 +49,12 @@ class ObjectiveBase(ELBO):
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self._nesting = 0
         self._shapes: set[tuple[tuple[int, ...], ...]] = set()
+        self._globals: frozenset[str] = frozenset()
         self._programs: tuple[Any, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what it knows of the programs it was used on, which can be neither copied nor pickled."""
-        return {**vars(self), "_nesting": 0, "_shapes": set(), "_programs": None}
+        return {**vars(self), "_nesting": 0, "_shapes": set(), "_globals": frozenset(), "_programs": None}
 
     @property
     def is_evidence(self) -> bool:
@@ -104,7 +105,13 @@ class ObjectiveBase(ELBO):
 
     def _run(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], **passing: Any) -> Traces:
         nesting = self._nesting_of(model, guide, args, kwargs) if self.num_particles > 1 else 0
-        return run(model, guide, args, kwargs, self.num_particles, nesting, **passing)
+        shared = self._globals if self._shares_globals and self.num_particles > 1 else ()
+        return run(model, guide, args, kwargs, self.num_particles, nesting, shared=shared, **passing)
+
+    @property
+    def _shares_globals(self) -> bool:
+        """Whether all particles have one draw of the latent sites outside the data plate."""
+        return False
 
     def _nesting_of(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         """The number of plate dimensions, plus LOOP: found once for each shape of arguments, and again for other programs."""
@@ -112,6 +119,8 @@ class ObjectiveBase(ELBO):
         if known is None or [known[0](), known[1]()] != [model, guide]:
             self._nesting, self._shapes, self._programs = 0, set(), (_reference(model), _reference(guide))
         shapes = tuple(tuple(a.shape) for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+        if not self._shapes and self._shares_globals:
+            self._globals = global_sites(model, guide, args, kwargs)
         if shapes not in self._shapes and self._nesting < LOOP:
             self._nesting = max(self._nesting, 1, plate_nesting(model, guide, args, kwargs))
             self._shapes.add(shapes)
@@ -169,6 +178,10 @@ class Objective(ObjectiveBase):
         """Whether the bound is the same in whatever order the particles come."""
         return self.bound_function.is_symmetric
 
+    @property
+    def _shares_globals(self) -> bool:
+        return not (isinstance(self.bound_function, ELBOBound) and isinstance(self.gradient, Pathwise))
+
     def estimate(self, traces: Traces) -> Bound:
         """The bound and its own derivative: what a pathwise pair follows."""
         self._check(traces)
@@ -197,7 +210,20 @@ class Objective(ObjectiveBase):
         else:
             post = (along * weights.log_post).sum()
         log_joint = weights.log_lik + weights.log_prior
-        return Bound(value, (weights.scale * theta * log_joint).sum() - post + weights.log_global.mean())
+        outside = self._of_globals(traces, weights, guide, args, kwargs)
+        return Bound(value, (weights.scale * theta * log_joint).sum() - post + outside)
+
+    def _of_globals(
+        self, traces: Traces, weights: LogWeights, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        """The global sites' log-ratio, the parameters of their q stopped: its score has the mean 0."""
+        drawn = [site for _, site in traces.sites(traces.guide, observed=False) if not traces.is_local(site)]
+        if not drawn:
+            return weights.log_global.mean()
+        each = torch.full_like(weights.log_global, 1 / len(weights.log_global))
+        terms = (traces.reduce(site, log_density(site["name"], site)) for site in drawn)
+        log_prior = weights.log_global + sum(terms)
+        return log_prior.mean() - path_through_log_post(traces, guide, args, kwargs, each, local=False)
 
     def _by_score(self, traces: Traces) -> Bound:
         self._check(traces)
@@ -222,8 +248,12 @@ class Objective(ObjectiveBase):
         if isinstance(self.bound_function, ELBOBound) and isinstance(self.gradient, Pathwise):
             return
         for site_name, site in traces.sites(traces.guide, observed=False):
-            if not traces.is_local(site):
-                raise ProgramError(f"{name} takes a bound a datum; the latent site '{site_name}' lies outside the data plate")
+            if not traces.is_local(site) and not (self.gradient.takes_globals and site["fn"].has_rsample):
+                raise ProgramError(
+                    f"{name} takes a bound a datum; the latent site '{site_name}' lies outside the data plate: use trace-elbo, "
+                    "iwae, renyi, stl or dreg, which take the bound of each datum given one draw of it, if its draws carry a "
+                    "gradient"
+                )
         _check_one_datum(traces, name)
 
 

@@ -21,7 +21,8 @@ class Detached(Messenger):
 class Scaled:
     """Multiplies the gradient that the model sends back into a draw by a ratio that is known only later.
 
-    θ follows c_k ∂ log p and φ another d_k ∂ log p / ∂z: with the ratio d_k / c_k one backward pass gives both.
+    θ follows c_k ∂ log p and φ another d_k ∂ log p / ∂z: with the ratio d_k / c_k one backward pass gives both. A global draw
+    is a parameter of the model given which a datum has its bound, as θ is.
     """
 
     def __init__(self) -> None:
@@ -42,18 +43,22 @@ class _ScaleGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         scaled, gradient = ctx.scaled, gradients[0]
-        if scaled.ratio is not None:
+        if scaled.ratio is not None and scaled.traces.is_local(ctx.site):
             gradient = gradient * scaled.traces.expand_to(ctx.site, scaled.ratio)
         return gradient, None, None
 
 
-def path_through_log_post(traces: Traces, guide: Program, args: Any, kwargs: Any, coefficient: Tensor) -> Tensor:
+def path_through_log_post(
+    traces: Traces, guide: Program, args: Any, kwargs: Any, coefficient: Tensor, *, local: bool = True
+) -> Tensor:
     """A number whose gradient is Σ_kn a_kn (∂ log q(z_kn) / ∂z_kn)(∂z_kn / ∂φ), the parameters of q stopped.
 
     It is the gradient of log q at the draws, taken there with the draws as leaves, times the draws. Where no site of the
     guide depends on another the distributions of the first run serve for that; elsewhere the guide is run again.
+    local: of the sites in the data plate, with coefficients `[K, N]`; False: of those outside, with `[K]`.
     """
-    sites = [(name, site) for name, site in traces.sites(traces.guide, observed=False) if site["value"].requires_grad]
+    drawn = [(name, site) for name, site in traces.sites(traces.guide, observed=False) if traces.is_local(site) == local]
+    sites = [(name, site) for name, site in drawn if site["value"].requires_grad]
     if not sites:
         return coefficient.new_zeros(())
     leaves = {name: site["value"].detach().requires_grad_() for name, site in sites}
@@ -62,7 +67,7 @@ def path_through_log_post(traces: Traces, guide: Program, args: Any, kwargs: Any
             traces.reduce(site, site["fn"].log_prob(leaves[name], *site["args"], **site["kwargs"])) for name, site in sites
         ]
         if len(sites) > 1 and _depends(log_posts, [site["value"] for _, site in sites]):
-            log_posts = _rerun(traces, guide, args, kwargs, leaves)
+            log_posts = _rerun(traces, guide, args, kwargs, leaves, drawn)
     parts = [(coefficient * log_post).sum() for log_post in log_posts if log_post.requires_grad]
     if not parts:
         return coefficient.new_zeros(())
@@ -89,8 +94,9 @@ def _graph(tensor: Tensor) -> set[Any]:
     return seen
 
 
-def _rerun(traces: Traces, guide: Program, args: Any, kwargs: Any, leaves: dict[str, Tensor]) -> list[Tensor]:
+def _rerun(
+    traces: Traces, guide: Program, args: Any, kwargs: Any, leaves: dict[str, Tensor], drawn: list[tuple[str, Site]]
+) -> list[Tensor]:
     """log q of each site from a second run of the guide, in which every site sees the leaves of the others."""
     again = guide_at(traces, guide, args, kwargs, leaves).guide.nodes
-    sites = traces.sites(traces.guide, observed=False)
-    return [traces.reduce(site, log_density(name, again[name])) for name, site in sites]
+    return [traces.reduce(site, log_density(name, again[name])) for name, site in drawn]

@@ -30,9 +30,14 @@ class Coefficients:
 
 
 class Gradient(ABC):
-    """An estimator of a bound's gradient. `reparameterized`: whether it needs draws that carry a gradient."""
+    """An estimator of a bound's gradient.
+
+    reparameterized: whether it needs draws that carry a gradient. takes_globals: whether it is defined for the bound of each
+    datum given one draw of the latent sites outside the data plate.
+    """
 
     reparameterized: ClassVar[bool] = True
+    takes_globals: ClassVar[bool] = False
 
     @abstractmethod
     def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
@@ -59,6 +64,8 @@ class Gradient(ABC):
 class Pathwise(Gradient):
     """φ: Σ c_k (P_k − s_k), the derivative of the bound itself (Kingma & Welling 2014, Burda 2016)."""
 
+    takes_globals: ClassVar[bool] = True
+
     def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
         slope = bound.slope(log_weight)
         return Coefficients(slope, whole=slope)
@@ -68,6 +75,8 @@ class Pathwise(Gradient):
 @dataclass(frozen=True)
 class StickingTheLanding(Gradient):
     """φ: Σ c_k P_k (Roeder 2017). Unbiased for the ELBO; biased for every other bound with K > 1 (Tucker 2019)."""
+
+    takes_globals: ClassVar[bool] = True
 
     def unbiased(self, bound: BoundFunction) -> bool:
         return isinstance(bound, ELBO) or bound.num_particles == 1
@@ -90,6 +99,7 @@ class DoublyReparameterized(Gradient):
     alpha: a share of RWS-DReG, Σ (ŵ − ŵ²) P, mixed in: DReG(α) (Bauer & Mnih 2021).
     """
 
+    takes_globals: ClassVar[bool] = True
     alpha: float = 0.0
 
     def __post_init__(self) -> None:
