@@ -277,12 +277,14 @@ def prior_of(model: Program) -> Program:
     return poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
 
 
-def plate_nesting(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+def plate_nesting(
+    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], *, compared: bool = True
+) -> int:
     """The number of batch dimensions of a program, those of plates and any that no plate declares; plus LOOP.
 
     From trial runs in evaluation mode, after which generators and buffers are as they were. Two particles are drawn in one
     run and weighed in one run and one by one: where the former fails or the log-densities differ, for any site and datum,
-    the program is to be run particle by particle, and a warning names the site.
+    the program is to be run particle by particle, and a warning names the site. compared: False leaves that out.
     """
     device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
     exact = torch.autocast(device.type, enabled=False)
@@ -291,7 +293,7 @@ def plate_nesting(model: Program, guide: Program, args: tuple[Any, ...], kwargs:
         sites = samples(traces.model, traces.guide)
         dims = (dim for site in sites for dim in [*(f.dim for f in plates_of(site)), *undeclared(site)])
         nesting = -min(dims, default=0)
-        reason = _why_loop(model, guide, args, kwargs, nesting, traces)
+        reason = _why_loop(model, guide, args, kwargs, nesting, traces) if compared else None
     if reason is None:
         return nesting
     warnings.warn(

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from pyroae.errors import ProgramError
+from pyroae.memory import is_out_of_memory
 from pyroae.mixing import mixed_site
 from pyroae.weights import Program, plate_nesting
 
@@ -13,9 +14,22 @@ FEW = 4
 def nesting_of(model: Program, guide: Program, args: tuple[Tensor, ...]) -> int:
     """The number of plate dimensions, plus `LOOP` for particles one by one, from trial runs on a few of the data.
 
-    Raises ProgramError, naming the site, for a model that mixes the data of a batch.
+    Fewer data are taken where memory does not hold these. Raises ProgramError, naming the site, for a model that mixes the data
+    of a batch.
     """
-    few = tuple(a[:FEW] for a in args)
+    count = FEW
+    while True:
+        try:
+            return _nesting_of(model, guide, tuple(a[:count] for a in args))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        if count == 1:  # what is drawn one by one has no particle dimension
+            return plate_nesting(model, guide, tuple(a[:1] for a in args), {}, compared=False)
+        count //= 2
+
+
+def _nesting_of(model: Program, guide: Program, few: tuple[Tensor, ...]) -> int:
     site = mixed_site(model, guide, few)
     if site is not None:
         raise ProgramError(
