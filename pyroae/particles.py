@@ -50,7 +50,7 @@ class Stacked(TorchDistribution):
         return self.parts[0]
 
     @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
+    def has_rsample(self) -> bool:
         return all(part.has_rsample for part in self.parts)
 
     @property

@@ -84,7 +84,8 @@ def test_with_the_exact_posterior_every_bound_is_the_evidence(name: str) -> None
 
 
 def test_all_particles_have_one_draw_of_the_globals_and_their_own_of_the_rest() -> None:
-    x, seen = data(), []
+    seen: list[Tensor] = []
+    x = data()
     model, guide = programs(x, wider=1.5, seen=seen)
     assert global_sites(model, guide, (x,), {}) == {"w"}
     objective = OBJECTIVES["iwae"](num_particles=5)
@@ -111,7 +112,8 @@ def test_a_program_without_a_plate_is_one_datum_and_has_no_globals() -> None:
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_a_part_of_the_data_stands_for_all_given_the_draw(name: str) -> None:
     """With the exact conditional of z: log p(w)/q(w) + (N / B) Σ_batch log p(x_n | w), at the w that was drawn."""
-    x, seen = data(12), []
+    seen: list[Tensor] = []
+    x = data(12)
     model, guide = programs(x, total=12, seen=seen)
     value = OBJECTIVES[name](num_particles=4).bound(model, guide, x[:3]).value
     w, precision = seen[-1].flatten()[0], torch.tensor(7.0)

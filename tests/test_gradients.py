@@ -377,11 +377,11 @@ class _Fixed(dist.Normal):
 
 
 @pytest.mark.parametrize("name", ["trace-elbo", "analytic-kl"])
-def test_global_latents_under_the_elbo_only(name: str) -> None:
+def test_global_latents_under_the_elbo_and_no_score_of_other_bounds(name: str) -> None:
     model, guide, _ = hierarchical()
     assert OBJECTIVES[name](num_particles=3).loss(model, guide, DATA.double()).isfinite()
     with pytest.raises(ProgramError, match="the latent site 'level' lies outside the data plate"):
-        Objective(IWAE(3)).loss(model, guide, DATA.double())
+        Objective(IWAE(3), Score()).loss(model, guide, DATA.double())
 
 
 def test_a_delta_has_no_score() -> None:
