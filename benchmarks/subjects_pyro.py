@@ -77,18 +77,35 @@ def eager(problem: Problem, turns: Turns) -> None:
     turns.serve(steps_of(step, problem))
 
 
-def compiled(problem: Problem, turns: Turns) -> None:
-    """`pyroae.compile`."""
+def compiled(
+    problem: Problem, turns: Turns, inductor: dict[str, Any] | None = None, tf32: bool = False, grouped: bool = True
+) -> None:
+    """`pyroae.compile`. inductor: settings of torch's compiler. tf32: matrix products with ten bits of mantissa. grouped: on a
+    GPU, one kernel for all parameters."""
+    if not grouped:
+        from pyroae import updates
+
+        updates.GROUPED = ()
+    svi = compiled_step(problem, inductor, tf32)
+    turns.serve(steps_of(lambda x: svi.step(x, divisor=problem.batch), problem))
+
+
+def compiled_step(problem: Problem, inductor: dict[str, Any] | None = None, tf32: bool = False) -> Compiled:
+    """Ready for its next step."""
+    import torch._inductor.config as settings
+
     system = system_of(problem)
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     svi = pyroae.compile(
         system.model, system.guide, objective_of(problem), lambda parameters: torch.optim.Adam(parameters, lr=LEARNING_RATE)
     )
     first = torch.from_numpy(problem.data(problem.batch)).to(problem.device)
-    for _ in range(2):  # the second step makes the graph
-        svi.step(first, divisor=problem.batch)
+    with settings.patch(**(inductor or {})):
+        for _ in range(2):  # the second step makes the graph
+            svi.step(first, divisor=problem.batch)
     if not svi.is_compiled:
         raise RuntimeError("the step is not compiled")
-    turns.serve(steps_of(lambda x: svi.step(x, divisor=problem.batch), problem))
+    return svi
 
 
 def many(problem: Problem, turns: Turns, members: int, together: bool) -> None:
@@ -125,7 +142,7 @@ def many(problem: Problem, turns: Turns, members: int, together: bool) -> None:
 def fit(problem: Problem, turns: Turns) -> None:
     """`pyroae.fit` with a compiled step; a block is an epoch of it, timed by its own history."""
     x = torch.from_numpy(problem.data())
-    config = TrainConfig(epochs=10**6, batch_size=problem.batch, lr=LEARNING_RATE, compile=True, accelerator="cpu")
+    config = TrainConfig(epochs=10**6, batch_size=problem.batch, lr=LEARNING_RATE, compile=True, accelerator=problem.device)
     steps = len(x) // problem.batch
     if steps * problem.batch != len(x):
         raise ValueError(f"{len(x)} data are no whole number of batches of {problem.batch}")
