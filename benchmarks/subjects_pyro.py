@@ -26,6 +26,7 @@ from pyroae.objectives import OBJECTIVES, ObjectiveBase
 
 LEARNING_RATE = 1e-3
 PARTICLES_AT_ONCE = 100
+STEPS_A_LAUNCH = 32
 
 
 def system_of(problem: Problem) -> Autoencoder:
@@ -78,16 +79,32 @@ def eager(problem: Problem, turns: Turns) -> None:
 
 
 def compiled(
-    problem: Problem, turns: Turns, inductor: dict[str, Any] | None = None, tf32: bool = False, grouped: bool = True
+    problem: Problem, turns: Turns, inductor: dict[str, Any] | None = None, tf32: bool = False, several: bool = True
 ) -> None:
-    """`pyroae.compile`. inductor: settings of torch's compiler. tf32: matrix products with ten bits of mantissa. grouped: on a
-    GPU, one kernel for all parameters."""
-    if not grouped:
-        from pyroae import updates
+    """`pyroae.compile`; on a GPU several steps a call.
 
-        updates.GROUPED = ()
+    inductor: settings of torch's compiler. tf32: products with ten bits of mantissa. several: False for one step a call.
+    """
     svi = compiled_step(problem, inductor, tf32)
-    turns.serve(steps_of(lambda x: svi.step(x, divisor=problem.batch), problem))
+    if problem.device == "cpu" or not several:
+        turns.serve(steps_of(lambda x: svi.step(x, divisor=problem.batch), problem))
+    turns.serve(_several(svi, problem))
+
+
+def _several(svi: Compiled, problem: Problem) -> Callable[[int], None]:
+    """Blocks of steps, so many at a time."""
+    x, index = torch.from_numpy(problem.data()).to(problem.device), Index(problem)
+
+    def block(count: int) -> None:
+        for rows in torch.from_numpy(index.next(count)).to(problem.device).split(STEPS_A_LAUNCH):
+            if len(rows) == STEPS_A_LAUNCH:
+                svi.steps(x[rows], divisor=problem.batch)
+            else:  # the rest of a block, whose length differs
+                for row in rows:
+                    svi.step(x.index_select(0, row), divisor=problem.batch)
+        wait_for(problem)
+
+    return block
 
 
 def compiled_step(problem: Problem, inductor: dict[str, Any] | None = None, tf32: bool = False) -> Compiled:
@@ -129,8 +146,13 @@ def many(problem: Problem, turns: Turns, members: int, together: bool) -> None:
     x, index = torch.from_numpy(problem.data()).to(device), Index(problem)
 
     def block(count: int) -> None:
-        for rows in torch.from_numpy(index.next(count * members)).to(device).split(members):
-            step([(x.index_select(0, part),) for part in rows])
+        rows = torch.from_numpy(index.next(count * members)).to(device).split(members)
+        batches = [[(x.index_select(0, part),) for part in parts] for parts in rows]
+        whole = len(batches) - len(batches) % STEPS_A_LAUNCH if together and device.type == "cuda" else 0
+        for first in range(0, whole, STEPS_A_LAUNCH):
+            ensemble.steps(batches[first : first + STEPS_A_LAUNCH], lambda i: None, problem.batch)
+        for left in batches[whole:]:
+            step(left)
         wait_for(problem)
 
     block(2)  # the second step makes the graph

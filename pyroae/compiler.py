@@ -127,6 +127,33 @@ class Compiled:
             return self.eager_step(args, kl_weight, divisor)
         return graph(*args, *self.weights(kl_weight))[0]
 
+    def steps(self, *args: Tensor, before: Callable[[int], float | None] | None = None, divisor: float = 1.0) -> Tensor:
+        """Several steps, the i-th on row i of every argument `[S, B, ...]`; the negative bounds before each, `[S]`.
+
+        They are the steps that `step` takes one after the other. On a GPU they are one launch, once the step is compiled: what
+        the caller does between steps then takes no time. before: called with i ahead of step i, to set the optimizer's rates;
+        it returns the step's weight of the KL.
+        """
+        losses: list[Tensor] = []
+        for i, row in enumerate(zip(*args, strict=True)):
+            kl_weight = before(i) if before is not None else None
+            graph = self._graphs.get(("step", divisor, *self.key(row, kl_weight))) if self._known else None
+            if i == 0 and self.has_stepped and isinstance(graph, Call) and graph.recorded is not None:
+                return self._recorded_steps(graph, args, kl_weight, before)
+            losses.append(self.step(*row, kl_weight=kl_weight, divisor=divisor))
+        return torch.stack(losses)
+
+    def _recorded_steps(
+        self, call: Call, args: tuple[Tensor, ...], kl_weight: float | None, before: Callable[[int], float | None] | None
+    ) -> Tensor:
+        """Steps of one graph. kl_weight: of the first, whose rates are set already."""
+        update, weights, numbers = cast(Update, call.update), [kl_weight], [cast(Update, call.update).numbers()]
+        for i in range(1, len(args[0])):
+            weights.append(before(i) if before is not None else None)
+            numbers.append(update.numbers(ahead=i))
+        given = [*args, *self.weights(None if kl_weight is None else cast(list[float], weights))]
+        return call.several([given[i] for i in call.where], numbers)[0]
+
     def loss_and_grads(self, *args: Any, kl_weight: float | None = None) -> Tensor:
         """The negative bound over all data, in nats, without gradient; adds its gradient to the parameters' `grad`."""
         value, grads = self.value_and_grads(*args, kl_weight=kl_weight)
@@ -215,8 +242,8 @@ class Compiled:
 
     # Graphs.
 
-    def weights(self, kl_weight: float | None) -> tuple[Tensor, ...]:
-        """The weight of the KL as an argument of a graph, where there is one."""
+    def weights(self, kl_weight: float | list[float] | None) -> tuple[Tensor, ...]:
+        """The weight of the KL as an argument of a graph, or one for each of several steps, where there is one."""
         like = next(iter(self._known.values()))
         return () if kl_weight is None else (on_device(kl_weight, torch.get_default_dtype(), like.device),)
 
@@ -273,7 +300,7 @@ class Compiled:
         given = (*args, *self.weights(kl_weight))
         where = [i for i, a in enumerate(given) if isinstance(a, Tensor)]
         leaves = list(parameters.values())  # inputs are known by identity: wherever the programs keep them, they are found
-        kept = [*update.numbers(), *update.state()] if update is not None else []
+        kept = [*update.tensors([update.numbers()]), *update.state()] if update is not None else []
 
         def function(*flat: Any) -> tuple[Tensor, ...]:
             tensors, state = flat[len(leaves) : len(leaves) + len(where)], flat[len(leaves) + len(where) :]

@@ -172,14 +172,20 @@ class Update:
         self.counts = [state["step"] for state in states if "step" in state]
         self._shared = [count.numpy() for count in self.counts]  # torch takes thirty times as long to change a number
 
-    def numbers(self) -> list[Tensor]:
-        """What differs from step to step, for the next one and each group."""
+    def numbers(self, ahead: int = 0) -> list[list[float]]:
+        """What differs from step to step, for each group. ahead: of the step after so many more, with the rates of now."""
         first = next(p for group in self.parameters for p in group)
         if self.counts and self.optimizer.state[first]["step"] is not self.counts[0]:
             self.refresh()
-        step = int(self._shared[0]) + 1 if self._shared else 1
+        step = int(self._shared[0]) + 1 + ahead if self._shared else 1
         groups = zip(self.rules, self.optimizer.param_groups, strict=True)
-        return [on_device(rule.numbers(step, group), first.dtype, first.device) for rule, group in groups]
+        return [rule.numbers(step, group) for rule, group in groups]
+
+    def tensors(self, numbers: Sequence[list[list[float]]], stacked: bool = False) -> list[Tensor]:
+        """The numbers of one step, or of several steps `[S, ...]`, as the graph takes them: a tensor for each group."""
+        like = next(p for group in self.parameters for p in group)
+        groups = [list(rows) for rows in zip(*numbers, strict=True)]
+        return [on_device(rows if stacked else rows[0], like.dtype, like.device) for rows in groups]
 
     def state(self) -> list[Tensor]:
         """What the optimizer keeps for each parameter."""
@@ -190,10 +196,10 @@ class Update:
         pairs = zip(self.rules, self.parameters, strict=True)
         return [(p, name) for rule, parameters in pairs for p in parameters for name in rule.state]
 
-    def count(self) -> None:
-        """Record that the step was taken, where steps of other graphs and those beside them are recorded too."""
+    def count(self, steps: int = 1) -> None:
+        """Record that steps were taken, where steps of other graphs and those beside them are recorded too."""
         for count in self._shared:
-            count[()] += 1
+            count[()] += steps
 
     def apply(self, parameters: Sequence[Tensor], grads: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
         """Take the step, on the tensors of the graph."""

@@ -57,7 +57,7 @@ def check(task: Task, device: str) -> dict[str, Any]:
 def _tests(device: str) -> dict[str, Any]:
     """The tests that need a device."""
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests"],
+        [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "--ignore=tests/killed_workers.py", "tests"],
         capture_output=True,
         text=True,
         check=False,

@@ -90,7 +90,7 @@ def _gaps(device: str) -> Any:
 
 def _quadrature(device: str) -> Any:
     system, x = system_on(device)
-    return pyroae.quadrature(system.model, system.guide, x[:3])
+    return pyroae.quadrature(system.model, system.guide, x[:3]).log_px
 
 
 def _information(device: str) -> Any:

@@ -25,11 +25,10 @@ from pyroae.nn import MLP
 
 PYRO, TORCH, NUMPYRO = (f"benchmarks.subjects_{name}:" for name in ("pyro", "torch", "numpyro"))
 FIT, GRAPHED = "pyroae fit, compiled", "hand-written, CUDA graph"
-APART, COMBINED, TF32 = (
-    "pyroae compiled, a kernel for each parameter",
-    "pyroae compiled, kernels combined",
-    "pyroae compiled, TF32",
-)
+EXACT_LOOP, ONE_BY_ONE = "NumPyro, fori_loop, single precision", "pyroae compiled, a step a call"
+COMBINED, TF32 = "pyroae compiled, kernels combined", "pyroae compiled, TF32"
+TUNED = "pyroae compiled, TF32, products tuned"
+TUNING = {"combo_kernels": True, "max_autotune_gemm": True, "max_autotune_gemm_backends": "ATEN,TRITON"}
 SMALL = Problem(widths=(200,), latent=50, batch=20)
 REFERENCE = Problem()
 DEEP = Problem(widths=(200, 200), latent=50)
@@ -46,9 +45,9 @@ class Sizes:
     particles: int = 5000
     annealed: int = 1000
     distributions: int = 1000
-    epochs: int = 10
+    epochs: int = 8
     members: int = 10
-    profiled: int = 100
+    profiled: int = 200
 
     @property
     def is_gpu(self) -> bool:
@@ -56,7 +55,7 @@ class Sizes:
         return self.device != "cpu"
 
 
-SHORT = Sizes("cpu", 1, 0.01, 40, 100, 4, 12, 1, 2, 3)
+SHORT = Sizes("cpu", 1, 0.01, 40, 100, 4, 12, 1, 2, 4)
 """A trial of every part on a CPU."""
 
 
@@ -81,9 +80,11 @@ def steps(sizes: Sizes) -> dict[str, Any]:
             rows = [rows[0], rows[2], rows[-1]]
         else:
             rows.append((GRAPHED, TORCH + "train_graphed", {}))
-            rows.append((APART, PYRO + "compiled", {"grouped": False}))
-            rows.append((COMBINED, PYRO + "compiled", {"inductor": {"combo_kernels": True}}))
+            rows.append((EXACT_LOOP, NUMPYRO + "loop", {"products": "highest"}))
+            rows.append((ONE_BY_ONE, PYRO + "compiled", {"several": False}))
             rows.append((TF32, PYRO + "compiled", {"tf32": True}))
+            rows.append((COMBINED, PYRO + "compiled", {"inductor": {"combo_kernels": True}}))
+            rows.append((TUNED, PYRO + "compiled", {"inductor": TUNING, "tf32": True}))
         found |= _measured(Panel(f"B={problem.batch}", f"VAE {problem.label}", SVI, in_turns(_subjects(rows, there))), sizes)
     return found
 
@@ -93,7 +94,7 @@ def ensembles(sizes: Sizes) -> dict[str, Any]:
     there, count = replace(SMALL, device=sizes.device), sizes.members
     rows = [
         (f"{count} seeds at once", PYRO + "many", {"members": count, "together": True}),
-        ("one seed", PYRO + "many", {"members": 1, "together": False}),
+        ("one seed", PYRO + "compiled", {}),
     ]
     return _measured(Panel("ensemble", f"{count} VAEs {there.label}", "one seed", in_turns(_subjects(rows, there))), sizes)
 
@@ -123,12 +124,16 @@ def profile(sizes: Sizes) -> dict[str, Any]:
         rows = torch.from_numpy(index.next(sizes.profiled)).to(sizes.device)
         svi = compiled_step(there)
         subjects: dict[str, Callable[[Tensor], Any]] = {
-            OURS: lambda r, svi=svi, x=x, there=there: svi.step(x.index_select(0, r), divisor=there.batch)
+            ONE_BY_ONE: lambda r, svi=svi, x=x, there=there: svi.step(x.index_select(0, r), divisor=there.batch)
         }
         if sizes.is_gpu:
             subjects[GRAPHED] = graphed_step(there)
         for name, step in subjects.items():
             found[f"{name}, B={problem.batch}"] = _profiled(step, rows)
+        found[f"{OURS}, 10 a call, B={problem.batch}"] = _profiled(
+            lambda r, svi=svi, x=x, there=there: svi.steps(x[r], divisor=there.batch),
+            rows.unflatten(0, (-1, min(10, len(rows)))),
+        )
     return {"kernels of a step": found, "waits": _waits(sizes)}
 
 
@@ -244,7 +249,7 @@ def likelihoods(sizes: Sizes) -> dict[str, Any]:
         HAND_EAGER: (likelihood, len(x), {}),
         HAND: (likelihood, len(x), {"compiled": True}),
         "matrix products alone": (products, len(x), {}),
-        "plain Pyro": (plain_likelihood, max(1, len(x) // 10), {}),
+        "plain Pyro": (plain_likelihood, max(1, len(x) // 100), {}),
     }
     for name, (subject, count, settings) in peers.items():
         timer = _Timer(count)

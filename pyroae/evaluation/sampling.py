@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyroae.errors import DataError
-from pyroae.evaluation.blocks import FOR_CORE, block_seed, part_of, rows_of, spans
+from pyroae.evaluation.blocks import FOR_CORE, FOR_GPU, block_seed, part_of, rows_of, spans
 from pyroae.evaluation.columns import Columns, Curve, joined_curve
 from pyroae.evaluation.compiled_draws import CompiledDraws, Weights
 from pyroae.evaluation.dealing import dealt
@@ -126,7 +126,8 @@ class _Blocks(ExitStack):
         sampler, count, total, device = self.sampler, len(part), len(self.args[0]), self.args[0].device
         stream = WeightStream(count, device, sampler.num_particles)
         curve = CurveStream(count, device, curve_sizes(sampler.num_particles))
-        least = FLUSH if sampler.tolerance is None else 1
+        flush = FLUSH if device.type == "cpu" else FLUSH * FOR_GPU
+        least = flush if sampler.tolerance is None else 1
         for drawn in _gathered(self._drawn(part, rows), least, sampler.num_particles):
             stream.add(drawn)
             curve.add(drawn)
