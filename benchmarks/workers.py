@@ -198,6 +198,7 @@ def _work(subject: Subject, connection: Connection) -> None:
     _silence()
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of compilers beside the subjects; a step is the same
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # a GPU's memory is for all subjects
     try:
         import pyroae  # noqa: F401  # sets how threads of OpenMP wait, for ours and for the peers alike
 

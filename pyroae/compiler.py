@@ -46,7 +46,7 @@ def compile(
     pyroae's, or an ELBO of Pyro's with a `differentiable_loss`. optimizer: a function from parameters to an optimizer of
     torch, or one of `pyro.optim`; by default Adam with a learning rate of 1e-3. Adam, AdamW and SGD become part of the graph;
     others step beside it. grad_clip: largest norm of the whole gradient. same_draws: on a GPU, the random numbers of eager
-    code from the same seed, which takes longer; on a CPU they are always the same.
+    code from the same seed, which takes longer, but for those of Bernoulli draws; on a CPU they are always the same.
     The first step is run as it is, with Pyro's checks; the graph is made at the second, once for each shape of arguments, and
     kept on disk by torch for the next process. A program that cannot be compiled is run as it is, with one warning.
     Raises ConfigError for an objective without a differentiable loss, and for programs without parameters.

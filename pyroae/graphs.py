@@ -46,6 +46,7 @@ def inductor(graph: torch.fx.GraphModule, inputs: Sequence[Tensor], same_draws: 
     with warnings.catch_warnings():  # of torch's own use of torch, where warnings are errors
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # single precision is what was asked for
         import torch._inductor.config as settings
         from torch._inductor.compile_fx import compile_fx
 
@@ -56,18 +57,9 @@ def inductor(graph: torch.fx.GraphModule, inputs: Sequence[Tensor], same_draws: 
         chosen: dict[str, Any] = {"post_grad_custom_post_pass": ForProcessor(one_core)} if on_cpu else {}
         chosen |= {"cpp_wrapper": True, "cpp.threads": 1} if one_core else {}
         with settings.patch(fallback_random=same_draws or on_cpu, **chosen), torch.no_grad():
-            compiled: Any = compile_fx(graph, list(inputs), decompositions=_decompositions(same_draws and not on_cpu))
+            compiled: Any = compile_fx(graph, list(inputs))
             compiled(*[t.clone() for t in inputs])  # code is made when it is first called, and a step must not be taken
     return cast(Graph, compiled)
-
-
-def _decompositions(own_bernoulli: bool) -> dict[Any, Callable[..., Any]]:
-    """Inductor's own; without that of a Bernoulli draw, which on a GPU is another one than torch's."""
-    from torch._inductor.decomposition import select_decomp_table
-
-    kept = select_decomp_table()
-    left_out = (torch.ops.aten.bernoulli.default,) if own_bernoulli else ()
-    return {operation: rule for operation, rule in kept.items() if operation not in left_out}
 
 
 @cache

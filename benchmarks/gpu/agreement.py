@@ -19,11 +19,14 @@ DOUBLE, SINGLE = 1e-9, 1e-5
 """Largest relative differences of values and gradients, in double and in single precision."""
 COVERING = (
     *(("vae", name) for name in ("trace-elbo", "analytic-kl", "dreg", "tvo")),
-    *(("discrete-vae", "vimco"), ("discrete-vae-categorical", "rws"), ("vae-conv", "iwae"), ("vae-normal", "stl")),
-    *(("ppca-exact", "renyi"), ("denoising-vae", "jvi"), ("sparse-ae-map", "beta-elbo"), ("vae-laplace", "miwae")),
+    *(("discrete-vae-categorical", name) for name in ("rws", "vimco")),
+    *(("vae-conv", "iwae"), ("vae-normal", "stl"), ("ppca-exact", "renyi")),
+    *(("denoising-ae", "jvi"), ("sparse-ae-map", "beta-elbo"), ("vae-laplace", "miwae")),
 )
 """Pairs whose code is compiled first: each kind of prior, posterior, likelihood, map and gradient is in one of them."""
 PAIRS = tuple(product(ZOO, OBJECTIVES))
+OTHER_DRAWS = ("discrete-vae", "discrete-vae-learned", "denoising-vae")
+"""Systems with Bernoulli draws, which compiled code of a GPU makes in another way: there are no equal numbers to compare."""
 
 
 def distance(found: list[Tensor], expected: list[Tensor]) -> float:
