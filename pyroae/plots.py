@@ -1,7 +1,7 @@
 """Results -> matplotlib figures: each function returns a Figure of its own, to be written by `figure.savefig(path)`.
 
 Figures are made without pyplot: no window, no settings and no list of open figures are touched. Data are drawn as images
-where the system's shape is (height, width), (1, height, width) or (3, height, width), else as curves over the features.
+where the system's shape is (height, width), with 1 or 3 channels before or after these, else as curves over the features.
 """
 
 import math
@@ -207,7 +207,7 @@ def filters(autoencoder: Autoencoder, num: int = 64) -> Figure:
     axes = figure.subplots()
     draw_grid(axes, values, shape, (-largest, largest), "RdBu_r")
     axes.set_title(title)
-    if is_image(shape) and math.prod(shape[:-2]) == 1:
+    if is_image(shape) and axes.images[0].get_array().ndim == 2:
         figure.colorbar(axes.images[0], ax=axes, label="weight", shrink=0.6)
     return figure
 
