@@ -20,7 +20,7 @@ from pyroae.calls import Beside, Call, Known
 from pyroae.errors import ConfigError
 from pyroae.graphs import Graph, device_of, inductor, made, on_device
 from pyroae.objectives.base import Bound
-from pyroae.program import Pair, System, bound_of, system_of
+from pyroae.program import Pair, System, bound_of, refuse_untrained, same_buffers, system_of
 from pyroae.tracing import Untraceable, traced
 from pyroae.updates import Update, clipped
 from pyroae.weights import Program, fork_random
@@ -187,14 +187,15 @@ class Compiled:
 
     def _find(self, args: tuple[Any, ...]) -> None:
         """One run as it is, with all checks, which takes up parameters of Pyro's store and leaves the generators alone."""
-        with fork_random(device_of(args)), torch.no_grad(), pyro.validation_enabled(True), _same_buffers(self.system):
+        with fork_random(device_of(args)), pyro.validation_enabled(True), same_buffers(self.system):
             if isinstance(self.system, Pair):
-                self.system.find_parameters(*args)
-            self._bound(args, None)
+                with torch.no_grad():
+                    self.system.find_parameters(*args)
+            if not _trained(self.system):
+                raise ConfigError("model and guide have no parameters to train: announce them by pyro.param or pyro.module")
+            refuse_untrained(self.system, self.objective, args)
         self._known = _trained(self.system)
         self._modules = list(self.system.modules())
-        if not self._known:
-            raise ConfigError("model and guide have no parameters to train: announce them by pyro.param or pyro.module")
         if self._make_optimizer is not None:
             self.optimizer = self._make_optimizer(list(self._known.values()))
 
@@ -302,7 +303,7 @@ class Compiled:
     def _reached(self, args: tuple[Any, ...], kl_weight: float | None) -> list[bool]:
         """Which parameters a gradient reaches, in a run as it is. Raises RuntimeError where that run changes a buffer."""
         parameters = list(self._known.values())
-        with _same_buffers(self.system) as changed, self.precision():
+        with same_buffers(self.system) as changed, self.precision():
             surrogate = self._bound(args, kl_weight).surrogate
         grads = torch.autograd.grad(-surrogate, parameters, allow_unused=True)
         if changed:
@@ -334,20 +335,6 @@ def _unchanged(tensors: Sequence[Tensor]) -> Iterator[None]:
         with torch.no_grad():
             for tensor, value in zip(tensors, before, strict=True):
                 tensor.copy_(value)
-
-
-@contextmanager
-def _same_buffers(system: nn.Module) -> Iterator[list[str]]:
-    """A context after which the buffers are as they were; the names of those that were changed in it are then in the list."""
-    buffers = dict(system.named_buffers())
-    kept = {name: (b._version, b.clone()) for name, b in buffers.items()}
-    changed: list[str] = []
-    yield changed
-    for name, (version, value) in kept.items():
-        if buffers[name]._version != version:
-            changed.append(name)
-            with torch.no_grad():
-                buffers[name].copy_(value)
 
 
 def _trained(system: nn.Module) -> dict[str, nn.Parameter]:

@@ -15,7 +15,7 @@ from pyroae.errors import ConfigError, DataError
 from pyroae.fabric import default_dtype, fabric_of, launched
 from pyroae.objectives import TraceELBO
 from pyroae.optimizers import optimizer_of
-from pyroae.program import refuse_global, rehearse, system_of
+from pyroae.program import refuse_batch_of_one, refuse_global, rehearse, system_of
 from pyroae.states import State, own_generators
 from pyroae.step import Step
 from pyroae.trainer import FitResult, Trainer
@@ -121,6 +121,7 @@ def check(
     fabric_of(config)
     sample = _sample_of(train, config)
     size = rehearse(system, objective, sample, config.seed, double=config.precision == "64-true")
+    refuse_batch_of_one(system, sample, len(train), config.batch_size)
     if config.is_distributed and size is None:
         refuse_global(system, sample)
     optimizer_of(config, system)
