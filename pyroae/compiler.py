@@ -15,7 +15,9 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.fx.graph_module import GraphModule
+from torch.utils._pytree import TreeSpec
 
+from pyroae.arguments import arranged, flat
 from pyroae.calls import Beside, Call, Known
 from pyroae.errors import ConfigError
 from pyroae.graphs import Graph, device_of, inductor, made, on_device
@@ -98,6 +100,7 @@ class Compiled:
         self._known: dict[str, nn.Parameter] = {}
         self._modules: list[nn.Module] = []
         self._last: Key = ()
+        self._spec: TreeSpec | None = None
 
     @property
     def is_compiled(self) -> bool:
@@ -108,11 +111,13 @@ class Compiled:
         """What is trained, by name: parameters of the programs' modules and of Pyro's store; those are known after a run."""
         return dict(self._known) or _trained(self.system)
 
-    def step(self, *args: Any, kl_weight: float | None = None, divisor: float = 1.0) -> Tensor:
+    def step(self, *args: Any, kl_weight: float | None = None, divisor: float = 1.0, **kwargs: Any) -> Tensor:
         """One step of the optimizer; the negative bound before it, divided by `divisor`, as a tensor that waits for nothing.
 
-        kl_weight: of log p and log q of the latent sites, as in KL warm-up, an input of the graph.
+        kl_weight: of log p and log q of the latent sites, as in KL warm-up, an input of the graph. args, kwargs: of the
+        programs, tensors and dicts, lists and tuples of them; other values are constants of a graph.
         """
+        args = self._flat(args, kwargs)
         if not self._known:
             self._find(args)
         if not self.has_stepped:
@@ -127,15 +132,16 @@ class Compiled:
             return self.eager_step(args, kl_weight, divisor)
         return graph(*args, *self.weights(kl_weight))[0]
 
-    def loss_and_grads(self, *args: Any, kl_weight: float | None = None) -> Tensor:
+    def loss_and_grads(self, *args: Any, kl_weight: float | None = None, **kwargs: Any) -> Tensor:
         """The negative bound over all data, in nats, without gradient; adds its gradient to the parameters' `grad`."""
-        value, grads = self.value_and_grads(*args, kl_weight=kl_weight)
+        value, grads = self.value_and_grads(*args, kl_weight=kl_weight, **kwargs)
         for parameter, grad in zip(self._known.values(), grads, strict=True):
             parameter.grad = grad if parameter.grad is None else parameter.grad + grad
         return -value
 
-    def value_and_grads(self, *args: Any, kl_weight: float | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def value_and_grads(self, *args: Any, kl_weight: float | None = None, **kwargs: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The bound over all data, in nats, and the gradient of its negative surrogate for each parameter."""
+        args = self._flat(args, kwargs)
         if not self._known:
             self._find(args)
         key = ("gradients", *self.key(args, kl_weight))
@@ -152,8 +158,9 @@ class Compiled:
         value, grads = self.value_and_grads(*args, kl_weight=kl_weight)
         return Bound(value, cast(Tensor, Known.apply(value, grads, *self._known.values())))
 
-    def evaluate_loss(self, *args: Any) -> Tensor:
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> Tensor:
         """The negative bound over all data, in nats, of a run as it is, without a step."""
+        args = self._flat(args, kwargs)
         with torch.no_grad(), pyro.validation_enabled(False), self.precision():
             return -self._bound(args, None).value
 
@@ -185,22 +192,29 @@ class Compiled:
 
     # Runs as they are.
 
+    def _flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """All values of the arguments; how they are arranged is remembered for the runs to come."""
+        values, self._spec = flat(args, kwargs)
+        return values
+
     def _find(self, args: tuple[Any, ...]) -> None:
         """One run as it is, with all checks, which takes up parameters of Pyro's store and leaves the generators alone."""
+        given, kwargs = arranged(args, self._spec)
         with fork_random(device_of(args)), pyro.validation_enabled(True), same_buffers(self.system):
             if isinstance(self.system, Pair):
                 with torch.no_grad():
-                    self.system.find_parameters(*args)
+                    self.system.find_parameters(*given, **kwargs)
             if not _trained(self.system):
                 raise ConfigError("model and guide have no parameters to train: announce them by pyro.param or pyro.module")
-            refuse_untrained(self.system, self.objective, args)
+            refuse_untrained(self.system, self.objective, given, kwargs)
         self._known = _trained(self.system)
         self._modules = list(self.system.modules())
         if self._make_optimizer is not None:
             self.optimizer = self._make_optimizer(list(self._known.values()))
 
     def _bound(self, args: tuple[Any, ...], kl_weight: Tensor | float | None) -> Bound:
-        return bound_of(self.system, self.objective, args, kl_weight)
+        given, kwargs = arranged(args, self._spec)
+        return bound_of(self.system, self.objective, given, kl_weight, kwargs)
 
     def _eager(self, args: tuple[Any, ...], kl_weight: float | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         parameters = list(self._known.values())
@@ -225,7 +239,7 @@ class Compiled:
         """What a graph is made for: shapes, types and devices of tensors, the values of all else, and the modules' mode."""
         parts = [(tuple(a.shape), a.dtype, a.device) if isinstance(a, Tensor) else a for a in args]
         like = next(iter(self._known.values()))
-        return (*parts, kl_weight is not None, like.dtype, like.device, tuple(m.training for m in self._modules))
+        return (*parts, self._spec, kl_weight is not None, like.dtype, like.device, tuple(m.training for m in self._modules))
 
     def _compiled(self, args: tuple[Any, ...], kl_weight: float | None, divisor: float, what: str) -> Graph | None:
         """The graph of a step, or of the gradients alone; None, with a warning, where it cannot be made."""

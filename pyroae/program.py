@@ -1,7 +1,8 @@
 """Any Pyro model and guide as one module: what `fit` trains, and what it can know of it before the first step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from types import MappingProxyType
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -13,6 +14,9 @@ from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives.base import Bound, ObjectiveBase
 from pyroae.sites import plates_of, samples
 from pyroae.weights import Program, Traces, evaluating, fork_random, owner_of, run
+
+NONE: Mapping[str, Any] = MappingProxyType({})
+"""No keyword arguments."""
 
 
 @runtime_checkable
@@ -64,9 +68,9 @@ class Pair(nn.Module):
         """The guide."""
         return self._programs[1](*args, **kwargs)
 
-    def find_parameters(self, *args: Any) -> None:
+    def find_parameters(self, *args: Any, **kwargs: Any) -> None:
         """Run both once, and take up every parameter that they announce and that no module of theirs holds."""
-        for name, leaf in _announced(self, args).items():
+        for name, leaf in _announced(self, args, kwargs).items():
             leaf._is_param = True  # torch's mark of a parameter: the store keeps its tensor
             self.store.register_parameter(name.replace(".", "/"), cast(nn.Parameter, leaf))
 
@@ -99,14 +103,20 @@ class KLWeight(Messenger):
             msg["scale"] = self.weight if not isinstance(scale, Tensor) and scale == 1 else scale * self.weight
 
 
-def bound_of(system: nn.Module, objective: ELBO, args: tuple[Any, ...], kl_weight: Tensor | float | None = None) -> Bound:
+def bound_of(
+    system: nn.Module,
+    objective: ELBO,
+    args: tuple[Any, ...],
+    kl_weight: Tensor | float | None = None,
+    kwargs: Mapping[str, Any] = NONE,
+) -> Bound:
     """Bound and surrogate of one run, whether the objective is one of pyroae's or of Pyro's own."""
     model, guide = cast(System, system).model, cast(System, system).guide
     with nullcontext() if kl_weight is None else KLWeight(kl_weight):
         if isinstance(objective, ObjectiveBase):
-            return objective.bound(model, guide, *args)
+            return objective.bound(model, guide, *args, **kwargs)
         with torch.enable_grad():  # without, TraceEnum_ELBO refuses to give a value
-            bound = -cast(Any, objective).differentiable_loss(model, guide, *args)
+            bound = -cast(Any, objective).differentiable_loss(model, guide, *args, **kwargs)
         return Bound(bound.detach(), bound)
 
 
@@ -131,7 +141,7 @@ def rehearse(system: nn.Module, objective: ELBO, args: tuple[Tensor, ...], seed:
             return full_size(refuse_untrained(system, objective, like_parameters(system, args)))
 
 
-def refuse_untrained(system: nn.Module, objective: ELBO, args: tuple[Any, ...]) -> Traces:
+def refuse_untrained(system: nn.Module, objective: ELBO, args: tuple[Any, ...], kwargs: Mapping[str, Any] = NONE) -> Traces:
     """Run the programs and the objective with its gradient, without a step; the traces of the former.
 
     Raises ConfigError where no parameter, or not a single one of a module, has a path to the loss in the autograd graph, and
@@ -139,10 +149,10 @@ def refuse_untrained(system: nn.Module, objective: ELBO, args: tuple[Any, ...]) 
     """
     model, guide = cast(System, system).model, cast(System, system).guide
     with torch.no_grad():
-        traces = run(model, guide, args, {})
+        traces = run(model, guide, args, dict(kwargs))
     parameters = [p for p in system.parameters() if p.requires_grad]
     with torch.enable_grad():
-        reached = _reached(system, objective, args, parameters)
+        reached = _reached(parameters, lambda: bound_of(system, objective, args, kwargs=kwargs))
     modules: dict[str, set[int]] = {}
     for site in _parameter_sites(traces):
         module, inside, _ = site["name"].partition("$$$")  # as pyro.module names the parameters
@@ -167,10 +177,10 @@ def refuse_untrained(system: nn.Module, objective: ELBO, args: tuple[Any, ...]) 
     return traces
 
 
-def _reached(system: nn.Module, objective: ELBO, args: tuple[Any, ...], parameters: list[nn.Parameter]) -> set[int]:
+def _reached(parameters: list[nn.Parameter], bound: Callable[[], Bound]) -> set[int]:
     """The identities of the parameters that have a path to the loss."""
     try:
-        surrogate = bound_of(system, objective, args).surrogate
+        surrogate = bound().surrogate
     except ValueError as error:
         if "cannot be differentiated" in str(error):  # so TraceEnum_ELBO says it
             return set()
@@ -260,10 +270,10 @@ def _doubled(system: nn.Module) -> Iterator[None]:
             system.to(before.pop())
 
 
-def _announced(system: nn.Module, args: tuple[Any, ...]) -> dict[str, Tensor]:
+def _announced(system: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] = NONE) -> dict[str, Tensor]:
     """Parameters by name that model and guide announce in one run, and that are none of the system's."""
     model, guide = cast(System, system).model, cast(System, system).guide
-    sites = _parameter_sites(run(model, guide, args, {}))
+    sites = _parameter_sites(run(model, guide, args, dict(kwargs)))
     known = {id(parameter) for parameter in system.parameters()}
     found: dict[str, Tensor] = {}
     for site in sites:

@@ -134,12 +134,15 @@ def check_data(autoencoder: Autoencoder, dataset: Dataset, what: str) -> None:
     autoencoder.likelihood.check(dataset.x.round() if dataset.dynamic else dataset.x, what)
 
 
-def data_for(system: nn.Module, given: Dataset | Tensor | tuple[Tensor, ...]) -> Dataset | Arguments:
+def data_for(system: nn.Module, given: Dataset | Arguments | Tensor | tuple[Tensor, ...]) -> Dataset | Arguments:
     """What is given to `fit` as the data of that system: a Dataset, or the arguments of a program."""
     if isinstance(given, Dataset):
         return given
     if isinstance(system, Autoencoder):
-        return Dataset.from_array(given)
+        tensors = given.tensors if isinstance(given, Arguments) else given
+        return Dataset.from_array(tensors[0] if isinstance(tensors, tuple) and len(tensors) == 1 else tensors)
+    if isinstance(given, Arguments):
+        return given
     return Arguments(given if isinstance(given, tuple) else (given,))
 
 
