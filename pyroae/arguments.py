@@ -27,7 +27,7 @@ class Structure(Messenger):
         self._paths = [path for path, leaf in pairs if isinstance(leaf, Tensor)]
         self.tensors = tuple(leaf for leaf in self._leaves if isinstance(leaf, Tensor))
 
-    def __call__(self, program: Program) -> Program:  # type: ignore[override]
+    def __call__(self, program: Program) -> Program:
         return partial(_restored, self, program)
 
     def named(self) -> dict[str, Tensor]:

@@ -65,7 +65,9 @@ def training_curves(histories: Mapping[str, Sequence[Epoch]] | Sequence[Epoch]) 
     return figure
 
 
-def reconstructions(autoencoder: Autoencoder, x: Tensor | tuple[Tensor], num: int = 10, labels: Labels | None = None) -> Figure:
+def reconstructions(
+    autoencoder: Autoencoder, x: Tensor | tuple[Tensor, ...], num: int = 10, labels: Labels | None = None
+) -> Figure:
     """Data above their reconstructions, the mean of p(x|z) at the mean of q(z|x), a column each for the first `num`.
 
     A system with a corruption shows the corrupted data too, and reconstructs from those. x: `[N, d]` or `[N, *shape]`.
@@ -125,7 +127,7 @@ def sample_grids(autoencoders: Mapping[str, Autoencoder], num: int = 100, seed: 
     return figure
 
 
-def latent_scatter(autoencoder: Autoencoder, x: Tensor | tuple[Tensor], labels: Labels | None = None) -> Figure:
+def latent_scatter(autoencoder: Autoencoder, x: Tensor | tuple[Tensor, ...], labels: Labels | None = None) -> Figure:
     """Means of q(z|x): the two units of the largest variance over the data, coloured by label; a histogram for m = 1.
 
     x: `[N, d]` or `[N, *shape]`. labels: `[N]`; up to 20 distinct ones get a legend, more a colour bar of their ranks.
@@ -211,7 +213,7 @@ def filters(autoencoder: Autoencoder, num: int = 64) -> Figure:
     axes = figure.subplots()
     draw_grid(axes, values, shape, (-largest, largest), "RdBu_r")
     axes.set_title(title)
-    if is_image(shape) and axes.images[0].get_array().ndim == 2:
+    if is_image(shape) and len(axes.images[0].get_shape()) == 2:
         figure.colorbar(axes.images[0], ax=axes, label="weight", shrink=0.6)
     return figure
 

@@ -91,13 +91,14 @@ class InForm(nn.Module):
 
 def given(form: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of that form."""
-    return {
+    forms: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
         "dict": (({"x": X, "y": Y, "name": "a constant"},), {}),
         "keywords": ((), {"x": X, "y": Y}),
         "keyword": ((X,), {"y": Y, "nothing": None}),
         "nested": (((X, Y),), {}),
         "list": (([X, Y],), {}),
-    }[form]
+    }
+    return forms[form]
 
 
 def evaluated(function: Callable[..., Any], system: Any, form: str, **options: Any) -> Any:
@@ -269,15 +270,17 @@ def test_a_comparison_of_autoencoders_takes_one_tensor() -> None:
 
 def test_figures_of_tuples_and_of_programs(line: Line) -> None:
     system: Any = zoo.ppca(2, latent=2)
+    programs: Any = (line.model, line.guide)
+    module: Any = line
     for draw in (plots.reconstructions, plots.latent_scatter):
         assert draw(system, (X,)).axes
         with pytest.raises(DataError, match="a figure is of one tensor"):
             draw(system, (X, Y))
         with pytest.raises(ConfigError, match="this figure is of an Autoencoder, not of a tuple"):
-            draw((line.model, line.guide), X)
+            draw(programs, X)
     for alone in (plots.samples, plots.manifold, plots.filters):
         with pytest.raises(ConfigError, match="this figure is of an Autoencoder, not of a Line"):
-            alone(line)  # type: ignore[operator]
+            alone(module)
     assert extremes((X, Y), torch.arange(6.0), (2,), num=2).axes
 
 
@@ -307,11 +310,11 @@ def test_nested_plates(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyroae.inference_data.CHUNK", 256 * 5 * rows)
     x = torch.arange(12.0).reshape(4, 3)
     model, guide = (partial(repeated, observed=observed) for observed in (True, False))
-    tree = to_datatree(model, guide, x, num_draws=5, seed=0)
+    tree: Any = to_datatree(model, guide, x, num_draws=5, seed=0)
     assert tree["posterior"]["level"].dims == ("chain", "draw", "datum")
     assert tree["posterior"]["effect"].dims == ("chain", "draw", "datum", "times", "effect_latent")
     assert tree["posterior"]["effect"].shape == (1, 5, 4, 3, 2)
-    level, effect = (torch.tensor(tree["posterior"][name].values[0]) for name in ("level", "effect"))
+    level, effect = (torch.tensor(tree["posterior"][name].to_numpy()[0]) for name in ("level", "effect"))
     expected = dist.Normal(level[..., None] + effect.sum(-1), 1.0).log_prob(x).sum(-1)
     np.testing.assert_allclose(tree["log_likelihood"]["x"][0], expected, rtol=1e-5)
 
@@ -319,9 +322,9 @@ def test_nested_plates(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_nested_plate_to_the_left() -> None:
     x = torch.arange(12.0).reshape(4, 3)
     model, guide = (partial(transposed, observed=observed) for observed in (True, False))
-    tree = to_datatree(model, guide, x, num_draws=5, seed=0)
+    tree: Any = to_datatree(model, guide, x, num_draws=5, seed=0)
     assert tree["posterior"]["scale"].dims == ("chain", "draw", "datum", "times")
-    expected = dist.Normal(torch.tensor(tree["posterior"]["scale"].values[0]), 1.0).log_prob(x).sum(-1)
+    expected = dist.Normal(torch.tensor(tree["posterior"]["scale"].to_numpy()[0]), 1.0).log_prob(x).sum(-1)
     np.testing.assert_allclose(tree["log_likelihood"]["x"][0], expected, rtol=1e-5)
 
 

@@ -57,8 +57,8 @@ def fitted(programs: Any, objective: Any = None) -> None:
 
 
 def compiled(programs: Any, objective: Any = None) -> None:
-    pair = programs if isinstance(programs, tuple) else (programs.model, programs.guide)
-    svi = compile(*pair, objective or TraceELBO(), lambda parameters: torch.optim.Adam(parameters, lr=0.1))
+    model, guide = programs if isinstance(programs, tuple) else (programs.model, programs.guide)
+    svi = compile(model, guide, objective or TraceELBO(), lambda parameters: torch.optim.Adam(parameters, lr=0.1))
     svi.step(torch.randn(20, 1))
 
 
