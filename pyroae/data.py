@@ -44,8 +44,8 @@ def load(
     data_root: str | Path = "data",
     value_range: tuple[float, float] | None = None,
 ) -> Splits:
-    """Training, validation and test data from a known name, a file (.npy .npz .csv .parquet), a folder of images, an array or
-    a tensor.
+    """Training, validation and test data from a known name, a file (.npy .npz .csv .parquet), a folder of images, an array, a
+    tensor or a table, a pair (values, labels), or a pair of such pairs, of which the second is the test set.
 
     test: share of the data held out; a source with a test set of its own keeps that one. valid: share of the rest.
     `seed` draws both.

@@ -57,11 +57,24 @@ def check_match(model: poutine.Trace, guide: poutine.Trace) -> None:
     latent = {name for name, s in model.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
     drawn = {name: s for name, s in guide.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
     for name in sorted(latent - set(drawn)):
-        raise ProgramError(f"the model's latent site '{name}' has no counterpart in the guide, which has {sorted(drawn)}")
+        raise ProgramError(
+            f"the model's latent site '{name}' has no counterpart in the guide, which has {sorted(drawn)}{_hint(name, model)}"
+        )
     for name in sorted(set(drawn) - latent):
         if not drawn[name]["infer"].get("is_auxiliary"):
             raise ProgramError(f"the guide's site '{name}' is no latent site of the model, which has {sorted(latent)}")
     check_event_shapes(model, guide)
+
+
+def _hint(name: str, model: poutine.Trace) -> str:
+    """What to do about a discrete latent site of the model that the guide lacks."""
+    site = model.nodes[name]
+    if not (site["infer"].get("enumerate") or getattr(site["fn"], "has_enumerate_support", False)):
+        return ""
+    return (
+        f": sites are not enumerated in the model here; give the guide a site '{name}', which TraceEnum_ELBO sums out with "
+        'infer={"enumerate": "parallel"}, or use pyro.infer.SVI with TraceEnum_ELBO'
+    )
 
 
 def check_event_shapes(model: poutine.Trace, guide: poutine.Trace) -> None:

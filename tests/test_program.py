@@ -113,7 +113,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], rtol: float = 
 
 @pytest.mark.parametrize("name", ["trace-elbo", "iwae", "dreg", "vimco"])
 def test_training_raises_the_likelihood_of_other_people(name: str) -> None:
-    programs, start = study(), held_out(study())
+    start, programs = held_out(study()), study()
     trained(programs, measured(200), name, epochs=15, batch_size=50, lr=0.03)
     gain = held_out(programs) - start
     assert gain.mean() > 1.0

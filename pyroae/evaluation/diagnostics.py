@@ -1,13 +1,16 @@
 """Where the bound goes: distortion, rate, the KL of each latent unit, and how many units are used."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pyro.distributions import Delta
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
+from pyroae.arguments import structure_of
 from pyroae.discrete import OneHots
+from pyroae.evaluation.blocks import Data, blocks
 from pyroae.sites import Site
 from pyroae.weights import Program, Traces, evaluating, fork_random, reduce_log_weights, run
 
@@ -40,9 +43,16 @@ class Diagnostics:
 
 
 def diagnose(
-    model: Program, guide: Program, x: Tensor, *, num_particles: int = 10, threshold: float = 0.01, seed: int | None = None
+    model: Program,
+    guide: Program,
+    x: Data,
+    *,
+    num_particles: int = 10,
+    threshold: float = 0.01,
+    seed: int | None = None,
+    **kwargs: Any,
 ) -> Diagnostics:
-    """Rate, distortion, KL per latent unit and active units on x `[N, ...]`.
+    """Rate, distortion, KL per latent unit and active units on x `[N, ...]`, or on the arguments as of `log_likelihood`.
 
     Distortion and rate are means over `num_particles` draws (Alemi 2018); the KL per unit is in closed form where torch
     knows one, else a mean over draws. Units of several latent sites stand one after the other. seed: of the draws.
@@ -53,23 +63,25 @@ def diagnose(
     >>> found.kl_per_unit.shape, found.active_units  # data that are all alike activate no unit
     (torch.Size([2]), 0)
     """
-    rows = max(1, 2**21 // max(256, x[0].numel()) // num_particles)
+    structure = structure_of(x, kwargs, model)
+    model, guide, args = structure(model), structure(guide), structure.tensors
+    rows = max(1, 2**21 // max(256, args[0][0].numel()) // num_particles)
     distortion, rate, units, means = [], [], [], []
-    with evaluating(model, guide), fork_random(x.device, seed):
-        for part in x.split(rows):
-            traces = run(model, guide, (part,), {}, num_particles)
+    with evaluating(model, guide), fork_random(args[0].device, seed):
+        for part in blocks(args, rows):
+            traces = run(model, guide, part, {}, num_particles)
             weights = reduce_log_weights(traces)
             distortion.append(-weights.log_lik.double().mean(0))
             rate.append((weights.log_post - weights.log_prior).double().mean(0))
             sites = [(traces.model.nodes[name], q) for name, q in _latents(traces)]
-            units.append(torch.cat([_unit_kl(p, q, len(part)) for p, q in sites], -1).sum(0))
-            means.append([_by_datum(q["fn"].mean.double(), len(part)) for _, q in sites])
+            units.append(torch.cat([_unit_kl(p, q, len(part[0])) for p, q in sites], -1).sum(0))
+            means.append([_by_datum(q["fn"].mean.double(), len(part[0])) for _, q in sites])
     activity = [torch.cat(column).var(0, correction=0) for column in zip(*means, strict=True)]
     units_of = [_per_variable(q["fn"], values) for (_, q), values in zip(sites, activity, strict=True)]
     return Diagnostics(
         torch.cat(distortion).cpu(),
         torch.cat(rate).cpu(),
-        (torch.stack(units).sum(0) / len(x)).cpu(),
+        (torch.stack(units).sum(0) / len(args[0])).cpu(),
         torch.cat(units_of).cpu(),
         threshold,
     )

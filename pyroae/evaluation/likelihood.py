@@ -4,13 +4,15 @@ import math
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from pyro.distributions import Delta, ImproperUniform
 from torch import Tensor
 
+from pyroae.arguments import Plain, Structure, structure_of
 from pyroae.errors import ConfigError, ProgramError, UndefinedLikelihoodError
-from pyroae.evaluation.blocks import Data, arguments_of, base_seed
+from pyroae.evaluation.blocks import Data, base_seed
 from pyroae.evaluation.dealing import of_all
 from pyroae.evaluation.proposals import Proposal
 from pyroae.evaluation.sampling import LEAST, Sampler, programs_of
@@ -112,13 +114,15 @@ def log_likelihood(
     compile: bool | str = "auto",
     progress: bool = False,
     share: Share = WHOLE,
+    **kwargs: Any,
 ) -> LikelihoodEstimate:
     """Importance-sampled log p(x_n) for each datum (Burda 2016's L_K; Rezende 2014).
 
         log p̂(x_n) = log (1/K) Σ_k p(x_n, z_k) / q(z_k|x_n),   z_k ~ q(z|x_n)
 
     A lower bound in expectation: E log p̂ ≤ log p, low by about Var(w) / (2K p²). x: `[N, ...]`, or a tuple of such
-    arguments, passed to both programs in slices along the first dimension. guide: any proposal, not only the one that was
+    arguments, passed to both programs in slices along the first dimension; an argument may be a dict or a list of tensors.
+    kwargs: keyword arguments of the programs, tensors `[N, ...]` and constants. guide: any proposal, not only the one that was
     trained: a Pyro program over the same latent sites, or a Mixture or Local. tolerance: in nats per datum; draws end as
     soon as the `error` of the mean is below it, at `num_particles` at the latest. retry: the proposal for data whose k̂ is
     too high, and for all where more than a tenth are: the others' is then low by luck; what it gives is taken where its
@@ -141,7 +145,9 @@ def log_likelihood(
         raise ConfigError(f"num_particles must be a whole number of at least 1, not {num_particles!r}")
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise ConfigError(f"a tolerance must be positive and finite, in nats, not {tolerance}")
-    started, args, drawn = time.monotonic(), arguments_of(x), base_seed(seed)
+    structure = structure_of(x, kwargs, model)
+    model, guide, retry = structure(model), _restructured(guide, structure), _restructured(retry, structure)
+    started, args, drawn = time.monotonic(), structure.tensors, base_seed(seed)
     with evaluating(model, *programs_of(guide), *programs_of(retry)), fork_random(args[0].device):
         first = tuple(a[:1] for a in args)
         (nesting, base), *_ = of_all(share, lambda: (_look(model, (guide, retry), first), drawn))
@@ -155,6 +161,13 @@ def log_likelihood(
             columns = columns.with_better(bad, again)
     c, seconds = columns, max(share.gather(time.monotonic() - started))
     return LikelihoodEstimate(c.log_px, c.se, c.interval, c.ess, c.jackknife, c.smoothed, c.draws, curve, tolerance, seconds)
+
+
+def _restructured[G: Program | Proposal | None](guide: G, structure: Structure | Plain) -> G:
+    """The guide or proposal as one of flat tensors."""
+    if guide is None or isinstance(structure, Plain):
+        return guide
+    return guide.over(structure) if isinstance(guide, Proposal) else structure(guide)  # type: ignore[return-value]
 
 
 def check_proposal(traces: Traces) -> None:
