@@ -98,7 +98,7 @@ def test_it_trains_as_svi_does() -> None:
             optimizer.zero_grad()
             loss = objective.loss_and_grads(x) if by_graph else TraceELBO().loss_and_grads(system.model, system.guide, x)
             optimizer.step()
-            losses.append(loss.item())
+            losses.append(float(loss))
         return losses, torch.cat([p.detach().flatten() for p in system.parameters()])
 
     (one, these), (other, those) = trained(True), trained(False)

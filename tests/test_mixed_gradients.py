@@ -29,7 +29,6 @@ from pyroae.objectives import (
     TwoBounds,
 )
 from pyroae.objectives.scores import has_path, score_function
-from pyroae.program import Pair
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -203,9 +202,9 @@ def test_the_score_is_differentiated_through_its_parents() -> None:
         value, log_y = log_w(p, "z_first", nodes, torch.full_like(nodes, y), 0.8)
         stopped = stopped + (mass * log_y.exp().detach() * value).sum()  # paths alone: the score term through z is lost
     (without,) = torch.autograd.grad(stopped, p[:1])
-    assert abs(without.item() - exact) > 0.02
+    assert abs(without.item() - exact) > 0.15
     found = gradients(TraceELBO(2), "z_first")[0]
-    assert abs(found.mean().item() - exact) < 4.5 * found.std().item() / math.sqrt(SIZE) < 0.02
+    assert abs(found.mean().item() - exact) < 4.5 * found.std().item() / math.sqrt(SIZE) < 0.05
 
 
 def test_paths_reduce_the_spread() -> None:
@@ -284,36 +283,35 @@ def test_refusals(name: str) -> None:
         OBJECTIVES[name](num_particles=3).loss(model, z_first(p), torch.zeros(3))
 
 
+class Mixed(torch.nn.Module):
+    """The programs above as one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = torch.nn.ParameterList(torch.tensor(v) for v in VALUES[:4])
+
+    def model(self, x: Tensor) -> None:
+        model(x)
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("mixed", self)
+        z_first(list(self.p))(x)
+
+
 @pytest.mark.parametrize("name", ["trace-elbo", "iwae", "vimco"])
 def test_compiled_mixed_programs(name: str) -> None:
-    """As one graph: the same gradients as eager code."""
-    found = []
-    for eager in (True, False):
-        p = [torch.nn.Parameter(torch.tensor(v)) for v in VALUES[:4]]
-
-        def guide(x: Tensor, p: list[Any] = p) -> None:
-            for i, leaf in enumerate(p):
-                pyro.param(f"p{i}", leaf)
-            z_first(p)(x)  # noqa: B023
-
-        objective, x = OBJECTIVES[name](num_particles=4), torch.tensor([0.5, -1.0, 2.0])
-        if eager:
-            objective.bound(model, guide, x)
-            pyro.set_rng_seed(6)
-            loss = objective.loss_and_grads(model, guide, x)
-        else:
-            pair = Pair(model, guide)
-            pair.find_parameters(x)
-            compiled = Compiled(pair, objective, same_draws=True)
-            compiled.loss_and_grads(x)
-            for leaf in p:
-                leaf.grad = None
-            pyro.set_rng_seed(6)
-            loss = compiled.loss_and_grads(x).item()
-        found.append([loss, *(leaf.grad.item() for leaf in p if leaf.grad is not None)])
-        pyro.clear_param_store()
-    assert len(found[0]) == 5
-    assert found[1] == pytest.approx(found[0], rel=1e-6)
+    """As one graph: the same bound and gradients as eager code."""
+    system, x = Mixed(), torch.tensor([0.5, -1.0, 2.0])
+    objective = OBJECTIVES[name](num_particles=4)
+    objective.bound(system.model, system.guide, x)
+    torch.manual_seed(5)
+    value, surrogate = objective.bound(system.model, system.guide, x)
+    expected = [value.item(), *(g.item() for g in torch.autograd.grad(-surrogate, list(system.parameters())))]
+    graphs = Compiled(system, OBJECTIVES[name](num_particles=4), backend="eager")
+    torch.manual_seed(5)
+    found, grads = graphs.value_and_grads(x)
+    assert graphs.is_compiled
+    assert [found.item(), *(g.item() for g in grads)] == pytest.approx(expected, rel=1e-9)
 
 
 # Rejection samplers.

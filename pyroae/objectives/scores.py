@@ -31,9 +31,9 @@ def score_function(distribution: Any, value: Tensor) -> Tensor | None:
     if not _is_rejector(distribution):
         return None
     if isinstance(distribution, MaskedMixture):
-        parts = [score_function(part, value) for part in (distribution.component1, distribution.component0)]
         zeros = value.new_zeros(distribution.batch_shape)
-        return torch.where(distribution.mask, *(zeros if part is None else part for part in parts))
+        one, other = (score_function(part, value) for part in (distribution.component1, distribution.component0))
+        return torch.where(distribution.mask, zeros if one is None else one, zeros if other is None else other)
     if not hasattr(distribution, "base_dist"):
         return distribution.score_parts(value).score_function
     for transform in reversed(getattr(distribution, "transforms", [])):
