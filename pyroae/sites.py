@@ -54,7 +54,7 @@ def common_scale(sites: list[Site], plate: CondIndepStackFrame | None) -> Tensor
     """The plate's subsampling scale, times what is left of the sites' scales where that is the same for all."""
     base = (plate.full_size or plate.size) / plate.size if plate is not None else 1.0
     rest = [s["scale"] for s in sites]
-    common = _per_datum(rest[0], plate) if rest and all(_same(rest[0], scale) for scale in rest) else None
+    common = _per_datum(rest[0], plate) if rest and all(equal_scale(rest[0], scale) for scale in rest) else None
     return base if common is None else common
 
 
@@ -122,7 +122,8 @@ def _per_datum(scale: Tensor | float, plate: CondIndepStackFrame | None) -> Tens
     return scale.reshape(-1) if along == scale.numel() else None
 
 
-def _same(one: Tensor | float, other: Tensor | float) -> bool:
+def equal_scale(one: Tensor | float, other: Tensor | float) -> bool:
+    """Whether two scales are the same; looks at the numbers of two tensors."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one is other or (one.shape == other.shape and torch.equal(one, other))
     return not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other

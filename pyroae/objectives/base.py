@@ -18,7 +18,7 @@ from pyroae.objectives.draws import Detached, Scaled, at_fixed_draws, path_throu
 from pyroae.objectives.gradients import Coefficients, Gradient, Pathwise, Score
 from pyroae.objectives.scores import elbo_scores, has_path, score_terms
 from pyroae.registry import Registry
-from pyroae.sites import base_distribution, plates_of, same_scale, undeclared
+from pyroae.sites import base_distribution, equal_scale, plates_of, same_scale, undeclared
 from pyroae.weights import (
     LogWeights,
     Program,
@@ -276,11 +276,14 @@ class Objective(ObjectiveBase):
         path, slope = coefficients.path, coefficients.theta
         assert path is not None
         draws = list(traces.draws())
-        if path is slope or self.gradient.inclusive or not draws:
+        is_common = isinstance(traces.scale, Tensor)  # of all sites, so divided out
+        if path is slope or self.gradient.inclusive or is_common or not draws:
             return path
-        name, site = draws[0]
+        site = draws[0][1]
         exponent = traces.exponent(site)
-        if any(not same_scale(s["scale"], site["scale"]) for _, s in draws) or torch.as_tensor(exponent).numel() > 1:
+        different = [name for name, s in draws if not equal_scale(s["scale"], site["scale"])]
+        if different or torch.as_tensor(exponent).numel() > 1:
+            name = [*different, draws[0][0]][0]
             raise ProgramError(f"{self._name} takes one scale for all draws of the guide; that of the site '{name}' is its own")
         return path if same_scale(exponent, 1.0) else slope + exponent * (path - slope)
 
