@@ -142,7 +142,7 @@ class Compiled:
         losses: list[Tensor] = []
         for i, row in enumerate(zip(*args, strict=True)):
             kl_weight = before(i) if before is not None else None
-            graph = self._graphs.get(("step", divisor, *self.key(row, kl_weight))) if self._known else None
+            graph = self._graphs.get(("step", divisor, *self.key(self._flat(row, {}), kl_weight))) if self._known else None
             if i == 0 and self.has_stepped and isinstance(graph, Call) and graph.recorded is not None:
                 return self._recorded_steps(graph, args, kl_weight, before)
             losses.append(self.step(*row, kl_weight=kl_weight, divisor=divisor))

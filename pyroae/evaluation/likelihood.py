@@ -7,7 +7,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from pyro.distributions import Delta, ImproperUniform
+from pyro import poutine
+from pyro.distributions import ImproperUniform
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyroae.arguments import Plain, Structure, structure_of
@@ -19,7 +21,7 @@ from pyroae.evaluation.sampling import LEAST, Sampler, programs_of
 from pyroae.evaluation.streams import BoundCurve, Smoothed, khat_limit
 from pyroae.memory import once
 from pyroae.processes import WHOLE, Share
-from pyroae.sites import base_distribution
+from pyroae.sites import base_distribution, is_delta, samples
 from pyroae.weights import Program, Traces, evaluating, fork_random, plate_nesting, run
 
 TOO_MANY = 0.1
@@ -130,9 +132,9 @@ def log_likelihood(
     draws and weights as one graph, as of `pyroae.compile`; "auto" where there is so much to draw that it pays. share: of this
     process in the work, where several call this with the same arguments; the estimate is the same on all, and for any number
     of them. Where memory runs out, chunks are halved, with a warning.
-    Raises UndefinedLikelihoodError for a Delta guide or an improper prior, ProgramError for latent sites outside the
-    data plate, DataError, with its index and the site, for a datum whose weights are all zero or not a number, ConfigError
-    where memory does not hold one draw for one datum.
+    Raises UndefinedLikelihoodError for a Delta that depends on no draw, or an improper prior, ProgramError for latent sites
+    outside the data plate, DataError, with its index and the site, for a datum whose weights are all zero or not a number,
+    ConfigError where memory does not hold one draw for one datum.
 
     >>> from pyroae import zoo
     >>> system, x = zoo.ppca(4, latent=2), torch.zeros(3, 4)
@@ -170,15 +172,61 @@ def _restructured[G: Program | Proposal | None](guide: G, structure: Structure |
     return guide.over(structure) if isinstance(guide, Proposal) else structure(guide)  # type: ignore[return-value]
 
 
-def check_proposal(traces: Traces) -> None:
-    """Raises, naming the site, where log p(x) does not exist or the guide cannot serve as its proposal."""
+def check_proposal(traces: Traces, guide: Program | None = None, args: tuple[Any, ...] = ()) -> None:
+    """Raises, naming the site, where log p(x) does not exist or the guide cannot serve as its proposal.
+
+    A Delta that is a function of the guide's draws, as in AutoNormal and EasyGuide, is accepted. guide, args: the program of
+    the run; without them a Delta is accepted where the guide has an auxiliary draw.
+    """
     check_evidence(traces)
-    for name, site in traces.sites(traces.guide, observed=False):
-        if isinstance(base_distribution(site["fn"]), Delta):
+    deltas = [name for name, _ in traces.deltas()]
+    if not deltas:
+        return
+    if guide is not None:
+        found = _functions_of_draws(guide, args)
+    else:
+        found = set(deltas) if any(name not in traces.model.nodes for name, _ in traces.draws()) else set()
+    for name in deltas:
+        if name not in found:
             raise UndefinedLikelihoodError(
                 f"log p(x) cannot be estimated with this guide: its site '{name}' is a Delta, which has no density as a "
                 "proposal; give another guide over the same sites as the proposal"
             )
+
+
+def _functions_of_draws(guide: Program, args: tuple[Any, ...]) -> set[str]:
+    """Names of the Deltas of a guide whose values depend on its draws; all, where it has discrete auxiliary draws."""
+    with torch.enable_grad(), _Leaves() as drawn:
+        trace = poutine.trace(guide).get_trace(*args)
+        values = {site["name"]: site["value"] for site in samples(trace) if not site["is_observed"] and is_delta(site)}
+        totals = {name: value.sum() for name, value in values.items()}
+    if not drawn.leaves:
+        return set(values) if drawn.discrete else set()
+    found = {name for name, value in values.items() if not value.is_floating_point() or drawn.discrete}
+    for name, total in totals.items():
+        if total.requires_grad:
+            slopes = torch.autograd.grad(total, drawn.leaves, allow_unused=True, retain_graph=True)
+            if any(slope is not None for slope in slopes):
+                found.add(name)
+    return found
+
+
+class _Leaves(Messenger):
+    """Makes every draw of a guide a leaf of the autograd graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leaves: list[Tensor] = []
+        self.discrete = False
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or is_delta(msg) or type(msg["fn"]).__name__ == "_Subsample":
+            return
+        if msg["fn"].has_rsample:
+            msg["value"] = msg["value"].detach().requires_grad_()
+            self.leaves.append(msg["value"])
+        else:
+            self.discrete = True
 
 
 def check_evidence(traces: Traces) -> None:
@@ -207,6 +255,9 @@ def _look(model: Program, guides: tuple[Program | Proposal | None, ...], first: 
             for program in programs_of(guide):
                 traces = once(partial(run, model, program, first, {}), LEAST)
                 fits = isinstance(guide, Proposal) and guide.fits
-                (check_evidence if fits else check_proposal)(traces)
+                if fits:
+                    check_evidence(traces)
+                else:
+                    check_proposal(traces, program, first)
                 nesting = max(nesting, plate_nesting(model, program, first, {}))
     return nesting

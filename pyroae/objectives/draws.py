@@ -3,19 +3,21 @@
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyroae.sites import Site
-from pyroae.weights import Program, Traces, log_density
+from pyroae.sites import Site, is_delta
+from pyroae.weights import Program, Traces, guide_at, log_density
 
 
 class Detached(Messenger):
-    """Stops the gradient of every value that the guide draws, for score-function estimators."""
+    """Stops the gradient of every value that the guide draws, for score-function estimators.
+
+    A Delta is no draw: what it does with the stopped draws can be seen from its gradient.
+    """
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and isinstance(msg["value"], Tensor):
+        if not msg["is_observed"] and isinstance(msg["value"], Tensor) and not is_delta(msg):
             msg["value"] = msg["value"].detach()
 
 
@@ -49,19 +51,17 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def path_through_log_post(traces: Traces, guide: Program, args: Any, kwargs: Any, coefficient: Tensor) -> Tensor:
-    """A number whose gradient is Σ_kn a_kn (∂ log q(z_kn) / ∂z_kn)(∂z_kn / ∂φ), the parameters of q stopped.
+    """A number whose gradient is Σ_kn a_kn (∂ log q(z_kn) / ∂z_kn)(∂z_kn / ∂φ), the parameters of q stopped, for the draws.
 
     It is the gradient of log q at the draws, taken there with the draws as leaves, times the draws. Where no site of the
     guide depends on another the distributions of the first run serve for that; elsewhere the guide is run again.
     """
-    sites = [(name, site) for name, site in traces.sites(traces.guide, observed=False) if site["value"].requires_grad]
+    sites = [(name, site) for name, site in traces.draws() if site["value"].requires_grad]
     if not sites:
         return coefficient.new_zeros(())
     leaves = {name: site["value"].detach().requires_grad_() for name, site in sites}
     with torch.enable_grad():
-        log_posts = [
-            traces.reduce(site, site["fn"].log_prob(leaves[name], *site["args"], **site["kwargs"])) for name, site in sites
-        ]
+        log_posts = [traces.reduce(site, log_density(name, site, leaves[name])) for name, site in sites]
         if len(sites) > 1 and _depends(log_posts, [site["value"] for _, site in sites]):
             log_posts = _rerun(traces, guide, args, kwargs, leaves)
     parts = [(coefficient * log_post).sum() for log_post in log_posts if log_post.requires_grad]
@@ -74,7 +74,7 @@ def path_through_log_post(traces: Traces, guide: Program, args: Any, kwargs: Any
 
 
 def _depends(log_posts: list[Tensor], values: list[Tensor]) -> bool:
-    """Whether a log-density, taken at a leaf, still hangs on the draw of some site."""
+    """Whether a log-density, taken at a leaf, still depends on the draw of some site."""
     draws = {value.grad_fn for value in values}
     return any(node in draws for log_post in log_posts for node in _graph(log_post))
 
@@ -91,10 +91,11 @@ def _graph(tensor: Tensor) -> set[Any]:
 
 
 def _rerun(traces: Traces, guide: Program, args: Any, kwargs: Any, leaves: dict[str, Tensor]) -> list[Tensor]:
-    """log q of each site from a second run of the guide, in which every site sees the leaves of the others."""
-    drawn = traces.drawn.copy()
-    for name, leaf in leaves.items():
-        drawn.nodes[name] = {**drawn.nodes[name], "value": leaf}
-    again = poutine.trace(poutine.replay(guide, trace=drawn)).get_trace(*args, **kwargs).nodes
-    sites = traces.sites(traces.guide, observed=False)
-    return [traces.reduce(site, log_density(name, again[name])) for name, site in sites]
+    """log q of each draw from a second run of the guide, in which every site sees the leaves of the others."""
+    again = guide_at(traces, guide, args, kwargs, leaves)
+    return [traces.reduce(site, log_density(name, again.guide.nodes[name])) for name, site in traces.draws()]
+
+
+def at_fixed_draws(traces: Traces, guide: Program, args: Any, kwargs: Any) -> Traces:
+    """The guide run again with its draws stopped: what still carries a gradient depends on parameters directly."""
+    return guide_at(traces, guide, args, kwargs, {name: site["value"].detach() for name, site in traces.draws()})
