@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from pyroae.evaluation.blocks import CHUNK
+from pyroae.evaluation.checks import check_terms, filled
 from pyroae.evaluation.comparison import Comparison, Entry
 from pyroae.evaluation.slopes import SNRCurve
 from pyroae.evaluation.statistics import GradientStatistics
@@ -56,6 +57,7 @@ def to_datatree(
     log_prior, log_post), observed_data (datum, pixel), per_datum (`statistics`, each `[N]`, such as log_px), simulated (such
     statistics of simulated data). `shape` of an image gives each pixel its row and column; `labels` `[N]` become a coordinate
     of datum. The draws are of the guide, not of the posterior: weigh them by log_weight.
+    Raises ProgramError, naming the site, for scales and masks of latent sites (`evaluation.checks.check_terms`).
 
     >>> import torch
     >>> from pyroae import zoo
@@ -67,8 +69,9 @@ def to_datatree(
     import arviz_base
 
     rows = max(1, CHUNK // max(256, x[0].numel()) // num_draws)
+    check_terms(model, guide, (x,), "parts")
     with evaluating(model, guide), fork_random(x.device, seed):
-        parts = [_draw(run(model, guide, (part,), {}, num_draws), len(part)) for part in x.split(rows)]
+        parts = [_draw(filled(run(model, guide, (part,), {}, num_draws)), len(part)) for part in x.split(rows)]
     posterior = {name: np.concatenate([p[0][name] for p in parts], 1)[None] for name in parts[0][0]}
     weights = {name: np.concatenate([p[1][name] for p in parts], 1)[None] for name in parts[0][1]}
     dims = {name: ["datum", *_latent_dims(name, values, len(posterior))] for name, values in posterior.items()}

@@ -16,9 +16,10 @@ from pyroae.evaluation.annealed import Annealing
 from pyroae.evaluation.annealing import COMPILE_FROM, Placeholders, Plan, fingerprint, in_double
 from pyroae.evaluation.blocks import Data, arguments_of, base_seed, rows_of, spans
 from pyroae.evaluation.checkpoint import Checkpoint
+from pyroae.evaluation.checks import check_evidence, check_proposal, check_terms
 from pyroae.evaluation.dealing import everywhere
 from pyroae.evaluation.hmc import segments
-from pyroae.evaluation.likelihood import PerDatumEstimate, check_evidence, check_proposal
+from pyroae.evaluation.likelihood import PerDatumEstimate
 from pyroae.evaluation.sampling import LEAST
 from pyroae.graphs import is_wanted
 from pyroae.memory import once
@@ -292,6 +293,7 @@ def _look(
                 raise ConfigError(f"double=True: the program does not run in double precision: {error}") from error
             raise
         (check_evidence if guide is None else check_proposal)(traces)
+        check_terms(model, program, args, "path")
         nesting = plate_nesting(model, program, first, {})
     mark = fingerprint(traces, (model,) if guide is None else (model, guide), args)
     plan = Plan(

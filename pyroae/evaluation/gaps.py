@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pyroae.errors import ConfigError, DataError, unknown_name
 from pyroae.evaluation.blocks import CHUNK, Data, arguments_of, blocks, rows_of
+from pyroae.evaluation.checks import check_program
 from pyroae.evaluation.latents import Latents
-from pyroae.evaluation.likelihood import check_proposal
 from pyroae.evaluation.local import FAMILIES, Family, LocalGaussian, fit_local
 from pyroae.evaluation.streams import WeightStream, Z
 from pyroae.progress import Progress
@@ -146,10 +146,8 @@ def gaps(
     known = None if log_px is None else _known(log_px, len(args[0]))
     parts: list[_Block] = []
     with evaluating(model, guide), fork_random(args[0].device, seed), pyro.validation_enabled(False):
-        with fork_random(args[0].device):
-            first = tuple(a[:1] for a in args)
-            check_proposal(run(model, guide, first, {}))
-            nesting = plate_nesting(model, guide, first, {})
+        check_program(model, guide, args)
+        nesting = plate_nesting(model, guide, tuple(a[:1] for a in args), {})
         size, done = max(1, min(rows_of(args) // 8, CHUNK // num_particles)), 0
         with Progress("gaps", len(args[0]), progress) as bar:
             for block in blocks(args, size):

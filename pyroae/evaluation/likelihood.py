@@ -6,19 +6,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from pyro.distributions import Delta, ImproperUniform
 from torch import Tensor
 
-from pyroae.errors import ConfigError, ProgramError, UndefinedLikelihoodError
+from pyroae.errors import ConfigError
 from pyroae.evaluation.blocks import Data, arguments_of, base_seed
+from pyroae.evaluation.checks import check_evidence, check_proposal, check_terms
 from pyroae.evaluation.dealing import of_all
 from pyroae.evaluation.proposals import Proposal
 from pyroae.evaluation.sampling import LEAST, Sampler, programs_of
 from pyroae.evaluation.streams import BoundCurve, Smoothed, khat_limit
 from pyroae.memory import once
 from pyroae.processes import WHOLE, Share
-from pyroae.sites import base_distribution
-from pyroae.weights import Program, Traces, evaluating, fork_random, plate_nesting, run
+from pyroae.weights import Program, evaluating, fork_random, plate_nesting, run
 
 TOO_MANY = 0.1
 """The share of unreliable data from which on all are tried again."""
@@ -143,8 +142,7 @@ def log_likelihood(
         raise ConfigError(f"a tolerance must be positive and finite, in nats, not {tolerance}")
     started, args, drawn = time.monotonic(), arguments_of(x), base_seed(seed)
     with evaluating(model, *programs_of(guide), *programs_of(retry)), fork_random(args[0].device):
-        first = tuple(a[:1] for a in args)
-        (nesting, base), *_ = of_all(share, lambda: (_look(model, (guide, retry), first), drawn))
+        (nesting, base), *_ = of_all(share, lambda: (_look(model, (guide, retry), args), drawn))
         sampler = Sampler(model, guide, num_particles, tolerance, nesting, compile, base, share, progress)
         columns, curve = sampler.run(args)
         bad = columns.unreliable()
@@ -157,43 +155,15 @@ def log_likelihood(
     return LikelihoodEstimate(c.log_px, c.se, c.interval, c.ess, c.jackknife, c.smoothed, c.draws, curve, tolerance, seconds)
 
 
-def check_proposal(traces: Traces) -> None:
-    """Raises, naming the site, where log p(x) does not exist or the guide cannot serve as its proposal."""
-    check_evidence(traces)
-    for name, site in traces.sites(traces.guide, observed=False):
-        if isinstance(base_distribution(site["fn"]), Delta):
-            raise UndefinedLikelihoodError(
-                f"log p(x) cannot be estimated with this guide: its site '{name}' is a Delta, which has no density as a "
-                "proposal; give another guide over the same sites as the proposal"
-            )
-
-
-def check_evidence(traces: Traces) -> None:
-    """Raises, naming the site, where a datum has no log p(x) of its own, whatever the guide."""
-    for name, site in traces.sites(traces.model, observed=False):
-        if isinstance(base_distribution(site["fn"]), ImproperUniform):
-            raise UndefinedLikelihoodError(
-                f"log p(x) is undefined: the prior of '{name}' is flat, so the model has no evidence; "
-                "use a proper prior (ppca, vae, or a Normal or Laplace prior)"
-            )
-        if not traces.is_local(site):
-            raise ProgramError(f"the latent site '{name}' lies outside the data plate: its data have no log p(x) one by one")
-    plate = traces.plate
-    if plate is None:
-        if any(f.vectorized for _, s in traces.sites(traces.model, observed=True) for f in s["cond_indep_stack"]):
-            raise ProgramError("no one plate holds all the sites: there is no log p(x) a datum")
-    elif plate.full_size not in (None, plate.size):
-        raise ProgramError(f"the plate '{plate.name}' is subsampled: evaluate with all {plate.full_size} data")
-
-
-def _look(model: Program, guides: tuple[Program | Proposal | None, ...], first: tuple[Tensor, ...]) -> int:
+def _look(model: Program, guides: tuple[Program | Proposal | None, ...], args: tuple[Tensor, ...]) -> int:
     """One run of every proposal, which takes no draws from the estimate; the number of plate dimensions."""
-    nesting = 0
+    nesting, first = 0, tuple(a[:1] for a in args)
     with fork_random(first[0].device):
         for guide in guides:
+            fits = isinstance(guide, Proposal) and guide.fits
             for program in programs_of(guide):
                 traces = once(partial(run, model, program, first, {}), LEAST)
-                fits = isinstance(guide, Proposal) and guide.fits
                 (check_evidence if fits else check_proposal)(traces)
+                check_terms(model, program, args, "start" if fits else "proposal")
                 nesting = max(nesting, plate_nesting(model, program, first, {}))
     return nesting

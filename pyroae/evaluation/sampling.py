@@ -9,6 +9,7 @@ from itertools import batched, chain, islice
 
 import pyro
 import torch
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyroae.errors import DataError
@@ -271,6 +272,6 @@ def _blamed(model: Program, guide: Program, args: tuple[Tensor, ...], nesting: i
     for trace in (traces.guide, traces.model):
         for observed in (True, False):
             for name, site in traces.sites(trace, observed=observed):
-                if not torch.isfinite(log_density(name, site)).all():
+                if not torch.isfinite(scale_and_mask(log_density(name, site), mask=site["mask"])).all():
                     return name
     return None

@@ -16,17 +16,18 @@ from pyroae.config import TrainConfig
 from pyroae.data import Dataset, Splits
 from pyroae.ensemble_training import fit_ensemble, is_worth_batching
 from pyroae.errors import ConfigError, DataError
+from pyroae.evaluation.checks import check_program
 from pyroae.evaluation.comparison import Cell, Comparison, Outcome, Point
 from pyroae.evaluation.diagnostics import diagnose
 from pyroae.evaluation.gradients import defined_at
-from pyroae.evaluation.likelihood import LikelihoodEstimate, check_proposal, log_likelihood
+from pyroae.evaluation.likelihood import LikelihoodEstimate, log_likelihood
 from pyroae.objectives.base import ObjectiveBase
 from pyroae.program import System, system_of
 from pyroae.progress import Progress
 from pyroae.states import State
 from pyroae.trainer import FitResult
 from pyroae.training import check, data_for, fit
-from pyroae.weights import Program, evaluating, fork_random, log_weights, run
+from pyroae.weights import Program, evaluating, fork_random, log_weights
 
 CURVE_POINTS, CURVE_DATA, CURVE_PARTICLES = 40, 500, 64
 """Of a learning curve: about how many points it has, the validation data of a point, and the K of their likelihood."""
@@ -203,7 +204,7 @@ def check_cell(system: nn.Module, train: Any, held_out: Any, objective: Objectiv
     programs, x = cast(System, system), first_of(held_out, 1)
     like = next(system.parameters())
     with evaluating(system), fork_random(x.device):
-        check_proposal(run(programs.model, programs.guide, (x.to(like.device, like.dtype),), {}))
+        check_program(programs.model, programs.guide, (x.to(like.device, like.dtype),))
 
 
 def first_of(data: Dataset | Tensor, count: int | None) -> Tensor:
