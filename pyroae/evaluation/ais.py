@@ -29,6 +29,8 @@ from pyroae.weights import Program, evaluating, fork_random, plate_nesting, prio
 
 STARTS = ("prior", "guide")
 SCHEDULES = ("sigmoid", "linear")
+LEAST_ESS, LEAST_ACCEPTANCE = 2.0, 0.05
+"""Below which a datum's annealing is not to be trusted: the ESS of its chains, the mean Pr(accept)."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,18 @@ class AISEstimate(PerDatumEstimate):
         """95 % interval of log p(x), `[2, N]`: log_px ± t se, t the quantile of Student's t with C − 1 degrees of freedom."""
         reach = _student(len(self.log_weights)) * self.se
         return torch.stack([self.log_px - reach, self.log_px + reach])
+
+    @property
+    def unreliable(self) -> Tensor:
+        """Indices of the data of which neither log_px nor its error is to be trusted.
+
+        Those whose ESS is below 2 (one chain has all the weight), whose moves are hardly ever accepted, or without a finite
+        error: all of them where C = 1.
+        """
+        moves = self.acceptance_per_datum >= LEAST_ACCEPTANCE
+        if self.settings.num_distributions == 1:  # which has no moves
+            moves = torch.ones_like(moves)
+        return (~((self.ess >= LEAST_ESS) & self.se.isfinite() & moves)).nonzero().flatten()
 
     @property
     def acceptance_rate(self) -> float:

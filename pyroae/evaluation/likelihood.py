@@ -14,7 +14,7 @@ from pyroae.evaluation.checks import check_evidence, check_proposal, check_terms
 from pyroae.evaluation.dealing import of_all
 from pyroae.evaluation.proposals import Proposal
 from pyroae.evaluation.sampling import LEAST, Sampler, programs_of
-from pyroae.evaluation.streams import BoundCurve, Smoothed, khat_limit
+from pyroae.evaluation.streams import BoundCurve, Smoothed, is_reliable, khat_limit
 from pyroae.memory import once
 from pyroae.processes import WHOLE, Share
 from pyroae.weights import Program, evaluating, fork_random, plate_nesting, run
@@ -85,8 +85,8 @@ class LikelihoodEstimate(PerDatumEstimate):
 
     @property
     def is_within_tolerance(self) -> bool:
-        """Whether `error` is below the tolerance, where one was given."""
-        return self.tolerance is None or self.error <= self.tolerance
+        """Whether `error` is below the tolerance, where one was given; False where a datum is unreliable."""
+        return self.tolerance is None or (self.error <= self.tolerance and not len(self.unreliable))
 
     @property
     def khat_limit(self) -> Tensor:
@@ -95,8 +95,12 @@ class LikelihoodEstimate(PerDatumEstimate):
 
     @property
     def unreliable(self) -> Tensor:
-        """Indices of the data with k̂ at its limit or above: neither log_px nor its error is to be trusted."""
-        return (self.smoothed.khat >= self.khat_limit).nonzero().flatten()
+        """Indices of the data of which neither log_px nor its error is to be trusted.
+
+        Those without a k̂ below its limit, with an ESS below 10, or without a finite error: all of them where K < 25.
+        """
+        trusted = is_reliable(self.smoothed.khat, self.ess, self.se, self.draws)
+        return (~trusted).nonzero().flatten()
 
 
 def log_likelihood(
@@ -119,11 +123,11 @@ def log_likelihood(
     A lower bound in expectation: E log p̂ ≤ log p, low by about Var(w) / (2K p²). x: `[N, ...]`, or a tuple of such
     arguments, passed to both programs in slices along the first dimension. guide: any proposal, not only the one that was
     trained: a Pyro program over the same latent sites, or a Mixture or Local. tolerance: in nats per datum; draws end as
-    soon as the `error` of the mean is below it, at `num_particles` at the latest. retry: the proposal for data whose k̂ is
-    too high, and for all where more than a tenth are: the others' is then low by luck; what it gives is taken where its
-    k̂ is lower. seed: of the draws; the caller's generators then stay as they were, and give one draw where it is None. compile:
-    draws and weights as one graph, as of `pyroae.compile`; "auto" where there is so much to draw that it pays. share: of this
-    process in the work, where several call this with the same arguments; the estimate is the same on all, and for any number
+    soon as the `error` of the mean is below it, at `num_particles` at the latest. retry: the proposal for the data that are
+    `unreliable`, and for all where more than a tenth are: the others' k̂ is then low by luck; what it gives is taken where it is
+    reliable or its k̂ is lower. seed: of the draws; the caller's generators then stay as they were, and give one draw where it
+    is None. compile: draws and weights as one graph, as of `pyroae.compile`; "auto" where there is so much to draw that it
+    pays. share: of this process in the work, where several call this with the same arguments; the estimate is the same on all, and for any number
     of them. Where memory runs out, chunks are halved, with a warning.
     Raises UndefinedLikelihoodError for a Delta guide or an improper prior, ProgramError for latent sites outside the
     data plate, DataError, with its index and the site, for a datum whose weights are all zero or not a number, ConfigError
