@@ -127,11 +127,11 @@ def log_likelihood(
     `unreliable`, and for all where more than a tenth are: the others' k̂ is then low by luck; what it gives is taken where it is
     reliable or its k̂ is lower. seed: of the draws; the caller's generators then stay as they were, and give one draw where it
     is None. compile: draws and weights as one graph, as of `pyroae.compile`; "auto" where there is so much to draw that it
-    pays. share: of this process in the work, where several call this with the same arguments; the estimate is the same on all, and for any number
-    of them. Where memory runs out, chunks are halved, with a warning.
+    pays. share: of this process in the work, where several call this with the same arguments; the estimate is the same on
+    all, and for any number of them. Where memory runs out, chunks are halved, with a warning.
     Raises UndefinedLikelihoodError for a Delta guide or an improper prior, ProgramError for latent sites outside the
-    data plate, DataError, with its index and the site, for a datum whose weights are all zero or not a number, ConfigError
-    where memory does not hold one draw for one datum.
+    data plate and for scales and masks of them (`check_terms`), DataError, with its index and the site, for a datum whose
+    weights are all zero or not a number, ConfigError where memory does not hold one draw for one datum.
 
     >>> from pyroae import zoo
     >>> system, x = zoo.ppca(4, latent=2), torch.zeros(3, 4)
