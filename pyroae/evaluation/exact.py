@@ -22,9 +22,9 @@ def exact_log_likelihood(autoencoder: Autoencoder, x: Tensor) -> Tensor:
     Traceback (most recent call last):
     pyroae.errors.UndefinedLikelihoodError: closed forms need a linear-Gaussian system; the likelihood is Bernoulli(), ...
     """
-    parts = (part.double() for part in autoencoder.linear_gaussian())
-    log_px = linear_gaussian.marginal(*parts).log_prob(autoencoder.flat(x).double()).cpu()
-    if not log_px.isfinite().all():
-        n = int((~log_px.isfinite()).nonzero()[0])
-        raise DataError(f"log p(x) of datum {n} is {log_px[n].item()}: the site 'x' has no finite density there")
-    return log_px
+    parts, flat = (part.double() for part in autoencoder.linear_gaussian()), autoencoder.flat(x).double()
+    finite = flat.isfinite().all(-1)
+    if not finite.all():
+        n = int((~finite).nonzero()[0])
+        raise DataError(f"log p(x) of datum {n} does not exist: its value at the site 'x' is not finite")
+    return linear_gaussian.marginal(*parts).log_prob(flat).cpu()
