@@ -91,7 +91,7 @@ class Latents:
         self._parts = [_Part(p.name, p.transform, tuple(unconstrained[p.name].shape[2:])) for p in self._parts]
         self.start = torch.cat([_rows(u) for u in unconstrained.values()], 2).detach()
         self.active = self._unmasked(unconstrained)
-        self._stand_ins = stand_ins(self._traces) if like is None else like._stand_ins
+        self._stand_ins: dict[str, Tensor] = stand_ins(self._traces) if like is None else like._stand_ins
 
     @property
     def num_data(self) -> int:
