@@ -10,6 +10,7 @@ from torch import Tensor
 from pyroae.arguments import structure_of
 from pyroae.errors import ProgramError
 from pyroae.evaluation.blocks import CHUNK, Data, blocks
+from pyroae.evaluation.checks import check_terms, filled
 from pyroae.evaluation.comparison import Comparison, Entry
 from pyroae.evaluation.slopes import SNRCurve
 from pyroae.evaluation.statistics import GradientStatistics
@@ -62,8 +63,8 @@ def to_datatree(
     log_likelihood (log p(x|z)), sample_stats (log_weight,
     log_prior, log_post), observed_data (datum, pixel), per_datum (`statistics`, each `[N]`, such as log_px), simulated (such
     statistics of simulated data). `shape` of an image gives each pixel its row and column; `labels` `[N]` become a coordinate
-    of datum. The draws are of the guide, not of the posterior: weigh them by log_weight. Raises ProgramError for a latent site
-    outside the data plate, which has no value for each datum.
+    of datum. The draws are of the guide, not of the posterior: weigh them by log_weight. Raises ProgramError, naming the site,
+    for a latent site outside the data plate, which has no value for each datum, and for scales and masks of latent sites.
 
     >>> import torch
     >>> from pyroae import zoo
@@ -77,8 +78,9 @@ def to_datatree(
     structure = structure_of(x, kwargs, model)
     model, guide, args = structure(model), structure(guide), structure.tensors
     rows, count = max(1, CHUNK // max(256, args[0][0].numel()) // num_draws), len(args[0])
+    check_terms(model, guide, args, "parts")
     with evaluating(model, guide), fork_random(args[0].device, seed):
-        parts = [_draw(run(model, guide, part, {}, num_draws)) for part in blocks(args, rows)]
+        parts = [_draw(filled(run(model, guide, part, {}, num_draws))) for part in blocks(args, rows)]
     posterior = {name: np.concatenate([p[0][name] for p in parts], 1)[None] for name in parts[0][0]}
     weights = {name: np.concatenate([p[1][name] for p in parts], 1)[None] for name in parts[0][1]}
     plates = parts[0][2]

@@ -67,7 +67,8 @@ def measure_gradients(
     u is the direction of the mean, of the reference's where there is one, over the first half of the replicates; the
     DSNR is a mean over the second half, which has no part in u.
     Torch's generators stay as they were. Raises ConfigError for fewer than 20 replicates, unknown names, empty groups
-    and parameters that are no leaves with a gradient; ProgramError where the surrogate reaches no parameter at all.
+    and parameters that are no leaves with a gradient; ProgramError where the surrogate reaches no parameter at all, or a
+    gradient is not finite.
     Rainforth et al. 2018, Tighter variational bounds are not necessarily better.
 
     >>> from pyroae import zoo
@@ -212,6 +213,8 @@ class _Place:
             self.gradient(objectives[name], seed)  # what is done once is not timed
             stream = Stream(self.groups, known)
             seconds = self._collect(stream, objectives[name], replicates, seed, partial(count.add, name))
+            if not bool(stream.means.isfinite().all()):
+                raise ProgramError(f"the gradient of the objective '{name}' is not finite in some of {replicates} replicates")
             known = stream if name == reference else known
             evaluations = objectives[name].num_particles * len(self.args[0])
             found[name] = stream.statistics(known, seed, seconds, evaluations)

@@ -7,22 +7,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from pyro import poutine
-from pyro.distributions import ImproperUniform
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyroae.arguments import Plain, Structure, structure_of
-from pyroae.errors import ConfigError, ProgramError, UndefinedLikelihoodError
+from pyroae.errors import ConfigError
 from pyroae.evaluation.blocks import Data, base_seed
+from pyroae.evaluation.checks import check_evidence, check_proposal, check_terms
 from pyroae.evaluation.dealing import of_all
 from pyroae.evaluation.proposals import Proposal
 from pyroae.evaluation.sampling import LEAST, Sampler, programs_of
-from pyroae.evaluation.streams import BoundCurve, Smoothed, khat_limit
+from pyroae.evaluation.streams import BoundCurve, Smoothed, is_reliable, khat_limit
 from pyroae.memory import once
 from pyroae.processes import WHOLE, Share
-from pyroae.sites import base_distribution, is_delta, samples
-from pyroae.weights import Program, Traces, evaluating, fork_random, plate_nesting, run
+from pyroae.weights import Program, evaluating, fork_random, plate_nesting, run
 
 TOO_MANY = 0.1
 """The share of unreliable data from which on all are tried again."""
@@ -90,8 +87,8 @@ class LikelihoodEstimate(PerDatumEstimate):
 
     @property
     def is_within_tolerance(self) -> bool:
-        """Whether `error` is below the tolerance, where one was given."""
-        return self.tolerance is None or self.error <= self.tolerance
+        """Whether `error` is below the tolerance, where one was given; False where a datum is unreliable."""
+        return self.tolerance is None or (self.error <= self.tolerance and not len(self.unreliable))
 
     @property
     def khat_limit(self) -> Tensor:
@@ -100,8 +97,12 @@ class LikelihoodEstimate(PerDatumEstimate):
 
     @property
     def unreliable(self) -> Tensor:
-        """Indices of the data with k̂ at its limit or above: neither log_px nor its error is to be trusted."""
-        return (self.smoothed.khat >= self.khat_limit).nonzero().flatten()
+        """Indices of the data of which neither log_px nor its error is to be trusted.
+
+        Those without a k̂ below its limit, with an ESS below 10, or without a finite error: all of them where K < 25.
+        """
+        trusted = is_reliable(self.smoothed.khat, self.ess, self.se, self.draws)
+        return (~trusted).nonzero().flatten()
 
 
 def log_likelihood(
@@ -126,15 +127,15 @@ def log_likelihood(
     arguments, passed to both programs in slices along the first dimension; an argument may be a dict or a list of tensors.
     kwargs: keyword arguments of the programs, tensors `[N, ...]` and constants. guide: any proposal, not only the one that was
     trained: a Pyro program over the same latent sites, or a Mixture or Local. tolerance: in nats per datum; draws end as
-    soon as the `error` of the mean is below it, at `num_particles` at the latest. retry: the proposal for data whose k̂ is
-    too high, and for all where more than a tenth are: the others' is then low by luck; what it gives is taken where its
-    k̂ is lower. seed: of the draws; the caller's generators then stay as they were, and give one draw where it is None. compile:
-    draws and weights as one graph, as of `pyroae.compile`; "auto" where there is so much to draw that it pays. share: of this
-    process in the work, where several call this with the same arguments; the estimate is the same on all, and for any number
-    of them. Where memory runs out, chunks are halved, with a warning.
-    Raises UndefinedLikelihoodError for a Delta that depends on no draw, or an improper prior, ProgramError for latent sites
-    outside the data plate, DataError, with its index and the site, for a datum whose weights are all zero or not a number,
-    ConfigError where memory does not hold one draw for one datum.
+    soon as the `error` of the mean is below it, at `num_particles` at the latest. retry: the proposal for the data that are
+    `unreliable`, and for all where more than a tenth are: the others' k̂ is then low by luck; what it gives is taken where it is
+    reliable or its k̂ is lower. seed: of the draws; the caller's generators then stay as they were, and give one draw where it
+    is None. compile: draws and weights as one graph, as of `pyroae.compile`; "auto" where there is so much to draw that it
+    pays. share: of this process in the work, where several call this with the same arguments; the estimate is the same on
+    all, and for any number of them. Where memory runs out, chunks are halved, with a warning.
+    Raises UndefinedLikelihoodError for a Delta that depends on no draw, or an improper prior, ProgramError for latent sites outside the
+    data plate and for scales and masks of them (`check_terms`), DataError, with its index and the site, for a datum whose
+    weights are all zero or not a number, ConfigError where memory does not hold one draw for one datum.
 
     >>> from pyroae import zoo
     >>> system, x = zoo.ppca(4, latent=2), torch.zeros(3, 4)
@@ -151,8 +152,7 @@ def log_likelihood(
     model, guide, retry = structure(model), _restructured(guide, structure), _restructured(retry, structure)
     started, args, drawn = time.monotonic(), structure.tensors, base_seed(seed)
     with evaluating(model, *programs_of(guide), *programs_of(retry)), fork_random(args[0].device):
-        first = tuple(a[:1] for a in args)
-        (nesting, base), *_ = of_all(share, lambda: (_look(model, (guide, retry), first), drawn))
+        (nesting, base), *_ = of_all(share, lambda: (_look(model, (guide, retry), args), drawn))
         sampler = Sampler(model, guide, num_particles, tolerance, nesting, compile, base, share, progress)
         columns, curve = sampler.run(args)
         bad = columns.unreliable()
@@ -172,92 +172,18 @@ def _restructured[G: Program | Proposal | None](guide: G, structure: Structure |
     return guide.over(structure) if isinstance(guide, Proposal) else structure(guide)  # type: ignore[return-value]
 
 
-def check_proposal(traces: Traces, guide: Program | None = None, args: tuple[Any, ...] = ()) -> None:
-    """Raises, naming the site, where log p(x) does not exist or the guide cannot serve as its proposal.
-
-    A Delta that is a function of the guide's draws, as in AutoNormal and EasyGuide, is accepted. guide, args: the program of
-    the run; without them a Delta is accepted where the guide has an auxiliary draw.
-    """
-    check_evidence(traces)
-    deltas = [name for name, _ in traces.deltas()]
-    if not deltas:
-        return
-    if guide is not None:
-        found = _functions_of_draws(guide, args)
-    else:
-        found = set(deltas) if any(name not in traces.model.nodes for name, _ in traces.draws()) else set()
-    for name in deltas:
-        if name not in found:
-            raise UndefinedLikelihoodError(
-                f"log p(x) cannot be estimated with this guide: its site '{name}' is a Delta, which has no density as a "
-                "proposal; give another guide over the same sites as the proposal"
-            )
-
-
-def _functions_of_draws(guide: Program, args: tuple[Any, ...]) -> set[str]:
-    """Names of the Deltas of a guide whose values depend on its draws; all, where it has discrete auxiliary draws."""
-    with torch.enable_grad(), _Leaves() as drawn:
-        trace = poutine.trace(guide).get_trace(*args)
-        values = {site["name"]: site["value"] for site in samples(trace) if not site["is_observed"] and is_delta(site)}
-        totals = {name: value.sum() for name, value in values.items()}
-    if not drawn.leaves:
-        return set(values) if drawn.discrete else set()
-    found = {name for name, value in values.items() if not value.is_floating_point() or drawn.discrete}
-    for name, total in totals.items():
-        if total.requires_grad:
-            slopes = torch.autograd.grad(total, drawn.leaves, allow_unused=True, retain_graph=True)
-            if any(slope is not None for slope in slopes):
-                found.add(name)
-    return found
-
-
-class _Leaves(Messenger):
-    """Makes every draw of a guide a leaf of the autograd graph."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.leaves: list[Tensor] = []
-        self.discrete = False
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or is_delta(msg) or type(msg["fn"]).__name__ == "_Subsample":
-            return
-        if msg["fn"].has_rsample:
-            msg["value"] = msg["value"].detach().requires_grad_()
-            self.leaves.append(msg["value"])
-        else:
-            self.discrete = True
-
-
-def check_evidence(traces: Traces) -> None:
-    """Raises, naming the site, where a datum has no log p(x) of its own, whatever the guide."""
-    for name, site in traces.sites(traces.model, observed=False):
-        if isinstance(base_distribution(site["fn"]), ImproperUniform):
-            raise UndefinedLikelihoodError(
-                f"log p(x) is undefined: the prior of '{name}' is flat, so the model has no evidence; "
-                "use a proper prior (ppca, vae, or a Normal or Laplace prior)"
-            )
-        if not traces.is_local(site):
-            raise ProgramError(f"the latent site '{name}' lies outside the data plate: its data have no log p(x) one by one")
-    plate = traces.plate
-    if plate is None:
-        if any(f.vectorized for _, s in traces.sites(traces.model, observed=True) for f in s["cond_indep_stack"]):
-            raise ProgramError("no one plate holds all the sites: there is no log p(x) a datum")
-    elif plate.full_size not in (None, plate.size):
-        raise ProgramError(f"the plate '{plate.name}' is subsampled: evaluate with all {plate.full_size} data")
-
-
-def _look(model: Program, guides: tuple[Program | Proposal | None, ...], first: tuple[Tensor, ...]) -> int:
+def _look(model: Program, guides: tuple[Program | Proposal | None, ...], args: tuple[Tensor, ...]) -> int:
     """One run of every proposal, which takes no draws from the estimate; the number of plate dimensions."""
-    nesting = 0
+    nesting, first = 0, tuple(a[:1] for a in args)
     with fork_random(first[0].device):
         for guide in guides:
+            fits = isinstance(guide, Proposal) and guide.fits
             for program in programs_of(guide):
                 traces = once(partial(run, model, program, first, {}), LEAST)
-                fits = isinstance(guide, Proposal) and guide.fits
                 if fits:
                     check_evidence(traces)
                 else:
                     check_proposal(traces, program, first)
+                check_terms(model, program, args, "start" if fits else "proposal")
                 nesting = max(nesting, plate_nesting(model, program, first, {}))
     return nesting

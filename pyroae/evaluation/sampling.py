@@ -9,6 +9,7 @@ from itertools import batched, chain, islice
 
 import pyro
 import torch
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyroae.errors import DataError
@@ -17,7 +18,7 @@ from pyroae.evaluation.columns import Columns, Curve, joined_curve
 from pyroae.evaluation.compiled_draws import CompiledDraws, Weights
 from pyroae.evaluation.dealing import dealt
 from pyroae.evaluation.proposals import Draw, Proposal
-from pyroae.evaluation.streams import BoundCurve, CurveStream, WeightStream, curve_sizes
+from pyroae.evaluation.streams import LEAST_ESS, BoundCurve, CurveStream, WeightStream, curve_sizes
 from pyroae.evaluation.threads import Threads, one_core_each
 from pyroae.graphs import is_wanted
 from pyroae.memory import Portion
@@ -75,13 +76,17 @@ class Sampler:
         return wanted and not isinstance(self.guide, Proposal)
 
     def is_enough(self, stream: WeightStream, count: int, total: int) -> bool:
-        """Whether this block has its share of the error: that of all blocks together is then the tolerance at most."""
+        """Whether this block has its share of the error: that of all blocks together is then the tolerance at most.
+
+        An error from an ESS near 1 does not count: it is at most 1 nat per datum, however wrong the estimate is.
+        """
         if self.tolerance is None or stream.count < min(LEAST_TO_STOP, self.num_particles):
             return False
         se = stream.se().square().sum().sqrt() / count
         bias = stream.jackknife_bias().mean().abs()
         share = self.tolerance / math.sqrt(2)
-        return bool((se <= share * math.sqrt(total / count)) & (bias <= share))
+        known = (stream.ess() >= min(LEAST_ESS, self.num_particles)).all()
+        return bool((se <= share * math.sqrt(total / count)) & (bias <= share) & known)
 
     def _check(self, log_px: Tensor, args: tuple[Tensor, ...]) -> None:
         if not torch.isfinite(log_px).all():
@@ -272,6 +277,6 @@ def _blamed(model: Program, guide: Program, args: tuple[Tensor, ...], nesting: i
     for trace in (traces.guide, traces.model):
         for observed in (True, False):
             for name, site in traces.sites(trace, observed=observed):
-                if not torch.isfinite(log_density(name, site)).all():
+                if not torch.isfinite(scale_and_mask(log_density(name, site), mask=site["mask"])).all():
                     return name
     return None

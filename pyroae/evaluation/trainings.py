@@ -17,17 +17,18 @@ from pyroae.data import Arguments, Dataset, Splits
 from pyroae.ensemble_training import fit_ensemble, is_worth_batching
 from pyroae.errors import ConfigError, DataError
 from pyroae.evaluation.blocks import Data, arguments_of, blocks
+from pyroae.evaluation.checks import check_program
 from pyroae.evaluation.comparison import Cell, Comparison, Outcome, Point
 from pyroae.evaluation.diagnostics import diagnose
 from pyroae.evaluation.gradients import defined_at
-from pyroae.evaluation.likelihood import LikelihoodEstimate, check_proposal, log_likelihood
+from pyroae.evaluation.likelihood import LikelihoodEstimate, log_likelihood
 from pyroae.objectives.base import ObjectiveBase
 from pyroae.program import System, like_parameters, system_of
 from pyroae.progress import Progress
 from pyroae.states import State
 from pyroae.trainer import FitResult
 from pyroae.training import check, data_for, fit
-from pyroae.weights import Program, evaluating, fork_random, log_weights, run
+from pyroae.weights import Program, evaluating, fork_random, log_weights
 
 CURVE_POINTS, CURVE_DATA, CURVE_PARTICLES = 40, 500, 64
 """Of a learning curve: about how many points it has, the validation data of a point, and the K of their likelihood."""
@@ -215,7 +216,7 @@ def check_cell(system: nn.Module, train: Any, held_out: Any, objective: Objectiv
     programs, x = cast(System, system), _placed(system, first_of(data_for(system, held_out), 1))
     args = arguments_of(x)
     with evaluating(system), fork_random(args[0].device):
-        check_proposal(run(programs.model, programs.guide, args, {}))
+        check_program(programs.model, programs.guide, args)
 
 
 def first_of(data: Dataset | Arguments | Tensor, count: int | None) -> Any:
