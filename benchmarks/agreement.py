@@ -48,7 +48,7 @@ class Problem:
         self.toy.zero_grad()
         loss = objective.loss_and_grads(self.toy.model, self.toy.guide, torch.as_tensor(self.x))
         grads = {name: p.grad for name, p in self.toy.named_parameters()}
-        return loss.item(), {name: np.zeros(p.shape) if (p := grads[name]) is None else p.numpy().copy() for name in grads}
+        return loss, {name: np.zeros(p.shape) if (p := grads[name]) is None else p.numpy().copy() for name in grads}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ OURS, FIT, OURS_EAGER = "pyroae compiled", "pyroae fit, compiled", "pyroae eager
 SVI, SVI_UNCHECKED = "Pyro SVI Trace_ELBO", "Pyro SVI Trace_ELBO, validation off"
 HAND, HAND_ADAM, HAND_EAGER = "hand-written, compiled", "hand-written, compiled, Adam too", "hand-written, eager"
 LOOP, STEP = "NumPyro, fori_loop", "NumPyro, jitted step"
-GRAPHED = "hand-written, CUDA graph"
 GEMM, PLAIN, PYTHAE = "matrix products alone", "plain Pyro", "pythae get_nll"
 PYRO, TORCH, NUMPYRO = (f"benchmarks.subjects_{name}:" for name in ("pyro", "torch", "numpyro"))
 
@@ -232,42 +231,12 @@ def startup() -> list[Panel]:
     ]
 
 
-# A GPU.
-
-
-def gpu() -> list[Panel]:
-    """Steps, and log p(x) of 10,000 images at K = 5,000, on a CUDA device."""
-    panels = []
-    for name, problem in (("reference", REFERENCE), ("small", SMALL)):
-        there = replace(problem, device="cuda")
-        subjects = [
-            _subject(OURS, PYRO + "compiled", there),
-            _subject(SVI, PYRO + "svi", there),
-            _subject(SVI_UNCHECKED, PYRO + "svi", there, validate=False),
-            _subject(HAND, TORCH + "train", there, compiled=True),
-            _subject(GRAPHED, TORCH + "train_graphed", there),
-        ]
-        panels.append(Panel(name, f"VAE {there.label}, GPU", SVI, in_turns(subjects)))
-    panels.append(_ensemble("ensemble", replace(SMALL, device="cuda"), 10))
-    there = replace(LIKELIHOOD, device="cuda")
-    subjects = [
-        _subject("pyroae", PYRO + "likelihood", there),
-        _subject(PLAIN, PYRO + "plain_likelihood", there),
-        _subject(HAND_EAGER, TORCH + "likelihood", there),
-        _subject(HAND, TORCH + "likelihood", there, compiled=True),
-        _subject(GEMM, TORCH + "products", there),
-    ]
-    title = "IS log-likelihood, 784-200-200-50, K=5,000, 10,000 data, GPU"
-    return [*panels, Panel("is-5000", title, PLAIN, in_turns(subjects, steps=10_000), "ms a datum")]
-
-
 SECTIONS: dict[str, Callable[[], list[Panel]]] = {
     "training": training,
     "ensemble": ensemble,
     "likelihood": likelihood,
     "scaling": scaling,
     "startup": startup,
-    "gpu": gpu,
 }
 
 # Targets.

@@ -1,6 +1,6 @@
 """How fast pyroae trains and evaluates, beside Pyro's SVI, hand-written PyTorch, NumPyro, pythae and bare matrix products.
 
-    python -m benchmarks.speed [training|ensemble|likelihood|scaling|startup|gpu|all] [--check]
+    python -m benchmarks.speed [training|ensemble|likelihood|scaling|startup|all] [--check]
 
 Each subject lives in a process of its own; they take turns in blocks of a fraction of a second, and ratios are taken within a
 round. Medians with quartiles go to stdout, all rounds to RESULTS/speed-SECTION.json, a figure beside it. A part that is
@@ -18,7 +18,6 @@ from benchmarks.panels import SECTIONS, Panel, likelihood
 
 RESULTS = Path(__file__).parent / "results"
 BUSY = 0.1
-NO_GPU = "There is no GPU here: the section gpu is left out."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,9 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
     for section in sections:
-        if section == "gpu" and rounds and not _has_gpu():
-            print(NO_GPU)
-            continue
         panels = likelihood(short=True) if section == "likelihood" and options.short else SECTIONS[section]()
         lines += _measure(section, _chosen(panels, options), rounds, 0.05 if options.short else 0.3, out)
     if options.check and lines:
@@ -90,12 +86,6 @@ def _sayer(panel: Panel) -> Callable[[str], None]:
         print(f"{start}{panel.name}: {text}".ljust(100)[:100], end=end, file=sys.stderr, flush=True)
 
     return say
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 if __name__ == "__main__":

@@ -59,8 +59,12 @@ def step(problem: Problem, turns: Turns) -> None:
     turns.serve(block)
 
 
-def loop(problem: Problem, turns: Turns) -> None:
-    """A block of steps in `jax.lax.fori_loop`, their batches gathered inside: the fastest way that NumPyro has."""
+def loop(problem: Problem, turns: Turns, products: str = "default") -> None:
+    """A block of steps in `jax.lax.fori_loop`, their batches gathered inside: the fastest way that NumPyro has.
+
+    products: precision of matrix products; the default is TF32 on a GPU that has it, "highest" is single precision.
+    """
+    jax.config.update("jax_default_matmul_precision", None if products == "default" else products)
     svi, x, index = inference(problem), jnp.asarray(problem.data()), Index(problem)
     state = svi.init(jax.random.PRNGKey(0), x[: problem.batch])
 

@@ -26,6 +26,7 @@ from pyroae.objectives import OBJECTIVES, ObjectiveBase
 
 LEARNING_RATE = 1e-3
 PARTICLES_AT_ONCE = 100
+STEPS_A_LAUNCH = 32
 
 
 def system_of(problem: Problem) -> Autoencoder:
@@ -77,18 +78,51 @@ def eager(problem: Problem, turns: Turns) -> None:
     turns.serve(steps_of(step, problem))
 
 
-def compiled(problem: Problem, turns: Turns) -> None:
-    """`pyroae.compile`."""
+def compiled(
+    problem: Problem, turns: Turns, inductor: dict[str, Any] | None = None, tf32: bool = False, several: bool = True
+) -> None:
+    """`pyroae.compile`; on a GPU several steps a call.
+
+    inductor: settings of torch's compiler. tf32: products with ten bits of mantissa. several: False for one step a call.
+    """
+    svi = compiled_step(problem, inductor, tf32)
+    if problem.device == "cpu" or not several:
+        turns.serve(steps_of(lambda x: svi.step(x, divisor=problem.batch), problem))
+    turns.serve(_several(svi, problem))
+
+
+def _several(svi: Compiled, problem: Problem) -> Callable[[int], None]:
+    """Blocks of steps, so many at a time."""
+    x, index = torch.from_numpy(problem.data()).to(problem.device), Index(problem)
+
+    def block(count: int) -> None:
+        for rows in torch.from_numpy(index.next(count)).to(problem.device).split(STEPS_A_LAUNCH):
+            if len(rows) == STEPS_A_LAUNCH:
+                svi.steps(x[rows], divisor=problem.batch)
+            else:  # the rest of a block, whose length differs
+                for row in rows:
+                    svi.step(x.index_select(0, row), divisor=problem.batch)
+        wait_for(problem)
+
+    return block
+
+
+def compiled_step(problem: Problem, inductor: dict[str, Any] | None = None, tf32: bool = False) -> Compiled:
+    """Ready for its next step."""
+    import torch._inductor.config as settings
+
     system = system_of(problem)
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     svi = pyroae.compile(
         system.model, system.guide, objective_of(problem), lambda parameters: torch.optim.Adam(parameters, lr=LEARNING_RATE)
     )
     first = torch.from_numpy(problem.data(problem.batch)).to(problem.device)
-    for _ in range(2):  # the second step makes the graph
-        svi.step(first, divisor=problem.batch)
+    with settings.patch(**(inductor or {})):
+        for _ in range(2):  # the second step makes the graph
+            svi.step(first, divisor=problem.batch)
     if not svi.is_compiled:
         raise RuntimeError("the step is not compiled")
-    turns.serve(steps_of(lambda x: svi.step(x, divisor=problem.batch), problem))
+    return svi
 
 
 def many(problem: Problem, turns: Turns, members: int, together: bool) -> None:
@@ -112,8 +146,13 @@ def many(problem: Problem, turns: Turns, members: int, together: bool) -> None:
     x, index = torch.from_numpy(problem.data()).to(device), Index(problem)
 
     def block(count: int) -> None:
-        for rows in torch.from_numpy(index.next(count * members)).to(device).split(members):
-            step([(x.index_select(0, part),) for part in rows])
+        rows = torch.from_numpy(index.next(count * members)).to(device).split(members)
+        batches = [[(x.index_select(0, part),) for part in parts] for parts in rows]
+        whole = len(batches) - len(batches) % STEPS_A_LAUNCH if together and device.type == "cuda" else 0
+        for first in range(0, whole, STEPS_A_LAUNCH):
+            ensemble.steps(batches[first : first + STEPS_A_LAUNCH], lambda i: None, problem.batch)
+        for left in batches[whole:]:
+            step(left)
         wait_for(problem)
 
     block(2)  # the second step makes the graph
@@ -125,7 +164,7 @@ def many(problem: Problem, turns: Turns, members: int, together: bool) -> None:
 def fit(problem: Problem, turns: Turns) -> None:
     """`pyroae.fit` with a compiled step; a block is an epoch of it, timed by its own history."""
     x = torch.from_numpy(problem.data())
-    config = TrainConfig(epochs=10**6, batch_size=problem.batch, lr=LEARNING_RATE, compile=True, accelerator="cpu")
+    config = TrainConfig(epochs=10**6, batch_size=problem.batch, lr=LEARNING_RATE, compile=True, accelerator=problem.device)
     steps = len(x) // problem.batch
     if steps * problem.batch != len(x):
         raise ValueError(f"{len(x)} data are no whole number of batches of {problem.batch}")

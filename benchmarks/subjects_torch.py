@@ -92,6 +92,11 @@ def _adam(vae: VAE, kind: str) -> torch.optim.Optimizer:
 
 def train_graphed(problem: Problem, turns: Turns) -> None:
     """The whole step, batch and optimizer included, as one CUDA graph of `torch.compile`d code."""
+    turns.serve(_steps(graphed_step(problem), problem))
+
+
+def graphed_step(problem: Problem) -> Callable[[Tensor], None]:
+    """From the rows of a batch to a step, replayed."""
     device = torch.device(problem.device)
     vae, x = VAE(problem).to(device), torch.from_numpy(problem.data()).to(device)
     rows = torch.zeros(problem.batch, dtype=torch.long, device=device)
@@ -119,7 +124,7 @@ def train_graphed(problem: Problem, turns: Turns) -> None:
         rows.copy_(index)
         graph.replay()
 
-    turns.serve(_steps(step, problem))
+    return step
 
 
 def _steps(step: Callable[[Tensor], Any], problem: Problem) -> Callable[[int], None]:

@@ -18,6 +18,8 @@ from typing import Any, NoReturn
 
 from benchmarks.problems import Problem
 
+LOADING = 3
+"""Steps that a subject takes first, while others still load: what it compiles is compiled then."""
 PATIENCE = 900
 """Seconds in which a block must be done, compilation included."""
 
@@ -86,15 +88,19 @@ def take_turns(
     steps: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Timing]:
-    """Set up all subjects, one after the other, then time them in turns.
+    """Set up all subjects side by side, then time them in turns.
 
     block: seconds for which a subject works at a time. steps: so many of each at a time, instead.
     """
     workers = [_Worker(subject) for subject in subjects]
     try:
+        for worker in workers:
+            worker.start(steps)
         for i, worker in enumerate(workers, 1):
             say(f"setting up {worker.timing.name} ({i} of {len(workers)})")
-            worker.start(block, steps)
+            worker.is_ready()
+        for worker in workers:
+            worker.warm_up(block, steps)
         order, generator = list(workers), random.Random(0)
         for i in range(1, rounds + 1):
             say(f"round {i} of {rounds}")
@@ -117,21 +123,28 @@ class _Worker:
         self._process: Any = None
         self._connection: Connection
 
-    def start(self, block: float, steps: int | None) -> None:
-        """Start it, warm it up, and see how many steps fill a block."""
-        begun = time.monotonic()
+    def start(self, steps: int | None) -> None:
+        """Start it; it loads, and compiles what it compiles, beside the others."""
+        self._begun = time.monotonic()
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(self.subject, theirs), daemon=False)
         self._process.start()
         theirs.close()
+        self._connection.send(steps or LOADING)
+
+    def is_ready(self) -> None:
+        """Wait until its first steps are taken."""
+        self._answer()
+        self.timing.setup = time.monotonic() - self._begun
+
+    def warm_up(self, block: float, steps: int | None) -> None:
+        """See how many steps fill a block, while all others wait."""
         self.timing.steps = steps or self._steps_in(block)
         self._ask(self.timing.steps)
-        self.timing.setup = time.monotonic() - begun
 
     def _steps_in(self, block: float) -> int:
         """How many steps take so many seconds; the fastest of three tries, for the machine may be disturbed."""
-        self._ask(3)  # what is compiled is compiled here
         seconds = [s for s in (self._ask(3), self._ask(5), self._ask(10)) if s is not None]
         return max(1, round(block / min(seconds))) if seconds else 1
 
@@ -161,8 +174,13 @@ class _Worker:
         """Seconds a step of so many; None where the subject has failed, now or before."""
         if self.timing.skipped:
             return None
-        try:
+        with suppress(OSError):
             self._connection.send(count)
+        return self._answer()
+
+    def _answer(self) -> float | None:
+        """Seconds a step of those that were asked for."""
+        try:
             if not self._connection.poll(PATIENCE):
                 return self._skip(f"no answer in {PATIENCE} s")
             what, value = self._connection.recv()
@@ -180,6 +198,7 @@ def _work(subject: Subject, connection: Connection) -> None:
     _silence()
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of compilers beside the subjects; a step is the same
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # a GPU's memory is for all subjects
     try:
         import pyroae  # noqa: F401  # sets how threads of OpenMP wait, for ours and for the peers alike
 

@@ -141,7 +141,7 @@ def gaussian(objective: ObjectiveBase, size: int) -> dict[str, Tensor | float]:
     loss = objective.loss_and_grads(model, guide)
     assert m.grad is not None
     assert b.grad is not None
-    return {"gap": -loss.item() / size - LOG_P, "phi": -m.grad, "theta": -b.grad}
+    return {"gap": -loss / size - LOG_P, "phi": -m.grad, "theta": -b.grad}
 
 
 def bernoulli(objective: ObjectiveBase, size: int) -> dict[str, Tensor | float]:

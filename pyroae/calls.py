@@ -1,5 +1,6 @@
 """A graph called with the parameters it reads: a step inside of it, beside it, or gradients handed to autograd."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -22,12 +23,21 @@ class Call:
         with torch.no_grad():
             if self.update is None:
                 return self.graph(*self.leaves, *tensors)
-            numbers, state = self.update.numbers(), self.update.state()
             if self.recorded is not None:
-                found = self.recorded([*self.leaves, *state], [*tensors, *numbers])
-            else:
-                found = self.graph(*self.leaves, *tensors, *numbers, *state)
+                found = self.several([t.unsqueeze(0) for t in tensors], [self.update.numbers()])
+                return tuple(output[0] for output in found)
+            found = self.graph(*self.leaves, *tensors, *self.update.tensors([self.update.numbers()]), *self.update.state())
             self.update.count()
+        return found
+
+    def several(self, tensors: Sequence[Tensor], numbers: Sequence[list[list[float]]]) -> tuple[Tensor, ...]:
+        """Recorded steps as one launch. tensors: what each is given, `[S, ...]`. numbers: of the optimizer, for each step."""
+        assert self.update is not None
+        assert self.recorded is not None
+        with torch.no_grad():
+            rates = self.update.tensors(numbers, stacked=True)
+            found = self.recorded([*self.leaves, *self.update.state()], [*tensors, *rates])
+        self.update.count(len(numbers))
         return found
 
     def _in_order(self, *tensors: Tensor) -> tuple[Tensor, ...]:

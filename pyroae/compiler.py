@@ -15,12 +15,14 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.fx.graph_module import GraphModule
+from torch.utils._pytree import TreeSpec
 
+from pyroae.arguments import arranged, flat
 from pyroae.calls import Beside, Call, Known
 from pyroae.errors import ConfigError
 from pyroae.graphs import Graph, device_of, inductor, made, on_device
 from pyroae.objectives.base import Bound
-from pyroae.program import Pair, System, bound_of, system_of
+from pyroae.program import Pair, System, bound_of, refuse_untrained, same_buffers, system_of
 from pyroae.tracing import Untraceable, traced
 from pyroae.updates import Update, clipped
 from pyroae.weights import Program, fork_random
@@ -46,7 +48,7 @@ def compile(
     pyroae's, or an ELBO of Pyro's with a `differentiable_loss`. optimizer: a function from parameters to an optimizer of
     torch, or one of `pyro.optim`; by default Adam with a learning rate of 1e-3. Adam, AdamW and SGD become part of the graph;
     others step beside it. grad_clip: largest norm of the whole gradient. same_draws: on a GPU, the random numbers of eager
-    code from the same seed, which takes longer; on a CPU they are always the same.
+    code from the same seed where all draws are normal or categorical, which takes longer; on a CPU they are always the same.
     The first step is run as it is, with Pyro's checks; the graph is made at the second, once for each shape of arguments, and
     kept on disk by torch for the next process. A program that cannot be compiled is run as it is, with one warning.
     Raises ConfigError for an objective without a differentiable loss, and for programs without parameters.
@@ -98,6 +100,7 @@ class Compiled:
         self._known: dict[str, nn.Parameter] = {}
         self._modules: list[nn.Module] = []
         self._last: Key = ()
+        self._spec: TreeSpec | None = None
 
     @property
     def is_compiled(self) -> bool:
@@ -108,11 +111,13 @@ class Compiled:
         """What is trained, by name: parameters of the programs' modules and of Pyro's store; those are known after a run."""
         return dict(self._known) or _trained(self.system)
 
-    def step(self, *args: Any, kl_weight: float | None = None, divisor: float = 1.0) -> Tensor:
+    def step(self, *args: Any, kl_weight: float | None = None, divisor: float = 1.0, **kwargs: Any) -> Tensor:
         """One step of the optimizer; the negative bound before it, divided by `divisor`, as a tensor that waits for nothing.
 
-        kl_weight: of log p and log q of the latent sites, as in KL warm-up, an input of the graph.
+        kl_weight: of log p and log q of the latent sites, as in KL warm-up, an input of the graph. args, kwargs: of the
+        programs, tensors and dicts, lists and tuples of them; other values are constants of a graph.
         """
+        args = self._flat(args, kwargs)
         if not self._known:
             self._find(args)
         if not self.has_stepped:
@@ -127,15 +132,43 @@ class Compiled:
             return self.eager_step(args, kl_weight, divisor)
         return graph(*args, *self.weights(kl_weight))[0]
 
-    def loss_and_grads(self, *args: Any, kl_weight: float | None = None) -> Tensor:
+    def steps(self, *args: Tensor, before: Callable[[int], float | None] | None = None, divisor: float = 1.0) -> Tensor:
+        """Several steps, the i-th on row i of every argument `[S, B, ...]`; the negative bounds before each, `[S]`.
+
+        They are the steps that `step` takes one after the other. On a GPU they are one launch, once the step is compiled: what
+        the caller does between steps then takes no time. before: called with i ahead of step i, to set the optimizer's rates;
+        it returns the step's weight of the KL.
+        """
+        losses: list[Tensor] = []
+        for i, row in enumerate(zip(*args, strict=True)):
+            kl_weight = before(i) if before is not None else None
+            graph = self._graphs.get(("step", divisor, *self.key(self._flat(row, {}), kl_weight))) if self._known else None
+            if i == 0 and self.has_stepped and isinstance(graph, Call) and graph.recorded is not None:
+                return self._recorded_steps(graph, args, kl_weight, before)
+            losses.append(self.step(*row, kl_weight=kl_weight, divisor=divisor))
+        return torch.stack(losses)
+
+    def _recorded_steps(
+        self, call: Call, args: tuple[Tensor, ...], kl_weight: float | None, before: Callable[[int], float | None] | None
+    ) -> Tensor:
+        """Steps of one graph. kl_weight: of the first, whose rates are set already."""
+        update, weights, numbers = cast(Update, call.update), [kl_weight], [cast(Update, call.update).numbers()]
+        for i in range(1, len(args[0])):
+            weights.append(before(i) if before is not None else None)
+            numbers.append(update.numbers(ahead=i))
+        given = [*args, *self.weights(None if kl_weight is None else cast(list[float], weights))]
+        return call.several([given[i] for i in call.where], numbers)[0]
+
+    def loss_and_grads(self, *args: Any, kl_weight: float | None = None, **kwargs: Any) -> Tensor:
         """The negative bound over all data, in nats, without gradient; adds its gradient to the parameters' `grad`."""
-        value, grads = self.value_and_grads(*args, kl_weight=kl_weight)
+        value, grads = self.value_and_grads(*args, kl_weight=kl_weight, **kwargs)
         for parameter, grad in zip(self._known.values(), grads, strict=True):
             parameter.grad = grad if parameter.grad is None else parameter.grad + grad
         return -value
 
-    def value_and_grads(self, *args: Any, kl_weight: float | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def value_and_grads(self, *args: Any, kl_weight: float | None = None, **kwargs: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The bound over all data, in nats, and the gradient of its negative surrogate for each parameter."""
+        args = self._flat(args, kwargs)
         if not self._known:
             self._find(args)
         key = ("gradients", *self.key(args, kl_weight))
@@ -152,8 +185,9 @@ class Compiled:
         value, grads = self.value_and_grads(*args, kl_weight=kl_weight)
         return Bound(value, cast(Tensor, Known.apply(value, grads, *self._known.values())))
 
-    def evaluate_loss(self, *args: Any) -> Tensor:
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> Tensor:
         """The negative bound over all data, in nats, of a run as it is, without a step."""
+        args = self._flat(args, kwargs)
         with torch.no_grad(), pyro.validation_enabled(False), self.precision():
             return -self._bound(args, None).value
 
@@ -185,21 +219,29 @@ class Compiled:
 
     # Runs as they are.
 
+    def _flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """All values of the arguments; how they are arranged is remembered for the runs to come."""
+        values, self._spec = flat(args, kwargs)
+        return values
+
     def _find(self, args: tuple[Any, ...]) -> None:
         """One run as it is, with all checks, which takes up parameters of Pyro's store and leaves the generators alone."""
-        with fork_random(device_of(args)), torch.no_grad(), pyro.validation_enabled(True), _same_buffers(self.system):
+        given, kwargs = arranged(args, self._spec)
+        with fork_random(device_of(args)), pyro.validation_enabled(True), same_buffers(self.system):
             if isinstance(self.system, Pair):
-                self.system.find_parameters(*args)
-            self._bound(args, None)
+                with torch.no_grad():
+                    self.system.find_parameters(*given, **kwargs)
+            if not _trained(self.system):
+                raise ConfigError("model and guide have no parameters to train: announce them by pyro.param or pyro.module")
+            refuse_untrained(self.system, self.objective, given, kwargs)
         self._known = _trained(self.system)
         self._modules = list(self.system.modules())
-        if not self._known:
-            raise ConfigError("model and guide have no parameters to train: announce them by pyro.param or pyro.module")
         if self._make_optimizer is not None:
             self.optimizer = self._make_optimizer(list(self._known.values()))
 
     def _bound(self, args: tuple[Any, ...], kl_weight: Tensor | float | None) -> Bound:
-        return bound_of(self.system, self.objective, args, kl_weight)
+        given, kwargs = arranged(args, self._spec)
+        return bound_of(self.system, self.objective, given, kl_weight, kwargs)
 
     def _eager(self, args: tuple[Any, ...], kl_weight: float | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         parameters = list(self._known.values())
@@ -215,8 +257,8 @@ class Compiled:
 
     # Graphs.
 
-    def weights(self, kl_weight: float | None) -> tuple[Tensor, ...]:
-        """The weight of the KL as an argument of a graph, where there is one."""
+    def weights(self, kl_weight: float | list[float] | None) -> tuple[Tensor, ...]:
+        """The weight of the KL as an argument of a graph, or one for each of several steps, where there is one."""
         like = next(iter(self._known.values()))
         return () if kl_weight is None else (on_device(kl_weight, torch.get_default_dtype(), like.device),)
 
@@ -224,7 +266,7 @@ class Compiled:
         """What a graph is made for: shapes, types and devices of tensors, the values of all else, and the modules' mode."""
         parts = [(tuple(a.shape), a.dtype, a.device) if isinstance(a, Tensor) else a for a in args]
         like = next(iter(self._known.values()))
-        return (*parts, kl_weight is not None, like.dtype, like.device, tuple(m.training for m in self._modules))
+        return (*parts, self._spec, kl_weight is not None, like.dtype, like.device, tuple(m.training for m in self._modules))
 
     def _compiled(self, args: tuple[Any, ...], kl_weight: float | None, divisor: float, what: str) -> Graph | None:
         """The graph of a step, or of the gradients alone; None, with a warning, where it cannot be made."""
@@ -273,7 +315,7 @@ class Compiled:
         given = (*args, *self.weights(kl_weight))
         where = [i for i, a in enumerate(given) if isinstance(a, Tensor)]
         leaves = list(parameters.values())  # inputs are known by identity: wherever the programs keep them, they are found
-        kept = [*update.numbers(), *update.state()] if update is not None else []
+        kept = [*update.tensors([update.numbers()]), *update.state()] if update is not None else []
 
         def function(*flat: Any) -> tuple[Tensor, ...]:
             tensors, state = flat[len(leaves) : len(leaves) + len(where)], flat[len(leaves) + len(where) :]
@@ -302,7 +344,7 @@ class Compiled:
     def _reached(self, args: tuple[Any, ...], kl_weight: float | None) -> list[bool]:
         """Which parameters a gradient reaches, in a run as it is. Raises RuntimeError where that run changes a buffer."""
         parameters = list(self._known.values())
-        with _same_buffers(self.system) as changed, self.precision():
+        with same_buffers(self.system) as changed, self.precision():
             surrogate = self._bound(args, kl_weight).surrogate
         grads = torch.autograd.grad(-surrogate, parameters, allow_unused=True)
         if changed:
@@ -334,20 +376,6 @@ def _unchanged(tensors: Sequence[Tensor]) -> Iterator[None]:
         with torch.no_grad():
             for tensor, value in zip(tensors, before, strict=True):
                 tensor.copy_(value)
-
-
-@contextmanager
-def _same_buffers(system: nn.Module) -> Iterator[list[str]]:
-    """A context after which the buffers are as they were; the names of those that were changed in it are then in the list."""
-    buffers = dict(system.named_buffers())
-    kept = {name: (b._version, b.clone()) for name, b in buffers.items()}
-    changed: list[str] = []
-    yield changed
-    for name, (version, value) in kept.items():
-        if buffers[name]._version != version:
-            changed.append(name)
-            with torch.no_grad():
-                buffers[name].copy_(value)
 
 
 def _trained(system: nn.Module) -> dict[str, nn.Parameter]:

@@ -44,8 +44,8 @@ def load(
     data_root: str | Path = "data",
     value_range: tuple[float, float] | None = None,
 ) -> Splits:
-    """Training, validation and test data from a known name, a file (.npy .npz .csv .parquet), a folder of images, an array or
-    a tensor.
+    """Training, validation and test data from a known name, a file (.npy .npz .csv .parquet), a folder of images, an array, a
+    tensor or a table, a pair (values, labels), or a pair of such pairs, of which the second is the test set.
 
     test: share of the data held out; a source with a test set of its own keeps that one. valid: share of the rest.
     `seed` draws both.
@@ -170,9 +170,16 @@ def served(
     index = _order(data, batch_size, seed, epoch)[start:]
     here = all(t.device == target or (t.device.type == target.type and target.index is None) for t in tensors)
     own = tuple(i[share.of(len(i))] for i in index)
-    parts = (tuple(t.index_select(0, i.to(t.device)) for t in tensors) for i in own)
+    parts = (tuple(t.index_select(0, i) for t in tensors) for i in (_sent(own, target) if here else ()))
     for number, batch in enumerate(parts if here else _loaded(tensors, own, target), start):
         yield tuple(noise.binary(t, number, len(index[number - start]), share) for t in batch) if dynamic else batch
+
+
+def _sent(index: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """The indices of all batches on the device, by one copy that nothing waits for."""
+    if device.type != "cuda" or not index:
+        return index
+    return torch.cat(index).pin_memory().to(device, non_blocking=True).split([len(i) for i in index])
 
 
 def rows_of_batch(data: Dataset | Arguments, batch_size: int, seed: int, epoch: int, number: int) -> list[int]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyroae.errors import DataError
-from pyroae.sources import Source, read
+from pyroae.sources import Source, labels_of, read
 from pyroae.streaming import Stream
 from pyroae.values import check_finite, check_layout, check_spread, check_unit, converted, drawn, range_of, scaled, thresholded
 
@@ -34,7 +34,7 @@ class Dataset:
 
     @classmethod
     def from_array(cls, values: Any, labels: Any = None, name: str = "array", value_range: Any = None) -> Self:
-        """A dataset from an array or a tensor `[N, ...]`.
+        """A dataset from an array or a tensor `[N, ...]`, or anything else that `load` takes and that has no test set.
 
         uint8 values from 0 to 255 and booleans become 0 to 1, other values stay as they are; `value_range=(low, high)`
         maps to 0 to 1. Raises DataError for values that are not finite numbers, empty or constant data.
@@ -43,7 +43,11 @@ class Dataset:
         Dataset(name='array', x=tensor([[0.0000, 1.0000, 0.2000, 0.0000]]), shape=(2, 2), labels=None, dynamic=False)
         """
         source = read(values)
-        source = replace(source, name=name, labels=source.labels if labels is None else np.asarray(labels))
+        if source.test is not None:
+            raise DataError(f"{source.name} has a test set of its own: read it by load, which keeps the two apart")
+        if source.labels is not None and labels is not None:
+            raise DataError("labels are given twice: in the data, and as labels=")
+        source = replace(source, name=name, labels=source.labels if labels is None else labels_of(labels))
         return cls(source.name, *ready(source, range_in(source, value_range)), source.labels)
 
     def subset(self, index: np.ndarray) -> Self:

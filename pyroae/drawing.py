@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from pyroae.images import is_channels_last
 from pyroae.states import Epoch
 
 BLUE, GREY, INK = "#0072B2", "#B8B8B8", "#333333"
@@ -35,8 +36,8 @@ def to_array(values: Tensor) -> np.ndarray:
 
 
 def is_image(shape: tuple[int, ...]) -> bool:
-    """Whether data of this shape are drawn as images: (height, width), (1, height, width) or (3, height, width)."""
-    return len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
+    """Whether data of this shape are drawn as images: (height, width), with 1 or 3 channels before or after these."""
+    return len(shape) == 2 or (len(shape) == 3 and (shape[2] if is_channels_last(shape) else shape[0]) in (1, 3))
 
 
 def limits_of(values: np.ndarray) -> tuple[float, float]:
@@ -48,7 +49,10 @@ def limits_of(values: np.ndarray) -> tuple[float, float]:
 
 
 def tile(values: np.ndarray, shape: tuple[int, ...], columns: int) -> np.ndarray:
-    """Images `[N, d]` as one, row by row, one pixel of nan apart: `[H, W]`, with a last dimension of 3 for (3, h, w)."""
+    """Images `[N, d]` as one, row by row, one pixel of nan apart: `[H, W]`, with a last dimension of 3 for coloured ones."""
+    if is_channels_last(shape):
+        values = values.reshape(-1, *shape).transpose(0, 3, 1, 2)
+        shape = (shape[2], *shape[:2])
     channels, height, width = (1, *shape)[-3:]
     rows = math.ceil(len(values) / columns)
     cells = np.full((rows * columns, height + 1, width + 1, channels), np.nan)

@@ -89,6 +89,28 @@ class Ensemble:
         self._last = self._runs[key]
         return self._last(batches, kl_weight, divisor)
 
+    def steps(self, batches: Sequence[Batches], before: Callable[[int], float | None], divisor: float) -> list[list[Tensor]]:
+        """Several steps of each; on a GPU one launch, once they are compiled. before: as of `Compiled.steps`."""
+        found: list[list[Tensor]] = []
+        for i, batch in enumerate(batches):
+            kl_weight = before(i)
+            run = self._runs.get(self._key(batch, kl_weight, divisor)) if self.members[0].has_stepped else None
+            if i == 0 and isinstance(run, _Batched) and run.recorded is not None:
+                return self._recorded_steps(run, batches, kl_weight, before)
+            found.append(self.step(batch, kl_weight, divisor))
+        return found
+
+    def _recorded_steps(
+        self, run: "_Batched", batches: Sequence[Batches], kl_weight: float | None, before: Callable[[int], float | None]
+    ) -> list[list[Tensor]]:
+        weights, numbers = [kl_weight], [run.updates[0].numbers()]
+        for i in range(1, len(batches)):
+            weights.append(before(i))
+            numbers.append(run.updates[0].numbers(ahead=i))
+        args = [torch.stack(rows) for rows in zip(*(_stacked_arguments(batch, run.where) for batch in batches), strict=True)]
+        args += self.members[0].weights(None if kl_weight is None else cast(list[float], weights))
+        return [list(losses.unbind()) for losses in run.several(args, numbers)]
+
     def eager_step(self, batches: Batches, kl_weight: float | None = None, divisor: float = 1.0) -> list[Tensor]:
         """One step of each, run as it is, a member after the other."""
         losses = []
@@ -162,7 +184,7 @@ class Ensemble:
         weights = self.members[0].weights(kl_weight)
         groups = ((leaves, 0), (args, 0), (weights, None), (rooms, 0), (constants, 0))
         dims = tuple(dim for tensors, dim in groups for _ in tensors)
-        inputs = [*(tensor for tensors, _ in groups for tensor in tensors), *update.numbers(), *state]
+        inputs = [*(tensor for tensors, _ in groups for tensor in tensors), *update.tensors([update.numbers()]), *state]
         code = _code(step, inputs, self.members[0].backend)
         return _Batched(self, code, first.where, updates, state, draws, [*rooms, *constants])
 
@@ -203,24 +225,42 @@ class _Batched:
             for part, stream in zip(room, self.ensemble.streams, strict=True)
         ]
         leaves = self.ensemble.leaves
-        self.recorded = Recorded(self._in_order, cuda_graph) if leaves[0].device.type == "cuda" else None
+        generators = [stream.generators[leaves[0].device.type] for stream in self.ensemble.streams]
+        on_gpu = leaves[0].device.type == "cuda"
+        self.recorded = Recorded(self._in_order, cuda_graph, generators) if on_gpu else None
 
     def __call__(self, batches: Batches, kl_weight: float | None, divisor: float) -> list[Tensor]:
-        leaves, numbers = self.ensemble.leaves, self.updates[0].numbers()
+        args = [*_stacked_arguments(batches, self.where), *self.ensemble.members[0].weights(kl_weight)]
+        numbers = [self.updates[0].numbers()]
+        if self.recorded is not None:
+            return list(self.several([t.unsqueeze(0) for t in args], numbers)[0].unbind())
         with torch.no_grad():
-            for draw, part, generator in self.parts:
-                draw.fill(part, generator)
-            args = [*_stacked_arguments(batches, self.where), *self.ensemble.members[0].weights(kl_weight)]
-            if self.recorded is not None:
-                losses = self.recorded([*leaves, *self.rooms, *self.state], [*args, *numbers])[0]
-            else:
-                losses = self.graph(*leaves, *args, *self.rooms, *numbers, *self.state)[0]
-        for update in self.updates:
-            update.count()
+            self._fill()
+            leaves, rates = self.ensemble.leaves, self.updates[0].tensors(numbers)
+            losses = self.graph(*leaves, *args, *self.rooms, *rates, *self.state)[0]
+        self._count(1)
         return list(losses.unbind())
 
+    def several(self, args: Sequence[Tensor], numbers: Sequence[list[list[float]]]) -> Tensor:
+        """Recorded steps as one launch; losses `[S, members]`. args: `[S, members, B, ...]`. numbers: of the optimizers."""
+        assert self.recorded is not None
+        with torch.no_grad():
+            rates = self.updates[0].tensors(numbers, stacked=True)
+            losses = self.recorded([*self.ensemble.leaves, *self.rooms, *self.state], [*args, *rates])[0]
+        self._count(len(numbers))
+        return losses
+
+    def _fill(self) -> None:
+        for draw, part, generator in self.parts:
+            draw.fill(part, generator)
+
+    def _count(self, steps: int) -> None:
+        for update in self.updates:
+            update.count(steps)
+
     def _in_order(self, *tensors: Tensor) -> Outputs:
-        """What stays comes first where a step is recorded."""
+        """What stays comes first where a step is recorded, draws included."""
+        self._fill()
         ends = list(accumulate(len(part) for part in (self.ensemble.leaves, self.rooms, self.state, self.where)))
         leaves, rooms, state, args = (tensors[a:b] for a, b in pairwise([0, *ends]))
         return self.graph(*leaves, *args, *rooms, *tensors[ends[-1] :], *state)

@@ -22,7 +22,7 @@ from pyroae.program import Pair, like_parameters, system_of
 from pyroae.progress import Progress
 from pyroae.states import Epoch, State
 from pyroae.step import Step
-from pyroae.trainer import FitResult, Trainer, is_long, steps_of
+from pyroae.trainer import STEPS_A_LAUNCH, FitResult, Trainer, is_long, steps_of
 from pyroae.training import check, fit, train_and_valid
 from pyroae.updates import rule_of
 from pyroae.weights import fork_random
@@ -163,10 +163,11 @@ class _Lockstep:
         losses = [Losses(step) for _ in self.trainers]
         begun, before = time.monotonic(), self.seconds
         shown = begun
-        for batches in self._batches(epoch):
-            for kept, loss in zip(losses, self._step(step, batches), strict=True):
-                kept.add(loss, len(batches[0][0]))
-            step += 1
+        for group in self._groups(epoch, step):
+            for batches, found in zip(group, self._steps(step, group), strict=True):
+                for kept, loss in zip(losses, found, strict=True):
+                    kept.add(loss, len(batches[0][0]))
+            step += len(group)
             now = time.monotonic()
             if now - shown > 0.5:
                 shown = now
@@ -186,9 +187,35 @@ class _Lockstep:
         for batches in zip(*each, strict=True):
             yield [like_parameters(t.system, args) for t, args in zip(self.trainers, batches, strict=True)]
 
-    def _step(self, step: int, batches: Batches) -> list[Tensor]:
+    def _groups(self, epoch: int, step: int) -> Iterator[list[Batches]]:
+        """Batches of one size whose steps are one launch on a GPU; each by itself elsewhere."""
+        most = STEPS_A_LAUNCH if self.first.fabric.device.type == "cuda" else 1
+        group: list[Batches] = []
+        for batches in self._batches(epoch):
+            if group and len(batches[0][0]) != len(group[0][0][0]):
+                yield group
+                step, group = step + len(group), []
+            group.append(batches)
+            if len(group) >= min(most, self.first.total_steps - step):
+                yield group
+                step, group = step + len(group), []
+        if group:
+            yield group
+
+    def _steps(self, step: int, group: list[Batches]) -> list[list[Tensor]]:
+        size, divisor = len(group[0][0][0]), self.first.raw.num_data(group[0][0])
+        compiled = self.first.is_worth_compiling(size, len(self.trainers))
+        if len(group) == 1 or not compiled or self.ensemble.is_new(group[0], self._begin(step), divisor):
+            return [self._step(step + i, batches) for i, batches in enumerate(group)]
+        return self.ensemble.steps(group, lambda i: self._begin(step + i), divisor)
+
+    def _begin(self, step: int) -> float | None:
+        """Set the rates of a step; its weight of the KL."""
         (kl_weight,) = {trainer.begin(step) for trainer in self.trainers}
-        divisor = self.first.raw.num_data(batches[0])
+        return kl_weight
+
+    def _step(self, step: int, batches: Batches) -> list[Tensor]:
+        kl_weight, divisor = self._begin(step), self.first.raw.num_data(batches[0])
         if not self.first.is_worth_compiling(len(batches[0][0]), len(self.trainers)):
             return self.ensemble.eager_step(batches, kl_weight, divisor)
         if not self.ensemble.is_new(batches, kl_weight, divisor):

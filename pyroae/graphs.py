@@ -46,6 +46,7 @@ def inductor(graph: torch.fx.GraphModule, inputs: Sequence[Tensor], same_draws: 
     with warnings.catch_warnings():  # of torch's own use of torch, where warnings are errors
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # single precision is what was asked for
         import torch._inductor.config as settings
         from torch._inductor.compile_fx import compile_fx
 
@@ -71,39 +72,57 @@ def _keep_memory() -> None:
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
+Record = Callable[[Callable[[], Outputs], Sequence[torch.Generator]], tuple[Callable[[], None], Outputs]]
+"""From a function, and the generators that it draws from, to a function that replays it, and its outputs."""
+
+
 class Recorded:
-    """Code recorded as one CUDA graph, and replayed: a step is then one launch, whatever kernels it has.
+    """Code recorded as CUDA graphs, each of one or several calls, and replayed: a replay is one launch, whatever it holds.
 
     run: from tensors that stay where they are (parameters, and what is changed in place) and those that are given anew at each
-    call. Outputs are copies: the next call overwrites its own. What stays is recorded again where it was replaced. record: from
-    a function to one that replays it, and its outputs.
+    call. What stays is recorded again where it was replaced. generators: those of its draws, beside torch's own.
     """
 
-    def __init__(self, run: Graph, record: Callable[[Callable[[], Outputs]], tuple[Callable[[], None], Outputs]]) -> None:
-        self._run, self._record = run, record
+    def __init__(self, run: Graph, record: Record, generators: Sequence[torch.Generator] = ()) -> None:
+        self._run, self._record, self._generators = run, record, generators
         self._kept: list[Tensor] = []
-        self._places: list[Tensor] = []
+        self._recordings: dict[int, tuple[list[list[Tensor]], Callable[[], None], Outputs]] = {}
 
     def __call__(self, kept: Sequence[Tensor], given: Sequence[Tensor]) -> Outputs:
-        """Copy what is given to its places, and replay."""
+        """As many calls as each of the given tensors has rows `[S, ...]`; their outputs, `[S, ...]`, are copies.
+
+        The rows are copied to their places before the replay, which overwrites the outputs of the one before.
+        """
+        count = len(given[0])
         if len(kept) != len(self._kept) or any(a is not b for a, b in zip(kept, self._kept, strict=True)):
-            self._kept, self._places = list(kept), [t.to(kept[0].device).clone() for t in given]
-            self._replay, self._outputs = self._record(lambda: self._run(*self._kept, *self._places))
-        for place, tensor in zip(self._places, given, strict=True):
-            place.copy_(tensor, non_blocking=True)
-        self._replay()
-        return tuple(output.clone() for output in self._outputs)
+            self._kept, self._recordings = list(kept), {}
+        if count not in self._recordings:
+            self._recordings[count] = self._recorded([[row.to(kept[0].device).clone() for row in t] for t in given], count)
+        places, replay, outputs = self._recordings[count]
+        for rows, tensor in zip(places, given, strict=True):
+            torch._foreach_copy_(rows, list(tensor.to(rows[0].device, non_blocking=True).unbind()))
+        replay()
+        return tuple(output.clone() for output in outputs)
+
+    def _recorded(self, places: list[list[Tensor]], count: int) -> tuple[list[list[Tensor]], Callable[[], None], Outputs]:
+        def calls() -> Outputs:
+            found = [self._run(*self._kept, *(rows[i] for rows in places)) for i in range(count)]
+            return tuple(torch.stack(outputs) for outputs in zip(*found, strict=True))
+
+        return places, *self._record(calls, self._generators)
 
 
-def cuda_graph(run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+def cuda_graph(run: Callable[[], Outputs], generators: Sequence[torch.Generator] = ()) -> tuple[Callable[[], None], Outputs]:
     """Record what `run` launches, without doing it; what replays it, and the tensors that it then fills."""
     graph = torch.cuda.CUDAGraph()
+    for generator in generators:
+        graph.register_generator_state(generator)
     with torch.cuda.graph(graph):
         outputs = run()
     return graph.replay, outputs
 
 
-def on_device(numbers: float | list[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+def on_device(numbers: float | list[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor of numbers that are known here; nothing waits for the copy."""
     tensor = torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda")
     return tensor.to(device, non_blocking=True)

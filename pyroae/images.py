@@ -13,6 +13,17 @@ KEPT = {"L": "L", "1": "L", "LA": "L", "RGB": "RGB", "RGBA": "RGB", "P": "RGB", 
 """Modes of PIL that are read, and what they become: grey or colour, 8 bits a channel, without transparency."""
 
 
+def is_channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether data of this shape are images (height, width, channels), as folders and TensorFlow have them.
+
+    So they are read where the last dimension is at most 4 and the smallest; else as (channels, height, width).
+
+    >>> is_channels_last((28, 28, 3)), is_channels_last((3, 28, 28)), is_channels_last((64, 4, 4))
+    (True, False, False)
+    """
+    return len(shape) == 3 and shape[2] <= 4 and shape[2] < min(shape[:2])
+
+
 @dataclass(frozen=True, eq=False)
 class Images:
     """N images of one size: grey ones `[H, W]`, coloured ones `[H, W, 3]`, as bytes.

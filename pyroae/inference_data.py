@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from pyroae.evaluation.blocks import CHUNK
+from pyroae.arguments import structure_of
+from pyroae.errors import ProgramError
+from pyroae.evaluation.blocks import CHUNK, Data, blocks
+from pyroae.evaluation.checks import check_terms, filled
 from pyroae.evaluation.comparison import Comparison, Entry
 from pyroae.evaluation.slopes import SNRCurve
 from pyroae.evaluation.statistics import GradientStatistics
+from pyroae.sites import PARTICLES, Site, plates_of
 from pyroae.weights import Program, Traces, evaluating, fork_random, reduce_log_weights, run
 
 if TYPE_CHECKING:
@@ -41,7 +45,7 @@ _FIGURES: dict[str, tuple[str, Callable[[GradientStatistics], float]]] = {
 def to_datatree(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Data,
     *,
     labels: np.ndarray | None = None,
     shape: tuple[int, ...] = (),
@@ -49,13 +53,18 @@ def to_datatree(
     simulated: Mapping[str, Tensor] | None = None,
     num_draws: int = 100,
     seed: int | None = None,
+    **kwargs: Any,
 ) -> "DataTree":
     """Draws from the guide at each datum x `[N, d]`, with their log-weights, as an ArviZ DataTree.
 
-    Groups: posterior (latent sites: chain, draw, datum, latent), log_likelihood (log p(x|z)), sample_stats (log_weight,
+    x, kwargs: the arguments of the programs, as of `log_likelihood`; all tensors among them are observed_data, under the names
+    that they have in dicts and as keyword arguments, else x, x_1, …
+    Groups: posterior (latent sites: chain, draw, datum, a dimension for each nested plate, latent),
+    log_likelihood (log p(x|z)), sample_stats (log_weight,
     log_prior, log_post), observed_data (datum, pixel), per_datum (`statistics`, each `[N]`, such as log_px), simulated (such
     statistics of simulated data). `shape` of an image gives each pixel its row and column; `labels` `[N]` become a coordinate
-    of datum. The draws are of the guide, not of the posterior: weigh them by log_weight.
+    of datum. The draws are of the guide, not of the posterior: weigh them by log_weight. Raises ProgramError, naming the site,
+    for a latent site outside the data plate, which has no value for each datum, and for scales and masks of latent sites.
 
     >>> import torch
     >>> from pyroae import zoo
@@ -66,21 +75,30 @@ def to_datatree(
     """
     import arviz_base
 
-    rows = max(1, CHUNK // max(256, x[0].numel()) // num_draws)
-    with evaluating(model, guide), fork_random(x.device, seed):
-        parts = [_draw(run(model, guide, (part,), {}, num_draws), len(part)) for part in x.split(rows)]
+    structure = structure_of(x, kwargs, model)
+    model, guide, args = structure(model), structure(guide), structure.tensors
+    rows, count = max(1, CHUNK // max(256, args[0][0].numel()) // num_draws), len(args[0])
+    check_terms(model, guide, args, "parts")
+    with evaluating(model, guide), fork_random(args[0].device, seed):
+        parts = [_draw(filled(run(model, guide, part, {}, num_draws))) for part in blocks(args, rows)]
     posterior = {name: np.concatenate([p[0][name] for p in parts], 1)[None] for name in parts[0][0]}
     weights = {name: np.concatenate([p[1][name] for p in parts], 1)[None] for name in parts[0][1]}
-    dims = {name: ["datum", *_latent_dims(name, values, len(posterior))] for name, values in posterior.items()}
+    plates = parts[0][2]
+    dims = {
+        name: ["datum", *plates[name], *_latent_dims(name, v, plates[name], len(posterior))] for name, v in posterior.items()
+    }
+    observed = {name: tensor.detach().cpu().reshape(count, -1).numpy() for name, tensor in structure.named().items()}
+    for name, values in observed.items():
+        dims[name] = ["datum", "pixel" if values.shape[1] == args[0][0].numel() else f"{name}_pixel"]
     tree = arviz_base.from_dict(
         {
             "posterior": posterior,
             "log_likelihood": {"x": weights.pop("log_lik")},
             "sample_stats": weights,
-            "observed_data": {"x": x.detach().cpu().reshape(len(x), -1).numpy()},
+            "observed_data": observed,
         },
-        dims={**dims, "x": ["datum", "pixel"], **{name: ["datum"] for name in weights}},
-        coords={"datum": np.arange(len(x)), "pixel": np.arange(x[0].numel())},
+        dims={"x": ["datum"], **dims, **{name: ["datum"] for name in weights}},
+        coords={"datum": np.arange(count), "pixel": np.arange(args[0][0].numel())},
     )
     for group, columns in (("per_datum", statistics), ("simulated", simulated)):
         if columns:
@@ -234,22 +252,40 @@ def _arrays(
     return {**found, **{name: (dims[:2], array, unit) for name, (array, unit) in costs.items()}}
 
 
-def _draw(traces: Traces, num_data: int) -> tuple[Arrays, Arrays]:
-    """Values of the latent sites `[K, N, ...]`, and the parts of the log-weights `[K, N]`."""
+def _draw(traces: Traces) -> tuple[Arrays, Arrays, dict[str, list[str]]]:
+    """Values of the latent sites `[K, N, ...]`, the parts of the log-weights `[K, N]`, and the nested plates of each site."""
     weights = reduce_log_weights(traces)
-    values = {
-        name: site["value"].reshape(-1, num_data, *site["fn"].event_shape).float().cpu().numpy()
-        for name, site in traces.sites(traces.guide, observed=False)
-    }
-    parts = {name: getattr(weights, name) for name in ("log_lik", "log_prior", "log_post", "log_weight")}
-    draws = traces.num_particles
-    expanded = {n: np.broadcast_to(v, (draws, *v.shape[1:])) for n, v in values.items()}
-    return expanded, {name: part.cpu().numpy() for name, part in parts.items()}
+    draws, values, plates = traces.num_particles, {}, {}
+    for name, site in traces.sites(traces.guide, observed=False):
+        if not traces.is_local(site):
+            raise ProgramError(f"the latent site '{name}' lies outside the data plate: it has no value for each datum")
+        found, plates[name] = _by_datum(traces, site)
+        array = found.float().cpu().numpy()
+        values[name] = np.broadcast_to(array, (draws, *array.shape[1:]))
+    parts = {name: getattr(weights, name).cpu().numpy() for name in ("log_lik", "log_prior", "log_post", "log_weight")}
+    return values, parts, plates
 
 
-def _latent_dims(name: str, values: np.ndarray, num_sites: int) -> list[str]:
+def _by_datum(traces: Traces, site: Site) -> tuple[Tensor, list[str]]:
+    """The value of a site as `[K or 1, N, nested plates, event]`, and the names of those plates."""
+    batch, event = site["fn"].batch_shape, site["fn"].event_shape
+    frames = {frame.dim: frame.name for frame in plates_of(site)}
+    data = None if traces.plate is None else traces.plate.dim
+    nested = [dim for dim in range(-len(batch), 0) if dim in frames and dim != data]
+    first = traces.num_particles > 1 and any(frame.name == PARTICLES for frame in site["cond_indep_stack"])
+    kept = [*([-len(batch)] if first else []), *([] if data is None else [data]), *nested]
+    value = site["value"].expand(*batch, *event)
+    order = [dim + len(batch) for dim in kept]
+    rest = [i for i in range(len(batch)) if i not in order]  # of one element: the places of plates that the site is not in
+    sizes = [batch[i] for i in order]
+    value = value.permute(*order, *rest, *range(len(batch), value.dim())).reshape(*sizes, -1, *event).squeeze(len(order))
+    value = value if data is not None else value.unsqueeze(int(first))
+    return value if first else value.unsqueeze(0), [frames[dim] for dim in nested]
+
+
+def _latent_dims(name: str, values: np.ndarray, plates: list[str], num_sites: int) -> list[str]:
     prefix = "latent" if num_sites == 1 else f"{name}_latent"
-    count = values.ndim - 3
+    count = values.ndim - 3 - len(plates)
     return [prefix] if count == 1 else [f"{prefix}_{i}" for i in range(count)]
 
 

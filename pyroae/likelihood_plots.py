@@ -103,11 +103,14 @@ def sandwich(bounds: Mapping[str, tuple[float, float]], title: str = "") -> Figu
     return figure
 
 
-def extremes(x: Tensor, log_px: Tensor, shape: tuple[int, ...], num: int = 10, marked: Sequence[int] = ()) -> Figure:
+def extremes(
+    x: Tensor | tuple[Tensor, ...], log_px: Tensor, shape: tuple[int, ...], num: int = 10, marked: Sequence[int] = ()
+) -> Figure:
     """The data of the lowest and of the highest log p(x), under each its index and log p(x); those `marked` in colour.
 
-    x: `[N, d]`. Raises DataError where there are no data or as many figures as data.
+    x: `[N, d]`, of several arguments the first. Raises DataError where there are no data or as many figures as data.
     """
+    x = x[0] if isinstance(x, tuple) else x
     if not len(x) or len(x) != len(log_px):
         raise DataError(f"there are {len(x)} data and {len(log_px)} log-likelihoods")
     order = torch.argsort(log_px)

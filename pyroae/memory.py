@@ -58,7 +58,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 class Portion:
     """How much is done at once: as much as memory is found to hold.
 
-    size: now. unit: of what, in the plural. least: what a portion of one is, in words.
+    size: now. unit: of what, in the plural. least: what a portion of one is, in words. warns: whether a smaller one is told.
 
     >>> portion = Portion(2, "draws", "one draw")
     >>> portion.fitted(lambda size: 10 // size), portion.size
@@ -68,6 +68,7 @@ class Portion:
     size: int
     unit: str
     least: str
+    warns: bool = True
 
     def fitted[T](self, work: Callable[[int], T]) -> T:
         """What `work` gives for the size, and where memory does not hold it, for a half, and a half of that, with one warning.
@@ -87,7 +88,7 @@ class Portion:
                     raise ConfigError(told) from None
             self.size = (self.size + 1) // 2
             _free()
-        if self.size < before:
+        if self.size < before and self.warns:
             told = f"memory ran out with {before:,} {self.unit} at once: the work goes on with {self.size:,}"
             warnings.warn(told, stacklevel=3)
         return found

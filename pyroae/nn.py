@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyroae.config import ACTIVATIONS
 from pyroae.errors import ConfigError, unknown_name
+from pyroae.images import is_channels_last
 from pyroae.registry import Registry
 
 _ACTIVATIONS = {
@@ -83,7 +84,10 @@ class MLP(Map):
 @MAPS.register("conv")
 @dataclass(frozen=True)
 class Conv(Map):
-    """Convolutions with stride 2 for images (height, width) or (channels, height, width), then one hidden layer."""
+    """Convolutions with stride 2, then one hidden layer.
+
+    For images (height, width), (channels, height, width), or (height, width, channels) where `is_channels_last` says so.
+    """
 
     channels: tuple[int, ...] = (32, 64)
     width: int = 256
@@ -103,7 +107,8 @@ class Conv(Map):
             layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), _ACTIVATIONS[self.activation]()]
         inner = self.channels[-1] * math.prod(sizes[-1])
         head = [nn.Flatten(), _linear(inner, self.width), _ACTIVATIONS[self.activation](), _linear(self.width, outputs)]
-        return Images(image, nn.Sequential(*layers, *head))
+        net = nn.Sequential(*layers, *head)
+        return Images(shape, nn.Sequential(ChannelsFirst(), *net)) if is_channels_last(shape) else Images(image, net)
 
     def decoder(self, latent: int, shape: tuple[int, ...], outputs: int) -> nn.Module:
         image, sizes = self._sizes(shape)
@@ -117,15 +122,18 @@ class Conv(Map):
                 act(),
                 nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, output_padding=extra, bias=False),
             ]
+        if is_channels_last(shape):
+            layers.append(ChannelsLast(outputs))
         head = nn.Sequential(_linear(latent, self.width), act(), _linear(self.width, math.prod(inner)))
         return nn.Sequential(head, Images(inner, nn.Sequential(*layers)), Offset(outputs * math.prod(shape)))
 
     def _sizes(self, shape: tuple[int, ...]) -> tuple[tuple[int, int, int], list[tuple[int, int]]]:
         if len(shape) not in (2, 3):
             raise ConfigError(
-                f"a conv map needs images (height, width) or (channels, height, width), not data of shape {shape}"
+                "a conv map needs images (height, width), (channels, height, width) or (height, width, channels), "
+                f"not data of shape {shape}"
             )
-        image = cast(tuple[int, int, int], (1, *shape)[-3:])
+        image = cast(tuple[int, int, int], (shape[2], *shape[:2]) if is_channels_last(shape) else (1, *shape)[-3:])
         sizes = [image[1:]]
         for _ in self.channels:
             sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
@@ -198,6 +206,24 @@ class Images(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x.reshape(-1, *self.image)).reshape(*x.shape[:-1], -1)
+
+
+class ChannelsFirst(nn.Module):
+    """From `[B, h, w, c]` to `[B, c, h, w]`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 3, 1, 2)
+
+
+class ChannelsLast(nn.Module):
+    """From `[B, outputs * c, h, w]` to `[B, outputs, h, w, c]`: each output in the layout of the data."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (self.outputs, -1)).permute(0, 1, 3, 4, 2)
 
 
 class Offset(nn.Module):

@@ -1,7 +1,7 @@
 """Results -> matplotlib figures: each function returns a Figure of its own, to be written by `figure.savefig(path)`.
 
 Figures are made without pyplot: no window, no settings and no list of open figures are touched. Data are drawn as images
-where the system's shape is (height, width), (1, height, width) or (3, height, width), else as curves over the features.
+where the system's shape is (height, width), with 1 or 3 channels before or after these, else as curves over the features.
 """
 
 import math
@@ -65,13 +65,15 @@ def training_curves(histories: Mapping[str, Sequence[Epoch]] | Sequence[Epoch]) 
     return figure
 
 
-def reconstructions(autoencoder: Autoencoder, x: Tensor, num: int = 10, labels: Labels | None = None) -> Figure:
+def reconstructions(
+    autoencoder: Autoencoder, x: Tensor | tuple[Tensor, ...], num: int = 10, labels: Labels | None = None
+) -> Figure:
     """Data above their reconstructions, the mean of p(x|z) at the mean of q(z|x), a column each for the first `num`.
 
     A system with a corruption shows the corrupted data too, and reconstructs from those. x: `[N, d]` or `[N, *shape]`.
     labels: titles of the columns. Raises DataError where there are no data.
     """
-    x = _ready(autoencoder, x[: max(num, 0)])
+    x = _ready(autoencoder, x, max(num, 0))
     with evaluating(autoencoder), fork_random(x.device, 0):
         seen = autoencoder.corruption(x)
         rows = {"input": x, "corrupted": seen, "reconstruction": autoencoder.reconstruct(seen)}
@@ -113,6 +115,8 @@ def sample_grids(autoencoders: Mapping[str, Autoencoder], num: int = 100, seed: 
     rows = math.ceil(len(autoencoders) / columns)
     figure = Figure((3.2 * columns, 3.6 * rows), dpi=200, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for autoencoder in autoencoders.values():
+        _refuse_programs(autoencoder)
     for axes, (name, autoencoder) in zip(panels, autoencoders.items(), strict=False):
         with evaluating(autoencoder), fork_random(_like(autoencoder).device, seed):
             values = to_array(autoencoder.sample(num))
@@ -123,7 +127,7 @@ def sample_grids(autoencoders: Mapping[str, Autoencoder], num: int = 100, seed: 
     return figure
 
 
-def latent_scatter(autoencoder: Autoencoder, x: Tensor, labels: Labels | None = None) -> Figure:
+def latent_scatter(autoencoder: Autoencoder, x: Tensor | tuple[Tensor, ...], labels: Labels | None = None) -> Figure:
     """Means of q(z|x): the two units of the largest variance over the data, coloured by label; a histogram for m = 1.
 
     x: `[N, d]` or `[N, *shape]`. labels: `[N]`; up to 20 distinct ones get a legend, more a colour bar of their ranks.
@@ -154,6 +158,7 @@ def manifold(autoencoder: Autoencoder, num: int = 20) -> Figure:
     z[0] grows to the right, z[1] upwards (Kingma & Welling 2014, figure 4).
     Raises ConfigError for a latent space of another dimension than 2, or another prior than Normal.
     """
+    _refuse_programs(autoencoder)
     if autoencoder.latent != 2:
         raise ConfigError(f"a manifold is drawn of a latent space of 2 dimensions; this one has {autoencoder.latent}")
     if not isinstance(autoencoder.prior, Normal):
@@ -199,6 +204,7 @@ def filters(autoencoder: Autoencoder, num: int = 64) -> Figure:
     The columns of a linear decoder, the atoms of a dictionary; else the weights of the encoder's first layer, one image a
     hidden unit, or for convolutions one a kernel. Raises ConfigError for a system that has neither.
     """
+    _refuse_programs(autoencoder)
     values, shape, title = _filters(autoencoder)
     values = values[: max(num, 0)]
     _refuse_none("filters", len(values))
@@ -207,7 +213,7 @@ def filters(autoencoder: Autoencoder, num: int = 64) -> Figure:
     axes = figure.subplots()
     draw_grid(axes, values, shape, (-largest, largest), "RdBu_r")
     axes.set_title(title)
-    if is_image(shape) and math.prod(shape[:-2]) == 1:
+    if is_image(shape) and len(axes.images[0].get_shape()) == 2:
         figure.colorbar(axes.images[0], ax=axes, label="weight", shrink=0.6)
     return figure
 
@@ -219,11 +225,23 @@ def _like(autoencoder: Autoencoder) -> Tensor:
     return next(autoencoder.parameters())
 
 
-def _ready(autoencoder: Autoencoder, x: Tensor) -> Tensor:
-    """x as `[N, d]` in the system's dtype and on its device."""
+def _ready(autoencoder: Autoencoder, x: Tensor | tuple[Tensor, ...], num: int | None = None) -> Tensor:
+    """The first `num` data as `[N, d]` in the system's dtype and on its device. Raises ConfigError, DataError for others."""
+    _refuse_programs(autoencoder)
+    if isinstance(x, tuple) and len(x) == 1:
+        x = x[0]
+    if not isinstance(x, Tensor):
+        raise DataError(f"a figure is of one tensor of data [N, d], not of a {type(x).__name__}")
+    x = x[:num]
     _refuse_none("data", len(x))
     like = _like(autoencoder)
     return autoencoder.flat(x.to(like.device, like.dtype))
+
+
+def _refuse_programs(system: Any) -> None:
+    """Raises ConfigError for what is no Autoencoder: programs have no means to draw."""
+    if not isinstance(system, Autoencoder):
+        raise ConfigError(f"this figure is of an Autoencoder, not of a {type(system).__name__}")
 
 
 def _refuse_none(what: str, count: int) -> None:

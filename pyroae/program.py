@@ -1,8 +1,9 @@
 """Any Pyro model and guide as one module: what `fit` trains, and what it can know of it before the first step."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from types import MappingProxyType
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -15,6 +16,9 @@ from pyroae.mixing import mixed_site
 from pyroae.objectives.base import Bound, ObjectiveBase
 from pyroae.sites import plates_of, samples
 from pyroae.weights import Program, Traces, evaluating, fork_random, owner_of, run
+
+NONE: Mapping[str, Any] = MappingProxyType({})
+"""No keyword arguments."""
 
 
 @runtime_checkable
@@ -66,9 +70,9 @@ class Pair(nn.Module):
         """The guide."""
         return self._programs[1](*args, **kwargs)
 
-    def find_parameters(self, *args: Any) -> None:
+    def find_parameters(self, *args: Any, **kwargs: Any) -> None:
         """Run both once, and take up every parameter that they announce and that no module of theirs holds."""
-        for name, leaf in _announced(self, args).items():
+        for name, leaf in _announced(self, args, kwargs).items():
             leaf._is_param = True  # torch's mark of a parameter: the store keeps its tensor
             self.store.register_parameter(name.replace(".", "/"), cast(nn.Parameter, leaf))
 
@@ -101,23 +105,30 @@ class KLWeight(Messenger):
             msg["scale"] = self.weight if not isinstance(scale, Tensor) and scale == 1 else scale * self.weight
 
 
-def bound_of(system: nn.Module, objective: ELBO, args: tuple[Any, ...], kl_weight: Tensor | float | None = None) -> Bound:
+def bound_of(
+    system: nn.Module,
+    objective: ELBO,
+    args: tuple[Any, ...],
+    kl_weight: Tensor | float | None = None,
+    kwargs: Mapping[str, Any] = NONE,
+) -> Bound:
     """Bound and surrogate of one run, whether the objective is one of pyroae's or of Pyro's own."""
     model, guide = cast(System, system).model, cast(System, system).guide
     with nullcontext() if kl_weight is None else KLWeight(kl_weight):
         if isinstance(objective, ObjectiveBase):
-            return objective.bound(model, guide, *args)
-        bound = -cast(Any, objective).differentiable_loss(model, guide, *args)
+            return objective.bound(model, guide, *args, **kwargs)
+        with torch.enable_grad():  # without, TraceEnum_ELBO refuses to give a value
+            bound = -cast(Any, objective).differentiable_loss(model, guide, *args, **kwargs)
         return Bound(bound.detach(), bound)
 
 
 def rehearse(system: nn.Module, objective: ELBO, args: tuple[Tensor, ...], seed: int, *, double: bool = False) -> int | None:
-    """One run without gradients, to refuse what cannot be trained; the full size of a subsampled data plate.
+    """Run once, gradients included, to refuse what cannot be trained; the full size of a subsampled data plate.
 
     double: whether the training is in double precision; what is made double for it is afterwards as it was before.
-    Parameters in Pyro's store start here, from `seed`. Raises ProgramError, naming the site, and what the program raises.
+    Parameters in Pyro's store start here, from `seed`. Raises ProgramError, naming the site, ConfigError for a training that
+    moves no parameter, or none of a module, and what the program raises.
     """
-    model, guide = cast(System, system).model, cast(System, system).guide
     with fork_random(args[0].device, seed), evaluating(system):
         if isinstance(system, Pair):
             system.find_parameters(*like_parameters(system, args))
@@ -129,10 +140,9 @@ def rehearse(system: nn.Module, objective: ELBO, args: tuple[Tensor, ...], seed:
         if not any(parameter.requires_grad for parameter in system.parameters()):
             raise ConfigError("model and guide have no parameters to train: announce them by pyro.param or pyro.module")
         with _doubled(system) if double else nullcontext():
-            args = like_parameters(system, args)
-            cast(Any, objective).differentiable_loss(model, guide, *args)
-            size = full_size(run(model, guide, args, {}))
+            size = full_size(refuse_untrained(system, objective, like_parameters(system, args)))
     with fork_random(args[0].device), _doubled(system) if double else nullcontext():
+        model, guide = cast(System, system).model, cast(System, system).guide
         site = mixed_site(model, guide, like_parameters(system, args), training=True)
     if site is not None:
         warnings.warn(
@@ -141,6 +151,78 @@ def rehearse(system: nn.Module, objective: ELBO, args: tuple[Tensor, ...], seed:
             stacklevel=2,
         )
     return size
+
+
+def refuse_untrained(system: nn.Module, objective: ELBO, args: tuple[Any, ...], kwargs: Mapping[str, Any] = NONE) -> Traces:
+    """Run the programs and the objective with its gradient, without a step; the traces of the former.
+
+    Raises ConfigError where no parameter, or not a single one of a module, has a path to the loss in the autograd graph, and
+    where `pyro.module` finds the parameters of another module under its name in Pyro's store. A gradient that is 0 is fine.
+    """
+    model, guide = cast(System, system).model, cast(System, system).guide
+    with torch.no_grad():
+        traces = run(model, guide, args, dict(kwargs))
+    parameters = [p for p in system.parameters() if p.requires_grad]
+    with torch.enable_grad():
+        reached = _reached(parameters, lambda: bound_of(system, objective, args, kwargs=kwargs))
+    modules: dict[str, set[int]] = {}
+    for site in _parameter_sites(traces):
+        module, inside, _ = site["name"].partition("$$$")  # as pyro.module names the parameters
+        if inside:
+            trained = _trained_leaf(site, {id(p) for p in parameters})
+            if trained is not site["args"][1] and id(trained) not in reached:
+                raise ConfigError(
+                    f"the weights of the module '{module}' would not be trained: Pyro's store has those of another module "
+                    "under this name; call pyro.clear_param_store() before, or give the module a name of its own"
+                )
+            modules.setdefault(f"the module '{module}'", set()).add(id(trained))
+    if isinstance(system, Pair):
+        for what, owner in (("model", system.modules_of_model), ("guide", system.modules_of_guide)):
+            modules[f"the {what}'s module {type(owner).__name__}"] = {id(p) for p in owner.parameters() if p.requires_grad}
+    modules = {what: ids for what, ids in modules.items() if ids and not ids & reached}
+    if not reached or modules:
+        raise ConfigError(
+            f"the training would move no parameter of {next(iter(modules), 'model and guide')}: the loss has no gradient "
+            "for any, as after .detach(), under torch.no_grad(), or where no site depends on them; requires_grad_(False) "
+            "leaves a module out"
+        )
+    return traces
+
+
+def _reached(parameters: list[nn.Parameter], bound: Callable[[], Bound]) -> set[int]:
+    """The identities of the parameters that have a path to the loss."""
+    try:
+        surrogate = bound().surrogate
+    except ValueError as error:
+        if "cannot be differentiated" in str(error):  # so TraceEnum_ELBO says it
+            return set()
+        raise
+    if not surrogate.requires_grad:
+        return set()
+    grads = torch.autograd.grad(surrogate, parameters, allow_unused=True)
+    return {id(p) for p, grad in zip(parameters, grads, strict=True) if grad is not None}
+
+
+def refuse_batch_of_one(system: nn.Module, args: tuple[Tensor, ...], num_data: int, batch_size: int) -> None:
+    """Raises ConfigError for batch normalization where the last batch of an epoch has one datum, which has no variance."""
+    norms = [name for name, module in system.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms or (num_data - 1) % batch_size:
+        return
+    programs, modes = cast(System, system), [(module, module.training) for module in system.modules()]
+    try:
+        system.train()
+        with fork_random(args[0].device), torch.no_grad(), same_buffers(system):
+            run(programs.model, programs.guide, like_parameters(system, tuple(t[:1] for t in args)), {})
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            f"the last of the batches of {batch_size} of {num_data} data has one datum, and batch normalization ('{norms[0]}') "
+            "needs two: choose another batch_size, or leave out a datum"
+        ) from None
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def refuse_global(system: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -171,6 +253,22 @@ def like_parameters(system: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor
 
 
 @contextmanager
+def same_buffers(system: nn.Module) -> Iterator[list[str]]:
+    """A context after which the buffers are as they were; the names of those that were changed in it are then in the list."""
+    buffers = dict(system.named_buffers())
+    kept = {name: (b._version, b.clone()) for name, b in buffers.items()}
+    changed: list[str] = []
+    try:
+        yield changed
+    finally:
+        for name, (version, value) in kept.items():
+            if buffers[name]._version != version:
+                changed.append(name)
+                with torch.no_grad():
+                    buffers[name].copy_(value)
+
+
+@contextmanager
 def _doubled(system: nn.Module) -> Iterator[None]:
     """Double precision of a system and of new tensors, as Lightning Fabric has it in training."""
     before, default = {t.dtype for t in system.state_dict().values() if t.is_floating_point()}, torch.get_default_dtype()
@@ -184,19 +282,29 @@ def _doubled(system: nn.Module) -> Iterator[None]:
             system.to(before.pop())
 
 
-def _announced(system: nn.Module, args: tuple[Any, ...]) -> dict[str, Tensor]:
+def _announced(system: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] = NONE) -> dict[str, Tensor]:
     """Parameters by name that model and guide announce in one run, and that are none of the system's."""
     model, guide = cast(System, system).model, cast(System, system).guide
-    traces = run(model, guide, args, {})
-    sites = [*traces.guide.nodes.values(), *traces.model.nodes.values()]
+    sites = _parameter_sites(run(model, guide, args, dict(kwargs)))
     known = {id(parameter) for parameter in system.parameters()}
     found: dict[str, Tensor] = {}
     for site in sites:
-        leaf = _leaf(site) if site["type"] == "param" else None
+        leaf = _trained_leaf(site, known)
         if leaf is not None and leaf.requires_grad and id(leaf) not in known:
             known.add(id(leaf))
             found[site["name"]] = leaf
     return found
+
+
+def _parameter_sites(traces: Traces) -> list[dict[str, Any]]:
+    sites = [*traces.guide.nodes.values(), *traces.model.nodes.values()]
+    return [site for site in sites if site["type"] == "param"]
+
+
+def _trained_leaf(site: dict[str, Any], known: set[int]) -> Tensor | None:
+    """What an optimizer moves of a param site: the parameter that the program gave, where it is known, else the store's."""
+    given = site["args"][1] if len(site["args"]) > 1 else None
+    return given if id(given) in known else _leaf(site)
 
 
 def _leaf(site: dict[str, Any]) -> Tensor | None:

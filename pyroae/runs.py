@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from pyroae import zoo
+from pyroae import __version__, zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.config import WHERE, RunConfig
 from pyroae.data import Splits
@@ -190,8 +190,8 @@ def write_config(path: Path, config: RunConfig, splits: Splits) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of what decides the figures."""
-    names = ("pyroae", "torch", "pyro-ppl", "lightning-fabric", "numpy", "arviz")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    names = ("torch", "pyro-ppl", "lightning-fabric", "numpy", "arviz")
+    return {"python": platform.python_version(), "pyroae": __version__, **{name: version(name) for name in names}}
 
 
 def _state_of(content: Any) -> State:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
@@ -38,6 +39,11 @@ def base_distribution(distribution: Any) -> Any:
     return distribution
 
 
+def is_delta(site: Site) -> bool:
+    """Whether a latent site of a guide is a Delta: a function of the draws, with a log-density of its own, and no draw."""
+    return isinstance(base_distribution(site["fn"]), Delta)
+
+
 def data_plate(sites: list[Site]) -> CondIndepStackFrame | None:
     """The outermost plate that holds every site which is in any plate at all."""
     inside = [stack for stack in map(plates_of, sites) if stack]  # each from the outermost plate to the innermost
@@ -48,8 +54,13 @@ def common_scale(sites: list[Site], plate: CondIndepStackFrame | None) -> Tensor
     """The plate's subsampling scale, times what is left of the sites' scales where that is the same for all."""
     base = (plate.full_size or plate.size) / plate.size if plate is not None else 1.0
     rest = [s["scale"] for s in sites]
-    common = _per_datum(rest[0], plate) if rest and all(_same(rest[0], scale) for scale in rest) else None
+    common = _per_datum(rest[0], plate) if rest and all(equal_scale(rest[0], scale) for scale in rest) else None
     return base if common is None else common
+
+
+def same_scale(one: Tensor | float, other: Tensor | float) -> bool:
+    """Whether two scales are known to be the same without a look at the numbers of a tensor."""
+    return one is other or (not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other)
 
 
 def check_match(model: poutine.Trace, guide: poutine.Trace) -> None:
@@ -57,11 +68,29 @@ def check_match(model: poutine.Trace, guide: poutine.Trace) -> None:
     latent = {name for name, s in model.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
     drawn = {name: s for name, s in guide.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
     for name in sorted(latent - set(drawn)):
-        raise ProgramError(f"the model's latent site '{name}' has no counterpart in the guide, which has {sorted(drawn)}")
+        raise ProgramError(
+            f"the model's latent site '{name}' has no counterpart in the guide, which has {sorted(drawn)}{_hint(name, model)}"
+        )
     for name in sorted(set(drawn) - latent):
         if not drawn[name]["infer"].get("is_auxiliary"):
             raise ProgramError(f"the guide's site '{name}' is no latent site of the model, which has {sorted(latent)}")
     check_event_shapes(model, guide)
+    for name in sorted(latent & set(drawn)):
+        of_model, of_guide = model.nodes[name]["fn"], drawn[name]["fn"]
+        if _is_discrete(of_guide) and not _is_discrete(of_model) and not is_delta(model.nodes[name]):
+            kinds = [type(base_distribution(fn)).__name__ for fn in (of_model, of_guide)]
+            raise ProgramError(f"site '{name}' is continuous in the model ({kinds[0]}) and discrete in the guide ({kinds[1]})")
+
+
+def _hint(name: str, model: poutine.Trace) -> str:
+    """What to do about a discrete latent site of the model that the guide lacks."""
+    site = model.nodes[name]
+    if not (site["infer"].get("enumerate") or getattr(site["fn"], "has_enumerate_support", False)):
+        return ""
+    return (
+        f": sites are not enumerated in the model here; give the guide a site '{name}', which TraceEnum_ELBO sums out with "
+        'infer={"enumerate": "parallel"}, or use pyro.infer.SVI with TraceEnum_ELBO'
+    )
 
 
 def check_event_shapes(model: poutine.Trace, guide: poutine.Trace) -> None:
@@ -90,6 +119,13 @@ def check_plate(model: poutine.Trace, guide: poutine.Trace, plate: CondIndepStac
                 raise ProgramError(f"{where} of {of_model[0]} data in the model, of {of_guide[0]} in the guide")
 
 
+def _is_discrete(distribution: Any) -> bool:
+    try:
+        return bool(distribution.support.is_discrete)
+    except (AttributeError, NotImplementedError):  # a support that depends on the parameters
+        return False
+
+
 def _per_datum(scale: Tensor | float, plate: CondIndepStackFrame | None) -> Tensor | float | None:
     """A scale as a number or `[N]`; None where it differs within a datum."""
     if not isinstance(scale, Tensor) or scale.numel() == 1:
@@ -99,7 +135,8 @@ def _per_datum(scale: Tensor | float, plate: CondIndepStackFrame | None) -> Tens
     return scale.reshape(-1) if along == scale.numel() else None
 
 
-def _same(one: Tensor | float, other: Tensor | float) -> bool:
+def equal_scale(one: Tensor | float, other: Tensor | float) -> bool:
+    """Whether two scales are the same; looks at the numbers of two tensors."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one is other or (one.shape == other.shape and torch.equal(one, other))
     return not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other

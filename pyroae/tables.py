@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pyroae.errors import DataError
-from pyroae.sources import check_numeric, label_of
+from pyroae.sources import check_numeric, columns_of, common_dtype
 from pyroae.storage import Reader, Rows, Stored
 
 TABLE_SLICE = 4 * 2**20
@@ -36,12 +36,12 @@ class StoredTable(Stored):
         frame = schema.empty_table().to_pandas()
         index = [name for name in (schema.pandas_metadata or {}).get("index_columns", ()) if isinstance(name, str)]
         names = [name for name in schema.names if name not in index]
-        label = label_of(frame.columns)
-        values = frame if label is None else frame.drop(columns=[label])
-        check_numeric(path, values)
-        self.label = None if label is None else names[list(frame.columns).index(label)]
-        self.names = [name for name in names if name != self.label]
-        dtype, groups = values.to_numpy().dtype, range(self.metadata.num_row_groups)
+        places, label = columns_of(f"'{path}'", frame.columns)
+        values = frame.iloc[:, places]
+        check_numeric(f"'{path}'", values)
+        self.label = None if label is None else names[label]
+        self.names = [names[i] for i in places]
+        dtype, groups = common_dtype(values), range(self.metadata.num_row_groups)
         counts = [self.metadata.row_group(i).num_rows for i in groups]
         row_bytes = max(1, len(self.names) * dtype.itemsize)
         self.slice_rows = max(1, TABLE_SLICE // row_bytes)

@@ -47,7 +47,7 @@ def traced(function: Callable[..., Any], inputs: Sequence[Tensor], model: Progra
 def reason_of(error: BaseException) -> str:
     """The words of an error, in one line."""
     read = r"It appears that you're trying to get value out of a tracing tensor.*"
-    words = " ".join(str(error).split())
+    words = " ".join(str(error).split()) or type(error).__name__
     return re.sub(read, "a number is read out of a tensor, as by .item() or data-dependent control flow", words)[:200]
 
 

@@ -28,9 +28,14 @@ from pyroae.weights import evaluating, fork_random
 
 COMPILE_FROM_STEPS, COMPILE_FROM_SECONDS = 5000, 120
 """A training of so many steps of one shape, or of so much time, earns back what its graph takes to make."""
+STEPS_A_LAUNCH = 16
+"""Steps that a GPU is given at once: it takes longer for them than the host takes for the next ones."""
 AGREE_EVERY = 20
 """Steps after which several processes agree on what a clock or a signal asks for."""
 VALIDATION_BATCH = 1000
+
+Batch = tuple[tuple[Tensor, ...], int]
+"""This process's share of a batch, and the size of the whole."""
 
 
 @dataclass(frozen=True)
@@ -166,9 +171,10 @@ class Trainer:
         done, keeper = begin.progressed, on_epoch if isinstance(on_epoch, Keeper) else None
         losses = Losses(done.step, done.total, done.seen, reduce=self._reduce(), lenient=self.skips)
         clock = _Clock(done.seconds)
-        for args, size in self._batches(epoch, done.position):
-            losses.add(self.take_step(done.step, args, size), size)
-            done = replace(done, step=done.step + 1, position=done.position + 1)
+        for group in self._groups(epoch, done):
+            for loss, (_, size) in zip(self._take_steps(done.step, group), group, strict=True):
+                losses.add(loss, size)
+            done = replace(done, step=done.step + len(group), position=done.position + len(group))
             self.seconds = clock.seconds
             over, due = self._agreed(done.step, self._is_over(done.step), keeper is not None and keeper.is_due)
             if due or clock.is_time(done.step if self.share.world > 1 else None):
@@ -186,7 +192,7 @@ class Trainer:
         row = Epoch(epoch, done.step, self.seconds, losses.mean, *self.validate())
         return self._checked(self.after(row, begin), epoch, begin)
 
-    def _batches(self, epoch: int, start: int) -> Iterator[tuple[tuple[Tensor, ...], int]]:
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """This process's share of the batches that are left of an epoch, and the size of the whole of each."""
         config, device = self.config, self.fabric.device
         parts = served(
@@ -195,6 +201,22 @@ class Trainer:
         for number, args in enumerate(parts, start):
             size = min(config.batch_size, len(self.train) - number * config.batch_size)
             yield like_parameters(self.system, args), size
+
+    def _groups(self, epoch: int, done: Progressed) -> Iterator[list[Batch]]:
+        """Batches of one size whose steps are one launch on a GPU; each by itself elsewhere."""
+        batches, at = self._batches(epoch, done.position), done.step
+        most = STEPS_A_LAUNCH if self.graphs is not None and self.fabric.device.type == "cuda" else 1
+        group: list[Batch] = []
+        for batch in batches:
+            if group and batch[1] != group[0][1]:
+                yield group
+                at, group = at + len(group), []
+            group.append(batch)
+            if len(group) >= min(most, self.total_steps - at):
+                yield group
+                at, group = at + len(group), []
+        if group:
+            yield group
 
     def _agreed(self, step: int, *asked: bool) -> tuple[bool, ...]:
         """What a clock or a signal asks for, in every process alike."""
@@ -215,6 +237,17 @@ class Trainer:
         self.progress.update(step if self.config.max_seconds is None else int(self.seconds), text)
 
     # A step.
+
+    def _take_steps(self, step: int, group: list[Batch]) -> list[Tensor]:
+        """The steps of a group, as `take_step` takes each."""
+        args, size = group[0]
+        if len(group) == 1 or self.graphs is None or not self.is_worth_compiling(size):
+            return [self.take_step(step + i, args, size) for i, (args, size) in enumerate(group)]
+        if self.graphs.is_new(*args, kl_weight=self.begin(step), divisor=self.raw.num_data(args)):
+            return [self.take_step(step + i, args, size) for i, (args, size) in enumerate(group)]
+        stacks = [torch.stack(rows) for rows in zip(*(args for args, _ in group), strict=True)]
+        losses = self.graphs.steps(*stacks, before=lambda i: self.begin(step + i), divisor=self.raw.num_data(args))
+        return list(losses.unbind())
 
     def take_step(self, step: int, args: tuple[Tensor, ...], size: int) -> Tensor:
         """The negative bound before it, in nats per datum; of several processes, this one's part of the mean."""

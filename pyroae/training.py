@@ -15,7 +15,7 @@ from pyroae.errors import ConfigError, DataError
 from pyroae.fabric import default_dtype, fabric_of, launched
 from pyroae.objectives import TraceELBO
 from pyroae.optimizers import optimizer_of
-from pyroae.program import refuse_global, rehearse, system_of
+from pyroae.program import refuse_batch_of_one, refuse_global, rehearse, system_of
 from pyroae.states import State, own_generators
 from pyroae.step import Step
 from pyroae.trainer import FitResult, Trainer
@@ -121,6 +121,7 @@ def check(
     fabric_of(config)
     sample = _sample_of(train, config)
     size = rehearse(system, objective, sample, config.seed, double=config.precision == "64-true")
+    refuse_batch_of_one(system, sample, len(train), config.batch_size)
     if config.is_distributed and size is None:
         refuse_global(system, sample)
     optimizer_of(config, system)
@@ -133,12 +134,15 @@ def check_data(autoencoder: Autoencoder, dataset: Dataset, what: str) -> None:
     autoencoder.likelihood.check(dataset.x.round() if dataset.dynamic else dataset.x, what)
 
 
-def data_for(system: nn.Module, given: Dataset | Tensor | tuple[Tensor, ...]) -> Dataset | Arguments:
+def data_for(system: nn.Module, given: Dataset | Arguments | Tensor | tuple[Tensor, ...]) -> Dataset | Arguments:
     """What is given to `fit` as the data of that system: a Dataset, or the arguments of a program."""
     if isinstance(given, Dataset):
         return given
     if isinstance(system, Autoencoder):
-        return Dataset.from_array(given)
+        tensors = given.tensors if isinstance(given, Arguments) else given
+        return Dataset.from_array(tensors[0] if isinstance(tensors, tuple) and len(tensors) == 1 else tensors)
+    if isinstance(given, Arguments):
+        return given
     return Arguments(given if isinstance(given, tuple) else (given,))
 
 

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from pyroae.graphs import on_device
 
+GROUPED = ("cuda",)
+"""Devices on which a kernel costs more to launch than a small parameter takes: one kernel changes all parameters."""
+
 
 class Rule(ABC):
     """One step of an optimizer for one parameter."""
@@ -29,6 +32,13 @@ class Rule(ABC):
     @abstractmethod
     def apply(self, parameter: Tensor, grad: Tensor, state: Sequence[Tensor], numbers: Tensor) -> None:
         """Change the parameter and its state in place."""
+
+    def apply_all(
+        self, parameters: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[Sequence[Tensor]], numbers: Tensor
+    ) -> None:
+        """Change all parameters of a group and their states in place."""
+        for parameter, grad, state in zip(parameters, grads, states, strict=True):
+            self.apply(parameter, grad, state, numbers)
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,26 @@ class Adam(Rule):
         mean.lerp_(grad, 1 - self.betas[0])
         square.mul_(self.betas[1]).addcmul_(grad, grad, value=1 - self.betas[1])
         parameter.add_(size * mean / (square.sqrt() * correction + self.eps))
+
+    def apply_all(
+        self, parameters: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[Sequence[Tensor]], numbers: Tensor
+    ) -> None:
+        """The same arithmetic; on devices of `GROUPED` by operations over all parameters, which become one kernel."""
+        if not parameters or parameters[0].device.type not in GROUPED:
+            super().apply_all(parameters, grads, states, numbers)
+            return
+        size, correction, left = numbers.unbind()
+        weights, slopes = list(parameters), list(grads)
+        means, squares = [state[0] for state in states], [state[1] for state in states]
+        if self.weight_decay and self.decoupled:
+            torch._foreach_mul_(weights, left)
+        elif self.weight_decay:
+            slopes = torch._foreach_add(slopes, torch._foreach_mul(weights, self.weight_decay))
+        torch._foreach_lerp_(means, slopes, 1 - self.betas[0])
+        torch._foreach_mul_(squares, self.betas[1])
+        torch._foreach_addcmul_(squares, slopes, slopes, 1 - self.betas[1])
+        roots = torch._foreach_add(torch._foreach_mul(torch._foreach_sqrt(squares), correction), self.eps)
+        torch._foreach_add_(weights, torch._foreach_div(torch._foreach_mul(means, size), roots))
 
 
 @dataclass(frozen=True)
@@ -142,14 +172,20 @@ class Update:
         self.counts = [state["step"] for state in states if "step" in state]
         self._shared = [count.numpy() for count in self.counts]  # torch takes thirty times as long to change a number
 
-    def numbers(self) -> list[Tensor]:
-        """What differs from step to step, for the next one and each group."""
+    def numbers(self, ahead: int = 0) -> list[list[float]]:
+        """What differs from step to step, for each group. ahead: of the step after so many more, with the rates of now."""
         first = next(p for group in self.parameters for p in group)
         if self.counts and self.optimizer.state[first]["step"] is not self.counts[0]:
             self.refresh()
-        step = int(self._shared[0]) + 1 if self._shared else 1
+        step = int(self._shared[0]) + 1 + ahead if self._shared else 1
         groups = zip(self.rules, self.optimizer.param_groups, strict=True)
-        return [on_device(rule.numbers(step, group), first.dtype, first.device) for rule, group in groups]
+        return [rule.numbers(step, group) for rule, group in groups]
+
+    def tensors(self, numbers: Sequence[list[list[float]]], stacked: bool = False) -> list[Tensor]:
+        """The numbers of one step, or of several steps `[S, ...]`, as the graph takes them: a tensor for each group."""
+        like = next(p for group in self.parameters for p in group)
+        groups = [list(rows) for rows in zip(*numbers, strict=True)]
+        return [on_device(rows if stacked else rows[0], like.dtype, like.device) for rows in groups]
 
     def state(self) -> list[Tensor]:
         """What the optimizer keeps for each parameter."""
@@ -160,17 +196,17 @@ class Update:
         pairs = zip(self.rules, self.parameters, strict=True)
         return [(p, name) for rule, parameters in pairs for p in parameters for name in rule.state]
 
-    def count(self) -> None:
-        """Record that the step was taken, where steps of other graphs and those beside them are recorded too."""
+    def count(self, steps: int = 1) -> None:
+        """Record that steps were taken, where steps of other graphs and those beside them are recorded too."""
         for count in self._shared:
-            count[()] += 1
+            count[()] += steps
 
     def apply(self, parameters: Sequence[Tensor], grads: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
         """Take the step, on the tensors of the graph."""
         at, state = 0, iter(tensors[len(self.rules) :])
         for rule, group, numbers in zip(self.rules, self.parameters, tensors, strict=False):
-            for parameter, grad in zip(parameters[at : at + len(group)], grads[at : at + len(group)], strict=True):
-                rule.apply(parameter, grad, [next(state) for _ in rule.state], numbers)
+            here = slice(at, at + len(group))
+            rule.apply_all(parameters[here], grads[here], [[next(state) for _ in rule.state] for _ in group], numbers)
             at += len(group)
 
 

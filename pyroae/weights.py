@@ -8,7 +8,7 @@ Shapes: K particles, N data. In nats. Nothing is summed over data here.
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ from pyroae.sites import (
     check_plate,
     common_scale,
     data_plate,
+    is_delta,
     plates_of,
     samples,
     undeclared,
@@ -46,6 +47,9 @@ class LogWeights:
     scale: of each datum's bound, a number or `[N]`: the plate's subsampling scale N_total / N and any `poutine.scale` common
     to all sites of the plate. It is not in the weights: a bound is taken a datum first and scaled afterwards. A scale on
     single sites stays in the weight as an exponent. log_global: `[K]`, the terms of sites outside the plate.
+    log_post: log q(z|x) with every term of the guide. log_terms: the part of it that is the density of no draw: factors,
+    observed sites and the log-density of Deltas; None where there are none. densities: the log-density of each draw of the
+    guide by name, of its site's batch shape, without scale and mask.
     """
 
     log_lik: Tensor
@@ -53,11 +57,18 @@ class LogWeights:
     log_post: Tensor
     scale: Tensor | float
     log_global: Tensor
+    log_terms: Tensor | None = None
+    densities: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def log_weight(self) -> Tensor:
         """log p(x|z) + log p(z) − log q(z|x), `[K, N]`."""
         return self.log_lik + self.log_prior - self.log_post
+
+    @property
+    def log_draws(self) -> Tensor:
+        """The part of log_post that is the density of the draws, `[K, N]`."""
+        return self.log_post if self.log_terms is None else self.log_post - self.log_terms
 
     def total(self, per_datum: Tensor) -> Tensor:
         """The value over all data of a bound taken a datum `[N]`: scaled, summed, with the mean of the global terms."""
@@ -87,6 +98,19 @@ class Traces:
             if site["type"] == "sample" and bool(site["is_observed"]) == observed:
                 yield name, site
 
+    def draws(self) -> Iterator[tuple[str, Site]]:
+        """Names and sites of what the guide draws: its latent sites without the Deltas."""
+        return ((name, site) for name, site in self.sites(self.guide, observed=False) if not is_delta(site))
+
+    def deltas(self) -> Iterator[tuple[str, Site]]:
+        """Names and sites of the Deltas of the guide."""
+        return ((name, site) for name, site in self.sites(self.guide, observed=False) if is_delta(site))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every site of the guide is a draw."""
+        return not any(True for _ in terms_of(self))
+
     def is_local(self, site: Site) -> bool:
         """Whether the site lies in the data plate (every site does, where there is none)."""
         return self.plate is None or self.plate in site["cond_indep_stack"]
@@ -103,7 +127,10 @@ class Traces:
     def reduce(self, site: Site, term: Tensor, exponent: Tensor | float | None = None) -> Tensor:
         """A term of the site's batch shape, under its exponent and mask, as `[K, N]`, or `[K]` for a global site."""
         exponent = self.exponent(site) if exponent is None else exponent
-        term = scale_and_mask(term, scale=exponent, mask=site["mask"])
+        return self.summed(site, scale_and_mask(term, scale=exponent, mask=site["mask"]))
+
+    def summed(self, site: Site, term: Tensor) -> Tensor:
+        """A term of the site's batch shape as `[K, N]`, or `[K]` for a global site."""
         particles = self.num_particles if any(f.name == PARTICLES for f in site["cond_indep_stack"]) else 1
         first = particles > 1
         local = self.is_local(site)
@@ -113,6 +140,10 @@ class Traces:
         term = term.reshape(particles, -1) if local else term.reshape(particles)
         return term.expand(self.num_particles, *term.shape[1:])
 
+    def total(self, site: Site, term: Tensor) -> Tensor:
+        """A reduced term over all data: its mean over the particles, scaled, and summed over the data."""
+        return (self.scale * term.mean(0)).sum() if self.is_local(site) else term.mean()
+
     def expand_to(self, site: Site, values: Tensor) -> Tensor:
         """`[K, N]` in a shape that broadcasts with the value of a site in the data plate."""
         shape = [1] * len(site["fn"].batch_shape)
@@ -120,13 +151,22 @@ class Traces:
             shape[self.plate.dim] = values.shape[1]
         if self.num_particles > 1:
             shape[0] = self.num_particles
-        return values.reshape(*shape, *[1] * len(site["fn"].event_shape))
+        return values.reshape([*shape, *[1] * len(site["fn"].event_shape)])
 
 
-def log_density(name: str, site: Site) -> Tensor:
-    """log-density of a site's value, batch shape of the site. Raises ProgramError, naming it, where shapes disagree."""
+def log_density(name: str, site: Site, value: Tensor | None = None) -> Tensor:
+    """The log-density of a site at its value, or at another one, of the site's batch shape.
+
+    Raises ProgramError, naming the site, where shapes disagree, and where a transform that has no inverse, such as a planar
+    flow, is asked for the density of a value that it has not just drawn.
+    """
     try:
-        return site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+        return site["fn"].log_prob(site["value"] if value is None else value, *site["args"], **site["kwargs"])
+    except KeyError as error:  # of Pyro's transforms that only know the inverse of their last output
+        raise ProgramError(
+            f"site '{name}' has a transform without an inverse: its density is known at its own draws only, "
+            "as trace-elbo, iwae and every other pathwise objective takes it"
+        ) from error
     except (ValueError, RuntimeError) as error:
         raise ProgramError(f"the log-density of site '{name}' failed: {' '.join(str(error).split())}") from error
 
@@ -181,21 +221,35 @@ def at_values(
 
 
 def log_post_of(traces: Traces, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """log q(z|x) `[K, N]` under another guide with the same sites, at the draws of a run."""
+    """log q(z|x) `[K, N]` under another guide with the same sites, at the draws of a run.
+
+    Raises ProgramError for an auxiliary draw of that guide that the run does not have.
+    """
     again = _traced(guide, args, kwargs, traces.num_particles, traces.nesting, traces.drawn)
     other = replace(traces, guide=prune_subsample_sites(again))
     check_match(traces.model, other.guide)
-    terms = [other.reduce(site, log_density(name, site)) for name, site in other.sites(other.guide, observed=False)]
+    for name, _ in other.draws():
+        if name not in traces.drawn.nodes:
+            raise ProgramError(f"the density of another guide is not known here: its auxiliary site '{name}' was not drawn")
+    sites = samples(other.guide)
+    terms = [other.reduce(site, log_density(site["name"], site)) for site in sites if other.is_local(site)]
     return sum(terms[1:], terms[0])
 
 
 def guide_at(
     traces: Traces, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], values: Mapping[str, Tensor]
 ) -> Traces:
-    """The guide run again at given values of its sites, each of the shape that it has in `traces`. The model is not run."""
+    """The guide run again at given values of its draws; its Deltas are computed from them. The model is not run."""
     seen = _with_values(traces.drawn, values)
+    for name, _ in traces.deltas():
+        seen.remove_node(name)
     again = _traced(guide, args, kwargs, traces.num_particles, traces.nesting, seen)
     return replace(traces, guide=prune_subsample_sites(again), drawn=again)
+
+
+def terms_of(traces: Traces) -> list[tuple[str, Site]]:
+    """Names and sites of the guide that are no draws: factors, observed sites and Deltas."""
+    return [*traces.sites(traces.guide, observed=True), *traces.deltas()]
 
 
 def _traced(
@@ -229,25 +283,43 @@ def _with_values(trace: poutine.Trace, values: Mapping[str, Tensor]) -> poutine.
 
 
 def reduce_log_weights(traces: Traces) -> LogWeights:
-    """The log-weights of a run."""
-    local: dict[str, list[Tensor]] = {"log_lik": [], "log_prior": [], "log_post": []}
+    """The log-weights of a run; those of an empty program are 0, for one datum."""
+    local: dict[str, list[Tensor]] = {"log_lik": [], "log_prior": [], "log_draws": [], "log_terms": []}
+    densities: dict[str, Tensor] = {}
     outside: list[Tensor] = []
-    for part, trace, observed, sign in (
-        ("log_lik", traces.model, True, 1),
-        ("log_prior", traces.model, False, 1),
-        ("log_post", traces.guide, False, -1),
+    for part, sites, sign in (
+        ("log_lik", traces.sites(traces.model, observed=True), 1),
+        ("log_prior", traces.sites(traces.model, observed=False), 1),
+        ("log_draws", traces.draws(), -1),
+        ("log_terms", terms_of(traces), -1),
     ):
-        for name, site in traces.sites(trace, observed=observed):
-            term = traces.reduce(site, log_density(name, site))
+        for name, site in sites:
+            density = log_density(name, site)
+            if part == "log_draws":
+                densities[name] = density
+            term = traces.reduce(site, density)
             if traces.is_local(site):
                 local[part].append(term)
             else:
                 outside.append(sign * term)
-    like = next(term for terms in [*local.values(), outside] for term in terms)
+    like = next((term for terms in [*local.values(), outside] for term in terms), torch.zeros(()))
     num_data = next((terms[0].shape[1] for terms in local.values() if terms), 1)
     zeros = like.new_zeros(traces.num_particles, num_data)
-    sums = {part: sum(terms[1:], terms[0]) if terms else zeros for part, terms in local.items()}
-    return LogWeights(**sums, scale=traces.scale, log_global=sum(outside, zeros.new_zeros(traces.num_particles)))
+    lik, prior, post = (_total(local[part], zeros) for part in ("log_lik", "log_prior", "log_draws"))
+    terms = _total(local["log_terms"], zeros) if local["log_terms"] else None
+    return LogWeights(
+        lik,
+        prior,
+        post if terms is None else post + terms,
+        traces.scale,
+        sum(outside, zeros.new_zeros(traces.num_particles)),
+        terms,
+        densities,
+    )
+
+
+def _total(terms: list[Tensor], zeros: Tensor) -> Tensor:
+    return sum(terms[1:], terms[0]) if terms else zeros
 
 
 def log_weights(model: Program, guide: Program, *args: Any, num_particles: int = 1, **kwargs: Any) -> LogWeights:

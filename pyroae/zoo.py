@@ -99,7 +99,8 @@ def vae(data: Data, latent: int, **choices: Any) -> Autoencoder:
 def discrete_vae(data: Data, latent: int, categories: int | None = None, **choices: Any) -> Autoencoder:
     """A VAE with discrete z: `latent` Bernoulli variables, or one-hot variables of so many `categories` that fill z.
 
-    Its draws carry no gradient: train it with vimco (Mnih & Rezende 2016), rws (Bornschein & Bengio 2015), score or tvo.
+    Its draws carry no path gradient: train it with vimco (Mnih & Rezende 2016), rws (Bornschein & Bengio 2015), score or tvo;
+    pathwise objectives such as trace-elbo take score terms without a baseline, which are noisier.
     """
     row: dict[str, Any] = {"prior": priors.Bernoulli(), "posterior": posteriors.Bernoulli()}
     if categories is not None:

@@ -40,7 +40,7 @@ DISCRETE = {
     "discrete-vae-categorical": lambda: zoo.discrete_vae(D, 6, categories=3, encoder=MAPS),
 }
 """Systems whose draws carry no gradient."""
-FOR_DISCRETE = ("rws", "vimco", "score", "tvo")
+FOR_DISCRETE = ("trace-elbo", "iwae", "renyi", "miwae", "ciwae", "piwae", "jvi", "rws", "vimco", "score", "tvo")
 """Named objectives that train them."""
 ZOO: dict[str, Callable[[], Autoencoder]] = {
     **{name: partial(build, D, M) for name, build in zoo._ZOO.items()},

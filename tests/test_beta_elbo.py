@@ -17,7 +17,7 @@ from pyroae.testing import check_objective
 from pyroae.training import fit
 from tests.oracles import gaussian_kl
 from tests.systems import system_and_data
-from tests.test_objectives import DATA, bernoulli_guide, hierarchical, run
+from tests.test_objectives import DATA, hierarchical, run
 
 float64 = pytest.mark.usefixtures("float64")
 
@@ -135,8 +135,11 @@ def test_refusals() -> None:
             BetaELBO(beta=beta)
     with pytest.raises(ConfigError, match="free_bits of a β-ELBO must be at least 0 and finite, not -1"):
         parse_objective("beta-elbo:free_bits=-1.0")
-    with pytest.raises(ProgramError, match=r"beta-elbo needs reparameterized draws; the guide's site 'z' \(Bernoulli\)"):
-        BetaELBO().loss(system.model, bernoulli_guide, x)
+    discrete, binary = system_and_data("discrete-vae")
+    with pytest.raises(
+        ProgramError, match=r"beta-elbo needs a path gradient at every draw; the guide's site 'z' \(Bernoulli\)"
+    ):
+        BetaELBO().loss(discrete.model, discrete.guide, binary)
 
     def tempered(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

@@ -353,7 +353,7 @@ def test_splitting_and_permuting_the_batch_changes_nothing(objective: Objective)
         system.zero_grad()
         objective._nesting = 1
         loss = objective.loss_and_grads(system.model, guide, x[index])
-        return loss, torch.cat([p.grad.flatten() for p in system.parameters()])  # type: ignore[union-attr]
+        return torch.tensor(loss), torch.cat([p.grad.flatten() for p in system.parameters()])  # type: ignore[union-attr]
 
     whole, gradient = run(torch.arange(6))
     assert gradient.abs().max() > 1e-3
@@ -379,7 +379,7 @@ class _Fixed(dist.Normal):
 @pytest.mark.parametrize("name", ["trace-elbo", "analytic-kl"])
 def test_global_latents_under_the_elbo_and_no_score_of_other_bounds(name: str) -> None:
     model, guide, _ = hierarchical()
-    assert OBJECTIVES[name](num_particles=3).loss(model, guide, DATA.double()).isfinite()
+    assert OBJECTIVES[name](num_particles=3).loss(model, guide, DATA.double()) > 0
     with pytest.raises(ProgramError, match="the latent site 'level' lies outside the data plate"):
         Objective(IWAE(3), Score()).loss(model, guide, DATA.double())
 

@@ -197,12 +197,12 @@ def test_blocks_of_any_size_weigh_all_pairs(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_programs_with_several_sites_and_arguments() -> None:
-    """Scalar sites, a nested plate and a mask: bounds against pairs by hand; there are no units to tell."""
+    """Scalar sites, a nested plate and a mask: bounds against pairs by hand; the units add up to the rate."""
     data = test_proposals.program_data()
     found = information(test_proposals.model, test_proposals.guide, data, num_particles=2, seed=0)
     assert found.lower.value <= math.log(7)
     assert found.lower.value <= found.upper.value
-    assert found.units == ()
+    assert sum(unit.kl for unit in found.units) == pytest.approx(found.rate.value, abs=6 * found.rate.se)
     nothing = information(test_proposals.model, prior_of(test_proposals.model), data, seed=0)
     assert nothing.lower.value == 0
     assert nothing.rate.value == pytest.approx(0, abs=1e-12)

@@ -127,6 +127,21 @@ def test_conv_is_written_out(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(decoder(z), y.flatten(1) + bias)  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_conv_of_images_with_channels_last(outputs: int) -> None:
+    """The maps of `[h, w, c]` are those of the same images as `[c, h, w]`, with outputs in the layout of the data."""
+    given, last, first, latent = Conv((4, 5), 6), (8, 9, 3), (3, 8, 9), 2
+    maps = {shape: (given.encoder(shape, 4), given.decoder(latent, shape, outputs)) for shape in (last, first)}
+    for one, other in zip(maps[last], maps[first], strict=True):
+        for p, q in zip(one.parameters(), other.parameters(), strict=True):
+            q.data.copy_(p.data)
+    x, z = torch.randn(7, 2, *last), torch.randn(7, 2, latent)
+    x_first = x.movedim(-1, -3)
+    torch.testing.assert_close(maps[last][0](x.flatten(2)), maps[first][0](x_first.flatten(2)))
+    decoded = maps[last][1](z).unflatten(2, (outputs, *last))
+    torch.testing.assert_close(decoded.movedim(-1, -3).flatten(2), maps[first][1](z))
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

@@ -109,7 +109,7 @@ def test_a_scale_on_the_model_alone() -> None:
     assert abs(ignored - loss) > 1  # the fault, as it stands in Pyro
     draws = TraceELBO(num_particles=40_000)
     sampled = draws.loss(model, system.guide, x)
-    assert sampled.item() == pytest.approx(AnalyticKL(num_particles=40_000).loss(model, system.guide, x).item(), rel=2e-3)
+    assert sampled == pytest.approx(AnalyticKL(num_particles=40_000).loss(model, system.guide, x), rel=2e-3)
 
 
 # Any Pyro program.
@@ -191,7 +191,7 @@ def test_order_of_sites_decides_whether_the_closed_form_is_right() -> None:
     pyro.set_rng_seed(0)
     sampled = TraceELBO(num_particles=3).loss(model, guide, x)
     pyro.set_rng_seed(0)
-    assert AnalyticKL(num_particles=3).loss(model, guide, x).item() == pytest.approx(sampled.item(), rel=1e-12)
+    assert AnalyticKL(num_particles=3).loss(model, guide, x) == pytest.approx(sampled, rel=1e-12)
 
 
 @float64
@@ -204,9 +204,9 @@ def test_a_program_without_a_plate_is_one_datum() -> None:
     def guide() -> None:
         pyro.sample("z", dist.Normal(0.5, (2 / 3) ** 0.5))
 
-    weights = torch.stack([-TraceELBO(num_particles=20_000).loss(model, guide) for _ in range(10)])
+    weights = torch.tensor([-TraceELBO(num_particles=20_000).loss(model, guide) for _ in range(10)])
     assert weights.mean().item() == pytest.approx(-1.538338, abs=4e-3)
-    assert torch.allclose(AnalyticKL(50_000).loss(model, guide), torch.tensor(1.538338), atol=1e-2)
+    assert AnalyticKL(50_000).loss(model, guide) == pytest.approx(1.538338, abs=1e-2)
 
 
 def test_no_host_synchronization(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +219,7 @@ def test_no_host_synchronization(monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("item", "__bool__", "__float__", "tolist", "__int__"):
             patch.setattr(Tensor, name, refuse)
         for objective in OBJECTIVES.values():
-            objective().loss_and_grads(system.model, system.guide, x)
+            objective().bound(system.model, system.guide, x).surrogate.backward()
         with pytest.raises(AssertionError, match="synchronization"):  # Pyro's own: the check can fail
             Trace_ELBO().loss_and_grads(system.model, system.guide, x)
 
@@ -240,7 +240,7 @@ def test_traces_into_one_graph(objective: str) -> None:
     pyro.set_rng_seed(5)
     traced = graph(parameters, x)
     pyro.set_rng_seed(5)
-    assert traced.item() == pytest.approx(estimator.loss(system.model, system.guide, x).item(), rel=1e-6)
+    assert traced.item() == pytest.approx(estimator.loss(system.model, system.guide, x), rel=1e-6)
 
 
 class _Bound(torch.nn.Module):
@@ -264,7 +264,7 @@ def bernoulli_guide(x: Tensor) -> None:
 def test_refusals(objective: str) -> None:
     system, x = system_and_data("vae")
     estimator = OBJECTIVES[objective]()
-    with pytest.raises(ProgramError, match=r"site 'z' \(Bernoulli\) has none"):
+    with pytest.raises(ProgramError, match=r"'z' is continuous in the model \(Normal\) and discrete in the guide \(Bern"):
         estimator.loss(system.model, bernoulli_guide, x)
     with pytest.raises(ProgramError, match="latent site 'z' has no counterpart in the guide"):
         estimator.loss(system.model, lambda x: None, x)
@@ -283,7 +283,7 @@ def test_refusals(objective: str) -> None:
 @pytest.mark.parametrize("objective", sorted(set(OBJECTIVES) - set(FOR_DISCRETE)))
 def test_pathwise_estimators_refuse_discrete_sites(objective: str) -> None:
     system, x = system_and_data("discrete-vae")
-    with pytest.raises(ProgramError, match=r"site 'z' \(Bernoulli\) has none: use vimco, rws, score or tvo"):
+    with pytest.raises(ProgramError, match=r"site 'z' \(Bernoulli\) has none: use trace-elbo, iwae, vimco, rws, score or tvo"):
         OBJECTIVES[objective](num_particles=4).loss_and_grads(system.model, system.guide, x)
 
 

@@ -158,6 +158,17 @@ def test_images_in_colour_and_with_one_channel() -> None:
     np.testing.assert_array_equal(pixels(figure.axes[1]), x[1, 0])
 
 
+def test_images_with_channels_last() -> None:
+    """`[h, w, c]` is drawn as `[c, h, w]` is, in colour and with one channel."""
+    for channels in (1, 3):
+        values = np.random.default_rng(0).random((5, 4, 6, channels))
+        first = np.moveaxis(values, -1, 1)
+        assert drawing.is_image(values.shape[1:])
+        tiled = drawing.tile(values.reshape(5, -1), values.shape[1:], 3)
+        np.testing.assert_array_equal(tiled, drawing.tile(first.reshape(5, -1), first.shape[1:], 3))
+    assert not drawing.is_image((4, 6, 2))
+
+
 def test_data_in_another_precision_are_taken() -> None:
     x = data().double()
     np.testing.assert_array_equal(pixels(plots.reconstructions(vae(), x).axes[0]), x[0].reshape(SHAPE))

@@ -37,12 +37,13 @@ def trained(svi: Compiled, batches: Tensor) -> tuple[list[float], Tensor]:
     return found, torch.cat([p.detach().flatten() for p in svi.parameters().values()]).cpu()
 
 
-def by_repetition(run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+def by_repetition(run: Callable[[], Outputs], generators: object = ()) -> tuple[Callable[[], None], Outputs]:
     """What a recording does, by running the function again."""
-    outputs = (torch.empty(()),)
+    outputs = (torch.empty(0),)
 
     def replay() -> None:
-        outputs[0].copy_(run()[0])
+        found = run()[0]
+        outputs[0].resize_(found.shape).copy_(found)
 
     return replay, outputs
 

@@ -15,7 +15,7 @@ from pyroae import zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.errors import DataError, RunError
 from pyroae.evaluation import ais as ais_module
-from pyroae.evaluation import blocks, checkpoint, dealing, hmc, sampling
+from pyroae.evaluation import blocks, checkpoint, checks, dealing, hmc, sampling
 from pyroae.evaluation.ais import AISSettings, ais, bdmc
 from pyroae.evaluation.likelihood import log_likelihood
 from pyroae.evaluation.proposals import Local, Mixture, widened
@@ -284,6 +284,7 @@ def everything(share: Share, folder: Path) -> Any:
     global broken  # noqa: PLW0603  # of this process
     sampling.rows_of = lambda args, compiled=False: 3 * 64
     ais_module.rows_of = lambda args, compiled=False: 2 * TINY.num_chains
+    checks.rows_of = lambda args, compiled=False: 8  # a datum at a time, which breaks nothing
     hmc.WARM_UP = 5
     found: dict[str, Any] = {name: WORK[name](share) for name in ("sampled", "tried_again", "annealed", "both_ways")}
     broken = True

@@ -9,12 +9,18 @@ from urllib.error import URLError
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import scipy.sparse
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
+from pyroae.data import Dataset, load
 from pyroae.errors import ConfigError, DataError
 from pyroae.sources import DATASETS, Source, read
+from pyroae.tables import StoredTable
 
 VALUES = np.random.default_rng(0).normal(size=(500, 3))
 LABELS = np.arange(500) % 10
@@ -256,6 +262,179 @@ def test_zip_of_arrays_under_the_name_of_one(tmp_path: Path) -> None:
         np.savez(file, x=VALUES)
     with pytest.raises(DataError, match=r"a\.npy"):
         read(tmp_path / "a.npy")
+
+
+# What is no feature, and what is no data
+
+
+def _stripped(table: pd.DataFrame, path: Path) -> None:
+    """Write .parquet as programs without pandas do: an index is then a column."""
+    pq.write_table(pa.Table.from_pandas(table, preserve_index=True).replace_schema_metadata(None), path)
+
+
+INDEXED: dict[str, Callable[[Path], Any]] = {
+    "y.csv": lambda path: _named().assign(y=LABELS).to_csv(path, index=False),
+    "y.parquet": lambda path: _named().assign(Y=LABELS).to_parquet(path),
+    "index.csv": lambda path: _named().assign(y=LABELS).to_csv(path),
+    "shuffled.csv": lambda path: _named().assign(y=LABELS).set_index(np.arange(len(VALUES))[::-1]).to_csv(path),
+    "words.csv": lambda path: _named().assign(y=LABELS).set_index(LABELS.astype(str)).to_csv(path),
+    "index.parquet": lambda path: _stripped(_named().assign(y=LABELS).set_index(np.arange(len(VALUES))[::-1]), path),
+}
+
+
+@pytest.mark.parametrize("file", list(INDEXED))
+def test_labels_and_an_index_are_no_features(file: str, tmp_path: Path) -> None:
+    INDEXED[file](tmp_path / file)
+    source = read(tmp_path / file)
+    np.testing.assert_array_equal(source.values, VALUES, strict=True)
+    np.testing.assert_array_equal(source.labels, LABELS)
+
+
+def test_a_streamed_table_has_the_same_features(tmp_path: Path) -> None:
+    table = _named().assign(flag=[True, False] * (len(VALUES) // 2) + [True] * (len(VALUES) % 2), y=LABELS)
+    _stripped(table.set_index(np.arange(len(VALUES))[::-1]), tmp_path / "a.parquet")
+    stored, source = StoredTable(tmp_path / "a.parquet"), read(tmp_path / "a.parquet")
+    with stored.opened(labels=True) as reader:
+        rows = reader.read(0)
+    np.testing.assert_array_equal(rows.values, source.values, strict=True)
+    np.testing.assert_array_equal(source.values[:, :3], VALUES)
+    np.testing.assert_array_equal(rows.labels, LABELS)
+
+
+def test_numbers_of_columns_without_names(tmp_path: Path) -> None:
+    """As pandas writes a table that was made from an array: with its index they are no datum, without it that is not clear."""
+    pd.DataFrame(VALUES).to_csv(tmp_path / "a.csv")
+    np.testing.assert_array_equal(read(tmp_path / "a.csv").values, VALUES)
+    for width in (2, 3):
+        pd.DataFrame(VALUES[:, :width]).to_csv(tmp_path / "a.csv", index=False)
+        with pytest.raises(DataError, match="numbers of columns, as pandas writes them, or a datum"):
+            read(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text("0,1\n1,1\n0,0\n")
+    assert read(tmp_path / "a.csv").values.tolist() == [[0, 1], [1, 1], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x,y\n1,2\n3,5\n", r"'y' beside 'x' in '.*a\.csv' may be labels or a coordinate"),
+        ("a,y,Label\n1,2,3\n3,5,4\n", r"'.*a\.csv' has several columns named as labels, 'y' and 'Label'"),
+        ("id,a\n1,2\n2,5\n", r"column 'id' of '.*a\.csv' is named as one that numbers the rows"),
+        ("a,b\n1,2,3\n3,5,4\n", "the rows of '.*a.csv' have more values than its first row has names"),
+        ("a,b\n2020-01-01,2\n2020-01-02,5\n", "column 'a' of '.*a.csv' is not numeric"),
+    ],
+)
+def test_tables_that_are_not_clear(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(DataError, match=words):
+        read(tmp_path / "a.csv")
+
+
+TRAIN_AND_TEST: dict[str, dict[str, np.ndarray]] = {
+    "keras": {"x_train": VALUES, "y_train": LABELS, "x_test": VALUES[:2] + 1, "y_test": LABELS[:2]},
+    "images": {
+        "train_images": VALUES,
+        "train_labels": LABELS[:, None],
+        "test_images": VALUES[:2] + 1,
+        "test_labels": LABELS[:2, None],
+    },
+    "parts": {"X": VALUES, "Y": LABELS, "X_test": VALUES[:2] + 1, "Y_test": LABELS[:2]},
+}
+
+
+@pytest.mark.parametrize("names", list(TRAIN_AND_TEST))
+def test_an_archive_with_a_test_set(names: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **TRAIN_AND_TEST[names])  # type: ignore[arg-type]
+    pairs = ((VALUES, LABELS), (VALUES[:2] + 1, LABELS[:2]))
+    for source in (read(tmp_path / "a.npz"), read(pairs)):
+        np.testing.assert_array_equal(source.values, VALUES)
+        np.testing.assert_array_equal(source.labels, LABELS)
+        assert source.test is not None
+        np.testing.assert_array_equal(source.test.values, VALUES[:2] + 1)
+        np.testing.assert_array_equal(source.test.labels, LABELS[:2])
+    splits = load(tmp_path / "a.npz", valid=0)
+    assert splits.test is not None
+    np.testing.assert_allclose(splits.test.x, VALUES[:2] + 1, rtol=1e-6)
+    np.testing.assert_array_equal(splits.test.labels, LABELS[:2])
+    assert len(splits.train) == len(VALUES)
+    with pytest.raises(DataError, match="has a test set of its own: read it by load"):
+        Dataset.from_array(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"x_train": VALUES, "x_val": VALUES}, "holds validation data, 'x_val'"),
+        ({"x_test": VALUES}, "holds no array named x"),
+        ({"x_train": VALUES, "y_test": LABELS}, "holds 'y_test', but no test data"),
+        ({"x": VALUES, "images": VALUES}, "holds two arrays of data, 'x' and 'images'"),
+        ({"arr_0": VALUES, "arr_1": VALUES}, "holds two arrays of data, 'arr_0' and 'arr_1'"),
+        ({"x": VALUES, "y": LABELS, "target": LABELS}, "holds two arrays of labels, 'y' and 'target'"),
+        ({"u": VALUES, "v": VALUES}, "holds several tables, u, v: name the one with the data 'x'"),
+        ({"x_train": VALUES, "x_test": VALUES[:, :2]}, "and test data of shape"),
+        ({"x_train": VALUES, "x_test": VALUES.astype(np.uint8)}, "and test data of type uint8"),
+        ({"x": VALUES, "y": VALUES}, r"labels have the shape \[N\], one for each datum"),
+    ],
+)
+def test_archives_that_are_not_clear(arrays: dict[str, np.ndarray], words: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=words):
+        read(tmp_path / "a.npz")
+
+
+SAME: dict[str, Callable[[], Any]] = {
+    "frame": _labelled,
+    "frame and series": lambda: (_named(), pd.Series(LABELS, index=LABELS + 7)),
+    "table of pyarrow": lambda: pa.Table.from_pandas(_labelled()),
+    "nullable": lambda: _labelled().convert_dtypes(),
+    "sparse": lambda: (scipy.sparse.csr_matrix(VALUES), LABELS),
+    "sparse tensor": lambda: (torch.tensor(VALUES).to_sparse(), LABELS),
+    "dataset": lambda: TensorDataset(torch.tensor(VALUES), torch.tensor(LABELS)),
+    "list of tensors": lambda: (list(torch.tensor(VALUES, requires_grad=True)), LABELS[:, None]),
+}
+
+
+@pytest.mark.parametrize("form", list(SAME))
+def test_the_same_values_in_another_form(form: str) -> None:
+    source = read(SAME[form]())
+    np.testing.assert_array_equal(source.values, VALUES, strict=True)
+    np.testing.assert_array_equal(source.labels, LABELS)
+
+
+def test_types_of_columns() -> None:
+    """Bytes stay bytes, booleans are numbers, a missing value is refused with its place."""
+    table = pd.DataFrame({"a": pd.array([1, 255], "UInt8"), "b": np.array([0, 1], np.uint8), "c": [True, False]})
+    assert read(table).values.dtype == np.uint8
+    assert Dataset.from_array(table).x.tolist() == torch.tensor([[1, 0, 1], [255, 1, 0]]).div(255).tolist()
+    with pytest.raises(DataError, match="array holds nan at row 1, column 0"):
+        Dataset.from_array(pd.DataFrame({"a": pd.array([1, None], "Int64"), "b": [0.5, 1]}))
+
+
+def test_halves_of_a_tensor() -> None:
+    assert read(torch.tensor([[0.5, 1.0]], dtype=torch.bfloat16)).values.tolist() == [[0.5, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (pd.DataFrame({"a": [1j, 2], "b": [0.5, 1]}), "column 'a' of the DataFrame is not numeric: it holds complex128"),
+        (pd.DataFrame({"a": pd.date_range("2020", periods=2)}), "column 'a' of the DataFrame is not numeric"),
+        (pd.Series([1.0, 2.0]), r"array has the shape \(2,\)"),
+        (np.zeros(3, [("a", "f8"), ("b", "f8")]), "numbers are needed"),
+        (np.array(3.0), r"its shape is \(\)"),
+        ({"x": VALUES}, "numbers are needed"),
+        (np.ma.masked_less(VALUES, VALUES.mean()), "masked elements"),
+        (TensorDataset(*[torch.tensor(VALUES)] * 3), "a tuple of 3 is no data"),
+        (Subset(TensorDataset(torch.tensor(VALUES)), [0, 1]), "a Subset is no array"),
+        (DataLoader(TensorDataset(torch.tensor(VALUES))), "a DataLoader is no array"),
+        ((VALUES, VALUES), r"labels have the shape \[N\], one for each datum, not"),
+        ((VALUES, 3), r"labels have the shape \[N\]"),
+        ((_labelled(), LABELS), "labels are given twice"),
+    ],
+)
+def test_what_is_no_array_of_numbers(values: Any, words: str) -> None:
+    for how in (Dataset.from_array, load):
+        with pytest.raises(DataError, match=words):
+            how(values)
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -112,8 +112,10 @@ def wrong_sign(bound: BoundFunction, gradient: Gradient) -> Objective:
 
     def turned(bound: BoundFunction, log_weight: Tensor) -> Coefficients:
         right = gradient.coefficients(bound, log_weight)
-        path, score = (None if c is None else -c for c in (right.path, right.score))
-        return Coefficients(right.theta, path=path, score=score)
+        path, whole, score, learning = (
+            None if c is None else -c for c in (right.path, right.whole, right.score, right.learning)
+        )
+        return Coefficients(right.theta, path, whole, score, learning)
 
     return Objective(bound, altered(gradient, "coefficients", turned))
 
@@ -132,7 +134,7 @@ def missing_detach(bound: BoundFunction, gradient: Gradient) -> Objective:
         right = gradient.coefficients(bound, log_weight)
         return Coefficients(right.theta, whole=right.path)
 
-    if not gradient.reparameterized:
+    if gradient.detached:
         return DrawsNotStopped(bound, gradient)
     return Objective(bound, altered(gradient, "coefficients", whole))
 

@@ -18,7 +18,7 @@ from pyroae.data import Dataset
 from pyroae.errors import RunError
 from pyroae.evaluation.ais import AISSettings
 from pyroae.evaluation.likelihood import LikelihoodEstimate
-from pyroae.evaluation.streams import LEAST_FOR_PSIS
+from pyroae.evaluation.streams import LEAST_ESS, LEAST_FOR_PSIS
 from pyroae.evaluation.summary import Evaluation, EvaluationSettings
 from pyroae.fabric import launched
 from pyroae.files import guarded
@@ -143,8 +143,15 @@ def _notes(found: Evaluation) -> list[str]:
                 f"{name}: {asked.num_chains} chains, {asked.num_distributions:,} distributions, acceptance "
                 f"{annealed.acceptance_rate:.2f} (target {asked.target_acceptance:.2f}), median ESS {annealed.ess.median():.1f}"
             )
+            if len(bad := annealed.unreliable.tolist()):
+                notes.append(
+                    f"{name}: one chain has all the weight, or hardly a move is accepted, for {len(bad)} of "
+                    f"{len(annealed.ess)} data, which are not to be trusted: {_shown(bad)}"
+                )
     if found.quadrature is not None and not bool(found.quadrature.converged.all()):
         notes.append(f"quadrature: {int((~found.quadrature.converged).sum())} data have not converged")
+    if found.gaps is not None and len(bad := found.gaps.unreliable.tolist()):
+        notes.append(f"gaps: the log p(x) of {len(bad)} data is not to be trusted: {_shown(bad)}")
     if found.information is not None and found.information.is_saturated:
         notes.append("the lower bound on the mutual information is at its limit, log N: give more data")
     if found.undefined:
@@ -161,14 +168,18 @@ def _of_likelihood(estimate: LikelihoodEstimate) -> list[str]:
     if not estimate.is_within_tolerance:
         notes.append(f"the tolerance of {estimate.tolerance} is not reached: give more --num-particles, or a better --proposal")
     if count < LEAST_FOR_PSIS:
-        return [*notes, f"no k̂: it takes K of at least {LEAST_FOR_PSIS}"]
+        return [*notes, f"no k̂: it takes K of at least {LEAST_FOR_PSIS}; no error is to be trusted"]
     bad = estimate.unreliable.tolist()
     limit = float(estimate.khat_limit.min())
     if not bad:
-        return [*notes, f"k̂ is below {limit:.2f} for all {len(estimate.draws)} data: the errors may be trusted"]
-    shown = ", ".join(map(str, bad[:20])) + (", …" if len(bad) > 20 else "")
+        told = f"k̂ is below {limit:.2f} and the ESS is {LEAST_ESS:.0f} or more for all {len(estimate.draws)} data"
+        return [*notes, f"{told}: the errors may be trusted"]
     return [
         *notes,
-        f"k̂ is {limit:.2f} or more for {len(bad)} of {len(estimate.draws)} data: neither their log p(x) nor its error is to be "
-        f"trusted (--retry local, or --method ais): {shown}",
+        f"k̂ is {limit:.2f} or more, or not known, or the ESS is below {LEAST_ESS:.0f}, for {len(bad)} of {len(estimate.draws)} "
+        f"data: neither their log p(x) nor its error is to be trusted (--retry local, or --method ais): {_shown(bad)}",
     ]
+
+
+def _shown(indices: list[int]) -> str:
+    return ", ".join(map(str, indices[:20])) + (", …" if len(indices) > 20 else "")

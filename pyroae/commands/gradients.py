@@ -160,13 +160,18 @@ def _cells(found: GradientStatistics, is_reference: bool) -> list[str]:
     low, high = found.snr_interval
     biases = [100 * value for value in (found.relative_bias, found.offset.relative(found.bias_se))]
     return [
-        f"{found.snr:.3g}",
-        f"{low:.3g} to {high:.3g}",
-        f"{found.directional_snr:.3g}",
+        _number(found.snr),
+        "" if math.isnan(found.snr) else _number(low) if low == high == found.snr else f"{_number(low)} to {_number(high)}",
+        _number(found.directional_snr),
         f"{found.variance.mean():.2g}",
         *("" if is_reference or math.isnan(value) else f"{value:.{0 if value >= 100 else 1}f}" for value in biases),
         f"{1000 * found.seconds:.3g}",
     ]
+
+
+def _number(value: float) -> str:
+    """Three digits; "–" for what a gradient that is always 0 has not."""
+    return "–" if math.isnan(value) else f"{value:.3g}"
 
 
 def _notes(make: Mapping[str, Callable[[int], ObjectiveBase]], curves: Curves, reference: str, num_data: int) -> list[str]:

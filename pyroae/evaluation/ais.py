@@ -16,9 +16,10 @@ from pyroae.evaluation.annealed import Annealing
 from pyroae.evaluation.annealing import COMPILE_FROM, Placeholders, Plan, fingerprint, in_double
 from pyroae.evaluation.blocks import Data, arguments_of, base_seed, rows_of, spans
 from pyroae.evaluation.checkpoint import Checkpoint
+from pyroae.evaluation.checks import check_evidence, check_proposal, check_terms
 from pyroae.evaluation.dealing import everywhere
 from pyroae.evaluation.hmc import segments
-from pyroae.evaluation.likelihood import PerDatumEstimate, check_evidence, check_proposal
+from pyroae.evaluation.likelihood import PerDatumEstimate
 from pyroae.evaluation.sampling import LEAST
 from pyroae.evaluation.trial import nesting_of
 from pyroae.graphs import is_wanted
@@ -29,6 +30,8 @@ from pyroae.weights import Program, evaluating, fork_random, prior_of, run
 
 STARTS = ("prior", "guide")
 SCHEDULES = ("sigmoid", "linear")
+LEAST_ESS, LEAST_ACCEPTANCE = 2.0, 0.05
+"""Below which a datum's annealing is not to be trusted: the ESS of its chains, the mean Pr(accept)."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,18 @@ class AISEstimate(PerDatumEstimate):
         """95 % interval of log p(x), `[2, N]`: log_px ± t se, t the quantile of Student's t with C − 1 degrees of freedom."""
         reach = _student(len(self.log_weights)) * self.se
         return torch.stack([self.log_px - reach, self.log_px + reach])
+
+    @property
+    def unreliable(self) -> Tensor:
+        """Indices of the data of which neither log_px nor its error is to be trusted.
+
+        Those whose ESS is below 2 (one chain has all the weight), whose moves are hardly ever accepted, or without a finite
+        error: all of them where C = 1.
+        """
+        moves = self.acceptance_per_datum >= LEAST_ACCEPTANCE
+        if self.settings.num_distributions == 1:  # which has no moves
+            moves = torch.ones_like(moves)
+        return (~((self.ess >= LEAST_ESS) & self.se.isfinite() & moves)).nonzero().flatten()
 
     @property
     def acceptance_rate(self) -> float:
@@ -293,6 +308,7 @@ def _look(
                 raise ConfigError(f"double=True: the program does not run in double precision: {error}") from error
             raise
         (check_evidence if guide is None else check_proposal)(traces)
+        check_terms(model, program, args, "path")
         nesting = nesting_of(model, program, args)
     mark = fingerprint(traces, (model,) if guide is None else (model, guide), args)
     plan = Plan(

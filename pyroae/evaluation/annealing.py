@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.evaluation import hmc
+from pyroae.evaluation.checks import is_one, where_unmasked
 from pyroae.evaluation.compiled_path import Given, PathGraphs
 from pyroae.evaluation.hmc import Chains, Densities, Path, Pilot, Point, run_chains, run_pilot, segments
 from pyroae.evaluation.latents import Latents
@@ -176,7 +177,7 @@ class Block:
         found, given = path.latents.num_data, len(self.args[0])
         if found != given:
             raise ProgramError(f"the program has {found} data where its arguments have {given}: it has no plate of them")
-        _check_scales(path.latents._traces, self.plan.guide is None)
+        _check_guide(path.latents._traces)
         return path
 
     @property
@@ -194,19 +195,12 @@ class Block:
         return run(self.plan.model, prior_of(self.plan.model), self.args, {}, 1, self.plan.nesting)
 
 
-def _check_scales(traces: Traces, from_prior: bool) -> None:
-    """Raises ProgramError where the path would not start at a density that its first draws are from."""
-    where, trace = ("model", traces.model) if from_prior else ("guide", traces.guide)
+def _check_guide(traces: Traces) -> None:
+    """Raises ProgramError for a site of the guide that the path cannot move."""
     latent = {name for name, _ in traces.sites(traces.model, observed=False)}
-    for name, site in traces.sites(trace, observed=False):
+    for name, _ in traces.sites(traces.guide, observed=False):
         if name not in latent:
             raise ProgramError(f"the guide's site '{name}' is no latent site of the model: its density at other z is not known")
-        if not _is_one(traces.exponent(site)):
-            raise ProgramError(f"the latent site '{name}' is scaled in the {where}, whose draws then are not from its density")
-
-
-def _is_one(scale: Tensor | float) -> bool:
-    return bool((torch.as_tensor(scale) == 1).all())
 
 
 def simulate(plan: Plan, args: tuple[Tensor, ...]) -> dict[str, Tensor]:
@@ -220,12 +214,13 @@ def simulate(plan: Plan, args: tuple[Tensor, ...]) -> dict[str, Tensor]:
     for name in drawn:
         if isinstance(base_distribution(observed[name]["fn"]), dist.Unit):
             raise ProgramError(f"the site '{name}' is a factor: no x can be drawn from the model")
-        if not _is_one(traces.exponent(observed[name])):
+        if not is_one(traces.exponent(observed[name])):
             raise ProgramError(f"the site '{name}' is scaled: what is drawn from the model is not from its density")
     fixed = {name: site["value"] for name, site in observed.items() if not traces.is_local(site)}
     program = poutine.condition(poutine.uncondition(plan.model), data=fixed)
     nodes = poutine.trace(program).get_trace(*args).nodes
-    x = {name: nodes[name]["value"].detach() for name in drawn}
+    given = {name: observed[name]["value"] for name in drawn}  # stays where it is masked
+    x = {name: where_unmasked(name, observed[name], nodes[name]["value"].detach(), given[name]) for name in drawn}
     z = {name: nodes[name]["value"].detach() for name, _ in traces.sites(traces.model, observed=False)}
     model = poutine.condition(plan.model, data=x)
     u = Latents(model, prior_of(model), args, 1, plan.nesting).flatten(z)
@@ -237,9 +232,7 @@ def replaced(args: tuple[Tensor, ...], traces: Traces, data: dict[str, Tensor]) 
     seen = list(args)
     for name, value in data.items():
         given = traces.model.nodes[name]["value"]
-        same = [
-            i for i, a in enumerate(args) if a.numel() == given.numel() and torch.equal(a.reshape(given.shape).to(given), given)
-        ]
+        same = [i for i, a in enumerate(args) if a.numel() == given.numel() and _equal(a.reshape(given.shape).to(given), given)]
         if len(same) != 1:
             raise ConfigError(
                 f"start=\"guide\" needs the guide to see what is drawn for the site '{name}', but its observed value is "
@@ -247,6 +240,11 @@ def replaced(args: tuple[Tensor, ...], traces: Traces, data: dict[str, Tensor]) 
             )
         seen[same[0]] = value.reshape(args[same[0]].shape).to(args[same[0]])
     return tuple(seen)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether all values are the same, NaN included."""
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def random_state(device: torch.device) -> Tensor:

@@ -1,6 +1,7 @@
 """The data of an evaluation: the arguments of any program, cut into blocks that fit a processor's cache."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,8 @@ FOR_GPU = 32
 """By how much a chunk is larger on a GPU, where each of its kernels takes a few microseconds to launch."""
 FOR_CORE = 4
 """By how much it is smaller as compiled code, which a core of a processor goes through by itself."""
-Data = Tensor | tuple[Tensor, ...]
-"""One argument of model and guide, `[N, ...]`, or all of them, a datum a row."""
+Data = Tensor | dict[str, Any] | tuple[Any, ...]
+"""One argument of model and guide, a tensor `[N, ...]` or a dict of these, or all positional ones, a datum a row."""
 
 
 def arguments_of(x: Data) -> tuple[Tensor, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyroae.evaluation.streams import BoundCurve, Smoothed, WeightStream, khat_limit
+from pyroae.evaluation.streams import BoundCurve, Smoothed, WeightStream, is_reliable
 
 Curve = dict[int, tuple[Tensor, Tensor]]
 """By K, the mean bound of each datum and its square."""
@@ -44,13 +44,24 @@ class Columns:
         """PSIS."""
         return Smoothed(self.smooth_log_px, self.smooth_interval, self.khat)
 
+    def is_reliable(self) -> Tensor:
+        """Of each datum, whether its estimate and error are to be trusted, `[N]`."""
+        return is_reliable(self.khat, self.ess, self.se, self.draws)
+
     def unreliable(self) -> Tensor:
-        """Indices of the data whose k̂ is too high."""
-        return (self.khat >= khat_limit(self.draws)).nonzero().flatten()
+        """Indices of the data that are not to be trusted."""
+        return (~self.is_reliable()).nonzero().flatten()
 
     def with_better(self, index: Tensor, other: "Columns") -> "Columns":
-        """The figures of `other` for the data at `index` whose k̂ is lower there."""
-        better = other.khat < self.khat[index]
+        """The figures of `other` for the data at `index` that are better there.
+
+        What is reliable is better than what is not, then a lower k̂, nan the highest. Where neither k̂ is known, the larger
+        log p̂ is: it exceeds log p(x) by more than b nats with a probability of less than e^−b.
+        """
+        khat, khats = self.khat[index].nan_to_num(nan=math.inf), other.khat.nan_to_num(nan=math.inf)
+        was, now = self.is_reliable()[index], other.is_reliable()
+        lower = (khats < khat) | ((khats == math.inf) & (khat == math.inf) & (other.log_px > self.log_px[index]))
+        better = (now & ~was) | ((now == was) & lower)
         fields = {}
         for name, values in vars(self).items():
             fields[name] = values.clone()

@@ -1,25 +1,43 @@
 """Where the bound goes: distortion, rate, the KL of each latent unit, and how many units are used."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from pyro.distributions import Delta
+from pyro.distributions import Delta, MaskedDistribution
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
+from torch.distributions import Categorical, Independent, TransformedDistribution, kl_divergence
 
+from pyroae.arguments import structure_of
 from pyroae.discrete import OneHots
-from pyroae.sites import Site
-from pyroae.weights import Program, Traces, evaluating, fork_random, reduce_log_weights, run
+from pyroae.errors import DataError
+from pyroae.evaluation.blocks import Data, blocks, rows_of
+from pyroae.evaluation.checks import check_terms, filled, mask_of
+from pyroae.sites import Site, base_distribution
+from pyroae.weights import Program, Traces, evaluating, fork_random, log_density, reduce_log_weights, run
+
+DRAWS_OF_MEAN = 64
+"""Draws of each particle's q for a mean that has no closed form."""
 
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """Parts of the bound, float64, in nats.
+    """Parts of the bound, float64, in nats; U is the number of latent units.
 
-    distortion: `[N]`, −E_q log p(x|z). rate: `[N]`, E_q[log q(z|x) − log p(z)]; for a Delta guide −log p(z), the MAP
-    penalty. kl_per_unit: `[m]`, mean over the data of each unit's KL(q ‖ p), a unit being one categorical variable of a
-    one-hot z; nan where q is a Delta or has no factors.
-    activity: `[m]`, Var_x(E_q[z_j|x]), summed over the states of a categorical variable.
+    A unit is one element of z, those of nested plates included, or one categorical variable.
+
+    Attributes:
+        distortion: `[N]`, −E_q log p(x|z).
+        rate: `[N]`, E_q[log q(z|x) − log p(z)]; for a Delta guide −log p(z), the MAP penalty.
+        kl_per_unit: `[U]`, mean over the data of each unit's KL(q ‖ p), which add up to the mean rate. Where the density of a
+            site is not a product over its units, as that of a flow, each of them has an equal share of the site's KL. NaN for a
+            Delta.
+        activity: `[U]`, Var_x(E_q[z_j|x]), summed over the states of a categorical variable; over the data that have the unit,
+            where it is masked for some.
+        threshold: Of the activity of an active unit.
+        is_share: `[U]`, whether `kl_per_unit` is such a share, of which only the site's sum means anything.
     """
 
     distortion: Tensor
@@ -27,6 +45,7 @@ class Diagnostics:
     kl_per_unit: Tensor
     activity: Tensor
     threshold: float
+    is_share: Tensor | None = None
 
     @property
     def nelbo(self) -> Tensor:
@@ -40,12 +59,33 @@ class Diagnostics:
 
 
 def diagnose(
-    model: Program, guide: Program, x: Tensor, *, num_particles: int = 10, threshold: float = 0.01, seed: int | None = None
+    model: Program,
+    guide: Program,
+    x: Data,
+    *,
+    num_particles: int = 10,
+    threshold: float = 0.01,
+    seed: int | None = None,
+    **kwargs: Any,
 ) -> Diagnostics:
-    """Rate, distortion, KL per latent unit and active units on x `[N, ...]`.
+    """Rate, distortion, KL per latent unit and active units of any program with a data plate.
 
-    Distortion and rate are means over `num_particles` draws (Alemi 2018); the KL per unit is in closed form where torch
-    knows one, else a mean over draws. Units of several latent sites stand one after the other. seed: of the draws.
+    Distortion and rate are means over draws (Alemi 2018). The KL of a unit is in closed form where torch knows one and the
+    guide draws the site's parents before it; else a mean over the draws. So is E_q[z|x], whose noise is taken out of the
+    activity. Units of several latent sites stand one after the other, in the guide's order.
+
+    Args:
+        model: The Pyro program p(z) p(x|z).
+        guide: The Pyro program q(z|x).
+        x: `[N, ...]`, or the arguments of model and guide as of `log_likelihood`, a datum a row.
+        kwargs: Keyword arguments of the programs.
+        num_particles: K, draws of each datum.
+        threshold: Of the activity of an active unit.
+        seed: Of the draws; the caller's generators then stay as they were.
+
+    Raises:
+        ProgramError: Naming the site, for scales and masks under which the parts are not those of a bound.
+        DataError: For a datum whose bound is not a number.
 
     >>> from pyroae import zoo
     >>> system = zoo.vae(4, latent=2)
@@ -53,53 +93,178 @@ def diagnose(
     >>> found.kl_per_unit.shape, found.active_units  # data that are all alike activate no unit
     (torch.Size([2]), 0)
     """
-    rows = max(1, 2**21 // max(256, x[0].numel()) // num_particles)
-    distortion, rate, units, means = [], [], [], []
-    with evaluating(model, guide), fork_random(x.device, seed):
-        for part in x.split(rows):
-            traces = run(model, guide, (part,), {}, num_particles)
+    structure = structure_of(x, kwargs, model)
+    model, guide, args = structure(model), structure(guide), structure.tensors
+    distortion, rate, units = [], [], []
+    check_terms(model, guide, args, "parts")
+    with evaluating(model, guide), fork_random(args[0].device, seed):
+        for block in blocks(args, max(1, rows_of(args) // num_particles)):
+            traces = filled(run(model, guide, block, {}, num_particles))
             weights = reduce_log_weights(traces)
             distortion.append(-weights.log_lik.double().mean(0))
             rate.append((weights.log_post - weights.log_prior).double().mean(0))
-            sites = [(traces.model.nodes[name], q) for name, q in _latents(traces)]
-            units.append(torch.cat([_unit_kl(p, q, len(part)) for p, q in sites], -1).sum(0))
-            means.append([_by_datum(q["fn"].mean.double(), len(part)) for _, q in sites])
-    activity = [torch.cat(column).var(0, correction=0) for column in zip(*means, strict=True)]
-    units_of = [_per_variable(q["fn"], values) for (_, q), values in zip(sites, activity, strict=True)]
-    return Diagnostics(
+            units.append([_units(traces, name, len(block[0])) for name in _common(traces)])
+    kl, activity, shares = zip(*map(_joined, zip(*units, strict=True)), strict=True)
+    found = Diagnostics(
         torch.cat(distortion).cpu(),
         torch.cat(rate).cpu(),
-        (torch.stack(units).sum(0) / len(x)).cpu(),
-        torch.cat(units_of).cpu(),
+        torch.cat(kl).cpu(),
+        torch.cat(activity).cpu(),
         threshold,
+        torch.cat(shares).cpu(),
+    )
+    if found.nelbo.isnan().any():
+        n = int(found.nelbo.isnan().nonzero()[0])
+        raise DataError(f"the bound of datum {n} is nan: the model or the guide has no density for it")
+    return found
+
+
+@dataclass(frozen=True)
+class _Units:
+    """What one block says of the units of one site.
+
+    kl: `[N, U]`, mean over particles, 0 where it is masked. mean, noise: `[N, U, S]`, E_q of each state (S = 1 but for
+    categorical variables), and the variance of that mean by the draws it is of. there: `[N, U]`, False where it is masked.
+    is_share: whether the KL is an equal share of the site's.
+    """
+
+    kl: Tensor
+    mean: Tensor
+    noise: Tensor
+    there: Tensor
+    is_share: bool
+
+
+def _common(traces: Traces) -> list[str]:
+    """Latent sites of both programs, in the guide's order."""
+    known = {name for name, _ in traces.sites(traces.model, observed=False)}
+    return [name for name, _ in traces.sites(traces.guide, observed=False) if name in known]
+
+
+def _joined(parts: tuple[_Units, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """KL and activity of a site's units over all data, `[U]` each, and whether they are shares."""
+    kl, mean, noise, there = (torch.cat([getattr(part, name) for part in parts]) for name in ("kl", "mean", "noise", "there"))
+    weight = (there / there.sum(0).clamp_min(1)).unsqueeze(-1)
+    mean, noise = (torch.where(there.unsqueeze(-1), t, 0.0) for t in (mean, noise))
+    spread = ((mean - (weight * mean).sum(0)).square() * weight).sum(0)
+    count = there.sum(0).clamp_min(1).unsqueeze(-1)
+    activity = spread - (1 - 1 / count) * (weight * noise).sum(0)
+    return kl.mean(0), activity.clamp_min(0).sum(-1), torch.full_like(kl[0], parts[0].is_share, dtype=torch.bool)
+
+
+def _units(traces: Traces, name: str, num_data: int) -> _Units:
+    p, q = traces.model.nodes[name], traces.guide.nodes[name]
+    kl, is_share = _kl(traces, name, p, q)
+    mean, noise = _mean(q)
+    mask = mask_of(name, q)
+    kl = _rows(traces, q, kl)
+    count, states = kl.shape[2], mean.shape[-1]
+    mean, noise = (_rows(traces, q, t).unflatten(2, (-1, states)) for t in (mean, noise))
+    if isinstance(q["fn"], OneHots):
+        mean, noise = (t.reshape(*t.shape[:2], count, -1) for t in (mean, noise))
+    there = torch.ones(1, num_data, count, dtype=torch.bool, device=kl.device)
+    if mask is not None:
+        of_plates = _rows(traces, q, mask).unsqueeze(-1)
+        there = of_plates.expand(*of_plates.shape[:3], count // of_plates.shape[2]).reshape(*of_plates.shape[:2], count)
+    between = mean.var(0) / len(mean) if len(mean) > 1 else noise[0]
+    shape = (num_data, *kl.shape[2:])
+    return _Units(
+        kl.mean(0).expand(shape), mean.mean(0).expand(*shape, -1), between.expand(*shape, -1), there[0].expand(shape), is_share
     )
 
 
-def _latents(traces: Traces) -> list[tuple[str, Site]]:
-    known = dict(traces.sites(traces.model, observed=False))
-    return [(name, site) for name, site in traces.sites(traces.guide, observed=False) if name in known]
+def _kl(traces: Traces, name: str, p: Site, q: Site) -> tuple[Tensor, bool]:
+    """KL of each unit in the shape of the site, masked elements 0; whether it is an equal share of the site's."""
+    of_q, of_p, mask = _without_mask(q["fn"]), _without_mask(p["fn"]), mask_of(name, q)
+    if isinstance(base_distribution(of_q), Delta):
+        return torch.full_like(q["value"], math.nan, dtype=torch.float64), False
+    found = _closed(of_q, of_p) if _in_order(traces, name) else None
+    if found is None:
+        one, other = _elementwise(of_q, q["value"]), _elementwise(of_p, q["value"])
+        found = None if one is None or other is None else one - other
+    if found is not None:
+        return _masked(found.double(), mask), False
+    whole = _masked((log_density(name, q) - log_density(name, p)).double(), mask)
+    shape = q["fn"].event_shape
+    return (whole / math.prod(shape)).reshape(*whole.shape, *[1] * len(shape)).expand(*whole.shape, *shape), True
 
 
-def _unit_kl(p: Site, q: Site, num_data: int) -> Tensor:
-    """KL of each unit, mean over particles, `[N, units]`; nan where it is not defined unit by unit."""
-    one, other = q["fn"], p["fn"]
-    if isinstance(one, OneHots) and isinstance(other, OneHots):
-        return _by_datum(kl_divergence(one.variables, other.variables).double(), num_data)
-    factors = isinstance(one, Independent) and isinstance(other, Independent)
-    if not factors or isinstance(one.base_dist, Delta):
-        return _by_datum(torch.full_like(q["value"], torch.nan, dtype=torch.float64), num_data)
+def _in_order(traces: Traces, name: str) -> bool:
+    """Whether the guide draws all that the model draws before this site before it, too.
+
+    Else the parameters of p depend on draws which themselves depend on this site: E_q[log q − log p] is not the mean of
+    KL(q ‖ p) at those.
+    """
+    of_model = [other for other, _ in traces.sites(traces.model, observed=False)]
+    of_guide = [other for other, _ in traces.sites(traces.guide, observed=False)]
+    return set(of_model[: of_model.index(name)]) <= set(of_guide[: of_guide.index(name)])
+
+
+def _closed(of_q: Any, of_p: Any) -> Tensor | None:
+    """KL(q ‖ p) of each unit, in the shape of the site; None where torch knows none, or not unit by unit."""
+    if isinstance(of_q, OneHots) and isinstance(of_p, OneHots):
+        return kl_divergence(of_q.variables, of_p.variables)
+    while isinstance(of_q, Independent) and isinstance(of_p, Independent):
+        of_q, of_p = of_q.base_dist, of_p.base_dist
+    if of_q.event_shape or of_p.event_shape:
+        return None
     try:
-        kl = kl_divergence(one.base_dist, other.base_dist)
+        return kl_divergence(of_q, of_p)
     except NotImplementedError:
-        kl = one.base_dist.log_prob(q["value"]) - other.base_dist.log_prob(q["value"])
-    return _by_datum(kl.double(), num_data)
+        return None
 
 
-def _per_variable(distribution: object, activity: Tensor) -> Tensor:
-    """The activity of each element of z, or of each categorical variable of a one-hot z."""
-    return activity.unflatten(0, distribution.logits.shape[-2:]).sum(-1) if isinstance(distribution, OneHots) else activity
+def _elementwise(fn: Any, value: Tensor) -> Tensor | None:
+    """log-density of each unit, in the shape of the value; None where it is not a product over them."""
+    if isinstance(fn, OneHots):
+        return fn.variables.log_prob(value.unflatten(-1, fn.logits.shape[-2:]))
+    if not fn.event_shape:
+        return fn.log_prob(value)
+    if isinstance(fn, Independent | ExpandedDistribution):
+        return _elementwise(fn.base_dist, value)
+    if isinstance(fn, TransformedDistribution) and all(t.domain.event_dim == t.codomain.event_dim == 0 for t in fn.transforms):
+        total: Tensor | float = 0.0
+        for transform in reversed(fn.transforms):
+            before = transform.inv(value)
+            total = total - transform.log_abs_det_jacobian(before, value)
+            value = before
+        base = _elementwise(fn.base_dist, value)
+        return None if base is None else base + total
+    return None
 
 
-def _by_datum(values: Tensor, num_data: int) -> Tensor:
-    """`[K, ..., N, units]` as `[N, units]`, mean over particles."""
-    return values.reshape(-1, num_data, values.shape[-1]).mean(0)
+def _mean(q: Site) -> tuple[Tensor, Tensor]:
+    """E_q[z] of each particle, and its variance by the draws that it is of: in the shape of the site, one state more."""
+    fn = _without_mask(q["fn"])
+    if isinstance(fn, OneHots):
+        found = fn.mean.double()
+    elif isinstance(fn, Categorical):
+        found = fn.probs.double()
+        return found, torch.zeros_like(found)
+    else:
+        try:
+            found = fn.mean.double()
+        except NotImplementedError:
+            found = torch.full((), math.nan)
+        if not found.isfinite().all():
+            draws = fn.sample((DRAWS_OF_MEAN,)).double()
+            return draws.mean(0).unsqueeze(-1), (draws.var(0) / DRAWS_OF_MEAN).unsqueeze(-1)
+    return found.unsqueeze(-1), torch.zeros_like(found).unsqueeze(-1)
+
+
+def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Values of a site's batch shape, and maybe more dimensions to the right, 0 where the site is masked."""
+    return values if mask is None else torch.where(mask.reshape(*mask.shape, *[1] * (values.dim() - mask.dim())), values, 0.0)
+
+
+def _without_mask(fn: Any) -> Any:
+    return _without_mask(fn.base_dist) if isinstance(fn, MaskedDistribution) else fn
+
+
+def _rows(traces: Traces, site: Site, values: Tensor) -> Tensor:
+    """Values of the site's batch shape, and more to the right, as `[K, N, units]`."""
+    batch = len(site["fn"].batch_shape)
+    data = None if traces.plate is None else batch + traces.plate.dim
+    values = values.unsqueeze(0) if data is None else values.movedim(data, 0)
+    values = values.movedim(1, 0) if traces.num_particles > 1 else values.unsqueeze(0)
+    return values.reshape(*values.shape[:2], -1)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pyroae.errors import ConfigError, DataError, unknown_name
 from pyroae.evaluation.blocks import CHUNK, Data, arguments_of, blocks, rows_of
+from pyroae.evaluation.checks import check_program
 from pyroae.evaluation.latents import Latents
-from pyroae.evaluation.likelihood import check_proposal
 from pyroae.evaluation.local import FAMILIES, Family, LocalGaussian, fit_local
-from pyroae.evaluation.streams import WeightStream, Z
+from pyroae.evaluation.streams import WeightStream, Z, is_reliable
 from pyroae.evaluation.trial import nesting_of
 from pyroae.progress import Progress
 from pyroae.weights import Program, evaluating, fork_random, reduce_log_weights, run
@@ -84,7 +84,8 @@ class Gaps:
 
     elbo: L[q] of the guide. log_px: log p(x). inference: log p(x) − L[q], the sum of the two gaps of either family. families:
     by name. khat: `[N]`, of the weights behind log_px (Vehtari et al. 2024), None where log_px was given. seconds: the time
-    it took.
+    it took. unreliable: indices of the data whose log_px is not to be trusted, by the rule of `LikelihoodEstimate.unreliable`
+    where it comes from weights, and by whether a given log_px is finite and, where it says so, has converged.
     """
 
     elbo: PerDatum
@@ -93,6 +94,7 @@ class Gaps:
     families: dict[Family, FamilyGaps]
     khat: Tensor | None
     seconds: float
+    unreliable: Tensor
 
     def rows(self) -> list[tuple[str, PerDatum]]:
         """Every quantity with its name, from the guide's ELBO up to log p(x)."""
@@ -147,10 +149,8 @@ def gaps(
     known = None if log_px is None else _known(log_px, len(args[0]))
     parts: list[_Block] = []
     with evaluating(model, guide), fork_random(args[0].device, seed), pyro.validation_enabled(False):
-        with fork_random(args[0].device):
-            first = tuple(a[:1] for a in args)
-            check_proposal(run(model, guide, first, {}))
-            nesting = nesting_of(model, guide, args)
+        check_program(model, guide, args)
+        nesting = nesting_of(model, guide, args)
         size, done = max(1, min(rows_of(args) // 8, CHUNK // num_particles)), 0
         with Progress("gaps", len(args[0]), progress) as bar:
             for block in blocks(args, size):
@@ -165,7 +165,9 @@ def gaps(
     khats = [part.khat for part in parts if part.khat is not None]
     by_family = {f: FamilyGaps(*(joined[f"{f} {what}"] for what in _OF_A_FAMILY)) for f in families}
     khat = torch.cat(khats) if khats else None
-    return Gaps(joined["elbo"], joined["log_px"], joined["inference"], by_family, khat, time.monotonic() - started)
+    trusted = torch.cat([part.trusted for part in parts]) if known is None else _trusted(log_px, known)
+    seconds, bad = time.monotonic() - started, (~trusted).nonzero().flatten()
+    return Gaps(joined["elbo"], joined["log_px"], joined["inference"], by_family, khat, seconds, bad)
 
 
 _OF_A_FAMILY = ("elbo", "approximation", "amortization", "gain")
@@ -212,6 +214,7 @@ class _Task:
 class _Block:
     found: dict[str, PerDatum] = field(default_factory=dict)
     khat: Tensor | None = None
+    trusted: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
 
 
 def _block(task: _Task, families: tuple[Family, ...], known: tuple[Tensor, ...] | None) -> _Block:
@@ -236,6 +239,8 @@ def _block(task: _Task, families: tuple[Family, ...], known: tuple[Tensor, ...] 
         log_px = PerDatum(stream.log_px().cpu(), stream.se().cpu())
         influence = ((drawn - stream.log_px()).exp() - 1).cpu()
         block.khat = stream.smoothed().khat.cpu()
+        draws = torch.full_like(block.khat, task.num_particles)
+        block.trusted = is_reliable(block.khat, stream.ess().cpu(), log_px.se, draws)
     block.found["log_px"] = log_px
     block.found["inference"] = _minus(log_px, elbo)
     for name, log_weight in weights.items():
@@ -259,6 +264,17 @@ def _known(given: KnownLikelihood | Tensor, count: int) -> tuple[Tensor, Tensor]
     if log_px.shape != (count,):
         raise DataError(f"log_px is of the shape {tuple(log_px.shape)}, where there are {count} data")
     return log_px, se
+
+
+def _trusted(given: KnownLikelihood | Tensor | None, known: tuple[Tensor, Tensor]) -> Tensor:
+    """What a given estimate says of itself, `[N]`."""
+    trusted = known[0].isfinite() & known[1].isfinite()
+    converged, unreliable = getattr(given, "converged", None), getattr(given, "unreliable", None)
+    if isinstance(converged, Tensor):
+        trusted = trusted & converged.cpu()
+    if isinstance(unreliable, Tensor):
+        trusted[unreliable.cpu()] = False
+    return trusted
 
 
 def _mean(values: Tensor) -> PerDatum:

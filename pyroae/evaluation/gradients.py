@@ -5,12 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
+from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
 
+from pyroae.arguments import structure_of
 from pyroae.errors import ConfigError, ProgramError, unknown_name
+from pyroae.evaluation.blocks import Data
 from pyroae.evaluation.groups import check_leaves
 from pyroae.evaluation.slopes import Slope, SNRCurve, curve, slope
 from pyroae.evaluation.statistics import BATCHES, Bias, GradientStatistics, Part, Stream
@@ -36,7 +39,7 @@ Found = dict[str, dict[str, GradientStatistics]]
 def measure_gradients(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Data,
     objectives: Mapping[str, ObjectiveBase],
     *,
     parameters: Mapping[str, Tensor],
@@ -45,12 +48,14 @@ def measure_gradients(
     seed: int = 0,
     reference: str | None = None,
     progress: bool = False,
+    **kwargs: Any,
 ) -> dict[str, dict[str, GradientStatistics]]:
     """Statistics of each objective's gradient over draws of z, by objective and group: (θ, φ) and the data are held.
 
         Δ_r = (1/N) ∇ surrogate(x; noise r),   SNR = mean_p |E Δ_p| / σ(Δ_p),   DSNR = E ‖Δ∥‖ / ‖Δ − Δ∥‖,   Δ∥ = (Δ·u) u
 
-    x: `[N, ...]`, passed whole to both programs. parameters: leaves by name, as of `dict(system.named_parameters())`;
+    x, kwargs: the arguments as of `log_likelihood`, passed whole to both programs.
+    parameters: leaves by name, as of `dict(system.named_parameters())`;
     one that the bound does not reach has the gradient 0. groups: names of parameters, by group, as `parameter_groups`
     finds them; all in one, "all", where there are none. Replicate r of every objective starts from the same seed: at
     equal K the noise is paired. reference: the objective whose mean gradient the bias is measured from, in paired
@@ -62,7 +67,8 @@ def measure_gradients(
     u is the direction of the mean, of the reference's where there is one, over the first half of the replicates; the
     DSNR is a mean over the second half, which has no part in u.
     Torch's generators stay as they were. Raises ConfigError for fewer than 20 replicates, unknown names, empty groups
-    and parameters that are no leaves with a gradient; ProgramError where the surrogate reaches no parameter at all.
+    and parameters that are no leaves with a gradient; ProgramError where the surrogate reaches no parameter at all, or a
+    gradient is not finite.
     Rainforth et al. 2018, Tighter variational bounds are not necessarily better.
 
     >>> from pyroae import zoo
@@ -75,8 +81,9 @@ def measure_gradients(
     """
     groups = {"all": tuple(parameters)} if groups is None else groups
     _check(objectives, parameters, groups, replicates, reference)
-    place = _Place(model, guide, x, parameters, groups)
-    with fork_random(x.device), Progress("gradients", len(objectives) * replicates, progress) as bar:
+    structure = structure_of(x, kwargs, model)
+    place = _Place(structure(model), structure(guide), structure.tensors, parameters, groups)
+    with fork_random(place.args[0].device), Progress("gradients", len(objectives) * replicates, progress) as bar:
         for objective in objectives.values():
             place.gradient(objective, seed)  # a look before any work, with Pyro's checks
         return place.measure(objectives, replicates, seed, reference, _Counter(bar))
@@ -85,7 +92,7 @@ def measure_gradients(
 def measure_slopes(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Data,
     make: Mapping[str, Callable[[int], ObjectiveBase]],
     *,
     ks: Sequence[int],
@@ -95,6 +102,7 @@ def measure_slopes(
     seed: int = 0,
     reference: str | None = None,
     progress: bool = False,
+    **kwargs: Any,
 ) -> dict[str, dict[str, SNRCurve]]:
     """SNR against K, the number of particles, with its log-log slope, by objective and group.
 
@@ -123,10 +131,11 @@ def measure_slopes(
     groups = {"all": tuple(parameters)} if groups is None else groups
     _check(make, parameters, groups, replicates, reference)
     at_k = defined_at(make, ks)
-    place = _Place(model, guide, x, parameters, groups)
+    structure = structure_of(x, kwargs, model)
+    place = _Place(structure(model), structure(guide), structure.tensors, parameters, groups)
     total = replicates * sum(map(len, at_k.values()))
     found: dict[int, Found] = {}
-    with fork_random(x.device), Progress("gradients", total, progress) as bar:
+    with fork_random(place.args[0].device), Progress("gradients", total, progress) as bar:
         for name in make:
             least = min(k for k in at_k if name in at_k[k])
             place.gradient(at_k[least][name], seed)  # a look before any work, with Pyro's checks
@@ -185,11 +194,11 @@ class _Place:
         self,
         model: Program,
         guide: Program,
-        x: Tensor,
+        args: tuple[Tensor, ...],
         parameters: Mapping[str, Tensor],
         groups: Mapping[str, Sequence[str]],
     ) -> None:
-        self.model, self.guide, self.x, self.parameters = model, guide, x, parameters
+        self.model, self.guide, self.args, self.parameters = model, guide, args, parameters
         used = {name for names in groups.values() for name in names}
         self.kept = [name for name in parameters if name in used]
         self.groups = _parts({name: parameters[name].numel() for name in self.kept}, groups)
@@ -204,19 +213,21 @@ class _Place:
             self.gradient(objectives[name], seed)  # what is done once is not timed
             stream = Stream(self.groups, known)
             seconds = self._collect(stream, objectives[name], replicates, seed, partial(count.add, name))
+            if not bool(stream.means.isfinite().all()):
+                raise ProgramError(f"the gradient of the objective '{name}' is not finite in some of {replicates} replicates")
             known = stream if name == reference else known
-            evaluations = objectives[name].num_particles * len(self.x)
+            evaluations = objectives[name].num_particles * len(self.args[0])
             found[name] = stream.statistics(known, seed, seconds, evaluations)
         return {name: found[name] for name in objectives}
 
     def gradient(self, objective: ObjectiveBase, seed: int) -> Tensor:
         """Of the bound per datum, `[P]`, the parameters of all groups one after the other, with the noise of a seed."""
         torch.manual_seed(seed)
-        surrogate = objective.bound(self.model, self.guide, self.x).surrogate
+        surrogate = objective.bound(self.model, self.guide, *self.args).surrogate
         if not surrogate.requires_grad:
             raise ProgramError(f"the surrogate of {type(objective).__name__} hangs on no parameter of model and guide")
         leaves = list(self.parameters.values())
-        found = torch.autograd.grad(surrogate / len(self.x), leaves, allow_unused=True, materialize_grads=True)
+        found = torch.autograd.grad(surrogate / len(self.args[0]), leaves, allow_unused=True, materialize_grads=True)
         gradients = dict(zip(self.parameters, found, strict=True))
         return torch.cat([gradients[name].flatten() for name in self.kept])
 
@@ -225,11 +236,11 @@ class _Place:
         spent = [0.0] * BATCHES
         for r in range(replicates):
             batch = r * BATCHES // replicates
-            _synchronize(self.x)
+            _synchronize(self.args[0])
             started = time.perf_counter()
             with pyro.validation_enabled(False):
                 gradient = self.gradient(objective, seed * 1_000_003 + r)
-            _synchronize(self.x)
+            _synchronize(self.args[0])
             spent[batch] += time.perf_counter() - started
             stream.add(batch, gradient)
             tick()

@@ -107,11 +107,7 @@ class Path:
             drawn = traces.drawn.copy()
             drawn.nodes.update({name: {**drawn.nodes[name], "value": value} for name, value in values.items()})
             total = log_post_of(replace(traces, drawn=drawn), guide, self._args, {})
-        nodes = traces.model.nodes
-        for name, (_, log_det) in transformed.items():
-            if log_det is not None:
-                total = total + traces.reduce(nodes[name], log_det, 1.0)
-        return total
+        return sum(self.latents.jacobians(transformed), total)
 
 
 def transition(path: Densities, point: Point, beta: float, step_size: Tensor, leapfrog_steps: int) -> tuple[Point, Tensor]:

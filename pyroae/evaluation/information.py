@@ -10,10 +10,10 @@ import torch
 from pyro.distributions import Delta
 from torch import Tensor
 
-from pyroae.errors import ConfigError, UndefinedLikelihoodError
+from pyroae.errors import ConfigError, ProgramError, UndefinedLikelihoodError
 from pyroae.evaluation.blocks import CHUNK, Data, arguments_of, blocks, rows_of
+from pyroae.evaluation.checks import check_evidence, check_terms, mask_of
 from pyroae.evaluation.diagnostics import diagnose
-from pyroae.evaluation.likelihood import check_evidence
 from pyroae.evaluation.streams import Z
 from pyroae.evaluation.trial import nesting_of
 from pyroae.progress import Progress
@@ -52,7 +52,7 @@ class Information:
     """Rate, distortion and mutual information under q(z, x) = p_data(x) q(z|x), in nats per datum.
 
     rate: R = E KL(q(z|x) ‖ p(z)). distortion: D = −E log p(x|z). lower, upper: of I(x; z). marginal_kl: its lower and upper
-    bound, of KL(q(z) ‖ p(z)) = R − I. units: a row a latent unit; none where a site is a scalar. num_data: N. seconds: the time
+    bound, of KL(q(z) ‖ p(z)) = R − I. units: a row per latent unit. num_data: N. seconds: the time
     it took.
     """
 
@@ -73,7 +73,7 @@ class Information:
     @property
     def is_saturated(self) -> bool:
         """Whether the lower bound has come within 0.1 nats of log N, above which it cannot go: more data would raise it."""
-        return self.lower.value > math.log(self.num_data) - 0.1
+        return not self.lower.value <= math.log(self.num_data) - 0.1
 
     @property
     def active_units(self) -> int:
@@ -120,11 +120,12 @@ def information(
             first = tuple(a[:1] for a in args)
             traces = run(model, guide, first, {})
             _check(traces)
+            check_terms(model, guide, args)
             nesting = nesting_of(model, guide, args)
         pairs = _Pairs(model, guide, args, nesting)
         with Progress("information", count * num_particles, progress) as bar:
             rounds = [pairs.round(bar, count * i) for i in range(num_particles)]
-        units = _units(model, guide, args, traces, kl_threshold, activity_threshold)
+        units = _units(model, guide, args, kl_threshold, activity_threshold)
     r = _Round(*(torch.stack(column).mean(0) for column in zip(*(vars(one).values() for one in rounds), strict=True)))
     return Information(
         _estimate(r.rate, r.rate),
@@ -226,6 +227,8 @@ def _check(traces: Traces) -> None:
     if traces.plate is None:
         raise ConfigError("the program has no data plate: the information is that of z about which datum of many it is")
     for name, site in traces.sites(traces.guide, observed=False):
+        if mask_of(name, site) is not None:
+            raise ProgramError(f"the latent site '{name}' is masked: the information is that of latents which all data have")
         if isinstance(base_distribution(site["fn"]), Delta):
             raise UndefinedLikelihoodError(
                 f"the guide's site '{name}' is a Delta: its rate and its mutual information with the data are infinite"
@@ -233,18 +236,13 @@ def _check(traces: Traces) -> None:
 
 
 def _units(
-    model: Program, guide: Program, args: tuple[Tensor, ...], traces: Traces, kl_threshold: float, activity_threshold: float
+    model: Program, guide: Program, args: tuple[Tensor, ...], kl_threshold: float, activity_threshold: float
 ) -> tuple[Unit, ...]:
-    """KL and activity of each unit, where the last dimension of each site is that of its units."""
-    if any(len(site["fn"].event_shape) != 1 for _, site in traces.sites(traces.guide, observed=False)):
-        return ()
-
-    def of(program: Program) -> Program:
-        return lambda index: program(*(arg[index] for arg in args))
-
-    index = torch.arange(len(args[0]), device=args[0].device)
-    found = diagnose(of(model), of(guide), index, threshold=activity_threshold)
-    rows = zip(found.kl_per_unit.tolist(), found.activity.tolist(), strict=True)
+    """KL and activity of each unit."""
+    found = diagnose(model, guide, args, threshold=activity_threshold)
+    assert found.is_share is not None
+    kl_per_unit = found.kl_per_unit.masked_fill(found.is_share, math.nan)
+    rows = zip(kl_per_unit.tolist(), found.activity.tolist(), strict=True)
     return tuple(
         Unit(j, kl, activity, not kl >= kl_threshold and activity < activity_threshold) for j, (kl, activity) in enumerate(rows)
     )

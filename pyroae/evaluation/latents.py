@@ -11,6 +11,7 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import Transform
 
 from pyroae.errors import ProgramError
+from pyroae.evaluation.checks import mask_of, stand_ins, where_unmasked
 from pyroae.sites import Site, base_distribution
 from pyroae.weights import Program, Traces, at_values, log_density, run
 
@@ -48,6 +49,8 @@ class Latents:
     datum, those of nested plates included. model, guide, args: any Pyro programs over the same sites and their arguments, run
     once; only the model is run again afterwards. What is drawn in that run is `start`. like: latents of the same programs with
     arguments of the same shapes, whose draws are taken in place of new ones.
+    active: `[N, D]`, False for the elements that a mask of the model leaves out, None where there are no such masks. Those have
+    no density and are no coordinates: whatever u says of them, they stay at 0, and the gradient there is 0.
     Raises ProgramError, naming the site, for discrete latents, for sites outside the data plate, and for a support that
     differs between data or hangs on other sites.
 
@@ -86,6 +89,8 @@ class Latents:
         unconstrained = {part.name: self._arranged(part.name, part.transform.inv(values[part.name])) for part in self._parts}
         self._parts = [_Part(p.name, p.transform, tuple(unconstrained[p.name].shape[2:])) for p in self._parts]
         self.start = torch.cat([_rows(u) for u in unconstrained.values()], 2).detach()
+        self.active = self._unmasked(unconstrained)
+        self._stand_ins: dict[str, Tensor] = stand_ins(self._traces) if like is None else like._stand_ins
 
     @property
     def num_data(self) -> int:
@@ -106,13 +111,24 @@ class Latents:
         transformed = self._transformed(u)
         values = {name: value for name, (value, _) in transformed.items()}
         traces = at_values(self._traces, self._model, self._args, {}, values)
-        observed = traces.sites(traces.model, observed=True)
-        log_lik = _sum([traces.reduce(s, log_density(name, s)) for name, s in observed if traces.is_local(s)])
+        observed = {n: s for n, s in traces.sites(traces.model, observed=True) if traces.is_local(s)}
+        for name, stand_in in self._stand_ins.items():
+            site = observed[name]  # a NaN under its mask would reach the gradients of the rest
+            observed[name] = {**site, "value": where_unmasked(name, site, site["value"], stand_in)}
+        log_lik = _sum([traces.reduce(s, log_density(name, s)) for name, s in observed.items()])
         terms = [traces.reduce(s, log_density(name, s)) for name, s in traces.sites(traces.model, observed=False)]
-        sites = traces.model.nodes
-        terms += [traces.reduce(sites[n], log_det, 1.0) for n, (_, log_det) in transformed.items() if log_det is not None]
+        terms += self.jacobians(transformed)
         log_prior = _sum(terms)
         return LogJoint(log_prior, torch.zeros_like(log_prior) if log_lik is None else log_lik)  # type: ignore[arg-type]
+
+    def jacobians(self, transformed: Mapping[str, tuple[Tensor, Tensor | None]]) -> list[Tensor]:
+        """log |dz/du| of the sites, `[K, N]` each, where they are not masked; none of the identity."""
+        found = []
+        for name, (_, log_det) in transformed.items():
+            if log_det is not None:
+                site = self._traces.model.nodes[name]
+                found.append(self._traces.reduce({**site, "mask": mask_of(name, site)}, log_det, 1.0))
+        return found
 
     def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
         """u `[K, N, D]` of the values of the sites."""
@@ -122,6 +138,8 @@ class Latents:
     def _transformed(self, u: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
         """By site, its value and the log-determinant, of the site's batch shape (None for the identity)."""
         found: dict[str, tuple[Tensor, Tensor | None]] = {}
+        if self.active is not None:
+            u = torch.where(self.active, u, 0.0)
         for part, piece in zip(self._parts, u.split([p.size for p in self._parts], 2), strict=True):
             free = self._as_in_program(part, piece.unflatten(2, part.shape) if part.shape else piece.squeeze(2))
             value = part.transform(free)
@@ -136,6 +154,22 @@ class Latents:
                 )
             found[part.name] = (value, log_det)
         return found
+
+    def _unmasked(self, unconstrained: Mapping[str, Tensor]) -> Tensor | None:
+        """Which elements no mask of the model leaves out, `[N, D]`; None where there are no masks."""
+        masks = {part.name: mask_of(part.name, self._traces.model.nodes[part.name]) for part in self._parts}
+        if all(mask is None for mask in masks.values()):
+            return None
+        columns = []
+        for name, value in unconstrained.items():
+            mask = masks[name]
+            if mask is None:
+                columns.append(torch.ones_like(_rows(value)[0], dtype=torch.bool))
+            else:
+                of_data = self._arranged(name, mask)
+                of_elements = of_data.reshape(*of_data.shape, *[1] * (value.dim() - of_data.dim()))
+                columns.append(_rows(of_elements.expand(value.shape))[0])
+        return torch.cat(columns, 1)
 
     def _frame(self, name: str) -> tuple[int, int | None]:
         """The number of batch dimensions of a site, and which of them is that of the data."""

@@ -4,22 +4,23 @@ import math
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
-from pyro.distributions import Delta, ImproperUniform
 from torch import Tensor
 
-from pyroae.errors import ConfigError, ProgramError, UndefinedLikelihoodError
-from pyroae.evaluation.blocks import Data, arguments_of, base_seed
+from pyroae.arguments import Plain, Structure, structure_of
+from pyroae.errors import ConfigError
+from pyroae.evaluation.blocks import Data, base_seed
+from pyroae.evaluation.checks import check_evidence, check_proposal, check_terms
 from pyroae.evaluation.dealing import of_all
 from pyroae.evaluation.proposals import Proposal
 from pyroae.evaluation.sampling import LEAST, Sampler, programs_of
-from pyroae.evaluation.streams import BoundCurve, Smoothed, khat_limit
+from pyroae.evaluation.streams import BoundCurve, Smoothed, is_reliable, khat_limit
 from pyroae.evaluation.trial import nesting_of
 from pyroae.memory import once
 from pyroae.processes import WHOLE, Share
-from pyroae.sites import base_distribution
-from pyroae.weights import Program, Traces, evaluating, fork_random, run
+from pyroae.weights import Program, evaluating, fork_random, run
 
 TOO_MANY = 0.1
 """The share of unreliable data from which on all are tried again."""
@@ -87,8 +88,8 @@ class LikelihoodEstimate(PerDatumEstimate):
 
     @property
     def is_within_tolerance(self) -> bool:
-        """Whether `error` is below the tolerance, where one was given."""
-        return self.tolerance is None or self.error <= self.tolerance
+        """Whether `error` is below the tolerance, where one was given; False where a datum is unreliable."""
+        return self.tolerance is None or (self.error <= self.tolerance and not len(self.unreliable))
 
     @property
     def khat_limit(self) -> Tensor:
@@ -97,8 +98,12 @@ class LikelihoodEstimate(PerDatumEstimate):
 
     @property
     def unreliable(self) -> Tensor:
-        """Indices of the data with k̂ at its limit or above: neither log_px nor its error is to be trusted."""
-        return (self.smoothed.khat >= self.khat_limit).nonzero().flatten()
+        """Indices of the data of which neither log_px nor its error is to be trusted.
+
+        Those without a k̂ below its limit, with an ESS below 10, or without a finite error: all of them where K < 25.
+        """
+        trusted = is_reliable(self.smoothed.khat, self.ess, self.se, self.draws)
+        return (~trusted).nonzero().flatten()
 
 
 def log_likelihood(
@@ -113,23 +118,25 @@ def log_likelihood(
     compile: bool | str = "auto",
     progress: bool = False,
     share: Share = WHOLE,
+    **kwargs: Any,
 ) -> LikelihoodEstimate:
     """Importance-sampled log p(x_n) for each datum (Burda 2016's L_K; Rezende 2014).
 
         log p̂(x_n) = log (1/K) Σ_k p(x_n, z_k) / q(z_k|x_n),   z_k ~ q(z|x_n)
 
     A lower bound in expectation: E log p̂ ≤ log p, low by about Var(w) / (2K p²). x: `[N, ...]`, or a tuple of such
-    arguments, passed to both programs in slices along the first dimension. guide: any proposal, not only the one that was
+    arguments, passed to both programs in slices along the first dimension; an argument may be a dict or a list of tensors.
+    kwargs: keyword arguments of the programs, tensors `[N, ...]` and constants. guide: any proposal, not only the one that was
     trained: a Pyro program over the same latent sites, or a Mixture or Local. tolerance: in nats per datum; draws end as
-    soon as the `error` of the mean is below it, at `num_particles` at the latest. retry: the proposal for data whose k̂ is
-    too high, and for all where more than a tenth are: the others' is then low by luck; what it gives is taken where its
-    k̂ is lower. seed: of the draws; the caller's generators then stay as they were, and give one draw where it is None. compile:
-    draws and weights as one graph, as of `pyroae.compile`; "auto" where there is so much to draw that it pays. share: of this
-    process in the work, where several call this with the same arguments; the estimate is the same on all, and for any number
-    of them. Where memory runs out, chunks are halved, with a warning.
-    Raises UndefinedLikelihoodError for a Delta guide or an improper prior, ProgramError for latent sites outside the
-    data plate, DataError, with its index and the site, for a datum whose weights are all zero or not a number, ConfigError
-    where memory does not hold one draw for one datum.
+    soon as the `error` of the mean is below it, at `num_particles` at the latest. retry: the proposal for the data that are
+    `unreliable`, and for all where more than a tenth are: the others' k̂ is then low by luck; what it gives is taken where it is
+    reliable or its k̂ is lower. seed: of the draws; the caller's generators then stay as they were, and give one draw where it
+    is None. compile: draws and weights as one graph, as of `pyroae.compile`; "auto" where there is so much to draw that it
+    pays. share: of this process in the work, where several call this with the same arguments; the estimate is the same on
+    all, and for any number of them. Where memory runs out, chunks are halved, with a warning.
+    Raises UndefinedLikelihoodError for a Delta that depends on no draw, or an improper prior, ProgramError for latent sites
+    outside the data plate and for scales and masks of them (`check_terms`), DataError, with its index and the site, for a datum
+    whose weights are all zero or not a number, ConfigError where memory does not hold one draw for one datum.
 
     >>> from pyroae import zoo
     >>> system, x = zoo.ppca(4, latent=2), torch.zeros(3, 4)
@@ -142,7 +149,9 @@ def log_likelihood(
         raise ConfigError(f"num_particles must be a whole number of at least 1, not {num_particles!r}")
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise ConfigError(f"a tolerance must be positive and finite, in nats, not {tolerance}")
-    started, args, drawn = time.monotonic(), arguments_of(x), base_seed(seed)
+    structure = structure_of(x, kwargs, model)
+    model, guide, retry = structure(model), _restructured(guide, structure), _restructured(retry, structure)
+    started, args, drawn = time.monotonic(), structure.tensors, base_seed(seed)
     with evaluating(model, *programs_of(guide), *programs_of(retry)), fork_random(args[0].device):
         (nesting, base), *_ = of_all(share, lambda: (_look(model, (guide, retry), args), drawn))
         sampler = Sampler(model, guide, num_particles, tolerance, nesting, compile, base, share, progress)
@@ -157,33 +166,11 @@ def log_likelihood(
     return LikelihoodEstimate(c.log_px, c.se, c.interval, c.ess, c.jackknife, c.smoothed, c.draws, curve, tolerance, seconds)
 
 
-def check_proposal(traces: Traces) -> None:
-    """Raises, naming the site, where log p(x) does not exist or the guide cannot serve as its proposal."""
-    check_evidence(traces)
-    for name, site in traces.sites(traces.guide, observed=False):
-        if isinstance(base_distribution(site["fn"]), Delta):
-            raise UndefinedLikelihoodError(
-                f"log p(x) cannot be estimated with this guide: its site '{name}' is a Delta, which has no density as a "
-                "proposal; give another guide over the same sites as the proposal"
-            )
-
-
-def check_evidence(traces: Traces) -> None:
-    """Raises, naming the site, where a datum has no log p(x) of its own, whatever the guide."""
-    for name, site in traces.sites(traces.model, observed=False):
-        if isinstance(base_distribution(site["fn"]), ImproperUniform):
-            raise UndefinedLikelihoodError(
-                f"log p(x) is undefined: the prior of '{name}' is flat, so the model has no evidence; "
-                "use a proper prior (ppca, vae, or a Normal or Laplace prior)"
-            )
-        if not traces.is_local(site):
-            raise ProgramError(f"the latent site '{name}' lies outside the data plate: its data have no log p(x) one by one")
-    plate = traces.plate
-    if plate is None:
-        if any(f.vectorized for _, s in traces.sites(traces.model, observed=True) for f in s["cond_indep_stack"]):
-            raise ProgramError("no one plate holds all the sites: there is no log p(x) a datum")
-    elif plate.full_size not in (None, plate.size):
-        raise ProgramError(f"the plate '{plate.name}' is subsampled: evaluate with all {plate.full_size} data")
+def _restructured[G: Program | Proposal | None](guide: G, structure: Structure | Plain) -> G:
+    """The guide or proposal as one of flat tensors."""
+    if guide is None or isinstance(structure, Plain):
+        return guide
+    return guide.over(structure) if isinstance(guide, Proposal) else structure(guide)  # type: ignore[return-value]
 
 
 def _look(model: Program, guides: tuple[Program | Proposal | None, ...], args: tuple[Tensor, ...]) -> int:
@@ -191,9 +178,13 @@ def _look(model: Program, guides: tuple[Program | Proposal | None, ...], args: t
     nesting, first = 0, tuple(a[:1] for a in args)
     with fork_random(first[0].device):
         for guide in guides:
+            fits = isinstance(guide, Proposal) and guide.fits
             for program in programs_of(guide):
                 traces = once(partial(run, model, program, first, {}), LEAST)
-                fits = isinstance(guide, Proposal) and guide.fits
-                (check_evidence if fits else check_proposal)(traces)
+                if fits:
+                    check_evidence(traces)
+                else:
+                    check_proposal(traces, program, first)
+                check_terms(model, program, args, "start" if fits else "proposal")
                 nesting = max(nesting, nesting_of(model, program, args))
     return nesting

@@ -30,7 +30,8 @@ class LocalGaussian:
 
     loc: `[N, D]`. scale_tril: L `[N, D, D]`, diagonal for the family "diagonal". elbo: `[N]`, nats, at the end of the fit, from
     the draws that it was fitted with. gain, gain_se: `[N]`, what the last quarter of the steps added to the ELBO, and the
-    Monte-Carlo standard error of that: a gain well above its error says that the fit had not converged. steps: taken.
+    Monte-Carlo standard error of that: a gain well above its error says that the fit had not converged. steps: taken. active:
+    `[N, D]`, False for elements that are masked: they have no density and count nowhere; None where there are none.
     """
 
     loc: Tensor
@@ -39,6 +40,7 @@ class LocalGaussian:
     gain: Tensor
     gain_se: Tensor
     steps: int
+    active: Tensor | None = None
 
     def draw(self, num_particles: int, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """u `[K, N, D]` and log q(u) `[K, N]`, in nats per datum; noise: standard normal, `[K, N, D]`, where it is given."""
@@ -57,8 +59,7 @@ class LocalGaussian:
         return replace(self, scale_tril=factor * self.scale_tril)
 
     def _log_density(self, noise: Tensor) -> Tensor:
-        log_det = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return -0.5 * noise.square().sum(-1) - log_det - 0.5 * noise.shape[-1] * math.log(2 * math.pi)
+        return _log_gaussian(noise, self.scale_tril, self.active)
 
 
 def fit_local(
@@ -137,13 +138,17 @@ def _better(latents: Latents, one: LocalGaussian, other: LocalGaussian) -> Local
         torch.where(at, other.gain, one.gain),
         torch.where(at, other.gain_se, one.gain_se),
         max(one.steps, other.steps),
+        one.active,
     )
 
 
 def _moments(model: Program, program: Program, args: tuple[Tensor, ...], nesting: int) -> tuple[Tensor, Tensor]:
     """Mean and Cholesky factor of the program's draws; the prior's spread, and its mean, where they have none."""
-    drawn = Latents(model, program, args, MOMENTS, nesting).start
+    latents = Latents(model, program, args, MOMENTS, nesting)
+    drawn, active = latents.start, latents.active
     loc, sd = drawn.mean(0), drawn.std(0)
+    if active is not None:
+        loc, sd = torch.where(active, loc, 0.0), torch.where(active, sd, 1.0)
     unusable = ~loc.isfinite() | ~sd.isfinite()
     flat = unusable | (sd <= 1e-9 * (1 + loc.abs()))
     if bool(flat.any()):
@@ -152,6 +157,8 @@ def _moments(model: Program, program: Program, args: tuple[Tensor, ...], nesting
     if bool(flat.any()):
         return loc, torch.diag_embed(sd)
     apart = (drawn - loc) / sd
+    if active is not None:
+        apart = torch.where(active, apart, 0.0)
     size = loc.shape[-1]
     correlation = torch.einsum("kni,knj->nij", apart, apart) / (MOMENTS - 1)
     share = size / (size + MOMENTS)
@@ -174,6 +181,8 @@ class _Climb:
         self.latents, self.loc, self.root, self.most = latents, loc, root, steps
         shape = torch.ones_like(root[0])
         self._mask = shape.tril() if family == "full-rank" else torch.eye(len(shape), dtype=root.dtype, device=root.device)
+        if latents.active is not None:
+            self._mask = self._mask * (latents.active.unsqueeze(-1) & latents.active.unsqueeze(-2))
         self._averages = [torch.zeros_like(t) for t in (loc, loc, root, root)]
         self._rates = torch.tensor(rates, dtype=loc.dtype, device=loc.device)
         self._stage = torch.zeros(len(loc), dtype=torch.long, device=loc.device)
@@ -195,8 +204,10 @@ class _Climb:
             log_joint = self.latents.log_joint(u).total
             gradient = torch.autograd.grad(log_joint.sum(), u)[0].nan_to_num(0.0, 0.0, 0.0)
         path = (self.root.mT @ gradient.unsqueeze(-1)).squeeze(-1) + noise
+        if self.latents.active is not None:
+            path = torch.where(self.latents.active, path, 0.0)
         outer = torch.einsum("kni,knj->nij", path, noise) / num_particles * self._mask
-        log_q = -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1) - _log_det(self.root)
+        log_q = _log_gaussian(noise, self.root, self.latents.active)
         self._elbos.append((log_joint.detach() - log_q).double().mean(0))
         left = 4 * (1 - self.step / self.most)
         rate = self._rates[self._stage.clamp_max(len(self._rates) - 1)].minimum(self._rates[0] * left)
@@ -239,8 +250,11 @@ class _Climb:
         several = eighth > 1
         error = (last.var(0) / len(last) + before.var(0) / len(before)).sqrt() if several else last[0] * math.nan
         gain = (last.mean(0) - before.mean(0)).cpu()
-        return LocalGaussian(self.loc, self.root, last.mean(0).cpu(), gain, error.cpu(), self.step)
+        active = self.latents.active
+        return LocalGaussian(self.loc, self.root, last.mean(0).cpu(), gain, error.cpu(), self.step, active)
 
 
-def _log_det(root: Tensor) -> Tensor:
-    return root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+def _log_gaussian(noise: Tensor, root: Tensor, active: Tensor | None) -> Tensor:
+    """log N(m + L ε; m, L Lᵀ) `[K, N]` at noise ε `[K, N, D]`, over the elements that are active."""
+    terms = -0.5 * (noise.square() + math.log(2 * math.pi)) - root.diagonal(dim1=-2, dim2=-1).log()
+    return (terms if active is None else torch.where(active, terms, 0.0)).sum(-1)

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -33,6 +33,10 @@ class Proposal(ABC):
     @abstractmethod
     def programs(self) -> tuple[Program, ...]:
         """The Pyro programs that it is made of."""
+
+    def over(self, handler: Callable[[Program], Program]) -> "Proposal":
+        """The same of other programs, each made by `handler` of one of these."""
+        raise ConfigError(f"the proposal {type(self).__name__} takes tensors as arguments alone: it defines no `over`")
 
     @property
     def fits(self) -> bool:
@@ -73,6 +77,9 @@ class Mixture(Proposal):
     @property
     def programs(self) -> tuple[Program, ...]:
         return self.parts
+
+    def over(self, handler: Callable[[Program], Program]) -> "Mixture":
+        return replace(self, parts=tuple(map(handler, self.parts)))
 
     def prepare(self, model: Program, args: tuple[Tensor, ...], nesting: int) -> Draw:
         taken, ends = [0] * len(self.parts), list(accumulate(self.shares))
@@ -133,6 +140,9 @@ class Local(Proposal):
     @property
     def programs(self) -> tuple[Program, ...]:
         return (self.guide,)
+
+    def over(self, handler: Callable[[Program], Program]) -> "Local":
+        return replace(self, guide=handler(self.guide))
 
     @property
     def fits(self) -> bool:

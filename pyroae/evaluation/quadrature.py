@@ -11,11 +11,11 @@ from torch.nn import functional
 
 from pyroae.errors import ConfigError, DataError
 from pyroae.evaluation.blocks import Data, arguments_of, blocks, rows_of
+from pyroae.evaluation.checks import check_program
 from pyroae.evaluation.latents import Latents
-from pyroae.evaluation.likelihood import check_evidence
 from pyroae.evaluation.trial import nesting_of
 from pyroae.progress import Progress
-from pyroae.weights import Program, evaluating, fork_random, prior_of, run
+from pyroae.weights import Program, evaluating, fork_random, prior_of
 
 SURVEY = {1: 256, 2: 32, 3: 18}
 """Cells an axis where the mass is looked for, by D."""
@@ -82,21 +82,30 @@ def quadrature(
         raise ConfigError(f"a tolerance must be positive and finite, in nats, not {tolerance}")
     started, args = time.monotonic(), arguments_of(x)
     where = prior_of(model) if guide is None else guide
-    parts, done = [], 0
+    parts, order, done = [], [], 0
     with evaluating(model, where), fork_random(args[0].device, 0), pyro.validation_enabled(False):
-        first = tuple(a[:1] for a in args)
-        check_evidence(run(model, where, first, {}))
+        check_program(model, where, args, "start")
         nesting = max(nesting_of(model, program, args) for program in (where, prior_of(model)))
-        size = Latents(model, where, first, 1, nesting).size
-        if size not in CELLS:
-            raise ConfigError(f"quadrature is for 1, 2 or 3 latent dimensions a datum, not {size}: use log_likelihood")
+        groups = _groups(model, where, args, nesting)
+        for columns, _ in groups:
+            if len(columns) not in {0, *CELLS}:
+                raise ConfigError(
+                    f"quadrature is for 1, 2 or 3 latent dimensions a datum, not {len(columns)}: use log_likelihood"
+                )
         with Progress("quadrature", len(args[0]), progress) as bar:
-            for block in blocks(args, max(1, rows_of(args) // 64)):
-                density = _Density(model, where, block, nesting)
-                parts.append(_integrated(density, _box(density, 14 - math.log(tolerance)), tolerance, max_points))
-                done += len(block[0])
-                bar.update(done)
-    log_px, error, converged, points = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+            for columns, rows in groups:
+                for index in rows.split(max(1, rows_of(args) // 64)):
+                    density = _Density(model, where, tuple(a[index.to(a.device)] for a in args), nesting, columns)
+                    if len(columns):
+                        found = _integrated(density, _box(density, 14 - math.log(tolerance)), tolerance, max_points)
+                    else:
+                        found = _without_latents(density)
+                    parts.append(found)
+                    order.append(index)
+                    done += len(index)
+                    bar.update(done)
+    place = torch.cat(order).argsort()
+    log_px, error, converged, points = (torch.cat(column).cpu()[place] for column in zip(*parts, strict=True))
     missed = ~log_px.isfinite() | (log_px < 0.5 * torch.finfo(log_px.dtype).min)
     if missed.any():
         n = int(missed.nonzero()[0])
@@ -104,17 +113,43 @@ def quadrature(
     return QuadratureEstimate(log_px, error, converged, points.long(), time.monotonic() - started)
 
 
-class _Density:
-    """log f(u) = log p(x, z(u)) |dz/du| of a block of data, at any number of points u `[P, N, D]`, float64."""
+def _groups(model: Program, guide: Program, args: tuple[Tensor, ...], nesting: int) -> list[tuple[Tensor, Tensor]]:
+    """Which elements of u are coordinates, and the data that have these and no others: one group where nothing is masked."""
+    size, patterns = 0, []
+    for block in blocks(args, max(1, rows_of(args) // 8)):
+        latents = Latents(model, guide, block, 1, nesting)
+        size = latents.size
+        if latents.active is None:
+            return [(torch.arange(size), torch.arange(len(args[0])))]
+        patterns.append(latents.active.cpu())
+    distinct, group = torch.cat(patterns).unique(dim=0, return_inverse=True)
+    return [(row.nonzero().flatten(), (group == i).nonzero().flatten()) for i, row in enumerate(distinct)]
 
-    def __init__(self, model: Program, guide: Program, args: tuple[Tensor, ...], nesting: int) -> None:
+
+def _without_latents(density: "_Density") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `_integrated` gives for data all of whose latent elements are masked: log p(x) is the density of x."""
+    latents = density.latents(1)
+    log_px = latents.log_joint(latents.start).total[0].double()
+    ones = torch.ones_like(log_px)
+    return log_px, density.epsilon * log_px.abs().clamp_min(1), ones.bool(), ones
+
+
+class _Density:
+    """log f(u) = log p(x, z(u)) |dz/du| of a block of data, at any number of points u `[P, N, D]`, float64.
+
+    columns: the places that u has among all elements of the latents; the others are masked for all of these data.
+    """
+
+    def __init__(self, model: Program, guide: Program, args: tuple[Tensor, ...], nesting: int, columns: Tensor) -> None:
         self.model, self.guide, self.args, self.nesting = model, guide, args, nesting
+        self.columns = columns.to(args[0].device)
         self.rows = max(1, rows_of(args) // len(args[0]))
         self._latents: dict[int, Latents] = {}
 
     def at(self, index: Tensor) -> "_Density":
         """The density of some of the data."""
-        return _Density(self.model, self.guide, tuple(a[index.to(a.device)] for a in self.args), self.nesting)
+        args = tuple(a[index.to(a.device)] for a in self.args)
+        return _Density(self.model, self.guide, args, self.nesting, self.columns)
 
     def latents(self, count: int) -> Latents:
         if count not in self._latents:
@@ -128,7 +163,7 @@ class _Density:
 
     def draws(self, program: Program) -> Tensor:
         """DRAWS values of u `[DRAWS, N, D]`; what is not finite is taken from another draw, or is 0."""
-        found = Latents(self.model, program, self.args, DRAWS, self.nesting).start.double()
+        found = Latents(self.model, program, self.args, DRAWS, self.nesting).start[..., self.columns].double()
         usual = found.nan_to_num(posinf=torch.nan, neginf=torch.nan).nanmedian(0).values.nan_to_num()
         return torch.where(found.isfinite(), found, usual)
 
@@ -136,8 +171,15 @@ class _Density:
         parts = []
         for piece in u.split(self.rows):
             latents = self.latents(len(piece))
-            parts.append(latents.log_joint(piece.to(latents.start.dtype)).total.double().nan_to_num(nan=-math.inf))
+            whole = self._whole(piece.to(latents.start.dtype), latents)
+            parts.append(latents.log_joint(whole).total.double().nan_to_num(nan=-math.inf))
         return torch.cat(parts)
+
+    def _whole(self, u: Tensor, latents: Latents) -> Tensor:
+        """u among all elements of the latents."""
+        if len(self.columns) == latents.size:
+            return u
+        return u.new_zeros(*u.shape[:-1], latents.size).index_copy(-1, self.columns, u)
 
     def curves(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log f `[P, N]`, its gradient `[P, N, D]` and its Hessian `[P, N, D, D]`."""
@@ -149,7 +191,7 @@ class _Density:
     def _curves(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         latents = self.latents(len(u))
         u = u.to(latents.start.dtype).detach().requires_grad_()
-        value = latents.log_joint(u).total
+        value = latents.log_joint(self._whole(u, latents)).total
         gradient = _gradient(value.sum(), u)
         hessian = torch.stack([_gradient(gradient[..., d].sum(), u) for d in range(u.shape[-1])], -1)
         hessian = (hessian + hessian.mT) / 2

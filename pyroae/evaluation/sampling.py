@@ -9,15 +9,16 @@ from itertools import batched, chain, islice
 
 import pyro
 import torch
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyroae.errors import DataError
-from pyroae.evaluation.blocks import FOR_CORE, block_seed, part_of, rows_of, spans
+from pyroae.evaluation.blocks import FOR_CORE, FOR_GPU, block_seed, part_of, rows_of, spans
 from pyroae.evaluation.columns import Columns, Curve, joined_curve
 from pyroae.evaluation.compiled_draws import CompiledDraws, Weights
 from pyroae.evaluation.dealing import dealt
 from pyroae.evaluation.proposals import Draw, Proposal
-from pyroae.evaluation.streams import BoundCurve, CurveStream, WeightStream, curve_sizes
+from pyroae.evaluation.streams import LEAST_ESS, BoundCurve, CurveStream, WeightStream, curve_sizes
 from pyroae.evaluation.threads import Threads, one_core_each
 from pyroae.graphs import is_wanted
 from pyroae.memory import Portion
@@ -78,13 +79,17 @@ class Sampler:
         return wanted and not isinstance(self.guide, Proposal)
 
     def is_enough(self, stream: WeightStream, count: int, total: int) -> bool:
-        """Whether this block has its share of the error: that of all blocks together is then the tolerance at most."""
+        """Whether this block has its share of the error: that of all blocks together is then the tolerance at most.
+
+        An error from an ESS near 1 does not count: it is at most 1 nat per datum, however wrong the estimate is.
+        """
         if self.tolerance is None or stream.count < min(LEAST_TO_STOP, self.num_particles):
             return False
         se = stream.se().square().sum().sqrt() / count
         bias = stream.jackknife_bias().mean().abs()
         share = self.tolerance / math.sqrt(2)
-        return bool((se <= share * math.sqrt(total / count)) & (bias <= share))
+        known = (stream.ess() >= min(LEAST_ESS, self.num_particles)).all()
+        return bool((se <= share * math.sqrt(total / count)) & (bias <= share) & known)
 
     def _check(self, log_px: Tensor, args: tuple[Tensor, ...]) -> None:
         if not torch.isfinite(log_px).all():
@@ -129,7 +134,8 @@ class _Blocks(ExitStack):
         sampler, count, total, device = self.sampler, len(part), len(self.args[0]), self.args[0].device
         stream = WeightStream(count, device, sampler.num_particles)
         curve = CurveStream(count, device, curve_sizes(sampler.num_particles))
-        least = FLUSH if sampler.tolerance is None else 1
+        flush = FLUSH if device.type == "cpu" else FLUSH * FOR_GPU
+        least = flush if sampler.tolerance is None else 1
         for drawn in _gathered(self._drawn(part, rows), least, sampler.num_particles):
             stream.add(drawn)
             curve.add(drawn)
@@ -274,6 +280,6 @@ def _blamed(model: Program, guide: Program, args: tuple[Tensor, ...], nesting: i
     for trace in (traces.guide, traces.model):
         for observed in (True, False):
             for name, site in traces.sites(trace, observed=observed):
-                if not torch.isfinite(log_density(name, site)).all():
+                if not torch.isfinite(scale_and_mask(log_density(name, site), mask=site["mask"])).all():
                     return name
     return None

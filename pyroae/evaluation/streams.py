@@ -14,6 +14,10 @@ from pyroae.evaluation.pareto import smooth_tail
 
 LEAST_FOR_PSIS = 25
 """The smallest K whose tail, a fifth of it, has the five weights that a generalized Pareto distribution is fitted to."""
+LEAST_ESS = 10.0
+"""The smallest effective sample size at which the delta method's standard error, about 1/√ESS nats, means something."""
+ROUNDING = 1e-6
+"""The relative variance of weights that single precision alone may give."""
 Z = 1.959963984540054
 """Of a 95 % interval."""
 
@@ -23,7 +27,7 @@ class Smoothed:
     """Pareto-smoothed importance sampling (Vehtari et al. 2024), a figure a datum: the fitted tail for the largest weights.
 
     log_px: `[N]`, nats. interval: `[2, N]`, 95 %. khat: `[N]`, the tail's index k̂: weights have 1/k̂ moments. All nan where
-    K < 25, too few for a tail; k̂ is −∞ where all weights of the tail are alike.
+    K < 25, too few for a tail; k̂ is nan where the weights underflow, and −∞ where all weights of the tail are alike.
     """
 
     log_px: Tensor
@@ -51,6 +55,22 @@ def tail_length(num_particles: int) -> int:
 def khat_limit(num_particles: Tensor) -> Tensor:
     """min(1 − 1/log₁₀ K, 0.7), for K of each datum: from there on k̂ says not to trust an estimate (Vehtari et al. 2024)."""
     return (1 - 1 / num_particles.double().log10().clamp_min(1e-9)).clamp_max(0.7)
+
+
+def is_reliable(khat: Tensor, ess: Tensor, se: Tensor, draws: Tensor) -> Tensor:
+    """Whether the estimate of a datum and its error are to be trusted, `[N]`: what is not known is not.
+
+    k̂ lies below its limit, at least `LEAST_ESS` draws count, and the standard error is a finite number. k̂ is NaN where weights
+    underflow and where K < 25. Weights that differ by rounding alone, as those of an exact posterior do, need no k̂, which then
+    is that of the rounding.
+
+    >>> nan, ones = math.nan, torch.ones(4)
+    >>> khat, ess = torch.tensor([0.1, 0.1, nan, -math.inf]), torch.tensor([50.0, 1.0, 50.0, 50.0])
+    >>> is_reliable(khat, ess, 0.1 * ones, 1000 * ones).tolist()
+    [True, False, False, True]
+    """
+    alike = (ess >= (1 - ROUNDING) * draws) & (draws >= LEAST_FOR_PSIS)
+    return ((khat < khat_limit(draws)) | alike) & (ess >= LEAST_ESS) & se.isfinite()
 
 
 def curve_sizes(num_particles: int) -> list[int]:

@@ -5,13 +5,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyroae.arguments import Structure, structure_of
 from pyroae.autoencoder import Autoencoder
-from pyroae.errors import ConfigError, UndefinedLikelihoodError, unknown_name
+from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError, unknown_name
 from pyroae.evaluation.ais import BDMC, AISEstimate, AISSettings, ais, bdmc
+from pyroae.evaluation.blocks import Data
 from pyroae.evaluation.dealing import agreed
 from pyroae.evaluation.diagnostics import Diagnostics, diagnose
 from pyroae.evaluation.exact import exact_log_likelihood
@@ -23,6 +27,8 @@ from pyroae.evaluation.quadrature import QuadratureEstimate, quadrature
 from pyroae.evaluation.streams import Z
 from pyroae.graphs import check_word
 from pyroae.processes import WHOLE, Share
+from pyroae.program import System
+from pyroae.weights import Program
 
 METHODS = ("is", "ais", "bdmc", "exact", "quadrature", "gaps")
 ELBO_DRAWS = 10
@@ -119,8 +125,8 @@ class Evaluation:
 
 
 def evaluate(
-    autoencoder: Autoencoder,
-    x: Tensor,
+    system: nn.Module | tuple[Program, Program],
+    x: Data,
     settings: EvaluationSettings | None = None,
     *,
     progress: bool = False,
@@ -128,10 +134,12 @@ def evaluate(
 ) -> Evaluation:
     """Bound, rate, distortion, active units, reconstruction error and log-likelihoods of x `[N, d]`, in nats per datum.
 
+    system: an Autoencoder, a module with a model and a guide, or a pair (model, guide) of programs; closed forms and the
+    reconstruction error are those of an Autoencoder. x: the arguments as of `log_likelihood`.
     settings: by default every log-likelihood that the system has by importance sampling and in closed form; where there is
     none, `undefined` says why. share: of this process, where several call this with the same arguments: `is`, `ais` and `bdmc`
     are dealt to them, the rest is done by each; what comes back is the same on all. Raises UndefinedLikelihoodError for a
-    method that is asked for and not defined.
+    method that is asked for and not defined, ConfigError for what is no system.
 
     >>> import torch
     >>> from pyroae import zoo
@@ -139,14 +147,30 @@ def evaluate(
     >>> sorted(found.results)[:5]
     ['active_units', 'distortion', 'nelbo', 'nll', 'nll_exact']
     """
-    return _Evaluating(autoencoder, x, settings or EvaluationSettings(), progress, share).run()
+    pair: Any = SimpleNamespace(model=system[0], guide=system[1]) if isinstance(system, tuple) and len(system) == 2 else system
+    if not isinstance(pair, System) or callable(x):
+        raise ConfigError(
+            "evaluate takes a system or a pair of programs, then the data, as in evaluate((model, guide), x), "
+            f"not {type(system).__name__} and {type(x).__name__}"
+        )
+    if isinstance(settings, Tensor | tuple | dict):
+        raise ConfigError("evaluate takes all arguments of the programs as one tuple: evaluate(system, (x, y))")
+    structure = structure_of(x, {}, pair.model)
+    if not isinstance(pair, Autoencoder):
+        pair = SimpleNamespace(model=structure(pair.model), guide=structure(pair.guide))
+    elif isinstance(structure, Structure) or len(structure.tensors) > 1:
+        raise DataError(f"an Autoencoder takes one tensor, not {len(structure.tensors)} in a {type(x).__name__}")
+    return _Evaluating(pair, structure.tensors, settings or EvaluationSettings(), progress, share).run()
 
 
 class _Evaluating:
     """An evaluation under way."""
 
-    def __init__(self, autoencoder: Autoencoder, x: Tensor, settings: EvaluationSettings, progress: bool, share: Share) -> None:
-        self.system, self.x, self.settings, self.share = autoencoder, x, settings, share
+    def __init__(
+        self, system: Any, args: tuple[Tensor, ...], settings: EvaluationSettings, progress: bool, share: Share
+    ) -> None:
+        self.system, self.x, self.settings, self.share = system, args, settings, share
+        self.num_data = len(args[0])
         self.progress = progress and share.rank == 0
         self.results: list[Result] = []
 
@@ -175,15 +199,18 @@ class _Evaluating:
     def _diagnosed(self) -> Diagnostics:
         system, x = self.system, self.x
 
-        def work() -> tuple[Diagnostics, Tensor]:
+        def work() -> tuple[Diagnostics, Tensor | None]:
             found = diagnose(system.model, system.guide, x, num_particles=ELBO_DRAWS, seed=self.settings.seed)
-            return found, (system.reconstruct(x) - system.flat(x)).double().square().sum(1).cpu()
+            if not isinstance(system, Autoencoder):
+                return found, None
+            return found, (system.reconstruct(x[0]) - system.flat(x[0])).double().square().sum(1).cpu()
 
         (found, error), seconds = self._by_each(work)
         for name, values in (("nelbo", found.nelbo), ("distortion", found.distortion), ("rate", found.rate)):
             self._mean(name, values, ELBO_DRAWS, seconds)
-        self.results.append(Result("active_units", found.active_units, math.nan, len(self.x), 0, seconds))
-        self._mean("squared_error", error, 0, seconds)
+        self.results.append(Result("active_units", found.active_units, math.nan, self.num_data, 0, seconds))
+        if error is not None:
+            self._mean("squared_error", error, 0, seconds)
         return found
 
     def _importance(self, found: Evaluation) -> Evaluation:
@@ -205,11 +232,13 @@ class _Evaluating:
         for name, values in (("nll_jackknife", estimate.jackknife), ("nll_psis", estimate.smoothed.log_px)):
             if torch.isfinite(values).all():
                 self._mean(name, -values, count, seconds)
-        self.results.append(Result("unreliable", len(estimate.unreliable), math.nan, len(self.x), count, seconds))
+        self.results.append(Result("unreliable", len(estimate.unreliable), math.nan, self.num_data, count, seconds))
         return replace(found, likelihood=estimate)
 
     def _exact(self, found: Evaluation) -> Evaluation:
-        log_px, seconds = self._by_each(lambda: exact_log_likelihood(self.system, self.x))
+        if not isinstance(self.system, Autoencoder):
+            raise UndefinedLikelihoodError("closed forms are known of an Autoencoder alone, not of other programs")
+        log_px, seconds = self._by_each(lambda: exact_log_likelihood(self.system, self.x[0]))
         self._mean("nll_exact", -log_px, 0, seconds)
         return replace(found, exact=log_px)
 
@@ -258,7 +287,7 @@ class _Evaluating:
         bounds = (("lower", knows.lower, knows.marginal_kl[0]), ("upper", knows.upper, knows.marginal_kl[1]))
         for end, mutual, marginal in bounds:
             for name, of in (("mutual_information", mutual), ("marginal_kl", marginal)):
-                self.results.append(Result(f"{name}_{end}", of.value, of.se, len(self.x), 1, knows.seconds))
+                self.results.append(Result(f"{name}_{end}", of.value, of.se, self.num_data, 1, knows.seconds))
         return replace(found, gaps=lost, information=knows)
 
     def _by_each[T](self, work: Callable[[], T]) -> tuple[T, float]:

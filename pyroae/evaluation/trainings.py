@@ -13,20 +13,22 @@ from torch import Tensor, nn
 from pyroae.autoencoder import Autoencoder
 from pyroae.budget import Budget, evaluations_of
 from pyroae.config import TrainConfig
-from pyroae.data import Dataset, Splits
+from pyroae.data import Arguments, Dataset, Splits
 from pyroae.ensemble_training import fit_ensemble, is_worth_batching
 from pyroae.errors import ConfigError, DataError
+from pyroae.evaluation.blocks import Data, arguments_of, blocks
+from pyroae.evaluation.checks import check_program
 from pyroae.evaluation.comparison import Cell, Comparison, Outcome, Point
 from pyroae.evaluation.diagnostics import diagnose
 from pyroae.evaluation.gradients import defined_at
-from pyroae.evaluation.likelihood import LikelihoodEstimate, check_proposal, log_likelihood
+from pyroae.evaluation.likelihood import LikelihoodEstimate, log_likelihood
 from pyroae.objectives.base import ObjectiveBase
-from pyroae.program import System, system_of
+from pyroae.program import System, like_parameters, system_of
 from pyroae.progress import Progress
 from pyroae.states import State
 from pyroae.trainer import FitResult
 from pyroae.training import check, data_for, fit
-from pyroae.weights import Program, evaluating, fork_random, log_weights, run
+from pyroae.weights import Program, evaluating, fork_random, log_weights
 
 CURVE_POINTS, CURVE_DATA, CURVE_PARTICLES = 40, 500, 64
 """Of a learning curve: about how many points it has, the validation data of a point, and the K of their likelihood."""
@@ -53,7 +55,7 @@ class Curve:
     """Points of a learning curve, taken between epochs: log p(x) of validation data, whatever the training's own bound."""
 
     system: nn.Module
-    x: Tensor | None
+    x: Data | None
     cell: Cell
     config: TrainConfig
     num_data: int
@@ -74,9 +76,7 @@ class Curve:
         """A point at the weights as they are, unless there is one already."""
         if self.x is None or (self.points and self.points[-1].step == step):
             return
-        like = next(self.system.parameters())
-        x = self.x.to(like.device, like.dtype)
-        system = cast(System, self.system)
+        system, x = cast(System, self.system), _placed(self.system, self.x)
         found = log_likelihood(system.model, system.guide, x, num_particles=CURVE_PARTICLES, seed=0)
         evaluations = evaluations_of(step, self.cell.num_particles, self.num_data, self.config.batch_size)
         self.points.append(Point(epoch, step, seconds, evaluations, found.nll))
@@ -84,7 +84,7 @@ class Curve:
 
 def compare_training(
     make: Make,
-    data: Splits | tuple[Dataset | Tensor, Dataset | Tensor],
+    data: Splits | tuple[Dataset | Tensor | tuple[Tensor, ...], Dataset | Tensor | tuple[Tensor, ...]],
     objectives: Mapping[str, Callable[[int], ObjectiveBase]],
     *,
     budget: Budget,
@@ -97,7 +97,8 @@ def compare_training(
     """Train a fresh system under each objective, K and seed, and score them all by the held-out NLL.
 
     make: a new system, or a pair (model, guide), whose initial weights come from torch's generator, which is at the seed
-    when it is called. data: Splits, or training and held-out data. objectives: by name, functions from K; one that raises
+    when it is called. data: Splits, or training and held-out data, each as in `fit`.
+    objectives: by name, functions from K; one that raises
     ConfigError at some K is left out there. For a seed every training has the same initial weights, order of the data and
     binarization; the seeds of an estimator are trained at once where `is_worth_batching` says so, each then charged with its
     share of the seconds. budget: what each may spend, alike for all. config: its epochs and limits give way to the budget,
@@ -182,8 +183,20 @@ def parts_of(data: Any) -> tuple[Any, Any, Any]:
         return data.train, data.valid, data.test
     if not isinstance(data, tuple) or len(data) != 2:
         raise DataError("a comparison takes Splits, or a pair of training and held-out data")
-    train, held_out = (d if isinstance(d, Dataset | Tensor) else Dataset.from_array(d) for d in data)
+    train, held_out = (_part(d) for d in data)
     return train, None, held_out
+
+
+def _part(given: Any) -> Any:
+    if isinstance(given, tuple):
+        return Arguments(given)
+    return given if isinstance(given, Dataset | Tensor) else Dataset.from_array(given)
+
+
+def _placed(system: nn.Module, x: Data) -> Data:
+    """The arguments on the device of the parameters, and in their precision."""
+    args = like_parameters(system, x if isinstance(x, tuple) else (cast(Tensor, x),))
+    return args if isinstance(x, tuple) else args[0]
 
 
 def config_of(cell: Cell, base: TrainConfig, budget: Budget, num_data: int) -> TrainConfig:
@@ -200,24 +213,25 @@ def new_system(make: Make, seed: int) -> nn.Module:
 def check_cell(system: nn.Module, train: Any, held_out: Any, objective: ObjectiveBase, config: TrainConfig) -> None:
     """Refuse, before any work, what can be neither trained nor scored."""
     check(system, data_for(system, train), None, objective, config)
-    programs, x = cast(System, system), first_of(held_out, 1)
-    like = next(system.parameters())
-    with evaluating(system), fork_random(x.device):
-        check_proposal(run(programs.model, programs.guide, (x.to(like.device, like.dtype),), {}))
+    programs, x = cast(System, system), _placed(system, first_of(data_for(system, held_out), 1))
+    args = arguments_of(x)
+    with evaluating(system), fork_random(args[0].device):
+        check_program(programs.model, programs.guide, args)
 
 
-def first_of(data: Dataset | Tensor, count: int | None) -> Tensor:
-    """The first `count` data."""
+def first_of(data: Dataset | Arguments | Tensor, count: int | None) -> Any:
+    """The first `count` data: a tensor, or a tuple of the arguments of a program."""
+    if isinstance(data, Arguments):
+        return tuple(t[:count] for t in data.tensors)
     x = data.x if isinstance(data, Dataset) else data
     return x[:count]
 
 
-def score(curve: Curve, result: FitResult, x: Tensor, scoring: Scoring, *, progress: bool = False) -> Outcome:
+def score(curve: Curve, result: FitResult, x: Data, scoring: Scoring, *, progress: bool = False) -> Outcome:
     """The outcome of a training: its likelihood on x `[N, ...]`, and where its bound goes."""
     row, system = result.history[-1], cast(System, result.system)
     curve.add(row.epoch, row.step, row.seconds)
-    like = next(result.system.parameters())
-    x = x.to(like.device, like.dtype)
+    x = _placed(result.system, x)
     likelihood = log_likelihood(
         system.model, system.guide, x, num_particles=scoring.num_particles, seed=scoring.seed, progress=progress
     )
@@ -232,15 +246,16 @@ def outcome_of(curve: Curve, result: FitResult, likelihood: LikelihoodEstimate, 
     return Outcome(curve.cell, likelihood.log_px, likelihood.se, figures, **spent, curve=tuple(curve.points))  # type: ignore[arg-type]
 
 
-def figures_of(system: nn.Module, x: Tensor, seed: int) -> dict[str, float]:
+def figures_of(system: nn.Module, x: Data, seed: int) -> dict[str, float]:
     """nelbo, rate and distortion, in nats per datum, by 10 draws; active units of an Autoencoder."""
     programs = cast(System, system)
     if isinstance(system, Autoencoder):
         found = diagnose(system.model, system.guide, x, seed=seed)
         distortion, rate = found.distortion.mean().item(), found.rate.mean().item()
         return {"nelbo": distortion + rate, "rate": rate, "distortion": distortion, "active_units": found.active_units}
-    with evaluating(system), fork_random(x.device, seed):
-        parts = [log_weights(programs.model, programs.guide, some, num_particles=10) for some in x.split(1000)]
+    args = arguments_of(x)
+    with evaluating(system), fork_random(args[0].device, seed):
+        parts = [log_weights(programs.model, programs.guide, *some, num_particles=10) for some in blocks(args, 1000)]
     rates, distortions = (
         torch.cat([(p.log_post - p.log_prior).double().mean(0) for p in parts]),
         torch.cat([-p.log_lik.double().mean(0) for p in parts]),

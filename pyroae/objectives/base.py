@@ -7,19 +7,32 @@ from weakref import WeakMethod, ref
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
 from pyro.infer import ELBO
+from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives.bounds import ELBO as ELBOBound
 from pyroae.objectives.bounds import BoundFunction
-from pyroae.objectives.draws import Detached, Scaled, path_through_log_post
-from pyroae.objectives.gradients import Coefficients, Gradient, Pathwise
+from pyroae.objectives.draws import Detached, Scaled, at_fixed_draws, path_through_log_post
+from pyroae.objectives.gradients import Coefficients, Gradient, Pathwise, Score
+from pyroae.objectives.scores import elbo_scores, has_path, score_terms
 from pyroae.particles import LOOP
 from pyroae.registry import Registry
-from pyroae.sites import base_distribution, plates_of, undeclared
-from pyroae.weights import LogWeights, Program, Traces, global_sites, log_density, plate_nesting, reduce_log_weights, run
+from pyroae.sites import base_distribution, equal_scale, plates_of, same_scale, undeclared
+from pyroae.weights import (
+    LogWeights,
+    Program,
+    Traces,
+    evaluating,
+    fork_random,
+    global_sites,
+    log_density,
+    plate_nesting,
+    reduce_log_weights,
+    run,
+    terms_of,
+)
 
 TINY = 1e-20
 """Least size of a coefficient: below what single precision tells from 0 in a sum. For θ a divisor too."""
@@ -91,17 +104,24 @@ class ObjectiveBase(ELBO):
         return -(surrogate + (value - surrogate).detach())
 
     @final
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The negative bound, as a tensor without gradient."""
-        return -self.bound(model, guide, *args, **kwargs).value.detach()
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The negative bound as a number, as `pyro.infer.Trace_ELBO` returns it; warns where it is NaN.
+
+        It waits for the device. `bound` and `differentiable_loss` return tensors and do not.
+        """
+        loss = -self.bound(model, guide, *args, **kwargs).value.item()
+        warn_if_nan(loss, "loss")
+        return loss
 
     @final
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The negative bound; adds the gradient of the negative surrogate to the parameters."""
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The negative bound as a number, as of `loss`; adds the gradient of the negative surrogate to the parameters."""
         value, surrogate = self.bound(model, guide, *args, **kwargs)
         if surrogate.requires_grad:
-            (-surrogate).backward()
-        return -value.detach()
+            (-surrogate).backward(retain_graph=self.retain_graph)
+        loss = -value.item()
+        warn_if_nan(loss, "loss")
+        return loss
 
     def _run(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], **passing: Any) -> Traces:
         nesting = self._nesting_of(model, guide, args, kwargs) if self.num_particles > 1 else 0
@@ -167,6 +187,10 @@ class Objective(ObjectiveBase):
         super().__init__(bound.num_particles)
         self.bound_function, self.gradient = bound, gradient or Pathwise()
         self.gradient.check(bound)
+        self._mixed: tuple[Any, bool] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_mixed": None}
 
     @property
     def is_elbo(self) -> bool:
@@ -183,55 +207,127 @@ class Objective(ObjectiveBase):
         return not (isinstance(self.bound_function, ELBOBound) and isinstance(self.gradient, Pathwise))
 
     def estimate(self, traces: Traces) -> Bound:
-        """The bound and its own derivative: what a pathwise pair follows."""
+        """The bound and its own derivative, with score terms for draws that carry no path gradient."""
         self._check(traces)
         weights = reduce_log_weights(traces)
         log_weight = _seen(weights.log_weight)
         value = weights.total(self.bound_function.value(log_weight))
-        return Bound(value, value)
+        if self._is_elbo_of_paths:
+            scores = elbo_scores(traces, weights)
+        elif (terms := score_terms(traces, weights)) is not None:
+            coefficients = self.gradient.coefficients(self.bound_function, log_weight.detach())
+            assert coefficients.learning is not None
+            scores = (weights.scale * _cut(coefficients.learning) * terms).sum()
+        else:
+            scores = None
+        return Bound(value, value if scores is None else value + scores)
 
     def bound(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Bound:
         """Run guide and model, and estimate; `args` and `kwargs` are passed to both."""
-        if isinstance(self.gradient, Pathwise):
-            return self.estimate(self._run(model, guide, args, kwargs))
-        if not self.gradient.reparameterized:
+        if self.gradient.detached and not self._takes_paths(model, guide, args, kwargs):
             return self._by_score(self._run(model, guide, args, kwargs, handler=Detached()))
+        if isinstance(self.gradient, Pathwise | Score):
+            return self.estimate(self._run(model, guide, args, kwargs))
         scaled = Scaled()
         traces = self._run(model, guide, args, kwargs, through=scaled)
         self._check(traces)
         weights, value, coefficients = self._parts(traces)
-        path = coefficients.path if coefficients.whole is None else coefficients.whole
-        assert path is not None
         theta = torch.where(coefficients.theta.abs() < TINY, TINY, coefficients.theta)
-        scaled.ratio, scaled.traces = path / theta, traces
-        along = weights.scale * path
-        if coefficients.whole is None:
-            post = path_through_log_post(traces, guide, args, kwargs, along)
+        scale, log_joint = weights.scale, weights.log_lik + weights.log_prior
+        if coefficients.path is None:
+            path = coefficients.whole
+            assert path is not None
+            post = (scale * path * weights.log_post).sum()
         else:
-            post = (along * weights.log_post).sum()
-        log_joint = weights.log_lik + weights.log_prior
-        outside = self._of_globals(traces, weights, guide, args, kwargs)
-        return Bound(value, (weights.scale * theta * log_joint).sum() - post + outside)
+            path = self._under_exponent(traces, coefficients)
+            post = path_through_log_post(traces, guide, args, kwargs, scale * path)
+            post = post + self._terms(traces, weights, guide, args, kwargs, coefficients, path)
+        scaled.ratio, scaled.traces = path / theta, traces
+        surrogate = (scale * theta * log_joint).sum() - post + self._of_globals(traces, weights, guide, args, kwargs)
+        if coefficients.learning is not None and (terms := score_terms(traces, weights)) is not None:
+            surrogate = surrogate + (scale * _cut(coefficients.learning) * terms).sum()
+        return Bound(value, surrogate)
 
     def _of_globals(
         self, traces: Traces, weights: LogWeights, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
         """The global sites' log-ratio, the parameters of their q stopped: its score has the mean 0."""
-        drawn = [site for _, site in traces.sites(traces.guide, observed=False) if not traces.is_local(site)]
+        drawn = [(name, site) for name, site in traces.draws() if not traces.is_local(site)]
         if not drawn:
             return weights.log_global.mean()
         each = torch.full_like(weights.log_global, 1 / len(weights.log_global))
-        terms = (traces.reduce(site, log_density(site["name"], site)) for site in drawn)
-        log_prior = weights.log_global + sum(terms)
-        return log_prior.mean() - path_through_log_post(traces, guide, args, kwargs, each, local=False)
+        terms = (traces.reduce(site, weights.densities[name]) for name, site in drawn)
+        without_draws = weights.log_global + sum(terms)
+        return without_draws.mean() - path_through_log_post(traces, guide, args, kwargs, each, local=False)
 
     def _by_score(self, traces: Traces) -> Bound:
+        """Of draws that are stopped."""
         self._check(traces)
+        self._check_deltas(traces)
         weights, value, coefficients = self._parts(traces)
-        assert coefficients.score is not None
-        theta, score = _cut(coefficients.theta), _cut(coefficients.score)
-        terms = theta * (weights.log_lik + weights.log_prior) + score * weights.log_post
+        theta = _cut(coefficients.theta)
+        terms = theta * (weights.log_lik + weights.log_prior)
+        if weights.log_terms is not None:
+            self._check_terms(traces)
+            terms = terms - theta * weights.log_terms
+        if coefficients.score is not None:
+            terms = terms + _cut(coefficients.score) * weights.log_draws
+        if coefficients.whole is not None:
+            terms = terms - _cut(coefficients.whole) * weights.log_draws
+        if coefficients.learning is not None and (scores := score_terms(traces, weights, every=True)) is not None:
+            terms = terms + _cut(coefficients.learning) * scores
         return Bound(value, (weights.scale * terms).sum() + weights.log_global.mean())
+
+    def _terms(
+        self,
+        traces: Traces,
+        weights: LogWeights,
+        guide: Program,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        coefficients: Coefficients,
+        path: Tensor,
+    ) -> Tensor | float:
+        """The guide's terms that are no draws: with the path's coefficient through the draws, with θ's at fixed draws."""
+        follows_slope = coefficients.path is coefficients.theta
+        if not follows_slope and not traces.is_plain:
+            fixed = at_fixed_draws(traces, guide, args, kwargs)
+            self._check_deltas(fixed)
+            self._check_terms(fixed)
+        if weights.log_terms is None:
+            return 0.0
+        through = (weights.scale * path * weights.log_terms).sum()
+        if follows_slope:
+            return through
+        directly = [fixed.reduce(s, log_density(name, s)) for name, s in terms_of(fixed) if fixed.is_local(s)]
+        return through + (weights.scale * (coefficients.theta - path) * sum(directly)).sum()
+
+    def _under_exponent(self, traces: Traces, coefficients: Coefficients) -> Tensor:
+        """The coefficient of P_k: c_k − β ∂c_k/∂log w_k where a scale leaves β log q in the log-weight."""
+        path, slope = coefficients.path, coefficients.theta
+        assert path is not None
+        draws = [(name, site) for name, site in traces.draws() if traces.is_local(site)]
+        is_common = isinstance(traces.scale, Tensor)  # of all sites, so divided out
+        if path is slope or self.gradient.inclusive or is_common or not draws:
+            return path
+        site = draws[0][1]
+        exponent = traces.exponent(site)
+        different = [name for name, s in draws if not equal_scale(s["scale"], site["scale"])]
+        if different or torch.as_tensor(exponent).numel() > 1:
+            name = [*different, draws[0][0]][0]
+            raise ProgramError(f"{self._name} takes one scale for all draws of the guide; that of the site '{name}' is its own")
+        return path if same_scale(exponent, 1.0) else slope + exponent * (path - slope)
+
+    def _takes_paths(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether some draws of the guide carry a path gradient and others do not; found once for a guide."""
+        if not isinstance(self.gradient, Score):
+            return False
+        if self._mixed is None or self._mixed[0]() != guide:
+            device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
+            with fork_random(device), evaluating(model, guide), poutine.block():
+                draws = self._run(model, guide, args, kwargs).draws()
+                self._mixed = (_reference(guide), len({has_path(site["fn"]) for _, site in draws}) == 2)
+        return self._mixed[1]
 
     def _parts(self, traces: Traces) -> tuple[LogWeights, Tensor, Coefficients]:
         weights = reduce_log_weights(traces)
@@ -239,16 +335,22 @@ class Objective(ObjectiveBase):
         value = weights.total(self.bound_function.value(log_weight)).detach()
         return weights, value, self.gradient.coefficients(self.bound_function, log_weight)
 
+    @property
+    def _name(self) -> str:
+        return f"{type(self.bound_function).__name__} with {type(self.gradient).__name__}"
+
+    @property
+    def _is_elbo_of_paths(self) -> bool:
+        return isinstance(self.bound_function, ELBOBound) and isinstance(self.gradient, Pathwise)
+
     def _check(self, traces: Traces) -> None:
-        name = f"{type(self.bound_function).__name__} with {type(self.gradient).__name__}"
+        name = self._name
         if self.gradient.reparameterized:
             check_reparameterized(traces, name)
-        else:
-            _check_density(traces, name)
-        if isinstance(self.bound_function, ELBOBound) and isinstance(self.gradient, Pathwise):
+        if self._is_elbo_of_paths:
             return
         for site_name, site in traces.sites(traces.guide, observed=False):
-            if not traces.is_local(site) and not (self.gradient.takes_globals and site["fn"].has_rsample):
+            if not traces.is_local(site) and not (self.gradient.takes_globals and has_path(site["fn"])):
                 raise ProgramError(
                     f"{name} takes a bound a datum; the latent site '{site_name}' lies outside the data plate: use trace-elbo, "
                     "iwae, renyi, stl or dreg, which take the bound of each datum given one draw of it, if its draws carry a "
@@ -256,11 +358,26 @@ class Objective(ObjectiveBase):
                 )
         _check_one_datum(traces, name)
 
+    def _check_deltas(self, fixed: Traces) -> None:
+        """Refuse a Delta that moves with parameters while the draws are stopped, and one of a guide without draws."""
+        deltas = [(name, site) for name, site in fixed.deltas() if fixed.is_local(site)]
+        moving = [name for name, site in deltas if site["value"].requires_grad or not any(fixed.draws())]
+        if moving:
+            raise ProgramError(
+                f"{self._name} follows the density of the guide's draws; its site '{moving[0]}' is a Delta, which has none, "
+                "and its value depends on parameters at fixed draws: use trace-elbo or iwae"
+            )
 
-def _check_density(traces: Traces, name: str) -> None:
-    for site_name, site in traces.sites(traces.guide, observed=False):
-        if isinstance(base_distribution(site["fn"]), Delta):
-            raise ProgramError(f"{name} follows the density of the guide; its site '{site_name}' is a Delta, which has none")
+    def _check_terms(self, fixed: Traces) -> None:
+        """Refuse terms of the guide that depend on φ and are no density of a draw, where φ follows KL(p ‖ q)."""
+        if not self.gradient.inclusive:
+            return
+        for name, site in terms_of(fixed):
+            if log_density(name, site).requires_grad:
+                raise ProgramError(
+                    f"{self._name} follows the density of the guide's draws alone; the guide's site '{name}' is no draw, and "
+                    "its log-density depends on parameters: use vimco, dreg or iwae"
+                )
 
 
 def _check_one_datum(traces: Traces, name: str) -> None:
@@ -288,10 +405,11 @@ def _reference(program: Program) -> Any:
 
 
 def check_reparameterized(traces: Traces, objective: str) -> None:
-    """Raises ProgramError for a site of the guide whose draws carry no gradient."""
-    for name, site in traces.sites(traces.guide, observed=False):
-        if not site["fn"].has_rsample:
+    """Raises ProgramError for a site of the guide whose draws do not carry their whole path gradient."""
+    for name, site in traces.draws():
+        if not has_path(site["fn"]):
+            has = "has only a part of one" if site["fn"].has_rsample else "has none"
             raise ProgramError(
-                f"{objective} needs reparameterized draws; the guide's site '{name}' "
-                f"({type(base_distribution(site['fn'])).__name__}) has none: use vimco, rws, score or tvo"
+                f"{objective} needs a path gradient at every draw; the guide's site '{name}' "
+                f"({type(base_distribution(site['fn'])).__name__}) {has}: use trace-elbo, iwae, vimco, rws, score or tvo"
             )

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyroae.errors import ConfigError, ProgramError
-from pyroae.objectives.analytic_kl import closed_kl, kl_of, latents_of, log_likelihood_of
+from pyroae.objectives.analytic_kl import closed_kl, kl_of, latents_of, log_likelihood_of, log_terms_of
 from pyroae.objectives.base import OBJECTIVES, Bound, ObjectiveBase, check_reparameterized
-from pyroae.sites import Site
+from pyroae.sites import Site, same_scale
 from pyroae.weights import Traces
 
 
@@ -25,13 +25,14 @@ class BetaELBO(ObjectiveBase):
     steps; `fit` and the command line raise it from 0 with `kl_warmup` (Bowman et al. 2016). free_bits: λ in nats a latent
     unit, below which the batch's mean KL of unit j costs nothing more (Kingma et al. 2016); units are the elements of each
     site in the data plate whose distributions are `Independent`, and a whole site elsewhere.
-    The KL is in closed form where there is one, as in `AnalyticKL`. With β = 1 and λ = 0 this is AnalyticKL.
+    The KL is in closed form where there is one, as in `AnalyticKL`; β weighs factors and observed sites of the guide too, as
+    terms of log q. With β = 1 and λ = 0 this is AnalyticKL.
     Raises ConfigError for beta or free_bits below 0 or not finite; ProgramError for draws that carry no gradient, and, with
     free bits, for a latent site with different scales in model and guide.
 
     >>> from pyroae import zoo
     >>> system, x = zoo.vae(4, latent=2), torch.ones(3, 4)
-    >>> bool(BetaELBO(beta=4.0).loss(system.model, system.guide, x) > 0)
+    >>> BetaELBO(beta=4.0).loss(system.model, system.guide, x) > 0
     True
     """
 
@@ -57,7 +58,7 @@ class BetaELBO(ObjectiveBase):
     def estimate(self, traces: Traces) -> Bound:
         check_reparameterized(traces, "beta-elbo")
         rate = sum(self._rate(traces, name, site) for name, site in latents_of(traces))
-        value = log_likelihood_of(traces) - self.beta * rate
+        value = log_likelihood_of(traces) - self.beta * (rate + log_terms_of(traces))
         return Bound(value, value)
 
     def _rate(self, traces: Traces, name: str, q: Site) -> Tensor:
@@ -65,7 +66,7 @@ class BetaELBO(ObjectiveBase):
         if not self.free_bits or p is None or not traces.is_local(q):
             return kl_of(traces, name, q)
         exponent = traces.exponent(q)
-        if not _same(exponent, traces.exponent(p)):
+        if not same_scale(exponent, traces.exponent(p)):
             raise ProgramError(
                 f"free bits take one scale for the latent site '{name}', not one in the model and one in the guide"
             )
@@ -100,7 +101,3 @@ def _with_units(distribution: Independent, events: int) -> torch.distributions.D
     """The distribution with `events` of its event dimensions as batch dimensions."""
     left = distribution.reinterpreted_batch_ndims - events
     return Independent(distribution.base_dist, left) if left else distribution.base_dist
-
-
-def _same(one: Tensor | float, other: Tensor | float) -> bool:
-    return one is other or (not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other)

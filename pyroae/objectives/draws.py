@@ -6,15 +6,18 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyroae.sites import Site
+from pyroae.sites import Site, is_delta
 from pyroae.weights import Program, Traces, guide_at, log_density
 
 
 class Detached(Messenger):
-    """Stops the gradient of every value that the guide draws, for score-function estimators."""
+    """Stops the gradient of every value that the guide draws, for score-function estimators.
+
+    A Delta is no draw: what it does with the stopped draws can be seen from its gradient.
+    """
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and isinstance(msg["value"], Tensor):
+        if not msg["is_observed"] and isinstance(msg["value"], Tensor) and not is_delta(msg):
             msg["value"] = msg["value"].detach()
 
 
@@ -51,21 +54,19 @@ class _ScaleGradient(torch.autograd.Function):
 def path_through_log_post(
     traces: Traces, guide: Program, args: Any, kwargs: Any, coefficient: Tensor, *, local: bool = True
 ) -> Tensor:
-    """A number whose gradient is Σ_kn a_kn (∂ log q(z_kn) / ∂z_kn)(∂z_kn / ∂φ), the parameters of q stopped.
+    """A number whose gradient is Σ_kn a_kn (∂ log q(z_kn) / ∂z_kn)(∂z_kn / ∂φ), the parameters of q stopped, for the draws.
 
     It is the gradient of log q at the draws, taken there with the draws as leaves, times the draws. Where no site of the
     guide depends on another the distributions of the first run serve for that; elsewhere the guide is run again.
     local: of the sites in the data plate, with coefficients `[K, N]`; False: of those outside, with `[K]`.
     """
-    drawn = [(name, site) for name, site in traces.sites(traces.guide, observed=False) if traces.is_local(site) == local]
+    drawn = [(name, site) for name, site in traces.draws() if traces.is_local(site) == local]
     sites = [(name, site) for name, site in drawn if site["value"].requires_grad]
     if not sites:
         return coefficient.new_zeros(())
     leaves = {name: site["value"].detach().requires_grad_() for name, site in sites}
     with torch.enable_grad():
-        log_posts = [
-            traces.reduce(site, site["fn"].log_prob(leaves[name], *site["args"], **site["kwargs"])) for name, site in sites
-        ]
+        log_posts = [traces.reduce(site, log_density(name, site, leaves[name])) for name, site in sites]
         if len(sites) > 1 and _depends(log_posts, [site["value"] for _, site in sites]):
             log_posts = _rerun(traces, guide, args, kwargs, leaves, drawn)
     parts = [(coefficient * log_post).sum() for log_post in log_posts if log_post.requires_grad]
@@ -78,7 +79,7 @@ def path_through_log_post(
 
 
 def _depends(log_posts: list[Tensor], values: list[Tensor]) -> bool:
-    """Whether a log-density, taken at a leaf, still hangs on the draw of some site."""
+    """Whether a log-density, taken at a leaf, still depends on the draw of some site."""
     draws = {value.grad_fn for value in values}
     return any(node in draws for log_post in log_posts for node in _graph(log_post))
 
@@ -100,3 +101,13 @@ def _rerun(
     """log q of each site from a second run of the guide, in which every site sees the leaves of the others."""
     again = guide_at(traces, guide, args, kwargs, leaves).guide.nodes
     return [traces.reduce(site, log_density(name, again[name])) for name, site in drawn]
+
+
+def at_fixed_draws(traces: Traces, guide: Program, args: Any, kwargs: Any) -> Traces:
+    """The guide run again with its draws in the data plate stopped.
+
+    What still carries a gradient depends on parameters directly, or on draws outside the plate, which a datum takes as it
+    takes parameters.
+    """
+    stopped = {name: site["value"].detach() for name, site in traces.draws() if traces.is_local(site)}
+    return guide_at(traces, guide, args, kwargs, stopped)

@@ -1,7 +1,8 @@
 """Gradients: how φ is moved for a bound F. θ always follows Σ_k c_k ∂_θ log p(x, z_k), c_k = ∂F/∂log w_k.
 
 With P_k the path derivative of log w_k through z_k, the parameters of q stopped, and s_k = ∂_φ log q(z_k) with z_k stopped,
-a gradient is a choice of coefficients (detached) of P_k and s_k.
+a gradient is a choice of coefficients (detached) of P_k and s_k. Factors, observed sites and the log-density of Deltas in the
+guide are no densities of draws: every gradient differentiates them whole, with c_k.
 """
 
 from abc import ABC, abstractmethod
@@ -21,23 +22,36 @@ GRADIENTS: "Registry[Gradient]" = Registry("gradient")
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Coefficients `[K, N]` for gradient ascent: of ∂_θ log p, and of P_k, of P_k − s_k, or of s_k; one of these three."""
+    """Coefficients `[K, N]` for gradient ascent.
+
+    theta: of ∂_θ log p, and of the guide's terms that are no density of a draw. path: of P_k. whole: of P_k − s_k. score: of
+    s_k, for every draw. At most one of these three is given. learning: the learning signal, which multiplies the scores of
+    draws that carry no path gradient, and in `Detached` gradients those of all draws.
+    """
 
     theta: Tensor
     path: Tensor | None = None
     whole: Tensor | None = None
     score: Tensor | None = None
+    learning: Tensor | None = None
 
 
 class Gradient(ABC):
     """An estimator of a bound's gradient.
 
-    reparameterized: whether it needs draws that carry a gradient. takes_globals: whether it is defined for the bound of each
-    datum given one draw of the latent sites outside the data plate.
+    reparameterized: whether every draw has to carry a path gradient. detached: whether the draws are stopped, so that φ
+    follows scores alone; `Score` does so only where every draw carries a path gradient, or none does. inclusive: whether φ
+    follows KL(p ‖ q), which leaves no place for terms of the guide that depend on φ and are no density of a draw.
+    takes_globals: whether it is defined for the bound of each datum given one draw of the latent sites outside the data plate.
     """
 
-    reparameterized: ClassVar[bool] = True
+    reparameterized: ClassVar[bool] = False
+    detached: ClassVar[bool] = False
     takes_globals: ClassVar[bool] = False
+
+    @property
+    def inclusive(self) -> bool:
+        return False
 
     @abstractmethod
     def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
@@ -62,13 +76,17 @@ class Gradient(ABC):
 @GRADIENTS.register("pathwise")
 @dataclass(frozen=True)
 class Pathwise(Gradient):
-    """φ: Σ c_k (P_k − s_k), the derivative of the bound itself (Kingma & Welling 2014, Burda 2016)."""
+    """φ: Σ c_k (P_k − s_k), the derivative of the bound itself (Kingma & Welling 2014, Burda 2016).
+
+    Draws without a path gradient add F s_k, the score function without a baseline; under the ELBO with the terms of log w in
+    their own plates as the learning signal, as `pyro.infer.Trace_ELBO` does.
+    """
 
     takes_globals: ClassVar[bool] = True
 
     def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
         slope = bound.slope(log_weight)
-        return Coefficients(slope, whole=slope)
+        return Coefficients(slope, whole=slope, learning=bound.value(log_weight).expand_as(log_weight))
 
 
 @GRADIENTS.register("sticking-the-landing")
@@ -76,6 +94,7 @@ class Pathwise(Gradient):
 class StickingTheLanding(Gradient):
     """φ: Σ c_k P_k (Roeder 2017). Unbiased for the ELBO; biased for every other bound with K > 1 (Tucker 2019)."""
 
+    reparameterized: ClassVar[bool] = True
     takes_globals: ClassVar[bool] = True
 
     def unbiased(self, bound: BoundFunction) -> bool:
@@ -99,8 +118,13 @@ class DoublyReparameterized(Gradient):
     alpha: a share of RWS-DReG, Σ (ŵ − ŵ²) P, mixed in: DReG(α) (Bauer & Mnih 2021).
     """
 
+    reparameterized: ClassVar[bool] = True
     takes_globals: ClassVar[bool] = True
     alpha: float = 0.0
+
+    @property
+    def inclusive(self) -> bool:
+        return self.alpha > 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -134,11 +158,15 @@ class DoublyReparameterized(Gradient):
 class Score(Gradient):
     """φ: Σ (F − F₋ₖ) s_k − Σ c_k s_k, for any guide, discrete ones too.
 
+    Where some draws carry a path gradient and others do not, the former take it, Σ c_k P_k, and the latter alone the learning
+    signal: their scores are differentiated through the draws that they depend on. A guide whose draws all carry a path
+    gradient is followed by scores alone; with `Pathwise` it is followed by paths.
+
     baseline: F₋ₖ, `none`, `leave-one-out` (F of the others), or F with log w_k replaced by the `arithmetic` (log of the mean
     weight) or `geometric` (mean log-weight) mean of the others: for IWAE, VIMCO (Mnih & Rezende 2016).
     """
 
-    reparameterized: ClassVar[bool] = False
+    detached: ClassVar[bool] = True
     baseline: Literal["none", "leave-one-out", "arithmetic", "geometric"] = "leave-one-out"
 
     def __post_init__(self) -> None:
@@ -156,10 +184,10 @@ class Score(Gradient):
     def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
         slope = bound.slope(log_weight)
         value = bound.value(log_weight)
-        learning = value.expand_as(log_weight) - slope
-        if self.baseline == "none":
-            return Coefficients(slope, score=learning)
-        return Coefficients(slope, score=learning - bound.without(log_weight, self._fill(log_weight)))
+        learning = value.expand_as(log_weight)
+        if self.baseline != "none":
+            learning = learning - bound.without(log_weight, self._fill(log_weight))
+        return Coefficients(slope, whole=slope, learning=learning)
 
     def _fill(self, log_weight: Tensor) -> Tensor | None:
         others = len(log_weight) - 1
@@ -175,7 +203,11 @@ class Score(Gradient):
 class WakeSleep(Gradient):
     """φ: Σ ŵ_k s_k, the wake-φ update of reweighted wake-sleep: descends KL(p ‖ q), not F (Bornschein & Bengio 2015)."""
 
-    reparameterized: ClassVar[bool] = False
+    detached: ClassVar[bool] = True
+
+    @property
+    def inclusive(self) -> bool:
+        return True
 
     def check(self, bound: BoundFunction) -> None:
         _needs_iwae("reweighted wake-sleep", bound)
@@ -196,6 +228,12 @@ class WakeSleep(Gradient):
 class DoublyReparameterizedWakeSleep(Gradient):
     """φ: Σ (ŵ_k − ŵ_k²) P_k, the mean of the wake-φ update with less variance (Tucker 2019)."""
 
+    reparameterized: ClassVar[bool] = True
+
+    @property
+    def inclusive(self) -> bool:
+        return True
+
     def check(self, bound: BoundFunction) -> None:
         _needs_iwae("reweighted wake-sleep", bound)
 
@@ -215,10 +253,10 @@ class DoublyReparameterizedWakeSleep(Gradient):
 class Covariance(Gradient):
     """TVO's own: ∂ E_π_β[f] = E_π_β[∂f] + Cov_π_β[∂ log π̃_β, f], f = log w, π̃_β = q^{1−β} p^β (Masrani 2019).
 
-    The covariances carry the factor K/(K−1). For any guide, discrete ones too.
+    The covariances carry the factor K/(K−1). For any guide, discrete ones too: every draw is followed by its score.
     """
 
-    reparameterized: ClassVar[bool] = False
+    detached: ClassVar[bool] = True
 
     def check(self, bound: BoundFunction) -> None:
         if not isinstance(bound, TVO):
@@ -230,14 +268,14 @@ class Covariance(Gradient):
     def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
         assert isinstance(bound, TVO)
         betas, unbiased = bound.betas(), len(log_weight) / (len(log_weight) - 1)
-        theta, score = torch.zeros_like(log_weight), torch.zeros_like(log_weight)
+        theta, learning = torch.zeros_like(log_weight), torch.zeros_like(log_weight)
         for beta, after in pairwise(betas):
             weight = (after - beta) * (beta * log_weight).softmax(0)
             mean = (weight * log_weight).sum(0) / (after - beta)
             spread = weight * (log_weight - mean) * unbiased
             theta = theta + weight + beta * spread
-            score = score + (1 - beta) * spread - weight
-        return Coefficients(theta, score=score)
+            learning = learning + spread
+        return Coefficients(theta, whole=theta, learning=learning)
 
 
 @GRADIENTS.register("two-bounds")
@@ -252,7 +290,8 @@ class TwoBounds(Gradient):
         return ((1.0, Pathwise()),)
 
     def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
-        return Coefficients(log_weight.softmax(0), whole=bound.slope(log_weight))
+        learning = bound.value(log_weight).expand_as(log_weight)
+        return Coefficients(log_weight.softmax(0), whole=bound.slope(log_weight), learning=learning)
 
 
 def _needs_iwae(what: str, bound: BoundFunction) -> None:

@@ -1,0 +1,90 @@
+"""Every system and every objective on a device against the CPU, with the same draws, and compiled code against eager code."""
+
+import math
+from itertools import product
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.draws import HostDraws
+from pyroae.compiler import Compiled
+from pyroae.errors import ProgramError
+from pyroae.objectives import OBJECTIVES
+from tests.systems import ZOO, system_and_data
+
+NUM_PARTICLES = 4
+DOUBLE, SINGLE = 1e-9, 1e-5
+"""Largest relative differences of values and gradients, in double and in single precision."""
+COVERING = (
+    *(("vae", name) for name in ("trace-elbo", "analytic-kl", "dreg", "tvo")),
+    *(("discrete-vae-categorical", name) for name in ("rws", "vimco")),
+    *(("vae-conv", "iwae"), ("vae-normal", "stl"), ("ppca-exact", "renyi")),
+    *(("denoising-ae", "jvi"), ("sparse-ae-map", "beta-elbo"), ("vae-laplace", "miwae")),
+)
+"""Pairs whose code is compiled first: each kind of prior, posterior, likelihood, map and gradient is in one of them."""
+PAIRS = tuple(product(ZOO, OBJECTIVES))
+OTHER_DRAWS = ("discrete-vae", "discrete-vae-learned", "denoising-vae")
+"""Systems with Bernoulli draws, which compiled code of a GPU makes in another way: there are no equal numbers to compare."""
+
+
+def distance(found: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest difference over tensors, each relative to its largest element; infinite where one is not finite."""
+    gaps = []
+    for pair in zip(found, expected, strict=True):
+        one, other = (t.detach().cpu().double() for t in pair)
+        if other.numel():
+            gaps.append((one - other).abs().max() / other.abs().max().clamp_min(1e-30))
+    worst = torch.stack(gaps).max().item() if gaps else 0.0
+    return math.inf if math.isnan(worst) else worst
+
+
+def two_steps(system: str, objective: str, device: str) -> list[Tensor]:
+    """Losses and parameters of two steps of Adam in double precision, and the bound after them."""
+    torch.manual_seed(0)
+    module, x = system_and_data(system)
+    module, x = module.double().to(device), x.double().to(device)
+    steps = Compiled(module, OBJECTIVES[objective](num_particles=NUM_PARTICLES), lambda p: torch.optim.Adam(p, lr=1e-2))
+    steps._find((x,))
+    torch.manual_seed(5)
+    losses = [steps.eager_step((x,), 0.5, float(len(x))) for _ in range(2)]
+    return [*losses, steps.evaluate_loss(x), *steps.parameters().values()]
+
+
+def eager(system: str, objective: str, device: str) -> dict[str, Any]:
+    """Two steps on the device against two on the CPU; a pair that one refuses is refused in the same words by both."""
+    with pyro.validation_enabled(True), HostDraws():
+        try:
+            expected = two_steps(system, objective, "cpu")
+        except ProgramError as error:
+            refusal = str(error)
+        else:
+            gap = distance(two_steps(system, objective, device), expected)
+            return {"difference": gap, "ok": gap <= DOUBLE}
+        try:
+            two_steps(system, objective, device)
+        except ProgramError as error:
+            return {"refused": str(error), "ok": str(error) == refusal}
+    return {"refused": refusal, "ok": False}
+
+
+def code(system: str, objective: str, device: str, backend: str = "inductor") -> dict[str, Any]:
+    """Value and gradients of compiled code against eager code on the same device, from the same seed, in single precision."""
+    found: list[list[Tensor]] = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        module, x = system_and_data(system)
+        module, x = module.to(device), x.to(device)
+        graphs = Compiled(module, OBJECTIVES[objective](num_particles=NUM_PARTICLES), same_draws=True, backend=backend)
+        try:
+            graphs._find((x,))
+            torch.manual_seed(5)
+            value, grads = graphs.value_and_grads(x) if compiled else graphs._eager((x,), None)
+        except ProgramError as error:
+            return {"refused": str(error), "ok": not compiled}
+        if compiled and not graphs.is_compiled:
+            return {"ok": False, "why": "it is not compiled"}
+        found.append([value, *grads])
+    gap = distance(found[1], found[0])
+    return {"difference": gap, "ok": gap <= SINGLE}

@@ -1,0 +1,347 @@
+"""The one check that every evaluator asks of a program: does log p(x) of each datum exist, and is it what will be computed?"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Literal
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import ImproperUniform, MaskedDistribution
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyroae.errors import ProgramError, UndefinedLikelihoodError
+from pyroae.evaluation.blocks import part_of, rows_of
+from pyroae.memory import Portion
+from pyroae.sites import Site, base_distribution, is_delta, samples
+from pyroae.weights import Program, Traces, at_values, evaluating, fork_random, log_density, run
+
+Role = Literal["proposal", "path", "start", "parts"]
+"""What the guide is for. "proposal": its draws are weighed. "path": annealing starts at its density. "start": it says where to
+look, and its density is not used. "parts": the terms of its bound are reported, also those of a Delta or a flat prior."""
+REDRAWN = 2
+"""New values of a masked site that is not discrete."""
+MOST_STATES = 16
+"""The most states of a masked discrete site that are tried."""
+
+
+def check_program(model: Program, guide: Program, args: tuple[Tensor, ...], role: Role = "proposal") -> None:
+    """Refuse a program whose terms do not give a log p(x) for each datum.
+
+    The first datum says whether plates, prior and guide are fit (`check_evidence`, `check_proposal`); one draw of all data
+    says whether scales and masks are (`check_terms`). Torch's generators stay as they were.
+
+    Args:
+        model: The Pyro program p(z) p(x|z).
+        guide: The program that z is drawn from.
+        args: Arguments of both, `[N, ...]` each.
+        role: What the guide is for.
+
+    Raises:
+        UndefinedLikelihoodError: For an improper prior, or a Delta guide as a proposal.
+        ProgramError: Naming the site, for plates, scales or masks under which log p(x) does not exist.
+    """
+    with evaluating(model, guide), fork_random(args[0].device), pyro.validation_enabled(False):
+        if role != "parts":
+            first = part_of(args, range(1))
+            traces = run(model, guide, first, {})
+            if role == "start":
+                check_evidence(traces)
+            else:
+                check_proposal(traces, guide, first)
+        check_terms(model, guide, args, role)
+
+
+def check_evidence(traces: Traces) -> None:
+    """Raises, naming the site, where a datum has no log p(x) of its own, whatever the guide."""
+    for name, site in traces.sites(traces.model, observed=False):
+        if isinstance(base_distribution(site["fn"]), ImproperUniform):
+            raise UndefinedLikelihoodError(
+                f"log p(x) is undefined: the prior of '{name}' is flat, so the model has no evidence; "
+                "use a proper prior (ppca, vae, or a Normal or Laplace prior)"
+            )
+        if not traces.is_local(site):
+            raise ProgramError(f"the latent site '{name}' lies outside the data plate: its data have no log p(x) one by one")
+    plate = traces.plate
+    if plate is None:
+        if any(f.vectorized for _, s in traces.sites(traces.model, observed=True) for f in s["cond_indep_stack"]):
+            raise ProgramError("no one plate holds all the sites: there is no log p(x) a datum")
+    elif plate.full_size not in (None, plate.size):
+        raise ProgramError(f"the plate '{plate.name}' is subsampled: evaluate with all {plate.full_size} data")
+
+
+def check_proposal(traces: Traces, guide: Program | None = None, args: tuple[Any, ...] = ()) -> None:
+    """Raises, naming the site, where log p(x) does not exist or the guide cannot serve as its proposal.
+
+    A Delta that is a function of the guide's draws, as in AutoNormal and EasyGuide, is accepted. guide, args: the program of
+    the run; without them a Delta is accepted where the guide has an auxiliary draw.
+    """
+    check_evidence(traces)
+    deltas = [name for name, _ in traces.deltas()]
+    if not deltas:
+        return
+    if guide is not None:
+        found = _functions_of_draws(guide, args)
+    else:
+        found = set(deltas) if any(name not in traces.model.nodes for name, _ in traces.draws()) else set()
+    for name in deltas:
+        if name not in found:
+            raise UndefinedLikelihoodError(
+                f"log p(x) cannot be estimated with this guide: its site '{name}' is a Delta, which has no density as a "
+                "proposal; give another guide over the same sites as the proposal"
+            )
+
+
+def _functions_of_draws(guide: Program, args: tuple[Any, ...]) -> set[str]:
+    """Names of the Deltas of a guide whose values depend on its draws; all, where it has discrete auxiliary draws."""
+    with torch.enable_grad(), _Leaves() as drawn:
+        trace = poutine.trace(guide).get_trace(*args)
+        values = {site["name"]: site["value"] for site in samples(trace) if not site["is_observed"] and is_delta(site)}
+        totals = {name: value.sum() for name, value in values.items()}
+    if not drawn.leaves:
+        return set(values) if drawn.discrete else set()
+    found = {name for name, value in values.items() if not value.is_floating_point() or drawn.discrete}
+    for name, total in totals.items():
+        if total.requires_grad:
+            slopes = torch.autograd.grad(total, drawn.leaves, allow_unused=True, retain_graph=True)
+            if any(slope is not None for slope in slopes):
+                found.add(name)
+    return found
+
+
+class _Leaves(Messenger):
+    """Makes every draw of a guide a leaf of the autograd graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leaves: list[Tensor] = []
+        self.discrete = False
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or is_delta(msg) or type(msg["fn"]).__name__ == "_Subsample":
+            return
+        if msg["fn"].has_rsample:
+            msg["value"] = msg["value"].detach().requires_grad_()
+            self.leaves.append(msg["value"])
+        else:
+            self.discrete = True
+
+
+def check_terms(model: Program, guide: Program, args: tuple[Tensor, ...], role: Role = "proposal") -> None:
+    """Refuse scales and masks of latent sites under which the terms of a program are no densities.
+
+    A scale on a latent site raises its density to a power, which integrates to another number than 1; a scale common to all
+    sites of the plate is divided out and accepted, and one on an observed site is part of the likelihood. A masked latent
+    element has no density. Where nothing unmasked depends on it, it is no coordinate and adds 0; where something does, log p(x)
+    does not exist. All data are run once, in blocks, since masks differ between data.
+
+    Args:
+        model: The Pyro program p(z) p(x|z).
+        guide: The program that z is drawn from.
+        args: Arguments of both, `[N, ...]` each.
+        role: What the guide is for.
+
+    Raises:
+        ProgramError: Naming the site.
+    """
+    total, at = len(args[0]), 0
+    portion = Portion(min(total, max(1, rows_of(args) // 8)), "data", "one draw for one datum", warns=False)
+
+    def checked(size: int) -> int:
+        block = part_of(args, range(at, min(at + size, total)))
+        traces = run(model, guide, block, {})
+        _check_scales(traces, role)
+        _check_masks(traces, model, guide, block, role)
+        return len(block[0])
+
+    with evaluating(model, guide), fork_random(args[0].device), pyro.validation_enabled(False):
+        while at < total:
+            at += portion.fitted(checked)
+
+
+def mask_of(name: str, site: Site) -> Tensor | None:
+    """The mask of a site in its batch shape, False where it is left out; None where nothing can be.
+
+    Both kinds count: that of `poutine.mask`, and that of the distribution's own `mask`.
+
+    Raises:
+        ProgramError: Where a mask does not fit the site.
+    """
+    fn, shape = site["fn"], site["fn"].batch_shape
+    masks = [site["mask"]]
+    while isinstance(fn, MaskedDistribution):
+        masks.append(fn._mask)
+        fn = fn.base_dist
+    found: Tensor | None = None
+    for given in masks:
+        if given is None or given is True:
+            continue
+        mask = torch.as_tensor(given, device=site["value"].device)
+        try:
+            mask = mask.expand(shape)
+        except RuntimeError:
+            raise ProgramError(
+                f"the mask of site '{name}' has the shape {tuple(mask.shape)}, which does not fit into the site's "
+                f"{tuple(shape)}: give masks as arguments, a row per datum"
+            ) from None
+        found = mask if found is None else found & mask
+    return found
+
+
+def where_unmasked(name: str, site: Site, value: Tensor, other: Tensor) -> Tensor:
+    """One value of a site where the site is not masked, another where it is."""
+    mask = mask_of(name, site)
+    return value if mask is None else torch.where(mask.reshape(*mask.shape, *[1] * site["fn"].event_dim), value, other)
+
+
+def stand_ins(traces: Traces) -> dict[str, Tensor]:
+    """A value in the support of each observed site that has a mask; torch's generators stay as they were."""
+    return {
+        name: _in_support(site)
+        for name, site in traces.sites(traces.model, observed=True)
+        if traces.is_local(site) and site["value"].numel() and mask_of(name, site) is not None
+    }
+
+
+def _in_support(site: Site) -> Tensor:
+    """A value at which the site has a density, whatever its own value is."""
+    fn, value = site["fn"], site["value"]
+    try:
+        transform = biject_to(fn.support)
+        return transform(value.new_zeros(transform.inverse_shape(value.shape)))
+    except NotImplementedError:  # of discrete sites, and of supports that have no such map
+        with fork_random(value.device):
+            return fn.sample().to(value.dtype)
+
+
+def filled(traces: Traces) -> Traces:
+    """The run with a value in the support wherever an observed site is masked: whatever is there has no say."""
+    model = traces.model.copy()
+    for name, stand_in in stand_ins(traces).items():
+        site = model.nodes[name]
+        model.nodes[name] = {**site, "value": where_unmasked(name, site, site["value"], stand_in)}
+    return replace(traces, model=model)
+
+
+def _check_scales(traces: Traces, role: Role) -> None:
+    programs = [("model", traces.model)] if role == "start" else [("model", traces.model), ("guide", traces.guide)]
+    for where, trace in programs:
+        for name, site in traces.sites(trace, observed=False):
+            if traces.is_local(site) and not is_one(traces.exponent(site)):
+                raise ProgramError(
+                    f"the latent site '{name}' is scaled in the {where}: a density to a power is none, and log p(x) does not "
+                    "exist; evaluate without the scale, or scale all sites of the data plate alike in model and guide"
+                )
+
+
+def is_one(scale: Tensor | float) -> bool:
+    """Whether a scale is 1 everywhere, up to rounding; False where it is nan."""
+    return bool(((torch.as_tensor(scale) - 1).abs() < 1e-6).all())
+
+
+def _check_masks(traces: Traces, model: Program, guide: Program, args: tuple[Tensor, ...], role: Role) -> None:
+    of_model = _masks(traces, traces.model)
+    if role != "start":
+        of_guide = _masks(traces, traces.guide)
+        known = dict(traces.sites(traces.model, observed=False))
+        for name in of_model | of_guide:
+            if name in known and not _alike(of_model.get(name), of_guide.get(name)):
+                raise ProgramError(
+                    f"the latent site '{name}' is not masked alike in model and guide: log p(x) takes the same elements in both"
+                )
+    if not of_model or all(bool(mask.all()) for mask in of_model.values()):
+        return
+    again = _masks(run(model, guide, args, {}), None)
+    for name, mask in of_model.items():
+        if not _alike(mask, again.get(name)):
+            raise ProgramError(f"the mask of the latent site '{name}' depends on what is drawn: give masks as arguments")
+        other = _dependent(traces, model, guide if role == "path" else None, args, name)
+        if other is not None:
+            raise ProgramError(
+                f"the latent site '{name}' is masked, but the density of '{other}' depends on what is masked: log p(x) does "
+                "not exist"
+            )
+
+
+def _masks(traces: Traces, trace: poutine.Trace | None) -> dict[str, Tensor]:
+    """The masks of latent sites; those of observed ones have to fit only."""
+    trace = traces.model if trace is None else trace
+    for name, site in traces.sites(trace, observed=True):
+        mask_of(name, site)
+    latent = {name: site for name, site in traces.sites(trace, observed=False) if traces.is_local(site)}
+    for name, site in latent.items():
+        if _is_masked_inside(site["fn"]):
+            raise ProgramError(f"the latent site '{name}' is masked within its events: mask it outside of `to_event`")
+    found = {name: mask_of(name, site) for name, site in latent.items()}
+    return {name: mask for name, mask in found.items() if mask is not None}
+
+
+def _is_masked_inside(fn: Any) -> bool:
+    """Whether a distribution has a mask below other wrappers."""
+    while isinstance(fn, MaskedDistribution):
+        fn = fn.base_dist
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+        if isinstance(fn, MaskedDistribution):
+            return True
+    return False
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        mask = other if one is None else one
+        return mask is None or bool(mask.all())
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+def _dependent(traces: Traces, model: Program, guide: Program | None, args: tuple[Tensor, ...], name: str) -> str | None:
+    """The first site with a density, not masked itself, that other values of the masked elements change."""
+    site = traces.guide.nodes[name]
+    before = _densities(traces, traces.model)
+    of_guide = {} if guide is None else _densities(traces, traces.guide)
+    for value in _other_values(site):
+        mixed = where_unmasked(name, traces.model.nodes[name], site["value"], value)
+        moved = at_values(traces, model, args, {}, {name: mixed})
+        found = _changed(before, _densities(moved, moved.model))
+        if found is None and guide is not None:
+            replayed = poutine.trace(poutine.replay(guide, trace=moved.drawn)).get_trace(*args)
+            found = _changed(of_guide, _densities(moved, prune_subsample_sites(replayed)))
+        if found is not None:
+            return found
+    return None
+
+
+def _other_values(site: Site) -> Iterator[Tensor]:
+    """Values for all elements of a site: each state of a discrete one, else new draws."""
+    fn, value = site["fn"], site["value"]
+    if fn.has_enumerate_support:
+        for state in fn.enumerate_support(expand=False)[:MOST_STATES]:
+            yield state.to(value.dtype).expand(value.shape)
+    else:
+        for _ in range(REDRAWN):
+            yield fn(*site["args"], **site["kwargs"]).expand(value.shape)
+
+
+def _densities(traces: Traces, trace: poutine.Trace) -> dict[str, Tensor]:
+    """The log-densities of all sites of a program, 0 where they are masked."""
+    return {
+        name: scale_and_mask(log_density(name, site), mask=site["mask"])
+        for observed in (False, True)
+        for name, site in traces.sites(trace, observed=observed)
+        if isinstance(site["value"], Tensor)
+    }
+
+
+def _changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> str | None:
+    for name, term in before.items():
+        new = after.get(name)
+        if new is None or new.shape != term.shape:
+            return name
+        slack = 100 * torch.finfo(term.dtype).eps
+        if not torch.allclose(term, new, rtol=slack, atol=slack, equal_nan=True):
+            return name
+    return next((name for name in after if name not in before), None)

@@ -1,0 +1,113 @@
+"""Score terms: the part of a gradient that draws without a path gradient need.
+
+With a draw y ~ q(y; φ) that carries no path gradient, ∂_φ E F = E[∂_φ F + F ∂_φ log q(y)]. A rejection sampler carries a
+part of its path gradient; the remaining part is the score of its acceptance probability (Naesseth et al. 2017).
+"""
+
+from typing import Any
+
+import torch
+from pyro.distributions import Distribution, MaskedMixture
+from pyro.distributions.util import broadcast_shape, scale_and_mask, sum_rightmost
+from torch import Tensor
+
+from pyroae.particles import Stacked
+from pyroae.sites import Site, samples
+from pyroae.weights import LogWeights, Traces, log_density
+
+
+def has_path(distribution: Any) -> bool:
+    """Whether draws carry their whole path gradient.
+
+    False for discrete distributions and for rejection samplers, whose `has_rsample` is True though their path gradient
+    leaves out the acceptance probability.
+    """
+    return bool(distribution.has_rsample) and not _is_rejector(distribution)
+
+
+def score_function(distribution: Any, value: Tensor) -> Tensor | None:
+    """The term of log q, of the batch shape, whose derivative multiplies the learning signal; None for a whole path."""
+    if isinstance(distribution, Stacked):
+        values = value.flatten(0, distribution.pad)
+        terms = [score_function(part, v) for part, v in zip(distribution.parts, values, strict=True)]
+        known = [term for term in terms if term is not None]
+        return distribution.stacked(known) if len(known) == len(terms) else None
+    if not distribution.has_rsample:
+        return distribution.log_prob(value)
+    if not _is_rejector(distribution):
+        return None
+    if isinstance(distribution, MaskedMixture):
+        zeros = value.new_zeros(distribution.batch_shape)
+        one, other = (score_function(part, value) for part in (distribution.component1, distribution.component0))
+        return torch.where(distribution.mask, zeros if one is None else one, zeros if other is None else other)
+    if not hasattr(distribution, "base_dist"):
+        return distribution.score_parts(value).score_function
+    for transform in reversed(getattr(distribution, "transforms", [])):
+        value = transform.inv(value)
+    base = distribution.base_dist
+    inner = sum_rightmost(score_function(base, value), len(distribution.event_shape) - len(base.event_shape))
+    return inner.expand(broadcast_shape(distribution.batch_shape, inner.shape))
+
+
+def score_terms(traces: Traces, weights: LogWeights, *, every: bool = False) -> Tensor | None:
+    """Σ of the score functions of the guide's draws, `[K, N]`, without scales and masks: draws do not depend on these.
+
+    every: for draws with a path gradient too, where their values were detached. None where no draw needs a score.
+    """
+    terms = []
+    for name, site in traces.draws():
+        term = weights.densities[name] if every else _of_site(name, site, weights)
+        if term is not None:
+            terms.append(traces.summed(site, term))
+    return sum(terms[1:], terms[0]) if terms else None
+
+
+def elbo_scores(traces: Traces, weights: LogWeights) -> Tensor | None:
+    """What is added to the ELBO so that its gradient is unbiased for draws without a path gradient; None where all have one.
+
+    The learning signal of a draw is the sum of the terms of log w in its plates: other data, and other elements of plates
+    that the draw is not in, are independent of it (partial Rao-Blackwellization, as `pyro.infer.Trace_ELBO`).
+    """
+    scored = {n: (s, term) for n, s in traces.draws() if (term := _of_site(n, s, weights)) is not None}
+    if not scored:
+        return None
+    signals = [
+        (site, sign * _scaled(site)) for trace, sign in ((traces.model, 1), (traces.guide, -1)) for site in samples(trace)
+    ]
+    terms = []
+    for name, (site, term) in scored.items():
+        signal = sum(_within(site, other, value) for other, value in signals)
+        terms.append((signal * term).sum() / traces.num_particles)
+        if not site["fn"].has_rsample:  # takes −c_k s_k out of the ELBO: its mean is 0, as c_k is constant
+            terms.append(traces.total(site, traces.reduce(site, weights.densities[name])))
+    return sum(terms[1:], terms[0])
+
+
+def _scaled(site: Site) -> Tensor:
+    """The log-density of a site in the objective, of its batch shape, detached."""
+    return scale_and_mask(log_density(site["name"], site).detach(), scale=site["scale"], mask=site["mask"])
+
+
+def _of_site(name: str, site: Site, weights: LogWeights) -> Tensor | None:
+    return weights.densities[name] if not site["fn"].has_rsample else score_function(site["fn"], site["value"])
+
+
+def _within(site: Site, other: Site, term: Tensor) -> Tensor:
+    """The terms of another site, summed over every batch dimension that is not of a plate which both sites share."""
+    shared = {f.dim for f in site["cond_indep_stack"] if f.vectorized and f in other["cond_indep_stack"]}
+    summed = [d for d in range(-term.dim(), 0) if d not in shared]
+    term = term.sum(summed, keepdim=True) if summed else term
+    while term.dim() > len(site["fn"].batch_shape):
+        term = term.squeeze(0)
+    return term
+
+
+def _is_rejector(distribution: Any) -> bool:
+    """Whether a distribution, or one that it wraps, gives score parts of its own."""
+    if isinstance(distribution, Stacked):
+        return _is_rejector(distribution.parts[0])
+    if isinstance(distribution, MaskedMixture):
+        return _is_rejector(distribution.component0) or _is_rejector(distribution.component1)
+    if hasattr(distribution, "base_dist"):
+        return _is_rejector(distribution.base_dist)
+    return getattr(type(distribution), "score_parts", Distribution.score_parts) is not Distribution.score_parts
