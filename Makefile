@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint types docs study bench clean
+.PHONY: setup demo test lint types docs study bench gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -11,6 +11,7 @@ help:
 	@echo "make test    set up, lint, type-check, build the docs, run the tests, doctests and examples"
 	@echo "make study   the longer studies: MNIST, marked 'slow' (PYROAE_DATA names the folder of the data)"
 	@echo "make bench   speed beside Pyro's SVI, hand-written PyTorch, NumPyro and pythae: about an hour of a quiet machine"
+	@echo "make gpu     on a CUDA device: the numbers of a CPU, and speed; six to eight minutes"
 
 setup: $(VENV)/.ready
 
@@ -47,6 +48,9 @@ $(VENV)/.bench: $(VENV)/.ready
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.speed all --check
+
+gpu: setup
+	$(BIN)/python -m benchmarks.gpu
 
 clean:
 	rm -rf $(VENV) site runs .mypy_cache .pytest_cache .ruff_cache

@@ -1,7 +1,7 @@
 """A graph called with the parameters it reads: a step inside of it, beside it, or gradients handed to autograd."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,13 @@ from pyroae.updates import Update
 class Call:
     """A graph with the parameters it reads, and the step it takes: on a GPU as one launch."""
 
+    is_recorded: ClassVar[bool | None] = None
+    """Whether a step is recorded: None for a GPU's alone."""
+
     def __init__(self, graph: Graph, leaves: list[nn.Parameter], where: list[int], update: Update | None) -> None:
         self.graph, self.leaves, self.where, self.update = graph, [p.detach() for p in leaves], where, update
-        on_gpu = update is not None and self.leaves[0].device.type == "cuda"
-        self.recorded = Recorded(self._in_order, cuda_graph) if on_gpu else None
+        is_recorded = self.leaves[0].device.type == "cuda" if self.is_recorded is None else self.is_recorded
+        self.recorded = Recorded(self._in_order, cuda_graph) if is_recorded and update is not None else None
 
     def __call__(self, *given: Any) -> tuple[Tensor, ...]:
         tensors = [given[i] for i in self.where]

@@ -81,7 +81,7 @@ class Adam(Rule):
         if self.weight_decay and self.decoupled:
             torch._foreach_mul_(weights, left)
         elif self.weight_decay:
-            slopes = torch._foreach_add(slopes, torch._foreach_mul(weights, self.weight_decay))
+            slopes = list(torch._foreach_add(slopes, torch._foreach_mul(weights, self.weight_decay)))
         torch._foreach_lerp_(means, slopes, 1 - self.betas[0])
         torch._foreach_mul_(squares, self.betas[1])
         torch._foreach_addcmul_(squares, slopes, slopes, 1 - self.betas[1])

@@ -204,8 +204,8 @@ def test_what_differs_between_members_is_not_taken_from_the_first() -> None:
 def test_a_recorded_step_is_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, where a step is replayed on tensors that stay where they are: here by a function in the graph's place."""
 
-    def record(run: Callable[[], tuple[Tensor, ...]]) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
-        outputs = (torch.empty(len(SEEDS)),)
+    def record(run: Callable[[], tuple[Tensor, ...]], generators: object) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
+        outputs = (torch.empty(1, len(SEEDS)),)
 
         def replay() -> None:
             outputs[0].copy_(run()[0])

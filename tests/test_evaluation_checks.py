@@ -104,7 +104,7 @@ def test_a_scale_of_an_observed_site_is_the_same_power_for_all(power: float) -> 
         ais(program, None, X, settings=SHORT, seed=0),
         gaps(program, guide, X, num_particles=4000, seed=0).log_px,
     ):
-        value = found.values if hasattr(found, "values") else found.log_px  # type: ignore[union-attr]
+        value = found.values if hasattr(found, "values") else found.log_px
         assert ((value - expected).abs() < 5 * found.se + 1e-6).all()
 
 
@@ -135,7 +135,7 @@ def test_roles() -> None:
     check_program(model, scaled, (X,), "start")
     for role in ("proposal", "path", "parts"):
         with pytest.raises(ProgramError, match="scaled in the guide"):
-            check_program(model, scaled, (X,), role)  # type: ignore[arg-type]
+            check_program(model, scaled, (X,), role)
 
 
 def test_the_generators_stay_as_they_were() -> None:

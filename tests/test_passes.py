@@ -109,10 +109,10 @@ def test_a_recorded_step_reads_what_is_given_and_changes_what_stays() -> None:
     """With a recording that calls the function again, as replaying it would do."""
     recordings = 0
 
-    def record(run):  # type: ignore[no-untyped-def]
+    def record(run, generators):  # type: ignore[no-untyped-def]
         nonlocal recordings
         recordings += 1
-        outputs = (torch.zeros(()),)
+        outputs = (torch.zeros(1),)
         return lambda: outputs[0].copy_(run()[0]), outputs
 
     def run(total: Tensor, x: Tensor) -> tuple[Tensor, ...]:
@@ -120,12 +120,12 @@ def test_a_recorded_step_reads_what_is_given_and_changes_what_stays() -> None:
         return (total.sum(),)
 
     step, total = Recorded(run, record), torch.zeros(2)
-    first = step([total], [torch.ones(2)])
-    second = step([total], [torch.full((2,), 3.0)])
+    first = step([total], [torch.ones(1, 2)])
+    second = step([total], [torch.full((1, 2), 3.0)])
     assert (first[0].item(), second[0].item()) == (2.0, 8.0)  # outputs of an earlier call are not overwritten
     assert recordings == 1
     other = torch.zeros(2)
-    assert step([other], [torch.ones(2)])[0].item() == 2.0
+    assert step([other], [torch.ones(1, 2)])[0].item() == 2.0
     assert recordings == 2
     assert total.tolist() == [4.0, 4.0]
 

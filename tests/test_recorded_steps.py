@@ -1,18 +1,22 @@
 """A step as one CUDA graph: the numbers of eager code, nothing waited for; on a CPU, with a function in the graph's place."""
 
 from collections.abc import Callable, Iterator
+from itertools import batched
 
 import pytest
 import torch
 from torch import Tensor
 
 import pyroae
-from pyroae import TraceELBO, zoo
+from pyroae import TraceELBO, calls, zoo
 from pyroae.autoencoder import Autoencoder
+from pyroae.calls import Call
 from pyroae.compiler import Compiled
 from pyroae.config import TrainConfig
 from pyroae.graphs import Recorded
 from pyroae.nn import MLP
+from pyroae.states import Progressed
+from pyroae.trainer import Batch, Trainer
 from pyroae.training import fit
 
 Outputs = tuple[Tensor, ...]
@@ -70,6 +74,52 @@ def test_a_recorded_step_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     (plain, weights), (replayed, same) = results
     assert replayed == plain
     assert torch.equal(same, weights)
+
+
+def test_several_recorded_steps_are_those_of_one_after_the_other() -> None:
+    """Rates and weights of the KL differ from step to step; a second launch goes on where the first one ended."""
+    results = []
+    for together in (False, True):
+        system, batches = made()
+        svi = Compiled(system, TraceELBO(), adam, backend="eager")
+        for _ in range(2):
+            svi.step(batches[0], kl_weight=0.5)
+        for call in svi._graphs.values():
+            assert isinstance(call, Call)
+            call.recorded = Recorded(call._in_order, by_repetition)
+
+        def before(step: int, svi: Compiled = svi) -> float:
+            assert svi.optimizer is not None
+            svi.optimizer.param_groups[0]["lr"] = 0.05 / (1 + step)
+            return (step + 1) / 3
+
+        torch.manual_seed(3)
+        for _ in range(2):
+            if together:
+                losses = svi.steps(batches, before=before)
+            else:
+                losses = torch.stack([svi.step(batches[i], kl_weight=before(i)) for i in range(3)])
+        results.append((losses, torch.cat([p.detach().flatten() for p in system.parameters()])))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_fit_groups_steps_without_a_change_of_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of three steps, of a training whose steps are recorded, against steps one by one; the last group is shorter."""
+    histories = []
+    for most in (1, 3):
+        system, batches = made()
+
+        def groups(trainer: Trainer, epoch: int, done: Progressed, most: int = most) -> Iterator[list[Batch]]:
+            yield from (list(group) for group in batched(trainer._batches(epoch, done.position), most))
+
+        monkeypatch.setattr(Trainer, "_groups", groups)
+        monkeypatch.setattr(calls, "Recorded", lambda run, record: Recorded(run, by_repetition))
+        monkeypatch.setattr(Call, "is_recorded", True)
+        config = TrainConfig(epochs=3, batch_size=3, lr=0.02, kl_warmup=2, schedule="cosine", accelerator="cpu", compile=True)
+        result = fit(system, batches.flatten(0, 1), config=config, progress=False)
+        histories.append([row.train_nelbo for row in result.history])
+    assert histories[0] == histories[1]
 
 
 @pytest.fixture

@@ -131,7 +131,8 @@ def test_gaps_say_which_log_px_is_not_to_be_trusted() -> None:
     assert found.unreliable.tolist() == [0, 1]
     system, data = zoo.ppca(6, latent=2), torch.randn(4, 6)
     assert len(gaps(system.model, system.guide, data, num_particles=500, seed=0).unreliable) == 0
-    known = QuadratureEstimate(*(torch.zeros(4) for _ in range(2)), torch.tensor([True, False, True, True]), torch.ones(4), 0.0)
+    converged = torch.tensor([True, False, True, True])
+    known = QuadratureEstimate(torch.zeros(4), torch.zeros(4), converged, torch.ones(4), 0.0)
     told = gaps(system.model, system.guide, data, log_px=known, num_particles=50, steps=10, seed=0)
     assert told.unreliable.tolist() == [1]
 

@@ -135,8 +135,8 @@ def log_likelihood(
     pays. share: of this process in the work, where several call this with the same arguments; the estimate is the same on
     all, and for any number of them. Where memory runs out, chunks are halved, with a warning.
     Raises UndefinedLikelihoodError for a Delta that depends on no draw, or an improper prior, ProgramError for latent sites
-    outside the data plate and for scales and masks of them (`check_terms`), DataError, with its index and the site, for a datum
-    whose weights are all zero or not a number, ConfigError where memory does not hold one draw for one datum.
+    outside the data plate and for scales and masks of them (`check_terms`), DataError, with its index and the site, for a
+    datum whose weights are all zero or not a number, ConfigError where memory does not hold one draw for one datum.
 
     >>> from pyroae import zoo
     >>> system, x = zoo.ppca(4, latent=2), torch.zeros(3, 4)

@@ -1,0 +1,63 @@
+"""What is measured on a GPU: a trial of the script on a CPU, and its evaluations and trainings where there is a device."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu import __main__ as script
+from benchmarks.gpu import agreement, checks, evaluators
+from benchmarks.gpu.draws import HostDraws
+
+
+def test_a_trial_of_the_script(tmp_path: Path) -> None:
+    assert script.main(["agreement", "scores", "--short", "--device", "cpu", "--out", str(tmp_path), "--workers", "1"]) == 0
+    found = json.loads((tmp_path / "gpu-agreement.json").read_text())
+    assert found["done"] == found["checks"] >= 10
+    assert found["failed"] == []
+    scores = json.loads((tmp_path / "gpu-scores.json").read_text())
+    assert scores["AIS"]["images"] == 4
+    assert scores["where"]["device"] == "cpu"
+
+
+def test_a_check_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluators, "AGAINST_CPU", {"noise": lambda device: [torch.rand(3)], "none": lambda device: 1 / 0})
+    monkeypatch.setattr(evaluators, "HostDraws", lambda: torch.random.fork_rng(devices=[]))
+    assert "ZeroDivisionError" in checks.check(("against_cpu", "none"), "cpu")["error"]
+    assert agreement.distance([torch.tensor([1.0, float("nan")])], [torch.ones(2)]) == float("inf")
+    assert agreement.distance([torch.tensor([1.0, 1.5])], [torch.tensor([1.0, 2.0])]) == 0.25
+
+
+def test_draws_of_the_cpu_are_the_same_on_any_device() -> None:
+    """On the device "meta" there are no numbers to compare, so the shapes: the draw itself is made on the CPU."""
+    generator = torch.Generator().manual_seed(5)
+    with HostDraws():
+        torch.manual_seed(0)
+        drawn = [torch.randn(3), torch.bernoulli(torch.full((4,), 0.5)), torch.empty(2).normal_(generator=generator)]
+    torch.manual_seed(0)
+    expected = [
+        torch.randn(3),
+        torch.bernoulli(torch.full((4,), 0.5)),
+        torch.empty(2).normal_(generator=generator.manual_seed(5)),
+    ]
+    for one, other in zip(drawn, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", list(evaluators.AGAINST_CPU))
+def test_evaluations_are_those_of_the_cpu(name: str) -> None:
+    assert checks.check(("against_cpu", name), "cuda")["ok"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", list(evaluators.ON_DEVICE))
+def test_two_ways_to_one_result(name: str) -> None:
+    assert checks.check(("on_device", name), "cuda")["ok"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pair", [("vae", "trace-elbo"), ("vae-conv", "dreg"), ("discrete-vae-categorical", "vimco")])
+def test_steps_are_those_of_the_cpu(pair: tuple[str, str]) -> None:
+    assert checks.check(("eager", *pair), "cuda")["ok"]
