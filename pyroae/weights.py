@@ -359,7 +359,7 @@ def plate_nesting(
     the program is to be run particle by particle, and a warning names the site. compared: False leaves that out.
     """
     device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
-    exact = torch.autocast(device.type, enabled=False)
+    exact = torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
     with fork_random(device), evaluating(model, guide), poutine.block(), undisturbed(), exact:
         traces = run(model, guide, args, kwargs)
         sites = samples(traces.model, traces.guide)
