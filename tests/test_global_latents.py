@@ -217,3 +217,43 @@ def test_gradients_that_are_not_defined_given_the_globals_are_refused(name: str)
     x = data()
     with pytest.raises(ProgramError, match="the latent site 'w' lies outside the data plate: use trace-elbo, iwae"):
         OBJECTIVES[name](num_particles=4).bound(*programs(x), x)
+
+
+def with_terms(*, auxiliary: bool, shift: float = 0.0) -> Programs:
+    """The model, and a guide with its draws as sites, or as auxiliary sites below Deltas, where z has shift · w added."""
+    x, model = data(), programs(data())[0]
+
+    def drawn(name: str, fn: Any, factor: float = 1.0, plus: Any = 0.0) -> Tensor:
+        if not auxiliary:
+            return pyro.sample(name, dist.Normal(factor * fn.loc, factor * fn.scale))
+        u = pyro.sample(f"{name}_auxiliary", fn, infer={"is_auxiliary": True})
+        density = -torch.tensor(factor).log().expand(u.shape)
+        return pyro.sample(name, dist.Delta(factor * u + plus, log_density=density))
+
+    def guide(x: Tensor) -> None:
+        loc, log_scale, slope, log_width = (
+            pyro.param(name, torch.tensor(0.3)) for name in ("loc", "log_scale", "slope", "log_width")
+        )
+        w = drawn("w", dist.Normal(loc, log_scale.exp()), 2.0)
+        with pyro.plate("data", len(x), subsample=torch.arange(len(x))):
+            drawn("z", dist.Normal(slope * (w + x), log_width.exp()), 1.0, shift * w if shift else 0.0)
+
+    guide(x)
+    return model, guide
+
+
+@pytest.mark.parametrize("name", ["iwae", "stl", "iwae-stl", "dreg"])
+def test_deltas_of_auxiliary_draws_have_the_gradient_of_the_draws_themselves(name: str) -> None:
+    rows = []
+    for auxiliary in (False, True):
+        pyro.clear_param_store()
+        guided = with_terms(auxiliary=auxiliary)
+        torch.manual_seed(1)
+        rows.append(gradients(OBJECTIVES[name](num_particles=3), guided, data(), 5))
+    torch.testing.assert_close(rows[0], rows[1])
+
+
+def test_dreg_refuses_a_delta_in_the_plate_that_moves_with_a_global_draw() -> None:
+    model, guide = with_terms(auxiliary=True, shift=0.4)
+    with pytest.raises(ProgramError, match="its site 'z' is a Delta"):
+        OBJECTIVES["dreg"](num_particles=3).bound(model, guide, data())

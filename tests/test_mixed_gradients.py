@@ -29,6 +29,7 @@ from pyroae.objectives import (
     TwoBounds,
 )
 from pyroae.objectives.scores import has_path, score_function
+from pyroae.particles import Stacked
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -392,3 +393,13 @@ def test_a_rejection_sampler_has_only_a_part_of_a_path(name: str) -> None:
 
     with pytest.raises(ProgramError, match=r"the guide's site 'z' \(\w+\) has only a part of one"):
         OBJECTIVES[name](num_particles=2).loss(program, guide)
+
+
+def test_the_score_function_of_stacked_runs_is_that_of_each_run() -> None:
+    ones = torch.ones(4)
+    parts = [RejectionGamma(2 * ones, ones), RejectionGamma(3 * ones, ones)]
+    value = torch.rand(2, 4) + 0.5
+    expected = torch.stack([score_function(part, v) for part, v in zip(parts, value, strict=True)])
+    assert not has_path(Stacked(parts, 1))
+    assert torch.equal(score_function(Stacked(parts, 1), value), expected)
+    assert score_function(Stacked([dist.Normal(ones, ones)] * 2, 1), value) is None
