@@ -22,7 +22,7 @@ from pyroae.program import Pair, like_parameters, system_of
 from pyroae.progress import Progress
 from pyroae.states import Epoch, State
 from pyroae.step import Step
-from pyroae.trainer import STEPS_A_LAUNCH, FitResult, Trainer, is_long, steps_of
+from pyroae.trainer import STEPS_A_LAUNCH, FitResult, Trainer, grouped, is_long, steps_of
 from pyroae.training import check, fit, train_and_valid
 from pyroae.updates import rule_of
 from pyroae.weights import fork_random
@@ -190,17 +190,7 @@ class _Lockstep:
     def _groups(self, epoch: int, step: int) -> Iterator[list[Batches]]:
         """Batches of one size whose steps are one launch on a GPU; each by itself elsewhere."""
         most = STEPS_A_LAUNCH if self.first.fabric.device.type == "cuda" else 1
-        group: list[Batches] = []
-        for batches in self._batches(epoch):
-            if group and len(batches[0][0]) != len(group[0][0][0]):
-                yield group
-                step, group = step + len(group), []
-            group.append(batches)
-            if len(group) >= min(most, self.first.total_steps - step):
-                yield group
-                step, group = step + len(group), []
-        if group:
-            yield group
+        return grouped(self._batches(epoch), lambda batches: len(batches[0][0]), most, self.first.total_steps - step)
 
     def _steps(self, step: int, group: list[Batches]) -> list[list[Tensor]]:
         size, divisor = len(group[0][0][0]), self.first.raw.num_data(group[0][0])

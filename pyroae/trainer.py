@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -75,6 +75,25 @@ def steps_of(config: TrainConfig, num_data: int) -> int:
 def is_long(steps: int) -> bool:
     """Whether so many steps of one shape earn back what their graph takes to make."""
     return steps >= COMPILE_FROM_STEPS
+
+
+def grouped[T](batches: Iterable[T], size: Callable[[T], int], most: int, left: int) -> Iterator[list[T]]:
+    """Batches in their order, in groups of one size each: `most` of them at the most, and `left` in the first groups together.
+
+    >>> list(grouped([5, 5, 5, 5, 2], lambda n: n, most=3, left=10))
+    [[5, 5, 5], [5], [2]]
+    """
+    group: list[T] = []
+    for batch in batches:
+        if group and size(batch) != size(group[0]):
+            yield group
+            left, group = left - len(group), []
+        group.append(batch)
+        if len(group) >= min(most, left):
+            yield group
+            left, group = left - len(group), []
+    if group:
+        yield group
 
 
 class Trainer:
@@ -204,19 +223,9 @@ class Trainer:
 
     def _groups(self, epoch: int, done: Progressed) -> Iterator[list[Batch]]:
         """Batches of one size whose steps are one launch on a GPU; each by itself elsewhere."""
-        batches, at = self._batches(epoch, done.position), done.step
         most = STEPS_A_LAUNCH if self.graphs is not None and self.fabric.device.type == "cuda" else 1
-        group: list[Batch] = []
-        for batch in batches:
-            if group and batch[1] != group[0][1]:
-                yield group
-                at, group = at + len(group), []
-            group.append(batch)
-            if len(group) >= min(most, self.total_steps - at):
-                yield group
-                at, group = at + len(group), []
-        if group:
-            yield group
+        batches = self._batches(epoch, done.position)
+        return grouped(batches, lambda batch: batch[1], most, self.total_steps - done.step)
 
     def _agreed(self, step: int, *asked: bool) -> tuple[bool, ...]:
         """What a clock or a signal asks for, in every process alike."""
