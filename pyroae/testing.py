@@ -177,8 +177,8 @@ class _Given(dist.Normal):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         if self.noise is None:
             return super().rsample(torch.Size(sample_shape))
-        whole = self.noise.numel() == self.loc.numel()  # else a run without particles, to count the plates
-        return self.loc + self.scale * (self.noise if whole else self.noise[0]).reshape(self.loc.shape)
+        place = torch.arange(self.loc.numel()) % self.noise.numel()  # a trial run has other particles than the noise
+        return self.loc + self.scale * self.noise.flatten()[place].reshape(self.loc.shape)
 
 
 def _toy(objective: ObjectiveBase, num_data: int = 6) -> tuple[Toy, Tensor]:
