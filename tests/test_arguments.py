@@ -147,7 +147,7 @@ def test_log_likelihood(line: Line, form: str) -> None:
 def test_log_likelihood_by_another_proposal(line: Line, make: Callable[[Program], Any]) -> None:
     other, (args, _) = InForm(line, "dict"), given("dict")
     options: dict[str, Any] = {"num_particles": 20, "seed": 0}
-    expected = log_likelihood(line.model, make(line.guide), (X, Y), **options)
+    expected = log_likelihood(line.model, make(line.guide), (X, Y), retry=make(line.guide), **options)
     found = log_likelihood(other.model, make(other.guide), args, retry=make(other.guide), **options)
     torch.testing.assert_close(found.log_px, expected.log_px, rtol=1e-4, atol=1e-4)
 
