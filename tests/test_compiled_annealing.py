@@ -164,10 +164,10 @@ def test_code_of_inductor_has_the_numbers_of_eager_code(monkeypatch: pytest.Monk
 
 
 def branching(x: Tensor) -> None:
-    """Its control flow hangs on what is drawn."""
+    """Its control flow depends on what is drawn."""
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z if z.sum() > 0 else -z, 1.0), obs=x)
+        pyro.sample("x", dist.Normal(z if z.sum() < 1e6 else -z, 1.0), obs=x)
 
 
 class Strict(dist.Normal):
