@@ -136,7 +136,10 @@ def test_pyros_words_for_no_gradient() -> None:
 
 @pytest.mark.parametrize("way", list(WAYS))
 def test_a_gradient_of_zero_is_fine(way: str) -> None:
-    WAYS[way]((model, guide_of(nn.Linear(1, 1), lambda loc: 0 * loc)))
+    net = nn.Linear(1, 1)
+    before = [p.detach().clone() for p in net.parameters()]
+    WAYS[way]((model, guide_of(net, lambda loc: 0 * loc)))
+    assert all(torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True))
 
 
 def test_an_error_without_words_has_its_name() -> None:
@@ -247,4 +250,5 @@ def test_batch_normalization_of_one_datum() -> None:
 def test_batch_normalization_of_one_image() -> None:
     """Its pixels have a variance."""
     system = Normed(nn.Sequential(nn.Unflatten(1, (1, 3)), nn.BatchNorm1d(1)))
-    fit(system, torch.randn(21, 1), config=TrainConfig(batch_size=10, epochs=1), progress=False)
+    result = fit(system, torch.randn(21, 1), config=TrainConfig(batch_size=10, epochs=1), progress=False)
+    assert result.history[-1].step == 3
