@@ -44,7 +44,7 @@ def compile(
 
         loss = −bound(minibatch) in nats;  a step: gradients of −surrogate, clipped to a norm, and the optimizer
 
-    model, guide: any Pyro programs over the same arguments, free of control flow that hangs on values. objective: one of
+    model, guide: any Pyro programs over the same arguments, free of control flow that depends on values. objective: one of
     pyroae's, or an ELBO of Pyro's with a `differentiable_loss`. optimizer: a function from parameters to an optimizer of
     torch, or one of `pyro.optim`; by default Adam with a learning rate of 1e-3. Adam, AdamW and SGD become part of the graph;
     others step beside it. grad_clip: largest norm of the whole gradient. same_draws: on a GPU, the random numbers of eager

@@ -1,4 +1,4 @@
-"""A traced graph cut in two: what hangs on no draw, worked out once, and the rest, as often as there are draws."""
+"""Split a traced graph into a part that does not depend on the random draws and a part that does."""
 
 import operator
 from collections.abc import Collection, Iterator

@@ -27,7 +27,7 @@ class Untraceable(Exception):
 def traced(function: Callable[..., Any], inputs: Sequence[Tensor], model: Program, guide: Program) -> torch.fx.GraphModule:
     """The tensor operations of a function that runs these programs, which have been run as they are before.
 
-    Raises Untraceable, which names the site and the program's own line, where they hang on values.
+    Raises Untraceable, which names the site and the program's own line, where they depend on values.
     """
     from torch._guards import TracingContext, tracing
     from torch._subclasses import FakeTensorMode

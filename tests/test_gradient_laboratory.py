@@ -330,7 +330,7 @@ def test_wrong_settings() -> None:
     for parameter in parameters.values():
         parameter.requires_grad_(False)
     other = {"other": torch.zeros(1, requires_grad=True)}
-    with pytest.raises(ProgramError, match="Objective hangs on no parameter"):
+    with pytest.raises(ProgramError, match="Objective depends on no parameter"):
         measure(parameters=other)
 
 
@@ -565,7 +565,7 @@ def test_groups_of_a_program() -> None:
     renamed = {"θ": parameters["phi"], "b.θ": parameters["theta"]}
     groups = parameter_groups(model, guide, x, renamed)
     assert groups == {"θ": ("b.θ",), "φ": ("θ",), "module θ": ("θ",), "b": ("b.θ",)}
-    with pytest.raises(ProgramError, match="hang on none of the parameters idle"):
+    with pytest.raises(ProgramError, match="depend on none of the parameters idle"):
         parameter_groups(model, guide, x, {"idle": parameters["idle"]})
     with pytest.raises(ConfigError, match="'twice' must be a leaf"):
         parameter_groups(model, guide, x, {"twice": 2 * parameters["phi"]})

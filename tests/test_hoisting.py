@@ -1,4 +1,4 @@
-"""A graph cut in two: the same numbers, what hangs on no draw worked out once, nothing large handed on."""
+"""A graph cut in two: the same numbers, what does not depend on the draws computed once, nothing large handed on."""
 
 from collections.abc import Callable
 from typing import Any

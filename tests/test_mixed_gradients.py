@@ -120,7 +120,7 @@ def gradients(objective: Objective, order: str, x: float = 0.8) -> Tensor:
     return -torch.stack([leaf.grad for leaf in p])  # type: ignore[misc]
 
 
-def check(found: Tensor, exact: Tensor) -> None:
+def assert_mean_is(found: Tensor, exact: Tensor) -> None:
     errors = found.std(1) / math.sqrt(SIZE)
     assert ((found.mean(1) - exact).abs() < 4.5 * errors).all(), (found.mean(1), exact, errors)
 
@@ -144,13 +144,13 @@ def exact_gradient(value: Callable[..., Tensor], order: str, x: float = 0.8) -> 
     ids=lambda o: f"{o.bound_function}-{o.gradient}",
 )
 def test_elbo_of_a_mixed_guide(objective: Objective, order: str) -> None:
-    check(gradients(objective, order), exact_gradient(exact_elbo, order))
+    assert_mean_is(gradients(objective, order), exact_gradient(exact_elbo, order))
 
 
 @pytest.mark.parametrize("order", list(GUIDES))
 @pytest.mark.parametrize("gradient", [Pathwise(), Score(), Score("geometric"), Score("arithmetic"), Score("none")], ids=str)
 def test_iwae_of_a_mixed_guide(gradient: Any, order: str) -> None:
-    check(gradients(Objective(IWAE(2), gradient), order), exact_gradient(exact_iwae, order))
+    assert_mean_is(gradients(Objective(IWAE(2), gradient), order), exact_gradient(exact_iwae, order))
 
 
 def scores_alone(order: str, bound: Any) -> Tensor:

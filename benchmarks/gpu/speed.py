@@ -3,8 +3,8 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -183,8 +183,7 @@ def _waits(sizes: Sizes) -> dict[str, Any]:
                 recorder[0].__exit__(None, None, None)
 
         pyroae.fit(system, x, config=config, on_epoch=second, progress=False)
-        waiting = ("Synchronize", "cudaMemcpy\0")
-        events = {e.key: e.count for e in recorder[0].key_averages() if any(w.strip("\0") in e.key for w in waiting)}
+        events = {e.key: e.count for e in recorder[0].key_averages()}
         counts.append({key: n for key, n in events.items() if "Synchronize" in key or key == "cudaMemcpy"})
     names = sorted(set(counts[0]) | set(counts[1]))
     return {
@@ -253,8 +252,7 @@ def likelihoods(sizes: Sizes) -> dict[str, Any]:
     }
     for name, (subject, count, settings) in peers.items():
         timer = _Timer(count)
-        with timer.ended():
-            subject(problem, timer, **settings)
+        subject(problem, timer, **settings)
         found[name] = {"seconds": [s * len(x) / count for s in timer.seconds], "images timed": count}
         print(f"{name}: {found[name]}", flush=True)
     return found
@@ -264,7 +262,8 @@ class _Timer:
     """In the place of turns: two blocks of so many data."""
 
     def __init__(self, count: int) -> None:
-        self.count, self.seconds = count, []  # type: ignore[var-annotated]
+        self.count = count
+        self.seconds: list[float] = []
 
     def serve(self, block: Callable[[int], None]) -> None:
         """Time two blocks."""
@@ -272,11 +271,6 @@ class _Timer:
             begun = time.perf_counter()
             block(self.count)
             self.seconds.append(time.perf_counter() - begun)
-
-    @contextmanager
-    def ended(self) -> Iterator[None]:
-        """A context for one subject."""
-        yield
 
 
 def _is(system: Autoencoder, x: Tensor, sizes: Sizes, compile: bool | str) -> Any:

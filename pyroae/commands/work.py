@@ -1,4 +1,4 @@
-"""What the commands share: a run trained, gone on with, evaluated; files written whole."""
+"""What the commands share: train a run, continue it, evaluate it; files written whole."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -65,7 +65,7 @@ def train_run(config: RunConfig, path: Path, overwrite: bool) -> tuple[Run, FitR
 
 
 def resume_run(run: Run, settings: dict[str, Any], checkpoint: str) -> tuple[Run, FitResult]:
-    """A run, gone on with from where it was saved. Raises ConfigError for settings that differ."""
+    """A run, continued from where it was saved. Raises ConfigError for settings that differ."""
     config = RunConfig.from_mapping({**run.config.to_dict(), **settings})
     for name, value in config.to_dict().items():
         if name not in (*WHERE, "epochs") and value != run.config.to_dict()[name]:

@@ -22,7 +22,7 @@ Weights = Callable[[int, int], Tensor]
 class CompiledDraws:
     """Log-weights of fresh draws as one graph: `draws.prepare(block)(k, seed)` is what `weights.log_weights` gives for a seed.
 
-    What hangs on no draw, such as the encoder, is worked out once a block, the rest is code. It is of one shape: a block with
+    What depends on no draw, such as the encoder, runs once per block, the rest is code. Its shape is fixed: a block with
     fewer data is filled up, more are refused; fewer particles are cut from it. On a CPU the noise is made by a generator of
     the call's own, and code is for one core: several threads may call it at once, where `is_for_threads`. What cannot be
     compiled is run as it is, with one warning.
@@ -82,7 +82,7 @@ class CompiledDraws:
         return reduce_log_weights(run(model, guide, block, {}, num_particles, self.nesting)).log_weight
 
     def _code(self, block: tuple[Tensor, ...]) -> tuple[GraphModule, Graph]:
-        """What is worked out once for a block, and what for each chunk of draws, the latter made into code."""
+        """The part that runs once per block, and the part that runs for each chunk of draws, made into code."""
 
         def function(*flat: Tensor) -> tuple[Tensor]:
             return (self._weights(flat[len(self._leaves) :], self.num_particles),)

@@ -225,7 +225,7 @@ class _Place:
         torch.manual_seed(seed)
         surrogate = objective.bound(self.model, self.guide, *self.args).surrogate
         if not surrogate.requires_grad:
-            raise ProgramError(f"the surrogate of {type(objective).__name__} hangs on no parameter of model and guide")
+            raise ProgramError(f"the surrogate of {type(objective).__name__} depends on no parameter of model and guide")
         leaves = list(self.parameters.values())
         found = torch.autograd.grad(surrogate / len(self.args[0]), leaves, allow_unused=True, materialize_grads=True)
         gradients = dict(zip(self.parameters, found, strict=True))

@@ -12,13 +12,13 @@ from pyroae.weights import Program, fork_random, log_density, run
 def parameter_groups(model: Program, guide: Program, x: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
     """Names of parameters by group: θ, φ and "shared", then one group a module.
 
-        θ: log p(x, z) hangs on them at fixed z;   φ: z or log q(z|x) does;   shared: both, such as tied weights
+        θ: log p(x, z) depends on them at fixed z;   φ: z or log q(z|x) does;   shared: both, such as tied weights
 
     Found from one run of both programs on x `[N, ...]`, whatever their names; groups without parameters are left out, and
-    parameters that neither hangs on. parameters: leaves by name, as of `dict(system.named_parameters())`. The module of
+    parameters that neither depends on. parameters: leaves by name, as of `dict(system.named_parameters())`. The module of
     `encoder.0.weight` is `encoder.0`; a name without a dot is a module of its own.
     Torch's generators stay as they were. Raises ConfigError for parameters that are no leaves with a gradient, ProgramError
-    where neither program hangs on any of the parameters.
+    where neither program depends on any of the parameters.
 
     >>> from pyroae import zoo
     >>> from pyroae.nn import MLP
@@ -38,7 +38,7 @@ def parameter_groups(model: Program, guide: Program, x: Tensor, parameters: Mapp
     ]
     theta, phi = _reached(of_model, parameters), _reached(drawn, parameters)
     if not theta | phi:
-        raise ProgramError(f"model and guide hang on none of the parameters {', '.join(parameters) or '(there are none)'}")
+        raise ProgramError(f"model and guide depend on none of the parameters {', '.join(parameters) or '(there are none)'}")
     groups = {"θ": theta - phi, "φ": phi - theta, "shared": theta & phi}
     found = {name: tuple(p for p in parameters if p in names) for name, names in groups.items() if names}
     modules: dict[str, list[str]] = {}
@@ -56,7 +56,7 @@ def check_leaves(parameters: Mapping[str, Tensor]) -> None:
 
 
 def _reached(terms: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> set[str]:
-    """The parameters that any of the terms hangs on."""
+    """The parameters that any of the terms depends on."""
     sums = [term.sum() for term in terms if term.requires_grad]
     if not sums or not parameters:
         return set()

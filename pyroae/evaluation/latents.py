@@ -52,7 +52,7 @@ class Latents:
     active: `[N, D]`, False for the elements that a mask of the model leaves out, None where there are no such masks. Those have
     no density and are no coordinates: whatever u says of them, they stay at 0, and the gradient there is 0.
     Raises ProgramError, naming the site, for discrete latents, for sites outside the data plate, and for a support that
-    differs between data or hangs on other sites.
+    differs between data or depends on other sites.
 
     >>> from pyroae import zoo
     >>> system, x = zoo.ppca(4, latent=2), torch.zeros(3, 4)

@@ -178,7 +178,7 @@ class Stream:
         return bias_of(select(self.means, part) - means, means, self.weights())
 
     def _resampled(self, seed: int) -> dict[str, Tensor]:
-        """The SNR of bootstrap samples of the batches, `[S]` for each group; what groups share is worked out once."""
+        """The SNR of bootstrap samples of the batches, `[S]` for each group; what groups share is computed once."""
         ends = sorted({end for part in self.groups.values() for columns in part for end in (columns.start, columns.stop)})
         samples = _Samples(self.counts, seed, self.means)
         pieces = {
