@@ -119,6 +119,15 @@ def check_plate(model: poutine.Trace, guide: poutine.Trace, plate: CondIndepStac
                 raise ProgramError(f"{where} of {of_model[0]} data in the model, of {of_guide[0]} in the guide")
 
 
+def check_whole(sites: list[Site]) -> None:
+    """Raises ProgramError for a plate that holds a part of its data, where all data are to be one datum."""
+    for frame in (f for site in sites for f in plates_of(site)):
+        if frame.full_size not in (None, frame.size):
+            raise ProgramError(
+                f"all data as one datum need all data: the plate '{frame.name}' holds {frame.size} of {frame.full_size}"
+            )
+
+
 def _is_discrete(distribution: Any) -> bool:
     try:
         return bool(distribution.support.is_discrete)

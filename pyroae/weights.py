@@ -29,6 +29,7 @@ from pyroae.sites import (
     check_event_shapes,
     check_match,
     check_plate,
+    check_whole,
     common_scale,
     data_plate,
     is_delta,
@@ -183,13 +184,15 @@ def run(
     drawn: poutine.Trace | None = None,
     through: Callable[[Site], Tensor] | None = None,
     shared: Collection[str] = (),
+    joint: bool = False,
 ) -> Traces:
     """Run guide and model with K particles: once, with one more plate to the left of all others, or K times.
 
     nesting: the number of plate dimensions, plus LOOP for K runs, found by `plate_nesting` where it is not given.
     handler: acts on the guide's run. drawn: of an earlier run, whose draws are repeated. through: what the model sees of a
-    site that the guide has drawn. shared: names of global sites, of which one draw is that of all particles.
-    Raises ProgramError, naming the site, where model and guide do not match.
+    site that the guide has drawn. shared: names of global sites, of which one draw is that of all particles. joint: takes
+    all data as one datum.
+    Raises ProgramError, naming the site, where model and guide do not match; for joint data of which only a part is here.
     """
     if num_particles == 1:
         nesting = 0
@@ -201,7 +204,9 @@ def run(
     drawn, guide_trace, model_trace = guide_trace, prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
     check_match(model_trace, guide_trace)
     sites = samples(model_trace, guide_trace)
-    plate = data_plate(sites)
+    if joint:
+        check_whole(sites)
+    plate = None if joint else data_plate(sites)
     if plate is not None:
         check_plate(model_trace, guide_trace, plate)
     local = [s for s in sites if plate is None or plate in s["cond_indep_stack"]]

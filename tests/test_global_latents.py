@@ -3,6 +3,7 @@
 w ~ N(0, 1), z_n ~ N(w, 1), x_n ~ N(z_n, 1): x_n given w is N(w, 2), and x is N(0, 2 I + 1 1ᵀ).
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pyroae.errors import ProgramError
-from pyroae.objectives import IWAE, OBJECTIVES, DoublyReparameterized, Objective, ObjectiveBase, Pathwise, StickingTheLanding
+from pyroae.objectives import IWAE, OBJECTIVES, DoublyReparameterized, Objective, ObjectiveBase, Pathwise, Score, StickingTheLanding, WakeSleep
 from pyroae.weights import global_sites
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -137,6 +138,39 @@ def test_the_bound_of_each_datum_is_tighter_than_that_of_all_data_as_one() -> No
         weights = joint_log_weights(traces)
     assert 0 < gap[64] < gap[8] / 3 < gap[1] / 9
     assert gap[64] < exact.item() - weights.logsumexp(0).item() + torch.tensor(64.0).log().item()
+
+
+@pytest.mark.parametrize("gradient", [Pathwise(), WakeSleep(), Score(), DoublyReparameterized(), StickingTheLanding()])
+def test_all_data_are_one_datum_on_request(gradient: Any) -> None:
+    """Every gradient takes them: its value is the IWAE bound of p(w, z, x) / q(w, z | x)."""
+    x = data()
+    guided = programs(x, wider=1.3)
+    objective = Objective(IWAE(4), gradient, joint=True)
+    torch.manual_seed(1)
+    value = objective.bound(*guided, x).value.item()
+    torch.manual_seed(1)
+    weights = joint_log_weights(OBJECTIVES["trace-elbo"](num_particles=4)._run(*guided, (x,), {}))
+    assert value == pytest.approx(weights.logsumexp(0).item() - math.log(4), abs=1e-9)
+    assert not objective.is_per_datum
+
+
+@pytest.mark.parametrize("gradient", [WakeSleep(), Score(), DoublyReparameterized()])
+def test_the_gradients_of_joint_data_have_their_means(gradient: Any) -> None:
+    """θ follows the IWAE bound of all data as one datum; φ too, but for wake-sleep."""
+    x = data(3)
+    guided = programs(x, wider=1.5)
+    one = gradients(Objective(IWAE(3), gradient, joint=True), guided, x, 600)
+    other = gradients(Objective(IWAE(3), Pathwise(), joint=True), guided, x, 600)
+    if isinstance(gradient, WakeSleep):
+        one, other = one[:, 4:], other[:, 4:]
+    error = (one.var(0) / len(one) + other.var(0) / len(other)).sqrt()
+    assert ((one.mean(0) - other.mean(0)).abs() < 4.5 * error).all()
+
+
+def test_joint_data_are_all_data() -> None:
+    x = data(12)
+    with pytest.raises(ProgramError, match="the plate 'data' holds 3 of 12"):
+        Objective(IWAE(4), joint=True).bound(*programs(x, total=12), x[:3])
 
 
 def joint_log_weights(traces: Any) -> Tensor:

@@ -126,7 +126,12 @@ class ObjectiveBase(ELBO):
     def _run(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], **passing: Any) -> Traces:
         nesting = self._nesting_of(model, guide, args, kwargs) if self.num_particles > 1 else 0
         shared = self._globals if self._shares_globals and self.num_particles > 1 else ()
-        return run(model, guide, args, kwargs, self.num_particles, nesting, shared=shared, **passing)
+        return run(model, guide, args, kwargs, self.num_particles, nesting, shared=shared, joint=self._is_joint, **passing)
+
+    @property
+    def _is_joint(self) -> bool:
+        """Whether all data are one datum."""
+        return False
 
     @property
     def _shares_globals(self) -> bool:
@@ -175,7 +180,9 @@ class Objective(ObjectiveBase):
 
         value = Σ_n F(log w_1n, …, log w_Kn);   the gradient of the surrogate: θ by Σ c_k ∂_θ log p, φ as the gradient says
 
-    bound: a function of each datum's log-weights. gradient: how φ is moved; by default pathwise.
+    bound: a function of each datum's log-weights. gradient: how φ is moved; by default pathwise. joint: takes all data as one
+    datum with the weight p(w, z, x) / q(w, z | x), which is defined for every bound and gradient where some latent sites lie
+    outside the data plate, and is far looser than the bound of each datum given one draw of these.
     Raises ConfigError for a pair that is not defined; ProgramError, naming the site, for a program that does not suit it.
 
     >>> from pyroae.objectives import IWAE, DoublyReparameterized
@@ -183,9 +190,9 @@ class Objective(ObjectiveBase):
     8
     """
 
-    def __init__(self, bound: BoundFunction, gradient: Gradient | None = None) -> None:
+    def __init__(self, bound: BoundFunction, gradient: Gradient | None = None, *, joint: bool = False) -> None:
         super().__init__(bound.num_particles)
-        self.bound_function, self.gradient = bound, gradient or Pathwise()
+        self.bound_function, self.gradient, self.joint = bound, gradient or Pathwise(), joint
         self.gradient.check(bound)
         self._mixed: tuple[Any, bool] | None = None
 
@@ -203,8 +210,16 @@ class Objective(ObjectiveBase):
         return self.bound_function.is_symmetric
 
     @property
+    def is_per_datum(self) -> bool:
+        return not self.joint
+
+    @property
+    def _is_joint(self) -> bool:
+        return self.joint
+
+    @property
     def _shares_globals(self) -> bool:
-        return not (isinstance(self.bound_function, ELBOBound) and isinstance(self.gradient, Pathwise))
+        return not self.joint and not self._is_elbo_of_paths
 
     def estimate(self, traces: Traces) -> Bound:
         """The bound and its own derivative, with score terms for draws that carry no path gradient."""
@@ -354,9 +369,10 @@ class Objective(ObjectiveBase):
                 raise ProgramError(
                     f"{name} takes a bound a datum; the latent site '{site_name}' lies outside the data plate: use trace-elbo, "
                     "iwae, renyi, stl or dreg, which take the bound of each datum given one draw of it, if its draws carry a "
-                    "gradient"
+                    f"gradient; or all data as one datum, Objective({self.bound_function!r}, {self.gradient!r}, joint=True)"
                 )
-        _check_one_datum(traces, name)
+        if not self.joint:
+            _check_one_datum(traces, name)
 
     def _check_deltas(self, fixed: Traces) -> None:
         """Refuse a Delta that moves with parameters while the draws are stopped, and one of a guide without draws."""
