@@ -14,8 +14,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyroae import log_likelihood
 from pyroae.errors import ProgramError
-from pyroae.objectives import IWAE, OBJECTIVES, DoublyReparameterized, Objective, ObjectiveBase, Pathwise, Score, StickingTheLanding, WakeSleep
+from pyroae.evaluation.proposals import Local, Mixture
+from pyroae.objectives import (
+    IWAE,
+    OBJECTIVES,
+    DoublyReparameterized,
+    Objective,
+    ObjectiveBase,
+    Pathwise,
+    Score,
+    StickingTheLanding,
+    WakeSleep,
+)
 from pyroae.weights import global_sites
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -291,3 +303,45 @@ def test_dreg_refuses_a_delta_in_the_plate_that_moves_with_a_global_draw() -> No
     model, guide = with_terms(auxiliary=True, shift=0.4)
     with pytest.raises(ProgramError, match="its site 'z' is a Delta"):
         OBJECTIVES["dreg"](num_particles=3).bound(model, guide, data())
+
+
+def trained(*, of_data: bool = False, point: bool = False) -> Programs:
+    """The model, and a guide after training on other data: q(w) = N(0.4, 0.3²), or a point; q(z | x, w) is nearly exact.
+
+    of_data: q(w) depends on the data instead.
+    """
+    model = programs(data())[0]
+
+    def guide(x: Tensor) -> None:
+        loc = x.mean() if of_data else torch.tensor(0.4)
+        w = pyro.sample("w", dist.Delta(loc) if point else dist.Normal(loc, 0.3))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((w + x) / 2, 0.8))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("point", [False, True])
+def test_log_likelihood_is_held_out_with_errors_of_both_draws(point: bool) -> None:
+    """x_n is N(0.4, 2 + 0.3²); errors of the mean over data are those of repetitions, as no two data share a draw."""
+    x, guided = data(40), trained(point=point)
+    exact = dist.Normal(0.4, (2 if point else 2.09) ** 0.5).log_prob(x)
+    found = [log_likelihood(*guided, x, num_particles=100, seed=seed) for seed in range(60)]
+    errors = torch.stack([(one.log_px - exact) / one.se for one in found])
+    means = torch.tensor([(one.nll - one.bias + exact.mean().item()) / one.monte_carlo_se for one in found])
+    assert errors.square().mean().sqrt() == pytest.approx(1.0, abs=0.15)
+    assert means.mean().abs() < 5 * 60**-0.5
+    assert means.std() == pytest.approx(1.0, abs=0.35)
+
+
+def test_held_out_data_take_one_q_of_the_globals() -> None:
+    for x in (data(5), data(1)):
+        with pytest.raises(ProgramError, match="the guide's site 'w' lies outside the data plate and depends on the data"):
+            log_likelihood(*trained(of_data=True), torch.cat([x, x + 1]), num_particles=10)
+
+
+def test_proposals_that_weigh_draws_of_several_programs_refuse_globals() -> None:
+    model, guide = trained()
+    for proposal in (Mixture((guide, guide)), Local(guide)):
+        with pytest.raises(ProgramError, match="the latent site 'w' lies outside the data plate"):
+            log_likelihood(model, proposal, data(), num_particles=10)

@@ -17,6 +17,7 @@ from torch.distributions import biject_to
 from pyroae.errors import ProgramError, UndefinedLikelihoodError
 from pyroae.evaluation.blocks import part_of, rows_of
 from pyroae.memory import Portion
+from pyroae.particles import agree
 from pyroae.sites import Site, base_distribution, is_delta, samples
 from pyroae.weights import Program, Traces, at_values, evaluating, fork_random, log_density, run
 
@@ -56,9 +57,14 @@ def check_program(model: Program, guide: Program, args: tuple[Tensor, ...], role
         check_terms(model, guide, args, role)
 
 
-def check_evidence(traces: Traces) -> None:
-    """Raises, naming the site, where a datum has no log p(x) of its own, whatever the guide."""
+def check_evidence(traces: Traces, *, held_out: bool = False) -> None:
+    """Raises, naming the site, where a datum has no log p(x) of its own, whatever the guide.
+
+    held_out: Accepts latent sites outside the data plate: log p(x) is then that of new data, given the draws of these.
+    """
     for name, site in traces.sites(traces.model, observed=False):
+        if held_out and not traces.is_local(site):
+            continue
         if isinstance(base_distribution(site["fn"]), ImproperUniform):
             raise UndefinedLikelihoodError(
                 f"log p(x) is undefined: the prior of '{name}' is flat, so the model has no evidence; "
@@ -74,14 +80,14 @@ def check_evidence(traces: Traces) -> None:
         raise ProgramError(f"the plate '{plate.name}' is subsampled: evaluate with all {plate.full_size} data")
 
 
-def check_proposal(traces: Traces, guide: Program | None = None, args: tuple[Any, ...] = ()) -> None:
+def check_proposal(traces: Traces, guide: Program | None = None, args: tuple[Any, ...] = (), *, held_out: bool = False) -> None:
     """Raises, naming the site, where log p(x) does not exist or the guide cannot serve as its proposal.
 
     A Delta that is a function of the guide's draws, as in AutoNormal and EasyGuide, is accepted. guide, args: the program of
-    the run; without them a Delta is accepted where the guide has an auxiliary draw.
+    the run; without them a Delta is accepted where the guide has an auxiliary draw. held_out: as of `check_evidence`.
     """
-    check_evidence(traces)
-    deltas = [name for name, _ in traces.deltas()]
+    check_evidence(traces, held_out=held_out)
+    deltas = [name for name, site in traces.deltas() if traces.is_local(site)]
     if not deltas:
         return
     if guide is not None:
@@ -94,6 +100,49 @@ def check_proposal(traces: Traces, guide: Program | None = None, args: tuple[Any
                 f"log p(x) cannot be estimated with this guide: its site '{name}' is a Delta, which has no density as a "
                 "proposal; give another guide over the same sites as the proposal"
             )
+
+
+def check_globals(guide: Program, args: tuple[Tensor, ...]) -> bool:
+    """Whether a guide has latent sites outside the data plate, which then have to be the same for all data.
+
+    Args:
+        guide: The program.
+        args: Its arguments, a few data.
+
+    Raises:
+        ProgramError: Naming the site, for one whose distribution depends on the data: q(θ | x) of new data is no posterior
+            of what the model was trained on.
+    """
+    first = part_of(args, range(1))
+    more = args if len(args[0]) > 1 else tuple(torch.cat([a, a]) for a in args)
+    traces = run(guide, guide, first, {})
+    outside = [(name, site) for name, site in traces.sites(traces.guide, observed=False) if not traces.is_local(site)]
+    if not outside:
+        return False
+    again = poutine.trace(poutine.replay(guide, trace=_only(traces.drawn, outside))).get_trace(*more)
+    for name, site in outside:
+        other = again.nodes.get(name)
+        if other is None or not _alike_at(site, other):
+            raise ProgramError(
+                f"the guide's site '{name}' lies outside the data plate and depends on the data: held-out log p(x) takes one "
+                "q for the latent sites outside the plate, whatever the new data are"
+            )
+    return True
+
+
+def _only(trace: poutine.Trace, sites: list[tuple[str, Site]]) -> poutine.Trace:
+    """A trace of some sites."""
+    other = poutine.Trace()
+    for name, site in sites:
+        if not is_delta(site):
+            other.add_node(name, **site)
+    return other
+
+
+def _alike_at(site: Site, other: Site) -> bool:
+    """Whether a site has the same value and log-density in two runs."""
+    one, two = log_density(site["name"], site), log_density(site["name"], other)
+    return agree(site["value"], other["value"]) and agree(one, two)
 
 
 def _functions_of_draws(guide: Program, args: tuple[Any, ...]) -> set[str]:

@@ -12,12 +12,12 @@ from torch import Tensor
 from pyroae.arguments import Plain, Structure, structure_of
 from pyroae.errors import ConfigError
 from pyroae.evaluation.blocks import Data, base_seed
-from pyroae.evaluation.checks import check_evidence, check_proposal, check_terms
+from pyroae.evaluation.checks import check_evidence, check_globals, check_proposal, check_terms
 from pyroae.evaluation.dealing import of_all
 from pyroae.evaluation.proposals import Proposal
 from pyroae.evaluation.sampling import LEAST, Sampler, programs_of
 from pyroae.evaluation.streams import BoundCurve, Smoothed, is_reliable, khat_limit
-from pyroae.evaluation.trial import nesting_of
+from pyroae.evaluation.trial import FEW, nesting_of
 from pyroae.memory import once
 from pyroae.processes import WHOLE, Share
 from pyroae.weights import Program, evaluating, fork_random, run
@@ -134,8 +134,17 @@ def log_likelihood(
     is None. compile: draws and weights as one graph, as of `pyroae.compile`; "auto" where there is so much to draw that it
     pays. share: of this process in the work, where several call this with the same arguments; the estimate is the same on
     all, and for any number of them. Where memory runs out, chunks are halved, with a warning.
-    Raises UndefinedLikelihoodError for a Delta that depends on no draw, or an improper prior, ProgramError for latent sites
-    outside the data plate and for scales and masks of them (`check_terms`), DataError, with its index and the site, for a
+
+    With latent sites θ outside the data plate it is held-out: each datum is a new one, under the guide's q(θ) as trained,
+
+        log p̂(x_n) = log (1/S) Σ_s p(x_n, z_s | θ_s) / q(z_s | x_n, θ_s),   θ_s ~ q(θ), z_s ~ q(z | x_n, θ_s),   S = K
+
+    Each particle has a θ of its own: of all ways to share K particles among the draws of θ this has the least variance. Each
+    datum draws its own, so errors are independent, those of θ and z are both in `se`, and means over data have theirs.
+
+    Raises UndefinedLikelihoodError for a Delta that depends on no draw, or an improper prior, ProgramError for a θ whose q
+    depends on the data, for latent sites outside the plate under a Proposal, and for scales and masks of latent sites
+    (`check_terms`), DataError, with its index and the site, for a
     datum whose weights are all zero or not a number, ConfigError where memory does not hold one draw for one datum.
 
     >>> from pyroae import zoo
@@ -153,8 +162,8 @@ def log_likelihood(
     model, guide, retry = structure(model), _restructured(guide, structure), _restructured(retry, structure)
     started, args, drawn = time.monotonic(), structure.tensors, base_seed(seed)
     with evaluating(model, *programs_of(guide), *programs_of(retry)), fork_random(args[0].device):
-        (nesting, base), *_ = of_all(share, lambda: (_look(model, (guide, retry), args), drawn))
-        sampler = Sampler(model, guide, num_particles, tolerance, nesting, compile, base, share, progress)
+        (nesting, apart, base), *_ = of_all(share, lambda: (*_look(model, (guide, retry), args), drawn))
+        sampler = Sampler(model, guide, num_particles, tolerance, nesting, apart, compile, base, share, progress)
         columns, curve = sampler.run(args)
         bad = columns.unreliable()
         if len(bad) > TOO_MANY * len(args[0]):
@@ -173,18 +182,23 @@ def _restructured[G: Program | Proposal | None](guide: G, structure: Structure |
     return guide.over(structure) if isinstance(guide, Proposal) else structure(guide)  # type: ignore[return-value]
 
 
-def _look(model: Program, guides: tuple[Program | Proposal | None, ...], args: tuple[Tensor, ...]) -> int:
-    """One run of every proposal, which takes no draws from the estimate; the number of plate dimensions."""
-    nesting, first = 0, tuple(a[:1] for a in args)
+def _look(model: Program, guides: tuple[Program | Proposal | None, ...], args: tuple[Tensor, ...]) -> tuple[int, bool]:
+    """One run of every proposal, which takes no draws from the estimate.
+
+    Returns:
+        The number of plate dimensions, and whether some latent sites lie outside the data plate.
+    """
+    nesting, held_out, first = 0, False, tuple(a[:1] for a in args)
     with fork_random(first[0].device):
         for guide in guides:
             fits = isinstance(guide, Proposal) and guide.fits
             for program in programs_of(guide):
+                outside = not isinstance(guide, Proposal) and check_globals(program, tuple(a[:FEW] for a in args))
                 traces = once(partial(run, model, program, first, {}), LEAST)
                 if fits:
                     check_evidence(traces)
                 else:
-                    check_proposal(traces, program, first)
+                    check_proposal(traces, program, first, held_out=outside)
                 check_terms(model, program, args, "start" if fits else "proposal")
-                nesting = max(nesting, nesting_of(model, program, args))
-    return nesting
+                nesting, held_out = max(nesting, nesting_of(model, program, args)), held_out or outside
+    return nesting, held_out

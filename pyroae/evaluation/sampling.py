@@ -39,13 +39,17 @@ LEAST = "one draw for one datum"
 
 @dataclass(frozen=True)
 class Sampler:
-    """How data are sampled. seed: that of each block comes from it. share: who takes which blocks. progress: shown or not."""
+    """How data are sampled. apart: each datum has draws of its own also of latent sites outside the data plate.
+
+    seed: that of each block comes from it. share: who takes which blocks. progress: shown or not.
+    """
 
     model: Program
     guide: Program | Proposal
     num_particles: int
     tolerance: float | None
     nesting: int
+    apart: bool
     compile: bool | str
     seed: int
     share: Share
@@ -57,7 +61,7 @@ class Sampler:
         Raises DataError for a datum whose estimate is not finite.
         """
         total, most = len(args[0]), rows_of(args, self.compiles(args))
-        size = _block_size(total, self.num_particles, most)
+        size = 1 if self.apart else _block_size(total, self.num_particles, most)
         portion = Portion(size * _chunks(self.num_particles, size, most)[0], "draws", LEAST)
         shown = self.progress and self.share.rank == 0
         bar = Progress("log p(x)", total * self.num_particles, shown)
