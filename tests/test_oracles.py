@@ -45,7 +45,7 @@ LOG_P = -1.515512
 
 
 class Given(dist.Normal):
-    """A Normal whose standardized draws are given, `[K, N, ...]`; a run without particles takes the first of the K."""
+    """A Normal whose standardized draws are given, `[K, N, ...]`; a run of other particles takes the first ones, again."""
 
     def __init__(self, loc: Tensor, scale: Tensor, noise: Tensor) -> None:
         self.noise = noise
@@ -55,8 +55,8 @@ class Given(dist.Normal):
         return Given(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.noise)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        whole = self.noise.numel() == self.loc.numel()
-        return self.loc + self.scale * (self.noise if whole else self.noise[0]).reshape(self.loc.shape)
+        place = torch.arange(self.loc.numel()) % self.noise.numel()
+        return self.loc + self.scale * self.noise.flatten()[place].reshape(self.loc.shape)
 
 
 def shrunk(mean: Tensor | float = 0.0, noise: Tensor | None = None) -> tuple[Program, Program]:
