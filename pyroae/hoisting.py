@@ -83,8 +83,12 @@ def _memory(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _is_view(node: fx.Node) -> bool:
+    if node.op != "call_function":
+        return False
     target: Any = node.target
-    return node.op == "call_function" and (target is operator.getitem or bool(getattr(target, "is_view", False)))
+    if target is operator.getitem:  # of several results, which are views or not
+        return _is_view(node.all_input_nodes[0])
+    return bool(getattr(target, "is_view", False))
 
 
 def _is_changing(node: fx.Node) -> bool:

@@ -97,3 +97,18 @@ def test_constants_are_where_they_are_needed() -> None:
     x, noise = torch.rand(3), torch.rand(3)
     early, late = cut(lambda x, noise: (x + table).exp() + noise * table, x, noise)
     torch.testing.assert_close(late(*early(x), noise), (x + table).exp() + noise * table)
+
+
+def test_each_result_of_an_operation_is_handed_on_by_itself() -> None:
+    """Of several new tensors, as of a factorization, those that are needed; of several views what they are views of."""
+    matrix, noise = torch.eye(3) + 0.1, torch.randn(7, 3)
+
+    def function(matrix: Tensor, noise: Tensor) -> Tensor:
+        first, second = matrix.exp().split([1, 2])
+        values, vectors = torch.linalg.eigh(matrix)
+        return noise @ vectors * values + first * noise.sum() + second.sum()
+
+    early, late = cut(function, matrix, noise)
+    known = early(matrix)
+    assert sorted(tuple(t.shape) for t in known) == [(3,), (3, 3), (3, 3)]
+    torch.testing.assert_close(late(*known, noise), function(matrix, noise), rtol=0, atol=0)
