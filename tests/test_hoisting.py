@@ -110,5 +110,5 @@ def test_each_result_of_an_operation_is_handed_on_by_itself() -> None:
 
     early, late = cut(function, matrix, noise)
     known = early(matrix)
-    assert sorted(tuple(t.shape) for t in known) == [(3,), (3, 3), (3, 3)]
+    assert sorted(tuple(t.shape) for t in known) == [(), (3,), (3, 3), (3, 3)]
     torch.testing.assert_close(late(*known, noise), function(matrix, noise), rtol=0, atol=0)
