@@ -377,14 +377,6 @@ def plate_nesting(
     return LOOP + nesting
 
 
-def global_sites(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[str]:
-    """Names of the guide's latent sites outside the data plate, from a trial run; none for a program without a plate."""
-    device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
-    with fork_random(device), evaluating(model, guide), poutine.block(), undisturbed():
-        traces = run(model, guide, args, kwargs)
-    return frozenset(name for name, site in traces.sites(traces.guide, observed=False) if not traces.is_local(site))
-
-
 def _why_loop(
     model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], nesting: int, single: Traces
 ) -> str | None:
