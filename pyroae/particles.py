@@ -218,14 +218,12 @@ def agree(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other.to(one.dtype), tolerance, tolerance, equal_nan=True)
 
 
-def from_one_seed(program: Callable[..., Any]) -> Callable[..., Any]:
-    """The program with the same random numbers in every run."""
+class OneSeed(Messenger):
+    """Gives a program the same random numbers in every run."""
 
-    def seeded(*args: Any, **kwargs: Any) -> Any:
+    def __enter__(self) -> "OneSeed":
         torch.manual_seed(0)
-        return program(*args, **kwargs)
-
-    return seeded
+        return super().__enter__()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.contrib.easyguide import EasyGuide
 from pyro.infer import SVI
 from torch import Tensor, nn
 
@@ -352,3 +353,33 @@ def test_what_cannot_be_told_is_not_refused() -> None:
 
     for model in (fixed, noisy):
         assert mixed_site(model, partial(prior_of(model)), (x_data(),)) is None
+
+
+class OfEachDatum(EasyGuide):
+    """A parameter for each datum. It takes neither a part of the data nor particles."""
+
+    def guide(self, x: Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(3))
+        with self.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(loc, 1.0), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Delta(u.reshape(x.shape)))
+
+
+@pytest.mark.parametrize("mixing", [False, True])
+def test_a_guide_with_parameters_of_each_datum_stays_as_it_is(mixing: bool) -> None:
+    """An EasyGuide keeps the plates of a run that has failed, of a part of the data or with particles, for its next run."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z - z.mean(-1, keepdim=True) if mixing else z, 1.0), obs=x)
+
+    guide = OfEachDatum(model)
+    assert mixed_site(model, guide, (x_data(),)) == ("x" if mixing else None)
+    with pytest.raises(ValueError, match="Shape mismatch inside plate"):
+        run(model, guide, (x_data()[:2],), {})
+    assert not guide.plates
+    with pytest.warns(UserWarning, match=LOOPED):
+        assert plate_nesting(model, guide, (x_data(),), {}) == LOOP + 1
+    assert not guide.plates
+    guide(x_data())
