@@ -340,6 +340,30 @@ def test_batch_normalization_in_training_mode_is_named() -> None:
     assert log_likelihood(system.model, system.guide, x, num_particles=10, seed=0).log_px.shape == (8,)
 
 
+def test_batch_normalization_takes_no_dimension_of_data_for_that_of_its_channels() -> None:
+    """With as many data as channels, BatchNorm1d accepts `[K, N, C]` and normalizes each datum, over particles and channels."""
+    decoder = nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 1))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x[:, None])
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, None] / 2, 1.0).to_event(1))
+
+    objective = OBJECTIVES["iwae"](num_particles=4)
+    with pytest.warns(UserWarning, match=f"{LOOPED}.* the site 'x' of the model has another log-density"):
+        objective.bound(model, guide, x_data())
+    torch.manual_seed(0)
+    value = objective.bound(model, guide, x_data()).value
+    torch.manual_seed(0)
+    one_by_one = reduce_log_weights(run(model, guide, (x_data(),), {}, 4, LOOP + 1)).log_weight
+    assert value.item() == pytest.approx((one_by_one.logsumexp(0) - torch.tensor(4.0).log()).sum().item(), abs=1e-9)
+    assert decoder[1].num_batches_tracked == 12  # the trial left no trace in the statistics
+
+
 def test_what_cannot_be_told_is_not_refused() -> None:
     """A plate of a fixed size cannot be run on a part of the data; noise of the model's own differs from run to run."""
 
