@@ -8,13 +8,14 @@ from torch import Tensor
 from pyroae.memory import is_out_of_memory
 from pyroae.particles import agree, undisturbed
 from pyroae.sites import samples
-from pyroae.weights import Program, Traces, fork_random, log_density, run
+from pyroae.weights import Program, Traces, fork_random, log_density, prior_of, run
 
 
 def mixed_site(model: Program, guide: Program, args: tuple[Tensor, ...], *, training: bool = False) -> str | None:
     """The first site of the model whose log-density of a datum changes with the other data of its batch.
 
-    The model is run on the batch and on its second half in the reverse order, at the same draws. Random generators and buffers
+    The model is run on the batch and on its second half in the reverse order, at the same draws; the guide, which may have
+    parameters for each datum, on the batch alone. Random generators and buffers
     of modules are afterwards as they were.
 
     Args:
@@ -43,7 +44,7 @@ def mixed_site(model: Program, guide: Program, args: tuple[Tensor, ...], *, trai
             return None
         try:
             again = run(model, guide, args, {}, drawn=whole.drawn)
-            part = run(model, guide, tuple(a[rows] for a in args), {}, drawn=_rows_of(whole, rows))
+            part = run(model, prior_of(model), tuple(a[rows] for a in args), {}, drawn=_rows_of(whole, rows))
             return _first_difference(whole, again, part, rows)
         except Exception as error:
             if is_out_of_memory(error):

@@ -17,6 +17,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import kl_divergence, register_kl
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -218,19 +219,30 @@ def agree(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other.to(one.dtype), tolerance, tolerance, equal_nan=True)
 
 
-def from_one_seed(program: Callable[..., Any]) -> Callable[..., Any]:
-    """The program with the same random numbers in every run."""
+class OneSeed(Messenger):
+    """Gives a program the same random numbers in every run."""
 
-    def seeded(*args: Any, **kwargs: Any) -> Any:
+    def __enter__(self) -> "OneSeed":
         torch.manual_seed(0)
-        return program(*args, **kwargs)
+        return super().__enter__()
 
-    return seeded
+
+def _unlike(norm: _BatchNorm) -> None:
+    """Give each channel other statistics."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    step = torch.linspace(0, 1, mean.numel(), dtype=mean.dtype, device=mean.device)
+    mean.add_(step)
+    variance.mul_(1 + step)
 
 
 @contextmanager
 def undisturbed(*, training: bool = False) -> Iterator[None]:
     """A context for trial runs: gradients are off, and modules that are called keep their buffers and modes.
+
+    Fresh batch normalization is the identity in evaluation mode, whichever dimension it takes for that of the channels. It
+    is given other statistics for each channel here, so that trial runs tell these dimensions apart.
 
     Args:
         training: with False they run in evaluation mode; with True in the mode they are in, but without dropout.
@@ -244,6 +256,8 @@ def undisturbed(*, training: bool = False) -> Iterator[None]:
             buffers.update({b: (b._version, b.clone()) for b in module.buffers(recurse=False)})
             if not training or isinstance(module, _DropoutNd):
                 module.training = False
+            if isinstance(module, _BatchNorm) and not module.training and module.running_mean is not None:
+                _unlike(module)
 
     hook = register_module_forward_pre_hook(before)
     try:

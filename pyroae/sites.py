@@ -45,9 +45,28 @@ def is_delta(site: Site) -> bool:
 
 
 def data_plate(sites: list[Site]) -> CondIndepStackFrame | None:
-    """The outermost plate that holds every site which is in any plate at all."""
+    """The outermost plate that holds every site which is in any plate at all; else the one that holds the observed sites.
+
+    Latent sites in plates of their own, such as weights, are then outside the data plate. None where they share a plate with
+    observed sites, so that several plates could be that of the data, and where a site is in the plate in one program only.
+    """
     inside = [stack for stack in map(plates_of, sites) if stack]  # each from the outermost plate to the innermost
-    return next((f for f in inside[0] if all(f in stack for stack in inside)), None) if inside else None
+    if not inside:
+        return None
+    plate = next((f for f in inside[0] if all(f in stack for stack in inside)), None)
+    return plate or _plate_of_observed(sites)
+
+
+def _plate_of_observed(sites: list[Site]) -> CondIndepStackFrame | None:
+    observed = [stack for site in sites if site["is_observed"] and (stack := plates_of(site))]
+    common = [f for f in observed[0] if all(f in stack for stack in observed)] if observed else []
+    if not common:
+        return None
+    plate = common[0]
+    held = {site["name"] for site in sites if plate in plates_of(site)}
+    outside = [site for site in sites if plate not in plates_of(site)]
+    ambiguous = any(site["name"] in held or any(f in common for f in plates_of(site)) for site in outside)
+    return None if ambiguous else plate
 
 
 def common_scale(sites: list[Site], plate: CondIndepStackFrame | None) -> Tensor | float:

@@ -15,6 +15,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.contrib.easyguide import EasyGuide
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
@@ -22,7 +23,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from pyroae.errors import ProgramError
-from pyroae.particles import LOOP, LastSite, Shared, agree, from_one_seed, like_single_runs, looped, undisturbed
+from pyroae.particles import LOOP, LastSite, OneSeed, Shared, agree, like_single_runs, looped, undisturbed
 from pyroae.sites import (
     PARTICLES,
     Site,
@@ -269,12 +270,14 @@ def _traced(
     """One run of a program with all its particles, or K runs as one trace; replayed against the draws of `seen`."""
     if num_particles > 1 and nesting >= LOOP:
         return looped(lambda one: _traced(program, args, kwargs, 1, 0, one), num_particles, nesting - LOOP, seen, shared)
+    owner = owner_of(program)
     if num_particles > 1:
         program = pyro.plate(PARTICLES, num_particles, dim=-1 - nesting)(program)
     tracer = poutine.trace(program if seen is None else poutine.replay(program, trace=seen))
     try:
         return tracer.get_trace(*args, **kwargs)
     except Exception:  # the program's own: often because a site is of another shape in the guide
+        forget_plates(owner)
         if seen is not None:
             check_event_shapes(prune_subsample_sites(tracer.trace), seen)
         raise
@@ -382,21 +385,13 @@ def plate_nesting(
     return LOOP + nesting
 
 
-def global_sites(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[str]:
-    """Names of the guide's latent sites outside the data plate, from a trial run; none for a program without a plate."""
-    device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
-    with fork_random(device), evaluating(model, guide), poutine.block(), undisturbed():
-        traces = run(model, guide, args, kwargs)
-    return frozenset(name for name, site in traces.sites(traces.guide, observed=False) if not traces.is_local(site))
-
-
 def _why_loop(
     model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], nesting: int, single: Traces
 ) -> str | None:
     """Why particles cannot be one more dimension of a program; None where they can."""
     from pyroae.memory import is_out_of_memory  # which needs the configuration, and that the objectives
 
-    last, model, guide = LastSite(), from_one_seed(model), from_one_seed(guide)
+    last, model, guide = LastSite(), OneSeed()(model), OneSeed()(guide)
     try:
         with last:
             drawn = run(model, guide, args, kwargs, 2, nesting).drawn
@@ -457,6 +452,13 @@ def evaluating(*programs: Program) -> Iterator[None]:
             stack.callback(setattr, module, "training", True)
             module.training = False
         yield
+
+
+def forget_plates(owner: nn.Module | None) -> None:
+    """Clear the plates of a run that has failed, which an `EasyGuide` would take for those of its next run."""
+    for module in owner.modules() if owner is not None else ():
+        if isinstance(module, EasyGuide):
+            module.plates.clear()
 
 
 def owner_of(program: Program) -> nn.Module | None:

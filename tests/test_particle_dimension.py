@@ -13,6 +13,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.contrib.easyguide import EasyGuide
 from pyro.infer import SVI
 from torch import Tensor, nn
 
@@ -339,6 +340,30 @@ def test_batch_normalization_in_training_mode_is_named() -> None:
     assert log_likelihood(system.model, system.guide, x, num_particles=10, seed=0).log_px.shape == (8,)
 
 
+def test_batch_normalization_takes_no_dimension_of_data_for_that_of_its_channels() -> None:
+    """With as many data as channels, BatchNorm1d accepts `[K, N, C]` and normalizes each datum, over particles and channels."""
+    decoder = nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 1))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x[:, None])
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, None] / 2, 1.0).to_event(1))
+
+    objective = OBJECTIVES["iwae"](num_particles=4)
+    with pytest.warns(UserWarning, match=f"{LOOPED}.* the site 'x' of the model has another log-density"):
+        objective.bound(model, guide, x_data())
+    torch.manual_seed(0)
+    value = objective.bound(model, guide, x_data()).value
+    torch.manual_seed(0)
+    one_by_one = reduce_log_weights(run(model, guide, (x_data(),), {}, 4, LOOP + 1)).log_weight
+    assert value.item() == pytest.approx((one_by_one.logsumexp(0) - torch.tensor(4.0).log()).sum().item(), abs=1e-9)
+    assert decoder[1].num_batches_tracked == 12  # the trial left no trace in the statistics
+
+
 def test_what_cannot_be_told_is_not_refused() -> None:
     """A plate of a fixed size cannot be run on a part of the data; noise of the model's own differs from run to run."""
 
@@ -352,3 +377,33 @@ def test_what_cannot_be_told_is_not_refused() -> None:
 
     for model in (fixed, noisy):
         assert mixed_site(model, partial(prior_of(model)), (x_data(),)) is None
+
+
+class OfEachDatum(EasyGuide):
+    """A parameter for each datum. It takes neither a part of the data nor particles."""
+
+    def guide(self, x: Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(3))
+        with self.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(loc, 1.0), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Delta(u.reshape(x.shape)))
+
+
+@pytest.mark.parametrize("mixing", [False, True])
+def test_a_guide_with_parameters_of_each_datum_stays_as_it_is(mixing: bool) -> None:
+    """An EasyGuide keeps the plates of a run that has failed, of a part of the data or with particles, for its next run."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z - z.mean(-1, keepdim=True) if mixing else z, 1.0), obs=x)
+
+    guide = OfEachDatum(model)
+    assert mixed_site(model, guide, (x_data(),)) == ("x" if mixing else None)
+    with pytest.raises(ValueError, match="Shape mismatch inside plate"):
+        run(model, guide, (x_data()[:2],), {})
+    assert not guide.plates
+    with pytest.warns(UserWarning, match=LOOPED):
+        assert plate_nesting(model, guide, (x_data(),), {}) == LOOP + 1
+    assert not guide.plates
+    guide(x_data())

@@ -547,7 +547,7 @@ FAULTS: dict[str, tuple[Any, str, str]] = {
         (model, guiding(normal, partial(pyro.plate, "points"))),
         *("iwae", "no one plate holds all the sites: .*the guide's site 'z' in 'points'"),
     ),
-    "a global site": (both(with_a_level), "vimco", "the latent site 'level' lies outside the data plate"),
+    "a global site": (both(with_a_level), "rws", "the latent site 'level' lies outside the data plate"),
     "no plate": (both(without_a_plate), "dreg", r"the site 'x' has the batch shape \(30,\), but lies in no plate"),
     "no event": (
         both(without_an_event),

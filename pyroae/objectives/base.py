@@ -12,6 +12,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError
+from pyroae.global_sites import check_given, global_sites
 from pyroae.objectives.bounds import ELBO as ELBOBound
 from pyroae.objectives.bounds import BoundFunction
 from pyroae.objectives.draws import Detached, Scaled, at_fixed_draws, path_through_log_post
@@ -26,7 +27,6 @@ from pyroae.weights import (
     Traces,
     evaluating,
     fork_random,
-    global_sites,
     log_density,
     plate_nesting,
     reduce_log_weights,
@@ -62,12 +62,12 @@ class ObjectiveBase(ELBO):
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self._nesting = 0
         self._shapes: set[tuple[tuple[int, ...], ...]] = set()
-        self._globals: frozenset[str] = frozenset()
+        self._globals: frozenset[str] | None = None
         self._programs: tuple[Any, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what it knows of the programs it was used on, which can be neither copied nor pickled."""
-        return {**vars(self), "_nesting": 0, "_shapes": set(), "_globals": frozenset(), "_programs": None}
+        return {**vars(self), "_nesting": 0, "_shapes": set(), "_globals": None, "_programs": None}
 
     @property
     def is_evidence(self) -> bool:
@@ -125,7 +125,7 @@ class ObjectiveBase(ELBO):
 
     def _run(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], **passing: Any) -> Traces:
         nesting = self._nesting_of(model, guide, args, kwargs) if self.num_particles > 1 else 0
-        shared = self._globals if self._shares_globals and self.num_particles > 1 else ()
+        shared = self._globals_of(model, guide, args, kwargs)
         return run(model, guide, args, kwargs, self.num_particles, nesting, shared=shared, joint=self._is_joint, **passing)
 
     @property
@@ -140,16 +140,29 @@ class ObjectiveBase(ELBO):
 
     def _nesting_of(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         """The number of plate dimensions, plus LOOP: found once for each shape of arguments, and again for other programs."""
-        known = self._programs
-        if known is None or [known[0](), known[1]()] != [model, guide]:
-            self._nesting, self._shapes, self._programs = 0, set(), (_reference(model), _reference(guide))
+        self._forget_others(model, guide)
         shapes = tuple(tuple(a.shape) for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
-        if not self._shapes and self._shares_globals:
-            self._globals = global_sites(model, guide, args, kwargs)
         if shapes not in self._shapes and self._nesting < LOOP:
             self._nesting = max(self._nesting, 1, plate_nesting(model, guide, args, kwargs))
             self._shapes.add(shapes)
         return self._nesting
+
+    def _globals_of(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[str]:
+        """Names of the sites of which all particles have one draw: found once, and again for other programs."""
+        if not self._shares_globals:
+            return frozenset()
+        self._forget_others(model, guide)
+        if self._globals is None:
+            shared = global_sites(model, guide, args, kwargs)
+            check_given(model, guide, args, kwargs, shared)
+            self._globals = shared
+        return self._globals
+
+    def _forget_others(self, model: Program, guide: Program) -> None:
+        known = self._programs
+        if known is None or [known[0](), known[1]()] != [model, guide]:
+            self._nesting, self._shapes, self._globals = 0, set(), None
+            self._programs = (_reference(model), _reference(guide))
 
     def _get_trace(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -219,7 +232,8 @@ class Objective(ObjectiveBase):
 
     @property
     def _shares_globals(self) -> bool:
-        return not self.joint and not self._is_elbo_of_paths
+        several = self.num_particles > 1 and not self._is_elbo_of_paths
+        return not self.joint and (several or (self.gradient.detached and self.gradient.takes_globals))
 
     def estimate(self, traces: Traces) -> Bound:
         """The bound and its own derivative, with score terms for draws that carry no path gradient."""
@@ -240,7 +254,8 @@ class Objective(ObjectiveBase):
     def bound(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Bound:
         """Run guide and model, and estimate; `args` and `kwargs` are passed to both."""
         if self.gradient.detached and not self._takes_paths(model, guide, args, kwargs):
-            return self._by_score(self._run(model, guide, args, kwargs, handler=Detached()))
+            kept = self._globals_of(model, guide, args, kwargs)
+            return self._by_score(self._run(model, guide, args, kwargs, handler=Detached(kept)))
         if isinstance(self.gradient, Pathwise | Score):
             return self.estimate(self._run(model, guide, args, kwargs))
         scaled = Scaled()
@@ -334,14 +349,15 @@ class Objective(ObjectiveBase):
         return path if same_scale(exponent, 1.0) else slope + exponent * (path - slope)
 
     def _takes_paths(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether some draws of the guide carry a path gradient and others do not; found once for a guide."""
+        """Whether some draws in the data plate carry a path gradient and others do not; found once for a guide."""
         if not isinstance(self.gradient, Score):
             return False
         if self._mixed is None or self._mixed[0]() != guide:
             device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
             with fork_random(device), evaluating(model, guide), poutine.block():
-                draws = self._run(model, guide, args, kwargs).draws()
-                self._mixed = (_reference(guide), len({has_path(site["fn"]) for _, site in draws}) == 2)
+                traces = self._run(model, guide, args, kwargs)
+                paths = {has_path(site["fn"]) for _, site in traces.draws() if traces.is_local(site)}
+                self._mixed = (_reference(guide), len(paths) == 2)
         return self._mixed[1]
 
     def _parts(self, traces: Traces) -> tuple[LogWeights, Tensor, Coefficients]:
@@ -368,8 +384,9 @@ class Objective(ObjectiveBase):
             if not traces.is_local(site) and not (self.gradient.takes_globals and has_path(site["fn"])):
                 raise ProgramError(
                     f"{name} takes a bound a datum; the latent site '{site_name}' lies outside the data plate: use trace-elbo, "
-                    "iwae, renyi, stl or dreg, which take the bound of each datum given one draw of it, if its draws carry a "
-                    f"gradient; or all data as one datum, Objective({self.bound_function!r}, {self.gradient!r}, joint=True)"
+                    "or, if its draws carry a gradient, iwae, renyi, stl, dreg, vimco or score, which take the bound of each "
+                    f"datum given one draw of it; or all data as one datum, Objective({self.bound_function!r}, "
+                    f"{self.gradient!r}, joint=True)"
                 )
         if not self.joint:
             _check_one_datum(traces, name)

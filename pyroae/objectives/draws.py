@@ -1,5 +1,6 @@
 """How draws pass from the guide to the model, and the density of the guide with its parameters stopped."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -11,12 +12,19 @@ from pyroae.weights import Program, Traces, guide_at, log_density
 
 
 class Detached(Messenger):
-    """Stops the gradient of every value that the guide draws, for score-function estimators.
+    """Stops the gradient of the values that the guide draws, for score-function estimators.
 
     A Delta is no draw: what it does with the stopped draws can be seen from its gradient.
+    kept: names of sites whose values keep their gradient.
     """
 
+    def __init__(self, kept: Collection[str] = ()) -> None:
+        super().__init__()
+        self.kept = kept
+
     def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] in self.kept:
+            return
         if not msg["is_observed"] and isinstance(msg["value"], Tensor) and not is_delta(msg):
             msg["value"] = msg["value"].detach()
 

@@ -160,13 +160,14 @@ class Score(Gradient):
 
     Where some draws carry a path gradient and others do not, the former take it, Σ c_k P_k, and the latter alone the learning
     signal: their scores are differentiated through the draws that they depend on. A guide whose draws all carry a path
-    gradient is followed by scores alone; with `Pathwise` it is followed by paths.
+    gradient is followed by scores alone; with `Pathwise` it is followed by paths. Draws outside the data plate take the path.
 
     baseline: F₋ₖ, `none`, `leave-one-out` (F of the others), or F with log w_k replaced by the `arithmetic` (log of the mean
     weight) or `geometric` (mean log-weight) mean of the others: for IWAE, VIMCO (Mnih & Rezende 2016).
     """
 
     detached: ClassVar[bool] = True
+    takes_globals: ClassVar[bool] = True
     baseline: Literal["none", "leave-one-out", "arithmetic", "geometric"] = "leave-one-out"
 
     def __post_init__(self) -> None:

@@ -50,12 +50,14 @@ def score_function(distribution: Any, value: Tensor) -> Tensor | None:
 
 
 def score_terms(traces: Traces, weights: LogWeights, *, every: bool = False) -> Tensor | None:
-    """Σ of the score functions of the guide's draws, `[K, N]`, without scales and masks: draws do not depend on these.
+    """Σ of the score functions of the draws in the data plate, `[K, N]`, without scales and masks: no draw depends on these.
 
     every: for draws with a path gradient too, where their values were detached. None where no draw needs a score.
     """
     terms = []
     for name, site in traces.draws():
+        if not traces.is_local(site):
+            continue
         term = weights.densities[name] if every else _of_site(name, site, weights)
         if term is not None:
             terms.append(traces.summed(site, term))
