@@ -8,7 +8,8 @@ from weakref import WeakMethod, ref
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
-from pyro.util import warn_if_nan
+from pyro.infer.util import is_validation_enabled
+from pyro.util import check_if_enumerated, warn_if_nan
 from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError
@@ -19,7 +20,7 @@ from pyroae.objectives.gradients import Coefficients, Gradient, Pathwise, Score
 from pyroae.objectives.scores import elbo_scores, has_path, score_terms
 from pyroae.particles import LOOP
 from pyroae.registry import Registry
-from pyroae.sites import base_distribution, equal_scale, plates_of, same_scale, undeclared
+from pyroae.sites import base_distribution, equal_scale, plates_of, same_scale, undeclared, undeclared_words
 from pyroae.weights import (
     LogWeights,
     Program,
@@ -126,7 +127,10 @@ class ObjectiveBase(ELBO):
     def _run(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], **passing: Any) -> Traces:
         nesting = self._nesting_of(model, guide, args, kwargs) if self.num_particles > 1 else 0
         shared = self._globals if self._shares_globals and self.num_particles > 1 else ()
-        return run(model, guide, args, kwargs, self.num_particles, nesting, shared=shared, **passing)
+        traces = run(model, guide, args, kwargs, self.num_particles, nesting, shared=shared, **passing)
+        if is_validation_enabled():
+            check_if_enumerated(traces.guide)
+        return traces
 
     @property
     def _shares_globals(self) -> bool:
@@ -390,10 +394,7 @@ def _check_one_datum(traces: Traces, name: str) -> None:
     for which, site in sites.items():
         dims = undeclared(site)
         if dims:
-            shape = tuple(site["fn"].batch_shape)[traces.num_particles > 1 :]
-            of_none = f"whose dimension {dims[0]} is that of no plate: use .to_event or a plate"
-            where = of_none if plates_of(site) else "but lies in no plate"
-            raise ProgramError(f"{name} takes a bound a datum; {which} has the batch shape {shape}, {where}")
+            raise ProgramError(f"{name} takes a bound a datum; {which} {undeclared_words(site, dims[0])}")
 
 
 def _reference(program: Program) -> Any:
