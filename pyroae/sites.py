@@ -139,6 +139,17 @@ def warn_of_plates(model: poutine.Trace, guide: poutine.Trace) -> None:
         warnings.warn(f"Found plate statements in guide but not model: {names}", stacklevel=2)
 
 
+def warn_of_enumeration(guide: poutine.Trace) -> None:
+    """Warn of sites marked for enumeration, which are drawn here like all others."""
+    marked = [site["name"] for site in samples(guide) if site["infer"].get("enumerate")]
+    if marked:
+        warnings.warn(
+            f"the sites {', '.join(marked)} of the guide are marked for enumeration, but drawn: use TraceEnum_ELBO to sum over "
+            "them, or leave the mark out",
+            stacklevel=2,
+        )
+
+
 def _is_plate(site: Site) -> bool:
     return site["type"] == "sample" and site_is_subsample(site)
 

@@ -80,6 +80,6 @@ def coin(infer: dict[str, Any]) -> Callable[[], Any]:
 
 
 def test_sites_marked_for_enumeration_are_drawn_with_a_warning() -> None:
-    with pytest.warns(UserWarning, match="you need to use TraceEnum_ELBO instead"):
+    with pytest.warns(UserWarning, match="the sites z of the guide are marked for enumeration, but drawn"):
         loss = TraceELBO().loss(coin({}), coin({"enumerate": "parallel"}))
     assert loss == 0

@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from pyro.infer.util import is_validation_enabled
-from pyro.util import check_if_enumerated, warn_if_nan
+from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError
@@ -20,7 +20,15 @@ from pyroae.objectives.gradients import Coefficients, Gradient, Pathwise, Score
 from pyroae.objectives.scores import elbo_scores, has_path, score_terms
 from pyroae.particles import LOOP
 from pyroae.registry import Registry
-from pyroae.sites import base_distribution, equal_scale, plates_of, same_scale, undeclared, undeclared_words
+from pyroae.sites import (
+    base_distribution,
+    equal_scale,
+    plates_of,
+    same_scale,
+    undeclared,
+    undeclared_words,
+    warn_of_enumeration,
+)
 from pyroae.weights import (
     LogWeights,
     Program,
@@ -129,7 +137,7 @@ class ObjectiveBase(ELBO):
         shared = self._globals if self._shares_globals and self.num_particles > 1 else ()
         traces = run(model, guide, args, kwargs, self.num_particles, nesting, shared=shared, **passing)
         if is_validation_enabled():
-            check_if_enumerated(traces.guide)
+            warn_of_enumeration(traces.guide)
         return traces
 
     @property
