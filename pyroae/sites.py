@@ -1,11 +1,13 @@
 """What the sites of a program say: their plates and scales, and whether model and guide match."""
 
+import warnings
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyroae.errors import ProgramError
@@ -121,6 +123,54 @@ def check_event_shapes(model: poutine.Trace, guide: poutine.Trace) -> None:
                 raise ProgramError(
                     f"site '{name}' has the event shape {tuple(of_model)} in the model and {tuple(of_guide)} in the guide"
                 )
+
+
+def check_declared(model: poutine.Trace, guide: poutine.Trace) -> None:
+    """Raises ProgramError for a site with a batch dimension of more than one element to the left of all its plates.
+
+    It is mostly a mistake, as with the shape [N, 1] in a plate of N, which the plate makes [N, N]. Dimensions between plates
+    are accepted, as in Pyro.
+    """
+    of_model = sorted(samples(model), key=lambda site: not site["is_observed"])
+    for which, sites in (("the site", of_model), ("the guide's site", samples(guide))):
+        for site in sites:
+            leftmost = max((-f.dim for f in plates_of(site)), default=0)
+            if dims := [dim for dim in undeclared(site) if -dim > leftmost]:
+                raise ProgramError(
+                    f"{which} '{site['name']}' {undeclared_words(site, dims[0])}: put it into a plate, make it a part of the "
+                    "event by .to_event, or give it another shape"
+                )
+
+
+def undeclared_words(site: Site, dim: int) -> str:
+    """What is wrong with the batch shape of a site, one dimension of which no plate declares."""
+    has_particles = any(f.name == PARTICLES for f in site["cond_indep_stack"])
+    shape = tuple(site["fn"].batch_shape)[has_particles:]
+    where = f"whose dimension {dim} is that of no plate" if plates_of(site) else "but lies in no plate"
+    return f"has the batch shape {shape}, {where}"
+
+
+def warn_of_plates(model: poutine.Trace, guide: poutine.Trace) -> None:
+    """Warn of plates of the guide that the model does not have, in the words of Pyro's own check."""
+    of_model, of_guide = ({name for name, s in t.nodes.items() if _is_plate(s)} for t in (model, guide))
+    if not of_guide <= of_model:
+        names = ", ".join(sorted(of_guide - of_model))
+        warnings.warn(f"Found plate statements in guide but not model: {names}", stacklevel=2)
+
+
+def warn_of_enumeration(guide: poutine.Trace) -> None:
+    """Warn of sites marked for enumeration, which are drawn here like all others."""
+    marked = [site["name"] for site in samples(guide) if site["infer"].get("enumerate")]
+    if marked:
+        warnings.warn(
+            f"the sites {', '.join(marked)} of the guide are marked for enumeration, but drawn: use TraceEnum_ELBO to sum over "
+            "them, or leave the mark out",
+            stacklevel=2,
+        )
+
+
+def _is_plate(site: Site) -> bool:
+    return site["type"] == "sample" and site_is_subsample(site)
 
 
 def check_plate(model: poutine.Trace, guide: poutine.Trace, plate: CondIndepStackFrame) -> None:

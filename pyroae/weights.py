@@ -17,6 +17,7 @@ import torch
 from pyro import poutine
 from pyro.contrib.easyguide import EasyGuide
 from pyro.distributions.util import scale_and_mask
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
@@ -27,6 +28,7 @@ from pyroae.particles import LOOP, LastSite, OneSeed, Shared, agree, like_single
 from pyroae.sites import (
     PARTICLES,
     Site,
+    check_declared,
     check_event_shapes,
     check_match,
     check_plate,
@@ -37,6 +39,7 @@ from pyroae.sites import (
     plates_of,
     samples,
     undeclared,
+    warn_of_plates,
 )
 
 Program = Callable[..., Any]
@@ -193,7 +196,8 @@ def run(
     handler: acts on the guide's run. drawn: of an earlier run, whose draws are repeated. through: what the model sees of a
     site that the guide has drawn. shared: names of global sites, of which one draw is that of all particles. joint: takes
     all data as one datum.
-    Raises ProgramError, naming the site, where model and guide do not match; for joint data of which only a part is here.
+    Raises ProgramError, naming the site, where model and guide do not match, for joint data of which only a part is here and,
+    under `pyro.enable_validation()`, which is Pyro's default, for batch dimensions that are those of no plate.
     """
     if num_particles == 1:
         nesting = 0
@@ -202,7 +206,8 @@ def run(
     with handler or nullcontext(), Shared(shared) if shared and num_particles > 1 and nesting < LOOP else nullcontext():
         guide_trace = _traced(guide, args, kwargs, num_particles, nesting, drawn, shared)
     model_trace = _traced(model, args, kwargs, num_particles, nesting, _seen(guide_trace, through))
-    drawn, guide_trace, model_trace = guide_trace, prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
+    drawn, model_run = guide_trace, model_trace
+    guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
     check_match(model_trace, guide_trace)
     sites = samples(model_trace, guide_trace)
     if joint:
@@ -210,6 +215,9 @@ def run(
     plate = None if joint else data_plate(sites)
     if plate is not None:
         check_plate(model_trace, guide_trace, plate)
+    if is_validation_enabled():
+        check_declared(model_trace, guide_trace)
+        warn_of_plates(model_run, drawn)
     local = [s for s in sites if plate is None or plate in s["cond_indep_stack"]]
     return Traces(model_trace, guide_trace, num_particles, plate, common_scale(local, plate), drawn, nesting)
 

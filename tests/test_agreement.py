@@ -342,6 +342,7 @@ def test_score_gradients_have_pyros_mean() -> None:
     assert gradients[0].var() < 0.8 * gradients[1].var()
 
 
+@pytest.mark.filterwarnings("ignore:the sites z of the guide are marked for enumeration")
 def test_score_gradient_of_a_discrete_latent_has_the_mean_that_pyro_enumerates() -> None:
     """TraceEnum_ELBO sums over the values of z: the exact ELBO and gradient. n = 100,000 data, 4.5 standard errors."""
     size = 100_000

@@ -1,5 +1,6 @@
 """The objectives: equal to Pyro where Pyro is right, right where it is not, on any Pyro program."""
 
+import math
 from typing import Any
 
 import pyro
@@ -291,3 +292,20 @@ def test_pathwise_estimators_refuse_discrete_sites(objective: str) -> None:
 def test_number_of_particles(num_particles: Any) -> None:
     with pytest.raises(ConfigError, match="num_particles must be a whole number of at least 1"):
         TraceELBO(num_particles)
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_site_that_is_masked_whole_has_no_divergence() -> None:
+    """−log N(x; z, 1) alone, its gradient for the location −(x − z)."""
+    location = torch.nn.Parameter(torch.tensor(0.3))
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).mask(False))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(2.0))
+
+    pyro.set_rng_seed(1)
+    z = 0.3 + 0.5 * torch.randn(()).item()
+    pyro.set_rng_seed(1)
+    loss = AnalyticKL().differentiable_loss(model, lambda: pyro.sample("z", dist.Normal(location, 0.5).mask(False)))
+    assert loss.item() == pytest.approx(0.5 * math.log(2 * math.pi) + 0.5 * (2 - z) ** 2, rel=1e-12)
+    assert torch.autograd.grad(loss, location)[0].item() == pytest.approx(z - 2, rel=1e-12)

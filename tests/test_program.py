@@ -561,6 +561,7 @@ FAULTS: dict[str, tuple[Any, str, str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Found plate statements in guide but not model")
 @pytest.mark.parametrize("fault", list(FAULTS))
 def test_a_fault_of_a_program_is_named_before_any_step(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     programs, name, message = FAULTS[fault]

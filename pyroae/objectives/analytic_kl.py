@@ -72,10 +72,16 @@ def kl_of(traces: Traces, name: str, q: Site) -> Tensor:
 
 
 def closed_kl(q: Distribution, p: Distribution) -> Tensor:
-    """KL(q ‖ p) in closed form, NotImplementedError where there is none. Pyro's of a Delta leaves out its `log_density`."""
+    """KL(q ‖ p) in closed form, NotImplementedError where there is none.
+
+    Pyro's of a Delta leaves out its `log_density`; that under `.mask(False)` is a number without a shape.
+    """
     if isinstance(base_distribution(q), Delta):
         raise NotImplementedError
-    return kl_divergence(q, p)
+    divergence = kl_divergence(q, p)
+    if not isinstance(divergence, Tensor):
+        raise NotImplementedError
+    return divergence
 
 
 def _divergence(traces: Traces, name: str, q: Site, p: Site | None, ordered: bool) -> Tensor:

@@ -8,6 +8,7 @@ from weakref import WeakMethod, ref
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
+from pyro.infer.util import is_validation_enabled
 from pyro.util import warn_if_nan
 from torch import Tensor
 
@@ -20,7 +21,15 @@ from pyroae.objectives.gradients import Coefficients, Gradient, Pathwise, Score
 from pyroae.objectives.scores import elbo_scores, has_path, score_terms
 from pyroae.particles import LOOP
 from pyroae.registry import Registry
-from pyroae.sites import base_distribution, equal_scale, plates_of, same_scale, undeclared
+from pyroae.sites import (
+    base_distribution,
+    equal_scale,
+    plates_of,
+    same_scale,
+    undeclared,
+    undeclared_words,
+    warn_of_enumeration,
+)
 from pyroae.weights import (
     LogWeights,
     Program,
@@ -125,8 +134,11 @@ class ObjectiveBase(ELBO):
 
     def _run(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], **passing: Any) -> Traces:
         nesting = self._nesting_of(model, guide, args, kwargs) if self.num_particles > 1 else 0
-        shared = self._globals_of(model, guide, args, kwargs)
-        return run(model, guide, args, kwargs, self.num_particles, nesting, shared=shared, joint=self._is_joint, **passing)
+        shared, joint = self._globals_of(model, guide, args, kwargs), self._is_joint
+        traces = run(model, guide, args, kwargs, self.num_particles, nesting, shared=shared, joint=joint, **passing)
+        if is_validation_enabled():
+            warn_of_enumeration(traces.guide)
+        return traces
 
     @property
     def _is_joint(self) -> bool:
@@ -423,10 +435,7 @@ def _check_one_datum(traces: Traces, name: str) -> None:
     for which, site in sites.items():
         dims = undeclared(site)
         if dims:
-            shape = tuple(site["fn"].batch_shape)[traces.num_particles > 1 :]
-            of_none = f"whose dimension {dims[0]} is that of no plate: use .to_event or a plate"
-            where = of_none if plates_of(site) else "but lies in no plate"
-            raise ProgramError(f"{name} takes a bound a datum; {which} has the batch shape {shape}, {where}")
+            raise ProgramError(f"{name} takes a bound a datum; {which} {undeclared_words(site, dims[0])}")
 
 
 def _reference(program: Program) -> Any:
