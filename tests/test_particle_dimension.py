@@ -352,3 +352,19 @@ def test_what_cannot_be_told_is_not_refused() -> None:
 
     for model in (fixed, noisy):
         assert mixed_site(model, partial(prior_of(model)), (x_data(),)) is None
+
+
+def test_discrete_draws_that_are_equal_by_chance_do_not_hide_what_a_program_reads() -> None:
+    """k ~ Bernoulli(0.01): two draws are nearly always the same. All particles read the first one's with `reshape`."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(torch.full((1,), 0.01)).to_event(1))
+            pyro.sample("x", dist.Normal(k.reshape(len(x), -1)[..., 0], 1.0), obs=x)
+
+    x = torch.tensor([3.0])
+    with pytest.warns(UserWarning, match=f"{LOOPED}, .* the site 'x' of the model has another log-density"):
+        found = log_likelihood(model, prior_of(model), x, num_particles=20_000, seed=0)
+    normal = dist.Normal(torch.tensor([0.0, 1.0]), 1.0).log_prob(x)
+    exact = (normal + torch.tensor([0.99, 0.01]).log()).logsumexp(0)
+    assert (found.log_px[0] - exact).abs() < 5 * found.se[0]
