@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.fx.graph_module import GraphModule
 
 from pyroae.compiler import Compiled, Traced
-from pyroae.errors import PyroaeError
+from pyroae.errors import is_refusal
 from pyroae.graphs import Graph, Outputs, Recorded, cuda_graph, device_of, inductor, made
 from pyroae.lifting import Draw, lifted
 from pyroae.tracing import reason_of
@@ -150,9 +150,9 @@ class Ensemble:
         try:
             with fork_random(device), pyro.validation_enabled(False):
                 return self._batched(traced, batches, kl_weight, divisor)
-        except PyroaeError:
-            raise
         except Exception as error:  # whatever vmap or the compiler have to say
+            if is_refusal(error):
+                raise
             warnings.warn(f"the members of an ensemble are stepped one after the other: {reason_of(error)}", stacklevel=4)
             return self._one_by_one
 

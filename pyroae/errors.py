@@ -20,6 +20,10 @@ class ProgramError(PyroaeError, ValueError):
     """A Pyro model and guide that break the contract of an objective; the message names the site."""
 
 
+class BrokenProgramError(ProgramError):
+    """A program that raised an error of its own, which is the cause of this one, while it was run; the message names the site."""
+
+
 class UndefinedLikelihoodError(PyroaeError, ValueError):
     """log p(x) does not exist for this system, or the guide is no proposal for it."""
 
@@ -46,6 +50,18 @@ class InterruptedRunError(PyroaeError):
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether an error refuses what was given, and is none that a program raised of its own."""
+    return isinstance(error, PyroaeError) and not isinstance(error, BrokenProgramError)
+
+
+def own_error(error: BaseException) -> BaseException:
+    """The error that a program raised of its own, where one is reported; else the error itself."""
+    while isinstance(error, BrokenProgramError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def unknown_name(kind: str, given: str, known: Iterable[str]) -> ConfigError:

@@ -10,7 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyroae.errors import ConfigError, PyroaeError
+from pyroae.errors import ConfigError, is_refusal
 from pyroae.memory import is_out_of_memory
 from pyroae.tracing import Untraceable, reason_of
 from pyroae.weights import fork_random
@@ -27,10 +27,8 @@ def made[T](make: Callable[[], T], device: torch.device) -> T | None:
     try:
         with fork_random(device), pyro.validation_enabled(False):
             return make()
-    except PyroaeError:
-        raise
     except Exception as error:  # whatever the programs or the compiler have to say
-        if is_out_of_memory(error):
+        if is_refusal(error) or is_out_of_memory(error):
             raise
         words = str(error) if isinstance(error, Untraceable) else reason_of(error)
         warnings.warn(f"model and guide are run as they are, not compiled: {words}", stacklevel=5)

@@ -22,11 +22,17 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyroae.errors import ProgramError
-from pyroae.sites import PARTICLES, Site
+from pyroae.sites import PARTICLES, Site, base_distribution, is_discrete
 
 LOOP = 1_000_000
 """Added to the number of plate dimensions of a program that is run particle by particle. Larger than any such number, so that
 the maximum over several programs says that particles are run one by one where one of them needs it."""
+
+
+REDRAWN = 16
+"""How often a discrete draw that two particles share is drawn again in a trial run."""
+FEW = 4
+"""Particles of a trial run with discrete draws."""
 
 
 class Stacked(TorchDistribution):
@@ -142,6 +148,41 @@ def like_single_runs(trace: poutine.Trace, single: poutine.Trace) -> poutine.Tra
                 raise ValueError(f"site '{name}' has the shape {tuple(site['value'].shape)}")
             other.nodes[name] = {**site, "pad": pad}
     return other
+
+
+def enough_to_tell(trace: poutine.Trace) -> int:
+    """How many particles a trial run takes: more where draws are discrete, and may be equal by chance."""
+    return FEW if any(_is_drawn(site) and is_discrete(site["fn"]) for site in trace.nodes.values()) else 2
+
+
+def told_apart(trace: poutine.Trace) -> poutine.Trace:
+    """A trace of some particles whose discrete draws differ from those of the first, where another value is found.
+
+    Draws that are equal by chance would not show that a program reads the particle of another.
+    """
+    other = trace.copy()
+    for name, site in trace.nodes.items():
+        if _is_drawn(site) and _has_particles(site) and is_discrete(site["fn"]):
+            other.nodes[name] = {**site, "value": _unlike_first(site["fn"], site["value"])}
+    return other
+
+
+def _unlike_first(fn: Any, value: Tensor) -> Tensor:
+    """The values of a discrete site: the states after the first particle's, or draws that are not the same."""
+    base = base_distribution(fn)
+    if base.has_enumerate_support and len(base.event_shape) < 2:
+        if base.event_shape:  # one-hot
+            return torch.stack([value[0].roll(k, -1) for k in range(len(value))])
+        states = base.enumerate_support(expand=False).flatten().to(value.dtype)
+        at = torch.searchsorted(states, value[0].contiguous())
+        return torch.stack([states[(at + k) % len(states)] for k in range(len(value))])
+    for _ in range(REDRAWN):
+        same = value == value[:1]
+        for _ in range(len(base.event_shape)):
+            same = same.all(-1, keepdim=True)
+        again = torch.where(same, fn.sample().to(value.dtype), value)
+        value = torch.cat([value[:1], again[1:]])
+    return value
 
 
 def _is_drawn(site: Site) -> bool:

@@ -98,7 +98,7 @@ def check_match(model: poutine.Trace, guide: poutine.Trace) -> None:
     check_event_shapes(model, guide)
     for name in sorted(latent & set(drawn)):
         of_model, of_guide = model.nodes[name]["fn"], drawn[name]["fn"]
-        if _is_discrete(of_guide) and not _is_discrete(of_model) and not is_delta(model.nodes[name]):
+        if is_discrete(of_guide) and not is_discrete(of_model) and not is_delta(model.nodes[name]):
             kinds = [type(base_distribution(fn)).__name__ for fn in (of_model, of_guide)]
             raise ProgramError(f"site '{name}' is continuous in the model ({kinds[0]}) and discrete in the guide ({kinds[1]})")
 
@@ -197,7 +197,8 @@ def check_whole(sites: list[Site]) -> None:
             )
 
 
-def _is_discrete(distribution: Any) -> bool:
+def is_discrete(distribution: Any) -> bool:
+    """Whether the values of a distribution are known to be discrete."""
     try:
         return bool(distribution.support.is_discrete)
     except (AttributeError, NotImplementedError):  # a support that depends on the parameters

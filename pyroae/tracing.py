@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pyroae.errors import own_error
 from pyroae.weights import Program
 
 LIBRARIES = (Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")))
@@ -47,6 +48,7 @@ def traced(function: Callable[..., Any], inputs: Sequence[Tensor], model: Progra
 def reason_of(error: BaseException) -> str:
     """The words of an error, in one line."""
     read = r"It appears that you're trying to get value out of a tracing tensor.*"
+    error = own_error(error)
     words = " ".join(str(error).split()) or type(error).__name__
     return re.sub(read, "a number is read out of a tensor, as by .item() or data-dependent control flow", words)[:200]
 

@@ -23,8 +23,20 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
-from pyroae.errors import ProgramError
-from pyroae.particles import LOOP, LastSite, OneSeed, Shared, agree, like_single_runs, looped, undisturbed
+from pyroae.errors import BrokenProgramError, ProgramError, PyroaeError, own_error
+from pyroae.masks import observed_value
+from pyroae.particles import (
+    LOOP,
+    LastSite,
+    OneSeed,
+    Shared,
+    agree,
+    enough_to_tell,
+    like_single_runs,
+    looped,
+    told_apart,
+    undisturbed,
+)
 from pyroae.sites import (
     PARTICLES,
     Site,
@@ -162,17 +174,20 @@ class Traces:
 def log_density(name: str, site: Site, value: Tensor | None = None) -> Tensor:
     """The log-density of a site at its value, or at another one, of the site's batch shape.
 
+    What is observed where the site is masked has no say: a value in the support stands in for it.
     Raises ProgramError, naming the site, where shapes disagree, and where a transform that has no inverse, such as a planar
     flow, is asked for the density of a value that it has not just drawn.
     """
+    if value is None:
+        value = observed_value(site) if site["is_observed"] else site["value"]
     try:
-        return site["fn"].log_prob(site["value"] if value is None else value, *site["args"], **site["kwargs"])
+        return site["fn"].log_prob(value, *site["args"], **site["kwargs"])
     except KeyError as error:  # of Pyro's transforms that only know the inverse of their last output
         raise ProgramError(
             f"site '{name}' has a transform without an inverse: its density is known at its own draws only, "
             "as trace-elbo, iwae and every other pathwise objective takes it"
         ) from error
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:
         raise ProgramError(f"the log-density of site '{name}' failed: {' '.join(str(error).split())}") from error
 
 
@@ -204,7 +219,7 @@ def run(
     elif nesting is None:
         nesting = plate_nesting(model, guide, args, kwargs)
     with handler or nullcontext(), Shared(shared) if shared and num_particles > 1 and nesting < LOOP else nullcontext():
-        guide_trace = _traced(guide, args, kwargs, num_particles, nesting, drawn, shared)
+        guide_trace = _traced(guide, args, kwargs, num_particles, nesting, drawn, shared, what="guide")
     model_trace = _traced(model, args, kwargs, num_particles, nesting, _seen(guide_trace, through))
     drawn, model_run = guide_trace, model_trace
     guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
@@ -239,7 +254,7 @@ def log_post_of(traces: Traces, guide: Program, args: tuple[Any, ...], kwargs: d
 
     Raises ProgramError for an auxiliary draw of that guide that the run does not have.
     """
-    again = _traced(guide, args, kwargs, traces.num_particles, traces.nesting, traces.drawn)
+    again = _traced(guide, args, kwargs, traces.num_particles, traces.nesting, traces.drawn, what="guide")
     other = replace(traces, guide=prune_subsample_sites(again))
     check_match(traces.model, other.guide)
     for name, _ in other.draws():
@@ -257,7 +272,7 @@ def guide_at(
     seen = _with_values(traces.drawn, values)
     for name, _ in traces.deltas():
         seen.remove_node(name)
-    again = _traced(guide, args, kwargs, traces.num_particles, traces.nesting, seen)
+    again = _traced(guide, args, kwargs, traces.num_particles, traces.nesting, seen, what="guide")
     return replace(traces, guide=prune_subsample_sites(again), drawn=again)
 
 
@@ -274,21 +289,47 @@ def _traced(
     nesting: int,
     seen: poutine.Trace | None,
     shared: Collection[str] = (),
+    what: str = "model",
 ) -> poutine.Trace:
-    """One run of a program with all its particles, or K runs as one trace; replayed against the draws of `seen`."""
+    """One run of a program with all its particles, or K runs as one trace; replayed against the draws of `seen`.
+
+    Raises BrokenProgramError, naming the last site, for an error of the program's own; a lack of memory comes up as it is.
+    """
     if num_particles > 1 and nesting >= LOOP:
-        return looped(lambda one: _traced(program, args, kwargs, 1, 0, one), num_particles, nesting - LOOP, seen, shared)
+        one_run = partial(_traced, program, args, kwargs, 1, 0, what=what)
+        return looped(one_run, num_particles, nesting - LOOP, seen, shared)
     owner = owner_of(program)
     if num_particles > 1:
         program = pyro.plate(PARTICLES, num_particles, dim=-1 - nesting)(program)
     tracer = poutine.trace(program if seen is None else poutine.replay(program, trace=seen))
     try:
         return tracer.get_trace(*args, **kwargs)
-    except Exception:  # the program's own: often because a site is of another shape in the guide
+    except PyroaeError:
         forget_plates(owner)
-        if seen is not None:
-            check_event_shapes(prune_subsample_sites(tracer.trace), seen)
         raise
+    except Exception as error:  # the program's own: often because a site is of another shape in the guide
+        from pyroae.memory import is_out_of_memory  # which needs the configuration, and that the objectives
+
+        forget_plates(owner)
+        if is_out_of_memory(error):
+            raise
+        done = prune_subsample_sites(tracer.trace)
+        if seen is not None:
+            check_event_shapes(done, seen)
+        raise BrokenProgramError(f"the {what} fails {_place(done)}: {_words(error)}") from error
+
+
+def _place(done: poutine.Trace) -> str:
+    """After which site a run ended."""
+    names = [name for name, site in done.nodes.items() if site["type"] == "sample"]
+    return f"after the site '{names[-1]}'" if names else "before its first site has a value"
+
+
+def _words(error: BaseException) -> str:
+    """An error in one line of at most 300 characters."""
+    own, _, _ = str(error).partition("\nTrace Shapes:")  # which Pyro adds, in many lines
+    words = " ".join(own.split())[:300]
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def _with_values(trace: poutine.Trace, values: Mapping[str, Tensor]) -> poutine.Trace:
@@ -370,7 +411,7 @@ def plate_nesting(
 ) -> int:
     """The number of batch dimensions of a program, those of plates and any that no plate declares; plus LOOP.
 
-    From trial runs in evaluation mode, after which generators and buffers are as they were. Two particles are drawn in one
+    From trial runs in evaluation mode, after which generators and buffers are as they were. A few particles are drawn in one
     run and weighed in one run and one by one: where the former fails or the log-densities differ, for any site and datum,
     the program is to be run particle by particle, and a warning names the site. compared: False leaves that out.
     """
@@ -399,18 +440,18 @@ def _why_loop(
     """Why particles cannot be one more dimension of a program; None where they can."""
     from pyroae.memory import is_out_of_memory  # which needs the configuration, and that the objectives
 
-    last, model, guide = LastSite(), OneSeed()(model), OneSeed()(guide)
+    last, model, guide, count = LastSite(), OneSeed()(model), OneSeed()(guide), enough_to_tell(single.drawn)
     try:
         with last:
-            drawn = run(model, guide, args, kwargs, 2, nesting).drawn
-            many = run(model, guide, args, kwargs, 2, nesting, drawn=drawn)
+            drawn = told_apart(run(model, guide, args, kwargs, count, nesting).drawn)
+            many = run(model, guide, args, kwargs, count, nesting, drawn=drawn)
             alone = like_single_runs(drawn, single.drawn)
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        words = " ".join(str(error).split())[:200]
+        words = " ".join(str(own_error(error)).split())[:200]
         return f"with one more dimension on the left it fails at or after the site '{last.name}' ({words})"
-    one_by_one = run(model, guide, args, kwargs, 2, LOOP + nesting, drawn=alone)
+    one_by_one = run(model, guide, args, kwargs, count, LOOP + nesting, drawn=alone)
     for what, trace, other in (("guide", many.guide, one_by_one.guide), ("model", many.model, one_by_one.model)):
         for name, site in other.nodes.items():
             if site["type"] == "sample" and not _agree(many, trace.nodes.get(name), one_by_one, site, name):

@@ -24,6 +24,8 @@ from pyroae.evaluation.local import fit_local
 from pyroae.evaluation.proposals import Local, Mixture
 from pyroae.evaluation.quadrature import quadrature
 from pyroae.inference_data import to_datatree
+from pyroae.objectives import OBJECTIVES
+from pyroae.weights import prior_of
 
 Args = tuple[Tensor, ...]
 STEPS = AISSettings(num_chains=32, num_distributions=150, leapfrog_steps=5)
@@ -306,3 +308,43 @@ def test_datatree_asks_the_same_check() -> None:
 
     with pytest.raises(ProgramError, match="'z' is masked, but the density of 'x'"):
         to_datatree(program, proposal, torch.tensor([1.0, -1.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("validation", [True, False])
+@pytest.mark.parametrize("kind", ["poutine", "distribution"])
+def test_objectives_with_missing_data_under_a_mask(kind: str, validation: bool) -> None:
+    """The exact posterior of x ~ N(z, 1), z ~ N(0, 1), or the prior where x is missing: values and gradients are finite."""
+    x, there = torch.tensor([0.5, math.nan, 2.0], dtype=torch.float64), torch.tensor([True, False, True])
+    shift = torch.zeros((), dtype=torch.float64, requires_grad=True)
+
+    def program(x: Tensor, there: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(number(0.0), 1.0))
+            fn = dist.Normal(z + shift, 1.0)
+            with poutine.mask(mask=there if kind == "poutine" else True):
+                pyro.sample("x", fn if kind == "poutine" else fn.mask(there), obs=x)
+
+    def posterior(x: Tensor, there: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            loc = torch.where(there, torch.nan_to_num(x) / 2, 0.0)
+            pyro.sample("z", dist.Normal(loc, torch.where(there, math.sqrt(0.5), 1.0)))
+
+    expected = dist.Normal(0.0, math.sqrt(2)).log_prob(x[there]).sum()
+    with pyro.validation_enabled(validation):
+        found = OBJECTIVES["iwae"](num_particles=4).bound(program, posterior, x, there)
+    torch.testing.assert_close(found.value.detach(), expected)
+    (gradient,) = torch.autograd.grad(found.surrogate, shift)
+    assert gradient.isfinite()
+
+
+def test_a_mask_of_one_number_is_no_shape() -> None:
+    """A program without a plate: the mask has no dimension."""
+
+    def program(x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(number(0.0), 1.0))
+        with poutine.mask(mask=torch.tensor(False)):
+            pyro.sample("y", dist.Normal(number(0.0), 1.0), obs=number(math.nan))
+        pyro.sample("x", dist.Normal(number(0.0), 1.0), obs=x[0])
+
+    found = log_likelihood(program, prior_of(program), torch.ones(1, dtype=torch.float64), num_particles=30)
+    assert found.log_px.item() == pytest.approx(dist.Normal(0.0, 1.0).log_prob(torch.tensor(1.0)).item())

@@ -10,12 +10,14 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
+from torch.distributions.transforms import AffineTransform
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyroae import zoo
 from pyroae.autoencoder import announce_parameters
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives import OBJECTIVES, AnalyticKL, Objective, TraceELBO
+from pyroae.objectives.scores import moves_support
 from tests.systems import DISCRETE, FOR_DISCRETE, PROPER, SYSTEMS, D, system_and_data
 
 PYRO = {"trace-elbo": Trace_ELBO, "analytic-kl": TraceMeanField_ELBO}
@@ -309,3 +311,52 @@ def test_a_site_that_is_masked_whole_has_no_divergence() -> None:
     loss = AnalyticKL().differentiable_loss(model, lambda: pyro.sample("z", dist.Normal(location, 0.5).mask(False)))
     assert loss.item() == pytest.approx(0.5 * math.log(2 * math.pi) + 0.5 * (2 - z) ** 2, rel=1e-12)
     assert torch.autograd.grad(loss, location)[0].item() == pytest.approx(z - 2, rel=1e-12)
+
+
+def moving(end: Tensor, kind: str) -> Any:
+    """Uniform(0, end), in one form or another, and distributions like it whose support stays."""
+    unit, positive = dist.Uniform(torch.zeros(()), torch.ones(())), dist.Exponential(1.0)
+    return {
+        "uniform": lambda: dist.Uniform(torch.zeros(()), end),
+        "independent": lambda: dist.Uniform(torch.zeros(1), end.expand(1)).to_event(1),
+        "affine": lambda: dist.TransformedDistribution(unit, [AffineTransform(0.0, end)]),
+        "shifted": lambda: dist.TransformedDistribution(positive, [AffineTransform(end, 1.0)]),
+        "pareto": lambda: dist.Pareto(end, 3.0),
+        "scaled": lambda: dist.TransformedDistribution(positive, [AffineTransform(0.0, end)]),
+        "weibull": lambda: dist.Weibull(end, 2.0),
+        "gumbel": lambda: dist.Gumbel(end, 1.0),
+        "log-normal": lambda: dist.LogNormal(end, 1.0),
+        "gamma": lambda: dist.Gamma(end, end),
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", ["uniform", "independent", "affine", "shifted", "pareto"])
+def test_a_support_that_depends_on_parameters_has_no_score_of_mean_0(kind: str) -> None:
+    """Pathwise gradients of E_q[−z²/2 − log q] are right; for z ~ U(0, φ) it is −φ²/6 + log φ, whose derivative is −φ/3 + 1/φ."""
+    end = torch.tensor(1.5, requires_grad=True)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", moving(end, kind))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            event = 1 if kind == "independent" else 0
+            z = pyro.sample("z", dist.Normal(torch.zeros([1] * event), 1.0).to_event(event))
+            pyro.sample("x", dist.Normal(0.0 * z.sum(-1) if event else 0.0 * z, 1.0), obs=x)
+
+    x = torch.zeros(40_000)
+    for name in ("stl", "dreg", "rws", "vimco", "score", "tvo", "rws-dreg", "iwae-stl"):
+        with pytest.raises(ProgramError, match=r"where the support depends on parameters, as that of the site 'z'"):
+            OBJECTIVES[name](num_particles=4).bound(model, guide, x[:2])
+    for name in ("trace-elbo", "piwae", "iwae", "renyi"):
+        surrogate = OBJECTIVES[name](num_particles=4).bound(model, guide, x).surrogate
+        (gradient,) = torch.autograd.grad(surrogate, end)
+        assert gradient.isfinite()
+        if kind in ("uniform", "independent", "affine") and name == "trace-elbo":
+            assert gradient.item() / len(x) == pytest.approx(-1.5 / 3 + 1 / 1.5, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["scaled", "weibull", "gumbel", "log-normal", "gamma"])
+def test_a_support_that_stays_is_accepted(kind: str) -> None:
+    assert not moves_support(moving(torch.tensor(1.5, requires_grad=True), kind))

@@ -400,10 +400,26 @@ def test_a_guide_with_parameters_of_each_datum_stays_as_it_is(mixing: bool) -> N
 
     guide = OfEachDatum(model)
     assert mixed_site(model, guide, (x_data(),)) == ("x" if mixing else None)
-    with pytest.raises(ValueError, match="Shape mismatch inside plate"):
+    with pytest.raises(ProgramError, match="Shape mismatch inside plate"):
         run(model, guide, (x_data()[:2],), {})
     assert not guide.plates
     with pytest.warns(UserWarning, match=LOOPED):
         assert plate_nesting(model, guide, (x_data(),), {}) == LOOP + 1
     assert not guide.plates
     guide(x_data())
+
+
+def test_discrete_draws_that_are_equal_by_chance_do_not_hide_what_a_program_reads() -> None:
+    """k ~ Bernoulli(0.01): two draws are nearly always the same. All particles read the first one's with `reshape`."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(torch.full((1,), 0.01)).to_event(1))
+            pyro.sample("x", dist.Normal(k.reshape(len(x), -1)[..., 0], 1.0), obs=x)
+
+    x = torch.tensor([3.0])
+    with pytest.warns(UserWarning, match=f"{LOOPED}, .* the site 'x' of the model has another log-density"):
+        found = log_likelihood(model, prior_of(model), x, num_particles=20_000, seed=0)
+    normal = dist.Normal(torch.tensor([0.0, 1.0]), 1.0).log_prob(x)
+    exact = (normal + torch.tensor([0.99, 0.01]).log()).logsumexp(0)
+    assert (found.log_px[0] - exact).abs() < 5 * found.se[0]

@@ -1,5 +1,7 @@
 """Log-weights: per datum, whatever the plates; scales divided out or kept as exponents."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro
@@ -9,6 +11,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyroae.errors import BrokenProgramError
+from pyroae.evaluation.likelihood import log_likelihood
+from pyroae.evaluation.quadrature import quadrature
+from pyroae.objectives import OBJECTIVES
 from pyroae.weights import evaluating, log_weights, plate_nesting
 from tests.systems import system_and_data
 from tests.test_objectives import DATA, hierarchical
@@ -173,3 +179,37 @@ def test_evaluation_mode_is_left_as_it_was() -> None:
     assert system.training
     assert not system.decoder.training
     assert torch.is_grad_enabled()
+
+
+BROKEN: dict[str, Any] = {
+    "scale 0": lambda z: poutine.scale(scale=0.0).__enter__(),
+    "shapes": lambda z: torch.zeros(2, 3) @ torch.zeros(2, 3),
+    "index": lambda z: z[7],
+    "nothing": lambda z: None + z,
+    "own": lambda z: {}["key"],
+    "name": lambda z: pyro.sample("z", dist.Normal(z, 1.0)),
+}
+
+
+@pytest.mark.parametrize("why", BROKEN)
+def test_an_error_of_the_program_is_a_sentence_that_names_the_last_site(why: str) -> None:
+    """Of Pyro's, torch's and the program's own; the error itself is the cause."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            BROKEN[why](z)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    x = torch.zeros(3)
+    works: list[Callable[[], Any]] = [lambda: log_likelihood(model, guide, x), lambda: quadrature(model, guide, x)]
+    works += [partial(OBJECTIVES[name](num_particles=4).bound, model, guide, x) for name in OBJECTIVES]
+    for work in works:
+        with pytest.raises(BrokenProgramError, match=r"^the model fails after the site 'z': [A-Z]\w+: .+") as refusal:
+            work()
+        assert "\n" not in str(refusal.value)
+        assert refusal.value.__cause__ is not None

@@ -11,7 +11,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from pyroae.errors import ConfigError, DataError, unknown_name
+from pyroae.errors import BrokenProgramError, ConfigError, DataError, unknown_name
 from pyroae.evaluation.annealed import Annealing
 from pyroae.evaluation.annealing import COMPILE_FROM, Placeholders, Plan, fingerprint, in_double
 from pyroae.evaluation.blocks import Data, arguments_of, base_seed, rows_of, spans
@@ -303,7 +303,7 @@ def _look(
     with fork_random(first[0].device), Placeholders():
         try:
             traces = once(lambda: run(model, program, first, {}), LEAST)
-        except RuntimeError as error:
+        except (RuntimeError, BrokenProgramError) as error:
             if settings.double and "dtype" in str(error):
                 raise ConfigError(f"double=True: the program does not run in double precision: {error}") from error
             raise

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.evaluation import hmc
-from pyroae.evaluation.checks import is_one, where_unmasked
+from pyroae.evaluation.checks import is_one
 from pyroae.evaluation.compiled_path import Given, PathGraphs
 from pyroae.evaluation.hmc import Chains, Densities, Path, Pilot, Point, run_chains, run_pilot, segments
 from pyroae.evaluation.latents import Latents
+from pyroae.masks import where_unmasked
 from pyroae.sites import base_distribution
 from pyroae.weights import Program, Traces, owner_of, prior_of, run
 

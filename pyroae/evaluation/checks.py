@@ -12,10 +12,10 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.distributions import biject_to
 
 from pyroae.errors import ProgramError, UndefinedLikelihoodError
 from pyroae.evaluation.blocks import part_of, rows_of
+from pyroae.masks import in_support, mask_of, where_unmasked
 from pyroae.memory import Portion
 from pyroae.particles import agree
 from pyroae.sites import Site, base_distribution, is_delta, samples
@@ -212,59 +212,13 @@ def check_terms(model: Program, guide: Program, args: tuple[Tensor, ...], role: 
             at += portion.fitted(checked)
 
 
-def mask_of(name: str, site: Site) -> Tensor | None:
-    """The mask of a site in its batch shape, False where it is left out; None where nothing can be.
-
-    Both kinds count: that of `poutine.mask`, and that of the distribution's own `mask`.
-
-    Raises:
-        ProgramError: Where a mask does not fit the site.
-    """
-    fn, shape = site["fn"], site["fn"].batch_shape
-    masks = [site["mask"]]
-    while isinstance(fn, MaskedDistribution):
-        masks.append(fn._mask)
-        fn = fn.base_dist
-    found: Tensor | None = None
-    for given in masks:
-        if given is None or given is True:
-            continue
-        mask = torch.as_tensor(given, device=site["value"].device)
-        try:
-            mask = mask.expand(shape)
-        except RuntimeError:
-            raise ProgramError(
-                f"the mask of site '{name}' has the shape {tuple(mask.shape)}, which does not fit into the site's "
-                f"{tuple(shape)}: give masks as arguments, a row per datum"
-            ) from None
-        found = mask if found is None else found & mask
-    return found
-
-
-def where_unmasked(name: str, site: Site, value: Tensor, other: Tensor) -> Tensor:
-    """One value of a site where the site is not masked, another where it is."""
-    mask = mask_of(name, site)
-    return value if mask is None else torch.where(mask.reshape(*mask.shape, *[1] * site["fn"].event_dim), value, other)
-
-
 def stand_ins(traces: Traces) -> dict[str, Tensor]:
-    """A value in the support of each observed site that has a mask; torch's generators stay as they were."""
+    """A value in the support of each observed site that has a mask."""
     return {
-        name: _in_support(site)
+        name: in_support(site)
         for name, site in traces.sites(traces.model, observed=True)
         if traces.is_local(site) and site["value"].numel() and mask_of(name, site) is not None
     }
-
-
-def _in_support(site: Site) -> Tensor:
-    """A value at which the site has a density, whatever its own value is."""
-    fn, value = site["fn"], site["value"]
-    try:
-        transform = biject_to(fn.support)
-        return transform(value.new_zeros(transform.inverse_shape(value.shape)))
-    except NotImplementedError:  # of discrete sites, and of supports that have no such map
-        with fork_random(value.device):
-            return fn.sample().to(value.dtype)
 
 
 def filled(traces: Traces) -> Traces:

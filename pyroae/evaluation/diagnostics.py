@@ -14,7 +14,8 @@ from pyroae.arguments import structure_of
 from pyroae.discrete import OneHots
 from pyroae.errors import DataError
 from pyroae.evaluation.blocks import Data, blocks, rows_of
-from pyroae.evaluation.checks import check_terms, filled, mask_of
+from pyroae.evaluation.checks import check_terms, filled
+from pyroae.masks import mask_of
 from pyroae.sites import Site, base_distribution
 from pyroae.weights import Program, Traces, evaluating, fork_random, log_density, reduce_log_weights, run
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError, UndefinedLikelihoodError
 from pyroae.evaluation.blocks import CHUNK, Data, arguments_of, blocks, rows_of
-from pyroae.evaluation.checks import check_evidence, check_terms, mask_of
+from pyroae.evaluation.checks import check_evidence, check_terms
 from pyroae.evaluation.diagnostics import diagnose
 from pyroae.evaluation.streams import Z
 from pyroae.evaluation.trial import nesting_of
+from pyroae.masks import mask_of
 from pyroae.progress import Progress
 from pyroae.sites import base_distribution
 from pyroae.weights import Program, Traces, evaluating, fork_random, log_post_of, reduce_log_weights, run

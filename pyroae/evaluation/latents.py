@@ -11,7 +11,8 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import Transform
 
 from pyroae.errors import ProgramError
-from pyroae.evaluation.checks import mask_of, stand_ins, where_unmasked
+from pyroae.evaluation.checks import stand_ins
+from pyroae.masks import mask_of, where_unmasked
 from pyroae.sites import Site, base_distribution
 from pyroae.weights import Program, Traces, at_values, log_density, run
 

@@ -18,7 +18,7 @@ from pyroae.objectives.bounds import ELBO as ELBOBound
 from pyroae.objectives.bounds import BoundFunction
 from pyroae.objectives.draws import Detached, Scaled, at_fixed_draws, path_through_log_post
 from pyroae.objectives.gradients import Coefficients, Gradient, Pathwise, Score
-from pyroae.objectives.scores import elbo_scores, has_path, score_terms
+from pyroae.objectives.scores import elbo_scores, has_path, moves_support, score_terms
 from pyroae.particles import LOOP
 from pyroae.registry import Registry
 from pyroae.sites import (
@@ -390,6 +390,14 @@ class Objective(ObjectiveBase):
         name = self._name
         if self.gradient.reparameterized:
             check_reparameterized(traces, name)
+        for site_name, site in traces.draws():
+            takes = self.gradient.takes_moving_support and has_path(site["fn"])
+            if not takes and moves_support(site["fn"]):
+                raise ProgramError(
+                    f"{name} takes the score of the guide to have the mean 0, which it does not where the support depends on "
+                    f"parameters, as that of the site '{site_name}' ({type(base_distribution(site['fn'])).__name__}): use "
+                    "trace-elbo or iwae, or a transform of a fixed support"
+                )
         if self._is_elbo_of_paths:
             return
         for site_name, site in traces.sites(traces.guide, observed=False):

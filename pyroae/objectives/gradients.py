@@ -42,11 +42,13 @@ class Gradient(ABC):
     reparameterized: whether every draw has to carry a path gradient. detached: whether the draws are stopped, so that φ
     follows scores alone; `Score` does so only where every draw carries a path gradient, or none does. inclusive: whether φ
     follows KL(p ‖ q), which leaves no place for terms of the guide that depend on φ and are no density of a draw.
-    takes_globals: whether it is defined for the bound of each datum given one draw of the latent sites outside the data plate.
+    takes_moving_support: whether it is right where the ends of a draw's support depend on φ, as those of Uniform(0, φ): where the
+    score of q does not have the mean 0. takes_globals: whether it is defined for the bound of each datum given one draw of the latent sites outside the data plate.
     """
 
     reparameterized: ClassVar[bool] = False
     detached: ClassVar[bool] = False
+    takes_moving_support: ClassVar[bool] = False
     takes_globals: ClassVar[bool] = False
 
     @property
@@ -82,6 +84,7 @@ class Pathwise(Gradient):
     their own plates as the learning signal, as `pyro.infer.Trace_ELBO` does.
     """
 
+    takes_moving_support: ClassVar[bool] = True
     takes_globals: ClassVar[bool] = True
 
     def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
@@ -283,6 +286,8 @@ class Covariance(Gradient):
 @dataclass(frozen=True)
 class TwoBounds(Gradient):
     """θ follows the IWAE bound over all K particles, φ the bound itself, pathwise: with MIWAE, PIWAE (Rainforth 2018)."""
+
+    takes_moving_support: ClassVar[bool] = True
 
     def unbiased(self, bound: BoundFunction) -> bool:
         return False

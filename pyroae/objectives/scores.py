@@ -10,9 +10,11 @@ import torch
 from pyro.distributions import Distribution, MaskedMixture
 from pyro.distributions.util import broadcast_shape, scale_and_mask, sum_rightmost
 from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.transforms import AffineTransform
 
 from pyroae.particles import Stacked
-from pyroae.sites import Site, samples
+from pyroae.sites import Site, is_discrete, samples
 from pyroae.weights import LogWeights, Traces, log_density
 
 
@@ -23,6 +25,50 @@ def has_path(distribution: Any) -> bool:
     leaves out the acceptance probability.
     """
     return bool(distribution.has_rsample) and not _is_rejector(distribution)
+
+
+def moves_support(distribution: Any) -> bool:
+    """Whether the ends of a distribution's support depend on parameters, as those of Uniform(0, φ).
+
+    The score of such a density does not have the mean 0: ∂_φ ∫ q(z; φ) dz = 0 has terms of the ends beside it.
+    """
+    if isinstance(distribution, Stacked):
+        return any(map(moves_support, distribution.parts))
+    if isinstance(distribution, MaskedMixture):
+        return moves_support(distribution.component0) or moves_support(distribution.component1)
+    if isinstance(distribution, torch.distributions.MixtureSameFamily):
+        return moves_support(distribution.component_distribution)
+    if type(distribution).__name__ == "TransformedDistribution":  # others know their own support
+        base = distribution.base_dist
+        return moves_support(base) or (bool(_ends(base)) and _moves_ends(_ends(base), distribution.transforms))
+    if hasattr(distribution, "base_dist") and not isinstance(distribution, torch.distributions.TransformedDistribution):
+        return moves_support(distribution.base_dist)
+    return any(isinstance(end, Tensor) and end.requires_grad for end in _ends(distribution))
+
+
+def _ends(distribution: Any) -> list[Tensor | float]:
+    """The finite ends of a support that is an interval or a half-line; none of any other."""
+    try:
+        support = distribution.support
+    except (AttributeError, NotImplementedError):
+        return []
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    found = [getattr(support, end, None) for end in ("lower_bound", "upper_bound")]
+    return [] if is_discrete(distribution) else [end for end in found if end is not None]
+
+
+def _moves_ends(ends: list[Tensor | float], transforms: list[Any]) -> bool:
+    """Whether the transforms move these ends with their parameters; only those before the first that is not affine are asked."""
+    for transform in transforms:
+        if not isinstance(transform, AffineTransform):
+            return False
+        loc, scale = (part if isinstance(part, Tensor) else None for part in (transform.loc, transform.scale))
+        at_zero = all(not isinstance(end, Tensor) and end == 0 for end in ends)
+        if (loc is not None and loc.requires_grad) or (scale is not None and scale.requires_grad and not at_zero):
+            return True
+        ends = ends if loc is None and transform.loc == 0 else [1.0]
+    return False
 
 
 def score_function(distribution: Any, value: Tensor) -> Tensor | None:
