@@ -31,7 +31,7 @@ def check_given(model: Program, guide: Program, args: tuple[Any, ...], kwargs: d
     """Refuse a program whose data have no bound given the draws of the sites `shared`, from a trial run of two particles.
 
     Raises ProgramError, naming the site, where the log-density of a site outside the data plate differs between particles
-    that share these draws: it depends on draws inside. Warns where the particles are all the same.
+    that share these draws: it depends on draws inside.
     """
     nesting = plate_nesting(model, guide, args, kwargs, compared=False)
     with _trial(model, guide, args):
@@ -44,12 +44,19 @@ def check_given(model: Program, guide: Program, args: tuple[Any, ...], kwargs: d
                 if not traces.is_local(site) and _differs(traces, site):
                     raise ProgramError(
                         f"the site '{site['name']}' of the {which} lies outside the data plate and depends on draws inside it, "
-                        "so the data have no bounds of their own given its value: use trace-elbo"
+                        "so given its value the data are not independent: they have no bounds, and no log p(x), one by one"
                     )
-    if shared and all(name in shared for name, _ in traces.draws()):
+
+
+def warn_of_equal_particles(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Warn where a guide draws nothing inside the data plate, so that all particles are the same given the draws outside."""
+    with _trial(model, guide, args):
+        traces = run(model, guide, args, kwargs)
+    drawn = dict(traces.draws())
+    if drawn and not any(traces.is_local(site) for site in drawn.values()):
         warnings.warn(
-            f"the guide draws {sorted(name for name, _ in traces.draws())} outside the data plate and nothing inside it: given "
-            "these draws all particles are the same, and the bound of any number of them is the ELBO",
+            f"the guide draws {sorted(drawn)} outside the data plate and nothing inside it: given these draws all particles are "
+            "the same, and the bound of any number of them is the ELBO",
             stacklevel=2,
         )
 

@@ -462,3 +462,21 @@ def test_proposals_that_weigh_draws_of_several_programs_refuse_globals() -> None
     for proposal in (Mixture((guide, guide)), Local(guide)):
         with pytest.raises(ProgramError, match="the latent site 'w' lies outside the data plate"):
             log_likelihood(model, proposal, data(), num_particles=10)
+
+
+def test_held_out_data_refuse_globals_that_depend_on_draws_of_the_data() -> None:
+    """w ~ N(Σ z_n, 1) has no value before the data."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        pyro.sample("w", dist.Normal(z.sum(-1, keepdim=True), 1.0))
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+        pyro.sample("w", dist.Normal(torch.zeros(1), 1.0))
+
+    with pytest.raises(ProgramError, match="the site 'w' of the model lies outside the data plate and depends on draws inside"):
+        log_likelihood(model, guide, data(), num_particles=10)

@@ -17,7 +17,7 @@ from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.likelihood import log_likelihood
 from pyroae.evaluation.summary import EvaluationSettings, evaluate
 from tests.systems import PROPER, SYSTEMS, M, system_and_data
-from tests.test_objectives import DATA, hierarchical
+from tests.test_objectives import DATA
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -168,11 +168,7 @@ def test_an_explicit_proposal_serves_where_the_prior_is_proper() -> None:
     assert found.log_px[0].item() == pytest.approx(exact.item(), abs=5 * found.se[0].item())
 
 
-def test_global_latents_and_subsampled_plates_are_refused() -> None:
-    model, guide, _ = hierarchical()
-    with pytest.raises(ProgramError, match="'level' lies outside the data plate"):
-        log_likelihood(model, guide, DATA.double())
-
+def test_subsampled_plates_are_refused() -> None:
     def subsampled(x: Tensor) -> None:
         with pyro.plate("data", 40, subsample=torch.arange(len(x))):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))

@@ -1,6 +1,6 @@
 """The one check that every evaluator asks of a program: does log p(x) of each datum exist, and is it what will be computed?"""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyroae.errors import ProgramError, UndefinedLikelihoodError
 from pyroae.evaluation.blocks import part_of, rows_of
+from pyroae.global_sites import check_given, global_sites
 from pyroae.masks import in_support, mask_of, where_unmasked
 from pyroae.memory import Portion
 from pyroae.particles import agree
@@ -102,27 +103,27 @@ def check_proposal(traces: Traces, guide: Program | None = None, args: tuple[Any
             )
 
 
-def check_globals(guide: Program, args: tuple[Tensor, ...]) -> bool:
-    """Whether a guide has latent sites outside the data plate, which then have to be the same for all data.
+def check_globals(model: Program, guide: Program, args: tuple[Tensor, ...]) -> bool:
+    """Whether a guide has latent sites outside the data plate, under which there is a held-out log p(x) of each datum.
 
     Args:
-        guide: The program.
-        args: Its arguments, a few data.
+        model: The Pyro program p(θ) p(z|θ) p(x|z, θ).
+        guide: The program q(θ) q(z|x, θ).
+        args: Their arguments, a few data.
 
     Raises:
-        ProgramError: Naming the site, for one whose distribution depends on the data: q(θ | x) of new data is no posterior
-            of what the model was trained on.
+        ProgramError: Naming the site, for a θ whose distribution depends on the data, as q(θ | x) of new data is no posterior
+            of what the model was trained on, or on draws inside the plate.
     """
-    first = part_of(args, range(1))
-    more = args if len(args[0]) > 1 else tuple(torch.cat([a, a]) for a in args)
-    traces = run(guide, guide, first, {})
-    outside = [(name, site) for name, site in traces.sites(traces.guide, observed=False) if not traces.is_local(site)]
-    if not outside:
+    names = global_sites(model, guide, args, {})
+    if not names:
         return False
-    again = poutine.trace(poutine.replay(guide, trace=_only(traces.drawn, outside))).get_trace(*more)
-    for name, site in outside:
-        other = again.nodes.get(name)
-        if other is None or not _alike_at(site, other):
+    check_given(model, guide, args, {}, names)
+    trace = poutine.trace(guide).get_trace(*part_of(args, range(1)))
+    more = args if len(args[0]) > 1 else tuple(torch.cat([a, a]) for a in args)
+    again = poutine.trace(poutine.replay(guide, trace=_draws_of(trace, names))).get_trace(*more)
+    for name in names:
+        if not _alike_at(trace.nodes[name], again.nodes[name]):
             raise ProgramError(
                 f"the guide's site '{name}' lies outside the data plate and depends on the data: held-out log p(x) takes one "
                 "q for the latent sites outside the plate, whatever the new data are"
@@ -130,12 +131,12 @@ def check_globals(guide: Program, args: tuple[Tensor, ...]) -> bool:
     return True
 
 
-def _only(trace: poutine.Trace, sites: list[tuple[str, Site]]) -> poutine.Trace:
-    """A trace of some sites."""
+def _draws_of(trace: poutine.Trace, names: Collection[str]) -> poutine.Trace:
+    """The draws of some sites, without Deltas."""
     other = poutine.Trace()
-    for name, site in sites:
-        if not is_delta(site):
-            other.add_node(name, **site)
+    for name in names:
+        if not is_delta(trace.nodes[name]):
+            other.add_node(name, **trace.nodes[name])
     return other
 
 

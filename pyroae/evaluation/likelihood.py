@@ -193,7 +193,7 @@ def _look(model: Program, guides: tuple[Program | Proposal | None, ...], args: t
         for guide in guides:
             fits = isinstance(guide, Proposal) and guide.fits
             for program in programs_of(guide):
-                outside = not isinstance(guide, Proposal) and check_globals(program, tuple(a[:FEW] for a in args))
+                outside = not isinstance(guide, Proposal) and check_globals(model, program, tuple(a[:FEW] for a in args))
                 traces = once(partial(run, model, program, first, {}), LEAST)
                 if fits:
                     check_evidence(traces)

@@ -13,7 +13,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError
-from pyroae.global_sites import check_given, global_sites
+from pyroae.global_sites import check_given, global_sites, warn_of_equal_particles
 from pyroae.objectives.bounds import ELBO as ELBOBound
 from pyroae.objectives.bounds import BoundFunction
 from pyroae.objectives.draws import Detached, Scaled, at_fixed_draws, path_through_log_post
@@ -167,6 +167,8 @@ class ObjectiveBase(ELBO):
         if self._globals is None:
             shared = global_sites(model, guide, args, kwargs)
             check_given(model, guide, args, kwargs, shared)
+            if shared:
+                warn_of_equal_particles(model, guide, args, kwargs)
             self._globals = shared
         return self._globals
 
