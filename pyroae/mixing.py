@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyroae.memory import is_out_of_memory
 from pyroae.particles import agree, undisturbed
-from pyroae.sites import samples
+from pyroae.sites import ANY_SIZE, samples
 from pyroae.weights import Program, Traces, fork_random, log_density, prior_of, run
 
 
@@ -40,7 +40,7 @@ def mixed_site(model: Program, guide: Program, args: tuple[Tensor, ...], *, trai
     rows = torch.arange(count - 1, count // 2 - 1, -1, device=device)
     with fork_random(device), torch.autocast(device.type, enabled=False), poutine.block(), undisturbed(training=training):
         whole = run(model, guide, args, {})
-        if whole.plate is None or whole.plate.size != count or not 0 < len(rows) < count:
+        if whole.plate is None or whole.plate.size not in (count, ANY_SIZE) or not 0 < len(rows) < count:
             return None
         try:
             again = run(model, guide, args, {}, drawn=whole.drawn)

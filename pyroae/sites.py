@@ -15,6 +15,8 @@ from pyroae.errors import ProgramError
 Site = dict[str, Any]
 PARTICLES = "num_particles_vectorized"
 """Name of the plate of the particles."""
+ANY_SIZE = -1
+"""What Pyro gives as the size of a plate without one, as in `pyro.plate("data")`."""
 
 
 def samples(*traces: poutine.Trace) -> list[Site]:

@@ -340,6 +340,15 @@ def test_batch_normalization_in_training_mode_is_named() -> None:
     assert log_likelihood(system.model, system.guide, x, num_particles=10, seed=0).log_px.shape == (8,)
 
 
+def test_mixing_is_named_in_a_plate_without_a_size() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data"):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z - z.mean(-1, keepdim=True), 1.0), obs=x)
+
+    assert mixed_site(model, prior_of(model), (x_data(),)) == "x"
+
+
 def test_batch_normalization_takes_no_dimension_of_data_for_that_of_its_channels() -> None:
     """With as many data as channels, BatchNorm1d accepts `[K, N, C]` and normalizes each datum, over particles and channels."""
     decoder = nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 1))
