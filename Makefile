@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint types docs study bench gpu clean
+.PHONY: setup demo test lint types docs study bench gpu pyro-tests clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo "make study   the longer studies: MNIST, marked 'slow' (PYROAE_DATA names the folder of the data)"
 	@echo "make bench   speed beside Pyro's SVI, hand-written PyTorch, NumPyro and pythae: about an hour of a quiet machine"
 	@echo "make gpu     on a CUDA device: the numbers of a CPU, and speed; six to eight minutes"
+	@echo "make pyro-tests PYRO=FOLDER   Pyro's own tests with pyroae's objectives; FOLDER is 'tests' of a checkout of Pyro"
 
 setup: $(VENV)/.ready
 
@@ -51,6 +52,9 @@ bench: $(VENV)/.bench
 
 gpu: setup
 	$(BIN)/python -m benchmarks.gpu
+
+pyro-tests: setup
+	$(BIN)/python -m benchmarks.pyro_tests $(PYRO)
 
 clean:
 	rm -rf $(VENV) site runs .mypy_cache .pytest_cache .ruff_cache

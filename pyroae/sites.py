@@ -96,7 +96,10 @@ def check_match(model: poutine.Trace, guide: poutine.Trace) -> None:
         )
     for name in sorted(set(drawn) - latent):
         if not drawn[name]["infer"].get("is_auxiliary"):
-            raise ProgramError(f"the guide's site '{name}' is no latent site of the model, which has {sorted(latent)}")
+            raise ProgramError(
+                f"the guide's site '{name}' is no latent site of the model, which has {sorted(latent)}; an auxiliary draw "
+                "of the guide takes infer={'is_auxiliary': True}"
+            )
     check_event_shapes(model, guide)
     for name in sorted(latent & set(drawn)):
         of_model, of_guide = model.nodes[name]["fn"], drawn[name]["fn"]
