@@ -13,8 +13,8 @@ from typing import Any
 import pyro.infer
 import pytest
 
-from pyroae.errors import PyroaeError
-from pyroae.objectives import OBJECTIVES, ObjectiveBase
+from pyroae.errors import ProgramError, PyroaeError
+from pyroae.objectives import OBJECTIVES, Bound, Objective, ObjectiveBase
 
 RECORD = "PYROAE_PYRO_RECORD"
 """Names the file in which the outcomes are written."""
@@ -36,13 +36,32 @@ def analytic_kl(**settings: Any) -> ObjectiveBase | None:
 
 def renyi(**settings: Any) -> ObjectiveBase | None:
     """For `RenyiELBO`, except at α = 1, which Pyro refuses."""
-    return None if settings.get("alpha") == 1 else _ours("renyi", settings, {"alpha": 0, "num_particles": 2})
+    found = None if settings.get("alpha") == 1 else _ours("renyi", settings, {"alpha": 0, "num_particles": 2})
+    return found and OrJoint(found)
 
 
 def rws(*, insomnia: float = 1.0, model_has_params: bool = True, **settings: Any) -> ObjectiveBase | None:
     """For `ReweightedWakeSleep` without a sleep phase and with a trained model."""
     settings.pop("num_sleep_particles", None)
-    return _ours("rws", settings, {"num_particles": 2}) if insomnia == 1 and model_has_params else None
+    found = _ours("rws", settings, {"num_particles": 2}) if insomnia == 1 and model_has_params else None
+    return found and OrJoint(found)
+
+
+class OrJoint(Objective):
+    """An objective that does what its refusal says: all data as one datum, as Pyro's do, where there is no bound of each."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__(objective.bound_function, objective.gradient)
+        self.retain_graph = objective.retain_graph
+
+    def bound(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Bound:
+        try:
+            return super().bound(model, guide, *args, **kwargs)
+        except ProgramError as error:
+            if self.joint or "joint=True" not in str(error):
+                raise
+            self.joint = True
+        return super().bound(model, guide, *args, **kwargs)
 
 
 REPLACED: dict[str, Callable[..., ObjectiveBase | None]] = {

@@ -407,11 +407,31 @@ class Objective(ObjectiveBase):
                 raise ProgramError(
                     f"{name} takes a bound a datum; the latent site '{site_name}' lies outside the data plate: use trace-elbo, "
                     "or, if its draws carry a gradient, iwae, renyi, stl, dreg, vimco or score, which take the bound of each "
-                    f"datum given one draw of it; or all data as one datum, Objective({self.bound_function!r}, "
-                    f"{self.gradient!r}, joint=True)"
+                    f"datum given one draw of it; or {self._request}"
                 )
         if not self.joint:
-            _check_one_datum(traces, name)
+            self._check_one_datum(traces)
+
+    @property
+    def _request(self) -> str:
+        """What takes programs that have no bound of each datum."""
+        return f"all data as one datum, Objective({self.bound_function!r}, {self.gradient!r}, joint=True)"
+
+    def _check_one_datum(self, traces: Traces) -> None:
+        """Refuse a program that does not say what a datum is: several plates, or batch dimensions that are those of no plate."""
+        sites = {f"the site '{n}'": s for observed in (True, False) for n, s in traces.sites(traces.model, observed=observed)}
+        sites |= {f"the guide's site '{n}'": site for n, site in traces.sites(traces.guide, observed=False)}
+        held = {plates_of(site)[0]: (which, site) for which, site in reversed(sites.items()) if plates_of(site)}
+        if traces.plate is None and held:
+            where = (f"{which} in {' and '.join(repr(f.name) for f in plates_of(s))}" for which, s in reversed(held.values()))
+            raise ProgramError(
+                f"{self._name} takes a bound a datum, but no one plate holds all the sites: {', '.join(where)}: use "
+                f"{self._request}"
+            )
+        for which, site in sites.items():
+            dims = undeclared(site)
+            if dims:
+                raise ProgramError(f"{self._name} takes a bound a datum; {which} {undeclared_words(site, dims[0])}")
 
     def _check_deltas(self, fixed: Traces) -> None:
         """Refuse a Delta that moves with parameters while the draws are stopped, and one of a guide without draws."""
@@ -433,19 +453,6 @@ class Objective(ObjectiveBase):
                     f"{self._name} follows the density of the guide's draws alone; the guide's site '{name}' is no draw, and "
                     "its log-density depends on parameters: use vimco, dreg or iwae"
                 )
-
-
-def _check_one_datum(traces: Traces, name: str) -> None:
-    """Refuse a program that does not say what a datum is: several plates, or batch dimensions that are those of no plate."""
-    sites = {f"the site '{n}'": site for observed in (True, False) for n, site in traces.sites(traces.model, observed=observed)}
-    sites |= {f"the guide's site '{n}'": site for n, site in traces.sites(traces.guide, observed=False)}
-    if traces.plate is None and any(plates_of(site) for site in sites.values()):
-        held = (f"{w} in {' and '.join(repr(f.name) for f in plates_of(s))}" for w, s in sites.items() if plates_of(s))
-        raise ProgramError(f"{name} takes a bound a datum, but no one plate holds all the sites: {', '.join(held)}")
-    for which, site in sites.items():
-        dims = undeclared(site)
-        if dims:
-            raise ProgramError(f"{name} takes a bound a datum; {which} {undeclared_words(site, dims[0])}")
 
 
 def _reference(program: Program) -> Any:
