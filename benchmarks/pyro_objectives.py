@@ -6,6 +6,7 @@ Loaded by `benchmarks.pyro_tests`. Pyro's files are neither part of this project
 import functools
 import json
 import os
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def rws(*, insomnia: float = 1.0, model_has_params: bool = True, **settings: Any
 
 
 class OrJoint(Objective):
-    """An objective that does what its refusal says: all data as one datum, as Pyro's do, where there is no bound of each."""
+    """An objective that does what its refusal or warning says: all data as one datum, as Pyro's do, where there is no bound of each."""
 
     def __init__(self, objective: Objective) -> None:
         super().__init__(objective.bound_function, objective.gradient)
@@ -56,8 +57,10 @@ class OrJoint(Objective):
 
     def bound(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Bound:
         try:
-            return super().bound(model, guide, *args, **kwargs)
-        except ProgramError as error:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", ".*joint=True")
+                return super().bound(model, guide, *args, **kwargs)
+        except (ProgramError, UserWarning) as error:
             if self.joint or "joint=True" not in str(error):
                 raise
             self.joint = True

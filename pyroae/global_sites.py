@@ -48,15 +48,20 @@ def check_given(model: Program, guide: Program, args: tuple[Any, ...], kwargs: d
                     )
 
 
-def warn_of_equal_particles(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Warn where a guide draws nothing inside the data plate, so that all particles are the same given the draws outside."""
+def warn_of_equal_particles(
+    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], use: str
+) -> None:
+    """Warn where a guide draws nothing inside the data plate, so that all particles are the same given the draws outside.
+
+    use: what to use for a tighter bound.
+    """
     with _trial(model, guide, args):
         traces = run(model, guide, args, kwargs)
     drawn = dict(traces.draws())
     if drawn and not any(traces.is_local(site) for site in drawn.values()):
         warnings.warn(
-            f"the guide draws {sorted(drawn)} outside the data plate and nothing inside it: given these draws all particles are "
-            "the same, and the bound of any number of them is the ELBO",
+            f"the guide draws {sorted(drawn)} outside the data plate and nothing inside it: given these draws all particles "
+            f"are the same, and the bound of any number of them is the ELBO; for a tighter one use {use}",
             stacklevel=2,
         )
 

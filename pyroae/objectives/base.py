@@ -146,6 +146,11 @@ class ObjectiveBase(ELBO):
         return False
 
     @property
+    def _request(self) -> str:
+        """What takes programs that have no bound of each datum."""
+        return "trace-elbo"
+
+    @property
     def _shares_globals(self) -> bool:
         """Whether all particles have one draw of the latent sites outside the data plate."""
         return False
@@ -168,7 +173,7 @@ class ObjectiveBase(ELBO):
             shared = global_sites(model, guide, args, kwargs)
             check_given(model, guide, args, kwargs, shared)
             if shared:
-                warn_of_equal_particles(model, guide, args, kwargs)
+                warn_of_equal_particles(model, guide, args, kwargs, self._request)
             self._globals = shared
         return self._globals
 
@@ -247,7 +252,7 @@ class Objective(ObjectiveBase):
     @property
     def _shares_globals(self) -> bool:
         several = self.num_particles > 1 and not self._is_elbo_of_paths
-        return not self.joint and (several or (self.gradient.detached and self.gradient.takes_globals))
+        return not self.joint and self.gradient.takes_globals and (several or self.gradient.detached)
 
     def estimate(self, traces: Traces) -> Bound:
         """The bound and its own derivative, with score terms for draws that carry no path gradient."""
