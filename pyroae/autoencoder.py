@@ -135,7 +135,7 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """The mean of q(z|x), `[N, m]`, for x `[N, d]` or `[N, *shape]`. Raises DataError for what is no such x, or not finite."""
+        """The mean of q(z|x), `[N, m]`, for x `[N, d]` or `[N, *shape]`. Raises DataError for any other x."""
         _check_finite("x", self.flat(x))
         with pyro.validation_enabled(False):  # of a scale that is 0 in single precision, which the mean does not need
             return self.q_z(x).mean
@@ -203,9 +203,7 @@ class Autoencoder(nn.Module):
         """The same values, refused where their type is not that of the weights."""
         wanted = self._zeros.dtype
         if values.dtype != wanted and not torch.is_autocast_enabled(values.device.type):
-            raise DataError(
-                f"{name} is of {values.dtype}, the weights of this autoencoder are of {wanted}: convert one of them"
-            )
+            raise DataError(f"{name} is of {values.dtype}, the autoencoder's weights of {wanted}: convert one of them")
         return values
 
     def _decoder_weights(self) -> list[Tensor]:

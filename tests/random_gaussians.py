@@ -1,7 +1,7 @@
 """Random linear-Gaussian programs with everything in closed form: the joint Gaussian of z and x is written out.
 
-z_0 ~ N(m_0, s_0²), z_1 ~ N(m_1 + a mean(z_0), s_1²), x_i ~ N(w_i · z + b_i, σ_i²); some x are missing, under a mask. The guide is
-a diagonal Gaussian at 0.3 x̄ + c, in either order of the sites.
+z_0 ~ N(m_0, s_0²), z_1 ~ N(m_1 + a mean(z_0), s_1²), x_i ~ N(w_i · z + b_i, σ_i²); some x are missing, under a mask. The
+guide is a diagonal Gaussian at 0.3 x̄ + c, in either order of the sites.
 """
 
 from dataclasses import dataclass

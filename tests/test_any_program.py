@@ -250,7 +250,7 @@ def test_evaluators_of_linear_gaussian_programs(d: Gaussian) -> None:
     within(torch.tensor(told.elbo), elbo.mean(), told.rate.se + told.distortion.se + own * weights.log_weight.std(0).max() / 44)
     assert told.lower.value <= min(math.log(d.num_data) + 1e-9, told.upper.value + 5 * told.upper.se)
 
-    tree = to_datatree(*pair, args, num_draws=5, seed=d.seed)
+    tree: Any = to_datatree(*pair, args, num_draws=5, seed=d.seed)
     names = [f"z{i}" for i in range(len(d.sizes))]
     z = torch.cat([torch.as_tensor(tree["posterior"][n].values[0]).reshape(5, d.num_data, -1) for n in names], -1)
     ratio = torch.stack([p.log_prob(z[:, n]) for n, p in enumerate(posteriors)], 1) - q.log_prob(z)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,13 @@ ODD: dict[str, Any] = {
     "two tensors": (GOOD, GOOD),
     "no argument": (),
 }
+
+
+def bound(name: str, system: Autoencoder, x: Any) -> Any:
+    """Of an objective."""
+    return OBJECTIVES[name](num_particles=2).bound(system.model, system.guide, x)
+
+
 SHORT = AISSettings(num_chains=4, num_distributions=4, leapfrog_steps=2)
 FUNCTIONS: dict[str, Callable[[Autoencoder, Any], Any]] = {
     "log_weights": lambda s, x: log_weights(s.model, s.guide, x, num_particles=2),
@@ -97,10 +105,7 @@ FUNCTIONS: dict[str, Callable[[Autoencoder, Any], Any]] = {
     "encode": lambda s, x: s.encode(x),
     "decode": lambda s, x: s.decode(x),
     "reconstruct": lambda s, x: s.reconstruct(x),
-    **{
-        f"{name}.bound": lambda s, x, name=name: OBJECTIVES[name](num_particles=2).bound(s.model, s.guide, x)
-        for name in ("trace-elbo", "iwae", "dreg", "vimco", "analytic-kl")
-    },
+    **{f"{name}.bound": partial(bound, name) for name in ("trace-elbo", "iwae", "dreg", "vimco", "analytic-kl")},
 }
 
 
@@ -114,7 +119,10 @@ def test_odd_arrays(name: str, function: str) -> None:
             try:
                 FUNCTIONS[function](system, x)
             except PyroaeError as refusal:
-                assert str(refusal).strip(), odd
-                assert "\n" not in str(refusal), odd
+                said = str(refusal)
                 refused.add(odd)
+            else:
+                continue
+        assert said.strip(), odd
+        assert "\n" not in said, odd
     assert refused >= {"too wide", "objects", "ragged", "nothing", "a word", "complex numbers", "two tensors"}
