@@ -77,6 +77,8 @@ PATHWISE = {
     *("analytic-kl", "beta-elbo:beta=0.3"),
 }
 """Those whose gradient is the derivative of their value at the same random numbers, for reparameterized guides."""
+NEED_PATHS = ["stl", "iwae-stl", "dreg", "rws-dreg", "ciwae+doubly-reparameterized", "renyi:alpha=-1+doubly-reparameterized"]
+"""Those that refuse discrete draws."""
 STEP = 1e-5
 
 
@@ -123,11 +125,12 @@ def test_objectives() -> None:
     @given(d=descriptions())
     def check(d: Description) -> None:
         programs, turn = Programs(d), crc32(repr(d).encode())
+        names = sorted(BOUNDS) + (3 * NEED_PATHS if d.has_fixed_noise else [])
         for i in (turn, turn + 7):  # all in turn, the same ones for the same program
-            one_objective(sorted(BOUNDS)[i % len(BOUNDS)], programs, compared)
+            one_objective(names[i % len(names)], programs, compared)
 
     check()
-    assert all(compared[name] >= COUNT / 100 for name in BOUNDS), compared
+    assert all(compared[name] >= COUNT / 200 for name in BOUNDS), compared
 
 
 def one_objective(name: str, programs: Programs, compared: Counter[str]) -> None:
