@@ -42,6 +42,7 @@ test: lint types docs
 study: setup
 	$(BIN)/pytest -m slow -s
 	PYROAE_TRIES=500 $(BIN)/pytest tests/test_fuzz.py
+	PYROAE_PROGRAMS=5000 $(BIN)/pytest tests/test_any_program.py
 
 $(VENV)/.bench: $(VENV)/.ready
 	$(BIN)/uv pip install --python $(BIN)/python --editable '.[bench]'

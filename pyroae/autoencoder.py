@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import torch
@@ -105,8 +106,11 @@ class Autoencoder(nn.Module):
         return self.likelihood.distribution(self.decoder(z), self.learned_likelihood)
 
     def q_z(self, x: Tensor) -> TorchDistribution:
-        """The approximate posterior q(z|x) for x `[N, d]` or `[N, *shape]`, event shape `[m]`."""
-        return self.posterior.distribution(self.flat(x), self)
+        """The approximate posterior q(z|x) for x `[N, d]` or `[N, *shape]`, event shape `[m]`.
+
+        Raises DataError for x of another shape or type than the system takes.
+        """
+        return self.posterior.distribution(self._like_weights("x", self.flat(x)), self)
 
     def model(self, x: Tensor) -> None:
         """p(z) p(x|z) as a Pyro program: plate `data`, sites `z` and `x`."""
@@ -131,15 +135,19 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """The mean of q(z|x), `[N, m]`, for x `[N, d]` or `[N, *shape]`."""
-        return self.q_z(x).mean
+        """The mean of q(z|x), `[N, m]`, for x `[N, d]` or `[N, *shape]`. Raises DataError for any other x."""
+        _check_finite("x", self.flat(x))
+        with pyro.validation_enabled(False):  # of a scale that is 0 in single precision, which the mean does not need
+            return self.q_z(x).mean
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """The mean of p(x|z), `[..., d]`, for z `[..., m]`."""
-        if z.shape[-1] != self.latent:
+        """The mean of p(x|z), `[..., d]`, for z `[..., m]`. Raises DataError for what is no such z, or not finite."""
+        _check_numbers("z", z)
+        if z.shape[-1:] != (self.latent,):
             raise DataError(f"z has the shape {tuple(z.shape)}; this autoencoder decodes [..., {self.latent}]")
-        return self.p_x(z).mean
+        _check_finite("z", z)
+        return self.p_x(self._like_weights("z", z)).mean
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """The mean of p(x|z) at the mean of q(z|x), `[N, d]`."""
@@ -180,7 +188,8 @@ class Autoencoder(nn.Module):
         return weight, bias, self.likelihood.sigma(bias, self.learned_likelihood)
 
     def flat(self, x: Tensor) -> Tensor:
-        """x as `[N, d]`; raises DataError for another width than the system has."""
+        """x as `[N, d]`; raises DataError for another width than the system has, and for what is no tensor of real numbers."""
+        _check_numbers("x", x)
         if x.shape[1:] == self.shape and x.dim() > 2:
             x = x.flatten(1)
         if x.dim() != 2 or x.shape[-1] != self.features:
@@ -190,9 +199,35 @@ class Autoencoder(nn.Module):
             )
         return x
 
+    def _like_weights(self, name: str, values: Tensor) -> Tensor:
+        """The same values, refused where their type is not that of the weights."""
+        wanted = self._zeros.dtype
+        if values.dtype != wanted and not torch.is_autocast_enabled(values.device.type):
+            raise DataError(f"{name} is of {values.dtype}, the autoencoder's weights of {wanted}: convert one of them")
+        return values
+
     def _decoder_weights(self) -> list[Tensor]:
         shared = self.decoder.shared_weights() if isinstance(self.decoder, Tied) else []
         return shared + [p for p in self.decoder.parameters() if p.dim() > 1]
+
+
+def _check_numbers(name: str, values: Any) -> None:
+    """Raises DataError for what is no dense tensor of real numbers."""
+    if not isinstance(values, Tensor):
+        raise DataError(f"{name} is a {type(values).__name__}; an autoencoder takes a torch tensor")
+    if values.is_complex() or values.layout != torch.strided:
+        kind = f"sparse ({values.layout})" if values.layout != torch.strided else f"of {values.dtype}"
+        raise DataError(f"{name} is {kind}; an autoencoder takes a dense tensor of real numbers")
+
+
+def _check_finite(name: str, values: Tensor) -> None:
+    """Raises DataError, with its index, for a row that is not finite."""
+    if values.is_meta:
+        raise DataError(f"{name} is on the device 'meta': it has no values")
+    finite = values.isfinite()
+    if not finite.all():
+        at = tuple(int(i) for i in (~finite).nonzero()[0])
+        raise DataError(f"{name} holds {values[at].item()} at {list(at)}: every value must be finite")
 
 
 def announce_parameters(name: str, module: nn.Module) -> None:

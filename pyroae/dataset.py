@@ -91,6 +91,12 @@ class Arguments:
         shapes = [tuple(t.shape) for t in self.tensors]
         if len({s[:1] for s in shapes}) != 1 or not shapes[0]:
             raise DataError(f"the arguments of a program are tensors of one length N, a datum a row, not of shapes {shapes}")
+        if not len(self):
+            raise DataError(f"the arguments of a program have no data: their shapes are {shapes}")
+        for tensor in self.tensors:
+            if tensor.layout != torch.strided or tensor.is_meta:
+                kind = "on the device 'meta', without values" if tensor.is_meta else f"sparse ({tensor.layout})"
+                raise DataError(f"the arguments of a program are dense tensors with values; one is {kind}")
 
     def __len__(self) -> int:
         return len(self.tensors[0])

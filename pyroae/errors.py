@@ -21,7 +21,7 @@ class ProgramError(PyroaeError, ValueError):
 
 
 class BrokenProgramError(ProgramError):
-    """A program that raised an error of its own, which is the cause of this one, while it was run; the message names the site."""
+    """A program that raised an error of its own in its run, which is the cause of this one; the message names the site."""
 
 
 class UndefinedLikelihoodError(PyroaeError, ValueError):

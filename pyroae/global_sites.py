@@ -48,9 +48,7 @@ def check_given(model: Program, guide: Program, args: tuple[Any, ...], kwargs: d
                     )
 
 
-def warn_of_equal_particles(
-    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], use: str
-) -> None:
+def warn_of_equal_particles(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], use: str) -> None:
     """Warn where a guide draws nothing inside the data plate, so that all particles are the same given the draws outside.
 
     use: what to use for a tighter bound.

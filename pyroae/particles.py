@@ -49,7 +49,21 @@ class Stacked(TorchDistribution):
         self.parts, self.dims = tuple(parts), dims
         own = parts[0].batch_shape
         self.pad = max(0, dims - len(own))
+        self._drawn: tuple[Tensor, Sequence[Tensor]] | None = None
         super().__init__(torch.Size((len(parts), *[1] * self.pad, *own)), parts[0].event_shape, validate_args=False)
+
+    def remember(self, value: Tensor, rows: Sequence[Tensor]) -> None:
+        """The draws of the runs, and the one tensor that they are stacked in.
+
+        Flows without an inverse and some rejection samplers know the density of their own draws only, by their identity.
+        """
+        self._drawn = value, rows
+
+    def rows(self, value: Tensor) -> Sequence[Tensor]:
+        """The value of each run."""
+        if self._drawn is not None and value is self._drawn[0]:
+            return self._drawn[1]
+        return value.flatten(0, self.pad).unbind()
 
     @property
     def base_dist(self) -> Any:
@@ -69,8 +83,8 @@ class Stacked(TorchDistribution):
         return torch.stack([part.mean for part in self.parts]).unflatten(0, (-1, *[1] * self.pad))
 
     def log_prob(self, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        values = value.flatten(0, self.pad)
-        return self.stacked([part.log_prob(v, *args, **kwargs) for part, v in zip(self.parts, values, strict=True)])
+        pairs = zip(self.parts, self.rows(value), strict=True)
+        return self.stacked([part.log_prob(v, *args, **kwargs) for part, v in pairs])
 
     def entropy(self) -> Tensor:
         return self.stacked([part.entropy() for part in self.parts])
@@ -197,11 +211,17 @@ def _stacked_site(sites: Sequence[Site], dims: int) -> Site:
     """One site of K runs. pad: the number of ones after the particle dimension."""
     first, count = sites[0], len(sites)
     fn = _stacked_distribution([site["fn"] for site in sites], dims)
+    rows = [site["value"] for site in sites]
+    value = _stacked_rows(rows, len(fn.batch_shape) - 1 + len(fn.event_shape))
+    inner = fn
+    while isinstance(inner, Independent):
+        inner = inner.base_dist
+    inner.remember(value, rows)
     frame = CondIndepStackFrame(PARTICLES, -len(fn.batch_shape), count, 0)
     return {
         **first,
         "fn": fn,
-        "value": _stacked_rows([site["value"] for site in sites], len(fn.batch_shape) - 1 + len(fn.event_shape)),
+        "value": value,
         "mask": _stacked_mask([site["mask"] for site in sites], len(fn.batch_shape) - 1),
         "cond_indep_stack": (frame, *first["cond_indep_stack"]),
         "pad": len(fn.batch_shape) - 1 - len(first["fn"].batch_shape),

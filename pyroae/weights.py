@@ -304,19 +304,19 @@ def _traced(
     tracer = poutine.trace(program if seen is None else poutine.replay(program, trace=seen))
     try:
         return tracer.get_trace(*args, **kwargs)
-    except PyroaeError:
-        forget_plates(owner)
-        raise
-    except Exception as error:  # the program's own: often because a site is of another shape in the guide
+    except Exception as raised:  # the program's own: often because a site is of another shape in the guide
         from pyroae.memory import is_out_of_memory  # which needs the configuration, and that the objectives
 
         forget_plates(owner)
-        if is_out_of_memory(error):
+        if is_out_of_memory(raised):
             raise
-        done = prune_subsample_sites(tracer.trace)
-        if seen is not None:
-            check_event_shapes(done, seen)
-        raise BrokenProgramError(f"the {what} fails {_place(done)}: {_words(error)}") from error
+        error = _as_raised(raised)
+    if isinstance(error, PyroaeError):
+        raise error
+    done = prune_subsample_sites(tracer.trace)
+    if seen is not None:
+        check_event_shapes(done, seen)
+    raise BrokenProgramError(f"the {what} fails {_place(done)}: {_words(error)}") from error
 
 
 def _place(done: poutine.Trace) -> str:
@@ -325,10 +325,15 @@ def _place(done: poutine.Trace) -> str:
     return f"after the site '{names[-1]}'" if names else "before its first site has a value"
 
 
+def _as_raised(error: Exception) -> Exception:
+    """An error as it was before Pyro's tracer added the shapes of all sites to its words."""
+    cause = error.__cause__
+    return cause if "Trace Shapes:" in str(error) and isinstance(cause, type(error)) else error
+
+
 def _words(error: BaseException) -> str:
     """An error in one line of at most 300 characters."""
-    own, _, _ = str(error).partition("\nTrace Shapes:")  # which Pyro adds, in many lines
-    words = " ".join(own.split())[:300]
+    words = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 

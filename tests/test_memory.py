@@ -140,7 +140,7 @@ def test_where_the_smallest_does_not_fit(error: Exception) -> None:
 
 def test_what_is_no_lack_of_memory_comes_up(said: list[warnings.WarningMessage]) -> None:
     small = Small(0, RuntimeError("a matrix is singular"))
-    with pytest.raises(BrokenProgramError, match="after the site 'z': RuntimeError: a matrix is singular$"):
+    with pytest.raises(BrokenProgramError, match=r"after the site 'z': RuntimeError: a matrix is singular$"):
         log_likelihood(small.model, small.guide, torch.zeros(3))
     assert not said
 

@@ -332,7 +332,7 @@ def moving(end: Tensor, kind: str) -> Any:
 
 @pytest.mark.parametrize("kind", ["uniform", "independent", "affine", "shifted", "pareto"])
 def test_a_support_that_depends_on_parameters_has_no_score_of_mean_0(kind: str) -> None:
-    """Pathwise gradients of E_q[−z²/2 − log q] are right; for z ~ U(0, φ) it is −φ²/6 + log φ, whose derivative is −φ/3 + 1/φ."""
+    """Pathwise gradients are right: of E_q[−z²/2 − log q] = −φ²/6 + log φ for z ~ U(0, φ), −φ/3 + 1/φ."""
     end = torch.tensor(1.5, requires_grad=True)
 
     def guide(x: Tensor) -> None:

@@ -186,7 +186,7 @@ BROKEN: dict[str, Any] = {
     "shapes": lambda z: torch.zeros(2, 3) @ torch.zeros(2, 3),
     "index": lambda z: z[7],
     "nothing": lambda z: None + z,
-    "own": lambda z: {}["key"],
+    "own": lambda z: {"a": 1}["key"],
     "name": lambda z: pyro.sample("z", dist.Normal(z, 1.0)),
 }
 

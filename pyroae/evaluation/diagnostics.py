@@ -104,9 +104,10 @@ def diagnose(
             weights = reduce_log_weights(traces)
             distortion.append(-weights.log_lik.double().mean(0))
             rate.append((weights.log_post - weights.log_prior).double().mean(0))
+            _check(distortion[-1] + rate[-1], sum(map(len, rate[:-1])))
             units.append([_units(traces, name, len(block[0])) for name in _common(traces)])
     kl, activity, shares = zip(*map(_joined, zip(*units, strict=True)), strict=True)
-    found = Diagnostics(
+    return Diagnostics(
         torch.cat(distortion).cpu(),
         torch.cat(rate).cpu(),
         torch.cat(kl).cpu(),
@@ -114,10 +115,13 @@ def diagnose(
         threshold,
         torch.cat(shares).cpu(),
     )
-    if found.nelbo.isnan().any():
-        n = int(found.nelbo.isnan().nonzero()[0])
+
+
+def _check(nelbo: Tensor, first: int) -> None:
+    """Raises DataError for a bound that is not a number. first: the index of the first of these data."""
+    if nelbo.isnan().any():
+        n = first + int(nelbo.isnan().nonzero()[0])
         raise DataError(f"the bound of datum {n} is nan: the model or the guide has no density for it")
-    return found
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def quadrature(
                 for index in rows.split(max(1, rows_of(args) // 64)):
                     density = _Density(model, where, tuple(a[index.to(a.device)] for a in args), nesting, columns)
                     if len(columns):
-                        found = _integrated(density, _box(density, 14 - math.log(tolerance)), tolerance, max_points)
+                        found = _integrated(density, _boxed(density, tolerance, index), tolerance, max_points)
                     else:
                         found = _without_latents(density)
                     parts.append(found)
@@ -111,6 +111,16 @@ def quadrature(
         n = int(missed.nonzero()[0])
         raise DataError(f"log p(x) of datum {n} comes to nothing finite: its density is nowhere finite and above zero")
     return QuadratureEstimate(log_px, error, converged, points.long(), time.monotonic() - started)
+
+
+def _boxed(density: "_Density", tolerance: float, index: Tensor) -> "_Box":
+    """The box of these data. Raises DataError where the modes of one have no widths."""
+    try:
+        return _box(density, 14 - math.log(tolerance))
+    except torch.linalg.LinAlgError as error:
+        raise DataError(
+            f"log p(x) of the data {index.tolist()[:8]} has no box: the log-density has no curvature at its modes"
+        ) from error
 
 
 def _groups(model: Program, guide: Program, args: tuple[Tensor, ...], nesting: int) -> list[tuple[Tensor, Tensor]]:

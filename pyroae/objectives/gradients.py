@@ -42,8 +42,9 @@ class Gradient(ABC):
     reparameterized: whether every draw has to carry a path gradient. detached: whether the draws are stopped, so that φ
     follows scores alone; `Score` does so only where every draw carries a path gradient, or none does. inclusive: whether φ
     follows KL(p ‖ q), which leaves no place for terms of the guide that depend on φ and are no density of a draw.
-    takes_moving_support: whether it is right where the ends of a draw's support depend on φ, as those of Uniform(0, φ): where the
-    score of q does not have the mean 0. takes_globals: whether it is defined for the bound of each datum given one draw of the latent sites outside the data plate.
+    takes_moving_support: whether it is right where the ends of a draw's support depend on φ, as those of Uniform(0, φ), so that
+    the score of q does not have the mean 0.
+    takes_globals: whether it is defined for the bound of each datum given one draw of the latent sites outside the data plate.
     """
 
     reparameterized: ClassVar[bool] = False

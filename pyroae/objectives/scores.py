@@ -59,7 +59,7 @@ def _ends(distribution: Any) -> list[Tensor | float]:
 
 
 def _moves_ends(ends: list[Tensor | float], transforms: list[Any]) -> bool:
-    """Whether the transforms move these ends with their parameters; only those before the first that is not affine are asked."""
+    """Whether the transforms move these ends by their parameters; asked of those before the first that is not affine."""
     for transform in transforms:
         if not isinstance(transform, AffineTransform):
             return False
@@ -74,8 +74,8 @@ def _moves_ends(ends: list[Tensor | float], transforms: list[Any]) -> bool:
 def score_function(distribution: Any, value: Tensor) -> Tensor | None:
     """The term of log q, of the batch shape, whose derivative multiplies the learning signal; None for a whole path."""
     if isinstance(distribution, Stacked):
-        values = value.flatten(0, distribution.pad)
-        terms = [score_function(part, v) for part, v in zip(distribution.parts, values, strict=True)]
+        pairs = zip(distribution.parts, distribution.rows(value), strict=True)
+        terms = [score_function(part, v) for part, v in pairs]
         known = [term for term in terms if term is not None]
         return distribution.stacked(known) if len(known) == len(terms) else None
     if not distribution.has_rsample:
