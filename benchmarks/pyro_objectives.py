@@ -49,7 +49,7 @@ def rws(*, insomnia: float = 1.0, model_has_params: bool = True, **settings: Any
 
 
 class OrJoint(Objective):
-    """An objective that does what its refusal or warning says: all data as one datum, as Pyro's do, where there is no bound of each."""
+    """An objective that follows its refusal or warning: all data are one datum, as Pyro's have it, where none has a bound."""
 
     def __init__(self, objective: Objective) -> None:
         super().__init__(objective.bound_function, objective.gradient)

@@ -423,7 +423,7 @@ class Objective(ObjectiveBase):
         return f"all data as one datum, Objective({self.bound_function!r}, {self.gradient!r}, joint=True)"
 
     def _check_one_datum(self, traces: Traces) -> None:
-        """Refuse a program that does not say what a datum is: several plates, or batch dimensions that are those of no plate."""
+        """Refuse a program that does not say what a datum is: several plates, or batch dimensions of no plate."""
         sites = {f"the site '{n}'": s for observed in (True, False) for n, s in traces.sites(traces.model, observed=observed)}
         sites |= {f"the guide's site '{n}'": site for n, site in traces.sites(traces.guide, observed=False)}
         held = {plates_of(site)[0]: (which, site) for which, site in reversed(sites.items()) if plates_of(site)}
