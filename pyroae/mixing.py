@@ -37,10 +37,12 @@ def mixed_site(model: Program, guide: Program, args: tuple[Tensor, ...], *, trai
     'x'
     """
     count, device = len(args[0]), args[0].device
+    if count < 2:
+        return None
     rows = torch.arange(count - 1, count // 2 - 1, -1, device=device)
     with fork_random(device), torch.autocast(device.type, enabled=False), poutine.block(), undisturbed(training=training):
         whole = run(model, guide, args, {})
-        if whole.plate is None or whole.plate.size not in (count, ANY_SIZE) or not 0 < len(rows) < count:
+        if whole.plate is None or whole.plate.size not in (count, ANY_SIZE):
             return None
         try:
             again = run(model, guide, args, {}, drawn=whole.drawn)

@@ -309,12 +309,12 @@ def undisturbed(*, training: bool = False) -> Iterator[None]:
         training: with False they run in evaluation mode; with True in the mode they are in, but without dropout.
     """
     modes: dict[nn.Module, bool] = {}
-    buffers: dict[Tensor, tuple[int, Tensor]] = {}
+    buffers: dict[Tensor, Tensor] = {}
 
     def before(module: nn.Module, _: Any) -> None:
         if module not in modes:
             modes[module] = module.training
-            buffers.update({b: (b._version, b.clone()) for b in module.buffers(recurse=False)})
+            buffers.update({b: b.clone() for b in module.buffers(recurse=False)})
             if not training or isinstance(module, _DropoutNd):
                 module.training = False
             if isinstance(module, _BatchNorm) and not module.training and module.running_mean is not None:
@@ -329,6 +329,5 @@ def undisturbed(*, training: bool = False) -> Iterator[None]:
         for module, mode in modes.items():
             module.training = mode
         with torch.no_grad():
-            for buffer, (version, value) in buffers.items():
-                if buffer._version != version:
-                    buffer.copy_(value)
+            for buffer, value in buffers.items():  # all: batch normalization does not count its changes as versions
+                buffer.copy_(value)
