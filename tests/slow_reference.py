@@ -117,12 +117,17 @@ class Reference:
         return (self.scales * bound).sum() + torch.stack([term.log_weight for term in self.shared]).mean()
 
 
-def reference(programs: Programs, draws: list[dict[str, Tensor]]) -> Reference:
-    """All terms of all data and particles, differentiable in the programs' parameters at fixed draws."""
+def reference(programs: Programs, draws: list[dict[str, Tensor]], only: int | None = None) -> Reference:
+    """All terms of all data and particles, differentiable in the programs' parameters at fixed draws.
+
+    only: of this datum, whose draws come from a run on it alone.
+    """
     d = programs.description
     data: list[int | None] = [None] if d.plate == "none" else list(range(d.num_data))
+    if only is not None:
+        data = [only]
     with pyro.validation_enabled(False):
-        runs = [[_runs(programs, values, n) for n in data] for values in draws]
+        runs = [[_runs(programs, values, n, alone=only is not None) for n in data] for values in draws]
     plate = float(FULL_SIZE) if d.plate == "subsampled" else 1.0  # the scale of the plate in a run on one datum
     outside = {"shared"} if d.plate != "none" else set()
     exponents = [sorted({_exponent(site, plate) for site in _local(runs[0][i], outside)}) for i in range(len(data))]
@@ -137,10 +142,10 @@ def reference(programs: Programs, draws: list[dict[str, Tensor]]) -> Reference:
 Runs = tuple[Any, Any]
 
 
-def _runs(programs: Programs, values: dict[str, Tensor], datum: int | None) -> Runs:
+def _runs(programs: Programs, values: dict[str, Tensor], datum: int | None, *, alone: bool = False) -> Runs:
     dim = programs.description.data_dim
     args = programs.args if datum is None else tuple(a[datum : datum + 1] for a in programs.args)
-    guide = poutine.trace(Fixed(values, datum, dim)(programs.guide)).get_trace(*args)
+    guide = poutine.trace(Fixed(values, None if alone else datum, dim)(programs.guide)).get_trace(*args)
     seen = {name: site["value"] for name, site in _samples(guide) if not site["is_observed"]}
     model = poutine.trace(Fixed(seen, None, dim)(programs.model)).get_trace(*args)
     return guide, model

@@ -32,7 +32,7 @@ def of_one_site(q: Any, p: Any) -> tuple[Any, Any]:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", p(x))
-            loc = z if z.dim() == 0 or z.shape[-1] == len(x) else z.sum(-1)
+            loc = z.sum(-1) if p(x).event_shape else z
             pyro.sample("x", dist.Normal(loc.double().reshape(*loc.shape), 1.0), obs=x)
 
     def guide(x: Tensor) -> None:

@@ -18,7 +18,7 @@ from pyroae.evaluation.proposals import Proposal
 from pyroae.evaluation.sampling import LEAST, Sampler, programs_of
 from pyroae.evaluation.streams import BoundCurve, Smoothed, is_reliable, khat_limit
 from pyroae.evaluation.trial import FEW, nesting_of
-from pyroae.memory import once
+from pyroae.memory import Portion, once
 from pyroae.processes import WHOLE, Share
 from pyroae.weights import Program, evaluating, fork_random, run
 
@@ -193,7 +193,9 @@ def _look(model: Program, guides: tuple[Program | Proposal | None, ...], args: t
         for guide in guides:
             fits = isinstance(guide, Proposal) and guide.fits
             for program in programs_of(guide):
-                outside = not isinstance(guide, Proposal) and check_globals(model, program, tuple(a[:FEW] for a in args))
+                portion = Portion(min(FEW, len(args[0])), "data", LEAST, warns=False)
+                checked = partial(_has_globals, model, program, args)
+                outside = not isinstance(guide, Proposal) and portion.fitted(checked)
                 traces = once(partial(run, model, program, first, {}), LEAST)
                 if fits:
                     check_evidence(traces)
@@ -202,3 +204,7 @@ def _look(model: Program, guides: tuple[Program | Proposal | None, ...], args: t
                 check_terms(model, program, args, "start" if fits else "proposal")
                 nesting, held_out = max(nesting, nesting_of(model, program, args)), held_out or outside
     return nesting, held_out
+
+
+def _has_globals(model: Program, guide: Program, args: tuple[Tensor, ...], count: int) -> bool:
+    return check_globals(model, guide, tuple(a[:count] for a in args))
