@@ -1,8 +1,9 @@
 """Every test starts from the same seed, with an empty parameter store and single precision, and leaves them so."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pytest
@@ -41,6 +42,12 @@ def mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("mnist")
     subprocess.run([sys.executable, str(MNIST / "unpack"), str(root)], check=True, capture_output=True)
     return root
+
+
+def sample_of[T](values: Iterable[T], every: int) -> list[Any]:
+    """One of so many values for `make test`; the others are slow, for `make study`."""
+    groups = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [pytest.param(*group, marks=pytest.mark.slow if i % every else ()) for i, group in enumerate(groups)]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -441,7 +441,7 @@ def trained(*, of_data: bool = False, point: bool = False) -> Programs:
 @pytest.mark.parametrize("point", [False, True])
 def test_log_likelihood_is_held_out_with_errors_of_both_draws(point: bool) -> None:
     """x_n is N(0.4, 2 + 0.3²); errors of the mean over data are those of repetitions, as no two data share a draw."""
-    x, guided = data(40), trained(point=point)
+    x, guided = data(12), trained(point=point)
     exact = dist.Normal(0.4, (2 if point else 2.09) ** 0.5).log_prob(x)
     found = [log_likelihood(*guided, x, num_particles=100, seed=seed) for seed in range(60)]
     errors = torch.stack([(one.log_px - exact) / one.se for one in found])

@@ -33,9 +33,22 @@ RAN_OUT = [
 ]
 
 
-@pytest.fixture(params=RAN_OUT, ids=["device", "Linux", "Windows", "Python"])
+NAMES = ["device", "Linux", "Windows", "Python"]
+
+
+@pytest.fixture(params=RAN_OUT, ids=NAMES)
 def error(request: pytest.FixtureRequest) -> Exception:
     return request.param
+
+
+def each_once(values: list[Any]) -> pytest.MarkDecorator:
+    """Each value with each error; in `make test` each value and error once or more."""
+    pairs = [(value, i) for value in values for i in range(len(RAN_OUT))]
+    run = {(i % len(values), i) for i in range(len(RAN_OUT))}
+    marks = [() if (values.index(value), i) in run else pytest.mark.slow for value, i in pairs]
+    names = [f"{getattr(value, '__name__', value)}-{NAMES[i]}" for value, i in pairs]
+    params = [pytest.param(v, RAN_OUT[i], marks=m, id=name) for (v, i), m, name in zip(pairs, marks, names, strict=True)]
+    return pytest.mark.parametrize(("given", "error"), params)
 
 
 @pytest.fixture
@@ -69,11 +82,12 @@ def exact(x: Tensor) -> Tensor:
     return dist.Normal(0.0, 1.25**0.5).log_prob(x)
 
 
-@pytest.mark.parametrize("room", [400, 70, 3, 1])
+@each_once([400, 70, 3, 1])
 def test_sampling_goes_on_with_halves(
-    room: int, error: Exception, said: list[warnings.WarningMessage], monkeypatch: pytest.MonkeyPatch
+    given: int, error: Exception, said: list[warnings.WarningMessage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks of 10 data with 64 draws each; with 3 at once a block goes in parts."""
+    room = given
     monkeypatch.setattr(sampling, "rows_of", lambda args, compiled=False: 640)
     small, x = Small(room, error), torch.linspace(-1, 1, 12)
     found = log_likelihood(small.model, small.guide, x, num_particles=100, seed=0)
@@ -88,15 +102,16 @@ def test_sampling_goes_on_with_halves(
     assert torch.equal(again.log_px, found.log_px)
 
 
-@pytest.mark.parametrize("function", [ais, bdmc])
+@each_once([ais, bdmc])
 def test_annealing_goes_on_with_halves(
-    function: Callable[..., Any],
+    given: Callable[..., Any],
     error: Exception,
     tmp_path: Path,
     said: list[warnings.WarningMessage],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Blocks of 7 data by 4 chains, of which two at a time fit; a file of the work goes on with as many."""
+    function = given
     monkeypatch.setattr(ais_module, "rows_of", lambda args, compiled=False: 28)
     monkeypatch.setattr(hmc, "WARM_UP", 5)
     small, x = Small(8, error), torch.linspace(-1, 1, 17)

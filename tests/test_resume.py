@@ -263,7 +263,9 @@ print(json.dumps({"kills": done, "half-written": left, "steps": steps}))
 """
 
 
-@pytest.mark.parametrize(("kills", "compiled"), [(20, False), pytest.param(20, True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kills", "compiled"), [(8, False), *(pytest.param(20, compiled, marks=pytest.mark.slow) for compiled in (False, True))]
+)
 def test_killed_at_random_moments(tmp_path: Path, kills: int, compiled: bool) -> None:
     """SIGKILL, writes of checkpoints included: one is written after each step. Never is the directory unreadable."""
     settings = ["--data", "digits", "--latent", "2", "--hidden", "50", "--batch-size", "20", "--save-minutes", "1e-9"]
