@@ -269,7 +269,7 @@ print(json.dumps({"kills": done, "half-written": left, "steps": steps}))
 def test_killed_at_random_moments(tmp_path: Path, kills: int, compiled: bool) -> None:
     """SIGKILL, writes of checkpoints included: one is written after each step. Never is the directory unreadable."""
     settings = ["--data", "digits", "--latent", "2", "--hidden", "50", "--batch-size", "20", "--save-minutes", "1e-9"]
-    settings += ["--epochs", "20" if compiled else "10", "--compile", str(compiled).lower()]
+    settings += ["--epochs", "20" if compiled else str(kills // 2), "--compile", str(compiled).lower()]
     code = [sys.executable, "-c", KILLER, str(tmp_path / "cut"), str(kills), json.dumps(settings)]
     found = subprocess.run(code, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert found.returncode == 0, found.stderr[-2000:]
