@@ -305,6 +305,7 @@ def _train_shared(rank: int, folder: str) -> None:
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.slow
 def test_two_processes_train_as_one_on_the_whole_batch(tmp_path: Path) -> None:
     context = torch.multiprocessing.spawn(_train_shared, (str(tmp_path),), nprocs=2, join=False)
     while not context.join(timeout=120):

@@ -19,7 +19,7 @@ from pyroae.evaluation.slopes import Slope, SNRCurve, curve, slope
 from pyroae.evaluation.statistics import BATCHES, Bias, GradientStatistics, Part, Stream
 from pyroae.objectives.base import ObjectiveBase
 from pyroae.progress import Progress
-from pyroae.weights import Program, fork_random
+from pyroae.weights import Program, fork_random, start_random
 
 __all__ = [
     "BATCHES",
@@ -222,7 +222,7 @@ class _Place:
 
     def gradient(self, objective: ObjectiveBase, seed: int) -> Tensor:
         """Of the bound per datum, `[P]`, the parameters of all groups one after the other, with the noise of a seed."""
-        torch.manual_seed(seed)
+        start_random(self.args[0].device, seed)
         surrogate = objective.bound(self.model, self.guide, *self.args).surrogate
         if not surrogate.requires_grad:
             raise ProgramError(f"the surrogate of {type(objective).__name__} depends on no parameter of model and guide")
