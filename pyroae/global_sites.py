@@ -5,10 +5,9 @@
 All K particles share one draw of w, so no density of a site outside the plate may depend on draws inside it.
 """
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -20,25 +19,29 @@ from pyroae.sites import Site, samples
 from pyroae.weights import Program, Traces, evaluating, fork_random, log_density, plate_nesting, run
 
 
-def global_sites(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[str]:
-    """Names of the guide's latent sites outside the data plate, from a trial run; none for a program without a plate."""
-    with _trial(model, guide, args):
-        traces = run(model, guide, args, kwargs)
-    return frozenset(name for name, site in traces.sites(traces.guide, observed=False) if not traces.is_local(site))
+class Globals(NamedTuple):
+    """names: of the guide's latent sites outside the data plate. hold_all_draws: whether it draws nothing inside the plate."""
+
+    names: frozenset[str]
+    hold_all_draws: bool
 
 
-def check_given(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], shared: frozenset[str]) -> None:
-    """Refuse a program whose data have no bound given the draws of the sites `shared`, from a trial run of two particles.
+def globals_of(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Globals:
+    """The latent sites outside the data plate, from trial runs; none for a program without a plate.
 
-    Raises ProgramError, naming the site, where the log-density of a site outside the data plate differs between particles
-    that share these draws: it depends on draws inside.
+    Raises ProgramError, naming the site, where the log-density of a site outside the plate differs between two particles that
+    share the draws of these: it depends on draws inside, and the data have no bound given them.
     """
-    nesting = plate_nesting(model, guide, args, kwargs, compared=False)
     with _trial(model, guide, args):
         traces = run(model, guide, args, kwargs)
         if all(traces.is_local(site) for site in samples(traces.model, traces.guide)):
-            return
-        traces = run(model, guide, args, kwargs, 2, LOOP + nesting, shared=shared)
+            return Globals(frozenset(), hold_all_draws=False)
+        names = frozenset(name for name, site in traces.sites(traces.guide, observed=False) if not traces.is_local(site))
+        drawn = [site for _, site in traces.draws()]
+        found = Globals(names, bool(drawn) and not any(map(traces.is_local, drawn)))
+    nesting = plate_nesting(model, guide, args, kwargs, compared=False)
+    with _trial(model, guide, args):
+        traces = run(model, guide, args, kwargs, 2, LOOP + nesting, shared=names)
         for which, trace in (("guide", traces.guide), ("model", traces.model)):
             for site in samples(trace):
                 if not traces.is_local(site) and _differs(traces, site):
@@ -46,22 +49,7 @@ def check_given(model: Program, guide: Program, args: tuple[Any, ...], kwargs: d
                         f"the site '{site['name']}' of the {which} lies outside the data plate and depends on draws inside it, "
                         "so given its value the data are not independent: they have no bounds, and no log p(x), one by one"
                     )
-
-
-def warn_of_equal_particles(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], use: str) -> None:
-    """Warn where a guide draws nothing inside the data plate, so that all particles are the same given the draws outside.
-
-    use: what to use for a tighter bound.
-    """
-    with _trial(model, guide, args):
-        traces = run(model, guide, args, kwargs)
-    drawn = dict(traces.draws())
-    if drawn and not any(traces.is_local(site) for site in drawn.values()):
-        warnings.warn(
-            f"the guide draws {sorted(drawn)} outside the data plate and nothing inside it: given these draws all particles "
-            f"are the same, and the bound of any number of them is the ELBO; for a tighter one use {use}",
-            stacklevel=2,
-        )
+    return found
 
 
 def _differs(traces: Traces, site: Site) -> bool:

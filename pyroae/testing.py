@@ -14,9 +14,10 @@ from pyro.infer import SVI
 from torch import Tensor, nn
 
 from pyroae import linear_gaussian
-from pyroae.objectives.base import Bound, Objective, ObjectiveBase
+from pyroae.objectives.base import Bound, ObjectiveBase
 from pyroae.objectives.bounds import IWAE
 from pyroae.objectives.gradients import Pathwise
+from pyroae.objectives.pair import Objective
 from pyroae.weights import Program, Traces, fork_random
 
 REPLICATES, DATA = 100, 100

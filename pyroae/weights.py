@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from pyroae.errors import BrokenProgramError, ProgramError, PyroaeError, own_error
 from pyroae.masks import observed_value
+from pyroae.memory import is_out_of_memory
 from pyroae.particles import (
     LOOP,
     LastSite,
@@ -305,8 +306,6 @@ def _traced(
     try:
         return tracer.get_trace(*args, **kwargs)
     except Exception as raised:  # the program's own: often because a site is of another shape in the guide
-        from pyroae.memory import is_out_of_memory  # which needs the configuration, and that the objectives
-
         forget_plates(owner)
         if is_out_of_memory(raised):
             raise
@@ -443,8 +442,6 @@ def _why_loop(
     model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], nesting: int, single: Traces
 ) -> str | None:
     """Why particles cannot be one more dimension of a program; None where they can."""
-    from pyroae.memory import is_out_of_memory  # which needs the configuration, and that the objectives
-
     last, model, guide, count = LastSite(), OneSeed()(model), OneSeed()(guide), enough_to_tell(single.drawn)
     try:
         with last:

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyroae import log_likelihood
 from pyroae.errors import ProgramError
 from pyroae.evaluation.proposals import Local, Mixture
-from pyroae.global_sites import global_sites
+from pyroae.global_sites import globals_of
 from pyroae.objectives import (
     ELBO,
     IWAE,
@@ -101,7 +101,7 @@ def test_all_particles_have_one_draw_of_the_globals_and_their_own_of_the_rest() 
     seen: list[Tensor] = []
     x = data()
     model, guide = programs(x, wider=1.5, seen=seen)
-    assert global_sites(model, guide, (x,), {}) == {"w"}
+    assert globals_of(model, guide, (x,), {}).names == {"w"}
     objective = OBJECTIVES["iwae"](num_particles=5)
     traces = objective._run(model, guide, (x,), {})
     w, z = (traces.guide.nodes[name]["value"] for name in "wz")
@@ -118,7 +118,7 @@ def test_a_program_without_a_plate_is_one_datum_and_has_no_globals() -> None:
     def guide(x: Tensor) -> None:
         pyro.sample("w", dist.Normal(x / 2, 1.0))
 
-    assert not global_sites(model, guide, (torch.tensor(0.5),), {})
+    assert not globals_of(model, guide, (torch.tensor(0.5),), {}).names
     w = OBJECTIVES["iwae"](num_particles=5)._run(model, guide, (torch.tensor(0.5),), {}).guide.nodes["w"]["value"]
     assert w.std() > 0
 

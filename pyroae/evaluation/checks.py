@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyroae.errors import ProgramError, UndefinedLikelihoodError
 from pyroae.evaluation.blocks import part_of, rows_of
-from pyroae.global_sites import check_given, global_sites
+from pyroae.global_sites import globals_of
 from pyroae.masks import in_support, mask_of, where_unmasked
 from pyroae.memory import Portion
 from pyroae.particles import agree
@@ -115,10 +115,9 @@ def check_globals(model: Program, guide: Program, args: tuple[Tensor, ...]) -> b
         ProgramError: Naming the site, for a θ whose distribution depends on the data, as q(θ | x) of new data is no posterior
             of what the model was trained on, or on draws inside the plate.
     """
-    names = global_sites(model, guide, args, {})
+    names = globals_of(model, guide, args, {}).names
     if not names:
         return False
-    check_given(model, guide, args, {}, names)
     trace = poutine.trace(guide).get_trace(*part_of(args, range(1)))
     more = args if len(args[0]) > 1 else tuple(torch.cat([a, a]) for a in args)
     again = poutine.trace(poutine.replay(guide, trace=_draws_of(trace, names))).get_trace(*more)

@@ -1,7 +1,7 @@
 """ELBO estimators: each a `pyro.infer.ELBO`, a bound times a gradient, a row of the registry `OBJECTIVES`."""
 
 from pyroae.objectives.analytic_kl import AnalyticKL
-from pyroae.objectives.base import OBJECTIVES, Bound, Objective, ObjectiveBase
+from pyroae.objectives.base import OBJECTIVES, Bound, ObjectiveBase
 from pyroae.objectives.beta_elbo import BetaELBO
 from pyroae.objectives.bounds import BOUNDS, CIWAE, ELBO, IWAE, JVI, MIWAE, TVO, BoundFunction, Renyi
 from pyroae.objectives.gradients import (
@@ -17,6 +17,7 @@ from pyroae.objectives.gradients import (
     TwoBounds,
     WakeSleep,
 )
+from pyroae.objectives.pair import Objective
 from pyroae.objectives.trace_elbo import TraceELBO
 
 from pyroae.objectives.named import parse_objective  # isort: skip  # its module fills the registry

@@ -1,7 +1,7 @@
 """Estimators by the names of their papers: rows of a table of bounds and gradients."""
 
 from pyroae.config import pair_of
-from pyroae.objectives.base import OBJECTIVES, Objective, ObjectiveBase
+from pyroae.objectives.base import OBJECTIVES, ObjectiveBase
 from pyroae.objectives.bounds import BOUNDS, CIWAE, ELBO, IWAE, JVI, MIWAE, TVO, Renyi
 from pyroae.objectives.gradients import (
     GRADIENTS,
@@ -14,6 +14,7 @@ from pyroae.objectives.gradients import (
     TwoBounds,
     WakeSleep,
 )
+from pyroae.objectives.pair import Objective
 
 
 def parse_objective(text: str, num_particles: int | None = None) -> ObjectiveBase:

@@ -1,8 +1,9 @@
 """The ELBO with a Monte-Carlo KL."""
 
-from pyroae.objectives.base import OBJECTIVES, Objective
+from pyroae.objectives.base import OBJECTIVES
 from pyroae.objectives.bounds import ELBO
 from pyroae.objectives.gradients import Pathwise
+from pyroae.objectives.pair import Objective
 
 
 @OBJECTIVES.register("trace-elbo")

@@ -1,0 +1,290 @@
+"""A bound times a gradient: the estimator of every valid pair."""
+
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyroae.errors import ProgramError
+from pyroae.objectives.base import Bound, ObjectiveBase, check_reparameterized, weak_reference
+from pyroae.objectives.bounds import ELBO as ELBOBound
+from pyroae.objectives.bounds import BoundFunction
+from pyroae.objectives.draws import Detached, Scaled, at_fixed_draws, path_through_log_post
+from pyroae.objectives.gradients import Coefficients, Gradient, Pathwise, Score
+from pyroae.objectives.scores import elbo_scores, has_path, moves_support, score_terms
+from pyroae.sites import base_distribution, equal_scale, plates_of, same_scale, undeclared, undeclared_words
+from pyroae.weights import LogWeights, Program, Traces, evaluating, fork_random, log_density, reduce_log_weights, terms_of
+
+TINY = 1e-20
+"""Least size of a coefficient: below what single precision tells from 0 in a sum. For θ a divisor too."""
+
+
+def _cut(coefficient: Tensor) -> Tensor:
+    """Coefficients below `TINY` as 0.
+
+    On their way back through the networks they would become subnormal numbers, which many processors take a hundred times as
+    long to multiply: a step of IWAE with K = 64 took four times as long.
+    """
+    return torch.where(coefficient.abs() < TINY, 0.0, coefficient)
+
+
+def _seen(log_weight: Tensor) -> Tensor:
+    """The same log-weights, whose gradients are cut."""
+    if log_weight.requires_grad:
+        log_weight = log_weight.clone()
+        log_weight.register_hook(_cut)
+    return log_weight
+
+
+class Objective(ObjectiveBase):
+    """A bound times a gradient: every valid pair is an estimator.
+
+        value = Σ_n F(log w_1n, …, log w_Kn);   the gradient of the surrogate: θ by Σ c_k ∂_θ log p, φ as the gradient says
+
+    bound: a function of each datum's log-weights. gradient: how φ is moved; by default pathwise. joint: takes all data as one
+    datum with the weight p(w, z, x) / q(w, z | x), which is defined for every bound and gradient where some latent sites lie
+    outside the data plate, and is far looser than the bound of each datum given one draw of these.
+    Raises ConfigError for a pair that is not defined; ProgramError, naming the site, for a program that does not suit it.
+
+    >>> from pyroae.objectives import IWAE, DoublyReparameterized
+    >>> Objective(IWAE(num_particles=8), DoublyReparameterized()).num_particles
+    8
+    """
+
+    def __init__(self, bound: BoundFunction, gradient: Gradient | None = None, *, joint: bool = False) -> None:
+        super().__init__(bound.num_particles)
+        self.bound_function, self.gradient, self.joint = bound, gradient or Pathwise(), joint
+        self.gradient.check(bound)
+        self._mixed: tuple[Any, bool] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_mixed": None}
+
+    @property
+    def is_elbo(self) -> bool:
+        """Whether the bound's mean is the ELBO, whatever the number of particles."""
+        return self.bound_function.trend == 0
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether the bound is the same in whatever order the particles come."""
+        return self.bound_function.is_symmetric
+
+    @property
+    def is_per_datum(self) -> bool:
+        return not self.joint
+
+    @property
+    def _is_joint(self) -> bool:
+        return self.joint
+
+    @property
+    def _shares_globals(self) -> bool:
+        several = self.num_particles > 1 and not self._is_elbo_of_paths
+        return not self.joint and self.gradient.takes_globals and (several or self.gradient.detached)
+
+    def estimate(self, traces: Traces) -> Bound:
+        """The bound and its own derivative, with score terms for draws that carry no path gradient."""
+        self._check(traces)
+        weights = reduce_log_weights(traces)
+        log_weight = _seen(weights.log_weight)
+        value = weights.total(self.bound_function.value(log_weight))
+        if self._is_elbo_of_paths:
+            scores = elbo_scores(traces, weights)
+        elif (terms := score_terms(traces, weights)) is not None:
+            coefficients = self.gradient.coefficients(self.bound_function, log_weight.detach())
+            assert coefficients.learning is not None
+            scores = (weights.scale * _cut(coefficients.learning) * terms).sum()
+        else:
+            scores = None
+        return Bound(value, value if scores is None else value + scores)
+
+    def bound(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Bound:
+        """Run guide and model, and estimate; `args` and `kwargs` are passed to both."""
+        if self.gradient.detached and not self._takes_paths(model, guide, args, kwargs):
+            kept = self._globals_of(model, guide, args, kwargs)
+            return self._by_score(self._run(model, guide, args, kwargs, handler=Detached(kept)))
+        if isinstance(self.gradient, Pathwise | Score):
+            return self.estimate(self._run(model, guide, args, kwargs))
+        scaled = Scaled()
+        traces = self._run(model, guide, args, kwargs, through=scaled)
+        self._check(traces)
+        weights, value, coefficients = self._parts(traces)
+        theta = torch.where(coefficients.theta.abs() < TINY, TINY, coefficients.theta)
+        scale, log_joint = weights.scale, weights.log_lik + weights.log_prior
+        if coefficients.path is None:
+            path = coefficients.whole
+            assert path is not None
+            post = (scale * path * weights.log_post).sum()
+        else:
+            path = self._under_exponent(traces, coefficients)
+            post = path_through_log_post(traces, guide, args, kwargs, scale * path)
+            post = post + self._terms(traces, weights, guide, args, kwargs, coefficients, path)
+        scaled.ratio, scaled.traces = path / theta, traces
+        surrogate = (scale * theta * log_joint).sum() - post + self._of_globals(traces, weights, guide, args, kwargs)
+        if coefficients.learning is not None and (terms := score_terms(traces, weights)) is not None:
+            surrogate = surrogate + (scale * _cut(coefficients.learning) * terms).sum()
+        return Bound(value, surrogate)
+
+    def _of_globals(
+        self, traces: Traces, weights: LogWeights, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        """The global sites' log-ratio, the parameters of their q stopped: its score has the mean 0."""
+        drawn = [(name, site) for name, site in traces.draws() if not traces.is_local(site)]
+        if not drawn:
+            return weights.log_global.mean()
+        each = torch.full_like(weights.log_global, 1 / len(weights.log_global))
+        terms = (traces.reduce(site, weights.densities[name]) for name, site in drawn)
+        without_draws = weights.log_global + sum(terms)
+        return without_draws.mean() - path_through_log_post(traces, guide, args, kwargs, each, local=False)
+
+    def _by_score(self, traces: Traces) -> Bound:
+        """Of draws that are stopped."""
+        self._check(traces)
+        self._check_deltas(traces)
+        weights, value, coefficients = self._parts(traces)
+        theta = _cut(coefficients.theta)
+        terms = theta * (weights.log_lik + weights.log_prior)
+        if weights.log_terms is not None:
+            self._check_terms(traces)
+            terms = terms - theta * weights.log_terms
+        if coefficients.score is not None:
+            terms = terms + _cut(coefficients.score) * weights.log_draws
+        if coefficients.whole is not None:
+            terms = terms - _cut(coefficients.whole) * weights.log_draws
+        if coefficients.learning is not None and (scores := score_terms(traces, weights, every=True)) is not None:
+            terms = terms + _cut(coefficients.learning) * scores
+        return Bound(value, (weights.scale * terms).sum() + weights.log_global.mean())
+
+    def _terms(
+        self,
+        traces: Traces,
+        weights: LogWeights,
+        guide: Program,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        coefficients: Coefficients,
+        path: Tensor,
+    ) -> Tensor | float:
+        """The guide's terms that are no draws: with the path's coefficient through the draws, with θ's at fixed draws."""
+        follows_slope = coefficients.path is coefficients.theta
+        if not follows_slope and not traces.is_plain:
+            fixed = at_fixed_draws(traces, guide, args, kwargs)
+            self._check_deltas(fixed)
+            self._check_terms(fixed)
+        if weights.log_terms is None:
+            return 0.0
+        through = (weights.scale * path * weights.log_terms).sum()
+        if follows_slope:
+            return through
+        directly = [fixed.reduce(s, log_density(name, s)) for name, s in terms_of(fixed) if fixed.is_local(s)]
+        return through + (weights.scale * (coefficients.theta - path) * sum(directly)).sum()
+
+    def _under_exponent(self, traces: Traces, coefficients: Coefficients) -> Tensor:
+        """The coefficient of P_k: c_k − β ∂c_k/∂log w_k where a scale leaves β log q in the log-weight."""
+        path, slope = coefficients.path, coefficients.theta
+        assert path is not None
+        draws = [(name, site) for name, site in traces.draws() if traces.is_local(site)]
+        is_common = isinstance(traces.scale, Tensor)  # of all sites, so divided out
+        if path is slope or self.gradient.inclusive or is_common or not draws:
+            return path
+        site = draws[0][1]
+        exponent = traces.exponent(site)
+        different = [name for name, s in draws if not equal_scale(s["scale"], site["scale"])]
+        if different or torch.as_tensor(exponent).numel() > 1:
+            name = [*different, draws[0][0]][0]
+            raise ProgramError(f"{self._name} takes one scale for all draws of the guide; that of the site '{name}' is its own")
+        return path if same_scale(exponent, 1.0) else slope + exponent * (path - slope)
+
+    def _takes_paths(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether some draws in the data plate carry a path gradient and others do not; found once for a guide."""
+        if not isinstance(self.gradient, Score):
+            return False
+        if self._mixed is None or self._mixed[0]() != guide:
+            device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
+            with fork_random(device), evaluating(model, guide), poutine.block():
+                traces = self._run(model, guide, args, kwargs)
+                paths = {has_path(site["fn"]) for _, site in traces.draws() if traces.is_local(site)}
+                self._mixed = (weak_reference(guide), len(paths) == 2)
+        return self._mixed[1]
+
+    def _parts(self, traces: Traces) -> tuple[LogWeights, Tensor, Coefficients]:
+        weights = reduce_log_weights(traces)
+        log_weight = weights.log_weight.detach()
+        value = weights.total(self.bound_function.value(log_weight)).detach()
+        return weights, value, self.gradient.coefficients(self.bound_function, log_weight)
+
+    @property
+    def _name(self) -> str:
+        return f"{type(self.bound_function).__name__} with {type(self.gradient).__name__}"
+
+    @property
+    def _is_elbo_of_paths(self) -> bool:
+        return isinstance(self.bound_function, ELBOBound) and isinstance(self.gradient, Pathwise)
+
+    def _check(self, traces: Traces) -> None:
+        name = self._name
+        if self.gradient.reparameterized:
+            check_reparameterized(traces, name)
+        for site_name, site in traces.draws():
+            takes = self.gradient.takes_moving_support and has_path(site["fn"])
+            if not takes and moves_support(site["fn"]):
+                raise ProgramError(
+                    f"{name} takes the score of the guide to have the mean 0, which it does not where the support depends on "
+                    f"parameters, as that of the site '{site_name}' ({type(base_distribution(site['fn'])).__name__}): use "
+                    "trace-elbo or iwae, or a transform of a fixed support"
+                )
+        if self._is_elbo_of_paths:
+            return
+        for site_name, site in traces.sites(traces.guide, observed=False):
+            if not traces.is_local(site) and not (self.gradient.takes_globals and has_path(site["fn"])):
+                raise ProgramError(
+                    f"{name} takes a bound a datum; the latent site '{site_name}' lies outside the data plate: use trace-elbo, "
+                    "or, if its draws carry a gradient, iwae, renyi, stl, dreg, vimco or score, which take the bound of each "
+                    f"datum given one draw of it; or {self._request}"
+                )
+        if not self.joint:
+            self._check_one_datum(traces)
+
+    @property
+    def _request(self) -> str:
+        """What takes programs that have no bound of each datum."""
+        return f"all data as one datum, Objective({self.bound_function!r}, {self.gradient!r}, joint=True)"
+
+    def _check_one_datum(self, traces: Traces) -> None:
+        """Refuse a program that does not say what a datum is: several plates, or batch dimensions of no plate."""
+        sites = {f"the site '{n}'": s for observed in (True, False) for n, s in traces.sites(traces.model, observed=observed)}
+        sites |= {f"the guide's site '{n}'": site for n, site in traces.sites(traces.guide, observed=False)}
+        held = {plates_of(site)[0]: (which, site) for which, site in reversed(sites.items()) if plates_of(site)}
+        if traces.plate is None and held:
+            where = (f"{which} in {' and '.join(repr(f.name) for f in plates_of(s))}" for which, s in reversed(held.values()))
+            raise ProgramError(
+                f"{self._name} takes a bound a datum, but no one plate holds all the sites: {', '.join(where)}: use "
+                f"{self._request}"
+            )
+        for which, site in sites.items():
+            dims = undeclared(site)
+            if dims:
+                raise ProgramError(f"{self._name} takes a bound a datum; {which} {undeclared_words(site, dims[0])}")
+
+    def _check_deltas(self, fixed: Traces) -> None:
+        """Refuse a Delta that moves with parameters while the draws are stopped, and one of a guide without draws."""
+        deltas = [(name, site) for name, site in fixed.deltas() if fixed.is_local(site)]
+        moving = [name for name, site in deltas if site["value"].requires_grad or not any(fixed.draws())]
+        if moving:
+            raise ProgramError(
+                f"{self._name} follows the density of the guide's draws; its site '{moving[0]}' is a Delta, which has none, "
+                "and its value depends on parameters at fixed draws: use trace-elbo or iwae"
+            )
+
+    def _check_terms(self, fixed: Traces) -> None:
+        """Refuse terms of the guide that depend on φ and are no density of a draw, where φ follows KL(p ‖ q)."""
+        if not self.gradient.inclusive:
+            return
+        for name, site in terms_of(fixed):
+            if log_density(name, site).requires_grad:
+                raise ProgramError(
+                    f"{self._name} follows the density of the guide's draws alone; the guide's site '{name}' is no draw, and "
+                    "its log-density depends on parameters: use vimco, dreg or iwae"
+                )
