@@ -64,13 +64,13 @@ def test_pairs_are_many() -> None:
 
 def test_the_sample_has_every_bound_and_gradient() -> None:
     """Those of the pairs and of the named objectives that `make test` runs; `make study` runs all."""
-    run = [p.values[0] for p in sample_of(pairs(), 4) if not p.marks]
+    run = [p.values[0] for p in sample_of(pairs(), 6) if not p.marks]
     run += [o for name in OBJECTIVES if isinstance(o := OBJECTIVES[name](num_particles=2), Objective)]
     assert {type(o.bound_function) for o in run} == {type(o.bound_function) for o in pairs()}
     assert {type(o.gradient) for o in run} == {type(o.gradient) for o in pairs()}
 
 
-@pytest.mark.parametrize("objective", sample_of(pairs(), 4), ids=lambda o: f"{o.bound_function}-{o.gradient}")
+@pytest.mark.parametrize("objective", sample_of(pairs(), 6), ids=lambda o: f"{o.bound_function}-{o.gradient}")
 def test_every_valid_pair_conforms(objective: Objective) -> None:
     checks = check_objective(objective)
     named = {check.name for check in checks}
