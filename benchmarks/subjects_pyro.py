@@ -146,8 +146,9 @@ def many(problem: Problem, turns: Turns, members: int, together: bool) -> None:
     x, index = torch.from_numpy(problem.data()).to(device), Index(problem)
 
     def block(count: int) -> None:
-        rows = torch.from_numpy(index.next(count * members)).to(device).split(members)
-        batches = [[(x.index_select(0, part),) for part in parts] for parts in rows]
+        rows = torch.from_numpy(index.next(count * members)).to(device)
+        chosen = x[rows].unflatten(0, (count, members))  # by one operation, as `fit_ensemble` does
+        batches = [[(part,) for part in parts.unbind()] for parts in chosen.unbind()]
         whole = len(batches) - len(batches) % STEPS_A_LAUNCH if together and device.type == "cuda" else 0
         for first in range(0, whole, STEPS_A_LAUNCH):
             ensemble.steps(batches[first : first + STEPS_A_LAUNCH], lambda i: None, problem.batch)
@@ -176,6 +177,24 @@ def fit(problem: Problem, turns: Turns) -> None:
 
     turns.wait()
     pyroae.fit(system_of(problem), x, objective_of(problem), config, on_epoch=on_epoch, progress=False)
+
+
+def fit_many(problem: Problem, turns: Turns, members: int) -> None:
+    """`pyroae.fit_ensemble`; a block is an epoch of all members, timed by their history."""
+    x = torch.from_numpy(problem.data())
+    config = TrainConfig(epochs=10**6, batch_size=problem.batch, lr=LEARNING_RATE, compile=True, accelerator=problem.device)
+    seconds = [0.0]
+
+    def on_epoch(member: int, state: Any) -> None:
+        if member == 0:
+            seconds.append(members * state.history[-1].seconds)
+            turns.report((seconds[-1] - seconds[-2]) / (len(x) // problem.batch))
+            turns.wait()
+
+    turns.wait()
+    systems = [system_of(problem) for _ in range(members)]
+    objective = objective_of(problem)
+    pyroae.fit_ensemble(systems, x, objective, config, seeds=range(members), on_epoch=on_epoch, progress=False)
 
 
 def svi(problem: Problem, turns: Turns, loss: str = "Trace_ELBO", validate: bool = True) -> None:

@@ -1,7 +1,7 @@
 """Data ready for a model: checked, scaled, split, binarized, and served in batches whose order a seed fixes."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -165,21 +165,39 @@ def served(
     if isinstance(data, Dataset) and data.stream is not None:
         for number, size, rows in streamed(data.stream, batch_size, epoch_seed(seed, epoch), start, share):
             x = rows.to(target, non_blocking=True)
-            yield (noise.binary(x, number, size, share) if dynamic else x,)
+            yield (noise.binary(x, number, [size], share) if dynamic else x,)
         return
     index = _order(data, batch_size, seed, epoch)[start:]
     here = all(t.device == target or (t.device.type == target.type and target.index is None) for t in tensors)
-    own = tuple(i[share.of(len(i))] for i in index)
-    parts = (tuple(t.index_select(0, i) for t in tensors) for i in (_sent(own, target) if here else ()))
-    for number, batch in enumerate(parts if here else _loaded(tensors, own, target), start):
-        yield tuple(noise.binary(t, number, len(index[number - start]), share) for t in batch) if dynamic else batch
+    own, sizes = [i[share.of(len(i))] for i in index], [len(i) for i in index]
+    if not here:
+        for number, batch in enumerate(_loaded(tensors, own, target), start):
+            yield tuple(noise.binary(t, number, [sizes[number - start]], share) for t in batch) if dynamic else batch
+        return
+    rows = _sent(own, target)
+    for first, last in _chunks(own, target, sum(t[:1].numel() for t in tensors)):
+        parts = [len(i) for i in own[first:last]]
+        chunk, rows = rows[: sum(parts)], rows[sum(parts) :]
+        columns = [t.index_select(0, chunk) for t in tensors]
+        if dynamic:
+            columns = [noise.binary(t, start + first, sizes[first:last], share) for t in columns]
+        yield from zip(*(t.split(parts) for t in columns), strict=True)
 
 
-def _sent(index: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
-    """The indices of all batches on the device, by one copy that nothing waits for."""
-    if device.type != "cuda" or not index:
-        return index
-    return torch.cat(index).pin_memory().to(device, non_blocking=True).split([len(i) for i in index])
+CHUNK = 2**22
+"""Numbers that are gathered at once on a GPU, where a launch costs more than a small batch takes."""
+
+
+def _chunks(index: Sequence[Tensor], device: torch.device, width: int) -> Iterator[tuple[int, int]]:
+    """Bounds of the batches that are gathered at once: one on a CPU, and about `CHUNK` numbers on a GPU."""
+    many = 1 if device.type != "cuda" or not index else max(1, CHUNK // (width * max(1, len(index[0]))))
+    return ((first, min(first + many, len(index))) for first in range(0, len(index), many))
+
+
+def _sent(index: Sequence[Tensor], device: torch.device) -> Tensor:
+    """The indices of all batches on the device, one after the other, by one copy that nothing waits for."""
+    rows = torch.cat(list(index)) if index else torch.zeros(0, dtype=torch.long)
+    return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows
 
 
 def rows_of_batch(data: Dataset | Arguments, batch_size: int, seed: int, epoch: int, number: int) -> list[int]:
@@ -204,15 +222,20 @@ class Noise:
     def __init__(self, seed: int, epoch: int, device: torch.device) -> None:
         self._seed, self._generator = epoch_seed(seed, epoch) + 1, torch.Generator(device)
 
-    def binary(self, probability: Tensor, number: int, size: int, share: Share) -> Tensor:
-        """A share of the draw for batch `number`, of `size` data; `torch.bernoulli` takes twice as long on a CPU."""
+    def binary(self, probability: Tensor, first: int, sizes: Sequence[int], share: Share) -> Tensor:
+        """A share of the draws for batches that follow each other from number `first`, of so many data each.
+
+        `torch.bernoulli` takes twice as long on a CPU.
+        """
+        noise = [self._uniform(probability, first + i, size)[share.of(size)] for i, size in enumerate(sizes)]
+        return ((noise[0] if len(noise) == 1 else torch.cat(noise)) < probability).to(probability.dtype)
+
+    def _uniform(self, like: Tensor, number: int, size: int) -> Tensor:
         self._generator.manual_seed((self._seed + number) % 2**32)
-        shape = (size, *probability.shape[1:])
-        whole = torch.rand(shape, generator=self._generator, dtype=probability.dtype, device=probability.device)
-        return (whole[share.of(size)] < probability).to(probability.dtype)
+        return torch.rand((size, *like.shape[1:]), generator=self._generator, dtype=like.dtype, device=like.device)
 
 
-def _loaded(tensors: tuple[Tensor, ...], index: tuple[Tensor, ...], target: torch.device) -> Iterator[tuple[Tensor, ...]]:
+def _loaded(tensors: tuple[Tensor, ...], index: Sequence[Tensor], target: torch.device) -> Iterator[tuple[Tensor, ...]]:
     pin = target.type == "cuda"
     chunks: Any = list(index)
     own = torch.Generator()  # else the loader draws a seed from torch's global generator

@@ -107,7 +107,10 @@ class Ensemble:
         for i in range(1, len(batches)):
             weights.append(before(i))
             numbers.append(run.updates[0].numbers(ahead=i))
-        args = [torch.stack(rows) for rows in zip(*(_stacked_arguments(batch, run.where) for batch in batches), strict=True)]
+        count = len(self.members)
+        args = [
+            stack.unflatten(0, (-1, count)) for stack in _stacked_arguments([b for step in batches for b in step], run.where)
+        ]
         args += self.members[0].weights(None if kl_weight is None else cast(list[float], weights))
         return [list(losses.unbind()) for losses in run.several(args, numbers)]
 
@@ -219,15 +222,12 @@ class _Batched:
     rooms: list[Tensor]
 
     def __post_init__(self) -> None:
-        self.parts = [
-            (draw, part, stream.generators[draw.device.type])
-            for draw, room in zip(self.draws, self.rooms, strict=False)
-            for part, stream in zip(room, self.ensemble.streams, strict=True)
-        ]
         leaves = self.ensemble.leaves
         generators = [stream.generators[leaves[0].device.type] for stream in self.ensemble.streams]
         on_gpu = leaves[0].device.type == "cuda"
         self.recorded = Recorded(self._in_order, cuda_graph, generators) if on_gpu else None
+        self.aside = torch.cuda.Stream(leaves[0].device) if on_gpu else None
+        self.drawn: list[list[Tensor]] = []
 
     def __call__(self, batches: Batches, kl_weight: float | None, divisor: float) -> list[Tensor]:
         args = [*_stacked_arguments(batches, self.where), *self.ensemble.members[0].weights(kl_weight)]
@@ -235,7 +235,7 @@ class _Batched:
         if self.recorded is not None:
             return list(self.several([t.unsqueeze(0) for t in args], numbers)[0].unbind())
         with torch.no_grad():
-            self._fill()
+            self._fill(self.rooms)
             leaves, rates = self.ensemble.leaves, self.updates[0].tensors(numbers)
             losses = self.graph(*leaves, *args, *self.rooms, *rates, *self.state)[0]
         self._count(1)
@@ -250,9 +250,30 @@ class _Batched:
         self._count(len(numbers))
         return losses
 
-    def _fill(self) -> None:
-        for draw, part, generator in self.parts:
-            draw.fill(part, generator)
+    def _fill(self, rooms: Sequence[Tensor]) -> None:
+        """Draw for all members, in place."""
+        for draw, room in zip(self.draws, rooms, strict=False):
+            for part, stream in zip(room, self.ensemble.streams, strict=True):
+                draw.fill(part, stream.generators[draw.device.type])
+
+    def _drawn(self, rooms: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The rooms, filled; while a GPU records, others in their place, filled beside the steps before.
+
+        A draw is one small kernel for each member: in turn with the steps they would take a tenth of the time. What is recorded
+        beside is not ordered with the steps, so that no room may be used twice: they are kept while the recording lasts.
+        """
+        if self.aside is None or not torch.cuda.is_current_stream_capturing():
+            self._fill(rooms)
+            return rooms
+        now = torch.cuda.current_stream()
+        with torch.cuda.stream(self.aside):
+            if not torch.cuda.is_current_stream_capturing():  # the first step of a recording
+                self.aside.wait_stream(now)
+                self.drawn = []
+            self.drawn.append([draw.room(len(self.updates)) for draw in self.draws])
+            self._fill(self.drawn[-1])
+        now.wait_stream(self.aside)
+        return [*self.drawn[-1], *rooms[len(self.draws) :]]
 
     def _count(self, steps: int) -> None:
         for update in self.updates:
@@ -260,10 +281,9 @@ class _Batched:
 
     def _in_order(self, *tensors: Tensor) -> Outputs:
         """What stays comes first where a step is recorded, draws included."""
-        self._fill()
         ends = list(accumulate(len(part) for part in (self.ensemble.leaves, self.rooms, self.state, self.where)))
         leaves, rooms, state, args = (tensors[a:b] for a, b in pairwise([0, *ends]))
-        return self.graph(*leaves, *args, *rooms, *tensors[ends[-1] :], *state)
+        return self.graph(*leaves, *args, *self._drawn(rooms), *tensors[ends[-1] :], *state)
 
 
 def _code(function: Callable[..., Any], inputs: Sequence[Tensor], backend: str) -> Graph:

@@ -18,7 +18,7 @@ from pyroae.fabric import default_dtype, fabric_of
 from pyroae.losses import Losses
 from pyroae.objectives import TraceELBO
 from pyroae.optimizers import optimizer_of
-from pyroae.program import Pair, like_parameters, system_of
+from pyroae.program import Pair, like, system_of
 from pyroae.progress import Progress
 from pyroae.states import Epoch, State
 from pyroae.step import Step
@@ -184,8 +184,9 @@ class _Lockstep:
         """A batch of each."""
         device, size = self.first.fabric.device, self.first.config.batch_size
         each = [served(self.first.train, size, seed=t.config.seed, epoch=epoch, device=device) for t in self.trainers]
+        first = next(self.first.system.parameters())  # they are alike
         for batches in zip(*each, strict=True):
-            yield [like_parameters(t.system, args) for t, args in zip(self.trainers, batches, strict=True)]
+            yield [like(first, args) for args in batches]
 
     def _groups(self, epoch: int, step: int) -> Iterator[list[Batches]]:
         """Batches of one size whose steps are one launch on a GPU; each by itself elsewhere."""

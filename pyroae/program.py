@@ -248,8 +248,12 @@ def full_size(traces: Traces) -> int | None:
 
 def like_parameters(system: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The arguments on the device of the first parameter, floating-point ones in its precision too."""
-    like: Tensor = next(system.parameters(), cast(nn.Parameter, torch.empty(0, device=args[0].device)))
-    return tuple(t.to(like.device, like.dtype if t.is_floating_point() else None) for t in args)
+    return like(next(system.parameters(), cast(nn.Parameter, torch.empty(0, device=args[0].device))), args)
+
+
+def like(parameter: Tensor, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The arguments on the device of a parameter, floating-point ones in its precision too."""
+    return tuple(t.to(parameter.device, parameter.dtype if t.is_floating_point() else None) for t in args)
 
 
 @contextmanager

@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyroae import data as data_module
 from pyroae.data import Binarization, Dataset, Splits, _loaded, batches, load, resident
+from pyroae.data import served as serve
 from pyroae.errors import ConfigError, DataError, PyroaeError
+from pyroae.processes import Share
 from pyroae.sources import DATASETS, Source
 
 GREY = np.random.default_rng(0).random((40, 3))
@@ -360,6 +363,24 @@ def test_data_loader_gives_the_same_batches(dynamic: bool) -> None:
     for (one, label), two in zip(_loaded((data.x, torch.arange(40)), index, torch.device("cpu")), index, strict=True):
         assert one.equal(data.x[two])
         assert label.equal(two)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_batches_gathered_several_at_once_are_the_same(dynamic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: 40 data are 7 + 7, 7 + 7, 7 + 5; a start in the middle, and a process's share of each."""
+    dataset = Dataset("grey", torch.from_numpy(GREY), (3,), dynamic=dynamic)
+
+    def all_ways() -> list[Tensor]:
+        found = [serve(dataset, 7, seed=1, epoch=2), serve(dataset, 7, seed=1, epoch=2, start=3)]
+        found += [serve(dataset, 7, seed=1, epoch=2, share=Share(rank, 2)) for rank in range(2)]
+        return [x for part in found for (x,) in part]
+
+    one_by_one = all_ways()
+    monkeypatch.setattr(
+        data_module, "_chunks", lambda index, device, width: [(i, min(i + 2, len(index))) for i in range(0, len(index), 2)]
+    )
+    for one, two in zip(one_by_one, all_ways(), strict=True):
+        assert one.equal(two)
 
 
 @pytest.mark.parametrize("device", [None, "cpu:0"], ids=["by index", "by a DataLoader"])

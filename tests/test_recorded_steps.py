@@ -1,5 +1,6 @@
 """A step as one CUDA graph: the numbers of eager code, nothing waited for; on a CPU, with a function in the graph's place."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import batched
 
@@ -125,7 +126,13 @@ def test_fit_groups_steps_without_a_change_of_results(monkeypatch: pytest.Monkey
 @pytest.fixture
 def no_waiting() -> Iterator[Callable[[], None]]:
     """A function after which torch raises where it waits for the device."""
-    yield lambda: torch.cuda.set_sync_debug_mode("error")
+
+    def raises() -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+            torch.cuda.set_sync_debug_mode("error")
+
+    yield raises
     torch.cuda.set_sync_debug_mode("default")
 
 

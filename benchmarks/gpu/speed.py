@@ -26,9 +26,9 @@ from pyroae.nn import MLP
 PYRO, TORCH, NUMPYRO = (f"benchmarks.subjects_{name}:" for name in ("pyro", "torch", "numpyro"))
 FIT, GRAPHED = "pyroae fit, compiled", "hand-written, CUDA graph"
 EXACT_LOOP, ONE_BY_ONE = "NumPyro, fori_loop, single precision", "pyroae compiled, a step a call"
-COMBINED, TF32 = "pyroae compiled, kernels combined", "pyroae compiled, TF32"
+TF32 = "pyroae compiled, TF32"
 TUNED = "pyroae compiled, TF32, products tuned"
-TUNING = {"combo_kernels": True, "max_autotune_gemm": True, "max_autotune_gemm_backends": "ATEN,TRITON"}
+TUNING = {"max_autotune_gemm": True, "max_autotune_gemm_backends": "ATEN,TRITON"}
 SMALL = Problem(widths=(200,), latent=50, batch=20)
 REFERENCE = Problem()
 DEEP = Problem(widths=(200, 200), latent=50)
@@ -83,7 +83,6 @@ def steps(sizes: Sizes) -> dict[str, Any]:
             rows.append((EXACT_LOOP, NUMPYRO + "loop", {"products": "highest"}))
             rows.append((ONE_BY_ONE, PYRO + "compiled", {"several": False}))
             rows.append((TF32, PYRO + "compiled", {"tf32": True}))
-            rows.append((COMBINED, PYRO + "compiled", {"inductor": {"combo_kernels": True}}))
             rows.append((TUNED, PYRO + "compiled", {"inductor": TUNING, "tf32": True}))
         found |= _measured(Panel(f"B={problem.batch}", f"VAE {problem.label}", SVI, in_turns(_subjects(rows, there))), sizes)
     return found
@@ -94,6 +93,8 @@ def ensembles(sizes: Sizes) -> dict[str, Any]:
     there, count = replace(SMALL, device=sizes.device), sizes.members
     rows = [
         (f"{count} seeds at once", PYRO + "many", {"members": count, "together": True}),
+        (f"{count} seeds by fit_ensemble", PYRO + "fit_many", {"members": count}),
+        (FIT, PYRO + "fit", {}),
         ("one seed", PYRO + "compiled", {}),
     ]
     return _measured(Panel("ensemble", f"{count} VAEs {there.label}", "one seed", in_turns(_subjects(rows, there))), sizes)
