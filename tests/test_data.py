@@ -1,6 +1,7 @@
 """Data are checked, scaled, split, binarized and served; every draw is a function of its seed alone."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -375,10 +376,11 @@ def test_batches_gathered_several_at_once_are_the_same(dynamic: bool, monkeypatc
         found += [serve(dataset, 7, seed=1, epoch=2, share=Share(rank, 2)) for rank in range(2)]
         return [x for part in found for (x,) in part]
 
+    def pairs(index: Sequence[Tensor], device: torch.device, width: int) -> list[tuple[int, int]]:
+        return [(first, min(first + 2, len(index))) for first in range(0, len(index), 2)]
+
     one_by_one = all_ways()
-    monkeypatch.setattr(
-        data_module, "_chunks", lambda index, device, width: [(i, min(i + 2, len(index))) for i in range(0, len(index), 2)]
-    )
+    monkeypatch.setattr(data_module, "_chunks", pairs)
     for one, two in zip(one_by_one, all_ways(), strict=True):
         assert one.equal(two)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import pyroae
 from benchmarks import report
-from benchmarks.panels import HAND, HAND_EAGER, LOOP, OURS, SVI, SVI_UNCHECKED, Panel, in_turns
+from benchmarks.panels import HAND, HAND_EAGER, LOOP, OURS, SVI, Panel, in_turns
 from benchmarks.problems import Index, Problem
 from benchmarks.workers import Subject
 from pyroae import AISSettings, Local, TrainConfig, zoo
@@ -67,22 +67,14 @@ def steps(sizes: Sizes) -> dict[str, Any]:
     found = {}
     for problem in (SMALL, REFERENCE):
         there = replace(problem, device=sizes.device)
-        rows = [
-            (OURS, PYRO + "compiled", {}),
-            (FIT, PYRO + "fit", {}),
-            (SVI, PYRO + "svi", {}),
-            (SVI_UNCHECKED, PYRO + "svi", {"validate": False}),
-            (HAND_EAGER, TORCH + "train", {}),
-            (HAND, TORCH + "train", {"compiled": True}),
-            (LOOP, NUMPYRO + "loop", {}),
-        ]
-        if not sizes.is_gpu:
-            rows = [rows[0], rows[2], rows[-1]]
-        else:
+        rows = [(OURS, PYRO + "compiled", {}), (SVI, PYRO + "svi", {}), (LOOP, NUMPYRO + "loop", {})]
+        if sizes.is_gpu:
+            rows.append((FIT, PYRO + "fit", {}))
             rows.append((GRAPHED, TORCH + "train_graphed", {}))
             rows.append((EXACT_LOOP, NUMPYRO + "loop", {"products": "highest"}))
             rows.append((ONE_BY_ONE, PYRO + "compiled", {"several": False}))
             rows.append((TF32, PYRO + "compiled", {"tf32": True}))
+        if sizes.is_gpu and problem is SMALL:
             rows.append((TUNED, PYRO + "compiled", {"inductor": TUNING, "tf32": True}))
         found |= _measured(Panel(f"B={problem.batch}", f"VAE {problem.label}", SVI, in_turns(_subjects(rows, there))), sizes)
     return found
