@@ -93,10 +93,9 @@ def assert_the_same(tmp_path: Path, kills: int, compile: bool) -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_an_annealing_is_killed_at_20_random_moments(tmp_path: Path) -> None:
-    assert_the_same(tmp_path, kills=20, compile=False)
+SLOW = [pytest.param(kills, compiled, marks=pytest.mark.slow) for kills, compiled in ((20, False), (3, True))]
 
 
-@pytest.mark.slow
-def test_a_compiled_annealing_is_killed(tmp_path: Path) -> None:
-    assert_the_same(tmp_path, kills=3, compile=True)
+@pytest.mark.parametrize(("kills", "compile"), [(6, False), *SLOW])
+def test_an_annealing_is_killed_at_random_moments(tmp_path: Path, kills: int, compile: bool) -> None:
+    assert_the_same(tmp_path, kills, compile)

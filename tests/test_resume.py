@@ -264,7 +264,7 @@ print(json.dumps({"kills": done, "half-written": left, "steps": steps}))
 
 
 @pytest.mark.parametrize(
-    ("kills", "compiled"), [(8, False), *(pytest.param(20, compiled, marks=pytest.mark.slow) for compiled in (False, True))]
+    ("kills", "compiled"), [(4, False), *(pytest.param(20, compiled, marks=pytest.mark.slow) for compiled in (False, True))]
 )
 def test_killed_at_random_moments(tmp_path: Path, kills: int, compiled: bool) -> None:
     """SIGKILL, writes of checkpoints included: one is written after each step. Never is the directory unreadable."""
