@@ -19,7 +19,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyroae.objectives import ELBO, IWAE, AnalyticKL, Objective, ObjectiveBase, Renyi, Score, StickingTheLanding, TraceELBO
+from pyroae.objectives import (
+    ELBO,
+    IWAE,
+    AnalyticKL,
+    Objective,
+    ObjectiveBase,
+    Renyi,
+    Score,
+    StickingTheLanding,
+    TraceELBO,
+)
 from pyroae.objectives.named import dreg, vimco
 from pyroae.testing import Toy
 
@@ -48,7 +58,10 @@ class Problem:
         self.toy.zero_grad()
         loss = objective.loss_and_grads(self.toy.model, self.toy.guide, torch.as_tensor(self.x))
         grads = {name: p.grad for name, p in self.toy.named_parameters()}
-        return loss, {name: np.zeros(p.shape) if (p := grads[name]) is None else p.numpy().copy() for name in grads}
+        return loss, {
+            name: np.zeros(p.shape) if (p := grads[name]) is None else p.numpy().copy()
+            for name in grads
+        }
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,10 @@ class Row:
     @property
     def of_gradient(self) -> float:
         """Largest difference of a gradient's entries, relative to the largest entry of the gradient."""
-        ours, theirs = (np.concatenate([side[1][name].ravel() for name in self.compared]) for side in (self.ours, self.theirs))
+        ours, theirs = (
+            np.concatenate([side[1][name].ravel() for name in self.compared])
+            for side in (self.ours, self.theirs)
+        )
         return float(np.abs(ours - theirs).max() / np.abs(ours).max())
 
     @property
@@ -98,17 +114,32 @@ def numpyro_rows(given: Problem) -> Iterator[Row]:
     k = NUM_PARTICLES
     cases = [
         ("ELBO, Monte-Carlo KL", TraceELBO(k), "Trace_ELBO", Trace_ELBO(num_particles=k)),
-        ("ELBO, analytic KL", AnalyticKL(k), "TraceMeanField_ELBO", TraceMeanField_ELBO(num_particles=k)),
+        (
+            "ELBO, analytic KL",
+            AnalyticKL(k),
+            "TraceMeanField_ELBO",
+            TraceMeanField_ELBO(num_particles=k),
+        ),
         ("IWAE", Objective(IWAE(k)), "RenyiELBO(0)", RenyiELBO(alpha=0, num_particles=k)),
         *(
-            (f"Rényi, α = {a}", Objective(Renyi(k, a)), f"RenyiELBO({a})", RenyiELBO(alpha=a, num_particles=k))
+            (
+                f"Rényi, α = {a}",
+                Objective(Renyi(k, a)),
+                f"RenyiELBO({a})",
+                RenyiELBO(alpha=a, num_particles=k),
+            )
             for a in (-1.0, 0.5, 2.0)
         ),
     ]
     for size in (None, SIZE):
         for name, objective, peer, theirs in cases:
             label = name if size is None else f"{name}, {NUM_DATA} of {SIZE} data"
-            yield Row(label, f"NumPyro {peer}", given.ours(objective, size), _numpyro_loss(given, theirs, size))
+            yield Row(
+                label,
+                f"NumPyro {peer}",
+                given.ours(objective, size),
+                _numpyro_loss(given, theirs, size),
+            )
 
 
 def _numpyro_loss(given: Problem, objective: Any, size: int | None) -> Loss:
@@ -122,7 +153,9 @@ def _numpyro_loss(given: Problem, objective: Any, size: int | None) -> Loss:
     return _evaluate(loss, given)
 
 
-def _numpyro_programs(given: Problem, size: int | None) -> tuple[Callable[..., None], Callable[..., None]]:
+def _numpyro_programs(
+    given: Problem, size: int | None
+) -> tuple[Callable[..., None], Callable[..., None]]:
     import jax.numpy as jnp
     import numpyro
     import numpyro.distributions as dist
@@ -130,7 +163,10 @@ def _numpyro_programs(given: Problem, size: int | None) -> tuple[Callable[..., N
     normal = _numpyro_given(given.noise)
 
     def parameters() -> dict[str, Any]:
-        return {name: numpyro.param(name, jnp.asarray(value)) for name, value in given.parameters.items()}
+        return {
+            name: numpyro.param(name, jnp.asarray(value))
+            for name, value in given.parameters.items()
+        }
 
     def plate(x: Any) -> Any:
         return numpyro.plate("data", size or len(x), subsample_size=len(x))
@@ -145,7 +181,9 @@ def _numpyro_programs(given: Problem, size: int | None) -> tuple[Callable[..., N
         p = parameters()
         loc = x @ p["encode"].T + p["shift"]
         with plate(x):
-            numpyro.sample("z", normal(loc, jnp.broadcast_to(jnp.exp(p["log_scale"]), loc.shape)).to_event(1))
+            numpyro.sample(
+                "z", normal(loc, jnp.broadcast_to(jnp.exp(p["log_scale"]), loc.shape)).to_event(1)
+            )
 
     return model, guide
 
@@ -164,7 +202,9 @@ def _numpyro_given(noise: np.ndarray) -> Any:
         def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
             assert not sample_shape
             shape = jax.ShapeDtypeStruct(noise.shape[1:], jnp.float64)
-            eps = jax.pure_callback(draws, shape, jax.random.key_data(key), vmap_method="broadcast_all")
+            eps = jax.pure_callback(
+                draws, shape, jax.random.key_data(key), vmap_method="broadcast_all"
+            )
             return self.loc + self.scale * eps
 
         rsample = sample
@@ -182,8 +222,20 @@ def tfp_rows(given: Problem) -> Iterator[Row]:
     k, by = NUM_PARTICLES, vi.GradientEstimators
     cases: list[tuple[str, ObjectiveBase, Any, tuple[int, int], tuple[str, ...]]] = [
         ("ELBO", TraceELBO(k), by.REPARAMETERIZATION, (k, 1), THETA + PHI),
-        ("STL", Objective(ELBO(k), StickingTheLanding()), by.DOUBLY_REPARAMETERIZED, (k, 1), THETA + PHI),
-        ("ELBO by score function, K = 1", Objective(ELBO(1), Score("none")), by.SCORE_FUNCTION, (1, 1), THETA + PHI),
+        (
+            "STL",
+            Objective(ELBO(k), StickingTheLanding()),
+            by.DOUBLY_REPARAMETERIZED,
+            (k, 1),
+            THETA + PHI,
+        ),
+        (
+            "ELBO by score function, K = 1",
+            Objective(ELBO(1), Score("none")),
+            by.SCORE_FUNCTION,
+            (1, 1),
+            THETA + PHI,
+        ),
         ("IWAE", Objective(IWAE(k)), by.REPARAMETERIZATION, (1, k), THETA + PHI),
         ("DReG", dreg(k), by.DOUBLY_REPARAMETERIZED, (1, k), PHI),
         ("VIMCO, geometric", vimco(k, "geometric"), by.VIMCO, (1, k), THETA + PHI),
@@ -211,7 +263,9 @@ def _tfp_loss(given: Problem, estimator: Any, sizes: tuple[int, int]) -> Loss:
     def loss(p: dict[str, Any]) -> Any:
         def log_joint(z: Any) -> Any:
             log_prior = tfd.Independent(tfd.Normal(p["prior"], 1.0), 1).log_prob(z)
-            return log_prior + tfd.Independent(tfd.Normal(z @ p["weight"].T + p["bias"], 0.7), 1).log_prob(given.x)
+            return log_prior + tfd.Independent(
+                tfd.Normal(z @ p["weight"].T + p["bias"], 0.7), 1
+            ).log_prob(given.x)
 
         stopped = posterior(jax.lax.stop_gradient(p), tfd.Normal)
         return vi.monte_carlo_variational_loss(
@@ -220,7 +274,9 @@ def _tfp_loss(given: Problem, estimator: Any, sizes: tuple[int, int]) -> Loss:
             sample_size=sizes[0],
             importance_sample_size=sizes[1],
             gradient_estimator=estimator,
-            stopped_surrogate_posterior=stopped if estimator == vi.GradientEstimators.DOUBLY_REPARAMETERIZED else None,
+            stopped_surrogate_posterior=stopped
+            if estimator == vi.GradientEstimators.DOUBLY_REPARAMETERIZED
+            else None,
             seed=jax.random.key(0),
         ).sum()
 
@@ -231,7 +287,9 @@ def _evaluate(loss: Callable[[dict[str, Any]], Any], given: Problem) -> Loss:
     import jax
     import jax.numpy as jnp
 
-    value, gradient = jax.value_and_grad(loss)({name: jnp.asarray(p) for name, p in given.parameters.items()})
+    value, gradient = jax.value_and_grad(loss)(
+        {name: jnp.asarray(p) for name, p in given.parameters.items()}
+    )
     assert value.dtype == jnp.float64
     return float(value), {name: np.asarray(g) for name, g in gradient.items()}
 
@@ -251,7 +309,9 @@ def compare(given: Problem) -> tuple[list[Row], list[str]]:
             jax.config.update("jax_enable_x64", True)
             found = list(of_peer(given))
         except ImportError as error:
-            skipped.append(f"{package} is skipped: {error.name or package} is not installed; it is in the extra `bench`.")
+            skipped.append(
+                f"{package} is skipped: {error.name or package} is not installed; it is in the extra `bench`."
+            )
         else:
             rows += found
     return rows, skipped

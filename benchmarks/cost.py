@@ -34,9 +34,9 @@ import torch
 torch.set_num_threads(int(sys.argv[3]))
 from pyroae import TrainConfig, fit, zoo
 from pyroae.config import RunConfig
-from pyroae.data import Dataset
-from pyroae.processes import is_first
-from pyroae.states import State
+from pyroae.data.loading import Dataset
+from pyroae.runtime.processes import is_first
+from pyroae.training.state import State
 devices, seconds = int(sys.argv[1]), float(sys.argv[2])
 data = Dataset.from_array((torch.rand(32768, 784, generator=torch.Generator().manual_seed(0)) < 0.2).float())
 system = zoo.from_config(RunConfig(hidden=(400,), latent=20, likelihood="bernoulli"), data)
@@ -54,7 +54,9 @@ if is_first():
 def main() -> None:
     """Measure, project, print, keep."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement (default: 6)")
+    parser.add_argument(
+        "--seconds", type=float, default=6.0, help="of each measurement (default: 6)"
+    )
     seconds = parser.parse_args().seconds
     rounds = [{name: _rate(*how, seconds) for name, how in _SUBJECTS.items()} for _ in range(3)]
     measured = {name: sorted(r[name]["images a second"] for r in rounds) for name in _SUBJECTS}
@@ -72,7 +74,11 @@ def main() -> None:
         print(" | ".join(f"{value:.3g}" for value in row.values()))
 
 
-_SUBJECTS = {"one process, one thread": (1, 1), "one process, two threads": (1, 2), "two processes, a thread each": (2, 1)}
+_SUBJECTS = {
+    "one process, one thread": (1, 1),
+    "one process, two threads": (1, 2),
+    "two processes, a thread each": (2, 1),
+}
 
 
 def _rate(devices: int, threads: int, seconds: float) -> dict[str, float]:
@@ -81,7 +87,11 @@ def _rate(devices: int, threads: int, seconds: float) -> dict[str, float]:
         script.flush()
         command = [sys.executable, script.name, str(devices), str(seconds), str(threads)]
         found = subprocess.run(
-            command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)}
+            command,
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         )
     told: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
     return told
@@ -100,12 +110,24 @@ def _projected(parameters: int) -> list[dict[str, float]]:
                 * EPOCHS
                 / (ASSUMED["flops of a GPU"] * ASSUMED["share of them reached"] * gpus),
                 "steps": steps * ASSUMED["seconds of a step beside its arithmetic"],
-                "sharing": steps * 8 * parameters / ASSUMED["bytes a second between GPUs"] * (gpus > 1),
+                "sharing": steps
+                * 8
+                * parameters
+                / ASSUMED["bytes a second between GPUs"]
+                * (gpus > 1),
                 "reading": images * FEATURES * EPOCHS / ASSUMED["bytes a second of a node's disk"],
             }
             hours = {name: seconds / 3600 for name, seconds in parts.items()}
             whole = max(hours["arithmetic"] + hours["steps"] + hours["sharing"], hours["reading"])
-            rows.append({"images": images, "GPUs": gpus, **hours, "all": whole, "bytes of data": images * FEATURES})
+            rows.append(
+                {
+                    "images": images,
+                    "GPUs": gpus,
+                    **hours,
+                    "all": whole,
+                    "bytes of data": images * FEATURES,
+                }
+            )
     return rows
 
 

@@ -11,7 +11,13 @@ from pathlib import Path
 
 from benchmarks.workers import Timing
 
-NOTHING, TORCH, PYRO, IMPORT, HELP = "python", "import torch", "import pyro", "import pyroae", "pyroae --help"
+NOTHING, TORCH, PYRO, IMPORT, HELP = (
+    "python",
+    "import torch",
+    "import pyro",
+    "import pyroae",
+    "pyroae --help",
+)
 COLD, WARM, SVI = "pyroae, cold cache", "pyroae, warm cache", "Pyro SVI"
 FIRST, SECOND = "from start to the first step", "the second step"
 PEAK = "log_likelihood, K="
@@ -44,7 +50,9 @@ def commands(rounds: int, say: Say) -> list[Timing]:
 def first_steps(rounds: int, say: Say) -> list[Timing]:
     """Seconds to the first step and of the second, at which the graph is made, with the caches of torch cold and warm."""
     kinds = (COLD, WARM, SVI)
-    timings = {name: Timing(name) for kind in kinds for name in (f"{kind}: {FIRST}", f"{kind}: {SECOND}")}
+    timings = {
+        name: Timing(name) for kind in kinds for name in (f"{kind}: {FIRST}", f"{kind}: {SECOND}")
+    }
     with tempfile.TemporaryDirectory() as warm:
         for i in range(rounds + 1):
             for kind in kinds:
@@ -71,7 +79,14 @@ def memory(rounds: int, say: Say) -> list[Timing]:
     for i in range(1, rounds + 1):
         for timing, k in zip(timings, PARTICLES, strict=True):
             say(f"round {i} of {rounds}: {timing.name}")
-            text = _run(timing, [sys.executable, "-c", f"from benchmarks.subjects_pyro import peak_memory; peak_memory({k})"])
+            text = _run(
+                timing,
+                [
+                    sys.executable,
+                    "-c",
+                    f"from benchmarks.subjects_pyro import peak_memory; peak_memory({k})",
+                ],
+            )
             if text:
                 timing.seconds.append(float(text.split()[-1]))
     return timings
@@ -81,12 +96,19 @@ def _run(timing: Timing, command: list[str], environment: dict[str, str] | None 
     """Its output; where it fails, the timing says why."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=900, env={**os.environ, **(environment or {})}
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=900,
+            env={**os.environ, **(environment or {})},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         timing.skipped = str(error)[:150]
         return ""
     if done.returncode:
-        timing.skipped = " ".join((done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1].split())[:150]
+        timing.skipped = " ".join(
+            (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1].split()
+        )[:150]
         return ""
     return done.stdout

@@ -14,7 +14,11 @@ Measure = Callable[[int, float, Say], list[Timing]]
 
 OURS, FIT, OURS_EAGER = "pyroae compiled", "pyroae fit, compiled", "pyroae eager"
 SVI, SVI_UNCHECKED = "Pyro SVI Trace_ELBO", "Pyro SVI Trace_ELBO, validation off"
-HAND, HAND_ADAM, HAND_EAGER = "hand-written, compiled", "hand-written, compiled, Adam too", "hand-written, eager"
+HAND, HAND_ADAM, HAND_EAGER = (
+    "hand-written, compiled",
+    "hand-written, compiled, Adam too",
+    "hand-written, eager",
+)
 LOOP, STEP = "NumPyro, fori_loop", "NumPyro, jitted step"
 GEMM, PLAIN, PYTHAE = "matrix products alone", "plain Pyro", "pythae get_nll"
 PYRO, TORCH, NUMPYRO = (f"benchmarks.subjects_{name}:" for name in ("pyro", "torch", "numpyro"))
@@ -72,12 +76,22 @@ def _subject(name: str, home: str, problem: Problem, **settings: Any) -> Subject
 
 def training() -> list[Panel]:
     """Elementary VAEs, convolutions, estimators."""
-    small = [(REFERENCE, "reference"), (replace(DEEP, batch=20), "deep-20"), (replace(DEEP, batch=100), "deep-100")]
+    small = [
+        (REFERENCE, "reference"),
+        (replace(DEEP, batch=20), "deep-20"),
+        (replace(DEEP, batch=100), "deep-100"),
+    ]
     panels = [_training(name, problem) for problem, name in [*small, (SMALL, "small")]]
     panels.append(_convolutions())
     for batch in (20, 100):
-        panels += [_importance(replace(DEEP, batch=batch, num_particles=k), f"iwae-{batch}-K{k}") for k in (1, 8, 64)]
-    return [*panels, *(_objectives(replace(SMALL, num_particles=k), f"objectives-K{k}") for k in (8, 64))]
+        panels += [
+            _importance(replace(DEEP, batch=batch, num_particles=k), f"iwae-{batch}-K{k}")
+            for k in (1, 8, 64)
+        ]
+    return [
+        *panels,
+        *(_objectives(replace(SMALL, num_particles=k), f"objectives-K{k}") for k in (8, 64)),
+    ]
 
 
 def _training(name: str, problem: Problem) -> Panel:
@@ -120,12 +134,17 @@ def _importance(problem: Problem, name: str) -> Panel:
         _subject(HAND, TORCH + "train", iwae, compiled=True),
         _subject(HAND_ADAM, TORCH + "train", iwae, compiled=True, adam="compiled"),
     ]
-    return Panel(name, f"IWAE and DReG, {problem.label}, K={problem.num_particles}", HAND, in_turns(subjects))
+    return Panel(
+        name, f"IWAE and DReG, {problem.label}, K={problem.num_particles}", HAND, in_turns(subjects)
+    )
 
 
 def _objectives(problem: Problem, name: str) -> Panel:
     """Every objective at one K."""
-    subjects = [_subject(f"pyroae {o}", PYRO + "compiled", replace(problem, objective=o)) for o in OBJECTIVES]
+    subjects = [
+        _subject(f"pyroae {o}", PYRO + "compiled", replace(problem, objective=o))
+        for o in OBJECTIVES
+    ]
     return Panel(name, f"all objectives, {problem.label}", "pyroae iwae", in_turns(subjects))
 
 
@@ -139,11 +158,17 @@ def ensemble() -> list[Panel]:
 
 def _ensemble(name: str, problem: Problem, members: int) -> Panel:
     subjects = [
-        _subject(f"{members} seeds at once", PYRO + "many", problem, members=members, together=True),
-        _subject(f"{members} seeds in turn", PYRO + "many", problem, members=members, together=False),
+        _subject(
+            f"{members} seeds at once", PYRO + "many", problem, members=members, together=True
+        ),
+        _subject(
+            f"{members} seeds in turn", PYRO + "many", problem, members=members, together=False
+        ),
         _subject("one seed", PYRO + "many", problem, members=1, together=False),
     ]
-    return Panel(name, f"{members} VAEs {problem.label}", f"{members} seeds in turn", in_turns(subjects))
+    return Panel(
+        name, f"{members} VAEs {problem.label}", f"{members} seeds in turn", in_turns(subjects)
+    )
 
 
 # Log-likelihood.
@@ -193,7 +218,9 @@ def _scaled(axis: str, value: int, problem: Problem) -> Panel:
         _subject(SVI, PYRO + "svi", problem),
         _subject(HAND, TORCH + "train", problem, compiled=True),
     ]
-    return Panel(f"{axis}-{value}", f"step, {problem.label}", SVI, in_turns(subjects), axis=(axis, value))
+    return Panel(
+        f"{axis}-{value}", f"step, {problem.label}", SVI, in_turns(subjects), axis=(axis, value)
+    )
 
 
 def _scaled_likelihood(num_data: int) -> Panel:
@@ -203,7 +230,10 @@ def _scaled_likelihood(num_data: int) -> Panel:
         _subject(PLAIN, PYRO + "plain_likelihood", problem),
         _subject(HAND_EAGER, TORCH + "likelihood", problem),
     ]
-    title, measure = f"IS log-likelihood, K=1,000, {num_data} data at a time", in_turns(subjects, steps=num_data)
+    title, measure = (
+        f"IS log-likelihood, K=1,000, {num_data} data at a time",
+        in_turns(subjects, steps=num_data),
+    )
     return Panel(f"data-{num_data}", title, PLAIN, measure, "ms a datum", axis=("data", num_data))
 
 
@@ -246,25 +276,73 @@ _PYRO = (SVI, SVI_UNCHECKED)
 _BEST = (OURS, OURS_EAGER)
 
 TARGETS = [
-    Target("reference VAE against hand-written compiled", "training", "reference", (OURS,), _WRITTEN, 1.05),
+    Target(
+        "reference VAE against hand-written compiled",
+        "training",
+        "reference",
+        (OURS,),
+        _WRITTEN,
+        1.05,
+    ),
     Target("reference VAE against Pyro SVI", "training", "reference", (OURS,), (SVI,), 0.45),
-    Target("reference VAE against Pyro SVI, faster of both", "training", "reference", (OURS,), _PYRO, 0.45),
+    Target(
+        "reference VAE against Pyro SVI, faster of both",
+        "training",
+        "reference",
+        (OURS,),
+        _PYRO,
+        0.45,
+    ),
     Target("reference VAE against NumPyro's loop", "training", "reference", (OURS,), (LOOP,), 1.0),
     Target("784-200-50 B=20 against Pyro SVI", "training", "small", (OURS,), (SVI,), 0.2),
-    Target("784-200-50 B=20 against Pyro SVI, faster of both", "training", "small", (OURS,), _PYRO, 0.2),
+    Target(
+        "784-200-50 B=20 against Pyro SVI, faster of both", "training", "small", (OURS,), _PYRO, 0.2
+    ),
     Target("784-200-50 B=20 against NumPyro's loop", "training", "small", (OURS,), (LOOP,), 1.5),
     *(
-        Target(f"{name} K=64 B={b} against hand-written IWAE", "training", f"iwae-{b}-K64", (f"pyroae {name}",), _WRITTEN, 1.1)
+        Target(
+            f"{name} K=64 B={b} against hand-written IWAE",
+            "training",
+            f"iwae-{b}-K64",
+            (f"pyroae {name}",),
+            _WRITTEN,
+            1.1,
+        )
         for name in ("iwae", "dreg")
         for b in (20, 100)
     ),
     *(
-        Target(f"{name} against iwae, K={k}", "training", f"objectives-K{k}", (f"pyroae {name}",), ("pyroae iwae",), 1.5)
+        Target(
+            f"{name} against iwae, K={k}",
+            "training",
+            f"objectives-K{k}",
+            (f"pyroae {name}",),
+            ("pyroae iwae",),
+            1.5,
+        )
         for k in (8, 64)
         for name in OBJECTIVES
         if name != "iwae"
     ),
-    Target("likelihood, share of the rate of its matrix products", "likelihood", "is-5000", (GEMM,), _BEST, 0.75, True),
-    Target("likelihood, times as fast as plain Pyro", "likelihood", "is-5000", (PLAIN,), _BEST, 2.0, True),
-    Target("likelihood, times as fast as pythae", "likelihood", "is-5000", (PYTHAE,), _BEST, 2.0, True),
+    Target(
+        "likelihood, share of the rate of its matrix products",
+        "likelihood",
+        "is-5000",
+        (GEMM,),
+        _BEST,
+        0.75,
+        True,
+    ),
+    Target(
+        "likelihood, times as fast as plain Pyro",
+        "likelihood",
+        "is-5000",
+        (PLAIN,),
+        _BEST,
+        2.0,
+        True,
+    ),
+    Target(
+        "likelihood, times as fast as pythae", "likelihood", "is-5000", (PYTHAE,), _BEST, 2.0, True
+    ),
 ]

@@ -44,7 +44,9 @@ class Problem:
 
     def data(self, count: int = NUM_DATA) -> np.ndarray:
         """Binary float32 `[N, d]`, the same for every subject."""
-        return (np.random.default_rng(0).random((count, self.features), dtype=np.float32) < 0.3).astype(np.float32)
+        return (
+            np.random.default_rng(0).random((count, self.features), dtype=np.float32) < 0.3
+        ).astype(np.float32)
 
 
 class Index:

@@ -21,7 +21,13 @@ RECORD = "PYROAE_PYRO_RECORD"
 """Names the file in which the outcomes are written."""
 REPLACE = "PYROAE_PYRO_REPLACE"
 """1: pyroae's objectives replace Pyro's; else Pyro's own run, for comparison."""
-SAME_VALUE = {"max_plate_nesting", "vectorize_particles", "strict_enumeration_warning", "ignore_jit_warnings", "retain_graph"}
+SAME_VALUE = {
+    "max_plate_nesting",
+    "vectorize_particles",
+    "strict_enumeration_warning",
+    "ignore_jit_warnings",
+    "retain_graph",
+}
 """Settings of Pyro's objectives on which no expected value depends: pyroae finds nesting and vectorization by a trial run."""
 
 
@@ -37,14 +43,22 @@ def analytic_kl(**settings: Any) -> ObjectiveBase | None:
 
 def renyi(**settings: Any) -> ObjectiveBase | None:
     """For `RenyiELBO`, except at α = 1, which Pyro refuses."""
-    found = None if settings.get("alpha") == 1 else _ours("renyi", settings, {"alpha": 0, "num_particles": 2})
+    found = (
+        None
+        if settings.get("alpha") == 1
+        else _ours("renyi", settings, {"alpha": 0, "num_particles": 2})
+    )
     return found and OrJoint(found)
 
 
-def rws(*, insomnia: float = 1.0, model_has_params: bool = True, **settings: Any) -> ObjectiveBase | None:
+def rws(
+    *, insomnia: float = 1.0, model_has_params: bool = True, **settings: Any
+) -> ObjectiveBase | None:
     """For `ReweightedWakeSleep` without a sleep phase and with a trained model."""
     settings.pop("num_sleep_particles", None)
-    found = _ours("rws", settings, {"num_particles": 2}) if insomnia == 1 and model_has_params else None
+    found = (
+        _ours("rws", settings, {"num_particles": 2}) if insomnia == 1 and model_has_params else None
+    )
     return found and OrJoint(found)
 
 
@@ -82,7 +96,9 @@ def _ours(name: str, settings: dict[str, Any], taken: dict[str, Any]) -> Objecti
     """The objective `name` with the settings `taken`, whose values are defaults; None where there are other settings."""
     if set(settings) - SAME_VALUE - set(taken):
         return None
-    objective = OBJECTIVES[name](**{key: settings.get(key, default) for key, default in taken.items()})
+    objective = OBJECTIVES[name](
+        **{key: settings.get(key, default) for key, default in taken.items()}
+    )
     objective.retain_graph = settings.get("retain_graph")
     return objective
 
@@ -126,15 +142,21 @@ class Record:
         return (yield)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Reporting:
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Reporting:
         report = yield
         if call.when == "call" or not report.passed:
             chain = list(_chain(call.excinfo.value if call.excinfo else None))
             self.tests[item.nodeid] = {
-                "outcome": "xfailed" if report.skipped and hasattr(report, "wasxfail") else report.outcome,
+                "outcome": "xfailed"
+                if report.skipped and hasattr(report, "wasxfail")
+                else report.outcome,
                 "replaced": sorted(set(self.replaced)),
                 "seconds": round(call.duration, 3),
-                "refusal": next((str(error) for error in chain if isinstance(error, PyroaeError)), None),
+                "refusal": next(
+                    (str(error) for error in chain if isinstance(error, PyroaeError)), None
+                ),
                 "error": f"{type(chain[0]).__name__}: {chain[0]}"[:400] if chain else None,
             }
             Path(os.environ[RECORD]).write_text(json.dumps(self.tests, indent=1))

@@ -19,8 +19,17 @@ from pyroae.errors import ConfigError
 
 FILES = ("gradient", "valid_models", "inference", "multi_sample_elbos", "elbo_mapdata")
 """`tests/infer/test_*.py`."""
-Outcome = Literal["passed", "refused, as by Pyro", "refused", "not by Pyro either", "on purpose", "other"]
-OUTCOMES: tuple[Outcome, ...] = ("passed", "refused, as by Pyro", "refused", "not by Pyro either", "on purpose", "other")
+Outcome = Literal[
+    "passed", "refused, as by Pyro", "refused", "not by Pyro either", "on purpose", "other"
+]
+OUTCOMES: tuple[Outcome, ...] = (
+    "passed",
+    "refused, as by Pyro",
+    "refused",
+    "not by Pyro either",
+    "on purpose",
+    "other",
+)
 ON_PURPOSE = {
     "test_vectorized_num_particles": "the program asserts the shape of ten particles; the trial run has one particle",
     "test_factor_in_guide_error": "a factor of the guide is differentiated whole, so has_rsample need not be given",
@@ -38,24 +47,53 @@ def run(folder: Path, selected: Sequence[str], *, replace: bool, expression: str
     """
     root = folder.resolve().parent
     if not (folder / "infer" / "test_gradient.py").is_file() or not (root / "setup.cfg").is_file():
-        raise ConfigError(f"'{folder}' is not the folder 'tests' of a checkout of Pyro, with 'setup.cfg' beside it")
+        raise ConfigError(
+            f"'{folder}' is not the folder 'tests' of a checkout of Pyro, with 'setup.cfg' beside it"
+        )
     with tempfile.TemporaryDirectory() as temporary:
         record = Path(temporary, "record.json")
         project = str(Path(__file__).parents[1])
         path = os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH")]))
-        settings = {"PYTHONPATH": path, RECORD: str(record), REPLACE: str(int(replace)), "OMP_NUM_THREADS": "1"}
-        options = ["-p", "benchmarks.pyro_objectives", "-p", "no:cacheprovider", "-q", "--tb=no", "-k", expression]
+        settings = {
+            "PYTHONPATH": path,
+            RECORD: str(record),
+            REPLACE: str(int(replace)),
+            "OMP_NUM_THREADS": "1",
+        }
+        options = [
+            "-p",
+            "benchmarks.pyro_objectives",
+            "-p",
+            "no:cacheprovider",
+            "-q",
+            "--tb=no",
+            "-k",
+            expression,
+        ]
         command = [sys.executable, "-m", "pytest", *options, *selected]
-        done = subprocess.run(command, cwd=root, env=os.environ | settings, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command,
+            cwd=root,
+            env=os.environ | settings,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode not in (0, 1) or not record.is_file():
-            raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+            raise RuntimeError(
+                f"pytest ended with {done.returncode}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+            )
         return json.loads(record.read_text())
 
 
 def both(folder: Path, files: Sequence[str] = FILES, expression: str = "") -> tuple[Record, Record]:
     """The outcomes with pyroae's objectives of the tests that build one, and with Pyro's of those that do not pass."""
     chosen = [f"tests/infer/test_{name}.py" for name in files]
-    ours = {n: test for n, test in run(folder, chosen, replace=True, expression=expression).items() if test["replaced"]}
+    ours = {
+        n: test
+        for n, test in run(folder, chosen, replace=True, expression=expression).items()
+        if test["replaced"]
+    }
     failed = [name for name, test in ours.items() if test["outcome"] != "passed"]
     return ours, run(folder, failed, replace=False) if failed else {}
 
@@ -69,7 +107,11 @@ def outcome(node: str, ours: dict[str, Any], pyros: dict[str, Any] | None) -> Ou
         return "passed"
     expected = str(ours["error"]).startswith("AssertionError: Regex pattern did not match")
     if ours["refusal"] is not None:
-        return "refused, as by Pyro" if expected or (pyros and pyros["outcome"] != "passed") else "refused"
+        return (
+            "refused, as by Pyro"
+            if expected or (pyros and pyros["outcome"] != "passed")
+            else "refused"
+        )
     if pyros and pyros["outcome"] != "passed":
         return "not by Pyro either"
     return "on purpose" if test_name(node) in ON_PURPOSE else "other"
@@ -93,10 +135,17 @@ def tables(ours: Record, pyros: Record) -> str:
         result = outcome(node, test, pyros.get(node))
         counts[file][result] += 1
         if result != "passed":
-            said = ON_PURPOSE[test_name(node)] if result == "on purpose" else test["refusal"] or test["error"]
+            said = (
+                ON_PURPOSE[test_name(node)]
+                if result == "on purpose"
+                else test["refusal"] or test["error"]
+            )
             reasons[result][" ".join(str(said).split())].append(name)
     lines = [f"| file | {' | '.join(OUTCOMES)} |", f"|---|{'---|' * len(OUTCOMES)}"]
-    lines += [f"| `{file}` | {' | '.join(str(count[kind]) for kind in OUTCOMES)} |" for file, count in counts.items()]
+    lines += [
+        f"| `{file}` | {' | '.join(str(count[kind]) for kind in OUTCOMES)} |"
+        for file, count in counts.items()
+    ]
     for kind in OUTCOMES[1:]:
         for reason, names in reasons[kind].items():
             lines += ["", f"{kind}: {reason}", *(f"- {name}" for name in names)]

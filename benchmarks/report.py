@@ -48,7 +48,11 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> Quartiles | None:
 
 def machine() -> dict[str, Any]:
     """Where and with what it was measured."""
-    found = {"processor": _processor(), "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d %H:%M")}
+    found = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+    }
     found["python"] = platform.python_version()
     for name in VERSIONS:
         try:
@@ -79,7 +83,10 @@ def _ticks() -> tuple[int, ...]:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
 
 
 def record(panel: Panel, timings: list[Timing], where: dict[str, Any]) -> Record:
@@ -103,7 +110,9 @@ def read(path: Path) -> dict[str, Record]:
 def write(path: Path, panels: dict[str, Record]) -> None:
     """Keep them; numbers to six digits."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rounded = json.loads(json.dumps({"panels": panels}), parse_float=lambda text: float(f"{float(text):.6g}"))
+    rounded = json.loads(
+        json.dumps({"panels": panels}), parse_float=lambda text: float(f"{float(text):.6g}")
+    )
     path.write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")
 
 
@@ -123,12 +132,19 @@ def table(panel: Record) -> str:
     for subject in sorted(measured, key=lambda s: median(s["seconds"])):
         low, middle, high = (scale * value for value in quartiles(subject["seconds"]))
         ratio = ratios(subject["seconds"], reference)
-        compared = "| |" if ratio is None else f"{ratio[1]:.3f} | {ratio[0]:.3f} to {ratio[2]:.3f} |"
+        compared = (
+            "| |" if ratio is None else f"{ratio[1]:.3f} | {ratio[0]:.3f} to {ratio[2]:.3f} |"
+        )
         lines.append(f"| {subject['name']} | {middle:.3f} | {low:.3f} to {high:.3f} | {compared}")
-    lines += ["", *(f"{s['name']} is skipped: {s['skipped']}." for s in panel["subjects"] if s["skipped"])]
+    lines += [
+        "",
+        *(f"{s['name']} is skipped: {s['skipped']}." for s in panel["subjects"] if s["skipped"]),
+    ]
     where = panel["machine"]
     rounds = max((len(s["seconds"]) for s in panel["subjects"]), default=0)
-    lines.append(f"{rounds} rounds; {', '.join(f'{k} {v}' if k != 'processor' else str(v) for k, v in where.items())}.")
+    lines.append(
+        f"{rounds} rounds; {', '.join(f'{k} {v}' if k != 'processor' else str(v) for k, v in where.items())}."
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -159,7 +175,11 @@ def _check(target: Target, panel: Record | None) -> str:
     (over, above), (under, below) = _fastest(panel, target.over), _fastest(panel, target.under)
     ratio = ratios(above, below)
     if ratio is None:
-        reasons = {s["skipped"] for s in panel["subjects"] if s["name"] in target.over + target.under and s["skipped"]}
+        reasons = {
+            s["skipped"]
+            for s in panel["subjects"]
+            if s["name"] in target.over + target.under and s["skipped"]
+        }
         return f"not measured  {wanted} ({'; '.join(sorted(reasons)) or 'no rounds'})"
     reached = ratio[1] >= target.limit if target.at_least else ratio[1] <= target.limit
     figures = f"{ratio[1]:.3f} ({ratio[0]:.3f} to {ratio[2]:.3f}), {over} / {under}"
@@ -176,13 +196,19 @@ def draw(section: str, panels: dict[str, Record], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    shown = {name: panel for name, panel in panels.items() if any(s["seconds"] for s in panel["subjects"])}
+    shown = {
+        name: panel
+        for name, panel in panels.items()
+        if any(s["seconds"] for s in panel["subjects"])
+    }
     if not shown:
         return
     with plt.rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
         along = all(panel["axis"] for panel in shown.values())
         figure = _lines(plt, shown) if along else _points(plt, shown)
-        figure.suptitle(f"pyroae: {section}, {next(iter(shown.values()))['machine']['processor']}", fontsize=9)
+        figure.suptitle(
+            f"pyroae: {section}, {next(iter(shown.values()))['machine']['processor']}", fontsize=9
+        )
         figure.savefig(path, dpi=150)
         plt.close(figure)
 
@@ -208,17 +234,28 @@ def _points(plt: Any, panels: dict[str, Record]) -> Any:
 
 
 def _draw_points(ax: Any, panel: Record) -> None:
-    measured = sorted((s for s in panel["subjects"] if s["seconds"]), key=lambda s: -median(s["seconds"]))
+    measured = sorted(
+        (s for s in panel["subjects"] if s["seconds"]), key=lambda s: -median(s["seconds"])
+    )
     reference = _seconds(panel, panel["reference"])
     for y, subject in enumerate(measured):
         low, middle, high = (panel["scale"] * value for value in quartiles(subject["seconds"]))
         color = "C0" if "pyroae" in subject["name"] else "0.45"
         ax.barh(y, middle, height=0.62, color=color, alpha=0.35)
-        ax.errorbar(middle, y, xerr=[[middle - low], [high - middle]], fmt="o", ms=3, lw=1.2, color=color)
+        ax.errorbar(
+            middle, y, xerr=[[middle - low], [high - middle]], fmt="o", ms=3, lw=1.2, color=color
+        )
         ratio = ratios(subject["seconds"], reference)
         figure = f"{middle:,.0f}" if middle >= 100 else f"{middle:.3g}"
         note = figure if ratio is None else f"{figure}  (×{ratio[1]:.2f})"
-        ax.annotate(note, (max(high, middle), y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=7)
+        ax.annotate(
+            note,
+            (max(high, middle), y),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+        )
     ax.set_yticks(range(len(measured)), [s["name"] for s in measured])
     ax.set_xlim(0, 1.3 * max(panel["scale"] * quartiles(s["seconds"])[2] for s in measured))
     ax.set_xlabel(f"{panel['unit']}  (× of {panel['reference']})")
@@ -227,7 +264,9 @@ def _draw_points(ax: Any, panel: Record) -> None:
 
 def _lines(plt: Any, panels: dict[str, Record]) -> Any:
     names = list(dict.fromkeys(panel["axis"][0] for panel in panels.values()))
-    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3.2), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(names), figsize=(3.2 * len(names), 3.2), squeeze=False, layout="constrained"
+    )
     for ax, name in zip(axes.flat, names, strict=True):
         along = [panel for panel in panels.values() if panel["axis"][0] == name]
         for subject in dict.fromkeys(s["name"] for panel in along for s in panel["subjects"]):
@@ -236,7 +275,15 @@ def _lines(plt: Any, panels: dict[str, Record]) -> Any:
                 continue
             x, y = [at for at, _ in points], 1e3 * np.array([found for _, found in points])
             spread = [y[:, 1] - y[:, 0], y[:, 2] - y[:, 1]]
-            ax.errorbar(x, y[:, 1], yerr=spread, fmt="o-", ms=3, lw=1.2, label=_with_ratio(along[-1], subject))
+            ax.errorbar(
+                x,
+                y[:, 1],
+                yerr=spread,
+                fmt="o-",
+                ms=3,
+                lw=1.2,
+                label=_with_ratio(along[-1], subject),
+            )
         ax.set(xscale="log", yscale="log", xlabel=name, ylabel=along[0]["unit"])
         ax.set_xticks(ticks := [p["axis"][1] for p in along], [str(t) for t in ticks])
         ax.xaxis.set_minor_locator(plt.NullLocator())
@@ -248,4 +295,8 @@ def _with_ratio(panel: Record, subject: str) -> str:
     """The name, and the ratio to Pyro's at the last point."""
     ratio = ratios(_seconds(panel, subject), _seconds(panel, panel["reference"]))
     of = "SVI" if panel["reference"] == SVI else panel["reference"]
-    return subject if ratio is None or subject == panel["reference"] else f"{subject} (last ×{ratio[1]:.2f} of {of})"
+    return (
+        subject
+        if ratio is None or subject == panel["reference"]
+        else f"{subject} (last ×{ratio[1]:.2f} of {of})"
+    )

@@ -23,7 +23,9 @@ BUSY = 0.1
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the sections that are asked for."""
     options = _parser().parse_args(argv)
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # workers and fresh processes find bytecode, as they do elsewhere
+    os.environ.pop(
+        "PYTHONDONTWRITEBYTECODE", None
+    )  # workers and fresh processes find bytecode, as they do elsewhere
     out = options.out or (Path("runs/speed") if options.short else RESULTS)
     rounds = options.rounds if options.rounds is not None else 3 if options.short else 15
     sections = list(SECTIONS) if options.section == "all" else [options.section]
@@ -34,8 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
     for section in sections:
-        panels = likelihood(short=True) if section == "likelihood" and options.short else SECTIONS[section]()
-        lines += _measure(section, _chosen(panels, options), rounds, 0.05 if options.short else 0.3, out)
+        panels = (
+            likelihood(short=True)
+            if section == "likelihood" and options.short
+            else SECTIONS[section]()
+        )
+        lines += _measure(
+            section, _chosen(panels, options), rounds, 0.05 if options.short else 0.3, out
+        )
     if options.check and lines:
         print("## Targets\n\n" + "\n".join(lines))
     return 0
@@ -43,13 +51,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.speed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("section", nargs="?", default="all", choices=[*SECTIONS, "all"])
-    parser.add_argument("--rounds", type=int, help="turns of every subject (default: 15; fresh processes take fewer)")
-    parser.add_argument("--sizes", nargs="+", metavar="PART", help="the parts whose names begin so, such as reference, iwae-20")
-    parser.add_argument("--out", type=Path, help=f"folder of JSON and figures (default: {RESULTS.name} beside this file)")
-    parser.add_argument("--short", action="store_true", help="a trial: the first part, few rounds, into runs/speed")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        help="turns of every subject (default: 15; fresh processes take fewer)",
+    )
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        metavar="PART",
+        help="the parts whose names begin so, such as reference, iwae-20",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help=f"folder of JSON and figures (default: {RESULTS.name} beside this file)",
+    )
+    parser.add_argument(
+        "--short", action="store_true", help="a trial: the first part, few rounds, into runs/speed"
+    )
     parser.add_argument("--check", action="store_true", help="say which targets are reached")
     return parser
 

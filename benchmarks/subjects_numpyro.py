@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 from jax.example_libraries import stax
-from numpyro.contrib.module import flax_module  # noqa: F401  # numpyro.module needs its package to be loaded
 from numpyro.infer import SVI, Trace_ELBO
 
 from benchmarks.problems import Index, Problem

@@ -19,8 +19,8 @@ from benchmarks.problems import Index, Problem
 from benchmarks.workers import Turns
 from pyroae import TrainConfig, zoo
 from pyroae.autoencoder import Autoencoder
-from pyroae.compiler import Compiled
-from pyroae.ensemble import Ensemble, Stream
+from pyroae.compilation.ensemble import Ensemble, Stream
+from pyroae.compilation.svi import Compiled
 from pyroae.nn import MLP, Conv
 from pyroae.objectives import OBJECTIVES, ObjectiveBase
 
@@ -79,7 +79,11 @@ def eager(problem: Problem, turns: Turns) -> None:
 
 
 def compiled(
-    problem: Problem, turns: Turns, inductor: dict[str, Any] | None = None, tf32: bool = False, several: bool = True
+    problem: Problem,
+    turns: Turns,
+    inductor: dict[str, Any] | None = None,
+    tf32: bool = False,
+    several: bool = True,
 ) -> None:
     """`pyroae.compile`; on a GPU several steps a call.
 
@@ -107,14 +111,19 @@ def _several(svi: Compiled, problem: Problem) -> Callable[[int], None]:
     return block
 
 
-def compiled_step(problem: Problem, inductor: dict[str, Any] | None = None, tf32: bool = False) -> Compiled:
+def compiled_step(
+    problem: Problem, inductor: dict[str, Any] | None = None, tf32: bool = False
+) -> Compiled:
     """Ready for its next step."""
     import torch._inductor.config as settings
 
     system = system_of(problem)
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     svi = pyroae.compile(
-        system.model, system.guide, objective_of(problem), lambda parameters: torch.optim.Adam(parameters, lr=LEARNING_RATE)
+        system.model,
+        system.guide,
+        objective_of(problem),
+        lambda parameters: torch.optim.Adam(parameters, lr=LEARNING_RATE),
     )
     first = torch.from_numpy(problem.data(problem.batch)).to(problem.device)
     with settings.patch(**(inductor or {})):
@@ -130,7 +139,11 @@ def many(problem: Problem, turns: Turns, members: int, together: bool) -> None:
     device = torch.device(problem.device)
     compiled, streams = [], []
     for seed in range(members):
-        svi = Compiled(system_of(problem), objective_of(problem), lambda p: torch.optim.Adam(p, lr=LEARNING_RATE))
+        svi = Compiled(
+            system_of(problem),
+            objective_of(problem),
+            lambda p: torch.optim.Adam(p, lr=LEARNING_RATE),
+        )
         compiled.append(svi)
         torch.manual_seed(seed)
         streams.append(Stream(device))
@@ -149,7 +162,11 @@ def many(problem: Problem, turns: Turns, members: int, together: bool) -> None:
         rows = torch.from_numpy(index.next(count * members)).to(device)
         chosen = x[rows].unflatten(0, (count, members))  # by one operation, as `fit_ensemble` does
         batches = [[(part,) for part in parts.unbind()] for parts in chosen.unbind()]
-        whole = len(batches) - len(batches) % STEPS_A_LAUNCH if together and device.type == "cuda" else 0
+        whole = (
+            len(batches) - len(batches) % STEPS_A_LAUNCH
+            if together and device.type == "cuda"
+            else 0
+        )
         for first in range(0, whole, STEPS_A_LAUNCH):
             ensemble.steps(batches[first : first + STEPS_A_LAUNCH], lambda i: None, problem.batch)
         for left in batches[whole:]:
@@ -165,7 +182,13 @@ def many(problem: Problem, turns: Turns, members: int, together: bool) -> None:
 def fit(problem: Problem, turns: Turns) -> None:
     """`pyroae.fit` with a compiled step; a block is an epoch of it, timed by its own history."""
     x = torch.from_numpy(problem.data())
-    config = TrainConfig(epochs=10**6, batch_size=problem.batch, lr=LEARNING_RATE, compile=True, accelerator=problem.device)
+    config = TrainConfig(
+        epochs=10**6,
+        batch_size=problem.batch,
+        lr=LEARNING_RATE,
+        compile=True,
+        accelerator=problem.device,
+    )
     steps = len(x) // problem.batch
     if steps * problem.batch != len(x):
         raise ValueError(f"{len(x)} data are no whole number of batches of {problem.batch}")
@@ -176,13 +199,21 @@ def fit(problem: Problem, turns: Turns) -> None:
         turns.wait()
 
     turns.wait()
-    pyroae.fit(system_of(problem), x, objective_of(problem), config, on_epoch=on_epoch, progress=False)
+    pyroae.fit(
+        system_of(problem), x, objective_of(problem), config, on_epoch=on_epoch, progress=False
+    )
 
 
 def fit_many(problem: Problem, turns: Turns, members: int) -> None:
     """`pyroae.fit_ensemble`; a block is an epoch of all members, timed by their history."""
     x = torch.from_numpy(problem.data())
-    config = TrainConfig(epochs=10**6, batch_size=problem.batch, lr=LEARNING_RATE, compile=True, accelerator=problem.device)
+    config = TrainConfig(
+        epochs=10**6,
+        batch_size=problem.batch,
+        lr=LEARNING_RATE,
+        compile=True,
+        accelerator=problem.device,
+    )
     seconds = [0.0]
 
     def on_epoch(member: int, state: Any) -> None:
@@ -194,7 +225,9 @@ def fit_many(problem: Problem, turns: Turns, members: int) -> None:
     turns.wait()
     systems = [system_of(problem) for _ in range(members)]
     objective = objective_of(problem)
-    pyroae.fit_ensemble(systems, x, objective, config, seeds=range(members), on_epoch=on_epoch, progress=False)
+    pyroae.fit_ensemble(
+        systems, x, objective, config, seeds=range(members), on_epoch=on_epoch, progress=False
+    )
 
 
 def svi(problem: Problem, turns: Turns, loss: str = "Trace_ELBO", validate: bool = True) -> None:
@@ -209,7 +242,9 @@ def svi(problem: Problem, turns: Turns, loss: str = "Trace_ELBO", validate: bool
         settings["ignore_jit_warnings"] = True
         system = _Stored(system)
     objective = getattr(pyro.infer, loss)(**settings)
-    inference = pyro.infer.SVI(system.model, system.guide, pyro.optim.Adam({"lr": LEARNING_RATE}), objective)
+    inference = pyro.infer.SVI(
+        system.model, system.guide, pyro.optim.Adam({"lr": LEARNING_RATE}), objective
+    )
     turns.serve(steps_of(inference.step, problem))
 
 
@@ -239,7 +274,7 @@ def likelihood(problem: Problem, turns: Turns, compile: bool | str = "auto") -> 
 
     compile: with True a graph of the draws, made once and kept between the blocks, as it is in an evaluation of many data.
     """
-    from pyroae.evaluation import sampling as module
+    from pyroae.evaluation.importance import sampler as module
 
     if compile is True:
         module.CompiledDraws = _once(module.CompiledDraws)  # type: ignore[misc,assignment]
@@ -247,7 +282,9 @@ def likelihood(problem: Problem, turns: Turns, compile: bool | str = "auto") -> 
 
     def block(count: int) -> None:
         x = torch.from_numpy(problem.data(count)).to(problem.device)
-        pyroae.log_likelihood(system.model, system.guide, x, num_particles=problem.num_particles, compile=compile)
+        pyroae.log_likelihood(
+            system.model, system.guide, x, num_particles=problem.num_particles, compile=compile
+        )
 
     turns.serve(block)
 
@@ -277,7 +314,11 @@ def plain_likelihood(problem: Problem, turns: Turns) -> None:
             model = poutine.trace(poutine.replay(system.model, trace=guide)).get_trace(x)
         guide.compute_log_prob()
         model.compute_log_prob()
-        return model.nodes["x"]["log_prob"] + model.nodes["z"]["log_prob"] - guide.nodes["z"]["log_prob"]
+        return (
+            model.nodes["x"]["log_prob"]
+            + model.nodes["z"]["log_prob"]
+            - guide.nodes["z"]["log_prob"]
+        )
 
     @torch.no_grad()
     def block(count: int) -> None:
@@ -301,7 +342,12 @@ def first_steps(started: float, engine: str) -> None:
     if engine == "pyroae":
         step = pyroae.compile(system.model, system.guide, objective_of(problem)).step
     else:
-        step = pyro.infer.SVI(system.model, system.guide, pyro.optim.Adam({"lr": LEARNING_RATE}), pyro.infer.Trace_ELBO()).step
+        step = pyro.infer.SVI(
+            system.model,
+            system.guide,
+            pyro.optim.Adam({"lr": LEARNING_RATE}),
+            pyro.infer.Trace_ELBO(),
+        ).step
     step(x)
     first = time.monotonic()
     step(x)
@@ -314,7 +360,9 @@ def peak_memory(num_particles: int, num_data: int = 4) -> None:
 
     problem = Problem(widths=(200, 200), latent=50)
     system, x = system_of(problem), torch.from_numpy(problem.data(num_data))
-    pyroae.log_likelihood(system.model, system.guide, x[:1], num_particles=10)  # what is loaded is loaded
+    pyroae.log_likelihood(
+        system.model, system.guide, x[:1], num_particles=10
+    )  # what is loaded is loaded
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     pyroae.log_likelihood(system.model, system.guide, x, num_particles=num_particles)
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)

@@ -27,7 +27,9 @@ class VAE(nn.Module):
         """log p(x|z) + log p(z) − log q(z|x): `[B]` for one particle, else `[K, B]`."""
         loc, log_variance = self.encoder(x).chunk(2, -1)
         scale = (0.5 * log_variance).exp()
-        noise = torch.randn(loc.shape if num_particles == 1 else (num_particles, *loc.shape), device=x.device)
+        noise = torch.randn(
+            loc.shape if num_particles == 1 else (num_particles, *loc.shape), device=x.device
+        )
         z = loc + scale * noise
         logits = self.decoder(z)
         log_lik = -cross_entropy(logits, x.expand_as(logits), reduction="none").sum(-1)
@@ -87,7 +89,9 @@ def train(problem: Problem, turns: Turns, compiled: bool = False, adam: str = "f
 def _adam(vae: VAE, kind: str) -> torch.optim.Optimizer:
     if kind == "fused":
         return torch.optim.Adam(vae.parameters(), lr=LEARNING_RATE, fused=True)
-    return torch.optim.Adam(vae.parameters(), lr=torch.tensor(LEARNING_RATE))  # a tensor: compiled once, not for each step
+    return torch.optim.Adam(
+        vae.parameters(), lr=torch.tensor(LEARNING_RATE)
+    )  # a tensor: compiled once, not for each step
 
 
 def train_graphed(problem: Problem, turns: Turns) -> None:
@@ -102,7 +106,9 @@ def graphed_step(problem: Problem) -> Callable[[Tensor], None]:
     rows = torch.zeros(problem.batch, dtype=torch.long, device=device)
     optimizer = torch.optim.Adam(vae.parameters(), lr=LEARNING_RATE, fused=True, capturable=True)
     importance, k = problem.objective != "trace-elbo", problem.num_particles
-    loss_of = torch.compile(lambda data, index: vae.loss(data.index_select(0, index), k, importance))
+    loss_of = torch.compile(
+        lambda data, index: vae.loss(data.index_select(0, index), k, importance)
+    )
 
     def whole() -> None:
         optimizer.zero_grad()
@@ -149,7 +155,9 @@ def _wait(problem: Problem) -> None:
 def likelihood(problem: Problem, turns: Turns, compiled: bool = False) -> None:
     """Chunks of about 1,000 pairs of a datum and a particle."""
     vae = VAE(problem).to(problem.device)
-    turns.serve(_likelihoods(torch.compile(vae.log_weights) if compiled else vae.log_weights, problem))
+    turns.serve(
+        _likelihoods(torch.compile(vae.log_weights) if compiled else vae.log_weights, problem)
+    )
 
 
 def distributions_likelihood(problem: Problem, turns: Turns) -> None:
@@ -171,7 +179,9 @@ def distributions_likelihood(problem: Problem, turns: Turns) -> None:
     turns.serve(_likelihoods(log_weights, problem))
 
 
-def _likelihoods(log_weights: Callable[[Tensor, int], Tensor], problem: Problem) -> Callable[[int], None]:
+def _likelihoods(
+    log_weights: Callable[[Tensor, int], Tensor], problem: Problem
+) -> Callable[[int], None]:
     k = problem.num_particles
     on_gpu = problem.device != "cpu"
     data_at_once, particles_at_once = (100, 1000) if on_gpu else (20, 50)
@@ -180,7 +190,10 @@ def _likelihoods(log_weights: Callable[[Tensor, int], Tensor], problem: Problem)
     def block(count: int) -> None:
         x = torch.from_numpy(problem.data(count)).to(problem.device)
         for part in x.split(data_at_once):
-            weights = [log_weights(part, min(particles_at_once, k - done)) for done in range(0, k, particles_at_once)]
+            weights = [
+                log_weights(part, min(particles_at_once, k - done))
+                for done in range(0, k, particles_at_once)
+            ]
             torch.cat(weights).logsumexp(0) - math.log(k)
         _wait(problem)
 

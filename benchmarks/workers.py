@@ -196,19 +196,25 @@ class _Worker:
 def _work(subject: Subject, connection: Connection) -> None:
     """The worker's process."""
     _silence()
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of compilers beside the subjects; a step is the same
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = (
+        "1"  # no pool of compilers beside the subjects; a step is the same
+    )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # a GPU's memory is for all subjects
     try:
-        import pyroae  # noqa: F401  # sets how threads of OpenMP wait, for ours and for the peers alike
-
         module, _, function = subject.home.partition(":")
-        getattr(importlib.import_module(module), function)(subject.problem, Turns(connection), **subject.settings)
+        getattr(importlib.import_module(module), function)(
+            subject.problem, Turns(connection), **subject.settings
+        )
     except Ended:
         pass
     except Exception as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name
-        reason = f"{missing} is not installed" if missing else f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+        reason = (
+            f"{missing} is not installed"
+            if missing
+            else f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+        )
         connection.send(("failed", reason))
     finally:
         connection.close()

@@ -48,13 +48,19 @@ class Conformance(NamedTuple):
 
 def checks_of(name: str) -> list[str]:
     """The oracles that `check_objective` ran for a named estimator."""
-    return list(dict.fromkeys(check.name for check in check_objective(OBJECTIVES[name](num_particles=PARTICLES))))
+    return list(
+        dict.fromkeys(
+            check.name for check in check_objective(OBJECTIVES[name](num_particles=PARTICLES))
+        )
+    )
 
 
 def read(page: str) -> Conformance:
     """What a page says."""
     passed = re.search(r"\*\*Passed\*\*: (.*?)\.\n\n", part(page, "conformance"), re.DOTALL)
-    spared = re.findall(r"^- \*(.+?)\*: (.*?)\n(?=\n|- |\Z)", part(page, "conformance"), re.DOTALL | re.MULTILINE)
+    spared = re.findall(
+        r"^- \*(.+?)\*: (.*?)\n(?=\n|- |\Z)", part(page, "conformance"), re.DOTALL | re.MULTILINE
+    )
     names = " ".join(passed[1].split()).split("; ") if passed else []
     return Conformance(names, {name: " ".join(reason.split()) for name, reason in spared})
 
@@ -64,7 +70,9 @@ def written(found: Conformance) -> str:
     lines = textwrap.wrap(f"**Passed**: {'; '.join(found.passed)}.", 128, break_on_hyphens=False)
     lines += ["", "**Spared**:", ""] if found.spared else ["", "**Spared**: none."]
     for name, reason in found.spared.items():
-        lines += textwrap.wrap(f"- *{name}*: {reason}", 128, subsequent_indent="  ", break_on_hyphens=False)
+        lines += textwrap.wrap(
+            f"- *{name}*: {reason}", 128, subsequent_indent="  ", break_on_hyphens=False
+        )
     return "\n".join(lines)
 
 
@@ -84,12 +92,20 @@ def with_part(page: str, name: str, text: str) -> str:
 def write_conformance() -> None:
     """Run every estimator through its oracles and write the pages."""
     passed = {name: checks_of(name) for name in NAMES}
-    every = [check for check in dict.fromkeys(c for checks in passed.values() for c in checks) if check not in OF_SOME]
+    every = [
+        check
+        for check in dict.fromkeys(c for checks in passed.values() for c in checks)
+        if check not in OF_SOME
+    ]
     for name, checks in passed.items():
         path = PAGES / f"{name}.md"
         page = path.read_text()
         known = read(page).spared
-        spared = {check: known.get(check) or _reason(name, check, known) for check in every if check not in checks}
+        spared = {
+            check: known.get(check) or _reason(name, check, known)
+            for check in every
+            if check not in checks
+        }
         path.write_text(with_part(page, "conformance", written(Conformance(checks, spared))))
         for check, reason in spared.items():
             if reason == UNWRITTEN:
@@ -114,7 +130,9 @@ class Figure(NamedTuple):
 type Estimate = Callable[[ObjectiveBase, int], dict[str, Tensor | float]]
 
 
-def measure(estimate: Estimate, objective: ObjectiveBase, replicates: int, batches: int = 20) -> dict[str, Figure]:
+def measure(
+    estimate: Estimate, objective: ObjectiveBase, replicates: int, batches: int = 20
+) -> dict[str, Figure]:
     """Means, and of gradients SNRs, from replicates in batches; draws are paired between objectives."""
     rows = []
     for seed in range(batches):
@@ -174,7 +192,9 @@ def _moments(found: dict[str, Tensor | float]) -> dict[str, float]:
 
 def _figure(values: list[float]) -> Figure:
     of_batches = torch.tensor(values, dtype=torch.float64)
-    return Figure(of_batches.mean().item(), 2.09 * of_batches.std().item() / math.sqrt(len(values)))  # Student, 19 degrees
+    return Figure(
+        of_batches.mean().item(), 2.09 * of_batches.std().item() / math.sqrt(len(values))
+    )  # Student, 19 degrees
 
 
 class Column(NamedTuple):
@@ -190,32 +210,52 @@ TABLES: dict[str, tuple[Estimate, tuple[str, ...], tuple[Column, ...]]] = {
         gaussian,
         NAMES,
         (
-            *(Column("E F − log p", 8, "gap"), Column("φ: mean", 8, "phi"), Column("φ: SNR, K = 8", 8, "phi SNR")),
-            *(Column("K = 64", 64, "phi SNR"), Column("θ: SNR, K = 8", 8, "theta SNR"), Column("K = 64", 64, "theta SNR")),
+            *(
+                Column("E F − log p", 8, "gap"),
+                Column("φ: mean", 8, "phi"),
+                Column("φ: SNR, K = 8", 8, "phi SNR"),
+            ),
+            *(
+                Column("K = 64", 64, "phi SNR"),
+                Column("θ: SNR, K = 8", 8, "theta SNR"),
+                Column("K = 64", 64, "theta SNR"),
+            ),
         ),
     ),
     "bernoulli": (
         bernoulli,
         ("vimco", "rws", "score", "tvo"),
         (
-            *(Column("mean, K = 8", 8, "phi"), Column("K = 64", 64, "phi"), Column("SNR, K = 2", 2, "phi SNR")),
+            *(
+                Column("mean, K = 8", 8, "phi"),
+                Column("K = 64", 64, "phi"),
+                Column("SNR, K = 2", 2, "phi SNR"),
+            ),
             *(Column("K = 8", 8, "phi SNR"), Column("K = 64", 64, "phi SNR")),
         ),
     ),
 }
 
 
-def row(estimate: Estimate, name: str, columns: tuple[Column, ...], replicates: int) -> list[Figure]:
+def row(
+    estimate: Estimate, name: str, columns: tuple[Column, ...], replicates: int
+) -> list[Figure]:
     """One estimator's figures."""
     counts = dict.fromkeys(column.num_particles for column in columns)
-    found = {count: measure(estimate, OBJECTIVES[name](num_particles=count), replicates) for count in counts}
+    found = {
+        count: measure(estimate, OBJECTIVES[name](num_particles=count), replicates)
+        for count in counts
+    }
     return [found[column.num_particles][column.key] for column in columns]
 
 
 def table(which: str, replicates: int = 400_000) -> str:
     """A measured table of the index."""
     estimate, names, columns = TABLES[which]
-    lines = ["| estimator | " + " | ".join(column.head for column in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines = [
+        "| estimator | " + " | ".join(column.head for column in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
     for name in names:
         figures = row(estimate, name, columns, replicates)
         cells = [_cell(figure, column.key) for figure, column in zip(figures, columns, strict=True)]
@@ -224,8 +264,12 @@ def table(which: str, replicates: int = 400_000) -> str:
 
 
 def _cell(figure: Figure, key: str) -> str:
-    digits = min(max(3, math.ceil(0.3 - math.log10(figure.half))), 5)  # the last digit is at most half the interval
-    estimate = f"{abs(figure.estimate):.{digits}f}" if "SNR" in key else f"{figure.estimate:+.{digits}f}"
+    digits = min(
+        max(3, math.ceil(0.3 - math.log10(figure.half))), 5
+    )  # the last digit is at most half the interval
+    estimate = (
+        f"{abs(figure.estimate):.{digits}f}" if "SNR" in key else f"{figure.estimate:+.{digits}f}"
+    )
     return f"{estimate} ± {figure.half:.{digits}f}".replace("-", "−")
 
 

@@ -19,8 +19,12 @@ from pyroae.nn import MLP
 
 def main(argv: Sequence[str] | None = None) -> dict[str, pyroae.LikelihoodEstimate]:
     """Train, score and print; returns the likelihood under each objective."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--data-root", default="data", help="folder in which torchvision keeps MNIST")
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument(
+        "--data-root", default="data", help="folder in which torchvision keeps MNIST"
+    )
     options.add_argument("--epochs", type=int, default=50)
     options.add_argument("--num-particles", type=int, default=5000, help="K of the log-likelihood")
     options.add_argument("--num-data", type=int, default=1000, help="test images")
@@ -36,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, pyroae.LikelihoodEstima
         started = time.monotonic()
         pyroae.fit(vae, mnist, objective, TrainConfig(epochs=given.epochs, batch_size=100, lr=1e-3))
         trained = time.monotonic() - started
-        found[name] = pyroae.log_likelihood(vae.model, vae.guide, x, num_particles=given.num_particles, seed=0, progress=True)
+        found[name] = pyroae.log_likelihood(
+            vae.model, vae.guide, x, num_particles=given.num_particles, seed=0, progress=True
+        )
         parts = pyroae.diagnose(vae.model, vae.guide, x, seed=0)
         print(
             f"{name:12} NLL {found[name].nll:.2f} ± {found[name].nll_se:.2f} (Monte Carlo {found[name].monte_carlo_se:.3f}), "

@@ -31,7 +31,9 @@ class Student(Prior):
 
 def main(argv: Sequence[str] | None = None) -> float:
     """Train a VAE with that prior; returns its held-out negative log-likelihood."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--epochs", type=int, default=60)
     epochs = options.parse_args(argv).epochs
 

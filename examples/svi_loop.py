@@ -16,26 +16,34 @@ from pyro.infer import SVI
 
 import pyroae
 from pyroae import TraceELBO, TrainConfig, zoo
-from pyroae.data import batches
+from pyroae.data.batching import batches
 from pyroae.nn import MLP
 
 
 def main(argv: Sequence[str] | None = None) -> list[tuple[float, float]]:
     """Print, and return, the mean negative ELBO of each epoch from both."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--epochs", type=int, default=5)
     epochs = options.parse_args(argv).epochs
 
-    digits = pyroae.load("digits", binarize="dynamic", valid=0, test=0).train.first(1700)  # 17 whole batches of 100
+    digits = pyroae.load("digits", binarize="dynamic", valid=0, test=0).train.first(
+        1700
+    )  # 17 whole batches of 100
     torch.manual_seed(0)
     one, other = (zoo.vae(digits, latent=10, encoder=MLP((200,))) for _ in range(2))
     other.load_state_dict(one.state_dict())
 
-    result = pyroae.fit(one, digits, TraceELBO(), TrainConfig(epochs=epochs, batch_size=100, seed=1))
+    result = pyroae.fit(
+        one, digits, TraceELBO(), TrainConfig(epochs=epochs, batch_size=100, seed=1)
+    )
 
     pyro.set_rng_seed(1)
     per_datum = poutine.scale(scale=1 / 100)
-    svi = SVI(per_datum(other.model), per_datum(other.guide), pyro.optim.Adam({"lr": 1e-3}), TraceELBO())
+    svi = SVI(
+        per_datum(other.model), per_datum(other.guide), pyro.optim.Adam({"lr": 1e-3}), TraceELBO()
+    )
     losses = []
     for epoch in range(1, epochs + 1):
         steps = [svi.step(x) for x in batches(digits, 100, seed=1, epoch=epoch)]

@@ -53,7 +53,9 @@ class Autoencoder(nn.Module):
         self.features = math.prod(self.shape)
         self.latent = latent
         if latent < 1 or self.features < 1:
-            raise ConfigError(f"latent and data need at least one dimension, not {latent} and {self.shape}")
+            raise ConfigError(
+                f"latent and data need at least one dimension, not {latent} and {self.shape}"
+            )
         self.prior = prior or priors.Normal()
         self.posterior = posterior or posteriors.Diagonal()
         self.likelihood = likelihood or likelihoods.Bernoulli()
@@ -62,11 +64,15 @@ class Autoencoder(nn.Module):
         self.encoder_map = encoder or MLP()
         self.decoder_map = decoder or self.encoder_map
         if tied and self.decoder_map != self.encoder_map:
-            raise ConfigError(f"tied weights leave no choice of a decoder, but {decoder} was given beside {self.encoder_map}")
+            raise ConfigError(
+                f"tied weights leave no choice of a decoder, but {decoder} was given beside {self.encoder_map}"
+            )
         self._build(tied)
 
     def _build(self, tied: bool) -> None:
-        of_prior, of_posterior = (part.support(self.latent) for part in (self.prior, self.posterior))
+        of_prior, of_posterior = (
+            part.support(self.latent) for part in (self.prior, self.posterior)
+        )
         if of_prior != of_posterior:
             raise ConfigError(
                 f"{self.prior} as the prior is over {of_prior} z, {self.posterior} as the posterior over {of_posterior} z"
@@ -74,7 +80,9 @@ class Autoencoder(nn.Module):
         outputs = self.posterior.outputs(self.latent)
         self.encoder = self.encoder_map.encoder(self.shape, outputs) if outputs else nn.Identity()
         if tied and (not outputs or self.likelihood.outputs != 1):
-            raise ConfigError("tied weights need an encoder, and a likelihood of one number a feature")
+            raise ConfigError(
+                "tied weights need an encoder, and a likelihood of one number a feature"
+            )
         self.decoder = (
             Tied(self.encoder, self.latent)
             if tied
@@ -137,7 +145,9 @@ class Autoencoder(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """The mean of q(z|x), `[N, m]`, for x `[N, d]` or `[N, *shape]`. Raises DataError for any other x."""
         _check_finite("x", self.flat(x))
-        with pyro.validation_enabled(False):  # of a scale that is 0 in single precision, which the mean does not need
+        with pyro.validation_enabled(
+            False
+        ):  # of a scale that is 0 in single precision, which the mean does not need
             return self.q_z(x).mean
 
     @torch.no_grad()
@@ -145,7 +155,9 @@ class Autoencoder(nn.Module):
         """The mean of p(x|z), `[..., d]`, for z `[..., m]`. Raises DataError for what is no such z, or not finite."""
         _check_numbers("z", z)
         if z.shape[-1:] != (self.latent,):
-            raise DataError(f"z has the shape {tuple(z.shape)}; this autoencoder decodes [..., {self.latent}]")
+            raise DataError(
+                f"z has the shape {tuple(z.shape)}; this autoencoder decodes [..., {self.latent}]"
+            )
         _check_finite("z", z)
         return self.p_x(self._like_weights("z", z)).mean
 
@@ -184,7 +196,9 @@ class Autoencoder(nn.Module):
         zeros = self._zeros
         assert isinstance(zeros, Tensor)
         bias = self.decoder(zeros)
-        weight = (self.decoder(torch.eye(self.latent, dtype=zeros.dtype, device=zeros.device)) - bias).t()
+        weight = (
+            self.decoder(torch.eye(self.latent, dtype=zeros.dtype, device=zeros.device)) - bias
+        ).t()
         return weight, bias, self.likelihood.sigma(bias, self.learned_likelihood)
 
     def flat(self, x: Tensor) -> Tensor:
@@ -203,7 +217,9 @@ class Autoencoder(nn.Module):
         """The same values, refused where their type is not that of the weights."""
         wanted = self._zeros.dtype
         if values.dtype != wanted and not torch.is_autocast_enabled(values.device.type):
-            raise DataError(f"{name} is of {values.dtype}, the autoencoder's weights of {wanted}: convert one of them")
+            raise DataError(
+                f"{name} is of {values.dtype}, the autoencoder's weights of {wanted}: convert one of them"
+            )
         return values
 
     def _decoder_weights(self) -> list[Tensor]:
@@ -216,7 +232,9 @@ def _check_numbers(name: str, values: Any) -> None:
     if not isinstance(values, Tensor):
         raise DataError(f"{name} is a {type(values).__name__}; an autoencoder takes a torch tensor")
     if values.is_complex() or values.layout != torch.strided:
-        kind = f"sparse ({values.layout})" if values.layout != torch.strided else f"of {values.dtype}"
+        kind = (
+            f"sparse ({values.layout})" if values.layout != torch.strided else f"of {values.dtype}"
+        )
         raise DataError(f"{name} is {kind}; an autoencoder takes a dense tensor of real numbers")
 
 
@@ -227,7 +245,9 @@ def _check_finite(name: str, values: Tensor) -> None:
     finite = values.isfinite()
     if not finite.all():
         at = tuple(int(i) for i in (~finite).nonzero()[0])
-        raise DataError(f"{name} holds {values[at].item()} at {list(at)}: every value must be finite")
+        raise DataError(
+            f"{name} holds {values[at].item()} at {list(at)}: every value must be finite"
+        )
 
 
 def announce_parameters(name: str, module: nn.Module) -> None:
@@ -241,7 +261,9 @@ def announce_parameters(name: str, module: nn.Module) -> None:
     for parameter_name, parameter in module.named_parameters():
         if parameter.requires_grad:
             full = f"{name}.{parameter_name}"
-            poutine.runtime.effectful(_alias(parameter), type="param")(full, parameter, constraint=constraints.real, name=full)
+            poutine.runtime.effectful(_alias(parameter), type="param")(
+                full, parameter, constraint=constraints.real, name=full
+            )
 
 
 def _alias(parameter: nn.Parameter) -> Callable[..., Tensor]:

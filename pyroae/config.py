@@ -1,7 +1,7 @@
 """What a run is made of: frozen dataclasses and their YAML. Plain data: nothing here needs torch."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
@@ -12,24 +12,65 @@ import yaml
 from pyroae.errors import ConfigError, unknown_name
 
 SYSTEMS = ("linear-ae", "ae", "sparse-ae", "denoising-ae", "ppca", "vae", "discrete-vae")
+
+
 DATASETS = ("digits", "mnist", "fashion-mnist", "kmnist", "emnist", "omniglot")
+
+
 BINARIZATIONS = ("none", "threshold", "dynamic", "static")
+
+
 OBJECTIVES = (
-    *("trace-elbo", "analytic-kl", "beta-elbo", "stl", "iwae", "iwae-stl", "dreg", "rws", "rws-dreg"),
+    *(
+        "trace-elbo",
+        "analytic-kl",
+        "beta-elbo",
+        "stl",
+        "iwae",
+        "iwae-stl",
+        "dreg",
+        "rws",
+        "rws-dreg",
+    ),
     *("renyi", "miwae", "ciwae", "piwae", "jvi", "vimco", "score", "tvo"),
 )
+
+
 BOUNDS = ("elbo", "iwae", "renyi", "miwae", "ciwae", "jvi", "tvo")
+
+
 GRADIENTS = (
     *("pathwise", "sticking-the-landing", "doubly-reparameterized", "score"),
     *("wake-sleep", "wake-sleep-doubly-reparameterized", "covariance", "two-bounds"),
 )
+
+
 ACTIVATIONS = ("tanh", "relu", "elu", "gelu", "silu", "softplus", "sigmoid")
+
+
 SCHEDULES = ("constant", "cosine", "linear", "burda")
+
+
 MAPS = ("mlp", "conv", "linear")
-PER_TRAINING = ("objective", "bound", "gradient", "num_particles", "seed", "epochs", "max_steps", "max_seconds")
+
+
+PER_TRAINING = (
+    "objective",
+    "bound",
+    "gradient",
+    "num_particles",
+    "seed",
+    "epochs",
+    "max_steps",
+    "max_seconds",
+)
 """Settings that differ between the trainings of a comparison, or that its budget gives."""
+
+
 WHERE = ("accelerator", "data_root", "devices", "num_nodes", "strategy", "save_minutes")
 """Settings that say where and how a run is carried out, not what it comes to."""
+
+
 RECORD = ("fingerprint", "shape", "versions")
 """What config.yaml of a run holds beside its settings."""
 
@@ -50,24 +91,42 @@ class TrainConfig:
 
     epochs: int = option(50, "passes over the training data")
     max_steps: int | None = option(None, "stop after so many steps, in the middle of an epoch too")
-    max_seconds: float | None = option(None, "stop after so many seconds of training, validation not counted")
+    max_seconds: float | None = option(
+        None, "stop after so many seconds of training, validation not counted"
+    )
     batch_size: int = option(100, "data in one step")
     optimizer: str = option("Adam", "any optimizer of torch.optim, by name")
     lr: float = option(1e-3, "learning rate, for a loss in nats per datum")
-    optimizer_args: dict[str, Any] = field(default_factory=dict, metadata={"help": "further arguments of the optimizer"})
+    optimizer_args: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "further arguments of the optimizer"}
+    )
     schedule: str = option("constant", "learning rate over the epochs", SCHEDULES)
     grad_clip: float | None = option(None, "largest gradient norm, in nats per datum")
     kl_warmup: int = option(0, "epochs over which the weight of the KL grows from 0 to 1")
-    patience: int | None = option(None, "stop after so many epochs without a better validation bound")
-    keep: str = option("best", "the weights that stay: of the best validation bound, or the last", ("best", "last"))
-    seed: int = option(0, "of the order of the data and every draw; on the command line of the initial weights too")
+    patience: int | None = option(
+        None, "stop after so many epochs without a better validation bound"
+    )
+    keep: str = option(
+        "best", "the weights that stay: of the best validation bound, or the last", ("best", "last")
+    )
+    seed: int = option(
+        0, "of the order of the data and every draw; on the command line of the initial weights too"
+    )
     accelerator: str = option("auto", "device, in Lightning Fabric's names: auto, cpu, cuda, mps")
-    compile: bool | str = option("auto", "the step as compiled code; auto: in a long training", ("auto", "true", "false"))
+    compile: bool | str = option(
+        "auto", "the step as compiled code; auto: in a long training", ("auto", "true", "false")
+    )
     precision: str = option("32-true", "in Lightning Fabric's names: 32-true, 64-true, bf16-mixed")
-    devices: int = option(1, "processes of a machine, each with a device of its own; -1 for all there are")
+    devices: int = option(
+        1, "processes of a machine, each with a device of its own; -1 for all there are"
+    )
     num_nodes: int = option(1, "machines")
-    strategy: str = option("auto", "how processes share the work: ddp, fsdp or another of Lightning Fabric's names")
-    nonfinite: str = option("stop", "on a loss or gradient that is NaN or infinite", ("stop", "skip"))
+    strategy: str = option(
+        "auto", "how processes share the work: ddp, fsdp or another of Lightning Fabric's names"
+    )
+    nonfinite: str = option(
+        "stop", "on a loss or gradient that is NaN or infinite", ("stop", "skip")
+    )
     save_minutes: float = option(5.0, "minutes between checkpoints within an epoch")
 
     def __post_init__(self) -> None:
@@ -89,7 +148,9 @@ class TrainConfig:
         _one_of("keep", self.keep, ("best", "last"))
         _one_of("nonfinite", self.nonfinite, ("stop", "skip"))
         if self.nonfinite == "skip" and self.optimizer.lower() == "lbfgs":
-            raise ConfigError("nonfinite='skip' needs an optimizer that takes one gradient a step, not LBFGS")
+            raise ConfigError(
+                "nonfinite='skip' needs an optimizer that takes one gradient a step, not LBFGS"
+            )
         if self.kl_warmup > self.epochs:
             raise ConfigError(
                 f"kl_warmup of {self.kl_warmup} epochs is longer than the training of {self.epochs}: "
@@ -107,27 +168,49 @@ class RunConfig(TrainConfig):
     """All that is needed to run a training again; `RUN/config.yaml` holds it."""
 
     system: str = option("vae", "what to train", SYSTEMS)
-    data: str = option("digits", "a known dataset, or the path of a .npy, .npz, .csv or .parquet file", ())
+    data: str = option(
+        "digits", "a known dataset, or the path of a .npy, .npz, .csv or .parquet file", ()
+    )
     data_root: str = option("data", "folder in which torchvision keeps its datasets")
     value_range: tuple[float, ...] | None = option(None, "LOW,HIGH of the data, mapped to 0,1")
-    binarize: str | None = option(None, "grey to black and white; by default dynamic under a Bernoulli", BINARIZATIONS)
+    binarize: str | None = option(
+        None, "grey to black and white; by default dynamic under a Bernoulli", BINARIZATIONS
+    )
     valid_fraction: float = option(0.1, "share of the training data held out for validation")
-    test_fraction: float = option(0.1, "share of data without a test set of its own held out for evaluation")
+    test_fraction: float = option(
+        0.1, "share of data without a test set of its own held out for evaluation"
+    )
     split_seed: int = option(0, "of the splits and of the fixed binary draws")
-    objective: str = option("trace-elbo", "ELBO estimator, as name, name:key=value or BOUND+GRADIENT", OBJECTIVES)
-    bound: str | None = option(None, "bound of an estimator without a name, as name or name:key=value", BOUNDS)
-    gradient: str | None = option(None, "gradient that goes with --bound (default: pathwise)", GRADIENTS)
+    objective: str = option(
+        "trace-elbo", "ELBO estimator, as name, name:key=value or BOUND+GRADIENT", OBJECTIVES
+    )
+    bound: str | None = option(
+        None, "bound of an estimator without a name, as name or name:key=value", BOUNDS
+    )
+    gradient: str | None = option(
+        None, "gradient that goes with --bound (default: pathwise)", GRADIENTS
+    )
     num_particles: int = option(1, "draws of z per datum in the objective")
     latent: int = option(20, "dimension of z")
     map: str | None = option(None, "form of encoder and decoder", MAPS)
-    hidden: tuple[int, ...] | None = option(None, "widths of the encoder's hidden layers; the decoder's in reverse")
+    hidden: tuple[int, ...] | None = option(
+        None, "widths of the encoder's hidden layers; the decoder's in reverse"
+    )
     activation: str = option("tanh", "between layers", ACTIVATIONS)
     tied: bool = option(False, "decoder weights are the encoder's, transposed")
     prior: str | None = option(None, "p(z), as name or name:key=value, for example laplace:rate=2")
-    posterior: str | None = option(None, "q(z|x): point, diagonal, exact-linear, bernoulli or categorical:categories=10")
-    likelihood: str | None = option(None, "p(x|z): bernoulli, continuous-bernoulli or normal:scale=0.1")
-    corruption: str | None = option(None, "of the guide's input: masking:probability=0.25, gaussian, salt-and-pepper")
-    sparsity: float = option(1.0, "rate of the Laplace prior of a sparse autoencoder: its L1 penalty")
+    posterior: str | None = option(
+        None, "q(z|x): point, diagonal, exact-linear, bernoulli or categorical:categories=10"
+    )
+    likelihood: str | None = option(
+        None, "p(x|z): bernoulli, continuous-bernoulli or normal:scale=0.1"
+    )
+    corruption: str | None = option(
+        None, "of the guide's input: masking:probability=0.25, gaussian, salt-and-pepper"
+    )
+    sparsity: float = option(
+        1.0, "rate of the Laplace prior of a sparse autoencoder: its L1 penalty"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,8 +229,12 @@ class RunConfig(TrainConfig):
         for name in ("valid_fraction", "test_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be in [0, 1), not {getattr(self, name)}")
-        if self.value_range is not None and not (len(self.value_range) == 2 and self.value_range[0] < self.value_range[1]):
-            raise ConfigError(f"value_range takes two numbers, LOW below HIGH, not {self.value_range}")
+        if self.value_range is not None and not (
+            len(self.value_range) == 2 and self.value_range[0] < self.value_range[1]
+        ):
+            raise ConfigError(
+                f"value_range takes two numbers, LOW below HIGH, not {self.value_range}"
+            )
 
     @property
     def estimator(self) -> str:
@@ -156,7 +243,9 @@ class RunConfig(TrainConfig):
         >>> RunConfig(bound="jvi:order=2", gradient="doubly-reparameterized").estimator
         'jvi:order=2+doubly-reparameterized'
         """
-        return self.objective if self.bound is None else f"{self.bound}+{self.gradient or 'pathwise'}"
+        return (
+            self.objective if self.bound is None else f"{self.bound}+{self.gradient or 'pathwise'}"
+        )
 
     @property
     def training(self) -> TrainConfig:
@@ -198,7 +287,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
 )
 
 
@@ -219,7 +310,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         content = parse_yaml(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise ConfigError(
+            f"cannot read the configuration {path}: {getattr(error, 'strerror', None) or error}"
+        ) from None
     except ConfigError as error:
         raise ConfigError(f"the configuration {path} is {error}") from None
     if not isinstance(content, dict):
@@ -250,16 +343,22 @@ def check_objective_names(objective: str) -> None:
     """Raises ConfigError for an objective, bound or gradient that does not exist."""
     pair = pair_of(objective)
     for kind, text, known in (
-        (("bound", pair[0], BOUNDS), ("gradient", pair[1], GRADIENTS)) if pair else (("objective", objective, OBJECTIVES),)
+        (("bound", pair[0], BOUNDS), ("gradient", pair[1], GRADIENTS))
+        if pair
+        else (("objective", objective, OBJECTIVES),)
     ):
         _one_of(kind, text.partition(":")[0].strip(), known)
 
 
 def _check_objective(config: RunConfig) -> None:
     if config.bound is None and config.gradient is not None:
-        raise ConfigError(f"the gradient '{config.gradient}' needs its bound, as in --bound iwae --gradient {config.gradient}")
+        raise ConfigError(
+            f"the gradient '{config.gradient}' needs its bound, as in --bound iwae --gradient {config.gradient}"
+        )
     if config.bound is not None and config.objective != "trace-elbo":
-        raise ConfigError(f"give either the objective '{config.objective}' or the bound '{config.bound}', not both")
+        raise ConfigError(
+            f"give either the objective '{config.objective}' or the bound '{config.bound}', not both"
+        )
     check_objective_names(config.estimator)
 
 
@@ -291,3 +390,19 @@ def _at_least(name: str, value: int, least: int) -> None:
 def _one_of(kind: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise unknown_name(kind, value, known)
+
+
+def compared(names: Sequence[str], ks: Sequence[int]) -> None:
+    """Raises ConfigError for objectives, to be compared at each K, that do not exist or have a K of their own."""
+    for name in names:
+        check_objective_names(name)
+        if "num_particles=" in name.replace(" ", ""):
+            raise ConfigError(f"--num-particles gives every K: leave num_particles out of '{name}'")
+    if not ks or min(ks) < 1:
+        raise ConfigError(f"num_particles must be at least 1, not {min(ks, default='none')}")
+
+
+def at_least_one(name: str, value: int) -> None:
+    """Raises ConfigError for a count below 1."""
+    if value < 1:
+        raise ConfigError(f"{name} must be at least 1, not {value}")

@@ -39,7 +39,9 @@ class Gaussian(Corruption):
 
     def __post_init__(self) -> None:
         if not 0 < self.scale < math.inf:
-            raise ConfigError(f"the scale of a Gaussian corruption must be positive and finite, not {self.scale}")
+            raise ConfigError(
+                f"the scale of a Gaussian corruption must be positive and finite, not {self.scale}"
+            )
 
     def __call__(self, x: Tensor) -> Tensor:
         return x + self.scale * torch.randn_like(x)

@@ -39,7 +39,9 @@ class NonFiniteLossError(PyroaeError, ArithmeticError):
     log-density, where one could be found.
     """
 
-    def __init__(self, message: str, step: int = 0, batch: tuple[int, ...] = (), site: str | None = None) -> None:
+    def __init__(
+        self, message: str, step: int = 0, batch: tuple[int, ...] = (), site: str | None = None
+    ) -> None:
         super().__init__(message)
         self.step, self.batch, self.site = step, batch, site
 

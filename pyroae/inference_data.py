@@ -7,21 +7,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from pyroae.arguments import structure_of
+from pyroae.comparison.results import Comparison, Entry
 from pyroae.errors import ProgramError
 from pyroae.evaluation.blocks import CHUNK, Data, blocks
 from pyroae.evaluation.checks import check_terms, filled
-from pyroae.evaluation.comparison import Comparison, Entry
-from pyroae.evaluation.slopes import SNRCurve
-from pyroae.evaluation.statistics import GradientStatistics
-from pyroae.sites import PARTICLES, Site, plates_of
-from pyroae.weights import Program, Traces, evaluating, fork_random, reduce_log_weights, run
+from pyroae.evaluation.gradient_lab.slopes import SNRCurve
+from pyroae.evaluation.gradient_lab.statistics import GradientStatistics
+from pyroae.programs.arguments import structure_of
+from pyroae.programs.context import evaluating, fork_random
+from pyroae.programs.sites import PARTICLES, Program, Site, plates_of
+from pyroae.programs.traces import Traces, run
+from pyroae.weights import reduce_log_weights
 
 if TYPE_CHECKING:
     from xarray import DataTree
 
+
 Arrays = dict[str, np.ndarray]
+
+
 _NATS = "nats per datum"
+
+
 _FIGURES: dict[str, tuple[str, Callable[[GradientStatistics], float]]] = {
     "snr": ("1", lambda found: found.snr),
     "snr_low": ("1", lambda found: found.snr_interval[0]),
@@ -80,16 +87,25 @@ def to_datatree(
     rows, count = max(1, CHUNK // max(256, args[0][0].numel()) // num_draws), len(args[0])
     check_terms(model, guide, args, "parts")
     with evaluating(model, guide), fork_random(args[0].device, seed):
-        parts = [_draw(filled(run(model, guide, part, {}, num_draws))) for part in blocks(args, rows)]
+        parts = [
+            _draw(filled(run(model, guide, part, {}, num_draws))) for part in blocks(args, rows)
+        ]
     posterior = {name: np.concatenate([p[0][name] for p in parts], 1)[None] for name in parts[0][0]}
     weights = {name: np.concatenate([p[1][name] for p in parts], 1)[None] for name in parts[0][1]}
     plates = parts[0][2]
     dims = {
-        name: ["datum", *plates[name], *_latent_dims(name, v, plates[name], len(posterior))] for name, v in posterior.items()
+        name: ["datum", *plates[name], *_latent_dims(name, v, plates[name], len(posterior))]
+        for name, v in posterior.items()
     }
-    observed = {name: tensor.detach().cpu().reshape(count, -1).numpy() for name, tensor in structure.named().items()}
+    observed = {
+        name: tensor.detach().cpu().reshape(count, -1).numpy()
+        for name, tensor in structure.named().items()
+    }
     for name, values in observed.items():
-        dims[name] = ["datum", "pixel" if values.shape[1] == args[0][0].numel() else f"{name}_pixel"]
+        dims[name] = [
+            "datum",
+            "pixel" if values.shape[1] == args[0][0].numel() else f"{name}_pixel",
+        ]
     tree = arviz_base.from_dict(
         {
             "posterior": posterior,
@@ -113,7 +129,11 @@ def to_datatree(
 
 
 def gradients_to_datatree(
-    curves: Mapping[str, Mapping[str, SNRCurve]], *, num_data: int, reference: str | None = None, seed: int = 0
+    curves: Mapping[str, Mapping[str, SNRCurve]],
+    *,
+    num_data: int,
+    reference: str | None = None,
+    seed: int = 0,
 ) -> "DataTree":
     """What `measure_slopes` found, as a DataTree with the dimensions objective, particles and group.
 
@@ -125,7 +145,7 @@ def gradients_to_datatree(
 
     >>> import torch
     >>> from pyroae import zoo
-    >>> from pyroae.evaluation.gradients import measure_slopes
+    >>> from pyroae.evaluation.gradient_lab.measure import measure_slopes
     >>> from pyroae.objectives.named import iwae
     >>> system, x = zoo.ppca(4, latent=2), torch.zeros(3, 4)
     >>> settings = {"ks": (1, 4), "parameters": dict(system.named_parameters()), "replicates": 20}
@@ -136,7 +156,9 @@ def gradients_to_datatree(
     from xarray import Dataset, DataTree
 
     names, groups = list(curves), list(next(iter(curves.values())))
-    ks = sorted({k for of_groups in curves.values() for curve in of_groups.values() for k in curve.ks})
+    ks = sorted(
+        {k for of_groups in curves.values() for curve in of_groups.values() for k in curve.ks}
+    )
     cells = {
         (names.index(name), ks.index(k), groups.index(group)): found
         for name, of_groups in curves.items()
@@ -146,7 +168,10 @@ def gradients_to_datatree(
     sizes = {group: len(found.mean) for (_, _, group), found in cells.items()}
     shape = (len(names), len(ks), len(groups))
     data = Dataset(
-        {name: (dims, array, {"units": unit}) for name, (dims, array, unit) in _arrays(cells, shape).items()},
+        {
+            name: (dims, array, {"units": unit})
+            for name, (dims, array, unit) in _arrays(cells, shape).items()
+        },
         coords={
             "objective": names,
             "particles": ks,
@@ -155,7 +180,10 @@ def gradients_to_datatree(
         },
     )
     for part, name in (("slope", "slope"), ("low", "slope_low"), ("high", "slope_high")):
-        slopes = [[getattr(curve.slope, part) for curve in of_groups.values()] for of_groups in curves.values()]
+        slopes = [
+            [getattr(curve.slope, part) for curve in of_groups.values()]
+            for of_groups in curves.values()
+        ]
         data[name] = (("objective", "group"), slopes, {"units": "log SNR per log K"})
     recorded = {
         "replicates": next(iter(cells.values())).replicates,
@@ -164,7 +192,9 @@ def gradients_to_datatree(
         "seed": seed,
         "units": f"gradients of the bound in {_NATS}, for ascent",
     }
-    return DataTree.from_dict({"/": Dataset(attrs=recorded), "gradients": data.assign_attrs(recorded)})
+    return DataTree.from_dict(
+        {"/": Dataset(attrs=recorded), "gradients": data.assign_attrs(recorded)}
+    )
 
 
 def comparison_to_datatree(comparison: Comparison, baseline: Entry | None = None) -> "DataTree":
@@ -175,7 +205,7 @@ def comparison_to_datatree(comparison: Comparison, baseline: Entry | None = None
     intervals), curves (nll of validation data along each training). nan where an objective is not defined or not trained.
 
     >>> import torch
-    >>> from pyroae.evaluation.comparison import Cell, Outcome
+    >>> from pyroae.comparison.results import Cell, Outcome
     >>> outcome = Outcome(Cell("iwae", 8, 0), torch.tensor([-1.0, -3.0]), torch.zeros(2), {"rate": 0.5}, 1, 1, 1, 1.0)
     >>> tree = comparison_to_datatree(Comparison((outcome,)))
     >>> dict(tree["outcomes"]["log_px"].sizes), float(tree["outcomes"]["nll"].squeeze())
@@ -185,7 +215,10 @@ def comparison_to_datatree(comparison: Comparison, baseline: Entry | None = None
 
     baseline = comparison.entries[0] if baseline is None else baseline
     names = list(dict.fromkeys(entry.objective for entry in comparison.entries))
-    ks, seeds = sorted({entry.num_particles for entry in comparison.entries}), list(comparison.seeds)
+    ks, seeds = (
+        sorted({entry.num_particles for entry in comparison.entries}),
+        list(comparison.seeds),
+    )
     shape = (len(names), len(ks), len(seeds))
     cells = {
         (names.index(o.cell.objective), ks.index(o.cell.num_particles), seeds.index(o.cell.seed)): o
@@ -193,15 +226,23 @@ def comparison_to_datatree(comparison: Comparison, baseline: Entry | None = None
     }
     figures = dict.fromkeys(name for outcome in comparison.outcomes for name in outcome.figures)
     spent = ("nll", "epochs", "steps", "evaluations", "seconds")
-    values = {name: {at: getattr(o, name) for at, o in cells.items()} for name in (*spent, "log_px", "log_px_se")}
-    values |= {name: {at: o.figures.get(name, math.nan) for at, o in cells.items()} for name in figures}
+    values = {
+        name: {at: getattr(o, name) for at, o in cells.items()}
+        for name in (*spent, "log_px", "log_px_se")
+    }
+    values |= {
+        name: {at: o.figures.get(name, math.nan) for at, o in cells.items()} for name in figures
+    }
     dims = ("objective", "particles", "seed")
     longest = max(len(outcome.curve) for outcome in comparison.outcomes)
     curves = {
         name: {at: [getattr(point, name) for point in o.curve] for at, o in cells.items()}
         for name in ("epoch", "seconds", "evaluations", "nll")
     }
-    rows = {(names.index(r.entry.objective), ks.index(r.entry.num_particles)): r for r in comparison.ranking(baseline)}
+    rows = {
+        (names.index(r.entry.objective), ks.index(r.entry.num_particles)): r
+        for r in comparison.ranking(baseline)
+    }
     gaps = {
         f"{name}{end}": {at: getattr(getattr(row, name).estimate, part) for at, row in rows.items()}
         for name in ("from_baseline", "from_best")
@@ -210,20 +251,33 @@ def comparison_to_datatree(comparison: Comparison, baseline: Entry | None = None
     data = len(comparison.outcomes[0].log_px)
     coords = {"objective": names, "particles": ks, "seed": seeds}
     parts = {
-        "outcomes": {n: _filled(v, shape, data if n.startswith("log_px") else None) for n, v in values.items()},
+        "outcomes": {
+            n: _filled(v, shape, data if n.startswith("log_px") else None)
+            for n, v in values.items()
+        },
         "differences": {n: _filled(v, shape[:2]) for n, v in gaps.items()},
         "curves": {n: _filled(v, shape, longest) for n, v in curves.items()} if longest else {},
     }
     last = {"outcomes": "datum", "curves": "point"}
-    recorded = {"baseline": str(baseline), "units": "nats per datum; seconds and decoder evaluations of training"}
+    recorded = {
+        "baseline": str(baseline),
+        "units": "nats per datum; seconds and decoder evaluations of training",
+    }
     sets = {
-        group: Dataset({n: ((*dims, last.get(group, ""))[: v.ndim], v) for n, v in arrays.items()}, coords=coords)
+        group: Dataset(
+            {n: ((*dims, last.get(group, ""))[: v.ndim], v) for n, v in arrays.items()},
+            coords=coords,
+        )
         for group, arrays in parts.items()
     }
-    return DataTree.from_dict({"/": Dataset(attrs=recorded), **{n: d.assign_attrs(recorded) for n, d in sets.items()}})
+    return DataTree.from_dict(
+        {"/": Dataset(attrs=recorded), **{n: d.assign_attrs(recorded) for n, d in sets.items()}}
+    )
 
 
-def _filled(values: Mapping[Any, Any], shape: tuple[int, ...], length: int | None = None) -> np.ndarray:
+def _filled(
+    values: Mapping[Any, Any], shape: tuple[int, ...], length: int | None = None
+) -> np.ndarray:
     """Numbers, or rows of up to `length`, in an array of nan."""
     array = np.full(shape if length is None else (*shape, length), math.nan)
     for at, value in values.items():
@@ -248,7 +302,10 @@ def _arrays(
     seconds, evaluations = np.full(shape[:2], math.nan), np.full(shape[:2], math.nan)
     for (objective, k, _), one in cells.items():
         seconds[objective, k], evaluations[objective, k] = one.seconds, one.evaluations
-    costs = {"seconds": (seconds, "s per gradient"), "evaluations": (evaluations, "decoder evaluations per gradient")}
+    costs = {
+        "seconds": (seconds, "s per gradient"),
+        "evaluations": (evaluations, "decoder evaluations per gradient"),
+    }
     return {**found, **{name: (dims[:2], array, unit) for name, (array, unit) in costs.items()}}
 
 
@@ -258,11 +315,16 @@ def _draw(traces: Traces) -> tuple[Arrays, Arrays, dict[str, list[str]]]:
     draws, values, plates = traces.num_particles, {}, {}
     for name, site in traces.sites(traces.guide, observed=False):
         if not traces.is_local(site):
-            raise ProgramError(f"the latent site '{name}' lies outside the data plate: it has no value for each datum")
+            raise ProgramError(
+                f"the latent site '{name}' lies outside the data plate: it has no value for each datum"
+            )
         found, plates[name] = _by_datum(traces, site)
         array = found.float().cpu().numpy()
         values[name] = np.broadcast_to(array, (draws, *array.shape[1:]))
-    parts = {name: getattr(weights, name).cpu().numpy() for name in ("log_lik", "log_prior", "log_post", "log_weight")}
+    parts = {
+        name: getattr(weights, name).cpu().numpy()
+        for name in ("log_lik", "log_prior", "log_post", "log_weight")
+    }
     return values, parts, plates
 
 
@@ -272,13 +334,21 @@ def _by_datum(traces: Traces, site: Site) -> tuple[Tensor, list[str]]:
     frames = {frame.dim: frame.name for frame in plates_of(site)}
     data = None if traces.plate is None else traces.plate.dim
     nested = [dim for dim in range(-len(batch), 0) if dim in frames and dim != data]
-    first = traces.num_particles > 1 and any(frame.name == PARTICLES for frame in site["cond_indep_stack"])
+    first = traces.num_particles > 1 and any(
+        frame.name == PARTICLES for frame in site["cond_indep_stack"]
+    )
     kept = [*([-len(batch)] if first else []), *([] if data is None else [data]), *nested]
     value = site["value"].expand(*batch, *event)
     order = [dim + len(batch) for dim in kept]
-    rest = [i for i in range(len(batch)) if i not in order]  # of one element: the places of plates that the site is not in
+    rest = [
+        i for i in range(len(batch)) if i not in order
+    ]  # of one element: the places of plates that the site is not in
     sizes = [batch[i] for i in order]
-    value = value.permute(*order, *rest, *range(len(batch), value.dim())).reshape(*sizes, -1, *event).squeeze(len(order))
+    value = (
+        value.permute(*order, *rest, *range(len(batch), value.dim()))
+        .reshape(*sizes, -1, *event)
+        .squeeze(len(order))
+    )
     value = value if data is not None else value.unsqueeze(int(first))
     return value if first else value.unsqueeze(0), [frames[dim] for dim in nested]
 

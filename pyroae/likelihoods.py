@@ -8,8 +8,8 @@ from typing import cast
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
 
+from pyroae.distributions import ContinuousBernoulliLogits
 from pyroae.errors import ConfigError, DataError
 from pyroae.registry import Registry
 
@@ -69,7 +69,9 @@ class ContinuousBernoulli(Likelihood):
 
     def bias(self, mean: Tensor) -> Tensor:
         low, high = torch.full_like(mean, -1e3), torch.full_like(mean, 1e3)
-        for _ in range(60):  # its mean rises with the logit but has no inverse in closed form: bisection
+        for _ in range(
+            60
+        ):  # its mean rises with the logit but has no inverse in closed form: bisection
             middle = (low + high) / 2
             above = ContinuousBernoulliLogits(middle).mean > mean.clamp(1e-3, 1 - 1e-3)
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
@@ -77,55 +79,6 @@ class ContinuousBernoulli(Likelihood):
 
     def check(self, x: Tensor, what: str) -> None:
         _check_unit_interval(x, what, "continuous Bernoulli")
-
-
-class ContinuousBernoulliLogits(dist.TorchDistribution):
-    """The continuous Bernoulli on [0, 1] from logits λ, exact however large they are.
-
-    log p(x) = λ(x − ½) − log(sinh(λ/2) / (λ/2)); torch's own works from probabilities that it clamps, and its density then
-    integrates to a half at λ = −30.
-    """
-
-    arg_constraints = {"logits": constraints.real}  # noqa: RUF012
-    support = constraints.unit_interval
-    has_rsample = True
-
-    def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
-        self.logits = logits
-        super().__init__(logits.shape, validate_args=validate_args)
-
-    def expand(self, batch_shape: tuple[int, ...], _instance: object = None) -> "ContinuousBernoulliLogits":
-        return ContinuousBernoulliLogits(self.logits.expand(batch_shape), validate_args=False)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        small, half = self._halves()
-        series = half**2 / 6 - half**4 / 180 + half**6 / 2835 - half**8 / 37800
-        size = torch.where(small, torch.ones_like(half), half).abs()
-        closed = size + torch.log1p(-torch.exp(-2 * size)) - torch.log(2 * size)
-        return self.logits * (value - 0.5) - torch.where(small, series, closed)
-
-    @property
-    def mean(self) -> Tensor:
-        """½ + ½ coth(λ/2) − 1/λ."""
-        small, half = self._halves()
-        series = half / 6 - half**3 / 90 + half**5 / 945 - half**7 / 9450
-        safe = torch.where(small, torch.ones_like(half), half)
-        return 0.5 + torch.where(small, series, 0.5 / torch.tanh(safe) - 0.5 / safe)
-
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        """By inversion: x = log(1 − u + u e^λ) / λ, from the side on which the exponential is small."""
-        shape = self._extended_shape(sample_shape)
-        u = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
-        small = self.logits.abs() < 1e-3
-        size = torch.where(small, torch.ones_like(self.logits), self.logits).abs()
-        x = -torch.log(1 - u + u * torch.exp(-size)) / size  # of the logit −|λ|
-        x = torch.where(self.logits > 0, 1 - x, x)
-        return torch.where(small, u, x).clamp(0, 1)
-
-    def _halves(self) -> tuple[Tensor, Tensor]:
-        """Where λ/2 is so small that the closed form cancels, and λ/2."""
-        half = self.logits / 2
-        return half.abs() < 0.15, half
 
 
 @LIKELIHOODS.register("normal")
@@ -141,14 +94,22 @@ class Normal(Likelihood):
 
     def __post_init__(self) -> None:
         if not 0 < self.scale < math.inf:
-            raise ConfigError(f"the scale of a Normal likelihood must be positive and finite, not {self.scale}")
+            raise ConfigError(
+                f"the scale of a Normal likelihood must be positive and finite, not {self.scale}"
+            )
 
     def learned(self, features: int) -> nn.Module:
-        return nn.ParameterDict({"log_scale": torch.tensor(math.log(self.scale))} if self.learn else {})
+        return nn.ParameterDict(
+            {"log_scale": torch.tensor(math.log(self.scale))} if self.learn else {}
+        )
 
     def sigma(self, like: Tensor, learned: nn.Module) -> Tensor:
         """σ as a tensor without dimensions, in the dtype and on the device of `like`."""
-        return cast(nn.ParameterDict, learned)["log_scale"].exp() if self.learn else like.new_full((), self.scale)
+        return (
+            cast(nn.ParameterDict, learned)["log_scale"].exp()
+            if self.learn
+            else like.new_full((), self.scale)
+        )
 
     def distribution(self, output: Tensor, learned: nn.Module) -> dist.TorchDistribution:
         return dist.Normal(output, self.sigma(output, learned)).to_event(1)

@@ -21,13 +21,17 @@ def posterior(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> tuple[T
     >>> posterior(torch.tensor([[1.0]]), torch.eye(1), torch.zeros(1), torch.tensor(1.0))[0]
     tensor([[0.5000]])
     """
-    inner = weight.t() @ weight + scale**2 * torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+    inner = weight.t() @ weight + scale**2 * torch.eye(
+        weight.shape[1], dtype=weight.dtype, device=weight.device
+    )
     root = torch.linalg.cholesky(inner)
     loc = torch.cholesky_solve(weight.t() @ (x - bias).unsqueeze(-1), root).squeeze(-1)
     return loc, torch.linalg.cholesky(scale**2 * torch.cholesky_inverse(root))
 
 
-def posterior_distribution(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> MultivariateNormal:
+def posterior_distribution(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor
+) -> MultivariateNormal:
     """The exact posterior p(z|x) as a distribution over `[m]`."""
     loc, tril = posterior(x, weight, bias, scale)
     return MultivariateNormal(loc, scale_tril=tril)
@@ -61,7 +65,9 @@ def maximum_likelihood(x: Tensor, latent: int) -> PrincipalSubspace:
     Raises ConfigError unless 1 ≤ m < d.
     """
     if not 1 <= latent < x.shape[1]:
-        raise ConfigError(f"latent must be at least 1 and below the {x.shape[1]} features, not {latent}")
+        raise ConfigError(
+            f"latent must be at least 1 and below the {x.shape[1]} features, not {latent}"
+        )
     x = x.double()
     bias = x.mean(0)
     values, vectors = torch.linalg.eigh((x - bias).t() @ (x - bias) / len(x))

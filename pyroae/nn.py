@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pyroae.config import ACTIVATIONS
+from pyroae.data.image_folders import is_channels_last
 from pyroae.errors import ConfigError, unknown_name
-from pyroae.images import is_channels_last
 from pyroae.registry import Registry
 
 _ACTIVATIONS = {
@@ -23,6 +23,7 @@ _ACTIVATIONS = {
     "softplus": nn.Softplus,
     "sigmoid": nn.Sigmoid,
 }
+
 
 MAPS: "Registry[Map]" = Registry("map")
 
@@ -97,18 +98,32 @@ class Conv(Map):
         if self.activation not in ACTIVATIONS:
             raise unknown_name("activation", self.activation, ACTIVATIONS)
         if not self.channels or min(*self.channels, self.width) < 1:
-            raise ConfigError(f"a conv map takes one or more channels and a width of at least 1, not {self}")
+            raise ConfigError(
+                f"a conv map takes one or more channels and a width of at least 1, not {self}"
+            )
 
     def encoder(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         image, sizes = self._sizes(shape)
         counts = [image[0], *self.channels]
         layers: list[nn.Module] = []
         for before, after in pairwise(counts):
-            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), _ACTIVATIONS[self.activation]()]
+            layers += [
+                nn.Conv2d(before, after, 4, stride=2, padding=1),
+                _ACTIVATIONS[self.activation](),
+            ]
         inner = self.channels[-1] * math.prod(sizes[-1])
-        head = [nn.Flatten(), _linear(inner, self.width), _ACTIVATIONS[self.activation](), _linear(self.width, outputs)]
+        head = [
+            nn.Flatten(),
+            _linear(inner, self.width),
+            _ACTIVATIONS[self.activation](),
+            _linear(self.width, outputs),
+        ]
         net = nn.Sequential(*layers, *head)
-        return Images(shape, nn.Sequential(ChannelsFirst(), *net)) if is_channels_last(shape) else Images(image, net)
+        return (
+            Images(shape, nn.Sequential(ChannelsFirst(), *net))
+            if is_channels_last(shape)
+            else Images(image, net)
+        )
 
     def decoder(self, latent: int, shape: tuple[int, ...], outputs: int) -> nn.Module:
         image, sizes = self._sizes(shape)
@@ -116,16 +131,24 @@ class Conv(Map):
         act = _ACTIVATIONS[self.activation]
         layers: list[nn.Module] = []
         counts = [*reversed(self.channels), outputs * image[0]]
-        for before, after, small, large in zip(counts, counts[1:], sizes[::-1], sizes[-2::-1], strict=False):
+        for before, after, small, large in zip(
+            counts, counts[1:], sizes[::-1], sizes[-2::-1], strict=False
+        ):
             extra = (large[0] - 2 * small[0], large[1] - 2 * small[1])
             layers += [
                 act(),
-                nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, output_padding=extra, bias=False),
+                nn.ConvTranspose2d(
+                    before, after, 4, stride=2, padding=1, output_padding=extra, bias=False
+                ),
             ]
         if is_channels_last(shape):
             layers.append(ChannelsLast(outputs))
-        head = nn.Sequential(_linear(latent, self.width), act(), _linear(self.width, math.prod(inner)))
-        return nn.Sequential(head, Images(inner, nn.Sequential(*layers)), Offset(outputs * math.prod(shape)))
+        head = nn.Sequential(
+            _linear(latent, self.width), act(), _linear(self.width, math.prod(inner))
+        )
+        return nn.Sequential(
+            head, Images(inner, nn.Sequential(*layers)), Offset(outputs * math.prod(shape))
+        )
 
     def _sizes(self, shape: tuple[int, ...]) -> tuple[tuple[int, int, int], list[tuple[int, int]]]:
         if len(shape) not in (2, 3):
@@ -133,7 +156,10 @@ class Conv(Map):
                 "a conv map needs images (height, width), (channels, height, width) or (height, width, channels), "
                 f"not data of shape {shape}"
             )
-        image = cast(tuple[int, int, int], (shape[2], *shape[:2]) if is_channels_last(shape) else (1, *shape)[-3:])
+        image = cast(
+            tuple[int, int, int],
+            (shape[2], *shape[:2]) if is_channels_last(shape) else (1, *shape)[-3:],
+        )
         sizes = [image[1:]]
         for _ in self.channels:
             sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
@@ -169,9 +195,16 @@ class Tied(nn.Module):
         layers = list(encoder) if isinstance(encoder, nn.Sequential) else []
         linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
         if not linear:
-            raise ConfigError("tied weights need an encoder of linear layers: a linear or an MLP map")
-        self._layers = (layers, latent)  # in a tuple, so that the encoder's parameters are not registered twice
-        self.biases = nn.ParameterList([nn.Parameter(torch.zeros(layer.in_features)) for layer in reversed(linear)])
+            raise ConfigError(
+                "tied weights need an encoder of linear layers: a linear or an MLP map"
+            )
+        self._layers = (
+            layers,
+            latent,
+        )  # in a tuple, so that the encoder's parameters are not registered twice
+        self.biases = nn.ParameterList(
+            [nn.Parameter(torch.zeros(layer.in_features)) for layer in reversed(linear)]
+        )
 
     def shared_weights(self) -> list[Tensor]:
         """The encoder's weights that it uses."""

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyroae import linear_gaussian
-from pyroae.discrete import BINARY, REAL, OneHots, one_hot, states_of
+from pyroae.distributions import BINARY, REAL, OneHots, one_hot, states_of
 from pyroae.registry import Registry
 
 POSTERIORS: "Registry[Posterior]" = Registry("posterior")

@@ -8,9 +8,8 @@ from typing import cast
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
 
-from pyroae.discrete import BINARY, REAL, OneHots, one_hot, states_of
+from pyroae.distributions import BINARY, REAL, OneHots, _Improper, one_hot, states_of
 from pyroae.errors import ConfigError
 from pyroae.registry import Registry
 
@@ -60,7 +59,9 @@ class Laplace(Prior):
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < math.inf:
-            raise ConfigError(f"the rate of a Laplace prior must be positive and finite, not {self.rate}")
+            raise ConfigError(
+                f"the rate of a Laplace prior must be positive and finite, not {self.rate}"
+            )
 
     def distribution(self, zeros: Tensor, learned: nn.Module) -> dist.TorchDistribution:
         return dist.Laplace(zeros, zeros + 1 / self.rate).to_event(1)
@@ -76,13 +77,17 @@ class Bernoulli(Prior):
 
     def __post_init__(self) -> None:
         if not 0 < self.probability < 1:
-            raise ConfigError(f"the probability of a Bernoulli prior must be between 0 and 1, not {self.probability}")
+            raise ConfigError(
+                f"the probability of a Bernoulli prior must be between 0 and 1, not {self.probability}"
+            )
 
     def support(self, latent: int) -> str:
         return BINARY
 
     def learned(self, latent: int) -> nn.Module:
-        return nn.ParameterDict({"logits": torch.full((latent,), self._logit)} if self.learn else {})
+        return nn.ParameterDict(
+            {"logits": torch.full((latent,), self._logit)} if self.learn else {}
+        )
 
     def distribution(self, zeros: Tensor, learned: nn.Module) -> dist.TorchDistribution:
         logits = cast(nn.ParameterDict, learned)["logits"] if self.learn else zeros + self._logit
@@ -124,22 +129,10 @@ class GaussianWeights:
 
     def __post_init__(self) -> None:
         if not 0 < self.scale < math.inf or self.num_data < 1:
-            raise ConfigError(f"a weight prior takes a positive scale and at least one datum, not {self}")
+            raise ConfigError(
+                f"a weight prior takes a positive scale and at least one datum, not {self}"
+            )
 
     def distribution(self, weights: Tensor) -> dist.TorchDistribution:
         """p(w) with the event shape of `weights`, `[P]`."""
         return dist.Normal(torch.zeros_like(weights), self.scale).to_event(1)
-
-
-class _Improper(dist.ImproperUniform):
-    """Pyro's ImproperUniform with log-densities in the dtype and on the device of z."""
-
-    def __init__(self, zeros: Tensor, batch_shape: tuple[int, ...] = ()) -> None:
-        self._zeros = zeros
-        super().__init__(constraints.real_vector, batch_shape, zeros.shape)
-
-    def expand(self, batch_shape: tuple[int, ...], _instance: object = None) -> "_Improper":
-        return _Improper(self._zeros, tuple(batch_shape))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return (value.sum(-1) * 0).expand(value.shape[:-1])

@@ -72,14 +72,22 @@ class Registry[T](Mapping[str, Callable[..., T]]):
         for pair in filter(None, re.split(r",(?![^\[]*\])", rest)):
             key, equals, value = (part.strip() for part in pair.partition("="))
             if not equals:
-                raise ConfigError(f"the {self.kind} '{text}' is not of the form name:key=value,key=value")
+                raise ConfigError(
+                    f"the {self.kind} '{text}' is not of the form name:key=value,key=value"
+                )
             if key not in known:
                 raise unknown_name(f"setting of the {self.kind} '{name}'", key, known)
             what = f"{self.kind} '{name}': {key}"
             arguments[key] = _checked(what, _value(what, value), known[key].default)
         for key, parameter in known.items():
-            if parameter.default is inspect.Parameter.empty and key not in arguments and parameter.kind.name.startswith("POS"):
-                raise ConfigError(f"the {self.kind} '{name}' needs its {key}, as in {name}:{key}=VALUE")
+            if (
+                parameter.default is inspect.Parameter.empty
+                and key not in arguments
+                and parameter.kind.name.startswith("POS")
+            ):
+                raise ConfigError(
+                    f"the {self.kind} '{name}' needs its {key}, as in {name}:{key}=VALUE"
+                )
         return choice(**arguments)
 
 
@@ -97,5 +105,7 @@ def _checked(what: str, value: Any, default: Any) -> Any:
     right = isinstance(value, wanted) and isinstance(value, bool) == (wanted is bool)
     right = number if wanted is float else wanted is type(None) or right
     if default is not inspect.Parameter.empty and not right:
-        raise ConfigError(f"{what} takes {'a number' if wanted is float else wanted.__name__}, not {value!r}")
+        raise ConfigError(
+            f"{what} takes {'a number' if wanted is float else wanted.__name__}, not {value!r}"
+        )
     return value

@@ -18,7 +18,9 @@ from pyroae.objectives.base import Bound, ObjectiveBase
 from pyroae.objectives.bounds import IWAE
 from pyroae.objectives.gradients import Pathwise
 from pyroae.objectives.pair import Objective
-from pyroae.weights import Program, Traces, fork_random
+from pyroae.programs.context import fork_random
+from pyroae.programs.sites import Program
+from pyroae.programs.traces import Traces
 
 REPLICATES, DATA = 100, 100
 """Of a mean over draws: runs, and copies of a datum in each."""
@@ -37,7 +39,9 @@ class Check:
     detail: str
 
 
-def check_objective(objective: ObjectiveBase, *, unbiased: bool | None = None, seed: int = 0) -> list[Check]:
+def check_objective(
+    objective: ObjectiveBase, *, unbiased: bool | None = None, seed: int = 0
+) -> list[Check]:
     """Run an objective through every oracle that applies, in float64, and return what was found.
 
     Oracles, on a linear-Gaussian program, where everything is known:
@@ -64,7 +68,9 @@ def check_objective(objective: ObjectiveBase, *, unbiased: bool | None = None, s
     torch.set_default_dtype(torch.float64)
     try:
         with fork_random(torch.device("cpu"), seed):
-            checks = [check for oracle in _oracles(objective, unbiased) for check in oracle(objective)]
+            checks = [
+                check for oracle in _oracles(objective, unbiased) for check in oracle(objective)
+            ]
     finally:
         torch.set_default_dtype(before)
     failed = [f"{check.name}: {check.detail}" for check in checks if not check.passed]
@@ -73,11 +79,15 @@ def check_objective(objective: ObjectiveBase, *, unbiased: bool | None = None, s
     return checks
 
 
-def _oracles(objective: ObjectiveBase, unbiased: bool | None) -> Iterator[Callable[[ObjectiveBase], Iterator[Check]]]:
+def _oracles(
+    objective: ObjectiveBase, unbiased: bool | None
+) -> Iterator[Callable[[ObjectiveBase], Iterator[Check]]]:
     pair = objective if isinstance(objective, Objective) else None
     if objective.is_evidence:
         yield _exact_posterior
-    if objective.is_evidence and (pair is None or pair.bound_function.smooth):  # else it jumps where all weights are equal
+    if objective.is_evidence and (
+        pair is None or pair.bound_function.smooth
+    ):  # else it jumps where all weights are equal
         yield _gradient_at_exact_posterior
     yield from (_value, _mean_value, _reaches_parameters, _scales, _paths)
     if pair is not None and pair.bound_function.trend is not None:
@@ -138,7 +148,9 @@ class Toy(nn.Module):
         normal = torch.distributions.Normal
         loc, scale = x @ self.encode.T + self.shift, self.log_scale.exp()
         z = loc + scale * noise
-        log_p = normal(self.prior, 1.0).log_prob(z).sum(-1) + normal(z @ self.weight.T + self.bias, 0.7).log_prob(x).sum(-1)
+        log_p = normal(self.prior, 1.0).log_prob(z).sum(-1) + normal(
+            z @ self.weight.T + self.bias, 0.7
+        ).log_prob(x).sum(-1)
         return log_p - normal(loc, scale).log_prob(z).sum(-1)
 
 
@@ -152,7 +164,10 @@ class AtPosterior(Toy):
             ends = torch.cat([torch.zeros(1, 3), torch.eye(3)])
             loc, tril = linear_gaussian.posterior(ends, *self.linear_gaussian())
         loc = loc + self.prior.detach()
-        self.matrix, self.offset = nn.Parameter((loc[1:] - loc[0]).T.clone()), nn.Parameter(loc[0].clone())
+        self.matrix, self.offset = (
+            nn.Parameter((loc[1:] - loc[0]).T.clone()),
+            nn.Parameter(loc[0].clone()),
+        )
         self.tril = nn.Parameter(tril.clone())
 
     def linear_gaussian(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,7 +177,9 @@ class AtPosterior(Toy):
     def guide(self, x: Tensor) -> None:
         """q(z|x)."""
         with self.plate(x):
-            pyro.sample("z", dist.MultivariateNormal(x @ self.matrix.T + self.offset, scale_tril=self.tril))
+            pyro.sample(
+                "z", dist.MultivariateNormal(x @ self.matrix.T + self.offset, scale_tril=self.tril)
+            )
 
 
 class _Given(dist.Normal):
@@ -178,7 +195,9 @@ class _Given(dist.Normal):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         if self.noise is None:
             return super().rsample(torch.Size(sample_shape))
-        place = torch.arange(self.loc.numel()) % self.noise.numel()  # a trial run has other particles than the noise
+        place = (
+            torch.arange(self.loc.numel()) % self.noise.numel()
+        )  # a trial run has other particles than the noise
         return self.loc + self.scale * self.noise.flatten()[place].reshape(self.loc.shape)
 
 
@@ -188,7 +207,9 @@ def _toy(objective: ObjectiveBase, num_data: int = 6) -> tuple[Toy, Tensor]:
     return toy, torch.randn(num_data, 3)
 
 
-def _gradient(objective: ObjectiveBase, module: nn.Module, model: Program, guide: Program, x: Tensor) -> tuple[Tensor, Tensor]:
+def _gradient(
+    objective: ObjectiveBase, module: nn.Module, model: Program, guide: Program, x: Tensor
+) -> tuple[Tensor, Tensor]:
     module.zero_grad()
     loss = torch.tensor(objective.loss_and_grads(model, guide, x))
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in module.parameters()]
@@ -198,7 +219,9 @@ def _gradient(objective: ObjectiveBase, module: nn.Module, model: Program, guide
 def _equal(name: str, found: Tensor, expected: Tensor) -> Check:
     worst = (found - expected).abs().max().item()
     close = torch.allclose(found, expected, rtol=1e-7, atol=1e-9)
-    return Check(name, close, f"differs by {worst:.3g}, found {_short(found)}, expected {_short(expected)}")
+    return Check(
+        name, close, f"differs by {worst:.3g}, found {_short(found)}, expected {_short(expected)}"
+    )
 
 
 def _short(values: Tensor) -> str:
@@ -208,7 +231,11 @@ def _short(values: Tensor) -> str:
 def _exact_posterior(objective: ObjectiveBase) -> Iterator[Check]:
     toy, x = AtPosterior(), torch.randn(6, 3)
     exact = linear_gaussian.marginal(*toy.linear_gaussian()).log_prob(x).sum()
-    yield _equal("the bound is log p(x) at the exact posterior", objective.bound(toy.model, toy.guide, x).value, exact)
+    yield _equal(
+        "the bound is log p(x) at the exact posterior",
+        objective.bound(toy.model, toy.guide, x).value,
+        exact,
+    )
 
 
 def _gradient_at_exact_posterior(objective: ObjectiveBase) -> Iterator[Check]:
@@ -216,8 +243,12 @@ def _gradient_at_exact_posterior(objective: ObjectiveBase) -> Iterator[Check]:
     exact = -linear_gaussian.marginal(*toy.linear_gaussian()).log_prob(x[0])
     of_theta = torch.autograd.grad(exact, [toy.prior, toy.weight, toy.bias])
     expected = torch.cat([*(g.flatten() for g in of_theta), torch.zeros(toy.matrix.numel() + 6)])
-    found = torch.stack([_gradient(objective, toy, toy.model, toy.guide, x)[1] for _ in range(REPLICATES // 2)])
-    yield _zero("the mean gradient is that of log p(x) at the exact posterior", found / DATA - expected)
+    found = torch.stack(
+        [_gradient(objective, toy, toy.model, toy.guide, x)[1] for _ in range(REPLICATES // 2)]
+    )
+    yield _zero(
+        "the mean gradient is that of log p(x) at the exact posterior", found / DATA - expected
+    )
 
 
 def _value(objective: ObjectiveBase) -> Iterator[Check]:
@@ -225,7 +256,11 @@ def _value(objective: ObjectiveBase) -> Iterator[Check]:
         toy, x = _toy(objective)
         assert toy.noise is not None
         expected = objective.bound_function.value(toy.log_weights(x, toy.noise)).sum()
-        yield _equal("the value is the bound of the log-weights", objective.bound(toy.model, toy.guide, x).value, expected)
+        yield _equal(
+            "the value is the bound of the log-weights",
+            objective.bound(toy.model, toy.guide, x).value,
+            expected,
+        )
 
 
 def _mean_value(objective: ObjectiveBase) -> Iterator[Check]:
@@ -234,11 +269,15 @@ def _mean_value(objective: ObjectiveBase) -> Iterator[Check]:
     log_p = linear_gaussian.marginal(*AtPosterior().linear_gaussian()).log_prob(x)
     if isinstance(objective, Objective):
         draws = 400 * DATA
-        log_weight = toy.log_weights(x.expand(draws, 3), torch.randn(objective.num_particles, draws, 2))
+        log_weight = toy.log_weights(
+            x.expand(draws, 3), torch.randn(objective.num_particles, draws, 2)
+        )
         found = objective.bound_function.value(log_weight)
     else:
         many = x.expand(DATA, 3)
-        found = torch.tensor([-objective.loss(toy.model, toy.guide, many) / DATA for _ in range(REPLICATES)])
+        found = torch.tensor(
+            [-objective.loss(toy.model, toy.guide, many) / DATA for _ in range(REPLICATES)]
+        )
     if objective.is_elbo:
         yield _zero("the mean value is the closed-form ELBO", (found - toy.elbo(x))[:, None])
     bound = objective.bound_function if isinstance(objective, Objective) else None
@@ -256,17 +295,25 @@ def _trend(objective: ObjectiveBase) -> Iterator[Check]:
     toy, x = Toy(), torch.randn(3)
     with torch.no_grad():
         log_weight = toy.log_weights(x.expand(draws, 3), torch.randn(2 * count, draws, 2))
-    change = twice.value(log_weight) - (bound.value(log_weight[:count]) + bound.value(log_weight[count:])) / 2
+    change = (
+        twice.value(log_weight)
+        - (bound.value(log_weight[:count]) + bound.value(log_weight[count:])) / 2
+    )
     if bound.trend == 0:
         yield _zero("the mean value is the same for every K", change[:, None])
     else:
-        yield _not_below(f"the mean value never {'falls' if bound.trend == 1 else 'rises'} with K", (bound.trend or 0) * change)
+        yield _not_below(
+            f"the mean value never {'falls' if bound.trend == 1 else 'rises'} with K",
+            (bound.trend or 0) * change,
+        )
 
 
 def _reaches_parameters(objective: ObjectiveBase) -> Iterator[Check]:
     toy, x = _toy(objective)
     _gradient(objective, toy, toy.model, toy.guide, x)
-    bare = [name for name, p in toy.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    bare = [
+        name for name, p in toy.named_parameters() if p.grad is None or not p.grad.abs().max() > 0
+    ]
     yield Check("a gradient reaches every parameter", not bare, f"none reaches {', '.join(bare)}")
 
 
@@ -317,7 +364,9 @@ def _paths(objective: ObjectiveBase) -> Iterator[Check]:
     toy.zero_grad()
     differentiable = objective(toy.model, toy.guide)(x)
     differentiable.backward()
-    found = torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in toy.parameters()])
+    found = torch.cat(
+        [torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in toy.parameters()]
+    )
     yield _equal("the differentiable loss is the loss", differentiable.detach(), loss)
     yield _equal("the differentiable loss has its gradient", found, gradient)
     step = SVI(toy.model, toy.guide, pyro.optim.SGD({"lr": 0.0}), objective).step(x)
@@ -336,20 +385,29 @@ def _mean_gradient(objective: ObjectiveBase) -> Iterator[Check]:
 def _stated_mean(objective: ObjectiveBase) -> Iterator[Check]:
     assert isinstance(objective, Objective)
     bound = objective.bound_function
-    parts = [(share, Objective(bound, gradient)) for share, gradient in objective.gradient.same_mean(bound)]
+    parts = [
+        (share, Objective(bound, gradient))
+        for share, gradient in objective.gradient.same_mean(bound)
+    ]
     found, expected, _ = _paired(objective, parts)
     of_phi = sum(p.numel() for p in (Toy().encode, Toy().shift, Toy().log_scale))
-    yield _zero("the mean φ-gradient is the one that the gradient names", (found - expected)[:, -of_phi:])
+    yield _zero(
+        "the mean φ-gradient is the one that the gradient names", (found - expected)[:, -of_phi:]
+    )
 
 
-def _paired(objective: ObjectiveBase, others: list[tuple[float, Any]]) -> tuple[Tensor, Tensor, Tensor]:
+def _paired(
+    objective: ObjectiveBase, others: list[tuple[float, Any]]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients a datum, `[R, P]`, and from the same noise a sum of those of others; that of the closed-form ELBO, `[P]`."""
     toy, x = Toy(), torch.randn(1, 3).expand(DATA, 3)
     rows = []
     for _ in range(REPLICATES):
         toy.noise = torch.randn(objective.num_particles, DATA, 2)
         one = _gradient(objective, toy, toy.model, toy.guide, x)[1]
-        sums = sum(share * _gradient(other, toy, toy.model, toy.guide, x)[1] for share, other in others)
+        sums = sum(
+            share * _gradient(other, toy, toy.model, toy.guide, x)[1] for share, other in others
+        )
         rows.append((one / DATA, torch.as_tensor(sums) / DATA))
     exact = torch.autograd.grad(-toy.elbo(x[0]), list(toy.parameters()))
     return (

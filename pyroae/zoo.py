@@ -1,6 +1,8 @@
 """The systems by name, one call each: rows of one table of four choices and two maps."""
 
 import math
+import os
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -8,9 +10,8 @@ from torch import Tensor
 from pyroae import corruptions, likelihoods, posteriors, priors
 from pyroae.autoencoder import Autoencoder
 from pyroae.config import RunConfig
-from pyroae.data import Dataset
+from pyroae.data.dataset import Dataset
 from pyroae.errors import ConfigError
-from pyroae.memory import refuse_too_large
 from pyroae.nn import MAPS, MLP, Linear, Map
 
 Data = Dataset | int | tuple[int, ...]
@@ -34,11 +35,17 @@ def autoencoder(data: Data, latent: int, **choices: Any) -> Autoencoder:
 
     Loss a datum: ½‖x − g(f(x))‖² + (d/2) log 2π (Hinton & Salakhutdinov 2006 for deep ones).
     """
-    row = {"prior": priors.Flat(), "posterior": posteriors.Point(), "likelihood": likelihoods.Normal()}
+    row = {
+        "prior": priors.Flat(),
+        "posterior": posteriors.Point(),
+        "likelihood": likelihoods.Normal(),
+    }
     return _build(data, latent, {**row, **choices})
 
 
-def deep_autoencoder(data: Data, latent: int, widths: tuple[int, ...] = (512, 256, 128), **choices: Any) -> Autoencoder:
+def deep_autoencoder(
+    data: Data, latent: int, widths: tuple[int, ...] = (512, 256, 128), **choices: Any
+) -> Autoencoder:
     """An autoencoder with three hidden layers on each side (Hinton & Salakhutdinov 2006)."""
     return autoencoder(data, latent, **{"encoder": MLP(widths, "relu"), **choices})
 
@@ -73,7 +80,9 @@ def denoising_autoencoder(
     data: Data, latent: int, corruption: corruptions.Corruption | None = None, **choices: Any
 ) -> Autoencoder:
     """An autoencoder whose guide sees x̃ and whose target is x: ½‖x − g(f(x̃))‖² + (d/2) log 2π (Vincent et al. 2008)."""
-    return autoencoder(data, latent, **{"corruption": corruption or corruptions.Masking(), **choices})
+    return autoencoder(
+        data, latent, **{"corruption": corruption or corruptions.Masking(), **choices}
+    )
 
 
 def ppca(data: Data, latent: int, exact: bool = False, **choices: Any) -> Autoencoder:
@@ -92,11 +101,17 @@ def ppca(data: Data, latent: int, exact: bool = False, **choices: Any) -> Autoen
 
 def vae(data: Data, latent: int, **choices: Any) -> Autoencoder:
     """A variational autoencoder: −E_q log p(x|z) + KL(q(z|x) ‖ N(0, I)) (Kingma & Welling 2014)."""
-    row = {"prior": priors.Normal(), "posterior": posteriors.Diagonal(), "likelihood": likelihoods.Bernoulli()}
+    row = {
+        "prior": priors.Normal(),
+        "posterior": posteriors.Diagonal(),
+        "likelihood": likelihoods.Bernoulli(),
+    }
     return _build(data, latent, {**row, **choices})
 
 
-def discrete_vae(data: Data, latent: int, categories: int | None = None, **choices: Any) -> Autoencoder:
+def discrete_vae(
+    data: Data, latent: int, categories: int | None = None, **choices: Any
+) -> Autoencoder:
     """A VAE with discrete z: `latent` Bernoulli variables, or one-hot variables of so many `categories` that fill z.
 
     Its draws carry no path gradient: train it with vimco (Mnih & Rezende 2016), rws (Bornschein & Bengio 2015), score or tvo;
@@ -104,7 +119,10 @@ def discrete_vae(data: Data, latent: int, categories: int | None = None, **choic
     """
     row: dict[str, Any] = {"prior": priors.Bernoulli(), "posterior": posteriors.Bernoulli()}
     if categories is not None:
-        row = {"prior": priors.Categorical(categories), "posterior": posteriors.Categorical(categories)}
+        row = {
+            "prior": priors.Categorical(categories),
+            "posterior": posteriors.Categorical(categories),
+        }
     return _build(data, latent, {**row, "likelihood": likelihoods.Bernoulli(), **choices})
 
 
@@ -146,7 +164,9 @@ def from_config(config: RunConfig, data: Data) -> Autoencoder:
     if config.system not in ("linear-ae", "ppca"):
         choices["encoder"] = _map(config)
     elif config.map not in (None, "linear") or config.hidden:
-        raise ConfigError(f"the maps of {config.system} are linear: map '{config.map or 'mlp'}' and hidden layers do not apply")
+        raise ConfigError(
+            f"the maps of {config.system} are linear: map '{config.map or 'mlp'}' and hidden layers do not apply"
+        )
     if config.system == "sparse-ae":
         choices["rate"] = config.sparsity
     return _ZOO[config.system](data, config.latent, **choices)
@@ -172,3 +192,33 @@ def _map(config: RunConfig) -> Map:
     if name == "conv":
         return MAPS.parse(name, activation=config.activation, channels=config.hidden)
     return MAPS.parse(name, activation=config.activation, widths=config.hidden)
+
+
+def refuse_too_large(config: RunConfig, features: int) -> None:
+    """Raises ConfigError for widths or particles that need more memory than the machine has, before any is asked for.
+
+    A system that takes its last is ended by the kernel, without a word.
+
+    >>> refuse_too_large(RunConfig(hidden=(10**7, 10**7)), 784)
+    Traceback (most recent call last):
+    pyroae.errors.ConfigError: weights, gradients and moments of maps of these widths (hidden, latent) take ...
+    """
+    widths = [features, *(config.hidden or ()), config.latent]
+    weights = 16 * 2 * sum(one * other for one, other in pairwise(widths))
+    draws = 4 * config.num_particles * config.batch_size * max(widths)
+    there = (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if hasattr(os, "sysconf")
+        else 2**62
+    )
+    for what, size in (
+        ("weights, gradients and moments of maps of these widths (hidden, latent)", weights),
+        (
+            f"one layer of a batch of {config.batch_size} data with {config.num_particles} particles each",
+            draws,
+        ),
+    ):
+        if size > there:
+            raise ConfigError(
+                f"{what} take {size / 2**30:,.0f} GiB, more than the {there / 2**30:,.0f} GiB of this machine"
+            )

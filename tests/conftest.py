@@ -38,16 +38,23 @@ def mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if given:
         return Path(given)
     if not (MNIST / "unpack").is_file():
-        pytest.skip("MNIST is not here: set PYROAE_DATA to the folder in which torchvision keeps it")
+        pytest.skip(
+            "MNIST is not here: set PYROAE_DATA to the folder in which torchvision keeps it"
+        )
     root = tmp_path_factory.mktemp("mnist")
-    subprocess.run([sys.executable, str(MNIST / "unpack"), str(root)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, str(MNIST / "unpack"), str(root)], check=True, capture_output=True
+    )
     return root
 
 
 def sample_of[T](values: Iterable[T], every: int) -> list[Any]:
     """One of so many values for `make test`; the others are slow, for `make study`."""
     groups = [value if isinstance(value, tuple) else (value,) for value in values]
-    return [pytest.param(*group, marks=pytest.mark.slow if i % every else ()) for i, group in enumerate(groups)]
+    return [
+        pytest.param(*group, marks=pytest.mark.slow if i % every else ())
+        for i, group in enumerate(groups)
+    ]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -30,7 +30,9 @@ def training_process() -> int | None:
     """A process of this one that trains a cell now: Ray names it after its task."""
     for place in Path("/proc").glob("[0-9]*"):
         try:
-            if (place / "cmdline").read_bytes().startswith(b"ray::cell") and is_ours(int(place.name)):
+            if (place / "cmdline").read_bytes().startswith(b"ray::cell") and is_ours(
+                int(place.name)
+            ):
                 return int(place.name)
         except OSError:
             continue
@@ -44,7 +46,9 @@ def is_ours(pid: int) -> bool:
     return pid == os.getpid()
 
 
-def kill(what: str, after: int, study: Path, told: dict[str, Any], cluster: Any = None, node: Any = None) -> None:
+def kill(
+    what: str, after: int, study: Path, told: dict[str, Any], cluster: Any = None, node: Any = None
+) -> None:
     """Wait for so many finished cells, then kill."""
     while len(list(study.glob("*/outcome.safetensors"))) < after:
         time.sleep(0.02)
@@ -74,13 +78,19 @@ def run(what: str, after: int, flags: list[str]) -> int:
 
 def run_on_two(args: Any, told: dict[str, Any], flags: list[str]) -> int:
     """The same on a cluster of two workers."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
     threading.Thread(target=kill, args=(*args, cluster, nodes[1]), daemon=True).start()
     status = main(["compare", *flags])
     until = time.monotonic() + 60  # the head needs a while to see that a node is gone
-    while (alive := sum(node["Alive"] for node in ray.nodes())) == 3 and args[0] == "node" and time.monotonic() < until:
+    while (
+        (alive := sum(node["Alive"] for node in ray.nodes())) == 3
+        and args[0] == "node"
+        and time.monotonic() < until
+    ):
         time.sleep(0.5)
     told["alive"] = alive
     ray.shutdown()

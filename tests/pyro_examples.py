@@ -42,14 +42,19 @@ def folder() -> Path | None:
 @contextmanager
 def _importable(where: Path) -> Iterator[None]:
     """A context in which a script's neighbours can be imported, and what it does not need is empty."""
-    before, kept = set(sys.modules), {name: sys.modules[name] for name in UNNEEDED if name in sys.modules}
+    before, kept = (
+        set(sys.modules),
+        {name: sys.modules[name] for name in UNNEEDED if name in sys.modules},
+    )
     sys.path.insert(0, str(where))
     sys.modules.update({name: MagicMock(name=name) for name in UNNEEDED})
     try:
         yield
     finally:
         sys.path.remove(str(where))
-        for name in [n for n in sys.modules if n not in before and _is_under(sys.modules[n], where)] + list(UNNEEDED):
+        for name in [
+            n for n in sys.modules if n not in before and _is_under(sys.modules[n], where)
+        ] + list(UNNEEDED):
             sys.modules.pop(name, None)
         sys.modules.update(kept)
 
@@ -64,7 +69,9 @@ def script(path: str) -> ModuleType:
     root = folder()
     assert root is not None
     file = root / path
-    spec = importlib.util.spec_from_file_location("pyro_example_" + path.replace("/", "_").removesuffix(".py"), file)
+    spec = importlib.util.spec_from_file_location(
+        "pyro_example_" + path.replace("/", "_").removesuffix(".py"), file
+    )
     assert spec is not None
     assert spec.loader is not None
     module, dtype = importlib.util.module_from_spec(spec), torch.get_default_dtype()
@@ -81,7 +88,9 @@ def images(count: int = 5) -> Tensor:
 
 def labels(count: int = 5, states: int = 10) -> Tensor:
     """One-hot, `[N, states]`."""
-    return torch.nn.functional.one_hot(torch.arange(count) % states, states).to(torch.get_default_dtype())
+    return torch.nn.functional.one_hot(torch.arange(count) % states, states).to(
+        torch.get_default_dtype()
+    )
 
 
 def vae() -> Example:
@@ -92,7 +101,9 @@ def vae() -> Example:
 
 def ss_vae(enum: str | None = None, *, labelled: bool = False) -> Example:
     """enum: "parallel" for the setting in which the networks take the classes as one more dimension."""
-    net = script("vae/ss_vae_M2.py").SSVAE(z_dim=4, hidden_layers=[16], config_enum=enum, aux_loss_multiplier=46)
+    net = script("vae/ss_vae_M2.py").SSVAE(
+        z_dim=4, hidden_layers=[16], config_enum=enum, aux_loss_multiplier=46
+    )
     args = (images(), labels()) if labelled else (images(),)
     return Example(net.model, net.guide, args)
 
@@ -118,17 +129,33 @@ def cvae() -> Example:
 def dmm(num_iafs: int = 0, annealing: float = 1.0) -> Example:
     """Sequences of three lengths, so that some steps are masked; annealing: the scale of the latent sites."""
     module = script("dmm.py")
-    net = module.DMM(input_dim=6, z_dim=3, emission_dim=5, transition_dim=5, rnn_dim=7, num_iafs=num_iafs, iaf_dim=5)
+    net = module.DMM(
+        input_dim=6,
+        z_dim=3,
+        emission_dim=5,
+        transition_dim=5,
+        rnn_dim=7,
+        num_iafs=num_iafs,
+        iaf_dim=5,
+    )
 
     def batch(x: Tensor, lengths: Tensor) -> tuple[Any, ...]:
         """The arguments of the script's programs, with the sequences in the order in which they are given."""
         x = x[:, : int(lengths.max())]
         backwards = module.poly.reverse_sequences(x, lengths)
         packed = pack_padded_sequence(backwards, lengths, batch_first=True, enforce_sorted=False)
-        return x, packed, module.poly.get_mini_batch_mask(x, lengths).to(x.dtype), lengths, annealing
+        return (
+            x,
+            packed,
+            module.poly.get_mini_batch_mask(x, lengths).to(x.dtype),
+            lengths,
+            annealing,
+        )
 
     x, lengths = torch.bernoulli(torch.full((4, 5, 6), 0.4)), torch.tensor([5, 3, 4, 5])
-    return Example(lambda *args: net.model(*batch(*args)), lambda *args: net.guide(*batch(*args)), (x, lengths))
+    return Example(
+        lambda *args: net.model(*batch(*args)), lambda *args: net.guide(*batch(*args)), (x, lengths)
+    )
 
 
 def air(batch_size: int | None = None, *, masking: bool = True, baselines: bool = True) -> Example:
@@ -139,10 +166,16 @@ def air(batch_size: int | None = None, *, masking: bool = True, baselines: bool 
         likelihood_sd=1.0,
     )  # fmt: skip
     net = net.to(torch.get_default_dtype())
-    for baseline in (net.bl_rnn, net.bl_predict, net.bl_embed):  # which TraceGraph_ELBO alone trains
+    for baseline in (
+        net.bl_rnn,
+        net.bl_predict,
+        net.bl_embed,
+    ):  # which TraceGraph_ELBO alone trains
         baseline.requires_grad_(False)
     x = torch.rand(6, 8, 8)
-    return Example(partial(net.model, batch_size=batch_size), partial(net.guide, batch_size=batch_size), (x,))
+    return Example(
+        partial(net.model, batch_size=batch_size), partial(net.guide, batch_size=batch_size), (x,)
+    )
 
 
 def cevae(outcome: str = "bernoulli", *, blocked: bool = False) -> Example:
@@ -160,7 +193,9 @@ def cevae(outcome: str = "bernoulli", *, blocked: bool = False) -> Example:
 
 
 def scanvi(*, labelled: bool = False) -> Example:
-    net = script("scanvi/scanvi.py").SCANVI(num_genes=6, num_labels=3, l_loc=2.0, l_scale=0.5, latent_dim=2, scale_factor=0.02)
+    net = script("scanvi/scanvi.py").SCANVI(
+        num_genes=6, num_labels=3, l_loc=2.0, l_scale=0.5, latent_dim=2, scale_factor=0.02
+    )
     x = torch.poisson(torch.full((8, 6), 2.0))
     args = (x, labels(8, 3)) if labelled else (x,)
     return Example(net.model, net.guide, args)

@@ -45,9 +45,16 @@ class GaussianPrograms:
         count = sum(d.sizes)
         self.shifts, self.chain = [normal(size) for size in d.sizes], 0.7
         self.widths = [0.8, 0.6][: len(d.sizes)]
-        self.weights, self.biases, self.noises = [normal(size, count) for size in d.features], [0.2, -0.3], [0.7, 0.9]
+        self.weights, self.biases, self.noises = (
+            [normal(size, count) for size in d.features],
+            [0.2, -0.3],
+            [0.7, 0.9],
+        )
         self.centres = [0.3 * normal(size) for size in d.sizes]
-        self.args = (*(normal(d.num_data, size) for size in d.features), torch.rand(d.num_data, generator=generator) < 0.6)
+        self.args = (
+            *(normal(d.num_data, size) for size in d.features),
+            torch.rand(d.num_data, generator=generator) < 0.6,
+        )
         self.args[2][1:2] = False
         if not d.missing:
             self.args[2][:] = True
@@ -63,7 +70,9 @@ class GaussianPrograms:
             z = torch.cat(values, -1)
             for i, (observed, mask) in enumerate([(x, torch.ones_like(there)), (y, there)]):
                 with poutine.mask(mask=mask):
-                    fn = dist.Normal(z @ self.weights[i].T + self.biases[i], self.noises[i]).to_event(1)
+                    fn = dist.Normal(
+                        z @ self.weights[i].T + self.biases[i], self.noises[i]
+                    ).to_event(1)
                     pyro.sample(f"x{i}", fn, obs=observed)
 
     def guide(self, x: Tensor, y: Tensor, there: Tensor) -> None:
@@ -84,8 +93,13 @@ class GaussianPrograms:
 
     def q(self) -> MultivariateNormal:
         """The guide as one Gaussian of all z, batch `[N]`."""
-        widths = [torch.full((size,), width, dtype=torch.float64) for size, width in zip(self._sizes, self.widths, strict=True)]
-        return MultivariateNormal(torch.cat(self.q_locs(self.args[0]), -1), scale_tril=torch.cat(widths).diag())
+        widths = [
+            torch.full((size,), width, dtype=torch.float64)
+            for size, width in zip(self._sizes, self.widths, strict=True)
+        ]
+        return MultivariateNormal(
+            torch.cat(self.q_locs(self.args[0]), -1), scale_tril=torch.cat(widths).diag()
+        )
 
     def prior(self) -> MultivariateNormal:
         """p(z)."""
@@ -104,7 +118,11 @@ class GaussianPrograms:
             found.append(MultivariateNormal(mean[at], of_x).log_prob(seen))
             gain = torch.linalg.solve(of_x, covariance[at][:, :count]).T
             loc = mean[:count] + gain @ (seen - mean[at])
-            posteriors.append(MultivariateNormal(loc, covariance[:count, :count] - gain @ covariance[at][:, :count]))
+            posteriors.append(
+                MultivariateNormal(
+                    loc, covariance[:count, :count] - gain @ covariance[at][:, :count]
+                )
+            )
         return torch.stack(found), posteriors
 
     @property
@@ -115,7 +133,9 @@ class GaussianPrograms:
         """Mean and covariance of (z, x, y): they are linear in standard normal noise, of which unit vectors are tried."""
         size = sum(self._sizes) + sum(self.description.features)
         mean = self._linear(torch.zeros(size, dtype=torch.float64))
-        slopes = torch.stack([self._linear(unit) - mean for unit in torch.eye(size, dtype=torch.float64)], 1)
+        slopes = torch.stack(
+            [self._linear(unit) - mean for unit in torch.eye(size, dtype=torch.float64)], 1
+        )
         return mean, slopes @ slopes.T
 
     def _linear(self, noise: Tensor) -> Tensor:
@@ -126,7 +146,9 @@ class GaussianPrograms:
             loc = self.chain * values[-1].mean()
         z = torch.cat(values)
         parts = zip(self.weights, self.biases, self.noises, (of_x, of_y), strict=True)
-        return torch.cat([z, *(weight @ z + bias + scale * each for weight, bias, scale, each in parts)])
+        return torch.cat(
+            [z, *(weight @ z + bias + scale * each for weight, bias, scale, each in parts)]
+        )
 
 
 gaussians = st.builds(

@@ -40,7 +40,9 @@ def _elementwise(make: Callable[[Tensor, Tensor], Any]) -> Family:
 
 def _mvn(loc: Tensor, event: tuple[int, ...], free: Tensor) -> Any:
     size = event[0]
-    tril = 0.9 * free.exp() * torch.eye(size, dtype=loc.dtype) + 0.2 * torch.ones(size, size, dtype=loc.dtype).tril(-1)
+    tril = 0.9 * free.exp() * torch.eye(size, dtype=loc.dtype) + 0.2 * torch.ones(
+        size, size, dtype=loc.dtype
+    ).tril(-1)
     return dist.MultivariateNormal(_spread(loc, event), scale_tril=tril)
 
 
@@ -80,11 +82,15 @@ def _seeded(make: Callable[[], Any]) -> Any:
 def _mixture(loc: Tensor, event: tuple[int, ...], free: Tensor) -> Any:
     locs = torch.stack([_spread(loc, event) - 1, _spread(loc, event) + 1], loc.dim())
     parts = dist.Normal(locs, free.exp()).to_event(len(event))
-    return dist.MixtureSameFamily(dist.Categorical(torch.full((*loc.shape, 2), 0.5, dtype=loc.dtype)), parts)
+    return dist.MixtureSameFamily(
+        dist.Categorical(torch.full((*loc.shape, 2), 0.5, dtype=loc.dtype)), parts
+    )
 
 
 def _masked_mixture(loc: Tensor, event: tuple[int, ...], free: Tensor) -> Any:
-    one, other = (dist.Normal(_spread(loc + d, event), free.exp()).to_event(len(event)) for d in (-1, 1))
+    one, other = (
+        dist.Normal(_spread(loc + d, event), free.exp()).to_event(len(event)) for d in (-1, 1)
+    )
     return dist.MaskedMixture(loc > 0, one, other)
 
 
@@ -102,7 +108,9 @@ def _dirichlet(loc: Tensor, event: tuple[int, ...], free: Tensor) -> Any:
 
 def _rejected(loc: Tensor, event: tuple[int, ...], free: Tensor) -> Any:
     rate = torch.ones_like(_spread(loc, event)) * free.exp()
-    return ShapeAugmentedGamma((0.3 * _spread(loc, event)).exp() + 1, rate, boost=1).to_event(len(event))
+    return ShapeAugmentedGamma((0.3 * _spread(loc, event)).exp() + 1, rate, boost=1).to_event(
+        len(event)
+    )
 
 
 FAMILIES: dict[str, Family] = {
@@ -122,7 +130,9 @@ FAMILIES: dict[str, Family] = {
     "half-normal": _elementwise(lambda loc, scale: dist.HalfNormal(scale * (0.3 * loc).exp())),
     "rejection gamma": _rejected,
     "beta": _elementwise(lambda loc, scale: dist.Beta((0.3 * loc).exp() + 1, 1 + scale)),
-    "uniform": _elementwise(lambda loc, scale: dist.Uniform(torch.zeros_like(loc), torch.ones_like(loc))),
+    "uniform": _elementwise(
+        lambda loc, scale: dist.Uniform(torch.zeros_like(loc), torch.ones_like(loc))
+    ),
     "dirichlet": _dirichlet,
     "bernoulli": _elementwise(lambda loc, scale: dist.Bernoulli(logits=loc + scale)),
     "categorical": _categorical,
@@ -157,7 +167,16 @@ OBSERVED: dict[str, tuple[tuple[int, ...], ...]] = {
     "one-hot": ((3,),),
     "poisson": ((), (2,)),
 }
-FIXED_NOISE = {"normal", "laplace", "student", "mvn", "affine flow", "planar flow", "spline flow", "autoregressive flow"} | {
+FIXED_NOISE = {
+    "normal",
+    "laplace",
+    "student",
+    "mvn",
+    "affine flow",
+    "planar flow",
+    "spline flow",
+    "autoregressive flow",
+} | {
     "log-normal",
     "half-normal",
     "exponential",
@@ -243,7 +262,10 @@ class Programs:
         generator = torch.Generator().manual_seed(d.seed)
         count = len(d.latents)
         self.theta, self.phi = (
-            (0.3 * torch.randn(count + extra, generator=generator, dtype=torch.float64)).requires_grad_() for extra in (3, 1)
+            (
+                0.3 * torch.randn(count + extra, generator=generator, dtype=torch.float64)
+            ).requires_grad_()
+            for extra in (3, 1)
         )
         self.args = self._data(generator)
 
@@ -256,13 +278,17 @@ class Programs:
             for i, latent in enumerate(d.latents):
                 with self._around(args, latent.nested, latent.mask, latent.scale[0]):
                     start = self._batch(args, 0.3 * self.theta[i])
-                    fn = FAMILIES[latent.prior](start + loc * latent.parent, latent.event, 0.2 * self.theta[i])
+                    fn = FAMILIES[latent.prior](
+                        start + loc * latent.parent, latent.event, 0.2 * self.theta[i]
+                    )
                     value = pyro.sample(f"z{i}", self._masked(fn, args, latent.mask, latent.nested))
                 loc = loc + 0.5 * self._read(args, value, latent)
             for i, observed in enumerate(d.observed):
                 with self._around(args, observed.nested, observed.mask, observed.scale):
                     fn = FAMILIES[observed.family](
-                        self._batch(args, 0.1 * self.theta[-3]) + loc, observed.event, self.theta[-2]
+                        self._batch(args, 0.1 * self.theta[-3]) + loc,
+                        observed.event,
+                        self.theta[-2],
                     )
                     fn = self._masked(fn, args, observed.mask, observed.nested)
                     pyro.sample(f"x{i}", fn, obs=self._arranged(args[i], observed))
@@ -279,20 +305,28 @@ class Programs:
             features = self._features(args)
             for i, latent in reversed(order) if d.reverse else order:
                 with self._around(args, latent.nested, latent.mask, latent.scale[1]):
-                    start = self._batch(args, 0.4 * self.phi[i]) + 0.3 * features + loc * latent.parent
+                    start = (
+                        self._batch(args, 0.4 * self.phi[i]) + 0.3 * features + loc * latent.parent
+                    )
                     value = self._drawn(f"z{i}", latent, start, 0.3 * self.phi[i], args)
                 loc = loc + 0.4 * self._read(args, value, latent)
             if d.guide_factor:
                 term = 0.2 * (self._batch(args, self.phi[0]) + loc).sin()
                 pyro.factor("guide term", term, has_rsample=d.has_fixed_noise)
 
-    def _drawn(self, name: str, latent: Latent, loc: Tensor, free: Tensor, args: tuple[Tensor, ...]) -> Tensor:
+    def _drawn(
+        self, name: str, latent: Latent, loc: Tensor, free: Tensor, args: tuple[Tensor, ...]
+    ) -> Tensor:
         if latent.posterior != "delta":
             fn = FAMILIES[latent.posterior](loc, latent.event, free)
             return pyro.sample(name, self._masked(fn, args, latent.mask, latent.nested))
         event = len(latent.event)
         base = dist.Normal(torch.zeros_like(_spread(loc, latent.event)), 1.0).to_event(event)
-        noise = pyro.sample(f"{name} noise", self._masked(base, args, latent.mask, latent.nested), infer={"is_auxiliary": True})
+        noise = pyro.sample(
+            f"{name} noise",
+            self._masked(base, args, latent.mask, latent.nested),
+            infer={"is_auxiliary": True},
+        )
         value = _spread(loc, latent.event) + free.exp() * noise
         log_slope = -free * math.prod(latent.event)
         density = log_slope.expand(value.shape[: value.dim() - event])
@@ -335,7 +369,9 @@ class Programs:
                 "mean": lambda: value.mean(1),
                 "reshape": lambda: value.reshape(len(args[0]), -1)[..., 0],
                 "concatenate": lambda: (
-                    torch.cat([value, self._features(args).reshape(-1, *[1] * event)], 1)[:, 0] if event == 1 else value[:, 0]
+                    torch.cat([value, self._features(args).reshape(-1, *[1] * event)], 1)[:, 0]
+                    if event == 1
+                    else value[:, 0]
                 ),
             }[d.read]()
             while read.dim() > 1:
@@ -382,7 +418,9 @@ class Programs:
                 yield
 
     @contextmanager
-    def _around(self, args: tuple[Tensor, ...], nested: bool, mask: str, scale: float) -> Iterator[None]:
+    def _around(
+        self, args: tuple[Tensor, ...], nested: bool, mask: str, scale: float
+    ) -> Iterator[None]:
         """The nested plate, the mask and the scale of a site."""
         with ExitStack() as stack:
             if nested:
@@ -413,7 +451,9 @@ class Programs:
             for observed in d.observed:
                 shape = (d.num_data, NESTED) if observed.nested else (d.num_data,)
                 loc = torch.randn(shape, dtype=torch.float64)
-                x = FAMILIES[observed.family](loc, observed.event, torch.zeros((), dtype=torch.float64)).sample()
+                x = FAMILIES[observed.family](
+                    loc, observed.event, torch.zeros((), dtype=torch.float64)
+                ).sample()
                 if observed.missing:
                     there = elements if observed.mask == "element" and observed.nested else mask
                     there = there.reshape(*there.shape, *[1] * (x.dim() - there.dim()))
@@ -451,21 +491,40 @@ def observations(draw: st.DrawFn, nesting: str) -> Observed:
     mask = draw(st.sampled_from(masks))
     missing = mask in ("datum", "element") and draw(st.booleans())
     return Observed(
-        family, draw(st.sampled_from(OBSERVED[family])), nested, mask, missing, draw(st.sampled_from([1.0, 1.0, 1.0, 0.5]))
+        family,
+        draw(st.sampled_from(OBSERVED[family])),
+        nested,
+        mask,
+        missing,
+        draw(st.sampled_from([1.0, 1.0, 1.0, 0.5])),
     )
 
 
 @st.composite
-def descriptions(draw: st.DrawFn, kinds: tuple[str, ...] = tuple(KINDS), plain: bool = False) -> Description:
+def descriptions(
+    draw: st.DrawFn, kinds: tuple[str, ...] = tuple(KINDS), plain: bool = False
+) -> Description:
     """Any program. plain: one whose data have a log p(x) each, by a sum over the states of its latent sites."""
     if plain:
         found = draw(descriptions(kinds))
-        latents_of = tuple(replace(latent, nested=False, mask="none", scale=(1.0, 1.0)) for latent in found.latents[:2])
-        observed = tuple(replace(site, nested=False, mask="none", missing=False, scale=1.0) for site in found.observed)
-        found = replace(found, latents=latents_of, observed=observed, plate="data", nesting="none", read="right")
-        return replace(found, shared=False, guide_factor=False)  # with a factor the guide is no density
+        latents_of = tuple(
+            replace(latent, nested=False, mask="none", scale=(1.0, 1.0))
+            for latent in found.latents[:2]
+        )
+        observed = tuple(
+            replace(site, nested=False, mask="none", missing=False, scale=1.0)
+            for site in found.observed
+        )
+        found = replace(
+            found, latents=latents_of, observed=observed, plate="data", nesting="none", read="right"
+        )
+        return replace(
+            found, shared=False, guide_factor=False
+        )  # with a factor the guide is no density
     plate = draw(st.sampled_from(["data", "data", "data", "subsampled", "none"]))
-    nesting = draw(st.sampled_from(["none", "none", "left", "right"])) if plate != "none" else "none"
+    nesting = (
+        draw(st.sampled_from(["none", "none", "left", "right"])) if plate != "none" else "none"
+    )
     return Description(
         tuple(draw(st.lists(latents(nesting, kinds), min_size=1, max_size=3))),
         tuple(draw(st.lists(observations(nesting), min_size=1, max_size=2))),
@@ -473,8 +532,12 @@ def descriptions(draw: st.DrawFn, kinds: tuple[str, ...] = tuple(KINDS), plain: 
         plate,
         nesting,
         draw(st.booleans()),
-        draw(st.sampled_from(["right", "right", "right", "first", "mean", "reshape", "concatenate"])),
-        draw(st.sampled_from(["none", "none", "none", "number", "datum"])) if plate != "none" else "none",
+        draw(
+            st.sampled_from(["right", "right", "right", "first", "mean", "reshape", "concatenate"])
+        ),
+        draw(st.sampled_from(["none", "none", "none", "number", "datum"]))
+        if plate != "none"
+        else "none",
         draw(st.booleans()),
         draw(st.booleans()),
         draw(st.integers(0, 4)) == 4,

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from pyroae import zoo
 from pyroae.config import RunConfig, TrainConfig
-from pyroae.data import Dataset, load
-from pyroae.fabric import whole
+from pyroae.data.dataset import Dataset
+from pyroae.data.loading import load
+from pyroae.distributed.fabric import whole
 from pyroae.objectives import parse_objective
-from pyroae.processes import is_first
-from pyroae.training import fit
+from pyroae.runtime.processes import is_first
+from pyroae.training.fitting import fit
 
 NUM_DATA = 103  # with batches of 25 the last has 3: fewer than four processes
 
@@ -33,7 +34,9 @@ def model(x: Tensor, y: Tensor) -> None:
     with pyro.plate("data", NUM_DATA, subsample=torch.arange(len(x))):
         z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
         k = pyro.sample("k", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(x @ pyro.param("w", torch.zeros(3)) + z.sum(-1) + k, scale), obs=y)
+        pyro.sample(
+            "y", dist.Normal(x @ pyro.param("w", torch.zeros(3)) + z.sum(-1) + k, scale), obs=y
+        )
 
 
 def guide(x: Tensor, y: Tensor) -> None:
@@ -56,14 +59,26 @@ def cases(train: Dataset) -> dict[str, tuple[Callable[[], Any], str, Any, dict[s
     """By name: a system, an objective, data, settings."""
 
     def of(**settings: Any) -> Callable[[], Any]:
-        return lambda: zoo.from_config(RunConfig(**{"latent": 3, "hidden": (20,), **settings}), train)
+        return lambda: zoo.from_config(
+            RunConfig(**{"latent": 3, "hidden": (20,), **settings}), train
+        )
 
     return {
-        "vae": (of(), "trace-elbo", train, {"kl_warmup": 2, "grad_clip": 5.0, "schedule": "cosine"}),
+        "vae": (
+            of(),
+            "trace-elbo",
+            train,
+            {"kl_warmup": 2, "grad_clip": 5.0, "schedule": "cosine"},
+        ),
         "dreg": (of(), "dreg:num_particles=5", train, {}),
         "vimco": (of(system="discrete-vae"), "vimco:num_particles=4", train, {}),
         "categorical": (
-            of(system="discrete-vae", latent=6, prior="categorical:categories=3", posterior="categorical:categories=3"),
+            of(
+                system="discrete-vae",
+                latent=6,
+                prior="categorical:categories=3",
+                posterior="categorical:categories=3",
+            ),
             "rws:num_particles=4",
             train,
             {},
@@ -94,12 +109,16 @@ def differences(world: int, strategy: str, precision: str, names: list[str]) -> 
                 keep="last",
                 **settings,
             )
-            result = fit(make(), data, parse_objective(objective), config, valid=valid, progress=False)
+            result = fit(
+                make(), data, parse_objective(objective), config, valid=valid, progress=False
+            )
             weights.append(whole(dict(result.system.state_dict())))
             histories.append([round(e.train_nelbo, 3) for e in result.history])
         assert histories[0] == histories[1], (name, histories)
         several, one = weights
-        found[name] = max(((several[k] - one[k]).abs().max() / one[k].abs().max()).item() for k in one)
+        found[name] = max(
+            ((several[k] - one[k]).abs().max() / one[k].abs().max()).item() for k in one
+        )
     return found
 
 

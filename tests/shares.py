@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
-from pyroae.processes import Share
+from pyroae.runtime.processes import Share
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,9 @@ class Played(Share):
         i = len(self.now)
         self.now.append(pickle.loads(pickle.dumps(value)))
         others = {rank: values[i] for rank, values in self.told.items() if i < len(values)}
-        return [value if rank == self.rank else others.get(rank, value) for rank in range(self.world)]
+        return [
+            value if rank == self.rank else others.get(rank, value) for rank in range(self.world)
+        ]
 
 
 def played(world: int, work: Callable[[Share], Any], passes: int = 6) -> list[Any]:
@@ -46,14 +48,18 @@ def _started(rank: int, world: int, folder: str, work: Callable[[Share, Path], A
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     where = Path(folder)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{where}/meet{world}", rank=rank, world_size=world)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{where}/meet{world}", rank=rank, world_size=world
+    )
     torch.save(work(Share(rank, world), where), where / f"found{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 def in_processes(world: int, work: Callable[[Share, Path], Any], folder: Path) -> list[Any]:
     """What `work` gives in each of so many processes of gloo."""
-    context = torch.multiprocessing.spawn(_started, (world, str(folder), work), nprocs=world, join=False)
+    context = torch.multiprocessing.spawn(
+        _started, (world, str(folder), work), nprocs=world, join=False
+    )
     while not context.join(timeout=120):
         pass
     return [torch.load(folder / f"found{rank}.pt", weights_only=False) for rank in range(world)]

@@ -61,7 +61,9 @@ class Fixed(Messenger):
         while value.dim() > dims:
             assert value.shape[0] == 1
             value = value[0]
-        if self.datum is not None and any(frame.name == "data" for frame in msg["cond_indep_stack"]):
+        if self.datum is not None and any(
+            frame.name == "data" for frame in msg["cond_indep_stack"]
+        ):
             value = value.narrow(len(msg["fn"].batch_shape) + self.data_dim, self.datum, 1)
         msg["value"], msg["done"] = value, True
 
@@ -105,7 +107,9 @@ class Reference:
 
     def of(self, name: str) -> Tensor:
         """One of the terms, `[K, N]`."""
-        return torch.stack([torch.stack([getattr(term, name) for term in row]) for row in self.terms])
+        return torch.stack(
+            [torch.stack([getattr(term, name) for term in row]) for row in self.terms]
+        )
 
     @property
     def scales(self) -> Tensor:
@@ -114,10 +118,14 @@ class Reference:
 
     def total(self, bound: Tensor) -> Tensor:
         """Σ_n scale_n F_n, with the mean of the terms outside the plate."""
-        return (self.scales * bound).sum() + torch.stack([term.log_weight for term in self.shared]).mean()
+        return (self.scales * bound).sum() + torch.stack(
+            [term.log_weight for term in self.shared]
+        ).mean()
 
 
-def reference(programs: Programs, draws: list[dict[str, Tensor]], only: int | None = None) -> Reference:
+def reference(
+    programs: Programs, draws: list[dict[str, Tensor]], only: int | None = None
+) -> Reference:
     """All terms of all data and particles, differentiable in the programs' parameters at fixed draws.
 
     only: of this datum, whose draws come from a run on it alone.
@@ -127,14 +135,27 @@ def reference(programs: Programs, draws: list[dict[str, Tensor]], only: int | No
     if only is not None:
         data = [only]
     with pyro.validation_enabled(False):
-        runs = [[_runs(programs, values, n, alone=only is not None) for n in data] for values in draws]
-    plate = float(FULL_SIZE) if d.plate == "subsampled" else 1.0  # the scale of the plate in a run on one datum
+        runs = [
+            [_runs(programs, values, n, alone=only is not None) for n in data] for values in draws
+        ]
+    plate = (
+        float(FULL_SIZE) if d.plate == "subsampled" else 1.0
+    )  # the scale of the plate in a run on one datum
     outside = {"shared"} if d.plate != "none" else set()
-    exponents = [sorted({_exponent(site, plate) for site in _local(runs[0][i], outside)}) for i in range(len(data))]
+    exponents = [
+        sorted({_exponent(site, plate) for site in _local(runs[0][i], outside)})
+        for i in range(len(data))
+    ]
     is_common = all(len(of_datum) == 1 for of_datum in exponents)
     common = [of_datum[0] if is_common else 1.0 for of_datum in exponents]
     base = FULL_SIZE / d.num_data if d.plate == "subsampled" else 1.0
-    terms = [[_terms(run, plate * common[i], lambda name: name not in outside) for i, run in enumerate(row)] for row in runs]
+    terms = [
+        [
+            _terms(run, plate * common[i], lambda name: name not in outside)
+            for i, run in enumerate(row)
+        ]
+        for row in runs
+    ]
     shared = [_terms(row[0], 1.0, lambda name: name in outside) for row in runs]
     return Reference(terms, shared, [base * c for c in common])
 
@@ -142,10 +163,14 @@ def reference(programs: Programs, draws: list[dict[str, Tensor]], only: int | No
 Runs = tuple[Any, Any]
 
 
-def _runs(programs: Programs, values: dict[str, Tensor], datum: int | None, *, alone: bool = False) -> Runs:
+def _runs(
+    programs: Programs, values: dict[str, Tensor], datum: int | None, *, alone: bool = False
+) -> Runs:
     dim = programs.description.data_dim
     args = programs.args if datum is None else tuple(a[datum : datum + 1] for a in programs.args)
-    guide = poutine.trace(Fixed(values, None if alone else datum, dim)(programs.guide)).get_trace(*args)
+    guide = poutine.trace(Fixed(values, None if alone else datum, dim)(programs.guide)).get_trace(
+        *args
+    )
     seen = {name: site["value"] for name, site in _samples(guide) if not site["is_observed"]}
     model = poutine.trace(Fixed(seen, None, dim)(programs.model)).get_trace(*args)
     return guide, model
@@ -175,7 +200,9 @@ def _is_delta(fn: Any) -> bool:
 
 def _log_prob(site: dict[str, Any]) -> Tensor:
     fn, value = site["fn"], site["value"]
-    if site["is_observed"] and value.is_floating_point():  # missing: masked, so any value that has a density will do
+    if (
+        site["is_observed"] and value.is_floating_point()
+    ):  # missing: masked, so any value that has a density will do
         value = torch.where(value.isnan(), 1.0, value)
     inner = fn.base_dist if type(fn).__name__ == "MaskedDistribution" else fn
     found = planar_log_prob(inner, value) if _is_planar(inner) else inner.log_prob(value)
@@ -206,7 +233,9 @@ def planar_log_prob(fn: Any, value: Tensor) -> Tensor:
 
 def _masked(site: dict[str, Any], term: Tensor) -> Tensor:
     mask = site["mask"]
-    return term if mask is None else torch.where(torch.as_tensor(mask).expand(term.shape), term, 0.0)
+    return (
+        term if mask is None else torch.where(torch.as_tensor(mask).expand(term.shape), term, 0.0)
+    )
 
 
 def _terms(run: Runs, scale: float, belongs: Callable[[str], bool]) -> Terms:
@@ -233,7 +262,11 @@ def _terms(run: Runs, scale: float, belongs: Callable[[str], bool]) -> Terms:
             found.observed = found.observed + term * site["is_observed"]
         else:
             found.posterior = found.posterior + term
-            unmasked = site["fn"].base_dist if type(site["fn"]).__name__ == "MaskedDistribution" else site["fn"]
+            unmasked = (
+                site["fn"].base_dist
+                if type(site["fn"]).__name__ == "MaskedDistribution"
+                else site["fn"]
+            )
             found.draws = found.draws + _log_prob({**site, "fn": unmasked}).sum()
             found.exponents.append(exponent)
         if not site["is_observed"]:
@@ -242,7 +275,9 @@ def _terms(run: Runs, scale: float, belongs: Callable[[str], bool]) -> Terms:
     return found
 
 
-def _divergence(q: dict[str, Any], p: dict[str, Any] | None, scale: float, in_order: bool) -> Tensor:
+def _divergence(
+    q: dict[str, Any], p: dict[str, Any] | None, scale: float, in_order: bool
+) -> Tensor:
     """E_q [s_q log q − s_p log p] of one site."""
     at_draw = _exponent(q, scale) * _masked(q, _log_prob(q)).sum()
     if p is None:
@@ -251,7 +286,11 @@ def _divergence(q: dict[str, Any], p: dict[str, Any] | None, scale: float, in_or
     if in_order and not _is_delta(q["fn"]) and p["mask"] is q["mask"]:
         try:
             found = of_p * _masked(p, kl_divergence(q["fn"], p["fn"])).sum()
-            return found if of_p == of_q else found - (of_q - of_p) * _masked(q, q["fn"].entropy()).sum()
+            return (
+                found
+                if of_p == of_q
+                else found - (of_q - of_p) * _masked(q, q["fn"].entropy()).sum()
+            )
         except NotImplementedError:
             pass
     return at_draw - of_p * _masked(p, _log_prob(p)).sum()
@@ -264,9 +303,15 @@ def log_mean_exp(values: Tensor) -> Tensor:
 
 def bound_of(name: str, log_weight: Tensor, options: dict[str, Any]) -> Tensor:
     """A bound `[N]` of log-weights `[K, N]`, as its paper has it."""
-    return {"elbo": _elbo, "iwae": log_mean_exp, "renyi": _renyi, "miwae": _miwae, "ciwae": _ciwae, "jvi": _jvi, "tvo": _tvo}[
-        name
-    ](log_weight, **options)
+    return {
+        "elbo": _elbo,
+        "iwae": log_mean_exp,
+        "renyi": _renyi,
+        "miwae": _miwae,
+        "ciwae": _ciwae,
+        "jvi": _jvi,
+        "tvo": _tvo,
+    }[name](log_weight, **options)
 
 
 def _elbo(log_weight: Tensor) -> Tensor:
@@ -294,7 +339,9 @@ def _jvi(log_weight: Tensor, order: int = 1) -> Tensor:
     count = len(log_weight)
     total = torch.zeros(log_weight.shape[1], dtype=torch.float64)
     for j in range(order + 1):
-        subsets = [log_mean_exp(log_weight[list(kept)]) for kept in combinations(range(count), count - j)]
+        subsets = [
+            log_mean_exp(log_weight[list(kept)]) for kept in combinations(range(count), count - j)
+        ]
         sign = (-1) ** j * (count - j) ** order / (math.factorial(order - j) * math.factorial(j))
         total = total + sign * torch.stack(subsets).mean(0)
     return total

@@ -23,7 +23,9 @@ SYSTEMS = {
     "sparse-ae-map": lambda: zoo.sparse_autoencoder(
         D, M, encoder=MAPS, decoder=MAPS, weight_prior=GaussianWeights(1.0, num_data=50)
     ),
-    "denoising-ae": lambda: zoo.denoising_autoencoder(D, M, corruptions.Gaussian(0.1), encoder=MAPS),
+    "denoising-ae": lambda: zoo.denoising_autoencoder(
+        D, M, corruptions.Gaussian(0.1), encoder=MAPS
+    ),
     "denoising-vae": lambda: zoo.vae(D, M, encoder=MAPS, corruption=corruptions.SaltAndPepper(0.2)),
     "ppca": lambda: zoo.ppca(D, M),
     "ppca-exact": lambda: zoo.ppca(D, M, exact=True),
@@ -31,16 +33,34 @@ SYSTEMS = {
     "vae-conv": lambda: zoo.vae((4, 4), M, encoder=Conv((4, 5), width=6)),
     "vae-linear": lambda: zoo.vae(D, M, encoder=Linear()),
     "vae-laplace": lambda: zoo.vae(D, M, encoder=MAPS, prior=Laplace(1.5)),
-    "vae-normal": lambda: zoo.vae(D, M, encoder=MAPS, likelihood=likelihoods.Normal(0.3, learn=True)),
-    "vae-continuous": lambda: zoo.vae(D, M, encoder=MAPS, likelihood=likelihoods.ContinuousBernoulli()),
+    "vae-normal": lambda: zoo.vae(
+        D, M, encoder=MAPS, likelihood=likelihoods.Normal(0.3, learn=True)
+    ),
+    "vae-continuous": lambda: zoo.vae(
+        D, M, encoder=MAPS, likelihood=likelihoods.ContinuousBernoulli()
+    ),
 }
 DISCRETE = {
     "discrete-vae": lambda: zoo.discrete_vae(D, M, encoder=MAPS),
-    "discrete-vae-learned": lambda: zoo.discrete_vae(D, M, encoder=MAPS, prior=priors.Bernoulli(learn=True)),
+    "discrete-vae-learned": lambda: zoo.discrete_vae(
+        D, M, encoder=MAPS, prior=priors.Bernoulli(learn=True)
+    ),
     "discrete-vae-categorical": lambda: zoo.discrete_vae(D, 6, categories=3, encoder=MAPS),
 }
 """Systems whose draws carry no gradient."""
-FOR_DISCRETE = ("trace-elbo", "iwae", "renyi", "miwae", "ciwae", "piwae", "jvi", "rws", "vimco", "score", "tvo")
+FOR_DISCRETE = (
+    "trace-elbo",
+    "iwae",
+    "renyi",
+    "miwae",
+    "ciwae",
+    "piwae",
+    "jvi",
+    "rws",
+    "vimco",
+    "score",
+    "tvo",
+)
 """Named objectives that train them."""
 ZOO: dict[str, Callable[[], Autoencoder]] = {
     **{name: partial(build, D, M) for name, build in zoo._ZOO.items()},

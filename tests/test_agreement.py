@@ -13,11 +13,18 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.distributions.testing.fakes import NonreparameterizedNormal
-from pyro.infer import Importance, RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
+from pyro.infer import (
+    Importance,
+    RenyiELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+)
 from pyro.infer.importance import vectorized_importance_weights
 from torch import Tensor
 
-from pyroae.evaluation.likelihood import log_likelihood
+from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.objectives import ELBO, IWAE, OBJECTIVES, Objective, Pathwise, Renyi, Score, WakeSleep
 from pyroae.testing import Toy
 from pyroae.weights import log_weights
@@ -104,7 +111,9 @@ def test_renyi_of_subsamples(alpha: float) -> None:
 
     def bounds(index: list[int]) -> tuple[float, float]:
         toy.noise = noise[:, index]
-        found, theirs = (run(objective, toy, toy.model, toy.guide, x[index])[0] for objective in (ours, pyros))
+        found, theirs = (
+            run(objective, toy, toy.model, toy.guide, x[index])[0] for objective in (ours, pyros)
+        )
         return -found, -theirs
 
     whole, theirs = bounds(list(range(6)))
@@ -117,7 +126,9 @@ def test_renyi_of_subsamples(alpha: float) -> None:
 
     toy.noise = noise[:, :2]  # what it is instead, in formulas
     log_weight = log_weights(toy.model, toy.guide, x[:2], num_particles=5).log_weight
-    assert pairs[0][1] == pytest.approx(Renyi(5, alpha).value(3 * log_weight).sum().item(), rel=1e-12)
+    assert pairs[0][1] == pytest.approx(
+        Renyi(5, alpha).value(3 * log_weight).sum().item(), rel=1e-12
+    )
 
 
 def test_subsampled_bound_stays_below_the_evidence() -> None:
@@ -129,8 +140,15 @@ def test_subsampled_bound_stays_below_the_evidence() -> None:
     toy.size = 4000
     pyros = RenyiELBO(alpha=0, num_particles=64, vectorize_particles=True, max_plate_nesting=1)
     covariance = toy.weight @ toy.weight.T + 0.49 * torch.eye(3)
-    log_p = torch.distributions.MultivariateNormal(toy.weight @ toy.prior + toy.bias, covariance).log_prob(x[0]).item()
-    losses = [[float(o.loss(toy.model, toy.guide, x)) for o in (Objective(IWAE(64)), pyros)] for _ in range(100)]
+    log_p = (
+        torch.distributions.MultivariateNormal(toy.weight @ toy.prior + toy.bias, covariance)
+        .log_prob(x[0])
+        .item()
+    )
+    losses = [
+        [float(o.loss(toy.model, toy.guide, x)) for o in (Objective(IWAE(64)), pyros)]
+        for _ in range(100)
+    ]
     gaps = -torch.tensor(losses) / 400 - 10 * log_p
     (ours, se), (theirs, other) = mean_and_error(gaps[:, 0]), mean_and_error(gaps[:, 1])
     assert -0.1 < ours < -4 * se
@@ -145,7 +163,11 @@ def test_iwae_without_reparameterization() -> None:
     size = 100_000
     gradients = {}
     for name, kind, objective in (
-        ("pyro", NonreparameterizedNormal, RenyiELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)),
+        (
+            "pyro",
+            NonreparameterizedNormal,
+            RenyiELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1),
+        ),
         ("vimco", NonreparameterizedNormal, OBJECTIVES["vimco"](num_particles=3)),
         ("pathwise", dist.Normal, Objective(IWAE(3), Pathwise())),
     ):
@@ -153,7 +175,11 @@ def test_iwae_without_reparameterization() -> None:
 
         def model(x: Tensor) -> None:
             with pyro.plate("data", len(x)):
-                pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(torch.zeros(size), 1.0)), 1.0), obs=x)
+                pyro.sample(
+                    "x",
+                    dist.Normal(pyro.sample("z", dist.Normal(torch.zeros(size), 1.0)), 1.0),
+                    obs=x,
+                )
 
         def guide(x: Tensor, loc: Tensor = loc, kind: Any = kind) -> None:
             pyro.clear_param_store()
@@ -175,7 +201,9 @@ def test_what_pyros_estimators_lack() -> None:
         with pytest.raises(AttributeError, match="no attribute 'differentiable_loss'"):
             pyros(_Module(toy.model), _Module(toy.guide))(x)
     for name in ("renyi", "rws"):
-        assert OBJECTIVES[name](num_particles=2)(_Module(toy.model), _Module(toy.guide))(x).requires_grad
+        assert OBJECTIVES[name](num_particles=2)(_Module(toy.model), _Module(toy.guide))(
+            x
+        ).requires_grad
 
 
 class _Module(torch.nn.Module):
@@ -220,10 +248,14 @@ def test_wake_sleep_of_a_batch() -> None:
         return torch.tensor(loss), gradient, pyros.loss(toy.model, toy.guide, x[index])[0]
 
     whole = both([0, 1, 2, 3])
-    losses, gradients, theirs = (torch.stack(column).sum(0) for column in zip(*(both([n]) for n in range(4)), strict=True))
+    losses, gradients, theirs = (
+        torch.stack(column).sum(0) for column in zip(*(both([n]) for n in range(4)), strict=True)
+    )
     assert whole[0].item() == pytest.approx(losses.item(), rel=1e-12)
     torch.testing.assert_close(whole[1], gradients, rtol=1e-10, atol=1e-10)
-    assert theirs.item() == pytest.approx(losses.item(), rel=1e-12)  # one datum at a time Pyro has the same
+    assert theirs.item() == pytest.approx(
+        losses.item(), rel=1e-12
+    )  # one datum at a time Pyro has the same
     assert abs(whole[2].item() - losses.item()) > 0.01
     toy.noise = noise
     joint = log_weights(toy.model, toy.guide, x, num_particles=5).log_weight.sum(1)
@@ -241,7 +273,9 @@ def test_importance_weights_equal_pyro() -> None:
         pyro.set_rng_seed(3)
         ours = log_weights(toy.model, toy.guide, x, num_particles=6).log_weight
         pyro.set_rng_seed(3)
-        theirs, _, _ = vectorized_importance_weights(toy.model, toy.guide, x, num_samples=6, max_plate_nesting=1)
+        theirs, _, _ = vectorized_importance_weights(
+            toy.model, toy.guide, x, num_samples=6, max_plate_nesting=1
+        )
         assert ours.shape == (6, num_data)
         assert theirs.std() > 0.1
         torch.testing.assert_close(ours.sum(1), theirs, rtol=1e-12, atol=0)
@@ -251,7 +285,9 @@ def test_normalized_importance_weights_fail_in_pyro() -> None:
     """`normalized=True` takes a logsumexp without a dimension; the normalized weights are the slopes of IWAE."""
     toy, x = Program(), torch.randn(1, 3)
     with pytest.raises(TypeError, match="logsumexp"):
-        vectorized_importance_weights(toy.model, toy.guide, x, num_samples=6, max_plate_nesting=1, normalized=True)
+        vectorized_importance_weights(
+            toy.model, toy.guide, x, num_samples=6, max_plate_nesting=1, normalized=True
+        )
     share = IWAE(6).slope(log_weights(toy.model, toy.guide, x, num_particles=6).log_weight)
     torch.testing.assert_close(share.sum(0), torch.ones(1))
 
@@ -266,11 +302,15 @@ def test_importance_of_one_datum_equals_pyro() -> None:
     def one_by_one(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             loc = x @ toy.encode.T + toy.shift
-            pyro.sample("z", Given(loc, toy.log_scale.exp().expand_as(loc), next(draws)[None]).to_event(1))
+            pyro.sample(
+                "z", Given(loc, toy.log_scale.exp().expand_as(loc), next(draws)[None]).to_event(1)
+            )
 
     theirs = Importance(toy.model, one_by_one, num_samples=12).run(x)
     torch.testing.assert_close(torch.stack(theirs.log_weights), ours, rtol=1e-12, atol=0)
-    assert theirs.get_log_normalizer().item() == pytest.approx(IWAE(12).value(ours[:, None]).item(), rel=1e-12)
+    assert theirs.get_log_normalizer().item() == pytest.approx(
+        IWAE(12).value(ours[:, None]).item(), rel=1e-12
+    )
     whole = log_likelihood(toy.model, toy.guide, x, num_particles=12)
     assert whole.log_px.item() == pytest.approx(theirs.get_log_normalizer().item(), rel=1e-12)
     assert whole.ess.item() == pytest.approx(theirs.get_ESS().item(), rel=1e-12)
@@ -286,7 +326,9 @@ def no_path(toy: Program) -> Any:
         pyro.module("toy", toy)
         with toy.plate(x):
             loc = x @ toy.encode.T + toy.shift
-            pyro.sample("z", NonreparameterizedNormal(loc, toy.log_scale.exp().expand_as(loc)).to_event(1))
+            pyro.sample(
+                "z", NonreparameterizedNormal(loc, toy.log_scale.exp().expand_as(loc)).to_event(1)
+            )
 
     return guide
 
@@ -304,7 +346,9 @@ def test_score_gradient_of_one_draw_equals_pyro(pyros: Any) -> None:
     pyro.set_rng_seed(3)
     toy.zero_grad()
     log_weights(toy.model, guide, x).log_post.sum().backward()
-    score = torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in toy.parameters()])
+    score = torch.cat(
+        [torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in toy.parameters()]
+    )
     assert by_side(toy, score)[1].abs().max() > 1e-2
     assert_same((loss, gradient - score), (expected_loss, expected))
     assert_same((loss, by_side(toy, gradient)[0]), (expected_loss, by_side(toy, expected)[0]))
@@ -319,12 +363,20 @@ def test_score_gradients_have_pyros_mean() -> None:
     size = 100_000
     pyros = Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
     gradients = []
-    for objective in (pyros, Objective(ELBO(3), Score("none")), Objective(ELBO(3), Score("leave-one-out"))):
+    for objective in (
+        pyros,
+        Objective(ELBO(3), Score("none")),
+        Objective(ELBO(3), Score("leave-one-out")),
+    ):
         loc = torch.full((size,), 0.9, requires_grad=True)
 
         def model(x: Tensor) -> None:
             with pyro.plate("data", len(x)):
-                pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(torch.zeros(size), 1.0)), 1.0), obs=x)
+                pyro.sample(
+                    "x",
+                    dist.Normal(pyro.sample("z", dist.Normal(torch.zeros(size), 1.0)), 1.0),
+                    obs=x,
+                )
 
         def guide(x: Tensor, loc: Tensor = loc) -> None:
             pyro.clear_param_store()
@@ -358,7 +410,11 @@ def test_score_gradient_of_a_discrete_latent_has_the_mean_that_pyro_enumerates()
         def guide(x: Tensor) -> None:
             pyro.clear_param_store()
             with pyro.plate("data", len(x)):
-                pyro.sample("z", dist.Categorical(logits=pyro.param("logits", logits)), infer={"enumerate": "parallel"})
+                pyro.sample(
+                    "z",
+                    dist.Categorical(logits=pyro.param("logits", logits)),
+                    infer={"enumerate": "parallel"},
+                )
 
         loss = torch.as_tensor(objective.loss_and_grads(model, guide, torch.ones(num_data)))
         assert logits.grad is not None

@@ -14,9 +14,9 @@ from torch import Tensor
 from pyroae import zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.errors import ConfigError, DataError, ProgramError, UndefinedLikelihoodError
-from pyroae.evaluation import ais as ais_module
-from pyroae.evaluation import hmc
-from pyroae.evaluation.ais import BDMC, AISEstimate, AISSettings, ais, bdmc
+from pyroae.evaluation.annealing import bounds as ais_module
+from pyroae.evaluation.annealing import hmc
+from pyroae.evaluation.annealing.bounds import BDMC, AISEstimate, AISSettings, ais, bdmc
 from pyroae.evaluation.blocks import block_seed
 from pyroae.evaluation.exact import exact_log_likelihood
 from tests.systems import system_and_data
@@ -62,7 +62,13 @@ def test_within_its_error_of_the_exact_value() -> None:
     system, x = ppca()
     exact = exact_log_likelihood(system, x)
     for schedule in ("sigmoid", "linear"):
-        found = ais(system.model, None, x, settings=AISSettings(16, 40, schedule=schedule, leapfrog_steps=4), seed=0)
+        found = ais(
+            system.model,
+            None,
+            x,
+            settings=AISSettings(16, 40, schedule=schedule, leapfrog_steps=4),
+            seed=0,
+        )
         assert found.se.max() < 0.3
         assert ((found.log_px - exact).abs() < 4 * found.se).all()
         assert found.nll == pytest.approx(-exact.mean().item(), abs=4 * found.monte_carlo_se)
@@ -83,7 +89,9 @@ def test_weights_are_unbiased_and_intervals_cover() -> None:
     exact = exact_log_likelihood(system, x)
     found = ais(system.model, None, x, settings=SHORT, seed=0)
     relative = (found.log_weights - exact).exp().mean(0)
-    assert relative.mean().item() == pytest.approx(1, abs=4 * relative.std().item() / math.sqrt(500))
+    assert relative.mean().item() == pytest.approx(
+        1, abs=4 * relative.std().item() / math.sqrt(500)
+    )
     assert relative.std() > 0.02
     assert (found.log_px - exact).mean() < 0
     assert 0.9 < coverage(found, exact) < 0.99
@@ -103,7 +111,9 @@ def test_the_error_falls_with_the_number_of_distributions() -> None:
     """Per-chain variance of log w of a smooth path falls about as 1/T (Neal 2001)."""
     system, x = ppca(copies=100)
     spread = [
-        ais(system.model, None, x, settings=AISSettings(4, t, leapfrog_steps=5), seed=0).log_weights.var().item()
+        ais(system.model, None, x, settings=AISSettings(4, t, leapfrog_steps=5), seed=0)
+        .log_weights.var()
+        .item()
         for t in (10, 40)
     ]
     assert 2.5 < spread[0] / spread[1] < 9
@@ -112,10 +122,20 @@ def test_the_error_falls_with_the_number_of_distributions() -> None:
 @pytest.mark.parametrize("schedule", ["sigmoid", "linear"])
 def test_exact_posterior_as_start_gives_constant_weights(schedule: str) -> None:
     system, x = system_and_data("ppca-exact")
-    found = ais(system.model, system.guide, x, settings=AISSettings(3, 5, "guide", schedule, 2), seed=0)
-    torch.testing.assert_close(found.log_weights, exact_log_likelihood(system, x).expand(3, -1), rtol=0, atol=1e-6)
+    found = ais(
+        system.model, system.guide, x, settings=AISSettings(3, 5, "guide", schedule, 2), seed=0
+    )
+    torch.testing.assert_close(
+        found.log_weights, exact_log_likelihood(system, x).expand(3, -1), rtol=0, atol=1e-6
+    )
     order = torch.tensor([3, 1, 0, 2, 5, 4])
-    again = ais(system.model, system.guide, x[order], settings=AISSettings(3, 5, "guide", schedule, 2), seed=0)
+    again = ais(
+        system.model,
+        system.guide,
+        x[order],
+        settings=AISSettings(3, 5, "guide", schedule, 2),
+        seed=0,
+    )
     torch.testing.assert_close(again.log_px, found.log_px[order], rtol=0, atol=1e-6)
 
 
@@ -133,8 +153,12 @@ def test_one_distribution_is_importance_sampling() -> None:
 def test_the_order_of_the_data_does_not_matter() -> None:
     system, x = ppca()
     order = torch.tensor([4, 2, 0, 1, 3])
-    one, other = (ais(system.model, None, y, settings=SHORT, seed=s) for s, y in enumerate((x, x[order])))
-    assert ((one.log_px[order] - other.log_px).abs() < 4 * (one.se[order] ** 2 + other.se**2).sqrt()).all()
+    one, other = (
+        ais(system.model, None, y, settings=SHORT, seed=s) for s, y in enumerate((x, x[order]))
+    )
+    assert (
+        (one.log_px[order] - other.log_px).abs() < 4 * (one.se[order] ** 2 + other.se**2).sqrt()
+    ).all()
 
 
 def test_blocks_make_no_difference_but_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,12 +230,23 @@ def test_exact_value_lies_in_the_sandwich_and_the_gap_shrinks() -> None:
     system, x = ppca(copies=300)
     gaps = []
     for num_distributions in (10, 60):
-        found = bdmc(system.model, None, x, settings=AISSettings(8, num_distributions, leapfrog_steps=5), seed=1)
+        found = bdmc(
+            system.model,
+            None,
+            x,
+            settings=AISSettings(8, num_distributions, leapfrog_steps=5),
+            seed=1,
+        )
         exact = exact_log_likelihood(system, found.x["x"])
         assert_sandwiched(found, exact)
-        for w in ((found.forward.log_weights - exact).exp(), (found.reverse_log_weights + exact).exp()):
+        for w in (
+            (found.forward.log_weights - exact).exp(),
+            (found.reverse_log_weights + exact).exp(),
+        ):
             mean = w.mean(0)
-            assert mean.mean().item() == pytest.approx(1, abs=5 * mean.std().item() / math.sqrt(300))
+            assert mean.mean().item() == pytest.approx(
+                1, abs=5 * mean.std().item() / math.sqrt(300)
+            )
         gaps.append(found.mean_gap)
         assert (found.gap_se > 0).all()
     assert 0 < gaps[1] < gaps[0] / 2
@@ -236,13 +271,18 @@ def test_simulation_with_the_guide_as_start() -> None:
     torch.testing.assert_close(found.lower, exact, rtol=0, atol=1e-6)
     torch.testing.assert_close(found.upper, exact, rtol=0, atol=1e-6)
     x = torch.randn(200, 3)
-    both = bdmc(scales, scales_guide, x, settings=AISSettings(8, 20, "guide", leapfrog_steps=5), seed=0)
+    both = bdmc(
+        scales, scales_guide, x, settings=AISSettings(8, 20, "guide", leapfrog_steps=5), seed=0
+    )
     assert_sandwiched(both, scales_exact(both.x["x"]))
 
     def unseen(x: Tensor) -> None:
         poutine.condition(scales, data={"x": x.square()})(x)
 
-    with pytest.raises(ConfigError, match=r"the site 'x', but its observed value is none of the arguments; use start=.prior"):
+    with pytest.raises(
+        ConfigError,
+        match=r"the site 'x', but its observed value is none of the arguments; use start=.prior",
+    ):
         bdmc(unseen, scales_guide, x, settings=AISSettings(2, 2, "guide"))
 
 
@@ -255,9 +295,17 @@ def test_double_precision_and_back() -> None:
     data = torch.randn(4, 16)
     settings = AISSettings(2, 4, "guide", double=True)
     found = ais(exactly.model, exactly.guide, data, settings=settings, seed=0)
-    torch.testing.assert_close(found.log_weights[0], exact_log_likelihood(exactly, data), rtol=0, atol=1e-7)
+    torch.testing.assert_close(
+        found.log_weights[0], exact_log_likelihood(exactly, data), rtol=0, atol=1e-7
+    )
     for double in (False, True):
-        found = ais(system.model, None, x, settings=AISSettings(16, 20, leapfrog_steps=4, double=double), seed=0)
+        found = ais(
+            system.model,
+            None,
+            x,
+            settings=AISSettings(16, 20, leapfrog_steps=4, double=double),
+            seed=0,
+        )
         assert ((found.log_px - exact).abs() < 5 * found.se).all()
         assert found.log_weights.dtype == torch.float64
     assert torch.get_default_dtype() == torch.float32
@@ -310,7 +358,11 @@ def program(change: str) -> Callable[[Tensor], None]:
             if change == "factor":
                 pyro.factor("penalty", -z.square())
             with poutine.scale(scale=2.0 if change == "scaled x" else 1.0):
-                pyro.sample("x", dist.Normal(torch.where(x == 3, torch.inf, z), 1.0, validate_args=False), obs=x)
+                pyro.sample(
+                    "x",
+                    dist.Normal(torch.where(x == 3, torch.inf, z), 1.0, validate_args=False),
+                    obs=x,
+                )
 
     return model
 
@@ -356,7 +408,9 @@ def test_bad_settings(bad: dict[str, Any], reason: str) -> None:
 def test_schedules_rise_from_0_to_1() -> None:
     for schedule in ("sigmoid", "linear"):
         for num_distributions in (1, 2, 7, 1000):
-            betas = torch.tensor(AISSettings(num_distributions=num_distributions, schedule=schedule).betas)
+            betas = torch.tensor(
+                AISSettings(num_distributions=num_distributions, schedule=schedule).betas
+            )
             assert (betas[0], betas[-1]) == (0, 1)
             assert (betas.diff() > 0).all()
             torch.testing.assert_close(betas, 1 - betas.flip(0))

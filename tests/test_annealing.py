@@ -16,10 +16,11 @@ from torch import Tensor
 from pyroae import linear_gaussian
 from pyroae.autoencoder import Autoencoder
 from pyroae.errors import ConfigError, RunError
-from pyroae.evaluation import ais as ais_module
-from pyroae.evaluation import annealing, checkpoint, hmc
-from pyroae.evaluation.ais import AISSettings, ais, bdmc
-from pyroae.evaluation.stopping import Held
+from pyroae.evaluation.annealing import block as annealing
+from pyroae.evaluation.annealing import bounds as ais_module
+from pyroae.evaluation.annealing import checkpoint, hmc
+from pyroae.evaluation.annealing.bounds import AISSettings, ais, bdmc
+from pyroae.runtime.signals import Held
 from tests.test_ais import TINY, ppca
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -31,7 +32,9 @@ def test_step_sizes_stay_as_the_pilot_left_them(monkeypatch: pytest.MonkeyPatch)
     seen: list[tuple[int, Tensor]] = []
     transition = hmc.transition
 
-    def watched(path: hmc.Path, point: hmc.Point, beta: float, step: Tensor, steps: int) -> tuple[hmc.Point, Tensor]:
+    def watched(
+        path: hmc.Path, point: hmc.Point, beta: float, step: Tensor, steps: int
+    ) -> tuple[hmc.Point, Tensor]:
         seen.append((len(point.u), step.clone()))
         return transition(path, point, beta, step, steps)
 
@@ -103,7 +106,10 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
     found, breaks = finished(lambda: function(system.model, None, x, checkpoint=file, **arguments))
     assert breaks == 7
     assert {f.name for f in tmp_path.iterdir()} == {"work.safetensors", "work.previous.safetensors"}
-    for one, other in ((whole, found), (whole, function(system.model, None, x, checkpoint=file, **arguments))):
+    for one, other in (
+        (whole, found),
+        (whole, function(system.model, None, x, checkpoint=file, **arguments)),
+    ):
         pairs = [(one, other)] if function is ais else [(one.forward, other.forward), (one, other)]
         for a, b in pairs:
             for name, value in vars(a).items():
@@ -125,7 +131,14 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is of another run: this one has seed = 1, not 0"):
         ais(system.model, None, x, settings=TINY, seed=1, checkpoint=file)
     with pytest.raises(ConfigError, match="this one has leapfrog_steps = 3, not 2"):
-        ais(system.model, None, x, settings=AISSettings(3, 8, leapfrog_steps=3), seed=0, checkpoint=file)
+        ais(
+            system.model,
+            None,
+            x,
+            settings=AISSettings(3, 8, leapfrog_steps=3),
+            seed=0,
+            checkpoint=file,
+        )
     with pytest.raises(ConfigError, match="this one has kind = 'bdmc', not 'ais'"):
         bdmc(system.model, None, x, settings=TINY, seed=0, checkpoint=file)
     with pytest.raises(ConfigError, match="this one has data ="):
@@ -165,40 +178,61 @@ def program() -> tuple[Autoencoder, Tensor]:
 
 
 @pytest.mark.parametrize("damage", list(DAMAGES))
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage: str, broken_off: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    damage: str, broken_off: Path
+) -> None:
     system, x = program()
     before = broken_off.with_name("work.previous.safetensors")
     broken_off.write_bytes(DAMAGES[damage](broken_off.read_bytes()))
     kept = before.read_bytes()
-    with pytest.warns(UserWarning, match=r"work\.safetensors' .*: the work goes on from the one before, '.*work\.previous"):
+    with pytest.warns(
+        UserWarning,
+        match=r"work\.safetensors' .*: the work goes on from the one before, '.*work\.previous",
+    ):
         found = ais(system.model, None, x, settings=TINY, seed=5, checkpoint=broken_off)
-    assert torch.equal(found.log_weights, ais(system.model, None, x, settings=TINY, seed=5).log_weights)
+    assert torch.equal(
+        found.log_weights, ais(system.model, None, x, settings=TINY, seed=5).log_weights
+    )
     assert before.read_bytes() != kept
-    again = ais(system.model, None, x, settings=TINY, seed=5, checkpoint=broken_off)  # both are sound again
+    again = ais(
+        system.model, None, x, settings=TINY, seed=5, checkpoint=broken_off
+    )  # both are sound again
     assert torch.equal(again.log_weights, found.log_weights)
     assert not Path("opened").exists()
 
 
-def test_the_one_before_is_never_replaced_by_a_damaged_one(broken_off: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_one_before_is_never_replaced_by_a_damaged_one(
+    broken_off: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     system, x = program()
     before = broken_off.with_name("work.previous.safetensors")
     kept = before.read_bytes()
     broken_off.write_bytes(b"")
     Interruption(monkeypatch, [2])
-    with pytest.warns(UserWarning, match="goes on from the one before"), pytest.raises(KeyboardInterrupt):
+    with (
+        pytest.warns(UserWarning, match="goes on from the one before"),
+        pytest.raises(KeyboardInterrupt),
+    ):
         ais(system.model, None, x, settings=TINY, seed=5, checkpoint=broken_off)
     assert before.read_bytes() == kept  # after one write
 
 
 @pytest.mark.parametrize("damage", list(DAMAGES))
-def test_where_no_checkpoint_can_be_read_it_is_said_in_one_sentence(damage: str, broken_off: Path) -> None:
+def test_where_no_checkpoint_can_be_read_it_is_said_in_one_sentence(
+    damage: str, broken_off: Path
+) -> None:
     system, x = program()
     before = broken_off.with_name("work.previous.safetensors")
     broken_off.write_bytes(DAMAGES[damage](broken_off.read_bytes()))
     before.write_bytes(DAMAGES[damage](before.read_bytes()))
     contents = broken_off.read_bytes(), before.read_bytes()
-    for words in ("nor can the one before, '.*'; remove both to start anew", "; remove it to start anew"):
-        with pytest.raises(RunError, match=rf"the checkpoint cannot be read: '.*work\.safetensors'.*{words}") as error:
+    for words in (
+        "nor can the one before, '.*'; remove both to start anew",
+        "; remove it to start anew",
+    ):
+        with pytest.raises(
+            RunError, match=rf"the checkpoint cannot be read: '.*work\.safetensors'.*{words}"
+        ) as error:
             ais(system.model, None, x, settings=TINY, seed=5, checkpoint=broken_off)
         assert "\n" not in str(error.value)
         assert broken_off.read_bytes() == contents[0]
@@ -207,7 +241,12 @@ def test_where_no_checkpoint_can_be_read_it_is_said_in_one_sentence(damage: str,
 
 def test_what_a_killed_process_left_half_written_is_removed(broken_off: Path) -> None:
     system, x = program()
-    for name in (".work.123.safetensors", ".work.previous.99.safetensors", ".work.rank1.5.safetensors", ".other.1.safetensors"):
+    for name in (
+        ".work.123.safetensors",
+        ".work.previous.99.safetensors",
+        ".work.rank1.5.safetensors",
+        ".other.1.safetensors",
+    ):
         broken_off.with_name(name).write_bytes(b"half")
     ais(system.model, None, x, settings=TINY, seed=5, checkpoint=broken_off)
     left = {f.name for f in broken_off.parent.iterdir() if f.name.startswith(".")}
@@ -218,10 +257,19 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
     system, x = ppca()
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot write '.*work\.safetensors'"):
-        ais(system.model, None, x, settings=TINY, seed=0, checkpoint=tmp_path / "file" / "work.safetensors")
+        ais(
+            system.model,
+            None,
+            x,
+            settings=TINY,
+            seed=0,
+            checkpoint=tmp_path / "file" / "work.safetensors",
+        )
 
 
-def test_an_annealing_without_a_seed_goes_on_with_the_one_it_drew(broken_off: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_annealing_without_a_seed_goes_on_with_the_one_it_drew(
+    broken_off: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     system, x = program()
     file = broken_off.with_name("unseeded.safetensors")
     torch.manual_seed(7)
@@ -235,7 +283,9 @@ def test_an_annealing_without_a_seed_goes_on_with_the_one_it_drew(broken_off: Pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_waits_for_the_end_of_a_move(number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_waits_for_the_end_of_a_move(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The state is then written, though the last time is not long ago: no move is made twice."""
     system, x = ppca()
     monkeypatch.setattr(ais_module, "rows_of", lambda args: 6)
@@ -255,7 +305,15 @@ def test_a_signal_waits_for_the_end_of_a_move(number: signal.Signals, tmp_path: 
     monkeypatch.setattr(hmc, "transition", interrupted)
     before = signal.signal(number, ended)
     try:
-        run = partial(ais, system.model, None, x, settings=TINY, seed=5, checkpoint=tmp_path / "work.safetensors")
+        run = partial(
+            ais,
+            system.model,
+            None,
+            x,
+            settings=TINY,
+            seed=5,
+            checkpoint=tmp_path / "work.safetensors",
+        )
         found, breaks = finished(run)
         assert signal.getsignal(number) is ended
     finally:

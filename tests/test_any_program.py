@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from pyroae.errors import ProgramError, PyroaeError
-from pyroae.evaluation.ais import AISSettings, ais
+from pyroae.evaluation.adaptive_quadrature import quadrature
+from pyroae.evaluation.annealing.bounds import AISSettings, ais
 from pyroae.evaluation.diagnostics import diagnose
-from pyroae.evaluation.gaps import gaps
-from pyroae.evaluation.information import information
-from pyroae.evaluation.likelihood import log_likelihood
-from pyroae.evaluation.proposals import Local
-from pyroae.evaluation.quadrature import quadrature
+from pyroae.evaluation.importance.likelihood import log_likelihood
+from pyroae.evaluation.importance.proposals import Local
+from pyroae.evaluation.inference_gaps import gaps
+from pyroae.evaluation.mutual_information import information
 from pyroae.inference_data import to_datatree
 from pyroae.objectives import parse_objective
 from pyroae.weights import log_weights
@@ -73,11 +73,28 @@ BOUNDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Objectives, with the bound of each."""
 PATHWISE = {
-    *("trace-elbo", "iwae", "renyi", "renyi:alpha=2", "renyi:alpha=-.inf", "miwae", "ciwae", "jvi", "jvi:order=2"),
+    *(
+        "trace-elbo",
+        "iwae",
+        "renyi",
+        "renyi:alpha=2",
+        "renyi:alpha=-.inf",
+        "miwae",
+        "ciwae",
+        "jvi",
+        "jvi:order=2",
+    ),
     *("analytic-kl", "beta-elbo:beta=0.3"),
 }
 """Those whose gradient is the derivative of their value at the same random numbers, for reparameterized guides."""
-NEED_PATHS = ["stl", "iwae-stl", "dreg", "rws-dreg", "ciwae+doubly-reparameterized", "renyi:alpha=-1+doubly-reparameterized"]
+NEED_PATHS = [
+    "stl",
+    "iwae-stl",
+    "dreg",
+    "rws-dreg",
+    "ciwae+doubly-reparameterized",
+    "renyi:alpha=-1+doubly-reparameterized",
+]
 """Those that refuse discrete draws."""
 STEP = 1e-5
 
@@ -105,7 +122,9 @@ def seeded[T](work: Callable[[], T], seed: int) -> tuple[T, Recorder]:
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
     """Up to rounding, of the larger of 1 and the value."""
-    torch.testing.assert_close(found.detach(), expected.detach(), rtol=tolerance, atol=tolerance, equal_nan=True)
+    torch.testing.assert_close(
+        found.detach(), expected.detach(), rtol=tolerance, atol=tolerance, equal_nan=True
+    )
 
 
 def value_of(name: str, of: Reference) -> Tensor:
@@ -114,7 +133,9 @@ def value_of(name: str, of: Reference) -> Tensor:
     if bound != "kl":
         return of.total(bound_of(bound, of.log_weight, options))
     rate = (of.of("divergence") + of.of("observed")).mean(0)
-    shared = torch.stack([t.likelihood - options["beta"] * (t.divergence + t.observed) for t in of.shared]).mean()
+    shared = torch.stack(
+        [t.likelihood - options["beta"] * (t.divergence + t.observed) for t in of.shared]
+    ).mean()
     return (of.scales * (of.of("likelihood").mean(0) - options["beta"] * rate)).sum() + shared
 
 
@@ -154,11 +175,19 @@ def one_objective(name: str, programs: Programs, compared: Counter[str]) -> None
 def slopes(surrogate: Tensor, programs: Programs) -> Tensor:
     """The gradient of θ and φ as one vector; 0 where nothing depends on them."""
     leaves = [programs.theta, programs.phi]
-    grads = torch.autograd.grad(surrogate, leaves, allow_unused=True) if surrogate.requires_grad else [None, None]
-    return torch.cat([torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves, strict=True)])
+    grads = (
+        torch.autograd.grad(surrogate, leaves, allow_unused=True)
+        if surrogate.requires_grad
+        else [None, None]
+    )
+    return torch.cat(
+        [torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves, strict=True)]
+    )
 
 
-def check_gradient(name: str, programs: Programs, bound: Callable[[], Any], surrogate: Tensor, of: Reference) -> bool:
+def check_gradient(
+    name: str, programs: Programs, bound: Callable[[], Any], surrogate: Tensor, of: Reference
+) -> bool:
     """The surrogate's gradient against finite differences of the value, or against the estimator written by hand."""
     d = programs.description
     if name in PATHWISE and d.has_fixed_noise:
@@ -197,7 +226,9 @@ def test_log_weights_and_importance_sampling() -> None:
 def one_estimate(programs: Programs, compared: Counter[str]) -> None:
     """Log-weights, their parts, and importance sampling."""
     seed, pair = programs.description.seed, (programs.model, programs.guide)
-    found, recorder = seeded(lambda: answer(lambda: log_weights(*pair, *programs.args, num_particles=3)), seed)
+    found, recorder = seeded(
+        lambda: answer(lambda: log_weights(*pair, *programs.args, num_particles=3)), seed
+    )
     if found is not None:
         of = reference(programs, recorder.draws(3))
         close(found.log_weight, of.log_weight)
@@ -206,12 +237,19 @@ def one_estimate(programs: Programs, compared: Counter[str]) -> None:
         close(torch.as_tensor(found.scale, dtype=torch.float64).expand(len(of.scale)), of.scales)
         close(found.log_global, torch.stack([term.log_weight for term in of.shared]))
         compared["log-weights"] += 1
-    estimate, recorder = seeded(lambda: answer(lambda: log_likelihood(*pair, programs.args, num_particles=5, seed=seed)), seed)
+    estimate, recorder = seeded(
+        lambda: answer(lambda: log_likelihood(*pair, programs.args, num_particles=5, seed=seed)),
+        seed,
+    )
     if estimate is not None:
         d = programs.description
-        last = d.num_data - 1 if d.shared and d.plate != "none" else None  # each datum then has a run of its own
+        last = (
+            d.num_data - 1 if d.shared and d.plate != "none" else None
+        )  # each datum then has a run of its own
         of = reference(programs, recorder.draws(5), last)
-        found_px, found_ess = (part[-1:] if last is not None else part for part in (estimate.log_px, estimate.ess))
+        found_px, found_ess = (
+            part[-1:] if last is not None else part for part in (estimate.log_px, estimate.ess)
+        )
         close(found_px, log_mean_exp(of.log_weight))
         weight = of.log_weight.detach().softmax(0)
         close(found_ess, 1 / weight.square().sum(0), 1e-7)
@@ -226,7 +264,12 @@ def test_evaluators_of_linear_gaussian_programs(d: Gaussian) -> None:
     pair, args = (programs.model, programs.guide), programs.args
     log_px, posteriors = programs.exact()
     q, prior = programs.q(), programs.prior()
-    kl = torch.stack([kl_divergence(MultivariateNormal(q.loc[n], q.covariance_matrix[n]), p) for n, p in enumerate(posteriors)])
+    kl = torch.stack(
+        [
+            kl_divergence(MultivariateNormal(q.loc[n], q.covariance_matrix[n]), p)
+            for n, p in enumerate(posteriors)
+        ]
+    )
     rate = kl_divergence(q, prior.expand(q.batch_shape))
     elbo = log_px - kl
 
@@ -237,11 +280,23 @@ def test_evaluators_of_linear_gaussian_programs(d: Gaussian) -> None:
     annealed = ais(*pair, args, settings=AISSettings(32, 25, leapfrog_steps=3), seed=d.seed)
     within(annealed.log_px, log_px, annealed.se)
 
-    split = gaps(*pair, args, log_px=log_px, num_particles=500, families=["full-rank"], steps=100, seed=d.seed)
+    split = gaps(
+        *pair,
+        args,
+        log_px=log_px,
+        num_particles=500,
+        families=["full-rank"],
+        steps=100,
+        seed=d.seed,
+    )
     within(split.elbo.values, elbo, split.elbo.se)
     full = split.families["full-rank"]
-    within(full.elbo.values, elbo.maximum(full.elbo.values), full.elbo.se)  # a few steps make it no worse than the guide,
-    within(full.elbo.values, log_px.minimum(full.elbo.values), full.elbo.se)  # and it is below log p(x)
+    within(
+        full.elbo.values, elbo.maximum(full.elbo.values), full.elbo.se
+    )  # a few steps make it no worse than the guide,
+    within(
+        full.elbo.values, log_px.minimum(full.elbo.values), full.elbo.se
+    )  # and it is below log p(x)
 
     found = diagnose(*pair, args, num_particles=2000, seed=d.seed)
     weights = log_weights(*pair, *args, num_particles=2000)
@@ -253,14 +308,25 @@ def test_evaluators_of_linear_gaussian_programs(d: Gaussian) -> None:
     told = information(*pair, args, num_particles=50, seed=d.seed)
     own = math.sqrt(2000 / 50 / d.num_data)  # of so many draws of the same data
     within(torch.tensor(told.rate.value), rate.mean(), told.rate.se + own * scores.max())
-    within(torch.tensor(told.elbo), elbo.mean(), told.rate.se + told.distortion.se + own * weights.log_weight.std(0).max() / 44)
-    assert told.lower.value <= min(math.log(d.num_data) + 1e-9, told.upper.value + 5 * told.upper.se)
+    within(
+        torch.tensor(told.elbo),
+        elbo.mean(),
+        told.rate.se + told.distortion.se + own * weights.log_weight.std(0).max() / 44,
+    )
+    assert told.lower.value <= min(
+        math.log(d.num_data) + 1e-9, told.upper.value + 5 * told.upper.se
+    )
 
     tree: Any = to_datatree(*pair, args, num_draws=5, seed=d.seed)
     names = [f"z{i}" for i in range(len(d.sizes))]
-    z = torch.cat([torch.as_tensor(tree["posterior"][n].values[0]).reshape(5, d.num_data, -1) for n in names], -1)
+    z = torch.cat(
+        [torch.as_tensor(tree["posterior"][n].values[0]).reshape(5, d.num_data, -1) for n in names],
+        -1,
+    )
     ratio = torch.stack([p.log_prob(z[:, n]) for n, p in enumerate(posteriors)], 1) - q.log_prob(z)
-    close(torch.as_tensor(tree["sample_stats"]["log_weight"].values[0]), log_px + ratio, 1e-5)  # z is kept in single precision
+    close(
+        torch.as_tensor(tree["sample_stats"]["log_weight"].values[0]), log_px + ratio, 1e-5
+    )  # z is kept in single precision
     close(torch.as_tensor(tree["sample_stats"]["log_prior"].values[0]), prior.log_prob(z), 1e-5)
 
 
@@ -288,14 +354,21 @@ def test_evaluators_of_discrete_programs(d: Description) -> None:
     found = diagnose(*pair, args, num_particles=1000, seed=d.seed)
     weights = log_weights(*pair, *args, num_particles=1000)
     log_q, log_p = of.of("posterior"), of.of("prior")
-    within(found.rate, (log_q.exp() * (log_q - log_p)).sum(0), (weights.log_post - weights.log_prior).std(0) / math.sqrt(1000))
+    within(
+        found.rate,
+        (log_q.exp() * (log_q - log_p)).sum(0),
+        (weights.log_post - weights.log_prior).std(0) / math.sqrt(1000),
+    )
 
 
 def of_states(latent: Latent, num_data: int) -> list[Tensor]:
     """Every value of a discrete site, the same for all data."""
     if latent.prior == "bernoulli":
         count = math.prod(latent.event)
-        values = [torch.tensor(bits, dtype=torch.float64).reshape(latent.event) for bits in product((0.0, 1.0), repeat=count)]
+        values = [
+            torch.tensor(bits, dtype=torch.float64).reshape(latent.event)
+            for bits in product((0.0, 1.0), repeat=count)
+        ]
     elif latent.prior == "categorical":
         values = list(torch.arange(3))
     else:

@@ -28,12 +28,13 @@ from pyroae import (
     to_datatree,
     zoo,
 )
-from pyroae.budget import Budget
+from pyroae.comparison.budget import Budget
 from pyroae.errors import ConfigError, DataError, ProgramError
 from pyroae.evaluation.summary import EvaluationSettings
-from pyroae.likelihood_plots import extremes
 from pyroae.objectives.named import iwae
-from pyroae.weights import Program, owner_of
+from pyroae.plots.likelihood import extremes
+from pyroae.programs.context import owner_of
+from pyroae.programs.sites import Program
 
 X, Y = torch.linspace(-1, 1, 6)[:, None] * torch.tensor([1.0, 0.5]), torch.linspace(0, 1, 6)
 FORMS = ("dict", "keywords", "keyword", "nested", "list")
@@ -143,11 +144,15 @@ def test_log_likelihood(line: Line, form: str) -> None:
     assert ((found.log_px - exact).abs() < 5 * found.se + 0.05).all()
 
 
-@pytest.mark.parametrize("make", [lambda guide: Mixture((guide, guide)), lambda guide: Local(guide, steps=20)])
+@pytest.mark.parametrize(
+    "make", [lambda guide: Mixture((guide, guide)), lambda guide: Local(guide, steps=20)]
+)
 def test_log_likelihood_by_another_proposal(line: Line, make: Callable[[Program], Any]) -> None:
     other, (args, _) = InForm(line, "dict"), given("dict")
     options: dict[str, Any] = {"num_particles": 20, "seed": 0}
-    expected = log_likelihood(line.model, make(line.guide), (X, Y), retry=make(line.guide), **options)
+    expected = log_likelihood(
+        line.model, make(line.guide), (X, Y), retry=make(line.guide), **options
+    )
     found = log_likelihood(other.model, make(other.guide), args, retry=make(other.guide), **options)
     torch.testing.assert_close(found.log_px, expected.log_px, rtol=1e-4, atol=1e-4)
 
@@ -169,7 +174,9 @@ def test_measure_gradients(line: Line, form: str) -> None:
     torch.testing.assert_close(found["iwae"]["all"].mean, expected["iwae"]["all"].mean)
 
 
-def _gradients(options: dict[str, Any], model: Program, guide: Program, x: Any, **kwargs: Any) -> Any:
+def _gradients(
+    options: dict[str, Any], model: Program, guide: Program, x: Any, **kwargs: Any
+) -> Any:
     return measure_gradients(model, guide, x, {"iwae": iwae(3)}, **options, **kwargs)
 
 
@@ -178,7 +185,9 @@ def test_to_datatree(line: Line, form: str) -> None:
     expected = to_datatree(line.model, line.guide, (X, Y), num_draws=4, seed=0)
     tree = evaluated(to_datatree, InForm(line, form), form, num_draws=4, seed=0)
     np.testing.assert_array_equal(tree["posterior"]["z"], expected["posterior"]["z"])
-    names = {"dict": ["x", "y"], "keywords": ["x", "y"], "keyword": ["x", "y"]}.get(form, ["x", "x_1"])
+    names = {"dict": ["x", "y"], "keywords": ["x", "y"], "keyword": ["x", "y"]}.get(
+        form, ["x", "x_1"]
+    )
     assert list(tree["observed_data"].data_vars) == names
     assert tree["observed_data"]["x"].dims == ("datum", "pixel")
     np.testing.assert_array_equal(tree["observed_data"][names[1]].squeeze(), Y)
@@ -186,7 +195,7 @@ def test_to_datatree(line: Line, form: str) -> None:
 
 
 def test_the_module_of_a_program_is_found_through_its_structure(line: Line) -> None:
-    from pyroae.arguments import structure_of
+    from pyroae.programs.arguments import structure_of
 
     structure = structure_of({"x": X, "y": Y}, {}, line.model)
     assert owner_of(structure(line.model)) is line
@@ -195,13 +204,20 @@ def test_the_module_of_a_program_is_found_through_its_structure(line: Line) -> N
 @pytest.mark.parametrize(
     ("x", "kwargs", "error", "words"),
     [
-        ((X, Y), {"num_particle": 3}, ConfigError, "'num_particle' is no option here, and no argument of the model"),
+        (
+            (X, Y),
+            {"num_particle": 3},
+            ConfigError,
+            "'num_particle' is no option here, and no argument of the model",
+        ),
         ({"x": X, "y": Y[1:]}, {}, DataError, "of one length N"),
         ((X, 3), {}, DataError, "are tensors, not int"),
         ({}, {}, DataError, "tensors of one length N"),
     ],
 )
-def test_bad_arguments(line: Line, x: Any, kwargs: dict[str, Any], error: type[Exception], words: str) -> None:
+def test_bad_arguments(
+    line: Line, x: Any, kwargs: dict[str, Any], error: type[Exception], words: str
+) -> None:
     for function in (log_likelihood, diagnose, to_datatree):
         with pytest.raises(error, match=words):
             function(line.model, line.guide, x, **kwargs)
@@ -222,11 +238,19 @@ def test_evaluate_takes_programs_and_tuples(line: Line) -> None:
     assert by_module.results["nll"].estimate == by_pair.results["nll"].estimate
     in_a_dict = evaluate(InForm(line, "dict"), given("dict")[0], settings)
     assert in_a_dict.results["nll"].estimate == pytest.approx(by_pair.results["nll"].estimate)
-    assert {*evaluate((line.model, line.guide), (X, Y)).results} >= {"nll", "nelbo", "rate", "active_units"}
+    assert {*evaluate((line.model, line.guide), (X, Y)).results} >= {
+        "nll",
+        "nelbo",
+        "rate",
+        "active_units",
+    }
 
 
 def test_evaluate_refuses_in_words(line: Line) -> None:
-    with pytest.raises(ConfigError, match=r"evaluate takes a system or a pair of programs, .* evaluate\(\(model, guide\), x\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"evaluate takes a system or a pair of programs, .* evaluate\(\(model, guide\), x\)",
+    ):
         evaluate(line.model, line.guide, X)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"all arguments of the programs as one tuple"):
         evaluate(line, X, Y)  # type: ignore[arg-type]
@@ -235,7 +259,9 @@ def test_evaluate_refuses_in_words(line: Line) -> None:
     system = zoo.ppca(2, latent=1)
     settings = EvaluationSettings(num_particles=10)
     one, other = evaluate(system, X, settings), evaluate(system, (X,), settings)
-    assert {n: r.estimate for n, r in one.results.items()} == {n: r.estimate for n, r in other.results.items()}
+    assert {n: r.estimate for n, r in one.results.items()} == {
+        n: r.estimate for n, r in other.results.items()
+    }
 
 
 def test_comparisons_and_ensembles_take_tuples() -> None:
@@ -252,17 +278,30 @@ def test_comparisons_and_ensembles_take_tuples() -> None:
     )
     exact = dist.Normal(Y[:, None], 1.25**0.5).log_prob(X + 0.1).sum(1).mean().item()
     assert [-o.nll for o in found.outcomes] == pytest.approx([exact, exact], abs=0.1)
-    results = fit_ensemble([Line(), Line()], (X, Y), config=TrainConfig(epochs=2, batch_size=3), seeds=(0, 1), progress=False)
+    results = fit_ensemble(
+        [Line(), Line()],
+        (X, Y),
+        config=TrainConfig(epochs=2, batch_size=3),
+        seeds=(0, 1),
+        progress=False,
+    )
     assert [len(result.history) for result in results] == [2, 2]
     assert all(np.isfinite(result.history[-1].train_nelbo) for result in results)
 
 
 def test_a_comparison_of_autoencoders_takes_one_tensor() -> None:
-    options: dict[str, Any] = {"ks": (1,), "seeds": (0,), "budget": Budget("epochs", 1), "progress": False}
+    options: dict[str, Any] = {
+        "ks": (1,),
+        "seeds": (0,),
+        "budget": Budget("epochs", 1),
+        "progress": False,
+    }
     make = partial(zoo.ppca, 2, latent=1)
     config, scoring = TrainConfig(batch_size=3, keep="last"), Scoring(num_particles=10)
     found = [
-        compare_training(make, data, {"iwae": iwae}, config=config, scoring=scoring, **options).outcomes[0].nll
+        compare_training(make, data, {"iwae": iwae}, config=config, scoring=scoring, **options)
+        .outcomes[0]
+        .nll
         for data in ((X, X), ((X,), (X,)))
     ]
     assert found[0] == found[1]
@@ -291,7 +330,9 @@ def repeated(x: Tensor, *, observed: bool) -> None:
     """Three effects a datum, in a plate to the right or to the left of the data's."""
     people, times = pyro.plate("people", len(x), dim=-2), pyro.plate("times", 3, dim=-1)
     with people:
-        level = pyro.sample("level", dist.Normal(x.mean(1, keepdim=True) if not observed else 0.0, 1.0))
+        level = pyro.sample(
+            "level", dist.Normal(x.mean(1, keepdim=True) if not observed else 0.0, 1.0)
+        )
         with times:
             effect = pyro.sample("effect", dist.Normal(0.0, 1.0).expand([1, 1, 2]).to_event(1))
             if observed:
@@ -314,7 +355,9 @@ def test_nested_plates(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tree["posterior"]["level"].dims == ("chain", "draw", "datum")
     assert tree["posterior"]["effect"].dims == ("chain", "draw", "datum", "times", "effect_latent")
     assert tree["posterior"]["effect"].shape == (1, 5, 4, 3, 2)
-    level, effect = (torch.tensor(tree["posterior"][name].to_numpy()[0]) for name in ("level", "effect"))
+    level, effect = (
+        torch.tensor(tree["posterior"][name].to_numpy()[0]) for name in ("level", "effect")
+    )
     expected = dist.Normal(level[..., None] + effect.sum(-1), 1.0).log_prob(x).sum(-1)
     np.testing.assert_allclose(tree["log_likelihood"]["x"][0], expected, rtol=1e-5)
 
@@ -324,7 +367,9 @@ def test_a_nested_plate_to_the_left() -> None:
     model, guide = (partial(transposed, observed=observed) for observed in (True, False))
     tree: Any = to_datatree(model, guide, x, num_draws=5, seed=0)
     assert tree["posterior"]["scale"].dims == ("chain", "draw", "datum", "times")
-    expected = dist.Normal(torch.tensor(tree["posterior"]["scale"].to_numpy()[0]), 1.0).log_prob(x).sum(-1)
+    expected = (
+        dist.Normal(torch.tensor(tree["posterior"]["scale"].to_numpy()[0]), 1.0).log_prob(x).sum(-1)
+    )
     np.testing.assert_allclose(tree["log_likelihood"]["x"][0], expected, rtol=1e-5)
 
 
@@ -337,4 +382,6 @@ def test_a_global_site_has_no_datum() -> None:
                 pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     with pytest.raises(ProgramError, match="the latent site 'level' lies outside the data plate"):
-        to_datatree(partial(program, observed=True), partial(program, observed=False), torch.zeros(3))
+        to_datatree(
+            partial(program, observed=True), partial(program, observed=False), torch.zeros(3)
+        )

@@ -14,7 +14,7 @@ from pyroae.config import TrainConfig
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives import AnalyticKL, BetaELBO, parse_objective
 from pyroae.testing import check_objective
-from pyroae.training import fit
+from pyroae.training.fitting import fit
 from tests.oracles import gaussian_kl
 from tests.systems import system_and_data
 from tests.test_objectives import DATA, hierarchical, run
@@ -47,7 +47,9 @@ def test_beta_weighs_the_kl(beta: float, num_particles: int) -> None:
 def test_beta_of_one_is_analytic_kl() -> None:
     system, x = system_and_data("vae")
     for objectives in ((BetaELBO(4), AnalyticKL(4)), (BetaELBO(4, 1.0, 1e-9), AnalyticKL(4))):
-        (loss, gradient), (expected_loss, expected) = (run(o, system, system.model, system.guide, x) for o in objectives)
+        (loss, gradient), (expected_loss, expected) = (
+            run(o, system, system.model, system.guide, x) for o in objectives
+        )
         assert loss == pytest.approx(expected_loss, rel=1e-12)
         torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
 
@@ -61,13 +63,17 @@ def test_free_bits_are_those_of_the_batch_mean() -> None:
     assert (mean < free).any()
     assert (mean > free).any()
     loss, gradient = run(BetaELBO(1, 2.0, free), system, system.model, system.guide, x)
-    assert loss == pytest.approx((distortion + 2 * len(x) * mean.clamp_min(free).sum()).item(), rel=1e-12)
+    assert loss == pytest.approx(
+        (distortion + 2 * len(x) * mean.clamp_min(free).sum()).item(), rel=1e-12
+    )
     # a unit below λ gets no gradient from its KL: what is left is that of the distortion
     quiet = int(mean.argmin())
     _, without = run(BetaELBO(1, 0.0), system, system.model, system.guide, x)
     sizes = [p.numel() for p in system.parameters()]
     names = [n for n, _ in system.named_parameters()]
-    of_bias = dict(zip(names, zip(gradient.split(sizes), without.split(sizes), strict=True), strict=True))
+    of_bias = dict(
+        zip(names, zip(gradient.split(sizes), without.split(sizes), strict=True), strict=True)
+    )
     last = max(n for n in names if n.startswith("encoder") and n.endswith("bias"))
     with_kl, no_kl = of_bias[last]
     same = torch.isclose(with_kl, no_kl, rtol=1e-10, atol=1e-12).chunk(2)
@@ -87,7 +93,9 @@ def test_free_bits_under_scale_mask_and_subsampling() -> None:
     kept = units[keep].mean(0).clamp_min(objective.free_bits).sum() * keep.sum()
     lik = BetaELBO(1, 0.0)
     assert loss == pytest.approx(run(lik, system, *programs, x)[0] + kept.item(), rel=1e-12)
-    scaled = run(objective, system, *(poutine.scale(program, scale=0.25) for program in programs), x)
+    scaled = run(
+        objective, system, *(poutine.scale(program, scale=0.25) for program in programs), x
+    )
     assert scaled[0] == pytest.approx(0.25 * loss, rel=1e-12)
     torch.testing.assert_close(scaled[1], 0.25 * gradient)
 
@@ -98,7 +106,9 @@ def test_free_bits_on_a_hierarchical_program(size: int | None) -> None:
     """Elements of the nested plate are units; λ = 0 and a tiny λ agree, and a large λ is N_total (units λ) of KL."""
     model, guide, q = hierarchical(size)
     x = DATA.double()
-    plain, tiny, none = (run(BetaELBO(5, 1.0, free), q, model, guide, x)[0] for free in (0.0, 1e-12, 100.0))
+    plain, tiny, none = (
+        run(BetaELBO(5, 1.0, free), q, model, guide, x)[0] for free in (0.0, 1e-12, 100.0)
+    )
     assert tiny == pytest.approx(plain, rel=1e-12)
     lik = run(BetaELBO(5, 0.0), q, model, guide, x)[0]
     of_level = gaussian_kl(torch.tensor([0.3 / 2]), torch.tensor([0.5 / 2])).item()
@@ -121,7 +131,13 @@ def test_it_trains_with_warm_up() -> None:
     for beta in (0.2, 1.0, 8.0):
         torch.manual_seed(0)
         vae = zoo.vae(16, latent=2)
-        fit(vae, x, BetaELBO(beta=beta), TrainConfig(epochs=30, batch_size=50, lr=1e-2, kl_warmup=10), progress=False)
+        fit(
+            vae,
+            x,
+            BetaELBO(beta=beta),
+            TrainConfig(epochs=30, batch_size=50, lr=1e-2, kl_warmup=10),
+            progress=False,
+        )
         with torch.no_grad():
             mean, log_variance = vae.encoder(x).chunk(2, -1)
         rates[beta] = gaussian_kl(mean, (0.5 * log_variance).exp()).mean().item()
@@ -133,11 +149,14 @@ def test_refusals() -> None:
     for beta in (-0.1, float("inf"), float("nan")):
         with pytest.raises(ConfigError, match="beta of a β-ELBO must be at least 0 and finite"):
             BetaELBO(beta=beta)
-    with pytest.raises(ConfigError, match="free_bits of a β-ELBO must be at least 0 and finite, not -1"):
+    with pytest.raises(
+        ConfigError, match="free_bits of a β-ELBO must be at least 0 and finite, not -1"
+    ):
         parse_objective("beta-elbo:free_bits=-1.0")
     discrete, binary = system_and_data("discrete-vae")
     with pytest.raises(
-        ProgramError, match=r"beta-elbo needs a path gradient at every draw; the guide's site 'z' \(Bernoulli\)"
+        ProgramError,
+        match=r"beta-elbo needs a path gradient at every draw; the guide's site 'z' \(Bernoulli\)",
     ):
         BetaELBO().loss(discrete.model, discrete.guide, binary)
 

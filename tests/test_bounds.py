@@ -24,7 +24,15 @@ from pyroae.objectives.bounds import (
 
 pytestmark = pytest.mark.usefixtures("float64")
 EVERY = [
-    *(ELBO(6), IWAE(6), Renyi(6, 0.5), Renyi(6, -2.0), Renyi(6, 1.0), Renyi(6, -math.inf), Renyi(6, 3.0)),
+    *(
+        ELBO(6),
+        IWAE(6),
+        Renyi(6, 0.5),
+        Renyi(6, -2.0),
+        Renyi(6, 1.0),
+        Renyi(6, -math.inf),
+        Renyi(6, 3.0),
+    ),
     *(MIWAE(6, 2), MIWAE(6, 3), CIWAE(6, 0.3), JVI(6, 1), JVI(6, 2), TVO(6), TVO(6, 1)),
 ]
 
@@ -36,8 +44,15 @@ def weights(num_particles: int = 6, num_data: int = 5, spread: float = 2.0) -> T
 @pytest.mark.parametrize("bound", EVERY, ids=str)
 def test_derivatives_are_those_of_the_value(bound: BoundFunction) -> None:
     log_weight = weights()
-    torch.testing.assert_close(bound.slope(log_weight), BoundFunction.slope(bound, log_weight), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(bound.curvature(log_weight), BoundFunction.curvature(bound, log_weight), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        bound.slope(log_weight), BoundFunction.slope(bound, log_weight), rtol=1e-9, atol=1e-12
+    )
+    torch.testing.assert_close(
+        bound.curvature(log_weight),
+        BoundFunction.curvature(bound, log_weight),
+        rtol=1e-9,
+        atol=1e-12,
+    )
     assert not bound.slope(log_weight).requires_grad
 
 
@@ -59,7 +74,9 @@ def test_leaving_out_is_the_bound_of_the_others(bound: BoundFunction) -> None:
     for k in range(6):
         others = torch.cat([log_weight[:k], log_weight[k + 1 :]])
         torch.testing.assert_close(left[k], bound.value(others))
-        torch.testing.assert_close(filled[k], bound.value(torch.cat([others, log_weight[k : k + 1] + 1.0])))
+        torch.testing.assert_close(
+            filled[k], bound.value(torch.cat([others, log_weight[k : k + 1] + 1.0]))
+        )
 
 
 def test_miwae_leaves_out_of_its_own_group() -> None:
@@ -73,14 +90,22 @@ def test_miwae_leaves_out_of_its_own_group() -> None:
 def test_known_relations() -> None:
     log_weight = weights()
     torch.testing.assert_close(Renyi(6, 0.0).value(log_weight), IWAE(6).value(log_weight))
-    torch.testing.assert_close(Renyi(6, 1 - 1e-9).value(log_weight), ELBO(6).value(log_weight), rtol=0, atol=1e-6)
-    torch.testing.assert_close(Renyi(6, -1e4).value(log_weight), log_weight.max(0).values, rtol=0, atol=1e-3)
-    values = torch.stack([Renyi(6, a).value(log_weight) for a in (-math.inf, -2.0, 0.0, 0.5, 1.0, 3.0)])
+    torch.testing.assert_close(
+        Renyi(6, 1 - 1e-9).value(log_weight), ELBO(6).value(log_weight), rtol=0, atol=1e-6
+    )
+    torch.testing.assert_close(
+        Renyi(6, -1e4).value(log_weight), log_weight.max(0).values, rtol=0, atol=1e-3
+    )
+    values = torch.stack(
+        [Renyi(6, a).value(log_weight) for a in (-math.inf, -2.0, 0.0, 0.5, 1.0, 3.0)]
+    )
     assert (values.diff(dim=0) < 0).all()  # nonincreasing in α (Li & Turner 2016)
     torch.testing.assert_close(MIWAE(6, 1).value(log_weight), IWAE(6).value(log_weight))
     torch.testing.assert_close(MIWAE(6, 6).value(log_weight), ELBO(6).value(log_weight))
     torch.testing.assert_close(CIWAE(6, 1.0).value(log_weight), ELBO(6).value(log_weight))
-    torch.testing.assert_close(TVO(6, 1).value(log_weight), ELBO(6).value(log_weight))  # one partition: β = 0 alone
+    torch.testing.assert_close(
+        TVO(6, 1).value(log_weight), ELBO(6).value(log_weight)
+    )  # one partition: β = 0 alone
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -96,18 +121,29 @@ def test_jackknife_is_the_sum_over_subsets(order: int) -> None:
 
 def test_others_where_one_weight_carries_the_sum() -> None:
     log_weight = torch.tensor([[0.0], [-300.0], [-301.0], [-800.0]])
-    expected = torch.stack([torch.cat([log_weight[:k], log_weight[k + 1 :]]).logsumexp(0) for k in range(4)])
+    expected = torch.stack(
+        [torch.cat([log_weight[:k], log_weight[k + 1 :]]).logsumexp(0) for k in range(4)]
+    )
     torch.testing.assert_close(log_sum_of_others(log_weight), expected, rtol=1e-14, atol=1e-14)
 
 
 def test_gamma_oracle() -> None:
     """w ~ Gamma(1, 1), log p = 0 (REFERENCES, item 1): n = 400,000 draws a bound, 5 standard errors."""
-    biases = {IWAE: {1: -0.577216, 2: -0.270363, 5: -0.103320, 10: -0.050833}, JVI: {2: 0.036490, 5: 0.004106, 10: 0.000923}}
+    biases = {
+        IWAE: {1: -0.577216, 2: -0.270363, 5: -0.103320, 10: -0.050833},
+        JVI: {2: 0.036490, 5: 0.004106, 10: 0.000923},
+    }
     for make, by_count in biases.items():
         for count, bias in by_count.items():
-            log_weight = torch.distributions.Gamma(torch.tensor(1.0), torch.tensor(1.0)).sample((count, 400_000)).log()
+            log_weight = (
+                torch.distributions.Gamma(torch.tensor(1.0), torch.tensor(1.0))
+                .sample((count, 400_000))
+                .log()
+            )
             values = make(count).value(log_weight)
-            assert values.mean().item() == pytest.approx(bias, abs=5 * values.std().item() / math.sqrt(400_000))
+            assert values.mean().item() == pytest.approx(
+                bias, abs=5 * values.std().item() / math.sqrt(400_000)
+            )
 
 
 def test_refusals() -> None:

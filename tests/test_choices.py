@@ -41,7 +41,9 @@ def integral(density: Tensor, grid: Tensor) -> Tensor:
 
 
 def combinations() -> Iterator[tuple[str, str, str, str]]:
-    yield from itertools.product(PRIORS, POSTERIORS, [*LIKELIHOODS, "normal:learn=true"], CORRUPTIONS)
+    yield from itertools.product(
+        PRIORS, POSTERIORS, [*LIKELIHOODS, "normal:learn=true"], CORRUPTIONS
+    )
 
 
 def is_valid(combination: tuple[str, str, str, str]) -> bool:
@@ -69,13 +71,17 @@ def binary() -> Tensor:
     return (torch.rand(N, D) < 0.5).double()
 
 
-VALID = pytest.mark.parametrize("combination", [c for c in combinations() if is_valid(c)], ids=" ".join)
+VALID = pytest.mark.parametrize(
+    "combination", [c for c in combinations() if is_valid(c)], ids=" ".join
+)
 
 
 # Every choice
 
 
-@pytest.mark.parametrize(("registry", "name"), EVERY, ids=lambda value: getattr(value, "kind", value))
+@pytest.mark.parametrize(
+    ("registry", "name"), EVERY, ids=lambda value: getattr(value, "kind", value)
+)
 def test_choice_is_a_frozen_value(registry: Registry[Any], name: str) -> None:
     one, two = registry.parse(name), registry.parse(name)
     assert one == two
@@ -115,7 +121,9 @@ def test_state_goes_from_one_system_to_another(combination: tuple[str, str, str,
     assert loss(one) == loss(two)
 
 
-@pytest.mark.parametrize("combination", [c for c in combinations() if not is_valid(c)], ids=" ".join)
+@pytest.mark.parametrize(
+    "combination", [c for c in combinations() if not is_valid(c)], ids=" ".join
+)
 def test_other_combinations_are_refused(combination: tuple[str, str, str, str]) -> None:
     words = (
         r"as the prior is over"
@@ -127,7 +135,10 @@ def test_other_combinations_are_refused(combination: tuple[str, str, str, str]) 
 
 
 def test_exact_posterior_needs_a_linear_decoder() -> None:
-    with pytest.raises((ConfigError, UndefinedLikelihoodError), match="a linear-Gaussian system; the decoder is MLP"):
+    with pytest.raises(
+        (ConfigError, UndefinedLikelihoodError),
+        match="a linear-Gaussian system; the decoder is MLP",
+    ):
         build(("normal", "exact-linear", "normal", "none"), MLP((4,))).guide(binary())
 
 
@@ -184,13 +195,17 @@ def test_flat_prior_has_no_gradient_and_no_samples() -> None:
     system, z = build(("flat", "point", "normal", "none")), torch.randn(4, M, requires_grad=True)
     (gradient,) = torch.autograd.grad(system.p_z().log_prob(z).sum(), [z])
     assert (gradient == 0).all()
-    with pytest.raises(UndefinedLikelihoodError, match="a Flat prior cannot be sampled: it is no probability"):
+    with pytest.raises(
+        UndefinedLikelihoodError, match="a Flat prior cannot be sampled: it is no probability"
+    ):
         system.sample(3)
 
 
 def test_weight_prior() -> None:
     w = torch.randn(6)
-    torch.testing.assert_close(-GaussianWeights(0.7, 10).distribution(w).log_prob(w), oracles.normal_nll(w, w * 0, 0.7))
+    torch.testing.assert_close(
+        -GaussianWeights(0.7, 10).distribution(w).log_prob(w), oracles.normal_nll(w, w * 0, 0.7)
+    )
 
 
 # Discrete z
@@ -198,7 +213,9 @@ def test_weight_prior() -> None:
 
 ENUMERATED = {
     "bernoulli": torch.tensor(list(itertools.product((0.0, 1.0), repeat=4))),
-    "categorical:categories=2": torch.tensor(list(itertools.product((0.0, 1.0), repeat=2))).repeat_interleave(2, 1),
+    "categorical:categories=2": torch.tensor(
+        list(itertools.product((0.0, 1.0), repeat=2))
+    ).repeat_interleave(2, 1),
 }
 ENUMERATED["categorical:categories=2"][:, 1::2] = 1 - ENUMERATED["categorical:categories=2"][:, ::2]
 
@@ -233,9 +250,13 @@ def test_discrete_kl_is_the_sum_over_all_states(text: str) -> None:
     x, z = binary(), ENUMERATED[text].double()
     log_q = system.q_z(x).log_prob(z[:, None].expand(-1, N, 4))
     expected = (log_q.exp() * (log_q - system.p_z().log_prob(z)[:, None])).sum(0)
-    torch.testing.assert_close(torch.distributions.kl_divergence(system.q_z(x), system.p_z().expand((N,))), expected)
+    torch.testing.assert_close(
+        torch.distributions.kl_divergence(system.q_z(x), system.p_z().expand((N,))), expected
+    )
     found = diagnose(system.model, system.guide, x, num_particles=3)
-    assert found.kl_per_unit.shape == found.activity.shape == ((4,) if text == "bernoulli" else (2,))
+    assert (
+        found.kl_per_unit.shape == found.activity.shape == ((4,) if text == "bernoulli" else (2,))
+    )
     assert found.kl_per_unit.sum().item() == pytest.approx(expected.mean().item())
 
 
@@ -246,11 +267,17 @@ def test_discrete_and_continuous_do_not_go_together() -> None:
         ("categorical", "bernoulli"),
         ("flat", "categorical"),
     ):
-        with pytest.raises(ConfigError, match=r"as the prior is over .* z, .* as the posterior over"):
+        with pytest.raises(
+            ConfigError, match=r"as the prior is over .* z, .* as the posterior over"
+        ):
             build((prior, posterior, "bernoulli", "none"))
-    with pytest.raises(ConfigError, match="z of size 4 does not hold whole variables of 3 categories"):
+    with pytest.raises(
+        ConfigError, match="z of size 4 does not hold whole variables of 3 categories"
+    ):
         zoo.discrete_vae(D, 4, categories=3)
-    with pytest.raises(ConfigError, match="probability of a Bernoulli prior must be between 0 and 1"):
+    with pytest.raises(
+        ConfigError, match="probability of a Bernoulli prior must be between 0 and 1"
+    ):
         PRIORS.parse("bernoulli:probability=1.0")
 
 
@@ -259,13 +286,17 @@ def test_discrete_and_continuous_do_not_go_together() -> None:
 
 @pytest.mark.parametrize("name", [name for name in POSTERIORS if name not in (*POINT, *DISCRETE)])
 def test_posterior_integrates_to_one(name: str) -> None:
-    system = Autoencoder(1, 1, posterior=POSTERIORS.parse(name), likelihood=NormalLikelihood(0.5), encoder=Linear())
+    system = Autoencoder(
+        1, 1, posterior=POSTERIORS.parse(name), likelihood=NormalLikelihood(0.5), encoder=Linear()
+    )
     grid, x = torch.linspace(-30, 30, 100_001), torch.randn(4, 1)
     q_z = system.q_z(x)
     assert (q_z.batch_shape, q_z.event_shape) == ((4,), (1,))
     density = q_z.log_prob(grid[:, None, None].expand(-1, 4, 1)).exp()
     torch.testing.assert_close(integral(density, grid), torch.ones(4), rtol=0, atol=1e-8)
-    torch.testing.assert_close(integral(density * grid[:, None], grid), system.encode(x).squeeze(1), rtol=0, atol=1e-8)
+    torch.testing.assert_close(
+        integral(density * grid[:, None], grid), system.encode(x).squeeze(1), rtol=0, atol=1e-8
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in POSTERIORS if name not in DISCRETE])
@@ -273,7 +304,9 @@ def test_posterior_is_reparameterized(name: str) -> None:
     system = build(("normal", name, "normal", "none"))
     z = system.q_z(torch.randn(N, D)).rsample()
     part = system.decoder if name == "exact-linear" else system.encoder
-    gradients = torch.autograd.grad(z.square().sum(), [p for p in part.parameters() if p.dim() == 2])
+    gradients = torch.autograd.grad(
+        z.square().sum(), [p for p in part.parameters() if p.dim() == 2]
+    )
     assert all((g != 0).any() for g in gradients)
 
 
@@ -292,11 +325,15 @@ def test_diagonal_is_mean_plus_deviation_times_noise() -> None:
     z = system.q_z(x).rsample()
     pyro.set_rng_seed(4)
     torch.testing.assert_close(z, mean + (log_variance / 2).exp() * torch.randn(N, M))
-    torch.testing.assert_close(-system.q_z(x).log_prob(z).sum(), _diagonal_nll(z, mean, log_variance))
+    torch.testing.assert_close(
+        -system.q_z(x).log_prob(z).sum(), _diagonal_nll(z, mean, log_variance)
+    )
 
 
 def _diagonal_nll(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    return (0.5 * ((z - mean).square() / log_variance.exp() + log_variance) + oracles.HALF_LOG_2PI).sum()
+    return (
+        0.5 * ((z - mean).square() / log_variance.exp() + log_variance) + oracles.HALF_LOG_2PI
+    ).sum()
 
 
 def test_exact_linear_is_the_closed_form() -> None:
@@ -318,7 +355,9 @@ def total(likelihood: Likelihood, output: Tensor) -> Tensor:
         grid = torch.linspace(-100, 100, 40_001)
     else:
         grid = torch.linspace(0, 1, 40_001)
-    density = p_x.log_prob(grid.to(output.dtype)[:, None, None].expand(-1, len(output), 1)).double().exp()
+    density = (
+        p_x.log_prob(grid.to(output.dtype)[:, None, None].expand(-1, len(output), 1)).double().exp()
+    )
     return density.sum(0) if len(grid) == 2 else integral(density, grid)
 
 
@@ -334,13 +373,17 @@ def test_likelihood_integrates_to_one(name: str) -> None:
 def test_likelihood_integrates_to_one_far_out(name: str, dtype: torch.dtype) -> None:
     """Where the output goes for pixels that are always black, or white."""
     output = torch.tensor([-50.0, -30.0, -18.0, 18.0, 30.0, 50.0], dtype=dtype)
-    torch.testing.assert_close(total(LIKELIHOODS.parse(name), output), torch.ones(6), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        total(LIKELIHOODS.parse(name), output), torch.ones(6), rtol=0, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", [*LIKELIHOODS, "normal:scale=0.1", "normal:learn=true"])
 def test_likelihood_shapes(name: str) -> None:
     likelihood = LIKELIHOODS.parse(name)
-    p_x = likelihood.distribution(torch.randn(4, 2, likelihood.outputs * D), likelihood.learned(D).double())
+    p_x = likelihood.distribution(
+        torch.randn(4, 2, likelihood.outputs * D), likelihood.learned(D).double()
+    )
     assert (p_x.batch_shape, p_x.event_shape) == ((4, 2), (D,))
     assert p_x.mean.shape == (4, 2, D)
 
@@ -355,7 +398,10 @@ def test_bias_gives_back_the_mean(name: str) -> None:
 @pytest.mark.parametrize("name", list(LIKELIHOODS))
 def test_bias_gives_back_a_mean_near_an_end_in_single_precision(name: str) -> None:
     """The mean grey value of a pixel at the border of an image."""
-    likelihood, mean = LIKELIHOODS.parse(name), torch.tensor([0.025, 0.05, 0.95, 0.975], dtype=torch.float32)
+    likelihood, mean = (
+        LIKELIHOODS.parse(name),
+        torch.tensor([0.025, 0.05, 0.95, 0.975], dtype=torch.float32),
+    )
     p_x = likelihood.distribution(likelihood.bias(mean), likelihood.learned(4).float())
     torch.testing.assert_close(p_x.mean, mean, rtol=0, atol=1e-4)
 
@@ -388,14 +434,28 @@ GREY = torch.tensor([[0.0, 0.25], [1.0, 0.5]])
 @pytest.mark.parametrize(
     ("likelihood", "x", "words"),
     [
-        (Bernoulli(), GREY, "pixels holds grey values, for which a Bernoulli has no density: binarize them"),
-        (Bernoulli(), GREY * 4, r"pixels has values from 0 to 4; a Bernoulli likelihood needs values in \[0, 1\]"),
-        (Bernoulli(), GREY - 1, r"pixels has values from -1 to 0; a Bernoulli likelihood needs values in \[0, 1\]"),
+        (
+            Bernoulli(),
+            GREY,
+            "pixels holds grey values, for which a Bernoulli has no density: binarize them",
+        ),
+        (
+            Bernoulli(),
+            GREY * 4,
+            r"pixels has values from 0 to 4; a Bernoulli likelihood needs values in \[0, 1\]",
+        ),
+        (
+            Bernoulli(),
+            GREY - 1,
+            r"pixels has values from -1 to 0; a Bernoulli likelihood needs values in \[0, 1\]",
+        ),
         (ContinuousBernoulli(), GREY * 4, "from 0 to 4; a continuous Bernoulli likelihood needs"),
         (ContinuousBernoulli(), GREY - 1, "from -1 to 0; a continuous Bernoulli likelihood needs"),
     ],
 )
-def test_likelihood_refuses_data_without_density(likelihood: Likelihood, x: Tensor, words: str) -> None:
+def test_likelihood_refuses_data_without_density(
+    likelihood: Likelihood, x: Tensor, words: str
+) -> None:
     with pytest.raises(DataError, match=words):
         likelihood.check(x, "pixels")
 
@@ -442,7 +502,9 @@ def test_masking_statistics() -> None:
     masked = noisy == 0
     assert close(masked, 0.3, 0.21, 100_000)
     assert noisy[~masked].equal(x[~masked])
-    assert close(masked[:, 1:] & masked[:, :-1], 0.09, 0.09 * 0.91 * 3, 99_000)  # features fall independently
+    assert close(
+        masked[:, 1:] & masked[:, :-1], 0.09, 0.09 * 0.91 * 3, 99_000
+    )  # features fall independently
     assert (Masking(1.0)(x) == 0).all()
 
 
@@ -477,7 +539,11 @@ def test_corruption_reaches_the_guide_only_and_in_training_only(name: str) -> No
 
     def target() -> Tensor:
         data = {"z": torch.zeros(N, M)}
-        return poutine.trace(poutine.condition(system.model, data=data)).get_trace(x).nodes["x"]["value"]
+        return (
+            poutine.trace(poutine.condition(system.model, data=data))
+            .get_trace(x)
+            .nodes["x"]["value"]
+        )
 
     pyro.set_rng_seed(2)
     corrupted = system.corruption(x)
@@ -512,7 +578,9 @@ def test_refused_scales(make: Any, words: str, value: float) -> None:
 @pytest.mark.parametrize("value", [0.0, -0.1, 1.1, math.nan])
 @pytest.mark.parametrize("make", [Masking, SaltAndPepper])
 def test_refused_probabilities(make: Any, value: float) -> None:
-    with pytest.raises(ConfigError, match=rf"the probability of a corruption must be in \(0, 1\], not {value}"):
+    with pytest.raises(
+        ConfigError, match=rf"the probability of a corruption must be in \(0, 1\], not {value}"
+    ):
         make(value)
 
 

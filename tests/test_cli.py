@@ -27,7 +27,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def snapshot(path: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()
+    }
 
 
 # What the commands do.
@@ -35,9 +37,21 @@ def snapshot(path: Path) -> dict[str, bytes]:
 
 def test_help_does_not_import_torch() -> None:
     code = "import sys, pyroae.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert out.endswith("False\n")
-    for command in ("demo", "train", "evaluate", "gradients", "compare", "sample", "reconstruct", "encode", "report"):
+    for command in (
+        "demo",
+        "train",
+        "evaluate",
+        "gradients",
+        "compare",
+        "sample",
+        "reconstruct",
+        "encode",
+        "report",
+    ):
         assert command in out
 
 
@@ -45,16 +59,28 @@ def test_train_and_evaluate_write_the_run_directory(run: Path) -> None:
     files = set(snapshot(run))
     for name in ("config.yaml", "metrics.csv", "results.json", "evaluation.nc", "report.html"):
         assert name in files
-    for figure in ("training_curves", "reconstructions", "samples", "manifold", "latent_scatter", "kl_per_unit", "filters"):
+    for figure in (
+        "training_curves",
+        "reconstructions",
+        "samples",
+        "manifold",
+        "latent_scatter",
+        "kl_per_unit",
+        "filters",
+    ):
         assert f"figures/{figure}.png" in files
     assert {"checkpoints/best.safetensors", "checkpoints/last.safetensors"} <= files
-    assert [name for name in files if "/." in name or name.startswith(".")] == [".lock"]  # no temporary file is left
+    assert [name for name in files if "/." in name or name.startswith(".")] == [
+        ".lock"
+    ]  # no temporary file is left
     results = {row["name"]: row for row in json.loads((run / "results.json").read_text())}
     assert {"nll", "nelbo", "rate", "distortion", "active_units"} <= set(results)
     assert results["nll"]["num_data"] == 30
     assert results["nll"]["num_particles"] == 20
     assert 0 < results["nll"]["estimate"] < results["nelbo"]["estimate"] < 64 * np.log(2)
-    assert results["nelbo"]["estimate"] == pytest.approx(results["rate"]["estimate"] + results["distortion"]["estimate"])
+    assert results["nelbo"]["estimate"] == pytest.approx(
+        results["rate"]["estimate"] + results["distortion"]["estimate"]
+    )
     tree = arviz.from_netcdf(run / "evaluation.nc")
     assert -float(tree["per_datum"]["log_px"].mean()) == pytest.approx(results["nll"]["estimate"])
     tree.close()
@@ -73,9 +99,19 @@ def test_evaluation_repeats(run: Path) -> None:
 def test_a_configuration_file_gives_the_same_run(run: Path, tmp_path: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "epochs": 7}))
-    again = ["train", "--config", str(tmp_path / "config.yaml"), "--epochs", "2", "--out", str(tmp_path / "again")]
+    again = [
+        "train",
+        "--config",
+        str(tmp_path / "config.yaml"),
+        "--epochs",
+        "2",
+        "--out",
+        str(tmp_path / "again"),
+    ]
     assert main(again) == 0  # the flag wins
-    one, other = ((path / "metrics.csv").read_text().splitlines() for path in (run, tmp_path / "again"))
+    one, other = (
+        (path / "metrics.csv").read_text().splitlines() for path in (run, tmp_path / "again")
+    )
     for left, right in zip(csv.DictReader(one), csv.DictReader(other), strict=True):
         assert {**left, "seconds": ""} == {**right, "seconds": ""}
 
@@ -86,7 +122,7 @@ def test_resume_is_one_long_run(tmp_path: Path) -> None:
     assert main(["train", *SMALL, "--epochs", "2", "--out", parts]) == 0
     assert main(["train", "--resume", parts, "--epochs", "3"]) == 0
     assert main(["train", "--out", parts, "--resume", "--epochs", "4"]) == 0
-    from pyroae.runs import Run
+    from pyroae.runs.run import Run
 
     one, other = (Run(path).state() for path in (whole, parts))
     assert [e.train_nelbo for e in one.history] == [e.train_nelbo for e in other.history]
@@ -110,7 +146,10 @@ def test_sample_and_reconstruct(run: Path, tmp_path: Path, command: str, suffix:
 
 def test_encode(run: Path, tmp_path: Path) -> None:
     for suffix in (".npy", ".csv", ".nc"):
-        assert main(["encode", str(run), "--num-data", "9", "--out", str(tmp_path / f"z{suffix}")]) == 0
+        assert (
+            main(["encode", str(run), "--num-data", "9", "--out", str(tmp_path / f"z{suffix}")])
+            == 0
+        )
     values = np.load(tmp_path / "z.npy")
     rows = list(csv.DictReader((tmp_path / "z.csv").read_text().splitlines()))
     np.testing.assert_allclose([[float(r["z0"]), float(r["z1"])] for r in rows], values, rtol=1e-6)
@@ -127,15 +166,48 @@ SYSTEMS = [
     ["--system", "sparse-ae", "--sparsity", "0.3", "--latent", "70"],
     ["--system", "denoising-ae", "--corruption", "salt-and-pepper:probability=0.2"],
     ["--system", "ppca", "--posterior", "exact-linear", "--precision", "64-true"],
-    ["--system", "vae", "--prior", "laplace:rate=1.5", "--objective", "analytic-kl", "--num-particles", "2"],
-    ["--system", "vae", "--likelihood", "continuous-bernoulli", "--optimizer", "SGD", "--optimizer-args", "momentum=0.9"],
+    [
+        "--system",
+        "vae",
+        "--prior",
+        "laplace:rate=1.5",
+        "--objective",
+        "analytic-kl",
+        "--num-particles",
+        "2",
+    ],
+    [
+        "--system",
+        "vae",
+        "--likelihood",
+        "continuous-bernoulli",
+        "--optimizer",
+        "SGD",
+        "--optimizer-args",
+        "momentum=0.9",
+    ],
 ]
 
 
 @pytest.mark.parametrize("flags", SYSTEMS, ids=lambda f: "-".join(f[1::2])[:40])
 def test_every_system(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     maps = [] if flags[1] in ("linear-ae", "ppca") or "--map" in flags else ["--hidden", "16"]
-    assert main(["train", "--latent", "2", *maps, "--epochs", "1", *flags, "--out", str(tmp_path / "run")]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--latent",
+                "2",
+                *maps,
+                "--epochs",
+                "1",
+                *flags,
+                "--out",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 0
+    )
     assert main(["evaluate", str(tmp_path / "run"), "--num-particles", "10"]) == 0
     out = capsys.readouterr().out
     proper = flags[1] in ("vae", "ppca")
@@ -148,21 +220,44 @@ def test_a_bound_and_a_gradient(tmp_path: Path) -> None:
     """From options and from YAML, where it is the same run."""
     pair = ["--bound", "jvi", "--gradient", "doubly-reparameterized", "--num-particles", "4"]
     assert main(["train", *SMALL, *pair, "--out", str(tmp_path / "a")]) == 0
-    (tmp_path / "c.yaml").write_text("bound: jvi\ngradient: doubly-reparameterized\nnum_particles: 4\n")
-    assert main(["train", *SMALL, "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "b")]) == 0
+    (tmp_path / "c.yaml").write_text(
+        "bound: jvi\ngradient: doubly-reparameterized\nnum_particles: 4\n"
+    )
+    assert (
+        main(["train", *SMALL, "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "b")])
+        == 0
+    )
     text = ["--objective", "jvi+doubly-reparameterized", "--num-particles", "4"]
     assert main(["train", *SMALL, *text, "--out", str(tmp_path / "c")]) == 0
-    weights = [(tmp_path / run / "checkpoints" / "best.safetensors").read_bytes()[-1000:] for run in "abc"]
+    weights = [
+        (tmp_path / run / "checkpoints" / "best.safetensors").read_bytes()[-1000:] for run in "abc"
+    ]
     assert weights[0] == weights[1] == weights[2]
 
 
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
     table = np.random.default_rng(0).normal(size=(200, 5))
     np.savetxt(tmp_path / "mine.csv", table, delimiter=",", header="a,b,c,d,e", comments="")
-    data = ["--data", str(tmp_path / "mine.csv"), "--system", "ppca", "--latent", "2", "--epochs", "150", "--lr", "0.02"]
+    data = [
+        "--data",
+        str(tmp_path / "mine.csv"),
+        "--system",
+        "ppca",
+        "--latent",
+        "2",
+        "--epochs",
+        "150",
+        "--lr",
+        "0.02",
+    ]
     assert main(["train", *data, "--out", str(tmp_path / "run")]) == 0
-    assert main(["evaluate", str(tmp_path / "run"), "--method", "is,exact", "--num-particles", "500"]) == 0
-    results = {row["name"]: row for row in json.loads((tmp_path / "run" / "results.json").read_text())}
+    assert (
+        main(["evaluate", str(tmp_path / "run"), "--method", "is,exact", "--num-particles", "500"])
+        == 0
+    )
+    results = {
+        row["name"]: row for row in json.loads((tmp_path / "run" / "results.json").read_text())
+    }
     assert results["nll"]["estimate"] == pytest.approx(results["nll_exact"]["estimate"], abs=0.1)
 
 
@@ -194,42 +289,102 @@ def garbage(path: Path) -> list[str]:
 
 TRAIN = {
     "unknown system": (["--system", "vea"], "unknown system 'vea': did you mean 'vae'?"),
-    "unknown objective": (["--objective", "trace-elb"], "unknown objective 'trace-elb': did you mean 'trace-elbo'?"),
+    "unknown objective": (
+        ["--objective", "trace-elb"],
+        "unknown objective 'trace-elb': did you mean 'trace-elbo'?",
+    ),
     "unknown bound": (["--bound", "jvj"], "unknown bound 'jvj': did you mean 'jvi'?"),
-    "unknown gradient": (["--bound", "iwae", "--gradient", "scor"], "unknown gradient 'scor': did you mean 'score'?"),
+    "unknown gradient": (
+        ["--bound", "iwae", "--gradient", "scor"],
+        "unknown gradient 'scor': did you mean 'score'?",
+    ),
     "a gradient alone": (["--gradient", "score"], "the gradient 'score' needs its bound"),
-    "an objective and a bound": (["--objective", "iwae", "--bound", "iwae"], "give either the objective 'iwae' or the bound"),
-    "an invalid pair": (["--bound", "iwae", "--gradient", "covariance"], "the covariance gradient is that of TVO, not of IWAE"),
-    "one particle for VIMCO": (["--objective", "vimco"], "needs num_particles of at least 2, not 1"),
+    "an objective and a bound": (
+        ["--objective", "iwae", "--bound", "iwae"],
+        "give either the objective 'iwae' or the bound",
+    ),
+    "an invalid pair": (
+        ["--bound", "iwae", "--gradient", "covariance"],
+        "the covariance gradient is that of TVO, not of IWAE",
+    ),
+    "one particle for VIMCO": (
+        ["--objective", "vimco"],
+        "needs num_particles of at least 2, not 1",
+    ),
     "one particle for JVI": (["--bound", "jvi"], "JVI needs num_particles of at least 2, not 1"),
-    "one particle for TVO": (["--objective", "tvo"], "TVO needs num_particles of at least 2, not 1"),
+    "one particle for TVO": (
+        ["--objective", "tvo"],
+        "TVO needs num_particles of at least 2, not 1",
+    ),
     "no particles": (["--num-particles", "0"], "num_particles must be at least 1, not 0"),
-    "beta out of range": (["--objective", "ciwae:beta=2"], "beta of CIWAE must be in [0, 1], not 2"),
-    "negative beta": (["--objective", "beta-elbo:beta=-1"], "beta of a β-ELBO must be at least 0 and finite, not -1"),
-    "alpha out of range": (["--objective", "renyi:alpha=.inf"], "alpha of a Rényi bound must be below infinity, not inf"),
+    "beta out of range": (
+        ["--objective", "ciwae:beta=2"],
+        "beta of CIWAE must be in [0, 1], not 2",
+    ),
+    "negative beta": (
+        ["--objective", "beta-elbo:beta=-1"],
+        "beta of a β-ELBO must be at least 0 and finite, not -1",
+    ),
+    "alpha out of range": (
+        ["--objective", "renyi:alpha=.inf"],
+        "alpha of a Rényi bound must be below infinity, not inf",
+    ),
     "pathwise on a discrete site": (
         ["--system", "discrete-vae", "--objective", "dreg"],
         "the guide's site 'z' (Bernoulli) has none",
     ),
-    "a score of a Delta": (["--system", "ae", "--objective", "vimco", "--num-particles", "4"], "its site 'z' is a Delta"),
+    "a score of a Delta": (
+        ["--system", "ae", "--objective", "vimco", "--num-particles", "4"],
+        "its site 'z' is a Delta",
+    ),
     "unknown data": (["--data", "digit"], "unknown dataset 'digit': did you mean 'digits'?"),
     "unknown prior": (["--prior", "laplase"], "unknown prior 'laplase': did you mean 'laplace'?"),
     "unknown setting of a prior": (["--prior", "laplace:rte=1"], "did you mean 'rate'?"),
-    "unknown option": (["--epoch", "5"], "unrecognized arguments: --epoch 5; did you mean --epochs?"),
-    "unknown optimizer": (["--optimizer", "Adan"], "unknown optimizer 'Adan': did you mean 'Adam'?"),
-    "unknown activation": (["--activation", "tahn"], "unknown activation 'tahn': did you mean 'tanh'?"),
-    "unknown binarization": (["--binarize", "dynamik"], "unknown binarization 'dynamik': did you mean 'dynamic'?"),
+    "unknown option": (
+        ["--epoch", "5"],
+        "unrecognized arguments: --epoch 5; did you mean --epochs?",
+    ),
+    "unknown optimizer": (
+        ["--optimizer", "Adan"],
+        "unknown optimizer 'Adan': did you mean 'Adam'?",
+    ),
+    "unknown activation": (
+        ["--activation", "tahn"],
+        "unknown activation 'tahn': did you mean 'tanh'?",
+    ),
+    "unknown binarization": (
+        ["--binarize", "dynamik"],
+        "unknown binarization 'dynamik': did you mean 'dynamic'?",
+    ),
     "no whole number": (["--epochs", "ten"], "argument --epochs: invalid int value: 'ten'"),
     "latent 0": (["--latent", "0"], "latent must be at least 1, not 0"),
     "no width": (["--hidden", "200,0"], "hidden must be at least 1, not 0"),
     "negative rate": (["--lr", "-1"], "lr must be positive, not -1.0"),
-    "large batch": (["--batch-size", "5000"], "batch_size of 5000 is larger than the 1455 training data"),
-    "long warm-up": (["--kl-warmup", "9", "--epochs", "3"], "kl_warmup of 9 epochs is longer than the training of 3"),
-    "grey": (["--binarize", "none"], "grey values, for which a Bernoulli has no density: binarize them"),
+    "large batch": (
+        ["--batch-size", "5000"],
+        "batch_size of 5000 is larger than the 1455 training data",
+    ),
+    "long warm-up": (
+        ["--kl-warmup", "9", "--epochs", "3"],
+        "kl_warmup of 9 epochs is longer than the training of 3",
+    ),
+    "grey": (
+        ["--binarize", "none"],
+        "grey values, for which a Bernoulli has no density: binarize them",
+    ),
     "missing file": (["--data", "nowhere/data.npy"], "there is no file 'nowhere/data.npy'"),
-    "missing configuration": (["--config", "nowhere.yaml"], "cannot read the configuration nowhere.yaml"),
-    "maps of a linear system": (["--system", "ppca", "--hidden", "5"], "the maps of ppca are linear"),
-    "a sparse decoder": (["--system", "sparse-ae", "--tied", "--sparsity", "-1"], "must be positive"),
+    "missing configuration": (
+        ["--config", "nowhere.yaml"],
+        "cannot read the configuration nowhere.yaml",
+    ),
+    "maps of a linear system": (
+        ["--system", "ppca", "--hidden", "5"],
+        "the maps of ppca are linear",
+    ),
+    "a sparse decoder": (
+        ["--system", "sparse-ae", "--tied", "--sparsity", "-1"],
+        "must be positive",
+    ),
 }
 FILES = {
     "unreadable file": (garbage, "cannot read"),
@@ -237,7 +392,10 @@ FILES = {
     "infinite": (lambda p: saved(p, [[1.0, np.inf], [0.0, 1.0]]), "holds inf at row 0, column 1"),
     "constant": (lambda p: saved(p, np.full((20, 3), 0.5)), "is constant: every value is 0.5"),
     "empty": (lambda p: saved(p, np.ones((0, 3))), "is empty"),
-    "one-dimensional": (lambda p: saved(p, np.arange(5.0)), "has the shape (5,); a datum a row is needed"),
+    "one-dimensional": (
+        lambda p: saved(p, np.arange(5.0)),
+        "has the shape (5,); a datum a row is needed",
+    ),
     "outside of [0, 1]": (
         lambda p: [*saved(p, np.arange(800.0).reshape(200, 4)), "--binarize", "none"],
         "values from",
@@ -273,17 +431,33 @@ def test_bad_options(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("case", list(FILES))
 def test_bad_files(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make, words = FILES[case]
-    refused(["train", "--latent", "2", *make(tmp_path), "--out", str(tmp_path / "run")], words, capsys)
+    refused(
+        ["train", "--latent", "2", *make(tmp_path), "--out", str(tmp_path / "run")], words, capsys
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = snapshot(run)
     refused(["train", *SMALL, "--out", str(run)], "holds a run already: give --overwrite", capsys)
-    refused(["train", "--latent", "0", "--out", str(run), "--overwrite"], "latent must be at least 1", capsys)
-    refused(["train", "--data", "nowhere.npy", "--out", str(run), "--overwrite"], "there is no file", capsys)
-    refused(["train", "--resume", str(run), "--latent", "5", "--epochs", "9"], "latent is 2 there", capsys)
-    refused(["train", "--resume", str(run)], "has finished its 2 epochs: give more --epochs", capsys)
+    refused(
+        ["train", "--latent", "0", "--out", str(run), "--overwrite"],
+        "latent must be at least 1",
+        capsys,
+    )
+    refused(
+        ["train", "--data", "nowhere.npy", "--out", str(run), "--overwrite"],
+        "there is no file",
+        capsys,
+    )
+    refused(
+        ["train", "--resume", str(run), "--latent", "5", "--epochs", "9"],
+        "latent is 2 there",
+        capsys,
+    )
+    refused(
+        ["train", "--resume", str(run)], "has finished its 2 epochs: give more --epochs", capsys
+    )
     refused(["train", "--resume", str(run), "--out", "elsewhere"], "in its own directory", capsys)
     refused(["train", "--resume", str(run), "--overwrite"], "leave out --overwrite", capsys)
     refused(["train", "--resume"], "name that", capsys)
@@ -296,9 +470,19 @@ def test_a_run_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str])
 def test_bad_use_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = snapshot(run)
     refused(["evaluate", str(tmp_path)], "holds no run", capsys)
-    refused(["evaluate", str(run), "--method", "iss"], "unknown method 'iss': did you mean 'is'?", capsys)
-    refused(["evaluate", str(run), "--method", "exact"], "the likelihood is Bernoulli(), not Normal", capsys)
-    refused(["evaluate", str(run), "--num-particles", "0"], "num_particles must be at least 1", capsys)
+    refused(
+        ["evaluate", str(run), "--method", "iss"],
+        "unknown method 'iss': did you mean 'is'?",
+        capsys,
+    )
+    refused(
+        ["evaluate", str(run), "--method", "exact"],
+        "the likelihood is Bernoulli(), not Normal",
+        capsys,
+    )
+    refused(
+        ["evaluate", str(run), "--num-particles", "0"], "num_particles must be at least 1", capsys
+    )
     refused(["evaluate", str(run), "--num-data", "0"], "num_data must be at least 1", capsys)
     wide = saved(tmp_path, np.tile(np.eye(100)[:, :5], (1, 1)))
     refused(["evaluate", str(run), *wide], "5 features a datum; the run", capsys)
@@ -309,25 +493,72 @@ def test_bad_use_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_changed_data_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = saved(tmp_path, np.random.default_rng(0).random((50, 3)))
-    flags = ["train", "--system", "ppca", "--latent", "1", "--batch-size", "10", "--epochs", "1", *data]
+    flags = [
+        "train",
+        "--system",
+        "ppca",
+        "--latent",
+        "1",
+        "--batch-size",
+        "10",
+        "--epochs",
+        "1",
+        *data,
+    ]
     assert main([*flags, "--out", str(tmp_path / "run")]) == 0
     saved(tmp_path, np.random.default_rng(1).random((50, 3)))
     capsys.readouterr()
     refused(["evaluate", str(tmp_path / "run")], "have changed since the run", capsys)
-    refused(["train", "--resume", str(tmp_path / "run"), "--epochs", "2"], "have changed since the run", capsys)
+    refused(
+        ["train", "--resume", str(tmp_path / "run"), "--epochs", "2"],
+        "have changed since the run",
+        capsys,
+    )
 
 
 def test_no_samples_from_a_flat_prior(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--system", "linear-ae", "--latent", "2", "--epochs", "1", "--out", str(tmp_path / "ae")]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--system",
+                "linear-ae",
+                "--latent",
+                "2",
+                "--epochs",
+                "1",
+                "--out",
+                str(tmp_path / "ae"),
+            ]
+        )
+        == 0
+    )
     capsys.readouterr()
     refused(["sample", str(tmp_path / "ae")], "a Flat prior cannot be sampled", capsys)
     refused(["evaluate", str(tmp_path / "ae"), "--method", "is"], "log p(x) is undefined", capsys)
 
 
-def test_a_loss_that_becomes_nan_keeps_the_last_good_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--system", "linear-ae", "--latent", "2", "--optimizer", "SGD", "--lr", "1e12", "--epochs", "50"]
-    refused(["train", *flags, "--out", str(tmp_path / "run")], "the loss became NaN or infinite at step", capsys)
-    from pyroae.runs import Run
+def test_a_loss_that_becomes_nan_keeps_the_last_good_state(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [
+        "--system",
+        "linear-ae",
+        "--latent",
+        "2",
+        "--optimizer",
+        "SGD",
+        "--lr",
+        "1e12",
+        "--epochs",
+        "50",
+    ]
+    refused(
+        ["train", *flags, "--out", str(tmp_path / "run")],
+        "the loss became NaN or infinite at step",
+        capsys,
+    )
+    from pyroae.runs.run import Run
 
     system = Run(tmp_path / "run").config
     assert system.lr == 1e12

@@ -7,19 +7,34 @@ from pathlib import Path
 from typing import Any
 
 import arviz
+import pyroae.commands.study as studies
 import pytest
 import torch
 import yaml
 
-import pyroae.commands.study as studies
 from pyroae.cli import main
-from pyroae.commands.study import Study, read_outcome
-from pyroae.evaluation.comparison import Cell, Outcome
-from pyroae.runs import Run
+from pyroae.comparison.results import Cell, Outcome
+from pyroae.runs.run import Run
+from pyroae.studies.study import Study, read_outcome
 from tests.conftest import sample_of
 
-SMALL = ["--latent", "2", "--hidden", "8", "--score-particles", "20", "--score-data", "30", "--budget", "epochs:2"]
-CELLS = [f"{name}-k{k}-seed{seed}" for name, k in (("iwae", 1), ("iwae", 4), ("vimco", 4)) for seed in (0, 1)]
+SMALL = [
+    "--latent",
+    "2",
+    "--hidden",
+    "8",
+    "--score-particles",
+    "20",
+    "--score-data",
+    "30",
+    "--budget",
+    "epochs:2",
+]
+CELLS = [
+    f"{name}-k{k}-seed{seed}"
+    for name, k in (("iwae", 1), ("iwae", 4), ("vimco", 4))
+    for seed in (0, 1)
+]
 
 
 def compare(*flags: str) -> int:
@@ -35,7 +50,11 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+    return {
+        str(file.relative_to(path)): file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    }
 
 
 def outcomes(path: Path) -> dict[str, torch.Tensor]:
@@ -53,15 +72,23 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 
 def test_what_is_written(study: Path) -> None:
-    assert sorted(p.name for p in study.iterdir() if p.is_dir() and p.name != "figures") == sorted(CELLS)
+    assert sorted(p.name for p in study.iterdir() if p.is_dir() and p.name != "figures") == sorted(
+        CELLS
+    )
     assert {p.name for p in (study / "figures").iterdir()} == {"differences.png", "curves.png"}
     cells = rows(study / "comparison.csv")
-    assert [f"{r['objective']}-k{r['num_particles']}-seed{r['seed']}" for r in cells] == sorted(CELLS, key=lambda c: c[-1])
+    assert [f"{r['objective']}-k{r['num_particles']}-seed{r['seed']}" for r in cells] == sorted(
+        CELLS, key=lambda c: c[-1]
+    )
     for row in cells:
         place = study / f"{row['objective']}-k{row['num_particles']}-seed{row['seed']}"
-        assert float(row["nll"]) == pytest.approx(-outcomes(study)[place.name].mean().item(), rel=1e-12)
+        assert float(row["nll"]) == pytest.approx(
+            -outcomes(study)[place.name].mean().item(), rel=1e-12
+        )
         assert int(row["evaluations"]) == int(row["num_particles"]) * 2 * 1455
-        nll = next(r for r in json.loads((place / "results.json").read_text()) if r["name"] == "nll")
+        nll = next(
+            r for r in json.loads((place / "results.json").read_text()) if r["name"] == "nll"
+        )
         assert nll["estimate"] == float(row["nll"])
         assert (nll["num_particles"], nll["num_data"]) == (20, 30)
         assert [p["epoch"] for p in rows(place / "curve.csv")] == ["1", "2"]
@@ -75,15 +102,35 @@ def test_what_is_written(study: Path) -> None:
     tree.close()
 
 
-def test_each_training_is_a_run_directory(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_training_is_a_run_directory(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """That other commands read; from one seed, all start and are fed alike."""
     place = study / "vimco-k4-seed1"
     run = Run(place)
-    assert (run.config.objective, run.config.num_particles, run.config.seed, run.config.epochs) == ("vimco", 4, 1, 2)
+    assert (run.config.objective, run.config.num_particles, run.config.seed, run.config.epochs) == (
+        "vimco",
+        4,
+        1,
+        2,
+    )
     assert len(run.history()) == 2
     assert main(["sample", str(place), "--num", "4", "--out", str(tmp_path / "s.npy")]) == 0
     alone = tmp_path / "alone"
-    flags = ["--objective", "vimco", "--num-particles", "4", "--seed", "1", "--epochs", "2", "--latent", "2", "--hidden", "8"]
+    flags = [
+        "--objective",
+        "vimco",
+        "--num-particles",
+        "4",
+        "--seed",
+        "1",
+        "--epochs",
+        "2",
+        "--latent",
+        "2",
+        "--hidden",
+        "8",
+    ]
     assert main(["train", *flags, "--keep", "last", "--out", str(alone)]) == 0
     one, other = (Run(p).autoencoder("last").state_dict() for p in (place, alone))
     assert all(one[name].equal(other[name]) for name in one)
@@ -97,7 +144,11 @@ def test_a_finished_study_is_shown_again(study: Path, capsys: pytest.CaptureFixt
     assert "less vimco@4" in out
     assert "training 1" not in out
     after = contents(study)
-    assert {n for n in before if before[n] != after[n]} <= {"ranking.csv", "comparison.nc", *(n for n in before if "png" in n)}
+    assert {n for n in before if before[n] != after[n]} <= {
+        "ranking.csv",
+        "comparison.nc",
+        *(n for n in before if "png" in n),
+    }
     assert compare("--resume", str(study)) == 0
 
 
@@ -119,10 +170,25 @@ class Stop:
 
 @pytest.mark.parametrize(
     ("where", "at"),
-    sample_of([("write_outcome", 3), ("save", 6), ("save", 3), ("fit", 2), ("evaluate_system", 5), ("save", 9)], 3),
+    sample_of(
+        [
+            ("write_outcome", 3),
+            ("save", 6),
+            ("save", 3),
+            ("fit", 2),
+            ("evaluate_system", 5),
+            ("save", 9),
+        ],
+        3,
+    ),
 )
 def test_a_stopped_study_goes_on(
-    study: Path, tmp_path: Path, where: str, at: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    study: Path,
+    tmp_path: Path,
+    where: str,
+    at: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Between trainings, within one, before or after its checkpoint: the same outcomes as unbroken, bit for bit."""
     path = tmp_path / "study"
@@ -147,26 +213,52 @@ def test_a_stopped_study_goes_on(
     assert all(whole[name].equal(parts[name]) for name in whole)
     for name in CELLS:
         one, other = (Run(p / name).history() for p in (study, path))
-        assert [(e.train_nelbo, e.valid_nelbo) for e in one] == [(e.train_nelbo, e.valid_nelbo) for e in other]
-        points = [[(p["epoch"], p["nll"]) for p in rows(p_ / name / "curve.csv")] for p_ in (study, path)]
+        assert [(e.train_nelbo, e.valid_nelbo) for e in one] == [
+            (e.train_nelbo, e.valid_nelbo) for e in other
+        ]
+        points = [
+            [(p["epoch"], p["nll"]) for p in rows(p_ / name / "curve.csv")] for p_ in (study, path)
+        ]
         assert points[0] == points[1]
 
 
-def test_a_study_is_given_more(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_is_given_more(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """More seeds and objectives; those that are there stay as they are."""
     path = tmp_path / "study"
-    assert compare("--objectives", "iwae", "--num-particles", "4", "--seeds", "1", *SMALL, "--out", str(path)) == 0
+    assert (
+        compare(
+            "--objectives",
+            "iwae",
+            "--num-particles",
+            "4",
+            "--seeds",
+            "1",
+            *SMALL,
+            "--out",
+            str(path),
+        )
+        == 0
+    )
     (first,) = outcomes(path).values()
-    assert compare("--resume", str(path), "--seeds", "2", "--objectives", "jvi+doubly-reparameterized") == 0
+    assert (
+        compare("--resume", str(path), "--seeds", "2", "--objectives", "jvi+doubly-reparameterized")
+        == 0
+    )
     found = outcomes(path)
-    assert set(found) == {f"{n}-k4-seed{s}" for n in ("iwae", "jvi+doubly-reparameterized") for s in (0, 1)}
+    assert set(found) == {
+        f"{n}-k4-seed{s}" for n in ("iwae", "jvi+doubly-reparameterized") for s in (0, 1)
+    }
     assert found["iwae-k4-seed0"].equal(first)
     assert found["iwae-k4-seed1"].equal(outcomes(study)["iwae-k4-seed1"])
     assert yaml.safe_load((path / "study.yaml").read_text())["seeds"] == [0, 1]
     assert "1 of 4 trainings are finished already" in capsys.readouterr().out
 
 
-def test_a_training_that_fails_is_told_and_not_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_that_fails_is_told_and_not_tried_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ["--objectives", "trace-elbo,iwae", "--num-particles", "2", "--seeds", "2", *SMALL]
     config = tmp_path / "c.yaml"
     config.write_text("likelihood: normal\nbinarize: none\noptimizer: SGD\nlr: 1e-3\n")
@@ -174,7 +266,9 @@ def test_a_training_that_fails_is_told_and_not_tried_again(tmp_path: Path, capsy
     assert compare(*flags, "--config", str(config), "--out", str(path)) == 0
     capsys.readouterr()
     place = path / "iwae-k2-seed1"
-    studies.write_failure(place / "outcome.safetensors", "the loss became NaN or infinite at step 3")
+    studies.write_failure(
+        place / "outcome.safetensors", "the loss became NaN or infinite at step 3"
+    )
     assert compare("--resume", str(path)) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "failed: iwae, K = 2, seed 1: the loss became NaN or infinite at step 3" in out
@@ -182,12 +276,25 @@ def test_a_training_that_fails_is_told_and_not_tried_again(tmp_path: Path, capsy
     lost = tmp_path / "lost"
     config.write_text("likelihood: normal\nbinarize: none\noptimizer: SGD\nlr: 1e12\n")
     assert compare(*flags, "--config", str(config), "--out", str(lost)) == 2
-    assert "every training failed; trace-elbo, K = 2, seed 0: the loss became NaN or infinite" in capsys.readouterr().err
+    assert (
+        "every training failed; trace-elbo, K = 2, seed 0: the loss became NaN or infinite"
+        in capsys.readouterr().err
+    )
 
 
 def test_overwrite(tmp_path: Path) -> None:
     path = tmp_path / "study"
-    flags = ["--objectives", "iwae", "--num-particles", "2", "--seeds", "1", *SMALL, "--out", str(path)]
+    flags = [
+        "--objectives",
+        "iwae",
+        "--num-particles",
+        "2",
+        "--seeds",
+        "1",
+        *SMALL,
+        "--out",
+        str(path),
+    ]
     assert compare(*flags) == 0
     (path / "notes.txt").write_text("mine")
     assert compare(*flags, "--objectives", "dreg", "--overwrite") == 0
@@ -214,20 +321,47 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no place": ([], "give --out, the study directory to write"),
     "objective": (["--objectives", "iwae,drge"], "unknown objective 'drge': did you mean 'dreg'?"),
     "bound": (["--objectives", "jvj+pathwise"], "unknown bound 'jvj': did you mean 'jvi'?"),
-    "own K": (["--objectives", "iwae:num_particles=4"], "leave num_particles out of 'iwae:num_particles=4'"),
+    "own K": (
+        ["--objectives", "iwae:num_particles=4"],
+        "leave num_particles out of 'iwae:num_particles=4'",
+    ),
     "K of 0": (["--num-particles", "0,8"], "num_particles must be at least 1, not 0"),
-    "K twice": (["--num-particles", "8,8"], "K takes different whole numbers of at least 1, not [8, 8]"),
-    "nowhere defined": (["--objectives", "vimco", "--num-particles", "1"], "'vimco' is defined at none of K = 1"),
-    "invalid pair": (["--objectives", "elbo+covariance"], "the covariance gradient is that of TVO, not of ELBO"),
+    "K twice": (
+        ["--num-particles", "8,8"],
+        "K takes different whole numbers of at least 1, not [8, 8]",
+    ),
+    "nowhere defined": (
+        ["--objectives", "vimco", "--num-particles", "1"],
+        "'vimco' is defined at none of K = 1",
+    ),
+    "invalid pair": (
+        ["--objectives", "elbo+covariance"],
+        "the covariance gradient is that of TVO, not of ELBO",
+    ),
     "seeds": (["--seeds", "0"], "seeds are whole numbers of at least 0, not none"),
     "negative seed": (["--seeds", "0,-1"], "seeds are whole numbers of at least 0, not 0, -1"),
     "seed twice": (["--seeds", "3,3"], "an objective, K or seed is given twice"),
-    "budget": (["--budget", "epochs"], "a budget is epochs:N, evaluations:N or seconds:N, not 'epochs'"),
-    "small budget": (["--budget", "evaluations:10"], "a budget of 10 evaluations is less than one step of 100 data with K = 1"),
-    "baseline": (["--baseline", "vimco@8"], "the baseline 'vimco@8' is not compared here: trace-elbo@1, trace-elbo@8"),
-    "scoring": (["--score-particles", "0"], "num_particles of the scoring must be at least 1, not 0"),
+    "budget": (
+        ["--budget", "epochs"],
+        "a budget is epochs:N, evaluations:N or seconds:N, not 'epochs'",
+    ),
+    "small budget": (
+        ["--budget", "evaluations:10"],
+        "a budget of 10 evaluations is less than one step of 100 data with K = 1",
+    ),
+    "baseline": (
+        ["--baseline", "vimco@8"],
+        "the baseline 'vimco@8' is not compared here: trace-elbo@1, trace-elbo@8",
+    ),
+    "scoring": (
+        ["--score-particles", "0"],
+        "num_particles of the scoring must be at least 1, not 0",
+    ),
     "no likelihood": (["--system", "ae"], "the prior of 'z' is flat"),
-    "discrete": (["--system", "discrete-vae", "--objectives", "vimco,dreg"], "site 'z' (Bernoulli) has none"),
+    "discrete": (
+        ["--system", "discrete-vae", "--objectives", "vimco,dreg"],
+        "site 'z' (Bernoulli) has none",
+    ),
     "warm-up": (["--kl-warmup", "30"], "kl_warmup of 30 epochs is longer than the training of 20"),
     "none held out": (["--test-fraction", "0"], "a comparison needs held-out data"),
     "data": (["--data", "nowhere.npy"], "nowhere.npy"),
@@ -248,7 +382,9 @@ def test_bad_input(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("flag", ["--objective", "--epochs", "--seed", "--max-steps"])
-def test_settings_that_are_not_every_trainings_own(flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_that_are_not_every_trainings_own(
+    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         compare(flag, "3", "--out", str(tmp_path / "s"))
     assert stopped.value.code == 2
@@ -259,19 +395,30 @@ def test_settings_that_are_not_every_trainings_own(flag: str, tmp_path: Path, ca
     assert f"{name} is no setting of a comparison" in capsys.readouterr().err
 
 
-def test_bad_use_of_a_study(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_use_of_a_study(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = contents(study)
     run = study / "iwae-k1-seed0"
     for flags, words in (
-        (["--out", str(study)], "holds a study already: give --overwrite to replace it, or --resume to go on with it"),
+        (
+            ["--out", str(study)],
+            "holds a study already: give --overwrite to replace it, or --resume to go on with it",
+        ),
         (["--out", str(run)], "is the directory of a run: a study needs one of its own"),
         (["--resume", str(run)], "holds no study: there is no study.yaml in it"),
         (["--resume"], "--resume goes on with one study"),
         (["--resume", str(study), "--overwrite"], "leave out --overwrite"),
-        (["--resume", str(study), "--latent", "3"], "--resume goes on with the settings of the study: latent is 2 there"),
+        (
+            ["--resume", str(study), "--latent", "3"],
+            "--resume goes on with the settings of the study: latent is 2 there",
+        ),
         (["--resume", str(study), "--budget", "epochs:3"], "budget is epochs:2 there"),
         (["--resume", str(study), "--score-data", "31"], "num_data is 30 there"),
-        (["--resume", str(study), "--baseline", "dreg"], "the baseline 'dreg' is not compared here"),
+        (
+            ["--resume", str(study), "--baseline", "dreg"],
+            "the baseline 'dreg' is not compared here",
+        ),
         (["--out", str(study / "study.yaml")], "is a file, not a directory"),
     ):
         assert compare(*flags) == 2, flags
@@ -334,6 +481,8 @@ def test_mnist_study(mnist_root: Path) -> None:
     going_on = ["--resume", str(path)] if (path / "study.yaml").is_file() else ["--out", str(path)]
     assert compare(*flags, *net, "--data", "mnist", "--data-root", str(mnist_root), *going_on) == 0
     ranking = {row["objective"]: row for row in rows(path / "ranking.csv")}
-    assert float(ranking["dreg"]["from_baseline_high"]) < 0 < float(ranking["iwae"]["from_best_low"])
+    assert (
+        float(ranking["dreg"]["from_baseline_high"]) < 0 < float(ranking["iwae"]["from_best_low"])
+    )
     assert all(abs(float(ranking[name]["from_baseline"])) < 1 for name in ("analytic-kl", "iwae"))
     assert all(86 < float(row["nll"]) < 105 for row in ranking.values())

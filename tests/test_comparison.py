@@ -9,18 +9,43 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from pyroae.budget import ENDLESS, Budget, evaluations_of
-from pyroae.comparison_plots import differences, learning_curves
+from pyroae.comparison.budget import ENDLESS, Budget, evaluations_of
+from pyroae.comparison.results import (
+    Cell,
+    Comparison,
+    Entry,
+    Outcome,
+    Point,
+    indistinct,
+    interval_of,
+)
 from pyroae.errors import ConfigError, DataError
-from pyroae.evaluation.comparison import Cell, Comparison, Entry, Outcome, Point, indistinct, interval_of
 from pyroae.inference_data import comparison_to_datatree
+from pyroae.plots.comparison import differences, learning_curves
 
 NAMES = ("trace-elbo", "iwae", "dreg")
 
 
-def outcome(name: str, k: int, seed: int, log_px: Tensor, curve: tuple[Point, ...] = (), seconds: float = 2.0) -> Outcome:
+def outcome(
+    name: str,
+    k: int,
+    seed: int,
+    log_px: Tensor,
+    curve: tuple[Point, ...] = (),
+    seconds: float = 2.0,
+) -> Outcome:
     figures = {"nelbo": 90.0 + seed, "rate": 20.0, "distortion": 70.0 + seed, "active_units": 5}
-    return Outcome(Cell(name, k, seed), log_px, torch.full_like(log_px, 0.1), figures, 3, 30, 30 * k, seconds, curve)
+    return Outcome(
+        Cell(name, k, seed),
+        log_px,
+        torch.full_like(log_px, 0.1),
+        figures,
+        3,
+        30,
+        30 * k,
+        seconds,
+        curve,
+    )
 
 
 def made(num_data: int = 50, gain: float = 0.3, ks: tuple[int, ...] = (1, 8)) -> Comparison:
@@ -28,14 +53,23 @@ def made(num_data: int = 50, gain: float = 0.3, ks: tuple[int, ...] = (1, 8)) ->
     torch.manual_seed(3)
     of_data, of_seeds = -80 - 5 * torch.rand(num_data).double(), 2 * torch.randn(3)
     outcomes = [
-        outcome(name, k, seed, of_data + of_seeds[seed] + gain * i + 0.1 * torch.randn(num_data).double(), curve_of(k, seed))
+        outcome(
+            name,
+            k,
+            seed,
+            of_data + of_seeds[seed] + gain * i + 0.1 * torch.randn(num_data).double(),
+            curve_of(k, seed),
+        )
         for seed, (i, name), k in product(range(3), enumerate(NAMES), ks)
     ]
     return Comparison(tuple(outcomes))
 
 
 def curve_of(k: int, seed: int) -> tuple[Point, ...]:
-    return tuple(Point(e, 10 * e, 0.5 * e, 100 * e * k, 90.0 + 20 / e + seed) for e in range(1, 4 - (seed == 2)))
+    return tuple(
+        Point(e, 10 * e, 0.5 * e, 100 * e * k, 90.0 + 20 / e + seed)
+        for e in range(1, 4 - (seed == 2))
+    )
 
 
 # Intervals
@@ -53,12 +87,15 @@ def test_interval_is_the_formula() -> None:
 
 def test_interval_of_one_seed_is_over_the_data() -> None:
     found = interval_of(torch.tensor([[2.0, 4.0, 9.0]]))
-    assert found.high - found.value == pytest.approx(1.959964 * np.std([2, 4, 9], ddof=1) / math.sqrt(3), rel=1e-6)
+    assert found.high - found.value == pytest.approx(
+        1.959964 * np.std([2, 4, 9], ddof=1) / math.sqrt(3), rel=1e-6
+    )
     assert math.isnan(interval_of(torch.ones(2, 1)).low)
 
 
 @pytest.mark.parametrize(
-    ("seeds", "of_seed", "of_datum", "left"), [(2, 0.1, 2, 2), (3, 0.3, 2, 2), (3, 0.0, 0, 2), (5, 0.1, 2, 2), (3, 0.05, 1, 3)]
+    ("seeds", "of_seed", "of_datum", "left"),
+    [(2, 0.1, 2, 2), (3, 0.3, 2, 2), (3, 0.0, 0, 2), (5, 0.1, 2, 2), (3, 0.05, 1, 3)],
 )
 def test_interval_covers(seeds: int, of_seed: float, of_datum: float, left: float) -> None:
     """2,000 tables of new seeds and new data, N = 200: at least 94.5 % of intervals hold 0, whatever the mix of the noise.
@@ -73,7 +110,9 @@ def test_interval_covers(seeds: int, of_seed: float, of_datum: float, left: floa
     covered = sum(interval.holds_zero for interval in found) / count
     assert covered > 0.945
     if not of_seed and not of_datum:
-        assert np.mean([i.high - i.low for i in found]) < 2 * 2 * stats.t.ppf(0.975, 2) * left / math.sqrt(seeds * 200)
+        assert np.mean([i.high - i.low for i in found]) < 2 * 2 * stats.t.ppf(
+            0.975, 2
+        ) * left / math.sqrt(seeds * 200)
 
 
 def test_differences_are_paired() -> None:
@@ -99,7 +138,10 @@ def test_only_common_seeds_are_compared() -> None:
     whole = made()
     part = Comparison(whole.outcomes[:-1])
     missing, baseline = whole.outcomes[-1].cell.entry, Entry("trace-elbo", 1)
-    assert part.difference(missing, baseline).per_seed.tolist() == whole.difference(missing, baseline).per_seed.tolist()[:2]
+    assert (
+        part.difference(missing, baseline).per_seed.tolist()
+        == whole.difference(missing, baseline).per_seed.tolist()[:2]
+    )
     alone = Comparison((outcome("iwae", 1, 0, torch.rand(3)), outcome("dreg", 1, 1, torch.rand(3))))
     with pytest.raises(ConfigError, match=r"iwae, K = 1 and dreg, K = 1 have no seed in common"):
         alone.difference(Entry("iwae", 1), Entry("dreg", 1))
@@ -114,7 +156,11 @@ def test_ranking() -> None:
     assert [row.nll.value for row in ranking] == sorted(row.nll.value for row in ranking)
     assert {row.entry for row in ranking[:2]} == {Entry("dreg", 1), Entry("dreg", 8)}
     assert ranking[0].from_best.estimate == (0, 0, 0)
-    assert next(r for r in ranking if r.entry == Entry("trace-elbo", 1)).from_baseline.estimate == (0, 0, 0)
+    assert next(r for r in ranking if r.entry == Entry("trace-elbo", 1)).from_baseline.estimate == (
+        0,
+        0,
+        0,
+    )
     assert ranking[0].from_baseline.estimate.value == pytest.approx(-0.6, abs=0.05)
     assert indistinct(ranking) == [ranking[1].entry]  # the other K, which is no other
     assert len(indistinct(made(gain=0.0).ranking())) >= 3
@@ -128,7 +174,9 @@ def test_wrong_outcomes() -> None:
         Comparison((one, one))
     with pytest.raises(DataError, match="different numbers"):
         Comparison((one, outcome("dreg", 1, 0, torch.rand(4))))
-    with pytest.raises(ConfigError, match=r"no finished training of vimco, K = 8; there are: iwae, K = 1"):
+    with pytest.raises(
+        ConfigError, match=r"no finished training of vimco, K = 8; there are: iwae, K = 1"
+    ):
         Comparison((one,)).nll(Entry("vimco", 8))
 
 
@@ -147,8 +195,16 @@ def test_a_budget_of_evaluations_is_spent(num_particles: int, amount: float) -> 
 
 
 def test_other_budgets() -> None:
-    assert Budget.parse("epochs:20").limits(8, 1000, 100) == {"epochs": 20, "max_steps": None, "max_seconds": None}
-    assert Budget.parse("seconds:1.5").limits(8, 1000, 100) == {"epochs": ENDLESS, "max_steps": None, "max_seconds": 1.5}
+    assert Budget.parse("epochs:20").limits(8, 1000, 100) == {
+        "epochs": 20,
+        "max_steps": None,
+        "max_seconds": None,
+    }
+    assert Budget.parse("seconds:1.5").limits(8, 1000, 100) == {
+        "epochs": ENDLESS,
+        "max_steps": None,
+        "max_seconds": 1.5,
+    }
     assert str(Budget.parse("evaluations:1e7")) == "evaluations:1e+07"
 
 
@@ -170,7 +226,9 @@ def test_wrong_budgets(text: str, words: str) -> None:
 
 
 def test_a_budget_below_one_step() -> None:
-    with pytest.raises(ConfigError, match=r"6000 evaluations is less than one step of 100 data with K = 64"):
+    with pytest.raises(
+        ConfigError, match=r"6000 evaluations is less than one step of 100 data with K = 64"
+    ):
         Budget("evaluations", 6000).limits(64, 1000, 100)
 
 
@@ -194,7 +252,9 @@ def test_datatree_holds_the_outcomes() -> None:
     assert math.isnan(found["nll"].sel(at).item())
     row = next(r for r in comparison.ranking(Entry("iwae", 1)) if r.entry == Entry("dreg", 1))
     gaps = tree["differences"].sel(objective="dreg", particles=1)
-    ends = tuple(gaps[name].item() for name in ("from_baseline", "from_baseline_low", "from_baseline_high"))
+    ends = tuple(
+        gaps[name].item() for name in ("from_baseline", "from_baseline_low", "from_baseline_high")
+    )
     assert ends == tuple(row.from_baseline.estimate)
     assert tree.attrs["baseline"] == "iwae, K = 1"
 
@@ -203,11 +263,16 @@ def test_figure_of_differences() -> None:
     comparison, baseline = made(), Entry("trace-elbo", 1)
     axes = differences(comparison, baseline).axes[0]
     rows = [row for row in comparison.ranking(baseline) if row.entry != baseline]
-    assert [label.get_text() for label in axes.get_yticklabels()] == [str(row.entry) for row in rows]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        str(row.entry) for row in rows
+    ]
     for i, row in enumerate(rows):
         seeds, interval, point = axes.lines[1 + 3 * i : 4 + 3 * i]
         assert np.asarray(seeds.get_xdata()).tolist() == row.from_baseline.per_seed.tolist()
-        assert np.asarray(interval.get_xdata()).tolist() == [row.from_baseline.estimate.low, row.from_baseline.estimate.high]
+        assert np.asarray(interval.get_xdata()).tolist() == [
+            row.from_baseline.estimate.low,
+            row.from_baseline.estimate.high,
+        ]
         assert np.asarray(point.get_xdata()).tolist() == [row.from_baseline.estimate.value]
     with pytest.raises(DataError, match="nothing to compare with the baseline"):
         differences(Comparison(comparison.outcomes[:1]))
@@ -218,7 +283,9 @@ def test_figure_of_curves() -> None:
     figure = learning_curves(comparison)
     for axes, name in zip(figure.axes, ("epoch", "seconds", "evaluations"), strict=True):
         for line, o in zip(axes.lines, comparison.outcomes, strict=True):
-            assert np.asarray(line.get_xdata()).tolist() == [getattr(point, name) for point in o.curve]
+            assert np.asarray(line.get_xdata()).tolist() == [
+                getattr(point, name) for point in o.curve
+            ]
             assert np.asarray(line.get_ydata()).tolist() == [point.nll for point in o.curve]
     with pytest.raises(DataError, match="no learning curves"):
         learning_curves(Comparison((outcome("iwae", 1, 0, torch.rand(3)),)))

@@ -18,11 +18,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyroae.autoencoder import Autoencoder
-from pyroae.compiler import Compiled
+from pyroae.compilation.svi import Compiled
 from pyroae.errors import ProgramError
-from pyroae.objectives import OBJECTIVES, DoublyReparameterized, DoublyReparameterizedWakeSleep, Objective, ObjectiveBase
-from pyroae.program import bound_of
-from pyroae.sites import base_distribution
+from pyroae.objectives import (
+    OBJECTIVES,
+    DoublyReparameterized,
+    DoublyReparameterizedWakeSleep,
+    Objective,
+    ObjectiveBase,
+)
+from pyroae.objectives.apply import bound_of
+from pyroae.programs.sites import base_distribution
 from tests.conftest import sample_of
 from tests.systems import DISCRETE, FOR_DISCRETE, PROPER, SYSTEMS, ZOO, system_and_data
 
@@ -37,16 +43,26 @@ def refused_by(name: str) -> set[str]:
     """Objectives that cannot train a system: a Delta has no density to follow; draws without a gradient have no path."""
     system, x = system_and_data(name)
     q = system.q_z(x)
-    pairs = {name: estimator.gradient for name in OBJECTIVES if isinstance(estimator := made(name), Objective)}
+    pairs = {
+        name: estimator.gradient
+        for name in OBJECTIVES
+        if isinstance(estimator := made(name), Objective)
+    }
     if isinstance(base_distribution(q), Delta):
         along_draws = (DoublyReparameterized, DoublyReparameterizedWakeSleep)
-        return {name for name, gradient in pairs.items() if gradient.detached or isinstance(gradient, along_draws)}
+        return {
+            name
+            for name, gradient in pairs.items()
+            if gradient.detached or isinstance(gradient, along_draws)
+        }
     along_path = {name for name in OBJECTIVES if name not in pairs or pairs[name].reparameterized}
     return set() if q.has_rsample else along_path
 
 
 REFUSED = {name: refused_by(name) for name in ZOO}
-PAIRS = [(name, objective) for name in ZOO for objective in OBJECTIVES if objective not in REFUSED[name]]
+PAIRS = [
+    (name, objective) for name in ZOO for objective in OBJECTIVES if objective not in REFUSED[name]
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -117,7 +133,9 @@ def assert_code_agrees(name: str, objective: str) -> None:
     if not gap <= AGREEMENT:
         exact = as_it_is(name, objective, torch.float64)
         errors = distance(code, exact), distance(eager, exact)
-        print(f"{name}, {objective}: from double precision {errors[0]:.1e}, eager code {errors[1]:.1e}")
+        print(
+            f"{name}, {objective}: from double precision {errors[0]:.1e}, eager code {errors[1]:.1e}"
+        )
         assert errors[0] <= 2 * errors[1]
 
 
@@ -148,7 +166,9 @@ def test_which_pairs_are_refused() -> None:
         without_path = set(OBJECTIVES) - set(FOR_DISCRETE) if name in DISCRETE else set()
         assert REFUSED[name] == (along_draws if name in points else without_path), name
     words = f"{len(PAIRS)} of the {len(OBJECTIVES) * len(ZOO)} pairs"
-    assert words in (Path(__file__).parents[1] / "docs" / "compiled.md").read_text().replace("\n  ", " ")
+    assert words in (Path(__file__).parents[1] / "docs" / "compiled.md").read_text().replace(
+        "\n  ", " "
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from pyroae import zoo
 from pyroae.errors import ConfigError
-from pyroae.evaluation import ais as ais_module
-from pyroae.evaluation import annealing, checkpoint, compiled_path, hmc
-from pyroae.evaluation.ais import AISSettings, ais, bdmc
+from pyroae.evaluation.annealing import block as annealing
+from pyroae.evaluation.annealing import bounds as ais_module
+from pyroae.evaluation.annealing import checkpoint, hmc
+from pyroae.evaluation.annealing import compiled as compiled_path
+from pyroae.evaluation.annealing.bounds import AISSettings, ais, bdmc
 from pyroae.nn import MLP
 from tests.systems import system_and_data
 from tests.test_ais import counts, ppca, scales, scales_guide
@@ -30,7 +32,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
     """Graphs run as they are traced; a list of them."""
     graphs: list[torch.fx.GraphModule] = []
 
-    def kept(graph: torch.fx.GraphModule, inputs: list[Tensor], same_draws: bool) -> torch.fx.GraphModule:
+    def kept(
+        graph: torch.fx.GraphModule, inputs: list[Tensor], same_draws: bool
+    ) -> torch.fx.GraphModule:
         graphs.append(graph)
         return graph
 
@@ -47,14 +51,18 @@ def assert_same(one: Any, other: Any, rtol: float = 0.0, atol: float = 0.0) -> N
     """Every tensor of two results, those of a result in it too."""
     for name, value in vars(one).items():
         if isinstance(value, Tensor):
-            torch.testing.assert_close(value, getattr(other, name), rtol=rtol, atol=atol, equal_nan=True, msg=name)
+            torch.testing.assert_close(
+                value, getattr(other, name), rtol=rtol, atol=atol, equal_nan=True, msg=name
+            )
         if name == "forward":
             assert_same(value, other.forward, rtol, atol)
         if name in ("x", "z"):
             assert all(torch.equal(v, getattr(other, name)[site]) for site, v in value.items())
 
 
-def assert_graphs_agree(function: Callable[..., Any], *args: Any, settings: AISSettings = SETTINGS) -> Any:
+def assert_graphs_agree(
+    function: Callable[..., Any], *args: Any, settings: AISSettings = SETTINGS
+) -> Any:
     """A result by graphs, which is that of a run as it is."""
     found, expected = (function(*args, settings=settings, seed=3, compile=c) for c in (True, False))
     assert_same(found, expected, rtol=1e-8, atol=1e-9)
@@ -65,7 +73,9 @@ def assert_graphs_agree(function: Callable[..., Any], *args: Any, settings: AISS
 @pytest.mark.parametrize("name", ["ppca", "vae", "vae-conv", "vae-normal"])
 def test_systems_of_the_zoo(name: str, start: str, made: list[torch.fx.GraphModule]) -> None:
     system, x = system_and_data(name)
-    found = assert_graphs_agree(ais, system.model, system.guide, x, settings=AISSettings(5, 8, start, leapfrog_steps=3))
+    found = assert_graphs_agree(
+        ais, system.model, system.guide, x, settings=AISSettings(5, 8, start, leapfrog_steps=3)
+    )
     assert found.acceptance.mean() > 0.2
     assert len(made) == 4
 
@@ -73,12 +83,17 @@ def test_systems_of_the_zoo(name: str, start: str, made: list[torch.fx.GraphModu
 @pytest.mark.parametrize("function", [ais, bdmc])
 @pytest.mark.parametrize("start", ["prior", "guide"])
 def test_blocks_share_the_graphs_and_not_their_data(
-    function: Callable[..., Any], start: str, made: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch
+    function: Callable[..., Any],
+    start: str,
+    made: list[torch.fx.GraphModule],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Blocks of 2, 2 and 1, the last of which is filled up; what is drawn for one is not that of another."""
     in_blocks(monkeypatch, 2)
     system, x = ppca()
-    found = assert_graphs_agree(function, system.model, system.guide, x, settings=AISSettings(5, 8, start, leapfrog_steps=3))
+    found = assert_graphs_agree(
+        function, system.model, system.guide, x, settings=AISSettings(5, 8, start, leapfrog_steps=3)
+    )
     assert len(made) == 4
     lower = found.log_px if function is ais else found.lower
     assert len({round(v, 6) for v in lower.tolist()}) == 5
@@ -87,10 +102,19 @@ def test_blocks_share_the_graphs_and_not_their_data(
 @pytest.mark.parametrize("function", [ais, bdmc])
 @pytest.mark.parametrize("start", ["prior", "guide"])
 def test_nested_plates_and_constrained_latents(
-    function: Callable[..., Any], start: str, made: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch
+    function: Callable[..., Any],
+    start: str,
+    made: list[torch.fx.GraphModule],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     in_blocks(monkeypatch, 3)
-    assert_graphs_agree(function, scales, scales_guide, torch.randn(4, 3), settings=AISSettings(5, 8, start, leapfrog_steps=3))
+    assert_graphs_agree(
+        function,
+        scales,
+        scales_guide,
+        torch.randn(4, 3),
+        settings=AISSettings(5, 8, start, leapfrog_steps=3),
+    )
     assert len(made) == 4
 
 
@@ -108,7 +132,11 @@ def test_several_arguments_masks_bounds_and_parameters_of_the_store(
 ) -> None:
     """The bounds differ between blocks: they are inputs of the graphs, not constants."""
     in_blocks(monkeypatch, 2)
-    x, known, width = torch.randn(6), torch.tensor([True, True, False, True, True, False]), torch.ones(6)
+    x, known, width = (
+        torch.randn(6),
+        torch.tensor([True, True, False, True, True, False]),
+        torch.ones(6),
+    )
     width[2:4], width[4:] = 2.0, 3.0
     found = assert_graphs_agree(ais, bounded, None, (x, known, width))
     torch.testing.assert_close(found.log_px[~known], torch.zeros(2), rtol=0, atol=1e-9)
@@ -116,20 +144,31 @@ def test_several_arguments_masks_bounds_and_parameters_of_the_store(
     pyro.get_param_store()["noise"] = torch.tensor(0.8)
     other = assert_graphs_agree(ais, bounded, None, (x, known, width))
     assert (other.log_px - found.log_px)[known].abs().min() > 1e-3
-    seen, alpha = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 2.0]]), torch.tensor([[1.0, 2.0, 3.0], [0.5, 1.0, 1.0]])
+    seen, alpha = (
+        torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 2.0]]),
+        torch.tensor([[1.0, 2.0, 3.0], [0.5, 1.0, 1.0]]),
+    )
     assert_graphs_agree(ais, counts, None, (seen, alpha))
 
 
 @pytest.mark.usefixtures("made")
-@pytest.mark.parametrize("settings", [AISSettings(1, 8, leapfrog_steps=1), AISSettings(5, 1), AISSettings(2, 2, double=True)])
+@pytest.mark.parametrize(
+    "settings",
+    [AISSettings(1, 8, leapfrog_steps=1), AISSettings(5, 1), AISSettings(2, 2, double=True)],
+)
 def test_few_chains_steps_and_distributions(settings: AISSettings) -> None:
     torch.set_default_dtype(torch.float32 if settings.double else torch.float64)
     system, x = ppca()
-    assert assert_graphs_agree(ais, system.model, None, x, settings=settings).log_px.dtype == torch.float64
+    assert (
+        assert_graphs_agree(ais, system.model, None, x, settings=settings).log_px.dtype
+        == torch.float64
+    )
     assert next(system.parameters()).dtype == torch.get_default_dtype()
 
 
-def test_data_that_are_not_contiguous(made: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_that_are_not_contiguous(
+    made: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
     in_blocks(monkeypatch, 2)
     system, x = ppca()
     assert_graphs_agree(ais, system.model, None, x.T.contiguous().T)
@@ -138,7 +177,10 @@ def test_data_that_are_not_contiguous(made: list[torch.fx.GraphModule], monkeypa
 
 @pytest.mark.parametrize("function", [ais, bdmc])
 def test_an_interrupted_run_goes_on_to_the_same_bits(
-    function: Callable[..., Any], made: list[torch.fx.GraphModule], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    function: Callable[..., Any],
+    made: list[torch.fx.GraphModule],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Interrupted in every block, the last and smaller one too, which then is the first that the graphs are made for."""
     in_blocks(monkeypatch, 2)
@@ -153,7 +195,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     assert breaks == 5
     assert_same(whole, found)
     assert interruption.count >= moves
-    assert_same(whole, function(system.model, None, x, checkpoint=file, **{**arguments, "compile": False}))
+    assert_same(
+        whole, function(system.model, None, x, checkpoint=file, **{**arguments, "compile": False})
+    )
 
 
 def test_code_of_inductor_has_the_numbers_of_eager_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,15 +236,21 @@ def test_what_is_no_graph_is_run_as_it_is_with_one_warning(model: Callable[[Tens
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         found = ais(model, None, x, settings=SETTINGS, seed=0, compile=True)
-    assert ["model and guide are run as they are, not compiled: " in str(w.message) for w in said] == [True]
+    assert [
+        "model and guide are run as they are, not compiled: " in str(w.message) for w in said
+    ] == [True]
     assert_same(found, ais(model, None, x, settings=SETTINGS, seed=0, compile=False))
 
 
-def test_auto_compiles_long_paths_only(made: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_compiles_long_paths_only(
+    made: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
     system, x = ppca()
     ais(system.model, None, x, settings=SETTINGS, seed=0)
     assert not made
-    transitions = (5 + 7) * (annealing.GRADIENT + 4 * x.numel()) + 7 * (annealing.GRADIENT + 5 * x.numel())
+    transitions = (5 + 7) * (annealing.GRADIENT + 4 * x.numel()) + 7 * (
+        annealing.GRADIENT + 5 * x.numel()
+    )
     monkeypatch.setattr(ais_module, "COMPILE_FROM", 3 * transitions + 1)
     ais(system.model, None, x, settings=SETTINGS, seed=0)
     assert not made

@@ -14,17 +14,19 @@ from pyro.infer import SVI
 from torch import Tensor, nn
 
 import pyroae
-from pyroae import TraceELBO, trainer, training, zoo
+from pyroae import TraceELBO, zoo
 from pyroae.autoencoder import Autoencoder
-from pyroae.compiler import Compiled
+from pyroae.compilation.svi import Compiled
 from pyroae.config import TrainConfig
 from pyroae.errors import ConfigError, NonFiniteLossError
-from pyroae.evaluation import likelihood
+from pyroae.evaluation.importance import likelihood
 from pyroae.nn import MLP
 from pyroae.objectives import OBJECTIVES
-from pyroae.program import bound_of
-from pyroae.states import State
-from pyroae.step import Step
+from pyroae.objectives.apply import bound_of
+from pyroae.training import fitting as training
+from pyroae.training import trainer
+from pyroae.training.forward import Step
+from pyroae.training.state import State
 
 Make = Any
 
@@ -33,7 +35,9 @@ Make = Any
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run as they are traced: what a step computes, without the minute that code takes."""
     for module in ("compiler", "evaluation.compiled_draws"):
-        monkeypatch.setattr(f"pyroae.{module}.inductor", lambda graph, inputs, same_draws, **settings: graph)
+        monkeypatch.setattr(
+            f"pyroae.{module}.inductor", lambda graph, inputs, same_draws, **settings: graph
+        )
 
 
 def small() -> Autoencoder:
@@ -88,7 +92,9 @@ def test_a_step_is_that_of_the_optimizer(name: str, clip: float | None) -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-9, msg=which)
     states = compiled.optimizer.state_dict()["state"], optimizer.state_dict()["state"]  # type: ignore[union-attr]
     if "LBFGS" not in name:
-        assert {k: s.get("step") for k, s in states[0].items()} == {k: s.get("step") for k, s in states[1].items()}
+        assert {k: s.get("step") for k, s in states[0].items()} == {
+            k: s.get("step") for k, s in states[1].items()
+        }
 
 
 @pytest.mark.usefixtures("float64", "traced")
@@ -96,7 +102,9 @@ def test_parameters_that_no_gradient_reaches_do_not_move() -> None:
     """As in torch, whose optimizers pass over them: weight decay too."""
     system = small()
     system.register_parameter("idle", nn.Parameter(torch.ones(3)))
-    compiled = Compiled(system, TraceELBO(), lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.5))
+    compiled = Compiled(
+        system, TraceELBO(), lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.5)
+    )
     for _ in range(3):
         compiled.step(data())
     assert compiled.is_compiled
@@ -118,9 +126,15 @@ def test_fit_gives_the_weights_of_eager_training(name: str) -> None:
     config = TrainConfig(**{"epochs": 3, "batch_size": 10, "precision": "64-true", **CONFIGS[name]})
     systems, results = [small(), small()], []
     for system, compiled in zip(systems, (True, False), strict=True):
-        results.append(training.fit(system, data(), OBJECTIVES["iwae"](3), config, compile=compiled, progress=False))
+        results.append(
+            training.fit(
+                system, data(), OBJECTIVES["iwae"](3), config, compile=compiled, progress=False
+            )
+        )
     assert results[0].compile_seconds > 0 == results[1].compile_seconds
-    assert [e.train_nelbo for e in results[0].history] == pytest.approx([e.train_nelbo for e in results[1].history], rel=1e-9)
+    assert [e.train_nelbo for e in results[0].history] == pytest.approx(
+        [e.train_nelbo for e in results[1].history], rel=1e-9
+    )
     for found, wanted in zip(systems[0].parameters(), systems[1].parameters(), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-9)
 
@@ -134,7 +148,9 @@ def test_a_compiled_training_goes_on_bit_for_bit(optimizer: str) -> None:
     whole, again = small().float(), small().float()
     training.fit(whole, x, config=config, on_epoch=states.append, progress=False)
     training.fit(again, x, config=config, state=states[1], progress=False)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True)
+    )
 
 
 @pytest.mark.usefixtures("traced")
@@ -152,7 +168,7 @@ def test_short_trainings_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> No
         made.append(graph)
         return graph
 
-    monkeypatch.setattr("pyroae.compiler.inductor", recorded)
+    monkeypatch.setattr("pyroae.compilation.svi.inductor", recorded)
     training.fit(small(), data(), config=TrainConfig(epochs=2, batch_size=10), progress=False)
     assert not made
     monkeypatch.setattr(trainer, "COMPILE_FROM_STEPS", 10)
@@ -203,10 +219,14 @@ def test_svi_is_replaced_line_by_line() -> None:
 
 def test_what_cannot_be_traced_is_stepped_as_it_is() -> None:
     pyro.clear_param_store()
-    svi = pyroae.compile(branching, of_branching, TraceELBO(), lambda p: torch.optim.SGD(p, lr=0.01))
+    svi = pyroae.compile(
+        branching, of_branching, TraceELBO(), lambda p: torch.optim.SGD(p, lr=0.01)
+    )
     x = torch.randn(4)
     svi.step(x)
-    with pytest.warns(UserWarning, match="run as they are, not compiled: .*data-dependent control flow"):
+    with pytest.warns(
+        UserWarning, match="run as they are, not compiled: .*data-dependent control flow"
+    ):
         svi.step(x)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -215,13 +235,24 @@ def test_what_cannot_be_traced_is_stepped_as_it_is() -> None:
 
 
 BAD: dict[str, tuple[Any, str]] = {
-    "clip": (lambda: Compiled(small(), TraceELBO(), grad_clip=0.0), "grad_clip must be positive, not 0.0"),
-    "no optimizer": (lambda: Compiled(small().float(), TraceELBO()).step(data().float()), "a step needs an optimizer"),
+    "clip": (
+        lambda: Compiled(small(), TraceELBO(), grad_clip=0.0),
+        "grad_clip must be positive, not 0.0",
+    ),
+    "no optimizer": (
+        lambda: Compiled(small().float(), TraceELBO()).step(data().float()),
+        "a step needs an optimizer",
+    ),
     "pyro's, a parameter": (
-        lambda: pyroae.compile(branching, of_branching, TraceELBO(), pyro.optim.Adam(lambda name: {"lr": 0.1})),
+        lambda: pyroae.compile(
+            branching, of_branching, TraceELBO(), pyro.optim.Adam(lambda name: {"lr": 0.1})
+        ),
         "an optimizer of Pyro with settings for each parameter",
     ),
-    "likelihood": (lambda: likelihood.log_likelihood(*_programs(), data(), compile="yes"), "compile takes auto, true or false"),
+    "likelihood": (
+        lambda: likelihood.log_likelihood(*_programs(), data(), compile="yes"),
+        "compile takes auto, true or false",
+    ),
 }
 
 
@@ -242,12 +273,16 @@ def test_bad_input(case: str) -> None:
 
 @pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("num_particles", [1, 37, 700])
-def test_compiled_likelihoods_are_those_of_eager_code(monkeypatch: pytest.MonkeyPatch, num_particles: int) -> None:
+def test_compiled_likelihoods_are_those_of_eager_code(
+    monkeypatch: pytest.MonkeyPatch, num_particles: int
+) -> None:
     """Blocks that are not full and chunks that are cut: every estimate within its error; one whole chunk to the last digit."""
     monkeypatch.setattr("pyroae.evaluation.blocks.CHUNK", 2**17)
     system, x = small(), data()
     both = [
-        likelihood.log_likelihood(system.model, system.guide, x, num_particles=num_particles, seed=0, compile=c)
+        likelihood.log_likelihood(
+            system.model, system.guide, x, num_particles=num_particles, seed=0, compile=c
+        )
         for c in (True, False)
     ]
     assert (both[0].draws == num_particles).all()
@@ -256,7 +291,9 @@ def test_compiled_likelihoods_are_those_of_eager_code(monkeypatch: pytest.Monkey
         assert (gap < 5 * (both[0].se.square() + both[1].se.square()).sqrt()).all()
         return
     one = [
-        likelihood.log_likelihood(system.model, system.guide, x[:3], num_particles=num_particles, seed=0, compile=c).log_px
+        likelihood.log_likelihood(
+            system.model, system.guide, x[:3], num_particles=num_particles, seed=0, compile=c
+        ).log_px
         for c in (True, False)
     ]
     torch.testing.assert_close(*one)
@@ -273,10 +310,15 @@ def test_a_likelihood_as_code_of_inductor() -> None:
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor([0.1, 0.2])), 1.0).to_event(1))
+            pyro.sample(
+                "z", dist.Normal(pyro.param("loc", torch.tensor([0.1, 0.2])), 1.0).to_event(1)
+            )
 
     x = torch.randn(7, 2)[:, 0]  # not contiguous
-    both = [likelihood.log_likelihood(model, guide, x, num_particles=200, seed=0, compile=c).log_px for c in (True, False)]
+    both = [
+        likelihood.log_likelihood(model, guide, x, num_particles=200, seed=0, compile=c).log_px
+        for c in (True, False)
+    ]
     torch.testing.assert_close(*both, rtol=1e-4, atol=1e-4)
 
 
@@ -286,7 +328,9 @@ def test_a_likelihood_as_code_of_inductor() -> None:
 def _train_shared(rank: int, folder: str) -> None:
     """One of two processes: half of each batch, gradients shared by DDP through the graph of the gradients."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
     torch.set_default_dtype(torch.float64)
     system, x = small(), data()
     step = Step(system, TraceELBO(), None)

@@ -12,13 +12,13 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from pyroae import TraceELBO, zoo
-from pyroae.compiler import Compiled
+from pyroae.compilation.svi import Compiled
 from pyroae.errors import ConfigError, ProgramError
-from pyroae.evaluation.compiled_draws import CompiledDraws
+from pyroae.evaluation.importance.compiled import CompiledDraws
 from pyroae.nn import MLP
 from pyroae.objectives import OBJECTIVES
-from pyroae.program import system_of
-from pyroae.weights import Program
+from pyroae.programs.pair import system_of
+from pyroae.programs.sites import Program
 from tests.systems import system_and_data
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -80,7 +80,9 @@ def programs(net: Net) -> tuple[Program, Program]:
 def test_parameters_of_modules_and_of_the_store(objective: str) -> None:
     net = Net()
     x, known = torch.randn(5, 3), torch.rand(5, 3) < 0.8
-    compiled = Compiled(system_of(programs(net)), OBJECTIVES[objective](num_particles=3), backend="eager")
+    compiled = Compiled(
+        system_of(programs(net)), OBJECTIVES[objective](num_particles=3), backend="eager"
+    )
     assert_same(compiled, x, known)
     assert len(compiled.parameters()) == 4
 
@@ -96,7 +98,11 @@ def test_it_trains_as_svi_does() -> None:
         for step in range(20):
             torch.manual_seed(step)
             optimizer.zero_grad()
-            loss = objective.loss_and_grads(x) if by_graph else TraceELBO().loss_and_grads(system.model, system.guide, x)
+            loss = (
+                objective.loss_and_grads(x)
+                if by_graph
+                else TraceELBO().loss_and_grads(system.model, system.guide, x)
+            )
             optimizer.step()
             losses.append(float(loss))
         return losses, torch.cat([p.detach().flatten() for p in system.parameters()])
@@ -176,7 +182,9 @@ def that_reads(of: str) -> Program:
 
 def line(text: str) -> int:
     """Of this file, the first that holds the text."""
-    return next(i for i, words in enumerate(Path(__file__).read_text().splitlines(), 1) if text in words)
+    return next(
+        i for i, words in enumerate(Path(__file__).read_text().splitlines(), 1) if text in words
+    )
 
 
 READ = r"a number is read out of a tensor, as by \.item\(\) or data-dependent control flow"
@@ -210,7 +218,9 @@ def test_control_flow_that_hangs_on_values_is_run_as_it_is(case: str) -> None:
     model, guide, words = UNTRACEABLE[case]
     compiled = Compiled(system_of((model, guide)), TraceELBO(), backend="eager")
     x = torch.randn(4)
-    with pytest.warns(UserWarning, match=f"^model and guide are run as they are, not compiled: {words}"):
+    with pytest.warns(
+        UserWarning, match=f"^model and guide are run as they are, not compiled: {words}"
+    ):
         loss = compiled.loss_and_grads(x)
     assert not compiled.is_compiled
     assert torch.isfinite(loss)
@@ -244,7 +254,9 @@ def test_buffers_that_a_run_changes_are_left_to_eager_code() -> None:
     system = Normed()
     with pytest.warns(UserWarning, match=r"the buffer '.*norm\.\w+' is changed by a run"):
         Compiled(system, TraceELBO(), backend="eager").loss_and_grads(torch.randn(5))
-    assert torch.equal(torch.as_tensor(system.norm.num_batches_tracked), torch.tensor(1))  # the step itself
+    assert torch.equal(
+        torch.as_tensor(system.norm.num_batches_tracked), torch.tensor(1)
+    )  # the step itself
 
 
 def test_what_a_run_refuses_is_refused_in_the_same_words() -> None:
@@ -254,7 +266,11 @@ def test_what_a_run_refuses_is_refused_in_the_same_words() -> None:
 
 
 BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "objective": (pyro.infer.RenyiELBO(), {}, "RenyiELBO has no differentiable_loss: it cannot be compiled"),
+    "objective": (
+        pyro.infer.RenyiELBO(),
+        {},
+        "RenyiELBO has no differentiable_loss: it cannot be compiled",
+    ),
     "backend": (TraceELBO(), {"backend": "xla"}, "unknown backend 'xla': inductor or eager"),
 }
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 import yaml
 
-from pyroae import config, nn, objectives, optimizers, sources, zoo
+from pyroae import config, nn, objectives, zoo
 from pyroae.config import RunConfig, TrainConfig, read_yaml
-from pyroae.data import load
+from pyroae.data import sources
+from pyroae.data.loading import load
 from pyroae.errors import ConfigError
+from pyroae.training import optimizers
 
 OTHER: dict[str, Any] = {
     "epochs": 7,
@@ -74,10 +76,16 @@ def test_other_settings_cover_every_field() -> None:
     """So that the round trip below leaves none out."""
     default = RunConfig()
     other = {**OTHER, **PAIR}
-    assert [f.name for f in fields(RunConfig) if other.get(f.name, getattr(default, f.name)) == getattr(default, f.name)] == []
+    assert [
+        f.name
+        for f in fields(RunConfig)
+        if other.get(f.name, getattr(default, f.name)) == getattr(default, f.name)
+    ] == []
 
 
-@pytest.mark.parametrize("values", [{}, OTHER, PAIR, {"hidden": ()}, {"lr": 1}, {"system": "ae", "map": "linear"}])
+@pytest.mark.parametrize(
+    "values", [{}, OTHER, PAIR, {"hidden": ()}, {"lr": 1}, {"system": "ae", "map": "linear"}]
+)
 def test_round_trip_through_yaml(values: dict[str, Any], tmp_path: Path) -> None:
     made = RunConfig(**values)
     assert RunConfig.from_yaml(written(tmp_path / "c.yaml", made.to_dict())) == made
@@ -86,12 +94,16 @@ def test_round_trip_through_yaml(values: dict[str, Any], tmp_path: Path) -> None
 
 def test_a_number_written_by_hand(tmp_path: Path) -> None:
     """1e-3 is a number to everyone but YAML 1.1, which needs 1.0e-3."""
-    assert RunConfig.from_yaml(written(tmp_path / "c.yaml", "lr: 1e-3\ngrad_clip: 5E2")) == RunConfig(lr=1e-3, grad_clip=500)
+    assert RunConfig.from_yaml(
+        written(tmp_path / "c.yaml", "lr: 1e-3\ngrad_clip: 5E2")
+    ) == RunConfig(lr=1e-3, grad_clip=500)
 
 
 def test_flags_win(tmp_path: Path) -> None:
     path = written(tmp_path / "c.yaml", "batch-size: 50\nepochs: 3\nlatent: 4\n")
-    assert RunConfig.from_yaml(path, batch_size=10, hidden=[5]) == RunConfig(batch_size=10, epochs=3, latent=4, hidden=(5,))
+    assert RunConfig.from_yaml(path, batch_size=10, hidden=[5]) == RunConfig(
+        batch_size=10, epochs=3, latent=4, hidden=(5,)
+    )
 
 
 def test_the_record_of_a_run_is_left_out(tmp_path: Path) -> None:
@@ -158,7 +170,9 @@ def test_unreadable_files(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("kind", [TrainConfig, RunConfig])
-def test_refused_training_settings(kind: type[TrainConfig], values: dict[str, Any], words: str) -> None:
+def test_refused_training_settings(
+    kind: type[TrainConfig], values: dict[str, Any], words: str
+) -> None:
     with pytest.raises(ConfigError, match=words):
         kind(**values)
 
@@ -170,7 +184,10 @@ def test_refused_training_settings(kind: type[TrainConfig], values: dict[str, An
         ({"num_particles": 0}, "num_particles must be at least 1, not 0"),
         ({"split_seed": -1}, "split_seed must be at least 0, not -1"),
         ({"system": "vea"}, "unknown system 'vea': did you mean 'vae'"),
-        ({"objective": "trace-elbow"}, "unknown objective 'trace-elbow': did you mean 'trace-elbo'"),
+        (
+            {"objective": "trace-elbow"},
+            "unknown objective 'trace-elbow': did you mean 'trace-elbo'",
+        ),
         ({"activation": "rely"}, "unknown activation 'rely': did you mean 'relu'"),
         ({"binarize": "statick"}, "unknown binarization 'statick': did you mean 'static'"),
         ({"map": "mpl"}, "unknown map 'mpl': did you mean 'mlp'"),
@@ -180,7 +197,10 @@ def test_refused_training_settings(kind: type[TrainConfig], values: dict[str, An
         ({"valid_fraction": 1.0}, r"valid_fraction must be in \[0, 1\), not 1.0"),
         ({"test_fraction": -0.1}, r"test_fraction must be in \[0, 1\), not -0.1"),
         ({"test_fraction": float("nan")}, r"test_fraction must be in \[0, 1\), not nan"),
-        ({"value_range": (1.0, 1.0)}, r"value_range takes two numbers, LOW below HIGH, not \(1.0, 1.0\)"),
+        (
+            {"value_range": (1.0, 1.0)},
+            r"value_range takes two numbers, LOW below HIGH, not \(1.0, 1.0\)",
+        ),
         ({"value_range": (255.0, 0.0)}, "value_range takes two numbers, LOW below HIGH"),
         ({"value_range": (0.0, 1.0, 2.0)}, "value_range takes two numbers, LOW below HIGH"),
         ({"tied": 1}, "tied takes bool, not 1"),
@@ -259,13 +279,22 @@ def test_every_system_can_be_named(name: str) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"system": "ppca", "map": "mlp"}, "the maps of ppca are linear: map 'mlp' and hidden layers do not apply"),
+        (
+            {"system": "ppca", "map": "mlp"},
+            "the maps of ppca are linear: map 'mlp' and hidden layers do not apply",
+        ),
         ({"system": "linear-ae", "hidden": (5,)}, "the maps of linear-ae are linear"),
         ({"map": "linear", "hidden": (5,)}, "a linear map has no hidden layers"),
         ({"map": "conv"}, "a conv map needs images"),
         ({"prior": "laplas"}, "unknown prior 'laplas': did you mean 'laplace'"),
-        ({"likelihood": "normal:scale=-1"}, "the scale of a Normal likelihood must be positive and finite, not -1"),
-        ({"system": "sparse-ae", "sparsity": 0.0}, "the rate of a Laplace prior must be positive and finite, not 0.0"),
+        (
+            {"likelihood": "normal:scale=-1"},
+            "the scale of a Normal likelihood must be positive and finite, not -1",
+        ),
+        (
+            {"system": "sparse-ae", "sparsity": 0.0},
+            "the rate of a Laplace prior must be positive and finite, not 0.0",
+        ),
         ({"posterior": "exact-linear", "tied": True}, "tied weights need an encoder"),
     ],
 )

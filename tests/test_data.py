@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyroae import data as data_module
-from pyroae.data import Binarization, Dataset, Splits, _loaded, batches, load, resident
-from pyroae.data import served as serve
+from pyroae.data import batching
+from pyroae.data.batching import _loaded, batches, resident
+from pyroae.data.batching import served as serve
+from pyroae.data.dataset import Dataset
+from pyroae.data.loading import Binarization, Splits, load
+from pyroae.data.sources import DATASETS, Source
 from pyroae.errors import ConfigError, DataError, PyroaeError
-from pyroae.processes import Share
-from pyroae.sources import DATASETS, Source
+from pyroae.runtime.processes import Share
 
 GREY = np.random.default_rng(0).random((40, 3))
 
@@ -22,7 +24,9 @@ GREY = np.random.default_rng(0).random((40, 3))
 @pytest.fixture
 def official(monkeypatch: pytest.MonkeyPatch) -> Source:
     """A registered dataset `own` with a test set of its own, which the training data do not overlap."""
-    source = Source("own", np.arange(100.0)[:, None], None, Source("own", np.arange(100.0, 107.0)[:, None]))
+    source = Source(
+        "own", np.arange(100.0)[:, None], None, Source("own", np.arange(100.0, 107.0)[:, None])
+    )
     monkeypatch.setattr(DATASETS, "_choices", {"own": lambda root: source})
     return source
 
@@ -33,7 +37,9 @@ def parts(splits: Splits) -> tuple[Dataset, Dataset, Dataset]:
     return splits.train, splits.valid, splits.test
 
 
-def served(data: Dataset, size: int = 100, seed: int = 0, epoch: int = 0, device: str | None = None) -> list[Tensor]:
+def served(
+    data: Dataset, size: int = 100, seed: int = 0, epoch: int = 0, device: str | None = None
+) -> list[Tensor]:
     return list(batches(data, size, seed=seed, epoch=epoch, device=device))
 
 
@@ -57,7 +63,12 @@ def served(data: Dataset, size: int = 100, seed: int = 0, epoch: int = 0, device
 )
 @pytest.mark.usefixtures("float64")
 def test_values_as_floating_point(values: Any, expected: list[list[float]]) -> None:
-    torch.testing.assert_close(Dataset.from_array(values).x, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        Dataset.from_array(values).x,
+        torch.tensor(expected, dtype=torch.float64),
+        rtol=0,
+        atol=1e-15,
+    )
 
 
 def test_default_dtype_decides_the_precision() -> None:
@@ -92,22 +103,31 @@ def test_images_are_flattened_and_keep_their_shape() -> None:
     torch.testing.assert_close(data.mean, torch.arange(6.0, 18.0))
 
 
-@pytest.mark.parametrize("values", [np.array([[0, 16], [8, 4]], np.uint8), np.array([[0.0, 16.0], [8.0, 4.0]])])
+@pytest.mark.parametrize(
+    "values", [np.array([[0, 16], [8, 4]], np.uint8), np.array([[0.0, 16.0], [8.0, 4.0]])]
+)
 def test_value_range_maps_to_zero_and_one(values: np.ndarray) -> None:
     assert Dataset.from_array(values, value_range=(0, 16)).x.tolist() == [[0, 1], [0.5, 0.25]]
-    assert load(values, value_range=(0, 32), valid=0, test=0).train.x.tolist() == [[0, 0.5], [0.25, 0.125]]
+    assert load(values, value_range=(0, 32), valid=0, test=0).train.x.tolist() == [
+        [0, 0.5],
+        [0.25, 0.125],
+    ]
 
 
 def test_a_dim_test_set_is_scaled_as_the_training_set(monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = np.array([[0, 255], [51, 1]], np.uint8), np.array([[0, 1]], np.uint8)
-    monkeypatch.setattr(DATASETS, "_choices", {"own": lambda root: Source("own", train, None, Source("own", test))})
+    monkeypatch.setattr(
+        DATASETS, "_choices", {"own": lambda root: Source("own", train, None, Source("own", test))}
+    )
     held_out = load("own", valid=0).test
     assert held_out is not None
     torch.testing.assert_close(held_out.x, torch.tensor([[0, 1 / 255]]))
 
 
 def test_subset_takes_values_and_labels() -> None:
-    data = Dataset.from_array(np.arange(5.0)[:, None], labels=np.arange(5) * 10).subset(np.array([4, 1]))
+    data = Dataset.from_array(np.arange(5.0)[:, None], labels=np.arange(5) * 10).subset(
+        np.array([4, 1])
+    )
     assert data.x.squeeze(1).tolist() == [4, 1]
     assert data.labels is not None
     assert data.labels.tolist() == [40, 10]
@@ -127,7 +147,9 @@ def test_position_of_a_value_that_is_not_finite() -> None:
     for bad in (np.nan, np.inf, -np.inf):
         values = GREY.copy()
         values[7, 2] = values[9, 0] = bad
-        with pytest.raises(DataError, match=f"array holds {bad} at row 7, column 2: every value must be finite"):
+        with pytest.raises(
+            DataError, match=f"array holds {bad} at row 7, column 2: every value must be finite"
+        ):
             Dataset.from_array(values)
 
 
@@ -186,7 +208,9 @@ def test_share_outside_its_interval(part: str, share: float) -> None:
 
 
 def test_nothing_left_to_train_on() -> None:
-    with pytest.raises(DataError, match="2 data leave none to train on after 1 for validation and 1 for the test"):
+    with pytest.raises(
+        DataError, match="2 data leave none to train on after 1 for validation and 1 for the test"
+    ):
         load(GREY[:2])
 
 
@@ -261,20 +285,26 @@ def test_static_draw_has_the_grey_values_as_mean() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_static_bits_are_the_same_on_every_machine(dtype: torch.dtype) -> None:
     torch.set_default_dtype(dtype)
-    bits = [np.packbits(part.x.numpy().astype(bool)).tobytes() for part in parts(load("digits", binarize="static"))]
+    bits = [
+        np.packbits(part.x.numpy().astype(bool)).tobytes()
+        for part in parts(load("digits", binarize="static"))
+    ]
     found = [hashlib.sha256(part).hexdigest()[:16] for part in bits]
     assert found == ["4bed0fe4d453626b", "ab2754c10299fcfb", "740588876bdb59ac"]
 
 
 def test_static_draw_depends_on_the_seed() -> None:
-    one, two = (load(GREY, binarize="static", valid=0, test=0, seed=seed).train.x for seed in (0, 1))
+    one, two = (
+        load(GREY, binarize="static", valid=0, test=0, seed=seed).train.x for seed in (0, 1)
+    )
     assert one.ne(two).any()
 
 
 def test_dynamic_draws_are_new_each_epoch_and_repeat_for_the_same() -> None:
     data = Dataset("grey", torch.full((500, 4), 0.3), (4,), dynamic=True)
     first, again, other_epoch, other_seed = (
-        torch.cat(served(data, seed=seed, epoch=epoch)) for seed, epoch in ((0, 1), (0, 1), (0, 2), (1, 1))
+        torch.cat(served(data, seed=seed, epoch=epoch))
+        for seed, epoch in ((0, 1), (0, 1), (0, 2), (1, 1))
     )
     assert first.unique().tolist() == [0, 1]
     assert first.equal(again)
@@ -286,10 +316,14 @@ def test_dynamic_draws_are_new_each_epoch_and_repeat_for_the_same() -> None:
 
 
 def test_dynamic_leaves_validation_and_test_data_fixed() -> None:
-    one, two, other = (load(GREY, binarize="dynamic", valid=0.3, test=0.3, seed=seed) for seed in (0, 0, 1))
+    one, two, other = (
+        load(GREY, binarize="dynamic", valid=0.3, test=0.3, seed=seed) for seed in (0, 0, 1)
+    )
     assert one.train.dynamic
     assert ((one.train.x > 0) & (one.train.x < 1)).all()
-    for fixed, again, different in zip(parts(one)[1:], parts(two)[1:], parts(other)[1:], strict=True):
+    for fixed, again, different in zip(
+        parts(one)[1:], parts(two)[1:], parts(other)[1:], strict=True
+    ):
         assert not fixed.dynamic
         assert fixed.x.unique().tolist() == [0, 1]
         assert fixed.x.equal(again.x)
@@ -300,7 +334,10 @@ def test_dynamic_leaves_validation_and_test_data_fixed() -> None:
 @pytest.mark.parametrize("binarize", ["threshold", "static", "dynamic"])
 def test_binarization_needs_the_unit_interval(binarize: Binarization) -> None:
     values = np.array([[0.0, 255.0], [3.0, 4.0]])
-    with pytest.raises(DataError, match=r"from 0 to 255: binarization needs values in \[0, 1\]; give its value_range"):
+    with pytest.raises(
+        DataError,
+        match=r"from 0 to 255: binarization needs values in \[0, 1\]; give its value_range",
+    ):
         load(values, binarize=binarize, valid=0, test=0)
     assert load(values, binarize=binarize, valid=0, test=0, value_range=(0, 255)).train.x.max() == 1
 
@@ -361,13 +398,17 @@ def test_data_loader_gives_the_same_batches(dynamic: bool) -> None:
     for one, two in zip(served(data, 7), served(data, 7, device="cpu:0"), strict=True):
         assert one.equal(two)
     index = torch.randperm(40).split(7)
-    for (one, label), two in zip(_loaded((data.x, torch.arange(40)), index, torch.device("cpu")), index, strict=True):
+    for (one, label), two in zip(
+        _loaded((data.x, torch.arange(40)), index, torch.device("cpu")), index, strict=True
+    ):
         assert one.equal(data.x[two])
         assert label.equal(two)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_batches_gathered_several_at_once_are_the_same(dynamic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_gathered_several_at_once_are_the_same(
+    dynamic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on a GPU: 40 data are 7 + 7, 7 + 7, 7 + 5; a start in the middle, and a process's share of each."""
     dataset = Dataset("grey", torch.from_numpy(GREY), (3,), dynamic=dynamic)
 
@@ -380,7 +421,7 @@ def test_batches_gathered_several_at_once_are_the_same(dynamic: bool, monkeypatc
         return [(first, min(first + 2, len(index))) for first in range(0, len(index), 2)]
 
     one_by_one = all_ways()
-    monkeypatch.setattr(data_module, "_chunks", pairs)
+    monkeypatch.setattr(batching, "_chunks", pairs)
     for one, two in zip(one_by_one, all_ways(), strict=True):
         assert one.equal(two)
 

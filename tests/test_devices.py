@@ -23,5 +23,7 @@ def test_bounds_and_gradients_stay_on_the_device(name: str) -> None:
         if bound.surrogate.requires_grad:
             bound.surrogate.backward()
         assert bound.value.device.type == "meta"
-        trained += any(p.grad is not None and p.grad.device.type == "meta" for p in system.parameters())
+        trained += any(
+            p.grad is not None and p.grad.device.type == "meta" for p in system.parameters()
+        )
     assert trained >= 4

@@ -12,7 +12,7 @@ from pyro.distributions import transforms as T
 from torch import Tensor
 
 from pyroae.evaluation.diagnostics import diagnose
-from pyroae.evaluation.information import information
+from pyroae.evaluation.mutual_information import information
 
 X = torch.tensor([0.5, -1.0, 2.0, 0.3], dtype=torch.float64)
 N = len(X)
@@ -44,7 +44,9 @@ def of_one_site(q: Any, p: Any) -> tuple[Any, Any]:
 
 def test_sites_without_an_event_dimension() -> None:
     """N data were N units, none of them active."""
-    model, guide = of_one_site(lambda x: dist.Normal(0.5 * x, 0.7), lambda x: dist.Normal(zero(), 1.0))
+    model, guide = of_one_site(
+        lambda x: dist.Normal(0.5 * x, 0.7), lambda x: dist.Normal(zero(), 1.0)
+    )
     found = diagnose(model, guide, X, num_particles=5, seed=0)
     torch.testing.assert_close(found.kl_per_unit, normal_kl(0.5 * X, 0.7).mean().reshape(1))
     torch.testing.assert_close(found.activity, (0.25 * X.var(correction=0)).reshape(1))
@@ -67,7 +69,9 @@ def test_nested_plates(outer: bool, num_particles: int) -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=of_data), pyro.plate("parts", 3, dim=of_parts):
             z = pyro.sample("z", dist.Normal(zero(), 1.0).expand([2]).to_event(1))
-            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x[:, None] if outer else x.expand(3, -1))
+            pyro.sample(
+                "x", dist.Normal(z.sum(-1), 1.0), obs=x[:, None] if outer else x.expand(3, -1)
+            )
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=of_data), pyro.plate("parts", 3, dim=of_parts):
@@ -105,37 +109,53 @@ def test_sites_drawn_in_another_order(first: str) -> None:
     found = diagnose(chain_model, partial(chain, first=first), x, num_particles=500, seed=0)
     covariance = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64) / 3
     mean = x[:, None] * torch.tensor([1.0, 2.0], dtype=torch.float64) / 3
-    prior = dist.MultivariateNormal(torch.zeros(2).double(), torch.tensor([[1.0, 1.0], [1.0, 2.0]], dtype=torch.float64))
-    exact = torch.distributions.kl_divergence(dist.MultivariateNormal(mean, covariance), prior).mean().item()
+    prior = dist.MultivariateNormal(
+        torch.zeros(2).double(), torch.tensor([[1.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
+    )
+    exact = (
+        torch.distributions.kl_divergence(dist.MultivariateNormal(mean, covariance), prior)
+        .mean()
+        .item()
+    )
     assert found.rate.mean().item() == pytest.approx(exact, abs=0.01)
     assert found.kl_per_unit.sum().item() == pytest.approx(exact, abs=0.01)
     assert not found.is_share.any()  # type: ignore[union-attr]
     order = [1, 0] if first == "b" else [0, 1]
-    torch.testing.assert_close(found.activity, mean.var(0, correction=0)[order], rtol=0.01, atol=0.01)
+    torch.testing.assert_close(
+        found.activity, mean.var(0, correction=0)[order], rtol=0.01, atol=0.01
+    )
 
 
 def components(x: Tensor) -> tuple[Tensor, Tensor]:
     """Two Gaussians of two elements a datum, their weights."""
-    loc = torch.stack([x, -x / 2], -1)[:, None] + torch.tensor([[0.5, 0.0], [-1.0, 0.3]], dtype=torch.float64)
+    loc = torch.stack([x, -x / 2], -1)[:, None] + torch.tensor(
+        [[0.5, 0.0], [-1.0, 0.3]], dtype=torch.float64
+    )
     return loc, torch.tensor([0.3, 0.7], dtype=torch.float64)
 
 
 def mixture(x: Tensor) -> Any:
     loc, share = components(x)
-    return dist.MixtureSameFamily(dist.Categorical(share.expand(len(x), 2)), dist.Normal(loc, 0.6).to_event(1))
+    return dist.MixtureSameFamily(
+        dist.Categorical(share.expand(len(x), 2)), dist.Normal(loc, 0.6).to_event(1)
+    )
 
 
 def flow(x: Tensor) -> Any:
     """Elementwise: z = 0.5 x + 0.8 ε, through two transforms."""
     base = dist.Normal(torch.zeros(len(x), 2, dtype=torch.float64), 1.0).to_event(1)
-    return dist.TransformedDistribution(base, [T.AffineTransform(0.0, 0.4), T.AffineTransform(0.5 * x[:, None], 2.0)])
+    return dist.TransformedDistribution(
+        base, [T.AffineTransform(0.0, 0.4), T.AffineTransform(0.5 * x[:, None], 2.0)]
+    )
 
 
 def coupled(x: Tensor) -> Any:
     """Not elementwise: a Gaussian with a full covariance, as a flow."""
     root = torch.tensor([[0.8, 0.0], [0.5, 0.6]], dtype=torch.float64)
     base = dist.Normal(torch.zeros(len(x), 2, dtype=torch.float64), 1.0).to_event(1)
-    return dist.TransformedDistribution(base, [T.LowerCholeskyAffine(torch.stack([x, 0 * x], -1), root)])
+    return dist.TransformedDistribution(
+        base, [T.LowerCholeskyAffine(torch.stack([x, 0 * x], -1), root)]
+    )
 
 
 def standard(x: Tensor) -> Any:
@@ -149,7 +169,9 @@ def test_an_elementwise_flow() -> None:
     expected = normal_kl(0.5 * X, 0.8).mean().expand(2)
     torch.testing.assert_close(found.kl_per_unit, expected, rtol=0, atol=0.05)
     assert found.kl_per_unit.sum().item() == pytest.approx(found.rate.mean().item())
-    torch.testing.assert_close(found.activity, (0.25 * X.var(correction=0)).expand(2), rtol=0, atol=0.02)
+    torch.testing.assert_close(
+        found.activity, (0.25 * X.var(correction=0)).expand(2), rtol=0, atol=0.02
+    )
     assert not found.is_share.any()  # type: ignore[union-attr]
 
 
@@ -172,7 +194,9 @@ def test_densities_that_are_no_product(q: Any) -> None:
     assert found.kl_per_unit.sum().item() == pytest.approx(kl.item(), abs=0.03)
     assert found.kl_per_unit.sum().item() == pytest.approx(found.rate.mean().item())
     assert found.is_share.all()  # type: ignore[union-attr]
-    torch.testing.assert_close(found.activity, draws.mean(0).var(0, correction=0), rtol=0, atol=0.03)
+    torch.testing.assert_close(
+        found.activity, draws.mean(0).var(0, correction=0), rtol=0, atol=0.03
+    )
     units = information(model, guide, X, seed=0).units
     assert all(math.isnan(unit.kl) for unit in units)  # a share says nothing of its unit
     assert len(units) == 2
@@ -181,18 +205,24 @@ def test_densities_that_are_no_product(q: Any) -> None:
 def test_a_mixture_without_an_event_dimension() -> None:
     def q(x: Tensor) -> Any:
         loc, share = components(x)
-        return dist.MixtureSameFamily(dist.Categorical(share.expand(len(x), 2)), dist.Normal(loc[..., 0], 0.6))
+        return dist.MixtureSameFamily(
+            dist.Categorical(share.expand(len(x), 2)), dist.Normal(loc[..., 0], 0.6)
+        )
 
     model, guide = of_one_site(q, lambda x: dist.Normal(zero(), 1.0))
     found = diagnose(model, guide, X, num_particles=4000, seed=0)
     assert found.kl_per_unit.shape == (1,)
     assert found.kl_per_unit.item() == pytest.approx(found.rate.mean().item())
     loc, share = components(X)
-    torch.testing.assert_close(found.activity.item(), (loc[..., 0] @ share).var(correction=0).item())
+    torch.testing.assert_close(
+        found.activity.item(), (loc[..., 0] @ share).var(correction=0).item()
+    )
 
 
 def test_a_mixture_as_the_prior() -> None:
-    model, guide = of_one_site(lambda x: dist.Normal(x[:, None].expand(-1, 2), 0.5).to_event(1), lambda x: mixture(x * 0))
+    model, guide = of_one_site(
+        lambda x: dist.Normal(x[:, None].expand(-1, 2), 0.5).to_event(1), lambda x: mixture(x * 0)
+    )
     found = diagnose(model, guide, X, num_particles=1000, seed=0)
     assert found.kl_per_unit.sum().item() == pytest.approx(found.rate.mean().item())
 
@@ -200,7 +230,8 @@ def test_a_mixture_as_the_prior() -> None:
 def test_a_categorical_site_is_one_unit() -> None:
     logits = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
     model, guide = of_one_site(
-        lambda x: dist.Categorical(logits=x[:, None] * logits), lambda x: dist.Categorical(torch.ones(3).double())
+        lambda x: dist.Categorical(logits=x[:, None] * logits),
+        lambda x: dist.Categorical(torch.ones(3).double()),
     )
     found = diagnose(model, guide, X, num_particles=3, seed=0)
     probs = (X[:, None] * logits).softmax(-1)

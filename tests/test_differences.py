@@ -39,7 +39,9 @@ def test_deltas_of_autoguides_under_a_mean_field_kl() -> None:
     guide = automatic(x, x / 2, torch.full((3,), HALF))
     assert AnalyticKL().loss(positive, guide, x) == pytest.approx(5.109, abs=1e-3)
     losses = torch.tensor([TraceMeanField_ELBO().loss(positive, guide, x) for _ in range(4000)])
-    assert losses.mean().item() == pytest.approx(5.109 + 0.75, abs=4.5 * losses.std().item() / math.sqrt(4000))
+    assert losses.mean().item() == pytest.approx(
+        5.109 + 0.75, abs=4.5 * losses.std().item() / math.sqrt(4000)
+    )
     assert losses.std() > 1
 
 
@@ -68,7 +70,9 @@ def test_reweighted_wake_sleep_through_dependent_sites() -> None:
     normal = dist.Normal(0.0, 1.0)
     log_w = normal.log_prob(one) + normal.log_prob(1 - two) - normal.log_prob(noise[:, 0])
     weight = log_w.softmax(0)
-    assert grads(pyros, program, guide, m) == pytest.approx((weight * noise.sum(1)).sum().item(), rel=1e-9)
+    assert grads(pyros, program, guide, m) == pytest.approx(
+        (weight * noise.sum(1)).sum().item(), rel=1e-9
+    )
     assert abs(second) > 0.01
 
 
@@ -79,12 +83,18 @@ def test_factors_that_are_said_to_be_no_path() -> None:
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x / 2, HALF))
-            pyro.factor("loss", -3.0 * torch.nn.functional.logsigmoid(logit).expand(len(x)), has_rsample=False)
+            pyro.factor(
+                "loss",
+                -3.0 * torch.nn.functional.logsigmoid(logit).expand(len(x)),
+                has_rsample=False,
+            )
 
     slope = 1 - torch.tensor(0.2).sigmoid().item()
     assert grads(TraceELBO(), model, guide, logit, x) == pytest.approx(9 * slope, rel=1e-10)
     log_p = dist.Normal(0.0, math.sqrt(2)).log_prob(x).sum().item()
-    assert grads(Trace_ELBO(), model, guide, logit, x) == pytest.approx(-3 * slope * log_p, rel=1e-10)
+    assert grads(Trace_ELBO(), model, guide, logit, x) == pytest.approx(
+        -3 * slope * log_p, rel=1e-10
+    )
     assert (9 * slope, -3 * slope * log_p) == pytest.approx((4.051, 6.900), abs=1e-3)
 
 
@@ -103,7 +113,12 @@ def test_rejection_samplers_in_an_event() -> None:
             pyro.sample("z", RejectionGamma(a, torch.tensor(1.4)).to_event(1))
 
     one = torch.tensor(1.1, requires_grad=True)
-    elbo = (7 - one) * (torch.digamma(one) - math.log(1.4)) - 0.6 * one / 1.4 - one * math.log(1.4) + torch.lgamma(one)
+    elbo = (
+        (7 - one) * (torch.digamma(one) - math.log(1.4))
+        - 0.6 * one / 1.4
+        - one * math.log(1.4)
+        + torch.lgamma(one)
+    )
     (exact,) = torch.autograd.grad(elbo, one)
     assert exact.item() == pytest.approx(8.028, abs=1e-3)
     assert grads(TraceELBO(), program, guide, a) / size == pytest.approx(exact.item(), abs=0.15)

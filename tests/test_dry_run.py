@@ -12,8 +12,8 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch import Tensor, nn
 
 from pyroae import TraceELBO, TrainConfig, compile, fit
+from pyroae.compilation.tracing import reason_of
 from pyroae.errors import ConfigError, ProgramError
-from pyroae.tracing import reason_of
 
 Programs = tuple[Callable[..., Any], Callable[..., Any]]
 
@@ -29,7 +29,9 @@ def model(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x[:, 0])
 
 
-def guide_of(net: nn.Module, change: Callable[[Tensor], Tensor] = lambda loc: loc) -> Callable[[Tensor], None]:
+def guide_of(
+    net: nn.Module, change: Callable[[Tensor], Tensor] = lambda loc: loc
+) -> Callable[[Tensor], None]:
     def guide(x: Tensor) -> None:
         pyro.module("net", net)
         with pyro.plate("data", len(x)):
@@ -53,12 +55,23 @@ class Owner(nn.Module):
 
 
 def fitted(programs: Any, objective: Any = None) -> None:
-    fit(programs, torch.randn(20, 1), objective, TrainConfig(epochs=2, batch_size=10, lr=0.1), progress=False)
+    fit(
+        programs,
+        torch.randn(20, 1),
+        objective,
+        TrainConfig(epochs=2, batch_size=10, lr=0.1),
+        progress=False,
+    )
 
 
 def compiled(programs: Any, objective: Any = None) -> None:
     model, guide = programs if isinstance(programs, tuple) else (programs.model, programs.guide)
-    svi = compile(model, guide, objective or TraceELBO(), lambda parameters: torch.optim.Adam(parameters, lr=0.1))
+    svi = compile(
+        model,
+        guide,
+        objective or TraceELBO(),
+        lambda parameters: torch.optim.Adam(parameters, lr=0.1),
+    )
     svi.step(torch.randn(20, 1))
 
 
@@ -74,7 +87,9 @@ def test_a_second_module_under_one_name(way: str) -> None:
     before = first.weight.item()
     WAYS[way]((model, guide_of(first)))
     assert first.weight.item() != before
-    with pytest.raises(ConfigError, match=r"weights of the module 'net' would not be trained: .* another module"):
+    with pytest.raises(
+        ConfigError, match=r"weights of the module 'net' would not be trained: .* another module"
+    ):
         WAYS[way]((model, guide_of(second)))
 
 
@@ -94,7 +109,9 @@ def test_a_second_module_whose_programs_are_its_own(way: str) -> None:
 @pytest.mark.parametrize("way", list(WAYS))
 @pytest.mark.parametrize("objective", [TraceELBO(), Trace_ELBO()], ids=["pyroae", "Pyro"])
 def test_a_path_that_is_cut(way: str, objective: Any) -> None:
-    with pytest.raises(ConfigError, match="would move no parameter of the module 'net': the loss has no gradient"):
+    with pytest.raises(
+        ConfigError, match="would move no parameter of the module 'net': the loss has no gradient"
+    ):
         WAYS[way]((model, guide_of(nn.Linear(1, 1), Tensor.detach)), objective)
 
 
@@ -131,7 +148,9 @@ def test_parameters_of_the_store_that_nothing_depends_on(way: str) -> None:
 @pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
 def test_pyros_words_for_no_gradient() -> None:
     with pytest.raises(ConfigError, match="would move no parameter of the module 'net'"):
-        fitted((model, guide_of(nn.Linear(1, 1), Tensor.detach)), TraceEnum_ELBO(max_plate_nesting=1))
+        fitted(
+            (model, guide_of(nn.Linear(1, 1), Tensor.detach)), TraceEnum_ELBO(max_plate_nesting=1)
+        )
 
 
 @pytest.mark.parametrize("way", list(WAYS))
@@ -176,7 +195,14 @@ def mixture_nelbo(x: Tensor, means: Tensor, weights: Tensor) -> float:
 @pytest.mark.parametrize("kl_warmup", [0, 2])
 def test_fit_by_an_elbo_that_sums_discrete_sites_out(kl_warmup: int) -> None:
     config = TrainConfig(epochs=200, batch_size=4, lr=0.1, kl_warmup=kl_warmup)
-    result = fit((mixture, responsibilities), X, TraceEnum_ELBO(max_plate_nesting=1), config, valid=X, progress=False)
+    result = fit(
+        (mixture, responsibilities),
+        X,
+        TraceEnum_ELBO(max_plate_nesting=1),
+        config,
+        valid=X,
+        progress=False,
+    )
     first, last = result.history[0], result.history[-1]
     start = mixture_nelbo(X, torch.tensor([-1.0, 1.0]), torch.tensor([[0.0, 0.0], [0.1, -0.1]])) / 4
     if not kl_warmup:
@@ -184,24 +210,35 @@ def test_fit_by_an_elbo_that_sums_discrete_sites_out(kl_warmup: int) -> None:
     with torch.no_grad():
         means, weights = pyro.param("means"), pyro.param("weights")
         assert last.valid_nelbo == pytest.approx(mixture_nelbo(X, means, weights) / 4, rel=1e-5)
-        exact = -torch.logsumexp(WEIGHTS.log() + dist.Normal(means, 1.0).log_prob(X[:, None]), 1).mean()
+        exact = -torch.logsumexp(
+            WEIGHTS.log() + dist.Normal(means, 1.0).log_prob(X[:, None]), 1
+        ).mean()
     assert start - last.valid_nelbo > 0.5
     assert 0 <= last.valid_nelbo - exact < 0.01  # a logistic guide holds the exact posterior
 
 
 def test_compile_by_an_elbo_that_sums_discrete_sites_out() -> None:
     objective = TraceEnum_ELBO(max_plate_nesting=1)
-    svi = compile(mixture, responsibilities, objective, lambda parameters: torch.optim.Adam(parameters, lr=0.1))
+    svi = compile(
+        mixture,
+        responsibilities,
+        objective,
+        lambda parameters: torch.optim.Adam(parameters, lr=0.1),
+    )
     expected = mixture_nelbo(X, torch.tensor([-1.0, 1.0]), torch.tensor([[0.0, 0.0], [0.1, -0.1]]))
     assert svi.step(X).item() == pytest.approx(expected, rel=1e-5)
-    with pytest.warns(UserWarning, match=r"not compiled: .*site, 'x' of the model: a number is read out"):
+    with pytest.warns(
+        UserWarning, match=r"not compiled: .*site, 'x' of the model: a number is read out"
+    ):
         assert svi.step(X).item() < expected
     assert svi.evaluate_loss(X).item() == pytest.approx(
         mixture_nelbo(X, pyro.param("means").detach(), pyro.param("weights").detach()), rel=1e-5
     )
 
 
-@pytest.mark.parametrize("objective", [TraceELBO(), TraceEnum_ELBO(max_plate_nesting=1)], ids=["pyroae", "Pyro"])
+@pytest.mark.parametrize(
+    "objective", [TraceELBO(), TraceEnum_ELBO(max_plate_nesting=1)], ids=["pyroae", "Pyro"]
+)
 def test_latents_enumerated_in_the_model(objective: Any) -> None:
     def empty(x: Tensor) -> None:
         pass
@@ -223,7 +260,9 @@ class Normed(nn.Module):
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(1, 3), nn.Unflatten(1, (3,)), norm, nn.Flatten(), nn.LazyLinear(1))
+        self.net = nn.Sequential(
+            nn.Linear(1, 3), nn.Unflatten(1, (3,)), norm, nn.Flatten(), nn.LazyLinear(1)
+        )
         self.net(torch.randn(4, 1))
 
     def model(self, x: Tensor) -> None:
@@ -237,7 +276,10 @@ def test_batch_normalization_of_one_datum() -> None:
     x = torch.randn(21, 1)
     system = Normed(nn.BatchNorm1d(3))
     before = {name: value.clone() for name, value in system.state_dict().items()}
-    with pytest.raises(ConfigError, match=r"last of the batches of 10 of 21 data has one datum.*'net\.2'.*another batch_size"):
+    with pytest.raises(
+        ConfigError,
+        match=r"last of the batches of 10 of 21 data has one datum.*'net\.2'.*another batch_size",
+    ):
         fit(system, x, config=TrainConfig(batch_size=10), progress=False)
     assert all(torch.equal(before[name], value) for name, value in system.state_dict().items())
     assert system.training
@@ -250,5 +292,7 @@ def test_batch_normalization_of_one_datum() -> None:
 def test_batch_normalization_of_one_image() -> None:
     """Its pixels have a variance."""
     system = Normed(nn.Sequential(nn.Unflatten(1, (1, 3)), nn.BatchNorm1d(1)))
-    result = fit(system, torch.randn(21, 1), config=TrainConfig(batch_size=10, epochs=1), progress=False)
+    result = fit(
+        system, torch.randn(21, 1), config=TrainConfig(batch_size=10, epochs=1), progress=False
+    )
     assert result.history[-1].step == 3

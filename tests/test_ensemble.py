@@ -15,20 +15,20 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyroae import TrainConfig, fit, load, zoo
-from pyroae.budget import Budget
-from pyroae.compiler import Compiled
-from pyroae.data import Dataset
-from pyroae.ensemble import Ensemble, Stream, _Batched
-from pyroae.ensemble_training import fit_ensemble, is_worth_batching
+from pyroae.comparison.budget import Budget
+from pyroae.comparison.trainings import Scoring, compare_training
+from pyroae.compilation.codegen import Recorded
+from pyroae.compilation.ensemble import Ensemble, Stream, _Batched
+from pyroae.compilation.noise_inputs import NotLiftedError, lifted
+from pyroae.compilation.svi import Compiled
+from pyroae.data.dataset import Dataset
 from pyroae.errors import ConfigError, NonFiniteLossError
-from pyroae.evaluation.trainings import Scoring, compare_training
-from pyroae.graphs import Recorded
-from pyroae.lifting import NotLiftedError, lifted
 from pyroae.nn import MLP
 from pyroae.objectives import OBJECTIVES, TraceELBO
 from pyroae.objectives.named import iwae
-from pyroae.states import State
-from pyroae.trainer import FitResult
+from pyroae.training.lockstep import fit_ensemble, is_worth_batching
+from pyroae.training.state import State
+from pyroae.training.trainer import FitResult
 from tests.systems import DISCRETE, SYSTEMS, D
 
 SEEDS = (3, 4, 5)
@@ -40,11 +40,15 @@ Make = Callable[[], nn.Module]
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run as they are traced: what a step computes, without the minute that code takes."""
     for module in ("compiler", "ensemble"):
-        monkeypatch.setattr(f"pyroae.{module}.inductor", lambda graph, inputs, same_draws, **settings: graph)
+        monkeypatch.setattr(
+            f"pyroae.{module}.inductor", lambda graph, inputs, same_draws, **settings: graph
+        )
 
 
 def data(num_data: int = 30) -> Tensor:
-    return (torch.rand(num_data, D, generator=torch.Generator().manual_seed(5)) < 0.4).to(torch.get_default_dtype())
+    return (torch.rand(num_data, D, generator=torch.Generator().manual_seed(5)) < 0.4).to(
+        torch.get_default_dtype()
+    )
 
 
 def new(make: Make, seed: int) -> nn.Module:
@@ -53,7 +57,16 @@ def new(make: Make, seed: int) -> nn.Module:
 
 
 def config_of(**changes: Any) -> TrainConfig:
-    return TrainConfig(**{"epochs": 3, "batch_size": 10, "lr": 0.01, "precision": "64-true", "compile": True, **changes})
+    return TrainConfig(
+        **{
+            "epochs": 3,
+            "batch_size": 10,
+            "lr": 0.01,
+            "precision": "64-true",
+            "compile": True,
+            **changes,
+        }
+    )
 
 
 def both(
@@ -61,22 +74,37 @@ def both(
 ) -> tuple[list[FitResult], list[FitResult]]:
     """The results of an ensemble, and of separate trainings run as they are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyroae.ensemble_training.CONVOLUTIONS", ())  # slower on a CPU, and right
-        together = fit_ensemble([new(make, s) for s in seeds], given, objective(), config, seeds=seeds, progress=False)
-    alone = [fit(new(make, s), given, objective(), replace(config, seed=s, compile=False), progress=False) for s in seeds]
+        patch.setattr("pyroae.training.lockstep.CONVOLUTIONS", ())  # slower on a CPU, and right
+        together = fit_ensemble(
+            [new(make, s) for s in seeds], given, objective(), config, seeds=seeds, progress=False
+        )
+    alone = [
+        fit(
+            new(make, s), given, objective(), replace(config, seed=s, compile=False), progress=False
+        )
+        for s in seeds
+    ]
     return together, alone
 
 
-def assert_alike(together: Sequence[FitResult], alone: Sequence[FitResult], rel: float = 1e-9) -> None:
+def assert_alike(
+    together: Sequence[FitResult], alone: Sequence[FitResult], rel: float = 1e-9
+) -> None:
     """Losses, validation bounds and weights, for members that differ among themselves."""
     for one, other in zip(together, alone, strict=True):
         for name in ("train_nelbo", "valid_nelbo", "rate"):
             found = [getattr(epoch, name) for epoch in one.history]
-            assert found == pytest.approx([getattr(epoch, name) for epoch in other.history], rel=rel, nan_ok=True), name
-        assert [(e.epoch, e.step) for e in one.history] == [(e.epoch, e.step) for e in other.history]
+            assert found == pytest.approx(
+                [getattr(epoch, name) for epoch in other.history], rel=rel, nan_ok=True
+            ), name
+        assert [(e.epoch, e.step) for e in one.history] == [
+            (e.epoch, e.step) for e in other.history
+        ]
         assert one.best_epoch == other.best_epoch
         assert not one.system.training
-        for (name, weight), wanted in zip(one.system.named_parameters(), other.system.parameters(), strict=True):
+        for (name, weight), wanted in zip(
+            one.system.named_parameters(), other.system.parameters(), strict=True
+        ):
             torch.testing.assert_close(weight, wanted, rtol=10 * rel, atol=rel, msg=name)
     losses = [result.history[-1].train_nelbo for result in together]
     assert all(abs(a - b) > 1e-4 for a, b in pairwise(losses))
@@ -127,7 +155,9 @@ def test_systems_and_estimators(name: str, objective: str) -> None:
     config = config_of(epochs=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert_alike(*both(ALL[name], partial(OBJECTIVES[objective], num_particles=2), config, data()))
+        assert_alike(
+            *both(ALL[name], partial(OBJECTIVES[objective], num_particles=2), config, data())
+        )
 
 
 @pytest.mark.slow
@@ -136,7 +166,13 @@ def test_systems_and_estimators(name: str, objective: str) -> None:
 def test_every_system_and_estimator(name: str) -> None:
     for objective, make in OBJECTIVES.items():
         try:
-            fit(new(ALL[name], 0), data(), make(num_particles=2), config_of(max_steps=1, compile=False), progress=False)
+            fit(
+                new(ALL[name], 0),
+                data(),
+                make(num_particles=2),
+                config_of(max_steps=1, compile=False),
+                progress=False,
+            )
         except (ConfigError, ValueError):
             continue  # a pair that is not defined
         assert_alike(*both(ALL[name], partial(make, num_particles=2), config_of(epochs=2), data()))
@@ -156,12 +192,25 @@ def test_a_state_of_a_member_goes_on_alone() -> None:
     seeds, config = SEEDS[:2], config_of(epochs=4)
     members = [new(SYSTEMS["vae"], s) for s in seeds]
     results = fit_ensemble(
-        members, data(), config=config, seeds=seeds, on_epoch=lambda i, state: states[i].append(state), progress=False
+        members,
+        data(),
+        config=config,
+        seeds=seeds,
+        on_epoch=lambda i, state: states[i].append(state),
+        progress=False,
     )
     for i, seed in enumerate(seeds):
         again = new(SYSTEMS["vae"], seed)
-        result = fit(again, data(), config=replace(config, seed=seed, compile=False), state=states[i][1], progress=False)
-        assert result.history[-1].train_nelbo == pytest.approx(results[i].history[-1].train_nelbo, rel=1e-9)
+        result = fit(
+            again,
+            data(),
+            config=replace(config, seed=seed, compile=False),
+            state=states[i][1],
+            progress=False,
+        )
+        assert result.history[-1].train_nelbo == pytest.approx(
+            results[i].history[-1].train_nelbo, rel=1e-9
+        )
         for found, wanted in zip(again.parameters(), members[i].parameters(), strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-9)
 
@@ -204,7 +253,9 @@ def test_what_differs_between_members_is_not_taken_from_the_first() -> None:
 def test_a_recorded_step_is_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, where a step is replayed on tensors that stay where they are: here by a function in the graph's place."""
 
-    def record(run: Callable[[], tuple[Tensor, ...]], generators: object) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
+    def record(
+        run: Callable[[], tuple[Tensor, ...]], generators: object
+    ) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
         outputs = (torch.empty(1, len(SEEDS)),)
 
         def replay() -> None:
@@ -215,13 +266,20 @@ def test_a_recorded_step_is_the_same_step(monkeypatch: pytest.MonkeyPatch) -> No
     losses = []
     for is_recorded in (False, True):
         compiled = [
-            Compiled(new(SYSTEMS["vae"], seed), iwae(2), lambda p: torch.optim.Adam(p, lr=0.02), backend="eager")
+            Compiled(
+                new(SYSTEMS["vae"], seed),
+                iwae(2),
+                lambda p: torch.optim.Adam(p, lr=0.02),
+                backend="eager",
+            )
             for seed in SEEDS
         ]
         torch.manual_seed(0)
         ensemble = Ensemble(compiled, [Stream(torch.device("cpu")) for _ in SEEDS])
         for step in range(6):
-            found = ensemble.step([(data(10),)] * len(SEEDS), kl_weight=0.2 + 0.1 * step, divisor=10)
+            found = ensemble.step(
+                [(data(10),)] * len(SEEDS), kl_weight=0.2 + 0.1 * step, divisor=10
+            )
             run = ensemble._last
             if is_recorded and step == 1:
                 assert isinstance(run, _Batched)
@@ -255,7 +313,8 @@ class Gamma(nn.Module):
 def test_a_draw_that_cannot_be_lifted() -> None:
     """One warning, and the numbers of separate trainings."""
     with pytest.warns(
-        UserWarning, match="stepped one after the other: the draw 'aten._standard_gamma.default' cannot be"
+        UserWarning,
+        match="stepped one after the other: the draw 'aten._standard_gamma.default' cannot be",
     ) as found:
         results = both(Gamma, TraceELBO, config_of(), data())
     assert len(found) == 1
@@ -272,7 +331,9 @@ class Branching(Gamma):
 
 @pytest.mark.usefixtures("traced", "float64")
 def test_what_cannot_be_traced_is_run_as_it_is() -> None:
-    with pytest.warns(UserWarning, match="run as they are, not compiled: after the site 'z' of the model") as found:
+    with pytest.warns(
+        UserWarning, match="run as they are, not compiled: after the site 'z' of the model"
+    ) as found:
         results = both(Branching, TraceELBO, config_of(), data())
     assert len(found) == 1
     assert_alike(*results)
@@ -310,12 +371,18 @@ RULE: dict[str, tuple[dict[str, Any], int, bool]] = {
 @pytest.mark.parametrize("case", list(RULE))
 def test_when_members_are_trained_together(case: str) -> None:
     changes, members, wanted = RULE[case]
-    assert is_worth_batching(SYSTEMS["vae"](), TraceELBO(), config_of(**changes), 30, members) is wanted
+    assert (
+        is_worth_batching(SYSTEMS["vae"](), TraceELBO(), config_of(**changes), 30, members)
+        is wanted
+    )
 
 
 def test_a_processor_that_one_member_fills() -> None:
     """Parameters × batch × K, of 784-200-50; convolutions, whose products are not so counted."""
-    wide, config = zoo.vae(784, 50, encoder=MLP((200,))), config_of(batch_size=20, accelerator="cpu")
+    wide, config = (
+        zoo.vae(784, 50, encoder=MLP((200,))),
+        config_of(batch_size=20, accelerator="cpu"),
+    )
     count = sum(p.numel() for p in wide.parameters())
     assert is_worth_batching(wide, iwae(1), config, 1000, 5)
     assert is_worth_batching(wide, iwae(4), config, 1000, 5)
@@ -329,7 +396,7 @@ def test_others_are_trained_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: Any) -> None:
         raise AssertionError("an ensemble was made")
 
-    monkeypatch.setattr("pyroae.ensemble_training.Ensemble", never)
+    monkeypatch.setattr("pyroae.training.lockstep.Ensemble", never)
     seen: list[tuple[int, int]] = []
     config = config_of(epochs=2, optimizer="RMSprop")
     members = [new(SYSTEMS["vae"], seed) for seed in SEEDS]
@@ -342,7 +409,12 @@ def test_others_are_trained_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
         progress=False,
     )
     assert seen == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2)]
-    alone = fit(new(SYSTEMS["vae"], 4), data(), config=replace(config, seed=4, compile=False), progress=False)
+    alone = fit(
+        new(SYSTEMS["vae"], 4),
+        data(),
+        config=replace(config, seed=4, compile=False),
+        progress=False,
+    )
     assert results[1].history[-1].train_nelbo == alone.history[-1].train_nelbo
 
 
@@ -383,7 +455,9 @@ def test_a_draw_into_a_part_of_a_tensor_is_refused() -> None:
         y[0].normal_()
         return y
 
-    with pytest.raises(NotLiftedError, match=r"'aten.normal_.default' is made into a tensor that is used elsewhere"):
+    with pytest.raises(
+        NotLiftedError, match=r"'aten.normal_.default' is made into a tensor that is used elsewhere"
+    ):
         lifted(make_fx(draw)(torch.zeros(2, 3)))
 
 
@@ -396,9 +470,13 @@ def test_a_loss_that_is_not_finite_names_its_seed() -> None:
     members = [new(SYSTEMS["vae"], seed) for seed in SEEDS]
     with torch.no_grad():
         list(members[1].parameters())[-1].fill_(1e308)  # the decoder's last bias
-    with pytest.raises(NonFiniteLossError, match=r"seed 4: the loss became NaN or infinite at step 1, in epoch 1"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"seed 4: the loss became NaN or infinite at step 1, in epoch 1"
+    ):
         fit_ensemble(members, data(), config=config_of(), seeds=SEEDS, progress=False)
-    for parameter, wanted in zip(members[0].parameters(), new(SYSTEMS["vae"], 3).parameters(), strict=True):
+    for parameter, wanted in zip(
+        members[0].parameters(), new(SYSTEMS["vae"], 3).parameters(), strict=True
+    ):
         assert parameter.equal(wanted)
 
 
@@ -424,7 +502,7 @@ def test_a_comparison_trains_its_seeds_at_once(monkeypatch: pytest.MonkeyPatch) 
         made.append(len(members))
         return Ensemble(members, streams)
 
-    monkeypatch.setattr("pyroae.ensemble_training.Ensemble", recorded)
+    monkeypatch.setattr("pyroae.training.lockstep.Ensemble", recorded)
     parts = (Dataset.from_array(data(30)), Dataset.from_array(data(20)))
     found = [
         compare_training(
@@ -445,7 +523,11 @@ def test_a_comparison_trains_its_seeds_at_once(monkeypatch: pytest.MonkeyPatch) 
     for one, other in zip(found[0].outcomes, found[1].outcomes, strict=True):
         torch.testing.assert_close(one.log_px, other.log_px, rtol=1e-7, atol=1e-7)
         assert [p.nll for p in one.curve] == pytest.approx([p.nll for p in other.curve], rel=1e-8)
-        assert (one.epochs, one.steps, one.evaluations) == (other.epochs, other.steps, other.evaluations)
+        assert (one.epochs, one.steps, one.evaluations) == (
+            other.epochs,
+            other.steps,
+            other.evaluations,
+        )
     seconds = [o.seconds for o in found[0].of(found[0].entries[0])]
     assert len(set(seconds)) == 1
 
@@ -460,7 +542,7 @@ def test_the_seconds_of_a_member_are_its_share(monkeypatch: pytest.MonkeyPatch) 
         return step(self, *args)
 
     monkeypatch.setattr(Ensemble, "step", timed)
-    monkeypatch.setattr("pyroae.ensemble_training.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pyroae.training.lockstep.time.monotonic", lambda: now[0])
     members = [new(SYSTEMS["vae"], seed) for seed in SEEDS]
     results = fit_ensemble(members, data(), config=config_of(), seeds=SEEDS, progress=False)
     assert [[epoch.seconds for epoch in r.history] for r in results] == [[1, 2, 3]] * 3

@@ -18,15 +18,30 @@ from pyroae import zoo
 from pyroae.cli import make_parser
 from pyroae.config import OBJECTIVES as NAMES
 from pyroae.config import RunConfig, TrainConfig, pair_of
-from pyroae.data import Splits
-from pyroae.objectives import OBJECTIVES, AnalyticKL, BetaELBO, Objective, ObjectiveBase, parse_objective
+from pyroae.data.loading import Splits
+from pyroae.objectives import (
+    OBJECTIVES,
+    AnalyticKL,
+    BetaELBO,
+    Objective,
+    ObjectiveBase,
+    parse_objective,
+)
 from pyroae.testing import check_objective
-from pyroae.trainer import FitResult
-from pyroae.training import fit
+from pyroae.training.fitting import fit
+from pyroae.training.trainer import FitResult
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = DOCS / "estimators"
-SECTIONS = ["Definition", "Gradient", "How to use", "When it helps", "When it hurts", "Source", "Conformance"]
+SECTIONS = [
+    "Definition",
+    "Gradient",
+    "How to use",
+    "When it helps",
+    "When it hurts",
+    "Source",
+    "Conformance",
+]
 each = pytest.mark.parametrize("name", NAMES)
 
 
@@ -68,14 +83,18 @@ def test_every_estimator_has_a_page_and_a_place_in_the_navigation() -> None:
     assert listed == {"index", *NAMES}
     settings = yaml.safe_load((DOCS.parent / "mkdocs.yml").read_text())
     found = next(section["Estimators"] for section in settings["nav"] if "Estimators" in section)
-    assert [next(iter(entry.values())) for entry in found] == [f"estimators/{name}.md" for name in ("index", *NAMES)]
+    assert [next(iter(entry.values())) for entry in found] == [
+        f"estimators/{name}.md" for name in ("index", *NAMES)
+    ]
     assert set(NAMES) == set(OBJECTIVES)
 
 
 def test_the_decision_table_and_the_table_of_names_link_every_page() -> None:
     decisions = page("index").split("## One model")[0]
     assert set(re.findall(r"\]\(([\w-]+)\.md\)", decisions)) == set(NAMES)
-    assert set(re.findall(r"\]\(estimators/([\w-]+)\.md\)", (DOCS / "objectives.md").read_text())) >= set(NAMES)
+    assert set(
+        re.findall(r"\]\(estimators/([\w-]+)\.md\)", (DOCS / "objectives.md").read_text())
+    ) >= set(NAMES)
 
 
 @each
@@ -114,16 +133,23 @@ def test_what_the_pages_say_of_other_settings() -> None:
         return {check.name for check in check_objective(objective, unbiased=unbiased)}
 
     every = {check for name in NAMES for check in pages.read(page(name)).passed}
-    at_posterior, mean_gradient = "the bound is log p(x) at the exact posterior", "the mean gradient is the bound's"
+    at_posterior, mean_gradient = (
+        "the bound is log p(x) at the exact posterior",
+        "the mean gradient is the bound's",
+    )
     batch = {check for check in every if check.startswith(("a batch's ", "the order of the data "))}
     assert {at_posterior, mean_gradient} <= every
     assert len(batch) == 4
     plain = named(BetaELBO(4))
-    of_elbo = {check for check in plain if "posterior" in check or "ELBO" in check or "below" in check} | {mean_gradient}
+    of_elbo = {
+        check for check in plain if "posterior" in check or "ELBO" in check or "below" in check
+    } | {mean_gradient}
     assert at_posterior in of_elbo
     assert plain - named(BetaELBO(4, beta=4.0)) == of_elbo
     assert plain - named(BetaELBO(4, free_bits=0.1)) == {*of_elbo, *batch}
-    assert mean_gradient in named(AnalyticKL(4)) & named(BetaELBO(4)) & named(BetaELBO(4, beta=4.0), True)
+    assert mean_gradient in named(AnalyticKL(4)) & named(BetaELBO(4)) & named(
+        BetaELBO(4, beta=4.0), True
+    )
     assert named(OBJECTIVES["dreg"](4)) - named(OBJECTIVES["dreg"](4, alpha=0.5)) == {mean_gradient}
 
 
@@ -141,17 +167,28 @@ def test_python_blocks_run_and_train_the_estimator_of_the_page(
 ) -> None:
     trained: list[Any] = []
 
-    def short(system: Any, data: Any, objective: Any, config: TrainConfig | None = None) -> FitResult:
+    def short(
+        system: Any, data: Any, objective: Any, config: TrainConfig | None = None
+    ) -> FitResult:
         trained.append(objective)
         config = config or TrainConfig()
-        return fit(system, data, objective, replace(config, epochs=1, kl_warmup=min(config.kl_warmup, 1)), progress=False)
+        return fit(
+            system,
+            data,
+            objective,
+            replace(config, epochs=1, kl_warmup=min(config.kl_warmup, 1)),
+            progress=False,
+        )
 
     monkeypatch.setattr(pyroae, "fit", short, raising=False)
     names = {"pyroae": pyroae, "zoo": zoo, "digits": digits, "vae": zoo.vae(digits.train, latent=2)}
     for block in blocks(page(name), "python"):
         exec(block, names)
     assert len(trained) >= 1
-    assert all(same(objective, OBJECTIVES[name](num_particles=objective.num_particles)) for objective in trained)
+    assert all(
+        same(objective, OBJECTIVES[name](num_particles=objective.num_particles))
+        for objective in trained
+    )
 
 
 # (4) Command lines.
@@ -159,12 +196,26 @@ def test_python_blocks_run_and_train_the_estimator_of_the_page(
 
 @each
 def test_command_lines_parse_to_the_estimator_of_the_page(name: str) -> None:
-    lines = [line for block in blocks(page(name), "") for line in block.splitlines() if line.startswith("pyroae ")]
+    lines = [
+        line
+        for block in blocks(page(name), "")
+        for line in block.splitlines()
+        if line.startswith("pyroae ")
+    ]
     assert lines
     for line in lines:
         options = vars(make_parser().parse_args(shlex.split(line)[1:]))
-        config = RunConfig(**{key: value for key, value in options.items() if key in RunConfig.__dataclass_fields__})
-        assert parse_objective(config.estimator, config.num_particles).num_particles == config.num_particles
+        config = RunConfig(
+            **{
+                key: value
+                for key, value in options.items()
+                if key in RunConfig.__dataclass_fields__
+            }
+        )
+        assert (
+            parse_objective(config.estimator, config.num_particles).num_particles
+            == config.num_particles
+        )
         assert (pair_of(config.objective) or [config.objective])[0].partition(":")[0] == name
     assert not pair_of(vars(make_parser().parse_args(shlex.split(lines[0])[1:]))["objective"])
 
@@ -172,13 +223,19 @@ def test_command_lines_parse_to_the_estimator_of_the_page(name: str) -> None:
 # The measured tables.
 
 
-@pytest.mark.parametrize(("which", "name"), [(which, name) for which, (_, names, _) in pages.TABLES.items() for name in names])
+@pytest.mark.parametrize(
+    ("which", "name"),
+    [(which, name) for which, (_, names, _) in pages.TABLES.items() for name in names],
+)
 def test_measured_tables(which: str, name: str) -> None:
     """Every figure again from 20,000 replicates: within 5 standard errors of both."""
     estimate, _, columns = pages.TABLES[which]
     table = pages.part(page("index"), which)
     line = next(line for line in table.splitlines() if line.startswith(f"| [`{name}`]"))
-    printed = [tuple(float(v.replace("−", "-")) for v in cell.split(" ± ")) for cell in line.strip("| ").split(" | ")[1:]]
+    printed = [
+        tuple(float(v.replace("−", "-")) for v in cell.split(" ± "))
+        for cell in line.strip("| ").split(" | ")[1:]
+    ]
     again = pages.row(estimate, name, columns, 20_000)
     for column, (value, half), figure in zip(columns, printed, again, strict=True):
         found = abs(figure.estimate) if "SNR" in column.key else figure.estimate

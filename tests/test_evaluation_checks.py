@@ -14,14 +14,14 @@ from torch import Tensor
 
 from pyroae import exact_log_likelihood, zoo
 from pyroae.errors import DataError, ProgramError
-from pyroae.evaluation.ais import AISSettings, ais, bdmc
+from pyroae.evaluation.adaptive_quadrature import quadrature
+from pyroae.evaluation.annealing.bounds import AISSettings, ais, bdmc
 from pyroae.evaluation.checks import check_program, is_one
 from pyroae.evaluation.diagnostics import diagnose
-from pyroae.evaluation.gaps import gaps
-from pyroae.evaluation.information import information
-from pyroae.evaluation.likelihood import log_likelihood
-from pyroae.evaluation.proposals import Local, Mixture
-from pyroae.evaluation.quadrature import quadrature
+from pyroae.evaluation.importance.likelihood import log_likelihood
+from pyroae.evaluation.importance.proposals import Local, Mixture
+from pyroae.evaluation.inference_gaps import gaps
+from pyroae.evaluation.mutual_information import information
 from pyroae.inference_data import to_datatree
 
 SHORT = AISSettings(num_chains=16, num_distributions=60, leapfrog_steps=5)
@@ -116,7 +116,9 @@ def test_a_scale_of_an_observed_site_is_the_same_power_for_all(power: float) -> 
 @pytest.mark.parametrize("scale", [0.25, torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)])
 def test_a_scale_common_to_all_sites_is_divided_out(scale: Any) -> None:
     def scaled(program: Any) -> Any:
-        return lambda x: poutine.scale(program, scale=scale[: len(x)] if isinstance(scale, Tensor) else scale)(x)
+        return lambda x: poutine.scale(
+            program, scale=scale[: len(x)] if isinstance(scale, Tensor) else scale
+        )(x)
 
     programs = scaled(model), scaled(guide)
     found = log_likelihood(*programs, X, num_particles=10)

@@ -13,28 +13,46 @@ import pytest
 import torch
 
 from pyroae.cli import main
-from pyroae.commands import ray_worker
-from pyroae.commands.executors import Local, executor_of
-from pyroae.commands.on_ray import OnRay
-from pyroae.commands.ray_tasks import SENT, nbytes
-from pyroae.commands.ray_worker import pack, read_data, same_versions, train_cell, unpack
-from pyroae.commands.study import Study, StudyConfig, read_outcome, settings_of
+from pyroae.commands.compare import executor_of
+from pyroae.comparison.results import Cell, Outcome
+from pyroae.comparison.trainings import Scoring
 from pyroae.errors import ConfigError, DataError, RunError
-from pyroae.evaluation.comparison import Cell, Outcome
-from pyroae.evaluation.trainings import Scoring
-from pyroae.files import locked
-from pyroae.runs import Run, versions
+from pyroae.runs.run import Run, versions
+from pyroae.runtime.files import locked
+from pyroae.studies import ray_worker
+from pyroae.studies.executors import Local
+from pyroae.studies.ray_executor import OnRay
+from pyroae.studies.ray_tasks import SENT, nbytes
+from pyroae.studies.ray_worker import pack, read_data, same_versions, train_cell, unpack
+from pyroae.studies.study import Study, StudyConfig, read_outcome, settings_of
 
-SMALL = ["--latent", "2", "--hidden", "10", "--score-particles", "20", "--score-data", "50", "--budget", "epochs:1"]
+SMALL = [
+    "--latent",
+    "2",
+    "--hidden",
+    "10",
+    "--score-particles",
+    "20",
+    "--score-data",
+    "50",
+    "--budget",
+    "epochs:1",
+]
 FAILS = "beta-elbo:beta=1e38"  # the loss is infinite at once
 CHILD = Path(__file__).parent / "killed_workers.py"
 
 
 def killing(what: str, after: int, *flags: str, status: int = 0) -> tuple[dict[str, Any], str, str]:
     """What the child tells, and what the command says on its two streams."""
-    environment = {**os.environ, "PYTHONPATH": str(CHILD.parents[1]), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(CHILD.parents[1]),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
     command = [sys.executable, str(CHILD), what, str(after), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=350, env=environment, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=350, env=environment, check=False
+    )
     assert done.returncode == status, done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     return json.loads(done.stdout.splitlines()[-1]), " ".join(done.stdout.split()), done.stderr
@@ -52,7 +70,10 @@ def assert_alike(one: Path, other: Path) -> None:
     places = sorted(place.parent.name for place in one.glob("*/outcome.safetensors"))
     assert places == sorted(place.parent.name for place in other.glob("*/outcome.safetensors"))
     for name in places:
-        cells = [read_outcome(path / name / "outcome.safetensors", Cell("", 1, 0)) for path in (one, other)]
+        cells = [
+            read_outcome(path / name / "outcome.safetensors", Cell("", 1, 0))
+            for path in (one, other)
+        ]
         if isinstance(cells[0], str):
             assert cells[0] == cells[1]
             continue
@@ -63,7 +84,9 @@ def assert_alike(one: Path, other: Path) -> None:
         assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
         for file in ("metrics.csv", "curve.csv"):
             assert rows(one / name / file) == rows(other / name / file)
-        assert (one / name / "config.yaml").read_text() == (other / name / "config.yaml").read_text()
+        assert (one / name / "config.yaml").read_text() == (
+            other / name / "config.yaml"
+        ).read_text()
 
 
 # On Ray.
@@ -95,19 +118,43 @@ def test_twenty_cells_survive_the_loss_of_a_machine(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_interrupted_study_goes_on_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_study_goes_on_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """SIGINT on Ray; the rest is trained here; then more seeds on Ray again, on a cluster of this machine alone."""
     flags = ["--objectives", "iwae", "--num-particles", "2", *SMALL[:-1], "epochs:40"]
     here, there = tmp_path / "here", tmp_path / "there"
-    told, _, error = killing("interrupt", 1, *flags, "--seeds", "5", "--executor", "ray", "--out", str(there), status=130)
+    told, _, error = killing(
+        "interrupt", 1, *flags, "--seeds", "5", "--executor", "ray", "--out", str(there), status=130
+    )
     assert told["finished"] < 5
-    assert f"interrupted; what was finished is kept; go on with: pyroae compare --resume {there}" in error
-    under_way = [p for p in there.glob("*/checkpoints/last.safetensors") if not (p.parents[1] / "outcome.safetensors").exists()]
+    assert (
+        f"interrupted; what was finished is kept; go on with: pyroae compare --resume {there}"
+        in error
+    )
+    under_way = [
+        p
+        for p in there.glob("*/checkpoints/last.safetensors")
+        if not (p.parents[1] / "outcome.safetensors").exists()
+    ]
     assert under_way  # what the interrupted trainings sent at last
     assert main(["compare", "--resume", str(there)]) == 0
-    command = [sys.executable, "-m", "pyroae.cli", "compare", "--resume", str(there), "--seeds", "6", "--executor", "ray"]
+    command = [
+        sys.executable,
+        "-m",
+        "pyroae.cli",
+        "compare",
+        "--resume",
+        str(there),
+        "--seeds",
+        "6",
+        "--executor",
+        "ray",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(CHILD.parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=200, env=environment, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "5 of 6 trainings are finished already" in done.stdout
     assert main(["compare", *flags, "--seeds", "6", "--out", str(here)]) == 0
@@ -125,11 +172,17 @@ def study_at(path: Path, **settings: Any) -> Study:
 
 
 def job_of(study: Study, **changed: Any) -> dict[str, Any]:
-    job = {"cell": ("iwae", 2, 0), "config": study.config.to_dict(), "settings": study.config.settings.to_dict()}
+    job = {
+        "cell": ("iwae", 2, 0),
+        "config": study.config.to_dict(),
+        "settings": study.config.settings.to_dict(),
+    }
     return {**job, "fingerprint": study.splits.fingerprint, "versions": versions(), **changed}
 
 
-def test_a_worker_goes_on_from_what_was_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_goes_on_from_what_was_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its checkpoints are sent along the way; from one of them another worker comes to the same outcome."""
     monkeypatch.setattr(ray_worker, "SEND_EVERY", 0.0)
     study, sent = study_at(tmp_path / "study"), list[ray_worker.Files]()
@@ -143,14 +196,19 @@ def test_a_worker_goes_on_from_what_was_sent(tmp_path: Path, monkeypatch: pytest
     assert len(later) == 2  # the first epoch was not trained again
     for name, files in (("whole", whole), ("again", again)):
         unpack(tmp_path / name, files)
-    one, other = (read_outcome(tmp_path / name / "outcome.safetensors", Cell("iwae", 2, 0)) for name in ("whole", "again"))
+    one, other = (
+        read_outcome(tmp_path / name / "outcome.safetensors", Cell("iwae", 2, 0))
+        for name in ("whole", "again")
+    )
     assert isinstance(one, Outcome)
     assert isinstance(other, Outcome)
     assert one.log_px.equal(other.log_px)
     assert [point[3:] for point in one.curve] == [point[3:] for point in other.curve]
 
 
-def test_an_interrupted_worker_sends_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_worker_sends_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study, sent, save = study_at(tmp_path / "study"), list[ray_worker.Files](), Run.save
 
     def stop(run: Run, state: Any) -> None:
@@ -167,24 +225,37 @@ def test_what_a_worker_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     file = tmp_path / "x.npy"
     np.save(file, np.random.default_rng(0).random((50, 6)))
     study = study_at(tmp_path / "study", data=str(file), batch_size=10)
-    assert read_data(study.config.settings, study.splits.fingerprint).fingerprint == study.splits.fingerprint
+    assert (
+        read_data(study.config.settings, study.splits.fingerprint).fingerprint
+        == study.splits.fingerprint
+    )
     monkeypatch.setattr(ray_worker, "_known", {})
     with pytest.raises(DataError, match=r"of the worker .* are not those of the study"):
         read_data(study.config.settings, "0123")
     file.unlink()
-    with pytest.raises(DataError, match="cannot read the data, too large to be sent: there is no file"):
+    with pytest.raises(
+        DataError, match="cannot read the data, too large to be sent: there is no file"
+    ):
         train_cell(job_of(study), None, [], lambda _: None)
     with pytest.raises(RunError, match=r"has torch .*, the study 1\.0\.0: install the same one"):
         same_versions({**versions(), "torch": "1.0.0"})
-    same_versions({**versions(), "torch": f"{torch.__version__.partition('+')[0]}+cu999", "python": "3.13.0"})
+    same_versions(
+        {**versions(), "torch": f"{torch.__version__.partition('+')[0]}+cu999", "python": "3.13.0"}
+    )
 
 
 def test_files_travel_in_the_order_in_which_they_were_written(tmp_path: Path) -> None:
     place = tmp_path / "run"
-    unpack(place, [("config.yaml", b"a"), ("checkpoints/last.safetensors", b"b"), ("curve.csv", b"c")])
+    unpack(
+        place, [("config.yaml", b"a"), ("checkpoints/last.safetensors", b"b"), ("curve.csv", b"c")]
+    )
     (place / ".lock").touch()
     os.utime(place / "curve.csv", ns=(1, 1))
-    assert [name for name, _ in pack(place)] == ["curve.csv", "config.yaml", "checkpoints/last.safetensors"]
+    assert [name for name, _ in pack(place)] == [
+        "curve.csv",
+        "config.yaml",
+        "checkpoints/last.safetensors",
+    ]
     assert pack(tmp_path / "nothing") == []
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot write"):
@@ -194,11 +265,23 @@ def test_files_travel_in_the_order_in_which_they_were_written(tmp_path: Path) ->
 # What both share.
 
 
-def test_a_training_has_the_threads_of_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_has_the_threads_of_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever torch has here: sums over data are added up in an order that depends on their number."""
     before, seen = torch.get_num_threads(), list[int]()
     monkeypatch.setattr(Run, "save", lambda *_: seen.append(torch.get_num_threads()))
-    flags = ["--objectives", "iwae", "--num-particles", "2", "--seeds", "1", *SMALL, "--out", str(tmp_path / "study")]
+    flags = [
+        "--objectives",
+        "iwae",
+        "--num-particles",
+        "2",
+        "--seeds",
+        "1",
+        *SMALL,
+        "--out",
+        str(tmp_path / "study"),
+    ]
     assert main(["compare", *flags, "--cpus-per-cell", "3"]) == 0
     assert seen == [3]
     assert torch.get_num_threads() == before
@@ -236,7 +319,9 @@ def test_executors_by_name() -> None:
         (["--cpus-per-cell", "0"], "cpus_per_cell must be at least 1, not 0"),
     ],
 )
-def test_bad_use(flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_use(
+    flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["compare", *flags, "--out", str(tmp_path / "study")]) == 2
     error = capsys.readouterr().err
     assert words in error
@@ -244,10 +329,15 @@ def test_bad_use(flags: list[str], words: str, tmp_path: Path, capsys: pytest.Ca
     assert not list(tmp_path.iterdir())
 
 
-def test_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["compare", "--executor", "ray", "--out", str(tmp_path / "study")]) == 2
-    assert capsys.readouterr().err == "pyroae compare: studies on Ray need the extra: pip install 'pyroae[ray]'\n"
+    assert (
+        capsys.readouterr().err
+        == "pyroae compare: studies on Ray need the extra: pip install 'pyroae[ray]'\n"
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -259,8 +349,20 @@ def test_no_cluster(tmp_path: Path) -> None:
         (["--address", "127.0.0.1:1"], "no Ray cluster can be used at '127.0.0.1:1'"),
         (["--cpus-per-cell", "9999"], "this machine has no 9999 CPUs and 0 GPUs for a cell"),
     ):
-        command = [sys.executable, "-m", "pyroae.cli", "compare", "--executor", "ray", *flags, "--out", str(tmp_path / "study")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, check=False)
+        command = [
+            sys.executable,
+            "-m",
+            "pyroae.cli",
+            "compare",
+            "--executor",
+            "ray",
+            *flags,
+            "--out",
+            str(tmp_path / "study"),
+        ]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=200, env=environment, check=False
+        )
         assert done.returncode == 2, done.stderr
         assert words in done.stderr
         assert "Traceback" not in done.stderr
@@ -272,4 +374,8 @@ def test_data_that_are_sent(tmp_path: Path) -> None:
     splits = study_at(tmp_path).splits
     assert splits.valid is not None
     assert splits.test is not None
-    assert nbytes(splits) == sum(len(part) for part in (splits.train, splits.valid, splits.test)) * 64 * 4 < SENT
+    assert (
+        nbytes(splits)
+        == sum(len(part) for part in (splits.train, splits.valid, splits.test)) * 64 * 4
+        < SENT
+    )

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pyroae import files
 from pyroae.errors import RunError
-from pyroae.files import locked, read_tensors, write_tensors, write_whole
+from pyroae.runtime import files
+from pyroae.runtime.files import locked, read_tensors, write_tensors, write_whole
 
 CONTENT = {
     "weights": {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)},
@@ -65,7 +65,9 @@ def test_foreign_files_are_refused_in_words(path: Path, monkeypatch: pytest.Monk
     with pytest.raises(RunError, match="there is no file"):
         read_tensors(path.with_name("none"), "state")
     monkeypatch.setattr(files, "FORMAT", 3)
-    with pytest.raises(RunError, match=r"is of pyroae .*, whose format 2 this version, .*, cannot read"):
+    with pytest.raises(
+        RunError, match=r"is of pyroae .*, whose format 2 this version, .*, cannot read"
+    ):
         read_tensors(path, "state")
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(RunError, match="does not say what it holds"):
@@ -95,11 +97,13 @@ def test_a_full_disk_leaves_what_was_there(path: Path) -> None:
     code = f"""
 import resource, torch
 from pathlib import Path
-from pyroae.files import write_tensors
+from pyroae.runtime.files import write_tensors
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, {resource.RLIM_INFINITY}))
 write_tensors(Path({str(path)!r}), "state", {{"a": torch.zeros(10_000)}}, previous=Path({str(path.with_name("previous"))!r}))
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert f"RunError: cannot write '{path}': File too large" in found.stderr
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["last.safetensors"]
@@ -121,10 +125,12 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     left = tmp_path / ".metrics.123.csv"
     left.write_text("half")
     (tmp_path / ".mine").write_text("mine")
-    code = f"from pathlib import Path\nfrom pyroae.files import locked\nwith locked(Path({str(tmp_path)!r}), 'run'): pass"
+    code = f"from pathlib import Path\nfrom pyroae.runtime.files import locked\nwith locked(Path({str(tmp_path)!r}), 'run'): pass"
     with locked(tmp_path, "run"):
         assert not left.exists()
         assert (tmp_path / ".mine").exists()
-        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        found = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
         assert f"RunError: another process is writing to the run '{tmp_path}'" in found.stderr
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -27,7 +27,9 @@ def layers(module: torch.nn.Module) -> list[tuple[Tensor, Tensor]]:
 def loss_and_gradient(loss: Tensor, system: Autoencoder) -> tuple[float, Tensor]:
     parameters = list(system.parameters())
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    flat = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
+    flat = [
+        torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)
+    ]
     return loss.item(), torch.cat([g.flatten() for g in flat])
 
 
@@ -35,7 +37,9 @@ def assert_agrees(system: Autoencoder, x: Tensor, formula: Callable[[], Tensor],
     """The objective's loss and gradient, and those of the formula run on the same random numbers."""
     pyro.set_rng_seed(1)
     objective = OBJECTIVES[name]()
-    loss, gradient = loss_and_gradient(objective.differentiable_loss(system.model, system.guide, x), system)
+    loss, gradient = loss_and_gradient(
+        objective.differentiable_loss(system.model, system.guide, x), system
+    )
     pyro.set_rng_seed(1)
     expected_loss, expected = loss_and_gradient(formula(), system)
     assert expected.abs().max() > 1e-3  # the comparison is not one of zeros
@@ -49,7 +53,10 @@ def test_autoencoder_is_squared_error(name: str) -> None:
 
     def formula() -> Tensor:
         z = oracles.mlp(x, layers(system.encoder))
-        return (0.5 * (x - oracles.mlp(z, layers(system.decoder))).square().sum(1) + D * oracles.HALF_LOG_2PI).sum()
+        return (
+            0.5 * (x - oracles.mlp(z, layers(system.decoder))).square().sum(1)
+            + D * oracles.HALF_LOG_2PI
+        ).sum()
 
     assert_agrees(system, x, formula, name)
 
@@ -62,7 +69,9 @@ def test_sparse_autoencoder_adds_the_l1_penalty(name: str) -> None:
     def formula() -> Tensor:
         z = oracles.mlp(x, layers(system.encoder))
         atoms = decoder.weight / decoder.weight.square().sum(0).sqrt()
-        return (oracles.normal_nll(x, z @ atoms.T + decoder.bias) + oracles.laplace_penalty(z, 2.5)).sum()
+        return (
+            oracles.normal_nll(x, z @ atoms.T + decoder.bias) + oracles.laplace_penalty(z, 2.5)
+        ).sum()
 
     assert_agrees(system, x, formula, name)
 
@@ -72,7 +81,10 @@ def test_sparse_autoencoder_with_a_weight_prior(name: str) -> None:
     from pyroae.priors import GaussianWeights
 
     prior = GaussianWeights(scale=0.7, num_data=100)
-    x, system = torch.rand(N, D), zoo.sparse_autoencoder(D, 4, encoder=MAPS, decoder=MAPS, weight_prior=prior)
+    x, system = (
+        torch.rand(N, D),
+        zoo.sparse_autoencoder(D, 4, encoder=MAPS, decoder=MAPS, weight_prior=prior),
+    )
 
     def formula() -> Tensor:
         z = oracles.mlp(x, layers(system.encoder))
@@ -109,10 +121,20 @@ def test_vae(name: str, kind: str) -> None:
         scale = (0.5 * log_variance).exp()
         z = mean + scale * torch.randn(N, M)
         out = oracles.mlp(z, layers(system.decoder))
-        distortion = oracles.bernoulli_nll(x, out) if kind == "bernoulli" else oracles.normal_nll(x, out, 0.5)
+        distortion = (
+            oracles.bernoulli_nll(x, out)
+            if kind == "bernoulli"
+            else oracles.normal_nll(x, out, 0.5)
+        )
         zero = torch.zeros_like(z)
-        sampled = oracles.normal_nll(z, zero) - oracles.normal_nll((z - mean) / scale, zero) - scale.log().sum(-1)
-        return (distortion + (oracles.gaussian_kl(mean, scale) if name == "analytic-kl" else sampled)).sum()
+        sampled = (
+            oracles.normal_nll(z, zero)
+            - oracles.normal_nll((z - mean) / scale, zero)
+            - scale.log().sum(-1)
+        )
+        return (
+            distortion + (oracles.gaussian_kl(mean, scale) if name == "analytic-kl" else sampled)
+        ).sum()
 
     assert_agrees(system, x, formula, name)
 
@@ -147,8 +169,14 @@ def test_ppca(name: str) -> None:
         sigma = system.learned_likelihood.get_parameter("log_scale").exp()
         distortion = oracles.normal_nll(x, z @ decode[0].T + decode[1], sigma)
         zero = torch.zeros_like(z)
-        sampled = oracles.normal_nll(z, zero) - oracles.normal_nll((z - mean) / scale, zero) - scale.log().sum(-1)
-        return (distortion + (oracles.gaussian_kl(mean, scale) if name == "analytic-kl" else sampled)).sum()
+        sampled = (
+            oracles.normal_nll(z, zero)
+            - oracles.normal_nll((z - mean) / scale, zero)
+            - scale.log().sum(-1)
+        )
+        return (
+            distortion + (oracles.gaussian_kl(mean, scale) if name == "analytic-kl" else sampled)
+        ).sum()
 
     assert_agrees(system, x, formula, name)
 
@@ -164,4 +192,6 @@ def test_exact_posterior_makes_the_elbo_the_log_likelihood() -> None:
         return -torch.distributions.MultivariateNormal(bias, covariance).log_prob(x).sum()
 
     assert_agrees(system, x, formula, "trace-elbo")
-    assert TraceELBO(num_particles=5).loss(system.model, system.guide, x) == pytest.approx(formula().item(), abs=1e-10)
+    assert TraceELBO(num_particles=5).loss(system.model, system.guide, x) == pytest.approx(
+        formula().item(), abs=1e-10
+    )

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from pyroae import cli, zoo
-from pyroae.commands.study import Study
 from pyroae.config import (
     ACTIVATIONS,
     BINARIZATIONS,
@@ -33,18 +32,24 @@ from pyroae.config import (
     RunConfig,
     parse_yaml,
 )
-from pyroae.data import Dataset, load
+from pyroae.data.dataset import Dataset
+from pyroae.data.loading import load
 from pyroae.errors import PyroaeError
-from pyroae.files import read_tensors
 from pyroae.objectives import parse_objective
-from pyroae.runs import STATE, WEIGHTS, Run
-from pyroae.training import check
+from pyroae.runs.run import STATE, WEIGHTS, Run
+from pyroae.runtime.files import read_tensors
+from pyroae.studies.study import Study
+from pyroae.training.preflight import check
 
 TRIES = settings(
     max_examples=int(os.environ.get("PYROAE_TRIES", "60")),
     deadline=None,
     derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.function_scoped_fixture,
+    ],
 )
 ODD = st.one_of(
     st.none(),
@@ -56,22 +61,42 @@ ODD = st.one_of(
 )
 SIZED = ("latent", "hidden", "num_particles")
 """Numbers that ask for memory: small, or more than any machine has."""
-HUGE = st.integers(-(2**70), 99) | st.integers(2**40, 2**70) | st.none() | st.text(max_size=8) | st.floats()
+HUGE = (
+    st.integers(-(2**70), 99)
+    | st.integers(2**40, 2**70)
+    | st.none()
+    | st.text(max_size=8)
+    | st.floats()
+)
 LIKELY: dict[str, st.SearchStrategy[Any]] = {
     "system": st.sampled_from(SYSTEMS),
-    "objective": st.sampled_from([*OBJECTIVES, "iwae:num_particles=3", "renyi:alpha=nan", "iwae+score", "jvi:order=9", "x+y"]),
+    "objective": st.sampled_from(
+        [*OBJECTIVES, "iwae:num_particles=3", "renyi:alpha=nan", "iwae+score", "jvi:order=9", "x+y"]
+    ),
     "bound": st.none() | st.sampled_from(BOUNDS),
     "gradient": st.none() | st.sampled_from(GRADIENTS),
     "map": st.none() | st.sampled_from(MAPS),
     "binarize": st.none() | st.sampled_from(BINARIZATIONS),
     "activation": st.sampled_from(ACTIVATIONS),
     "schedule": st.sampled_from(SCHEDULES),
-    "optimizer": st.sampled_from(["Adam", "SGD", "LBFGS", "adamw", "SparseAdam", "Muon", "Nothing"]),
-    "optimizer_args": st.dictionaries(st.sampled_from(["momentum", "betas", "eps", "x"]), ODD, max_size=2),
-    "prior": st.none() | st.sampled_from(["flat", "normal", "laplace", "laplace:rate=-1", "laplace:rate=0", "mixture"]),
-    "posterior": st.none() | st.sampled_from(["point", "diagonal", "exact-linear", "bernoulli", "categorical:categories=1"]),
-    "likelihood": st.none() | st.sampled_from(["bernoulli", "normal", "normal:scale=0", "continuous-bernoulli", "poisson"]),
-    "corruption": st.none() | st.sampled_from(["masking", "gaussian:scale=-1", "masking:probability=2", "none", "salt"]),
+    "optimizer": st.sampled_from(
+        ["Adam", "SGD", "LBFGS", "adamw", "SparseAdam", "Muon", "Nothing"]
+    ),
+    "optimizer_args": st.dictionaries(
+        st.sampled_from(["momentum", "betas", "eps", "x"]), ODD, max_size=2
+    ),
+    "prior": st.none()
+    | st.sampled_from(
+        ["flat", "normal", "laplace", "laplace:rate=-1", "laplace:rate=0", "mixture"]
+    ),
+    "posterior": st.none()
+    | st.sampled_from(
+        ["point", "diagonal", "exact-linear", "bernoulli", "categorical:categories=1"]
+    ),
+    "likelihood": st.none()
+    | st.sampled_from(["bernoulli", "normal", "normal:scale=0", "continuous-bernoulli", "poisson"]),
+    "corruption": st.none()
+    | st.sampled_from(["masking", "gaussian:scale=-1", "masking:probability=2", "none", "salt"]),
     "latent": st.integers(-1, 6),
     "hidden": st.none() | st.lists(st.integers(-1, 9) | st.integers(2**40, 2**70), max_size=3),
     "num_particles": st.integers(0, 4),
@@ -89,10 +114,19 @@ LIKELY: dict[str, st.SearchStrategy[Any]] = {
 }
 SETTINGS = st.dictionaries(st.sampled_from(sorted(LIKELY)), st.none(), max_size=6).flatmap(
     lambda names: st.fixed_dictionaries(
-        {name: st.one_of(LIKELY[name], LIKELY[name], LIKELY[name], HUGE if name in SIZED else ODD) for name in names}
+        {
+            name: st.one_of(
+                LIKELY[name], LIKELY[name], LIKELY[name], HUGE if name in SIZED else ODD
+            )
+            for name in names
+        }
     )
 )
-IMAGES = {"grey": torch.rand(30, 12), "black and white": (torch.rand(30, 12) < 0.5).float(), "real": torch.randn(30, 12)}
+IMAGES = {
+    "grey": torch.rand(30, 12),
+    "black and white": (torch.rand(30, 12) < 0.5).float(),
+    "real": torch.randn(30, 12),
+}
 
 
 def refused_or(work: Callable[[], Any]) -> Any:
@@ -114,9 +148,17 @@ def test_configurations(values: dict[str, Any], images: str) -> None:
     def work() -> None:
         config = RunConfig.from_mapping(values)
         assert RunConfig.from_mapping(yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config
-        data = load(Dataset.from_array(IMAGES[images]), binarize=config.binarize or "none", valid=0, test=0)  # type: ignore[arg-type]
+        data = load(
+            Dataset.from_array(IMAGES[images]), binarize=config.binarize or "none", valid=0, test=0
+        )  # type: ignore[arg-type]
         system = zoo.from_config(config, data.train)
-        check(system, data.train, None, parse_objective(config.estimator, config.num_particles), config.training)
+        check(
+            system,
+            data.train,
+            None,
+            parse_objective(config.estimator, config.num_particles),
+            config.training,
+        )
 
     refused_or(work)
 
@@ -140,11 +182,20 @@ def test_configurations(values: dict[str, Any], images: str) -> None:
     limits=st.none() | st.tuples(st.floats(), st.floats()),
     seed=st.integers(-1, 2**40),
 )
-def test_arrays(values: Any, binarize: Any, shares: tuple[float, float], limits: Any, seed: int) -> None:
+def test_arrays(
+    values: Any, binarize: Any, shares: tuple[float, float], limits: Any, seed: int
+) -> None:
     """Arrays of every type and shape as data."""
 
     def work() -> None:
-        splits = load(values, binarize=binarize, valid=shares[0], test=shares[1], value_range=limits, seed=seed)
+        splits = load(
+            values,
+            binarize=binarize,
+            valid=shares[0],
+            test=shares[1],
+            value_range=limits,
+            seed=seed,
+        )
         parts = [part for part in (splits.train, splits.valid, splits.test) if part is not None]
         assert sum(map(len, parts)) == len(values)
         assert all(torch.isfinite(part.x).all() for part in parts)
@@ -165,10 +216,23 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     run = ["train", "--latent", "2", "--hidden", "5", "--epochs", "2", "--out", str(folder / "run")]
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         assert cli.main(run) == 0
-        assert cli.main(["evaluate", str(folder / "run"), "--num-particles", "5", "--num-data", "10"]) == 0
-    (folder / "study.yaml").write_text(yaml.safe_dump({"objectives": ["iwae"], "settings": {}, "budget": "epochs:1"}))
-    files = [*folder.glob("x.*"), folder / "study.yaml", *(folder / "run").glob("*.yaml"), folder / "run" / "results.json"]
-    files += [folder / "run" / "checkpoints" / f"{name}.safetensors" for name in ("last", "previous", "best")]
+        assert (
+            cli.main(["evaluate", str(folder / "run"), "--num-particles", "5", "--num-data", "10"])
+            == 0
+        )
+    (folder / "study.yaml").write_text(
+        yaml.safe_dump({"objectives": ["iwae"], "settings": {}, "budget": "epochs:1"})
+    )
+    files = [
+        *folder.glob("x.*"),
+        folder / "study.yaml",
+        *(folder / "run").glob("*.yaml"),
+        folder / "run" / "results.json",
+    ]
+    files += [
+        folder / "run" / "checkpoints" / f"{name}.safetensors"
+        for name in ("last", "previous", "best")
+    ]
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
@@ -212,7 +276,13 @@ def read(folder: Path, name: str) -> None:
         return
     run = refused_or(lambda: Run(folder / "run"))
     if run is not None:
-        for work in (run.state, lambda: run.state("previous"), lambda: run.autoencoder("best"), run.autoencoder, run.results):
+        for work in (
+            run.state,
+            lambda: run.state("previous"),
+            lambda: run.autoencoder("best"),
+            run.autoencoder,
+            run.results,
+        ):
             refused_or(work)
     refused_or(lambda: read_tensors(folder / name, STATE))
 
@@ -220,10 +290,35 @@ def read(folder: Path, name: str) -> None:
 WORDS = st.one_of(
     st.text(max_size=6),
     st.sampled_from(
-        ["--resume", "--out", "--checkpoint", "last", "best", "previous", "digits", "mnist", "x.npy", "--num-data"]
+        [
+            "--resume",
+            "--out",
+            "--checkpoint",
+            "last",
+            "best",
+            "previous",
+            "digits",
+            "mnist",
+            "x.npy",
+            "--num-data",
+        ]
     ),
     st.sampled_from(
-        ["0", "-1", "1e9", "nan", "inf", "1,2", "a=b", "true", "--overwrite", "--config", "--seed", "--help", "--"]
+        [
+            "0",
+            "-1",
+            "1e9",
+            "nan",
+            "inf",
+            "1,2",
+            "a=b",
+            "true",
+            "--overwrite",
+            "--config",
+            "--seed",
+            "--help",
+            "--",
+        ]
     ),
     st.sampled_from([f"--{name.replace('_', '-')}" for name in RunConfig.__dataclass_fields__]),
 )
@@ -232,7 +327,17 @@ WORDS = st.one_of(
 @TRIES
 @given(
     command=st.sampled_from(
-        ["train", "evaluate", "compare", "gradients", "sample", "reconstruct", "encode", "report", "reproduce"]
+        [
+            "train",
+            "evaluate",
+            "compare",
+            "gradients",
+            "sample",
+            "reconstruct",
+            "encode",
+            "report",
+            "reproduce",
+        ]
     ),
     words=st.lists(WORDS, max_size=5),
     run=st.sampled_from(["run", "empty", "missing", "file"]),
@@ -247,11 +352,23 @@ def test_commands(written: dict[str, bytes], command: str, words: list[str], run
             file = place / "run" / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(written[f"run/{name}"])
-        own = ["--resume", str(place / run), "--epochs", "1"] if command in ("train", "compare") else [str(place / run)]
+        own = (
+            ["--resume", str(place / run), "--epochs", "1"]
+            if command in ("train", "compare")
+            else [str(place / run)]
+        )
         out, err = io.StringIO(), io.StringIO()
-        kept = [w for w in words if not w.startswith(("--accelerator", "--devices", "--num-nodes", "--strategy"))]
+        kept = [
+            w
+            for w in words
+            if not w.startswith(("--accelerator", "--devices", "--num-nodes", "--strategy"))
+        ]
         few = ["--num-data", "1"] if command in ("reconstruct", "encode") else []
-        limits = {"evaluate": ["--num-particles", "0"], "gradients": ["--replicates", "0"], "sample": ["--num", "0"]}
+        limits = {
+            "evaluate": ["--num-particles", "0"],
+            "gradients": ["--replicates", "0"],
+            "sample": ["--num", "0"],
+        }
         with chdir(place), redirect_stdout(out), redirect_stderr(err):
             try:
                 status = cli.main([command, *own, *kept, *few, *limits.get(command, [])])
@@ -270,7 +387,19 @@ def test_yaml(text: str) -> None:
     todo = [refused_or(lambda: parse_yaml(text))]
     while todo:
         value = todo.pop()
-        assert type(value) in (NoneType, bool, int, float, str, bytes, date, datetime, list, dict, set)
+        assert type(value) in (
+            NoneType,
+            bool,
+            int,
+            float,
+            str,
+            bytes,
+            date,
+            datetime,
+            list,
+            dict,
+            set,
+        )
         if isinstance(value, dict):
             todo += [*value.keys(), *value.values()]
         elif isinstance(value, list | set):

@@ -13,13 +13,13 @@ from pyroae import linear_gaussian, zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.errors import ConfigError, DataError, ProgramError, UndefinedLikelihoodError
 from pyroae.evaluation import blocks
+from pyroae.evaluation.adaptive_quadrature import quadrature
 from pyroae.evaluation.exact import exact_log_likelihood
-from pyroae.evaluation.gaps import Gaps, PerDatum, gaps
+from pyroae.evaluation.inference_gaps import Gaps, PerDatum, gaps
 from pyroae.evaluation.latents import Latents
 from pyroae.evaluation.local import LocalGaussian, fit_local
-from pyroae.evaluation.quadrature import quadrature
 from pyroae.nn import MLP
-from pyroae.weights import Program
+from pyroae.programs.sites import Program
 from tests import test_proposals
 from tests.systems import DISCRETE, system_and_data
 from tests.test_objectives import DATA, hierarchical
@@ -53,12 +53,19 @@ class ClosedForms:
         """½ δᵀ(M/σ²)δ + ½ Σ (D_i M_ii/σ² − 1 − log(D_i M_ii/σ²)), δ = (V − V*)(x − b), a datum."""
         delta = (x - self.bias) @ (linear - self.best_map).T
         ratio = variance / self.best_variance
-        return 0.5 * ((delta @ self.inner) * delta).sum(-1) / self.scale**2 + 0.5 * (ratio - 1 - ratio.log()).sum()
+        return (
+            0.5 * ((delta @ self.inner) * delta).sum(-1) / self.scale**2
+            + 0.5 * (ratio - 1 - ratio.log()).sum()
+        )
 
     def shortfall(self, x: Tensor, fitted: LocalGaussian) -> Tensor:
         """KL(q ‖ p(z|x)) of a Gaussian, a datum."""
-        p = dist.MultivariateNormal((x - self.bias) @ self.best_map.T, precision_matrix=self.inner / self.scale**2)
-        return torch.distributions.kl_divergence(dist.MultivariateNormal(fitted.loc, scale_tril=fitted.scale_tril), p)
+        p = dist.MultivariateNormal(
+            (x - self.bias) @ self.best_map.T, precision_matrix=self.inner / self.scale**2
+        )
+        return torch.distributions.kl_divergence(
+            dist.MultivariateNormal(fitted.loc, scale_tril=fitted.scale_tril), p
+        )
 
 
 def diagonal_guide(linear: Tensor, bias: Tensor, variance: Tensor) -> Program:
@@ -82,7 +89,10 @@ def test_gaps_of_ppca_are_the_closed_forms(perturbed: bool) -> None:
     truth = ClosedForms(system)
     linear, variance = truth.best_map, truth.best_variance
     if perturbed:
-        linear, variance = linear + 0.02 * torch.randn_like(linear), variance * torch.tensor([0.5, 1.0, 1.8])
+        linear, variance = (
+            linear + 0.02 * torch.randn_like(linear),
+            variance * torch.tensor([0.5, 1.0, 1.8]),
+        )
     guide = diagonal_guide(linear, truth.bias, variance)
     found = gaps(system.model, guide, x, num_particles=1000, steps=300, seed=0)
     approximation = truth.approximation().expand(len(x))
@@ -105,7 +115,9 @@ def test_the_parts_add_up() -> None:
     for family in found.families.values():
         total = family.approximation.values + family.amortization.values
         torch.testing.assert_close(total, found.inference.values)
-        torch.testing.assert_close(family.elbo.values + family.approximation.values, found.log_px.values)
+        torch.testing.assert_close(
+            family.elbo.values + family.approximation.values, found.log_px.values
+        )
     names = [name for name, _ in found.rows()]
     assert names[0] == "ELBO of the guide"
     assert names[-1] == "log p(x)"
@@ -115,7 +127,9 @@ def test_the_parts_add_up() -> None:
 def test_errors_are_the_spread_over_draws() -> None:
     """The same datum 80 times over, each time fitted and drawn anew: the errors of the paired differences are honest."""
     system, x = correlated(latent=2, num_data=1)
-    guide = diagonal_guide(*(getattr(ClosedForms(system), name) for name in ("best_map", "bias", "best_variance")))
+    guide = diagonal_guide(
+        *(getattr(ClosedForms(system), name) for name in ("best_map", "bias", "best_variance"))
+    )
     found = gaps(system.model, guide, x.repeat(80, 1), num_particles=300, steps=150, seed=0)
     family = found.families["diagonal"]
     for quantity in (family.approximation, family.amortization, found.inference, found.log_px):
@@ -126,7 +140,12 @@ def test_errors_are_the_spread_over_draws() -> None:
 def test_known_likelihoods_are_taken() -> None:
     system, x = correlated(latent=2, num_data=3)
     exact = exact_log_likelihood(system, x)
-    settings: dict[str, Any] = {"num_particles": 100, "steps": 50, "seed": 0, "families": ("diagonal",)}
+    settings: dict[str, Any] = {
+        "num_particles": 100,
+        "steps": 50,
+        "seed": 0,
+        "families": ("diagonal",),
+    }
     by_value = gaps(system.model, system.guide, x, log_px=exact, **settings)
     assert torch.equal(by_value.log_px.values, exact)
     assert by_value.log_px.monte_carlo_se == 0
@@ -164,7 +183,9 @@ def test_blocks_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     after = torch.rand(2)
     torch.manual_seed(7)
     assert torch.equal(torch.rand(2), after)
-    assert torch.equal(gaps(system.model, system.guide, x, **settings).inference.values, once.inference.values)
+    assert torch.equal(
+        gaps(system.model, system.guide, x, **settings).inference.values, once.inference.values
+    )
     monkeypatch.setattr(blocks, "CHUNK", 2**10)
     sizes: list[int] = []
     drawn = Latents.log_joint
@@ -219,7 +240,9 @@ def test_a_local_fit_reaches_the_optimum(family: Any, start: str) -> None:
     assert fitted.steps <= 1000
     assert bool((fitted.gain < 6 * fitted.gain_se + 0.01).all())
     if family == "diagonal":
-        assert torch.equal(fitted.scale_tril, torch.diag_embed(fitted.scale_tril.diagonal(dim1=-2, dim2=-1)))
+        assert torch.equal(
+            fitted.scale_tril, torch.diag_embed(fitted.scale_tril.diagonal(dim1=-2, dim2=-1))
+        )
 
 
 def test_a_fit_that_was_cut_short_says_so() -> None:
@@ -242,10 +265,13 @@ def test_densities_of_a_local_gaussian() -> None:
     torch.testing.assert_close(fitted.log_prob(u), log_q)
     wide = fitted.inflated(2.0)
     torch.testing.assert_close(
-        wide.log_prob(u), dist.MultivariateNormal(fitted.loc, scale_tril=2 * fitted.scale_tril).log_prob(u)
+        wide.log_prob(u),
+        dist.MultivariateNormal(fitted.loc, scale_tril=2 * fitted.scale_tril).log_prob(u),
     )
     noise = torch.randn(5, 4, 3)
-    torch.testing.assert_close(fitted.draw(5, noise)[0] - fitted.loc, (wide.draw(5, noise)[0] - fitted.loc) / 2)
+    torch.testing.assert_close(
+        fitted.draw(5, noise)[0] - fitted.loc, (wide.draw(5, noise)[0] - fitted.loc) / 2
+    )
 
 
 def test_data_are_fitted_one_by_one() -> None:
@@ -263,7 +289,9 @@ def test_data_are_fitted_one_by_one() -> None:
 def test_constrained_sites_and_two_arguments() -> None:
     """The bound of the fit lies below log p(x), by little, and above that of the guide."""
     data = test_proposals.program_data()
-    found = gaps(test_proposals.model, test_proposals.guide, data, num_particles=1000, steps=300, seed=0)
+    found = gaps(
+        test_proposals.model, test_proposals.guide, data, num_particles=1000, steps=300, seed=0
+    )
     truth = test_proposals.by_hand(*data)
     assert bool(((found.log_px.values - truth).abs() < 5 * found.log_px.se + 1e-4).all())
     assert -0.01 < found.families["full-rank"].approximation.mean < 0.1
@@ -298,7 +326,9 @@ def test_twenty_correlated_units_from_a_far_start() -> None:
     """The diagonal family's gap is 10 nats and more; the fit ends within 0.5 of it."""
     system = zoo.ppca(40, latent=20)
     with torch.no_grad():
-        next(p for p in system.parameters() if p.shape == (40, 20)).copy_(torch.randn(40, 20) + 2 * torch.randn(40, 1))
+        next(p for p in system.parameters() if p.shape == (40, 20)).copy_(
+            torch.randn(40, 20) + 2 * torch.randn(40, 1)
+        )
     x, truth = system.sample(20, noise=True), ClosedForms(system)
     guide = diagonal_guide(truth.best_map + 0.01, truth.bias, 0.01 * truth.best_variance)
     assert truth.amortization(x, truth.best_map + 0.01, 0.01 * truth.best_variance).mean() > 50

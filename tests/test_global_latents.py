@@ -16,8 +16,7 @@ from torch import Tensor
 
 from pyroae import log_likelihood
 from pyroae.errors import ProgramError
-from pyroae.evaluation.proposals import Local, Mixture
-from pyroae.global_sites import globals_of
+from pyroae.evaluation.importance.proposals import Local, Mixture
 from pyroae.objectives import (
     ELBO,
     IWAE,
@@ -30,6 +29,7 @@ from pyroae.objectives import (
     StickingTheLanding,
     WakeSleep,
 )
+from pyroae.programs.global_sites import globals_of
 
 pytestmark = pytest.mark.usefixtures("float64")
 Programs = tuple[Callable[..., Any], Callable[..., Any]]
@@ -38,7 +38,9 @@ REFUSED = ("rws", "rws-dreg", "tvo", "piwae")
 
 
 def data(count: int = 6) -> Tensor:
-    return 1 + 2**0.5 * torch.randn(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return 1 + 2**0.5 * torch.randn(
+        count, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
 
 
 def log_px(x: Tensor) -> Tensor:
@@ -46,7 +48,9 @@ def log_px(x: Tensor) -> Tensor:
     return dist.MultivariateNormal(torch.zeros(len(x)), covariance).log_prob(x)
 
 
-def programs(x: Tensor, *, wider: float = 1.0, total: int | None = None, seen: list[Tensor] | None = None) -> Programs:
+def programs(
+    x: Tensor, *, wider: float = 1.0, total: int | None = None, seen: list[Tensor] | None = None
+) -> Programs:
     """The model of all data x, and a guide: the exact posterior, with scales times `wider`.
 
     total: the whole plate, of which the argument is a part. seen: where the draws of w are put.
@@ -72,7 +76,9 @@ def programs(x: Tensor, *, wider: float = 1.0, total: int | None = None, seen: l
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     def guide(x: Tensor) -> None:
-        loc, log_scale, slope, log_width = (pyro.param(name, value) for name, value in start.items())
+        loc, log_scale, slope, log_width = (
+            pyro.param(name, value) for name, value in start.items()
+        )
         w = pyro.sample("w", dist.Normal(loc, log_scale.exp()))
         with plate(x):
             pyro.sample("z", dist.Normal(slope * (w + x), log_width.exp()))
@@ -84,9 +90,17 @@ def gradients(objective: ObjectiveBase, guided: Programs, x: Tensor, draws: int)
     """`[draws, P]`, of the surrogate for φ: loc, log_scale, slope, log_width; and for θ: shift."""
     guided[1](x)
     guided[0](x)
-    leaves = [pyro.get_param_store()._params[n] for n in ("loc", "log_scale", "slope", "log_width", "shift")]
-    rows = [torch.autograd.grad(objective.bound(*guided, x).surrogate, leaves, allow_unused=True) for _ in range(draws)]
-    return torch.stack([torch.stack([torch.zeros(()) if g is None else g for g in row]) for row in rows])
+    leaves = [
+        pyro.get_param_store()._params[n]
+        for n in ("loc", "log_scale", "slope", "log_width", "shift")
+    ]
+    rows = [
+        torch.autograd.grad(objective.bound(*guided, x).surrogate, leaves, allow_unused=True)
+        for _ in range(draws)
+    ]
+    return torch.stack(
+        [torch.stack([torch.zeros(()) if g is None else g for g in row]) for row in rows]
+    )
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
@@ -94,7 +108,9 @@ def test_with_the_exact_posterior_every_bound_is_the_evidence(name: str) -> None
     x = data()
     objective = OBJECTIVES[name](num_particles=4)
     for _ in range(3):
-        assert objective.bound(*programs(x), x).value.item() == pytest.approx(log_px(x).item(), abs=1e-9)
+        assert objective.bound(*programs(x), x).value.item() == pytest.approx(
+            log_px(x).item(), abs=1e-9
+        )
 
 
 def test_all_particles_have_one_draw_of_the_globals_and_their_own_of_the_rest() -> None:
@@ -119,7 +135,11 @@ def test_a_program_without_a_plate_is_one_datum_and_has_no_globals() -> None:
         pyro.sample("w", dist.Normal(x / 2, 1.0))
 
     assert not globals_of(model, guide, (torch.tensor(0.5),), {}).names
-    w = OBJECTIVES["iwae"](num_particles=5)._run(model, guide, (torch.tensor(0.5),), {}).guide.nodes["w"]["value"]
+    w = (
+        OBJECTIVES["iwae"](num_particles=5)
+        ._run(model, guide, (torch.tensor(0.5),), {})
+        .guide.nodes["w"]["value"]
+    )
     assert w.std() > 0
 
 
@@ -131,7 +151,9 @@ def test_a_part_of_the_data_stands_for_all_given_the_draw(name: str) -> None:
     model, guide = programs(x, total=12, seen=seen)
     value = OBJECTIVES[name](num_particles=4).bound(model, guide, x[:3]).value
     w, precision = seen[-1].flatten()[0], torch.tensor(7.0)
-    ratio = dist.Normal(0.0, 1.0).log_prob(w) - dist.Normal(x.sum() / 2 / precision, precision**-0.5).log_prob(w)
+    ratio = dist.Normal(0.0, 1.0).log_prob(w) - dist.Normal(
+        x.sum() / 2 / precision, precision**-0.5
+    ).log_prob(w)
     expected = ratio + 4 * dist.Normal(w, 2**0.5).log_prob(x[:3]).sum()
     assert value.item() == pytest.approx(expected.item(), abs=1e-9)
 
@@ -144,7 +166,10 @@ def test_the_bound_of_each_datum_is_tighter_than_that_of_all_data_as_one() -> No
     for k in (1, 8, 64):
         objective = OBJECTIVES["iwae"](num_particles=k)
         with torch.no_grad():
-            gap[k] = (exact - torch.stack([objective.bound(model, guide, x).value for _ in range(100)]).mean()).item()
+            gap[k] = (
+                exact
+                - torch.stack([objective.bound(model, guide, x).value for _ in range(100)]).mean()
+            ).item()
     joint = OBJECTIVES["trace-elbo"](num_particles=64)
     with torch.no_grad():
         traces = joint._run(model, guide, (x,), {})
@@ -153,7 +178,9 @@ def test_the_bound_of_each_datum_is_tighter_than_that_of_all_data_as_one() -> No
     assert gap[64] < exact.item() - weights.logsumexp(0).item() + torch.tensor(64.0).log().item()
 
 
-@pytest.mark.parametrize("gradient", [Pathwise(), WakeSleep(), Score(), DoublyReparameterized(), StickingTheLanding()])
+@pytest.mark.parametrize(
+    "gradient", [Pathwise(), WakeSleep(), Score(), DoublyReparameterized(), StickingTheLanding()]
+)
 def test_all_data_are_one_datum_on_request(gradient: Any) -> None:
     """Every gradient takes them: its value is the IWAE bound of p(w, z, x) / q(w, z | x)."""
     x = data()
@@ -195,7 +222,9 @@ def joint_log_weights(traces: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("gradient", [StickingTheLanding(), DoublyReparameterized()])
-def test_at_the_exact_posterior_the_path_gradients_of_local_parameters_are_zero_draw_by_draw(gradient: Any) -> None:
+def test_at_the_exact_posterior_the_path_gradients_of_local_parameters_are_zero_draw_by_draw(
+    gradient: Any,
+) -> None:
     """Those of q(z | w, x); q(w) follows log p(z | w) at the draws of z, as θ does."""
     x = data()
     found = gradients(Objective(IWAE(4), gradient), programs(x), x, 5)
@@ -203,7 +232,10 @@ def test_at_the_exact_posterior_the_path_gradients_of_local_parameters_are_zero_
     assert found[:, 4].abs().max() > 0.1  # θ
 
 
-@pytest.mark.parametrize(("name", "of"), [("dreg", "iwae"), ("stl", "trace-elbo"), ("vimco", "iwae"), ("score", "trace-elbo")])
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [("dreg", "iwae"), ("stl", "trace-elbo"), ("vimco", "iwae"), ("score", "trace-elbo")],
+)
 def test_path_gradients_have_the_mean_of_the_bound_s_own(name: str, of: str) -> None:
     x = data(3)
     guided = programs(x, wider=1.8)
@@ -262,7 +294,9 @@ def test_programs_that_do_not_take_particles_share_the_draw_too() -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_gradients_that_are_not_defined_given_the_globals_are_refused(name: str) -> None:
     x = data()
-    with pytest.raises(ProgramError, match="the latent site 'w' lies outside the data plate: use trace-elbo, or"):
+    with pytest.raises(
+        ProgramError, match="the latent site 'w' lies outside the data plate: use trace-elbo, or"
+    ):
         OBJECTIVES[name](num_particles=4).bound(*programs(x), x)
 
 
@@ -279,11 +313,14 @@ def with_terms(*, auxiliary: bool, shift: float = 0.0) -> Programs:
 
     def guide(x: Tensor) -> None:
         loc, log_scale, slope, log_width = (
-            pyro.param(name, torch.tensor(0.3)) for name in ("loc", "log_scale", "slope", "log_width")
+            pyro.param(name, torch.tensor(0.3))
+            for name in ("loc", "log_scale", "slope", "log_width")
         )
         w = drawn("w", dist.Normal(loc, log_scale.exp()), 2.0)
         with pyro.plate("data", len(x), subsample=torch.arange(len(x))):
-            drawn("z", dist.Normal(slope * (w + x), log_width.exp()), 1.0, shift * w if shift else 0.0)
+            drawn(
+                "z", dist.Normal(slope * (w + x), log_width.exp()), 1.0, shift * w if shift else 0.0
+            )
 
     guide(x)
     return model, guide
@@ -355,8 +392,13 @@ def test_globals_in_plates_of_their_own(name: str, part: int | None) -> None:
     value = OBJECTIVES[name](num_particles=4).bound(model, guide, x[:part]).value
     w = seen[-1]
     assert w.shape == (4, 2)
-    ratio = (dist.Normal(0.0, 1.0).log_prob(w[0]) - dist.Normal(torch.tensor([0.3, 0.5]), 0.7).log_prob(w[0])).sum()
-    expected = ratio + len(x) / len(x[:part]) * dist.Normal(w[0].sum(), 2**0.5).log_prob(x[:part]).sum()
+    ratio = (
+        dist.Normal(0.0, 1.0).log_prob(w[0])
+        - dist.Normal(torch.tensor([0.3, 0.5]), 0.7).log_prob(w[0])
+    ).sum()
+    expected = (
+        ratio + len(x) / len(x[:part]) * dist.Normal(w[0].sum(), 2**0.5).log_prob(x[:part]).sum()
+    )
     assert value.item() == pytest.approx(expected.item(), abs=1e-9)
 
 
@@ -371,8 +413,12 @@ def test_of_two_plates_that_cross_neither_is_the_data_plate() -> None:
             with rows, columns:
                 pyro.sample("x", dist.Normal(row + column, 1.0), obs=x)
 
-    with pytest.raises(ProgramError, match="no one plate holds all the sites: the site 'x' in 'rows' and 'columns'"):
-        OBJECTIVES["iwae"](num_particles=3).bound(program, lambda x: program(None), torch.zeros(3, 3))
+    with pytest.raises(
+        ProgramError, match="no one plate holds all the sites: the site 'x' in 'rows' and 'columns'"
+    ):
+        OBJECTIVES["iwae"](num_particles=3).bound(
+            program, lambda x: program(None), torch.zeros(3, 3)
+        )
 
 
 def test_a_global_draw_that_depends_on_local_ones_is_refused() -> None:
@@ -386,7 +432,10 @@ def test_a_global_draw_that_depends_on_local_ones_is_refused() -> None:
         pyro.sample("w", dist.Normal(z.sum(-1, keepdim=z.dim() > 1) / 7, (1 / 7) ** 0.5))
 
     for name in SUPPORTED:
-        with pytest.raises(ProgramError, match="site 'w' of the guide lies outside the data plate and depends on draws inside"):
+        with pytest.raises(
+            ProgramError,
+            match="site 'w' of the guide lies outside the data plate and depends on draws inside",
+        ):
             OBJECTIVES[name](num_particles=8).bound(model, guide, x)
     assert OBJECTIVES["trace-elbo"](num_particles=8).bound(model, guide, x).value < 0
 
@@ -405,7 +454,10 @@ def test_an_observation_of_all_data_together_is_refused() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x / 2, 1.0))
 
-    with pytest.raises(ProgramError, match="site 'y' of the model lies outside the data plate and depends on draws inside it"):
+    with pytest.raises(
+        ProgramError,
+        match="site 'y' of the model lies outside the data plate and depends on draws inside it",
+    ):
         OBJECTIVES["iwae"](num_particles=4).bound(model, guide, x)
 
 
@@ -418,7 +470,9 @@ def test_particles_that_are_all_the_same_are_pointed_out() -> None:
             pyro.sample("x", dist.Normal(w, 1.0), obs=x)
 
     objective = OBJECTIVES["iwae"](num_particles=8)
-    with pytest.warns(UserWarning, match=r"the guide draws \['w'\] outside the data plate and nothing inside it"):
+    with pytest.warns(
+        UserWarning, match=r"the guide draws \['w'\] outside the data plate and nothing inside it"
+    ):
         objective.bound(model, lambda x: pyro.sample("w", dist.Normal(0.3, 1.0)), x)
 
 
@@ -445,7 +499,9 @@ def test_log_likelihood_is_held_out_with_errors_of_both_draws(point: bool) -> No
     exact = dist.Normal(0.4, (2 if point else 2.09) ** 0.5).log_prob(x)
     found = [log_likelihood(*guided, x, num_particles=100, seed=seed) for seed in range(60)]
     errors = torch.stack([(one.log_px - exact) / one.se for one in found])
-    means = torch.tensor([(one.nll - one.bias + exact.mean().item()) / one.monte_carlo_se for one in found])
+    means = torch.tensor(
+        [(one.nll - one.bias + exact.mean().item()) / one.monte_carlo_se for one in found]
+    )
     assert errors.square().mean().sqrt() == pytest.approx(1.0, abs=0.15)
     assert means.mean().abs() < 5 * 60**-0.5
     assert means.std() == pytest.approx(1.0, abs=0.35)
@@ -453,7 +509,10 @@ def test_log_likelihood_is_held_out_with_errors_of_both_draws(point: bool) -> No
 
 def test_held_out_data_take_one_q_of_the_globals() -> None:
     for x in (data(5), data(1)):
-        with pytest.raises(ProgramError, match="the guide's site 'w' lies outside the data plate and depends on the data"):
+        with pytest.raises(
+            ProgramError,
+            match="the guide's site 'w' lies outside the data plate and depends on the data",
+        ):
             log_likelihood(*trained(of_data=True), torch.cat([x, x + 1]), num_particles=10)
 
 
@@ -478,5 +537,8 @@ def test_held_out_data_refuse_globals_that_depend_on_draws_of_the_data() -> None
             pyro.sample("z", dist.Normal(x / 2, 1.0))
         pyro.sample("w", dist.Normal(torch.zeros(1), 1.0))
 
-    with pytest.raises(ProgramError, match="the site 'w' of the model lies outside the data plate and depends on draws inside"):
+    with pytest.raises(
+        ProgramError,
+        match="the site 'w' of the model lies outside the data plate and depends on draws inside",
+    ):
         log_likelihood(model, guide, data(), num_particles=10)

@@ -12,7 +12,22 @@ from benchmarks.gpu.draws import HostDraws
 
 
 def test_a_trial_of_the_script(tmp_path: Path) -> None:
-    assert script.main(["agreement", "scores", "--short", "--device", "cpu", "--out", str(tmp_path), "--workers", "1"]) == 0
+    assert (
+        script.main(
+            [
+                "agreement",
+                "scores",
+                "--short",
+                "--device",
+                "cpu",
+                "--out",
+                str(tmp_path),
+                "--workers",
+                "1",
+            ]
+        )
+        == 0
+    )
     found = json.loads((tmp_path / "gpu-agreement.json").read_text())
     assert found["done"] == found["checks"] >= 10
     assert found["failed"] == []
@@ -22,7 +37,11 @@ def test_a_trial_of_the_script(tmp_path: Path) -> None:
 
 
 def test_a_check_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluators, "AGAINST_CPU", {"noise": lambda device: [torch.rand(3)], "none": lambda device: 1 / 0})
+    monkeypatch.setattr(
+        evaluators,
+        "AGAINST_CPU",
+        {"noise": lambda device: [torch.rand(3)], "none": lambda device: 1 / 0},
+    )
     monkeypatch.setattr(evaluators, "HostDraws", lambda: torch.random.fork_rng(devices=[]))
     assert "ZeroDivisionError" in checks.check(("against_cpu", "none"), "cpu")["error"]
     assert agreement.distance([torch.tensor([1.0, float("nan")])], [torch.ones(2)]) == float("inf")
@@ -34,7 +53,11 @@ def test_draws_of_the_cpu_are_the_same_on_any_device() -> None:
     generator = torch.Generator().manual_seed(5)
     with HostDraws():
         torch.manual_seed(0)
-        drawn = [torch.randn(3), torch.bernoulli(torch.full((4,), 0.5)), torch.empty(2).normal_(generator=generator)]
+        drawn = [
+            torch.randn(3),
+            torch.bernoulli(torch.full((4,), 0.5)),
+            torch.empty(2).normal_(generator=generator),
+        ]
     torch.manual_seed(0)
     expected = [
         torch.randn(3),
@@ -58,6 +81,8 @@ def test_two_ways_to_one_result(name: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("pair", [("vae", "trace-elbo"), ("vae-conv", "dreg"), ("discrete-vae-categorical", "vimco")])
+@pytest.mark.parametrize(
+    "pair", [("vae", "trace-elbo"), ("vae-conv", "dreg"), ("discrete-vae-categorical", "vimco")]
+)
 def test_steps_are_those_of_the_cpu(pair: tuple[str, str]) -> None:
     assert checks.check(("eager", *pair), "cuda")["ok"]

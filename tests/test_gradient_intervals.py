@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pyroae.errors import ProgramError
-from pyroae.evaluation.gradients import measure_gradients, measure_slopes
-from pyroae.evaluation.statistics import BATCHES, Stream, basic_interval
+from pyroae.evaluation.gradient_lab.measure import measure_gradients, measure_slopes
+from pyroae.evaluation.gradient_lab.statistics import BATCHES, Stream, basic_interval
 from pyroae.objectives import TraceELBO
 from pyroae.objectives.named import iwae, rws_dreg
 
@@ -21,7 +21,8 @@ from pyroae.objectives.named import iwae, rws_dreg
 def programs(noise: float = 1.0) -> tuple[Any, Any, dict[str, Tensor]]:
     """A model whose parameter `shift` has the same gradient, 1, in every replicate; `idle` has 0."""
     parameters = {
-        name: torch.tensor(value, requires_grad=True) for name, value in (("loc", 0.3), ("shift", 0.1), ("idle", 2.0))
+        name: torch.tensor(value, requires_grad=True)
+        for name, value in (("loc", 0.3), ("shift", 0.1), ("idle", 2.0))
     }
 
     def model(x: Tensor) -> None:
@@ -39,7 +40,12 @@ def programs(noise: float = 1.0) -> tuple[Any, Any, dict[str, Tensor]]:
 
 def test_groups_with_constant_gradients() -> None:
     model, guide, parameters = programs()
-    groups = {"noisy": ("loc",), "constant": ("shift",), "idle": ("idle",), "all": ("loc", "shift", "idle")}
+    groups = {
+        "noisy": ("loc",),
+        "constant": ("shift",),
+        "idle": ("idle",),
+        "all": ("loc", "shift", "idle"),
+    }
     found = measure_gradients(
         model,
         guide,
@@ -102,7 +108,10 @@ def test_intervals_hold_their_estimate(size: int, mean: float) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.floats(-1e6, 1e6), st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), min_size=1, max_size=40))
+@given(
+    st.floats(-1e6, 1e6),
+    st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), min_size=1, max_size=40),
+)
 def test_the_basic_interval_of_anything(found: float, resampled: list[float]) -> None:
     low, high = basic_interval(found, torch.tensor([*resampled, found], dtype=torch.float64))
     assert low <= found <= high
@@ -112,7 +121,13 @@ def test_slopes_hold_their_estimate_and_zero_gradients_have_none() -> None:
     model, guide, parameters = programs()
     phi = {"loc": parameters["loc"]}
     found = measure_slopes(
-        model, guide, torch.ones(3), {"rws-dreg": rws_dreg, "iwae": iwae}, ks=(1, 2, 4), parameters=phi, replicates=40
+        model,
+        guide,
+        torch.ones(3),
+        {"rws-dreg": rws_dreg, "iwae": iwae},
+        ks=(1, 2, 4),
+        parameters=phi,
+        replicates=40,
     )
     for of_group in found.values():
         slope = of_group["all"].slope
@@ -125,4 +140,11 @@ def test_slopes_hold_their_estimate_and_zero_gradients_have_none() -> None:
 def test_gradients_that_are_not_finite_are_refused() -> None:
     model, guide, parameters = programs(noise=1e38)
     with pytest.raises(ProgramError, match="gradient of the objective 'elbo' is not finite"):
-        measure_gradients(model, guide, torch.ones(3), {"elbo": TraceELBO(2)}, parameters=parameters, replicates=20)
+        measure_gradients(
+            model,
+            guide,
+            torch.ones(3),
+            {"elbo": TraceELBO(2)},
+            parameters=parameters,
+            replicates=20,
+        )

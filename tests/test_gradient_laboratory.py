@@ -17,15 +17,16 @@ from torch._subclasses import FakeTensor
 
 from pyroae import zoo
 from pyroae.errors import ConfigError, DataError, ProgramError
-from pyroae.evaluation import gradients
-from pyroae.evaluation.gradients import BATCHES, GradientStatistics, SNRCurve, measure_gradients, measure_slopes, slope
-from pyroae.evaluation.groups import parameter_groups
-from pyroae.evaluation.statistics import Bias, bias_of
+from pyroae.evaluation.gradient_lab import measure as gradients
+from pyroae.evaluation.gradient_lab.groups import parameter_groups
+from pyroae.evaluation.gradient_lab.measure import measure_gradients, measure_slopes
+from pyroae.evaluation.gradient_lab.slopes import SNRCurve, slope
+from pyroae.evaluation.gradient_lab.statistics import BATCHES, Bias, GradientStatistics, bias_of
 from pyroae.inference_data import gradients_to_datatree
-from pyroae.laboratory_plots import gradient_curves
 from pyroae.nn import MLP
 from pyroae.objectives import ELBO, AnalyticKL, Objective, ObjectiveBase, parse_objective
 from pyroae.objectives.named import dreg, iwae, iwae_stl, rws_dreg, stl, vimco
+from pyroae.plots.gradients import gradient_curves
 from tests.systems import system_and_data
 from tests.test_examples import example
 
@@ -33,7 +34,12 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 def toy(
-    num_data: int, *, mean: float = 0.8, variance: float = 2 / 3, weight: float = 1.0, noise: float = 1.0
+    num_data: int,
+    *,
+    mean: float = 0.8,
+    variance: float = 2 / 3,
+    weight: float = 1.0,
+    noise: float = 1.0,
 ) -> tuple[Any, Any, Tensor, dict[str, Tensor]]:
     """z ~ N(θ, 1), x|z ~ N(w z, s²), x = 1, q = N(φ_n, v): REFERENCES, item 3; θ and φ one for each datum."""
     theta = torch.zeros(num_data, requires_grad=True)
@@ -67,7 +73,9 @@ def stored(objective: ObjectiveBase, system: Any, replicates: int, seed: int) ->
 
 
 def close(found: Any, expected: Any) -> None:
-    torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected), rtol=1e-10, atol=1e-10, check_dtype=False)
+    torch.testing.assert_close(
+        torch.as_tensor(found), torch.as_tensor(expected), rtol=1e-10, atol=1e-10, check_dtype=False
+    )
 
 
 def direction(gradients: Tensor) -> Tensor:
@@ -87,10 +95,20 @@ def test_streamed_is_stored(replicates: int) -> None:
     groups = {"θ": ("theta",), "φ": ("phi",), "all": ("phi", "theta")}
     objectives = {"iwae": iwae(3), "dreg": dreg(3)}
     found = measure_gradients(
-        model, guide, x, objectives, parameters=parameters, groups=groups, replicates=replicates, seed=5, reference="dreg"
+        model,
+        guide,
+        x,
+        objectives,
+        parameters=parameters,
+        groups=groups,
+        replicates=replicates,
+        seed=5,
+        reference="dreg",
     )
     assert list(found) == ["iwae", "dreg"]
-    every = {name: stored(objective, system, replicates, 5) for name, objective in objectives.items()}
+    every = {
+        name: stored(objective, system, replicates, 5) for name, objective in objectives.items()
+    }
     batch = torch.tensor([r * 20 // replicates for r in range(replicates)])
     second = batch >= 10
     drawn = torch.randint(20, (1000, 20), generator=torch.Generator().manual_seed(5))
@@ -122,7 +140,9 @@ def test_direction_is_its_own_without_a_reference() -> None:
     system = toy(4)
     model, guide, x, parameters = system
     phi = {"phi": parameters["phi"]}
-    (found,) = measure_gradients(model, guide, x, {"iwae": iwae(3)}, parameters=phi, replicates=40)["iwae"].values()
+    (found,) = measure_gradients(model, guide, x, {"iwae": iwae(3)}, parameters=phi, replicates=40)[
+        "iwae"
+    ].values()
     gradients = stored(iwae(3), system, 40, 0)["phi"]
     close(found.directional_snr, ratios(gradients[20:], direction(gradients[:20])).mean())
     assert math.isnan(found.bias)
@@ -147,7 +167,15 @@ def test_directional_snr_of_one_known_gradient() -> None:
 
     lines = {"line": Line(3.0, 4.0), "axis": Line(1.0, 0.0)}
     nothing: Callable[..., None] = lambda x: None  # noqa: E731
-    found = measure_gradients(nothing, nothing, torch.zeros(1), lines, parameters={"a": leaf}, replicates=40, reference="axis")
+    found = measure_gradients(
+        nothing,
+        nothing,
+        torch.zeros(1),
+        lines,
+        parameters={"a": leaf},
+        replicates=40,
+        reference="axis",
+    )
     assert found["line"]["all"].directional_snr == pytest.approx(3 / 4, rel=1e-12)
     assert found["line"]["all"].snr == pytest.approx(10, rel=0.4)
     assert found["axis"]["all"].directional_snr == math.inf
@@ -161,11 +189,15 @@ def of_phi(
 ) -> dict[str, GradientStatistics]:
     model, guide, x, parameters = system
     phi = {"phi": parameters["phi"]}
-    found = measure_gradients(model, guide, x, objectives, parameters=phi, replicates=replicates, **settings)
+    found = measure_gradients(
+        model, guide, x, objectives, parameters=phi, replicates=replicates, **settings
+    )
     return {name: statistics["all"] for name, statistics in found.items()}
 
 
-@pytest.mark.parametrize("variance", [0.08, 0.9])  # below half the posterior's, 1 / (1 + λ), and above it
+@pytest.mark.parametrize(
+    "variance", [0.08, 0.9]
+)  # below half the posterior's, 1 / (1 + λ), and above it
 def test_variances_in_closed_form(variance: float) -> None:
     """REFERENCES, item 5, λ = w²/s²: MC-KL (1+λ)² v; analytic KL λ² v; STL (1/√v − (1+λ)√v)²."""
     weight, noise, num_data = 1.5, 0.8, 100
@@ -179,7 +211,9 @@ def test_variances_in_closed_form(variance: float) -> None:
         "stl": (variance**-0.5 - (1 + precision) * variance**0.5) ** 2,
     }
     for name, value in expected.items():  # 30,000 draws: a relative SE of √(2 / 30,000)
-        assert found[name].variance.mean().item() * num_data**2 == pytest.approx(value, rel=4.5 * math.sqrt(2 / 30_000)), name
+        assert found[name].variance.mean().item() * num_data**2 == pytest.approx(
+            value, rel=4.5 * math.sqrt(2 / 30_000)
+        ), name
     assert (expected["stl"] > expected["mc"]) == (variance < 0.5 / (1 + precision))
 
 
@@ -191,9 +225,13 @@ def test_differences_are_paired() -> None:
     found = of_phi(objectives, replicates, system, reference="pathwise")
     paired = math.sqrt(1 / variance / replicates / num_data)
     assert found["stl"].bias_se == pytest.approx(paired, rel=0.15)
-    unpaired = ((found["stl"].variance + found["pathwise"].variance).sum() / replicates).sqrt().item()
+    unpaired = (
+        ((found["stl"].variance + found["pathwise"].variance).sum() / replicates).sqrt().item()
+    )
     assert found["stl"].bias_se < 0.15 * unpaired
-    assert found["dreg"].bias == pytest.approx(found["stl"].bias, rel=1e-9)  # the same estimator at K = 1
+    assert found["dreg"].bias == pytest.approx(
+        found["stl"].bias, rel=1e-9
+    )  # the same estimator at K = 1
     assert found["pathwise"].bias == found["pathwise"].bias_se == 0
 
 
@@ -265,12 +303,16 @@ def test_slopes_of_the_toy() -> None:
     """REFERENCES, item 6: SNR from K=8 to 64: DReG 2.88 → 8.22, a slope of .504."""
     model, guide, x, parameters = toy(20)
     phi = {"phi": parameters["phi"]}
-    found = measure_slopes(model, guide, x, {"dreg": dreg}, ks=(8, 64), parameters=phi, replicates=200)["dreg"]["all"]
+    found = measure_slopes(
+        model, guide, x, {"dreg": dreg}, ks=(8, 64), parameters=phi, replicates=200
+    )["dreg"]["all"]
     assert found.ks == (8, 64)
     assert found.slope.slope == pytest.approx(math.log(8.22 / 2.88) / math.log(8), abs=0.05)
     assert found.slope.low < found.slope.slope < found.slope.high
     assert found.slope.slope == pytest.approx(math.log(found.snr[1] / found.snr[0]) / math.log(8))
-    assert [low < ratio < high for ratio, (low, high) in zip(found.snr, found.intervals, strict=True)] == [True, True]
+    assert [
+        low < ratio < high for ratio, (low, high) in zip(found.snr, found.intervals, strict=True)
+    ] == [True, True]
 
 
 def test_rainforth_in_small() -> None:
@@ -295,7 +337,9 @@ def test_rainforth_is_near_its_optimum() -> None:
     module = example("papers/rainforth_2018")
     x = torch.randn(2000, 20) + 1
     system = module.Toy(x)
-    offsets = torch.cat([system.mu - x.mean(0), system.b - x.mean(0) / 2, (system.a - torch.eye(20) / 2).flatten()])
+    offsets = torch.cat(
+        [system.mu - x.mean(0), system.b - x.mean(0) / 2, (system.a - torch.eye(20) / 2).flatten()]
+    )
     assert offsets.std().item() == pytest.approx(0.01, rel=0.15)
     trace = pyro.poutine.trace(system.guide).get_trace(x)
     assert trace.nodes["z"]["fn"].variance.unique().item() == pytest.approx(2 / 3)
@@ -305,7 +349,12 @@ def test_wrong_settings() -> None:
     model, guide, x, parameters = toy(2)
 
     def measure(**changes: Any) -> Any:
-        settings = {"objectives": {"stl": stl()}, "parameters": parameters, "replicates": 20, **changes}
+        settings = {
+            "objectives": {"stl": stl()},
+            "parameters": parameters,
+            "replicates": 20,
+            **changes,
+        }
         return measure_gradients(model, guide, x, settings.pop("objectives"), **settings)
 
     with pytest.raises(ConfigError, match="at least 20, not 19"):
@@ -324,9 +373,16 @@ def test_wrong_settings() -> None:
         with pytest.raises(ConfigError, match="K takes different whole numbers of at least 1"):
             measure_slopes(model, guide, x, {"iwae": iwae}, ks=ks, parameters=parameters)
     with pytest.raises(ConfigError, match="unknown reference 'dregg': did you mean 'dreg'"):
-        measure_slopes(model, guide, x, {"dreg": dreg}, ks=[1, 2], parameters=parameters, reference="dregg")
-    with pytest.raises(ConfigError, match=r"'vimco' is defined at none of K = 1: .* needs num_particles of at least 2, not 1"):
-        measure_slopes(model, guide, x, {"iwae": iwae, "vimco": vimco}, ks=[1], parameters=parameters)
+        measure_slopes(
+            model, guide, x, {"dreg": dreg}, ks=[1, 2], parameters=parameters, reference="dregg"
+        )
+    with pytest.raises(
+        ConfigError,
+        match=r"'vimco' is defined at none of K = 1: .* needs num_particles of at least 2, not 1",
+    ):
+        measure_slopes(
+            model, guide, x, {"iwae": iwae, "vimco": vimco}, ks=[1], parameters=parameters
+        )
     for parameter in parameters.values():
         parameter.requires_grad_(False)
     other = {"other": torch.zeros(1, requires_grad=True)}
@@ -337,10 +393,14 @@ def test_wrong_settings() -> None:
 def test_unreached_parameters_have_no_gradient() -> None:
     model, guide, x, parameters = toy(2)
     parameters["other"] = torch.zeros(3, requires_grad=True)
-    found = measure_gradients(model, guide, x, {"stl": stl()}, parameters=parameters, replicates=20)["stl"]["all"]
+    found = measure_gradients(
+        model, guide, x, {"stl": stl()}, parameters=parameters, replicates=20
+    )["stl"]["all"]
     assert found.mean.shape == (7,)
     assert (found.mean[4:] == 0).all()
-    assert found.snr == pytest.approx((found.mean[:4].abs() / found.variance[:4].sqrt()).mean().item())
+    assert found.snr == pytest.approx(
+        (found.mean[:4].abs() / found.variance[:4].sqrt()).mean().item()
+    )
 
 
 # Bias.
@@ -358,7 +418,12 @@ def test_bias_of_batches() -> None:
 
     def square(values: Tensor, left_out: int = -1) -> float:
         of = [b for b in range(20) if b != left_out]
-        pairs = [((weights[a] * weights[b]).item(), (values[a] @ values[b]).item()) for a in of for b in of if a != b]
+        pairs = [
+            ((weights[a] * weights[b]).item(), (values[a] @ values[b]).item())
+            for a in of
+            for b in of
+            if a != b
+        ]
         return sum(w * v for w, v in pairs) / sum(w for w, _ in pairs)
 
     close(found.reference_norm, math.sqrt(square(reference)))
@@ -366,7 +431,10 @@ def test_bias_of_batches() -> None:
     reach = 2.093 * math.sqrt(19 / 20 * (without - without.mean()).square().sum().item())
     close(found.low, math.sqrt(max(square(differences) - reach, 0)))
     along = 2.093 * (differences @ mean / mean.norm()).std().item() / math.sqrt(20)
-    close(found.high, max(math.sqrt(square(differences) + reach), math.sqrt(square(differences)) + along))
+    close(
+        found.high,
+        max(math.sqrt(square(differences) + reach), math.sqrt(square(differences)) + along),
+    )
     close(found.relative(2.0), 2 / math.sqrt(square(reference)))
     assert math.isnan(Bias().relative(1.0))
     assert math.isnan(bias_of(differences, torch.zeros(20, 7), weights).relative(1.0))
@@ -380,7 +448,11 @@ def test_bias_interval_covers(size: int, true: float) -> None:
     for _ in range(400):
         offset = torch.zeros(size)
         offset[0] = true * noise
-        found = bias_of(offset + torch.randn(BATCHES, size), torch.ones(BATCHES, size), torch.full((BATCHES,), 1 / BATCHES))
+        found = bias_of(
+            offset + torch.randn(BATCHES, size),
+            torch.ones(BATCHES, size),
+            torch.full((BATCHES,), 1 / BATCHES),
+        )
         covered += found.low <= true * noise <= found.high
         squares += found.norm**2 - found.expected**2
     assert covered / 400 > 0.88
@@ -396,7 +468,13 @@ def of_toy(num_data: int, **settings: Any) -> dict[str, SNRCurve]:
 def test_bias_at_each_k() -> None:
     """REFERENCES, item 6: from IWAE's mean gradient STL is −.257 away at K=2 and −.445 at K=64, DReG not at all."""
     num_data = 50
-    found = of_toy(num_data, make={"stl": iwae_stl, "dreg": dreg, "iwae": iwae}, ks=(64, 2), replicates=200, reference="iwae")
+    found = of_toy(
+        num_data,
+        make={"stl": iwae_stl, "dreg": dreg, "iwae": iwae},
+        ks=(64, 2),
+        replicates=200,
+        reference="iwae",
+    )
     for i, known in enumerate((0.445, 0.257)):  # the order of K is the caller's
         biased, unbiased, none = (found[name].statistics[i] for name in ("stl", "dreg", "iwae"))
         low, high = biased.bias_interval
@@ -407,7 +485,9 @@ def test_bias_at_each_k() -> None:
         assert none.bias == none.bias_se == none.bias_interval[1] == 0
     norm = found["stl"].statistics[1].offset.reference_norm  # .257 a datum too, to three figures
     assert norm == pytest.approx(0.257 / math.sqrt(num_data), rel=0.15)
-    assert found["stl"].statistics[1].relative_bias == pytest.approx(found["stl"].statistics[1].bias / norm)
+    assert found["stl"].statistics[1].relative_bias == pytest.approx(
+        found["stl"].statistics[1].bias / norm
+    )
 
 
 # Over K.
@@ -416,7 +496,11 @@ def test_bias_at_each_k() -> None:
 def test_an_objective_is_left_out_where_it_is_not_defined() -> None:
     make = {"iwae": iwae, "vimco": vimco, "jvi": partial(parse_objective, "jvi:order=2")}
     found = of_toy(2, make=make, ks=(1, 2, 4), replicates=20, reference="vimco")
-    assert {name: curve.ks for name, curve in found.items()} == {"iwae": (1, 2, 4), "vimco": (2, 4), "jvi": (4,)}
+    assert {name: curve.ks for name, curve in found.items()} == {
+        "iwae": (1, 2, 4),
+        "vimco": (2, 4),
+        "jvi": (4,),
+    }
     assert all(math.isnan(end) for end in found["jvi"].slope)
     assert all(math.isfinite(end) for end in found["vimco"].slope)
     of_iwae = [one.bias for one in found["iwae"].statistics]
@@ -464,7 +548,11 @@ def test_progress_is_over_the_whole_work(monkeypatch: pytest.MonkeyPatch) -> Non
 def numbers() -> int:
     """How many bytes all living tensors hold."""
     gc.collect()
-    tensors = [one for one in gc.get_objects() if issubclass(type(one), Tensor) and type(one) is not FakeTensor]
+    tensors = [
+        one
+        for one in gc.get_objects()
+        if issubclass(type(one), Tensor) and type(one) is not FakeTensor
+    ]
     storages = [one.untyped_storage() for one in tensors if not one.is_sparse and not one.is_meta]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
@@ -490,15 +578,23 @@ def test_memory_does_not_grow_with_replicates() -> None:
         first, second = Counting(), Counting()
         second.last = replicates + 2  # a look before all work, one before its own
         nothing: Callable[..., None] = lambda x: None  # noqa: E731
-        settings: dict[str, Any] = {"parameters": {"a": leaf}, "groups": {"a": ("a",), "again": ("a",)}, "reference": "first"}
+        settings: dict[str, Any] = {
+            "parameters": {"a": leaf},
+            "groups": {"a": ("a",), "again": ("a",)},
+            "reference": "first",
+        }
         before = numbers()
         objectives = {"first": first, "second": second}
-        measure_gradients(nothing, nothing, torch.zeros(1), objectives, replicates=replicates, **settings)
+        measure_gradients(
+            nothing, nothing, torch.zeros(1), objectives, replicates=replicates, **settings
+        )
         return (second.living - before) / (8 * size)
 
     few, many = living(40), living(400)
     assert many == pytest.approx(few, abs=0.1)
-    assert 80 < few < 90  # 40 of each objective, means, variances and directions: not twice for two groups
+    assert (
+        80 < few < 90
+    )  # 40 of each objective, means, variances and directions: not twice for two groups
 
 
 # Groups.
@@ -525,10 +621,25 @@ def test_groups_of_tied_weights() -> None:
     assert groups["encoder.0"] == ("encoder.0.weight", "encoder.0.bias")
     assert groups["decoder.biases"] == groups["θ"]
     found = measure_gradients(
-        vae.model, vae.guide, torch.zeros(4, 6), {"iwae": iwae(2)}, parameters=parameters, groups=groups, replicates=20
+        vae.model,
+        vae.guide,
+        torch.zeros(4, 6),
+        {"iwae": iwae(2)},
+        parameters=parameters,
+        groups=groups,
+        replicates=20,
     )["iwae"]
-    whole = measure_gradients(vae.model, vae.guide, torch.zeros(4, 6), {"iwae": iwae(2)}, parameters=parameters, replicates=20)
-    assert sum(len(found[group].mean) for group in ("θ", "φ", "shared")) == len(whole["iwae"]["all"].mean)
+    whole = measure_gradients(
+        vae.model,
+        vae.guide,
+        torch.zeros(4, 6),
+        {"iwae": iwae(2)},
+        parameters=parameters,
+        replicates=20,
+    )
+    assert sum(len(found[group].mean) for group in ("θ", "φ", "shared")) == len(
+        whole["iwae"]["all"].mean
+    )
     # of parameters that do not lie side by side, in the order of the group
     split = whole["iwae"]["all"].mean.split([p.numel() for p in parameters.values()])
     of_names = dict(zip(parameters, split, strict=True))
@@ -577,7 +688,12 @@ def small_curves() -> dict[str, dict[str, SNRCurve]]:
     model, guide, x, parameters = toy(3)
     make = {"iwae": iwae, "vimco": vimco, "rws-dreg": rws_dreg}
     groups = parameter_groups(model, guide, x, parameters)
-    settings: dict[str, Any] = {"parameters": parameters, "groups": groups, "replicates": 20, "reference": "iwae"}
+    settings: dict[str, Any] = {
+        "parameters": parameters,
+        "groups": groups,
+        "replicates": 20,
+        "reference": "iwae",
+    }
     return measure_slopes(model, guide, x, make, ks=(1, 2, 8), **settings)
 
 
@@ -593,9 +709,11 @@ def test_datatree_holds_the_curves() -> None:
     for name, of_groups in curves.items():
         for group, one in of_groups.items():
             at = data.sel(objective=name, group=group)
-            assert (float(at["slope"]), float(at["slope_low"]), float(at["slope_high"])) == pytest.approx(
-                one.slope, nan_ok=True
-            )
+            assert (
+                float(at["slope"]),
+                float(at["slope_low"]),
+                float(at["slope_high"]),
+            ) == pytest.approx(one.slope, nan_ok=True)
             for k, found in zip(one.ks, one.statistics, strict=True):
                 cell = at.sel(particles=k)
                 known = {
@@ -633,22 +751,33 @@ def test_figure_holds_the_curves() -> None:
     figure = gradient_curves(shown)
     panels = figure.axes
     assert len(panels) == 6
-    assert [axes.get_title() for axes in panels[:2]] == ["θ, model: 3 parameters", "φ, guide: 3 parameters"]
+    assert [axes.get_title() for axes in panels[:2]] == [
+        "θ, model: 3 parameters",
+        "φ, guide: 3 parameters",
+    ]
     for column, group in enumerate(("θ", "φ")):
         for row, axes in enumerate(panels[column::2]):
             assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
             assert len(axes.lines) == len(shown) + (row != 1)
             for line, (name, of_groups) in zip(axes.lines, shown.items(), strict=False):
                 one = of_groups[group]
-                across = [1000 * found.seconds for found in one.statistics] if row == 2 else list(one.ks)
-                up = [found.variance.mean().item() or math.nan for found in one.statistics] if row == 1 else one.snr
+                across = (
+                    [1000 * found.seconds for found in one.statistics] if row == 2 else list(one.ks)
+                )
+                up = (
+                    [found.variance.mean().item() or math.nan for found in one.statistics]
+                    if row == 1
+                    else one.snr
+                )
                 assert line.get_xdata() == pytest.approx(across), (name, row)
                 assert line.get_ydata() == pytest.approx(up, nan_ok=True), (name, row)
             if row != 1:
                 assert axes.lines[-1].get_ydata() == pytest.approx([0.8 / math.sqrt(20)] * 2)
         for band, of_groups in zip(panels[column].collections, shown.values(), strict=True):
             ends = {round(y, 9) for y in np.asarray(band.get_paths()[0].vertices)[:, 1].tolist()}
-            assert {round(y, 9) for pair in of_groups[group].intervals for y in pair if math.isfinite(y)} <= ends
+            assert {
+                round(y, 9) for pair in of_groups[group].intervals for y in pair if math.isfinite(y)
+            } <= ends
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [*shown, "estimate of a ratio of 0"]
     with pytest.raises(DataError, match="no curves"):
@@ -658,7 +787,10 @@ def test_figure_holds_the_curves() -> None:
 def test_figure_tells_many_estimators_apart() -> None:
     (one,) = of_toy(2, make={"iwae": iwae}, ks=(1, 2), replicates=20).values()
     figure = gradient_curves({f"estimator {i}": {"φ": one} for i in range(12)})
-    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in figure.axes[0].lines[:12]}
+    looks = {
+        (line.get_color(), line.get_linestyle(), line.get_marker())
+        for line in figure.axes[0].lines[:12]
+    }
     assert len(looks) == 12
     widths = [line.get_linewidth() for line in figure.axes[0].lines[:12]]
     assert widths == sorted(widths, reverse=True)

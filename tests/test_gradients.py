@@ -38,12 +38,25 @@ from pyroae.objectives import (
 from tests.test_objectives import DATA, hierarchical
 
 pytestmark = pytest.mark.usefixtures("float64")
-BOUNDS = [ELBO(4), IWAE(4), Renyi(4, 0.5), Renyi(4, -2.0), MIWAE(4, 2), CIWAE(4, 0.3), JVI(4), JVI(4, 2), TVO(4)]
+BOUNDS = [
+    ELBO(4),
+    IWAE(4),
+    Renyi(4, 0.5),
+    Renyi(4, -2.0),
+    MIWAE(4, 2),
+    CIWAE(4, 0.3),
+    JVI(4),
+    JVI(4, 2),
+    TVO(4),
+]
 
 
 def toy(num_data: int) -> tuple[Any, Any, Tensor, Tensor, Tensor]:
     """z ~ N(θ, 1), x|z ~ N(z, 1), x = 1; q = N(φ_n, 2/3), φ = .8, one for each datum: gradients come a datum at a time."""
-    theta, phi = torch.zeros(num_data, requires_grad=True), torch.full((num_data,), 0.8, requires_grad=True)
+    theta, phi = (
+        torch.zeros(num_data, requires_grad=True),
+        torch.full((num_data,), 0.8, requires_grad=True),
+    )
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", num_data):
@@ -75,14 +88,18 @@ def same_mean(one: Tensor, other: Tensor, bias: float = 0.0) -> bool:
 
 
 @pytest.mark.parametrize("bound", BOUNDS, ids=str)
-@pytest.mark.parametrize("gradient", [DoublyReparameterized(), Score(), Score("geometric"), Score("none")], ids=str)
+@pytest.mark.parametrize(
+    "gradient", [DoublyReparameterized(), Score(), Score("geometric"), Score("none")], ids=str
+)
 def test_unbiased_pairs_have_the_pathwise_mean(bound: BoundFunction, gradient: Gradient) -> None:
     if gradient == Score() and bound.num_particles <= bound.least_particles:
         pytest.skip("not defined")
     theta, phi = replicates(Objective(bound, Pathwise()))
     other_theta, other_phi = replicates(Objective(bound, gradient))
     assert same_mean(phi, other_phi)
-    torch.testing.assert_close(theta, other_theta, rtol=1e-8, atol=1e-10)  # θ's is the same, draw by draw
+    torch.testing.assert_close(
+        theta, other_theta, rtol=1e-8, atol=1e-10
+    )  # θ's is the same, draw by draw
 
 
 @pytest.mark.parametrize("bound", [b for b in BOUNDS if b != ELBO(4)], ids=str)
@@ -94,7 +111,9 @@ def test_sticking_the_landing_is_biased_beyond_the_elbo(bound: BoundFunction) ->
 
 
 def test_sticking_the_landing_is_unbiased_for_the_elbo() -> None:
-    pathwise, stuck = (replicates(Objective(ELBO(2), g))[1] for g in (Pathwise(), StickingTheLanding()))
+    pathwise, stuck = (
+        replicates(Objective(ELBO(2), g))[1] for g in (Pathwise(), StickingTheLanding())
+    )
     assert same_mean(pathwise, stuck)
 
 
@@ -102,7 +121,9 @@ def test_published_means() -> None:
     """REFERENCES, item 6: mean φ-gradients of IWAE, DReG, STL: −.258, −.256, −.514 (K=2); −.0076, −.0065, −.452 (K=64)."""
     expected = {2: (-0.257, -0.257, -0.514), 64: (-0.007, -0.007, -0.452)}
     for count, means in expected.items():
-        for gradient, mean in zip((Pathwise(), DoublyReparameterized(), StickingTheLanding()), means, strict=True):
+        for gradient, mean in zip(
+            (Pathwise(), DoublyReparameterized(), StickingTheLanding()), means, strict=True
+        ):
             _, phi = replicates(Objective(IWAE(count), gradient), num_data=40_000)
             se = phi.std().item() / math.sqrt(40_000)
             assert phi.mean().item() == pytest.approx(mean, abs=4 * se + 1e-3)
@@ -114,7 +135,9 @@ def test_signal_to_noise() -> None:
         for count, ratio in zip((8, 64), ratios, strict=True):
             _, phi = replicates(Objective(IWAE(count), gradient), num_data=40_000)
             found = (phi.mean().abs() / phi.std()).item()
-            assert found == pytest.approx(ratio, abs=4 * math.sqrt((1 + ratio**2 / 2) / 40_000) + 0.01 * ratio)
+            assert found == pytest.approx(
+                ratio, abs=4 * math.sqrt((1 + ratio**2 / 2) / 40_000) + 0.01 * ratio
+            )
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
@@ -238,7 +261,9 @@ def test_two_bounds_survive_weights_that_underflow() -> None:
 
 def chain(num_data: int) -> tuple[Any, Any, Tensor, torch.nn.ParameterDict]:
     """z1 → z2 → x, and a guide in which z2 hangs on z1: the stopped posterior needs its second run."""
-    q = torch.nn.ParameterDict({n: torch.tensor(v) for n, v in (("a", 0.3), ("b", 0.6), ("s", -0.4))})
+    q = torch.nn.ParameterDict(
+        {n: torch.tensor(v) for n, v in (("a", 0.3), ("b", 0.6), ("s", -0.4))}
+    )
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", num_data):
@@ -266,7 +291,10 @@ def test_stopped_posterior_of_a_hierarchical_guide() -> None:
     two = q["b"] * one + 0.3 * x + q["s"].exp() * e2
     log_p = -0.5 * one**2 - 0.5 * (two - one) ** 2 - 0.5 * (x - two) ** 2
     spread = held["s"].exp()
-    log_q = -0.5 * ((one - held["a"] * x) / 0.8) ** 2 - 0.5 * ((two - held["b"] * one - 0.3 * x) / spread) ** 2
+    log_q = (
+        -0.5 * ((one - held["a"] * x) / 0.8) ** 2
+        - 0.5 * ((two - held["b"] * one - 0.3 * x) / spread) ** 2
+    )
     expected = torch.autograd.grad((log_p - log_q).sum(), list(q.values()))
     for parameter, gradient in zip(q.values(), expected, strict=True):
         assert parameter.grad is not None
@@ -305,7 +333,9 @@ def discrete(num_data: int) -> tuple[Any, Any, Tensor, Tensor]:
     return model, guide, torch.ones(num_data), logit
 
 
-@pytest.mark.parametrize("make", [OBJECTIVES["score"], OBJECTIVES["vimco"], OBJECTIVES["rws"], OBJECTIVES["tvo"]])
+@pytest.mark.parametrize(
+    "make", [OBJECTIVES["score"], OBJECTIVES["vimco"], OBJECTIVES["rws"], OBJECTIVES["tvo"]]
+)
 def test_discrete_guides(make: Callable[..., Objective]) -> None:
     """ELBO of a Bernoulli latent in closed form: the score estimator has its gradient; the others run, and move φ."""
     num_data = 100_000
@@ -316,10 +346,14 @@ def test_discrete_guides(make: Callable[..., Objective]) -> None:
     assert logit.grad is not None
     found = -logit.grad
     q = torch.tensor(0.4).sigmoid()
-    gain = math.log(0.3) - 0.5 - (math.log(0.7) - 0.5) - (q.log() - (1 - q).log())  # log w at z = 1 less that at z = 0
+    gain = (
+        math.log(0.3) - 0.5 - (math.log(0.7) - 0.5) - (q.log() - (1 - q).log())
+    )  # log w at z = 1 less that at z = 0
     exact_elbo = (q * (1 - q) * gain).item()
     if isinstance(objective.bound_function, ELBO):
-        assert found.mean().item() == pytest.approx(exact_elbo, abs=4.5 * found.std().item() / math.sqrt(num_data))
+        assert found.mean().item() == pytest.approx(
+            exact_elbo, abs=4.5 * found.std().item() / math.sqrt(num_data)
+        )
     else:
         assert found.mean().abs() > 4.5 * found.std() / math.sqrt(num_data)
     with pytest.raises(ProgramError, match=r"site 'z' \(Bernoulli\) has none"):
@@ -330,27 +364,40 @@ def test_discrete_guides(make: Callable[..., Objective]) -> None:
 
 
 def pairs() -> list[Objective]:
-    gradients = [Pathwise(), StickingTheLanding(), DoublyReparameterized(), Score(), Score("geometric"), TwoBounds()]
+    gradients = [
+        Pathwise(),
+        StickingTheLanding(),
+        DoublyReparameterized(),
+        Score(),
+        Score("geometric"),
+        TwoBounds(),
+    ]
     found = [Objective(bound, gradient) for bound in BOUNDS for gradient in gradients]
     named = (make(num_particles=4) for make in OBJECTIVES.values())
     return [*found, *(objective for objective in named if isinstance(objective, Objective))]
 
 
 @pytest.mark.parametrize("objective", pairs(), ids=lambda o: f"{o.bound_function}-{o.gradient}")
-def test_splitting_and_permuting_the_batch_changes_nothing(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_splitting_and_permuting_the_batch_changes_nothing(
+    objective: Objective, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Per datum: with the draws held, the bound and the gradient of a batch are sums over its data."""
     torch.manual_seed(0)
     system, x = zoo.vae(6, 2, encoder=MLP((4,))), (torch.rand(6, 6) < 0.5).double()
     system.eval()
     noise = torch.randn(4, 6, 2)
-    monkeypatch.setattr(objective, "_nesting_of", lambda *_: 1)  # trial runs have one or two particles, and the noise has four
+    monkeypatch.setattr(
+        objective, "_nesting_of", lambda *_: 1
+    )  # trial runs have one or two particles, and the noise has four
     monkeypatch.setattr(objective, "_globals_of", lambda *_: frozenset())
 
     def run(index: Tensor) -> tuple[Tensor, Tensor]:
         def guide(x: Tensor) -> None:
             with pyro.plate("data", len(x)):
                 loc, log_variance = system.encoder(x).chunk(2, -1)
-                pyro.sample("z", _Fixed(loc, (0.5 * log_variance).exp(), noise[:, index]).to_event(1))
+                pyro.sample(
+                    "z", _Fixed(loc, (0.5 * log_variance).exp(), noise[:, index]).to_event(1)
+                )
 
         system.zero_grad()
         loss = objective.loss_and_grads(system.model, guide, x[index])

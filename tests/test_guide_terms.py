@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
 from pyroae.errors import ProgramError, UndefinedLikelihoodError
-from pyroae.evaluation.likelihood import log_likelihood
+from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.objectives import (
     BOUNDS,
     ELBO,
@@ -89,14 +89,18 @@ def moving(m: Tensor, log_s: Tensor) -> Callable[[Tensor], None]:
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            u = pyro.sample("u", dist.Normal(torch.zeros(len(x)), 1.0), infer={"is_auxiliary": True})
+            u = pyro.sample(
+                "u", dist.Normal(torch.zeros(len(x)), 1.0), infer={"is_auxiliary": True}
+            )
             pyro.sample("z", dist.Delta(m + log_s.exp() * u))
             pyro.factor("jacobian", -log_s.expand(len(x)), has_rsample=True)
 
     return guide
 
 
-@pytest.mark.parametrize("name", ["trace-elbo", "stl", "iwae", "iwae-stl", "piwae", "analytic-kl", "beta-elbo"])
+@pytest.mark.parametrize(
+    "name", ["trace-elbo", "stl", "iwae", "iwae-stl", "piwae", "analytic-kl", "beta-elbo"]
+)
 def test_gradient_of_a_delta_that_moves(name: str) -> None:
     """log w_k = log p(x, z_k) + ½u_k² + log s: ∂/∂m = x − 2z, ∂/∂log s = (x − 2z) s u + 1, averaged by c_k."""
     x = X.double()
@@ -106,7 +110,12 @@ def test_gradient_of_a_delta_that_moves(name: str) -> None:
     pyro.set_rng_seed(1)
     u, s = torch.randn(4, 3), math.exp(-0.4)
     z = 0.3 + s * u
-    log_w = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z, 1.0).log_prob(x) - dist.Normal(0.0, 1.0).log_prob(u) - 0.4
+    log_w = (
+        dist.Normal(0.0, 1.0).log_prob(z)
+        + dist.Normal(z, 1.0).log_prob(x)
+        - dist.Normal(0.0, 1.0).log_prob(u)
+        - 0.4
+    )
     if name == "piwae":
         c = log_w.unflatten(0, (2, 2)).softmax(1).flatten(0, 1) / 2
     else:
@@ -114,13 +123,18 @@ def test_gradient_of_a_delta_that_moves(name: str) -> None:
     assert m.grad is not None
     assert log_s.grad is not None
     assert -m.grad.item() == pytest.approx((c * (x - 2 * z)).sum().item(), rel=1e-10)
-    assert -log_s.grad.item() == pytest.approx((c * ((x - 2 * z) * s * u + 1)).sum().item(), rel=1e-10)
+    assert -log_s.grad.item() == pytest.approx(
+        (c * ((x - 2 * z) * s * u + 1)).sum().item(), rel=1e-10
+    )
 
 
 @pytest.mark.parametrize("name", FOLLOWS_DRAWS)
 def test_a_delta_that_moves_is_refused(name: str) -> None:
     m, log_s = torch.tensor(0.3, requires_grad=True), torch.tensor(-0.4, requires_grad=True)
-    with pytest.raises(ProgramError, match="its site 'z' is a Delta, which has none, and its value depends on parameters"):
+    with pytest.raises(
+        ProgramError,
+        match="its site 'z' is a Delta, which has none, and its value depends on parameters",
+    ):
         OBJECTIVES[name](num_particles=4).loss(model, moving(m, log_s), X.double())
 
 
@@ -147,7 +161,9 @@ def parts(num_particles: int, m: float, a: float, b: float) -> tuple[Tensor, Ten
 
 
 @pytest.mark.parametrize("kind", ["factor", "observed"])
-@pytest.mark.parametrize("name", ["trace-elbo", "stl", "iwae", "iwae-stl", "dreg", "score", "vimco", "analytic-kl"])
+@pytest.mark.parametrize(
+    "name", ["trace-elbo", "stl", "iwae", "iwae-stl", "dreg", "score", "vimco", "analytic-kl"]
+)
 def test_gradient_of_a_factor(name: str, kind: str) -> None:
     """The term is differentiated whole with c_k; through the draws with the coefficient of the path."""
     m, a, b = (torch.tensor(v, requires_grad=True) for v in (0.3, 0.5, -0.2))
@@ -159,10 +175,16 @@ def test_gradient_of_a_factor(name: str, kind: str) -> None:
     pyro.set_rng_seed(2)
     objective.loss_and_grads(model, guide, X.double())
     z, log_w, path = parts(4, 0.3, 0.5, -0.2)
-    c = log_w.softmax(0) if name in ("iwae", "iwae-stl", "dreg", "vimco") else torch.full((4, 3), 0.25)
+    c = (
+        log_w.softmax(0)
+        if name in ("iwae", "iwae-stl", "dreg", "vimco")
+        else torch.full((4, 3), 0.25)
+    )
     score = z - 0.3
     if name in ("trace-elbo", "iwae"):
-        expected = (c * path).sum()  # the score of a location is minus the derivative through z: P − s
+        expected = (
+            c * path
+        ).sum()  # the score of a location is minus the derivative through z: P − s
         expected = (c * (path - score)).sum()
     elif name == "analytic-kl":  # KL(N(m, 1) ‖ N(0, 1)) = m²/2: its derivative is m
         expected = (c * (X.double() - z - 0.5)).sum() - 3 * 0.3
@@ -176,7 +198,10 @@ def test_gradient_of_a_factor(name: str, kind: str) -> None:
         if name == "score":
             without = others
         else:
-            filled = [torch.cat([log_w[:k], others[k : k + 1], log_w[k + 1 :]]).logsumexp(0) - math.log(4) for k in range(4)]
+            filled = [
+                torch.cat([log_w[:k], others[k : k + 1], log_w[k + 1 :]]).logsumexp(0) - math.log(4)
+                for k in range(4)
+            ]
             without = torch.stack(filled)
         expected = ((value - without - c) * score).sum()
     assert m.grad is not None
@@ -187,13 +212,20 @@ def test_gradient_of_a_factor(name: str, kind: str) -> None:
     assert -b.grad.item() == pytest.approx(-c.sum().item(), rel=1e-9)
 
 
-@pytest.mark.parametrize("bound", [BOUNDS.parse(name, num_particles=3) for name in ("iwae", "renyi", "ciwae", "jvi")], ids=str)
+@pytest.mark.parametrize(
+    "bound",
+    [BOUNDS.parse(name, num_particles=3) for name in ("iwae", "renyi", "ciwae", "jvi")],
+    ids=str,
+)
 def test_doubly_reparameterized_with_a_factor_is_unbiased(bound: Any) -> None:
     """The mean φ-gradient is that of the pathwise estimator, of a whole that it does not compute term by term."""
     size = 40_000
 
     def gradient(estimator: Objective) -> Tensor:
-        m, a = torch.full((size,), 0.3, requires_grad=True), torch.full((size,), 0.5, requires_grad=True)
+        m, a = (
+            torch.full((size,), 0.3, requires_grad=True),
+            torch.full((size,), 0.5, requires_grad=True),
+        )
 
         def guide(x: Tensor) -> None:
             with pyro.plate("data", len(x)):
@@ -213,7 +245,10 @@ def test_doubly_reparameterized_with_a_factor_is_unbiased(bound: Any) -> None:
 def test_wake_sleep_refuses_terms_that_depend_on_phi(name: str, kind: str) -> None:
     m, a, b = (torch.tensor(v, requires_grad=True) for v in (0.3, 0.5, -0.2))
     objective = OBJECTIVES[name](num_particles=4)
-    with pytest.raises(ProgramError, match="the guide's site 'extra' is no draw, and its log-density depends on parameters"):
+    with pytest.raises(
+        ProgramError,
+        match="the guide's site 'extra' is no draw, and its log-density depends on parameters",
+    ):
         objective.loss(model, with_factor(m, a, b, kind), X.double())
     loss = objective.loss(model, with_factor(m, a.detach(), b.detach(), kind), X.double())
     pyro.set_rng_seed(2)
@@ -232,13 +267,19 @@ def test_a_classifier_in_the_guide_learns(term: str) -> None:
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x / 2, HALF))
-            pyro.factor(term, -3.0 * dist.Bernoulli(logits=logit).log_prob(torch.ones(len(x))), has_rsample=False)
+            pyro.factor(
+                term,
+                -3.0 * dist.Bernoulli(logits=logit).log_prob(torch.ones(len(x))),
+                has_rsample=False,
+            )
 
     for name in ("trace-elbo", "iwae", "dreg", "vimco"):
         logit.grad = None
         OBJECTIVES[name](num_particles=4).loss_and_grads(model, guide, X.double())
         assert logit.grad is not None
-        assert -logit.grad.item() == pytest.approx(3 * 3.0 * (1 - torch.tensor(0.2).sigmoid().item()), rel=1e-10)
+        assert -logit.grad.item() == pytest.approx(
+            3 * 3.0 * (1 - torch.tensor(0.2).sigmoid().item()), rel=1e-10
+        )
 
 
 # Guides whose Deltas are functions of their draws alone.
@@ -309,12 +350,16 @@ def test_easyguide_is_a_proposal() -> None:
     guide = easy(x)
     exact = dist.Normal(0.0, math.sqrt(2)).log_prob(x)
     for name in ("iwae", "vimco", "rws", "dreg"):
-        assert -OBJECTIVES[name](num_particles=3).loss(positive, guide, x) == pytest.approx(exact.sum().item(), rel=1e-9)
+        assert -OBJECTIVES[name](num_particles=3).loss(positive, guide, x) == pytest.approx(
+            exact.sum().item(), rel=1e-9
+        )
     one = x[:1]
     estimate = log_likelihood(positive, easy(one), one, num_particles=20, seed=0)
     torch.testing.assert_close(estimate.log_px, exact[:1], rtol=1e-9, atol=1e-9)
     again = automatic(one, one / 2, torch.full((1,), HALF))
-    torch.testing.assert_close(log_likelihood(positive, again, one, num_particles=20, seed=0).log_px, exact[:1])
+    torch.testing.assert_close(
+        log_likelihood(positive, again, one, num_particles=20, seed=0).log_px, exact[:1]
+    )
 
 
 def test_a_delta_of_no_draw_is_no_proposal() -> None:
@@ -323,7 +368,10 @@ def test_a_delta_of_no_draw_is_no_proposal() -> None:
             pyro.sample("u", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
             pyro.sample("z", dist.Delta(x / 2))
 
-    with pytest.raises(UndefinedLikelihoodError, match="its site 'z' is a Delta, which has no density as a proposal"):
+    with pytest.raises(
+        UndefinedLikelihoodError,
+        match="its site 'z' is a Delta, which has no density as a proposal",
+    ):
         log_likelihood(model, point, X.double(), num_particles=10)
 
 
@@ -335,7 +383,9 @@ def test_empty_programs(name: str) -> None:
     def nothing(x: Tensor) -> None:
         pass
 
-    assert OBJECTIVES[name](num_particles=4).loss_and_grads(nothing, nothing, X) == pytest.approx(0.0, abs=1e-14)
+    assert OBJECTIVES[name](num_particles=4).loss_and_grads(nothing, nothing, X) == pytest.approx(
+        0.0, abs=1e-14
+    )
 
 
 @pytest.mark.parametrize("name", ["analytic-kl", "beta-elbo", "trace-elbo"])
@@ -359,7 +409,9 @@ def test_no_observed_site(name: str) -> None:
 
 
 @pytest.mark.parametrize("num_particles", [1, 3])
-@pytest.mark.parametrize("gradient", [StickingTheLanding(), DoublyReparameterized()], ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize(
+    "gradient", [StickingTheLanding(), DoublyReparameterized()], ids=lambda g: type(g).__name__
+)
 def test_a_scalar_site_in_no_plate(gradient: Any, num_particles: int) -> None:
     """z ~ N(0, 1), x ~ N(z, 1), x = 1, q = N(m, 1): ∂/∂m by the path is (1 − 2z) + (z − m)."""
     m = torch.tensor(0.3, requires_grad=True)

@@ -9,13 +9,15 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyroae.hoisting import hoisted
+from pyroae.compilation.invariant_split import hoisted
 
 aten = torch.ops.aten
 INPUTS = {"weight": torch.randn(5, 4), "x": torch.randn(3, 4), "noise": torch.randn(7, 3, 5)}
 
 
-def cut(function: Callable[..., Any], *inputs: Tensor, draws: int = 1) -> tuple[GraphModule, GraphModule]:
+def cut(
+    function: Callable[..., Any], *inputs: Tensor, draws: int = 1
+) -> tuple[GraphModule, GraphModule]:
     """The function's graph in two, its last inputs being draws."""
     graph = make_fx(function)(*inputs)
     names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
@@ -33,7 +35,9 @@ def encoded(weight: Tensor, x: Tensor, noise: Tensor) -> Tensor:
     """An encoder, its scale spread over particles, and a decoder."""
     loc, scale = x @ weight.t(), (x @ weight.t()).exp()
     z = loc.expand(7, 3, 5) + scale.expand(7, 3, 5) * noise
-    return (z.reshape(21, 5) @ weight).reshape(7, 3, 4) * x.expand(7, 3, 4) + scale.log().sum(-1)[..., None]
+    return (z.reshape(21, 5) @ weight).reshape(7, 3, 4) * x.expand(7, 3, 4) + scale.log().sum(-1)[
+        ..., None
+    ]
 
 
 def test_both_are_the_graph() -> None:
@@ -61,7 +65,9 @@ def test_new_draws_need_nothing_of_the_first_part() -> None:
     assert torch.equal(late(INPUTS["noise"]), INPUTS["noise"].square())
 
 
-@pytest.mark.parametrize("draw", [torch.randn_like, torch.bernoulli, lambda x: torch.empty_like(x).normal_()])
+@pytest.mark.parametrize(
+    "draw", [torch.randn_like, torch.bernoulli, lambda x: torch.empty_like(x).normal_()]
+)
 def test_draws_within_the_graph_are_late(draw: Callable[[Tensor], Tensor]) -> None:
     """And what is filled in place by them."""
     x = torch.rand(4)

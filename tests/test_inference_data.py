@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pyroae import zoo
-from pyroae.data import load
-from pyroae.evaluation.likelihood import log_likelihood
+from pyroae.data.loading import load
+from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.inference_data import to_datatree
 from pyroae.weights import log_weights
 
@@ -44,12 +44,29 @@ def test_holds_draws_weights_data_and_labels(tmp_path: Path) -> None:
     weights = log_weights(vae.model, vae.guide, x, num_particles=7)
     assert values(tree, "posterior", "z").dims == ("chain", "draw", "datum", "latent")
     assert values(tree, "posterior", "z").shape == (1, 7, 20, 3)
-    np.testing.assert_allclose(values(tree, "log_likelihood", "x")[0], weights.log_lik.detach(), rtol=1e-6)
-    np.testing.assert_allclose(values(tree, "sample_stats", "log_weight")[0], weights.log_weight.detach(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        values(tree, "log_likelihood", "x")[0], weights.log_lik.detach(), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        values(tree, "sample_stats", "log_weight")[0],
+        weights.log_weight.detach(),
+        rtol=1e-5,
+        atol=1e-5,
+    )
     np.testing.assert_array_equal(values(tree, "observed_data", "x"), x)
     np.testing.assert_array_equal(values(tree, "posterior", "label"), digits.labels[:20])
     np.testing.assert_array_equal(values(tree, "per_datum", "log_px"), estimate.log_px)
-    assert values(tree, "observed_data", "column").values[:9].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0]
+    assert values(tree, "observed_data", "column").values[:9].tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        0,
+    ]
 
     tree.to_netcdf(tmp_path / "evaluation.nc", engine="h5netcdf")
     again = arviz.from_netcdf(tmp_path / "evaluation.nc")
@@ -58,7 +75,9 @@ def test_holds_draws_weights_data_and_labels(tmp_path: Path) -> None:
     again.close()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
 def test_arviz_plots_draws_it() -> None:
     import arviz_plots
 
@@ -71,8 +90,15 @@ def test_arviz_plots_draws_it() -> None:
 def test_slices_make_no_difference_to_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyroae.inference_data.CHUNK", 256 * 12)
     vae = zoo.vae(4, latent=2)
-    tree = to_datatree(vae.model, vae.guide, torch.rand(10, 4).round(), num_draws=5)  # two data at a time
-    assert dict(values(tree, "posterior", "z").sizes) == {"chain": 1, "draw": 5, "datum": 10, "latent": 2}
+    tree = to_datatree(
+        vae.model, vae.guide, torch.rand(10, 4).round(), num_draws=5
+    )  # two data at a time
+    assert dict(values(tree, "posterior", "z").sizes) == {
+        "chain": 1,
+        "draw": 5,
+        "datum": 10,
+        "latent": 2,
+    }
     assert len(np.unique(values(tree, "posterior", "z"))) == 100
 
 
@@ -81,7 +107,9 @@ def test_point_estimates() -> None:
     x = torch.rand(3, 4)
     tree = to_datatree(point.model, point.guide, x, num_draws=2)
     for draw in range(2):
-        np.testing.assert_allclose(values(tree, "posterior", "z")[0, draw], point.encode(x), rtol=1e-6)
+        np.testing.assert_allclose(
+            values(tree, "posterior", "z")[0, draw], point.encode(x), rtol=1e-6
+        )
 
 
 def test_a_program_with_two_latent_sites() -> None:
@@ -99,4 +127,6 @@ def test_a_program_with_two_latent_sites() -> None:
     tree = to_datatree(model, guide, torch.arange(3.0), num_draws=4)
     assert values(tree, "posterior", "a").dims == ("chain", "draw", "datum")
     assert values(tree, "posterior", "b").dims == ("chain", "draw", "datum", "b_latent")
-    np.testing.assert_allclose(values(tree, "posterior", "a").mean(("chain", "draw")), [0.0, 1.0, 2.0], atol=1e-4)
+    np.testing.assert_allclose(
+        values(tree, "posterior", "a").mean(("chain", "draw")), [0.0, 1.0, 2.0], atol=1e-4
+    )

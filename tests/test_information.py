@@ -13,10 +13,10 @@ from pyroae import zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.errors import ConfigError, ProgramError, UndefinedLikelihoodError
 from pyroae.evaluation import blocks
-from pyroae.evaluation import information as module
+from pyroae.evaluation import mutual_information as module
 from pyroae.evaluation.diagnostics import diagnose
-from pyroae.evaluation.information import Information, information
-from pyroae.weights import prior_of, run
+from pyroae.evaluation.mutual_information import Information, information
+from pyroae.programs.traces import prior_of, run
 from tests import test_proposals
 from tests.systems import system_and_data
 from tests.test_objectives import DATA, hierarchical
@@ -57,7 +57,9 @@ def test_bounds_bracket_in_expectation_and_their_errors_are_honest() -> None:
     found = []
     for seed in range(40):
         system, x, truth = ppca(60, seed)
-        found.append(information(system.model, system.guide, x, seed=1000 + seed))  # not the noise that made x
+        found.append(
+            information(system.model, system.guide, x, seed=1000 + seed)
+        )  # not the noise that made x
     for name, side in (("lower", -1), ("upper", 1)):
         values = torch.tensor([getattr(f, name).value for f in found])
         errors = torch.tensor([getattr(f, name).se for f in found])
@@ -81,7 +83,10 @@ def test_bounds_are_those_written_by_hand() -> None:
     system.eval()
     torch.manual_seed(4)
     with torch.no_grad():
-        q, z = system.q_z(x), run(system.model, system.guide, (x,), {}, 1, 1).guide.nodes["z"]["value"]
+        q, z = (
+            system.q_z(x),
+            run(system.model, system.guide, (x,), {}, 1, 1).guide.nodes["z"]["value"],
+        )
         log_q = q.log_prob(z[:, None])
         own = log_q.diagonal()
         lower = (own - log_q.logsumexp(1) + math.log(7)).mean()
@@ -145,7 +150,9 @@ def test_a_permutation_of_the_data_changes_nothing(monkeypatch: pytest.MonkeyPat
 
     plain = module.run
 
-    def fixed(model: Any, guide: Any, args: Any, kwargs: Any, k: int, nesting: int | None = None) -> Any:
+    def fixed(
+        model: Any, guide: Any, args: Any, kwargs: Any, k: int, nesting: int | None = None
+    ) -> Any:
         if k > 1 or nesting is None:
             return plain(model, guide, args, kwargs, k, nesting)
 
@@ -202,7 +209,9 @@ def test_programs_with_several_sites_and_arguments() -> None:
     found = information(test_proposals.model, test_proposals.guide, data, num_particles=2, seed=0)
     assert found.lower.value <= math.log(7)
     assert found.lower.value <= found.upper.value
-    assert sum(unit.kl for unit in found.units) == pytest.approx(found.rate.value, abs=6 * found.rate.se)
+    assert sum(unit.kl for unit in found.units) == pytest.approx(
+        found.rate.value, abs=6 * found.rate.se
+    )
     nothing = information(test_proposals.model, prior_of(test_proposals.model), data, seed=0)
     assert nothing.lower.value == 0
     assert nothing.rate.value == pytest.approx(0, abs=1e-12)
@@ -224,7 +233,9 @@ def test_refusals() -> None:
     with pytest.raises(ConfigError, match="at least 1 particle and 2 data, not 1 and 1"):
         information(system.model, system.guide, x[:1])
     sparse, x = system_and_data("sparse-ae")
-    with pytest.raises(UndefinedLikelihoodError, match="'z' is a Delta: its rate and its mutual information"):
+    with pytest.raises(
+        UndefinedLikelihoodError, match="'z' is a Delta: its rate and its mutual information"
+    ):
         information(sparse.model, sparse.guide, x)
     linear, x = system_and_data("linear-ae")
     with pytest.raises(UndefinedLikelihoodError, match="prior of 'z' is flat"):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pyroae import zoo
-from pyroae.evaluation import ais as ais_module
-from pyroae.evaluation import checkpoint, hmc
-from pyroae.evaluation.ais import AISSettings, bdmc
+from pyroae.evaluation.annealing import bounds as ais_module
+from pyroae.evaluation.annealing import checkpoint, hmc
+from pyroae.evaluation.annealing.bounds import AISSettings, bdmc
 from pyroae.nn import MLP
 
 WORK = "work.safetensors"
@@ -32,7 +32,10 @@ def _anneal(folder: str, compile: bool) -> None:
     hmc.WARM_UP = 5
     file = Path(folder) / WORK
     found = bdmc(system.model, None, x, settings=SETTINGS, seed=5, compile=compile, checkpoint=file)
-    torch.save((found.forward.log_weights, found.reverse_log_weights, found.x["x"]), Path(folder) / "found.pt")
+    torch.save(
+        (found.forward.log_weights, found.reverse_log_weights, found.x["x"]),
+        Path(folder) / "found.pt",
+    )
 
 
 def killed(folder: Path, kills: int, compile: bool) -> int:
@@ -81,7 +84,11 @@ def finished(folder: Path, compile: bool) -> tuple[Tensor, ...]:
     process = started(folder, compile)
     process.join()
     assert process.exitcode == 0
-    assert {file.name for file in folder.iterdir()} == {WORK, "work.previous.safetensors", "found.pt"}
+    assert {file.name for file in folder.iterdir()} == {
+        WORK,
+        "work.previous.safetensors",
+        "found.pt",
+    }
     found: tuple[Tensor, ...] = torch.load(folder / "found.pt")
     return found
 
@@ -93,9 +100,14 @@ def assert_the_same(tmp_path: Path, kills: int, compile: bool) -> None:
         assert torch.equal(ours, theirs)
 
 
-SLOW = [pytest.param(kills, compiled, marks=pytest.mark.slow) for kills, compiled in ((20, False), (3, True))]
+SLOW = [
+    pytest.param(kills, compiled, marks=pytest.mark.slow)
+    for kills, compiled in ((20, False), (3, True))
+]
 
 
 @pytest.mark.parametrize(("kills", "compile"), [(6, False), *SLOW])
-def test_an_annealing_is_killed_at_random_moments(tmp_path: Path, kills: int, compile: bool) -> None:
+def test_an_annealing_is_killed_at_random_moments(
+    tmp_path: Path, kills: int, compile: bool
+) -> None:
     assert_the_same(tmp_path, kills, compile)

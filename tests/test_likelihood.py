@@ -11,10 +11,12 @@ from torch import Tensor
 
 from pyroae import linear_gaussian
 from pyroae.errors import ConfigError, DataError, ProgramError, UndefinedLikelihoodError
-from pyroae.evaluation import blocks, sampling, streams
+from pyroae.evaluation import blocks
 from pyroae.evaluation.diagnostics import diagnose
 from pyroae.evaluation.exact import exact_log_likelihood
-from pyroae.evaluation.likelihood import log_likelihood
+from pyroae.evaluation.importance import sampler as sampling
+from pyroae.evaluation.importance import streams
+from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.evaluation.summary import EvaluationSettings, evaluate
 from tests.systems import PROPER, SYSTEMS, M, system_and_data
 from tests.test_objectives import DATA
@@ -54,7 +56,9 @@ def test_bias_is_that_of_the_gamma_oracle() -> None:
 
     class LogGamma(dist.Normal):
         def log_prob(self, value: Tensor) -> Tensor:
-            return super().log_prob(value) + (-torch.distributions.Normal(0, 1).cdf(value).log()).log()
+            return (
+                super().log_prob(value) + (-torch.distributions.Normal(0, 1).cdf(value).log()).log()
+            )
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -66,7 +70,9 @@ def test_bias_is_that_of_the_gamma_oracle() -> None:
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
     for num_particles, bias in ((1, -0.577216), (2, -0.270363), (5, -0.103320)):
-        found = log_likelihood(model, guide, torch.zeros(200_000), num_particles=num_particles, seed=0)
+        found = log_likelihood(
+            model, guide, torch.zeros(200_000), num_particles=num_particles, seed=0
+        )
         assert -found.nll == pytest.approx(bias, abs=5 * found.nll_se)
 
 
@@ -83,16 +89,23 @@ def test_counts_the_samples_drawn(name: str, monkeypatch: pytest.MonkeyPatch) ->
         z = q.expand((k, len(x))).sample()
         chunks.append(system.p_x(z).log_prob(x) + system.p_z().log_prob(z) - q.log_prob(z))
     log_w = torch.cat(chunks).detach()
-    torch.testing.assert_close(found.log_px, log_w.logsumexp(0) - math.log(1000), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(
+        found.log_px, log_w.logsumexp(0) - math.log(1000), rtol=1e-13, atol=1e-13
+    )
     w = (log_w - log_w.max(0).values).exp()
     torch.testing.assert_close(found.ess, w.sum(0) ** 2 / w.square().sum(0), rtol=1e-10, atol=0)
     torch.testing.assert_close(found.se, w.std(0) / w.mean(0) / math.sqrt(1000), rtol=1e-8, atol=0)
 
 
-@pytest.mark.parametrize(("num_data", "num_particles"), [(1, 1), (3, 1000), (5000, 7), (100, 70_001)])
+@pytest.mark.parametrize(
+    ("num_data", "num_particles"), [(1, 1), (3, 1000), (5000, 7), (100, 70_001)]
+)
 def test_plan_covers_everything_once_within_the_budget(num_data: int, num_particles: int) -> None:
     x = torch.arange(num_data)[:, None].expand(num_data, 4)
-    for compiled, most in ((False, blocks.CHUNK // 256), (True, blocks.CHUNK // blocks.FOR_CORE // 256)):
+    for compiled, most in (
+        (False, blocks.CHUNK // 256),
+        (True, blocks.CHUNK // blocks.FOR_CORE // 256),
+    ):
         rows = blocks.rows_of((x,), compiled)
         assert rows == most
         size = sampling._block_size(num_data, num_particles, rows)
@@ -186,7 +199,9 @@ def test_a_datum_that_the_proposal_misses_is_named() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(torch.where(x == 3, torch.inf, z), 1.0, validate_args=False), obs=x)
+            pyro.sample(
+                "x", dist.Normal(torch.where(x == 3, torch.inf, z), 1.0, validate_args=False), obs=x
+            )
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -205,7 +220,11 @@ def test_bad_numbers_of_particles(bad: Any) -> None:
 
 
 def test_exact_names_what_is_not_linear_gaussian() -> None:
-    for name, part in (("vae", "likelihood is Bernoulli"), ("linear-ae", "prior is Flat"), ("vae-normal", "decoder is MLP")):
+    for name, part in (
+        ("vae", "likelihood is Bernoulli"),
+        ("linear-ae", "prior is Flat"),
+        ("vae-normal", "decoder is MLP"),
+    ):
         system, x = system_and_data(name)
         with pytest.raises(UndefinedLikelihoodError, match=part):
             exact_log_likelihood(system, x)

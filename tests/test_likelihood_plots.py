@@ -10,21 +10,29 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyroae import likelihood_plots as plots
 from pyroae import zoo
 from pyroae.errors import DataError
-from pyroae.evaluation.likelihood import LikelihoodEstimate, log_likelihood
-from pyroae.evaluation.streams import BoundCurve, Smoothed
+from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_likelihood
+from pyroae.evaluation.importance.streams import BoundCurve, Smoothed
+from pyroae.plots import likelihood as plots
 
 
-def estimate_of(log_px: list[float], khat: list[float], num_particles: int = 1000) -> LikelihoodEstimate:
+def estimate_of(
+    log_px: list[float], khat: list[float], num_particles: int = 1000
+) -> LikelihoodEstimate:
     values = torch.tensor(log_px).double()
     half = torch.full_like(values, 0.2)
     interval = torch.stack([values - half, values + 2 * half])
     smoothed = Smoothed(values, interval, torch.tensor(khat).double())
-    curve = BoundCurve(torch.tensor([1, 10, 1000]), torch.tensor([-5.0, -3.0, -2.0]), torch.tensor([0.1, 0.05, math.nan]))
+    curve = BoundCurve(
+        torch.tensor([1, 10, 1000]),
+        torch.tensor([-5.0, -3.0, -2.0]),
+        torch.tensor([0.1, 0.05, math.nan]),
+    )
     draws = torch.full((len(values),), num_particles)
-    return LikelihoodEstimate(values, half / 2, interval, draws / 2.0, values + 0.5, smoothed, draws, curve, None, 0.1)
+    return LikelihoodEstimate(
+        values, half / 2, interval, draws / 2.0, values + 0.5, smoothed, draws, curve, None, 0.1
+    )
 
 
 def test_likelihoods_are_sorted_with_their_intervals_and_flags() -> None:
@@ -36,7 +44,9 @@ def test_likelihoods_are_sorted_with_their_intervals_and_flags() -> None:
     np.testing.assert_allclose(ends, [[-3.2, -2.6], [-2.2, -1.6]])
     assert bad.lines[0].get_xydata().tolist() == [[2.0, -1.0]]  # type: ignore[attr-defined]
     assert "k̂ too high: 1" in [text.get_text() for text in left.get_legend().get_texts()]  # type: ignore[union-attr]
-    full = {round(p.get_x() + p.get_width(), 3): p.get_height() for p in right.patches if p.get_height()}  # type: ignore[attr-defined]
+    full = {
+        round(p.get_x() + p.get_width(), 3): p.get_height() for p in right.patches if p.get_height()
+    }  # type: ignore[attr-defined]
     assert list(full.values()) == [3]
 
 
@@ -44,7 +54,9 @@ def test_likelihoods_are_sorted_with_their_intervals_and_flags() -> None:
 def test_every_datum_is_in_the_histogram(num_particles: int, tmp_path: Path) -> None:
     """With the exact posterior ESS = K but for rounding; with K = 1 there is no standard error."""
     system = zoo.ppca(6, 2, exact=True)
-    estimate = log_likelihood(system.model, system.guide, torch.randn(8, 6), num_particles=num_particles, seed=0)
+    estimate = log_likelihood(
+        system.model, system.guide, torch.randn(8, 6), num_particles=num_particles, seed=0
+    )
     figure = plots.likelihood_per_datum(estimate)
     assert sum(patch.get_height() for patch in figure.axes[1].patches) == 8  # type: ignore[attr-defined]
     figure.savefig(tmp_path / "likelihood.png")
@@ -53,7 +65,9 @@ def test_every_datum_is_in_the_histogram(num_particles: int, tmp_path: Path) -> 
 def test_the_curve_with_its_band_and_levels() -> None:
     (axes,) = plots.bound_curve({"guide": estimate_of([-2.0], [0.1])}, {"exact": -1.9}).axes
     curve, jackknife, _, level = axes.get_lines()
-    np.testing.assert_allclose(np.asarray(curve.get_xydata(), dtype=float), [[1, -5], [10, -3], [1000, -2]])
+    np.testing.assert_allclose(
+        np.asarray(curve.get_xydata(), dtype=float), [[1, -5], [10, -3], [1000, -2]]
+    )
     np.testing.assert_allclose(np.asarray(jackknife.get_xydata(), dtype=float), [[1000, -1.5]])
     assert np.asarray(level.get_ydata()).tolist() == [-1.9, -1.9]
     (band,) = axes.collections
@@ -72,8 +86,14 @@ def test_khat_of_every_datum_with_the_limit() -> None:
 
 
 def test_the_sandwich_has_a_row_a_bound() -> None:
-    (axes,) = plots.sandwich({"ELBO": (-90.0, 0.1), "exact": (-86.0, math.nan), "BDMC, upper": (-85.0, 0.2)}).axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["ELBO", "exact", "BDMC, upper"]
+    (axes,) = plots.sandwich(
+        {"ELBO": (-90.0, 0.1), "exact": (-86.0, math.nan), "BDMC, upper": (-85.0, 0.2)}
+    ).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "ELBO",
+        "exact",
+        "BDMC, upper",
+    ]
     values = [float(c.lines[0].get_xdata()[0]) for c in axes.containers]  # type: ignore[attr-defined]
     assert values == [-90.0, -86.0, -85.0]
 
@@ -126,5 +146,7 @@ def test_the_pictures_of_a_real_estimate(tmp_path: Path) -> None:
     plots.likelihood_per_datum(estimate).savefig(tmp_path / "a.png")
     plots.bound_curve({"guide": estimate}).savefig(tmp_path / "b.png")
     plots.khat(estimate).savefig(tmp_path / "c.png")
-    plots.extremes(x, estimate.log_px, (3, 3), marked=estimate.unreliable.tolist()).savefig(tmp_path / "d.png")
+    plots.extremes(x, estimate.log_px, (3, 3), marked=estimate.unreliable.tolist()).savefig(
+        tmp_path / "d.png"
+    )
     assert estimate.curve.bound[-1].item() == pytest.approx(-estimate.nll)

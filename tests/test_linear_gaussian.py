@@ -10,7 +10,13 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from pyroae.errors import PyroaeError
-from pyroae.linear_gaussian import PrincipalSubspace, marginal, maximum_likelihood, posterior, posterior_distribution
+from pyroae.linear_gaussian import (
+    PrincipalSubspace,
+    marginal,
+    maximum_likelihood,
+    posterior,
+    posterior_distribution,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -61,7 +67,9 @@ def test_bayes_rule_holds_at_every_z(sigma: float) -> None:
     weight, bias, scale = system(5, 2, sigma)
     x, z = torch.randn(4, 5), 3 * torch.randn(100, 4, 2)
     normal = torch.distributions.Normal
-    joint = normal(0.0, 1.0).log_prob(z).sum(-1) + normal(z @ weight.T + bias, scale).log_prob(x).sum(-1)
+    joint = normal(0.0, 1.0).log_prob(z).sum(-1) + normal(z @ weight.T + bias, scale).log_prob(
+        x
+    ).sum(-1)
     log_weight = joint - posterior_distribution(x, weight, bias, scale).log_prob(z)
     expected = marginal(weight, bias, scale).log_prob(x).expand(100, 4)
     torch.testing.assert_close(log_weight, expected, rtol=1e-10, atol=1e-10)
@@ -81,7 +89,9 @@ def test_posterior_takes_any_leading_dimensions() -> None:
 @pytest.fixture
 def x() -> Tensor:
     draw = np.random.default_rng(0)
-    return torch.from_numpy(draw.normal(size=(300, 2)) @ draw.normal(size=(2, 6)) * 2 + draw.normal(size=(300, 6)) + 3)
+    return torch.from_numpy(
+        draw.normal(size=(300, 2)) @ draw.normal(size=(2, 6)) * 2 + draw.normal(size=(300, 6)) + 3
+    )
 
 
 def mean_log_px(x: Tensor, best: PrincipalSubspace) -> float:
@@ -100,7 +110,9 @@ def test_maximum_likelihood_is_that_of_scikit_learn(x: Tensor, latent: int) -> N
     expected = brute_force_log_density(x.numpy(), pca.mean_, pca.get_covariance() * shrink).mean()
     assert best.log_px == pytest.approx(expected, abs=1e-10)
     # At 1/(N − 1) the likelihood is lower by d/2 (log(N/(N − 1)) + (N − 1)/N − 1).
-    assert best.log_px - pca.score(x.numpy()) == pytest.approx(3 * (-math.log(shrink) + shrink - 1), abs=1e-10)
+    assert best.log_px - pca.score(x.numpy()) == pytest.approx(
+        3 * (-math.log(shrink) + shrink - 1), abs=1e-10
+    )
 
 
 @pytest.mark.parametrize("latent", [1, 2, 5])
@@ -132,7 +144,9 @@ def test_gradient_vanishes_at_the_maximum(x: Tensor) -> None:
     off = [p.detach() * 1.1 for p in parameters]
     for value in off:
         value.requires_grad_()
-    assert min(g.norm() for g in torch.autograd.grad(marginal(*off).log_prob(x).mean(), off)) > 1e-2  # not flat elsewhere
+    assert (
+        min(g.norm() for g in torch.autograd.grad(marginal(*off).log_prob(x).mean(), off)) > 1e-2
+    )  # not flat elsewhere
 
 
 def test_single_precision_data_are_solved_in_double(x: Tensor) -> None:

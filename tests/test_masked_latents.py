@@ -13,19 +13,19 @@ from pyro import poutine
 from torch import Tensor
 
 from pyroae.errors import ProgramError
-from pyroae.evaluation.ais import AISSettings, ais, bdmc
+from pyroae.evaluation.adaptive_quadrature import quadrature
+from pyroae.evaluation.annealing.bounds import AISSettings, ais, bdmc
 from pyroae.evaluation.checks import check_terms
 from pyroae.evaluation.diagnostics import diagnose
-from pyroae.evaluation.gaps import gaps
-from pyroae.evaluation.information import information
+from pyroae.evaluation.importance.likelihood import log_likelihood
+from pyroae.evaluation.importance.proposals import Local, Mixture
+from pyroae.evaluation.inference_gaps import gaps
 from pyroae.evaluation.latents import Latents
-from pyroae.evaluation.likelihood import log_likelihood
 from pyroae.evaluation.local import fit_local
-from pyroae.evaluation.proposals import Local, Mixture
-from pyroae.evaluation.quadrature import quadrature
+from pyroae.evaluation.mutual_information import information
 from pyroae.inference_data import to_datatree
 from pyroae.objectives import OBJECTIVES
-from pyroae.weights import prior_of
+from pyroae.programs.traces import prior_of
 
 Args = tuple[Tensor, ...]
 STEPS = AISSettings(num_chains=32, num_distributions=150, leapfrog_steps=5)
@@ -57,7 +57,13 @@ def guide(x: Tensor, long: Tensor, masked: bool = True, width: float = 1.0) -> N
     mean, root = posterior(x)
     with pyro.plate("data", len(x)):
         alone = x[:, 0] * 0.8
-        a = pyro.sample("a", dist.Normal(torch.where(long, mean[:, 0], alone), width * torch.where(long, root[0, 0], 0.2**0.5)))
+        a = pyro.sample(
+            "a",
+            dist.Normal(
+                torch.where(long, mean[:, 0], alone),
+                width * torch.where(long, root[0, 0], 0.2**0.5),
+            ),
+        )
         with poutine.mask(mask=long if masked else torch.ones_like(long)):
             apart = (a - mean[:, 0]) / root[0, 0]
             pyro.sample("b", dist.Normal(mean[:, 1] + apart * root[1, 0], width * root[1, 1]))
@@ -72,7 +78,9 @@ def posterior(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def exact() -> Tensor:
     both = torch.tensor([[1.25, 1.0], [1.0, 2.25]], dtype=torch.float64)
-    of_two = dist.MultivariateNormal(torch.zeros(2, dtype=torch.float64), both).log_prob(X.nan_to_num())
+    of_two = dist.MultivariateNormal(torch.zeros(2, dtype=torch.float64), both).log_prob(
+        X.nan_to_num()
+    )
     of_one = dist.Normal(number(0.0), math.sqrt(1.25)).log_prob(X[:, 0])
     return torch.where(LONG, of_two, of_one)
 
@@ -101,7 +109,9 @@ def test_masked_elements_are_no_coordinates() -> None:
     assert (gradient[:, ~latents.active] == 0).all()
     assert (gradient[:, latents.active] != 0).all()
     moved = torch.where(latents.active, u, 1e6)
-    torch.testing.assert_close(latents.log_joint(moved).total, latents.log_joint(u).total, rtol=0, atol=0)
+    torch.testing.assert_close(
+        latents.log_joint(moved).total, latents.log_joint(u).total, rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("family", ["diagonal", "full-rank"])
@@ -124,7 +134,9 @@ def test_gaps() -> None:
     assert ((found.log_px.values - exact()).abs() < 5 * found.log_px.se + 1e-9).all()
     full = found.families["full-rank"]
     assert (full.approximation.values.abs() < 5 * full.approximation.se + 1e-3).all()
-    per_dimension = 0.5 * (1.3**2 - 1 - math.log(1.3**2))  # KL of the inflated guide, one for each step that is there
+    per_dimension = 0.5 * (
+        1.3**2 - 1 - math.log(1.3**2)
+    )  # KL of the inflated guide, one for each step that is there
     kl = per_dimension * torch.where(LONG, 2.0, 1.0).double()
     assert ((found.inference.values - kl).abs() < 5 * found.inference.se).all()
 
@@ -139,15 +151,23 @@ def test_quadrature(given: Any) -> None:
 def test_quadrature_counts_only_what_is_not_masked() -> None:
     """Five steps of which one datum has one, one has none and one has three."""
     there = torch.tensor([[1, 0, 0, 0, 0], [0, 0, 0, 0, 0], [1, 0, 1, 1, 0]]).bool()
-    x = torch.tensor([[0.3, 1, 2, 3, 4], [0, 0, 0, 0, 0], [1.0, 5, -1, 0.5, 2]], dtype=torch.float64)
+    x = torch.tensor(
+        [[0.3, 1, 2, 3, 4], [0, 0, 0, 0, 0], [1.0, 5, -1, 0.5, 2]], dtype=torch.float64
+    )
 
     def steps(x: Tensor, there: Tensor) -> None:
-        with pyro.plate("data", len(x), dim=-2), pyro.plate("steps", 5, dim=-1), poutine.mask(mask=there):
+        with (
+            pyro.plate("data", len(x), dim=-2),
+            pyro.plate("steps", 5, dim=-1),
+            poutine.mask(mask=there),
+        ):
             z = pyro.sample("z", dist.Normal(number(0.0), 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     expected = (dist.Normal(number(0.0), math.sqrt(2)).log_prob(x) * there).sum(1)
-    torch.testing.assert_close(quadrature(steps, None, (x, there)).log_px, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        quadrature(steps, None, (x, there)).log_px, expected, rtol=0, atol=1e-6
+    )
     found = ais(steps, None, (x, there), settings=STEPS, seed=0)
     assert ((found.log_px - expected).abs() < 5 * found.se + 1e-9).all()
 
@@ -156,7 +176,9 @@ def test_quadrature_counts_only_what_is_not_masked() -> None:
 def test_annealing(start: str) -> None:
     settings = AISSettings(32, 150, leapfrog_steps=5, start=start)
     given = partial(guide, width=1.5)
-    if start == "guide":  # the guide's second step is no density of its own where it depends on nothing that is masked
+    if (
+        start == "guide"
+    ):  # the guide's second step is no density of its own where it depends on nothing that is masked
         found = ais(model, given, ARGS, settings=settings, seed=0)
     else:
         found = ais(model, None, ARGS, settings=settings, seed=0)
@@ -180,7 +202,10 @@ def test_diagnose_and_datatree() -> None:
 
 
 LEAKS = {
-    "an observation": (partial(model, leak="x_b"), "'b' is masked, but the density of 'x_b' depends"),
+    "an observation": (
+        partial(model, leak="x_b"),
+        "'b' is masked, but the density of 'x_b' depends",
+    ),
     "a factor": (partial(model, leak="factor"), "'b' is masked, but the density of 'late' depends"),
 }
 EVALUATORS: dict[str, Callable[[Any, Any, Args], object]] = {
@@ -236,7 +261,9 @@ def test_a_discrete_latent_that_is_masked() -> None:
         log_likelihood(of(True), proposal, args, num_particles=5)
     found = log_likelihood(of(False), proposal, args, num_particles=50_000, seed=0)
     weights = torch.tensor([0.99, 0.01]).double()
-    expected = (dist.Normal(torch.tensor([0.0, 1.0]).double(), 1.0).log_prob(args[0][0]) + weights.log()).logsumexp(0)
+    expected = (
+        dist.Normal(torch.tensor([0.0, 1.0]).double(), 1.0).log_prob(args[0][0]) + weights.log()
+    ).logsumexp(0)
     assert found.log_px[1] == 0
     assert abs(found.log_px[0] - expected) < 5 * found.se[0]
 
@@ -289,7 +316,9 @@ def test_missing_data_under_a_mask_of_constrained_sites() -> None:
     one = math.log(math.gamma(3)) - 3 * math.log(1 + 0.7)
     both = math.log(math.gamma(8) * 0.4**2 / 4) - 8 * math.log(1 + 1.5 + 1 + 0.4)
     expected = torch.tensor([both, one], dtype=torch.float64)
-    torch.testing.assert_close(quadrature(program, None, (x, there)).log_px, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        quadrature(program, None, (x, there)).log_px, expected, rtol=0, atol=1e-5
+    )
     found = ais(program, None, (x, there), settings=STEPS, seed=0)
     assert ((found.log_px - expected).abs() < 5 * found.se).all()
     assert (found.acceptance_per_datum > 0.3).all()
@@ -314,7 +343,10 @@ def test_datatree_asks_the_same_check() -> None:
 @pytest.mark.parametrize("kind", ["poutine", "distribution"])
 def test_objectives_with_missing_data_under_a_mask(kind: str, validation: bool) -> None:
     """The exact posterior of x ~ N(z, 1), z ~ N(0, 1), or the prior where x is missing: values and gradients are finite."""
-    x, there = torch.tensor([0.5, math.nan, 2.0], dtype=torch.float64), torch.tensor([True, False, True])
+    x, there = (
+        torch.tensor([0.5, math.nan, 2.0], dtype=torch.float64),
+        torch.tensor([True, False, True]),
+    )
     shift = torch.zeros((), dtype=torch.float64, requires_grad=True)
 
     def program(x: Tensor, there: Tensor) -> None:
@@ -346,5 +378,9 @@ def test_a_mask_of_one_number_is_no_shape() -> None:
             pyro.sample("y", dist.Normal(number(0.0), 1.0), obs=number(math.nan))
         pyro.sample("x", dist.Normal(number(0.0), 1.0), obs=x[0])
 
-    found = log_likelihood(program, prior_of(program), torch.ones(1, dtype=torch.float64), num_particles=30)
-    assert found.log_px.item() == pytest.approx(dist.Normal(0.0, 1.0).log_prob(torch.tensor(1.0)).item())
+    found = log_likelihood(
+        program, prior_of(program), torch.ones(1, dtype=torch.float64), num_particles=30
+    )
+    assert found.log_px.item() == pytest.approx(
+        dist.Normal(0.0, 1.0).log_prob(torch.tensor(1.0)).item()
+    )

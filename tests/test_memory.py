@@ -14,21 +14,27 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyroae.compilation.codegen import made
 from pyroae.errors import BrokenProgramError, ConfigError, ProgramError
-from pyroae.evaluation import ais as ais_module
-from pyroae.evaluation import compiled_path, hmc, sampling
-from pyroae.evaluation.ais import AISSettings, ais, bdmc
-from pyroae.evaluation.compiled_draws import CompiledDraws
-from pyroae.evaluation.likelihood import log_likelihood
-from pyroae.graphs import made
-from pyroae.memory import Portion, is_out_of_memory
+from pyroae.evaluation.annealing import bounds as ais_module
+from pyroae.evaluation.annealing import compiled as compiled_path
+from pyroae.evaluation.annealing import hmc
+from pyroae.evaluation.annealing.bounds import AISSettings, ais, bdmc
+from pyroae.evaluation.importance import sampler as sampling
+from pyroae.evaluation.importance.compiled import CompiledDraws
+from pyroae.evaluation.importance.likelihood import log_likelihood
+from pyroae.runtime.memory import Portion, is_out_of_memory
 
 pytestmark = pytest.mark.usefixtures("float64")
 TINY = AISSettings(num_chains=4, num_distributions=6, leapfrog_steps=2)
 RAN_OUT = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to allocate"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+    ),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to allocate"
+    ),
     MemoryError(),
 ]
 
@@ -47,7 +53,10 @@ def each_once(values: list[Any]) -> pytest.MarkDecorator:
     run = {(i, i) for i in range(min(3, len(values)))}
     marks = [() if (values.index(value), i) in run else pytest.mark.slow for value, i in pairs]
     names = [f"{getattr(value, '__name__', value)}-{NAMES[i]}" for value, i in pairs]
-    params = [pytest.param(v, RAN_OUT[i], marks=m, id=name) for (v, i), m, name in zip(pairs, marks, names, strict=True)]
+    params = [
+        pytest.param(v, RAN_OUT[i], marks=m, id=name)
+        for (v, i), m, name in zip(pairs, marks, names, strict=True)
+    ]
     return pytest.mark.parametrize(("given", "error"), params)
 
 
@@ -84,7 +93,10 @@ def exact(x: Tensor) -> Tensor:
 
 @each_once([400, 70, 3, 1])
 def test_sampling_goes_on_with_halves(
-    given: int, error: Exception, said: list[warnings.WarningMessage], monkeypatch: pytest.MonkeyPatch
+    given: int,
+    error: Exception,
+    said: list[warnings.WarningMessage],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Blocks of 10 data with 64 draws each; with 3 at once a block goes in parts."""
     room = given
@@ -97,7 +109,10 @@ def test_sampling_goes_on_with_halves(
     (warned,) = said
     assert warned.category is UserWarning
     size = {400: 320, 70: 40, 3: 3, 1: 1}[room]
-    assert str(warned.message) == f"memory ran out with 640 draws at once: the work goes on with {size}"
+    assert (
+        str(warned.message)
+        == f"memory ran out with 640 draws at once: the work goes on with {size}"
+    )
     again = log_likelihood(small.model, small.guide, x, num_particles=100, seed=0)
     assert torch.equal(again.log_px, found.log_px)
 
@@ -132,7 +147,11 @@ def test_annealing_goes_on_with_halves(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(ais_module.Checkpoint, "finish", stopping)
-    arguments: dict[str, Any] = {"settings": TINY, "seed": 0, "checkpoint": tmp_path / "work.safetensors"}
+    arguments: dict[str, Any] = {
+        "settings": TINY,
+        "seed": 0,
+        "checkpoint": tmp_path / "work.safetensors",
+    }
     with pytest.raises(KeyboardInterrupt):
         function(small.model, None, x, **arguments)
     resumed = function(small.model, None, x, **arguments)
@@ -149,13 +168,17 @@ def test_where_the_smallest_does_not_fit(error: Exception) -> None:
     with pytest.raises(ConfigError, match=f"memory does not hold one draw for one datum: {words}"):
         ais(small.model, None, x, settings=TINY)
     small.room = 1
-    with pytest.raises(ConfigError, match=f"memory does not hold the 4 chains of one datum: {words}"):
+    with pytest.raises(
+        ConfigError, match=f"memory does not hold the 4 chains of one datum: {words}"
+    ):
         ais(small.model, None, x, settings=TINY)
 
 
 def test_what_is_no_lack_of_memory_comes_up(said: list[warnings.WarningMessage]) -> None:
     small = Small(0, RuntimeError("a matrix is singular"))
-    with pytest.raises(BrokenProgramError, match=r"after the site 'z': RuntimeError: a matrix is singular$"):
+    with pytest.raises(
+        BrokenProgramError, match=r"after the site 'z': RuntimeError: a matrix is singular$"
+    ):
         log_likelihood(small.model, small.guide, torch.zeros(3))
     assert not said
 
@@ -181,7 +204,9 @@ def test_a_portion_keeps_its_size(said: list[warnings.WarningMessage]) -> None:
 
     portion = Portion(37, "data", "one datum")
     assert [portion.fitted(work), portion.fitted(work)] == [5, 5]
-    assert [str(warned.message) for warned in said] == ["memory ran out with 37 data at once: the work goes on with 5"]
+    assert [str(warned.message) for warned in said] == [
+        "memory ran out with 37 data at once: the work goes on with 5"
+    ]
 
 
 def test_graphs_are_made_again_for_the_smaller_shape(
@@ -190,7 +215,9 @@ def test_graphs_are_made_again_for_the_smaller_shape(
     """A graph whose code takes too much for its shape: one of half of it is made, which does all that is left."""
     shapes: list[tuple[int, int]] = []
 
-    def compiled(graph: torch.fx.GraphModule, inputs: list[Tensor], **settings: bool) -> Callable[..., Any]:
+    def compiled(
+        graph: torch.fx.GraphModule, inputs: list[Tensor], **settings: bool
+    ) -> Callable[..., Any]:
         def code(*flat: Tensor) -> Any:
             found = graph(*flat)
             if found[0].numel() > 100:
@@ -199,7 +226,7 @@ def test_graphs_are_made_again_for_the_smaller_shape(
 
         return code
 
-    monkeypatch.setattr("pyroae.evaluation.compiled_draws.inductor", compiled)
+    monkeypatch.setattr("pyroae.evaluation.importance.compiled.inductor", compiled)
     make = CompiledDraws.__init__
 
     def watched(self: CompiledDraws, *args: Any) -> None:
@@ -216,7 +243,9 @@ def test_graphs_are_made_again_for_the_smaller_shape(
     assert len(said) == 1
 
 
-def test_paths_have_graphs_for_the_smaller_shape(said: list[warnings.WarningMessage], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_have_graphs_for_the_smaller_shape(
+    said: list[warnings.WarningMessage], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While a graph is traced memory may run out too: that is no reason to do without one."""
     monkeypatch.setattr(compiled_path, "inductor", lambda graph, inputs, same_draws: graph)
     monkeypatch.setattr(ais_module, "rows_of", lambda args, compiled=False: 28)
@@ -225,9 +254,15 @@ def test_paths_have_graphs_for_the_smaller_shape(said: list[warnings.WarningMess
     longer = replace(TINY, leapfrog_steps=4)
     found = ais(small.model, None, x, settings=longer, seed=0, compile=True)
     calls = small.calls
-    assert torch.allclose(found.log_px, ais(small.model, None, x, settings=longer, seed=0, compile=False).log_px, rtol=1e-9)
+    assert torch.allclose(
+        found.log_px,
+        ais(small.model, None, x, settings=longer, seed=0, compile=False).log_px,
+        rtol=1e-9,
+    )
     assert calls < (small.calls - calls) / 4  # graphs do not run the program
-    assert [str(w.message) for w in said] == ["memory ran out with 7 data at once: the work goes on with 4"] * 2
+    assert [str(w.message) for w in said] == [
+        "memory ran out with 7 data at once: the work goes on with 4"
+    ] * 2
 
 
 def test_a_lack_of_memory_is_no_reason_to_run_without_a_graph() -> None:
@@ -265,7 +300,13 @@ def _limited(pipe: Any) -> None:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         found = log_likelihood(model, guide, x, num_particles=1024, seed=0)
-    pipe.send(([str(warned.message) for warned in said], found.draws.tolist(), found.log_px.isfinite().all().item()))
+    pipe.send(
+        (
+            [str(warned.message) for warned in said],
+            found.draws.tolist(),
+            found.log_px.isfinite().all().item(),
+        )
+    )
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")

@@ -12,7 +12,7 @@ from pyro.distributions.testing.rejection_gamma import RejectionGamma, Rejection
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
-from pyroae.compiler import Compiled
+from pyroae.compilation.svi import Compiled
 from pyroae.errors import ProgramError
 from pyroae.objectives import (
     ELBO,
@@ -29,7 +29,7 @@ from pyroae.objectives import (
     TwoBounds,
 )
 from pyroae.objectives.scores import has_path, score_function
-from pyroae.particles import Stacked
+from pyroae.programs.particles import Stacked
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -105,7 +105,9 @@ def exact_iwae(p: list[Tensor], order: str, x: float) -> Tensor:
     for one, log_one in parts:
         for two, log_two in parts:
             bound = torch.logaddexp(one[:, None], two[None]) - math.log(2)
-            total = total + (mass[:, None] * mass * (log_one[:, None] + log_two).exp() * bound).sum()
+            total = (
+                total + (mass[:, None] * mass * (log_one[:, None] + log_two).exp() * bound).sum()
+            )
     return total
 
 
@@ -148,9 +150,15 @@ def test_elbo_of_a_mixed_guide(objective: Objective, order: str) -> None:
 
 
 @pytest.mark.parametrize("order", list(GUIDES))
-@pytest.mark.parametrize("gradient", [Pathwise(), Score(), Score("geometric"), Score("arithmetic"), Score("none")], ids=str)
+@pytest.mark.parametrize(
+    "gradient",
+    [Pathwise(), Score(), Score("geometric"), Score("arithmetic"), Score("none")],
+    ids=str,
+)
 def test_iwae_of_a_mixed_guide(gradient: Any, order: str) -> None:
-    assert_mean_is(gradients(Objective(IWAE(2), gradient), order), exact_gradient(exact_iwae, order))
+    assert_mean_is(
+        gradients(Objective(IWAE(2), gradient), order), exact_gradient(exact_iwae, order)
+    )
 
 
 def scores_alone(order: str, bound: Any) -> Tensor:
@@ -188,7 +196,9 @@ def test_every_bound_of_a_mixed_guide(bound: Any, gradient: Any, order: str) -> 
 
 def test_two_bounds_of_a_mixed_guide() -> None:
     """φ follows MIWAE."""
-    found, reference = (gradients(Objective(MIWAE(4, 2), g), "y_first") for g in (TwoBounds(), Pathwise()))
+    found, reference = (
+        gradients(Objective(MIWAE(4, 2), g), "y_first") for g in (TwoBounds(), Pathwise())
+    )
     errors = (found.var(1) + reference.var(1)).sqrt() / math.sqrt(SIZE)
     assert ((found.mean(1) - reference.mean(1)).abs() < 4.5 * errors).all()
 
@@ -201,7 +211,9 @@ def test_the_score_is_differentiated_through_its_parents() -> None:
     stopped = torch.zeros(())
     for y in (0.0, 1.0):
         value, log_y = log_w(p, "z_first", nodes, torch.full_like(nodes, y), 0.8)
-        stopped = stopped + (mass * log_y.exp().detach() * value).sum()  # paths alone: the score term through z is lost
+        stopped = (
+            stopped + (mass * log_y.exp().detach() * value).sum()
+        )  # paths alone: the score term through z is lost
     (without,) = torch.autograd.grad(stopped, p[:1])
     assert abs(without.item() - exact) > 0.15
     found = gradients(TraceELBO(2), "z_first")[0]
@@ -232,7 +244,11 @@ def test_trace_elbo_equals_pyro(order: str, num_particles: int) -> None:
         found = []
         for objective in (
             TraceELBO(num_particles),
-            Trace_ELBO(num_particles, max_plate_nesting=nesting + (num_particles > 1), vectorize_particles=num_particles > 1),
+            Trace_ELBO(
+                num_particles,
+                max_plate_nesting=nesting + (num_particles > 1),
+                vectorize_particles=num_particles > 1,
+            ),
         ):
             p = [torch.tensor(v, requires_grad=True) for v in VALUES]
             guide = _with_parameters(make, p)
@@ -276,7 +292,9 @@ def _nested_guide(p: list[Tensor]) -> Callable[[Tensor], None]:
     return guide
 
 
-@pytest.mark.parametrize("name", ["stl", "iwae-stl", "dreg", "rws-dreg", "analytic-kl", "beta-elbo"])
+@pytest.mark.parametrize(
+    "name", ["stl", "iwae-stl", "dreg", "rws-dreg", "analytic-kl", "beta-elbo"]
+)
 def test_refusals(name: str) -> None:
     p = [torch.tensor(v, requires_grad=True) for v in VALUES]
     words = r"needs a path gradient at every draw; the guide's site 'y' \(Bernoulli\) has none: use trace-elbo"
@@ -307,7 +325,10 @@ def test_compiled_mixed_programs(name: str) -> None:
     objective.bound(system.model, system.guide, x)
     torch.manual_seed(5)
     value, surrogate = objective.bound(system.model, system.guide, x)
-    expected = [value.item(), *(g.item() for g in torch.autograd.grad(-surrogate, list(system.parameters())))]
+    expected = [
+        value.item(),
+        *(g.item() for g in torch.autograd.grad(-surrogate, list(system.parameters()))),
+    ]
     graphs = Compiled(system, OBJECTIVES[name](num_particles=4), backend="eager")
     torch.manual_seed(5)
     found, grads = graphs.value_and_grads(x)
@@ -327,7 +348,9 @@ def test_which_draws_carry_their_whole_path_gradient() -> None:
         RejectionGamma(2 * ones, ones).to_event(1),
         RejectionGamma(2 * ones, ones).mask(ones > 0),
         RejectionGamma(2 * ones, ones).expand((4, 3)).to_event(1).mask(torch.ones(4) > 0),
-        dist.TransformedDistribution(RejectionGamma(2 * ones, ones), [dist.transforms.ExpTransform()]),
+        dist.TransformedDistribution(
+            RejectionGamma(2 * ones, ones), [dist.transforms.ExpTransform()]
+        ),
         dist.MaskedMixture(ones > 0, RejectionGamma(2 * ones, ones), dist.Gamma(2 * ones, ones)),
     ]
     for fn in partly:
@@ -337,7 +360,12 @@ def test_which_draws_carry_their_whole_path_gradient() -> None:
         term = score_function(fn, value)
         assert term is not None
         assert term.shape == fn.batch_shape
-    for fn in (dist.Gamma(ones, ones), dist.Normal(ones, ones).to_event(1), dist.LogNormal(ones, ones), dist.Delta(ones)):
+    for fn in (
+        dist.Gamma(ones, ones),
+        dist.Normal(ones, ones).to_event(1),
+        dist.LogNormal(ones, ones),
+        dist.Delta(ones),
+    ):
         assert has_path(fn)
         assert score_function(fn, fn.sample()) is None
     assert not has_path(dist.Bernoulli(ones / 2).to_event(1))
@@ -361,7 +389,9 @@ def test_rejection_sampled_gamma(objective: Objective, wrapped: bool) -> None:
             prior = dist.Gamma(torch.full((size, *events), 2.0), 1.0)
             z = pyro.sample("z", prior.to_event(1) if wrapped else prior)
             rate = dist.Poisson(z)
-            pyro.sample("x", rate.to_event(1) if wrapped else rate, obs=torch.full((size, *events), 5.0))
+            pyro.sample(
+                "x", rate.to_event(1) if wrapped else rate, obs=torch.full((size, *events), 5.0)
+            )
 
     a, b = (torch.full((size, *events), v, requires_grad=True) for v in (3.0, 1.4))
 
@@ -399,7 +429,11 @@ def test_the_score_function_of_stacked_runs_is_that_of_each_run() -> None:
     ones = torch.ones(4)
     parts = [RejectionGamma(2 * ones, ones), RejectionGamma(3 * ones, ones)]
     value = torch.rand(2, 4) + 0.5
-    scores = [s for part, v in zip(parts, value, strict=True) if (s := score_function(part, v)) is not None]
+    scores = [
+        s
+        for part, v in zip(parts, value, strict=True)
+        if (s := score_function(part, v)) is not None
+    ]
     assert not has_path(Stacked(parts, 1))
     found = score_function(Stacked(parts, 1), value)
     assert found is not None

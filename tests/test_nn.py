@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pyroae import likelihoods, zoo
 from pyroae.autoencoder import Autoencoder
-from pyroae.data import Dataset
+from pyroae.data.dataset import Dataset
 from pyroae.errors import ConfigError
 from pyroae.likelihoods import LIKELIHOODS
 from pyroae.nn import MAPS, MLP, Conv, Linear, Map, Tied
@@ -22,7 +22,12 @@ from tests import oracles
 pytestmark = pytest.mark.usefixtures("float64")
 
 IMAGES: list[tuple[int, ...]] = [(8, 8), (28, 28), (9, 11), (3, 32, 32)]
-SMALL: dict[str, Map] = {"linear": Linear(), "atoms": Linear(unit_norm=True), "mlp": MLP((7, 5)), "conv": Conv((4, 5), 6)}
+SMALL: dict[str, Map] = {
+    "linear": Linear(),
+    "atoms": Linear(unit_norm=True),
+    "mlp": MLP((7, 5)),
+    "conv": Conv((4, 5), 6),
+}
 
 
 def layers(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
@@ -75,7 +80,10 @@ def test_linear_is_affine() -> None:
 
 
 def test_mlp_is_written_out_and_the_decoder_is_its_mirror() -> None:
-    encoder, decoder = randomize(MLP((7, 5)).encoder((6,), 3)), randomize(MLP((7, 5)).decoder(3, (6,), 1))
+    encoder, decoder = (
+        randomize(MLP((7, 5)).encoder((6,), 3)),
+        randomize(MLP((7, 5)).decoder(3, (6,), 1)),
+    )
     assert [w.shape for w, _ in layers(encoder)] == [(7, 6), (5, 7), (3, 5)]
     assert [w.shape for w, _ in layers(decoder)] == [(5, 3), (7, 5), (6, 7)]
     for module, inputs in ((encoder, 6), (decoder, 3)):
@@ -114,13 +122,17 @@ def test_conv_is_written_out(shape: tuple[int, ...]) -> None:
         y = F.elu(F.conv2d(y, conv.weight, conv.bias, stride=2, padding=1))
     inner = y.shape[1:]
     (first, last) = layers(encoder)
-    torch.testing.assert_close(encoder(h), F.elu(y.flatten(1) @ first[0].T + first[1]) @ last[0].T + last[1])
+    torch.testing.assert_close(
+        encoder(h), F.elu(y.flatten(1) @ first[0].T + first[1]) @ last[0].T + last[1]
+    )
 
     z = torch.randn(2, 3)
     (first, last) = layers(decoder)
     y = (F.elu(z @ first[0].T + first[1]) @ last[0].T + last[1]).reshape(2, *inner)
     transposed = [m for m in decoder.modules() if isinstance(m, nn.ConvTranspose2d)]
-    for unconv, (height, width) in zip(transposed, [(image[1] // 2, image[2] // 2), image[1:]], strict=True):
+    for unconv, (height, width) in zip(
+        transposed, [(image[1] // 2, image[2] // 2), image[1:]], strict=True
+    ):
         extra = (height - 2 * y.shape[2], width - 2 * y.shape[3])
         y = F.conv_transpose2d(F.elu(y), unconv.weight, stride=2, padding=1, output_padding=extra)
     bias = cast(nn.Sequential, decoder)[-1].bias
@@ -131,7 +143,10 @@ def test_conv_is_written_out(shape: tuple[int, ...]) -> None:
 def test_conv_of_images_with_channels_last(outputs: int) -> None:
     """The maps of `[h, w, c]` are those of the same images as `[c, h, w]`, with outputs in the layout of the data."""
     given, last, first, latent = Conv((4, 5), 6), (8, 9, 3), (3, 8, 9), 2
-    maps = {shape: (given.encoder(shape, 4), given.decoder(latent, shape, outputs)) for shape in (last, first)}
+    maps = {
+        shape: (given.encoder(shape, 4), given.decoder(latent, shape, outputs))
+        for shape in (last, first)
+    }
     for one, other in zip(maps[last], maps[first], strict=True):
         for p, q in zip(one.parameters(), other.parameters(), strict=True):
             q.data.copy_(p.data)
@@ -152,10 +167,22 @@ def test_conv_of_images_with_channels_last(outputs: int) -> None:
         (lambda: Conv((4, 0)), "a conv map takes one or more channels and a width of at least 1"),
         (lambda: Conv((4,), 0), "a conv map takes one or more channels and a width of at least 1"),
         (lambda: Conv().encoder((64,), 2), r"needs images .* not data of shape \(64,\)"),
-        (lambda: Conv().decoder(2, (2, 3, 8, 8), 1), r"needs images .* not data of shape \(2, 3, 8, 8\)"),
-        (lambda: Conv((4, 4)).encoder((8, 3), 2), "images of 8×3 are too small for 2 convolutions of stride 2"),
-        (lambda: Autoencoder((8, 8), 2, encoder=Conv(), tied=True), "tied weights need an encoder of linear layers"),
-        (lambda: Autoencoder(4, 2, posterior=ExactLinear(), tied=True), "tied weights need an encoder"),
+        (
+            lambda: Conv().decoder(2, (2, 3, 8, 8), 1),
+            r"needs images .* not data of shape \(2, 3, 8, 8\)",
+        ),
+        (
+            lambda: Conv((4, 4)).encoder((8, 3), 2),
+            "images of 8×3 are too small for 2 convolutions of stride 2",
+        ),
+        (
+            lambda: Autoencoder((8, 8), 2, encoder=Conv(), tied=True),
+            "tied weights need an encoder of linear layers",
+        ),
+        (
+            lambda: Autoencoder(4, 2, posterior=ExactLinear(), tied=True),
+            "tied weights need an encoder",
+        ),
     ],
 )
 def test_refused_maps(make: Callable[[], object], words: str) -> None:
@@ -188,7 +215,9 @@ def test_gradient_of_tied_weights_comes_from_both_maps() -> None:
     """Of ½‖r‖², r = x − w(w·x), for one unit: −(w·x) r from the decoder, −(w·r) x from the encoder."""
     system = zoo.linear_autoencoder(4, 1, tied=True)
     x, w = torch.randn(4), system.encoder.get_parameter("0.weight")
-    (gradient,) = torch.autograd.grad(0.5 * (x - system.decoder(system.encoder(x))).square().sum(), [w])
+    (gradient,) = torch.autograd.grad(
+        0.5 * (x - system.decoder(system.encoder(x))).square().sum(), [w]
+    )
     residual = x - w[0] * (w[0] @ x)
     torch.testing.assert_close(gradient[0], -(w[0] @ x) * residual - (w[0] @ residual) * x)
 
@@ -206,7 +235,9 @@ def test_tied_copy_is_tied_to_its_own_encoder() -> None:
 def test_tied_weights_leave_no_choice_of_decoder() -> None:
     """The form that is asked for would be dropped in silence, and closed forms would take it for linear."""
     with pytest.raises(ConfigError, match="tied"):
-        Autoencoder(4, 2, encoder=MLP((5,)), decoder=Linear(), likelihood=likelihoods.Normal(), tied=True)
+        Autoencoder(
+            4, 2, encoder=MLP((5,)), decoder=Linear(), likelihood=likelihoods.Normal(), tied=True
+        )
 
 
 # Atoms
@@ -216,7 +247,9 @@ def test_atoms_have_length_one_whatever_the_weight() -> None:
     decoder, z = Linear(unit_norm=True).decoder(7, (2, 2), 1), torch.randn(5, 7)
     randomize(decoder)
     weight, bias = decoder.get_parameter("0.weight"), decoder.get_parameter("0.bias")
-    expected = z @ torch.stack([column / column.square().sum().sqrt() for column in weight.T]) + bias
+    expected = (
+        z @ torch.stack([column / column.square().sum().sqrt() for column in weight.T]) + bias
+    )
     torch.testing.assert_close(decoder(z), expected)
     atoms = cast(nn.Sequential, decoder)[0].atoms
     torch.testing.assert_close(cast(Tensor, atoms).square().sum(0), torch.ones(7))
@@ -236,7 +269,9 @@ def test_gradient_of_an_atom_does_not_change_its_length() -> None:
 # Where the output starts
 
 
-@pytest.mark.parametrize(("form", "tied"), [*((form, False) for form in SMALL), ("linear", True), ("mlp", True)], ids=str)
+@pytest.mark.parametrize(
+    ("form", "tied"), [*((form, False) for form in SMALL), ("linear", True), ("mlp", True)], ids=str
+)
 @pytest.mark.parametrize("name", list(LIKELIHOODS))
 def test_output_starts_at_the_mean_of_the_data(name: str, form: str, tied: bool) -> None:
     """At z = 0, where the weights have no part."""

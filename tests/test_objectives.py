@@ -25,10 +25,17 @@ float64 = pytest.mark.usefixtures("float64")
 
 
 def gradients(module: torch.nn.Module) -> Tensor:
-    return torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in module.parameters()])
+    return torch.cat(
+        [
+            torch.zeros(p.numel()) if p.grad is None else p.grad.flatten()
+            for p in module.parameters()
+        ]
+    )
 
 
-def run(objective: Any, module: torch.nn.Module, model: Any, guide: Any, *args: Any) -> tuple[float, Tensor]:
+def run(
+    objective: Any, module: torch.nn.Module, model: Any, guide: Any, *args: Any
+) -> tuple[float, Tensor]:
     pyro.set_rng_seed(3)
     module.zero_grad()
     loss = float(objective.loss_and_grads(model, guide, *args))
@@ -42,7 +49,9 @@ def run(objective: Any, module: torch.nn.Module, model: Any, guide: Any, *args: 
 def test_equals_pyro(name: str, objective: str, num_particles: int) -> None:
     system, x = system_and_data(name)
     nesting = 1 if num_particles == 1 else 2
-    pyros = PYRO[objective](num_particles=num_particles, vectorize_particles=True, max_plate_nesting=nesting)
+    pyros = PYRO[objective](
+        num_particles=num_particles, vectorize_particles=True, max_plate_nesting=nesting
+    )
     ours = OBJECTIVES[objective](num_particles=num_particles)
     loss, gradient = run(ours, system, system.model, system.guide, x)
     expected_loss, expected = run(pyros, system, system.model, system.guide, x)
@@ -81,9 +90,13 @@ def test_three_paths_are_one(objective: str) -> None:
     assert differentiable.item() == pytest.approx(loss, rel=1e-14)
     torch.testing.assert_close(gradients(system), gradient, rtol=0, atol=0)
     pyro.set_rng_seed(3)
-    assert -estimator.bound(system.model, system.guide, x).value.item() == pytest.approx(loss, rel=1e-14)
+    assert -estimator.bound(system.model, system.guide, x).value.item() == pytest.approx(
+        loss, rel=1e-14
+    )
     pyro.set_rng_seed(3)
-    assert SVI(system.model, system.guide, pyro.optim.SGD({"lr": 0.0}), estimator).step(x) == pytest.approx(loss, rel=1e-14)
+    assert SVI(system.model, system.guide, pyro.optim.SGD({"lr": 0.0}), estimator).step(
+        x
+    ) == pytest.approx(loss, rel=1e-14)
 
 
 @float64
@@ -112,7 +125,9 @@ def test_a_scale_on_the_model_alone() -> None:
     assert abs(ignored - loss) > 1  # the fault, as it stands in Pyro
     draws = TraceELBO(num_particles=40_000)
     sampled = draws.loss(model, system.guide, x)
-    assert sampled == pytest.approx(AnalyticKL(num_particles=40_000).loss(model, system.guide, x), rel=2e-3)
+    assert sampled == pytest.approx(
+        AnalyticKL(num_particles=40_000).loss(model, system.guide, x), rel=2e-3
+    )
 
 
 # Any Pyro program.
@@ -122,7 +137,9 @@ DATA = torch.tensor([[0.3, -1.2], [2.0, 0.1], [-0.5, 0.4], [1.1, 1.3]])
 
 def hierarchical(size: int | None = None) -> tuple[Any, Any, torch.nn.ParameterDict]:
     """A global scale, two local latents one of which lies in a plate nested in the data plate, subsampling."""
-    q = torch.nn.ParameterDict({n: torch.tensor(v) for n, v in (("g", 0.3), ("a", 0.2), ("b", -0.4), ("s", 0.7))})
+    q = torch.nn.ParameterDict(
+        {n: torch.tensor(v) for n, v in (("g", 0.3), ("a", 0.2), ("b", -0.4), ("s", 0.7))}
+    )
     shift = q["b"]
 
     def plate(x: Tensor) -> Any:
@@ -153,7 +170,9 @@ def hierarchical(size: int | None = None) -> tuple[Any, Any, torch.nn.ParameterD
 def test_hierarchical_program_equals_pyro(objective: str, size: int | None) -> None:
     model, guide, q = hierarchical(size)
     for num_particles, nesting in ((1, 2), (5, 3)):
-        pyros = PYRO[objective](num_particles=num_particles, vectorize_particles=True, max_plate_nesting=nesting)
+        pyros = PYRO[objective](
+            num_particles=num_particles, vectorize_particles=True, max_plate_nesting=nesting
+        )
         loss, gradient = run(OBJECTIVES[objective](num_particles), q, model, guide, DATA.double())
         expected_loss, expected = run(pyros, q, model, guide, DATA.double())
         assert loss == pytest.approx(expected_loss, rel=1e-12)
@@ -169,8 +188,12 @@ def test_masks_and_scales_equal_pyro(objective: str) -> None:
     def masked(program: Any) -> Any:
         return poutine.scale(poutine.mask(program, mask=keep), scale=0.25)
 
-    loss, gradient = run(OBJECTIVES[objective](), system, masked(system.model), masked(system.guide), x)
-    expected_loss, expected = run(PYRO[objective](), system, masked(system.model), masked(system.guide), x)
+    loss, gradient = run(
+        OBJECTIVES[objective](), system, masked(system.model), masked(system.guide), x
+    )
+    expected_loss, expected = run(
+        PYRO[objective](), system, masked(system.model), masked(system.guide), x
+    )
     assert loss == pytest.approx(expected_loss, rel=1e-12)
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-10)
 
@@ -202,7 +225,9 @@ def test_a_program_without_a_plate_is_one_datum() -> None:
     """z ~ N(0, 1), x ~ N(z, 1) at x = 1 with q = N(.5, 2/3): L1 = −1.538338 (REFERENCES, item 3)."""
 
     def model() -> None:
-        pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=torch.tensor(1.0))
+        pyro.sample(
+            "x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=torch.tensor(1.0)
+        )
 
     def guide() -> None:
         pyro.sample("z", dist.Normal(0.5, (2 / 3) ** 0.5))
@@ -223,7 +248,9 @@ def test_no_host_synchronization(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(Tensor, name, refuse)
         for objective in OBJECTIVES.values():
             objective().bound(system.model, system.guide, x).surrogate.backward()
-        with pytest.raises(AssertionError, match="synchronization"):  # Pyro's own: the check can fail
+        with pytest.raises(
+            AssertionError, match="synchronization"
+        ):  # Pyro's own: the check can fail
             Trace_ELBO().loss_and_grads(system.model, system.guide, x)
 
 
@@ -235,7 +262,9 @@ def test_traces_into_one_graph(objective: str) -> None:
 
     def loss(values: dict[str, Tensor], x: Tensor) -> Tensor:
         with pyro.validation_enabled(False):
-            bound = torch.func.functional_call(_Bound(system, estimator), {f"system.{k}": v for k, v in values.items()}, (x,))
+            bound = torch.func.functional_call(
+                _Bound(system, estimator), {f"system.{k}": v for k, v in values.items()}, (x,)
+            )
         return bound
 
     estimator.bound(system.model, system.guide, x)
@@ -267,12 +296,17 @@ def bernoulli_guide(x: Tensor) -> None:
 def test_refusals(objective: str) -> None:
     system, x = system_and_data("vae")
     estimator = OBJECTIVES[objective]()
-    with pytest.raises(ProgramError, match=r"'z' is continuous in the model \(Normal\) and discrete in the guide \(Bern"):
+    with pytest.raises(
+        ProgramError,
+        match=r"'z' is continuous in the model \(Normal\) and discrete in the guide \(Bern",
+    ):
         estimator.loss(system.model, bernoulli_guide, x)
     with pytest.raises(ProgramError, match="latent site 'z' has no counterpart in the guide"):
         estimator.loss(system.model, lambda x: None, x)
     other = zoo.vae(D, 5)
-    with pytest.raises(ProgramError, match=r"'z' has the event shape \(3,\) in the model and \(5,\) in the guide"):
+    with pytest.raises(
+        ProgramError, match=r"'z' has the event shape \(3,\) in the model and \(5,\) in the guide"
+    ):
         estimator.loss(system.model, other.guide, x)
 
     def extra(x: Tensor) -> None:
@@ -286,7 +320,10 @@ def test_refusals(objective: str) -> None:
 @pytest.mark.parametrize("objective", sorted(set(OBJECTIVES) - set(FOR_DISCRETE)))
 def test_pathwise_estimators_refuse_discrete_sites(objective: str) -> None:
     system, x = system_and_data("discrete-vae")
-    with pytest.raises(ProgramError, match=r"site 'z' \(Bernoulli\) has none: use trace-elbo, iwae, vimco, rws, score or tvo"):
+    with pytest.raises(
+        ProgramError,
+        match=r"site 'z' \(Bernoulli\) has none: use trace-elbo, iwae, vimco, rws, score or tvo",
+    ):
         OBJECTIVES[objective](num_particles=4).loss_and_grads(system.model, system.guide, x)
 
 
@@ -308,7 +345,9 @@ def test_a_site_that_is_masked_whole_has_no_divergence() -> None:
     pyro.set_rng_seed(1)
     z = 0.3 + 0.5 * torch.randn(()).item()
     pyro.set_rng_seed(1)
-    loss = AnalyticKL().differentiable_loss(model, lambda: pyro.sample("z", dist.Normal(location, 0.5).mask(False)))
+    loss = AnalyticKL().differentiable_loss(
+        model, lambda: pyro.sample("z", dist.Normal(location, 0.5).mask(False))
+    )
     assert loss.item() == pytest.approx(0.5 * math.log(2 * math.pi) + 0.5 * (2 - z) ** 2, rel=1e-12)
     assert torch.autograd.grad(loss, location)[0].item() == pytest.approx(z - 2, rel=1e-12)
 
@@ -347,7 +386,9 @@ def test_a_support_that_depends_on_parameters_has_no_score_of_mean_0(kind: str) 
 
     x = torch.zeros(40_000)
     for name in ("stl", "dreg", "rws", "vimco", "score", "tvo", "rws-dreg", "iwae-stl"):
-        with pytest.raises(ProgramError, match=r"where the support depends on parameters, as that of the site 'z'"):
+        with pytest.raises(
+            ProgramError, match=r"where the support depends on parameters, as that of the site 'z'"
+        ):
             OBJECTIVES[name](num_particles=4).bound(model, guide, x[:2])
     for name in ("trace-elbo", "piwae", "iwae", "renyi"):
         surrogate = OBJECTIVES[name](num_particles=4).bound(model, guide, x).surrogate

@@ -83,7 +83,9 @@ FUNCTIONS: dict[str, Callable[[Autoencoder, Any], Any]] = {
     "log_weights": lambda s, x: log_weights(s.model, s.guide, x, num_particles=2),
     "log_likelihood": lambda s, x: log_likelihood(s.model, s.guide, x, num_particles=5),
     "Local": lambda s, x: log_likelihood(s.model, Local(s.guide, steps=2), x, num_particles=5),
-    "Mixture": lambda s, x: log_likelihood(s.model, Mixture((s.guide, prior_of(s.model))), x, num_particles=5),
+    "Mixture": lambda s, x: log_likelihood(
+        s.model, Mixture((s.guide, prior_of(s.model))), x, num_particles=5
+    ),
     "ais": lambda s, x: ais(s.model, None, x, settings=SHORT),
     "bdmc": lambda s, x: bdmc(s.model, None, x, settings=SHORT),
     "gaps": lambda s, x: gaps(s.model, s.guide, x, num_particles=5, steps=2),
@@ -105,7 +107,10 @@ FUNCTIONS: dict[str, Callable[[Autoencoder, Any], Any]] = {
     "encode": lambda s, x: s.encode(x),
     "decode": lambda s, x: s.decode(x),
     "reconstruct": lambda s, x: s.reconstruct(x),
-    **{f"{name}.bound": partial(bound, name) for name in ("trace-elbo", "iwae", "dreg", "vimco", "analytic-kl")},
+    **{
+        f"{name}.bound": partial(bound, name)
+        for name in ("trace-elbo", "iwae", "dreg", "vimco", "analytic-kl")
+    },
 }
 
 
@@ -125,4 +130,12 @@ def test_odd_arrays(name: str, function: str) -> None:
                 continue
         assert said.strip(), odd
         assert "\n" not in said, odd
-    assert refused >= {"too wide", "objects", "ragged", "nothing", "a word", "complex numbers", "two tensors"}
+    assert refused >= {
+        "too wide",
+        "objects",
+        "ragged",
+        "nothing",
+        "a word",
+        "complex numbers",
+        "two tensors",
+    }

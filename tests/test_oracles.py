@@ -20,7 +20,7 @@ from scipy import integrate, stats
 from torch import Tensor
 
 from pyroae import linear_gaussian, zoo
-from pyroae.evaluation.likelihood import log_likelihood
+from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.nn import MLP
 from pyroae.objectives import (
     ELBO,
@@ -36,7 +36,8 @@ from pyroae.objectives import (
     StickingTheLanding,
     TraceELBO,
 )
-from pyroae.weights import Program, log_weights
+from pyroae.programs.sites import Program
+from pyroae.weights import log_weights
 
 pytestmark = pytest.mark.usefixtures("float64")
 VARIANCE = 2 / 3
@@ -71,7 +72,11 @@ def shrunk(mean: Tensor | float = 0.0, noise: Tensor | None = None) -> tuple[Pro
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             loc = (x + mean) / 2
-            q = dist.Normal(loc, scale) if noise is None else Given(loc, scale.expand_as(loc), noise)
+            q = (
+                dist.Normal(loc, scale)
+                if noise is None
+                else Given(loc, scale.expand_as(loc), noise)
+            )
             pyro.sample("z", q.to_event(1))
 
     return model, guide
@@ -91,7 +96,10 @@ def exact_log_mean(count: int, features: int, power: float = 1.0) -> float:
     density = stats.chi2(features).pdf(root[1:] ** 2) * 2 * root[1:] * (root[1] - root[0])
     ratio = ((4 / 3) ** (features / 2) * np.exp(-(root[1:] ** 2) / 6)) ** power
     if features == 1:  # the density of √S does not vanish at 0
-        density, ratio = np.append(density, stats.norm.pdf(0) * root[1]), np.append(ratio, (4 / 3) ** (power / 2))
+        density, ratio = (
+            np.append(density, stats.norm.pdf(0) * root[1]),
+            np.append(ratio, (4 / 3) ** (power / 2)),
+        )
     log_t = np.linspace(-25, 25, 1001)
     moments = np.exp(-np.exp(log_t[:, None]) / count * ratio) @ density
     return float(integrate.trapezoid(np.exp(-np.exp(log_t)) - moments**count, log_t))
@@ -104,8 +112,14 @@ def by_quadrature(bound: BoundFunction, points: int = 40) -> float:
     """E F(log w_1, …, log w_K): Gauss-Hermite nodes as data, their weights as the scale of each datum's bound."""
     nodes, weights = (torch.as_tensor(part) for part in np.polynomial.hermite_e.hermegauss(points))
     grid = torch.cartesian_prod(*[nodes] * bound.num_particles).reshape(-1, bound.num_particles)
-    of_grid = torch.cartesian_prod(*[weights / weights.sum()] * bound.num_particles).reshape(len(grid), -1).prod(1)
-    model, guide = (poutine.scale(program, scale=of_grid) for program in shrunk(noise=grid.T[..., None]))
+    of_grid = (
+        torch.cartesian_prod(*[weights / weights.sum()] * bound.num_particles)
+        .reshape(len(grid), -1)
+        .prod(1)
+    )
+    model, guide = (
+        poutine.scale(program, scale=of_grid) for program in shrunk(noise=grid.T[..., None])
+    )
     return Objective(bound).bound(model, guide, torch.ones(len(grid), 1)).value.item()
 
 
@@ -114,12 +128,16 @@ def test_first_bounds_by_quadrature(count: int, printed: float) -> None:
     """L1, L2, L3 to all printed digits (half a unit of the last: 5e-7), by 40^K nodes; the integral of the oracle agrees."""
     found = by_quadrature(IWAE(count))
     assert found == pytest.approx(printed, abs=5e-7)
-    assert found == pytest.approx(exact_log_mean(count, 1) - 0.5 * math.log(4 * math.pi) - 0.25, abs=1e-8)
+    assert found == pytest.approx(
+        exact_log_mean(count, 1) - 0.5 * math.log(4 * math.pi) - 0.25, abs=1e-8
+    )
 
 
 def quantiles(count: int) -> Tensor:
     """Noise `[K, 1, 1]` at the quantiles (k − ½)/K of N(0, 1): means over it are integrals by the midpoint rule."""
-    return torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(count) + 0.5) / count)[:, None, None]
+    return torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(count) + 0.5) / count)[
+        :, None, None
+    ]
 
 
 def test_limits_of_many_particles() -> None:
@@ -130,7 +148,10 @@ def test_limits_of_many_particles() -> None:
     count = 1_000_001
     model, guide = shrunk(noise=quantiles(count))
     x = torch.ones(1, 1)
-    values = {bound: Objective(bound).bound(model, guide, x).value.item() for bound in (IWAE(count), Renyi(count, 0.5))}
+    values = {
+        bound: Objective(bound).bound(model, guide, x).value.item()
+        for bound in (IWAE(count), Renyi(count, 0.5))
+    }
     assert values[IWAE(count)] == pytest.approx(LOG_P, abs=5e-7)
     assert values[Renyi(count, 0.5)] == pytest.approx(-1.525822, abs=5e-7)
     log_weight = log_weights(model, guide, x, num_particles=count).log_weight
@@ -196,20 +217,26 @@ def test_bias_and_variance_of_the_bound_fall_as_one_over_k() -> None:
     second = 0.0327956
     biases, variances = [], []
     for count in counts:
-        found = log_likelihood(model, guide, torch.ones(num_data, 1), num_particles=count, seed=count)
+        found = log_likelihood(
+            model, guide, torch.ones(num_data, 1), num_particles=count, seed=count
+        )
         error = found.log_px + 0.5 * math.log(4 * math.pi) + 0.25
         bias, se = mean_and_error(error - torch.expm1(error))
         assert bias == pytest.approx(exact_log_mean(count, 1), abs=4 * se)
         assert bias * count == pytest.approx(-second / 2, abs=4 * se * count + second / count)
         spread = (error - error.mean()).square()
         variance, of_variance = mean_and_error(spread)
-        assert variance * count == pytest.approx(second, abs=4 * of_variance * count + second / count)
+        assert variance * count == pytest.approx(
+            second, abs=4 * of_variance * count + second / count
+        )
         if count >= 64:  # what the estimate says of itself
             assert found.se.square().mean().item() * count == pytest.approx(second, rel=0.02)
         biases.append(bias)
         variances.append(variance)
     log_counts = np.log(counts[1:])
-    assert np.polyfit(log_counts, np.log(-np.array(biases[1:])), 1)[0] == pytest.approx(-1, abs=0.02)
+    assert np.polyfit(log_counts, np.log(-np.array(biases[1:])), 1)[0] == pytest.approx(
+        -1, abs=0.02
+    )
     assert np.polyfit(log_counts, np.log(variances[1:]), 1)[0] == pytest.approx(-1, abs=0.02)
 
 
@@ -244,7 +271,9 @@ def test_toy_divergence() -> None:
 def test_toy_variance() -> None:
     """Var(w)/p² = .906721: (1 + Var of one dimension)^20 − 1 to all digits; n = 500,000 weights within 4 standard errors."""
     count = 1_000_001
-    weights = log_weights(*shrunk(noise=quantiles(count)), torch.ones(1, 1), num_particles=count).log_weight
+    weights = log_weights(
+        *shrunk(noise=quantiles(count)), torch.ones(1, 1), num_particles=count
+    ).log_weight
     one = count * IWAE(count).slope(weights).square().sum()
     assert one.item() ** 20 - 1 == pytest.approx(0.906721, abs=5e-7)
     model, guide, x, log_p = toy(500_000)
@@ -255,7 +284,8 @@ def test_toy_variance() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "num_data", "exact"), [(2, 200_000, -0.22933), (5, 80_000, -0.09150), (10, 40_000, -0.04560)]
+    ("count", "num_data", "exact"),
+    [(2, 200_000, -0.22933), (5, 80_000, -0.09150), (10, 40_000, -0.04560)],
 )
 def test_toy_bounds(count: int, num_data: int, exact: float) -> None:
     """L_K − log p at n estimates, with p̂/p − 1 as control variate, within 4 standard errors, each below .001.
@@ -274,7 +304,9 @@ def test_toy_bounds(count: int, num_data: int, exact: float) -> None:
 # Item 5: variance of the gradient in the mean of q.
 
 
-def mean_gradients(objective: ObjectiveBase, weight: float, noise_scale: float, variance: float, noise: Tensor) -> Tensor:
+def mean_gradients(
+    objective: ObjectiveBase, weight: float, noise_scale: float, variance: float, noise: Tensor
+) -> Tensor:
     """Ascent gradients in m, a datum each: z ~ N(0, 1), x|z ~ N(w z, s²), q = N(m, v); `noise` `[K, N]`."""
     loc = torch.full(noise.shape[1:], 0.3, requires_grad=True)
 
@@ -295,14 +327,18 @@ def mean_gradients(objective: ObjectiveBase, weight: float, noise_scale: float, 
 FORMS = {
     "mc-kl": (TraceELBO, lambda ratio, v: (1 + ratio) ** 2 * v),
     "analytic-kl": (AnalyticKL, lambda ratio, v: ratio**2 * v),
-    "stl": (lambda k: Objective(ELBO(k), StickingTheLanding()), lambda ratio, v: (v**-0.5 - (1 + ratio) * v**0.5) ** 2),
+    "stl": (
+        lambda k: Objective(ELBO(k), StickingTheLanding()),
+        lambda ratio, v: (v**-0.5 - (1 + ratio) * v**0.5) ** 2,
+    ),
 }
 """Estimators, and the closed forms of their variances, λ = w²/s²."""
 
 
 @pytest.mark.parametrize("name", list(FORMS))
 @pytest.mark.parametrize(
-    ("weight", "noise_scale", "variance"), [(1.0, 1.0, 0.5), (1.0, 1.0, 0.1), (0.8, 0.5, 1.3), (2.0, 0.7, 0.3)]
+    ("weight", "noise_scale", "variance"),
+    [(1.0, 1.0, 0.5), (1.0, 1.0, 0.1), (0.8, 0.5, 1.3), (2.0, 0.7, 0.3)],
 )
 def test_gradient_variances(name: str, weight: float, noise_scale: float, variance: float) -> None:
     """Exactly by ε = ±1, whose variance is that of N(0, 1): the gradient is linear in ε, to 1e-10.
@@ -321,14 +357,17 @@ def test_gradient_variances(name: str, weight: float, noise_scale: float, varian
 
 
 @pytest.mark.parametrize(("weight", "noise_scale"), [(1.0, 1.0), (2.0, 0.5)])
-def test_sticking_the_landing_is_worse_below_half_the_posterior_variance(weight: float, noise_scale: float) -> None:
+def test_sticking_the_landing_is_worse_below_half_the_posterior_variance(
+    weight: float, noise_scale: float
+) -> None:
     """STL against MC-KL at .49, .50 and .51 of the posterior variance 1/(1 + λ), exactly by ε = ±1."""
     posterior = 1 / (1 + (weight / noise_scale) ** 2)
     pair = torch.tensor([[1.0, -1.0]])
     ratios = []
     for share in (0.49, 0.50, 0.51):
         stuck, plain = (
-            mean_gradients(FORMS[name][0](1), weight, noise_scale, share * posterior, pair).var() for name in ("stl", "mc-kl")
+            mean_gradients(FORMS[name][0](1), weight, noise_scale, share * posterior, pair).var()
+            for name in ("stl", "mc-kl")
         )
         ratios.append((stuck / plain).item())
     assert ratios[0] > 1.01
@@ -338,7 +377,9 @@ def test_sticking_the_landing_is_worse_below_half_the_posterior_variance(weight:
 
 # Item 7: what holds for every model. A Bernoulli VAE of two latent variables whose decoder is steep, by quadrature.
 
-DATA = torch.tensor([[1, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 0], [1, 1, 1, 1, 1, 1], [0, 1, 0, 0, 0, 1]]).double()
+DATA = torch.tensor(
+    [[1, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 0], [1, 1, 1, 1, 1, 1], [0, 1, 0, 0, 0, 1]]
+).double()
 
 
 def steep_vae(replicates: int) -> tuple[Program, Program, Tensor, Tensor]:
@@ -353,7 +394,12 @@ def steep_vae(replicates: int) -> tuple[Program, Program, Tensor, Tensor]:
     with torch.no_grad():
         joint = system.p_x(z[:, None]).log_prob(DATA) + system.p_z().log_prob(z)[:, None]
     log_p = joint.logsumexp(0) + 2 * math.log(16 / 400)
-    return system.model, system.guide, DATA.repeat_interleave(replicates, 0), log_p.repeat_interleave(replicates)
+    return (
+        system.model,
+        system.guide,
+        DATA.repeat_interleave(replicates, 0),
+        log_p.repeat_interleave(replicates),
+    )
 
 
 @pytest.mark.slow
@@ -377,7 +423,9 @@ def test_estimates_seldom_exceed_log_p(count: int) -> None:
 
     def holds(gap: Tensor) -> list[bool]:
         shares = [((gap > b).double().mean().item(), math.exp(-b)) for b in (0.25, 0.5, 1.0, 1.5)]
-        return [share < limit + 4 * math.sqrt(limit * (1 - limit) / len(gap)) for share, limit in shares]
+        return [
+            share < limit + 4 * math.sqrt(limit * (1 - limit) / len(gap)) for share, limit in shares
+        ]
 
     assert (gap > 0.5).any()
     assert all(holds(gap))
@@ -401,7 +449,10 @@ def test_excess_over_log_p_reaches_its_limit() -> None:
             pyro.sample("z", dist.Bernoulli(torch.full((len(x),), chance)))
 
     log_p = math.log(0.5) - 0.5 * math.log(2 * math.pi)
-    excess = log_likelihood(model, guide, torch.full((size,), 30.0), num_particles=1, seed=0).log_px - log_p
+    excess = (
+        log_likelihood(model, guide, torch.full((size,), 30.0), num_particles=1, seed=0).log_px
+        - log_p
+    )
     share = (excess > 1 - 1e-9).double().mean().item()
     assert share == pytest.approx(chance, abs=4 * math.sqrt(chance * (1 - chance) / size))
     assert not (excess > 1 + 1e-9).any()
@@ -463,7 +514,10 @@ def test_stopped_gradients_vanish_at_the_exact_posterior() -> None:
 
     def gradients(objective: Objective, shift: float = 0.0) -> Tensor:
         exact, tril = linear_gaussian.posterior(x, *parts)
-        loc, factor = (exact + shift).requires_grad_(), tril.expand(200, 2, 2).clone().requires_grad_()
+        loc, factor = (
+            (exact + shift).requires_grad_(),
+            tril.expand(200, 2, 2).clone().requires_grad_(),
+        )
 
         def guide(x: Tensor) -> None:
             with pyro.plate("data", len(x)):
@@ -476,7 +530,11 @@ def test_stopped_gradients_vanish_at_the_exact_posterior() -> None:
 
     assert gradients(Objective(ELBO(1), Pathwise())).abs().amax(1).min() > 1e-3
     assert gradients(Objective(ELBO(1), StickingTheLanding()), shift=0.1).abs().amax(1).min() > 1e-3
-    for gradient in (StickingTheLanding(), DoublyReparameterized(), DoublyReparameterizedWakeSleep()):
+    for gradient in (
+        StickingTheLanding(),
+        DoublyReparameterized(),
+        DoublyReparameterizedWakeSleep(),
+    ):
         for bound in (ELBO(1), IWAE(4)):
             assert gradients(Objective(bound, gradient)).abs().max() < 1e-12
 
@@ -510,7 +568,9 @@ def test_tail_index() -> None:
         model, guide = scaled(variance)
         log_weight = log_weights(model, guide, torch.zeros(size)).log_weight[0]
         k = 1 - variance
-        _, khat = array_stats.psislw(-log_weight.numpy())  # it takes the negative of a log-weight, as for leave-one-out
+        _, khat = array_stats.psislw(
+            -log_weight.numpy()
+        )  # it takes the negative of a log-weight, as for leave-one-out
         se = (1 + k) / math.sqrt(tail)
         assert k / (1 + 1 / a**2) - 4 * se < khat < k + 4 * se
         found.append(float(khat))

@@ -20,14 +20,18 @@ ESTIMATORS = ("IWAE", "DReG", "STL", "RWS", "RWS-DReG")
 def tucker() -> tuple[ModuleType, Any]:
     """The example, and both models measured: 20,000 gradients of one datum, 100 of the toy's 64 data, at each K."""
     module = example("papers/tucker_2019")
-    return module, module.study(module.measure_one(400, 50, KS, seed=0), module.measure_toy(64, 100, KS, seed=0))
+    return module, module.study(
+        module.measure_one(400, 50, KS, seed=0), module.measure_toy(64, 100, KS, seed=0)
+    )
 
 
 @cache
 def roeder() -> tuple[ModuleType, Any]:
     """The example, and 20,000 gradients of one datum at a quarter, half, three quarters and the whole posterior variance."""
     module = example("papers/roeder_2017")
-    return module, module.measure(500, 40, [module.VARIANCE * times for times in (0.25, 0.5, 0.75, 1.0)], seed=0)
+    return module, module.measure(
+        500, 40, [module.VARIANCE * times for times in (0.25, 0.5, 0.75, 1.0)], seed=0
+    )
 
 
 def deviation(claim: Any) -> float:
@@ -43,7 +47,9 @@ def of_two_draws() -> dict[str, tuple[float, float]]:
     weight = torch.exp(-(z**2) / 2 - (1 - z) ** 2 / 2 + (z - 0.8) ** 2 / (2 * v))
     score = (z - 0.8) / v
     path = -z + (1 - z) + score
-    share = weight[:, None] / (weight[:, None] + weight)  # of the first draw; the second has the rest, in the transpose
+    share = weight[:, None] / (
+        weight[:, None] + weight
+    )  # of the first draw; the second has the rest, in the transpose
     coefficients: dict[str, tuple[Tensor, Tensor]] = {
         "IWAE": (share, path - score),
         "DReG": (share**2, path),
@@ -119,7 +125,10 @@ def test_tucker_on_the_toy() -> None:
     for i in range(len(KS)):
         size = found.toy["DReG"].statistics[i].mean.norm().item()
         assert found.toy["DReG"].statistics[i].bias < 2 * found.toy["DReG"].statistics[i].bias_se
-        assert found.toy["RWS-DReG"].statistics[i].bias < 2 * found.toy["RWS-DReG"].statistics[i].bias_se
+        assert (
+            found.toy["RWS-DReG"].statistics[i].bias
+            < 2 * found.toy["RWS-DReG"].statistics[i].bias_se
+        )
         assert found.toy["STL"].statistics[i].bias > 5 * found.toy["STL"].statistics[i].bias_se
         assert found.toy["STL"].statistics[i].bias > 0.5 * size
     assert found.claims["toy: ‖bias‖ / ‖mean‖, STL, K = 2"].high < 1
@@ -130,7 +139,17 @@ def test_tucker_on_the_toy() -> None:
 
 
 def test_tucker_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = ["--replicates", "20", "--num-data", "20", "--ks", "2", "64", "--out", str(tmp_path / "t.png")]
+    settings = [
+        "--replicates",
+        "20",
+        "--num-data",
+        "20",
+        "--ks",
+        "2",
+        "64",
+        "--out",
+        str(tmp_path / "t.png"),
+    ]
     found = example("papers/tucker_2019").main(settings)
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
@@ -151,11 +170,19 @@ def test_roeder_variances(parameter: str) -> None:
             else:
                 error = (2 / 20_000) ** 0.5 if parameter == "mean" else (14 / 20_000) ** 0.5
                 assert measured == pytest.approx(expected, rel=4.5 * error), (name, v)
-        ratio = module.variances(found, "STL", parameter, v) / module.variances(found, "Monte-Carlo KL", parameter, v)
-        u = v / module.VARIANCE  # both gradients are one function of ε times a constant: the noise cancels
-        torch.testing.assert_close(ratio, torch.full_like(ratio, (1 - 1 / u) ** 2), rtol=1e-8, atol=1e-28)
+        ratio = module.variances(found, "STL", parameter, v) / module.variances(
+            found, "Monte-Carlo KL", parameter, v
+        )
+        u = (
+            v / module.VARIANCE
+        )  # both gradients are one function of ε times a constant: the noise cancels
+        torch.testing.assert_close(
+            ratio, torch.full_like(ratio, (1 - 1 / u) ** 2), rtol=1e-8, atol=1e-28
+        )
     half, whole = 0.5 * module.VARIANCE, module.VARIANCE
-    assert module.derived("STL", parameter, half) == pytest.approx(module.derived("Monte-Carlo KL", parameter, half))
+    assert module.derived("STL", parameter, half) == pytest.approx(
+        module.derived("Monte-Carlo KL", parameter, half)
+    )
     assert module.variances(found, "analytic KL", parameter, whole).mean() > 0.4
     assert module.variances(found, "Monte-Carlo KL", parameter, whole).mean() > 1.8
 
@@ -175,15 +202,22 @@ def test_roeder_is_unbiased() -> None:
 def test_roeder_settles() -> None:
     """200 runs of 400 steps, the last 133 looked at: mean squares known to about 6 %, and exact to first order in η."""
     module = example("papers/roeder_2017")
-    errors = {name: module.train(objective, 200, 400, seed=0) for name, objective in module.ESTIMATORS.items()}
+    errors = {
+        name: module.train(objective, 200, 400, seed=0)
+        for name, objective in module.ESTIMATORS.items()
+    }
     found = {claim.name: claim for claim in module.claims_of_training(errors)}
     for name, error in errors.items():
-        assert error[0, :, 0].tolist() == pytest.approx([0.4034] * 200, abs=1e-4)  # ½ (2 + .5 − 1 − log 2) at the prior
+        assert error[0, :, 0].tolist() == pytest.approx(
+            [0.4034] * 200, abs=1e-4
+        )  # ½ (2 + .5 − 1 − log 2) at the prior
         if name == "STL":
             assert error[-1, :, 0].max() < 1e-8
             continue
         square = found[f"(m − μ)² after SGD, {name}"]
-        assert square.derived == pytest.approx({"Monte-Carlo KL": 0.0102, "analytic KL": 0.00255}[name], rel=0.01)
+        assert square.derived == pytest.approx(
+            {"Monte-Carlo KL": 0.0102, "analytic KL": 0.00255}[name], rel=0.01
+        )
         assert square.measured == pytest.approx(square.derived, rel=0.2)
         early, late = error[200:300, :, 0].mean().item(), error[300:, :, 0].mean().item()
         assert late == pytest.approx(early, rel=0.25)  # no longer falling
@@ -199,7 +233,9 @@ def test_roeder_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     printed = capsys.readouterr().out
     assert all(name in printed for name in found.claims)
     left, right = module.draw(found).axes
-    assert left.lines[1].get_xdata().tolist() == pytest.approx([v / module.VARIANCE for v in module.SWEEP])
+    assert left.lines[1].get_xdata().tolist() == pytest.approx(
+        [v / module.VARIANCE for v in module.SWEEP]
+    )
     assert left.lines[5].get_ydata().tolist() == pytest.approx(
         [module.variances(found.gradients, "STL", "mean", v).mean().item() for v in module.SWEEP]
     )

@@ -17,15 +17,26 @@ from pyro.contrib.easyguide import EasyGuide
 from pyro.infer import SVI
 from torch import Tensor, nn
 
-from pyroae import AISSettings, TrainConfig, ais, fit, gaps, information, log_likelihood, measure_gradients, quadrature
-from pyroae.compiler import Compiled
+from pyroae import (
+    AISSettings,
+    TrainConfig,
+    ais,
+    fit,
+    gaps,
+    information,
+    log_likelihood,
+    measure_gradients,
+    quadrature,
+)
+from pyroae.compilation.svi import Compiled
 from pyroae.errors import ProgramError
-from pyroae.evaluation.proposals import Local, Mixture
-from pyroae.mixing import mixed_site
+from pyroae.evaluation.importance.proposals import Local, Mixture
 from pyroae.objectives import OBJECTIVES
-from pyroae.particles import LOOP, like_single_runs
-from pyroae.program import system_of
-from pyroae.weights import log_weights, plate_nesting, prior_of, reduce_log_weights, run
+from pyroae.programs.mixing import mixed_site
+from pyroae.programs.pair import system_of
+from pyroae.programs.particles import LOOP, like_single_runs
+from pyroae.programs.traces import plate_nesting, prior_of, run
+from pyroae.weights import log_weights, reduce_log_weights
 
 pytestmark = pytest.mark.usefixtures("float64")
 Programs = tuple[Callable[..., Any], Callable[..., Any]]
@@ -53,7 +64,10 @@ def programs(read: Callable[[Tensor, Tensor], Tensor], scale: float = 0.5**0.5) 
             pyro.sample("x", dist.Normal(read(z, x), 1.0), obs=x)
 
     def guide(x: Tensor) -> None:
-        slope, width = pyro.param("slope", torch.tensor(0.5)), pyro.param("width", torch.tensor(scale))
+        slope, width = (
+            pyro.param("slope", torch.tensor(0.5)),
+            pyro.param("width", torch.tensor(scale)),
+        )
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(slope * x[:, None], width).to_event(1))
 
@@ -71,7 +85,10 @@ def close(found: Tensor, atol: float = 1e-4) -> None:
 @pytest.mark.parametrize("read", list(READS))
 def test_log_weights_of_programs_that_count_dimensions_from_the_left(read: str) -> None:
     model, guide = programs(READS[read])
-    with pytest.warns(UserWarning, match=f"{LOOPED}, which is slow: .*'[xz]'.*; to be fast, .* index from the right"):
+    with pytest.warns(
+        UserWarning,
+        match=f"{LOOPED}, which is slow: .*'[xz]'.*; to be fast, .* index from the right",
+    ):
         found = log_weights(model, guide, x_data(), num_particles=5)
     assert found.log_weight.shape == (5, 3)
     close(found.log_weight)
@@ -125,11 +142,15 @@ def two_levels(x: Tensor) -> None:
 def test_a_guide_that_counts_from_the_left_is_seen_too() -> None:
     """x ~ N(0, 3): the weights average to the evidence, and DReG reruns the guide particle by particle."""
     with pytest.warns(UserWarning, match="the site 'u' of the guide has another log-density"):
-        found = log_likelihood(two_levels, left_indexing_guide, x_data(), num_particles=3000, seed=0)
+        found = log_likelihood(
+            two_levels, left_indexing_guide, x_data(), num_particles=3000, seed=0
+        )
     exact = dist.Normal(0.0, 3.0**0.5).log_prob(x_data())
     assert ((found.log_px - exact).abs() < 5 * found.se).all()
     with pytest.warns(UserWarning, match="'u' of the guide"):
-        OBJECTIVES["dreg"](num_particles=3).loss_and_grads(two_levels, left_indexing_guide, x_data())
+        OBJECTIVES["dreg"](num_particles=3).loss_and_grads(
+            two_levels, left_indexing_guide, x_data()
+        )
 
 
 def vector(read: Callable[[Tensor], Tensor], sd: float) -> tuple[Programs, float]:
@@ -148,7 +169,10 @@ def test_one_datum_in_no_plate(read: Callable[[Tensor], Tensor], sd: float) -> N
     x = torch.tensor(0.5)
     with pytest.warns(UserWarning, match=LOOPED):
         log_weight = log_weights(model, guide, x, num_particles=4000).log_weight
-    found, spread = log_weight.logsumexp(0) - torch.tensor(4000.0).log(), log_weight.exp().std() / log_weight.exp().mean()
+    found, spread = (
+        log_weight.logsumexp(0) - torch.tensor(4000.0).log(),
+        log_weight.exp().std() / log_weight.exp().mean(),
+    )
     exact = dist.Normal(0.0, scale).log_prob(x)
     assert abs(found.item() - exact.item()) < 5 * spread.item() / 4000**0.5
 
@@ -159,14 +183,26 @@ def test_evaluators_are_exact_where_particles_are_run_one_by_one() -> None:
     close(log_likelihood(model, guide, x_data(), num_particles=50, seed=0).log_px)
     close(log_likelihood(model, Mixture((guide, guide)), x_data(), num_particles=50, seed=0).log_px)
     close(quadrature(model, guide, x_data()).log_px)
-    close(ais(model, guide, x_data(), settings=AISSettings(4, 5, start="guide", leapfrog_steps=2), seed=0).log_px)
-    local = log_likelihood(model, Local(prior_of(model), steps=200), x_data(), num_particles=50, seed=0)
+    close(
+        ais(
+            model,
+            guide,
+            x_data(),
+            settings=AISSettings(4, 5, start="guide", leapfrog_steps=2),
+            seed=0,
+        ).log_px
+    )
+    local = log_likelihood(
+        model, Local(prior_of(model), steps=200), x_data(), num_particles=50, seed=0
+    )
     from_prior = ais(model, None, x_data(), settings=AISSettings(4, 20, leapfrog_steps=3), seed=0)
     for found in (local, from_prior):
         assert ((found.log_px - torch.tensor(LOG_PX)).abs() < 5 * found.se + 1e-4).all()
     inference = gaps(model, guide, x_data(), num_particles=50, steps=100, seed=0).inference
     assert (inference.values.abs() < 5 * inference.se).all()
-    good = information(programs(lambda z, x: z[..., 0])[0], guide, x_data(), num_particles=1, seed=0)
+    good = information(
+        programs(lambda z, x: z[..., 0])[0], guide, x_data(), num_particles=1, seed=0
+    )
     assert information(model, guide, x_data(), num_particles=1, seed=0).rate == good.rate
 
 
@@ -176,10 +212,17 @@ def test_the_gradient_laboratory_and_the_compiler_run_such_a_program() -> None:
     slope = pyro.get_param_store()._params["slope"]
     with pytest.warns(UserWarning, match=LOOPED):
         found = measure_gradients(
-            model, guide, x_data(), {"iwae": OBJECTIVES["iwae"](num_particles=3)}, parameters={"slope": slope}, replicates=20
+            model,
+            guide,
+            x_data(),
+            {"iwae": OBJECTIVES["iwae"](num_particles=3)},
+            parameters={"slope": slope},
+            replicates=20,
         )
     assert list(found) == ["iwae"]
-    compiled = Compiled(system_of(programs(READS["z[:, 0]"])), OBJECTIVES["iwae"](num_particles=4), backend="eager")
+    compiled = Compiled(
+        system_of(programs(READS["z[:, 0]"])), OBJECTIVES["iwae"](num_particles=4), backend="eager"
+    )
     with pytest.warns(UserWarning, match=LOOPED):
         loss = compiled.loss_and_grads(x_data())
     assert compiled.is_compiled
@@ -246,7 +289,11 @@ def test_scales_masks_and_plates_are_the_same_one_by_one() -> None:
     together = run(model, guide, args, {}, 3, 2)
     drawn = like_single_runs(together.drawn, single.drawn)
     apart = run(model, guide, args, {}, 3, LOOP + 2, drawn=drawn)
-    for one, other in zip(vars(reduce_log_weights(together)).values(), vars(reduce_log_weights(apart)).values(), strict=True):
+    for one, other in zip(
+        vars(reduce_log_weights(together)).values(),
+        vars(reduce_log_weights(apart)).values(),
+        strict=True,
+    ):
         torch.testing.assert_close(one, other)
 
 
@@ -268,7 +315,9 @@ def test_all_particles_have_the_same_subsample() -> None:
     seen.clear()
     weights = reduce_log_weights(run(model, guide, (x_data(),), {}, 4, LOOP + 1))
     assert len({tuple(index) for index in seen}) == 1
-    torch.testing.assert_close(weights.log_weight[0], torch.tensor(LOG_PX)[seen[0]], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        weights.log_weight[0], torch.tensor(LOG_PX)[seen[0]], atol=1e-4, rtol=0
+    )
 
 
 def test_runs_with_other_sites_are_refused_by_name() -> None:
@@ -297,7 +346,9 @@ def test_models_that_mix_data_have_no_log_px_one_by_one(read: str) -> None:
     model, guide = programs(lambda z, x: MIXED[read](z))
     evaluators: list[Callable[..., Any]] = [log_likelihood, ais, gaps, quadrature, information]
     for evaluate in evaluators:
-        with pytest.raises(ProgramError, match="site 'x' of one datum depends on the other data of its batch"):
+        with pytest.raises(
+            ProgramError, match="site 'x' of one datum depends on the other data of its batch"
+        ):
             evaluate(model, guide, x_data())
 
 
@@ -316,7 +367,9 @@ class Normed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.decoder = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Dropout(0.2), nn.Linear(4, 1))
+        self.decoder = nn.Sequential(
+            nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Dropout(0.2), nn.Linear(4, 1)
+        )
 
     def model(self, x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -335,9 +388,14 @@ def test_batch_normalization_in_training_mode_is_named() -> None:
     assert mixed_site(system.model, system.guide, (x,)) is None
     assert system.decoder[1].num_batches_tracked == 0
     config = TrainConfig(epochs=1, batch_size=4, precision="64-true", compile=False)
-    with pytest.warns(UserWarning, match="site 'x' of one datum depends on the other data of its batch, as with BatchNorm"):
+    with pytest.warns(
+        UserWarning,
+        match="site 'x' of one datum depends on the other data of its batch, as with BatchNorm",
+    ):
         fit(system, x, OBJECTIVES["iwae"](num_particles=2), config)
-    assert log_likelihood(system.model, system.guide, x, num_particles=10, seed=0).log_px.shape == (8,)
+    assert log_likelihood(system.model, system.guide, x, num_particles=10, seed=0).log_px.shape == (
+        8,
+    )
 
 
 def test_mixing_is_named_in_a_plate_without_a_size() -> None:
@@ -363,13 +421,17 @@ def test_batch_normalization_takes_no_dimension_of_data_for_that_of_its_channels
             pyro.sample("z", dist.Normal(x[:, None] / 2, 1.0).to_event(1))
 
     objective = OBJECTIVES["iwae"](num_particles=4)
-    with pytest.warns(UserWarning, match=f"{LOOPED}.* the site 'x' of the model has another log-density"):
+    with pytest.warns(
+        UserWarning, match=f"{LOOPED}.* the site 'x' of the model has another log-density"
+    ):
         objective.bound(model, guide, x_data())
     torch.manual_seed(0)
     value = objective.bound(model, guide, x_data()).value
     torch.manual_seed(0)
     one_by_one = reduce_log_weights(run(model, guide, (x_data(),), {}, 4, LOOP + 1)).log_weight
-    assert value.item() == pytest.approx((one_by_one.logsumexp(0) - torch.tensor(4.0).log()).sum().item(), abs=1e-9)
+    assert value.item() == pytest.approx(
+        (one_by_one.logsumexp(0) - torch.tensor(4.0).log()).sum().item(), abs=1e-9
+    )
     assert decoder[1].num_batches_tracked == 12  # the trial left no trace in the statistics
 
 
@@ -382,7 +444,11 @@ def test_what_cannot_be_told_is_not_refused() -> None:
 
     def noisy(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)) + torch.randn(len(x)), 1.0), obs=x)
+            pyro.sample(
+                "x",
+                dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)) + torch.randn(len(x)), 1.0),
+                obs=x,
+            )
 
     for model in (fixed, noisy):
         assert mixed_site(model, partial(prior_of(model)), (x_data(),)) is None
@@ -427,7 +493,9 @@ def test_discrete_draws_that_are_equal_by_chance_do_not_hide_what_a_program_read
             pyro.sample("x", dist.Normal(k.reshape(len(x), -1)[..., 0], 1.0), obs=x)
 
     x = torch.tensor([3.0])
-    with pytest.warns(UserWarning, match=f"{LOOPED}, .* the site 'x' of the model has another log-density"):
+    with pytest.warns(
+        UserWarning, match=f"{LOOPED}, .* the site 'x' of the model has another log-density"
+    ):
         found = log_likelihood(model, prior_of(model), x, num_particles=20_000, seed=0)
     normal = dist.Normal(torch.tensor([0.0, 1.0]), 1.0).log_prob(x)
     exact = (normal + torch.tensor([0.99, 0.01]).log()).logsumexp(0)

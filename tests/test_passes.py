@@ -6,9 +6,15 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyroae.graphs import Recorded, inductor
-from pyroae.onednn import LAYER
-from pyroae.passes import TANH_LIMIT, divide_polynomials, multiply_before_log, split_bias, use_onednn
+from pyroae.compilation.codegen import Recorded, inductor
+from pyroae.compilation.cpu_rewrites import (
+    TANH_LIMIT,
+    divide_polynomials,
+    multiply_before_log,
+    split_bias,
+    use_onednn,
+)
+from pyroae.compilation.onednn import LAYER
 
 aten = torch.ops.aten
 
@@ -48,7 +54,9 @@ def test_logarithms_of_factors_become_one_of_their_product(size: int) -> None:
     assert aten.log1p.default not in targets(graph)
     assert aten.prod.dim_int in targets(graph)
     found, expected = graph(logits, x).double(), bernoulli(logits.double(), x.double())
-    assert (found - expected).abs().max() <= 2 * (bernoulli(logits, x).double() - expected).abs().max() + 1e-6
+    assert (found - expected).abs().max() <= 2 * (
+        bernoulli(logits, x).double() - expected
+    ).abs().max() + 1e-6
 
 
 def of_the_mean(logits: Tensor, x: Tensor) -> Tensor:
@@ -90,7 +98,13 @@ def test_a_prime_number_of_pixels_stays() -> None:
 
 def test_tanh_as_a_quotient() -> None:
     """As near to tanh in single precision as torch's own, small numbers and large ones included."""
-    x = torch.cat([torch.linspace(-20, 20, 100_001), torch.logspace(-20, 0, 1000), torch.tensor([0.0, TANH_LIMIT])])
+    x = torch.cat(
+        [
+            torch.linspace(-20, 20, 100_001),
+            torch.logspace(-20, 0, 1000),
+            torch.tensor([0.0, TANH_LIMIT]),
+        ]
+    )
     graph = traced(torch.tanh, x)
     divide_polynomials(graph.graph)
     graph.recompile()
@@ -122,7 +136,10 @@ def test_a_recorded_step_reads_what_is_given_and_changes_what_stays() -> None:
     step, total = Recorded(run, record), torch.zeros(2)
     first = step([total], [torch.ones(1, 2)])
     second = step([total], [torch.full((1, 2), 3.0)])
-    assert (first[0].item(), second[0].item()) == (2.0, 8.0)  # outputs of an earlier call are not overwritten
+    assert (first[0].item(), second[0].item()) == (
+        2.0,
+        8.0,
+    )  # outputs of an earlier call are not overwritten
     assert recordings == 1
     other = torch.zeros(2)
     assert step([other], [torch.ones(1, 2)])[0].item() == 2.0
@@ -149,7 +166,10 @@ def test_a_layer_by_onednn(laid_out: bool) -> None:
     expected = layer_then_norm(x.double(), weight.double(), bias.double())
     torch.testing.assert_close(graph(x, weight, bias).double(), expected, rtol=1e-5, atol=1e-5)
     code = inductor(
-        traced(lambda *inputs: (layer_then_norm(*inputs),), x, weight, bias), [x, weight, bias], False, one_core=True
+        traced(lambda *inputs: (layer_then_norm(*inputs),), x, weight, bias),
+        [x, weight, bias],
+        False,
+        one_core=True,
     )
     torch.testing.assert_close(code(x, weight, bias)[0].double(), expected, rtol=1e-5, atol=1e-5)
 

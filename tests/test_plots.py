@@ -15,17 +15,20 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from pyroae import corruptions, drawing, likelihoods, plots, posteriors, priors, zoo
+from pyroae import corruptions, likelihoods, plots, posteriors, priors, zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError
 from pyroae.evaluation.diagnostics import Diagnostics, diagnose
 from pyroae.nn import MLP, Conv, Linear
-from pyroae.states import Epoch
+from pyroae.plots import drawing
+from pyroae.training.state import Epoch
 
 SHAPE = (4, 5)
 SMALL = MLP((7,))
 HISTORY = [Epoch(i, 10 * i, 0.1 * i, 9.0 / i, 10.0 / i, 8.0 / i, 2.0 / i) for i in (1, 2, 3)]
-WITHOUT = [replace(epoch, valid_nelbo=math.nan, distortion=math.nan, rate=math.nan) for epoch in HISTORY]
+WITHOUT = [
+    replace(epoch, valid_nelbo=math.nan, distortion=math.nan, rate=math.nan) for epoch in HISTORY
+]
 
 
 def vae(shape: int | tuple[int, ...] = SHAPE, latent: int = 2, **choices: Any) -> Autoencoder:
@@ -64,7 +67,11 @@ def bars(figure: Figure) -> tuple[list[float], list[str], list[str]]:
     """Heights, colours and names of the bars."""
     axes = figure.axes[0]
     names = [label.get_text() for label in axes.get_xticklabels()]
-    return [p.get_height() for p in axes.patches], [to_hex(p.get_facecolor()).upper() for p in axes.patches], names  # type: ignore[attr-defined]
+    return (
+        [p.get_height() for p in axes.patches],
+        [to_hex(p.get_facecolor()).upper() for p in axes.patches],
+        names,
+    )  # type: ignore[attr-defined]
 
 
 # Training curves
@@ -72,17 +79,26 @@ def bars(figure: Figure) -> tuple[list[float], list[str], list[str]]:
 
 def test_training_curves_hold_the_history() -> None:
     bound, parts = plots.training_curves(HISTORY).axes
-    for axes, solid, broken in ((bound, "valid_nelbo", "train_nelbo"), (parts, "distortion", "rate")):
+    for axes, solid, broken in (
+        (bound, "valid_nelbo", "train_nelbo"),
+        (parts, "distortion", "rate"),
+    ):
         drawn = {line.get_linestyle() == "-": line for line in axes.get_lines()}
         for is_solid, field in ((True, solid), (False, broken)):
-            assert np.asarray(drawn[is_solid].get_xydata()).tolist() == [[e.epoch, getattr(e, field)] for e in HISTORY]
+            assert np.asarray(drawn[is_solid].get_xydata()).tolist() == [
+                [e.epoch, getattr(e, field)] for e in HISTORY
+            ]
         assert axes.get_ylabel() == "nats per datum"
 
 
 def test_each_run_has_its_colour_and_name() -> None:
     figure = plots.training_curves({"one": HISTORY, "other": WITHOUT})
     lines = figure.axes[0].get_lines()
-    assert [line.get_color() for line in lines] == [drawing.RUNS[0], drawing.RUNS[0], drawing.RUNS[1]]
+    assert [line.get_color() for line in lines] == [
+        drawing.RUNS[0],
+        drawing.RUNS[0],
+        drawing.RUNS[1],
+    ]
     assert legend_texts(figure.legends[0]) == ["one", "other"]
     assert legend_texts(figure.axes[0].get_legend()) == ["training", "validation"]
 
@@ -99,7 +115,9 @@ def test_a_single_epoch_is_a_point() -> None:
     assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
-@pytest.mark.parametrize("histories", [[], {}, {"one": HISTORY, "other": []}], ids=["sequence", "mapping", "one of two"])
+@pytest.mark.parametrize(
+    "histories", [[], {}, {"one": HISTORY, "other": []}], ids=["sequence", "mapping", "one of two"]
+)
 def test_no_epochs_are_refused(histories: Any) -> None:
     with pytest.raises(DataError, match="no epochs to draw"):
         plots.training_curves(histories)
@@ -131,13 +149,19 @@ def test_a_denoising_system_reconstructs_what_is_corrupted() -> None:
     system = zoo.denoising_autoencoder(SHAPE, 3, corruptions.Masking(0.5), encoder=SMALL)
     x, state = torch.rand(5, 20) + 0.1, torch.get_rng_state()
     figure = plots.reconstructions(system, x)
-    assert [figure.axes[i].get_ylabel() for i in (0, 5, 10)] == ["input", "corrupted", "reconstruction"]
+    assert [figure.axes[i].get_ylabel() for i in (0, 5, 10)] == [
+        "input",
+        "corrupted",
+        "reconstruction",
+    ]
     corrupted = np.stack([pixels(axes) for axes in figure.axes[5:10]])
     masked = corrupted != x.reshape(5, *SHAPE).numpy()
     assert 0.3 < masked.mean() < 0.7
     assert (corrupted[masked] == 0).all()
     expected = system.reconstruct(torch.from_numpy(corrupted).float().flatten(1))
-    np.testing.assert_array_equal([pixels(axes) for axes in figure.axes[10:]], expected.reshape(5, *SHAPE))
+    np.testing.assert_array_equal(
+        [pixels(axes) for axes in figure.axes[10:]], expected.reshape(5, *SHAPE)
+    )
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -171,7 +195,9 @@ def test_images_with_channels_last() -> None:
 
 def test_data_in_another_precision_are_taken() -> None:
     x = data().double()
-    np.testing.assert_array_equal(pixels(plots.reconstructions(vae(), x).axes[0]), x[0].reshape(SHAPE))
+    np.testing.assert_array_equal(
+        pixels(plots.reconstructions(vae(), x).axes[0]), x[0].reshape(SHAPE)
+    )
 
 
 def test_no_data_and_other_widths_are_refused() -> None:
@@ -206,7 +232,9 @@ def test_sample_grids_have_a_panel_a_system() -> None:
     shown = [axes for axes in figure.axes if axes.axison]
     assert [axes.get_title() for axes in shown] == list(systems)
     for axes, system in zip(shown, systems.values(), strict=True):
-        np.testing.assert_array_equal(pixels(axes), pixels(plots.samples(system, num=4, seed=1).axes[0]))
+        np.testing.assert_array_equal(
+            pixels(axes), pixels(plots.samples(system, num=4, seed=1).axes[0])
+        )
 
 
 def test_samples_that_are_no_images_are_curves() -> None:
@@ -236,7 +264,9 @@ def test_figures_are_of_the_system_in_evaluation() -> None:
     system.train()
     figure = plots.reconstructions(system, x)
     assert all(module.training for module in system.modules())
-    np.testing.assert_array_equal(pixels(figure.axes[6]), system.eval().reconstruct(x)[0].reshape(SHAPE))
+    np.testing.assert_array_equal(
+        pixels(figure.axes[6]), system.eval().reconstruct(x)[0].reshape(SHAPE)
+    )
 
 
 # Latent space
@@ -251,7 +281,10 @@ def test_scatter_of_two_units_has_the_posterior_means() -> None:
     figure = plots.latent_scatter(system, x, list("abcabcabc"))
     axes = figure.axes[0]
     np.testing.assert_allclose(offsets(axes), system.encode(x), rtol=1e-6)
-    assert [axes.get_xlabel(), axes.get_ylabel()] == ["z[0], posterior mean", "z[1], posterior mean"]
+    assert [axes.get_xlabel(), axes.get_ylabel()] == [
+        "z[0], posterior mean",
+        "z[1], posterior mean",
+    ]
     assert legend_texts(figure.legends[0]) == ["a", "b", "c"]
     colours = [to_hex(colour) for colour in np.asarray(axes.collections[0].get_facecolor())]
     assert colours == 3 * list(drawing.LABELS[:3])
@@ -264,7 +297,10 @@ def test_scatter_picks_the_two_units_of_the_largest_variance() -> None:
     assert means.var(0).argsort(descending=True)[:2].tolist() == [3, 1]
     axes = plots.latent_scatter(system, x).axes[0]
     np.testing.assert_allclose(offsets(axes), means[:, [3, 1]], rtol=1e-6)
-    assert [axes.get_xlabel(), axes.get_ylabel()] == ["z[3], posterior mean", "z[1], posterior mean"]
+    assert [axes.get_xlabel(), axes.get_ylabel()] == [
+        "z[3], posterior mean",
+        "z[1], posterior mean",
+    ]
 
 
 def test_one_latent_unit_is_a_histogram_by_label() -> None:
@@ -296,7 +332,13 @@ def test_the_manifold_is_decoded_on_quantiles() -> None:
     """Corners: z[0] grows to the right, z[1] upwards; the normal quantiles of 0.02 and 0.98 are ∓2.0537489."""
     system, q = vae(), 2.0537489
     axes = plots.manifold(system, num=3).axes[0]
-    for row, column, z in ((0, 0, (-q, q)), (0, 2, (q, q)), (2, 0, (-q, -q)), (1, 1, (0.0, 0.0)), (1, 2, (q, 0.0))):
+    for row, column, z in (
+        (0, 0, (-q, q)),
+        (0, 2, (q, q)),
+        (2, 0, (-q, -q)),
+        (1, 1, (0.0, 0.0)),
+        (1, 2, (q, 0.0)),
+    ):
         expected = system.decode(torch.tensor(z)).reshape(SHAPE)
         np.testing.assert_allclose(cell(axes, row, column), expected, rtol=1e-5)
 
@@ -315,7 +357,13 @@ def test_a_manifold_needs_two_dimensions_and_a_normal_prior() -> None:
 
 def found(kl: list[float], activity: list[float], threshold: float = 0.01) -> Diagnostics:
     nothing = torch.zeros(3, dtype=torch.float64)
-    return Diagnostics(nothing, nothing, torch.tensor(kl, dtype=torch.float64), torch.tensor(activity).double(), threshold)
+    return Diagnostics(
+        nothing,
+        nothing,
+        torch.tensor(kl, dtype=torch.float64),
+        torch.tensor(activity).double(),
+        threshold,
+    )
 
 
 def test_bars_are_the_kl_sorted_and_the_inactive_grey() -> None:
@@ -345,7 +393,9 @@ def test_a_delta_guide_shows_activity_and_threshold() -> None:
     axes = figure.axes[0]
     assert heights == sorted(diagnostics.activity.tolist(), reverse=True)
     assert 0 < diagnostics.active_units < 30
-    assert colours == diagnostics.active_units * [drawing.BLUE] + (30 - diagnostics.active_units) * [drawing.GREY]
+    assert colours == diagnostics.active_units * [drawing.BLUE] + (
+        30 - diagnostics.active_units
+    ) * [drawing.GREY]
     assert axes.get_yscale() == "log"
     assert "variance of the posterior mean" in axes.get_ylabel()
     assert axes.get_lines()[0].get_ydata() == [0.05, 0.05]
@@ -366,7 +416,9 @@ def test_the_filters_of_a_linear_decoder_are_its_columns() -> None:
         system.start_at(torch.ones(20))  # a bias, which is no part of a column
         axes = plots.filters(system).axes[0]
         for unit in range(4):
-            np.testing.assert_allclose(cell(axes, *divmod(unit, 2)), weight[:, unit].reshape(SHAPE), atol=1e-6)
+            np.testing.assert_allclose(
+                cell(axes, *divmod(unit, 2)), weight[:, unit].reshape(SHAPE), atol=1e-6
+            )
 
 
 def test_atoms_are_drawn_with_length_one_around_zero() -> None:
@@ -379,7 +431,9 @@ def test_atoms_are_drawn_with_length_one_around_zero() -> None:
 
 
 def test_tied_columns_are_the_encoders_rows() -> None:
-    system = vae(latent=4, encoder=Linear(), tied=True)  # the means' rows, not those of the log-variances
+    system = vae(
+        latent=4, encoder=Linear(), tied=True
+    )  # the means' rows, not those of the log-variances
     row = first_weight(system.encoder)[3]
     axes = plots.filters(system).axes[0]
     np.testing.assert_allclose(cell(axes, 1, 1), row.reshape(SHAPE), atol=1e-6)
@@ -392,7 +446,9 @@ def test_the_filters_of_an_mlp_are_the_encoders_first_rows(tied: bool) -> None:
     weight = first_weight(system.encoder)
     figure = plots.filters(system)
     for unit in range(7):
-        np.testing.assert_array_equal(cell(figure.axes[0], *divmod(unit, 3)), weight[unit].reshape(SHAPE))
+        np.testing.assert_array_equal(
+            cell(figure.axes[0], *divmod(unit, 3)), weight[unit].reshape(SHAPE)
+        )
     assert "encoder" in figure.axes[0].get_title()
 
 

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from pyroae import cli
 from pyroae.config import TrainConfig
+from pyroae.distributed.fabric import fabric_of
+from pyroae.distributed.shared_draws import shared_draws
 from pyroae.errors import ConfigError, ProgramError
-from pyroae.fabric import fabric_of
-from pyroae.processes import Share
-from pyroae.runs import Run
-from pyroae.sharing import shared_draws
-from pyroae.training import fit
+from pyroae.runs.run import Run
+from pyroae.runtime.processes import Share
+from pyroae.training.fitting import fit
 
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -49,7 +49,9 @@ def draws(x: Tensor) -> dict[str, Tensor]:
         "uniform": dist.Uniform(m - 5, m + 5),
         "bernoulli": dist.Bernoulli(logits=x).to_event(1),
         "categorical": dist.Categorical(logits=x),
-        "categories": dist.Categorical(logits=x[:, None, :].expand(len(x), 17, x.shape[1])).to_event(1),
+        "categories": dist.Categorical(
+            logits=x[:, None, :].expand(len(x), 17, x.shape[1])
+        ).to_event(1),
         "one-hot": dist.OneHotCategorical(logits=x),
         "multivariate": dist.MultivariateNormal(x, torch.eye(x.shape[1])),
         "low-rank": dist.LowRankMultivariateNormal(x, x[..., None], torch.ones_like(x)),
@@ -65,7 +67,11 @@ def draws(x: Tensor) -> dict[str, Tensor]:
         found = {name: pyro.sample(name, fn) for name, fn in made.items()}
     with pyro.plate("particles", 19, dim=-2), pyro.plate("data", len(x), dim=-1):
         found["particles"] = pyro.sample("particles", dist.Normal(m, 1.0)).T
-    return {**found, "dropout": torch.nn.functional.dropout(x), "global": torch.randn(23).expand(len(x), 23)}
+    return {
+        **found,
+        "dropout": torch.nn.functional.dropout(x),
+        "global": torch.randn(23).expand(len(x), 23),
+    }
 
 
 @pytest.mark.parametrize(("size", "world"), [(10, 2), (11, 2), (10, 4), (2, 3), (9, 3)])
@@ -83,7 +89,9 @@ def test_shared_draws_are_those_of_one_process(size: int, world: int) -> None:
             torch.testing.assert_close(value, whole[name][part], rtol=1e-5, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("fn", [lambda m: dist.Gamma(m, 1.0), dist.Poisson, lambda m: dist.Beta(m, 2.0)])
+@pytest.mark.parametrize(
+    "fn", [lambda m: dist.Gamma(m, 1.0), dist.Poisson, lambda m: dist.Beta(m, 2.0)]
+)
 def test_draws_that_depend_on_their_parameters_are_each_processes_own(fn: Any) -> None:
     """Right in distribution, other than another process's, and the common generator stays common."""
     found, states = [], []
@@ -104,7 +112,9 @@ def test_draws_that_depend_on_their_parameters_are_each_processes_own(fn: Any) -
 
 def several(out: Path, *words: str, launcher: tuple[str, ...] = ()) -> dict[str, float]:
     command = [sys.executable, *launcher, "-m", "tests.several", str(out), *words]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, env=QUIET, timeout=300)
+    found = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=QUIET, timeout=300
+    )
     assert found.returncode == 0, found.stderr[-3000:]
     told: dict[str, float] = json.loads(out.read_text())
     return told
@@ -118,7 +128,9 @@ def several(out: Path, *words: str, launcher: tuple[str, ...] = ()) -> dict[str,
         pytest.param(4, ["dreg", "vimco", "denoising", "pair"], marks=pytest.mark.slow),
     ],
 )
-def test_they_train_as_one_process_on_the_same_batches(tmp_path: Path, world: int, names: list[str]) -> None:
+def test_they_train_as_one_process_on_the_same_batches(
+    tmp_path: Path, world: int, names: list[str]
+) -> None:
     """Three epochs in double precision, dynamic binarization, five batches, the last of three data."""
     found = several(tmp_path / "out", str(world), "ddp", "64-true", *names)
     assert [*found] == names
@@ -134,7 +146,9 @@ def test_fully_sharded(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_started_by_torchrun(tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
-    assert several(tmp_path / "out", "2", "ddp", "64-true", "dreg", launcher=launcher)["dreg"] < 1e-10
+    assert (
+        several(tmp_path / "out", "2", "ddp", "64-true", "dreg", launcher=launcher)["dreg"] < 1e-10
+    )
 
 
 @pytest.mark.slow
@@ -144,9 +158,32 @@ def test_compiled(tmp_path: Path) -> None:
 
 def test_the_command(tmp_path: Path) -> None:
     """One directory, one line, a checkpoint that one process goes on from."""
-    settings = ["--latent", "2", "--hidden", "10", "--epochs", "2", "--batch-size", "200", "--accelerator", "cpu"]
-    command = [sys.executable, "-m", "pyroae.cli", "train", *settings, "--devices", "2", "--out", str(tmp_path / "two")]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, env=QUIET, timeout=300)
+    settings = [
+        "--latent",
+        "2",
+        "--hidden",
+        "10",
+        "--epochs",
+        "2",
+        "--batch-size",
+        "200",
+        "--accelerator",
+        "cpu",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "pyroae.cli",
+        "train",
+        *settings,
+        "--devices",
+        "2",
+        "--out",
+        str(tmp_path / "two"),
+    ]
+    found = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=QUIET, timeout=300
+    )
     assert found.returncode == 0, found.stderr[-3000:]
     assert found.stdout.count("validation negative bound") == 1
     assert cli.main(["train", *settings, "--out", str(tmp_path / "one")]) == 0
@@ -160,11 +197,27 @@ def test_the_command(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_evaluates(tmp_path: Path) -> None:
-    settings = ["--latent", "2", "--hidden", "10", "--epochs", "2", "--batch-size", "200", "--accelerator", "cpu"]
+    settings = [
+        "--latent",
+        "2",
+        "--hidden",
+        "10",
+        "--epochs",
+        "2",
+        "--batch-size",
+        "200",
+        "--accelerator",
+        "cpu",
+    ]
     assert cli.main(["train", *settings, "--out", str(tmp_path / "one")]) == 0
     evaluate = ["evaluate", str(tmp_path / "one"), "--num-particles", "100", "--num-data", "60"]
     command = [sys.executable, "-m", "pyroae.cli", *evaluate, "--devices", "2"]
-    assert subprocess.run(command, capture_output=True, text=True, check=False, env=QUIET, timeout=300).returncode == 0
+    assert (
+        subprocess.run(
+            command, capture_output=True, text=True, check=False, env=QUIET, timeout=300
+        ).returncode
+        == 0
+    )
     shared = [(r.name, r.estimate) for r in Run(tmp_path / "one").results()]
     assert cli.main(evaluate) == 0
     assert shared == [(r.name, r.estimate) for r in Run(tmp_path / "one").results()]
@@ -180,11 +233,17 @@ def test_what_cannot_be_shared_is_refused() -> None:
         pyro.sample("scale", dist.LogNormal(pyro.param("v", torch.tensor(0.0)), 1.0))
 
     config = TrainConfig(epochs=1, batch_size=5, devices=2, accelerator="cpu")
-    with pytest.raises(ProgramError, match="the latent site 'scale' lies outside the data plate: give the plate its full size"):
+    with pytest.raises(
+        ProgramError,
+        match="the latent site 'scale' lies outside the data plate: give the plate its full size",
+    ):
         fit((model, guide), torch.randn(10), config=config, progress=False)
     for config, said in (
         (TrainConfig(strategy="dpp", accelerator="cpu"), "strategy='dpp'"),
-        (TrainConfig(strategy="fsdp", precision="64-true", accelerator="cpu", devices=2), "precision '64-true'"),
+        (
+            TrainConfig(strategy="fsdp", precision="64-true", accelerator="cpu", devices=2),
+            "precision '64-true'",
+        ),
     ):
         with pytest.raises(ConfigError, match=said):
             fabric_of(config)

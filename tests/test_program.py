@@ -18,12 +18,15 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from pyroae import TrainConfig, fit
-from pyroae.data import Arguments, served
+from pyroae.data.batching import served
 from pyroae.errors import ConfigError, DataError, ProgramError
 from pyroae.objectives import OBJECTIVES
-from pyroae.program import KLWeight
-from pyroae.trainer import FitResult
-from pyroae.weights import LogWeights, fork_random, log_weights, reduce_log_weights, run
+from pyroae.objectives.apply import KLWeight
+from pyroae.programs.arguments import Arguments
+from pyroae.programs.context import fork_random
+from pyroae.programs.traces import run
+from pyroae.training.trainer import FitResult
+from pyroae.weights import LogWeights, log_weights, reduce_log_weights
 
 PEOPLE, REPEATS, KINDS = 60, 4, 3
 Programs = tuple[Callable[..., Any], Callable[..., Any]]
@@ -42,19 +45,26 @@ class Recognition(PyroModule):
         with people(len(y), **settings) as index:
             means = self.summary(torch.where(present, y, 0.0)[index])[:, None]
             level = pyro.sample("level", dist.Normal(means[..., 0], self.spread))
-            pyro.sample("habit", dist.Normal(means[..., 1:] + 0.3 * level[..., None], 0.7).to_event(1))
+            pyro.sample(
+                "habit", dist.Normal(means[..., 1:] + 0.3 * level[..., None], 0.7).to_event(1)
+            )
 
 
 def people(count: int, total: int | None = None, size: int | None = None) -> Any:
     """The data plate: those given, as a part of `total`; or `size` of them, drawn by the plate."""
-    return pyro.plate("people", total or count, size, subsample=None if size else torch.arange(count), dim=-2)
+    return pyro.plate(
+        "people", total or count, size, subsample=None if size else torch.arange(count), dim=-2
+    )
 
 
 def study(**settings: Any) -> Programs:
     """A function over a network and parameters in the store, and a PyroModule, as at the start."""
     pyro.clear_param_store()
     with fork_random(torch.device("cpu"), 0):
-        curve, guide = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, REPEATS)), cast(Any, Recognition())
+        curve, guide = (
+            nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, REPEATS)),
+            cast(Any, Recognition()),
+        )
 
     def model(y: Tensor, present: Tensor, kind: Tensor, **settings: Any) -> None:
         pyro.module("curve", curve)
@@ -83,7 +93,9 @@ def measured(count: int = PEOPLE, seed: int = 1) -> tuple[Tensor, Tensor, Tensor
 def held_out(programs: Programs, count: int = 100) -> Tensor:
     """log p̂ of other people by importance sampling, with the same draws each time."""
     with fork_random(torch.device("cpu"), 5), torch.no_grad():
-        return log_weights(*programs, *measured(count, seed=2), num_particles=200).log_weight.logsumexp(0) - math.log(200)
+        return log_weights(
+            *programs, *measured(count, seed=2), num_particles=200
+        ).log_weight.logsumexp(0) - math.log(200)
 
 
 def announce(programs: Programs) -> None:
@@ -94,18 +106,30 @@ def announce(programs: Programs) -> None:
 
 def parameters() -> dict[str, Tensor]:
     """What an optimizer moves, by its name in Pyro's store."""
-    return {name: value.detach().clone() for name, value in pyro.get_param_store().named_parameters()}
+    return {
+        name: value.detach().clone() for name, value in pyro.get_param_store().named_parameters()
+    }
 
 
-def trained(programs: Programs, data: tuple[Tensor, ...], name: str = "trace-elbo", **settings: Any) -> FitResult:
+def trained(
+    programs: Programs, data: tuple[Tensor, ...], name: str = "trace-elbo", **settings: Any
+) -> FitResult:
     given: dict[str, Any] = {"epochs": 2, "batch_size": 30, "lr": 0.02, "seed": 3, **settings}
-    return fit(programs, data, OBJECTIVES[name](num_particles=given.pop("k", 4)), TrainConfig(**given), progress=False)
+    return fit(
+        programs,
+        data,
+        OBJECTIVES[name](num_particles=given.pop("k", 4)),
+        TrainConfig(**given),
+        progress=False,
+    )
 
 
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], rtol: float = 1e-9) -> None:
     assert one.keys() == other.keys() == {*parameters()}
     for name, value in one.items():
-        torch.testing.assert_close(value, other[name], rtol=rtol, atol=rtol, msg=f"{name}: {value} and {other[name]}")
+        torch.testing.assert_close(
+            value, other[name], rtol=rtol, atol=rtol, msg=f"{name}: {value} and {other[name]}"
+        )
 
 
 # Training.
@@ -121,7 +145,11 @@ def test_training_raises_the_likelihood_of_other_people(name: str) -> None:
 
 
 def by_svi(programs: Programs, data: tuple[Tensor, ...], objective: Any) -> None:
-    svi = SVI(*(poutine.scale(p, scale=1 / 30) for p in programs), pyro.optim.Adam({"lr": 0.02}), objective)
+    svi = SVI(
+        *(poutine.scale(p, scale=1 / 30) for p in programs),
+        pyro.optim.Adam({"lr": 0.02}),
+        objective,
+    )
     for epoch in (1, 2):
         for args in served(Arguments(data), 30, seed=3, epoch=epoch):
             assert math.isfinite(svi.step(*args))
@@ -213,9 +241,13 @@ def test_weights_are_those_of_a_loop_over_people(total: int | None) -> None:
     for n in range(0, PEOPLE, 7):
         one = slice(n, n + 1)
         fixed = poutine.replay(guide, trace=only(traces, one))
-        alone = reduce_log_weights(run(model, fixed, tuple(t[one] for t in data), {}, num_particles=3, nesting=2))
+        alone = reduce_log_weights(
+            run(model, fixed, tuple(t[one] for t in data), {}, num_particles=3, nesting=2)
+        )
         for part in ("log_lik", "log_prior", "log_post"):
-            torch.testing.assert_close(getattr(alone, part)[:, 0], getattr(together, part)[:, n], rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(
+                getattr(alone, part)[:, 0], getattr(together, part)[:, n], rtol=1e-10, atol=1e-10
+            )
         assert alone.scale == (total or 1)
 
 
@@ -224,12 +256,17 @@ def test_weights_are_those_of_a_loop_over_people(total: int | None) -> None:
 def test_a_bound_is_taken_a_person_and_scaled_afterwards(name: str) -> None:
     traces = run(*study(total=600), measured(), {}, num_particles=4)
     weights, objective = reduce_log_weights(traces), OBJECTIVES[name](num_particles=4)
-    expected = 10 * sum(objective.bound_function.value(weights.log_weight[:, n : n + 1]).item() for n in range(PEOPLE))
+    expected = 10 * sum(
+        objective.bound_function.value(weights.log_weight[:, n : n + 1]).item()
+        for n in range(PEOPLE)
+    )
     assert objective.estimate(traces).value.item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("dims", [(-2, -1), (-1, -2), (None, None)])
-def test_the_data_plate_is_the_outer_one_wherever_its_dimension(dims: tuple[int | None, int | None]) -> None:
+def test_the_data_plate_is_the_outer_one_wherever_its_dimension(
+    dims: tuple[int | None, int | None],
+) -> None:
     """Pyro gives the outer plate −1 and the inner one −2 where the program gives none."""
     x = torch.zeros(5, 3) if dims[0] == -2 else torch.zeros(3, 5)
 
@@ -253,9 +290,13 @@ def test_a_scale_on_both_programs_is_one_on_the_learning_rate() -> None:
     first = trained(study(), measured(), "dreg", optimizer="SGD", precision="64-true").history
     plain = parameters()
     model, guide = (poutine.scale(p, scale=0.5) for p in study())
-    second = trained((model, guide), measured(), "dreg", optimizer="SGD", lr=0.04, precision="64-true").history
+    second = trained(
+        (model, guide), measured(), "dreg", optimizer="SGD", lr=0.04, precision="64-true"
+    ).history
     assert_same(plain, parameters())
-    assert [e.train_nelbo for e in second] == pytest.approx([e.train_nelbo / 2 for e in first], rel=1e-9)
+    assert [e.train_nelbo for e in second] == pytest.approx(
+        [e.train_nelbo / 2 for e in first], rel=1e-9
+    )
 
 
 @float64
@@ -267,7 +308,9 @@ def test_a_person_who_counts_twice(name: str) -> None:
 
     def weighted(scale: Tensor) -> Programs:
         model, guide = study()
-        return poutine.scale(model, scale=scale[:, None]), poutine.scale(guide, scale=scale[:, None])
+        return poutine.scale(model, scale=scale[:, None]), poutine.scale(
+            guide, scale=scale[:, None]
+        )
 
     def gradient(programs: Programs) -> tuple[float, Tensor]:
         announce(programs)
@@ -281,8 +324,12 @@ def test_a_person_who_counts_twice(name: str) -> None:
     scale = log_weights(*weighted(times), *data).scale
     assert isinstance(scale, Tensor)
     assert scale.equal(times)
-    assert of_all[0] == pytest.approx(plain[0] + 2 * (third[0] - plain[0]) + second[0] - plain[0], rel=1e-12)
-    torch.testing.assert_close(of_all[1], plain[1] + 2 * (third[1] - plain[1]) + second[1] - plain[1])
+    assert of_all[0] == pytest.approx(
+        plain[0] + 2 * (third[0] - plain[0]) + second[0] - plain[0], rel=1e-12
+    )
+    torch.testing.assert_close(
+        of_all[1], plain[1] + 2 * (third[1] - plain[1]) + second[1] - plain[1]
+    )
 
 
 @pytest.mark.parametrize("what", ["entries", "people"])
@@ -338,13 +385,17 @@ def test_validation_data_of_several_arguments() -> None:
         nelbo = OBJECTIVES["trace-elbo"]().loss(*programs, *valid) / 40
     assert last.valid_nelbo == pytest.approx(nelbo, rel=1e-6)
     assert last.distortion == pytest.approx(-weights.log_lik.mean().item(), rel=1e-6)
-    assert last.rate == pytest.approx((weights.log_post - weights.log_prior).mean().item(), rel=1e-6)
+    assert last.rate == pytest.approx(
+        (weights.log_post - weights.log_prior).mean().item(), rel=1e-6
+    )
 
 
 def test_limits_of_steps_and_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [e.step for e in trained(study(), measured(), epochs=50, max_steps=7, batch_size=25).history] == [3, 6, 7]
+    assert [
+        e.step for e in trained(study(), measured(), epochs=50, max_steps=7, batch_size=25).history
+    ] == [3, 6, 7]
     clock = itertools.count()
-    monkeypatch.setattr("pyroae.trainer.time.monotonic", lambda: next(clock) / 10)
+    monkeypatch.setattr("pyroae.training.trainer.time.monotonic", lambda: next(clock) / 10)
     result = trained(study(), measured(), epochs=10**6, max_seconds=2.0)
     assert 2.0 <= result.seconds < 2.4
     assert 5 < result.history[-1].step < 20
@@ -361,7 +412,9 @@ def test_a_program_that_draws_its_own_people() -> None:
     usual = held_out(study_at(parameters())) - start
     assert gain.mean() > 1.0
     assert gain.mean().item() == pytest.approx(usual.mean().item(), abs=0.25)
-    assert result.history[-1].train_nelbo == pytest.approx(-held_out(study_at(parameters())).mean().item(), rel=0.3)
+    assert result.history[-1].train_nelbo == pytest.approx(
+        -held_out(study_at(parameters())).mean().item(), rel=0.3
+    )
 
 
 def study_at(values: dict[str, Tensor]) -> Programs:
@@ -435,7 +488,9 @@ FORMS: dict[str, Callable[[], Any]] = {
     "partial": lambda: (partial(model, spread=1.0), partial(guide, mean=None)),
     "a module": Line,
     "its methods": lambda: methods(Line()),
-    "its methods, handled": lambda: tuple(poutine.scale(partial(method), scale=1.0) for method in methods(Line())),
+    "its methods, handled": lambda: tuple(
+        poutine.scale(partial(method), scale=1.0) for method in methods(Line())
+    ),
     "a module in pyro.module": lambda: announced(Line()),
     "a PyroModule": lambda: (model, Called()),
 }
@@ -458,7 +513,14 @@ def test_the_form_of_a_program_does_not_matter(form: str, name: str) -> None:
 def test_a_guide_of_pyros_own(name: str) -> None:
     """AutoNormal makes its parameters, some a person, in its first run."""
     programs = study()
-    history = trained((programs[0], AutoNormal(programs[0])), measured(), name, epochs=40, batch_size=PEOPLE, lr=0.05).history
+    history = trained(
+        (programs[0], AutoNormal(programs[0])),
+        measured(),
+        name,
+        epochs=40,
+        batch_size=PEOPLE,
+        lr=0.05,
+    ).history
     assert history[-1].train_nelbo < history[0].train_nelbo - 1.0
 
 
@@ -468,7 +530,9 @@ def test_a_guide_of_pyros_own(name: str) -> None:
 DATA = partial(pyro.plate, "data")
 
 
-def guiding(make: Callable[[Tensor], Any], plate: Callable[[int], Any] = DATA) -> Callable[..., None]:
+def guiding(
+    make: Callable[[Tensor], Any], plate: Callable[[int], Any] = DATA
+) -> Callable[..., None]:
     """A guide that draws z of `model` from what `make` makes of mean · x."""
 
     def program(x: Tensor) -> None:
@@ -532,13 +596,21 @@ DISCRETE, NO_DENSITY = (
     "site 'z' is a Delta, which has none",
 )
 FAULTS: dict[str, tuple[Any, str, str]] = {
-    "a site less": ((model, lambda x: None), "iwae", r"latent site 'z' has no counterpart in the guide, which has \[\]"),
+    "a site less": (
+        (model, lambda x: None),
+        "iwae",
+        r"latent site 'z' has no counterpart in the guide, which has \[\]",
+    ),
     "a site more": (
         (model, with_more),
         "dreg",
         r"guide's site 'more' is no latent site of the model, which has \['z'\]; .*is_auxiliary",
     ),
-    "event shapes": ((model, PAIR), "iwae", r"'z' has the event shape \(\) in the model and \(2,\) in the guide"),
+    "event shapes": (
+        (model, PAIR),
+        "iwae",
+        r"'z' has the event shape \(\) in the model and \(2,\) in the guide",
+    ),
     "a plate in the model only": (
         (model, guiding(normal, lambda _: nullcontext())),
         *("trace-elbo", "'z' lies in the plate 'data' in the model, but not in the guide"),
@@ -551,8 +623,16 @@ FAULTS: dict[str, tuple[Any, str, str]] = {
         (model, guiding(normal, partial(pyro.plate, "points"))),
         *("iwae", "no one plate holds all the sites: .*the guide's site 'z' in 'points'"),
     ),
-    "a global site": (both(with_a_level), "rws", "the latent site 'level' lies outside the data plate"),
-    "no plate": (both(without_a_plate), "dreg", r"the site 'x' has the batch shape \(30,\), but lies in no plate"),
+    "a global site": (
+        both(with_a_level),
+        "rws",
+        "the latent site 'level' lies outside the data plate",
+    ),
+    "no plate": (
+        both(without_a_plate),
+        "dreg",
+        r"the site 'x' has the batch shape \(30,\), but lies in no plate",
+    ),
     "no event": (
         both(without_an_event),
         "vimco",
@@ -567,7 +647,9 @@ FAULTS: dict[str, tuple[Any, str, str]] = {
 
 @pytest.mark.filterwarnings("ignore:Found plate statements in guide but not model")
 @pytest.mark.parametrize("fault", list(FAULTS))
-def test_a_fault_of_a_program_is_named_before_any_step(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_a_program_is_named_before_any_step(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     programs, name, message = FAULTS[fault]
     monkeypatch.setattr(torch.optim.Adam, "step", lambda *_: pytest.fail("a step was taken"))
     with pytest.raises(ProgramError, match=message) as raised:
@@ -579,19 +661,31 @@ def test_what_is_no_program_or_no_data_of_one() -> None:
     x = torch.ones(PEOPLE)
     with pytest.raises(ConfigError, match="model and guide have no parameters to train"):
         trained(both(without_parameters), (x,))
-    with pytest.raises(ConfigError, match=r"such as an Autoencoder, or a pair \(model, guide\), not function"):
+    with pytest.raises(
+        ConfigError, match=r"such as an Autoencoder, or a pair \(model, guide\), not function"
+    ):
         trained(model, (x,))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="the guide must be a Pyro program, something that can be called, not 3"):
+    with pytest.raises(
+        ConfigError, match="the guide must be a Pyro program, something that can be called, not 3"
+    ):
         trained((model, 3), (x,))  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"tensors of one length N, a datum a row, not of shapes \[\(60,\), \(59,\)\]"):
+    with pytest.raises(
+        DataError,
+        match=r"tensors of one length N, a datum a row, not of shapes \[\(60,\), \(59,\)\]",
+    ):
         trained((model, guide), (x, x[1:]))
     with pytest.raises(DataError, match="the arguments of a program are tensors, not int"):
         trained((model, guide), (x, 3))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="batch_size of 61 is larger than the 60 training data"):
         trained((model, guide), (x,), batch_size=61)
-    with pytest.raises(ConfigError, match="kl_warmup of 3 epochs, 6 steps, is longer than the training of 5"):
+    with pytest.raises(
+        ConfigError, match="kl_warmup of 3 epochs, 6 steps, is longer than the training of 5"
+    ):
         trained((model, guide), (x,), epochs=3, max_steps=5, kl_warmup=3)
     line = Line()
     line.guide = guide  # type: ignore[method-assign]
-    with pytest.raises(ConfigError, match=r"'mean' is in Pyro's store and none of the module's: .* the pair \(system.model"):
+    with pytest.raises(
+        ConfigError,
+        match=r"'mean' is in Pyro's store and none of the module's: .* the pair \(system.model",
+    ):
         trained(line, (x,))  # type: ignore[arg-type]

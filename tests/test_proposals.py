@@ -16,9 +16,11 @@ from pyroae import linear_gaussian
 from pyroae.autoencoder import Autoencoder
 from pyroae.errors import ConfigError, ProgramError, UndefinedLikelihoodError
 from pyroae.evaluation.exact import exact_log_likelihood
-from pyroae.evaluation.likelihood import LikelihoodEstimate, log_likelihood
-from pyroae.evaluation.proposals import Local, Mixture, Proposal, heavy_tailed, widened
-from pyroae.weights import Program, log_weights, prior_of, run
+from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_likelihood
+from pyroae.evaluation.importance.proposals import Local, Mixture, Proposal, heavy_tailed, widened
+from pyroae.programs.sites import Program
+from pyroae.programs.traces import prior_of, run
+from pyroae.weights import log_weights
 from tests.conftest import sample_of
 from tests.systems import system_and_data
 
@@ -60,7 +62,9 @@ def test_a_planted_bad_guide_is_flagged_and_a_good_one_is_not() -> None:
 
 
 REPAIRS: dict[str, Callable[[Autoencoder, Program], Program | Proposal]] = {
-    "defensive": lambda system, bad: Mixture((bad, widened(bad, 4.0), prior_of(system.model)), (0.4, 0.4, 0.2)),
+    "defensive": lambda system, bad: Mixture(
+        (bad, widened(bad, 4.0), prior_of(system.model)), (0.4, 0.4, 0.2)
+    ),
     "local": lambda system, bad: Local(bad),
 }
 
@@ -71,7 +75,9 @@ def test_the_estimate_under_a_bad_guide_is_repaired(repair: str) -> None:
     system, x = ppca(100)
     bad = inflated(system, 0.05)
     before = log_likelihood(system.model, bad, x, num_particles=2000, seed=0)
-    found = log_likelihood(system.model, bad, x, num_particles=2000, seed=0, retry=REPAIRS[repair](system, bad))
+    found = log_likelihood(
+        system.model, bad, x, num_particles=2000, seed=0, retry=REPAIRS[repair](system, bad)
+    )
     truth = exact_log_likelihood(system, x)
     assert abs(before.nll + truth.mean().item()) > 0.3
     assert len(found.unreliable) <= 2
@@ -87,7 +93,9 @@ def test_only_what_is_unreliable_is_tried_again() -> None:
     def guide(x: Tensor, factor: Tensor) -> None:
         with pyro.plate("data", len(x)):
             loc, tril = linear_gaussian.posterior(x, *system.linear_gaussian())
-            pyro.sample("z", dist.MultivariateNormal(loc, scale_tril=factor.sqrt()[:, None, None] * tril))
+            pyro.sample(
+                "z", dist.MultivariateNormal(loc, scale_tril=factor.sqrt()[:, None, None] * tril)
+            )
 
     def model(x: Tensor, _factor: Tensor) -> None:
         system.model(x)
@@ -115,13 +123,17 @@ def test_a_mixture_of_one_is_that_one() -> None:
     """Draw by draw, but for their order."""
     system, x = ppca(5)
     draw = Mixture((system.guide,)).prepare(system.model, (x,), 1)
-    torch.testing.assert_close(draw(40), exact_log_likelihood(system, x).expand(40, 5), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        draw(40), exact_log_likelihood(system, x).expand(40, 5), rtol=0, atol=1e-9
+    )
 
 
 def test_weights_of_a_defensive_mixture_are_bounded() -> None:
     """By p(x|z) over the prior's share."""
     system, x = ppca(5)
-    draw = Mixture((inflated(system, 0.05), prior_of(system.model)), (0.9, 0.1)).prepare(system.model, (x,), 1)
+    draw = Mixture((inflated(system, 0.05), prior_of(system.model)), (0.9, 0.1)).prepare(
+        system.model, (x,), 1
+    )
     most = system.p_x(torch.zeros(1, 3)).log_prob(system.p_x(torch.zeros(1, 3)).mean).max()
     assert bool((draw(5000) < most - math.log(0.1) + 1e-9).all())
 
@@ -134,11 +146,15 @@ def test_the_prior_as_a_guide() -> None:
 
 @pytest.mark.parametrize("name", ["vae", "ppca", "ppca-exact"])
 @pytest.mark.parametrize("wider", [lambda guide: widened(guide, 1.7), heavy_tailed])
-def test_wider_guides_are_proposals_of_the_same_evidence(name: str, wider: Callable[[Program], Program]) -> None:
+def test_wider_guides_are_proposals_of_the_same_evidence(
+    name: str, wider: Callable[[Program], Program]
+) -> None:
     system, x = system_and_data(name)
     truth = log_likelihood(system.model, system.guide, x, num_particles=20_000, seed=0)
     found = log_likelihood(system.model, wider(system.guide), x, num_particles=20_000, seed=1)
-    assert bool(((found.log_px - truth.log_px).abs() < 5 * (found.se**2 + truth.se**2).sqrt() + 1e-9).all())
+    assert bool(
+        ((found.log_px - truth.log_px).abs() < 5 * (found.se**2 + truth.se**2).sqrt() + 1e-9).all()
+    )
 
 
 @pytest.mark.parametrize(
@@ -169,7 +185,9 @@ def test_what_has_no_scale_is_refused_by_name() -> None:
     def model() -> None:
         pyro.sample("rate", dist.Gamma(2.0, 1.0))
 
-    with pytest.raises(ProgramError, match="the site 'rate' is a Gamma, which has no scale to widen"):
+    with pytest.raises(
+        ProgramError, match="the site 'rate' is a Gamma, which has no scale to widen"
+    ):
         run(model, widened(model), (), {})
     with pytest.raises(ProgramError, match="the site 'rate' is a Gamma, of which there is no t"):
         run(model, heavy_tailed(model), (), {})
@@ -177,12 +195,18 @@ def test_what_has_no_scale_is_refused_by_name() -> None:
 
 BAD: dict[str, tuple[Callable[[Program], object], str]] = {
     "no part": (lambda guide: Mixture(()), "at least one program"),
-    "shares": (lambda guide: Mixture((guide, guide), (0.5, 0.6)), "as many positive shares, which add up to 1"),
+    "shares": (
+        lambda guide: Mixture((guide, guide), (0.5, 0.6)),
+        "as many positive shares, which add up to 1",
+    ),
     "a share": (lambda guide: Mixture((guide, guide), (1.0,)), "as many positive shares"),
     "zero": (lambda guide: Mixture((guide, guide), (1.0, 0.0)), "as many positive shares"),
     "factor": (lambda guide: widened(guide, 0.0), "factor of a wider guide must be positive"),
     "freedom": (lambda guide: heavy_tailed(guide, -1.0), "degrees of freedom must be positive"),
-    "family": (lambda guide: Local(guide, "banana"), "unknown family 'banana': diagonal or full-rank"),  # type: ignore[arg-type]
+    "family": (
+        lambda guide: Local(guide, "banana"),
+        "unknown family 'banana': diagonal or full-rank",
+    ),  # type: ignore[arg-type]
     "steps": (lambda guide: Local(guide, steps=0), "steps of at least 1"),
 }
 
@@ -197,9 +221,13 @@ def test_bad_proposals_are_refused(case: str) -> None:
 
 def test_a_delta_guide_starts_a_fit_but_is_no_part_of_a_mixture() -> None:
     system, x = system_and_data("sparse-ae")
-    found = log_likelihood(system.model, Local(system.guide, steps=200), x, num_particles=100, seed=0)
+    found = log_likelihood(
+        system.model, Local(system.guide, steps=200), x, num_particles=100, seed=0
+    )
     assert torch.isfinite(found.log_px).all()
-    with pytest.raises(UndefinedLikelihoodError, match="is a Delta, which has no density as a proposal"):
+    with pytest.raises(
+        UndefinedLikelihoodError, match="is a Delta, which has no density as a proposal"
+    ):
         log_likelihood(system.model, Mixture((system.guide, prior_of(system.model))), x)
 
 
@@ -218,8 +246,13 @@ def guide(x: Tensor, known: Tensor) -> None:
     count = known.sum(1, keepdim=True).clamp_min(1)
     mean = (x * known).sum(1, keepdim=True) / count
     with pyro.plate("data", len(x), dim=-2):
-        rate = pyro.sample("rate", dist.Gamma(2 + count / 2, 2 + 0.5 * ((x - mean) ** 2 * known).sum(1, keepdim=True)))
-        pyro.sample("level", dist.Normal(mean * count / (count + 1), (count * rate + 1).rsqrt() * 1.2))
+        rate = pyro.sample(
+            "rate",
+            dist.Gamma(2 + count / 2, 2 + 0.5 * ((x - mean) ** 2 * known).sum(1, keepdim=True)),
+        )
+        pyro.sample(
+            "level", dist.Normal(mean * count / (count + 1), (count * rate + 1).rsqrt() * 1.2)
+        )
 
 
 def program_data() -> tuple[Tensor, Tensor]:
@@ -269,7 +302,9 @@ def test_a_tolerance_is_that_of_the_mean_over_all_blocks(monkeypatch: pytest.Mon
     """Blocks of one datum each take no more draws than their share of the error asks for."""
     data = program_data()
     whole = log_likelihood(model, guide, data, num_particles=100_000, tolerance=0.01, seed=0)
-    monkeypatch.setattr("pyroae.evaluation.sampling.rows_of", lambda args, compiled=False: 64)
+    monkeypatch.setattr(
+        "pyroae.evaluation.importance.sampler.rows_of", lambda args, compiled=False: 64
+    )
     found = log_likelihood(model, guide, data, num_particles=100_000, tolerance=0.01, seed=0)
     assert found.is_within_tolerance
     assert int(found.draws.double().mean()) <= 3 * whole.num_particles
@@ -277,7 +312,9 @@ def test_a_tolerance_is_that_of_the_mean_over_all_blocks(monkeypatch: pytest.Mon
 
 
 def test_a_tolerance_that_is_not_reached_is_told() -> None:
-    found = log_likelihood(model, prior_of(model), program_data(), num_particles=200, tolerance=0.001, seed=0)
+    found = log_likelihood(
+        model, prior_of(model), program_data(), num_particles=200, tolerance=0.001, seed=0
+    )
     assert not found.is_within_tolerance
     assert found.num_particles == 200
     with pytest.raises(ConfigError, match="tolerance must be positive and finite, in nats, not 0"):
@@ -315,6 +352,8 @@ for k in (500, 50_000):
 @pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_particles() -> None:
     """Of a process that did K = 500 and goes on to K = 50,000: within 10 %."""
-    found = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, check=True, text=True)
+    found = subprocess.run(
+        [sys.executable, "-c", MEMORY], capture_output=True, check=True, text=True
+    )
     few, many = map(int, found.stdout.split())
     assert few <= many < 1.1 * few

@@ -19,23 +19,43 @@ from torch import Tensor
 from pyroae import TrainConfig, fit
 from pyroae.errors import ProgramError
 from pyroae.objectives import OBJECTIVES, ObjectiveBase
-from pyroae.weights import owner_of
+from pyroae.programs.context import owner_of
 from tests.pyro_examples import EXAMPLES, FOLDER, Example, folder
 
 pytestmark = [
-    pytest.mark.skipif(folder() is None, reason=f"set {FOLDER} to the folder 'examples' of a copy of Pyro's repository"),
+    pytest.mark.skipif(
+        folder() is None,
+        reason=f"set {FOLDER} to the folder 'examples' of a copy of Pyro's repository",
+    ),
     pytest.mark.filterwarnings("ignore:the particles are run one after the other"),
-    pytest.mark.filterwarnings("ignore:the log-density of the site 'z2' of one datum depends on the other data"),  # BatchNorm
-    pytest.mark.filterwarnings(r"ignore:.* was not registered in the param store because requires_grad=False"),
+    pytest.mark.filterwarnings(
+        "ignore:the log-density of the site 'z2' of one datum depends on the other data"
+    ),  # BatchNorm
+    pytest.mark.filterwarnings(
+        r"ignore:.* was not registered in the param store because requires_grad=False"
+    ),
     pytest.mark.filterwarnings("ignore:Default grid_sample and affine_grid behavior"),
 ]
 K = 8
-LOOPED = {"ss_vae", "ss_vae, labelled", "cvae", "air", "air, subsampled", "air, no masking", "scanvi", "scanvi, labelled"}
+LOOPED = {
+    "ss_vae",
+    "ss_vae, labelled",
+    "cvae",
+    "air",
+    "air, subsampled",
+    "air, no masking",
+    "scanvi",
+    "scanvi, labelled",
+}
 """Those that do not take the particles as one more dimension."""
 TERMS = {"cevae, with its predictors", "scanvi, labelled"}
 """Those whose guide has an observed site or a factor without a path gradient, which `Trace_ELBO` does not differentiate."""
-REFUSED = {("sparse_gamma_def, auto", "vimco"): "its site 'z_top' is a Delta, .* use trace-elbo or iwae"}
-SAME = {("sparse_gamma_def, auto", "iwae"): "outside the data plate and nothing inside it: .* the ELBO"}
+REFUSED = {
+    ("sparse_gamma_def, auto", "vimco"): "its site 'z_top' is a Delta, .* use trace-elbo or iwae"
+}
+SAME = {
+    ("sparse_gamma_def, auto", "iwae"): "outside the data plate and nothing inside it: .* the ELBO"
+}
 """Pairs of which a warning says that all particles are the same."""
 ENUMERATED = ("ss_vae, broadcast", "scanvi")
 
@@ -46,13 +66,19 @@ def parameters(example: Example) -> dict[str, Tensor]:
         drawn = poutine.trace(example.guide).get_trace(*example.args)
         poutine.replay(example.model, trace=drawn)(*example.args)
     values = {name: site["value"] for name, site in found.trace.nodes.items()}
-    leaves = {name: value.unconstrained() if hasattr(value, "unconstrained") else value for name, value in values.items()}
+    leaves = {
+        name: value.unconstrained() if hasattr(value, "unconstrained") else value
+        for name, value in values.items()
+    }
     return {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
 
 
 def gradients(value: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, retain_graph=True)
-    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(leaves.items(), found, strict=True)}
+    return {
+        n: torch.zeros_like(p) if g is None else g
+        for (n, p), g in zip(leaves.items(), found, strict=True)
+    }
 
 
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -85,19 +111,27 @@ class Weighed(NamedTuple):
     scale: float
 
 
-def draws_of(runs: list[poutine.Trace], single: poutine.Trace, count: int) -> list[dict[str, Tensor]]:
+def draws_of(
+    runs: list[poutine.Trace], single: poutine.Trace, count: int
+) -> list[dict[str, Tensor]]:
     """The draws of each particle in the shapes of a single run, from one run of all particles or a run of each."""
     found: list[dict[str, Tensor]] = [{} for _ in range(count)]
     for name, site in single.nodes.items():
         if site["type"] == "sample" and not site["is_observed"]:
             for k, draws in enumerate(found):
                 value, shape = runs[k % len(runs)].nodes[name]["value"], site["value"].shape
-                per_particle = len(runs) == 1 and value.numel() == count * shape.numel() and count > 1
-                draws[name] = value.reshape(count, *shape)[k] if per_particle else value.reshape(shape)
+                per_particle = (
+                    len(runs) == 1 and value.numel() == count * shape.numel() and count > 1
+                )
+                draws[name] = (
+                    value.reshape(count, *shape)[k] if per_particle else value.reshape(shape)
+                )
     return found
 
 
-def at(program: Callable[..., Any], draws: dict[str, Tensor], args: tuple[Tensor, ...]) -> poutine.Trace:
+def at(
+    program: Callable[..., Any], draws: dict[str, Tensor], args: tuple[Tensor, ...]
+) -> poutine.Trace:
     seen = poutine.Trace()
     for name, value in draws.items():
         seen.add_node(name, name=name, type="sample", is_observed=False, value=value, infer={})
@@ -107,7 +141,11 @@ def at(program: Callable[..., Any], draws: dict[str, Tensor], args: tuple[Tensor
 
 
 def is_draw(site: dict[str, Any]) -> bool:
-    return site["type"] == "sample" and not site["is_observed"] and type(site["fn"]).__name__ not in ("_Subsample", "Delta")
+    return (
+        site["type"] == "sample"
+        and not site["is_observed"]
+        and type(site["fn"]).__name__ not in ("_Subsample", "Delta")
+    )
 
 
 def weigh(example: Example, runs: list[poutine.Trace], count: int, *, by_score: bool) -> Weighed:
@@ -116,20 +154,34 @@ def weigh(example: Example, runs: list[poutine.Trace], count: int, *, by_score: 
     seen = poutine.trace(poutine.replay(example.model, trace=single)).get_trace(*example.args)
     observed = next(s for s in seen.nodes.values() if s["type"] == "sample" and s["is_observed"])
     plate, scale = observed["cond_indep_stack"][0], float(observed["scale"])
-    local = {n for n, s in single.nodes.items() if s["type"] == "sample" and plate in s["cond_indep_stack"]}
-    stopped = by_score and all(single.nodes[n]["fn"].has_rsample for n in local if is_draw(single.nodes[n]))
+    local = {
+        n
+        for n, s in single.nodes.items()
+        if s["type"] == "sample" and plate in s["cond_indep_stack"]
+    }
+    stopped = by_score and all(
+        single.nodes[n]["fn"].has_rsample for n in local if is_draw(single.nodes[n])
+    )
     rows: list[tuple[Tensor, Tensor, Tensor]] = []
     for drawn in draws_of(runs, single, count):
         draws = {n: v.detach() if stopped and n in local else v for n, v in drawn.items()}
         size = plate.size if plate.size > 0 else len(example.args[0])  # of a plate without one
         weight, scored, outside = torch.zeros(size), torch.zeros(size), torch.zeros(())
-        for sign, trace in ((1, at(example.model, draws, example.args)), (-1, at(example.guide, draws, example.args))):
+        for sign, trace in (
+            (1, at(example.model, draws, example.args)),
+            (-1, at(example.guide, draws, example.args)),
+        ):
             for name, site in trace.nodes.items():
                 if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
                     continue
                 if plate in site["cond_indep_stack"]:
                     weight = weight + sign * site["log_prob"] / scale
-                    if sign < 0 and name in local and is_draw(site) and (stopped or not site["fn"].has_rsample):
+                    if (
+                        sign < 0
+                        and name in local
+                        and is_draw(site)
+                        and (stopped or not site["fn"].has_rsample)
+                    ):
                         scored = scored + site["fn"].log_prob(site["value"])
                 else:
                     outside = outside + sign * site["log_prob"].sum()
@@ -149,7 +201,10 @@ def signal(log_weight: Tensor, objective: str) -> Tensor:
     rows = []
     for k in range(len(log_weight)):
         others = torch.cat([log_weight[:k], log_weight[k + 1 :]])
-        rows.append(log_mean_exp(log_weight) - log_mean_exp(torch.cat([others, others.mean(0, keepdim=True)])))
+        rows.append(
+            log_mean_exp(log_weight)
+            - log_mean_exp(torch.cat([others, others.mean(0, keepdim=True)]))
+        )
     return torch.stack(rows)
 
 
@@ -182,7 +237,11 @@ def test_trace_elbo_is_pyro_s_on_the_same_draws(name: str, count: int) -> None:
     objective.loss(example.model, example.guide, *example.args)  # the trial runs
     pyro.set_rng_seed(1)
     ours = objective.differentiable_loss(example.model, example.guide, *example.args)
-    theirs_of = Trace_ELBO(num_particles=count, vectorize_particles=count > 1 and name not in LOOPED, max_plate_nesting=1)
+    theirs_of = Trace_ELBO(
+        num_particles=count,
+        vectorize_particles=count > 1 and name not in LOOPED,
+        max_plate_nesting=1,
+    )
     pyro.set_rng_seed(1)
     theirs = theirs_of.differentiable_loss(example.model, example.guide, *example.args)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)
@@ -195,7 +254,9 @@ def test_trace_elbo_is_pyro_s_on_the_same_draws(name: str, count: int) -> None:
     *((name, "trace-elbo", 1) for name in sorted(TERMS)),
     *((name, objective, K) for name in EXAMPLES for objective in ("iwae", "vimco") if (name, objective) not in REFUSED),
 ])  # fmt: skip
-def test_bounds_and_gradients_are_those_of_one_run_a_particle(name: str, objective: str, count: int) -> None:
+def test_bounds_and_gradients_are_those_of_one_run_a_particle(
+    name: str, objective: str, count: int
+) -> None:
     example = EXAMPLES[name]()
     leaves = parameters(example)
     same = SAME.get((name, objective))
@@ -211,7 +272,9 @@ def test_bounds_and_gradients_are_those_of_one_run_a_particle(name: str, objecti
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.filterwarnings("ignore:the guide draws .* outside the data plate and nothing inside it")
+@pytest.mark.filterwarnings(
+    "ignore:the guide draws .* outside the data plate and nothing inside it"
+)
 @pytest.mark.parametrize(("name", "objective"), list(REFUSED))
 def test_what_is_refused(name: str, objective: str) -> None:
     example = EXAMPLES[name]()
@@ -239,7 +302,9 @@ def test_every_program_trains(name: str, objective: str, train: Callable[..., li
     before = {n: leaf.detach().clone() for n, leaf in parameters(example).items()}
     same = SAME.get((name, objective))
     with pytest.warns(UserWarning, match=same) if same else nullcontext():
-        losses = train(example, OBJECTIVES[objective](num_particles=1 if objective == "trace-elbo" else K), 12)
+        losses = train(
+            example, OBJECTIVES[objective](num_particles=1 if objective == "trace-elbo" else K), 12
+        )
     assert all(map(math.isfinite, losses))
     after = parameters(example)
     assert sum(not torch.equal(before[n], leaf) for n, leaf in after.items()) >= 2
@@ -249,9 +314,13 @@ def test_every_program_trains(name: str, objective: str, train: Callable[..., li
 
 @pytest.mark.parametrize("train", [trained_by_svi, trained_by_fit])
 @pytest.mark.parametrize("name", ENUMERATED)
-def test_classes_that_are_summed_out_train_with_trace_enum_elbo(name: str, train: Callable[..., list[float]]) -> None:
+def test_classes_that_are_summed_out_train_with_trace_enum_elbo(
+    name: str, train: Callable[..., list[float]]
+) -> None:
     example = enumerated(EXAMPLES[name]())
-    losses = train(example, TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False), 12)
+    losses = train(
+        example, TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False), 12
+    )
     assert sum(losses[-3:]) < 0.95 * sum(losses[:3])
 
 
@@ -268,7 +337,10 @@ def test_classes_drawn_and_classes_summed_out_have_one_mean(name: str) -> None:
     assert owner is not None
     owner.eval()
     summed_out = enumerated(example)
-    drawn, exact = OBJECTIVES["trace-elbo"](), TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
+    drawn, exact = (
+        OBJECTIVES["trace-elbo"](),
+        TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False),
+    )
     losses = torch.tensor([
         [drawn.loss(example.model, example.guide, *example.args), exact.loss(summed_out.model, summed_out.guide, *example.args)]
         for _ in range(150)

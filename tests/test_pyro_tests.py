@@ -21,14 +21,21 @@ from pyroae.objectives import IWAE, Objective, Renyi
 @pytest.fixture
 def pyro_tests() -> Path:
     if not (given := os.environ.get("PYROAE_PYRO_TESTS")):
-        pytest.skip("Pyro's tests are not here: set PYROAE_PYRO_TESTS to the folder 'tests' of a checkout of Pyro")
+        pytest.skip(
+            "Pyro's tests are not here: set PYROAE_PYRO_TESTS to the folder 'tests' of a checkout of Pyro"
+        )
     return Path(given)
 
 
-@pytest.mark.parametrize("file", [pytest.param(name, marks=pytest.mark.slow) for name in FILES if name != "multi_sample_elbos"])
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(name, marks=pytest.mark.slow) for name in FILES if name != "multi_sample_elbos"],
+)
 def test_pyros_tests(pyro_tests: Path, file: str) -> None:
     ours, pyros = both(pyro_tests, [file])
-    assert not [node for node, test in ours.items() if outcome(node, test, pyros.get(node)) == "other"], tables(ours, pyros)
+    assert not [
+        node for node, test in ours.items() if outcome(node, test, pyros.get(node)) == "other"
+    ], tables(ours, pyros)
     assert any(test["outcome"] == "passed" for test in ours.values())
 
 
@@ -60,17 +67,26 @@ def guide(x: Tensor) -> None:
         ("Trace_ELBO", Trace_ELBO, {"num_particles": 4, "max_plate_nesting": 1}),
         ("TraceMeanField_ELBO", TraceMeanField_ELBO, {"num_particles": 4}),
         ("RenyiELBO", RenyiELBO, {"num_particles": 4}),
-        ("RenyiELBO", RenyiELBO, {"alpha": 0.3, "num_particles": 4, "strict_enumeration_warning": False}),
+        (
+            "RenyiELBO",
+            RenyiELBO,
+            {"alpha": 0.3, "num_particles": 4, "strict_enumeration_warning": False},
+        ),
         ("ReweightedWakeSleep", ReweightedWakeSleep, {"num_particles": 4}),
     ],
 )
-def test_a_replaced_objective_has_the_loss_of_pyros(name: str, pyros: Any, settings: dict[str, Any]) -> None:
+def test_a_replaced_objective_has_the_loss_of_pyros(
+    name: str, pyros: Any, settings: dict[str, Any]
+) -> None:
     """On the same draws, for one datum, where bounds of a datum and of all data agree."""
     ours, x = REPLACED[name](**settings), torch.tensor([0.7])
     assert ours is not None
     ours.loss(model, guide, x)  # the trial runs
     losses = []
-    for objective in (ours, pyros(**{"vectorize_particles": True, "max_plate_nesting": 1, **settings})):
+    for objective in (
+        ours,
+        pyros(**{"vectorize_particles": True, "max_plate_nesting": 1, **settings}),
+    ):
         pyro.set_rng_seed(1)
         loss = objective.loss(model, guide, x)
         losses.append(float(loss[0] if isinstance(loss, tuple) else loss))
@@ -100,10 +116,15 @@ def result(outcome: str, refusal: str | None = None, error: str | None = None) -
 
 def test_outcomes() -> None:
     failed, passed = result("failed"), result("passed")
-    other_words = result("failed", "the site 'x' ...", "AssertionError: Regex pattern did not match.")
+    other_words = result(
+        "failed", "the site 'x' ...", "AssertionError: Regex pattern did not match."
+    )
     assert outcome("a.py::test_a", passed, None) == "passed"
     assert outcome("a.py::test_a", other_words, passed) == "refused, as by Pyro"
-    assert outcome("a.py::test_a", result("failed", "the site 'x' ..."), result("xfailed")) == "refused, as by Pyro"
+    assert (
+        outcome("a.py::test_a", result("failed", "the site 'x' ..."), result("xfailed"))
+        == "refused, as by Pyro"
+    )
     assert outcome("a.py::test_a", result("failed", "the site 'x' ..."), passed) == "refused"
     assert outcome("a.py::test_a", failed, result("failed")) == "not by Pyro either"
     assert outcome("a.py::test_mean_field_warn", failed, passed) == "on purpose"

@@ -12,12 +12,13 @@ from torch import Tensor
 from pyroae import priors, zoo
 from pyroae.errors import ConfigError, DataError, ProgramError, UndefinedLikelihoodError
 from pyroae.evaluation import blocks
+from pyroae.evaluation.adaptive_quadrature import QuadratureEstimate, quadrature
 from pyroae.evaluation.exact import exact_log_likelihood
-from pyroae.evaluation.likelihood import log_likelihood
-from pyroae.evaluation.proposals import Local
-from pyroae.evaluation.quadrature import QuadratureEstimate, quadrature
+from pyroae.evaluation.importance.likelihood import log_likelihood
+from pyroae.evaluation.importance.proposals import Local
 from pyroae.nn import MLP
-from pyroae.weights import Program, prior_of
+from pyroae.programs.sites import Program
+from pyroae.programs.traces import prior_of
 from tests import test_proposals
 from tests.systems import system_and_data
 
@@ -71,7 +72,9 @@ def squared(scale: float) -> tuple[Program, Program]:
 def test_two_modes(scale: float) -> None:
     x = torch.tensor([-1.0, 0.0, 0.5, 1.0, 9.0])
     z, width = torch.linspace(-8, 8, 2_000_001), 16 / 2_000_000
-    joint = [dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z**2, scale).log_prob(value) for value in x]
+    joint = [
+        dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z**2, scale).log_prob(value) for value in x
+    ]
     truth = torch.stack([column.logsumexp(0) + math.log(width) for column in joint])
     check_right(quadrature(*squared(scale), x), truth)
 
@@ -89,7 +92,12 @@ def ring(scale: float) -> Program:
 
 def log_px_of_ring(x: Tensor, scale: float) -> Tensor:
     """An exponential plus a Gaussian: log ½ − x/2 + σ²/8 + log Φ((x − σ²/2)/σ)."""
-    return math.log(0.5) - x / 2 + scale**2 / 8 + dist.Normal(0.0, 1.0).cdf((x - scale**2 / 2) / scale).log()
+    return (
+        math.log(0.5)
+        - x / 2
+        + scale**2 / 8
+        + dist.Normal(0.0, 1.0).cdf((x - scale**2 / 2) / scale).log()
+    )
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.2])
@@ -190,7 +198,9 @@ def test_nothing_hangs_on_blocks_or_on_random_numbers(monkeypatch: pytest.Monkey
     again = quadrature(system.model, system.guide, x)
     assert torch.equal(once.log_px, again.log_px)
     monkeypatch.setattr(blocks, "CHUNK", 2**15)
-    torch.testing.assert_close(quadrature(system.model, system.guide, x).log_px, once.log_px, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        quadrature(system.model, system.guide, x).log_px, once.log_px, rtol=0, atol=1e-6
+    )
 
 
 def test_single_precision_is_in_the_error() -> None:
@@ -213,7 +223,9 @@ def flat(x: Tensor) -> None:
 
 def test_refusals() -> None:
     system = zoo.vae(16, latent=4)
-    with pytest.raises(ConfigError, match="quadrature is for 1, 2 or 3 latent dimensions a datum, not 4"):
+    with pytest.raises(
+        ConfigError, match="quadrature is for 1, 2 or 3 latent dimensions a datum, not 4"
+    ):
         quadrature(system.model, system.guide, torch.zeros(2, 16))
     tolerances: list[Any] = [0.0, -1.0, math.inf]
     for tolerance in tolerances:
@@ -230,9 +242,14 @@ def test_a_datum_without_a_density_is_named() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(torch.where(x == 3, torch.inf, z), 1.0, validate_args=False), obs=x)
+            pyro.sample(
+                "x", dist.Normal(torch.where(x == 3, torch.inf, z), 1.0, validate_args=False), obs=x
+            )
 
-    with pytest.raises(DataError, match=r"log p\(x\) of datum 3 comes to"), pyro.validation_enabled(False):
+    with (
+        pytest.raises(DataError, match=r"log p\(x\) of datum 3 comes to"),
+        pyro.validation_enabled(False),
+    ):
         quadrature(model, None, torch.arange(5.0))
 
 

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 import pyroae
-from pyroae import TraceELBO, calls, zoo
+from pyroae import TraceELBO, zoo
 from pyroae.autoencoder import Autoencoder
-from pyroae.calls import Call
-from pyroae.compiler import Compiled
+from pyroae.compilation import graph_calls as calls
+from pyroae.compilation.codegen import Recorded
+from pyroae.compilation.graph_calls import Call
+from pyroae.compilation.svi import Compiled
 from pyroae.config import TrainConfig
-from pyroae.graphs import Recorded
 from pyroae.nn import MLP
-from pyroae.states import Progressed
-from pyroae.trainer import Batch, Trainer
-from pyroae.training import fit
+from pyroae.training.fitting import fit
+from pyroae.training.state import Progressed
+from pyroae.training.trainer import Batch, Trainer
 
 Outputs = tuple[Tensor, ...]
 
@@ -42,7 +43,9 @@ def trained(svi: Compiled, batches: Tensor) -> tuple[list[float], Tensor]:
     return found, torch.cat([p.detach().flatten() for p in svi.parameters().values()]).cpu()
 
 
-def by_repetition(run: Callable[[], Outputs], generators: object = ()) -> tuple[Callable[[], None], Outputs]:
+def by_repetition(
+    run: Callable[[], Outputs], generators: object = ()
+) -> tuple[Callable[[], None], Outputs]:
     """What a recording does, by running the function again."""
     outputs = (torch.empty(0),)
 
@@ -70,7 +73,9 @@ def test_a_recorded_step_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not on_gpu or recorded(svi) == 1
         results.append(trained(svi, batches))
         assert svi.optimizer is not None
-        svi.optimizer.load_state_dict(svi.optimizer.state_dict())  # other tensors: what stays is recorded again
+        svi.optimizer.load_state_dict(
+            svi.optimizer.state_dict()
+        )  # other tensors: what stays is recorded again
         results[-1][0].extend(trained(svi, batches)[0])
     (plain, weights), (replayed, same) = results
     assert replayed == plain
@@ -111,13 +116,25 @@ def test_fit_groups_steps_without_a_change_of_results(monkeypatch: pytest.Monkey
     for most in (1, 3):
         system, batches = made()
 
-        def groups(trainer: Trainer, epoch: int, done: Progressed, most: int = most) -> Iterator[list[Batch]]:
-            yield from (list(group) for group in batched(trainer._batches(epoch, done.position), most))
+        def groups(
+            trainer: Trainer, epoch: int, done: Progressed, most: int = most
+        ) -> Iterator[list[Batch]]:
+            yield from (
+                list(group) for group in batched(trainer._batches(epoch, done.position), most)
+            )
 
         monkeypatch.setattr(Trainer, "_groups", groups)
         monkeypatch.setattr(calls, "Recorded", lambda run, record: Recorded(run, by_repetition))
         monkeypatch.setattr(Call, "is_recorded", True)
-        config = TrainConfig(epochs=3, batch_size=3, lr=0.02, kl_warmup=2, schedule="cosine", accelerator="cpu", compile=True)
+        config = TrainConfig(
+            epochs=3,
+            batch_size=3,
+            lr=0.02,
+            kl_warmup=2,
+            schedule="cosine",
+            accelerator="cpu",
+            compile=True,
+        )
         result = fit(system, batches.flatten(0, 1), config=config, progress=False)
         histories.append([row.train_nelbo for row in result.history])
     assert histories[0] == histories[1]

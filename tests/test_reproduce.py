@@ -23,7 +23,18 @@ def figures(path: Path) -> list[dict[str, Any]]:
 
 
 def test_the_figures_are_the_same(tmp_path: Path, capsys: Any) -> None:
-    annealing = ("--method", "is,ais", "--num-distributions", "10", "--num-chains", "2", "--split", "valid", "--seed", "3")
+    annealing = (
+        "--method",
+        "is,ais",
+        "--num-distributions",
+        "10",
+        "--num-chains",
+        "2",
+        "--split",
+        "valid",
+        "--seed",
+        "3",
+    )
     run = made(tmp_path / "run", "--objective", "dreg", "--num-particles", "3", evaluate=annealing)
     assert cli.main(["reproduce", str(run)]) == 0
     assert "has the figures of" in capsys.readouterr().out
@@ -57,6 +68,13 @@ def test_what_cannot_be_reproduced(tmp_path: Path, capsys: Any) -> None:
 @pytest.mark.slow
 def test_a_run_of_thousands_of_steps(tmp_path: Path) -> None:
     """Compiled, as it is long enough for that."""
-    run = made(tmp_path / "run", "--epochs", "400", "--hidden", "200,200", evaluate=("--num-particles", "5000"))
+    run = made(
+        tmp_path / "run",
+        "--epochs",
+        "400",
+        "--hidden",
+        "200,200",
+        evaluate=("--num-particles", "5000"),
+    )
     assert cli.main(["reproduce", str(run)]) == 0
     assert figures(tmp_path / "run-again") == figures(run)

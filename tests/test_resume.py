@@ -18,24 +18,34 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyroae import cli, compiler, zoo
+from pyroae import cli, zoo
+from pyroae.compilation import svi as compiler
 from pyroae.config import RunConfig, TrainConfig
-from pyroae.data import Splits, load
+from pyroae.data.loading import Splits, load
 from pyroae.errors import InterruptedRunError
-from pyroae.files import read_tensors
-from pyroae.keeper import Keeper
-from pyroae.runs import STATE, Run
-from pyroae.states import State
-from pyroae.training import fit
+from pyroae.runs.run import STATE, Run
+from pyroae.runtime.files import read_tensors
+from pyroae.training.checkpointing import Keeper
+from pyroae.training.fitting import fit
+from pyroae.training.state import State
 
 CONFIG = RunConfig(latent=2, hidden=(10,), epochs=4, batch_size=30)
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "warm-up, schedule, clipping": {"kl_warmup": 2, "schedule": "cosine", "grad_clip": 3.0},
-    "patience, last weights": {"patience": 2, "keep": "last", "optimizer": "SGD", "optimizer_args": {"momentum": 0.9}},
+    "patience, last weights": {
+        "patience": 2,
+        "keep": "last",
+        "optimizer": "SGD",
+        "optimizer_args": {"momentum": 0.9},
+    },
     "L-BFGS": {"optimizer": "LBFGS", "epochs": 2},
     "particles": {"objective": "dreg", "num_particles": 3},
-    "noise of its own": {"system": "denoising-ae", "binarize": "dynamic", "likelihood": "bernoulli"},
+    "noise of its own": {
+        "system": "denoising-ae",
+        "binarize": "dynamic",
+        "likelihood": "bernoulli",
+    },
     "double": {"precision": "64-true"},
     "steps": {"max_steps": 17},
 }
@@ -49,24 +59,35 @@ class Stop(Exception):
 def splits() -> Splits:
     digits = load("digits", binarize="dynamic")
     assert digits.valid is not None
-    return Splits(digits.train.first(200), digits.valid.first(50), None, digits.fingerprint, "dynamic")
+    return Splits(
+        digits.train.first(200), digits.valid.first(50), None, digits.fingerprint, "dynamic"
+    )
 
 
 def trained(
-    config: RunConfig, splits: Splits, on_epoch: Callable[[State], None] | None = None, state: State | None = None
+    config: RunConfig,
+    splits: Splits,
+    on_epoch: Callable[[State], None] | None = None,
+    state: State | None = None,
 ) -> Any:
     torch.manual_seed(config.seed)
     system = zoo.from_config(config, splits.train)
     from pyroae.objectives import parse_objective
 
     objective = parse_objective(config.estimator, config.num_particles)
-    return fit(system, splits, objective, config.training, state=state, on_epoch=on_epoch, progress=False)
+    return fit(
+        system, splits, objective, config.training, state=state, on_epoch=on_epoch, progress=False
+    )
 
 
 def same(one: Any, two: Any) -> bool:
     weights = zip(one.system.state_dict().items(), two.system.state_dict().items(), strict=True)
-    history = [[(e.step, e.train_nelbo, e.valid_nelbo, e.rate) for e in r.history] for r in (one, two)]
-    return all(n == m and torch.equal(v, w) for (n, v), (m, w) in weights) and history[0] == history[1]
+    history = [
+        [(e.step, e.train_nelbo, e.valid_nelbo, e.rate) for e in r.history] for r in (one, two)
+    ]
+    return (
+        all(n == m and torch.equal(v, w) for (n, v), (m, w) in weights) and history[0] == history[1]
+    )
 
 
 def stopped_at(config: RunConfig, splits: Splits, run: Run, step: int) -> State:
@@ -138,7 +159,11 @@ def test_programs_that_draw_from_python_and_numpy(tmp_path: Path, splits: Splits
         shift = random.gauss(0, 1) + np.random.randn()  # noqa: NPY002
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z[:, None] * pyro.param("w", torch.ones(3)) + shift, 1.0).to_event(1), obs=x)
+            pyro.sample(
+                "x",
+                dist.Normal(z[:, None] * pyro.param("w", torch.ones(3)) + shift, 1.0).to_event(1),
+                obs=x,
+            )
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -160,7 +185,12 @@ def test_programs_that_draw_from_python_and_numpy(tmp_path: Path, splits: Splits
         assert weights(run.state(), None) == wanted
     assert (
         weights(
-            State(states[1].weights, states[1].optimizer, {"cpu": states[1].random["cpu"]}, progressed=states[1].progressed),
+            State(
+                states[1].weights,
+                states[1].optimizer,
+                {"cpu": states[1].random["cpu"]},
+                progressed=states[1].progressed,
+            ),
             None,
         )
         != wanted
@@ -180,7 +210,9 @@ def test_a_signal_saves_and_says_how_to_go_on(splits: Splits, number: signal.Sig
 
     with Keeper(save, "this") as keeper:
         os.kill(os.getpid(), number)
-        with pytest.raises(InterruptedRunError, match=rf"by {number.name} at epoch 1, step 1, .*; go on with: this") as stop:
+        with pytest.raises(
+            InterruptedRunError, match=rf"by {number.name} at epoch 1, step 1, .*; go on with: this"
+        ) as stop:
             trained(CONFIG, splits, keeper)
     assert stop.value.signal == number
     assert len(saved) == 1
@@ -188,7 +220,9 @@ def test_a_signal_saves_and_says_how_to_go_on(splits: Splits, number: signal.Sig
     assert same(trained(CONFIG, splits, state=saved[0]), trained(CONFIG, splits))
 
 
-def test_the_command_says_so_in_its_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_the_command_says_so_in_its_exit_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     settings = ["--data", "digits", "--latent", "2", "--hidden", "10", "--epochs", "2"]
     assert cli.main(["train", *settings, "--out", str(tmp_path / "whole")]) == 0
     entered = Keeper.__enter__
@@ -223,7 +257,7 @@ torch.set_num_threads(1)
 import pyroae.commands
 from pyroae import cli
 from pyroae.errors import RunError
-from pyroae.runs import Run
+from pyroae.runs.run import Run
 
 run, kills, settings = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 dice = random.Random(7)
@@ -264,14 +298,40 @@ print(json.dumps({"kills": done, "half-written": left, "steps": steps}))
 
 
 @pytest.mark.parametrize(
-    ("kills", "compiled"), [(4, False), *(pytest.param(20, compiled, marks=pytest.mark.slow) for compiled in (False, True))]
+    ("kills", "compiled"),
+    [
+        (8, False),
+        *(pytest.param(20, compiled, marks=pytest.mark.slow) for compiled in (False, True)),
+    ],
 )
 def test_killed_at_random_moments(tmp_path: Path, kills: int, compiled: bool) -> None:
     """SIGKILL, writes of checkpoints included: one is written after each step. Never is the directory unreadable."""
-    settings = ["--data", "digits", "--latent", "2", "--hidden", "50", "--batch-size", "20", "--save-minutes", "1e-9"]
-    settings += ["--epochs", "20" if compiled else str(kills // 2), "--compile", str(compiled).lower()]
+    settings = [
+        "--data",
+        "digits",
+        "--latent",
+        "2",
+        "--hidden",
+        "50",
+        "--batch-size",
+        "20",
+        "--save-minutes",
+        "1e-9",
+    ]
+    settings += [
+        "--epochs",
+        "20" if compiled else str(kills // 2),
+        "--compile",
+        str(compiled).lower(),
+    ]
     code = [sys.executable, "-c", KILLER, str(tmp_path / "cut"), str(kills), json.dumps(settings)]
-    found = subprocess.run(code, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    found = subprocess.run(
+        code,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert found.returncode == 0, found.stderr[-2000:]
     told = json.loads(found.stdout.splitlines()[-1])
     threads = torch.get_num_threads()
@@ -305,14 +365,20 @@ def test_the_last_two_states_are_there(tmp_path: Path, splits: Splits) -> None:
 
 def test_from_the_state_before(tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "run"
-    assert cli.main(["train", "--latent", "2", "--hidden", "10", "--epochs", "2", "--out", str(path)]) == 0
+    assert (
+        cli.main(["train", "--latent", "2", "--hidden", "10", "--epochs", "2", "--out", str(path)])
+        == 0
+    )
     whole = Run(path).autoencoder("last").state_dict()
     last = Run(path).checkpoint("last")
     last.write_bytes(last.read_bytes()[:-1])
     assert cli.main(["train", "--resume", str(path)]) == 2
     said = capsys.readouterr().err
     assert "is damaged" in said
-    assert "the checkpoint 'previous', of the end of epoch 1, is whole: go on from it with --checkpoint previous" in said
+    assert (
+        "the checkpoint 'previous', of the end of epoch 1, is whole: go on from it with --checkpoint previous"
+        in said
+    )
     assert said.count("\n") == 1
     assert cli.main(["train", "--resume", str(path), "--checkpoint", "previous"]) == 0
     for name, value in Run(path).autoencoder("last").state_dict().items():
@@ -331,7 +397,7 @@ def test_a_run_that_was_killed_before_its_first_state(tmp_path: Path, splits: Sp
 
 def test_every_few_minutes(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     now, saved = [time.monotonic()], []
-    monkeypatch.setattr("pyroae.keeper.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pyroae.training.checkpointing.time.monotonic", lambda: now[0])
 
     def save(state: State) -> None:
         saved.append(state.progressed.step)

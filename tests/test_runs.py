@@ -10,13 +10,13 @@ import yaml
 
 from pyroae import zoo
 from pyroae.config import RunConfig
-from pyroae.data import Splits, load
+from pyroae.data.loading import Splits, load
 from pyroae.errors import ConfigError, RunError
 from pyroae.evaluation.summary import Result
-from pyroae.files import write_whole
-from pyroae.runs import Run, device_of
-from pyroae.states import State
-from pyroae.training import fit
+from pyroae.runs.run import Run, device_of
+from pyroae.runtime.files import write_whole
+from pyroae.training.fitting import fit
+from pyroae.training.state import State
 
 CONFIG = RunConfig(latent=2, hidden=(10,), epochs=3)
 
@@ -29,7 +29,13 @@ def splits() -> Splits:
 @pytest.fixture
 def run(tmp_path: Path, splits: Splits) -> Run:
     run = Run.create(tmp_path / "run", CONFIG, splits)
-    fit(zoo.from_config(CONFIG, splits.train), splits, config=CONFIG.training, on_epoch=run.save, progress=False)
+    fit(
+        zoo.from_config(CONFIG, splits.train),
+        splits,
+        config=CONFIG.training,
+        on_epoch=run.save,
+        progress=False,
+    )
     return run
 
 
@@ -39,10 +45,15 @@ def test_config_and_record(run: Run, splits: Splits) -> None:
     assert again.fingerprint == splits.fingerprint
     assert again.shape == (8, 8)
     record = yaml.safe_load((run.path / "config.yaml").read_text())
-    assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"] in torch.__version__
+    assert (
+        record["versions"]["torch"] == torch.__version__.split("+")[0]
+        or record["versions"]["torch"] in torch.__version__
+    )
 
 
-@pytest.mark.parametrize("config", [CONFIG, CONFIG.but(optimizer="LBFGS"), CONFIG.but(optimizer="SGD")])
+@pytest.mark.parametrize(
+    "config", [CONFIG, CONFIG.but(optimizer="LBFGS"), CONFIG.but(optimizer="SGD")]
+)
 def test_state_round_trip(tmp_path: Path, splits: Splits, config: RunConfig) -> None:
     run = Run.create(tmp_path / "run", config, splits)
     states: list[State] = []
@@ -52,7 +63,13 @@ def test_state_round_trip(tmp_path: Path, splits: Splits, config: RunConfig) -> 
         run.save(state)
 
     few = Splits(splits.train.first(200), splits.valid, None, splits.fingerprint, "dynamic")
-    fit(zoo.from_config(config, splits.train), few, config=config.training, on_epoch=keep, progress=False)
+    fit(
+        zoo.from_config(config, splits.train),
+        few,
+        config=config.training,
+        on_epoch=keep,
+        progress=False,
+    )
     found = run.state()
     assert found.history == states[-1].history
     assert found.best_epoch == states[-1].best_epoch > 0
@@ -61,7 +78,13 @@ def test_state_round_trip(tmp_path: Path, splits: Splits, config: RunConfig) -> 
         assert torch.equal(states[-1].best_weights[name], found.best_weights[name])
     assert torch.equal(found.random["cpu"], states[-1].random["cpu"])
     assert str(found.optimizer["state"].keys()) == str(states[-1].optimizer["state"].keys())
-    longer = fit(zoo.from_config(config, splits.train), few, config=config.but(epochs=4).training, state=found, progress=False)
+    longer = fit(
+        zoo.from_config(config, splits.train),
+        few,
+        config=config.but(epochs=4).training,
+        state=found,
+        progress=False,
+    )
     assert len(longer.history) == 4
 
 
@@ -71,12 +94,17 @@ def test_best_and_last(run: Run) -> None:
     kept = torch.cat([p.flatten() for p in run.autoencoder().parameters()])
     state = run.state()
     assert torch.equal(kept, best)
-    assert torch.equal(last, torch.cat([state.weights[n].flatten() for n, _ in run.autoencoder().named_parameters()]))
+    assert torch.equal(
+        last,
+        torch.cat([state.weights[n].flatten() for n, _ in run.autoencoder().named_parameters()]),
+    )
     assert not run.autoencoder().training
 
 
 def test_taken_missing_and_broken(run: Run, splits: Splits, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="holds a run already: give --overwrite to replace it, or --resume"):
+    with pytest.raises(
+        RunError, match="holds a run already: give --overwrite to replace it, or --resume"
+    ):
         Run.create(run.path, CONFIG, splits)
     with pytest.raises(RunError, match="holds no run"):
         Run(tmp_path)
@@ -87,7 +115,8 @@ def test_taken_missing_and_broken(run: Run, splits: Splits, tmp_path: Path) -> N
     checkpoint = run.path / "checkpoints" / "last.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(
-        RunError, match=r"last\.safetensors' is damaged, .*; the checkpoint 'previous', of the end of epoch 2, is whole"
+        RunError,
+        match=r"last\.safetensors' is damaged, .*; the checkpoint 'previous', of the end of epoch 2, is whole",
     ):
         run.state()
     (run.path / "config.yaml").write_text("latent: [")
@@ -112,10 +141,20 @@ def test_overwriting_removes_the_run_and_nothing_else(run: Run, splits: Splits) 
 
 
 def test_results(run: Run) -> None:
-    results = [Result("nll", 92.1, 0.8, 1000, 5000, 3.2), Result("active_units", 19.0, math.nan, 1000, 0, 1.0)]
+    results = [
+        Result("nll", 92.1, 0.8, 1000, 5000, 3.2),
+        Result("active_units", 19.0, math.nan, 1000, 0, 1.0),
+    ]
     run.write_results(results)
     rows = json.loads((run.path / "results.json").read_text())
-    assert rows[0] == {"name": "nll", "estimate": 92.1, "se": 0.8, "num_data": 1000, "num_particles": 5000, "seconds": 3.2}
+    assert rows[0] == {
+        "name": "nll",
+        "estimate": 92.1,
+        "se": 0.8,
+        "num_data": 1000,
+        "num_particles": 5000,
+        "seconds": 3.2,
+    }
     assert rows[1]["se"] is None
     assert str(run.results()) == str(results)
     (run.path / "results.json").write_text("{")

@@ -15,20 +15,20 @@ import torch
 from pyroae import zoo
 from pyroae.cli import main
 from pyroae.config import TrainConfig
-from pyroae.data import load
+from pyroae.data.loading import load
 from pyroae.errors import ConfigError, ProgramError
-from pyroae.evaluation import checkpoint
-from pyroae.evaluation.ais import AISSettings, ais, bdmc
-from pyroae.evaluation.annealing import Block
+from pyroae.evaluation.adaptive_quadrature import quadrature
+from pyroae.evaluation.annealing import checkpoint
+from pyroae.evaluation.annealing.block import Block
+from pyroae.evaluation.annealing.bounds import AISSettings, ais, bdmc
 from pyroae.evaluation.exact import exact_log_likelihood
-from pyroae.evaluation.gaps import gaps
-from pyroae.evaluation.information import information
-from pyroae.evaluation.likelihood import log_likelihood
-from pyroae.evaluation.quadrature import quadrature
+from pyroae.evaluation.importance.likelihood import log_likelihood
+from pyroae.evaluation.inference_gaps import gaps
+from pyroae.evaluation.mutual_information import information
 from pyroae.evaluation.summary import METHODS, EvaluationSettings, evaluate
 from pyroae.nn import MLP
-from pyroae.training import fit
-from pyroae.weights import prior_of
+from pyroae.programs.traces import prior_of
+from pyroae.training.fitting import fit
 from tests import test_proposals
 
 EVERY = ",".join(METHODS)
@@ -40,8 +40,25 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A VAE with two latent units and a pPCA on the digits, trained for as long as a test may take."""
     path = tmp_path_factory.mktemp("runs")
     small = ["--data", "digits", "--latent", "2", "--epochs", "20", "--lr", "3e-3"]
-    assert main(["train", "--system", "vae", *small, "--hidden", "50", "--out", str(path / "vae")]) == 0
-    assert main(["train", "--system", "ppca", *small, "--likelihood", "normal", "--out", str(path / "ppca")]) == 0
+    assert (
+        main(["train", "--system", "vae", *small, "--hidden", "50", "--out", str(path / "vae")])
+        == 0
+    )
+    assert (
+        main(
+            [
+                "train",
+                "--system",
+                "ppca",
+                *small,
+                "--likelihood",
+                "normal",
+                "--out",
+                str(path / "ppca"),
+            ]
+        )
+        == 0
+    )
     return path
 
 
@@ -55,7 +72,9 @@ def test_quadrature_importance_sampling_and_annealing_agree_datum_by_datum() -> 
     x = digits.test.x[:8]
     exact = quadrature(vae.model, vae.guide, x)
     sampled = log_likelihood(vae.model, vae.guide, x, num_particles=50_000, seed=0)
-    annealed = ais(vae.model, vae.guide, x, settings=AISSettings(64, 100, start="guide", double=True), seed=0)
+    annealed = ais(
+        vae.model, vae.guide, x, settings=AISSettings(64, 100, start="guide", double=True), seed=0
+    )
     assert bool(exact.converged.all())
     assert (sampled.log_px - exact.log_px).abs().max() < 0.02
     assert (annealed.log_px - exact.log_px).abs().max() < 0.02
@@ -66,26 +85,69 @@ def test_quadrature_importance_sampling_and_annealing_agree_datum_by_datum() -> 
 
 
 def test_one_command_does_it_all(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", str(runs / "vae"), "--num-data", "12", "--method", "is,ais,bdmc,quadrature,gaps", *SHORT]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                str(runs / "vae"),
+                "--num-data",
+                "12",
+                "--method",
+                "is,ais,bdmc,quadrature,gaps",
+                *SHORT,
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     results = {row["name"]: row for row in json.loads((runs / "vae" / "results.json").read_text())}
-    for name in ("nll", "nll_psis", "nll_jackknife", "nll_ais", "nll_quadrature", "bdmc_lower", "bdmc_upper", "bdmc_gap"):
+    for name in (
+        "nll",
+        "nll_psis",
+        "nll_jackknife",
+        "nll_ais",
+        "nll_quadrature",
+        "bdmc_lower",
+        "bdmc_upper",
+        "bdmc_gap",
+    ):
         assert math.isfinite(results[name]["estimate"]), name
-    assert results["nll"]["estimate"] == pytest.approx(results["nll_quadrature"]["estimate"], abs=0.05)
+    assert results["nll"]["estimate"] == pytest.approx(
+        results["nll_quadrature"]["estimate"], abs=0.05
+    )
     gap = sum(results[name]["estimate"] for name in ("amortization_gap", "approximation_gap"))
     assert gap == pytest.approx(results["inference_gap"]["estimate"], abs=1e-9)
-    for words in ("AIS + BDMC gap, upper", "IWAE, K = 50", "mutual information, lower", "acceptance", "k̂"):
+    for words in (
+        "AIS + BDMC gap, upper",
+        "IWAE, K = 50",
+        "mutual information, lower",
+        "acceptance",
+        "k̂",
+    ):
         assert words in said
     tree = arviz.from_netcdf(runs / "vae" / "evaluation.nc")
     data = tree["per_datum"].to_dataset()
     assert data.sizes["datum"] == 12
     np.testing.assert_allclose(-data["log_px"].mean(), results["nll"]["estimate"], rtol=1e-6)
-    assert {"khat", "log_px_low", "log_px_ais", "log_px_quadrature", "approximation_gap_full_rank"} <= set(data.data_vars)
+    assert {
+        "khat",
+        "log_px_low",
+        "log_px_ais",
+        "log_px_quadrature",
+        "approximation_gap_full_rank",
+    } <= set(data.data_vars)
     gaps_of = tree["simulated"]["upper"] - tree["simulated"]["lower"]
     np.testing.assert_allclose(float(gaps_of.mean()), results["bdmc_gap"]["estimate"], rtol=1e-5)
     tree.close()
     figures = {file.stem for file in (runs / "vae" / "figures").glob("*.png")}
-    assert {"sandwich", "bound_curve", "khat", "extremes", "rate_distortion", "likelihood_per_datum"} <= figures
+    assert {
+        "sandwich",
+        "bound_curve",
+        "khat",
+        "extremes",
+        "rate_distortion",
+        "likelihood_per_datum",
+    } <= figures
     assert not (runs / "vae" / "annealing").exists()
 
 
@@ -116,8 +178,18 @@ def test_the_option_compile_reaches_importance_sampling_and_annealing(
     assert "compile takes auto, true or false, not 'yes'" in capsys.readouterr().err
 
 
-def test_the_sandwich_is_in_order_and_holds_the_exact_value(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--num-data", "15", "--method", "is,ais,bdmc,exact,gaps", "--num-distributions", "40", "--double"]
+def test_the_sandwich_is_in_order_and_holds_the_exact_value(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [
+        "--num-data",
+        "15",
+        "--method",
+        "is,ais,bdmc,exact,gaps",
+        "--num-distributions",
+        "40",
+        "--double",
+    ]
     assert main(["evaluate", str(runs / "ppca"), *flags]) == 0
     printed = capsys.readouterr().out.partition("Monte Carlo")[2]
     rows = re.findall(r"^ *([A-Z\w].*?) +(-\d+\.\d+)", printed, re.MULTILINE)
@@ -128,7 +200,9 @@ def test_the_sandwich_is_in_order_and_holds_the_exact_value(runs: Path, capsys: 
     assert bounds["AIS"] == pytest.approx(exact, abs=0.5)
 
 
-def test_an_annealing_that_was_stopped_goes_on(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_annealing_that_was_stopped_goes_on(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ctrl-C, the same command again, and the same figures."""
     shutil.copytree(runs / "ppca", tmp_path / "ppca")
     flags = ["evaluate", str(tmp_path / "ppca"), "--num-data", "5", "--method", "ais", *SHORT]
@@ -156,37 +230,60 @@ BAD = {
     "method": (["--method", "iss"], "unknown method 'iss': did you mean 'is'?"),
     "proposal": (["--proposal", "locl"], "unknown proposal 'locl': did you mean 'local'?"),
     "retry": (["--retry", "nothing"], "unknown proposal 'nothing'"),
-    "tolerance": (["--tolerance", "0"], "a tolerance must be positive and finite, in nats, not 0.0"),
+    "tolerance": (
+        ["--tolerance", "0"],
+        "a tolerance must be positive and finite, in nats, not 0.0",
+    ),
     "particles": (["--num-particles", "0"], "num_particles must be at least 1, not 0"),
-    "chains": (["--method", "ais", "--num-chains", "0"], "num_chains must be a whole number of at least 1, not 0"),
+    "chains": (
+        ["--method", "ais", "--num-chains", "0"],
+        "num_chains must be a whole number of at least 1, not 0",
+    ),
     "start": (["--method", "ais", "--start", "posterior"], "unknown start 'posterior'"),
     "schedule": (["--method", "ais", "--schedule", "cosine"], "unknown schedule 'cosine'"),
-    "acceptance": (["--method", "ais", "--target-acceptance", "1"], "target_acceptance must lie between 0 and 1"),
+    "acceptance": (
+        ["--method", "ais", "--target-acceptance", "1"],
+        "target_acceptance must lie between 0 and 1",
+    ),
     "exact": (["--method", "exact"], "closed forms need a linear-Gaussian system"),
 }
 
 
 @pytest.mark.parametrize("case", list(BAD))
-def test_bad_input_is_one_sentence(case: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_sentence(
+    case: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags, words = BAD[case]
-    before = (runs / "vae" / "results.json").read_bytes() if (runs / "vae" / "results.json").exists() else b""
+    before = (
+        (runs / "vae" / "results.json").read_bytes()
+        if (runs / "vae" / "results.json").exists()
+        else b""
+    )
     assert main(["evaluate", str(runs / "vae"), "--num-data", "5", *flags]) == 2
     error = capsys.readouterr().err.strip()
     assert words in error
     assert "\n" not in error.splitlines()[-1]
-    after = (runs / "vae" / "results.json").read_bytes() if (runs / "vae" / "results.json").exists() else b""
+    after = (
+        (runs / "vae" / "results.json").read_bytes()
+        if (runs / "vae" / "results.json").exists()
+        else b""
+    )
     assert before == after
 
 
 def test_quadrature_is_refused_for_many_latents_and_annealing_for_discrete_ones() -> None:
     x = (torch.rand(4, 16) < 0.5).float()
-    with pytest.raises(ConfigError, match="quadrature is for 1, 2 or 3 latent dimensions a datum, not 5"):
+    with pytest.raises(
+        ConfigError, match="quadrature is for 1, 2 or 3 latent dimensions a datum, not 5"
+    ):
         evaluate(zoo.vae(16, latent=5), x, EvaluationSettings(("quadrature",)))
     with pytest.raises(ProgramError, match="the latent site 'z' is discrete"):
         evaluate(zoo.discrete_vae(16, latent=3), x, EvaluationSettings(("ais",)))
 
 
-def test_few_particles_have_no_khat_and_say_so(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_few_particles_have_no_khat_and_say_so(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["evaluate", str(runs / "vae"), "--num-data", "5", "--num-particles", "20"]) == 0
     assert "no k̂: it takes K of at least 25" in capsys.readouterr().out
 
@@ -235,14 +332,30 @@ def test_mnist_sandwich(mnist_root: Path) -> None:
     path = Path("runs/mnist-vae")
     if not (path / "checkpoints" / "last.safetensors").is_file():
         data = ["--data", "mnist", "--data-root", str(mnist_root)]
-        net = ["--latent", "50", "--hidden", "200,200", "--activation", "tanh", "--batch-size", "100", "--lr", "1e-3"]
-        assert main(["train", "--system", "vae", *data, *net, "--epochs", "50", "--out", str(path)]) == 0
+        net = [
+            "--latent",
+            "50",
+            "--hidden",
+            "200,200",
+            "--activation",
+            "tanh",
+            "--batch-size",
+            "100",
+            "--lr",
+            "1e-3",
+        ]
+        assert (
+            main(["train", "--system", "vae", *data, *net, "--epochs", "50", "--out", str(path)])
+            == 0
+        )
     flags = ["--num-data", "100", "--method", "is,ais,bdmc,gaps", "--num-distributions", "1000"]
     assert main(["evaluate", str(path), *flags]) == 0
     found = {row["name"]: row for row in json.loads((path / "results.json").read_text())}
     tree = arviz.from_netcdf(path / "evaluation.nc")
     data = tree["per_datum"].to_dataset()
-    elbo, sampled, annealed = (float(data[name].mean()) for name in ("nelbo", "log_px", "log_px_ais"))
+    elbo, sampled, annealed = (
+        float(data[name].mean()) for name in ("nelbo", "log_px", "log_px_ais")
+    )
     error = float(np.sqrt((data["log_px_ais_se"] ** 2).sum())) / 100
     assert -elbo < sampled < annealed + 2 * error
     assert found["bdmc_gap"]["estimate"] > -2 * found["bdmc_gap"]["se"]

@@ -13,15 +13,18 @@ from torch import Tensor
 
 from pyroae import zoo
 from pyroae.autoencoder import Autoencoder
+from pyroae.distributed import work_sharing as dealing
 from pyroae.errors import DataError, RunError
-from pyroae.evaluation import ais as ais_module
-from pyroae.evaluation import blocks, checkpoint, checks, dealing, hmc, sampling
-from pyroae.evaluation.ais import AISSettings, ais, bdmc
-from pyroae.evaluation.likelihood import log_likelihood
-from pyroae.evaluation.proposals import Local, Mixture, widened
+from pyroae.evaluation import blocks, checks
+from pyroae.evaluation.annealing import bounds as ais_module
+from pyroae.evaluation.annealing import checkpoint, hmc
+from pyroae.evaluation.annealing.bounds import AISSettings, ais, bdmc
+from pyroae.evaluation.importance import sampler as sampling
+from pyroae.evaluation.importance.likelihood import log_likelihood
+from pyroae.evaluation.importance.proposals import Local, Mixture, widened
 from pyroae.evaluation.summary import EvaluationSettings, evaluate
-from pyroae.processes import WHOLE, Share
-from pyroae.weights import prior_of
+from pyroae.programs.traces import prior_of
+from pyroae.runtime.processes import WHOLE, Share
 from tests.shares import in_processes, played
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -47,7 +50,9 @@ def tensors_of(found: Any) -> dict[str, Tensor]:
     for name, value in (found if isinstance(found, dict) else vars(found)).items():
         if isinstance(value, Tensor):
             values[name] = value
-        elif isinstance(value, dict) or (hasattr(value, "__dict__") and not isinstance(value, type)):
+        elif isinstance(value, dict) or (
+            hasattr(value, "__dict__") and not isinstance(value, type)
+        ):
             values |= {f"{name}.{inner}": v for inner, v in tensors_of(value).items()}
     return values
 
@@ -77,20 +82,29 @@ def sampled(share: Share) -> Any:
 @work
 def with_a_tolerance(share: Share) -> Any:
     system, x = program()
-    return log_likelihood(system.model, system.guide, x, num_particles=5000, tolerance=0.08, seed=1, share=share)
+    return log_likelihood(
+        system.model, system.guide, x, num_particles=5000, tolerance=0.08, seed=1, share=share
+    )
 
 
 @work
 def tried_again(share: Share) -> Any:
     system, x = program()
-    bad, better = widened(system.guide, 0.1), Mixture((system.guide, prior_of(system.model)), (0.5, 0.5))
-    return log_likelihood(system.model, bad, x, num_particles=200, retry=better, seed=1, share=share)
+    bad, better = (
+        widened(system.guide, 0.1),
+        Mixture((system.guide, prior_of(system.model)), (0.5, 0.5)),
+    )
+    return log_likelihood(
+        system.model, bad, x, num_particles=200, retry=better, seed=1, share=share
+    )
 
 
 @work
 def locally(share: Share) -> Any:
     system, x = program()
-    return log_likelihood(system.model, Local(system.guide, steps=20), x, num_particles=100, seed=1, share=share)
+    return log_likelihood(
+        system.model, Local(system.guide, steps=20), x, num_particles=100, seed=1, share=share
+    )
 
 
 @work
@@ -126,7 +140,7 @@ def test_each_process_does_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
         return real[sampling](seed, first, *stage)
 
     monkeypatch.setattr(sampling, "block_seed", watched)
-    monkeypatch.setattr("pyroae.evaluation.annealed.block_seed", watched)
+    monkeypatch.setattr("pyroae.evaluation.annealing.driver.block_seed", watched)
     for function, firsts in ((sampled, ({0, 6}, {3})), (annealed, ({0, 4}, {2, 6}))):
         for one in sizes.values():
             one.clear()
@@ -152,7 +166,10 @@ def test_blocks_have_draws_of_their_own_wherever_they_stand() -> None:
     other = log_likelihood(system.model, system.guide, changed, num_particles=200, seed=1)
     assert torch.equal(other.log_px[3:], whole.log_px[3:])
     assert not torch.equal(other.log_px[:3], whole.log_px[:3])
-    assert not torch.equal(log_likelihood(system.model, system.guide, x, num_particles=200, seed=2).log_px, whole.log_px)
+    assert not torch.equal(
+        log_likelihood(system.model, system.guide, x, num_particles=200, seed=2).log_px,
+        whole.log_px,
+    )
     same = x[:3].repeat(2, 1)
     found = log_likelihood(system.model, system.guide, same, num_particles=200, seed=1).log_px
     assert not torch.equal(found[:3], found[3:])
@@ -205,8 +222,12 @@ def of_choosy(x: Tensor) -> None:
 @pytest.mark.parametrize("function", [log_likelihood, ais, bdmc])
 def test_an_error_on_one_process_comes_up_on_all(function: Callable[..., Any]) -> None:
     x = torch.tensor([0.0, 0.0, 0.0, 99.0, 0.0, 0.0, 0.0])  # in the second block
-    settings: dict[str, Any] = {"num_particles": 20} if function is log_likelihood else {"settings": TINY}
-    for error in played(2, lambda share: function(choosy, of_choosy, x, seed=0, share=share, **settings)):
+    settings: dict[str, Any] = (
+        {"num_particles": 20} if function is log_likelihood else {"settings": TINY}
+    )
+    for error in played(
+        2, lambda share: function(choosy, of_choosy, x, seed=0, share=share, **settings)
+    ):
         assert isinstance(error, ValueError)
         assert "ninety-nine" in str(error)
 
@@ -216,10 +237,15 @@ def test_a_datum_without_a_finite_estimate_is_named_by_all() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(torch.where(x == 5, torch.inf, z), 1.0, validate_args=False), obs=x)
+            pyro.sample(
+                "x", dist.Normal(torch.where(x == 5, torch.inf, z), 1.0, validate_args=False), obs=x
+            )
 
     with pyro.validation_enabled(False):
-        errors = played(2, lambda share: log_likelihood(model, of_choosy, torch.arange(7.0), seed=0, share=share))
+        errors = played(
+            2,
+            lambda share: log_likelihood(model, of_choosy, torch.arange(7.0), seed=0, share=share),
+        )
     assert [type(error) for error in errors] == [DataError, DataError]
     assert all("datum 5" in str(error) and "'x'" in str(error) for error in errors)
 
@@ -233,7 +259,10 @@ class Unportable(Exception):
 
 def test_what_is_dealt_comes_back_in_order_and_errors_are_the_first_ones() -> None:
     for world in (2, 3, 4):
-        assert played(world, lambda share: dealing.dealt(share, range(5), lambda i: i**2)) == [[0, 1, 4, 9, 16]] * world
+        assert (
+            played(world, lambda share: dealing.dealt(share, range(5), lambda i: i**2))
+            == [[0, 1, 4, 9, 16]] * world
+        )
 
     def failing(share: Share) -> int:
         if share.rank == 0:
@@ -242,13 +271,22 @@ def test_what_is_dealt_comes_back_in_order_and_errors_are_the_first_ones() -> No
 
     errors = played(3, lambda share: dealing.of_all(share, lambda: failing(share)))
     assert [type(error) for error in errors] == [RuntimeError, Unportable, RuntimeError]
-    assert [str(error) for error in errors] == ["Unportable: rank 1", "rank 1", "Unportable: rank 1"]
+    assert [str(error) for error in errors] == [
+        "Unportable: rank 1",
+        "rank 1",
+        "Unportable: rank 1",
+    ]
     assert played(2, lambda share: dealing.everywhere(share, lambda: share.rank)) == [0, 1]
     assert played(2, lambda share: dealing.agreed(share, lambda: share.rank)) == [0, 0]
 
 
 def test_seeds_of_blocks_do_not_meet() -> None:
-    seeds = [blocks.block_seed(s, n, *stage) for s in (-1, 0, 1, 2**40) for n in range(200) for stage in ((), (1,))]
+    seeds = [
+        blocks.block_seed(s, n, *stage)
+        for s in (-1, 0, 1, 2**40)
+        for n in range(200)
+        for stage in ((), (1,))
+    ]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
 
@@ -260,7 +298,9 @@ def test_an_evaluation_is_the_same_on_all() -> None:
     whole = evaluate(system, x, asked)
     for one in played(2, lambda share: evaluate(system, x, asked, share=share), passes=12):
         assert_same(whole, one)
-        assert {n: r.estimate for n, r in one.results.items()} == {n: r.estimate for n, r in whole.results.items()}
+        assert {n: r.estimate for n, r in one.results.items()} == {
+            n: r.estimate for n, r in whole.results.items()
+        }
 
 
 # Real processes.
@@ -276,32 +316,48 @@ def breaking(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
 
 
-X = torch.tensor([0.0, 1.0, 0.5, 2.0, -1.0, 0.3, 99.0, 0.1, 0.7], dtype=torch.float64)  # annealed in 2, 2, 2, 2, 1
+X = torch.tensor(
+    [0.0, 1.0, 0.5, 2.0, -1.0, 0.3, 99.0, 0.1, 0.7], dtype=torch.float64
+)  # annealed in 2, 2, 2, 2, 1
 
 
 def everything(share: Share, folder: Path) -> Any:
     """In each process: importance sampling and annealing; then an error on one; then an annealing that is broken off."""
-    global broken  # noqa: PLW0603  # of this process
+    global broken  # of this process  # noqa: PLW0603
     sampling.rows_of = lambda args, compiled=False: 3 * 64
     ais_module.rows_of = lambda args, compiled=False: 2 * TINY.num_chains
     checks.rows_of = lambda args, compiled=False: 8  # a datum at a time, which breaks nothing
     hmc.WARM_UP = 5
-    found: dict[str, Any] = {name: WORK[name](share) for name in ("sampled", "tried_again", "annealed", "both_ways")}
+    found: dict[str, Any] = {
+        name: WORK[name](share) for name in ("sampled", "tried_again", "annealed", "both_ways")
+    }
     broken = True
     with pytest.raises(ValueError, match="broken off"):
-        ais(breaking, None, X, settings=TINY, seed=0, share=share, checkpoint=folder / f"of{share.world}.safetensors")
+        ais(
+            breaking,
+            None,
+            X,
+            settings=TINY,
+            seed=0,
+            share=share,
+            checkpoint=folder / f"of{share.world}.safetensors",
+        )
     broken = False
     return found
 
 
 @pytest.mark.usefixtures("in_blocks")
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_processes_of_gloo_find_what_one_finds(world: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_gloo_find_what_one_finds(
+    world: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And one process goes on with what they had finished when they were broken off."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        whole = {name: WORK[name](WHOLE) for name in ("sampled", "tried_again", "annealed", "both_ways")}
+        whole = {
+            name: WORK[name](WHOLE) for name in ("sampled", "tried_again", "annealed", "both_ways")
+        }
         for found in in_processes(world, everything, tmp_path):
             for name, result in found.items():
                 assert_same(whole[name], result)
@@ -310,12 +366,16 @@ def test_processes_of_gloo_find_what_one_finds(world: int, tmp_path: Path, monke
         moves: list[float] = []
         transition = hmc.transition
 
-        def watched(path: hmc.Path, point: hmc.Point, beta: float, step: Tensor, steps: int) -> tuple[hmc.Point, Tensor]:
+        def watched(
+            path: hmc.Path, point: hmc.Point, beta: float, step: Tensor, steps: int
+        ) -> tuple[hmc.Point, Tensor]:
             moves.append(beta)
             return transition(path, point, beta, step, steps)
 
         monkeypatch.setattr(hmc, "transition", watched)
-        resumed = ais(breaking, None, X, settings=TINY, seed=0, checkpoint=tmp_path / f"of{world}.safetensors")
+        resumed = ais(
+            breaking, None, X, settings=TINY, seed=0, checkpoint=tmp_path / f"of{world}.safetensors"
+        )
         assert_same(expected, resumed)
         a_block = hmc.WARM_UP + 2 * (TINY.num_distributions - 1)
         assert len(moves) <= (3 if world == 2 else 2) * a_block
@@ -324,7 +384,9 @@ def test_processes_of_gloo_find_what_one_finds(world: int, tmp_path: Path, monke
 
 
 @pytest.mark.usefixtures("in_blocks")
-def test_processes_take_up_what_one_had_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_take_up_what_one_had_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file of one process with two of four blocks; two processes do the others, one each."""
     system, x = program()
     file = tmp_path / "work.safetensors"
@@ -360,7 +422,15 @@ def test_a_file_that_one_process_cannot_read_is_refused_by_all(tmp_path: Path) -
     (tmp_path / "work.rank1.safetensors").write_bytes(b"nothing of the kind")
 
     def work(share: Share) -> Any:
-        return ais(system.model, None, x, settings=TINY, seed=1, checkpoint=tmp_path / "work.safetensors", share=share)
+        return ais(
+            system.model,
+            None,
+            x,
+            settings=TINY,
+            seed=1,
+            checkpoint=tmp_path / "work.safetensors",
+            share=share,
+        )
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -17,10 +17,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from pyroae.data import Dataset, load
+from pyroae.data.dataset import Dataset
+from pyroae.data.loading import load
+from pyroae.data.parquet import StoredTable
+from pyroae.data.sources import DATASETS, Source, read
 from pyroae.errors import ConfigError, DataError
-from pyroae.sources import DATASETS, Source, read
-from pyroae.tables import StoredTable
 
 VALUES = np.random.default_rng(0).normal(size=(500, 3))
 LABELS = np.arange(500) % 10
@@ -96,13 +97,19 @@ def test_torchvision_files(name: str, tmp_path: Path) -> None:
     assert (source.name, source.test.name) == (name, name)
 
 
-def test_omniglot_has_high_ink_and_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_omniglot_has_high_ink_and_is_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two characters to train on, with ink at the left; one for the test, with ink at the top. Files are black on white."""
     from torchvision.datasets import Omniglot
 
     left, top = np.full((105, 105), 255, np.uint8), np.full((105, 105), 255, np.uint8)
     left[:, :50], top[:50] = 0, 0
-    for place, image in (("background/A/c1", left), ("background/B/c1", left), ("evaluation/C/c1", top)):
+    for place, image in (
+        ("background/A/c1", left),
+        ("background/B/c1", left),
+        ("evaluation/C/c1", top),
+    ):
         folder = tmp_path / "omniglot-py" / f"images_{place}"
         folder.mkdir(parents=True)
         Image.fromarray(image).convert("1").save(folder / "0001_01.png")
@@ -126,14 +133,33 @@ def test_real_mnist(mnist_root: Path) -> None:
     assert (source.values.shape, source.test.values.shape) == ((60000, 28, 28), (10000, 28, 28))
     assert int(source.values.sum(dtype=np.int64)) == 1567298545
     assert int(source.test.values.sum(dtype=np.int64)) == 264923200
-    assert np.bincount(source.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert np.bincount(source.labels).tolist() == [
+        5923,
+        6742,
+        5958,
+        6131,
+        5842,
+        5421,
+        5918,
+        6265,
+        5851,
+        5949,
+    ]
 
 
 @pytest.mark.parametrize("name", [name for name in DATASETS if name != "digits"])
-@pytest.mark.parametrize("error", [URLError("no\nroute"), TimeoutError("timed out"), RuntimeError("bad checksum")], ids=repr)
-def test_missing_dataset_without_network(name: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [URLError("no\nroute"), TimeoutError("timed out"), RuntimeError("bad checksum")],
+    ids=repr,
+)
+def test_missing_dataset_without_network(
+    name: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(urllib.request, "urlopen", _raise(error))
-    with pytest.raises(DataError, match=f"{name} is not in '{tmp_path}' and could not be downloaded") as caught:
+    with pytest.raises(
+        DataError, match=f"{name} is not in '{tmp_path}' and could not be downloaded"
+    ) as caught:
         read(name, tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -165,7 +191,10 @@ def _labelled() -> pd.DataFrame:
 WRITERS: dict[str, tuple[Callable[[Path], Any], bool]] = {
     "a.npy": (lambda path: np.save(path, VALUES), False),
     "x.npz": (lambda path: np.savez(path, y=LABELS, x=VALUES), True),
-    "images.npz": (lambda path: np.savez(path, images=VALUES, other=VALUES + 1, targets=LABELS), True),
+    "images.npz": (
+        lambda path: np.savez(path, images=VALUES, other=VALUES + 1, targets=LABELS),
+        True,
+    ),
     "unnamed.npz": (lambda path: np.savez(path, VALUES), False),
     "own-name.npz": (lambda path: np.savez(path, weights=LABELS, table=VALUES), False),
     "plain.csv": (lambda path: _named().to_csv(path, index=False, header=False), False),
@@ -219,7 +248,9 @@ def test_csv_with_labels_in_words(tmp_path: Path) -> None:
 
 def test_npz_without_a_table_names_what_it_holds(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", u=LABELS, v=LABELS)
-    with pytest.raises(DataError, match="holds no array named x, data, images, arr_0; it holds: u, v"):
+    with pytest.raises(
+        DataError, match="holds no array named x, data, images, arr_0; it holds: u, v"
+    ):
         read(tmp_path / "a.npz")
 
 
@@ -269,16 +300,22 @@ def test_zip_of_arrays_under_the_name_of_one(tmp_path: Path) -> None:
 
 def _stripped(table: pd.DataFrame, path: Path) -> None:
     """Write .parquet as programs without pandas do: an index is then a column."""
-    pq.write_table(pa.Table.from_pandas(table, preserve_index=True).replace_schema_metadata(None), path)
+    pq.write_table(
+        pa.Table.from_pandas(table, preserve_index=True).replace_schema_metadata(None), path
+    )
 
 
 INDEXED: dict[str, Callable[[Path], Any]] = {
     "y.csv": lambda path: _named().assign(y=LABELS).to_csv(path, index=False),
     "y.parquet": lambda path: _named().assign(Y=LABELS).to_parquet(path),
     "index.csv": lambda path: _named().assign(y=LABELS).to_csv(path),
-    "shuffled.csv": lambda path: _named().assign(y=LABELS).set_index(np.arange(len(VALUES))[::-1]).to_csv(path),
+    "shuffled.csv": lambda path: (
+        _named().assign(y=LABELS).set_index(np.arange(len(VALUES))[::-1]).to_csv(path)
+    ),
     "words.csv": lambda path: _named().assign(y=LABELS).set_index(LABELS.astype(str)).to_csv(path),
-    "index.parquet": lambda path: _stripped(_named().assign(y=LABELS).set_index(np.arange(len(VALUES))[::-1]), path),
+    "index.parquet": lambda path: _stripped(
+        _named().assign(y=LABELS).set_index(np.arange(len(VALUES))[::-1]), path
+    ),
 }
 
 
@@ -291,7 +328,9 @@ def test_labels_and_an_index_are_no_features(file: str, tmp_path: Path) -> None:
 
 
 def test_a_streamed_table_has_the_same_features(tmp_path: Path) -> None:
-    table = _named().assign(flag=[True, False] * (len(VALUES) // 2) + [True] * (len(VALUES) % 2), y=LABELS)
+    table = _named().assign(
+        flag=[True, False] * (len(VALUES) // 2) + [True] * (len(VALUES) % 2), y=LABELS
+    )
     _stripped(table.set_index(np.arange(len(VALUES))[::-1]), tmp_path / "a.parquet")
     stored, source = StoredTable(tmp_path / "a.parquet"), read(tmp_path / "a.parquet")
     with stored.opened(labels=True) as reader:
@@ -307,7 +346,9 @@ def test_numbers_of_columns_without_names(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(tmp_path / "a.csv").values, VALUES)
     for width in (2, 3):
         pd.DataFrame(VALUES[:, :width]).to_csv(tmp_path / "a.csv", index=False)
-        with pytest.raises(DataError, match="numbers of columns, as pandas writes them, or a datum"):
+        with pytest.raises(
+            DataError, match="numbers of columns, as pandas writes them, or a datum"
+        ):
             read(tmp_path / "a.csv")
     (tmp_path / "a.csv").write_text("0,1\n1,1\n0,0\n")
     assert read(tmp_path / "a.csv").values.tolist() == [[0, 1], [1, 1], [0, 0]]
@@ -317,9 +358,15 @@ def test_numbers_of_columns_without_names(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("x,y\n1,2\n3,5\n", r"'y' beside 'x' in '.*a\.csv' may be labels or a coordinate"),
-        ("a,y,Label\n1,2,3\n3,5,4\n", r"'.*a\.csv' has several columns named as labels, 'y' and 'Label'"),
+        (
+            "a,y,Label\n1,2,3\n3,5,4\n",
+            r"'.*a\.csv' has several columns named as labels, 'y' and 'Label'",
+        ),
         ("id,a\n1,2\n2,5\n", r"column 'id' of '.*a\.csv' is named as one that numbers the rows"),
-        ("a,b\n1,2,3\n3,5,4\n", "the rows of '.*a.csv' have more values than its first row has names"),
+        (
+            "a,b\n1,2,3\n3,5,4\n",
+            "the rows of '.*a.csv' have more values than its first row has names",
+        ),
         ("a,b\n2020-01-01,2\n2020-01-02,5\n", "column 'a' of '.*a.csv' is not numeric"),
     ],
 )
@@ -368,14 +415,19 @@ def test_an_archive_with_a_test_set(names: str, tmp_path: Path) -> None:
         ({"x_train": VALUES, "y_test": LABELS}, "holds 'y_test', but no test data"),
         ({"x": VALUES, "images": VALUES}, "holds two arrays of data, 'x' and 'images'"),
         ({"arr_0": VALUES, "arr_1": VALUES}, "holds two arrays of data, 'arr_0' and 'arr_1'"),
-        ({"x": VALUES, "y": LABELS, "target": LABELS}, "holds two arrays of labels, 'y' and 'target'"),
+        (
+            {"x": VALUES, "y": LABELS, "target": LABELS},
+            "holds two arrays of labels, 'y' and 'target'",
+        ),
         ({"u": VALUES, "v": VALUES}, "holds several tables, u, v: name the one with the data 'x'"),
         ({"x_train": VALUES, "x_test": VALUES[:, :2]}, "and test data of shape"),
         ({"x_train": VALUES, "x_test": VALUES.astype(np.uint8)}, "and test data of type uint8"),
         ({"x": VALUES, "y": VALUES}, r"labels have the shape \[N\], one for each datum"),
     ],
 )
-def test_archives_that_are_not_clear(arrays: dict[str, np.ndarray], words: str, tmp_path: Path) -> None:
+def test_archives_that_are_not_clear(
+    arrays: dict[str, np.ndarray], words: str, tmp_path: Path
+) -> None:
     np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=words):
         read(tmp_path / "a.npz")
@@ -402,9 +454,14 @@ def test_the_same_values_in_another_form(form: str) -> None:
 
 def test_types_of_columns() -> None:
     """Bytes stay bytes, booleans are numbers, a missing value is refused with its place."""
-    table = pd.DataFrame({"a": pd.array([1, 255], "UInt8"), "b": np.array([0, 1], np.uint8), "c": [True, False]})
+    table = pd.DataFrame(
+        {"a": pd.array([1, 255], "UInt8"), "b": np.array([0, 1], np.uint8), "c": [True, False]}
+    )
     assert read(table).values.dtype == np.uint8
-    assert Dataset.from_array(table).x.tolist() == torch.tensor([[1, 0, 1], [255, 1, 0]]).div(255).tolist()
+    assert (
+        Dataset.from_array(table).x.tolist()
+        == torch.tensor([[1, 0, 1], [255, 1, 0]]).div(255).tolist()
+    )
     with pytest.raises(DataError, match="array holds nan at row 1, column 0"):
         Dataset.from_array(pd.DataFrame({"a": pd.array([1, None], "Int64"), "b": [0.5, 1]}))
 
@@ -416,8 +473,14 @@ def test_halves_of_a_tensor() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (pd.DataFrame({"a": [1j, 2], "b": [0.5, 1]}), "column 'a' of the DataFrame is not numeric: it holds complex128"),
-        (pd.DataFrame({"a": pd.date_range("2020", periods=2)}), "column 'a' of the DataFrame is not numeric"),
+        (
+            pd.DataFrame({"a": [1j, 2], "b": [0.5, 1]}),
+            "column 'a' of the DataFrame is not numeric: it holds complex128",
+        ),
+        (
+            pd.DataFrame({"a": pd.date_range("2020", periods=2)}),
+            "column 'a' of the DataFrame is not numeric",
+        ),
         (pd.Series([1.0, 2.0]), r"array has the shape \(2,\)"),
         (np.zeros(3, [("a", "f8"), ("b", "f8")]), "numbers are needed"),
         (np.array(3.0), r"its shape is \(\)"),
@@ -444,7 +507,9 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_unknown_suffix(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("1,2")
-    with pytest.raises(DataError, match=r"not of a known kind: \.npy, \.npz, \.csv, \.parquet are read"):
+    with pytest.raises(
+        DataError, match=r"not of a known kind: \.npy, \.npz, \.csv, \.parquet are read"
+    ):
         read(tmp_path / "a.txt")
 
 
@@ -455,7 +520,9 @@ def test_unknown_name() -> None:
 
 def test_arrays_tensors_and_pairs() -> None:
     np.testing.assert_array_equal(read(VALUES).values, VALUES, strict=True)
-    np.testing.assert_array_equal(read(torch.tensor(VALUES, requires_grad=True)).values, VALUES, strict=True)
+    np.testing.assert_array_equal(
+        read(torch.tensor(VALUES, requires_grad=True)).values, VALUES, strict=True
+    )
     pair = read((VALUES.tolist(), torch.tensor(LABELS)))
     np.testing.assert_array_equal(pair.values, VALUES)
     np.testing.assert_array_equal(pair.labels, LABELS)

@@ -21,12 +21,14 @@ from PIL import Image
 
 from pyroae import cli, zoo
 from pyroae.config import TrainConfig
-from pyroae.data import Dataset, Splits, load, rows_of_batch, served
+from pyroae.data.batching import rows_of_batch, served
+from pyroae.data.dataset import Dataset
+from pyroae.data.loading import Splits, load
+from pyroae.data.streaming import Windows
 from pyroae.errors import DataError
 from pyroae.likelihoods import Bernoulli
-from pyroae.processes import Share
-from pyroae.streaming import Windows
-from pyroae.training import fit
+from pyroae.runtime.processes import Share
+from pyroae.training.fitting import fit
 
 ROWS, WIDTH = 1003, 6
 
@@ -68,7 +70,9 @@ def written(folder: Path, kind: str, of: np.ndarray) -> Path:
     else:
         frame = pd.DataFrame({f"c{i}": of[:, i] for i in range(3)}).assign(label=np.arange(len(of)))
         frame = frame.assign(**{f"c{i}": of[:, i] for i in range(3, WIDTH)})
-        pq.write_table(pa.Table.from_pandas(frame), path, row_group_size=300)  # of 300, 300, 300 and 103 rows
+        pq.write_table(
+            pa.Table.from_pandas(frame), path, row_group_size=300
+        )  # of 300, 300, 300 and 103 rows
     return path
 
 
@@ -79,7 +83,7 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def in_memory(path: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Splits:
     with monkeypatch.context() as patch:
-        patch.setattr("pyroae.scanning.IN_MEMORY", 10**9)
+        patch.setattr("pyroae.data.scan.IN_MEMORY", 10**9)
         return load(path, **settings)
 
 
@@ -87,22 +91,31 @@ def epoch(data: Dataset, size: int = 70, **settings: Any) -> list[torch.Tensor]:
     return [x for (x,) in served(data, size, **{"seed": 0, "epoch": 1, **settings})]
 
 
-def test_values_and_fingerprint_are_those_of_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_and_fingerprint_are_those_of_memory(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, found = in_memory(path, monkeypatch, valid=0, test=0), load(path)
     assert found.train.stream is not None
     assert whole.train.stream is None
     assert found.fingerprint == whole.fingerprint
-    parts = [torch.cat(epoch(found.train)), *(part.x for part in (found.valid, found.test) if part is not None)]
+    parts = [
+        torch.cat(epoch(found.train)),
+        *(part.x for part in (found.valid, found.test) if part is not None),
+    ]
     assert [len(part) for part in parts] == [ROWS - 60, 30, 30]
     everything = torch.cat(parts)
     assert torch.equal(*(x[np.lexsort(x.numpy().T)] for x in (everything, whole.train.x)))
     torch.testing.assert_close(found.train.mean, whole.train.mean)
     assert (len(found.train), found.train.shape) == (ROWS - 60, (WIDTH,))
-    assert torch.equal(found.train.first(50).x, torch.stack([x for x in whole.train.x if not held(x, found)])[:50])
+    assert torch.equal(
+        found.train.first(50).x, torch.stack([x for x in whole.train.x if not held(x, found)])[:50]
+    )
 
 
 def held(x: torch.Tensor, splits: Splits) -> bool:
-    return any(bool((part.x == x).all(1).any()) for part in (splits.valid, splits.test) if part is not None)
+    return any(
+        bool((part.x == x).all(1).any()) for part in (splits.valid, splits.test) if part is not None
+    )
 
 
 def test_an_epoch_is_a_function_of_seed_and_epoch(path: Path) -> None:
@@ -139,7 +152,9 @@ def test_the_rows_of_a_batch(path: Path) -> None:
     raw = values()
     for number in (0, 5, 13):
         rows = rows_of_batch(data, 70, 0, 1, number)
-        torch.testing.assert_close(torch.from_numpy(raw[rows] / np.float32(255)), epoch(data)[number])
+        torch.testing.assert_close(
+            torch.from_numpy(raw[rows] / np.float32(255)), epoch(data)[number]
+        )
     assert rows_of_batch(data, 70, 0, 1, 14) == []
 
 
@@ -160,9 +175,14 @@ def test_black_and_white(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_floating_point_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in ("npy", "parquet"):
         path = written(tmp_path, kind, values("float64"))
-        whole, found = in_memory(path, monkeypatch, valid=0, test=0, value_range=(0, 2)), load(path, value_range=(0, 2))
+        whole, found = (
+            in_memory(path, monkeypatch, valid=0, test=0, value_range=(0, 2)),
+            load(path, value_range=(0, 2)),
+        )
         assert found.fingerprint == whole.fingerprint
-        assert float(torch.cat(epoch(found.train)).max()) == pytest.approx(float(whole.train.x.max()), rel=1e-2)
+        assert float(torch.cat(epoch(found.train)).max()) == pytest.approx(
+            float(whole.train.x.max()), rel=1e-2
+        )
 
 
 def test_labels_of_held_out_data(tmp_path: Path) -> None:
@@ -177,7 +197,10 @@ def test_labels_of_held_out_data(tmp_path: Path) -> None:
     ("change", "said"),
     [
         (lambda x: x.__setitem__((700, 3), np.nan), "holds nan at row 700, column 3"),
-        (lambda x: x.__setitem__((slice(None), slice(None)), 0.5), "is constant: every value is 0.5"),
+        (
+            lambda x: x.__setitem__((slice(None), slice(None)), 0.5),
+            "is constant: every value is 0.5",
+        ),
         (lambda x: x.__setitem__((5, 0), -3.0), r"values from -3 to"),
     ],
 )
@@ -195,7 +218,9 @@ def test_a_file_that_is_cut_or_replaced_in_the_middle(path: Path) -> None:
     batches = served(data, 70, seed=0, epoch=1)
     next(batches)
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(DataError, match=r"x\.(npy|parquet)' (has changed since|ended before)|cannot read rows"):
+    with pytest.raises(
+        DataError, match=r"x\.(npy|parquet)' (has changed since|ended before)|cannot read rows"
+    ):
         list(batches)
     path.unlink()
     with pytest.raises(DataError, match=r"is gone|cannot read"):
@@ -209,7 +234,11 @@ def test_nothing_stays_open_when_an_epoch_is_dropped(path: Path) -> None:
     next(batches)
     batches.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
-    assert not [name for name in os.listdir("/proc/self/fd") if os.path.realpath(f"/proc/self/fd/{name}") == str(path)]
+    assert not [
+        name
+        for name in os.listdir("/proc/self/fd")
+        if os.path.realpath(f"/proc/self/fd/{name}") == str(path)
+    ]
 
 
 def test_two_windows_are_held_at_most(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +272,9 @@ def test_a_grey_value_in_a_file_of_black_and_white(tmp_path: Path) -> None:
         fit(zoo.vae(data, latent=2), data, config=TrainConfig(epochs=1), progress=False)
 
 
-def test_the_name_of_a_dataset_is_never_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_of_a_dataset_is_never_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "digits").mkdir()
     monkeypatch.chdir(tmp_path)
     assert len(load("digits").train) == 1455
@@ -258,17 +289,24 @@ def test_labels_of_the_first_data(tmp_path: Path) -> None:
 def test_what_takes_all_data_at_once_is_refused(path: Path) -> None:
     data = load(path).train
     for ask in (lambda: data.subset(np.arange(3)), lambda: load(data)):
-        with pytest.raises(DataError, match=r"the 943 data of x are larger than memory: .*first\(count\)"):
+        with pytest.raises(
+            DataError, match=r"the 943 data of x are larger than memory: .*first\(count\)"
+        ):
             ask()
     few = data.first(100)
-    with pytest.raises(DataError, match=r"validation data are in memory, and x is larger: give some of it, by first"):
+    with pytest.raises(
+        DataError,
+        match=r"validation data are in memory, and x is larger: give some of it, by first",
+    ):
         fit(zoo.ppca(few, latent=2), few, valid=data, config=TrainConfig(epochs=1), progress=False)
 
 
-def test_a_static_draw_does_not_depend_on_how_much_is_drawn_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_static_draw_does_not_depend_on_how_much_is_drawn_at_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = load(path, binarize="static").train
     whole = data.first(len(data)).x
-    monkeypatch.setattr("pyroae.streaming.AT_ONCE", 20)
+    monkeypatch.setattr("pyroae.data.streaming.AT_ONCE", 20)
     assert torch.equal(data.first(len(data)).x, whole)
 
 
@@ -277,7 +315,10 @@ def test_no_room_for_a_scratch_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(DataError, match="to be read in slices: No space left on device; name another folder by TMPDIR"):
+    with pytest.raises(
+        DataError,
+        match="to be read in slices: No space left on device; name another folder by TMPDIR",
+    ):
         load(written(tmp_path, "parquet", values()))
 
 
@@ -296,8 +337,14 @@ def test_a_table_with_a_hole(tmp_path: Path) -> None:
 def images(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     generator = np.random.default_rng(0)
     for number in range(40):
-        pixels = generator.integers(0, 256, (5, 4) if request.param == "grey" else (5, 4, 3)).astype(np.uint8)
-        folder = tmp_path / "images" if request.param == "grey" else tmp_path / "images" / ("cat", "dog")[number % 2]
+        pixels = generator.integers(
+            0, 256, (5, 4) if request.param == "grey" else (5, 4, 3)
+        ).astype(np.uint8)
+        folder = (
+            tmp_path / "images"
+            if request.param == "grey"
+            else tmp_path / "images" / ("cat", "dog")[number % 2]
+        )
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / f"{number:03}.png")
     return tmp_path / "images"
@@ -333,7 +380,18 @@ def test_a_training(path: Path) -> None:
 
 
 def test_the_command(path: Path, tmp_path: Path, capsys: Any) -> None:
-    small = ["--data", str(path), "--latent", "2", "--hidden", "8", "--epochs", "2", "--out", str(tmp_path / "run")]
+    small = [
+        "--data",
+        str(path),
+        "--latent",
+        "2",
+        "--hidden",
+        "8",
+        "--epochs",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert cli.main(["train", *small]) == 0
     assert cli.main(["evaluate", str(tmp_path / "run"), "--num-particles", "30"]) == 0
     assert cli.main(["encode", str(tmp_path / "run"), "--split", "train", "--num-data", "20"]) == 0
@@ -370,7 +428,11 @@ print(json.dumps({"peak": peak[0], "streamed": data.train.stream is not None, "d
 def peak_of(path: Path, steps: int) -> dict[str, Any]:
     quiet = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     found = subprocess.run(
-        [sys.executable, "-c", CHILD, str(path), str(steps)], capture_output=True, text=True, env=quiet, check=False
+        [sys.executable, "-c", CHILD, str(path), str(steps)],
+        capture_output=True,
+        text=True,
+        env=quiet,
+        check=False,
     )
     assert found.returncode == 0, found.stderr[-2000:]
     told: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
@@ -379,7 +441,10 @@ def peak_of(path: Path, steps: int) -> dict[str, Any]:
 
 def make(path: Path, megabytes: int) -> Path:
     """Bytes that are not all the same, in the shape of images of 28 × 28."""
-    rows, block = megabytes * 2**20 // 784, np.random.default_rng(0).integers(0, 255, (10_000, 784)).astype(np.uint8)
+    rows, block = (
+        megabytes * 2**20 // 784,
+        np.random.default_rng(0).integers(0, 255, (10_000, 784)).astype(np.uint8),
+    )
     if path.suffix == ".npy":
         found = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(rows, 784))
         for first in range(0, rows, len(block)):
@@ -387,7 +452,9 @@ def make(path: Path, megabytes: int) -> Path:
         del found
         return path
     names = [f"p{i}" for i in range(784)]
-    table = pa.concat_tables([pa.table([pa.array(block[:, i]) for i in range(784)], names=names)] * 5)
+    table = pa.concat_tables(
+        [pa.table([pa.array(block[:, i]) for i in range(784)], names=names)] * 5
+    )
     with pq.ParquetWriter(path, table.schema) as writer:
         for first in range(0, rows, len(table)):
             group = table.slice(0, min(len(table), rows - first))
@@ -397,14 +464,22 @@ def make(path: Path, megabytes: int) -> Path:
 
 @pytest.mark.parametrize(
     ("kind", "megabytes"),
-    [("npy", 400), *(pytest.param(kind, 5000, marks=pytest.mark.slow) for kind in ("npy", "parquet"))],
+    [
+        ("npy", 400),
+        *(pytest.param(kind, 5000, marks=pytest.mark.slow) for kind in ("npy", "parquet")),
+    ],
 )
 def test_anonymous_memory(tmp_path: Path, kind: str, megabytes: int, capsys: Any) -> None:
     """At most 300 MB more than for 50 MB."""
-    small, large = (peak_of(make(tmp_path / f"{name}.{kind}", size), 120) for name, size in (("s", 50), ("l", megabytes)))
+    small, large = (
+        peak_of(make(tmp_path / f"{name}.{kind}", size), 120)
+        for name, size in (("s", 50), ("l", megabytes))
+    )
     (tmp_path / f"l.{kind}").unlink()
     with capsys.disabled():
-        print(f"\n{kind}, {megabytes} MB: {large['peak']:.0f} MiB of anonymous memory; 50 MB: {small['peak']:.0f} MiB")
+        print(
+            f"\n{kind}, {megabytes} MB: {large['peak']:.0f} MiB of anonymous memory; 50 MB: {small['peak']:.0f} MiB"
+        )
     assert large["streamed"]
     assert not small["streamed"]
     assert large["peak"] - small["peak"] < 300

@@ -9,7 +9,7 @@ import torch
 from arviz_stats.base import array_stats
 from torch import Tensor
 
-from pyroae.evaluation.streams import (
+from pyroae.evaluation.importance.streams import (
     LEAST_FOR_PSIS,
     CurveStream,
     WeightStream,
@@ -50,8 +50,12 @@ def test_moments_are_those_of_the_whole(num_particles: int) -> None:
     stream = streamed(log_weight)
     assert stream.count == num_particles
     w = (log_weight - log_weight.max(0).values).exp()
-    torch.testing.assert_close(stream.log_px(), log_weight.logsumexp(0) - math.log(num_particles), rtol=0, atol=1e-11)
-    torch.testing.assert_close(stream.se(), w.std(0) / w.mean(0) / math.sqrt(num_particles), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        stream.log_px(), log_weight.logsumexp(0) - math.log(num_particles), rtol=0, atol=1e-11
+    )
+    torch.testing.assert_close(
+        stream.se(), w.std(0) / w.mean(0) / math.sqrt(num_particles), rtol=1e-9, atol=1e-12
+    )
     torch.testing.assert_close(stream.ess(), w.sum(0) ** 2 / w.square().sum(0), rtol=1e-11, atol=0)
 
 
@@ -59,7 +63,9 @@ def test_moments_are_those_of_the_whole(num_particles: int) -> None:
 def test_the_jackknife_is_the_one_that_leaves_each_weight_out(num_particles: int) -> None:
     log_weight = weights(num_particles)
     whole = log_weight.logsumexp(0) - math.log(num_particles)
-    left_out = [torch.cat([log_weight[:k], log_weight[k + 1 :]]).logsumexp(0) for k in range(num_particles)]
+    left_out = [
+        torch.cat([log_weight[:k], log_weight[k + 1 :]]).logsumexp(0) for k in range(num_particles)
+    ]
     mean = torch.stack(left_out).mean(0) - math.log(num_particles - 1)
     found = streamed(log_weight).jackknife_bias()
     torch.testing.assert_close(found, (num_particles - 1) * (mean - whole), rtol=1e-6, atol=2e-7)
@@ -79,7 +85,9 @@ def test_smoothing_is_that_of_arviz_on_all_draws(num_particles: int) -> None:
     log_weight = weights(num_particles)
     smooth, khat = array_stats.psislw(-log_weight.T.numpy())
     lowest = log_weight.argmin(0)
-    unsmoothed = log_weight[lowest, torch.arange(6)] - torch.from_numpy(smooth[np.arange(6), lowest])
+    unsmoothed = log_weight[lowest, torch.arange(6)] - torch.from_numpy(
+        smooth[np.arange(6), lowest]
+    )
     expected = (torch.from_numpy(smooth).T + unsmoothed).logsumexp(0) - math.log(num_particles)
     found = streamed(log_weight).smoothed()
     torch.testing.assert_close(found.log_px, expected, rtol=0, atol=1e-9)
@@ -106,11 +114,15 @@ def test_a_stream_that_ends_early_has_the_tail_of_what_it_has_seen() -> None:
     for part in chunked(log_weight):
         stream.add(part)
     assert tail_length(100_000) > 400
-    torch.testing.assert_close(stream.smoothed().khat, streamed(log_weight).smoothed().khat, rtol=0, atol=0)
+    torch.testing.assert_close(
+        stream.smoothed().khat, streamed(log_weight).smoothed().khat, rtol=0, atol=0
+    )
 
 
 def test_weights_of_zero_are_counted() -> None:
-    log_weight = torch.tensor([[-math.inf, -math.inf], [0.0, -math.inf], [-math.inf, -math.inf], [0.0, -math.inf]])
+    log_weight = torch.tensor(
+        [[-math.inf, -math.inf], [0.0, -math.inf], [-math.inf, -math.inf], [0.0, -math.inf]]
+    )
     stream = WeightStream(2, torch.device("cpu"), 4)
     for row in log_weight:
         stream.add(row[None])
@@ -118,7 +130,9 @@ def test_weights_of_zero_are_counted() -> None:
     assert stream.log_px()[1] == -math.inf
 
 
-@pytest.mark.parametrize(("tail_index", "least"), [(-0.5, 0.94), (0.2, 0.935), (0.4, 0.9), (0.55, 0.87)])
+@pytest.mark.parametrize(
+    ("tail_index", "least"), [(-0.5, 0.94), (0.2, 0.935), (0.4, 0.9), (0.55, 0.87)]
+)
 def test_intervals_cover(tail_index: float, least: float) -> None:
     """4,000 trials of K = 1,000 weights of p = N(0, 1), q = N(0, 1 − k): REFERENCES, item 9. By the plain delta method the
     last two cover 0.91 and 0.87 to 0.88."""
@@ -151,7 +165,9 @@ def test_the_curve_is_of_all_whole_groups(num_particles: int) -> None:
     found = curve.result()
     assert list(found) == curve_sizes(num_particles)
     for size, (mean, square) in found.items():
-        groups = log_weight[: num_particles // size * size].reshape(-1, size, 6).logsumexp(1) - math.log(size)
+        groups = log_weight[: num_particles // size * size].reshape(-1, size, 6).logsumexp(
+            1
+        ) - math.log(size)
         torch.testing.assert_close(mean, groups.mean(0), rtol=1e-12, atol=1e-10)
         if len(groups) > 1:
             torch.testing.assert_close(square, groups.var(0) / len(groups), rtol=1e-7, atol=1e-10)

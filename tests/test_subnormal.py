@@ -5,7 +5,7 @@ import torch
 
 from pyroae import zoo
 from pyroae.config import OBJECTIVES
-from pyroae.data import Dataset
+from pyroae.data.dataset import Dataset
 from pyroae.objectives import parse_objective
 
 

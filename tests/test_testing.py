@@ -36,13 +36,31 @@ from pyroae.objectives import (
     TwoBounds,
     WakeSleep,
 )
+from pyroae.programs.sites import Program
+from pyroae.programs.traces import Traces
 from pyroae.testing import ConformanceError, check_objective
-from pyroae.weights import LogWeights, Program, Traces, reduce_log_weights
+from pyroae.weights import LogWeights, reduce_log_weights
 from tests.conftest import sample_of
 
-BOUNDS = [ELBO(4), IWAE(4), Renyi(4, 0.5), Renyi(4, -math.inf), MIWAE(4, 2), CIWAE(4, 0.3), JVI(4, 1), JVI(4, 2), TVO(4)]
+BOUNDS = [
+    ELBO(4),
+    IWAE(4),
+    Renyi(4, 0.5),
+    Renyi(4, -math.inf),
+    MIWAE(4, 2),
+    CIWAE(4, 0.3),
+    JVI(4, 1),
+    JVI(4, 2),
+    TVO(4),
+]
 GRADIENTS = [
-    *(Pathwise(), StickingTheLanding(), DoublyReparameterized(), DoublyReparameterized(0.5), TwoBounds()),
+    *(
+        Pathwise(),
+        StickingTheLanding(),
+        DoublyReparameterized(),
+        DoublyReparameterized(0.5),
+        TwoBounds(),
+    ),
     *(Score("none"), Score("leave-one-out"), Score("arithmetic"), Score("geometric")),
     *(WakeSleep(), DoublyReparameterizedWakeSleep(), Covariance()),
 ]
@@ -65,27 +83,37 @@ def test_pairs_are_many() -> None:
 def test_the_sample_has_every_bound_and_gradient() -> None:
     """Those of the pairs and of the named objectives that `make test` runs; `make study` runs all."""
     run = [p.values[0] for p in sample_of(pairs(), 6) if not p.marks]
-    run += [o for name in OBJECTIVES if isinstance(o := OBJECTIVES[name](num_particles=2), Objective)]
+    run += [
+        o for name in OBJECTIVES if isinstance(o := OBJECTIVES[name](num_particles=2), Objective)
+    ]
     assert {type(o.bound_function) for o in run} == {type(o.bound_function) for o in pairs()}
     assert {type(o.gradient) for o in run} == {type(o.gradient) for o in pairs()}
 
 
-@pytest.mark.parametrize("objective", sample_of(pairs(), 6), ids=lambda o: f"{o.bound_function}-{o.gradient}")
+@pytest.mark.parametrize(
+    "objective", sample_of(pairs(), 6), ids=lambda o: f"{o.bound_function}-{o.gradient}"
+)
 def test_every_valid_pair_conforms(objective: Objective) -> None:
     checks = check_objective(objective)
     named = {check.name for check in checks}
-    assert ("the mean gradient is the bound's" in named) == objective.gradient.unbiased(objective.bound_function)
+    assert ("the mean gradient is the bound's" in named) == objective.gradient.unbiased(
+        objective.bound_function
+    )
     assert len(named) >= 14
 
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 @pytest.mark.parametrize("num_particles", [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_every_named_objective_conforms(name: str, num_particles: int) -> None:
-    assert all(check.passed for check in check_objective(OBJECTIVES[name](num_particles=num_particles)))
+    assert all(
+        check.passed for check in check_objective(OBJECTIVES[name](num_particles=num_particles))
+    )
 
 
 def test_an_objective_that_is_no_pair_may_claim_to_be_unbiased() -> None:
-    assert "the mean gradient is the bound's" in {check.name for check in check_objective(AnalyticKL(3), unbiased=True)}
+    assert "the mean gradient is the bound's" in {
+        check.name for check in check_objective(AnalyticKL(3), unbiased=True)
+    }
     with pytest.raises(ConformanceError, match="the mean gradient is the bound's"):
         check_objective(NoGradientForTheta(4), unbiased=True)
 
@@ -122,7 +150,8 @@ def wrong_sign(bound: BoundFunction, gradient: Gradient) -> Objective:
     def turned(bound: BoundFunction, log_weight: Tensor) -> Coefficients:
         right = gradient.coefficients(bound, log_weight)
         path, whole, score, learning = (
-            None if c is None else -c for c in (right.path, right.whole, right.score, right.learning)
+            None if c is None else -c
+            for c in (right.path, right.whole, right.score, right.learning)
         )
         return Coefficients(right.theta, path, whole, score, learning)
 
@@ -150,7 +179,9 @@ def missing_detach(bound: BoundFunction, gradient: Gradient) -> Objective:
 
 def not_normalized(bound: BoundFunction, gradient: Gradient) -> Objective:
     """Weights w in place of w / Σ w."""
-    return Objective(altered(bound, "slope", lambda log_weight: log_weight.detach().exp()), gradient)
+    return Objective(
+        altered(bound, "slope", lambda log_weight: log_weight.detach().exp()), gradient
+    )
 
 
 class ScaledTooEarly(Objective):
@@ -159,7 +190,11 @@ class ScaledTooEarly(Objective):
     def _parts(self, traces: Traces) -> tuple[LogWeights, Tensor, Coefficients]:
         weights = reduce_log_weights(traces)
         log_weight = (weights.scale * weights.log_weight).detach()
-        return weights, self.bound_function.value(log_weight).sum(), self.gradient.coefficients(self.bound_function, log_weight)
+        return (
+            weights,
+            self.bound_function.value(log_weight).sum(),
+            self.gradient.coefficients(self.bound_function, log_weight),
+        )
 
 
 class SummedOverTheBatch(Objective):
@@ -177,13 +212,18 @@ MEAN = "the mean gradient is the bound's|the mean φ-gradient is the one that th
 FAULTS: dict[str, tuple[Callable[[BoundFunction, Gradient], Objective], str]] = {
     "sign": (wrong_sign, MEAN),
     "missing detach": (missing_detach, MEAN),
-    "weights not normalized": (not_normalized, "the mean gradient is that of log p.x. at the exact posterior"),
+    "weights not normalized": (
+        not_normalized,
+        "the mean gradient is that of log p.x. at the exact posterior",
+    ),
     "scale before log-mean-exp": (ScaledTooEarly, "a scale multiplies the bound"),
     "sum over the batch": (SummedOverTheBatch, "a batch's bound is the sum over its data"),
 }
 
 
-@pytest.mark.parametrize(("fault", "estimator"), sample_of(product(FAULTS, ESTIMATORS), len(ESTIMATORS) + 1))
+@pytest.mark.parametrize(
+    ("fault", "estimator"), sample_of(product(FAULTS, ESTIMATORS), len(ESTIMATORS) + 1)
+)
 def test_broken_copies_are_caught(fault: str, estimator: str) -> None:
     broken, words = FAULTS[fault]
     with pytest.raises(ConformanceError, match=words):
@@ -200,7 +240,10 @@ class NoGradientForTheta(ObjectiveBase):
 
 
 def test_a_parameter_that_no_gradient_reaches_is_named() -> None:
-    with pytest.raises(ConformanceError, match="a gradient reaches every parameter: none reaches prior, weight, bias"):
+    with pytest.raises(
+        ConformanceError,
+        match="a gradient reaches every parameter: none reaches prior, weight, bias",
+    ):
         check_objective(NoGradientForTheta(4))
 
 
@@ -212,7 +255,12 @@ CLAIMS = {
     "falls": (IWAE(4), "trend", -1, "the mean value never rises with K: off by"),
     "rises": (Renyi(4, 2.0), "trend", 1, "the mean value never falls with K: off by"),
     "constant": (IWAE(4), "trend", 0, "the mean value is the same for every K: off by"),
-    "symmetric": (MIWAE(4, 2), "is_symmetric", True, "the particles may change places in the bound: differs by"),
+    "symmetric": (
+        MIWAE(4, 2),
+        "is_symmetric",
+        True,
+        "the particles may change places in the bound: differs by",
+    ),
 }
 
 
@@ -226,7 +274,9 @@ def test_false_claims_of_a_bound_are_caught(claim: str) -> None:
 
 def test_false_claims_of_a_gradient_are_caught() -> None:
     gradient = altered(WakeSleep(), "same_mean", lambda bound: ((1.0, Pathwise()),))
-    with pytest.raises(ConformanceError, match="the mean φ-gradient is the one that the gradient names: off by"):
+    with pytest.raises(
+        ConformanceError, match="the mean φ-gradient is the one that the gradient names: off by"
+    ):
         check_objective(Objective(IWAE(4), gradient))
 
 
@@ -234,7 +284,9 @@ def test_what_is_not_claimed_is_not_checked() -> None:
     named = {check.name for check in check_objective(Objective(JVI(4, 1), TwoBounds()))}
     assert not any("with K" in name or "below log p(x)" in name for name in named)
     assert "the mean φ-gradient is the one that the gradient names" in named
-    assert not any("change places" in check.name for check in check_objective(Objective(MIWAE(4, 2))))
+    assert not any(
+        "change places" in check.name for check in check_objective(Objective(MIWAE(4, 2)))
+    )
 
 
 def test_the_default_dtype_and_generator_are_left_alone() -> None:

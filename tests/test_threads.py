@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from pyroae.errors import DataError
-from pyroae.evaluation import sampling
-from pyroae.evaluation.compiled_draws import CompiledDraws
-from pyroae.evaluation.likelihood import LikelihoodEstimate, log_likelihood
-from pyroae.evaluation.threads import AHEAD, Threads, one_core_each
-from pyroae.weights import evaluating
+from pyroae.evaluation.importance import sampler as sampling
+from pyroae.evaluation.importance.compiled import CompiledDraws
+from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_likelihood
+from pyroae.programs.context import evaluating
+from pyroae.runtime.threads import AHEAD, Threads, one_core_each
 from tests.systems import PROPER, system_and_data
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -35,14 +35,18 @@ def cores() -> Iterator[Callable[[int], None]]:
 @pytest.fixture
 def as_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs stay as they are, without code; blocks have three data, chunks 64 particles."""
-    monkeypatch.setattr("pyroae.evaluation.compiled_draws.inductor", lambda graph, inputs, **settings: graph)
+    monkeypatch.setattr(
+        "pyroae.evaluation.importance.compiled.inductor", lambda graph, inputs, **settings: graph
+    )
     monkeypatch.setattr(sampling, "rows_of", lambda args, compiled=False: 3 * 64)
 
 
 # Threads.
 
 
-def test_results_come_in_order_and_no_more_are_begun_than_asked_for(cores: Callable[[int], None]) -> None:
+def test_results_come_in_order_and_no_more_are_begun_than_asked_for(
+    cores: Callable[[int], None],
+) -> None:
     cores(3)
     begun: list[int] = []
 
@@ -75,7 +79,9 @@ def test_operations_of_threads_take_one_core_each(cores: Callable[[int], None]) 
     assert torch.get_num_threads() == 2
 
 
-def test_an_error_comes_where_its_result_would_and_ends_what_waits(cores: Callable[[int], None]) -> None:
+def test_an_error_comes_where_its_result_would_and_ends_what_waits(
+    cores: Callable[[int], None],
+) -> None:
     cores(2)
     done: list[int] = []
 
@@ -123,13 +129,23 @@ def test_one_core_has_no_threads(cores: Callable[[int], None]) -> None:
 
 
 def estimate(x: Tensor, system: Any, compile: bool, **settings: Any) -> LikelihoodEstimate:
-    return log_likelihood(system.model, system.guide, x, **{"num_particles": 200, "seed": 5, **settings}, compile=compile)
+    return log_likelihood(
+        system.model,
+        system.guide,
+        x,
+        **{"num_particles": 200, "seed": 5, **settings},
+        compile=compile,
+    )
 
 
 def assert_equal(one: LikelihoodEstimate, other: LikelihoodEstimate) -> None:
     for field in ("log_px", "se", "ess", "draws", "jackknife", "interval"):
-        torch.testing.assert_close(getattr(one, field), getattr(other, field), rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(one.smoothed.khat, other.smoothed.khat, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(
+            getattr(one, field), getattr(other, field), rtol=0, atol=0, equal_nan=True
+        )
+    torch.testing.assert_close(
+        one.smoothed.khat, other.smoothed.khat, rtol=0, atol=0, equal_nan=True
+    )
     torch.testing.assert_close(vars(one.curve), vars(other.curve), rtol=0, atol=0, equal_nan=True)
 
 
@@ -206,7 +222,10 @@ def test_a_draw_that_is_made_within_the_graph_has_no_threads(cores: Callable[[in
     x = torch.tensor([0.0, 2.0, 1.0, 5.0, 3.0, 1.0])
     assert not CompiledDraws(model, guide, (x[:3],), 4, 1).is_for_threads
     cores(2)
-    found = [log_likelihood(model, guide, x, num_particles=500, seed=0, compile=compile) for compile in (True, False)]
+    found = [
+        log_likelihood(model, guide, x, num_particles=500, seed=0, compile=compile)
+        for compile in (True, False)
+    ]
     torch.testing.assert_close(found[0].log_px, found[1].log_px, rtol=1e-10, atol=1e-10)
     exact = (x + 1).log() - (x + 2) * math.log(2)  # ∫ z^(x+1) e^(−2z) / x! dz
     assert ((found[0].log_px - exact).abs() < 5 * found[0].se + 1e-6).all()
@@ -228,18 +247,25 @@ def test_a_datum_without_density_is_blamed_through_threads(cores: Callable[[int]
     cores(2)
     x = torch.full((26,), 0.5)
     x[17] = 3.0
-    with pytest.raises(DataError, match=r"datum 17 give log p.* its site 'x' has no finite log-density"):
+    with pytest.raises(
+        DataError, match=r"datum 17 give log p.* its site 'x' has no finite log-density"
+    ):
         log_likelihood(model, guide, x, num_particles=200, seed=0, compile=True)
     assert torch.get_num_threads() == 2
 
 
-def test_code_of_inductor_is_run_by_threads(cores: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_of_inductor_is_run_by_threads(
+    cores: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real compiler: 13 blocks, the last filled up, in double precision as the programs."""
     cores(2)
     monkeypatch.setattr(sampling, "rows_of", lambda args, compiled=False: 2 * 64)
     system, x = system_and_data("vae", 25)
     torch.testing.assert_close(
-        estimate(x, system, True).log_px[:24], estimate(x, system, False).log_px[:24], rtol=1e-9, atol=1e-9
+        estimate(x, system, True).log_px[:24],
+        estimate(x, system, False).log_px[:24],
+        rtol=1e-9,
+        atol=1e-9,
     )
 
 
@@ -248,4 +274,6 @@ def test_code_of_inductor_is_run_by_threads(cores: Callable[[int], None], monkey
 def test_code_of_inductor_for_every_system(name: str, cores: Callable[[int], None]) -> None:
     cores(2)
     system, x = system_and_data(name, 6)
-    torch.testing.assert_close(estimate(x, system, True).log_px, estimate(x, system, False).log_px, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        estimate(x, system, True).log_px, estimate(x, system, False).log_px, rtol=1e-9, atol=1e-9
+    )

@@ -17,16 +17,18 @@ from torch import Tensor
 
 from pyroae import corruptions, linear_gaussian, zoo
 from pyroae.config import TrainConfig
-from pyroae.data import Dataset, Splits, batches, load
+from pyroae.data.batching import batches
+from pyroae.data.dataset import Dataset
+from pyroae.data.loading import Splits, load
 from pyroae.errors import ConfigError, DataError, NonFiniteLossError
 from pyroae.evaluation.exact import exact_log_likelihood
-from pyroae.evaluation.likelihood import log_likelihood
+from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.nn import MLP
 from pyroae.objectives import OBJECTIVES, AnalyticKL, TraceELBO
-from pyroae.optimizers import schedule
-from pyroae.program import KLWeight
-from pyroae.states import State
-from pyroae.training import fit
+from pyroae.objectives.apply import KLWeight
+from pyroae.training.fitting import fit
+from pyroae.training.optimizers import schedule
+from pyroae.training.state import State
 from tests.systems import SYSTEMS
 
 LONG = TrainConfig(epochs=400, lr=1e-2, schedule="cosine", batch_size=100)
@@ -56,10 +58,14 @@ def test_linear_autoencoder_is_pca(digits: Dataset) -> None:
     fit(system, digits, TraceELBO(), LONG, progress=False)
     assert angle() < 0.01
     error = (system.reconstruct(digits.x) - digits.x).double().square().sum(1).mean().item()
-    assert error == pytest.approx(linear_gaussian.maximum_likelihood(digits.x, 10).discarded, rel=1e-3)
+    assert error == pytest.approx(
+        linear_gaussian.maximum_likelihood(digits.x, 10).discarded, rel=1e-3
+    )
 
 
-@pytest.mark.parametrize("name", ["trace-elbo", pytest.param("analytic-kl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["trace-elbo", pytest.param("analytic-kl", marks=pytest.mark.slow)]
+)
 def test_ppca_reaches_the_maximum_likelihood(digits: Dataset, name: str) -> None:
     system = zoo.ppca(digits, latent=10)
     best = linear_gaussian.maximum_likelihood(digits.x, 10).log_px
@@ -69,11 +75,15 @@ def test_ppca_reaches_the_maximum_likelihood(digits: Dataset, name: str) -> None
     reached = exact_log_likelihood(system, digits.x).mean().item()
     assert best * (1 - 1e-3) < reached < best + 1e-6
     posterior = zoo.ppca(digits, latent=10, exact=True)
-    posterior.load_state_dict({k: v for k, v in system.state_dict().items() if not k.startswith("encoder")})
+    posterior.load_state_dict(
+        {k: v for k, v in system.state_dict().items() if not k.startswith("encoder")}
+    )
     posterior.double()
     x = digits.x[:50].double()
     weights = log_likelihood(posterior.model, posterior.guide, x, num_particles=1, seed=0)
-    torch.testing.assert_close(weights.log_px, exact_log_likelihood(posterior, x), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        weights.log_px, exact_log_likelihood(posterior, x), rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.slow
@@ -99,7 +109,9 @@ def test_denoising_autoencoder_denoises(digits: Dataset) -> None:
     corrupted = noise(test.x)
     for name, corruption in (("denoising", noise), ("plain", corruptions.Identity())):
         torch.manual_seed(1)
-        system = zoo.denoising_autoencoder(train, latent=32, corruption=corruption, encoder=MLP((200,)))
+        system = zoo.denoising_autoencoder(
+            train, latent=32, corruption=corruption, encoder=MLP((200,))
+        )
         fit(system, train, TraceELBO(), config, progress=False)
         errors[name] = (system.reconstruct(corrupted) - test.x).square().sum(1).mean().item()
     assert errors["denoising"] < 0.7 * errors["plain"]
@@ -114,7 +126,9 @@ def test_equals_a_plain_svi_loop(binary: Splits, make: Any) -> None:
     torch.manual_seed(0)
     system = zoo.vae(binary.train, latent=3, encoder=MLP((20,)))
     start = {k: v.clone() for k, v in system.state_dict().items()}
-    result = fit(system, Splits(binary.train, None, None, "", "dynamic"), make(), config, progress=False)
+    result = fit(
+        system, Splits(binary.train, None, None, "", "dynamic"), make(), config, progress=False
+    )
 
     plain = zoo.vae(binary.train, latent=3, encoder=MLP((20,)))
     plain.load_state_dict(start)
@@ -149,7 +163,12 @@ def test_seeds(binary: Splits) -> None:
     def run(seed: int) -> list[float]:
         torch.manual_seed(0)
         system = zoo.vae(binary.train, 2, encoder=MLP((10,)))
-        return [e.train_nelbo for e in fit(system, binary, config=TrainConfig(epochs=2, seed=seed), progress=False).history]
+        return [
+            e.train_nelbo
+            for e in fit(
+                system, binary, config=TrainConfig(epochs=2, seed=seed), progress=False
+            ).history
+        ]
 
     assert run(1) == run(1)
     assert run(1) != run(2)
@@ -160,7 +179,9 @@ def test_seeds(binary: Splits) -> None:
 
 @pytest.mark.parametrize("name", ["SGD", "adamw", "RMSprop", "LBFGS", "Adagrad"])
 def test_any_optimizer_lowers_the_loss(digits: Dataset, name: str) -> None:
-    config = TrainConfig(epochs=3, optimizer=name, lr=0.05 if name != "RMSprop" else 1e-3, batch_size=len(digits))
+    config = TrainConfig(
+        epochs=3, optimizer=name, lr=0.05 if name != "RMSprop" else 1e-3, batch_size=len(digits)
+    )
     result = fit(zoo.linear_autoencoder(digits, 5), digits, config=config, progress=False)
     assert result.history[-1].train_nelbo < result.history[0].train_nelbo
 
@@ -238,14 +259,24 @@ def test_schedules() -> None:
     assert schedule("linear", 0.25) == 0.75
     assert schedule("cosine", 0.5) == pytest.approx(0.5)
     starts = [(3**i - 1) / 2 / 3280 for i in range(8)]  # Burda 2016: 3^i passes at 10^(−i/7)
-    assert [schedule("burda", s + 1e-9) for s in starts] == pytest.approx([10 ** (-i / 7) for i in range(8)])
+    assert [schedule("burda", s + 1e-9) for s in starts] == pytest.approx(
+        [10 ** (-i / 7) for i in range(8)]
+    )
 
 
 def test_history_is_written(binary: Splits, tmp_path: Path) -> None:
     result = fit(zoo.vae(binary.train, 2), binary, config=TrainConfig(epochs=2), progress=False)
     result.to_csv(tmp_path / "metrics.csv")
     rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
-    assert list(rows[0]) == ["epoch", "step", "seconds", "train_nelbo", "valid_nelbo", "distortion", "rate"]
+    assert list(rows[0]) == [
+        "epoch",
+        "step",
+        "seconds",
+        "train_nelbo",
+        "valid_nelbo",
+        "distortion",
+        "rate",
+    ]
     assert [float(r["valid_nelbo"]) for r in rows] == [e.valid_nelbo for e in result.history]
     assert [int(r["step"]) for r in rows] == [15, 30]
 
@@ -268,13 +299,19 @@ def test_resumed_training_takes_the_same_steps(binary: Splits) -> None:
 
 def test_refusals(binary: Splits, digits: Dataset) -> None:
     vae = zoo.vae(binary.train, 2)
-    with pytest.raises(ConfigError, match="batch_size of 5000 is larger than the 1455 training data"):
+    with pytest.raises(
+        ConfigError, match="batch_size of 5000 is larger than the 1455 training data"
+    ):
         fit(vae, binary, config=TrainConfig(batch_size=5000))
     with pytest.raises(DataError, match="grey values, for which a Bernoulli has no density"):
         fit(vae, digits)
-    with pytest.raises(DataError, match="values from 0 to 16; a Bernoulli likelihood needs values in"):
+    with pytest.raises(
+        DataError, match="values from 0 to 16; a Bernoulli likelihood needs values in"
+    ):
         fit(vae, digits.x * 16)
-    with pytest.raises(DataError, match=r"x has the shape \(1, 5\); this autoencoder takes \[N, 64\]"):
+    with pytest.raises(
+        DataError, match=r"x has the shape \(1, 5\); this autoencoder takes \[N, 64\]"
+    ):
         fit(vae, torch.eye(200)[:, :5])
     with pytest.raises(ConfigError, match="unknown optimizer 'Adan': did you mean 'Adam'"):
         fit(vae, binary, config=TrainConfig(optimizer="Adan"))
@@ -300,13 +337,16 @@ def test_a_loss_that_becomes_nan(digits: Dataset, epochs_before: int) -> None:
             nonlocal calls
             calls += 1
             bound = super().estimate(traces)
-            return type(bound)(*(b * math.nan for b in bound)) if calls == poison + 2 else bound  # one call before the start
+            return (
+                type(bound)(*(b * math.nan for b in bound)) if calls == poison + 2 else bound
+            )  # one call before the start
 
     def keep(state: State) -> None:
         good.append(state.weights)
 
     with pytest.raises(
-        NonFiniteLossError, match=rf"NaN or infinite at step {poison + 1}, in epoch {epochs_before + 1}, on a batch .* kept"
+        NonFiniteLossError,
+        match=rf"NaN or infinite at step {poison + 1}, in epoch {epochs_before + 1}, on a batch .* kept",
     ):
         fit(system, digits, Poisoned(), config, on_epoch=keep, progress=False)
     assert len(good) == epochs_before + 1
@@ -320,6 +360,11 @@ def test_a_loss_that_becomes_nan(digits: Dataset, epochs_before: int) -> None:
 def test_trains_on_a_gpu(name: str) -> None:
     system = SYSTEMS[name]()
     x = (torch.rand(50, 16) < torch.rand(16)).float()
-    result = fit(system, x, config=TrainConfig(epochs=20, batch_size=25, lr=1e-2, accelerator="cuda"), progress=False)
+    result = fit(
+        system,
+        x,
+        config=TrainConfig(epochs=20, batch_size=25, lr=1e-2, accelerator="cuda"),
+        progress=False,
+    )
     assert next(system.parameters()).is_cuda
     assert result.history[-1].train_nelbo < result.history[0].train_nelbo

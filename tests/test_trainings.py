@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from pyroae import TrainConfig, fit, load, log_likelihood, zoo
-from pyroae.budget import Budget
-from pyroae.data import Dataset, Splits
+from pyroae.comparison.budget import Budget
+from pyroae.comparison.results import Cell, Comparison, Entry
+from pyroae.comparison.trainings import Curve, Scoring, compare_training
+from pyroae.data.dataset import Dataset
+from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, DataError, ProgramError, UndefinedLikelihoodError
-from pyroae.evaluation.comparison import Cell, Comparison, Entry
-from pyroae.evaluation.trainings import Curve, Scoring, compare_training
 from pyroae.nn import MLP
 from pyroae.objectives import OBJECTIVES
 from pyroae.objectives.named import dreg, iwae, vimco
@@ -31,7 +32,13 @@ def digits() -> Splits:
 
 
 def compared(digits: Splits, names: tuple[str, ...], **settings: Any) -> Comparison:
-    given: dict[str, Any] = {"budget": Budget("epochs", 2), "scoring": SCORING, "seeds": (0, 1), "progress": False, **settings}
+    given: dict[str, Any] = {
+        "budget": Budget("epochs", 2),
+        "scoring": SCORING,
+        "seeds": (0, 1),
+        "progress": False,
+        **settings,
+    }
     make = given.pop("make", partial(zoo.vae, digits.train, **SMALL))
     return compare_training(make, digits, {name: OBJECTIVES[name] for name in names}, **given)
 
@@ -53,7 +60,13 @@ def test_a_cell_is_fit_and_log_likelihood(digits: Splits) -> None:
     found = compared(digits, ("dreg",), ks=(4,), seeds=(5,), config=config).outcomes[0]
     torch.manual_seed(5)
     vae = zoo.vae(digits.train, **SMALL)
-    fit(vae, digits.train, dreg(4), TrainConfig(epochs=2, batch_size=50, lr=3e-3, keep="last", seed=5), progress=False)
+    fit(
+        vae,
+        digits.train,
+        dreg(4),
+        TrainConfig(epochs=2, batch_size=50, lr=3e-3, keep="last", seed=5),
+        progress=False,
+    )
     assert digits.test is not None
     likelihood = log_likelihood(vae.model, vae.guide, digits.test.x[:40], num_particles=50, seed=0)
     assert found.log_px.equal(likelihood.log_px)
@@ -65,18 +78,27 @@ def test_a_cell_is_fit_and_log_likelihood(digits: Splits) -> None:
     assert digits.valid is not None
     last = log_likelihood(vae.model, vae.guide, digits.valid.x, num_particles=64, seed=0)
     assert found.curve[-1].nll == last.nll
-    assert found.figures["nelbo"] == pytest.approx(found.figures["rate"] + found.figures["distortion"])
+    assert found.figures["nelbo"] == pytest.approx(
+        found.figures["rate"] + found.figures["distortion"]
+    )
 
 
 def test_budgets_match_trainings(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     spent = 5 * len(digits.train)
-    by_evaluations = compared(digits, ("iwae",), ks=(1, 4), seeds=(0,), budget=Budget("evaluations", spent)).outcomes
-    assert [o.evaluations for o in by_evaluations] == [spent, 4 * (1455 + 300)]  # an epoch of 15 steps, and three of 100
+    by_evaluations = compared(
+        digits, ("iwae",), ks=(1, 4), seeds=(0,), budget=Budget("evaluations", spent)
+    ).outcomes
+    assert [o.evaluations for o in by_evaluations] == [
+        spent,
+        4 * (1455 + 300),
+    ]  # an epoch of 15 steps, and three of 100
     assert [o.steps for o in by_evaluations] == [75, 18]
     assert by_evaluations[1].evaluations <= spent < by_evaluations[1].evaluations + 400
     clock = iter(range(10**6))
-    monkeypatch.setattr("pyroae.trainer.time.monotonic", lambda: next(clock) / 10)
-    (by_seconds,) = compared(digits, ("iwae",), ks=(1,), seeds=(0,), budget=Budget("seconds", 3.0)).outcomes
+    monkeypatch.setattr("pyroae.training.trainer.time.monotonic", lambda: next(clock) / 10)
+    (by_seconds,) = compared(
+        digits, ("iwae",), ks=(1,), seeds=(0,), budget=Budget("seconds", 3.0)
+    ).outcomes
     assert 3.0 <= by_seconds.seconds < 3.4
     assert by_seconds.steps > 12  # two looks at the clock a step
 
@@ -165,12 +187,14 @@ def test_refusals(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a training was started")
 
-    monkeypatch.setattr("pyroae.evaluation.trainings.fit", never)
+    monkeypatch.setattr("pyroae.comparison.trainings.fit", never)
     with pytest.raises(ConfigError, match=r"different whole numbers of at least 0, not \[1, 1\]"):
         compared(digits, ("iwae",), seeds=(1, 1))
     with pytest.raises(ConfigError, match="seeds are different"):
         compared(digits, ("iwae",), seeds=())
-    with pytest.raises(ConfigError, match=r"K takes different whole numbers of at least 1, not \[0\]"):
+    with pytest.raises(
+        ConfigError, match=r"K takes different whole numbers of at least 1, not \[0\]"
+    ):
         compared(digits, ("iwae",), ks=(0,))
     with pytest.raises(ConfigError, match=r"the objective 'vimco' is defined at none of K = 1"):
         compared(digits, ("iwae", "vimco"), ks=(1,))
@@ -178,23 +202,34 @@ def test_refusals(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
         compared(digits, ("iwae",), ks=(64,), budget=Budget("evaluations", 100))
     with pytest.raises(ConfigError, match="batch_size of 5000 is larger"):
         compared(digits, ("iwae",), config=TrainConfig(batch_size=5000))
-    with pytest.raises(ConfigError, match=r"kl_warmup of 9 epochs is longer than the training of 2"):
+    with pytest.raises(
+        ConfigError, match=r"kl_warmup of 9 epochs is longer than the training of 2"
+    ):
         compared(digits, ("iwae",), config=TrainConfig(kl_warmup=9))
     with pytest.raises(UndefinedLikelihoodError, match="the prior of 'z' is flat"):
         compared(digits, ("trace-elbo",), make=partial(zoo.linear_autoencoder, digits.train, 2))
     with pytest.raises(ProgramError, match=r"site 'z' \(Bernoulli\) has none"):
-        compared(digits, ("vimco", "dreg"), ks=(2,), make=partial(zoo.discrete_vae, digits.train, 4))
+        compared(
+            digits, ("vimco", "dreg"), ks=(2,), make=partial(zoo.discrete_vae, digits.train, 4)
+        )
     with pytest.raises(DataError, match="no test part"):
         compared(Splits(digits.train, digits.valid, None, "", "dynamic"), ("iwae",))
     with pytest.raises(DataError, match="a pair of training and held-out data"):
-        compare_training(partial(zoo.vae, 4, 2), torch.ones(3, 4), {"iwae": iwae}, budget=Budget("epochs", 1))  # type: ignore[arg-type]
+        compare_training(
+            partial(zoo.vae, 4, 2), torch.ones(3, 4), {"iwae": iwae}, budget=Budget("epochs", 1)
+        )  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="num_particles of the scoring must be at least 1, not 0"):
         Scoring(num_particles=0)
 
 
 def test_held_out_data_of_another_width(digits: Splits) -> None:
     other = Dataset.from_array(torch.ones(3, 5) * torch.tensor([[0.0], [1.0], [0.0]]))
-    with pytest.raises(DataError, match=r"x has the shape \(1, 5\); this autoencoder takes \[N, 64\]"):
+    with pytest.raises(
+        DataError, match=r"x has the shape \(1, 5\); this autoencoder takes \[N, 64\]"
+    ):
         compare_training(
-            partial(zoo.vae, digits.train, **SMALL), (digits.train, other), {"iwae": iwae}, budget=Budget("epochs", 1)
+            partial(zoo.vae, digits.train, **SMALL),
+            (digits.train, other),
+            {"iwae": iwae},
+            budget=Budget("epochs", 1),
         )

@@ -29,10 +29,13 @@ def guide(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(0.0, 1.0))
 
 
-@pytest.mark.parametrize("objective", [TraceELBO(), TraceELBO(3), AnalyticKL(), Objective(Renyi(2))])
+@pytest.mark.parametrize(
+    "objective", [TraceELBO(), TraceELBO(3), AnalyticKL(), Objective(Renyi(2))]
+)
 def test_a_dimension_of_no_plate_is_refused(objective: ObjectiveBase) -> None:
     with pytest.raises(
-        ProgramError, match=r"the site 'x' has the batch shape \(3, 3\), whose dimension -2 is that of no plate"
+        ProgramError,
+        match=r"the site 'x' has the batch shape \(3, 3\), whose dimension -2 is that of no plate",
     ):
         objective.loss(column, guide, X.double())
 
@@ -80,6 +83,8 @@ def coin(infer: dict[str, Any]) -> Callable[[], Any]:
 
 
 def test_sites_marked_for_enumeration_are_drawn_with_a_warning() -> None:
-    with pytest.warns(UserWarning, match="the sites z of the guide are marked for enumeration, but drawn"):
+    with pytest.warns(
+        UserWarning, match="the sites z of the guide are marked for enumeration, but drawn"
+    ):
         loss = TraceELBO().loss(coin({}), coin({"enumerate": "parallel"}))
     assert loss == 0

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from pyroae import exact_log_likelihood, zoo
 from pyroae.commands.evaluate import _notes, _of_likelihood
-from pyroae.evaluation.ais import AISSettings, ais
-from pyroae.evaluation.columns import Columns
-from pyroae.evaluation.gaps import gaps
-from pyroae.evaluation.likelihood import LikelihoodEstimate, log_likelihood
-from pyroae.evaluation.proposals import Local
-from pyroae.evaluation.quadrature import QuadratureEstimate
-from pyroae.evaluation.streams import is_reliable
+from pyroae.evaluation.adaptive_quadrature import QuadratureEstimate
+from pyroae.evaluation.annealing.bounds import AISSettings, ais
+from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_likelihood
+from pyroae.evaluation.importance.per_datum import Columns
+from pyroae.evaluation.importance.proposals import Local
+from pyroae.evaluation.importance.streams import is_reliable
+from pyroae.evaluation.inference_gaps import gaps
 from pyroae.evaluation.summary import EvaluationSettings, evaluate
 
 
@@ -27,7 +27,9 @@ def narrow() -> tuple[Any, Tensor]:
     torch.manual_seed(0)
     system = zoo.ppca(6, latent=2)
     with torch.no_grad():
-        next(p for name, p in system.named_parameters() if "log_scale" in name or "scale" in name).fill_(math.log(0.003))
+        next(
+            p for name, p in system.named_parameters() if "log_scale" in name or "scale" in name
+        ).fill_(math.log(0.003))
     return system, torch.randn(30, 6)
 
 
@@ -39,11 +41,17 @@ def test_weights_that_underflow_are_flagged_and_tried_again() -> None:
     assert plain.ess.median() < 2
     assert (plain.log_px.mean() < exact.mean() - 1000).all()
     assert len(plain.unreliable) == 30
-    again = log_likelihood(system.model, system.guide, x, num_particles=5000, seed=0, retry=Local(system.guide))
-    assert (again.log_px.mean() - exact.mean()).abs() < (plain.log_px.mean() - exact.mean()).abs() / 10
+    again = log_likelihood(
+        system.model, system.guide, x, num_particles=5000, seed=0, retry=Local(system.guide)
+    )
+    assert (again.log_px.mean() - exact.mean()).abs() < (
+        plain.log_px.mean() - exact.mean()
+    ).abs() / 10
     trusted = torch.ones(30, dtype=torch.bool)
     trusted[again.unreliable] = False
-    assert ((again.log_px - exact)[trusted].abs() < 5 * again.se[trusted] + 1e-6 * exact[trusted].abs()).all()
+    assert (
+        (again.log_px - exact)[trusted].abs() < 5 * again.se[trusted] + 1e-6 * exact[trusted].abs()
+    ).all()
 
 
 def test_the_command_line_does_not_call_it_trusted() -> None:
@@ -68,12 +76,19 @@ def test_an_exact_posterior_is_reliable_and_too_few_draws_are_not() -> None:
     x = torch.randn(5, 6)
     assert len(log_likelihood(*exact_programs(), x, num_particles=25, seed=0).unreliable) == 0
     for count in (1, 2, 24):
-        assert len(log_likelihood(*exact_programs(), x, num_particles=count, seed=0).unreliable) == 5
+        assert (
+            len(log_likelihood(*exact_programs(), x, num_particles=count, seed=0).unreliable) == 5
+        )
 
 
-@pytest.mark.parametrize("bad", ["khat nan", "khat inf", "khat at the limit", "ess 1", "ess nan", "se nan", "se inf", "few"])
+@pytest.mark.parametrize(
+    "bad",
+    ["khat nan", "khat inf", "khat at the limit", "ess 1", "ess nan", "se nan", "se inf", "few"],
+)
 def test_each_cause_alone(bad: str) -> None:
-    khat, ess, se, draws = (torch.tensor([v], dtype=torch.float64) for v in (0.3, 200.0, 0.05, 1000.0))
+    khat, ess, se, draws = (
+        torch.tensor([v], dtype=torch.float64) for v in (0.3, 200.0, 0.05, 1000.0)
+    )
     assert is_reliable(khat, ess, se, draws).all()
     assert is_reliable(torch.full_like(khat, -math.inf), ess, se, draws).all()  # constant weights
     changed = {
@@ -97,8 +112,12 @@ def columns(khat: list[float], log_px: list[float], ess: list[float]) -> Columns
 
 def test_what_is_better_of_two_tries() -> None:
     nan = math.nan
-    before = columns([nan, nan, 0.9, 0.2, nan, 0.9], [-9.0, -9.0, -9.0, -9.0, -9.0, -9.0], [1, 1, 50, 50, 1, 50])
-    after = columns([0.3, nan, 0.8, 0.1, nan, nan], [-1.0, -1.0, -1.0, -1.0, -99.0, -1.0], [50, 1, 50, 1, 1, 1])
+    before = columns(
+        [nan, nan, 0.9, 0.2, nan, 0.9], [-9.0, -9.0, -9.0, -9.0, -9.0, -9.0], [1, 1, 50, 50, 1, 50]
+    )
+    after = columns(
+        [0.3, nan, 0.8, 0.1, nan, nan], [-1.0, -1.0, -1.0, -1.0, -99.0, -1.0], [50, 1, 50, 1, 1, 1]
+    )
     found = before.with_better(torch.arange(6), after)
     # reliable now; nearer; a lower k̂; still reliable as it was; further; a k̂ that is known is better than none
     assert found.log_px.tolist() == [-1.0, -1.0, -1.0, -9.0, -9.0, -9.0]
@@ -107,7 +126,9 @@ def test_what_is_better_of_two_tries() -> None:
 def test_a_tolerance_is_not_reached_by_an_error_that_means_nothing() -> None:
     """An ESS of 1 has a standard error of at most 1, however wrong the estimate is."""
     system, x = narrow()
-    found = log_likelihood(system.model, system.guide, x, num_particles=2000, tolerance=10.0, seed=0)
+    found = log_likelihood(
+        system.model, system.guide, x, num_particles=2000, tolerance=10.0, seed=0
+    )
     assert found.monte_carlo_se < 1
     assert not found.is_within_tolerance
     assert (found.draws == 2000).all()
@@ -126,7 +147,9 @@ def test_gaps_say_which_log_px_is_not_to_be_trusted() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
 
-    x = torch.tensor([-1.0, -2.0], dtype=torch.float64)  # the posterior is the prior, whose tails no Gaussian covers
+    x = torch.tensor(
+        [-1.0, -2.0], dtype=torch.float64
+    )  # the posterior is the prior, whose tails no Gaussian covers
     found = gaps(model, guide, x, num_particles=5000, seed=0)
     assert found.unreliable.tolist() == [0, 1]
     system, data = zoo.ppca(6, latent=2), torch.randn(4, 6)
@@ -139,19 +162,27 @@ def test_gaps_say_which_log_px_is_not_to_be_trusted() -> None:
 
 def test_annealing_says_where_one_chain_has_all_the_weight() -> None:
     system, x = narrow()
-    short = ais(system.model, None, x[:5], settings=AISSettings(num_chains=8, num_distributions=2), seed=0)
+    short = ais(
+        system.model, None, x[:5], settings=AISSettings(num_chains=8, num_distributions=2), seed=0
+    )
     assert len(short.unreliable) == 5
     system, x = zoo.ppca(6, latent=2), torch.randn(5, 6)
-    fine = ais(system.model, None, x, settings=AISSettings(num_chains=16, num_distributions=100), seed=0)
+    fine = ais(
+        system.model, None, x, settings=AISSettings(num_chains=16, num_distributions=100), seed=0
+    )
     assert len(fine.unreliable) == 0
-    one = ais(system.model, None, x, settings=AISSettings(num_chains=1, num_distributions=20), seed=0)
+    one = ais(
+        system.model, None, x, settings=AISSettings(num_chains=1, num_distributions=20), seed=0
+    )
     assert len(one.unreliable) == 5
 
 
 def test_the_notes_of_an_evaluation(tmp_path: Path) -> None:
     system, x = narrow()
     along = AISSettings(num_chains=4, num_distributions=2)
-    found = evaluate(system, x[:4], EvaluationSettings(("is", "ais", "gaps"), num_particles=100, annealing=along))
+    found = evaluate(
+        system, x[:4], EvaluationSettings(("is", "ais", "gaps"), num_particles=100, annealing=along)
+    )
     told = "\n".join(_notes(found))
     assert "may be trusted" not in told
     assert "AIS: one chain has all the weight" in told

@@ -12,10 +12,12 @@ from pyro import poutine
 from torch import Tensor
 
 from pyroae.errors import BrokenProgramError
-from pyroae.evaluation.likelihood import log_likelihood
-from pyroae.evaluation.quadrature import quadrature
+from pyroae.evaluation.adaptive_quadrature import quadrature
+from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.objectives import OBJECTIVES
-from pyroae.weights import evaluating, log_weights, plate_nesting
+from pyroae.programs.context import evaluating
+from pyroae.programs.traces import plate_nesting
+from pyroae.weights import log_weights
 from tests.systems import system_and_data
 from tests.test_objectives import DATA, hierarchical
 
@@ -67,7 +69,9 @@ def test_scales_common_to_the_plate_are_divided_out(size: int | None, scale: flo
     torch.testing.assert_close(scaled.log_weight, plain.log_weight, rtol=1e-12, atol=0)
     assert scaled.scale == pytest.approx(scale * (size or num_data) / num_data)
     per_datum = plain.log_weight.logsumexp(0)
-    assert scaled.total(per_datum).item() == pytest.approx(float(scaled.scale) * per_datum.sum().item())
+    assert scaled.total(per_datum).item() == pytest.approx(
+        float(scaled.scale) * per_datum.sum().item()
+    )
 
 
 def test_plate_subsampling_is_divided_out() -> None:
@@ -104,7 +108,11 @@ def test_nested_plates_equal_a_loop_over_single_data() -> None:
     draws = poutine.trace(guide).get_trace(x)
 
     def fixed(index: Tensor) -> Any:
-        values = {n: s["value"] for n, s in draws.nodes.items() if s["type"] == "sample" and n in ("level", "a", "b")}
+        values = {
+            n: s["value"]
+            for n, s in draws.nodes.items()
+            if s["type"] == "sample" and n in ("level", "a", "b")
+        }
         values = {n: v if n == "level" else v[index] for n, v in values.items()}
 
         def replay(x: Tensor) -> None:
@@ -117,7 +125,9 @@ def test_nested_plates_equal_a_loop_over_single_data() -> None:
     assert together.log_weight.shape == (1, 4)
     for n in range(4):
         alone = log_weights(model, fixed(torch.tensor([n])), x[n : n + 1])
-        torch.testing.assert_close(alone.log_weight[0, 0], together.log_weight[0, n], rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            alone.log_weight[0, 0], together.log_weight[0, n], rtol=1e-12, atol=0
+        )
         torch.testing.assert_close(alone.log_global, together.log_global, rtol=1e-12, atol=0)
 
 
@@ -136,7 +146,12 @@ class _Fix(poutine.messenger.Messenger):
 def test_masked_data_have_no_weight() -> None:
     system, x = system_and_data("vae")
     keep = torch.tensor([True, False, True, True, True, False])
-    weights = log_weights(poutine.mask(system.model, mask=keep), poutine.mask(system.guide, mask=keep), x, num_particles=2)
+    weights = log_weights(
+        poutine.mask(system.model, mask=keep),
+        poutine.mask(system.guide, mask=keep),
+        x,
+        num_particles=2,
+    )
     assert (weights.log_weight[:, ~keep] == 0).all()
     assert (weights.log_weight[:, keep] != 0).all()
 
@@ -167,7 +182,9 @@ def test_several_latent_sites_of_several_shapes() -> None:
     pyro.set_rng_seed(1)
     a = x / 2 + torch.randn(7, 5)
     assert weights.log_weight.shape == (7, 5)
-    torch.testing.assert_close(weights.log_prior - weights.log_post, x.square() / 8 - x * a / 2)  # b's terms cancel
+    torch.testing.assert_close(
+        weights.log_prior - weights.log_post, x.square() / 8 - x * a / 2
+    )  # b's terms cancel
 
 
 def test_evaluation_mode_is_left_as_it_was() -> None:
@@ -206,10 +223,17 @@ def test_an_error_of_the_program_is_a_sentence_that_names_the_last_site(why: str
             pyro.sample("z", dist.Normal(x, 1.0))
 
     x = torch.zeros(3)
-    works: list[Callable[[], Any]] = [lambda: log_likelihood(model, guide, x), lambda: quadrature(model, guide, x)]
-    works += [partial(OBJECTIVES[name](num_particles=4).bound, model, guide, x) for name in OBJECTIVES]
+    works: list[Callable[[], Any]] = [
+        lambda: log_likelihood(model, guide, x),
+        lambda: quadrature(model, guide, x),
+    ]
+    works += [
+        partial(OBJECTIVES[name](num_particles=4).bound, model, guide, x) for name in OBJECTIVES
+    ]
     for work in works:
-        with pytest.raises(BrokenProgramError, match=r"^the model fails after the site 'z': [A-Z]\w+: .+") as refusal:
+        with pytest.raises(
+            BrokenProgramError, match=r"^the model fails after the site 'z': [A-Z]\w+: .+"
+        ) as refusal:
             work()
         assert "\n" not in str(refusal.value)
         assert refusal.value.__cause__ is not None

@@ -37,8 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Exception as error:  # a part that fails leaves the others alone
             traceback.print_exc()
             found = {"ok": False, "error": f"{type(error).__name__}: {error}"}
-        found = {"where": where(options.device), "seconds": round(time.monotonic() - begun, 1), **found}
-        (options.out / f"gpu-{part}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        found = {
+            "where": where(options.device),
+            "seconds": round(time.monotonic() - begun, 1),
+            **found,
+        }
+        (options.out / f"gpu-{part}.json").write_text(
+            json.dumps(found, indent=1) + "\n", encoding="utf-8"
+        )
         print(f"# {part}: {found['seconds']} s", flush=True)
         failed |= not found.get("ok", True)
     return int(failed)
@@ -46,14 +52,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=", ".join(PARTS))
+    parser.add_argument(
+        "parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=", ".join(PARTS)
+    )
     parser.add_argument("--device", default="cuda", help="in torch's names (default: cuda)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON files")
     parser.add_argument("--short", action="store_true", help="a trial: few pairs, small sizes")
     parser.add_argument(
-        "--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="processes that check side by side"
+        "--workers",
+        type=int,
+        default=max(1, (os.cpu_count() or 2) - 2),
+        help="processes that check side by side",
     )
     return parser
 
@@ -72,7 +85,9 @@ def _checks(part: str, options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.gpu import checks
 
     tasks = checks.tasks_of(part, options.short)
-    return checks.run_all(tasks, options.device, options.workers, LIMITS[part] if options.device == "cuda" else None)
+    return checks.run_all(
+        tasks, options.device, options.workers, LIMITS[part] if options.device == "cuda" else None
+    )
 
 
 def _timed(part: str, options: argparse.Namespace) -> dict[str, Any]:

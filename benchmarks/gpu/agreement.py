@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.draws import HostDraws
-from pyroae.compiler import Compiled
+from pyroae.compilation.svi import Compiled
 from pyroae.errors import ProgramError
 from pyroae.objectives import OBJECTIVES
 from tests.systems import ZOO, system_and_data
@@ -45,7 +45,11 @@ def two_steps(system: str, objective: str, device: str) -> list[Tensor]:
     torch.manual_seed(0)
     module, x = system_and_data(system)
     module, x = module.double().to(device), x.double().to(device)
-    steps = Compiled(module, OBJECTIVES[objective](num_particles=NUM_PARTICLES), lambda p: torch.optim.Adam(p, lr=1e-2))
+    steps = Compiled(
+        module,
+        OBJECTIVES[objective](num_particles=NUM_PARTICLES),
+        lambda p: torch.optim.Adam(p, lr=1e-2),
+    )
     steps._find((x,))
     torch.manual_seed(5)
     losses = [steps.eager_step((x,), 0.5, float(len(x))) for _ in range(2)]
@@ -76,7 +80,12 @@ def code(system: str, objective: str, device: str, backend: str = "inductor") ->
         torch.manual_seed(0)
         module, x = system_and_data(system)
         module, x = module.to(device), x.to(device)
-        graphs = Compiled(module, OBJECTIVES[objective](num_particles=NUM_PARTICLES), same_draws=True, backend=backend)
+        graphs = Compiled(
+            module,
+            OBJECTIVES[objective](num_particles=NUM_PARTICLES),
+            same_draws=True,
+            backend=backend,
+        )
         try:
             graphs._find((x,))
             torch.manual_seed(5)

@@ -20,13 +20,21 @@ def tasks_of(part: str, short: bool) -> list[Task]:
     """The checks of a part, those that take longest first."""
     from benchmarks.gpu import agreement, evaluators
 
-    left = [p for p in agreement.PAIRS if p not in agreement.COVERING and p[0] not in agreement.OTHER_DRAWS]
+    left = [
+        p
+        for p in agreement.PAIRS
+        if p not in agreement.COVERING and p[0] not in agreement.OTHER_DRAWS
+    ]
     if part == "grid":
         return [("code", *pair) for pair in left][: 1 if short else None]
     pairs = agreement.PAIRS[:: 40 if short else 1]
     return [
         *([] if short else [("tests",)]),
-        *(("on_device", name) for name in evaluators.ON_DEVICE if not short or name == "ensemble, traced"),
+        *(
+            ("on_device", name)
+            for name in evaluators.ON_DEVICE
+            if not short or name == "ensemble, traced"
+        ),
         *([] if short else (("code", *pair) for pair in agreement.COVERING)),
         *(("against_cpu", name) for name in list(evaluators.AGAINST_CPU)[:: 6 if short else 1]),
         *(("eager", *pair) for pair in pairs),
@@ -51,14 +59,28 @@ def check(task: Task, device: str) -> dict[str, Any]:
             warnings.simplefilter("ignore")
             found = checks[kind](*arguments, device)
     except Exception as error:
-        found = {"ok": False, "error": f"{type(error).__name__}: {error}"[:600], "at": traceback.format_exc()[-1500:]}
+        found = {
+            "ok": False,
+            "error": f"{type(error).__name__}: {error}"[:600],
+            "at": traceback.format_exc()[-1500:],
+        }
     return {**found, "seconds": round(time.monotonic() - begun, 2)}
 
 
 def _tests(device: str) -> dict[str, Any]:
     """The tests that need a device."""
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "--ignore=tests/killed_workers.py", "tests"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-m",
+            "gpu",
+            "-p",
+            "no:cacheprovider",
+            "--ignore=tests/killed_workers.py",
+            "tests",
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -71,7 +93,9 @@ def run_all(tasks: list[Task], device: str, workers: int, limit: float | None) -
     done: dict[str, dict[str, Any]] = {}
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(tasks)), context, _quiet)
-    futures: dict[Future[dict[str, Any]], Task] = {pool.submit(check, task, device): task for task in tasks}
+    futures: dict[Future[dict[str, Any]], Task] = {
+        pool.submit(check, task, device): task for task in tasks
+    }
     try:
         for future in as_completed(futures, limit):
             task, found = futures[future], future.result()
@@ -87,7 +111,14 @@ def run_all(tasks: list[Task], device: str, workers: int, limit: float | None) -
     bad = [name for name, found in done.items() if not found["ok"]]
     worst = max((found.get("difference", 0.0) for found in done.values()), default=0.0)
     print(f"{len(done)} of {len(tasks)} checks, {len(bad)} failed", flush=True)
-    return {"ok": not bad, "checks": len(tasks), "done": len(done), "failed": bad, "largest": worst, "found": done}
+    return {
+        "ok": not bad,
+        "checks": len(tasks),
+        "done": len(done),
+        "failed": bad,
+        "largest": worst,
+        "found": done,
+    }
 
 
 def _quiet() -> None:

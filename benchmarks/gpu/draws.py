@@ -34,10 +34,15 @@ class HostDraws(TorchDispatchMode):
         device = _device_of([*args, *given.values()])
         if device.type == "cpu":
             return func(*args, **given)
-        found = func(*tree_map(self._on_cpu, args), **{name: tree_map(self._on_cpu, v) for name, v in given.items()})
+        found = func(
+            *tree_map(self._on_cpu, args),
+            **{name: tree_map(self._on_cpu, v) for name, v in given.items()},
+        )
         if func._schema.is_mutable:
             return args[0].copy_(found)
-        return tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, found)
+        return tree_map(
+            lambda value: value.to(device) if isinstance(value, Tensor) else value, found
+        )
 
     def _on_cpu(self, value: Any) -> Any:
         if isinstance(value, torch.device):
@@ -57,6 +62,10 @@ class HostDraws(TorchDispatchMode):
 
 def _device_of(values: list[Any]) -> torch.device:
     """Where an operation works: the device that it is given, or that of its first tensor."""
-    find: Callable[[type], Any] = lambda kind: next((v for v in values if isinstance(v, kind)), None)  # noqa: E731
+    find: Callable[[type], Any] = lambda kind: next(
+        (v for v in values if isinstance(v, kind)), None
+    )  # noqa: E731
     device, tensor = find(torch.device), find(Tensor)
-    return device if device is not None else torch.device("cpu") if tensor is None else tensor.device
+    return (
+        device if device is not None else torch.device("cpu") if tensor is None else tensor.device
+    )

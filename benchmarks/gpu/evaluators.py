@@ -17,12 +17,12 @@ from benchmarks.gpu.agreement import distance
 from benchmarks.gpu.draws import HostDraws
 from pyroae import AISSettings, Local, Mixture, TrainConfig, plots, zoo
 from pyroae.autoencoder import Autoencoder
-from pyroae.compiler import Compiled
-from pyroae.ensemble import Ensemble, Stream
+from pyroae.compilation.ensemble import Ensemble, Stream
+from pyroae.compilation.svi import Compiled
 from pyroae.evaluation import blocks
 from pyroae.nn import MLP
 from pyroae.objectives import OBJECTIVES, TraceELBO
-from pyroae.states import State
+from pyroae.training.state import State
 
 TOLERANCE = 1e-6
 """Largest relative difference: sums of thousands of terms, and moves that are accepted or not."""
@@ -30,7 +30,9 @@ SKIPPED = ("seconds", "settings", "figure", "time")
 Case = Callable[[str], Any]
 
 
-def system_on(device: str, latent: int = 2, dtype: torch.dtype = torch.float64) -> tuple[Autoencoder, Tensor]:
+def system_on(
+    device: str, latent: int = 2, dtype: torch.dtype = torch.float64
+) -> tuple[Autoencoder, Tensor]:
     """A small VAE and data, from one seed."""
     torch.manual_seed(0)
     system = zoo.vae(9, latent=latent, encoder=MLP((8,)))
@@ -51,7 +53,11 @@ def numbers(found: Any) -> list[Tensor]:
         return [n for name in kept for n in numbers(getattr(found, name))]
     if isinstance(found, Mapping):
         return [n for key in sorted(found, key=str) for n in numbers(found[key])]
-    return [n for part in found for n in numbers(part)] if isinstance(found, Sequence) and not isinstance(found, str) else []
+    return (
+        [n for part in found for n in numbers(part)]
+        if isinstance(found, Sequence) and not isinstance(found, str)
+        else []
+    )
 
 
 def _finite(tensors: list[Tensor]) -> list[Tensor]:
@@ -72,7 +78,14 @@ def _likelihood(device: str, proposal: str = "guide", **settings: Any) -> Any:
     }
     retry = Local(system.guide, steps=60) if settings.pop("retry", False) else None
     return pyroae.log_likelihood(
-        system.model, guides[proposal](), x, num_particles=300, seed=1, retry=retry, compile=False, **settings
+        system.model,
+        guides[proposal](),
+        x,
+        num_particles=300,
+        seed=1,
+        retry=retry,
+        compile=False,
+        **settings,
     )
 
 
@@ -114,14 +127,22 @@ def _gradients(device: str) -> Any:
     estimators = {name: OBJECTIVES[name](num_particles=3) for name in ("iwae", "dreg", "vimco")}
     parameters = dict(system.named_parameters())
     return pyroae.measure_gradients(
-        system.model, system.guide, x, estimators, parameters=parameters, replicates=40, reference="iwae"
+        system.model,
+        system.guide,
+        x,
+        estimators,
+        parameters=parameters,
+        replicates=40,
+        reference="iwae",
     )
 
 
 def _datatree(device: str) -> Any:
     system, x = system_on(device)
     tree = pyroae.to_datatree(system.model, system.guide, x, num_draws=5, seed=1)
-    return [np.asarray(v.values) for group in tree.children.values() for v in group.data_vars.values()]
+    return [
+        np.asarray(v.values) for group in tree.children.values() for v in group.data_vars.values()
+    ]
 
 
 def _summary(device: str) -> Any:
@@ -137,18 +158,31 @@ def _data() -> Tensor:
 def _trained(device: str, **settings: Any) -> Any:
     system, _ = system_on(device)
     config = TrainConfig(
-        epochs=3, batch_size=16, lr=1e-2, accelerator=device, precision="64-true", **{"compile": False} | settings
+        epochs=3,
+        batch_size=16,
+        lr=1e-2,
+        accelerator=device,
+        precision="64-true",
+        **{"compile": False} | settings,
     )
     result = pyroae.fit(system, _data(), TraceELBO(), config, valid=_data()[:20], progress=False)
-    return [*system.parameters(), *[row.train_nelbo for row in result.history], *[row.valid_nelbo for row in result.history]]
+    return [
+        *system.parameters(),
+        *[row.train_nelbo for row in result.history],
+        *[row.valid_nelbo for row in result.history],
+    ]
 
 
 def _dynamic(device: str) -> Any:
     """Grey data, binarized afresh in each batch."""
     system, _ = system_on(device)
-    grey = torch.rand(60, 3, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64).numpy()
+    grey = torch.rand(
+        60, 3, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+    ).numpy()
     splits = pyroae.load(grey, binarize="dynamic")
-    config = TrainConfig(epochs=2, batch_size=16, accelerator=device, precision="64-true", compile=False)
+    config = TrainConfig(
+        epochs=2, batch_size=16, accelerator=device, precision="64-true", compile=False
+    )
     pyroae.fit(system, splits, TraceELBO(), config, progress=False)
     return list(system.parameters())
 
@@ -166,7 +200,10 @@ def _pictures(device: str) -> Any:
 
 AGAINST_CPU: dict[str, Case] = {
     "importance sampling": _likelihood,
-    **{f"importance sampling, {p}": lambda device, p=p: _likelihood(device, p) for p in ("wider", "heavy", "mixture", "local")},
+    **{
+        f"importance sampling, {p}": lambda device, p=p: _likelihood(device, p)
+        for p in ("wider", "heavy", "mixture", "local")
+    },
     "importance sampling, tolerance": lambda device: _likelihood(device, tolerance=0.2),
     "importance sampling, retry": lambda device: _likelihood(device, retry=True),
     "annealing from the prior": lambda device: _annealed(device, "prior"),
@@ -181,7 +218,9 @@ AGAINST_CPU: dict[str, Case] = {
     "datatree": _datatree,
     "evaluate": _summary,
     "training": _trained,
-    "training, warm-up and clipping": lambda device: _trained(device, kl_warmup=1, grad_clip=1.0, schedule="cosine"),
+    "training, warm-up and clipping": lambda device: _trained(
+        device, kl_warmup=1, grad_clip=1.0, schedule="cosine"
+    ),
     "training, skipping": lambda device: _trained(device, nonfinite="skip"),
     "training, dynamic binarization": _dynamic,
     "pictures": _pictures,
@@ -196,7 +235,11 @@ def against_cpu(name: str, device: str) -> dict[str, Any]:
             torch.manual_seed(7)
             found[where] = _finite(numbers(AGAINST_CPU[name](where)))
     gap = distance(found[device], found["cpu"])
-    return {"difference": gap, "numbers": sum(t.numel() for t in found["cpu"]), "ok": gap <= TOLERANCE}
+    return {
+        "difference": gap,
+        "numbers": sum(t.numel() for t in found["cpu"]),
+        "ok": gap <= TOLERANCE,
+    }
 
 
 # Cases of a device alone: two ways to one result.
@@ -223,7 +266,11 @@ def _ensemble(device: str, backend: str) -> float:
         for seed in range(3):
             torch.manual_seed(seed)
             system = zoo.vae(9, latent=2, encoder=MLP((8,))).to(device)
-            compiled.append(Compiled(system, TraceELBO(), lambda p: torch.optim.Adam(p, lr=1e-2), backend=backend))
+            compiled.append(
+                Compiled(
+                    system, TraceELBO(), lambda p: torch.optim.Adam(p, lr=1e-2), backend=backend
+                )
+            )
             torch.manual_seed(100 + seed)
             streams.append(Stream(torch.device(device)))
         yield Ensemble(compiled, streams)
@@ -232,7 +279,12 @@ def _ensemble(device: str, backend: str) -> float:
     found = []
     for together in (True, False):
         with members() as ensemble:
-            losses = [torch.stack((ensemble.step if together else _each(ensemble))([(x,)] * 3, None, 12.0)) for _ in range(4)]
+            losses = [
+                torch.stack(
+                    (ensemble.step if together else _each(ensemble))([(x,)] * 3, None, 12.0)
+                )
+                for _ in range(4)
+            ]
             if together and not ensemble.is_batched:
                 return float("inf")
             found.append([*losses, *[p for m in ensemble.members for p in m.parameters().values()]])
@@ -241,14 +293,18 @@ def _ensemble(device: str, backend: str) -> float:
 
 def _each(ensemble: Ensemble) -> Callable[..., list[Tensor]]:
     """Steps that are run as they are; the first one finds the parameters."""
-    return lambda *args: ensemble.eager_step(*args) if ensemble.members[0].has_stepped else ensemble.step(*args)
+    return lambda *args: (
+        ensemble.eager_step(*args) if ensemble.members[0].has_stepped else ensemble.step(*args)
+    )
 
 
 def _compiled_likelihood(device: str) -> float:
     """Compiled draws are others than eager ones: both estimates in standard errors of their difference, over data."""
     system, x = system_on(device, dtype=torch.float32)
     one, other = (
-        pyroae.log_likelihood(system.model, system.guide, x, num_particles=20_000, seed=1, compile=compile)
+        pyroae.log_likelihood(
+            system.model, system.guide, x, num_particles=20_000, seed=1, compile=compile
+        )
         for compile in (True, False)
     )
     apart = (one.log_px - other.log_px) / (one.se.square() + other.se.square()).sqrt()
@@ -259,14 +315,20 @@ def _compiled_annealing(device: str) -> float:
     """In double precision: draws are the same, moves the same."""
     system, x = system_on(device)
     settings = AISSettings(4, 30, leapfrog_steps=3)
-    found = [pyroae.ais(system.model, None, x, settings=settings, seed=1, compile=compile) for compile in (True, False)]
+    found = [
+        pyroae.ais(system.model, None, x, settings=settings, seed=1, compile=compile)
+        for compile in (True, False)
+    ]
     return distance(*(_finite(numbers(f)) for f in found))
 
 
 def _reproduced(device: str) -> float:
     """Two likelihoods from one seed are the same to the last bit."""
     system, x = system_on(device, dtype=torch.float32)
-    a, b = (pyroae.log_likelihood(system.model, system.guide, x, num_particles=1000, seed=4).log_px for _ in range(2))
+    a, b = (
+        pyroae.log_likelihood(system.model, system.guide, x, num_particles=1000, seed=4).log_px
+        for _ in range(2)
+    )
     return (a - b).abs().max().item()
 
 
@@ -277,11 +339,33 @@ def _commands(device: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         run = str(Path(folder) / "run")
         where = ["--accelerator", device]
-        train = ["train", "--system", "vae", "--data", "digits", "--latent", "2", "--hidden", "16", "--epochs", "2", *where]
+        train = [
+            "train",
+            "--system",
+            "vae",
+            "--data",
+            "digits",
+            "--latent",
+            "2",
+            "--hidden",
+            "16",
+            "--epochs",
+            "2",
+            *where,
+        ]
         commands = [
             [*train, "--out", run],
             ["evaluate", run, "--num-particles", "200", "--num-data", "20", "--method", "is,gaps"],
-            ["gradients", run, "--objectives", "iwae,dreg", "--num-particles", "1,4", "--replicates", "40"],
+            [
+                "gradients",
+                run,
+                "--objectives",
+                "iwae,dreg",
+                "--num-particles",
+                "1,4",
+                "--replicates",
+                "40",
+            ],
             ["sample", run, "--num", "4"],
         ]
         return float(sum(main(command) != 0 for command in commands))

@@ -67,7 +67,11 @@ def steps(sizes: Sizes) -> dict[str, Any]:
     found = {}
     for problem in (SMALL, REFERENCE):
         there = replace(problem, device=sizes.device)
-        rows = [(OURS, PYRO + "compiled", {}), (SVI, PYRO + "svi", {}), (LOOP, NUMPYRO + "loop", {})]
+        rows = [
+            (OURS, PYRO + "compiled", {}),
+            (SVI, PYRO + "svi", {}),
+            (LOOP, NUMPYRO + "loop", {}),
+        ]
         if sizes.is_gpu:
             rows.append((FIT, PYRO + "fit", {}))
             rows.append((GRAPHED, TORCH + "train_graphed", {}))
@@ -76,7 +80,12 @@ def steps(sizes: Sizes) -> dict[str, Any]:
             rows.append((TF32, PYRO + "compiled", {"tf32": True}))
         if sizes.is_gpu and problem is SMALL:
             rows.append((TUNED, PYRO + "compiled", {"inductor": TUNING, "tf32": True}))
-        found |= _measured(Panel(f"B={problem.batch}", f"VAE {problem.label}", SVI, in_turns(_subjects(rows, there))), sizes)
+        found |= _measured(
+            Panel(
+                f"B={problem.batch}", f"VAE {problem.label}", SVI, in_turns(_subjects(rows, there))
+            ),
+            sizes,
+        )
     return found
 
 
@@ -89,7 +98,12 @@ def ensembles(sizes: Sizes) -> dict[str, Any]:
         (FIT, PYRO + "fit", {}),
         ("one seed", PYRO + "compiled", {}),
     ]
-    return _measured(Panel("ensemble", f"{count} VAEs {there.label}", "one seed", in_turns(_subjects(rows, there))), sizes)
+    return _measured(
+        Panel(
+            "ensemble", f"{count} VAEs {there.label}", "one seed", in_turns(_subjects(rows, there))
+        ),
+        sizes,
+    )
 
 
 def _subjects(rows: list[tuple[str, str, dict[str, Any]]], problem: Problem) -> list[Subject]:
@@ -97,7 +111,9 @@ def _subjects(rows: list[tuple[str, str, dict[str, Any]]], problem: Problem) -> 
 
 
 def _measured(panel: Panel, sizes: Sizes) -> dict[str, Any]:
-    kept = report.record(panel, panel.measure(sizes.rounds, sizes.block, lambda text: None), report.machine())
+    kept = report.record(
+        panel, panel.measure(sizes.rounds, sizes.block, lambda text: None), report.machine()
+    )
     print(report.table(kept), flush=True)
     return {panel.name: kept}
 
@@ -117,7 +133,9 @@ def profile(sizes: Sizes) -> dict[str, Any]:
         rows = torch.from_numpy(index.next(sizes.profiled)).to(sizes.device)
         svi = compiled_step(there)
         subjects: dict[str, Callable[[Tensor], Any]] = {
-            ONE_BY_ONE: lambda r, svi=svi, x=x, there=there: svi.step(x.index_select(0, r), divisor=there.batch)
+            ONE_BY_ONE: lambda r, svi=svi, x=x, there=there: svi.step(
+                x.index_select(0, r), divisor=there.batch
+            )
         }
         if sizes.is_gpu:
             subjects[GRAPHED] = graphed_step(there)
@@ -145,15 +163,26 @@ def _profiled(step: Callable[[Tensor], Any], rows: Tensor) -> dict[str, Any]:
         for row in rows:
             step(row)
         _wait(rows)
-    kernels = [e for e in profiler.key_averages() if _device_time(e) > 0 and not e.key.startswith(("cuda", "aten::", "Torch"))]
+    kernels = [
+        e
+        for e in profiler.key_averages()
+        if _device_time(e) > 0 and not e.key.startswith(("cuda", "aten::", "Torch"))
+    ]
     top = sorted(kernels, key=_device_time, reverse=True)
     return {
         "calls, us": 1e6 * called / len(rows),
         "whole, us": 1e6 * whole / len(rows),
         "kernels, us": sum(map(_device_time, kernels)) / len(rows),
         "kernels": sum(e.count for e in kernels) / len(rows),
-        "names": [f"{e.count / len(rows):.2f} x {_device_time(e) / max(1, e.count):.2f} us {e.key[:70]}" for e in top[:45]],
-        "calls": [f"{e.count / len(rows):.2f} {e.key}" for e in profiler.key_averages() if e.key.startswith("cuda")],
+        "names": [
+            f"{e.count / len(rows):.2f} x {_device_time(e) / max(1, e.count):.2f} us {e.key[:70]}"
+            for e in top[:45]
+        ],
+        "calls": [
+            f"{e.count / len(rows):.2f} {e.key}"
+            for e in profiler.key_averages()
+            if e.key.startswith("cuda")
+        ],
     }
 
 
@@ -177,11 +206,16 @@ def _waits(sizes: Sizes) -> dict[str, Any]:
 
         pyroae.fit(system, x, config=config, on_epoch=second, progress=False)
         events = {e.key: e.count for e in recorder[0].key_averages()}
-        counts.append({key: n for key, n in events.items() if "Synchronize" in key or key == "cudaMemcpy"})
+        counts.append(
+            {key: n for key, n in events.items() if "Synchronize" in key or key == "cudaMemcpy"}
+        )
     names = sorted(set(counts[0]) | set(counts[1]))
     return {
         "an epoch": counts[0],
-        "a step": {name: (counts[1].get(name, 0) - counts[0].get(name, 0)) / sizes.profiled for name in names},
+        "a step": {
+            name: (counts[1].get(name, 0) - counts[0].get(name, 0)) / sizes.profiled
+            for name in names
+        },
     }
 
 
@@ -203,7 +237,15 @@ def mnist(sizes: Sizes) -> tuple[Any, Tensor]:
     """Splits of binarized MNIST and its test images; random images where PYROAE_DATA names no folder."""
     root = os.environ.get("PYROAE_DATA")
     if not root or not Path(root).is_dir():
-        grey = torch.rand(60 if not sizes.is_gpu else 60_000, 28, 28, generator=torch.Generator().manual_seed(0)).numpy() ** 4
+        grey = (
+            torch.rand(
+                60 if not sizes.is_gpu else 60_000,
+                28,
+                28,
+                generator=torch.Generator().manual_seed(0),
+            ).numpy()
+            ** 4
+        )
         splits = pyroae.load(grey, binarize="dynamic", test=0.2)
     else:
         splits = pyroae.load("mnist", binarize="dynamic", data_root=root)
@@ -214,7 +256,13 @@ def trained(sizes: Sizes, splits: Any, precision: str = "32-true") -> tuple[Auto
     """A VAE 784-200-200-50, and its history."""
     torch.manual_seed(0)
     system = zoo.vae(splits.train, latent=50, encoder=MLP((200, 200)))
-    config = TrainConfig(epochs=sizes.epochs, batch_size=20, accelerator=sizes.device, precision=precision, compile=True)
+    config = TrainConfig(
+        epochs=sizes.epochs,
+        batch_size=20,
+        accelerator=sizes.device,
+        precision=precision,
+        compile=True,
+    )
     return system, pyroae.fit(system, splits, config=config, progress=False)
 
 
@@ -246,7 +294,10 @@ def likelihoods(sizes: Sizes) -> dict[str, Any]:
     for name, (subject, count, settings) in peers.items():
         timer = _Timer(count)
         subject(problem, timer, **settings)
-        found[name] = {"seconds": [s * len(x) / count for s in timer.seconds], "images timed": count}
+        found[name] = {
+            "seconds": [s * len(x) / count for s in timer.seconds],
+            "images timed": count,
+        }
         print(f"{name}: {found[name]}", flush=True)
     return found
 
@@ -267,7 +318,9 @@ class _Timer:
 
 
 def _is(system: Autoencoder, x: Tensor, sizes: Sizes, compile: bool | str) -> Any:
-    return pyroae.log_likelihood(system.model, system.guide, x, num_particles=sizes.particles, seed=0, compile=compile)
+    return pyroae.log_likelihood(
+        system.model, system.guide, x, num_particles=sizes.particles, seed=0, compile=compile
+    )
 
 
 def _scored(score: Callable[[], Any], precision: str, repeat: int = 1) -> dict[str, Any]:
@@ -275,7 +328,9 @@ def _scored(score: Callable[[], Any], precision: str, repeat: int = 1) -> dict[s
     seconds = []
     before = torch.get_float32_matmul_precision()
     half = (
-        torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
+        torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
+        if precision == "bf16"
+        else nullcontext()
     )
     torch.set_float32_matmul_precision("highest" if precision == "bf16" else precision)
     try:
@@ -306,7 +361,10 @@ def precision(sizes: Sizes) -> dict[str, Any]:
             system, result = trained(sizes, splits, setting)
         finally:
             torch.set_float32_matmul_precision("highest")
-        found[name] = {"training": _training_of(result), **_scored(lambda: _is(system, x, sizes, "auto"), "highest")}  # noqa: B023
+        found[name] = {
+            "training": _training_of(result),
+            **_scored(lambda: _is(system, x, sizes, "auto"), "highest"),
+        }  # noqa: B023
         print(f"{name}: {found[name]}", flush=True)
     return found
 
@@ -333,17 +391,23 @@ def scores(sizes: Sizes) -> dict[str, Any]:
     found: dict[str, Any] = {}
     rows: dict[str, tuple[int, Callable[[Tensor], Any]]] = {
         "importance sampling": (len(x), lambda part: _is(system, part, sizes, "auto")),
-        "AIS": (sizes.annealed, lambda part: pyroae.ais(system.model, None, part, settings=settings, seed=0)),
+        "AIS": (
+            sizes.annealed,
+            lambda part: pyroae.ais(system.model, None, part, settings=settings, seed=0),
+        ),
         "Local": (
             max(2, sizes.annealed // 2),
-            lambda part: pyroae.log_likelihood(system.model, local, part, num_particles=sizes.particles // 5, seed=0),
+            lambda part: pyroae.log_likelihood(
+                system.model, local, part, num_particles=sizes.particles // 5, seed=0
+            ),
         ),
     }
     for name, (count, score) in rows.items():
         found[name] = {"images": min(count, len(x)), **_scored(lambda: score(x[:count]), "highest")}  # noqa: B023
         print(f"{name}: {found[name]}", flush=True)
     found["of all images, projected, s"] = {
-        name: math.ceil(row["seconds"][-1] * sizes.images / row["images"]) for name, row in found.items()
+        name: math.ceil(row["seconds"][-1] * sizes.images / row["images"])
+        for name, row in found.items()
     }
     return found
 

@@ -18,9 +18,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from pyroae.drawing import RUNS, plain
-from pyroae.evaluation.gradients import SNRCurve, measure_slopes
+from pyroae.evaluation.gradient_lab.measure import measure_slopes
+from pyroae.evaluation.gradient_lab.slopes import SNRCurve
 from pyroae.objectives.named import dreg, iwae
+from pyroae.plots.drawing import RUNS, plain
 
 FALLING = (4, 8, 16, 32, 64, 128, 256)
 RISING = (64, 128, 256, 512, 1024)
@@ -33,7 +34,9 @@ class Toy(nn.Module):
     def __init__(self, x: Tensor) -> None:
         super().__init__()
         mean, identity = x.mean(0), torch.eye(x.shape[1])
-        self.mu, self.a, self.b = (nn.Parameter(p + 0.01 * torch.randn_like(p)) for p in (mean, identity / 2, mean / 2))
+        self.mu, self.a, self.b = (
+            nn.Parameter(p + 0.01 * torch.randn_like(p)) for p in (mean, identity / 2, mean / 2)
+        )
 
     def model(self, x: Tensor) -> None:
         """p(x, z)."""
@@ -65,7 +68,15 @@ def measure(
     both = {"φ": ("b",), "θ": ("mu",)}
     few = max(replicates // 10, 20)
     down = measure_slopes(
-        toy.model, toy.guide, x, {"IWAE": iwae}, ks=falling, parameters=phi, replicates=replicates, seed=seed, progress=True
+        toy.model,
+        toy.guide,
+        x,
+        {"IWAE": iwae},
+        ks=falling,
+        parameters=phi,
+        replicates=replicates,
+        seed=seed,
+        progress=True,
     )
     up = measure_slopes(
         toy.model,
@@ -89,7 +100,9 @@ def draw(curves: dict[str, SNRCurve]) -> Figure:
     for colour, (name, curve) in zip(RUNS, curves.items(), strict=False):
         low, high = zip(*curve.intervals, strict=True)
         axes.fill_between(curve.ks, low, high, color=colour, alpha=0.25, linewidth=0)
-        axes.plot(curve.ks, curve.snr, ".-", color=colour, label=f"{name}, slope {curve.slope.slope:+.2f}")
+        axes.plot(
+            curve.ks, curve.snr, ".-", color=colour, label=f"{name}, slope {curve.slope.slope:+.2f}"
+        )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set(xlabel="K, particles", ylabel="signal-to-noise ratio of the gradient")
@@ -99,18 +112,28 @@ def draw(curves: dict[str, SNRCurve]) -> Figure:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, SNRCurve]:
     """Print each slope beside the published one, draw the curves, and return them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--replicates", type=int, default=400, help="gradients at each K, a tenth where the SNR rises; default: 400"
+        "--replicates",
+        type=int,
+        default=400,
+        help="gradients at each K, a tenth where the SNR rises; default: 400",
     )
     parser.add_argument("--num-data", type=int, default=1024, help="default: 1024")
-    parser.add_argument("--out", default="rainforth_2018.png", help="the picture; default: rainforth_2018.png")
+    parser.add_argument(
+        "--out", default="rainforth_2018.png", help="the picture; default: rainforth_2018.png"
+    )
     options = parser.parse_args(argv)
 
     curves = measure(options.num_data, options.replicates)
     print("gradient   K              SNR                 published   measured   95 % interval")
     for name, curve in curves.items():
-        ks, ratios = f"{curve.ks[0]} to {curve.ks[-1]}", f"{curve.snr[0]:.3f} to {curve.snr[-1]:.3f}"
+        ks, ratios = (
+            f"{curve.ks[0]} to {curve.ks[-1]}",
+            f"{curve.snr[0]:.3f} to {curve.snr[-1]:.3f}",
+        )
         found = curve.slope
         line = f"{name:10} {ks:14} {ratios:19} {PUBLISHED[name]:+9.2f} {found.slope:+10.3f}"
         print(f"{line}   {found.low:+.3f} to {found.high:+.3f}")

@@ -29,20 +29,28 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from pyroae.drawing import INK, RUNS, plain
-from pyroae.evaluation.gradients import GradientStatistics, measure_gradients
+from pyroae.evaluation.gradient_lab.measure import measure_gradients
+from pyroae.evaluation.gradient_lab.statistics import GradientStatistics
 from pyroae.objectives import AnalyticKL, ObjectiveBase, TraceELBO
 from pyroae.objectives.named import stl
+from pyroae.plots.drawing import INK, RUNS, plain
 
 WEIGHT, NOISE, DATUM = 1.0, 1.0, 1.0
 RATIO = (WEIGHT / NOISE) ** 2
 VARIANCE = 1 / (1 + RATIO)
 MEAN = VARIANCE * WEIGHT * DATUM / NOISE**2
 """Of the posterior."""
-SWEEP = tuple(VARIANCE * times for times in (0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 2.5, 3.0))
+SWEEP = tuple(
+    VARIANCE * times
+    for times in (0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 2.5, 3.0)
+)
 RATE, FLOOR = 0.02, 1e-16
 SYMBOLS = {"mean": "m", "log_scale": "log σ"}
-ESTIMATORS: dict[str, ObjectiveBase] = {"Monte-Carlo KL": TraceELBO(), "analytic KL": AnalyticKL(), "STL": stl()}
+ESTIMATORS: dict[str, ObjectiveBase] = {
+    "Monte-Carlo KL": TraceELBO(),
+    "analytic KL": AnalyticKL(),
+    "STL": stl(),
+}
 type Found = dict[float, dict[str, dict[str, GradientStatistics]]]
 """Statistics by v, estimator and parameter."""
 
@@ -94,7 +102,11 @@ def data(count: int) -> Tensor:
 def derived(name: str, parameter: str, v: float) -> float:
     """The variance of one gradient at m = μ."""
     root, one = v**0.5, 1 + RATIO
-    in_mean = {"Monte-Carlo KL": one**2 * v, "analytic KL": RATIO**2 * v, "STL": (1 / root - one * root) ** 2}
+    in_mean = {
+        "Monte-Carlo KL": one**2 * v,
+        "analytic KL": RATIO**2 * v,
+        "STL": (1 / root - one * root) ** 2,
+    }
     in_scale = {
         "Monte-Carlo KL": 2 * one**2 * v**2,
         "analytic KL": RATIO**2 * (2 * v**2 + (MEAN - DATUM / WEIGHT) ** 2 * v),
@@ -103,7 +115,9 @@ def derived(name: str, parameter: str, v: float) -> float:
     return (in_mean if parameter == "mean" else in_scale)[name]
 
 
-def measure(num_data: int, replicates: int, variances: Sequence[float] = SWEEP, seed: int = 0) -> Found:
+def measure(
+    num_data: int, replicates: int, variances: Sequence[float] = SWEEP, seed: int = 0
+) -> Found:
     """The gradients in the mean and the logarithm of the scale at each v, with m at the posterior's."""
     found = {}
     for i, v in enumerate(variances):
@@ -132,7 +146,9 @@ def train(objective: ObjectiveBase, runs: int, steps: int, seed: int = 0) -> Ten
     for _ in range(steps):
         with torch.no_grad():
             ratio, square = (2 * system.log_scale).exp() / VARIANCE, (system.mean - MEAN) ** 2
-            errors.append(torch.stack([(ratio + square / VARIANCE - 1 - ratio.log()) / 2, square], -1))
+            errors.append(
+                torch.stack([(ratio + square / VARIANCE - 1 - ratio.log()) / 2, square], -1)
+            )
         optimizer.zero_grad()
         objective.loss_and_grads(system.model, system.guide, x)
         optimizer.step()
@@ -147,7 +163,10 @@ def variances(found: Found, name: str, parameter: str, v: float) -> Tensor:
 
 def claim(name: str, published: str, expected: float, values: Tensor) -> Claim:
     """From independent values `[N]` of a figure: their mean."""
-    mean, error = values.double().mean().item(), 1.96 * values.double().std().item() / len(values) ** 0.5
+    mean, error = (
+        values.double().mean().item(),
+        1.96 * values.double().std().item() / len(values) ** 0.5,
+    )
     return Claim(name, published, expected, mean, mean - error, mean + error)
 
 
@@ -156,10 +175,19 @@ def claims_of_gradients(found: Found) -> list[Claim]:
     claims = []
     for parameter, times, name in product(SYMBOLS, (0.25, 0.5, 0.75, 1.0), ESTIMATORS):
         v = times * VARIANCE
-        title, published = f"variance in {SYMBOLS[parameter]}, {name}, {times:.2f}", "0" if name == "STL" and times == 1 else ""
-        claims.append(claim(title, published, derived(name, parameter, v), variances(found, name, parameter, v)))
+        title, published = (
+            f"variance in {SYMBOLS[parameter]}, {name}, {times:.2f}",
+            "0" if name == "STL" and times == 1 else "",
+        )
+        claims.append(
+            claim(
+                title, published, derived(name, parameter, v), variances(found, name, parameter, v)
+            )
+        )
     for parameter, times in product(SYMBOLS, (0.25, 1.0)):
-        one, other = (found[times * VARIANCE][name][parameter].mean for name in ("STL", "Monte-Carlo KL"))
+        one, other = (
+            found[times * VARIANCE][name][parameter].mean for name in ("STL", "Monte-Carlo KL")
+        )
         title = f"mean in {SYMBOLS[parameter]}, STL − Monte-Carlo KL, {times:.2f}"
         claims.append(claim(title, "0", 0.0, (one - other) * len(one)))
     return claims
@@ -169,11 +197,22 @@ def claims_of_training(errors: dict[str, Tensor]) -> list[Claim]:
     """What is left in the last third of the steps, a mean a run."""
     claims = []
     left = RATE * (1 + RATIO) * VARIANCE / (2 - RATE * (1 + RATIO))
-    expected = {"Monte-Carlo KL": left, "analytic KL": left * RATIO**2 / (1 + RATIO) ** 2, "STL": 0.0}
+    expected = {
+        "Monte-Carlo KL": left,
+        "analytic KL": left * RATIO**2 / (1 + RATIO) ** 2,
+        "STL": 0.0,
+    }
     for name, error in errors.items():
         divergence, square = error[-(len(error) // 3) :].mean(0).unbind(-1)
         claims.append(claim(f"(m − μ)² after SGD, {name}", "", expected[name], square))
-        claims.append(claim(f"KL(q ‖ posterior) after SGD, {name}", "", 0.0 if name == "STL" else math.nan, divergence))
+        claims.append(
+            claim(
+                f"KL(q ‖ posterior) after SGD, {name}",
+                "",
+                0.0 if name == "STL" else math.nan,
+                divergence,
+            )
+        )
     return claims
 
 
@@ -184,15 +223,26 @@ def draw(study: Study) -> Figure:
     fine = [0.17 + 0.01 * i for i in range(290)]
     for colour, (name, error) in zip(RUNS, study.errors.items(), strict=False):
         measured = [variances(study.gradients, name, "mean", v).mean() for v in study.gradients]
-        left.plot(fine, [derived(name, "mean", times * VARIANCE) for times in fine], color=colour, linewidth=1)
+        left.plot(
+            fine,
+            [derived(name, "mean", times * VARIANCE) for times in fine],
+            color=colour,
+            linewidth=1,
+        )
         left.plot([v / VARIANCE for v in study.gradients], measured, ".", color=colour, label=name)
-        low, middle, high = error[..., 0].clamp_min(FLOOR).quantile(torch.tensor([0.1, 0.5, 0.9]).double(), 1)
+        low, middle, high = (
+            error[..., 0].clamp_min(FLOOR).quantile(torch.tensor([0.1, 0.5, 0.9]).double(), 1)
+        )
         right.fill_between(range(len(error)), low, high, color=colour, alpha=0.25, linewidth=0)
         right.plot(middle, color=colour, label=name)
     for times, text in ((0.5, "half of it"), (1.0, "the posterior's")):
         left.axvline(times, color=INK, linewidth=0.8, linestyle=":")
         left.annotate(text, (times, 7.5), (3, 0), textcoords="offset points", fontsize=8, color=INK)
-    left.set(xlabel="variance of q / variance of the posterior", ylabel="variance of the gradient in m", ylim=(-0.1, 8))
+    left.set(
+        xlabel="variance of q / variance of the posterior",
+        ylabel="variance of the gradient in m",
+        ylim=(-0.1, 8),
+    )
     right.set(xlabel="steps of SGD", ylabel="KL(q ‖ posterior), nats", yscale="log")
     left.set_title("one datum, one draw; lines: closed form")
     right.set_title(f"median and 10 to 90 % of {error.shape[1]} runs")
@@ -203,21 +253,34 @@ def draw(study: Study) -> Figure:
 
 def main(argv: Sequence[str] | None = None) -> Study:
     """Print each claim beside its published, derived and measured figure, draw, and return all of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-data", type=int, default=2000, help="independent gradients at a time; default: 2000")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--num-data", type=int, default=2000, help="independent gradients at a time; default: 2000"
+    )
     parser.add_argument("--replicates", type=int, default=50, help="times; default: 50")
     parser.add_argument("--runs", type=int, default=500, help="of SGD; default: 500")
     parser.add_argument("--steps", type=int, default=1000, help="of each run; default: 1000")
-    parser.add_argument("--out", default="roeder_2017.png", help="the picture; default: roeder_2017.png")
+    parser.add_argument(
+        "--out", default="roeder_2017.png", help="the picture; default: roeder_2017.png"
+    )
     options = parser.parse_args(argv)
 
     gradients = measure(options.num_data, options.replicates)
-    errors = {name: train(objective, options.runs, options.steps) for name, objective in ESTIMATORS.items()}
+    errors = {
+        name: train(objective, options.runs, options.steps)
+        for name, objective in ESTIMATORS.items()
+    }
     claims = {one.name: one for one in claims_of_gradients(gradients) + claims_of_training(errors)}
-    print("claim; v in units of the posterior's            published   derived   measured   95 % interval")
+    print(
+        "claim; v in units of the posterior's            published   derived   measured   95 % interval"
+    )
     for one in claims.values():
         expected = "" if math.isnan(one.derived) else f"{one.derived:.4g}"
-        print(f"{one.name:47} {one.published:9} {expected:>9} {one.measured:10.4g}   {one.low:.4g} to {one.high:.4g}")
+        print(
+            f"{one.name:47} {one.published:9} {expected:>9} {one.measured:10.4g}   {one.low:.4g} to {one.high:.4g}"
+        )
     found = Study(gradients, errors, claims)
     draw(found).savefig(options.out)
     print(f"wrote {options.out}")

@@ -31,9 +31,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from pyroae.drawing import INK, RUNS, plain
-from pyroae.evaluation.gradients import GradientStatistics, SNRCurve, measure_gradients, slope
+from pyroae.evaluation.gradient_lab.measure import measure_gradients
+from pyroae.evaluation.gradient_lab.slopes import SNRCurve, slope
+from pyroae.evaluation.gradient_lab.statistics import GradientStatistics
 from pyroae.objectives.named import dreg, iwae, iwae_stl, rws, rws_dreg
+from pyroae.plots.drawing import INK, RUNS, plain
 
 KS = (2, 4, 8, 16, 32, 64)
 DIMENSIONS, OFFSET, VARIANCE = 5, 0.04, 2 / 3
@@ -46,7 +48,12 @@ type Moments = dict[str, tuple[Tensor, Tensor]]
 
 SERIES: dict[str, Callable[[Moments], Tensor]] = {
     **{f"mean, {name}": partial(lambda name, found: found[name][0], name) for name in DRAWN},
-    **{f"SNR, {name}": partial(lambda name, found: found[name][0].abs() / found[name][1].sqrt(), name) for name in DRAWN},
+    **{
+        f"SNR, {name}": partial(
+            lambda name, found: found[name][0].abs() / found[name][1].sqrt(), name
+        )
+        for name in DRAWN
+    },
     "variance, IWAE / DReG": lambda found: found["IWAE"][1] / found["DReG"][1],
     "variance, RWS / RWS-DReG": lambda found: found["RWS"][1] / found["RWS-DReG"][1],
     "bias, DReG − IWAE": lambda found: found["DReG"][0] - found["IWAE"][0],
@@ -105,7 +112,9 @@ class Toy(nn.Module):
             pyro.sample("z", dist.Normal(x @ self.a.T + self.b, VARIANCE**0.5).to_event(1))
 
 
-def measure(toy: Toy, x: Tensor, ks: Sequence[int], replicates: int, seed: int) -> dict[str, SNRCurve]:
+def measure(
+    toy: Toy, x: Tensor, ks: Sequence[int], replicates: int, seed: int
+) -> dict[str, SNRCurve]:
     """The gradient of b by every estimator at each K; the noise differs between K."""
     at_k = []
     for k in ks:
@@ -126,18 +135,25 @@ def measure(toy: Toy, x: Tensor, ks: Sequence[int], replicates: int, seed: int) 
     curves = {}
     for name in at_k[0]:
         statistics = tuple(found[name]["all"] for found in at_k)
-        ratios, resampled = [one.snr for one in statistics], torch.stack([one.resampled for one in statistics], 1)
+        ratios, resampled = (
+            [one.snr for one in statistics],
+            torch.stack([one.resampled for one in statistics], 1),
+        )
         curves[name] = SNRCurve(tuple(ks), statistics, slope(ks, ratios, resampled))
     return curves
 
 
-def measure_one(num_data: int, replicates: int, ks: Sequence[int] = KS, seed: int = 0) -> dict[str, SNRCurve]:
+def measure_one(
+    num_data: int, replicates: int, ks: Sequence[int] = KS, seed: int = 0
+) -> dict[str, SNRCurve]:
     """The first model. All data are x = 1, each with a q of its own: independent gradients."""
     toy = Toy(torch.zeros(1), torch.full((1, 1), 0.5), torch.full((num_data, 1), 0.3))
     return measure(toy, torch.ones(num_data, 1), ks, replicates, seed)
 
 
-def measure_toy(num_data: int, replicates: int, ks: Sequence[int] = KS, seed: int = 0) -> dict[str, SNRCurve]:
+def measure_toy(
+    num_data: int, replicates: int, ks: Sequence[int] = KS, seed: int = 0
+) -> dict[str, SNRCurve]:
     """The second model, on data drawn from it."""
     torch.manual_seed(seed)
     x = torch.randn(DIMENSIONS) + 2**0.5 * torch.randn(num_data, DIMENSIONS)
@@ -153,7 +169,10 @@ def exact(ks: Sequence[int]) -> Moments:
 
     and likewise second moments: K terms of one draw, and K (K − 1) of two.
     """
-    z, log_t = torch.linspace(-7.0, 8.6, 801, dtype=torch.float64), torch.linspace(-32.0, 12.0, 801, dtype=torch.float64)
+    z, log_t = (
+        torch.linspace(-7.0, 8.6, 801, dtype=torch.float64),
+        torch.linspace(-32.0, 12.0, 801, dtype=torch.float64),
+    )
     score = (z - 0.8) / VARIANCE
     path = 1 - 2 * z + score
     log_q = -0.5 * (VARIANCE * score**2 + math.log(2 * math.pi * VARIANCE))
@@ -166,7 +185,12 @@ def exact(ks: Sequence[int]) -> Moments:
     def integral(values: Tensor, p: int) -> Tensor:
         return values.sum(0) * (log_t[1] - log_t[0]) / math.gamma(p)
 
-    terms = {"IWAE": [(1, path - score)], "DReG": [(2, path)], "STL": [(1, path)], "RWS": [(1, score)]}
+    terms = {
+        "IWAE": [(1, path - score)],
+        "DReG": [(2, path)],
+        "STL": [(1, path)],
+        "RWS": [(1, score)],
+    }
     terms["RWS-DReG"] = [(1, path), (2, -path)]
     others = expect(0, torch.ones_like(z))
     found: Moments = {}
@@ -186,7 +210,10 @@ def moments(curves: dict[str, SNRCurve]) -> Moments:
     found = {}
     for name, curve in curves.items():
         count = len(curve.statistics[0].mean)
-        mean, variance = (torch.stack([getattr(one, of) for one in curve.statistics], 1) for of in ("mean", "variance"))
+        mean, variance = (
+            torch.stack([getattr(one, of) for one in curve.statistics], 1)
+            for of in ("mean", "variance")
+        )
         found[name] = mean.double() * count, variance.double() * count**2
     return found
 
@@ -200,28 +227,44 @@ def look(values: Tensor, ks: Sequence[int], index: int | None) -> Tensor:
     return values.log() @ direction / direction.square().sum()
 
 
-def compare(series: str, published: str, index: int | None, ks: Sequence[int], known: Moments, data: Moments) -> Claim:
+def compare(
+    series: str, published: str, index: int | None, ks: Sequence[int], known: Moments, data: Moments
+) -> Claim:
     """One number of a series, derived and measured; its error by the jackknife over data (Quenouille 1949, Tukey 1958)."""
     count = len(data["IWAE"][0])
     whole = {name: (mean.mean(0), variance.mean(0)) for name, (mean, variance) in data.items()}
-    rest = {name: ((m.sum(0) - m) / (count - 1), (v.sum(0) - v) / (count - 1)) for name, (m, v) in data.items()}
+    rest = {
+        name: ((m.sum(0) - m) / (count - 1), (v.sum(0) - v) / (count - 1))
+        for name, (m, v) in data.items()
+    }
     derived, found, without = (look(SERIES[series](one), ks, index) for one in (known, whole, rest))
     value, error = found.item(), 1.96 * ((count - 1) * without.var(correction=0)).sqrt().item()
     place = "slope in K" if index is None else f"K = {ks[index]}"
-    return Claim(f"{series}, {place}", published, round(derived.item(), 12) + 0.0, value, value - error, value + error)
+    return Claim(
+        f"{series}, {place}",
+        published,
+        round(derived.item(), 12) + 0.0,
+        value,
+        value - error,
+        value + error,
+    )
 
 
 def claims_of_toy(curves: dict[str, SNRCurve]) -> list[Claim]:
     """In the second model: slopes, derived for large K, and relative biases, whose intervals are on the wide side."""
     claims = []
     for name, published, derived in (("IWAE", "falls", -0.5), ("DReG", "does not fall", 0.5)):
-        claims.append(Claim(f"toy: SNR, {name}, slope in K", published, derived, *curves[name].slope))
+        claims.append(
+            Claim(f"toy: SNR, {name}, slope in K", published, derived, *curves[name].slope)
+        )
     for name, published, derived in (("DReG", "0", 0.0), ("STL", "not 0", math.nan)):
         for i in (0, -1):
             one, size = curves[name].statistics[i], curves["DReG"].statistics[i].mean.norm().item()
             bias, error = one.bias / size, 1.96 * one.bias_se / size
             title = f"toy: ‖bias‖ / ‖mean‖, {name}, K = {curves[name].ks[i]}"
-            claims.append(Claim(title, published, derived, bias, max(bias - error, 0.0), bias + error))
+            claims.append(
+                Claim(title, published, derived, bias, max(bias - error, 0.0), bias + error)
+            )
     return claims
 
 
@@ -229,11 +272,16 @@ def study(one: dict[str, SNRCurve], toy: dict[str, SNRCurve]) -> Study:
     """Every claim, from what was measured."""
     ks = one["IWAE"].ks
     known, data = exact(ks), moments(one)
-    claims = [compare(series, says, i, ks, known, data) for series, says, places in CLAIMS for i in places]
-    rest = [
-        compare(f"{what}, {name}", "", i, ks, known, data) for name, what, i in product(DRAWN, ("mean", "SNR"), range(len(ks)))
+    claims = [
+        compare(series, says, i, ks, known, data) for series, says, places in CLAIMS for i in places
     ]
-    return Study(one, toy, {c.name: c for c in claims + claims_of_toy(toy)}, {c.name: c for c in rest})
+    rest = [
+        compare(f"{what}, {name}", "", i, ks, known, data)
+        for name, what, i in product(DRAWN, ("mean", "SNR"), range(len(ks)))
+    ]
+    return Study(
+        one, toy, {c.name: c for c in claims + claims_of_toy(toy)}, {c.name: c for c in rest}
+    )
 
 
 def draw(found: Study) -> Figure:
@@ -249,11 +297,20 @@ def draw(found: Study) -> Figure:
         left.fill_between(ks, low, high, color=colour, alpha=0.25, linewidth=0)
         left.plot(ks, curve.snr, ".-", color=colour, label=label)
         means = [found.moments[f"mean, {name}, K = {k}"] for k in ks]
-        marker = {"fmt": "o", "markersize": 8, "markerfacecolor": "none"} if name == "IWAE" else {"fmt": "."}
-        size, error = [abs(one.measured) for one in means], [one.high - one.measured for one in means]
+        marker = (
+            {"fmt": "o", "markersize": 8, "markerfacecolor": "none"}
+            if name == "IWAE"
+            else {"fmt": "."}
+        )
+        size, error = (
+            [abs(one.measured) for one in means],
+            [one.high - one.measured for one in means],
+        )
         right.plot(ks, known[name][0].abs(), color=colour, linewidth=1)
         right.errorbar(ks, size, error, color=colour, label=name, **marker)
-    right.axhline((0.8 - 0.5) / VARIANCE, color=INK, linewidth=0.8, linestyle=":", label="|E s| under p(z|x)")
+    right.axhline(
+        (0.8 - 0.5) / VARIANCE, color=INK, linewidth=0.8, linestyle=":", label="|E s| under p(z|x)"
+    )
     left.set(ylabel="signal-to-noise ratio of the gradient", title="5-dimensional toy, measured")
     right.set(ylabel="size of the mean gradient", title="one dimension, lines exact")
     for axes in (left, right):
@@ -266,15 +323,33 @@ def draw(found: Study) -> Figure:
 
 def main(argv: Sequence[str] | None = None) -> Study:
     """Print each claim beside its published, derived and measured figure, draw, and return all of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--replicates", type=int, default=600, help="gradients of the toy at each K; default: 600")
-    parser.add_argument("--num-data", type=int, default=4000, help="data of the first model, 100 gradients each; default: 4000")
-    parser.add_argument("--ks", type=int, nargs="+", default=KS, metavar="K", help="default: 2 4 8 16 32 64")
-    parser.add_argument("--out", default="tucker_2019.png", help="the picture; default: tucker_2019.png")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--replicates", type=int, default=600, help="gradients of the toy at each K; default: 600"
+    )
+    parser.add_argument(
+        "--num-data",
+        type=int,
+        default=4000,
+        help="data of the first model, 100 gradients each; default: 4000",
+    )
+    parser.add_argument(
+        "--ks", type=int, nargs="+", default=KS, metavar="K", help="default: 2 4 8 16 32 64"
+    )
+    parser.add_argument(
+        "--out", default="tucker_2019.png", help="the picture; default: tucker_2019.png"
+    )
     options = parser.parse_args(argv)
 
-    found = study(measure_one(options.num_data, 100, options.ks), measure_toy(64, options.replicates, options.ks))
-    print("claim                                    published       derived   measured   95 % interval")
+    found = study(
+        measure_one(options.num_data, 100, options.ks),
+        measure_toy(64, options.replicates, options.ks),
+    )
+    print(
+        "claim                                    published       derived   measured   95 % interval"
+    )
     for claim in (*found.claims.values(), *found.moments.values()):
         derived = "" if math.isnan(claim.derived) else f"{claim.derived:.4g}"
         line = f"{claim.name:40} {claim.published:13} {derived:>9} {claim.measured:10.4g}"

@@ -15,17 +15,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pyroae.budget import Budget
-from pyroae.commands.executors import Executor, Local
-from pyroae.commands.study import EXTENDED, Study, StudyConfig, refuse_other, settings_of
-from pyroae.commands.work import compared, save, say
-from pyroae.comparison_plots import differences, learning_curves
-from pyroae.errors import ConfigError, RunError
-from pyroae.evaluation.comparison import Cell, Comparison, Entry, Outcome, Row, indistinct
-from pyroae.evaluation.trainings import Scoring
-from pyroae.files import guarded, locked
+from pyroae.comparison.budget import Budget
+from pyroae.comparison.results import Cell, Comparison, Entry, Outcome, Row, indistinct
+from pyroae.comparison.trainings import Scoring
+from pyroae.config import compared
+from pyroae.errors import ConfigError, RunError, unknown_name
 from pyroae.inference_data import comparison_to_datatree
-from pyroae.keeper import stoppable
+from pyroae.plots.comparison import differences, learning_curves
+from pyroae.plots.drawing import save
+from pyroae.runtime.files import guarded, locked
+from pyroae.runtime.processes import say
+from pyroae.runtime.signals import stoppable
+from pyroae.studies.executors import Executor, Local
+from pyroae.studies.study import EXTENDED, Study, StudyConfig, refuse_other, settings_of
 
 
 def compare(
@@ -35,16 +37,25 @@ def compare(
     out: str | None,
     overwrite: bool,
     resume: str | None,
-    executor: Executor | None = None,
+    executor: str = "local",
+    address: str | None = None,
+    gpus_per_cell: float | None = None,
 ) -> None:
     """Train under each objective, K and seed; one table, .csv, .nc and figures in the study's directory.
 
     settings: of every training. given: objectives, num_particles, seeds, budget, scoring and cpus_per_cell, where the user gave
-    them. executor: where they are trained; by default here.
+    them. executor: where they are trained: local or ray, at an address.
     """
+    place = executor_of(executor, address, gpus_per_cell)
     if resume is not None:
-        if overwrite or (resume and out is not None and Path(out) != Path(resume)) or not (resume or out):
-            raise ConfigError("--resume goes on with one study in its own directory: name that, and leave out --overwrite")
+        if (
+            overwrite
+            or (resume and out is not None and Path(out) != Path(resume))
+            or not (resume or out)
+        ):
+            raise ConfigError(
+                "--resume goes on with one study in its own directory: name that, and leave out --overwrite"
+            )
         path = Path(resume or str(out))
         study = Study(path, _extended(Study.read(path), settings, given))
         cells = study.check()
@@ -56,10 +67,10 @@ def compare(
         study = Study(out, _config(settings, given))
         cells = study.check()
         begin = partial(study.start, overwrite)
-    base, executor = _baseline(baseline, cells), executor or Local()
-    with executor.ready(study), locked(study.path, "study"):
+    base = _baseline(baseline, cells)
+    with place.ready(study), locked(study.path, "study"):
         begin()
-        _compare(study, cells, base, executor)
+        _compare(study, cells, base, place)
 
 
 def _compare(study: Study, cells: Sequence[Cell], base: Entry, executor: Executor) -> None:
@@ -80,15 +91,22 @@ def _config(settings: Mapping[str, Any], given: Mapping[str, Any]) -> StudyConfi
     return _checked(replace(config, **_alike(config, given), **_lists(given)))
 
 
-def _extended(known: StudyConfig, settings: Mapping[str, Any], given: Mapping[str, Any]) -> StudyConfig:
+def _extended(
+    known: StudyConfig, settings: Mapping[str, Any], given: Mapping[str, Any]
+) -> StudyConfig:
     """A study's configuration with further objectives, K and seeds. Raises ConfigError for settings that differ."""
     merged = settings_of({**known.to_dict()["settings"], **settings})
-    other = replace(known, settings=merged, scoring=_scoring(known.scoring, given), **_alike(known, given))
+    other = replace(
+        known, settings=merged, scoring=_scoring(known.scoring, given), **_alike(known, given)
+    )
     for name, value in _flat(other).items():
         if name not in ("accelerator", "data_root") and value != _flat(known)[name]:
-            raise ConfigError(f"--resume goes on with the settings of the study: {name} is {_flat(known)[name]} there")
+            raise ConfigError(
+                f"--resume goes on with the settings of the study: {name} is {_flat(known)[name]} there"
+            )
     more: dict[str, Any] = {
-        name: tuple(dict.fromkeys((*getattr(known, name), *values))) for name, values in _lists(given).items()
+        name: tuple(dict.fromkeys((*getattr(known, name), *values)))
+        for name, values in _lists(given).items()
     }
     return _checked(replace(other, **more))
 
@@ -117,16 +135,25 @@ def _checked(config: StudyConfig) -> StudyConfig:
     Budget.parse(config.budget)
     compared(config.objectives, config.num_particles)
     if not config.seeds or min(config.seeds) < 0:
-        raise ConfigError(f"seeds are whole numbers of at least 0, not {', '.join(map(str, config.seeds)) or 'none'}")
+        raise ConfigError(
+            f"seeds are whole numbers of at least 0, not {', '.join(map(str, config.seeds)) or 'none'}"
+        )
     return config
 
 
 def _baseline(text: str | None, cells: Sequence[Cell]) -> Entry:
     """What differences are from: NAME or NAME@K; by default the first entry, at its lowest K."""
     if text is None:
-        return min((cell.entry for cell in cells if cell.objective == cells[0].objective), key=lambda e: e.num_particles)
+        return min(
+            (cell.entry for cell in cells if cell.objective == cells[0].objective),
+            key=lambda e: e.num_particles,
+        )
     name, _, k = text.rpartition("@") if text.rpartition("@")[1] else (text, "", "")
-    found = [cell.entry for cell in cells if cell.objective == name and k in ("", str(cell.num_particles))]
+    found = [
+        cell.entry
+        for cell in cells
+        if cell.objective == name and k in ("", str(cell.num_particles))
+    ]
     if not found:
         known = ", ".join(dict.fromkeys(f"{cell.objective}@{cell.num_particles}" for cell in cells))
         raise ConfigError(f"the baseline '{text}' is not compared here: {known} are")
@@ -138,7 +165,9 @@ def _run(study: Study, cells: Sequence[Cell], executor: Executor) -> dict[Cell, 
     known = {cell: study.outcome(cell) for cell in cells}
     todo = [cell for cell in cells if known[cell] is None]
     if len(todo) < len(cells):
-        say(f"{study.path}: {len(cells) - len(todo)} of {len(cells)} trainings are finished already")
+        say(
+            f"{study.path}: {len(cells) - len(todo)} of {len(cells)} trainings are finished already"
+        )
     found = {cell: outcome for cell, outcome in known.items() if outcome is not None}
     if todo:
         with closing(executor.run(study, todo)) as outcomes:
@@ -152,7 +181,9 @@ def _count(number: int, what: str) -> str:
 
 def _write(comparison: Comparison, study: Study, baseline: Entry) -> None:
     guarded(study.path / "comparison.csv", lambda file: _write_cells(file, comparison))
-    guarded(study.path / "ranking.csv", lambda file: _write_ranking(file, comparison.ranking(baseline)))
+    guarded(
+        study.path / "ranking.csv", lambda file: _write_ranking(file, comparison.ranking(baseline))
+    )
     tree = comparison_to_datatree(comparison, baseline)
     guarded(study.path / "comparison.nc", lambda file: tree.to_netcdf(file, engine="h5netcdf"))
     figures: dict[str, Figure] = {}
@@ -165,31 +196,45 @@ def _write(comparison: Comparison, study: Study, baseline: Entry) -> None:
 
 
 def _write_cells(path: Path, comparison: Comparison) -> None:
-    figures = list(dict.fromkeys(name for outcome in comparison.outcomes for name in outcome.figures))
+    figures = list(
+        dict.fromkeys(name for outcome in comparison.outcomes for name in outcome.figures)
+    )
     names = ("nll", "nll_se", "monte_carlo_se", "epochs", "steps", "evaluations", "seconds")
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*Cell._fields, *names, *figures])
         for outcome in comparison.outcomes:
             values = [getattr(outcome, name) for name in names]
-            writer.writerow([*outcome.cell, *values, *(outcome.figures.get(name, "") for name in figures)])
+            writer.writerow(
+                [*outcome.cell, *values, *(outcome.figures.get(name, "") for name in figures)]
+            )
 
 
 def _write_ranking(path: Path, ranking: Sequence[Row]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        parts = [f"{name}{end}" for name in ("nll", "from_baseline", "from_best") for end in ("", "_low", "_high")]
+        parts = [
+            f"{name}{end}"
+            for name in ("nll", "from_baseline", "from_best")
+            for end in ("", "_low", "_high")
+        ]
         writer.writerow(["rank", *Entry._fields, *parts])
         for i, row in enumerate(ranking, 1):
-            writer.writerow([i, *row.entry, *row.nll, *row.from_baseline.estimate, *row.from_best.estimate])
+            writer.writerow(
+                [i, *row.entry, *row.nll, *row.from_baseline.estimate, *row.from_best.estimate]
+            )
 
 
-def _tell(comparison: Comparison, study: Study, baseline: Entry, failed: Mapping[Cell, str]) -> None:
+def _tell(
+    comparison: Comparison, study: Study, baseline: Entry, failed: Mapping[Cell, str]
+) -> None:
     ranking = comparison.ranking(baseline)
     Console().print(_table(comparison, study, ranking, baseline))
     for line in _notes(comparison, study, ranking, failed):
         say(line)
-    say(f"{study.path}: comparison.csv, ranking.csv, comparison.nc, figures; a run directory for each training")
+    say(
+        f"{study.path}: comparison.csv, ranking.csv, comparison.nc, figures; a run directory for each training"
+    )
 
 
 def _table(comparison: Comparison, study: Study, ranking: Sequence[Row], baseline: Entry) -> Table:
@@ -203,7 +248,15 @@ def _table(comparison: Comparison, study: Study, ranking: Sequence[Row], baselin
     )
     table.add_column("", justify="right")
     table.add_column("objective", overflow="fold")
-    for column in ("K", "NLL", f"less {baseline.objective}@{baseline.num_particles}", "± 95 %", "−ELBO", "active", "train s"):
+    for column in (
+        "K",
+        "NLL",
+        f"less {baseline.objective}@{baseline.num_particles}",
+        "± 95 %",
+        "−ELBO",
+        "active",
+        "train s",
+    ):
         table.add_column(column, justify="right", no_wrap=True)
     for i, row in enumerate(ranking, 1):
         outcomes, gap = comparison.of(row.entry), row.from_baseline.estimate
@@ -227,17 +280,45 @@ def _mean(outcomes: Sequence[Outcome], name: str) -> float:
     return sum(values) / len(values)
 
 
-def _notes(comparison: Comparison, study: Study, ranking: Sequence[Row], failed: Mapping[Cell, str]) -> list[str]:
+def _notes(
+    comparison: Comparison, study: Study, ranking: Sequence[Row], failed: Mapping[Cell, str]
+) -> list[str]:
     """What the intervals are over, which differences are within noise, and what is missing."""
     seeds = len(comparison.seeds)
-    over = "the held-out data alone: with one seed nothing is known of other seeds" if seeds == 1 else "seeds and held-out data"
+    over = (
+        "the held-out data alone: with one seed nothing is known of other seeds"
+        if seeds == 1
+        else "seeds and held-out data"
+    )
     notes = [f"differences are paired by seed and datum; intervals are over {over}"]
     close = indistinct(ranking)
     if close:
         notes.append(f"within noise of the best, {ranking[0].entry}: {'; '.join(map(str, close))}")
     elif len(ranking) > 1:
-        notes.append(f"the best, {ranking[0].entry}, is told from every other at 95 %, each taken by itself")
+        notes.append(
+            f"the best, {ranking[0].entry}, is told from every other at 95 %, each taken by itself"
+        )
     error = max(outcome.monte_carlo_se for outcome in comparison.outcomes)
     notes.append(f"Monte-Carlo error of an NLL: at most {error:.3f}, taken into the intervals")
     notes += [f"failed: {cell}: {reason}" for cell, reason in failed.items()]
     return notes
+
+
+def executor_of(
+    name: str, address: str | None = None, gpus_per_cell: float | None = None
+) -> Executor:
+    """The executor that the command line names. Raises ConfigError for a name or an option that it does not have.
+
+    >>> executor_of("local"), executor_of("ray", gpus_per_cell=0.25)
+    (Local(), OnRay(address=None, gpus_per_cell=0.25, retries=3))
+    """
+    from pyroae.studies.ray_executor import OnRay
+
+    if name == "ray":
+        return OnRay(address, gpus_per_cell)
+    if name != "local":
+        raise unknown_name("executor", name, ("local", "ray"))
+    for flag, value in (("--address", address), ("--gpus-per-cell", gpus_per_cell)):
+        if value is not None:
+            raise ConfigError(f"{flag} is for trainings on Ray: give --executor ray too")
+    return Local()

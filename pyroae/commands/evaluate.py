@@ -3,26 +3,39 @@
 import hashlib
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning_fabric import Fabric
+from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
-from pyroae.commands.work import evaluate_run, part_of, say
+from pyroae import plots
+from pyroae.autoencoder import Autoencoder
 from pyroae.config import TrainConfig
-from pyroae.data import Dataset
-from pyroae.errors import RunError
-from pyroae.evaluation.ais import AISSettings
-from pyroae.evaluation.likelihood import LikelihoodEstimate
-from pyroae.evaluation.streams import LEAST_ESS, LEAST_FOR_PSIS
+from pyroae.data.dataset import Dataset
+from pyroae.distributed.fabric import launched, share_of
+from pyroae.errors import PyroaeError, RunError
+from pyroae.evaluation.annealing.bounds import AISSettings
+from pyroae.evaluation.importance.likelihood import LikelihoodEstimate
+from pyroae.evaluation.importance.streams import LEAST_ESS, LEAST_FOR_PSIS
 from pyroae.evaluation.summary import Evaluation, EvaluationSettings
-from pyroae.fabric import launched
-from pyroae.files import guarded
-from pyroae.runs import Run
+from pyroae.evaluation.summary import evaluate as evaluate_system
+from pyroae.inference_data import to_datatree
+from pyroae.plots import likelihood as likelihood_plots
+from pyroae.plots.drawing import save
+from pyroae.runs.loading import part_of
+from pyroae.runs.report import write_report
+from pyroae.runs.run import Run, device_of
+from pyroae.runtime.files import guarded
+from pyroae.runtime.processes import WHOLE, say
+from pyroae.training.preflight import check_data
 
 LABELS = {
     "nll": "NLL by importance sampling",
@@ -49,7 +62,11 @@ LABELS = {
     "active_units": "active units",
     "squared_error": "squared error",
 }
+
+
 COUNTS = ("active_units",)
+
+
 EVALUATION = "evaluation.yaml"
 """The options of the last evaluation, by which `reproduce` repeats it."""
 
@@ -84,15 +101,27 @@ def evaluate(
     given |= {"seed": seed, "compile": compile, "annealing": annealing, **part}
     methods = None if method is None else tuple(name.strip() for name in method.split(","))
     along = AISSettings(**annealing)
-    settings = EvaluationSettings(methods, num_particles, tolerance, proposal, retry, along, seed, compile=compile)
+    settings = EvaluationSettings(
+        methods, num_particles, tolerance, proposal, retry, along, seed, compile=compile
+    )
     run = Run(run_directory)
     dataset = part_of(run, part["data"], part["split"], part["num_data"])
-    fabric = launched(TrainConfig(accelerator=run.config.accelerator, devices=devices, num_nodes=num_nodes))
+    fabric = launched(
+        TrainConfig(accelerator=run.config.accelerator, devices=devices, num_nodes=num_nodes)
+    )
     folder = _folder(run, dataset, settings, part["checkpoint"])
-    found = evaluate_run(run, dataset, replace(settings, checkpoints=folder), checkpoint=part["checkpoint"], fabric=fabric)
+    found = evaluate_run(
+        run,
+        dataset,
+        replace(settings, checkpoints=folder),
+        checkpoint=part["checkpoint"],
+        fabric=fabric,
+    )
     if not fabric.is_global_zero:
         return
-    guarded(run.path / EVALUATION, lambda file: file.write_text(yaml.safe_dump(given, sort_keys=False)))
+    guarded(
+        run.path / EVALUATION, lambda file: file.write_text(yaml.safe_dump(given, sort_keys=False))
+    )
     shutil.rmtree(folder.parent, ignore_errors=True)
     say(f"{run.path}: {len(dataset)} data of {dataset.name}, {part['split']} part")
     Console().print(_table(found))
@@ -102,7 +131,9 @@ def evaluate(
         say(line)
 
 
-def _folder(run: Run, dataset: Dataset, settings: EvaluationSettings, checkpoint: str | None) -> Path:
+def _folder(
+    run: Run, dataset: Dataset, settings: EvaluationSettings, checkpoint: str | None
+) -> Path:
     """Where annealing keeps its work: a folder for these settings, weights and data, so that nothing else goes on from it."""
     told = f"{settings.annealing} {settings.seed} {checkpoint} {len(dataset)}".encode()
     mark = hashlib.sha256(told + dataset.x.numpy().tobytes()).hexdigest()[:12]
@@ -127,7 +158,9 @@ def _table(found: Evaluation) -> Table:
 
 def _sandwich(found: Evaluation) -> Table:
     """Bounds and estimates of log p(x) on these data, the loosest first."""
-    table = Table("log p(x), nats per datum", "estimate", "± 95 %, Monte Carlo", box=box.SIMPLE_HEAD)
+    table = Table(
+        "log p(x), nats per datum", "estimate", "± 95 %, Monte Carlo", box=box.SIMPLE_HEAD
+    )
     for name, (value, half) in found.sandwich().items():
         table.add_row(name, f"{value:.3f}", "" if math.isnan(half) else f"{half:.4f}")
     return table
@@ -136,7 +169,10 @@ def _sandwich(found: Evaluation) -> Table:
 def _notes(found: Evaluation) -> list[str]:
     """What to know before the figures are believed."""
     notes = _of_likelihood(found.likelihood) if found.likelihood is not None else []
-    for name, annealed in (("AIS", found.annealed), ("BDMC", found.bidirectional and found.bidirectional.forward)):
+    for name, annealed in (
+        ("AIS", found.annealed),
+        ("BDMC", found.bidirectional and found.bidirectional.forward),
+    ):
         if annealed:
             asked = annealed.settings
             notes.append(
@@ -149,11 +185,15 @@ def _notes(found: Evaluation) -> list[str]:
                     f"{len(annealed.ess)} data, which are not to be trusted: {_shown(bad)}"
                 )
     if found.quadrature is not None and not bool(found.quadrature.converged.all()):
-        notes.append(f"quadrature: {int((~found.quadrature.converged).sum())} data have not converged")
+        notes.append(
+            f"quadrature: {int((~found.quadrature.converged).sum())} data have not converged"
+        )
     if found.gaps is not None and len(bad := found.gaps.unreliable.tolist()):
         notes.append(f"gaps: the log p(x) of {len(bad)} data is not to be trusted: {_shown(bad)}")
     if found.information is not None and found.information.is_saturated:
-        notes.append("the lower bound on the mutual information is at its limit, log N: give more data")
+        notes.append(
+            "the lower bound on the mutual information is at its limit, log N: give more data"
+        )
     if found.undefined:
         notes.append(f"no log-likelihood: {found.undefined}")
     return notes
@@ -166,7 +206,9 @@ def _of_likelihood(estimate: LikelihoodEstimate) -> list[str]:
         f"{estimate.bias:+.4f}), median ESS {estimate.ess.median():.0f}"
     ]
     if not estimate.is_within_tolerance:
-        notes.append(f"the tolerance of {estimate.tolerance} is not reached: give more --num-particles, or a better --proposal")
+        notes.append(
+            f"the tolerance of {estimate.tolerance} is not reached: give more --num-particles, or a better --proposal"
+        )
     if count < LEAST_FOR_PSIS:
         return [*notes, f"no k̂: it takes K of at least {LEAST_FOR_PSIS}; no error is to be trusted"]
     bad = estimate.unreliable.tolist()
@@ -183,3 +225,141 @@ def _of_likelihood(estimate: LikelihoodEstimate) -> list[str]:
 
 def _shown(indices: list[int]) -> str:
     return ", ".join(map(str, indices[:20])) + (", …" if len(indices) > 20 else "")
+
+
+def evaluate_run(
+    run: Run,
+    dataset: Dataset | None,
+    settings: EvaluationSettings,
+    *,
+    checkpoint: str | None = None,
+    fabric: Fabric | None = None,
+) -> Evaluation:
+    """Evaluate a run on data: results.json, evaluation.nc, figures and the report, which the first process writes."""
+    assert dataset is not None
+    several = fabric is not None and fabric.world_size > 1
+    device = fabric.device if fabric is not None and several else device_of(run.config.accelerator)
+    system = run.autoencoder(checkpoint).to(device)
+    dtype = next(system.parameters()).dtype
+    check_data(system, dataset, dataset.name)
+    x = dataset.x.to(device, dtype)
+    found = evaluate_system(
+        system, x, settings, progress=True, share=WHOLE if fabric is None else share_of(fabric)
+    )
+    if fabric is not None and not fabric.is_global_zero:
+        return found
+    tree = to_datatree(
+        system.model,
+        system.guide,
+        x,
+        labels=dataset.labels,
+        shape=dataset.shape,
+        statistics=per_datum(found),
+        simulated=simulated(found),
+        seed=settings.seed,
+    )
+    run.write_results(list(found.results.values()))
+    guarded(run.path / "evaluation.nc", lambda file: tree.to_netcdf(file, engine="h5netcdf"))
+    for name, figure in figures(system, replace(dataset, x=x), found).items():
+        save(figure, run.path / "figures" / f"{name}.png")
+    write_report(run)
+    return found
+
+
+def per_datum(found: Evaluation) -> dict[str, Tensor]:
+    """What was found of each datum, by name, `[N]`."""
+    diagnostics = found.diagnostics
+    of = {
+        "nelbo": diagnostics.nelbo,
+        "rate": diagnostics.rate,
+        "distortion": diagnostics.distortion,
+    }
+    if found.likelihood is not None:
+        estimate = found.likelihood
+        of |= {
+            "log_px": estimate.log_px,
+            "log_px_se": estimate.se,
+            "ess": estimate.ess,
+            "khat": estimate.smoothed.khat,
+        }
+        of |= {
+            "log_px_low": estimate.interval[0],
+            "log_px_high": estimate.interval[1],
+            "draws": estimate.draws,
+        }
+        of |= {"log_px_jackknife": estimate.jackknife, "log_px_psis": estimate.smoothed.log_px}
+    if found.annealed is not None:
+        of |= {"log_px_ais": found.annealed.log_px, "log_px_ais_se": found.annealed.se}
+        of |= {"acceptance": found.annealed.acceptance_per_datum}
+    if found.exact is not None:
+        of["log_px_exact"] = found.exact
+    if found.quadrature is not None:
+        of |= {
+            "log_px_quadrature": found.quadrature.log_px,
+            "log_px_quadrature_error": found.quadrature.error,
+        }
+    if found.gaps is not None:
+        of["inference_gap"] = found.gaps.inference.values
+        for name, family in found.gaps.families.items():
+            suffix = name.replace("-", "_")
+            of |= {f"amortization_gap_{suffix}": family.amortization.values}
+            of |= {f"approximation_gap_{suffix}": family.approximation.values}
+    return of
+
+
+def simulated(found: Evaluation) -> dict[str, Tensor]:
+    """What was found of each simulated datum, by name, `[N]`."""
+    if found.bidirectional is None:
+        return {}
+    both = found.bidirectional
+    return {
+        "lower": both.lower,
+        "lower_se": both.forward.se,
+        "upper": both.upper,
+        "upper_se": both.upper_se,
+    }
+
+
+def figures(system: Autoencoder, dataset: Dataset, found: Evaluation) -> dict[str, Figure]:
+    """Every picture that the system has."""
+    makers: dict[str, Callable[[], Figure]] = {
+        "reconstructions": lambda: plots.reconstructions(system, dataset.x, labels=dataset.labels),
+        "samples": lambda: plots.samples(system),
+        "manifold": lambda: plots.manifold(system),
+        "latent_scatter": lambda: plots.latent_scatter(system, dataset.x, dataset.labels),
+        "kl_per_unit": lambda: plots.kl_per_unit(found.diagnostics),
+        "filters": lambda: plots.filters(system),
+        **_likelihood_figures(dataset, found),
+    }
+    figures = {}
+    for name, make in makers.items():
+        try:
+            figures[name] = make()
+        except PyroaeError:
+            continue  # a picture that this system does not have, such as samples from a Flat prior
+    return figures
+
+
+def _likelihood_figures(dataset: Dataset, found: Evaluation) -> dict[str, Callable[[], Figure]]:
+    makers: dict[str, Callable[[], Figure]] = {}
+    bounds = found.sandwich()
+    if len(bounds) > 1:
+        makers["sandwich"] = lambda: likelihood_plots.sandwich(
+            bounds, f"{len(dataset)} data of {dataset.name}"
+        )
+    if found.likelihood is not None:
+        estimate = found.likelihood
+        levels: dict[str, float] = {
+            name: bounds[name][0] for name in ("AIS", "exact", "quadrature") if name in bounds
+        }
+        makers["likelihood_per_datum"] = lambda: likelihood_plots.likelihood_per_datum(estimate)
+        makers["bound_curve"] = lambda: likelihood_plots.bound_curve({"IWAE": estimate}, levels)
+        makers["khat"] = lambda: likelihood_plots.khat(estimate)
+        bad = estimate.unreliable.tolist()
+        makers["extremes"] = lambda: likelihood_plots.extremes(
+            dataset.x, estimate.log_px, dataset.shape, marked=bad
+        )
+    if found.likelihood is not None or found.exact is not None:
+        point = tuple(found.results[name].estimate for name in ("rate", "distortion"))
+        makers["rate_distortion"] = lambda: likelihood_plots.rate_distortion({dataset.name: point})
+    return makers

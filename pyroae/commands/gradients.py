@@ -12,24 +12,30 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pyroae.commands.work import compared, part_of, save, say
-from pyroae.config import objectives_in
+from pyroae.config import compared, objectives_in
 from pyroae.errors import ConfigError, RunError, unknown_name
-from pyroae.evaluation.gradients import measure_slopes
-from pyroae.evaluation.groups import parameter_groups
-from pyroae.evaluation.slopes import SNRCurve
-from pyroae.evaluation.statistics import BATCHES, GradientStatistics
-from pyroae.files import guarded
+from pyroae.evaluation.gradient_lab.groups import parameter_groups
+from pyroae.evaluation.gradient_lab.measure import measure_slopes
+from pyroae.evaluation.gradient_lab.slopes import SNRCurve
+from pyroae.evaluation.gradient_lab.statistics import BATCHES, GradientStatistics
 from pyroae.inference_data import gradients_to_datatree
-from pyroae.laboratory_plots import gradient_curves
 from pyroae.objectives import ELBO, AnalyticKL, Objective, ObjectiveBase, parse_objective
+from pyroae.plots.drawing import save
+from pyroae.plots.gradients import gradient_curves
 from pyroae.posteriors import Point
-from pyroae.runs import Run, device_of
-from pyroae.training import check_data
+from pyroae.runs.loading import part_of
+from pyroae.runs.run import Run, device_of
+from pyroae.runtime.files import guarded
+from pyroae.runtime.processes import say
+from pyroae.training.preflight import check_data
 
 Curves = Mapping[str, Mapping[str, SNRCurve]]
+
+
 MAIN = ("θ", "φ", "shared")
 """The groups of parameters that are always shown."""
+
+
 MOST = 10**12
 """Seeds below it leave room for one a replicate."""
 
@@ -66,7 +72,9 @@ def gradients(
     system = run.autoencoder(part["checkpoint"]).to(device_of(run.config.accelerator))
     check_data(system, dataset, dataset.name)
     if isinstance(system.posterior, Point):
-        raise ConfigError(f"the guide of the run '{run.path}' is a Delta: its gradients have no noise that could be measured")
+        raise ConfigError(
+            f"the guide of the run '{run.path}' is a Delta: its gradients have no noise that could be measured"
+        )
     parameters = {name: p for name, p in system.named_parameters() if p.requires_grad}
     like = next(iter(parameters.values()))
     x = dataset.x.to(like.device, like.dtype)
@@ -84,14 +92,18 @@ def gradients(
         reference=reference,
         progress=True,
     )
-    say(f"gradients at {len(x)} data of {dataset.name} ({part['split']}), {replicates} replicates; bias from {reference}")
+    say(
+        f"gradients at {len(x)} data of {dataset.name} ({part['split']}), {replicates} replicates; bias from {reference}"
+    )
     Console().print(_table(curves, reference, by == "module"))
     for line in _notes(make, curves, reference, len(x)):
         say(line)
     _write(curves, files, num_data=len(x), reference=reference, seed=seed)
 
 
-def _checked(names: Sequence[str], ks: Sequence[int], replicates: int, seed: int, reference: str | None) -> str:
+def _checked(
+    names: Sequence[str], ks: Sequence[int], replicates: int, seed: int, reference: str | None
+) -> str:
     """The reference; everything that can be refused before the run is read, is."""
     compared(names, ks)
     if len(set(ks)) < len(ks):
@@ -112,22 +124,35 @@ def _checked(names: Sequence[str], ks: Sequence[int], replicates: int, seed: int
 def _files(run: Run, out: str | None) -> Files:
     """Where the results go. Raises RunError where they cannot be written."""
     if out is None:
-        files = Files(run.path / "gradients.csv", run.path / "gradients.nc", run.path / "figures" / "gradients.png")
+        files = Files(
+            run.path / "gradients.csv",
+            run.path / "gradients.nc",
+            run.path / "figures" / "gradients.png",
+        )
     elif Path(out).is_dir():
-        raise RunError(f"cannot write '{out}': it is a directory, and --out takes the path of files without their suffix")
+        raise RunError(
+            f"cannot write '{out}': it is a directory, and --out takes the path of files without their suffix"
+        )
     else:
         stem = str(Path(out)).removesuffix(".csv").removesuffix(".nc").removesuffix(".png")
         files = Files(*(Path(stem + suffix) for suffix in (".csv", ".nc", ".png")))
     for file in files:
         place = next(folder for folder in file.absolute().parents if folder.exists())
         if file.is_dir() or not place.is_dir() or not os.access(place, os.W_OK):
-            raise RunError(f"cannot write '{file}': '{file if file.is_dir() else place}' is no place for a file")
+            raise RunError(
+                f"cannot write '{file}': '{file if file.is_dir() else place}' is no place for a file"
+            )
     return files
 
 
 def _write(curves: Curves, files: Files, *, num_data: int, reference: str, seed: int) -> None:
     tree = gradients_to_datatree(curves, num_data=num_data, reference=reference, seed=seed)
-    figure = gradient_curves({name: {g: c for g, c in of_group.items() if g in MAIN} for name, of_group in curves.items()})
+    figure = gradient_curves(
+        {
+            name: {g: c for g, c in of_group.items() if g in MAIN}
+            for name, of_group in curves.items()
+        }
+    )
     rows = tree["gradients"].to_dataset().to_dataframe(["objective", "particles", "group"])
     guarded(files.table, rows[rows["seconds"].notna()].astype({"evaluations": int}).to_csv)
     guarded(files.tree, lambda file: tree.to_netcdf(file, engine="h5netcdf"))
@@ -151,7 +176,13 @@ def _table(curves: Curves, reference: str, every: bool) -> Table:
                 table.add_row(Text("" if i else name), str(k), *_cells(found, name == reference))
             slope = curve.slope
             if not math.isnan(slope.slope):
-                table.add_row("", "slope", f"{slope.slope:+.2f}", f"{slope.low:+.2f} to {slope.high:+.2f}", style="italic")
+                table.add_row(
+                    "",
+                    "slope",
+                    f"{slope.slope:+.2f}",
+                    f"{slope.low:+.2f} to {slope.high:+.2f}",
+                    style="italic",
+                )
         table.add_section()
     return table
 
@@ -161,10 +192,17 @@ def _cells(found: GradientStatistics, is_reference: bool) -> list[str]:
     biases = [100 * value for value in (found.relative_bias, found.offset.relative(found.bias_se))]
     return [
         _number(found.snr),
-        "" if math.isnan(found.snr) else _number(low) if low == high == found.snr else f"{_number(low)} to {_number(high)}",
+        ""
+        if math.isnan(found.snr)
+        else _number(low)
+        if low == high == found.snr
+        else f"{_number(low)} to {_number(high)}",
         _number(found.directional_snr),
         f"{found.variance.mean():.2g}",
-        *("" if is_reference or math.isnan(value) else f"{value:.{0 if value >= 100 else 1}f}" for value in biases),
+        *(
+            "" if is_reference or math.isnan(value) else f"{value:.{0 if value >= 100 else 1}f}"
+            for value in biases
+        ),
         f"{1000 * found.seconds:.3g}",
     ]
 
@@ -174,9 +212,16 @@ def _number(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.3g}"
 
 
-def _notes(make: Mapping[str, Callable[[int], ObjectiveBase]], curves: Curves, reference: str, num_data: int) -> list[str]:
+def _notes(
+    make: Mapping[str, Callable[[int], ObjectiveBase]],
+    curves: Curves,
+    reference: str,
+    num_data: int,
+) -> list[str]:
     """What the columns mean, the sizes of the groups, and which biases are there by design."""
-    of_groups = {group: curve.statistics[0] for group, curve in curves[reference].items() if group in MAIN}
+    of_groups = {
+        group: curve.statistics[0] for group, curve in curves[reference].items() if group in MAIN
+    }
     sizes = [f"{group} {len(found.mean):,}" for group, found in of_groups.items()]
     count = next(iter(of_groups.values())).replicates
     notes = [
@@ -185,13 +230,21 @@ def _notes(make: Mapping[str, Callable[[int], ObjectiveBase]], curves: Curves, r
         f"one gradient: its milliseconds under ms, and K × {num_data} evaluations of the decoder",
         f"bias: distance from the mean of {reference}, in % of its norm; if none: what is found where there is no bias",
     ]
-    at = {name: objective(max(next(iter(curves[name].values())).ks)) for name, objective in make.items()}
+    at = {
+        name: objective(max(next(iter(curves[name].values())).ks))
+        for name, objective in make.items()
+    }
     known = _bound_of(at[reference])
-    other = [name for name, objective in at.items() if objective.num_particles > 1 and _bound_of(objective) != known]
+    other = [
+        name
+        for name, objective in at.items()
+        if objective.num_particles > 1 and _bound_of(objective) != known
+    ]
     biased = [
         name
         for name, objective in at.items()
-        if isinstance(objective, Objective) and not objective.gradient.unbiased(objective.bound_function)
+        if isinstance(objective, Objective)
+        and not objective.gradient.unbiased(objective.bound_function)
     ]
     notes += [f"another bound than that of {reference}: {', '.join(other)}"] if other else []
     notes += [f"by design not the gradient of their bound: {', '.join(biased)}"] if biased else []

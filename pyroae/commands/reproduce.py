@@ -9,11 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from pyroae.commands.evaluate import EVALUATION, evaluate
-from pyroae.commands.work import same_data, say, splits_of, train_run
+from pyroae.commands.train import train_run
 from pyroae.config import read_yaml
 from pyroae.errors import RunError
 from pyroae.evaluation.summary import Result
-from pyroae.runs import Run, refuse_taken, versions
+from pyroae.runs.loading import same_data, splits_of
+from pyroae.runs.run import Run, refuse_taken, versions
+from pyroae.runtime.processes import say
 
 
 def reproduce(run_directory: str, out: str | None, overwrite: bool) -> None:
@@ -30,7 +32,11 @@ def reproduce(run_directory: str, out: str | None, overwrite: bool) -> None:
     evaluate(str(path), **options)
     before, after = _by_name(run), _by_name(again)
     Console().print(_table(before, after))
-    other = [name for name in {**before, **after} if _figures(before.get(name)) != _figures(after.get(name))]
+    other = [
+        name
+        for name in {**before, **after}
+        if _figures(before.get(name)) != _figures(after.get(name))
+    ]
     if other:
         now = versions()
         changed = [f"{n} {v}, now {now.get(n)}" for n, v in run.versions.items() if now.get(n) != v]

@@ -1,1 +1,42 @@
-"""Evaluation of any Pyro model and guide: likelihoods, closed forms, diagnostics. Log-weights come from `weights.py`."""
+"""Evaluate any Pyro model and guide: log p(x), bounds, gaps, information, gradients."""
+
+from pyroae.evaluation.adaptive_quadrature import QuadratureEstimate, quadrature
+from pyroae.evaluation.annealing.bounds import BDMC, AISEstimate, AISSettings, ais, bdmc
+from pyroae.evaluation.diagnostics import Diagnostics, diagnose
+from pyroae.evaluation.exact import exact_log_likelihood
+from pyroae.evaluation.gradient_lab.groups import parameter_groups
+from pyroae.evaluation.gradient_lab.measure import measure_gradients, measure_slopes
+from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_likelihood
+from pyroae.evaluation.importance.proposals import Local, Mixture, heavy_tailed, widened
+from pyroae.evaluation.inference_gaps import Gaps, gaps
+from pyroae.evaluation.mutual_information import Information, information
+from pyroae.evaluation.summary import Evaluation, EvaluationSettings, evaluate
+
+__all__ = [
+    "BDMC",
+    "AISEstimate",
+    "AISSettings",
+    "Diagnostics",
+    "Evaluation",
+    "EvaluationSettings",
+    "Gaps",
+    "Information",
+    "LikelihoodEstimate",
+    "Local",
+    "Mixture",
+    "QuadratureEstimate",
+    "ais",
+    "bdmc",
+    "diagnose",
+    "evaluate",
+    "exact_log_likelihood",
+    "gaps",
+    "heavy_tailed",
+    "information",
+    "log_likelihood",
+    "measure_gradients",
+    "measure_slopes",
+    "parameter_groups",
+    "quadrature",
+    "widened",
+]

@@ -7,14 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyroae.data import Arguments
+from pyroae.programs.arguments import Arguments
 
 CHUNK = 2**21
 """Numbers in the largest tensor of one chunk: about what stays in a processor's cache."""
+
+
 FOR_GPU = 32
 """By how much a chunk is larger on a GPU, where each of its kernels takes a few microseconds to launch."""
+
+
 FOR_CORE = 4
 """By how much it is smaller as compiled code, which a core of a processor goes through by itself."""
+
+
 Data = Tensor | dict[str, Any] | tuple[Any, ...]
 """One argument of model and guide, a tensor `[N, ...]` or a dict of these, or all positional ones, a datum a row."""
 

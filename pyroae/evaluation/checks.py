@@ -15,23 +15,30 @@ from torch import Tensor
 
 from pyroae.errors import ProgramError, UndefinedLikelihoodError
 from pyroae.evaluation.blocks import part_of, rows_of
-from pyroae.global_sites import globals_of
-from pyroae.masks import in_support, mask_of, where_unmasked
-from pyroae.memory import Portion
-from pyroae.particles import agree
-from pyroae.sites import Site, base_distribution, is_delta, samples
-from pyroae.weights import Program, Traces, at_values, evaluating, fork_random, log_density, run
+from pyroae.programs.context import evaluating, fork_random
+from pyroae.programs.global_sites import globals_of
+from pyroae.programs.masks import in_support, mask_of, where_unmasked
+from pyroae.programs.particles import agree
+from pyroae.programs.sites import Program, Site, base_distribution, is_delta, samples
+from pyroae.programs.traces import Traces, at_values, log_density, run
+from pyroae.runtime.memory import Portion
 
 Role = Literal["proposal", "path", "start", "parts"]
 """What the guide is for. "proposal": its draws are weighed. "path": annealing starts at its density. "start": it says where to
 look, and its density is not used. "parts": the terms of its bound are reported, also those of a Delta or a flat prior."""
+
+
 REDRAWN = 2
 """New values of a masked site that is not discrete."""
+
+
 MOST_STATES = 16
 """The most states of a masked discrete site that are tried."""
 
 
-def check_program(model: Program, guide: Program, args: tuple[Tensor, ...], role: Role = "proposal") -> None:
+def check_program(
+    model: Program, guide: Program, args: tuple[Tensor, ...], role: Role = "proposal"
+) -> None:
     """Refuse a program whose terms do not give a log p(x) for each datum.
 
     The first datum says whether plates, prior and guide are fit (`check_evidence`, `check_proposal`); one draw of all data
@@ -72,16 +79,30 @@ def check_evidence(traces: Traces, *, held_out: bool = False) -> None:
                 "use a proper prior (ppca, vae, or a Normal or Laplace prior)"
             )
         if not traces.is_local(site):
-            raise ProgramError(f"the latent site '{name}' lies outside the data plate: its data have no log p(x) one by one")
+            raise ProgramError(
+                f"the latent site '{name}' lies outside the data plate: its data have no log p(x) one by one"
+            )
     plate = traces.plate
     if plate is None:
-        if any(f.vectorized for _, s in traces.sites(traces.model, observed=True) for f in s["cond_indep_stack"]):
+        if any(
+            f.vectorized
+            for _, s in traces.sites(traces.model, observed=True)
+            for f in s["cond_indep_stack"]
+        ):
             raise ProgramError("no one plate holds all the sites: there is no log p(x) a datum")
     elif plate.full_size not in (None, plate.size):
-        raise ProgramError(f"the plate '{plate.name}' is subsampled: evaluate with all {plate.full_size} data")
+        raise ProgramError(
+            f"the plate '{plate.name}' is subsampled: evaluate with all {plate.full_size} data"
+        )
 
 
-def check_proposal(traces: Traces, guide: Program | None = None, args: tuple[Any, ...] = (), *, held_out: bool = False) -> None:
+def check_proposal(
+    traces: Traces,
+    guide: Program | None = None,
+    args: tuple[Any, ...] = (),
+    *,
+    held_out: bool = False,
+) -> None:
     """Raises, naming the site, where log p(x) does not exist or the guide cannot serve as its proposal.
 
     A Delta that is a function of the guide's draws, as in AutoNormal and EasyGuide, is accepted. guide, args: the program of
@@ -94,7 +115,11 @@ def check_proposal(traces: Traces, guide: Program | None = None, args: tuple[Any
     if guide is not None:
         found = _functions_of_draws(guide, args)
     else:
-        found = set(deltas) if any(name not in traces.model.nodes for name, _ in traces.draws()) else set()
+        found = (
+            set(deltas)
+            if any(name not in traces.model.nodes for name, _ in traces.draws())
+            else set()
+        )
     for name in deltas:
         if name not in found:
             raise UndefinedLikelihoodError(
@@ -149,11 +174,17 @@ def _functions_of_draws(guide: Program, args: tuple[Any, ...]) -> set[str]:
     """Names of the Deltas of a guide whose values depend on its draws; all, where it has discrete auxiliary draws."""
     with torch.enable_grad(), _Leaves() as drawn:
         trace = poutine.trace(guide).get_trace(*args)
-        values = {site["name"]: site["value"] for site in samples(trace) if not site["is_observed"] and is_delta(site)}
+        values = {
+            site["name"]: site["value"]
+            for site in samples(trace)
+            if not site["is_observed"] and is_delta(site)
+        }
         totals = {name: value.sum() for name, value in values.items()}
     if not drawn.leaves:
         return set(values) if drawn.discrete else set()
-    found = {name for name, value in values.items() if not value.is_floating_point() or drawn.discrete}
+    found = {
+        name for name, value in values.items() if not value.is_floating_point() or drawn.discrete
+    }
     for name, total in totals.items():
         if total.requires_grad:
             slopes = torch.autograd.grad(total, drawn.leaves, allow_unused=True, retain_graph=True)
@@ -180,7 +211,9 @@ class _Leaves(Messenger):
             self.discrete = True
 
 
-def check_terms(model: Program, guide: Program, args: tuple[Tensor, ...], role: Role = "proposal") -> None:
+def check_terms(
+    model: Program, guide: Program, args: tuple[Tensor, ...], role: Role = "proposal"
+) -> None:
     """Refuse scales and masks of latent sites under which the terms of a program are no densities.
 
     A scale on a latent site raises its density to a power, which integrates to another number than 1; a scale common to all
@@ -198,7 +231,9 @@ def check_terms(model: Program, guide: Program, args: tuple[Tensor, ...], role: 
         ProgramError: Naming the site.
     """
     total, at = len(args[0]), 0
-    portion = Portion(min(total, max(1, rows_of(args) // 8)), "data", "one draw for one datum", warns=False)
+    portion = Portion(
+        min(total, max(1, rows_of(args) // 8)), "data", "one draw for one datum", warns=False
+    )
 
     def checked(size: int) -> int:
         block = part_of(args, range(at, min(at + size, total)))
@@ -231,7 +266,11 @@ def filled(traces: Traces) -> Traces:
 
 
 def _check_scales(traces: Traces, role: Role) -> None:
-    programs = [("model", traces.model)] if role == "start" else [("model", traces.model), ("guide", traces.guide)]
+    programs = (
+        [("model", traces.model)]
+        if role == "start"
+        else [("model", traces.model), ("guide", traces.guide)]
+    )
     for where, trace in programs:
         for name, site in traces.sites(trace, observed=False):
             if traces.is_local(site) and not is_one(traces.exponent(site)):
@@ -246,7 +285,9 @@ def is_one(scale: Tensor | float) -> bool:
     return bool(((torch.as_tensor(scale) - 1).abs() < 1e-6).all())
 
 
-def _check_masks(traces: Traces, model: Program, guide: Program, args: tuple[Tensor, ...], role: Role) -> None:
+def _check_masks(
+    traces: Traces, model: Program, guide: Program, args: tuple[Tensor, ...], role: Role
+) -> None:
     of_model = _masks(traces, traces.model)
     if role != "start":
         of_guide = _masks(traces, traces.guide)
@@ -261,7 +302,9 @@ def _check_masks(traces: Traces, model: Program, guide: Program, args: tuple[Ten
     again = _masks(run(model, guide, args, {}), None)
     for name, mask in of_model.items():
         if not _alike(mask, again.get(name)):
-            raise ProgramError(f"the mask of the latent site '{name}' depends on what is drawn: give masks as arguments")
+            raise ProgramError(
+                f"the mask of the latent site '{name}' depends on what is drawn: give masks as arguments"
+            )
         other = _dependent(traces, model, guide if role == "path" else None, args, name)
         if other is not None:
             raise ProgramError(
@@ -275,10 +318,14 @@ def _masks(traces: Traces, trace: poutine.Trace | None) -> dict[str, Tensor]:
     trace = traces.model if trace is None else trace
     for name, site in traces.sites(trace, observed=True):
         mask_of(name, site)
-    latent = {name: site for name, site in traces.sites(trace, observed=False) if traces.is_local(site)}
+    latent = {
+        name: site for name, site in traces.sites(trace, observed=False) if traces.is_local(site)
+    }
     for name, site in latent.items():
         if _is_masked_inside(site["fn"]):
-            raise ProgramError(f"the latent site '{name}' is masked within its events: mask it outside of `to_event`")
+            raise ProgramError(
+                f"the latent site '{name}' is masked within its events: mask it outside of `to_event`"
+            )
     found = {name: mask_of(name, site) for name, site in latent.items()}
     return {name: mask for name, mask in found.items() if mask is not None}
 
@@ -301,7 +348,9 @@ def _alike(one: Tensor | None, other: Tensor | None) -> bool:
     return one.shape == other.shape and torch.equal(one, other)
 
 
-def _dependent(traces: Traces, model: Program, guide: Program | None, args: tuple[Tensor, ...], name: str) -> str | None:
+def _dependent(
+    traces: Traces, model: Program, guide: Program | None, args: tuple[Tensor, ...], name: str
+) -> str | None:
     """The first site with a density, not masked itself, that other values of the masked elements change."""
     site = traces.guide.nodes[name]
     before = _densities(traces, traces.model)

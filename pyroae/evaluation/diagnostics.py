@@ -10,14 +10,16 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 from torch.distributions import Categorical, Independent, TransformedDistribution, kl_divergence
 
-from pyroae.arguments import structure_of
-from pyroae.discrete import OneHots
+from pyroae.distributions import OneHots
 from pyroae.errors import DataError
 from pyroae.evaluation.blocks import Data, blocks, rows_of
 from pyroae.evaluation.checks import check_terms, filled
-from pyroae.masks import mask_of
-from pyroae.sites import Site, base_distribution
-from pyroae.weights import Program, Traces, evaluating, fork_random, log_density, reduce_log_weights, run
+from pyroae.programs.arguments import structure_of
+from pyroae.programs.context import evaluating, fork_random
+from pyroae.programs.masks import mask_of
+from pyroae.programs.sites import Program, Site, base_distribution
+from pyroae.programs.traces import Traces, log_density, run
+from pyroae.weights import reduce_log_weights
 
 DRAWS_OF_MEAN = 64
 """Draws of each particle's q for a mean that has no closed form."""
@@ -121,7 +123,9 @@ def _check(nelbo: Tensor, first: int) -> None:
     """Raises DataError for a bound that is not a number. first: the index of the first of these data."""
     if nelbo.isnan().any():
         n = first + int(nelbo.isnan().nonzero()[0])
-        raise DataError(f"the bound of datum {n} is nan: the model or the guide has no density for it")
+        raise DataError(
+            f"the bound of datum {n} is nan: the model or the guide has no density for it"
+        )
 
 
 @dataclass(frozen=True)
@@ -148,13 +152,20 @@ def _common(traces: Traces) -> list[str]:
 
 def _joined(parts: tuple[_Units, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """KL and activity of a site's units over all data, `[U]` each, and whether they are shares."""
-    kl, mean, noise, there = (torch.cat([getattr(part, name) for part in parts]) for name in ("kl", "mean", "noise", "there"))
+    kl, mean, noise, there = (
+        torch.cat([getattr(part, name) for part in parts])
+        for name in ("kl", "mean", "noise", "there")
+    )
     weight = (there / there.sum(0).clamp_min(1)).unsqueeze(-1)
     mean, noise = (torch.where(there.unsqueeze(-1), t, 0.0) for t in (mean, noise))
     spread = ((mean - (weight * mean).sum(0)).square() * weight).sum(0)
     count = there.sum(0).clamp_min(1).unsqueeze(-1)
     activity = spread - (1 - 1 / count) * (weight * noise).sum(0)
-    return kl.mean(0), activity.clamp_min(0).sum(-1), torch.full_like(kl[0], parts[0].is_share, dtype=torch.bool)
+    return (
+        kl.mean(0),
+        activity.clamp_min(0).sum(-1),
+        torch.full_like(kl[0], parts[0].is_share, dtype=torch.bool),
+    )
 
 
 def _units(traces: Traces, name: str, num_data: int) -> _Units:
@@ -170,11 +181,17 @@ def _units(traces: Traces, name: str, num_data: int) -> _Units:
     there = torch.ones(1, num_data, count, dtype=torch.bool, device=kl.device)
     if mask is not None:
         of_plates = _rows(traces, q, mask).unsqueeze(-1)
-        there = of_plates.expand(*of_plates.shape[:3], count // of_plates.shape[2]).reshape(*of_plates.shape[:2], count)
+        there = of_plates.expand(*of_plates.shape[:3], count // of_plates.shape[2]).reshape(
+            *of_plates.shape[:2], count
+        )
     between = mean.var(0) / len(mean) if len(mean) > 1 else noise[0]
     shape = (num_data, *kl.shape[2:])
     return _Units(
-        kl.mean(0).expand(shape), mean.mean(0).expand(*shape, -1), between.expand(*shape, -1), there[0].expand(shape), is_share
+        kl.mean(0).expand(shape),
+        mean.mean(0).expand(*shape, -1),
+        between.expand(*shape, -1),
+        there[0].expand(shape),
+        is_share,
     )
 
 
@@ -191,7 +208,9 @@ def _kl(traces: Traces, name: str, p: Site, q: Site) -> tuple[Tensor, bool]:
         return _masked(found.double(), mask), False
     whole = _masked((log_density(name, q) - log_density(name, p)).double(), mask)
     shape = q["fn"].event_shape
-    return (whole / math.prod(shape)).reshape(*whole.shape, *[1] * len(shape)).expand(*whole.shape, *shape), True
+    return (whole / math.prod(shape)).reshape(*whole.shape, *[1] * len(shape)).expand(
+        *whole.shape, *shape
+    ), True
 
 
 def _in_order(traces: Traces, name: str) -> bool:
@@ -227,7 +246,9 @@ def _elementwise(fn: Any, value: Tensor) -> Tensor | None:
         return fn.log_prob(value)
     if isinstance(fn, Independent | ExpandedDistribution):
         return _elementwise(fn.base_dist, value)
-    if isinstance(fn, TransformedDistribution) and all(t.domain.event_dim == t.codomain.event_dim == 0 for t in fn.transforms):
+    if isinstance(fn, TransformedDistribution) and all(
+        t.domain.event_dim == t.codomain.event_dim == 0 for t in fn.transforms
+    ):
         total: Tensor | float = 0.0
         for transform in reversed(fn.transforms):
             before = transform.inv(value)
@@ -259,7 +280,11 @@ def _mean(q: Site) -> tuple[Tensor, Tensor]:
 
 def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
     """Values of a site's batch shape, and maybe more dimensions to the right, 0 where the site is masked."""
-    return values if mask is None else torch.where(mask.reshape(*mask.shape, *[1] * (values.dim() - mask.dim())), values, 0.0)
+    return (
+        values
+        if mask is None
+        else torch.where(mask.reshape(*mask.shape, *[1] * (values.dim() - mask.dim())), values, 0.0)
+    )
 
 
 def _without_mask(fn: Any) -> Any:

@@ -22,11 +22,18 @@ def exact_log_likelihood(autoencoder: Autoencoder, x: Tensor) -> Tensor:
     Traceback (most recent call last):
     pyroae.errors.UndefinedLikelihoodError: closed forms need a linear-Gaussian system; the likelihood is Bernoulli(), ...
     """
-    parts, flat = (part.double() for part in autoencoder.linear_gaussian()), autoencoder.flat(x).double()
+    parts, flat = (
+        (part.double() for part in autoencoder.linear_gaussian()),
+        autoencoder.flat(x).double(),
+    )
     if not len(flat) or flat.is_meta:
-        raise DataError(f"x has no data: its shape is {tuple(flat.shape)}, on the device {flat.device}")
+        raise DataError(
+            f"x has no data: its shape is {tuple(flat.shape)}, on the device {flat.device}"
+        )
     finite = flat.isfinite().all(-1)
     if not finite.all():
         n = int((~finite).nonzero()[0])
-        raise DataError(f"log p(x) of datum {n} does not exist: its value at the site 'x' is not finite")
+        raise DataError(
+            f"log p(x) of datum {n} does not exist: its value at the site 'x' is not finite"
+        )
     return linear_gaussian.marginal(*parts).log_prob(flat).cpu()

@@ -12,9 +12,9 @@ from torch.distributions.transforms import Transform
 
 from pyroae.errors import ProgramError
 from pyroae.evaluation.checks import stand_ins
-from pyroae.masks import mask_of, where_unmasked
-from pyroae.sites import Site, base_distribution
-from pyroae.weights import Program, Traces, at_values, log_density, run
+from pyroae.programs.masks import mask_of, where_unmasked
+from pyroae.programs.sites import Program, Site, base_distribution
+from pyroae.programs.traces import Traces, at_values, log_density, run
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,18 @@ class Latents:
                     f"the latent site '{name}' lies outside the data plate: its data have no log p(x) one by one"
                 )
         values = {part.name: self._traces.guide.nodes[part.name]["value"] for part in self._parts}
-        unconstrained = {part.name: self._arranged(part.name, part.transform.inv(values[part.name])) for part in self._parts}
-        self._parts = [_Part(p.name, p.transform, tuple(unconstrained[p.name].shape[2:])) for p in self._parts]
+        unconstrained = {
+            part.name: self._arranged(part.name, part.transform.inv(values[part.name]))
+            for part in self._parts
+        }
+        self._parts = [
+            _Part(p.name, p.transform, tuple(unconstrained[p.name].shape[2:])) for p in self._parts
+        ]
         self.start = torch.cat([_rows(u) for u in unconstrained.values()], 2).detach()
         self.active = self._unmasked(unconstrained)
-        self._stand_ins: dict[str, Tensor] = stand_ins(self._traces) if like is None else like._stand_ins
+        self._stand_ins: dict[str, Tensor] = (
+            stand_ins(self._traces) if like is None else like._stand_ins
+        )
 
     @property
     def num_data(self) -> int:
@@ -112,12 +119,17 @@ class Latents:
         transformed = self._transformed(u)
         values = {name: value for name, (value, _) in transformed.items()}
         traces = at_values(self._traces, self._model, self._args, {}, values)
-        observed = {n: s for n, s in traces.sites(traces.model, observed=True) if traces.is_local(s)}
+        observed = {
+            n: s for n, s in traces.sites(traces.model, observed=True) if traces.is_local(s)
+        }
         for name, stand_in in self._stand_ins.items():
             site = observed[name]  # a NaN under its mask would reach the gradients of the rest
             observed[name] = {**site, "value": where_unmasked(name, site, site["value"], stand_in)}
         log_lik = _sum([traces.reduce(s, log_density(name, s)) for name, s in observed.items()])
-        terms = [traces.reduce(s, log_density(name, s)) for name, s in traces.sites(traces.model, observed=False)]
+        terms = [
+            traces.reduce(s, log_density(name, s))
+            for name, s in traces.sites(traces.model, observed=False)
+        ]
         terms += self.jacobians(transformed)
         log_prior = _sum(terms)
         return LogJoint(log_prior, torch.zeros_like(log_prior) if log_lik is None else log_lik)  # type: ignore[arg-type]
@@ -128,12 +140,17 @@ class Latents:
         for name, (_, log_det) in transformed.items():
             if log_det is not None:
                 site = self._traces.model.nodes[name]
-                found.append(self._traces.reduce({**site, "mask": mask_of(name, site)}, log_det, 1.0))
+                found.append(
+                    self._traces.reduce({**site, "mask": mask_of(name, site)}, log_det, 1.0)
+                )
         return found
 
     def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
         """u `[K, N, D]` of the values of the sites."""
-        parts = [_rows(self._arranged(part.name, part.transform.inv(values[part.name]))) for part in self._parts]
+        parts = [
+            _rows(self._arranged(part.name, part.transform.inv(values[part.name])))
+            for part in self._parts
+        ]
         return torch.cat(parts, 2)
 
     def _transformed(self, u: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
@@ -142,7 +159,9 @@ class Latents:
         if self.active is not None:
             u = torch.where(self.active, u, 0.0)
         for part, piece in zip(self._parts, u.split([p.size for p in self._parts], 2), strict=True):
-            free = self._as_in_program(part, piece.unflatten(2, part.shape) if part.shape else piece.squeeze(2))
+            free = self._as_in_program(
+                part, piece.unflatten(2, part.shape) if part.shape else piece.squeeze(2)
+            )
             value = part.transform(free)
             site = self._traces.model.nodes[part.name]
             log_det = None
@@ -158,7 +177,10 @@ class Latents:
 
     def _unmasked(self, unconstrained: Mapping[str, Tensor]) -> Tensor | None:
         """Which elements no mask of the model leaves out, `[N, D]`; None where there are no masks."""
-        masks = {part.name: mask_of(part.name, self._traces.model.nodes[part.name]) for part in self._parts}
+        masks = {
+            part.name: mask_of(part.name, self._traces.model.nodes[part.name])
+            for part in self._parts
+        }
         if all(mask is None for mask in masks.values()):
             return None
         columns = []
@@ -196,25 +218,39 @@ def transform_of(name: str, site: Site, *, known: bool = False) -> Transform:
     support = site["fn"].support
     if support.is_discrete:
         kind = type(base_distribution(site["fn"])).__name__
-        raise ProgramError(f"the latent site '{name}' is discrete ({kind}): this needs latents that are all continuous")
+        raise ProgramError(
+            f"the latent site '{name}' is discrete ({kind}): this needs latents that are all continuous"
+        )
     inner: Any = support
     while isinstance(inner, constraints.independent):
         inner = inner.base_constraint
     for bound in ("lower_bound", "upper_bound"):
         limit = getattr(inner, bound, None)
-        if isinstance(limit, Tensor) and not known and not bool((limit == limit.flatten()[0]).all()):
-            raise ProgramError(f"the support of the latent site '{name}' is not the same everywhere: its bounds are {limit}")
+        if (
+            isinstance(limit, Tensor)
+            and not known
+            and not bool((limit == limit.flatten()[0]).all())
+        ):
+            raise ProgramError(
+                f"the support of the latent site '{name}' is not the same everywhere: its bounds are {limit}"
+            )
     return biject_to(_fixed(support))
 
 
 def _fixed(support: Any) -> Any:
     """A support whose bounds are numbers."""
     if isinstance(support, constraints.independent):
-        return constraints.independent(_fixed(support.base_constraint), support.reinterpreted_batch_ndims)
+        return constraints.independent(
+            _fixed(support.base_constraint), support.reinterpreted_batch_ndims
+        )
     limits = [getattr(support, bound, None) for bound in ("lower_bound", "upper_bound")]
     if any(isinstance(limit, Tensor) for limit in limits):
         return type(support)(
-            *(limit.flatten()[0] if isinstance(limit, Tensor) else limit for limit in limits if limit is not None)
+            *(
+                limit.flatten()[0] if isinstance(limit, Tensor) else limit
+                for limit in limits
+                if limit is not None
+            )
         )
     return support
 
@@ -227,7 +263,10 @@ def _rows(value: Tensor) -> Tensor:
 def _is_identity(transform: Any) -> bool:
     while hasattr(transform, "base_transform"):
         transform = transform.base_transform
-    return isinstance(transform, torch.distributions.transforms.ComposeTransform) and not transform.parts
+    return (
+        isinstance(transform, torch.distributions.transforms.ComposeTransform)
+        and not transform.parts
+    )
 
 
 def _sum(terms: list[Tensor]) -> Tensor | None:

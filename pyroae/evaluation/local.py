@@ -10,16 +10,28 @@ from torch import Tensor
 
 from pyroae.errors import ConfigError, unknown_name
 from pyroae.evaluation.latents import Latents
-from pyroae.weights import Program, fork_random, plate_nesting, prior_of
+from pyroae.programs.context import fork_random
+from pyroae.programs.sites import Program
+from pyroae.programs.traces import plate_nesting, prior_of
 
 Family = Literal["diagonal", "full-rank"]
+
+
 FAMILIES: tuple[Family, ...] = ("diagonal", "full-rank")
+
+
 MOMENTS = 200
 """Draws whose mean and spread the fit starts from."""
+
+
 WINDOW = 25
 """Steps between two looks at whether a datum's ELBO still rises."""
+
+
 RATES = (0.3, 0.12, 0.05, 0.02, 0.008, 0.003, 0.001)
 """Step sizes, in units of the Gaussian's own spread; a datum goes to the next when its ELBO has stopped to rise."""
+
+
 SMALL, COMPARED = 8, 100
 """Dimensions up to which the noise of a full covariance is no trouble; draws that two fits are compared by."""
 
@@ -45,14 +57,18 @@ class LocalGaussian:
     def draw(self, num_particles: int, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """u `[K, N, D]` and log q(u) `[K, N]`, in nats per datum; noise: standard normal, `[K, N, D]`, where it is given."""
         if noise is None:
-            noise = torch.randn(num_particles, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
+            noise = torch.randn(
+                num_particles, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device
+            )
         u = self.loc + (self.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
         return u, self._log_density(noise)
 
     def log_prob(self, u: Tensor) -> Tensor:
         """log q(u) `[K, N]` at u `[K, N, D]`, in nats."""
         apart = (u - self.loc).unsqueeze(-1)
-        return self._log_density(torch.linalg.solve_triangular(self.scale_tril, apart, upper=False).squeeze(-1))
+        return self._log_density(
+            torch.linalg.solve_triangular(self.scale_tril, apart, upper=False).squeeze(-1)
+        )
 
     def inflated(self, factor: float) -> "LocalGaussian":
         """The same with its scale times `factor`: a proposal with tails that cover the posterior's."""
@@ -101,7 +117,9 @@ def fit_local(
     if family not in FAMILIES:
         raise unknown_name("family", family, FAMILIES)
     if steps < 1 or num_particles < 1:
-        raise ConfigError(f"a local fit takes steps and num_particles of at least 1, not {steps} and {num_particles}")
+        raise ConfigError(
+            f"a local fit takes steps and num_particles of at least 1, not {steps} and {num_particles}"
+        )
     with fork_random(args[0].device, seed) if seed is not None else nullcontext(), torch.no_grad():
         program = prior_of(model) if guide is None else guide
         nesting = plate_nesting(model, program, args, {})
@@ -110,16 +128,27 @@ def fit_local(
             loc, root = _moments(model, program, args, nesting)
             start = _climbed(_Climb(latents, loc, root, "full-rank", steps), num_particles)
         elif family == "full-rank":
-            start = _climbed(_Climb(latents, start.loc, start.scale_tril, family, steps), num_particles)
+            start = _climbed(
+                _Climb(latents, start.loc, start.scale_tril, family, steps), num_particles
+            )
         if family == "full-rank" and start.loc.shape[-1] <= SMALL:
             return start
         precision = torch.cholesky_inverse(start.scale_tril).diagonal(dim1=-2, dim2=-1)
-        near = _Climb(latents, start.loc, torch.diag_embed(precision.rsqrt()), "diagonal", steps, rates=RATES[2:])
+        near = _Climb(
+            latents,
+            start.loc,
+            torch.diag_embed(precision.rsqrt()),
+            "diagonal",
+            steps,
+            rates=RATES[2:],
+        )
         diagonal = _climbed(near, num_particles)
         if family == "diagonal":
             return diagonal
         again = _Climb(latents, diagonal.loc, diagonal.scale_tril, family, steps, rates=RATES[3:])
-        return _better(Latents(model, program, args, COMPARED, nesting), start, _climbed(again, num_particles))
+        return _better(
+            Latents(model, program, args, COMPARED, nesting), start, _climbed(again, num_particles)
+        )
 
 
 def _better(latents: Latents, one: LocalGaussian, other: LocalGaussian) -> LocalGaussian:
@@ -142,7 +171,9 @@ def _better(latents: Latents, one: LocalGaussian, other: LocalGaussian) -> Local
     )
 
 
-def _moments(model: Program, program: Program, args: tuple[Tensor, ...], nesting: int) -> tuple[Tensor, Tensor]:
+def _moments(
+    model: Program, program: Program, args: tuple[Tensor, ...], nesting: int
+) -> tuple[Tensor, Tensor]:
     """Mean and Cholesky factor of the program's draws; the prior's spread, and its mean, where they have none."""
     latents = Latents(model, program, args, MOMENTS, nesting)
     drawn, active = latents.start, latents.active
@@ -162,7 +193,9 @@ def _moments(model: Program, program: Program, args: tuple[Tensor, ...], nesting
     size = loc.shape[-1]
     correlation = torch.einsum("kni,knj->nij", apart, apart) / (MOMENTS - 1)
     share = size / (size + MOMENTS)
-    correlation = (1 - share) * correlation + share * torch.eye(size, dtype=loc.dtype, device=loc.device)
+    correlation = (1 - share) * correlation + share * torch.eye(
+        size, dtype=loc.dtype, device=loc.device
+    )
     return loc, sd.unsqueeze(-1) * torch.linalg.cholesky(correlation)
 
 
@@ -176,11 +209,21 @@ class _Climb:
     """Adam on the mean and the Cholesky factor of all data, each with its own step size."""
 
     def __init__(
-        self, latents: Latents, loc: Tensor, root: Tensor, family: Family, steps: int, rates: tuple[float, ...] = RATES
+        self,
+        latents: Latents,
+        loc: Tensor,
+        root: Tensor,
+        family: Family,
+        steps: int,
+        rates: tuple[float, ...] = RATES,
     ) -> None:
         self.latents, self.loc, self.root, self.most = latents, loc, root, steps
         shape = torch.ones_like(root[0])
-        self._mask = shape.tril() if family == "full-rank" else torch.eye(len(shape), dtype=root.dtype, device=root.device)
+        self._mask = (
+            shape.tril()
+            if family == "full-rank"
+            else torch.eye(len(shape), dtype=root.dtype, device=root.device)
+        )
         if latents.active is not None:
             self._mask = self._mask * (latents.active.unsqueeze(-1) & latents.active.unsqueeze(-2))
         self._averages = [torch.zeros_like(t) for t in (loc, loc, root, root)]
@@ -198,7 +241,9 @@ class _Climb:
 
     def move(self, num_particles: int) -> None:
         """One step of all data, and every so often a look at their ELBOs."""
-        noise = torch.randn(num_particles, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
+        noise = torch.randn(
+            num_particles, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device
+        )
         with torch.enable_grad():
             u = (self.loc + (self.root @ noise.unsqueeze(-1)).squeeze(-1)).requires_grad_()
             log_joint = self.latents.log_joint(u).total
@@ -210,7 +255,9 @@ class _Climb:
         log_q = _log_gaussian(noise, self.root, self.latents.active)
         self._elbos.append((log_joint.detach() - log_q).double().mean(0))
         left = 4 * (1 - self.step / self.most)
-        rate = self._rates[self._stage.clamp_max(len(self._rates) - 1)].minimum(self._rates[0] * left)
+        rate = self._rates[self._stage.clamp_max(len(self._rates) - 1)].minimum(
+            self._rates[0] * left
+        )
         rate = rate * (self._stage < len(self._rates))
         self.step += 1
         by_loc = self._adam(0, path.mean(0), rate[:, None])
@@ -225,7 +272,9 @@ class _Climb:
     def _adam(self, which: int, gradient: Tensor, rate: Tensor) -> Tensor:
         """Adam's step, decay rates 0.9 and 0.99: about `rate` at the most, and the gradient itself where that is small."""
         first = self._averages[which] = 0.9 * self._averages[which] + 0.1 * gradient
-        second = self._averages[which + 1] = 0.99 * self._averages[which + 1] + 0.01 * gradient.square()
+        second = self._averages[which + 1] = (
+            0.99 * self._averages[which + 1] + 0.01 * gradient.square()
+        )
         size = (second / (1 - 0.99**self.step)).sqrt() + rate
         return rate * (first / (1 - 0.9**self.step)) / size.clamp_min(1e-12)
 
@@ -248,10 +297,16 @@ class _Climb:
         last, before = elbos[-eighth:], elbos[-quarter - eighth : -quarter]
         before = before if len(before) else elbos[:1]
         several = eighth > 1
-        error = (last.var(0) / len(last) + before.var(0) / len(before)).sqrt() if several else last[0] * math.nan
+        error = (
+            (last.var(0) / len(last) + before.var(0) / len(before)).sqrt()
+            if several
+            else last[0] * math.nan
+        )
         gain = (last.mean(0) - before.mean(0)).cpu()
         active = self.latents.active
-        return LocalGaussian(self.loc, self.root, last.mean(0).cpu(), gain, error.cpu(), self.step, active)
+        return LocalGaussian(
+            self.loc, self.root, last.mean(0).cpu(), gain, error.cpu(), self.step, active
+        )
 
 
 def _log_gaussian(noise: Tensor, root: Tensor, active: Tensor | None) -> Tensor:

@@ -11,26 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyroae.arguments import Structure, structure_of
 from pyroae.autoencoder import Autoencoder
+from pyroae.compilation.codegen import check_word
+from pyroae.distributed.work_sharing import agreed
 from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError, unknown_name
-from pyroae.evaluation.ais import BDMC, AISEstimate, AISSettings, ais, bdmc
+from pyroae.evaluation.adaptive_quadrature import QuadratureEstimate, quadrature
+from pyroae.evaluation.annealing.bounds import BDMC, AISEstimate, AISSettings, ais, bdmc
 from pyroae.evaluation.blocks import Data
-from pyroae.evaluation.dealing import agreed
 from pyroae.evaluation.diagnostics import Diagnostics, diagnose
 from pyroae.evaluation.exact import exact_log_likelihood
-from pyroae.evaluation.gaps import Gaps, gaps
-from pyroae.evaluation.information import Information, information
-from pyroae.evaluation.likelihood import LikelihoodEstimate, log_likelihood
-from pyroae.evaluation.proposals import PROPOSALS, proposal_named
-from pyroae.evaluation.quadrature import QuadratureEstimate, quadrature
-from pyroae.evaluation.streams import Z
-from pyroae.graphs import check_word
-from pyroae.processes import WHOLE, Share
-from pyroae.program import System
-from pyroae.weights import Program
+from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_likelihood
+from pyroae.evaluation.importance.proposals import PROPOSALS, proposal_named
+from pyroae.evaluation.importance.streams import Z
+from pyroae.evaluation.inference_gaps import Gaps, gaps
+from pyroae.evaluation.mutual_information import Information, information
+from pyroae.programs.arguments import Structure, structure_of
+from pyroae.programs.pair import System
+from pyroae.programs.sites import Program
+from pyroae.runtime.processes import WHOLE, Share
 
 METHODS = ("is", "ais", "bdmc", "exact", "quadrature", "gaps")
+
+
 ELBO_DRAWS = 10
 """Draws of each datum for rate and distortion."""
 
@@ -111,7 +113,10 @@ class Evaluation:
         if self.likelihood is not None:
             found |= _of_likelihood(self.likelihood)
         if self.gaps is not None and self.gaps.khat is not None:
-            found["IS, local proposal"] = (self.gaps.log_px.mean, Z * self.gaps.log_px.monte_carlo_se)
+            found["IS, local proposal"] = (
+                self.gaps.log_px.mean,
+                Z * self.gaps.log_px.monte_carlo_se,
+            )
         if self.annealed is not None:
             found["AIS"] = (-self.annealed.nll, Z * self.annealed.monte_carlo_se)
         if self.exact is not None:
@@ -147,27 +152,42 @@ def evaluate(
     >>> sorted(found.results)[:5]
     ['active_units', 'distortion', 'nelbo', 'nll', 'nll_exact']
     """
-    pair: Any = SimpleNamespace(model=system[0], guide=system[1]) if isinstance(system, tuple) and len(system) == 2 else system
+    pair: Any = (
+        SimpleNamespace(model=system[0], guide=system[1])
+        if isinstance(system, tuple) and len(system) == 2
+        else system
+    )
     if not isinstance(pair, System) or callable(x):
         raise ConfigError(
             "evaluate takes a system or a pair of programs, then the data, as in evaluate((model, guide), x), "
             f"not {type(system).__name__} and {type(x).__name__}"
         )
     if isinstance(settings, Tensor | tuple | dict):
-        raise ConfigError("evaluate takes all arguments of the programs as one tuple: evaluate(system, (x, y))")
+        raise ConfigError(
+            "evaluate takes all arguments of the programs as one tuple: evaluate(system, (x, y))"
+        )
     structure = structure_of(x, {}, pair.model)
     if not isinstance(pair, Autoencoder):
         pair = SimpleNamespace(model=structure(pair.model), guide=structure(pair.guide))
     elif isinstance(structure, Structure) or len(structure.tensors) > 1:
-        raise DataError(f"an Autoencoder takes one tensor, not {len(structure.tensors)} in a {type(x).__name__}")
-    return _Evaluating(pair, structure.tensors, settings or EvaluationSettings(), progress, share).run()
+        raise DataError(
+            f"an Autoencoder takes one tensor, not {len(structure.tensors)} in a {type(x).__name__}"
+        )
+    return _Evaluating(
+        pair, structure.tensors, settings or EvaluationSettings(), progress, share
+    ).run()
 
 
 class _Evaluating:
     """An evaluation under way."""
 
     def __init__(
-        self, system: Any, args: tuple[Tensor, ...], settings: EvaluationSettings, progress: bool, share: Share
+        self,
+        system: Any,
+        args: tuple[Tensor, ...],
+        settings: EvaluationSettings,
+        progress: bool,
+        share: Share,
     ) -> None:
         self.system, self.x, self.settings, self.share = system, args, settings, share
         self.num_data = len(args[0])
@@ -193,22 +213,34 @@ class _Evaluating:
             except UndefinedLikelihoodError as reason:
                 if asked is not None:
                     raise
-                found = replace(found, undefined=found.undefined or (str(reason) if method == "is" else ""))
+                found = replace(
+                    found, undefined=found.undefined or (str(reason) if method == "is" else "")
+                )
         return replace(found, results={result.name: result for result in self.results})
 
     def _diagnosed(self) -> Diagnostics:
         system, x = self.system, self.x
 
         def work() -> tuple[Diagnostics, Tensor | None]:
-            found = diagnose(system.model, system.guide, x, num_particles=ELBO_DRAWS, seed=self.settings.seed)
+            found = diagnose(
+                system.model, system.guide, x, num_particles=ELBO_DRAWS, seed=self.settings.seed
+            )
             if not isinstance(system, Autoencoder):
                 return found, None
-            return found, (system.reconstruct(x[0]) - system.flat(x[0])).double().square().sum(1).cpu()
+            return found, (system.reconstruct(x[0]) - system.flat(x[0])).double().square().sum(
+                1
+            ).cpu()
 
         (found, error), seconds = self._by_each(work)
-        for name, values in (("nelbo", found.nelbo), ("distortion", found.distortion), ("rate", found.rate)):
+        for name, values in (
+            ("nelbo", found.nelbo),
+            ("distortion", found.distortion),
+            ("rate", found.rate),
+        ):
             self._mean(name, values, ELBO_DRAWS, seconds)
-        self.results.append(Result("active_units", found.active_units, math.nan, self.num_data, 0, seconds))
+        self.results.append(
+            Result("active_units", found.active_units, math.nan, self.num_data, 0, seconds)
+        )
         if error is not None:
             self._mean("squared_error", error, 0, seconds)
         return found
@@ -221,7 +253,9 @@ class _Evaluating:
             self.x,
             num_particles=settings.num_particles,
             tolerance=settings.tolerance,
-            retry=None if settings.retry is None else proposal_named(settings.retry, model, self.system.guide),
+            retry=None
+            if settings.retry is None
+            else proposal_named(settings.retry, model, self.system.guide),
             seed=settings.seed,
             compile=settings.compile,
             progress=self.progress,
@@ -229,33 +263,50 @@ class _Evaluating:
         )
         count, seconds = estimate.num_particles, estimate.seconds
         self._mean("nll", -estimate.log_px, count, seconds)
-        for name, values in (("nll_jackknife", estimate.jackknife), ("nll_psis", estimate.smoothed.log_px)):
+        for name, values in (
+            ("nll_jackknife", estimate.jackknife),
+            ("nll_psis", estimate.smoothed.log_px),
+        ):
             if torch.isfinite(values).all():
                 self._mean(name, -values, count, seconds)
-        self.results.append(Result("unreliable", len(estimate.unreliable), math.nan, self.num_data, count, seconds))
+        self.results.append(
+            Result("unreliable", len(estimate.unreliable), math.nan, self.num_data, count, seconds)
+        )
         return replace(found, likelihood=estimate)
 
     def _exact(self, found: Evaluation) -> Evaluation:
         if not isinstance(self.system, Autoencoder):
-            raise UndefinedLikelihoodError("closed forms are known of an Autoencoder alone, not of other programs")
+            raise UndefinedLikelihoodError(
+                "closed forms are known of an Autoencoder alone, not of other programs"
+            )
         log_px, seconds = self._by_each(lambda: exact_log_likelihood(self.system, self.x[0]))
         self._mean("nll_exact", -log_px, 0, seconds)
         return replace(found, exact=log_px)
 
     def _quadrature(self, found: Evaluation) -> Evaluation:
         system = self.system
-        estimate, _ = self._by_each(lambda: quadrature(system.model, system.guide, self.x, progress=self.progress))
-        self._mean("nll_quadrature", -estimate.log_px, int(estimate.num_points.max()), estimate.seconds)
+        estimate, _ = self._by_each(
+            lambda: quadrature(system.model, system.guide, self.x, progress=self.progress)
+        )
+        self._mean(
+            "nll_quadrature", -estimate.log_px, int(estimate.num_points.max()), estimate.seconds
+        )
         return replace(found, quadrature=estimate)
 
     def _annealing(self, found: Evaluation) -> Evaluation:
         estimate = self._along(ais, "ais")
-        self._mean("nll_ais", -estimate.log_px, self.settings.annealing.num_chains, estimate.seconds)
+        self._mean(
+            "nll_ais", -estimate.log_px, self.settings.annealing.num_chains, estimate.seconds
+        )
         return replace(found, annealed=estimate)
 
     def _bidirectional(self, found: Evaluation) -> Evaluation:
         estimate = self._along(bdmc, "bdmc")
-        for name, values in (("bdmc_lower", estimate.lower), ("bdmc_upper", estimate.upper), ("bdmc_gap", estimate.gap)):
+        for name, values in (
+            ("bdmc_lower", estimate.lower),
+            ("bdmc_upper", estimate.upper),
+            ("bdmc_gap", estimate.gap),
+        ):
             self._mean(name, values, self.settings.annealing.num_chains, estimate.seconds)
         return replace(found, bidirectional=estimate)
 
@@ -270,7 +321,9 @@ class _Evaluating:
             compile=settings.compile,
             progress=self.progress,
             share=self.share,
-            checkpoint=None if settings.checkpoints is None else settings.checkpoints / f"{name}.safetensors",
+            checkpoint=None
+            if settings.checkpoints is None
+            else settings.checkpoints / f"{name}.safetensors",
         )
 
     def _gaps(self, found: Evaluation) -> Evaluation:
@@ -284,10 +337,15 @@ class _Evaluating:
             self._mean(f"approximation_gap{suffix}", family.approximation.values, 0, lost.seconds)
         self._mean("inference_gap", lost.inference.values, 0, lost.seconds)
         knows, _ = self._by_each(lambda: information(*programs, x, **common))  # type: ignore[arg-type]
-        bounds = (("lower", knows.lower, knows.marginal_kl[0]), ("upper", knows.upper, knows.marginal_kl[1]))
+        bounds = (
+            ("lower", knows.lower, knows.marginal_kl[0]),
+            ("upper", knows.upper, knows.marginal_kl[1]),
+        )
         for end, mutual, marginal in bounds:
             for name, of in (("mutual_information", mutual), ("marginal_kl", marginal)):
-                self.results.append(Result(f"{name}_{end}", of.value, of.se, self.num_data, 1, knows.seconds))
+                self.results.append(
+                    Result(f"{name}_{end}", of.value, of.se, self.num_data, 1, knows.seconds)
+                )
         return replace(found, gaps=lost, information=knows)
 
     def _by_each[T](self, work: Callable[[], T]) -> tuple[T, float]:
@@ -297,7 +355,9 @@ class _Evaluating:
 
     def _mean(self, name: str, values: Tensor, num_particles: int, seconds: float) -> None:
         se = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        self.results.append(Result(name, values.mean().item(), se, len(values), num_particles, seconds))
+        self.results.append(
+            Result(name, values.mean().item(), se, len(values), num_particles, seconds)
+        )
 
 
 def _of_likelihood(estimate: LikelihoodEstimate) -> dict[str, tuple[float, float]]:

@@ -3,9 +3,10 @@
 from torch import Tensor
 
 from pyroae.errors import ProgramError
-from pyroae.memory import is_out_of_memory
-from pyroae.mixing import mixed_site
-from pyroae.weights import Program, plate_nesting
+from pyroae.programs.mixing import mixed_site
+from pyroae.programs.sites import Program
+from pyroae.programs.traces import plate_nesting
+from pyroae.runtime.memory import is_out_of_memory
 
 FEW = 4
 """Data of a trial run."""

@@ -3,7 +3,17 @@
 from pyroae.objectives.analytic_kl import AnalyticKL
 from pyroae.objectives.base import OBJECTIVES, Bound, ObjectiveBase
 from pyroae.objectives.beta_elbo import BetaELBO
-from pyroae.objectives.bounds import BOUNDS, CIWAE, ELBO, IWAE, JVI, MIWAE, TVO, BoundFunction, Renyi
+from pyroae.objectives.bounds import (
+    BOUNDS,
+    CIWAE,
+    ELBO,
+    IWAE,
+    JVI,
+    MIWAE,
+    TVO,
+    BoundFunction,
+    Renyi,
+)
 from pyroae.objectives.gradients import (
     GRADIENTS,
     Coefficients,

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
 from pyroae.objectives.base import OBJECTIVES, Bound, ObjectiveBase, check_reparameterized
-from pyroae.sites import Site, base_distribution, same_scale
-from pyroae.weights import Traces, log_density
+from pyroae.programs.sites import Site, base_distribution, same_scale
+from pyroae.programs.traces import Traces, log_density
 
 
 @OBJECTIVES.register("analytic-kl")
@@ -60,7 +60,9 @@ def log_terms_of(traces: Traces) -> Tensor:
 def _sum_of(traces: Traces, trace: poutine.Trace) -> Tensor:
     """Σ of the log-densities of observed sites over all data, mean over particles; 0 where there are none."""
     sites = traces.sites(trace, observed=True)
-    terms = [traces.total(site, traces.reduce(site, log_density(name, site))) for name, site in sites]
+    terms = [
+        traces.total(site, traces.reduce(site, log_density(name, site))) for name, site in sites
+    ]
     return sum(terms[1:], terms[0]) if terms else torch.zeros(())
 
 
@@ -90,7 +92,11 @@ def _divergence(traces: Traces, name: str, q: Site, p: Site | None, ordered: boo
         try:
             of_p, of_q = traces.exponent(p), traces.exponent(q)
             term = traces.reduce(p, closed_kl(q["fn"], p["fn"]), of_p)
-            return term if same_scale(of_p, of_q) else term - traces.reduce(q, q["fn"].entropy(), of_q - of_p)
+            return (
+                term
+                if same_scale(of_p, of_q)
+                else term - traces.reduce(q, q["fn"].entropy(), of_q - of_p)
+            )
         except NotImplementedError:
             pass
     at_draws = traces.reduce(q, log_density(name, q))

@@ -13,20 +13,12 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError
-from pyroae.global_sites import globals_of
 from pyroae.objectives.scores import has_path
-from pyroae.particles import LOOP
+from pyroae.programs.global_sites import globals_of
+from pyroae.programs.particles import LOOP
+from pyroae.programs.sites import Program, base_distribution, warn_of_enumeration
+from pyroae.programs.traces import Traces, plate_nesting, run
 from pyroae.registry import Registry
-from pyroae.sites import (
-    base_distribution,
-    warn_of_enumeration,
-)
-from pyroae.weights import (
-    Program,
-    Traces,
-    plate_nesting,
-    run,
-)
 
 OBJECTIVES: "Registry[ObjectiveBase]" = Registry("objective")
 
@@ -50,7 +42,9 @@ class ObjectiveBase(ELBO):
 
     def __init__(self, num_particles: int = 1) -> None:
         if not isinstance(num_particles, int) or num_particles < 1:
-            raise ConfigError(f"num_particles must be a whole number of at least 1, not {num_particles!r}")
+            raise ConfigError(
+                f"num_particles must be a whole number of at least 1, not {num_particles!r}"
+            )
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self._nesting = 0
         self._shapes: set[tuple[tuple[int, ...], ...]] = set()
@@ -90,7 +84,9 @@ class ObjectiveBase(ELBO):
         return self.estimate(self._run(model, guide, args, kwargs))
 
     @final
-    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> Tensor:
         """The negative bound, whose gradient is that of the surrogate."""
         value, surrogate = self.bound(model, guide, *args, **kwargs)
         return -(surrogate + (value - surrogate).detach())
@@ -115,10 +111,27 @@ class ObjectiveBase(ELBO):
         warn_if_nan(loss, "loss")
         return loss
 
-    def _run(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], **passing: Any) -> Traces:
+    def _run(
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        **passing: Any,
+    ) -> Traces:
         nesting = self._nesting_of(model, guide, args, kwargs) if self.num_particles > 1 else 0
         shared, joint = self._globals_of(model, guide, args, kwargs), self._is_joint
-        traces = run(model, guide, args, kwargs, self.num_particles, nesting, shared=shared, joint=joint, **passing)
+        traces = run(
+            model,
+            guide,
+            args,
+            kwargs,
+            self.num_particles,
+            nesting,
+            shared=shared,
+            joint=joint,
+            **passing,
+        )
         if is_validation_enabled():
             warn_of_enumeration(traces.guide)
         return traces
@@ -138,7 +151,9 @@ class ObjectiveBase(ELBO):
         """Whether all particles have one draw of the latent sites outside the data plate."""
         return False
 
-    def _nesting_of(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    def _nesting_of(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> int:
         """The number of plate dimensions, plus LOOP: found once for each shape of arguments, and again for other programs."""
         self._forget_others(model, guide)
         shapes = tuple(tuple(a.shape) for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
@@ -147,7 +162,9 @@ class ObjectiveBase(ELBO):
             self._shapes.add(shapes)
         return self._nesting
 
-    def _globals_of(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[str]:
+    def _globals_of(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> frozenset[str]:
         """Names of the sites of which all particles have one draw: found once, and again for other programs."""
         if not self._shares_globals:
             return frozenset()

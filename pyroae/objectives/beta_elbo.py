@@ -8,10 +8,16 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyroae.errors import ConfigError, ProgramError
-from pyroae.objectives.analytic_kl import closed_kl, kl_of, latents_of, log_likelihood_of, log_terms_of
+from pyroae.objectives.analytic_kl import (
+    closed_kl,
+    kl_of,
+    latents_of,
+    log_likelihood_of,
+    log_terms_of,
+)
 from pyroae.objectives.base import OBJECTIVES, Bound, ObjectiveBase, check_reparameterized
-from pyroae.sites import Site, same_scale
-from pyroae.weights import Traces
+from pyroae.programs.sites import Site, same_scale
+from pyroae.programs.traces import Traces
 
 
 @OBJECTIVES.register("beta-elbo")
@@ -78,7 +84,11 @@ def _unit_kl(traces: Traces, p: Site, q: Site) -> tuple[Tensor, Tensor]:
     """Σ_n KL_nj of each unit j, `[U]`, mean over particles; and the number of data, those left out by a mask not counted."""
     one, other, value = q["fn"], p["fn"], q["value"]
     events = 0
-    if isinstance(one, Independent) and isinstance(other, Independent) and len(one.event_shape) == len(other.event_shape):
+    if (
+        isinstance(one, Independent)
+        and isinstance(other, Independent)
+        and len(one.event_shape) == len(other.event_shape)
+    ):
         events = min(one.reinterpreted_batch_ndims, other.reinterpreted_batch_ndims)
         one, other = (_with_units(fn, events) for fn in (one, other))
     try:

@@ -29,7 +29,9 @@ class BoundFunction(ABC):
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise ConfigError(f"num_particles must be a whole number of at least 1, not {count!r}")
         if count < self.least_particles:
-            raise ConfigError(f"{type(self).__name__} needs num_particles of at least {self.least_particles}, not {count}")
+            raise ConfigError(
+                f"{type(self).__name__} needs num_particles of at least {self.least_particles}, not {count}"
+            )
 
     @property
     def smooth(self) -> bool:
@@ -68,7 +70,10 @@ class BoundFunction(ABC):
             (slope,) = torch.autograd.grad(self.value(leaf).sum(), leaf, create_graph=True)
             if not slope.requires_grad:
                 return torch.zeros_like(leaf)
-            rows = [torch.autograd.grad(slope[k].sum(), leaf, retain_graph=True)[0][k] for k in range(len(leaf))]
+            rows = [
+                torch.autograd.grad(slope[k].sum(), leaf, retain_graph=True)[0][k]
+                for k in range(len(leaf))
+            ]
             return torch.stack(rows)
 
     def without(self, log_weight: Tensor, fill: Tensor | None) -> Tensor:
@@ -76,7 +81,9 @@ class BoundFunction(ABC):
         rows = []
         for k in range(len(log_weight)):
             others = torch.cat([log_weight[:k], log_weight[k + 1 :]])
-            rows.append(self.value(others if fill is None else torch.cat([others, fill[k : k + 1]])))
+            rows.append(
+                self.value(others if fill is None else torch.cat([others, fill[k : k + 1]]))
+            )
         return torch.stack(rows)
 
 
@@ -201,7 +208,9 @@ class MIWAE(BoundFunction):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.groups, int) or self.groups < 1 or self.num_particles % self.groups:
-            raise ConfigError(f"num_particles of {self.num_particles} cannot be split into {self.groups} equal groups")
+            raise ConfigError(
+                f"num_particles of {self.num_particles} cannot be split into {self.groups} equal groups"
+            )
 
     @property
     def is_lower(self) -> bool:
@@ -219,7 +228,9 @@ class MIWAE(BoundFunction):
         return log_mean_exp(self._grouped(log_weight), 1).mean(0)
 
     def slope(self, log_weight: Tensor) -> Tensor:
-        return (self._grouped(log_weight.detach()).softmax(1) / self.groups).reshape(log_weight.shape)
+        return (self._grouped(log_weight.detach()).softmax(1) / self.groups).reshape(
+            log_weight.shape
+        )
 
     def curvature(self, log_weight: Tensor) -> Tensor:
         weight = self._grouped(log_weight.detach()).softmax(1)
@@ -276,7 +287,9 @@ class CIWAE(BoundFunction):
         count = len(log_weight)
         rest = log_weight.sum(0) - log_weight
         mean = rest / (count - 1) if fill is None else (rest + fill) / count
-        return self.beta * mean + (1 - self.beta) * IWAE(self.num_particles).without(log_weight, fill)
+        return self.beta * mean + (1 - self.beta) * IWAE(self.num_particles).without(
+            log_weight, fill
+        )
 
 
 @BOUNDS.register("jvi")
@@ -302,7 +315,10 @@ class JVI(BoundFunction):
         means = [log_mean_exp(log_weight), one_out.mean(0) - math.log(count - 1)]
         if order == 2:
             means.append(_pairs_left_out(log_weight) - math.log(count - 2))
-        signs = [(-1) ** j * (count - j) ** order / (math.factorial(order - j) * math.factorial(j)) for j in range(order + 1)]
+        signs = [
+            (-1) ** j * (count - j) ** order / (math.factorial(order - j) * math.factorial(j))
+            for j in range(order + 1)
+        ]
         return torch.stack([sign * mean for sign, mean in zip(signs, means, strict=True)]).sum(0)
 
 
@@ -322,12 +338,16 @@ class TVO(BoundFunction):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.partitions < 1 or not 0 < self.first < 1:
-            raise ConfigError(f"TVO takes at least one partition and a first β in (0, 1), not {self}")
+            raise ConfigError(
+                f"TVO takes at least one partition and a first β in (0, 1), not {self}"
+            )
 
     def betas(self) -> list[float]:
         """β_0 = 0 < β_1 < … < β_S = 1."""
         inner = (
-            [self.first ** (1 - s / (self.partitions - 1)) for s in range(self.partitions - 1)] if self.partitions > 1 else []
+            [self.first ** (1 - s / (self.partitions - 1)) for s in range(self.partitions - 1)]
+            if self.partitions > 1
+            else []
         )
         return [0.0, *inner, 1.0]
 
@@ -337,7 +357,10 @@ class TVO(BoundFunction):
 
     def value(self, log_weight: Tensor) -> Tensor:
         betas = self.betas()
-        terms = [(after - beta) * ((beta * log_weight).softmax(0) * log_weight).sum(0) for beta, after in pairwise(betas)]
+        terms = [
+            (after - beta) * ((beta * log_weight).softmax(0) * log_weight).sum(0)
+            for beta, after in pairwise(betas)
+        ]
         return torch.stack(terms).sum(0)
 
 
@@ -356,7 +379,9 @@ def log_sum_of_others(log_weight: Tensor, dim: int = 0) -> Tensor:
     is_best = torch.zeros_like(log_weight, dtype=torch.bool).scatter(dim, best, True)
     of_best = log_weight.masked_fill(is_best, -math.inf).logsumexp(dim, keepdim=True)
     total = log_weight.logsumexp(dim, keepdim=True)
-    share = (log_weight - total).masked_fill(is_best, -math.inf).exp()  # of the others: at most a half
+    share = (
+        (log_weight - total).masked_fill(is_best, -math.inf).exp()
+    )  # of the others: at most a half
     return torch.where(is_best, of_best, total + torch.log1p(-share))
 
 
@@ -364,6 +389,10 @@ def _pairs_left_out(log_weight: Tensor) -> Tensor:
     """The mean over all pairs i < j of log Σ_{k≠i,j} w_k, `[N]`."""
     count = len(log_weight)
     keep = ~torch.eye(count, dtype=torch.bool, device=log_weight.device)
-    index = torch.arange(count, device=log_weight.device).expand(count, count)[keep].reshape(count, count - 1)
+    index = (
+        torch.arange(count, device=log_weight.device)
+        .expand(count, count)[keep]
+        .reshape(count, count - 1)
+    )
     rest = log_weight[index]  # [K, K−1, N]: row i without particle i
     return log_sum_of_others(rest, 1).mean((0, 1))

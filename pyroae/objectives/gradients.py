@@ -90,7 +90,9 @@ class Pathwise(Gradient):
 
     def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
         slope = bound.slope(log_weight)
-        return Coefficients(slope, whole=slope, learning=bound.value(log_weight).expand_as(log_weight))
+        return Coefficients(
+            slope, whole=slope, learning=bound.value(log_weight).expand_as(log_weight)
+        )
 
 
 @GRADIENTS.register("sticking-the-landing")
@@ -176,10 +178,16 @@ class Score(Gradient):
 
     def __post_init__(self) -> None:
         if self.baseline not in ("none", "leave-one-out", "arithmetic", "geometric"):
-            raise ConfigError(f"unknown baseline '{self.baseline}': none, leave-one-out, arithmetic or geometric")
+            raise ConfigError(
+                f"unknown baseline '{self.baseline}': none, leave-one-out, arithmetic or geometric"
+            )
 
     def check(self, bound: BoundFunction) -> None:
-        needed = 1 if self.baseline == "none" else bound.least_particles + (self.baseline == "leave-one-out")
+        needed = (
+            1
+            if self.baseline == "none"
+            else bound.least_particles + (self.baseline == "leave-one-out")
+        )
         if bound.num_particles < max(needed, 1 + (self.baseline != "none")):
             raise ConfigError(
                 f"the baseline '{self.baseline}' of {type(bound).__name__} needs num_particles of at least "
@@ -265,7 +273,9 @@ class Covariance(Gradient):
 
     def check(self, bound: BoundFunction) -> None:
         if not isinstance(bound, TVO):
-            raise ConfigError(f"the covariance gradient is that of TVO, not of {type(bound).__name__}")
+            raise ConfigError(
+                f"the covariance gradient is that of TVO, not of {type(bound).__name__}"
+            )
 
     def unbiased(self, bound: BoundFunction) -> bool:
         return False
@@ -303,4 +313,6 @@ class TwoBounds(Gradient):
 
 def _needs_iwae(what: str, bound: BoundFunction) -> None:
     if not isinstance(bound, IWAE | ELBO) or (isinstance(bound, ELBO) and bound.num_particles > 1):
-        raise ConfigError(f"{what} takes its θ-gradient from IWAE; it is not defined for {type(bound).__name__}")
+        raise ConfigError(
+            f"{what} takes its θ-gradient from IWAE; it is not defined for {type(bound).__name__}"
+        )

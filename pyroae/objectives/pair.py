@@ -10,11 +10,21 @@ from pyroae.errors import ProgramError
 from pyroae.objectives.base import Bound, ObjectiveBase, check_reparameterized, weak_reference
 from pyroae.objectives.bounds import ELBO as ELBOBound
 from pyroae.objectives.bounds import BoundFunction
-from pyroae.objectives.draws import Detached, Scaled, at_fixed_draws, path_through_log_post
 from pyroae.objectives.gradients import Coefficients, Gradient, Pathwise, Score
 from pyroae.objectives.scores import elbo_scores, has_path, moves_support, score_terms
-from pyroae.sites import base_distribution, equal_scale, plates_of, same_scale, undeclared, undeclared_words
-from pyroae.weights import LogWeights, Program, Traces, evaluating, fork_random, log_density, reduce_log_weights, terms_of
+from pyroae.objectives.surrogates import Detached, Scaled, at_fixed_draws, path_through_log_post
+from pyroae.programs.context import evaluating, fork_random
+from pyroae.programs.sites import (
+    Program,
+    base_distribution,
+    equal_scale,
+    plates_of,
+    same_scale,
+    undeclared,
+    undeclared_words,
+)
+from pyroae.programs.traces import Traces, log_density, terms_of
+from pyroae.weights import LogWeights, reduce_log_weights
 
 TINY = 1e-20
 """Least size of a coefficient: below what single precision tells from 0 in a sum. For θ a divisor too."""
@@ -52,7 +62,9 @@ class Objective(ObjectiveBase):
     8
     """
 
-    def __init__(self, bound: BoundFunction, gradient: Gradient | None = None, *, joint: bool = False) -> None:
+    def __init__(
+        self, bound: BoundFunction, gradient: Gradient | None = None, *, joint: bool = False
+    ) -> None:
         super().__init__(bound.num_particles)
         self.bound_function, self.gradient, self.joint = bound, gradient or Pathwise(), joint
         self.gradient.check(bound)
@@ -82,7 +94,9 @@ class Objective(ObjectiveBase):
     @property
     def _shares_globals(self) -> bool:
         several = self.num_particles > 1 and not self._is_elbo_of_paths
-        return not self.joint and self.gradient.takes_globals and (several or self.gradient.detached)
+        return (
+            not self.joint and self.gradient.takes_globals and (several or self.gradient.detached)
+        )
 
     def estimate(self, traces: Traces) -> Bound:
         """The bound and its own derivative, with score terms for draws that carry no path gradient."""
@@ -122,13 +136,25 @@ class Objective(ObjectiveBase):
             post = path_through_log_post(traces, guide, args, kwargs, scale * path)
             post = post + self._terms(traces, weights, guide, args, kwargs, coefficients, path)
         scaled.ratio, scaled.traces = path / theta, traces
-        surrogate = (scale * theta * log_joint).sum() - post + self._of_globals(traces, weights, guide, args, kwargs)
-        if coefficients.learning is not None and (terms := score_terms(traces, weights)) is not None:
+        surrogate = (
+            (scale * theta * log_joint).sum()
+            - post
+            + self._of_globals(traces, weights, guide, args, kwargs)
+        )
+        if (
+            coefficients.learning is not None
+            and (terms := score_terms(traces, weights)) is not None
+        ):
             surrogate = surrogate + (scale * _cut(coefficients.learning) * terms).sum()
         return Bound(value, surrogate)
 
     def _of_globals(
-        self, traces: Traces, weights: LogWeights, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        traces: Traces,
+        weights: LogWeights,
+        guide: Program,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Tensor:
         """The global sites' log-ratio, the parameters of their q stopped: its score has the mean 0."""
         drawn = [(name, site) for name, site in traces.draws() if not traces.is_local(site)]
@@ -137,7 +163,9 @@ class Objective(ObjectiveBase):
         each = torch.full_like(weights.log_global, 1 / len(weights.log_global))
         terms = (traces.reduce(site, weights.densities[name]) for name, site in drawn)
         without_draws = weights.log_global + sum(terms)
-        return without_draws.mean() - path_through_log_post(traces, guide, args, kwargs, each, local=False)
+        return without_draws.mean() - path_through_log_post(
+            traces, guide, args, kwargs, each, local=False
+        )
 
     def _by_score(self, traces: Traces) -> Bound:
         """Of draws that are stopped."""
@@ -153,7 +181,10 @@ class Objective(ObjectiveBase):
             terms = terms + _cut(coefficients.score) * weights.log_draws
         if coefficients.whole is not None:
             terms = terms - _cut(coefficients.whole) * weights.log_draws
-        if coefficients.learning is not None and (scores := score_terms(traces, weights, every=True)) is not None:
+        if (
+            coefficients.learning is not None
+            and (scores := score_terms(traces, weights, every=True)) is not None
+        ):
             terms = terms + _cut(coefficients.learning) * scores
         return Bound(value, (weights.scale * terms).sum() + weights.log_global.mean())
 
@@ -178,7 +209,11 @@ class Objective(ObjectiveBase):
         through = (weights.scale * path * weights.log_terms).sum()
         if follows_slope:
             return through
-        directly = [fixed.reduce(s, log_density(name, s)) for name, s in terms_of(fixed) if fixed.is_local(s)]
+        directly = [
+            fixed.reduce(s, log_density(name, s))
+            for name, s in terms_of(fixed)
+            if fixed.is_local(s)
+        ]
         return through + (weights.scale * (coefficients.theta - path) * sum(directly)).sum()
 
     def _under_exponent(self, traces: Traces, coefficients: Coefficients) -> Tensor:
@@ -194,10 +229,14 @@ class Objective(ObjectiveBase):
         different = [name for name, s in draws if not equal_scale(s["scale"], site["scale"])]
         if different or torch.as_tensor(exponent).numel() > 1:
             name = [*different, draws[0][0]][0]
-            raise ProgramError(f"{self._name} takes one scale for all draws of the guide; that of the site '{name}' is its own")
+            raise ProgramError(
+                f"{self._name} takes one scale for all draws of the guide; that of the site '{name}' is its own"
+            )
         return path if same_scale(exponent, 1.0) else slope + exponent * (path - slope)
 
-    def _takes_paths(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def _takes_paths(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
         """Whether some draws in the data plate carry a path gradient and others do not; found once for a guide."""
         if not isinstance(self.gradient, Score):
             return False
@@ -205,7 +244,9 @@ class Objective(ObjectiveBase):
             device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
             with fork_random(device), evaluating(model, guide), poutine.block():
                 traces = self._run(model, guide, args, kwargs)
-                paths = {has_path(site["fn"]) for _, site in traces.draws() if traces.is_local(site)}
+                paths = {
+                    has_path(site["fn"]) for _, site in traces.draws() if traces.is_local(site)
+                }
                 self._mixed = (weak_reference(guide), len(paths) == 2)
         return self._mixed[1]
 
@@ -238,7 +279,9 @@ class Objective(ObjectiveBase):
         if self._is_elbo_of_paths:
             return
         for site_name, site in traces.sites(traces.guide, observed=False):
-            if not traces.is_local(site) and not (self.gradient.takes_globals and has_path(site["fn"])):
+            if not traces.is_local(site) and not (
+                self.gradient.takes_globals and has_path(site["fn"])
+            ):
                 raise ProgramError(
                     f"{name} takes a bound a datum; the latent site '{site_name}' lies outside the data plate: use trace-elbo, "
                     "or, if its draws carry a gradient, iwae, renyi, stl, dreg, vimco or score, which take the bound of each "
@@ -254,11 +297,25 @@ class Objective(ObjectiveBase):
 
     def _check_one_datum(self, traces: Traces) -> None:
         """Refuse a program that does not say what a datum is: several plates, or batch dimensions of no plate."""
-        sites = {f"the site '{n}'": s for observed in (True, False) for n, s in traces.sites(traces.model, observed=observed)}
-        sites |= {f"the guide's site '{n}'": site for n, site in traces.sites(traces.guide, observed=False)}
-        held = {plates_of(site)[0]: (which, site) for which, site in reversed(sites.items()) if plates_of(site)}
+        sites = {
+            f"the site '{n}'": s
+            for observed in (True, False)
+            for n, s in traces.sites(traces.model, observed=observed)
+        }
+        sites |= {
+            f"the guide's site '{n}'": site
+            for n, site in traces.sites(traces.guide, observed=False)
+        }
+        held = {
+            plates_of(site)[0]: (which, site)
+            for which, site in reversed(sites.items())
+            if plates_of(site)
+        }
         if traces.plate is None and held:
-            where = (f"{which} in {' and '.join(repr(f.name) for f in plates_of(s))}" for which, s in reversed(held.values()))
+            where = (
+                f"{which} in {' and '.join(repr(f.name) for f in plates_of(s))}"
+                for which, s in reversed(held.values())
+            )
             raise ProgramError(
                 f"{self._name} takes a bound a datum, but no one plate holds all the sites: {', '.join(where)}: use "
                 f"{self._request}"
@@ -266,12 +323,16 @@ class Objective(ObjectiveBase):
         for which, site in sites.items():
             dims = undeclared(site)
             if dims:
-                raise ProgramError(f"{self._name} takes a bound a datum; {which} {undeclared_words(site, dims[0])}")
+                raise ProgramError(
+                    f"{self._name} takes a bound a datum; {which} {undeclared_words(site, dims[0])}"
+                )
 
     def _check_deltas(self, fixed: Traces) -> None:
         """Refuse a Delta that moves with parameters while the draws are stopped, and one of a guide without draws."""
         deltas = [(name, site) for name, site in fixed.deltas() if fixed.is_local(site)]
-        moving = [name for name, site in deltas if site["value"].requires_grad or not any(fixed.draws())]
+        moving = [
+            name for name, site in deltas if site["value"].requires_grad or not any(fixed.draws())
+        ]
         if moving:
             raise ProgramError(
                 f"{self._name} follows the density of the guide's draws; its site '{moving[0]}' is a Delta, which has none, "

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import AffineTransform
 
-from pyroae.particles import Stacked
-from pyroae.sites import Site, is_discrete, samples
-from pyroae.weights import LogWeights, Traces, log_density
+from pyroae.programs.particles import Stacked
+from pyroae.programs.sites import Site, is_discrete, samples
+from pyroae.programs.traces import Traces, log_density
+from pyroae.weights import LogWeights
 
 
 def has_path(distribution: Any) -> bool:
@@ -40,8 +41,12 @@ def moves_support(distribution: Any) -> bool:
         return moves_support(distribution.component_distribution)
     if type(distribution).__name__ == "TransformedDistribution":  # others know their own support
         base = distribution.base_dist
-        return moves_support(base) or (bool(_ends(base)) and _moves_ends(_ends(base), distribution.transforms))
-    if hasattr(distribution, "base_dist") and not isinstance(distribution, torch.distributions.TransformedDistribution):
+        return moves_support(base) or (
+            bool(_ends(base)) and _moves_ends(_ends(base), distribution.transforms)
+        )
+    if hasattr(distribution, "base_dist") and not isinstance(
+        distribution, torch.distributions.TransformedDistribution
+    ):
         return moves_support(distribution.base_dist)
     return any(isinstance(end, Tensor) and end.requires_grad for end in _ends(distribution))
 
@@ -63,9 +68,13 @@ def _moves_ends(ends: list[Tensor | float], transforms: list[Any]) -> bool:
     for transform in transforms:
         if not isinstance(transform, AffineTransform):
             return False
-        loc, scale = (part if isinstance(part, Tensor) else None for part in (transform.loc, transform.scale))
+        loc, scale = (
+            part if isinstance(part, Tensor) else None for part in (transform.loc, transform.scale)
+        )
         at_zero = all(not isinstance(end, Tensor) and end == 0 for end in ends)
-        if (loc is not None and loc.requires_grad) or (scale is not None and scale.requires_grad and not at_zero):
+        if (loc is not None and loc.requires_grad) or (
+            scale is not None and scale.requires_grad and not at_zero
+        ):
             return True
         ends = ends if loc is None and transform.loc == 0 else [1.0]
     return False
@@ -84,14 +93,21 @@ def score_function(distribution: Any, value: Tensor) -> Tensor | None:
         return None
     if isinstance(distribution, MaskedMixture):
         zeros = value.new_zeros(distribution.batch_shape)
-        one, other = (score_function(part, value) for part in (distribution.component1, distribution.component0))
-        return torch.where(distribution.mask, zeros if one is None else one, zeros if other is None else other)
+        one, other = (
+            score_function(part, value)
+            for part in (distribution.component1, distribution.component0)
+        )
+        return torch.where(
+            distribution.mask, zeros if one is None else one, zeros if other is None else other
+        )
     if not hasattr(distribution, "base_dist"):
         return distribution.score_parts(value).score_function
     for transform in reversed(getattr(distribution, "transforms", [])):
         value = transform.inv(value)
     base = distribution.base_dist
-    inner = sum_rightmost(score_function(base, value), len(distribution.event_shape) - len(base.event_shape))
+    inner = sum_rightmost(
+        score_function(base, value), len(distribution.event_shape) - len(base.event_shape)
+    )
     return inner.expand(broadcast_shape(distribution.batch_shape, inner.shape))
 
 
@@ -116,33 +132,47 @@ def elbo_scores(traces: Traces, weights: LogWeights) -> Tensor | None:
     The learning signal of a draw is the sum of the terms of log w in its plates: other data, and other elements of plates
     that the draw is not in, are independent of it (partial Rao-Blackwellization, as `pyro.infer.Trace_ELBO`).
     """
-    scored = {n: (s, term) for n, s in traces.draws() if (term := _of_site(n, s, weights)) is not None}
+    scored = {
+        n: (s, term) for n, s in traces.draws() if (term := _of_site(n, s, weights)) is not None
+    }
     if not scored:
         return None
     signals = [
-        (site, sign * _scaled(site)) for trace, sign in ((traces.model, 1), (traces.guide, -1)) for site in samples(trace)
+        (site, sign * _scaled(site))
+        for trace, sign in ((traces.model, 1), (traces.guide, -1))
+        for site in samples(trace)
     ]
     terms = []
     for name, (site, term) in scored.items():
         signal = sum(_within(site, other, value) for other, value in signals)
         terms.append((signal * term).sum() / traces.num_particles)
-        if not site["fn"].has_rsample:  # takes −c_k s_k out of the ELBO: its mean is 0, as c_k is constant
+        if not site[
+            "fn"
+        ].has_rsample:  # takes −c_k s_k out of the ELBO: its mean is 0, as c_k is constant
             terms.append(traces.total(site, traces.reduce(site, weights.densities[name])))
     return sum(terms[1:], terms[0])
 
 
 def _scaled(site: Site) -> Tensor:
     """The log-density of a site in the objective, of its batch shape, detached."""
-    return scale_and_mask(log_density(site["name"], site).detach(), scale=site["scale"], mask=site["mask"])
+    return scale_and_mask(
+        log_density(site["name"], site).detach(), scale=site["scale"], mask=site["mask"]
+    )
 
 
 def _of_site(name: str, site: Site, weights: LogWeights) -> Tensor | None:
-    return weights.densities[name] if not site["fn"].has_rsample else score_function(site["fn"], site["value"])
+    return (
+        weights.densities[name]
+        if not site["fn"].has_rsample
+        else score_function(site["fn"], site["value"])
+    )
 
 
 def _within(site: Site, other: Site, term: Tensor) -> Tensor:
     """The terms of another site, summed over every batch dimension that is not of a plate which both sites share."""
-    shared = {f.dim for f in site["cond_indep_stack"] if f.vectorized and f in other["cond_indep_stack"]}
+    shared = {
+        f.dim for f in site["cond_indep_stack"] if f.vectorized and f in other["cond_indep_stack"]
+    }
     summed = [d for d in range(-term.dim(), 0) if d not in shared]
     term = term.sum(summed, keepdim=True) if summed else term
     while term.dim() > len(site["fn"].batch_shape):
@@ -158,4 +188,7 @@ def _is_rejector(distribution: Any) -> bool:
         return _is_rejector(distribution.component0) or _is_rejector(distribution.component1)
     if hasattr(distribution, "base_dist"):
         return _is_rejector(distribution.base_dist)
-    return getattr(type(distribution), "score_parts", Distribution.score_parts) is not Distribution.score_parts
+    return (
+        getattr(type(distribution), "score_parts", Distribution.score_parts)
+        is not Distribution.score_parts
+    )

@@ -1,0 +1,72 @@
+"""The command `demo`: a VAE on the embedded digits under two ELBO estimators."""
+
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from pyroae import plots
+from pyroae.commands.evaluate import evaluate_run
+from pyroae.commands.train import train_run
+from pyroae.config import RunConfig
+from pyroae.evaluation.summary import Evaluation, EvaluationSettings
+from pyroae.plots import likelihood as likelihood_plots
+from pyroae.plots.drawing import save
+from pyroae.runs.loading import splits_of
+from pyroae.runs.run import refuse_taken
+from pyroae.runtime.processes import say
+from pyroae.training.trainer import FitResult
+
+
+def demo(out: str, overwrite: bool, epochs: int, num_particles: int) -> None:
+    """A VAE on the embedded digits under two ELBO estimators: table, run directories, figures, DataTree."""
+    study = Path(out)
+    base = RunConfig(
+        latent=10, epochs=epochs, schedule="cosine", lr=3e-3, hidden=(200, 200), batch_size=100
+    )
+    rows = {name: base.but(objective=name) for name in ("trace-elbo", "analytic-kl")}
+    flat = {"two-dimensional": base.but(objective="analytic-kl", latent=2)}
+    for name in {**rows, **flat}:
+        refuse_taken(study / name, overwrite)
+    results, histories = {}, {}
+    for name, config in {**rows, **flat}.items():
+        say(f"{name}: a VAE with {config.latent} latent units on the digits, {epochs} epochs")
+        run, trained = train_run(config, study / name, overwrite)
+        found = evaluate_run(
+            run, splits_of(run.config).test, EvaluationSettings(num_particles=num_particles)
+        )
+        results[name], histories[name] = (found, trained), trained.history
+    curves = plots.training_curves({name: histories[name] for name in rows})
+    save(curves, study / "figures" / "training_curves.png")
+    points = {
+        name: tuple(found.results[of].estimate for of in ("rate", "distortion"))
+        for name, (found, _) in results.items()
+    }
+    save(likelihood_plots.rate_distortion(points), study / "figures" / "rate_distortion.png")
+    Console().print(_comparison({name: results[name] for name in rows}, num_particles))
+    say(
+        f"pictures: {study}/figures, {study}/*/figures; a page a run: {study}/*/report.html; DataTree: {study}/*/evaluation.nc"
+    )
+
+
+def _comparison(results: dict[str, tuple[Evaluation, FitResult]], num_particles: int) -> Table:
+    """The demo's table: an objective a row."""
+    table = Table(
+        title=f"held-out digits, nats per datum ± SE, K = {num_particles}",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+    )
+    for column in ("objective", "ELBO", "NLL", "rate", "distortion", "active", "seconds"):
+        table.add_column(
+            column, justify="left" if column == "objective" else "right", no_wrap=True, min_width=9
+        )
+    for name, (found, trained) in results.items():
+        of = found.results
+        cells = [
+            f"{of[key].estimate * sign:.2f} ± {of[key].se:.2f}"
+            for key, sign in (("nelbo", -1), ("nll", 1))
+        ]
+        cells += [f"{of[key].estimate:.2f}" for key in ("rate", "distortion")]
+        table.add_row(name, *cells, f"{of['active_units'].estimate:.0f}", f"{trained.seconds:.1f}")
+    return table

@@ -1,0 +1,1 @@
+"""Trainings compared: objectives, budgets and seeds, scored on held-out data."""

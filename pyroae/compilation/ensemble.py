@@ -1,0 +1,386 @@
+"""Many models at once: trainings that differ in their seed alone, stepped by one graph.
+
+The step of one member is traced with its draws as inputs (`noise_inputs`) and vectorized over the members by `torch.func.vmap`:
+parameters, optimizer states and batches are stacked along a first dimension, and what is shared stays single. Each
+member draws from a generator of its own, with the seed that `fit` would give it: on a CPU the numbers of a separate training.
+"""  # noqa: E501
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any, cast
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.fx.graph_module import GraphModule
+
+from pyroae.compilation.codegen import (
+    Graph,
+    Outputs,
+    Recorded,
+    cuda_graph,
+    device_of,
+    inductor,
+    made,
+)
+from pyroae.compilation.noise_inputs import Draw, lifted
+from pyroae.compilation.optimizer_updates import Update, clipped
+from pyroae.compilation.svi import Compiled, Traced
+from pyroae.compilation.tracing import reason_of
+from pyroae.errors import is_refusal
+from pyroae.programs.context import fork_random
+
+Batches = Sequence[tuple[Tensor, ...]]
+
+
+Run = Callable[[Batches, float | None, float], list[Tensor]]
+
+
+class Stream:
+    """The random numbers of one member, on the CPU and on its device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.devices = [torch.device("cpu"), *([device] if device.type == "cuda" else [])]
+        self.generators = {d.type: torch.Generator(d) for d in self.devices}
+        self.take()
+
+    def take(self) -> None:
+        """Go on where torch's own generators are now."""
+        for device in self.devices:
+            state = (
+                torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device)
+            )
+            self.generators[device.type].set_state(state)
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """A context in which torch's own generators are the member's; they are left where they come to."""
+        for device in self.devices:
+            state = self.generators[device.type].get_state()
+            torch.set_rng_state(state) if device.type == "cpu" else torch.cuda.set_rng_state(
+                state, device
+            )
+        try:
+            yield
+        finally:
+            self.take()
+
+
+class Ensemble:
+    """Members of one form that take their steps together: `step`, for a batch of each.
+
+    members: as `fit` steps with, each with parameters and an optimizer of its own. streams: of their draws. The first step is
+    run as it is, a member after the other; the graph is made at the second, once for each shape of batch. From then on the
+    parameters are parts of stacks, `separate` ends that. What cannot be vectorized is stepped one by one, with one warning.
+    """
+
+    def __init__(self, members: Sequence[Compiled], streams: Sequence[Stream]) -> None:
+        self.members, self.streams = list(members), list(streams)
+        self.leaves: list[Tensor] = []
+        self.slots: dict[tuple[int, str], Tensor] = {}
+        self._runs: dict[Any, Run] = {}
+        self._last: Run | None = None
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether the last step was that of one graph for all."""
+        return isinstance(self._last, _Batched)
+
+    def is_new(self, batches: Batches, kl_weight: float | None, divisor: float) -> bool:
+        """Whether a step with such batches would have to be compiled first."""
+        return (
+            self.members[0].has_stepped and self._key(batches, kl_weight, divisor) not in self._runs
+        )
+
+    def step(
+        self, batches: Batches, kl_weight: float | None = None, divisor: float = 1.0
+    ) -> list[Tensor]:
+        """One step of each; the negative bounds before it, divided by `divisor`."""
+        if not self.members[0].has_stepped:
+            return self._one_by_one(batches, kl_weight, divisor)
+        key = self._key(batches, kl_weight, divisor)
+        if key not in self._runs:
+            self._runs[key] = self._made(batches, kl_weight, divisor)
+        self._last = self._runs[key]
+        return self._last(batches, kl_weight, divisor)
+
+    def steps(
+        self, batches: Sequence[Batches], before: Callable[[int], float | None], divisor: float
+    ) -> list[list[Tensor]]:
+        """Several steps of each; on a GPU one launch, once they are compiled. before: as of `Compiled.steps`."""
+        found: list[list[Tensor]] = []
+        for i, batch in enumerate(batches):
+            kl_weight = before(i)
+            run = (
+                self._runs.get(self._key(batch, kl_weight, divisor))
+                if self.members[0].has_stepped
+                else None
+            )
+            if i == 0 and isinstance(run, _Batched) and run.recorded is not None:
+                return self._recorded_steps(run, batches, kl_weight, before)
+            found.append(self.step(batch, kl_weight, divisor))
+        return found
+
+    def _recorded_steps(
+        self,
+        run: "_Batched",
+        batches: Sequence[Batches],
+        kl_weight: float | None,
+        before: Callable[[int], float | None],
+    ) -> list[list[Tensor]]:
+        weights, numbers = [kl_weight], [run.updates[0].numbers()]
+        for i in range(1, len(batches)):
+            weights.append(before(i))
+            numbers.append(run.updates[0].numbers(ahead=i))
+        count = len(self.members)
+        args = [
+            stack.unflatten(0, (-1, count))
+            for stack in _stacked_arguments([b for step in batches for b in step], run.where)
+        ]
+        args += self.members[0].weights(None if kl_weight is None else cast(list[float], weights))
+        return [list(losses.unbind()) for losses in run.several(args, numbers)]
+
+    def eager_step(
+        self, batches: Batches, kl_weight: float | None = None, divisor: float = 1.0
+    ) -> list[Tensor]:
+        """One step of each, run as it is, a member after the other."""
+        losses = []
+        for member, stream, args in zip(self.members, self.streams, batches, strict=True):
+            with stream.lent(), pyro.validation_enabled(False):
+                losses.append(member.eager_step(args, kl_weight, divisor))
+        return losses
+
+    def separate(self) -> None:
+        """Give every member tensors of its own again."""
+        for member in self.members:
+            for parameter in member.parameters().values():
+                parameter.data = parameter.data.clone()
+            states = member.optimizer.state.values() if member.optimizer is not None else ()
+            for state in states:
+                state.update(
+                    {
+                        name: value.clone()
+                        for name, value in state.items()
+                        if isinstance(value, Tensor)
+                    }
+                )
+        self.leaves, self.slots, self._runs = [], {}, {}
+
+    def _key(self, batches: Batches, kl_weight: float | None, divisor: float) -> Any:
+        return divisor, *self.members[0].key(batches[0], kl_weight)
+
+    def _one_by_one(
+        self, batches: Batches, kl_weight: float | None, divisor: float
+    ) -> list[Tensor]:
+        """One step of each by a graph of its own."""
+        losses = []
+        for member, stream, args in zip(self.members, self.streams, batches, strict=True):
+            with stream.lent():
+                losses.append(member.step(*args, kl_weight=kl_weight, divisor=divisor))
+        return losses
+
+    def _made(self, batches: Batches, kl_weight: float | None, divisor: float) -> Run:
+        if (
+            self._one_by_one in self._runs.values()
+        ):  # the members' own graphs know where their parameters are
+            return self._one_by_one
+        pairs, device = list(zip(self.members, batches, strict=True)), device_of(batches[0])
+        traced = made(lambda: [member.traced(args, kl_weight) for member, args in pairs], device)
+        if traced is None:
+            return self.eager_step
+        try:
+            with fork_random(device), pyro.validation_enabled(False):
+                return self._batched(traced, batches, kl_weight, divisor)
+        except Exception as error:  # whatever vmap or the compiler have to say
+            if is_refusal(error):
+                raise
+            warnings.warn(
+                f"the members of an ensemble are stepped one after the other: {reason_of(error)}",
+                stacklevel=4,
+            )
+            return self._one_by_one
+
+    def _batched(
+        self, traced: Sequence[Traced], batches: Batches, kl_weight: float | None, divisor: float
+    ) -> "_Batched":
+        updates = [one.update for one in traced if one.update is not None]
+        if len(updates) < len(traced):
+            raise ValueError("their optimizer is none that a graph can hold")
+        if len({one.graph.code for one in traced}) > 1:
+            raise ValueError("they are not of one form: their graphs differ")
+        first, (graph, draws) = traced[0], lifted(traced[0].graph)
+        constants = _different(graph, [one.graph for one in traced])
+        rooms = [draw.room(len(traced)) for draw in draws]
+        leaves, state = self._share(updates)
+        clip, update, reached = self.members[0].grad_clip, updates[0], first.reached
+
+        def gradients(*inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+            value, *grads = graph(*inputs)
+            kept = [grad / divisor for grad, r in zip(grads, reached, strict=True) if r]
+            return -value / divisor, clipped(kept, clip)
+
+        def step(*inputs: Tensor) -> tuple[Tensor]:
+            given, kept = inputs[: len(dims)], inputs[len(dims) :]
+            losses, grads = torch.func.vmap(gradients, in_dims=dims)(*given)
+            moved = [leaf for leaf, r in zip(given, reached, strict=False) if r]
+            update.apply(moved, grads, kept)
+            return (losses,)
+
+        args = _stacked_arguments(batches, first.where)
+        weights = self.members[0].weights(kl_weight)
+        groups = ((leaves, 0), (args, 0), (weights, None), (rooms, 0), (constants, 0))
+        dims = tuple(dim for tensors, dim in groups for _ in tensors)
+        inputs = [
+            *(tensor for tensors, _ in groups for tensor in tensors),
+            *update.tensors([update.numbers()]),
+            *state,
+        ]
+        code = _code(step, inputs, self.members[0].backend)
+        return _Batched(self, code, first.where, updates, state, draws, [*rooms, *constants])
+
+    def _share(self, updates: Sequence[Update]) -> tuple[list[Tensor], list[Tensor]]:
+        """Stacks of the parameters and of the optimizers' states, of which those of the members are parts from now on."""
+        if not self.leaves:
+            columns = zip(*(member.parameters().values() for member in self.members), strict=True)
+            self.leaves = [_stacked(column) for column in columns]
+        state = []
+        for places in zip(*(update.slots() for update in updates), strict=True):
+            where = id(places[0][0]), places[0][1]
+            if where not in self.slots:
+                pairs = zip(updates, places, strict=True)
+                kept = [
+                    cast(Any, update.optimizer).state[parameter] for update, (parameter, _) in pairs
+                ]
+                self.slots[where] = torch.stack([values[where[1]] for values in kept])
+                for values, part in zip(kept, self.slots[where], strict=True):
+                    values[where[1]] = part
+            state.append(self.slots[where])
+        return self.leaves, state
+
+
+@dataclass
+class _Batched:
+    """The graph of all members' steps, with the tensors that it reads and changes. rooms: of the draws, then constants."""
+
+    ensemble: Ensemble
+    graph: Graph
+    where: list[int]
+    updates: list[Update]
+    state: list[Tensor]
+    draws: list[Draw]
+    rooms: list[Tensor]
+
+    def __post_init__(self) -> None:
+        leaves = self.ensemble.leaves
+        generators = [stream.generators[leaves[0].device.type] for stream in self.ensemble.streams]
+        on_gpu = leaves[0].device.type == "cuda"
+        self.recorded = Recorded(self._in_order, cuda_graph, generators) if on_gpu else None
+        self.aside = torch.cuda.Stream(leaves[0].device) if on_gpu else None
+        self.drawn: list[list[Tensor]] = []
+
+    def __call__(self, batches: Batches, kl_weight: float | None, divisor: float) -> list[Tensor]:
+        args = [
+            *_stacked_arguments(batches, self.where),
+            *self.ensemble.members[0].weights(kl_weight),
+        ]
+        numbers = [self.updates[0].numbers()]
+        if self.recorded is not None:
+            return list(self.several([t.unsqueeze(0) for t in args], numbers)[0].unbind())
+        with torch.no_grad():
+            self._fill(self.rooms)
+            leaves, rates = self.ensemble.leaves, self.updates[0].tensors(numbers)
+            losses = self.graph(*leaves, *args, *self.rooms, *rates, *self.state)[0]
+        self._count(1)
+        return list(losses.unbind())
+
+    def several(self, args: Sequence[Tensor], numbers: Sequence[list[list[float]]]) -> Tensor:
+        """Recorded steps as one launch; losses `[S, members]`. args: `[S, members, B, ...]`. numbers: of the optimizers."""
+        assert self.recorded is not None
+        with torch.no_grad():
+            rates = self.updates[0].tensors(numbers, stacked=True)
+            losses = self.recorded(
+                [*self.ensemble.leaves, *self.rooms, *self.state], [*args, *rates]
+            )[0]
+        self._count(len(numbers))
+        return losses
+
+    def _fill(self, rooms: Sequence[Tensor]) -> None:
+        """Draw for all members, in place."""
+        for draw, room in zip(self.draws, rooms, strict=False):
+            for part, stream in zip(room, self.ensemble.streams, strict=True):
+                draw.fill(part, stream.generators[draw.device.type])
+
+    def _drawn(self, rooms: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The rooms, filled; while a GPU records, others in their place, filled beside the steps before.
+
+        A draw is one small kernel for each member: in turn with the steps they would take a tenth of the time. What is recorded
+        beside is not ordered with the steps, so that no room may be used twice: they are kept while the recording lasts.
+        """
+        if self.aside is None or not torch.cuda.is_current_stream_capturing():
+            self._fill(rooms)
+            return rooms
+        now = torch.cuda.current_stream()
+        with torch.cuda.stream(self.aside):
+            if not torch.cuda.is_current_stream_capturing():  # the first step of a recording
+                self.aside.wait_stream(now)
+                self.drawn = []
+            self.drawn.append([draw.room(len(self.updates)) for draw in self.draws])
+            self._fill(self.drawn[-1])
+        now.wait_stream(self.aside)
+        return [*self.drawn[-1], *rooms[len(self.draws) :]]
+
+    def _count(self, steps: int) -> None:
+        for update in self.updates:
+            update.count(steps)
+
+    def _in_order(self, *tensors: Tensor) -> Outputs:
+        """What stays comes first where a step is recorded, draws included."""
+        ends = list(
+            accumulate(
+                len(part) for part in (self.ensemble.leaves, self.rooms, self.state, self.where)
+            )
+        )
+        leaves, rooms, state, args = (tensors[a:b] for a, b in pairwise([0, *ends]))
+        return self.graph(*leaves, *args, *self._drawn(rooms), *tensors[ends[-1] :], *state)
+
+
+def _code(function: Callable[..., Any], inputs: Sequence[Tensor], backend: str) -> Graph:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="There is a performance drop"
+        )  # such an operation is made member by member
+        traced = make_fx(function)(*[tensor.clone() for tensor in inputs])  # tracing runs the step
+    return traced if backend == "eager" else inductor(traced, inputs, False)
+
+
+def _stacked_arguments(batches: Batches, where: Sequence[int]) -> list[Tensor]:
+    return [torch.stack([batch[i] for batch in batches]) for i in where if i < len(batches[0])]
+
+
+def _stacked(parameters: Sequence[nn.Parameter]) -> Tensor:
+    stack = torch.stack([parameter.detach() for parameter in parameters])
+    for parameter, part in zip(parameters, stack, strict=True):
+        parameter.data = part
+    return stack
+
+
+def _different(graph: GraphModule, graphs: Sequence[GraphModule]) -> list[Tensor]:
+    """Stacks of the constants in which the members' graphs differ; in `graph` these become further inputs."""
+    stacks: list[Tensor] = []
+    for node in [n for n in graph.graph.nodes if n.op == "get_attr"]:
+        values = [getattr(one, str(node.target)) for one in graphs]
+        if all(value is values[0] or torch.equal(value, values[0]) for value in values):
+            continue
+        last = [n for n in graph.graph.nodes if n.op == "placeholder"][-1]
+        with graph.graph.inserting_after(last):
+            given = graph.graph.placeholder(f"constant_{len(stacks)}")
+        node.replace_all_uses_with(given)
+        graph.graph.erase_node(node)
+        stacks.append(torch.stack([value.detach() for value in values]))
+    graph.recompile()
+    return stacks

@@ -1,0 +1,1 @@
+"""Lightning Fabric, processes and draws that they share."""

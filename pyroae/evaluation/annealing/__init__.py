@@ -1,0 +1,1 @@
+"""log p(x) by annealed importance sampling, and bounds from both sides."""

@@ -1,0 +1,42 @@
+"""Figures of systems, likelihoods, gradients and comparisons (matplotlib)."""
+
+from pyroae.plots.comparison import differences, learning_curves
+from pyroae.plots.gradients import gradient_curves
+from pyroae.plots.likelihood import (
+    bound_curve,
+    extremes,
+    khat,
+    likelihood_per_datum,
+    rate_distortion,
+    sandwich,
+)
+from pyroae.plots.systems import (
+    filters,
+    kl_per_unit,
+    latent_scatter,
+    manifold,
+    reconstructions,
+    sample_grids,
+    samples,
+    training_curves,
+)
+
+__all__ = [
+    "bound_curve",
+    "differences",
+    "extremes",
+    "filters",
+    "gradient_curves",
+    "khat",
+    "kl_per_unit",
+    "latent_scatter",
+    "learning_curves",
+    "likelihood_per_datum",
+    "manifold",
+    "rate_distortion",
+    "reconstructions",
+    "sample_grids",
+    "samples",
+    "sandwich",
+    "training_curves",
+]

@@ -1,0 +1,139 @@
+"""The figures of a comparison of trainings: paired differences with their intervals, and learning curves."""
+
+from itertools import cycle
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from pyroae.comparison.results import Comparison, Entry
+from pyroae.errors import DataError
+from pyroae.plots.drawing import GREY, INK, RUNS, plain
+
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
+"""Of the values of K, in order."""
+
+
+def differences(comparison: Comparison, baseline: Entry | None = None) -> Figure:
+    """NLL of each entry less that of the baseline, with 95 % intervals, the best on top; a grey dot a seed.
+
+    baseline: by default the first entry. Raises DataError where there is nothing beside the baseline.
+
+    >>> import torch
+    >>> from pyroae.comparison.results import Cell, Outcome
+    >>> outcomes = [
+    ...     Outcome(Cell(name, 8, seed), -80 - torch.rand(9), torch.zeros(9), {}, 1, 1, 1, 1.0)
+    ...     for name in ("trace-elbo", "iwae") for seed in (0, 1)
+    ... ]
+    >>> [label.get_text() for label in differences(Comparison(tuple(outcomes))).axes[0].get_yticklabels()]
+    ['iwae, K = 8']
+    """
+    baseline = comparison.entries[0] if baseline is None else baseline
+    rows = [row for row in comparison.ranking(baseline) if row.entry != baseline]
+    if not rows:
+        raise DataError(f"there is nothing to compare with the baseline, {baseline}")
+    colours = _colours(comparison)
+    figure = Figure((6.4, 1.1 + 0.34 * len(rows)), dpi=150, layout="constrained")
+    axes = plain(figure.subplots())
+    axes.axvline(0, color=INK, linewidth=0.8)
+    for i, row in enumerate(rows):
+        found, colour = row.from_baseline, colours[row.entry.objective]
+        axes.plot(
+            found.per_seed,
+            [i + 0.22] * len(found.per_seed),
+            ".",
+            color=GREY,
+            markersize=5,
+            zorder=1,
+        )
+        axes.plot(
+            [found.estimate.low, found.estimate.high],
+            [i, i],
+            color=colour,
+            linewidth=2,
+            solid_capstyle="butt",
+        )
+        axes.plot(found.estimate.value, i, "o", color=colour, markersize=5)
+    axes.set_yticks(range(len(rows)), [str(row.entry) for row in rows])
+    axes.set(
+        ylim=(len(rows) - 0.5, -0.5),
+        xlabel=f"NLL less that of {baseline}, nats per datum: left is better",
+    )
+    return figure
+
+
+def learning_curves(comparison: Comparison) -> Figure:
+    """NLL of validation data against epochs, seconds and decoder evaluations, a line a training.
+
+    Colours are objectives, dashes are K. The beginning, where the curves fall steeply, is cut off. Raises DataError where
+    there are no curves.
+    """
+    curves = [outcome for outcome in comparison.outcomes if outcome.curve]
+    if not curves:
+        raise DataError("there are no learning curves to draw")
+    colours, ks = _colours(comparison), sorted({outcome.cell.num_particles for outcome in curves})
+    dashes = dict(zip(ks, cycle(DASHES), strict=False))
+    figure = Figure((11.4, 3.9), dpi=150, layout="constrained")
+    for axes, name in zip(
+        figure.subplots(1, 3, sharey=True), ("epoch", "seconds", "evaluations"), strict=True
+    ):
+        for outcome in curves:
+            along = [getattr(point, name) for point in outcome.curve]
+            style = {
+                "color": colours[outcome.cell.objective],
+                "linestyle": dashes[outcome.cell.num_particles],
+            }
+            axes.plot(
+                along,
+                [p.nll for p in outcome.curve],
+                linewidth=1,
+                marker="." if len(along) == 1 else None,
+                **style,
+            )
+        _label(axes, name)
+    figure.axes[0].set_ylabel("validation NLL, nats per datum")
+    figure.axes[0].set_ylim(
+        *_limits([[point.nll for point in outcome.curve] for outcome in curves])
+    )
+    handles = [
+        Line2D([], [], color=colour, linewidth=3, label=objective)
+        for objective, colour in colours.items()
+    ]
+    if len(ks) > 1:
+        handles += [
+            Line2D([], [], color=INK, linewidth=1.2, linestyle=dashes[k], label=f"K = {k}")
+            for k in ks
+        ]
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=6,
+        frameon=False,
+        fontsize="small",
+        handlelength=3,
+    )
+    return figure
+
+
+def _label(axes: Axes, name: str) -> None:
+    names = {
+        "epoch": "epoch",
+        "seconds": "seconds of training",
+        "evaluations": "decoder evaluations",
+    }
+    plain(axes).set_xlabel(names[name])
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=name == "epoch", min_n_ticks=1))
+
+
+def _limits(curves: list[list[float]]) -> tuple[float, float]:
+    """From the lowest value to what the curves had reached after a sixth of their points, with a margin."""
+    lowest, top = min(map(min, curves)), max(max(curve[len(curve) // 6 :]) for curve in curves)
+    margin = 0.05 * max(top - lowest, 1e-3)
+    return lowest - margin, top + margin
+
+
+def _colours(comparison: Comparison) -> dict[str, str]:
+    names = dict.fromkeys(entry.objective for entry in comparison.entries)
+    return {name: RUNS[i % len(RUNS)] for i, name in enumerate(names)}

@@ -1,0 +1,198 @@
+"""The cells of a study as Ray tasks: each sends its files here, and those of a lost worker are run again."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pyroae.comparison.results import Cell, Outcome
+from pyroae.config import DATASETS
+from pyroae.data.loading import Splits
+from pyroae.errors import InterruptedRunError, PyroaeError, RunError
+from pyroae.runs.run import versions
+from pyroae.runtime.files import words
+from pyroae.runtime.processes import say
+from pyroae.runtime.progress import Progress
+from pyroae.studies.ray_worker import Files, pack, unpack
+from pyroae.studies.study import Study
+
+SENT = 2**30
+"""Bytes of data that are sent to the workers; where they are more, each worker reads them where the study has them."""
+
+
+PATIENCE = 15.0
+"""Seconds that interrupted trainings have to send their last files."""
+
+
+class Tasks:
+    """The tasks of a study: those that run, what they have sent, and what could not be run."""
+
+    def __init__(
+        self, ray: ModuleType, study: Study, options: dict[str, float], retries: int
+    ) -> None:
+        self.ray, self.study, self.retries = ray, study, retries
+        self.refused: dict[Cell, str] = {}
+        self._running: dict[Any, Cell] = {}
+        self._lost: dict[Cell, int] = {}
+        small = nbytes(study.splits) <= SENT
+        self._splits = ray.put(study.splits) if small else None
+        self._gpus = options["num_gpus"]
+        self._mail, self._task = _mailbox(ray), _task(ray).options(max_retries=0, **options)
+
+    def run(self, cells: Sequence[Cell], bar: Progress) -> Iterator[tuple[Cell, Outcome | str]]:
+        """Each cell as it is finished, its files written."""
+        for cell in cells:
+            self._submit(cell)
+        done = 0
+        while self._running:
+            ready, _ = self.ray.wait(list(self._running), timeout=1.0)
+            self._collect()
+            for ref in ready:
+                cell = self._running.pop(ref)
+                if self._receive(ref, cell):
+                    done += 1
+                    outcome = self.study.outcome(cell)
+                    assert outcome is not None
+                    yield cell, outcome
+            bar.update(done)
+
+    def stop(self) -> None:
+        """End what still runs, and keep what it has sent: first asked to send its last files, then without asking."""
+        if not self._running:
+            return
+        with suppress(Exception):  # a cluster that is gone has nothing to stop
+            for force in (False, True):
+                for ref in self._running:
+                    self.ray.cancel(ref, force=force)
+                if not force:
+                    self.ray.wait(
+                        list(self._running), num_returns=len(self._running), timeout=PATIENCE
+                    )
+            self._collect()
+
+    def check(self) -> None:
+        """Raises RunError, at the end, where cells could not be run."""
+        if self.refused:
+            (cell, reason), *others = self.refused.items()
+            more = f"; {len(others)} more could not be run" if others else ""
+            raise RunError(
+                f"{cell}: {reason}{more}; what was finished is kept, and --resume goes on with the rest"
+            )
+
+    def _submit(self, cell: Cell) -> None:
+        study = self.study
+        job = {
+            "cell": tuple(cell),
+            "config": study.config.to_dict(),
+            "settings": _anywhere(study),
+            "fingerprint": study.splits.fingerprint,
+            "versions": versions(),
+            "gpus": self._gpus,
+        }
+        files = pack(study.place(cell))
+        self._running[self._task.remote(job, self._splits, files, self._mail)] = cell
+
+    def _receive(self, ref: Any, cell: Cell) -> bool:
+        """Whether a task has finished its cell; where its worker was lost, it is run again."""
+        errors = self.ray.exceptions
+        try:
+            unpack(self.study.place(cell), self.ray.get(ref))
+            return True
+        except errors.RayTaskError as error:
+            if isinstance(error.cause, InterruptedRunError):
+                self._lose(cell, error.cause)
+            elif isinstance(error.cause, PyroaeError | ImportError):
+                self.refused[cell] = _sentence(error.cause)
+            else:
+                raise
+        except errors.RayError as error:
+            self._lose(cell, error)
+        return False
+
+    def _lose(self, cell: Cell, error: Exception) -> None:
+        """Run a cell again whose worker has stopped, if it may."""
+        lost = self._lost[cell] = self._lost.get(cell, 0) + 1
+        if "No module named" in str(error):
+            self.refused[cell] = _sentence(error)
+        elif lost > self.retries:
+            self.refused[cell] = f"its worker was lost {lost} times: {words(error)}"
+        else:
+            say(
+                f"the worker of {cell} was lost: it is run again, from its last checkpoint if it has one"
+            )
+            self._submit(cell)
+
+    def _collect(self) -> None:
+        """Write what trainings under way have sent."""
+        try:
+            sent: dict[Cell, Files] = self.ray.get(self._mail.take.remote(), timeout=10)
+        except (
+            self.ray.exceptions.RayError
+        ):  # the mailbox is on its way to another node: what was in it is sent again
+            return
+        for name, files in sent.items():
+            cell = Cell(*name)
+            if cell in self._running.values():
+                unpack(self.study.place(cell), files)
+
+
+def _task(ray: ModuleType) -> Any:
+    """The task: a function that travels by itself, so that a worker without pyroae can say so."""
+
+    @ray.remote
+    def cell(job: dict[str, Any], splits: Any, files: Any, mail: Any) -> Any:
+        import os
+
+        if not job["gpus"]:
+            os.environ["CUDA_VISIBLE_DEVICES"] = (
+                ""  # else a cell would find GPUs that are not its own
+            )
+        from pyroae.studies.ray_worker import train_cell
+
+        return train_cell(
+            job, splits, files, lambda some: mail.put.remote(tuple(job["cell"]), some)
+        )
+
+    return cell
+
+
+def _mailbox(ray: ModuleType) -> Any:
+    """An actor beside this process that keeps, of each cell, the files that it sent last."""
+
+    class Mailbox:
+        def __init__(self) -> None:
+            self.kept: dict[Any, Any] = {}
+
+        def put(self, cell: Any, files: Any) -> None:
+            self.kept[cell] = files
+
+        def take(self) -> dict[Any, Any]:
+            taken, self.kept = self.kept, {}
+            return taken
+
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Mailbox).remote()
+
+
+def _anywhere(study: Study) -> dict[str, Any]:
+    """The settings by which a worker reads the data: paths do not depend on where it was started."""
+    settings = study.config.settings
+    data = settings.data if settings.data in DATASETS else str(Path(settings.data).resolve())
+    return replace(settings, data=data, data_root=str(Path(settings.data_root).resolve())).to_dict()
+
+
+def nbytes(splits: Splits) -> float:
+    """Bytes of the data in memory; infinite for data that are read as they are needed."""
+    parts = [part for part in (splits.train, splits.valid, splits.test) if part is not None]
+    return sum(part.x.nbytes if part.stream is None else math.inf for part in parts)
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, PyroaeError):
+        return str(error)
+    return f"the workers of the Ray cluster cannot run pyroae, install it there: {words(error)}"

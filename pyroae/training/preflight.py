@@ -1,0 +1,152 @@
+"""Checks before a training: a trial run of model, guide and objective on one batch."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import cast
+
+import torch
+from pyro.infer import ELBO
+from torch import Tensor, nn
+
+from pyroae.autoencoder import Autoencoder
+from pyroae.config import TrainConfig
+from pyroae.data.dataset import Dataset
+from pyroae.distributed.fabric import fabric_of
+from pyroae.errors import ConfigError, ProgramError
+from pyroae.objectives.apply import refuse_untrained
+from pyroae.programs.arguments import Arguments
+from pyroae.programs.context import evaluating, fork_random
+from pyroae.programs.mixing import mixed_site
+from pyroae.programs.pair import (
+    Pair,
+    System,
+    _announced,
+    full_size,
+    like_parameters,
+    refuse_batch_of_one,
+)
+from pyroae.programs.traces import run
+from pyroae.training.optimizers import optimizer_of
+
+
+def rehearse(
+    system: nn.Module, objective: ELBO, args: tuple[Tensor, ...], seed: int, *, double: bool = False
+) -> int | None:
+    """Run once, gradients included, to refuse what cannot be trained; the full size of a subsampled data plate.
+
+    double: whether the training is in double precision; what is made double for it is afterwards as it was before.
+    Parameters in Pyro's store start here, from `seed`. Raises ProgramError, naming the site, ConfigError for a training that
+    moves no parameter, or none of a module, and what the program raises.
+    """
+    with fork_random(args[0].device, seed), evaluating(system):
+        if isinstance(system, Pair):
+            system.find_parameters(*like_parameters(system, args))
+        for name in (
+            {} if isinstance(system, Pair) else _announced(system, like_parameters(system, args))
+        ):
+            raise ConfigError(
+                f"the parameter '{name}' is in Pyro's store and none of the module's: to train both, give fit the pair "
+                "(system.model, system.guide)"
+            )
+        if not any(parameter.requires_grad for parameter in system.parameters()):
+            raise ConfigError(
+                "model and guide have no parameters to train: announce them by pyro.param or pyro.module"
+            )
+        with _doubled(system) if double else nullcontext():
+            size = full_size(refuse_untrained(system, objective, like_parameters(system, args)))
+    with fork_random(args[0].device), _doubled(system) if double else nullcontext():
+        model, guide = cast(System, system).model, cast(System, system).guide
+        site = mixed_site(model, guide, like_parameters(system, args), training=True)
+    if site is not None:
+        warnings.warn(
+            f"the log-density of the site '{site}' of one datum depends on the other data of its batch, as with BatchNorm in "
+            "training mode: the bound is none on the log p(x) of each datum",
+            stacklevel=2,
+        )
+    return size
+
+
+def refuse_global(system: nn.Module, args: tuple[Tensor, ...]) -> None:
+    """Raises ProgramError for a latent site outside the data plate, whose terms a share of a batch would count whole."""
+    model, guide = cast(System, system).model, cast(System, system).guide
+    with fork_random(args[0].device), evaluating(system):
+        traces = run(model, guide, like_parameters(system, args), {})
+    for name, site in traces.sites(traces.model, observed=False):
+        if not traces.is_local(site):
+            raise ProgramError(
+                f"several processes share a batch, but the latent site '{name}' lies outside the data plate: give the plate "
+                "its full size, as in pyro.plate('data', N, subsample=index), or use one process"
+            )
+
+
+@contextmanager
+def _doubled(system: nn.Module) -> Iterator[None]:
+    """Double precision of a system and of new tensors, as Lightning Fabric has it in training."""
+    before, default = (
+        {t.dtype for t in system.state_dict().values() if t.is_floating_point()},
+        torch.get_default_dtype(),
+    )
+    torch.set_default_dtype(torch.float64)
+    try:
+        system.double()
+        yield
+    finally:
+        torch.set_default_dtype(default)
+        if len(before) == 1:
+            system.to(before.pop())
+
+
+def check(
+    system: nn.Module,
+    train: Dataset | Arguments,
+    valid: Dataset | Arguments | None,
+    objective: ELBO,
+    config: TrainConfig,
+) -> int | None:
+    """Refuse, before any work, what cannot be trained. Raises ConfigError, DataError or ProgramError.
+
+    Returns the full size of the data plate where it is subsampled.
+    """
+    if config.batch_size > len(train):
+        raise ConfigError(
+            f"batch_size of {config.batch_size} is larger than the {len(train)} training data"
+        )
+    if not hasattr(objective, "differentiable_loss"):
+        raise ConfigError(
+            f"{type(objective).__name__} has no differentiable_loss, so it cannot be used in fit: use one of pyroae's "
+            "objectives, or pyro.infer.SVI"
+        )
+    steps = config.kl_warmup * math.ceil(len(train) / config.batch_size)
+    if config.max_steps is not None and steps > config.max_steps:
+        raise ConfigError(
+            f"kl_warmup of {config.kl_warmup} epochs, {steps} steps, is longer than the training of {config.max_steps}: "
+            "the KL weight would never reach 1"
+        )
+    if isinstance(system, Autoencoder):
+        for part, dataset in (("training", train), ("validation", valid)):
+            if isinstance(dataset, Dataset):
+                check_data(system, dataset, f"{dataset.name} ({part} data)")
+    fabric_of(config)
+    sample = _sample_of(train, config)
+    size = rehearse(system, objective, sample, config.seed, double=config.precision == "64-true")
+    refuse_batch_of_one(system, sample, len(train), config.batch_size)
+    if config.is_distributed and size is None:
+        refuse_global(system, sample)
+    optimizer_of(config, system)
+    return size
+
+
+def check_data(autoencoder: Autoencoder, dataset: Dataset, what: str) -> None:
+    """Raises DataError where the system's width or likelihood does not suit the data."""
+    autoencoder.flat(dataset.x[:1])
+    autoencoder.likelihood.check(dataset.x.round() if dataset.dynamic else dataset.x, what)
+
+
+def _sample_of(train: Dataset | Arguments, config: TrainConfig) -> tuple[Tensor, ...]:
+    """A batch to look at before the start: dynamic data, which are probabilities, as black and white."""
+    if isinstance(train, Arguments):
+        return tuple(t[: config.batch_size] for t in train.tensors)
+    x = train.x[: config.batch_size]
+    return (x.round() if train.dynamic else x,)
