@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import arviz
-import pyroae.commands.study as studies
 import pytest
 import torch
 import yaml
@@ -15,6 +14,7 @@ import yaml
 from pyroae.cli import main
 from pyroae.comparison.results import Cell, Outcome
 from pyroae.runs.run import Run
+from pyroae.studies import study as studies
 from pyroae.studies.study import Study, read_outcome
 from tests.conftest import sample_of
 

@@ -193,9 +193,8 @@ def test_a_full_disk(run: Path, tmp_path: Path) -> None:
     assert [Run(run).checkpoint(name).read_bytes() for name in ("last", "previous")] == before
     assert cli.main(["train", "--resume", str(run), "--epochs", "5"]) == 0
     assert cli.main(["train", *SMALL, "--epochs", "5", "--out", str(tmp_path / "whole")]) == 0
-    assert torch.equal(
-        *(Run(p).autoencoder("last").encoder[0].weight for p in (run, tmp_path / "whole"))
-    )  # type: ignore[index]
+    encoders: list[Any] = [Run(p).autoencoder("last").encoder for p in (run, tmp_path / "whole")]
+    assert torch.equal(*(encoder[0].weight for encoder in encoders))
 
 
 def test_directories_that_cannot_be_written(tmp_path: Path, capsys: Any) -> None:

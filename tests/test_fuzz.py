@@ -148,9 +148,8 @@ def test_configurations(values: dict[str, Any], images: str) -> None:
     def work() -> None:
         config = RunConfig.from_mapping(values)
         assert RunConfig.from_mapping(yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config
-        data = load(
-            Dataset.from_array(IMAGES[images]), binarize=config.binarize or "none", valid=0, test=0
-        )  # type: ignore[arg-type]
+        binarize: Any = config.binarize or "none"
+        data = load(Dataset.from_array(IMAGES[images]), binarize=binarize, valid=0, test=0)
         system = zoo.from_config(config, data.train)
         check(
             system,

@@ -3,6 +3,7 @@
 import importlib
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,9 +45,8 @@ def test_likelihoods_are_sorted_with_their_intervals_and_flags() -> None:
     np.testing.assert_allclose(ends, [[-3.2, -2.6], [-2.2, -1.6]])
     assert bad.lines[0].get_xydata().tolist() == [[2.0, -1.0]]  # type: ignore[attr-defined]
     assert "k̂ too high: 1" in [text.get_text() for text in left.get_legend().get_texts()]  # type: ignore[union-attr]
-    full = {
-        round(p.get_x() + p.get_width(), 3): p.get_height() for p in right.patches if p.get_height()
-    }  # type: ignore[attr-defined]
+    patches: list[Any] = [p for p in right.patches if p.get_height()]  # type: ignore[attr-defined]
+    full = {round(p.get_x() + p.get_width(), 3): p.get_height() for p in patches}
     assert list(full.values()) == [3]
 
 

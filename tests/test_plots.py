@@ -67,11 +67,9 @@ def bars(figure: Figure) -> tuple[list[float], list[str], list[str]]:
     """Heights, colours and names of the bars."""
     axes = figure.axes[0]
     names = [label.get_text() for label in axes.get_xticklabels()]
-    return (
-        [p.get_height() for p in axes.patches],
-        [to_hex(p.get_facecolor()).upper() for p in axes.patches],
-        names,
-    )  # type: ignore[attr-defined]
+    patches: list[Any] = list(axes.patches)
+    colours = [to_hex(p.get_facecolor()).upper() for p in patches]
+    return [p.get_height() for p in patches], colours, names
 
 
 # Training curves

@@ -204,9 +204,9 @@ BAD: dict[str, tuple[Callable[[Program], object], str]] = {
     "factor": (lambda guide: widened(guide, 0.0), "factor of a wider guide must be positive"),
     "freedom": (lambda guide: heavy_tailed(guide, -1.0), "degrees of freedom must be positive"),
     "family": (
-        lambda guide: Local(guide, "banana"),
+        lambda guide: Local(guide, "banana"),  # type: ignore[arg-type]
         "unknown family 'banana': diagonal or full-rank",
-    ),  # type: ignore[arg-type]
+    ),
     "steps": (lambda guide: Local(guide, steps=0), "steps of at least 1"),
 }
 

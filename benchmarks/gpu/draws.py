@@ -1,6 +1,5 @@
 """The random numbers of a CPU on any device."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -62,9 +61,10 @@ class HostDraws(TorchDispatchMode):
 
 def _device_of(values: list[Any]) -> torch.device:
     """Where an operation works: the device that it is given, or that of its first tensor."""
-    find: Callable[[type], Any] = lambda kind: next(
-        (v for v in values if isinstance(v, kind)), None
-    )  # noqa: E731
+
+    def find(kind: type) -> Any:
+        return next((v for v in values if isinstance(v, kind)), None)
+
     device, tensor = find(torch.device), find(Tensor)
     return (
         device if device is not None else torch.device("cpu") if tensor is None else tensor.device

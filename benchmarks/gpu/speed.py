@@ -361,10 +361,8 @@ def precision(sizes: Sizes) -> dict[str, Any]:
             system, result = trained(sizes, splits, setting)
         finally:
             torch.set_float32_matmul_precision("highest")
-        found[name] = {
-            "training": _training_of(result),
-            **_scored(lambda: _is(system, x, sizes, "auto"), "highest"),
-        }  # noqa: B023
+        scored = _scored(lambda: _is(system, x, sizes, "auto"), "highest")  # noqa: B023
+        found[name] = {"training": _training_of(result), **scored}
         print(f"{name}: {found[name]}", flush=True)
     return found
 

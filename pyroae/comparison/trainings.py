@@ -297,7 +297,7 @@ def outcome_of(
     evaluations = evaluations_of(
         row.step, curve.cell.num_particles, curve.num_data, curve.config.batch_size
     )
-    spent = {
+    spent: dict[str, Any] = {
         "epochs": row.epoch,
         "steps": row.step,
         "evaluations": evaluations,
@@ -305,7 +305,7 @@ def outcome_of(
     }
     return Outcome(
         curve.cell, likelihood.log_px, likelihood.se, figures, **spent, curve=tuple(curve.points)
-    )  # type: ignore[arg-type]
+    )
 
 
 def figures_of(system: nn.Module, x: Data, seed: int) -> dict[str, float]:

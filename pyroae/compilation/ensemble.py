@@ -3,7 +3,7 @@
 The step of one member is traced with its draws as inputs (`noise_inputs`) and vectorized over the members by `torch.func.vmap`:
 parameters, optimizer states and batches are stacked along a first dimension, and what is shared stays single. Each
 member draws from a generator of its own, with the seed that `fit` would give it: on a CPU the numbers of a separate training.
-"""  # noqa: E501
+"""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence

@@ -148,9 +148,8 @@ def rule_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> Rule 
     kind = type(optimizer)
     if kind in (torch.optim.Adam, torch.optim.AdamW):
         decoupled = kind is torch.optim.AdamW or bool(group.get("decoupled_weight_decay"))
-        return Adam(
-            tuple(map(float, group["betas"])), group["eps"], group["weight_decay"], decoupled
-        )  # type: ignore[arg-type]
+        first, second = map(float, group["betas"])
+        return Adam((first, second), group["eps"], group["weight_decay"], decoupled)
     if kind is torch.optim.SGD:
         return SGD(group["momentum"], group["weight_decay"], bool(group["nesterov"]))
     return None

@@ -82,9 +82,8 @@ def read_tensors(path: Path, kind: str) -> Any:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             mark = _mark(path, kind, metadata)
-            tensors = {
-                name: file.get_tensor(name) for name in file.keys()
-            }  # no mapping, in spite of its keys  # noqa: SIM118
+            names = file.keys()  # the file is not a mapping
+            tensors = {name: file.get_tensor(name) for name in names}
         if metadata.get("sha256") != _checksum(mark, metadata["content"], tensors):
             raise RunError(
                 f"'{path}' is damaged or was altered: its checksum is not that of its contents"
