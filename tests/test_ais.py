@@ -17,6 +17,7 @@ from pyroae.errors import ConfigError, DataError, ProgramError, UndefinedLikelih
 from pyroae.evaluation.annealing import bounds as ais_module
 from pyroae.evaluation.annealing import hmc
 from pyroae.evaluation.annealing.bounds import BDMC, AISEstimate, AISSettings, ais, bdmc
+from pyroae.evaluation.annealing.path import Path
 from pyroae.evaluation.blocks import block_seed
 from pyroae.evaluation.exact import exact_log_likelihood
 from tests.systems import system_and_data
@@ -164,13 +165,13 @@ def test_the_order_of_the_data_does_not_matter() -> None:
 def test_blocks_make_no_difference_but_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     system, x = ppca()
     sizes = []
-    at = hmc.Path.at
+    at = Path.at
 
-    def watched(path: hmc.Path, u: Tensor) -> hmc.Point:
+    def watched(path: Path, u: Tensor) -> hmc.Point:
         sizes.append(u.shape[1])
         return at(path, u)
 
-    monkeypatch.setattr(hmc.Path, "at", watched)
+    monkeypatch.setattr(Path, "at", watched)
     monkeypatch.setattr(ais_module, "rows_of", lambda args: 32)
     found = ais(system.model, None, x, settings=SHORT, seed=0)
     assert max(sizes) == 2
@@ -372,7 +373,7 @@ def program(change: str) -> Callable[[Tensor], None]:
     [
         ("global", "'all' lies outside the data plate"),
         ("scaled z", "'z' is scaled in the model"),
-        ("scaled x", "'x' is scaled: what is drawn"),
+        ("scaled x", "'x' is scaled: draws from the model"),
         ("factor", "'penalty' is a factor"),
     ],
 )

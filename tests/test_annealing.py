@@ -16,10 +16,12 @@ from torch import Tensor
 from pyroae import linear_gaussian
 from pyroae.autoencoder import Autoencoder
 from pyroae.errors import ConfigError, RunError
-from pyroae.evaluation.annealing import block as annealing
 from pyroae.evaluation.annealing import bounds as ais_module
 from pyroae.evaluation.annealing import checkpoint, hmc
+from pyroae.evaluation.annealing.block import Block
 from pyroae.evaluation.annealing.bounds import AISSettings, ais, bdmc
+from pyroae.evaluation.annealing.path import Path as AnnealingPath
+from pyroae.evaluation.annealing.plan import Plan
 from pyroae.runtime.signals import Held
 from tests.test_ais import TINY, ppca
 
@@ -33,7 +35,7 @@ def test_step_sizes_stay_as_the_pilot_left_them(monkeypatch: pytest.MonkeyPatch)
     transition = hmc.transition
 
     def watched(
-        path: hmc.Path, point: hmc.Point, beta: float, step: Tensor, steps: int
+        path: AnnealingPath, point: hmc.Point, beta: float, step: Tensor, steps: int
     ) -> tuple[hmc.Point, Tensor]:
         seen.append((len(point.u), step.clone()))
         return transition(path, point, beta, step, steps)
@@ -53,7 +55,8 @@ def test_step_sizes_stay_as_the_pilot_left_them(monkeypatch: pytest.MonkeyPatch)
 def test_moves_leave_each_distribution_as_it_is() -> None:
     """From exact draws of the posterior, ten moves at β = 1 keep its mean and variance."""
     system, x = ppca(copies=4000)
-    block = annealing.Block(annealing.Plan(system.model, None, 1, [0.0, 1.0], 5, 0.65, 1), (x,))
+    settings = AISSettings(num_chains=1, num_distributions=1, leapfrog_steps=5)
+    block = Block(Plan(system.model, None, settings, nesting=1), (x,))
     path = block._path(1)
     with torch.no_grad():
         loc, tril = linear_gaussian.posterior(x[:1], *system.linear_gaussian())
@@ -187,7 +190,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     kept = before.read_bytes()
     with pytest.warns(
         UserWarning,
-        match=r"work\.safetensors' .*: the work goes on from the one before, '.*work\.previous",
+        match=r"work\.safetensors' .*: resuming from the previous one, '.*work\.previous",
     ):
         found = ais(system.model, None, x, settings=TINY, seed=5, checkpoint=broken_off)
     assert torch.equal(
@@ -210,7 +213,7 @@ def test_the_one_before_is_never_replaced_by_a_damaged_one(
     broken_off.write_bytes(b"")
     Interruption(monkeypatch, [2])
     with (
-        pytest.warns(UserWarning, match="goes on from the one before"),
+        pytest.warns(UserWarning, match="resuming from the previous one"),
         pytest.raises(KeyboardInterrupt),
     ):
         ais(system.model, None, x, settings=TINY, seed=5, checkpoint=broken_off)
@@ -227,8 +230,8 @@ def test_where_no_checkpoint_can_be_read_it_is_said_in_one_sentence(
     before.write_bytes(DAMAGES[damage](before.read_bytes()))
     contents = broken_off.read_bytes(), before.read_bytes()
     for words in (
-        "nor can the one before, '.*'; remove both to start anew",
-        "; remove it to start anew",
+        "neither can the previous one, '.*'; remove both to start from the beginning",
+        "; remove it to start from the beginning",
     ):
         with pytest.raises(
             RunError, match=rf"the checkpoint cannot be read: '.*work\.safetensors'.*{words}"

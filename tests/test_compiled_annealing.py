@@ -13,11 +13,11 @@ from torch import Tensor
 
 from pyroae import zoo
 from pyroae.errors import ConfigError
-from pyroae.evaluation.annealing import block as annealing
 from pyroae.evaluation.annealing import bounds as ais_module
 from pyroae.evaluation.annealing import checkpoint, hmc
 from pyroae.evaluation.annealing import compiled as compiled_path
 from pyroae.evaluation.annealing.bounds import AISSettings, ais, bdmc
+from pyroae.evaluation.annealing.plan import GRADIENT_COST
 from pyroae.nn import MLP
 from tests.systems import system_and_data
 from tests.test_ais import counts, ppca, scales, scales_guide
@@ -248,9 +248,7 @@ def test_auto_compiles_long_paths_only(
     system, x = ppca()
     ais(system.model, None, x, settings=SETTINGS, seed=0)
     assert not made
-    transitions = (5 + 7) * (annealing.GRADIENT + 4 * x.numel()) + 7 * (
-        annealing.GRADIENT + 5 * x.numel()
-    )
+    transitions = (5 + 7) * (GRADIENT_COST + 4 * x.numel()) + 7 * (GRADIENT_COST + 5 * x.numel())
     monkeypatch.setattr(ais_module, "COMPILE_FROM", 3 * transitions + 1)
     ais(system.model, None, x, settings=SETTINGS, seed=0)
     assert not made

@@ -20,6 +20,7 @@ from pyroae.evaluation.annealing import bounds as ais_module
 from pyroae.evaluation.annealing import compiled as compiled_path
 from pyroae.evaluation.annealing import hmc
 from pyroae.evaluation.annealing.bounds import AISSettings, ais, bdmc
+from pyroae.evaluation.annealing.results import BlockResult
 from pyroae.evaluation.importance import sampler as sampling
 from pyroae.evaluation.importance.compiled import CompiledDraws
 from pyroae.evaluation.importance.likelihood import log_likelihood
@@ -141,7 +142,7 @@ def test_annealing_goes_on_with_halves(
         assert ((lower - exact(x)).abs() < 6 * found.se + 0.2).all()
     finish, blocks = ais_module.Checkpoint.finish, []
 
-    def stopping(kept: ais_module.Checkpoint, first: int, part: dict[str, Tensor]) -> None:
+    def stopping(kept: ais_module.Checkpoint, first: int, part: BlockResult) -> None:
         finish(kept, first, part)
         blocks.append(first)
         if len(blocks) == 3:

@@ -224,7 +224,7 @@ def flat(x: Tensor) -> None:
 def test_refusals() -> None:
     system = zoo.vae(16, latent=4)
     with pytest.raises(
-        ConfigError, match="quadrature is for 1, 2 or 3 latent dimensions a datum, not 4"
+        ConfigError, match="quadrature is for 1, 2 or 3 latent dimensions per datum, not 4"
     ):
         quadrature(system.model, system.guide, torch.zeros(2, 16))
     tolerances: list[Any] = [0.0, -1.0, math.inf]
@@ -247,7 +247,7 @@ def test_a_datum_without_a_density_is_named() -> None:
             )
 
     with (
-        pytest.raises(DataError, match=r"log p\(x\) of datum 3 comes to"),
+        pytest.raises(DataError, match=r"log p\(x\) of datum 3 is not finite"),
         pyro.validation_enabled(False),
     ):
         quadrature(model, None, torch.arange(5.0))

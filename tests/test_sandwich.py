@@ -157,7 +157,7 @@ def test_the_option_compile_reaches_importance_sampling_and_annealing(
 ) -> None:
     """The same figures with and without it, by graphs run as they are traced."""
     made: list[str] = []
-    for module in ("compiled_draws", "compiled_path"):
+    for module in ("importance.compiled", "annealing.compiled"):
 
         def kept(graph: Any, inputs: Any, same_draws: bool, module: str = module) -> Any:
             made.append(module)
@@ -170,7 +170,7 @@ def test_the_option_compile_reaches_importance_sampling_and_annealing(
         assert main(["evaluate", str(runs / "vae"), *flags]) == 0
         rows = json.loads((runs / "vae" / "results.json").read_text())
         found.append({row["name"]: row["estimate"] for row in rows})
-        assert made == ["compiled_draws"] + 4 * ["compiled_path"]
+        assert made == ["importance.compiled"] + 4 * ["annealing.compiled"]
     for name in ("nll", "nll_ais", "bdmc_lower", "bdmc_upper"):
         assert found[0][name] == pytest.approx(found[1][name], abs=1e-3), name
         assert found[2][name] == found[1][name]
@@ -274,7 +274,7 @@ def test_bad_input_is_one_sentence(
 def test_quadrature_is_refused_for_many_latents_and_annealing_for_discrete_ones() -> None:
     x = (torch.rand(4, 16) < 0.5).float()
     with pytest.raises(
-        ConfigError, match="quadrature is for 1, 2 or 3 latent dimensions a datum, not 5"
+        ConfigError, match="quadrature is for 1, 2 or 3 latent dimensions per datum, not 5"
     ):
         evaluate(zoo.vae(16, latent=5), x, EvaluationSettings(("quadrature",)))
     with pytest.raises(ProgramError, match="the latent site 'z' is discrete"):

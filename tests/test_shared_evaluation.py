@@ -19,6 +19,8 @@ from pyroae.evaluation import blocks, checks
 from pyroae.evaluation.annealing import bounds as ais_module
 from pyroae.evaluation.annealing import checkpoint, hmc
 from pyroae.evaluation.annealing.bounds import AISSettings, ais, bdmc
+from pyroae.evaluation.annealing.path import Path as AnnealingPath
+from pyroae.evaluation.annealing.results import BlockResult
 from pyroae.evaluation.importance import sampler as sampling
 from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.evaluation.importance.proposals import Local, Mixture, widened
@@ -367,7 +369,7 @@ def test_processes_of_gloo_find_what_one_finds(
         transition = hmc.transition
 
         def watched(
-            path: hmc.Path, point: hmc.Point, beta: float, step: Tensor, steps: int
+            path: AnnealingPath, point: hmc.Point, beta: float, step: Tensor, steps: int
         ) -> tuple[hmc.Point, Tensor]:
             moves.append(beta)
             return transition(path, point, beta, step, steps)
@@ -392,7 +394,7 @@ def test_processes_take_up_what_one_had_finished(
     file = tmp_path / "work.safetensors"
     real, done, stops = checkpoint.Checkpoint.finish, [], True
 
-    def stopping(kept: checkpoint.Checkpoint, first: int, found: dict[str, Tensor]) -> None:
+    def stopping(kept: checkpoint.Checkpoint, first: int, found: BlockResult) -> None:
         real(kept, first, found)
         done.append(first)
         if stops and len(done) == 2:

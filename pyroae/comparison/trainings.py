@@ -1,4 +1,4 @@
-"""Estimators compared by what they train: same weights, batches and budget for all, one metric for all."""
+"""Compare estimators by the systems that they train, with equal weights, batches and budget."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,15 +36,25 @@ from pyroae.training.trainer import FitResult
 from pyroae.weights import log_weights
 
 CURVE_POINTS, CURVE_DATA, CURVE_PARTICLES = 40, 500, 64
-"""Of a learning curve: about how many points it has, the validation data of a point, and the K of their likelihood."""
+"""Of a learning curve: its approximate number of points, and per point validation data and K."""
 
 
 Make = Callable[[], nn.Module | tuple[Program, Program]]
+"""A function that returns a new system, or a pair (model, guide)."""
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """How every training is scored: K of the importance sampling, how many of the held-out data, and the seed of the draws."""
+    """How every training is scored, by importance sampling on held-out data.
+
+    Attributes:
+        num_particles: K, draws per datum.
+        num_data: The number of held-out data, from the first on; None takes all.
+        seed: Seed of the draws.
+
+    Raises:
+        ConfigError: For numbers below 1.
+    """
 
     num_particles: int = 5000
     num_data: int | None = 1000
@@ -59,7 +69,16 @@ class Scoring:
 
 @dataclass
 class Curve:
-    """Points of a learning curve, taken between epochs: log p(x) of validation data, whatever the training's own bound."""
+    """The learning curve of one training: the NLL of validation data, for any training objective.
+
+    Attributes:
+        system: The system in training.
+        x: Validation data, `[N, ...]`, or a tuple of arguments; None for no curve.
+        cell: Objective, K and seed of the training.
+        config: Its settings.
+        num_data: The number of training data.
+        points: The points so far, in nats per datum.
+    """
 
     system: nn.Module
     x: Data | None
@@ -69,7 +88,11 @@ class Curve:
     points: list[Point] = field(default_factory=list)
 
     def after_epoch(self, state: State) -> None:
-        """A point, if the last one lies far enough back."""
+        """Add a point, if the last one is long enough ago.
+
+        Args:
+            state: State of the training at the end of an epoch.
+        """
         row = state.history[-1]
         last = self.points[-1] if self.points else Point(0, 0, 0.0, 0, math.nan)
         if self.config.max_seconds is not None:
@@ -80,7 +103,13 @@ class Curve:
             self.add(row.epoch, row.step, row.seconds)
 
     def add(self, epoch: int, step: int, seconds: float) -> None:
-        """A point at the weights as they are, unless there is one already."""
+        """Add a point for the current weights, unless this step has one.
+
+        Args:
+            epoch: Epochs so far.
+            step: Optimization steps so far.
+            seconds: Training time so far.
+        """
         if self.x is None or (self.points and self.points[-1].step == step):
             return
         system, x = cast(System, self.system), _placed(self.system, self.x)
@@ -104,26 +133,50 @@ def compare_training(
     scoring: Scoring | None = None,
     progress: bool = True,
 ) -> Comparison:
-    """Train a fresh system under each objective, K and seed, and score them all by the held-out NLL.
+    """Train a new system for each objective, K and seed, and score all by their held-out NLL.
 
-    make: a new system, or a pair (model, guide), whose initial weights come from torch's generator, which is at the seed
-    when it is called. data: Splits, or training and held-out data, each as in `fit`.
-    objectives: by name, functions from K; one that raises
-    ConfigError at some K is left out there. For a seed every training has the same initial weights, order of the data and
-    binarization; the seeds of an estimator are trained at once where `is_worth_batching` says so, each then charged with its
-    share of the seconds. budget: what each may spend, alike for all. config: its epochs and limits give way to the budget,
-    and the last weights are scored unless `keep="best"`. scoring: by default IS-5000 on the first 1,000 held-out data.
-    Raises ConfigError, DataError, ProgramError or UndefinedLikelihoodError before any step.
+    Trainings with the same seed have the same initial weights, order of the data and binarization.
+    The seeds of an estimator are trained as one batch where `is_worth_batching` holds; each is then
+    charged with its share of the seconds.
+
+    Args:
+        make: Returns a new system, or a pair (model, guide). Its initial weights come from torch's
+            generator, which is set to the seed before the call.
+        data: Splits, or a pair of training and held-out data, each as in `fit`.
+        objectives: Functions from K to an objective, by name. Where one raises ConfigError at some
+            K, it is left out there.
+        budget: What each training may spend, the same for all.
+        ks: Values of K, the number of particles.
+        seeds: Different seeds, at least 0.
+        config: Settings of every training. The budget overrides its epochs and limits. The last
+            weights are scored, unless `keep="best"`. None takes the defaults.
+        scoring: How trainings are scored; None takes K = 5,000 on the first 1,000 held-out data.
+        progress: Show a progress bar.
+
+    Returns:
+        The outcomes of all trainings, with NLL in nats per datum.
+
+    Raises:
+        ConfigError: Before any step, for settings that do not fit.
+        DataError: Before any step, for data that cannot be used.
+        ProgramError: Before any step, for programs that cannot be trained or scored.
+        UndefinedLikelihoodError: Before any step, for systems without log p(x).
 
     >>> from functools import partial
     >>> from pyroae import load, zoo
     >>> from pyroae.objectives.named import dreg, iwae
     >>> digits = load("digits", binarize="dynamic")
-    >>> found = compare_training(
-    ...     partial(zoo.vae, digits.train, latent=2), digits, {"iwae": iwae, "dreg": dreg}, ks=(4,), seeds=(0, 1),
-    ...     budget=Budget("epochs", 1), scoring=Scoring(num_particles=10, num_data=50), progress=False,
+    >>> comparison = compare_training(
+    ...     partial(zoo.vae, digits.train, latent=2),
+    ...     digits,
+    ...     {"iwae": iwae, "dreg": dreg},
+    ...     budget=Budget("epochs", 1),
+    ...     ks=(4,),
+    ...     seeds=(0, 1),
+    ...     scoring=Scoring(num_particles=10, num_data=50),
+    ...     progress=False,
     ... )
-    >>> [entry.objective for entry in found.entries], len(found.outcomes)
+    >>> [entry.objective for entry in comparison.entries], len(comparison.outcomes)
     (['iwae', 'dreg'], 4)
     """
     base, scoring = config or TrainConfig(keep="last"), scoring or Scoring()
@@ -156,9 +209,7 @@ def compare_training(
                 if len(group) == 1
                 else f"{group[0].entry}, {len(group)} seeds at once",
             )
-            with (
-                pyro.get_param_store().scope()
-            ):  # no parameter of one training is there in the next
+            with pyro.get_param_store().scope():  # trainings share no parameters
                 curves = [
                     Curve(new_system(make, cell.seed), along, cell, configs[cell], len(train))
                     for cell in group
@@ -178,7 +229,7 @@ def _groups(
     make: Make,
     num_data: int,
 ) -> Iterator[list[Cell]]:
-    """The cells that are trained at once: those that differ in their seed alone, where that pays; others one by one."""
+    """Batch the cells that differ only in their seed, where that saves time; others are single."""
     for entry, group in groupby(cells, key=lambda cell: cell.entry):
         seeds, objective = list(group), at_k[entry.num_particles][entry.objective]
         with pyro.get_param_store().scope():
@@ -216,7 +267,17 @@ def _train(
 
 
 def parts_of(data: Any) -> tuple[Any, Any, Any]:
-    """Training, validation and held-out data. Raises DataError where none are held out."""
+    """Split the argument `data` of a comparison.
+
+    Args:
+        data: Splits, or a pair of training and held-out data.
+
+    Returns:
+        Training data, validation data (None for a pair) and held-out data.
+
+    Raises:
+        DataError: Where there are no held-out data.
+    """
     if isinstance(data, Splits):
         if data.test is None:
             raise DataError("a comparison needs held-out data: the splits have no test part")
@@ -234,20 +295,41 @@ def _part(given: Any) -> Any:
 
 
 def _placed(system: nn.Module, x: Data) -> Data:
-    """The arguments on the device of the parameters, and in their precision."""
+    """Move the arguments to the device and the precision of the parameters."""
     args = like_parameters(system, x if isinstance(x, tuple) else (cast(Tensor, x),))
     return args if isinstance(x, tuple) else args[0]
 
 
 def config_of(cell: Cell, base: TrainConfig, budget: Budget, num_data: int) -> TrainConfig:
-    """The training of a cell under a budget. Raises ConfigError where that is less than one step."""
+    """Return the settings of the training of a cell under a budget.
+
+    Args:
+        cell: Objective, K and seed.
+        base: The settings of all trainings.
+        budget: What the training may spend.
+        num_data: The number of training data.
+
+    Returns:
+        The settings with the seed of the cell and the limits of the budget.
+
+    Raises:
+        ConfigError: Where the budget is less than one step.
+    """
     return replace(
         base, seed=cell.seed, **budget.limits(cell.num_particles, num_data, base.batch_size)
     )
 
 
 def new_system(make: Make, seed: int) -> nn.Module:
-    """A fresh system, its initial weights from `seed`; torch's generators stay as they were."""
+    """Return a new system with initial weights from a seed; torch's generators are unchanged.
+
+    Args:
+        make: Returns a new system, or a pair (model, guide).
+        seed: Seed of the initial weights.
+
+    Returns:
+        The module that `fit` trains.
+    """
     with fork_random(torch.device("cpu"), seed):
         return system_of(make())
 
@@ -255,7 +337,21 @@ def new_system(make: Make, seed: int) -> nn.Module:
 def check_cell(
     system: nn.Module, train: Any, held_out: Any, objective: ObjectiveBase, config: TrainConfig
 ) -> None:
-    """Refuse, before any work, what can be neither trained nor scored."""
+    """Check, before any work, that a system can be trained and scored.
+
+    Args:
+        system: A new system.
+        train: Training data.
+        held_out: Held-out data.
+        objective: The objective of the cell.
+        config: The settings of its training.
+
+    Raises:
+        ConfigError: For settings that do not fit.
+        DataError: For data that cannot be used.
+        ProgramError: For programs that cannot be trained or scored.
+        UndefinedLikelihoodError: For systems without log p(x).
+    """
     check(system, data_for(system, train), None, objective, config)
     programs, x = cast(System, system), _placed(system, first_of(data_for(system, held_out), 1))
     args = arguments_of(x)
@@ -264,7 +360,15 @@ def check_cell(
 
 
 def first_of(data: Dataset | Arguments | Tensor, count: int | None) -> Any:
-    """The first `count` data: a tensor, or a tuple of the arguments of a program."""
+    """Return the first data.
+
+    Args:
+        data: A data set, the arguments of a program, or a tensor.
+        count: The number of data; None takes all.
+
+    Returns:
+        A tensor `[count, ...]`, or a tuple of such arguments of a program.
+    """
     if isinstance(data, Arguments):
         return tuple(t[:count] for t in data.tensors)
     x = data.x if isinstance(data, Dataset) else data
@@ -274,7 +378,18 @@ def first_of(data: Dataset | Arguments | Tensor, count: int | None) -> Any:
 def score(
     curve: Curve, result: FitResult, x: Data, scoring: Scoring, *, progress: bool = False
 ) -> Outcome:
-    """The outcome of a training: its likelihood on x `[N, ...]`, and where its bound goes."""
+    """Score a training: its likelihood on held-out data, its rate and its distortion.
+
+    Args:
+        curve: The learning curve of the training, to which the last point is added.
+        result: The result of `fit`.
+        x: Held-out data, `[N, ...]`, or a tuple of arguments.
+        scoring: K and seed of the importance sampling.
+        progress: Show a progress bar.
+
+    Returns:
+        The outcome of the cell.
+    """
     row, system = result.history[-1], cast(System, result.system)
     curve.add(row.epoch, row.step, row.seconds)
     x = _placed(result.system, x)
@@ -292,7 +407,17 @@ def score(
 def outcome_of(
     curve: Curve, result: FitResult, likelihood: LikelihoodEstimate, figures: dict[str, float]
 ) -> Outcome:
-    """The parts of an outcome put together."""
+    """Combine the parts of an outcome.
+
+    Args:
+        curve: The learning curve of the training.
+        result: The result of `fit`.
+        likelihood: Importance-sampled log-likelihoods of the held-out data.
+        figures: What `figures_of` returned.
+
+    Returns:
+        The outcome of the cell, with what the training spent.
+    """
     row = result.history[-1]
     evaluations = evaluations_of(
         row.step, curve.cell.num_particles, curve.num_data, curve.config.batch_size
@@ -309,7 +434,16 @@ def outcome_of(
 
 
 def figures_of(system: nn.Module, x: Data, seed: int) -> dict[str, float]:
-    """nelbo, rate and distortion, in nats per datum, by 10 draws; active units of an Autoencoder."""
+    """Estimate the bound and its terms by 10 draws per datum.
+
+    Args:
+        system: The trained system.
+        x: Data, `[N, ...]`, or a tuple of arguments.
+        seed: Seed of the draws.
+
+    Returns:
+        `nelbo`, `rate` and `distortion` in nats per datum; for an Autoencoder `active_units` too.
+    """
     programs = cast(System, system)
     if isinstance(system, Autoencoder):
         found = diagnose(system.model, system.guide, x, seed=seed)

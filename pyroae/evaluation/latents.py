@@ -1,4 +1,7 @@
-"""The continuous latent sites of any program as one vector a datum: what annealing, quadrature and local guides move in."""
+"""The continuous latent sites of any program as one unconstrained vector per datum.
+
+Annealing, quadrature and local Gaussian fits work in these coordinates.
+"""
 
 import math
 from collections.abc import Mapping
@@ -19,7 +22,10 @@ from pyroae.programs.traces import Traces, at_values, log_density, run
 
 @dataclass(frozen=True)
 class _Part:
-    """Where a site's elements stand in the vector. shape: of the unconstrained value without particles and data."""
+    """The elements of a site in the vector.
+
+    shape: of the unconstrained value, without the dimensions of particles and data.
+    """
 
     name: str
     transform: Transform
@@ -32,28 +38,48 @@ class _Part:
 
 @dataclass(frozen=True)
 class LogJoint:
-    """Densities at u, each `[K, N]`, in nats: of the prior, in the unconstrained coordinates (Jacobian included), and of x."""
+    """Log-densities at u.
+
+    Attributes:
+        log_prior: log p(z) |dz/du|, the prior in unconstrained coordinates, `[K, N]`, in nats.
+        log_lik: log p(x|z), `[K, N]`, in nats.
+    """
 
     log_prior: Tensor
     log_lik: Tensor
 
     @property
     def total(self) -> Tensor:
-        """log p(x, z), with the Jacobian."""
+        """The joint density, log p(x, z) |dz/du|, `[K, N]`, in nats."""
         return self.log_prior + self.log_lik
 
 
 class Latents:
     """The latent sites of K particles and N data as u `[K, N, D]`, every element a real number.
 
-    Constrained sites are taken through `torch.distributions.biject_to` of the prior's support; D counts all elements of a
-    datum, those of nested plates included. model, guide, args: any Pyro programs over the same sites and their arguments, run
-    once; only the model is run again afterwards. What is drawn in that run is `start`. like: latents of the same programs with
-    arguments of the same shapes, whose draws are taken in place of new ones.
-    active: `[N, D]`, False for the elements that a mask of the model leaves out, None where there are no such masks. Those have
-    no density and are no coordinates: whatever u says of them, they stay at 0, and the gradient there is 0.
-    Raises ProgramError, naming the site, for discrete latents, for sites outside the data plate, and for a support that
-    differs between data or depends on other sites.
+        z = f(u),   f = biject_to(support of the prior)
+
+    D counts all elements of a datum, including those of nested plates. Model and guide are run
+    once; afterwards only the model is run again.
+
+    Args:
+        model: The Pyro program p(z) p(x|z).
+        guide: A Pyro program over the same sites.
+        args: Arguments of both, `[N, ...]` each.
+        num_particles: K.
+        nesting: The number of plate dimensions of the programs; None determines it by a run.
+        like: Latents of the same programs with arguments of the same shapes, whose draws are
+            used in place of new ones.
+
+    Attributes:
+        start: The draws of the guide in that run, as u `[K, N, D]`.
+        active: `[N, D]`, False for elements that a mask of the model leaves out; None without such
+            masks. Inactive elements have no density and are no coordinates: they stay at 0 for any
+            u, and the gradient there is 0.
+
+    Raises:
+        ProgramError: Naming the site, for discrete latents, for sites outside the data plate, and
+            for a support that differs between data or depends on other sites.
 
     >>> from pyroae import zoo
     >>> system, x = zoo.ppca(4, latent=2), torch.zeros(3, 4)
@@ -84,7 +110,8 @@ class Latents:
         for name, site in self._traces.sites(self._traces.model, observed=False):
             if not self._traces.is_local(site):
                 raise ProgramError(
-                    f"the latent site '{name}' lies outside the data plate: its data have no log p(x) one by one"
+                    f"the latent site '{name}' lies outside the data plate: "
+                    "log p(x) of a single datum does not exist"
                 )
         values = {part.name: self._traces.guide.nodes[part.name]["value"] for part in self._parts}
         unconstrained = {
@@ -102,20 +129,34 @@ class Latents:
 
     @property
     def num_data(self) -> int:
-        """N."""
+        """N, the number of data."""
         return self.start.shape[1]
 
     @property
     def size(self) -> int:
-        """D, the number of elements of a datum."""
+        """D, the number of elements of u per datum."""
         return self.start.shape[2]
 
     def values(self, u: Tensor) -> dict[str, Tensor]:
-        """The value of each site, in the shape that the program has it, at u `[K, N, D]`."""
+        """Return the value of each site.
+
+        Args:
+            u: Unconstrained coordinates, `[K, N, D]`.
+
+        Returns:
+            Constrained values by site, in the shape that the program gives them.
+        """
         return {name: value for name, (value, _) in self._transformed(u).items()}
 
     def log_joint(self, u: Tensor) -> LogJoint:
-        """log p(z) |dz/du| and log p(x|z) at u `[K, N, D]`, differentiable."""
+        """Run the model at u and evaluate its densities, differentiably.
+
+        Args:
+            u: Unconstrained coordinates, `[K, N, D]`.
+
+        Returns:
+            log p(z) |dz/du| and log p(x|z), `[K, N]` each, in nats.
+        """
         transformed = self._transformed(u)
         values = {name: value for name, (value, _) in transformed.items()}
         traces = at_values(self._traces, self._model, self._args, {}, values)
@@ -123,7 +164,7 @@ class Latents:
             n: s for n, s in traces.sites(traces.model, observed=True) if traces.is_local(s)
         }
         for name, stand_in in self._stand_ins.items():
-            site = observed[name]  # a NaN under its mask would reach the gradients of the rest
+            site = observed[name]  # a NaN under its mask would reach the other gradients
             observed[name] = {**site, "value": where_unmasked(name, site, site["value"], stand_in)}
         log_lik = _sum([traces.reduce(s, log_density(name, s)) for name, s in observed.items()])
         terms = [
@@ -135,18 +176,31 @@ class Latents:
         return LogJoint(log_prior, torch.zeros_like(log_prior) if log_lik is None else log_lik)  # type: ignore[arg-type]
 
     def jacobians(self, transformed: Mapping[str, tuple[Tensor, Tensor | None]]) -> list[Tensor]:
-        """log |dz/du| of the sites, `[K, N]` each, where they are not masked; none of the identity."""
-        found = []
+        """Sum the log-determinants of the transforms over the elements that are not masked.
+
+        Args:
+            transformed: The value and the log-determinant of each site; None for the identity.
+
+        Returns:
+            log |dz/du|, `[K, N]`, in nats, for each site whose transform is not the identity.
+        """
+        terms = []
         for name, (_, log_det) in transformed.items():
             if log_det is not None:
                 site = self._traces.model.nodes[name]
-                found.append(
-                    self._traces.reduce({**site, "mask": mask_of(name, site)}, log_det, 1.0)
-                )
-        return found
+                masked = {**site, "mask": mask_of(name, site)}
+                terms.append(self._traces.reduce(masked, log_det, 1.0))
+        return terms
 
     def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
-        """u `[K, N, D]` of the values of the sites."""
+        """Return the inverse of `values`.
+
+        Args:
+            values: Constrained values by site, in the shape that the program gives them.
+
+        Returns:
+            u, `[K, N, D]`.
+        """
         parts = [
             _rows(self._arranged(part.name, part.transform.inv(values[part.name])))
             for part in self._parts
@@ -154,8 +208,8 @@ class Latents:
         return torch.cat(parts, 2)
 
     def _transformed(self, u: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """By site, its value and the log-determinant, of the site's batch shape (None for the identity)."""
-        found: dict[str, tuple[Tensor, Tensor | None]] = {}
+        """The value and the log-determinant (None for the identity) of each site."""
+        transformed: dict[str, tuple[Tensor, Tensor | None]] = {}
         if self.active is not None:
             u = torch.where(self.active, u, 0.0)
         for part, piece in zip(self._parts, u.split([p.size for p in self._parts], 2), strict=True):
@@ -172,11 +226,11 @@ class Latents:
                     if log_det.dim() > len(site["fn"].batch_shape)
                     else log_det
                 )
-            found[part.name] = (value, log_det)
-        return found
+            transformed[part.name] = (value, log_det)
+        return transformed
 
     def _unmasked(self, unconstrained: Mapping[str, Tensor]) -> Tensor | None:
-        """Which elements no mask of the model leaves out, `[N, D]`; None where there are no masks."""
+        """Whether no mask of the model leaves out an element, `[N, D]`; None without masks."""
         masks = {
             part.name: mask_of(part.name, self._traces.model.nodes[part.name])
             for part in self._parts
@@ -195,12 +249,12 @@ class Latents:
         return torch.cat(columns, 1)
 
     def _frame(self, name: str) -> tuple[int, int | None]:
-        """The number of batch dimensions of a site, and which of them is that of the data."""
+        """The number of batch dimensions of a site, and the index of the data among them."""
         batch = len(self._traces.guide.nodes[name]["fn"].batch_shape)
         return batch, None if self._traces.plate is None else batch + self._traces.plate.dim
 
     def _arranged(self, name: str, value: Tensor) -> Tensor:
-        """`[K, N, …]` of a value as it is in the program."""
+        """Move the dimensions of a value of the program to `[K, N, …]`."""
         _, data = self._frame(name)
         many = self._traces.num_particles > 1
         value = value.unsqueeze(0) if data is None else value.movedim(data, 0)
@@ -214,12 +268,25 @@ class Latents:
 
 
 def transform_of(name: str, site: Site, *, known: bool = False) -> Transform:
-    """The map from the reals to the support of a site. Raises ProgramError for a discrete or, if not known, a varying one."""
+    """Return the map from the reals to the support of a site.
+
+    Args:
+        name: The name of the site, for error messages.
+        site: The site.
+        known: The support is known to be the same for all data, and is not checked again.
+
+    Returns:
+        The transform of `torch.distributions.biject_to`.
+
+    Raises:
+        ProgramError: For a discrete support, or one that differs between data.
+    """
     support = site["fn"].support
     if support.is_discrete:
         kind = type(base_distribution(site["fn"])).__name__
         raise ProgramError(
-            f"the latent site '{name}' is discrete ({kind}): this needs latents that are all continuous"
+            f"the latent site '{name}' is discrete ({kind}): "
+            "this method needs latents that are all continuous"
         )
     inner: Any = support
     while isinstance(inner, constraints.independent):
@@ -232,13 +299,14 @@ def transform_of(name: str, site: Site, *, known: bool = False) -> Transform:
             and not bool((limit == limit.flatten()[0]).all())
         ):
             raise ProgramError(
-                f"the support of the latent site '{name}' is not the same everywhere: its bounds are {limit}"
+                f"the support of the latent site '{name}' is not the same everywhere: "
+                f"its bounds are {limit}"
             )
     return biject_to(_fixed(support))
 
 
 def _fixed(support: Any) -> Any:
-    """A support whose bounds are numbers."""
+    """The same support with numbers as bounds, in place of constant tensors."""
     if isinstance(support, constraints.independent):
         return constraints.independent(
             _fixed(support.base_constraint), support.reinterpreted_batch_ndims
@@ -256,7 +324,7 @@ def _fixed(support: Any) -> Any:
 
 
 def _rows(value: Tensor) -> Tensor:
-    """`[K, N, …]` as `[K, N, D]`; a scalar is one element."""
+    """Flatten `[K, N, …]` to `[K, N, D]`; a scalar is one element."""
     return value.reshape(*value.shape[:2], -1)
 
 

@@ -1,4 +1,7 @@
-"""A Gaussian fitted to the posterior of each datum: the best that a family can do, without an encoder (Cremer et al. 2018)."""
+"""Gaussians fitted to the posterior of each datum, without an encoder.
+
+They show what the family of a guide can reach at best (Cremer et al. 2018).
+"""
 
 import math
 from contextlib import nullcontext
@@ -15,35 +18,50 @@ from pyroae.programs.sites import Program
 from pyroae.programs.traces import plate_nesting, prior_of
 
 Family = Literal["diagonal", "full-rank"]
+"""The covariance of a local Gaussian."""
 
 
 FAMILIES: tuple[Family, ...] = ("diagonal", "full-rank")
 
 
 MOMENTS = 200
-"""Draws whose mean and spread the fit starts from."""
+"""Draws whose mean and covariance the fit starts from."""
 
 
 WINDOW = 25
-"""Steps between two looks at whether a datum's ELBO still rises."""
+"""Steps between two checks of whether the ELBO of a datum still increases."""
 
 
 RATES = (0.3, 0.12, 0.05, 0.02, 0.008, 0.003, 0.001)
-"""Step sizes, in units of the Gaussian's own spread; a datum goes to the next when its ELBO has stopped to rise."""
+"""Step sizes, in units of the scale of the Gaussian, in the order in which they are used.
+
+A datum proceeds to the next when its ELBO has stopped increasing.
+"""
 
 
-SMALL, COMPARED = 8, 100
-"""Dimensions up to which the noise of a full covariance is no trouble; draws that two fits are compared by."""
+SMALL = 8
+"""Largest dimension in which the noise of a full covariance does not harm the first fit."""
+
+
+COMPARED = 100
+"""Draws by which two fits are compared."""
 
 
 @dataclass(frozen=True)
 class LocalGaussian:
-    """q*(u|x_n) = N(loc_n, L_n L_nᵀ) in unconstrained coordinates, in the precision and on the device of the program.
+    """A Gaussian of each datum in unconstrained coordinates, in the program's precision and device.
 
-    loc: `[N, D]`. scale_tril: L `[N, D, D]`, diagonal for the family "diagonal". elbo: `[N]`, nats, at the end of the fit, from
-    the draws that it was fitted with. gain, gain_se: `[N]`, what the last quarter of the steps added to the ELBO, and the
-    Monte-Carlo standard error of that: a gain well above its error says that the fit had not converged. steps: taken. active:
-    `[N, D]`, False for elements that are masked: they have no density and count nowhere; None where there are none.
+        q*(u|x_n) = N(loc_n, L_n L_nᵀ)
+
+    Attributes:
+        loc: The mean, `[N, D]`.
+        scale_tril: The Cholesky factor L, `[N, D, D]`, diagonal for the family `"diagonal"`.
+        elbo: ELBO at the end of the fit, `[N]`, in nats, from the draws of the fit itself.
+        gain: Increase of the ELBO over the last quarter of the steps, `[N]`, in nats.
+        gain_se: Its Monte Carlo standard error, `[N]`, in nats. A gain well above its error says
+            that the fit has not converged.
+        steps: The number of steps of the fit.
+        active: `[N, D]`, False for masked elements, which have no density; None without masks.
     """
 
     loc: Tensor
@@ -55,7 +73,15 @@ class LocalGaussian:
     active: Tensor | None = None
 
     def draw(self, num_particles: int, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """u `[K, N, D]` and log q(u) `[K, N]`, in nats per datum; noise: standard normal, `[K, N, D]`, where it is given."""
+        """Draw u = loc + L ε.
+
+        Args:
+            num_particles: K.
+            noise: ε, standard normal, `[K, N, D]`; None draws it.
+
+        Returns:
+            u `[K, N, D]` and log q*(u) `[K, N]`, in nats.
+        """
         if noise is None:
             noise = torch.randn(
                 num_particles, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device
@@ -64,14 +90,27 @@ class LocalGaussian:
         return u, self._log_density(noise)
 
     def log_prob(self, u: Tensor) -> Tensor:
-        """log q(u) `[K, N]` at u `[K, N, D]`, in nats."""
+        """Evaluate the log-density.
+
+        Args:
+            u: Unconstrained coordinates, `[K, N, D]`.
+
+        Returns:
+            log q*(u), `[K, N]`, in nats.
+        """
         apart = (u - self.loc).unsqueeze(-1)
-        return self._log_density(
-            torch.linalg.solve_triangular(self.scale_tril, apart, upper=False).squeeze(-1)
-        )
+        noise = torch.linalg.solve_triangular(self.scale_tril, apart, upper=False)
+        return self._log_density(noise.squeeze(-1))
 
     def inflated(self, factor: float) -> "LocalGaussian":
-        """The same with its scale times `factor`: a proposal with tails that cover the posterior's."""
+        """Multiply the scale, for a proposal whose tails cover those of the posterior.
+
+        Args:
+            factor: The factor on L.
+
+        Returns:
+            The same Gaussian with the scale `factor` L.
+        """
         return replace(self, scale_tril=factor * self.scale_tril)
 
     def _log_density(self, noise: Tensor) -> Tensor:
@@ -89,36 +128,63 @@ def fit_local(
     start: LocalGaussian | None = None,
     seed: int | None = None,
 ) -> LocalGaussian:
-    """The Gaussian q*(u) of each datum of a block that maximizes that datum's own ELBO, in unconstrained coordinates.
+    """Fit the Gaussian q*(u) that maximizes the ELBO of each datum, in unconstrained coordinates.
 
-        L[q] = E_q [log p(x, z(u)) |dz/du| − log q(u)],   u = m + L ε,
+        L[q] = E_q [log p(x, z(u)) |dz/du| − log q(u)],   u = m + L ε
         Δm = L a,   ΔL = L tril(a εᵀ),   a = Lᵀ ∇ log p(x, z(u)) + ε
 
-    a is the path gradient with q's parameters stopped (Roeder 2017: sticking the landing), which vanishes draw by draw
-    where q is the posterior, in coordinates in which q is standard normal: the natural gradient, whose steps Adam (Kingma &
-    Ba 2015) limits. Each datum has its own step size, which falls when its ELBO has not risen by more than its standard
-    error over a window of draws, starting again from the window's mean iterate; the fit ends when all are at the last (a
-    rule as that of Cremer et al. 2018, a datum at a time). guide: what the mean and the spread at the start are taken from;
-    the prior where it is None, and the prior's spread where it is a Delta. A diagonal fit goes through a full-rank one
-    first, and starts from its mean with the scales (Σ⁻¹)_jj^(−½), which are the optimum for a Gaussian posterior. In more
-    than 8 dimensions a full-rank fit goes on from the diagonal one, where the first was lost in its own noise, and the
-    better of the two is kept. start: such a fit, of the same block, where there is one already. steps: at the most, of
-    either fit. num_particles: draws a step.
-    seed: of the draws; the caller's generators then stay as they were; None takes them from there.
-    Raises ConfigError for an unknown family or numbers below 1, ProgramError for discrete latents or global ones.
+    a is the path gradient with the parameters of q stopped (sticking the landing), which vanishes
+    for every draw where q is the posterior. It is taken in coordinates in which q is standard
+    normal: this is the natural gradient, whose steps Adam limits. Each datum has its own step
+    size, which decreases when its ELBO has not increased by more than its standard error over a
+    window of draws; the fit then restarts from the mean iterate of the window. It ends when all
+    data are at the last step size (the rule of Cremer et al. 2018, for each datum separately).
+
+    A diagonal fit is preceded by a full-rank fit, and starts from its mean with the scales
+    (Σ⁻¹)_jj^(−½), which are optimal for a Gaussian posterior. In more than 8 dimensions, where
+    noise may spoil the first full-rank fit, a second one starts from the diagonal fit, and the
+    better of the two is returned for each datum.
+
+    Args:
+        model: The Pyro program p(z) p(x|z).
+        guide: The program whose draws give mean and covariance at the start. None takes the
+            prior; for a Delta the scale is that of the prior.
+        args: Arguments of both, `[N, ...]` each.
+        family: `"diagonal"` or `"full-rank"`.
+        steps: Largest number of steps of each fit.
+        num_particles: Draws per step and datum.
+        start: A full-rank fit of the same block to start from; None fits it.
+        seed: Seed of the draws; the caller's generators are then left unchanged. None draws from
+            these generators.
+
+    Returns:
+        The fitted Gaussian of each datum.
+
+    Raises:
+        ConfigError: For an unknown family or numbers below 1.
+        ProgramError: For discrete or global latents.
+
+    References:
+        Cremer, Li and Duvenaud (2018), Inference suboptimality in variational autoencoders.
+        Roeder, Wu and Duvenaud (2017), Sticking the landing.
+        Kingma and Ba (2015), Adam: a method for stochastic optimization.
 
     >>> from pyroae import linear_gaussian, zoo
     >>> system, x = zoo.ppca(4, latent=2).double(), torch.randn(3, 4, dtype=torch.float64)
     >>> fitted = fit_local(system.model, system.guide, (x,), seed=0)
-    >>> exact = linear_gaussian.posterior(x, *(part.detach() for part in system.linear_gaussian()))
-    >>> bool((fitted.loc - exact[0]).abs().max() < 1e-3), bool((fitted.scale_tril - exact[1]).abs().max() < 1e-3)
-    (True, True)
+    >>> parameters = [part.detach() for part in system.linear_gaussian()]
+    >>> loc, scale_tril = linear_gaussian.posterior(x, *parameters)
+    >>> bool((fitted.loc - loc).abs().max() < 1e-3)
+    True
+    >>> bool((fitted.scale_tril - scale_tril).abs().max() < 1e-3)
+    True
     """
     if family not in FAMILIES:
         raise unknown_name("family", family, FAMILIES)
     if steps < 1 or num_particles < 1:
         raise ConfigError(
-            f"a local fit takes steps and num_particles of at least 1, not {steps} and {num_particles}"
+            "a local fit takes steps and num_particles of at least 1, "
+            f"not {steps} and {num_particles}"
         )
     with fork_random(args[0].device, seed) if seed is not None else nullcontext(), torch.no_grad():
         program = prior_of(model) if guide is None else guide
@@ -152,7 +218,7 @@ def fit_local(
 
 
 def _better(latents: Latents, one: LocalGaussian, other: LocalGaussian) -> LocalGaussian:
-    """Of each datum the fit with the larger ELBO, from the same noise."""
+    """Select for each datum the fit with the larger ELBO, estimated from the same noise."""
     noise = torch.randn_like(latents.start)
     elbos = []
     for fitted in (one, other):
@@ -174,7 +240,7 @@ def _better(latents: Latents, one: LocalGaussian, other: LocalGaussian) -> Local
 def _moments(
     model: Program, program: Program, args: tuple[Tensor, ...], nesting: int
 ) -> tuple[Tensor, Tensor]:
-    """Mean and Cholesky factor of the program's draws; the prior's spread, and its mean, where they have none."""
+    """Mean `[N, D]` and Cholesky factor `[N, D, D]` of draws; of the prior where they have none."""
     latents = Latents(model, program, args, MOMENTS, nesting)
     drawn, active = latents.start, latents.active
     loc, sd = drawn.mean(0), drawn.std(0)
@@ -206,7 +272,7 @@ def _climbed(climb: "_Climb", num_particles: int) -> LocalGaussian:
 
 
 class _Climb:
-    """Adam on the mean and the Cholesky factor of all data, each with its own step size."""
+    """Adam on the mean and the Cholesky factor of all data, with one step size per datum."""
 
     def __init__(
         self,
@@ -236,11 +302,11 @@ class _Climb:
 
     @property
     def is_done(self) -> bool:
-        """Whether the smallest step size no longer helps any datum."""
+        """Whether no datum improves with the smallest step size any more."""
         return bool((self._stage >= len(self._rates)).all())
 
     def move(self, num_particles: int) -> None:
-        """One step of all data, and every so often a look at their ELBOs."""
+        """One step of all data; after every `WINDOW` steps a check of their ELBOs."""
         noise = torch.randn(
             num_particles, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device
         )
@@ -267,10 +333,10 @@ class _Climb:
         self.root = self.root @ (change.tril(-1) + torch.diag_embed(diagonal.exp()))
         self._sums = (self._sums[0] + self.loc, self._sums[1] + self.root)
         if self.step % WINDOW == 0:
-            self._look()
+            self._check_progress()
 
     def _adam(self, which: int, gradient: Tensor, rate: Tensor) -> Tensor:
-        """Adam's step, decay rates 0.9 and 0.99: about `rate` at the most, and the gradient itself where that is small."""
+        """Adam's step with decay rates 0.9 and 0.99: at most about `rate`, else the gradient."""
         first = self._averages[which] = 0.9 * self._averages[which] + 0.1 * gradient
         second = self._averages[which + 1] = (
             0.99 * self._averages[which + 1] + 0.01 * gradient.square()
@@ -278,8 +344,8 @@ class _Climb:
         size = (second / (1 - 0.99**self.step)).sqrt() + rate
         return rate * (first / (1 - 0.9**self.step)) / size.clamp_min(1e-12)
 
-    def _look(self) -> None:
-        """Go to a smaller step, from the mean of the window's iterates, where the ELBO has not risen."""
+    def _check_progress(self) -> None:
+        """Where the ELBO has not increased: a smaller step, from the mean iterate of the window."""
         window = torch.stack(self._elbos[-WINDOW:])
         now, error = window.mean(0), window.std(0) / math.sqrt(WINDOW)
         stalled = ~(now > self._best + error) & (self._stage < len(self._rates))
@@ -290,7 +356,7 @@ class _Climb:
         self._sums = (torch.zeros_like(self.loc), torch.zeros_like(self.root))
 
     def result(self) -> LocalGaussian:
-        """The fit as it is, with the gain of the last quarter of its steps."""
+        """The current fit, with the gain over the last quarter of its steps."""
         elbos = torch.stack(self._elbos)
         quarter = max(1, len(elbos) // 4)
         eighth = max(1, quarter // 2)
@@ -310,6 +376,6 @@ class _Climb:
 
 
 def _log_gaussian(noise: Tensor, root: Tensor, active: Tensor | None) -> Tensor:
-    """log N(m + L ε; m, L Lᵀ) `[K, N]` at noise ε `[K, N, D]`, over the elements that are active."""
+    """Evaluate log N(m + L ε; m, L Lᵀ) `[K, N]` at ε `[K, N, D]`, over the active elements."""
     terms = -0.5 * (noise.square() + math.log(2 * math.pi)) - root.diagonal(dim1=-2, dim2=-1).log()
     return (terms if active is None else torch.where(active, terms, 0.0)).sum(-1)

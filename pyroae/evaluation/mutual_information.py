@@ -1,4 +1,4 @@
-"""What the latents know about the data: rate and distortion, bounds on the mutual information, units that have collapsed."""
+"""Rate, distortion, bounds on the mutual information of data and latents, and collapsed units."""
 
 import math
 import time
@@ -26,22 +26,31 @@ from pyroae.weights import reduce_log_weights
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure in nats per datum, and its standard error over data and draws; nan for one datum."""
+    """A quantity in nats per datum.
+
+    Attributes:
+        value: The estimate.
+        se: Its standard error over data and draws; NaN for one datum.
+    """
 
     value: float
     se: float
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %."""
+        """The 95 % confidence interval, in nats per datum."""
         return self.value - Z * self.se, self.value + Z * self.se
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One latent unit. kl: mean over the data of its KL(q ‖ p), nats; nan where q does not factorize over units.
+    """One latent unit.
 
-    activity: Var_x(E_q[z_j|x]). collapsed: both are low, or the activity where it is all there is.
+    Attributes:
+        index: The index j of the unit.
+        kl: Mean over the data of its KL(q ‖ p), in nats; NaN where q does not factorize over units.
+        activity: Var_x(E_q[z_j|x]).
+        collapsed: Whether both are below their thresholds; the activity alone where `kl` is NaN.
     """
 
     index: int
@@ -52,11 +61,17 @@ class Unit:
 
 @dataclass(frozen=True)
 class Information:
-    """Rate, distortion and mutual information under q(z, x) = p_data(x) q(z|x), in nats per datum.
+    """Rate, distortion and mutual information under q(z, x) = p_data(x) q(z|x).
 
-    rate: R = E KL(q(z|x) ‖ p(z)). distortion: D = −E log p(x|z). lower, upper: of I(x; z). marginal_kl: its lower and upper
-    bound, of KL(q(z) ‖ p(z)) = R − I. units: a row per latent unit. num_data: N. seconds: the time
-    it took.
+    Attributes:
+        rate: R = E KL(q(z|x) ‖ p(z)), in nats per datum.
+        distortion: D = −E log p(x|z), in nats per datum.
+        lower: Lower bound of I(x; z), in nats.
+        upper: Upper bound of I(x; z), in nats.
+        marginal_kl: Lower and upper bound of KL(q(z) ‖ p(z)) = R − I(x; z), in nats.
+        units: One entry per latent unit.
+        num_data: N, the number of data.
+        seconds: Wall-clock time.
     """
 
     rate: Estimate
@@ -70,17 +85,20 @@ class Information:
 
     @property
     def elbo(self) -> float:
-        """−(D + R), nats per datum."""
+        """The ELBO, −(D + R), in nats per datum."""
         return -(self.distortion.value + self.rate.value)
 
     @property
     def is_saturated(self) -> bool:
-        """Whether the lower bound has come within 0.1 nats of log N, above which it cannot go: more data would raise it."""
+        """Whether the lower bound is within 0.1 nats of log N, its limit.
+
+        More data would then raise it.
+        """
         return not self.lower.value <= math.log(self.num_data) - 0.1
 
     @property
     def active_units(self) -> int:
-        """Units that have not collapsed."""
+        """The number of units that have not collapsed."""
         return sum(not unit.collapsed for unit in self.units)
 
 
@@ -95,23 +113,47 @@ def information(
     seed: int | None = None,
     progress: bool = False,
 ) -> Information:
-    """Rate, distortion, bounds on the mutual information I(x; z), and the units that have collapsed.
+    """Estimate rate and distortion, bound the mutual information I(x; z), and find collapsed units.
 
-        lower = E [log q(z_n|x_n) − log (1/N) Σ_j q(z_n|x_j)] ≤ I(x; z) ≤ E [log q(z_n|x_n) − log 1/(N−1) Σ_{j≠n} q(z_n|x_j)]
+        lower = E [log q(z_n|x_n) − log 1/N Σ_j q(z_n|x_j)]
+        upper = E [log q(z_n|x_n) − log 1/(N−1) Σ_{j≠n} q(z_n|x_j)]
+        lower ≤ I(x; z) ≤ upper
 
-    for data that are a sample (Poole et al. 2019). The lower bound is at most log N; it is also the unbiased estimate of the
-    information that z has on which of these N data it comes from (Hoffman & Johnson 2016). R − I = KL(q(z) ‖ p(z)) says how far
-    the aggregate posterior is from the prior, and I ≤ R, ELBO = −(D + R), whatever the entropy H of the data; H − D ≤ I needs
-    it (Alemi et al. 2018). x: `[N, ...]`, N ≥ 2, or a tuple of arguments, a datum a row. All N² pairs are weighed, in blocks
-    whose size does not grow with N. num_particles: draws a datum. A unit has collapsed where its KL and its activity are below
-    both thresholds (Lucas et al. 2019; Burda 2016). seed: of the draws; the caller's generators then stay as they were.
-    Raises ConfigError for numbers out of range, UndefinedLikelihoodError for a Delta guide or an improper prior,
-    ProgramError for sites outside the data plate.
+    for data that are a sample. The lower bound is at most log N; it is also an unbiased estimate of
+    the information in z about the index of the datum among these N (Hoffman and Johnson 2016).
+    R − I = KL(q(z) ‖ p(z)) is the divergence of the aggregate posterior from the prior. I ≤ R and
+    ELBO = −(D + R) hold for any entropy H of the data; H − D ≤ I needs it (Alemi et al. 2018). A
+    unit has collapsed where its KL and its activity are below both thresholds (Lucas et al. 2019;
+    Burda et al. 2016). All N² pairs are evaluated, in blocks whose size does not grow with N.
+
+    Args:
+        model: The Pyro program p(z) p(x|z).
+        guide: The program q(z|x).
+        x: Data, `[N, ...]` with N ≥ 2, or a tuple of arguments, one row per datum.
+        num_particles: Draws per datum.
+        kl_threshold: KL below which a unit may have collapsed, in nats.
+        activity_threshold: Activity below which a unit may have collapsed.
+        seed: Seed of the draws; the caller's generators are then left unchanged.
+        progress: Show a progress bar.
+
+    Returns:
+        Estimates in nats per datum with their standard errors, and the units.
+
+    Raises:
+        ConfigError: For numbers out of range, or a program without a data plate.
+        UndefinedLikelihoodError: For a Delta guide or an improper prior.
+        ProgramError: For sites outside the data plate, or masked latent sites.
+
+    References:
+        Poole, Ozair, van den Oord, Alemi and Tucker (2019), On variational bounds of mutual
+        information.
+        Hoffman and Johnson (2016), ELBO surgery.
+        Alemi, Poole, Fischer, Dillon, Saurous and Murphy (2018), Fixing a broken ELBO.
 
     >>> from pyroae import zoo
     >>> system, x = zoo.vae(4, latent=2), torch.ones(5, 4)
-    >>> found = information(system.model, system.guide, x, seed=0)  # data that are all alike: nothing to know
-    >>> found.lower.value, found.upper.value, len(found.units)
+    >>> result = information(system.model, system.guide, x, seed=0)
+    >>> result.lower.value, result.upper.value, len(result.units)  # equal data: no information
     (0.0, 0.0, 2)
     """
     started, args = time.monotonic(), arguments_of(x)
@@ -135,21 +177,18 @@ def information(
         with Progress("information", count * num_particles, progress) as bar:
             rounds = [pairs.round(bar, count * i) for i in range(num_particles)]
         units = _units(model, guide, args, kl_threshold, activity_threshold)
-    r = _Round(
-        *(
-            torch.stack(column).mean(0)
-            for column in zip(*(vars(one).values() for one in rounds), strict=True)
-        )
+    columns = zip(*(vars(one).values() for one in rounds), strict=True)
+    r = _Round(*(torch.stack(column).mean(0) for column in columns))
+    marginal_kl = (
+        _estimate(r.rate - r.upper, r.rate - r.upper + r.upper_share),
+        _estimate(r.rate - r.lower, r.rate - r.lower + r.lower_share),
     )
     return Information(
         _estimate(r.rate, r.rate),
         _estimate(r.distortion, r.distortion),
-        _estimate(r.own, r.own - r.taken),
-        _estimate(r.others, r.others - r.taken_by_others),
-        (
-            _estimate(r.rate - r.others, r.rate - r.others + r.taken_by_others),
-            _estimate(r.rate - r.own, r.rate - r.own + r.taken),
-        ),
+        _estimate(r.lower, r.lower - r.lower_share),
+        _estimate(r.upper, r.upper - r.upper_share),
+        marginal_kl,
         units,
         count,
         time.monotonic() - started,
@@ -158,23 +197,24 @@ def information(
 
 @dataclass(frozen=True)
 class _Round:
-    """One draw of each datum, `[N]` each, float64.
+    """One draw per datum, `[N]` each, float64, in nats.
 
-    own, others: log q(z_n|x_n) less the log of the mean over all data, over the others. taken, taken_by_others: the sum over
-    the draws of x_j's share in those means, by which a datum moves the bounds through the denominators.
+    lower, upper: the terms of the bounds. lower_share, upper_share: the share of x_j in the means
+    of the denominators, summed over the draws: by this much a datum changes the bounds through the
+    terms of the other data.
     """
 
     rate: Tensor
     distortion: Tensor
-    own: Tensor
-    others: Tensor
-    taken: Tensor
-    taken_by_others: Tensor
+    lower: Tensor
+    upper: Tensor
+    lower_share: Tensor
+    upper_share: Tensor
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """log q(z_n|x_j) of all pairs, the draws in blocks, and the data in blocks for each."""
+    """Evaluate log q(z_n|x_j) of all pairs: blocks of draws, and of data for each."""
 
     model: Program
     guide: Program
@@ -182,12 +222,11 @@ class _Pairs:
     nesting: int
 
     def round(self, bar: Progress, done: int) -> _Round:
-        """Draw z for each datum and weigh it against all."""
+        """Draw z for each datum and evaluate it under the guide of every datum."""
         count = len(self.args[0])
-        rate, distortion, own, others = [], [], [], []
-        taken, taken_by_others = torch.zeros(
-            2, count, dtype=torch.float64, device=self.args[0].device
-        )
+        rate, distortion, lower, upper = [], [], [], []
+        shares = torch.zeros(2, count, dtype=torch.float64, device=self.args[0].device)
+        lower_share, upper_share = shares
         first = 0
         for block in blocks(self.args, max(1, min(count, rows_of(self.args) // 2, CHUNK // count))):
             drawn = run(self.model, self.guide, block, {}, 1, self.nesting)
@@ -197,25 +236,18 @@ class _Pairs:
             log_q = self.against_all(drawn)
             row = torch.arange(len(log_q), device=log_q.device)
             log_ratio = log_q - log_q[row, first + row][:, None]
-            own.append(math.log(count) - log_ratio.logsumexp(1))
-            taken += log_ratio.softmax(1).sum(0)
+            lower.append(math.log(count) - log_ratio.logsumexp(1))
+            lower_share += log_ratio.softmax(1).sum(0)
             log_ratio[row, first + row] = -math.inf
-            others.append(math.log(count - 1) - log_ratio.logsumexp(1))
-            taken_by_others += log_ratio.softmax(1).nan_to_num(0.0).sum(0)
+            upper.append(math.log(count - 1) - log_ratio.logsumexp(1))
+            upper_share += log_ratio.softmax(1).nan_to_num(0.0).sum(0)
             first += len(block[0])
             bar.update(done + first)
-        rows = (
-            torch.cat(rate),
-            torch.cat(distortion),
-            torch.cat(own),
-            torch.cat(others),
-            taken,
-            taken_by_others,
-        )
-        return _Round(*(row.cpu() for row in rows))
+        terms = [torch.cat(column) for column in (rate, distortion, lower, upper)]
+        return _Round(*(term.cpu() for term in (*terms, lower_share, upper_share)))
 
     def against_all(self, drawn: Traces) -> Tensor:
-        """log q(z_k|x_j) `[k, N]`, float64, of the draws of a block of k data under every datum's guide."""
+        """Evaluate log q(z_k|x_j) of draws of k data under every datum's guide, `[k, N]`."""
         values = {
             name: _by_row(drawn, site) for name, site in drawn.sites(drawn.guide, observed=False)
         }
@@ -235,13 +267,13 @@ class _Pairs:
 
 
 def _by_row(traces: Traces, site: dict[str, Any]) -> Tensor:
-    """The value of a site with the data first."""
+    """The value of a site with the dimension of the data first."""
     assert traces.plate is not None
     return site["value"].movedim(len(site["fn"].batch_shape) + traces.plate.dim, 0)
 
 
 def _for_all(traces: Traces, site: dict[str, Any], rows: Tensor) -> Tensor:
-    """The values of k draws, the same for all data, in the shape that the site has with k particles (at least 2)."""
+    """Expand k values to all data, in the shape of the site with k (at least 2) particles."""
     assert traces.plate is not None
     rows = rows.repeat(2, *[1] * (rows.dim() - 1)) if len(rows) == 1 else rows
     shape = [len(rows), *site["value"].shape[1:]]
@@ -250,20 +282,23 @@ def _for_all(traces: Traces, site: dict[str, Any], rows: Tensor) -> Tensor:
 
 
 def _check(traces: Traces) -> None:
-    """Raises, naming the site, where the rate or the information does not exist."""
+    """Raise, naming the site, where the rate or the information does not exist."""
     check_evidence(traces)
     if traces.plate is None:
         raise ConfigError(
-            "the program has no data plate: the information is that of z about which datum of many it is"
+            "the program has no data plate: "
+            "the mutual information is between z and the index of one datum of many"
         )
     for name, site in traces.sites(traces.guide, observed=False):
         if mask_of(name, site) is not None:
             raise ProgramError(
-                f"the latent site '{name}' is masked: the information is that of latents which all data have"
+                f"the latent site '{name}' is masked: "
+                "the mutual information is defined for latents that all data have"
             )
         if isinstance(base_distribution(site["fn"]), Delta):
             raise UndefinedLikelihoodError(
-                f"the guide's site '{name}' is a Delta: its rate and its mutual information with the data are infinite"
+                f"the guide's site '{name}' is a Delta: "
+                "its rate and its mutual information with the data are infinite"
             )
 
 
@@ -274,11 +309,11 @@ def _units(
     kl_threshold: float,
     activity_threshold: float,
 ) -> tuple[Unit, ...]:
-    """KL and activity of each unit."""
-    found = diagnose(model, guide, args, threshold=activity_threshold)
-    assert found.is_share is not None
-    kl_per_unit = found.kl_per_unit.masked_fill(found.is_share, math.nan)
-    rows = zip(kl_per_unit.tolist(), found.activity.tolist(), strict=True)
+    """KL and activity of each latent unit."""
+    diagnostics = diagnose(model, guide, args, threshold=activity_threshold)
+    assert diagnostics.is_share is not None
+    kl_per_unit = diagnostics.kl_per_unit.masked_fill(diagnostics.is_share, math.nan)
+    rows = zip(kl_per_unit.tolist(), diagnostics.activity.tolist(), strict=True)
     return tuple(
         Unit(j, kl, activity, not kl >= kl_threshold and activity < activity_threshold)
         for j, (kl, activity) in enumerate(rows)
@@ -286,5 +321,5 @@ def _units(
 
 
 def _estimate(values: Tensor, influence: Tensor) -> Estimate:
-    """A mean over the data; the standard error of it from what each datum contributes in all."""
+    """The mean of `values`; its standard error from the influence of each datum, `[N]` each."""
     return Estimate(values.mean().item(), (influence.std() / math.sqrt(len(values))).item())

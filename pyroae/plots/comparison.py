@@ -1,4 +1,4 @@
-"""The figures of a comparison of trainings: paired differences with their intervals, and learning curves."""
+"""Figures of a comparison of trainings: paired differences with intervals, and learning curves."""
 
 from itertools import cycle
 from typing import Any
@@ -13,13 +13,23 @@ from pyroae.errors import DataError
 from pyroae.plots.drawing import GREY, INK, RUNS, plain
 
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
-"""Of the values of K, in order."""
+"""Dashes of lines, by the rank of K."""
 
 
 def differences(comparison: Comparison, baseline: Entry | None = None) -> Figure:
-    """NLL of each entry less that of the baseline, with 95 % intervals, the best on top; a grey dot a seed.
+    """Draw the NLL of each entry less that of the baseline, with 95 % intervals.
 
-    baseline: by default the first entry. Raises DataError where there is nothing beside the baseline.
+    The best entry is on top. Grey dots are the differences of single seeds, in nats per datum.
+
+    Args:
+        comparison: The outcomes of all trainings.
+        baseline: The entry that is subtracted; None takes the first.
+
+    Returns:
+        The figure.
+
+    Raises:
+        DataError: Where the baseline is the only entry.
 
     >>> import torch
     >>> from pyroae.comparison.results import Cell, Outcome
@@ -27,7 +37,8 @@ def differences(comparison: Comparison, baseline: Entry | None = None) -> Figure
     ...     Outcome(Cell(name, 8, seed), -80 - torch.rand(9), torch.zeros(9), {}, 1, 1, 1, 1.0)
     ...     for name in ("trace-elbo", "iwae") for seed in (0, 1)
     ... ]
-    >>> [label.get_text() for label in differences(Comparison(tuple(outcomes))).axes[0].get_yticklabels()]
+    >>> axes = differences(Comparison(tuple(outcomes))).axes[0]
+    >>> [label.get_text() for label in axes.get_yticklabels()]
     ['iwae, K = 8']
     """
     baseline = comparison.entries[0] if baseline is None else baseline
@@ -39,23 +50,12 @@ def differences(comparison: Comparison, baseline: Entry | None = None) -> Figure
     axes = plain(figure.subplots())
     axes.axvline(0, color=INK, linewidth=0.8)
     for i, row in enumerate(rows):
-        found, colour = row.from_baseline, colours[row.entry.objective]
-        axes.plot(
-            found.per_seed,
-            [i + 0.22] * len(found.per_seed),
-            ".",
-            color=GREY,
-            markersize=5,
-            zorder=1,
-        )
-        axes.plot(
-            [found.estimate.low, found.estimate.high],
-            [i, i],
-            color=colour,
-            linewidth=2,
-            solid_capstyle="butt",
-        )
-        axes.plot(found.estimate.value, i, "o", color=colour, markersize=5)
+        per_seed, estimate = row.from_baseline.per_seed, row.from_baseline.estimate
+        heights, colour = [i + 0.22] * len(per_seed), colours[row.entry.objective]
+        axes.plot(per_seed, heights, ".", color=GREY, markersize=5, zorder=1)
+        ends = [estimate.low, estimate.high]
+        axes.plot(ends, [i, i], color=colour, linewidth=2, solid_capstyle="butt")
+        axes.plot(estimate.value, i, "o", color=colour, markersize=5)
     axes.set_yticks(range(len(rows)), [str(row.entry) for row in rows])
     axes.set(
         ylim=(len(rows) - 0.5, -0.5),
@@ -65,10 +65,19 @@ def differences(comparison: Comparison, baseline: Entry | None = None) -> Figure
 
 
 def learning_curves(comparison: Comparison) -> Figure:
-    """NLL of validation data against epochs, seconds and decoder evaluations, a line a training.
+    """Draw the NLL of validation data against epochs, seconds and decoder evaluations.
 
-    Colours are objectives, dashes are K. The beginning, where the curves fall steeply, is cut off. Raises DataError where
-    there are no curves.
+    Each training has one line: its colour is the objective, its dashes are K. The beginning, where
+    the curves fall steeply, is cut off. NLL is in nats per datum.
+
+    Args:
+        comparison: The outcomes of all trainings, with their learning curves.
+
+    Returns:
+        The figure, with three panels.
+
+    Raises:
+        DataError: Where no training has a learning curve.
     """
     curves = [outcome for outcome in comparison.outcomes if outcome.curve]
     if not curves:
@@ -128,7 +137,7 @@ def _label(axes: Axes, name: str) -> None:
 
 
 def _limits(curves: list[list[float]]) -> tuple[float, float]:
-    """From the lowest value to what the curves had reached after a sixth of their points, with a margin."""
+    """From the lowest value to the largest after a sixth of the points, with a margin."""
     lowest, top = min(map(min, curves)), max(max(curve[len(curve) // 6 :]) for curve in curves)
     margin = 0.05 * max(top - lowest, 1e-3)
     return lowest - margin, top + margin

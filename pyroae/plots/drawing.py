@@ -1,4 +1,7 @@
-"""What figures are made of: colours, tiled images, curves, scatters, bars. No statistics, no models."""
+"""Parts of figures: colours, tiled images, curves, scatter plots, bars.
+
+Nothing here computes statistics or runs a model.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,10 +23,11 @@ from pyroae.runtime.files import guarded
 from pyroae.training.state import Epoch
 
 BLUE, GREY, INK = "#0072B2", "#B8B8B8", "#333333"
+"""Colours of data, of secondary marks, and of reference lines and text."""
 
 
 RUNS = (BLUE, "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6BB1")
-"""Okabe & Ito's colours, which a colour-blind reader can tell apart, and a violet."""
+"""Colours of runs: those of Okabe and Ito, for colour-blind readers, and a violet."""
 
 
 LABELS = (
@@ -38,7 +42,7 @@ LABELS = (
     "#717581",
     "#92dadd",
 )
-"""Petroff's ten (2021), chosen for the same reason, for labels."""
+"""Colours of labels: the ten of Petroff (2021), which colour-blind readers can distinguish."""
 
 
 CURVES: dict[str, tuple[str, Any, float]] = {
@@ -47,23 +51,48 @@ CURVES: dict[str, tuple[str, Any, float]] = {
     "distortion": ("distortion", "-", 1.8),
     "rate": ("rate", ":", 1.8),
 }
-"""Fields of an Epoch: name, dashes and width of the line."""
+"""Fields of an `Epoch` that are drawn: label, dashes and width of the line."""
 
 
 def to_array(values: Tensor) -> np.ndarray:
-    """Values as a numpy array on the host."""
+    """Copy a tensor to a NumPy array on the host.
+
+    Args:
+        values: A tensor on any device.
+
+    Returns:
+        The array, of the same shape.
+    """
     return values.detach().cpu().numpy()
 
 
 def is_image(shape: tuple[int, ...]) -> bool:
-    """Whether data of this shape are drawn as images: (height, width), with 1 or 3 channels before or after these."""
+    """Whether data of a shape are drawn as images.
+
+    Args:
+        shape: The shape of one datum.
+
+    Returns:
+        True for (height, width), and for three dimensions with 1 or 3 channels, first or last.
+
+    >>> is_image((8, 8)), is_image((3, 8, 8)), is_image((8, 8, 3)), is_image((20,))
+    (True, True, True, False)
+    """
     return len(shape) == 2 or (
         len(shape) == 3 and (shape[2] if is_channels_last(shape) else shape[0]) in (1, 3)
     )
 
 
 def limits_of(values: np.ndarray) -> tuple[float, float]:
-    """Black and white: 0 and 1 for values between them, else the smallest and the largest."""
+    """Choose the values that are drawn black and white.
+
+    Args:
+        values: Data, of any shape.
+
+    Returns:
+        0 and 1 for data in between; otherwise the smallest and the largest value, or a range of 1
+        around a constant.
+    """
     low, high = float(values.min()), float(values.max())
     if low >= 0 and high <= 1:
         return 0.0, 1.0
@@ -71,7 +100,16 @@ def limits_of(values: np.ndarray) -> tuple[float, float]:
 
 
 def tile(values: np.ndarray, shape: tuple[int, ...], columns: int) -> np.ndarray:
-    """Images `[N, d]` as one, row by row, one pixel of nan apart: `[H, W]`, with a last dimension of 3 for coloured ones."""
+    """Arrange images in one array, row by row, separated by one pixel of NaN.
+
+    Args:
+        values: Flat images, `[N, d]`.
+        shape: The shape of one image, for which `is_image` holds.
+        columns: Images per row.
+
+    Returns:
+        The array, `[H, W]`, or `[H, W, 3]` for colour images.
+    """
     if is_channels_last(shape):
         values = values.reshape(-1, *shape).transpose(0, 3, 1, 2)
         shape = (shape[2], *shape[:2])
@@ -93,7 +131,15 @@ def draw_grid(
     limits: tuple[float, float],
     colours: str = "gray",
 ) -> None:
-    """Draw data `[N, d]` in a square grid, row by row."""
+    """Draw data in a square grid, row by row: images, or curves over the features.
+
+    Args:
+        axes: The axes to draw on.
+        values: Data, `[N, d]`.
+        shape: The shape of one datum.
+        limits: The values that are drawn black and white, or at the lower and upper edge.
+        colours: A colour map of matplotlib.
+    """
     columns = math.ceil(math.sqrt(len(values)))
     axes.set(xticks=[], yticks=[], aspect="equal")
     axes.spines[:].set_visible(False)
@@ -115,7 +161,14 @@ def draw_grid(
 def draw_datum(
     axes: Axes, value: np.ndarray, shape: tuple[int, ...], limits: tuple[float, float]
 ) -> None:
-    """Draw one datum `[d]`: an image, or a curve over the features."""
+    """Draw one datum: an image, or a curve over the features.
+
+    Args:
+        axes: The axes to draw on.
+        value: The datum, `[d]`.
+        shape: Its shape.
+        limits: The values that are drawn black and white.
+    """
     if is_image(shape):
         draw_image(axes, tile(value[None], shape, 1), limits, "gray")
         return
@@ -125,25 +178,37 @@ def draw_datum(
 
 
 def draw_image(axes: Axes, image: np.ndarray, limits: tuple[float, float], colours: str) -> None:
-    """Draw one array as an image, without ticks."""
+    """Draw one array as an image, without ticks.
+
+    Args:
+        axes: The axes to draw on.
+        image: Pixels, `[H, W]` or `[H, W, 3]`; NaN is black under `"gray"`, otherwise white.
+        limits: The values at both ends of the colour map.
+        colours: A colour map of matplotlib; colour images ignore it.
+    """
     low, high = limits
-    if image.ndim == 3:  # in colour: matplotlib takes values from 0 to 1
+    if image.ndim == 3:  # matplotlib expects colours from 0 to 1
         image = np.nan_to_num(((image - low) / (high - low)).clip(0, 1))
     axes.imshow(image, cmap=colours, vmin=low, vmax=high)
-    axes.set(
-        xticks=[], yticks=[], facecolor="black" if colours == "gray" else "white"
-    )  # the colour of nan
+    nan_colour = "black" if colours == "gray" else "white"
+    axes.set(xticks=[], yticks=[], facecolor=nan_colour)
     axes.spines[:].set_visible(False)
 
 
 def plain(axes: Axes) -> Axes:
-    """The same axes without the upper and right border."""
+    """Remove the upper and right border of axes, and return them."""
     axes.spines[["top", "right"]].set_visible(False)
     return axes
 
 
 def draw_curves(axes: Axes, runs: Mapping[str, Sequence[Epoch]], fields: tuple[str, ...]) -> None:
-    """A line a run and field, a colour a run; the legend tells the fields apart."""
+    """Draw one line per run and field; each run has a colour, and the legend names the fields.
+
+    Args:
+        axes: The axes to draw on.
+        runs: Epochs of each run, by its name.
+        fields: Names of fields, keys of `CURVES`; fields without a finite value are left out.
+    """
     plain(axes).xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     handles = {}
     for i, history in enumerate(runs.values()):
@@ -166,7 +231,13 @@ def draw_curves(axes: Axes, runs: Mapping[str, Sequence[Epoch]], fields: tuple[s
 
 
 def draw_scatter(axes: Axes, means: np.ndarray, colours: np.ndarray) -> None:
-    """Two units of the posterior means `[N, m]`: both of two, else those of the largest variance."""
+    """Draw two units of posterior means: both of two, otherwise those of the largest variance.
+
+    Args:
+        axes: The axes to draw on.
+        means: Posterior means, `[N, m]` with m ≥ 2.
+        colours: A colour per datum, `[N]`.
+    """
     two = means.shape[1] == 2
     first, second = (0, 1) if two else np.argsort(-means.var(0), kind="stable")[:2]
     axes.scatter(means[:, first], means[:, second], s=8, c=colours, alpha=0.8, linewidths=0)
@@ -175,7 +246,13 @@ def draw_scatter(axes: Axes, means: np.ndarray, colours: np.ndarray) -> None:
 
 
 def draw_bars(axes: Axes, heights: np.ndarray, active: np.ndarray) -> None:
-    """Sorted bars, named by their units where there is room."""
+    """Draw sorted bars, labelled with their units if there are at most 40.
+
+    Args:
+        axes: The axes to draw on.
+        heights: The height of the bar of each unit, `[m]`.
+        active: Whether the unit is active, `[m]`; the others are grey.
+    """
     order = np.argsort(-heights, kind="stable")
     axes.bar(
         np.arange(len(order)), heights[order], color=np.where(active[order], BLUE, GREY).tolist()
@@ -187,7 +264,14 @@ def draw_bars(axes: Axes, heights: np.ndarray, active: np.ndarray) -> None:
 
 
 def label_colours(count: int) -> list[str]:
-    """A colour for each of `count` labels."""
+    """Choose a colour for each label.
+
+    Args:
+        count: The number of labels.
+
+    Returns:
+        `count` colours: distinct ones for up to 20 labels, otherwise a sequence.
+    """
     if count == 1:
         return [BLUE]
     if count <= len(LABELS):
@@ -200,7 +284,13 @@ def label_colours(count: int) -> list[str]:
 
 
 def label_legend(axes: Axes, names: np.ndarray, colours: list[str]) -> None:
-    """A legend of label names in their colours, beside the axes."""
+    """Add a legend of labels beside the axes; a colour bar of ranks for more than 20.
+
+    Args:
+        axes: The axes, with their figure.
+        names: The labels, sorted.
+        colours: Their colours.
+    """
     if len(names) <= 20:
         handles = [
             Patch(color=colour, label=str(name))
@@ -217,5 +307,13 @@ def label_legend(axes: Axes, names: np.ndarray, colours: list[str]) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a picture whole or not at all."""
+    """Write a figure to a file, completely or not at all.
+
+    Args:
+        figure: The figure.
+        path: The file; its suffix is the format.
+
+    Raises:
+        RunError: Where it cannot be written.
+    """
     guarded(path, lambda file: figure.savefig(file, dpi=150))

@@ -1,4 +1,4 @@
-"""The figure of the gradient laboratory: signal-to-noise ratio, variance and cost of gradient estimators."""
+"""Figure of the gradient laboratory: signal-to-noise ratio, variance and cost of estimators."""
 
 import math
 from collections.abc import Mapping
@@ -14,25 +14,38 @@ from pyroae.evaluation.gradient_lab.slopes import SNRCurve
 from pyroae.plots.drawing import GREY, RUNS, plain
 
 MARKERS = "osD^vP*X"
-"""A second sign of each estimator, beside its colour."""
+"""Markers of the estimators, in addition to their colours."""
 
 
 NAMES = {"θ": "θ, model", "φ": "φ, guide", "shared": "shared by both"}
+"""Titles of the groups of parameters."""
 
 
 def gradient_curves(curves: Mapping[str, Mapping[str, SNRCurve]]) -> Figure:
-    """SNR against K with 95 % intervals, variance against K, SNR against the time of one gradient; a column a group.
+    """Draw the signal-to-noise ratio, variance and cost of gradient estimators.
 
-    curves: of `measure_slopes`, by objective and group; all axes are logarithmic. Lines become thinner and marks smaller from
-    one estimator to the next, so that curves which coincide are all seen. The grey line is what an SNR of 0 is estimated
-    as, about 0.8 / √R with R replicates: what is near it is noise. Raises DataError where there are no curves.
+    Each group of parameters has a column with three panels: SNR against K with 95 % intervals,
+    variance against K, and SNR against the time of one gradient. All axes are logarithmic. Lines
+    become thinner and markers smaller from one estimator to the next, so that curves that coincide
+    remain visible. The grey line is the estimate of an SNR of 0, about 0.8 / √R with R replicates:
+    values near it are noise.
+
+    Args:
+        curves: Results of `measure_slopes`, by objective and group.
+
+    Returns:
+        The figure.
+
+    Raises:
+        DataError: Where there are no curves.
 
     >>> import torch
     >>> from pyroae import measure_slopes, zoo
     >>> from pyroae.objectives.named import iwae
     >>> system, x = zoo.ppca(4, latent=2), torch.zeros(3, 4)
     >>> parameters = dict(system.named_parameters())
-    >>> curves = measure_slopes(system.model, system.guide, x, {"iwae": iwae}, ks=(1, 4), parameters=parameters, replicates=20)
+    >>> settings = {"ks": (1, 4), "parameters": parameters, "replicates": 20}
+    >>> curves = measure_slopes(system.model, system.guide, x, {"iwae": iwae}, **settings)
     >>> len(gradient_curves(curves).axes)
     3
     """
@@ -61,7 +74,7 @@ def gradient_curves(curves: Mapping[str, Mapping[str, SNRCurve]]) -> Figure:
     lowest = min([floor, *(ratio for _, ratio in every if ratio > 0)])
     for axes in (panels[0][0], panels[2][0]):
         axes.set_ylabel("signal-to-noise ratio")
-        axes.set_ylim(bottom=0.7 * lowest)  # intervals that reach further down are cut off
+        axes.set_ylim(bottom=0.7 * lowest)  # the lower ends of intervals may be cut off
     panels[1][0].set_ylabel("variance, mean")
     handles = [Line2D([], [], label=name, **style) for name, style in styles.items()]
     handles.append(
@@ -87,10 +100,9 @@ def _draw_variances(
     axes: Axes, curves: Mapping[str, SNRCurve], styles: Mapping[str, dict[str, Any]]
 ) -> None:
     for name, curve in curves.items():
-        variances = [
-            found.variance.mean().item() or math.nan for found in curve.statistics
-        ]  # 0 has no logarithm
-        axes.plot(curve.ks, variances, **styles[name])
+        means = [statistics.variance.mean().item() for statistics in curve.statistics]
+        positive = [mean or math.nan for mean in means]  # the axis is logarithmic
+        axes.plot(curve.ks, positive, **styles[name])
     _over_k(axes, curves)
 
 
@@ -98,7 +110,7 @@ def _draw_costs(
     axes: Axes, curves: Mapping[str, SNRCurve], styles: Mapping[str, dict[str, Any]]
 ) -> None:
     for name, curve in curves.items():
-        axes.plot([1000 * found.seconds for found in curve.statistics], curve.snr, **styles[name])
+        axes.plot([1000 * one.seconds for one in curve.statistics], curve.snr, **styles[name])
     plain(axes).set(xscale="log", yscale="log", xlabel="milliseconds per gradient")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -113,7 +125,7 @@ def _over_k(axes: Axes, curves: Mapping[str, SNRCurve]) -> None:
 
 
 def _style(i: int, count: int) -> dict[str, Any]:
-    """Line and marks of one estimator of several."""
+    """Line and markers of estimator `i` of `count`."""
     rest = (count - 1 - i) / max(count - 1, 1)
     return {
         "color": RUNS[i % len(RUNS)],

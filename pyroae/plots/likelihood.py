@@ -1,4 +1,4 @@
-"""Log-likelihoods -> matplotlib figures: per datum with their errors, against K, k̂, the sandwich of bounds, worst and best."""
+"""Figures of log-likelihoods: per datum, against K, k̂, bounds from both sides, extreme data."""
 
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -14,11 +14,21 @@ from pyroae.evaluation.importance.likelihood import LikelihoodEstimate
 from pyroae.plots.drawing import BLUE, GREY, INK, RUNS, draw_datum, limits_of, plain, to_array
 
 BAD = RUNS[1]
-"""The colour of what is not to be trusted."""
+"""The colour of unreliable data."""
 
 
 def likelihood_per_datum(estimate: LikelihoodEstimate) -> Figure:
-    """log p(x) of each datum with its 95 % interval, sorted, those of too high a k̂ apart; beside it the ESS as a share of K."""
+    """Draw log p(x) of each datum, sorted, and the effective sample sizes.
+
+    The left panel has 95 % intervals in nats, and a colour for unreliable data. The right panel is
+    a histogram of ESS / K.
+
+    Args:
+        estimate: Importance-sampled log-likelihoods.
+
+    Returns:
+        The figure, with two panels.
+    """
     log_px, share = to_array(estimate.log_px), to_array(estimate.ess / estimate.draws)
     ends = np.abs(to_array(estimate.interval) - log_px)
     order = np.argsort(log_px)
@@ -29,19 +39,11 @@ def likelihood_per_datum(estimate: LikelihoodEstimate) -> Figure:
         (~bad, BLUE, "#8FC1E0", ""),
         (bad, BAD, "#EDB98F", f"k̂ too high: {bad.sum()}"),
     ):
-        at = np.arange(len(order))[which]
+        at, data = np.arange(len(order))[which], order[which]
+        style: dict[str, Any] = {"markersize": 3, "color": colour, "ecolor": pale, "elinewidth": 1}
         if len(at):
-            error = np.nan_to_num(ends[:, order[which]], nan=0.0, posinf=0.0)
-            left.errorbar(
-                at,
-                log_px[order[which]],
-                yerr=error,
-                fmt=".",
-                markersize=3,
-                color=colour,
-                ecolor=pale,
-                elinewidth=1,
-            )
+            error = np.nan_to_num(ends[:, data], nan=0.0, posinf=0.0)
+            left.errorbar(at, log_px[data], yerr=error, fmt=".", **style)
         if label and len(at):
             left.plot([], [], ".", color=colour, label=label)
     left.axhline(
@@ -69,9 +71,17 @@ def likelihood_per_datum(estimate: LikelihoodEstimate) -> Figure:
 def bound_curve(
     estimates: Mapping[str, LikelihoodEstimate], levels: Mapping[str, float] | None = None
 ) -> Figure:
-    """The mean bound against K, with its 95 % band, of each proposal by name; where it is flat, K is large enough.
+    """Draw the mean bound on log p(x) against K, with its 95 % band.
 
-    levels: horizontal lines, such as the exact log p(x), in nats per datum.
+    Where a curve is flat, K is large enough. The diamonds are the jackknife's estimates of the
+    limit K → ∞.
+
+    Args:
+        estimates: Importance-sampled log-likelihoods, by the name of their proposal.
+        levels: Horizontal lines by name, such as the exact log p(x), in nats per datum.
+
+    Returns:
+        The figure.
     """
     figure = Figure((5.6, 3.6), dpi=150, layout="constrained")
     axes = plain(figure.subplots())
@@ -96,7 +106,17 @@ def bound_curve(
 
 
 def khat(estimate: LikelihoodEstimate) -> Figure:
-    """k̂ of each datum, by arviz_plots, with the data named whose k̂ is too high. Raises DataError where K is too small for k̂."""
+    """Draw k̂ of each datum by `arviz_plots.plot_khat`, with labels where k̂ is too high.
+
+    Args:
+        estimate: Importance-sampled log-likelihoods.
+
+    Returns:
+        The figure.
+
+    Raises:
+        DataError: Where K is too small for k̂.
+    """
     from arviz_plots import plot_khat
     from matplotlib import pyplot
     from xarray import DataArray
@@ -107,11 +127,9 @@ def khat(estimate: LikelihoodEstimate) -> Figure:
     limit = float(estimate.khat_limit.min())
     shown = np.where(np.isfinite(values), values, np.nan_to_num(np.nanmin(values), neginf=-1.0))
     pareto_k = DataArray(shown, dims="datum", coords={"datum": np.arange(len(shown))})
-    data: Any = SimpleNamespace(
-        pareto_k=pareto_k, good_k=limit
-    )  # what the plot reads of the results of a cross-validation
-    made = plot_khat(data, threshold=limit, backend="matplotlib")
-    figure: Figure = made.viz["figure"].item()
+    data: Any = SimpleNamespace(pareto_k=pareto_k, good_k=limit)  # the fields that plot_khat reads
+    collection = plot_khat(data, threshold=limit, backend="matplotlib")
+    figure: Figure = collection.viz["figure"].item()
     pyplot.close(figure)
     for axes in figure.axes:
         axes.axhline(limit, color=BAD, linewidth=1, linestyle="--")
@@ -124,30 +142,35 @@ def khat(estimate: LikelihoodEstimate) -> Figure:
 
 
 def sandwich(bounds: Mapping[str, tuple[float, float]], title: str = "") -> Figure:
-    """Bounds and estimates of the mean log p(x), by name from the loosest up: (value, half of its 95 % interval), nats."""
+    """Draw bounds and estimates of the mean log p(x), one per row.
+
+    Args:
+        bounds: (value, half of its 95 % interval) in nats per datum, by name, from the loosest
+            lower bound up. NaN draws no interval.
+        title: The title of the figure.
+
+    Returns:
+        The figure.
+
+    >>> figure = sandwich({"ELBO": (-95.0, 0.1), "exact": (-92.0, 0.0)})
+    >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    ['ELBO', 'exact']
+    """
     figure = Figure((6.4, 0.42 * len(bounds) + 1.0), dpi=150, layout="constrained")
     axes = plain(figure.subplots())
     for i, (name, (value, half)) in enumerate(bounds.items()):
         upper = "upper" in name
         colour = RUNS[2] if upper else INK if name in ("exact", "quadrature") else BLUE
         error = 0.0 if np.isnan(half) else half
-        axes.errorbar(
-            [value],
-            [i],
-            xerr=[error],
-            fmt="<" if upper else "o",
-            color=colour,
-            markersize=5,
-            elinewidth=2,
-        )
-        axes.annotate(
-            _nats(value),
-            (value, i),
-            xytext=(0, 6),
-            textcoords="offset points",
-            ha="center",
-            fontsize="x-small",
-        )
+        style: dict[str, Any] = {
+            "fmt": "<" if upper else "o",
+            "color": colour,
+            "markersize": 5,
+            "elinewidth": 2,
+        }
+        axes.errorbar([value], [i], xerr=[error], **style)
+        place: dict[str, Any] = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(_nats(value), (value, i), fontsize="x-small", **place)
     axes.set_yticks(range(len(bounds)), list(bounds))
     axes.set(xlabel="log p(x), nats per datum", title=title, ylim=(len(bounds) - 0.4, -0.7))
     axes.margins(x=0.12)
@@ -161,9 +184,22 @@ def extremes(
     num: int = 10,
     marked: Sequence[int] = (),
 ) -> Figure:
-    """The data of the lowest and of the highest log p(x), under each its index and log p(x); those `marked` in colour.
+    """Draw the data of the lowest and of the highest log p(x).
 
-    x: `[N, d]`, of several arguments the first. Raises DataError where there are no data or as many figures as data.
+    The index and log p(x), in nats, are written below each datum.
+
+    Args:
+        x: Data, `[N, d]`, or a tuple of arguments, of which the first is drawn.
+        log_px: log p(x) of each datum, `[N]`, in nats.
+        shape: The shape of one datum.
+        num: The number of data per row.
+        marked: Indices of unreliable data, which get a row and a colour.
+
+    Returns:
+        The figure.
+
+    Raises:
+        DataError: Where there are no data, or the numbers of data and log-likelihoods differ.
     """
     x = x[0] if isinstance(x, tuple) else x
     if not len(x) or len(x) != len(log_px):
@@ -201,7 +237,20 @@ def _rows_of_data(
 
 
 def rate_distortion(points: Mapping[str, Sequence[float]]) -> Figure:
-    """(rate, distortion) of each system by name, with lines of equal ELBO = −(D + R) (Alemi et al. 2018). Nats per datum."""
+    """Draw the rate and distortion of systems, with lines of equal ELBO = −(D + R).
+
+    Args:
+        points: (rate, distortion) of each system by name, in nats per datum.
+
+    Returns:
+        The figure.
+
+    References:
+        Alemi et al. (2018), Fixing a broken ELBO.
+
+    >>> rate_distortion({"vae": (20.0, 75.0), "sparse": (12.0, 90.0)}).axes[0].get_xlabel()
+    'rate, nats'
+    """
     figure = Figure((4.8, 4.0), dpi=150, layout="constrained")
     axes = plain(figure.subplots())
     rates, distortions = (np.array([p[i] for p in points.values()]) for i in (0, 1))
@@ -214,12 +263,8 @@ def rate_distortion(points: Mapping[str, Sequence[float]]) -> Figure:
         axes.axline((0, total), slope=-1, color=GREY, linewidth=0.8)
     for i, (name, (rate, distortion)) in enumerate(points.items()):
         axes.plot(rate, distortion, "o", color=RUNS[i % len(RUNS)])
-        axes.annotate(
-            f"{name}, ELBO {_nats(-rate - distortion)}",
-            (rate, distortion),
-            xytext=(6, 4),
-            textcoords="offset points",
-        )
+        text = f"{name}, ELBO {_nats(-rate - distortion)}"
+        axes.annotate(text, (rate, distortion), xytext=(6, 4), textcoords="offset points")
     axes.set(xlabel="rate, nats", ylabel="distortion, nats")
     return figure
 

@@ -1,7 +1,9 @@
-"""Results -> matplotlib figures: each function returns a Figure of its own, to be written by `figure.savefig(path)`.
+"""Figures of systems: training curves, reconstructions, samples, latent space, filters.
 
-Figures are made without pyplot: no window, no settings and no list of open figures are touched. Data are drawn as images
-where the system's shape is (height, width), with 1 or 3 channels before or after these, else as curves over the features.
+Each function returns a new matplotlib `Figure`, which `figure.savefig(path)` writes. Figures are
+made without pyplot: no window is opened, and no settings or list of open figures are changed. Data
+are drawn as images where the shape of the system is (height, width), with 1 or 3 channels first or
+last; otherwise as curves over the features.
 """
 
 import math
@@ -45,9 +47,18 @@ Labels = Sequence[Any] | np.ndarray | Tensor
 
 
 def training_curves(histories: Mapping[str, Sequence[Epoch]] | Sequence[Epoch]) -> Figure:
-    """Negative bound against epoch, and rate and distortion of the validation data beside it, where there are any.
+    """Draw the negative bound against epochs, in nats per datum.
 
-    histories: of one run, or of several by name, a colour each. Raises DataError for a run without epochs.
+    A second panel shows rate and distortion of the validation data, where they were recorded.
+
+    Args:
+        histories: Epochs of one run, or of several runs by name, each with its own colour.
+
+    Returns:
+        The figure, with one or two panels.
+
+    Raises:
+        DataError: For a run without epochs.
     """
     runs = histories if isinstance(histories, Mapping) else {"": histories}
     for count in [len(runs), *map(len, runs.values())]:
@@ -76,10 +87,22 @@ def reconstructions(
     num: int = 10,
     labels: Labels | None = None,
 ) -> Figure:
-    """Data above their reconstructions, the mean of p(x|z) at the mean of q(z|x), a column each for the first `num`.
+    """Draw data above their reconstructions: the mean of p(x|z) at the mean of q(z|x).
 
-    A system with a corruption shows the corrupted data too, and reconstructs from those. x: `[N, d]` or `[N, *shape]`.
-    labels: titles of the columns. Raises DataError where there are no data.
+    A system with a corruption shows the corrupted data too, and reconstructs from these.
+
+    Args:
+        autoencoder: The system.
+        x: Data, `[N, d]` or `[N, *shape]`.
+        num: The number of data that are drawn, from the first on.
+        labels: Titles of the columns.
+
+    Returns:
+        The figure, with one column per datum.
+
+    Raises:
+        ConfigError: For a system that is no Autoencoder.
+        DataError: Where there are no data.
     """
     x = _ready(autoencoder, x, max(num, 0))
     with evaluating(autoencoder), fork_random(x.device, 0):
@@ -101,22 +124,49 @@ def reconstructions(
 
 
 def samples(autoencoder: Autoencoder, num: int = 64, seed: int = 0) -> Figure:
-    """A square grid of means of p(x|z) for `num` draws of z from the prior; torch's generators stay as they were.
+    """Draw a square grid of means of p(x|z) for draws of z from the prior.
 
-    Raises UndefinedLikelihoodError under a Flat prior, which cannot be sampled.
+    Torch's generators are left unchanged.
+
+    Args:
+        autoencoder: The system.
+        num: The number of draws.
+        seed: Seed of the draws.
+
+    Returns:
+        The figure.
+
+    Raises:
+        UndefinedLikelihoodError: Under a Flat prior, which cannot be sampled.
+        DataError: Where `num` is below 1.
 
     >>> figure = samples(Autoencoder((8, 8), latent=2), num=9)
-    >>> figure.axes[0].images[0].get_array().shape  # three rows of 8 pixels, one pixel apart
+    >>> figure.axes[0].images[0].get_array().shape  # three rows of 8 pixels and the gaps
     (26, 26)
     """
     return sample_grids({"Samples from the prior": autoencoder}, num, seed)
 
 
 def sample_grids(autoencoders: Mapping[str, Autoencoder], num: int = 100, seed: int = 0) -> Figure:
-    """A square grid of prior samples for each system, under its name (Kingma & Welling 2014, figure 5).
+    """Draw a square grid of prior samples for each system, under its name.
 
-    `num` draws of z, and of each the mean of p(x|z); every system starts from `seed`.
-    Raises UndefinedLikelihoodError under a Flat prior, which cannot be sampled.
+    A sample is the mean of p(x|z) at a draw of z. Every system starts from the same seed.
+
+    Args:
+        autoencoders: Systems by name.
+        num: The number of draws per system.
+        seed: Seed of the draws.
+
+    Returns:
+        The figure, with one panel per system.
+
+    Raises:
+        UndefinedLikelihoodError: Under a Flat prior, which cannot be sampled.
+        ConfigError: For a system that is no Autoencoder.
+        DataError: Where there are no systems, or `num` is below 1.
+
+    References:
+        Kingma and Welling (2014), Auto-encoding variational Bayes, figure 5.
     """
     _refuse_none("samples", min(num, len(autoencoders)))
     columns = min(4, len(autoencoders))
@@ -138,10 +188,23 @@ def sample_grids(autoencoders: Mapping[str, Autoencoder], num: int = 100, seed: 
 def latent_scatter(
     autoencoder: Autoencoder, x: Tensor | tuple[Tensor, ...], labels: Labels | None = None
 ) -> Figure:
-    """Means of q(z|x): the two units of the largest variance over the data, coloured by label; a histogram for m = 1.
+    """Draw the means of q(z|x), coloured by label.
 
-    x: `[N, d]` or `[N, *shape]`. labels: `[N]`; up to 20 distinct ones get a legend, more a colour bar of their ranks.
-    Raises DataError where the numbers of data and labels differ.
+    Two latent units are drawn: those of the largest variance over the data. One latent unit gives
+    a histogram.
+
+    Args:
+        autoencoder: The system.
+        x: Data, `[N, d]` or `[N, *shape]`.
+        labels: Labels, `[N]`. Up to 20 distinct labels get a legend, more a colour bar of their
+            ranks.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ConfigError: For a system that is no Autoencoder.
+        DataError: Where there are no data, or the numbers of data and labels differ.
     """
     x = _ready(autoencoder, x)
     if labels is not None and len(labels) != len(x):
@@ -167,19 +230,34 @@ def latent_scatter(
 
 
 def manifold(autoencoder: Autoencoder, num: int = 20) -> Figure:
-    """Means of p(x|z) over a plane of z, `num` by `num`: quantiles of N(0, 1) from 0.02 to 0.98 on both axes.
+    """Draw the means of p(x|z) over a plane of z.
 
-    z[0] grows to the right, z[1] upwards (Kingma & Welling 2014, figure 4).
-    Raises ConfigError for a latent space of another dimension than 2, or another prior than Normal.
+    Both axes are quantiles of N(0, 1) from 0.02 to 0.98. z[0] increases to the right, z[1] upwards.
+
+    Args:
+        autoencoder: A system with two latent units and a Normal prior.
+        num: The number of quantiles per axis.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ConfigError: For another latent dimension than 2, or another prior than Normal.
+        DataError: Where `num` is below 1.
+
+    References:
+        Kingma and Welling (2014), Auto-encoding variational Bayes, figure 4.
     """
     _refuse_programs(autoencoder)
     if autoencoder.latent != 2:
         raise ConfigError(
-            f"a manifold is drawn of a latent space of 2 dimensions; this one has {autoencoder.latent}"
+            "a manifold is drawn of a latent space of 2 dimensions; "
+            f"this one has {autoencoder.latent}"
         )
     if not isinstance(autoencoder.prior, Normal):
         raise ConfigError(
-            f"a manifold is drawn through the quantiles of a Normal prior; this prior is {autoencoder.prior}"
+            "a manifold is drawn through the quantiles of a Normal prior; "
+            f"this prior is {autoencoder.prior}"
         )
     _refuse_none("quantiles", num)
     like = _like(autoencoder)
@@ -202,9 +280,16 @@ def manifold(autoencoder: Autoencoder, num: int = 20) -> Figure:
 
 
 def kl_per_unit(diagnostics: Diagnostics) -> Figure:
-    """Bars of each latent unit's KL(q ‖ p) in nats, sorted; inactive units are grey.
+    """Draw KL(q ‖ p) of each latent unit, in nats, as sorted bars; inactive units are grey.
 
-    Where no unit has a KL (Delta guides), of its activity Var_x(E_q[z_j|x]), with the threshold as a line.
+    Where no unit has a KL (Delta guides), the bars are the activities Var_x(E_q[z_j|x]), with their
+    threshold as a line.
+
+    Args:
+        diagnostics: The result of `diagnose`.
+
+    Returns:
+        The figure.
     """
     kl, activity, threshold = (
         to_array(diagnostics.kl_per_unit),
@@ -231,10 +316,21 @@ def kl_per_unit(diagnostics: Diagnostics) -> Figure:
 
 
 def filters(autoencoder: Autoencoder, num: int = 64) -> Figure:
-    """The first `num` learned filters, 0 in the middle of the colours.
+    """Draw learned filters, on a colour map with 0 in its middle.
 
-    The columns of a linear decoder, the atoms of a dictionary; else the weights of the encoder's first layer, one image a
-    hidden unit, or for convolutions one a kernel. Raises ConfigError for a system that has neither.
+    These are the columns of a linear decoder or the atoms of a dictionary; otherwise the weights of
+    the first layer of the encoder, one image per hidden unit, or per kernel of a convolution.
+
+    Args:
+        autoencoder: The system.
+        num: The number of filters, from the first on.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ConfigError: For a system that has neither.
+        DataError: Where `num` is below 1.
     """
     _refuse_programs(autoencoder)
     values, shape, title = _filters(autoencoder)
@@ -250,9 +346,6 @@ def filters(autoencoder: Autoencoder, num: int = 64) -> Figure:
     return figure
 
 
-# What the figures are made of.
-
-
 def _like(autoencoder: Autoencoder) -> Tensor:
     return next(autoencoder.parameters())
 
@@ -260,7 +353,7 @@ def _like(autoencoder: Autoencoder) -> Tensor:
 def _ready(
     autoencoder: Autoencoder, x: Tensor | tuple[Tensor, ...], num: int | None = None
 ) -> Tensor:
-    """The first `num` data as `[N, d]` in the system's dtype and on its device. Raises ConfigError, DataError for others."""
+    """The first `num` data, `[N, d]`, in the dtype and on the device of the system."""
     _refuse_programs(autoencoder)
     if isinstance(x, tuple) and len(x) == 1:
         x = x[0]
@@ -273,7 +366,7 @@ def _ready(
 
 
 def _refuse_programs(system: Any) -> None:
-    """Raises ConfigError for what is no Autoencoder: programs have no means to draw."""
+    """Raise ConfigError for a system that is no Autoencoder: programs have no means to draw."""
     if not isinstance(system, Autoencoder):
         raise ConfigError(f"this figure is of an Autoencoder, not of a {type(system).__name__}")
 
@@ -284,7 +377,7 @@ def _refuse_none(what: str, count: int) -> None:
 
 
 def _filters(autoencoder: Autoencoder) -> tuple[np.ndarray, tuple[int, ...], str]:
-    """Filters `[n, ...]`, the shape of one, and what they are."""
+    """Filters `[n, ...]`, the shape of one filter, and a title."""
     decoder, encoder = autoencoder.decoder, autoencoder.encoder
     layers = [
         m
@@ -306,7 +399,8 @@ def _filters(autoencoder: Autoencoder) -> tuple[np.ndarray, tuple[int, ...], str
     first = next((m for m in encoder.modules() if isinstance(m, nn.Linear | nn.Conv2d)), None)
     if first is None:
         raise ConfigError(
-            "this system has no filters to draw: its decoder is not linear, its encoder has no first layer"
+            "this system has no filters to draw: "
+            "its decoder is not linear, its encoder has no first layer"
         )
     weight = to_array(first.weight)
     if isinstance(first, nn.Linear):

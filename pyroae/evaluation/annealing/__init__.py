@@ -1,1 +1,8 @@
-"""log p(x) by annealed importance sampling, and bounds from both sides."""
+"""log p(x) by annealed importance sampling, and bounds on it from both sides.
+
+- `settings`: the path, its schedule and its Hamiltonian moves.
+- `path`, `hmc`: densities along the path, transitions, the pilot and the chains.
+- `plan`, `preparation`: what is run for every block of data, and the checks before it.
+- `block`, `simulation`, `driver`, `checkpoint`, `compiled`: the execution over blocks of data.
+- `bounds`, `estimates`: `ais`, `bdmc` and what they return.
+"""

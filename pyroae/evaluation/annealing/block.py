@@ -1,232 +1,173 @@
-"""A block of data taken along an annealing path; what is left of it at any move can be kept, to go on from."""
+"""Annealing of one block of data, in stages that can be saved after any move and resumed."""
 
-import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-import pyro
-import pyro.distributions as dist
 import torch
-from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyroae.errors import ConfigError, ProgramError
-from pyroae.evaluation.annealing import hmc
-from pyroae.evaluation.annealing.compiled import Given, PathGraphs
+from pyroae.errors import ProgramError
+from pyroae.evaluation.annealing.compiled import BlockArguments, PathGraphs
 from pyroae.evaluation.annealing.hmc import (
+    AfterMove,
     Chains,
-    Densities,
-    Path,
     Pilot,
-    Point,
     run_chains,
     run_pilot,
     segments,
 )
-from pyroae.evaluation.checks import is_one
-from pyroae.evaluation.latents import Latents
-from pyroae.programs.context import owner_of
-from pyroae.programs.masks import where_unmasked
-from pyroae.programs.sites import Program, base_distribution
+from pyroae.evaluation.annealing.path import Densities, Path, Point
+from pyroae.evaluation.annealing.plan import Plan
+from pyroae.evaluation.annealing.results import BlockResult
+from pyroae.evaluation.annealing.simulation import replaced, simulate
 from pyroae.programs.traces import Traces, prior_of, run
-
-PILOT_CHAINS = 4
-"""The most chains of a pilot."""
-
-
-GRADIENT = 200_000
-"""Numbers of x that can be gone through in the time that a gradient takes beside them."""
-
-
-COMPILE_FROM = 3_000_000_000
-"""The work from which on compiled graphs earn back what they take to make."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is done with every block. betas: β_0 = 0 to β_T = 1. guide: None for a path from the prior. simulated: whether x
-    is drawn from the model and the way back taken too."""
-
-    model: Program
-    guide: Program | None
-    num_chains: int
-    betas: list[float]
-    leapfrog_steps: int
-    target_acceptance: float
-    nesting: int
-    simulated: bool = False
-
-    @property
-    def pilot_chains(self) -> int:
-        """Chains of the pilot."""
-        return max(2, min(PILOT_CHAINS, self.num_chains))
-
-    @property
-    def pilot_moves(self) -> int:
-        """Transitions of the pilot."""
-        distributions = len(self.betas) - 1
-        return hmc.WARM_UP + distributions - 1 if distributions > 1 else 0
-
-    @property
-    def moves(self) -> int:
-        """Calls of `after` that a block makes."""
-        return self.pilot_moves + (len(self.betas) - 1) * (1 + self.simulated)
-
-    def work(self, numbers: int) -> int:
-        """What the gradients of a block take, in numbers of x that are gone through; `numbers` are in the data of the block."""
-        transitions = (len(self.betas) - 2) * (1 + self.simulated)
-        chains = transitions * (GRADIENT + self.num_chains * numbers)
-        return self.leapfrog_steps * (
-            self.pilot_moves * (GRADIENT + self.pilot_chains * numbers) + chains
-        )
-
-
-class Placeholders(Messenger):
-    """Zeros for a flat prior's site, which cannot be drawn, so that it can be refused by name."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and isinstance(
-            base_distribution(msg["fn"]), dist.ImproperUniform
-        ):
-            msg["value"], msg["done"] = torch.zeros(msg["fn"].shape()), True
 
 
 @dataclass
 class Block:
-    """One block: x is drawn where it is to be, then a pilot finds step sizes, then chains go forward, and back if x was drawn.
+    """One block of N data: simulation (where planned), pilot, forward chains, reverse chains.
 
-    found: the tensors that are finished: x/SITE, z/SITE, u, step_sizes `[S, N]`, accept `[S, N]`, log_weights `[C, N]`, and
-    reverse `[C, N]`, log-weights of the way back. state: of the stage that is not. random: of torch's generator, where a
-    stage was left. graphs: of densities and gradients, where they are compiled.
+    Attributes:
+        plan: The operations.
+        args: Arguments of the programs, `[N, ...]` each.
+        result: The tensors of the stages that have finished.
+        state: State of the stage that has not finished; None between stages.
+        random: State of torch's generator at the snapshot that the block resumes from.
+        graphs: Compiled densities and gradients; None for eager code.
     """
 
     plan: Plan
     args: tuple[Tensor, ...]
-    found: dict[str, Tensor] = field(default_factory=dict)
+    result: BlockResult = field(default_factory=BlockResult)
     state: Pilot | Chains | None = None
     random: Tensor | None = None
     graphs: PathGraphs | None = None
 
-    def run(self, after: Callable[[], None]) -> dict[str, Tensor]:
-        """Everything that is left to do."""
-        plan = self.plan
-        if self.state is None:
-            self._go_on()
-        if plan.simulated and "u" not in self.found:
-            self.found |= simulate(plan, self.args)
-        if "step_sizes" not in self.found:
-            self.found["step_sizes"] = self._pilot(after)
-        if "log_weights" not in self.found:
-            chains = self._chains(after, reverse=False)
-            self.found |= {"log_weights": chains.log_weight, "accept": chains.accept}
-        if plan.simulated and "reverse" not in self.found:
-            self.found["reverse"] = self._chains(after, reverse=True).log_weight
-        return self.found
+    def run(self, after_move: AfterMove) -> BlockResult:
+        """Run all stages that have not finished.
 
-    def left(self) -> dict[str, Any]:
-        """What is needed to go on with the block, between two moves; nothing where no stage has begun."""
+        Args:
+            after_move: Called after each transition; `snapshot` may be called there.
+
+        Returns:
+            The result of the block, with all tensors that the plan asks for.
+        """
+        if self.plan.simulated and self.result.u is None:
+            self.result = simulate(self.plan, self.args)
+        if self.result.step_sizes is None:
+            self.result.step_sizes = self._pilot(after_move)
+        steps = self.result.step_sizes
+        if self.result.log_weights is None:
+            chains = self._chains(steps, after_move)
+            self.result.log_weights, self.result.accept = chains.log_weight, chains.accept
+        if self.plan.simulated and self.result.reverse is None:
+            self.result.reverse = self._chains(steps, after_move, start=self.result.u).log_weight
+        return self.result
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return what `restore` needs to resume the block between two moves.
+
+        Returns:
+            A nest of dicts, numbers and tensors; empty where no stage has begun.
+        """
         if self.state is None:
             return {}
-        numbers = {
-            f.name: v
-            for f in fields(self.state)
-            if isinstance(v := getattr(self.state, f.name), Tensor)
-        }
+        tensors = {n: v for n, v in vars(self.state).items() if isinstance(v, Tensor)}
         return {
             "num_data": len(self.args[0]),
             "random": random_state(self.args[0].device),
-            "found": dict(self.found),
+            "found": self.result.tensors(),
             "done": self.state.done,
             "point": {f.name: getattr(self.state.point, f.name) for f in fields(Point)},
-            "state": numbers,
+            "state": tensors,
         }
 
-    def go_on_from(self, left: dict[str, Any]) -> None:
-        """The inverse of `left`."""
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Resume from a snapshot of a block of the same data.
 
-        def here(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        Args:
+            snapshot: What `snapshot` returned, on any device.
+        """
+
+        def on_device(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: value.to(self.args[0].device) for name, value in tensors.items()}
 
-        self.found, self.random = here(left["found"]), left["random"]
-        kind = Pilot if "log_step" in left["state"] else Chains
-        self.state = kind(Point(**here(left["point"])), done=left["done"], **here(left["state"]))
+        self.result = BlockResult.from_tensors(on_device(snapshot["found"]))
+        self.random = snapshot["random"]
+        stage = Pilot if "log_step" in snapshot["state"] else Chains
+        point = Point(**on_device(snapshot["point"]))
+        self.state = stage(point, done=snapshot["done"], **on_device(snapshot["state"]))
 
-    def _pilot(self, after: Callable[[], None]) -> Tensor:
-        plan = self.plan
-        if len(plan.betas) == 2:
-            return torch.zeros(
-                0, len(self.args[0]), dtype=torch.float64, device=self.args[0].device
-            )
-        path, start = self._densities(plan.pilot_chains)
+    def _pilot(self, after_move: AfterMove) -> Tensor:
+        """Step sizes, `[S, N]`; S = 0 for a path without moves."""
+        settings, device = self.plan.settings, self.args[0].device
+        if settings.num_distributions == 1:
+            return torch.zeros(0, len(self.args[0]), dtype=torch.float64, device=device)
+        path, start = self._densities(self.plan.pilot_chains)
         if self.state is None:
             point = path.at(start)
             log_step = point.log_start.new_full(
                 (point.u.shape[1],), point.u.shape[2] ** -0.25, dtype=torch.float64
             ).log()
-            pieces = segments(len(plan.betas) - 1)[-1] + 1
-            self.state = Pilot(point, log_step, log_step.new_zeros(pieces, len(log_step)))
-        self._go_on()
+            num_segments = segments(settings.num_distributions)[-1] + 1
+            self.state = Pilot(point, log_step, log_step.new_zeros(num_segments, len(log_step)))
+        self._restore_random_state()
         assert isinstance(self.state, Pilot)
-        steps = run_pilot(
-            path, self.state, plan.betas, plan.leapfrog_steps, plan.target_acceptance, after
-        )
+        step_sizes = run_pilot(path, self.state, settings, after_move)
         self.state = None
-        return steps
+        return step_sizes
 
-    def _chains(self, after: Callable[[], None], *, reverse: bool) -> Chains:
-        (path, start), steps = self._densities(self.plan.num_chains), self.found["step_sizes"]
+    def _chains(
+        self, step_sizes: Tensor, after_move: AfterMove, start: Tensor | None = None
+    ) -> Chains:
+        """Chains at the end of the path; in reverse from `start` `[1, N, D]`, where it is given."""
+        path, drawn = self._densities(self.plan.settings.num_chains)
         if self.state is None:
-            point = path.at(self.found["u"].expand(start.shape).contiguous() if reverse else start)
+            point = path.at(drawn if start is None else start.expand(drawn.shape).contiguous())
             weight = torch.zeros_like(point.log_start, dtype=torch.float64)
-            self.state = Chains(point, weight, torch.zeros_like(steps))
-        self._go_on()
+            self.state = Chains(point, weight, torch.zeros_like(step_sizes))
+        self._restore_random_state()
         chains = self.state
         assert isinstance(chains, Chains)
         run_chains(
-            path, chains, self.plan.betas, steps, self.plan.leapfrog_steps, after, reverse=reverse
+            path, chains, self.plan.settings, step_sizes, after_move, reverse=start is not None
         )
         self.state = None
         return chains
 
-    def _go_on(self) -> None:
+    def _restore_random_state(self) -> None:
         if self.random is not None:
             set_random_state(self.random, self.args[0].device)
             self.random = None
 
     def _densities(self, num_chains: int) -> tuple[Densities, Tensor]:
-        """Of the path, and where chains start that are drawn anew."""
+        """Densities of the path, and draws from f_0, `[C, N, D]`."""
         path = self._path(num_chains)
-        densities = path if self.graphs is None else self.graphs.of(path, self._given, num_chains)
-        return densities, path.latents.start
+        if self.graphs is None:
+            return path, path.latents.start
+        return self.graphs.of(path, self._arguments, num_chains), path.latents.start
 
     def _path(self, num_chains: int) -> Path:
-        path = self._given.path(self.plan.model, self.plan.guide, num_chains, self.plan.nesting)
-        found, given = path.latents.num_data, len(self.args[0])
-        if found != given:
+        path = self._arguments.path(self.plan, num_chains)
+        found, expected = path.latents.num_data, len(self.args[0])
+        if found != expected:
             raise ProgramError(
-                f"the program has {found} data where its arguments have {given}: it has no plate of them"
+                f"the program has {found} data where its arguments have {expected}: "
+                "it has no plate of them"
             )
         _check_guide(path.latents._traces)
         return path
 
     @property
-    def _given(self) -> Given:
+    def _arguments(self) -> BlockArguments:
         if not self.plan.simulated:
-            return Given(self.args)
-        data = {name[2:]: value for name, value in self.found.items() if name.startswith("x/")}
-        traces = self._traces
-        first = 0 if traces.plate is None else traces.plate.dim
-        dims = {name: first - traces.model.nodes[name]["fn"].event_dim for name in data}
-        return Given(
-            self.args,
-            None if self.plan.guide is None else replaced(self.args, traces, data),
-            data,
-            dims,
-        )
+            return BlockArguments(self.args)
+        data, traces = self.result.x, self._traces
+        plate = 0 if traces.plate is None else traces.plate.dim
+        dims = {name: plate - traces.model.nodes[name]["fn"].event_dim for name in data}
+        guide_args = None if self.plan.guide is None else replaced(self.args, traces, data)
+        return BlockArguments(self.args, guide_args, data, dims)
 
     @cached_property
     def _traces(self) -> Traces:
@@ -234,127 +175,36 @@ class Block:
 
 
 def _check_guide(traces: Traces) -> None:
-    """Raises ProgramError for a site of the guide that the path cannot move."""
+    """Raise ProgramError for a site of the guide that the path cannot move."""
     latent = {name for name, _ in traces.sites(traces.model, observed=False)}
     for name, _ in traces.sites(traces.guide, observed=False):
         if name not in latent:
             raise ProgramError(
-                f"the guide's site '{name}' is no latent site of the model: its density at other z is not known"
+                f"the guide's site '{name}' is no latent site of the model: "
+                "its density at other z is not known"
             )
-
-
-def simulate(plan: Plan, args: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """z and x drawn from the model given the arguments: z/SITE, x/SITE as the program has them, and z as u `[1, N, D]`.
-
-    Raises ProgramError, naming it, for a site that cannot be drawn: a factor, or one that is scaled.
-    """
-    traces = run(plan.model, prior_of(plan.model), args, {}, 1, plan.nesting)
-    observed = dict(traces.sites(traces.model, observed=True))
-    drawn = [
-        name
-        for name, site in observed.items()
-        if traces.is_local(site) and not site["infer"].get("_deterministic")
-    ]
-    for name in drawn:
-        if isinstance(base_distribution(observed[name]["fn"]), dist.Unit):
-            raise ProgramError(f"the site '{name}' is a factor: no x can be drawn from the model")
-        if not is_one(traces.exponent(observed[name])):
-            raise ProgramError(
-                f"the site '{name}' is scaled: what is drawn from the model is not from its density"
-            )
-    fixed = {name: site["value"] for name, site in observed.items() if not traces.is_local(site)}
-    program = poutine.condition(poutine.uncondition(plan.model), data=fixed)
-    nodes = poutine.trace(program).get_trace(*args).nodes
-    given = {name: observed[name]["value"] for name in drawn}  # stays where it is masked
-    x = {
-        name: where_unmasked(name, observed[name], nodes[name]["value"].detach(), given[name])
-        for name in drawn
-    }
-    z = {
-        name: nodes[name]["value"].detach()
-        for name, _ in traces.sites(traces.model, observed=False)
-    }
-    model = poutine.condition(plan.model, data=x)
-    u = Latents(model, prior_of(model), args, 1, plan.nesting).flatten(z)
-    return {"u": u, **{f"x/{n}": v for n, v in x.items()}, **{f"z/{n}": v for n, v in z.items()}}
-
-
-def replaced(
-    args: tuple[Tensor, ...], traces: Traces, data: dict[str, Tensor]
-) -> tuple[Tensor, ...]:
-    """The arguments with what was drawn in place of what was observed. Raises ConfigError where no one argument is that."""
-    seen = list(args)
-    for name, value in data.items():
-        given = traces.model.nodes[name]["value"]
-        same = [
-            i
-            for i, a in enumerate(args)
-            if a.numel() == given.numel() and _equal(a.reshape(given.shape).to(given), given)
-        ]
-        if len(same) != 1:
-            raise ConfigError(
-                f"start=\"guide\" needs the guide to see what is drawn for the site '{name}', but its observed value is "
-                f'{len(same) or "none"} of the arguments; use start="prior"'
-            )
-        seen[same[0]] = value.reshape(args[same[0]].shape).to(args[same[0]])
-    return tuple(seen)
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    """Whether all values are the same, NaN included."""
-    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def random_state(device: torch.device) -> Tensor:
-    """State of the generator that draws on a device are from."""
+    """Return the state of the generator that draws on a device come from.
+
+    Args:
+        device: The device of the draws.
+
+    Returns:
+        The state, a tensor of bytes.
+    """
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def set_random_state(state: Tensor, device: torch.device) -> None:
-    """The inverse of `random_state`."""
+    """Set the state of the generator that draws on a device come from.
+
+    Args:
+        state: A state that `random_state` returned.
+        device: The device of the draws.
+    """
     if device.type == "cuda":
         torch.cuda.set_rng_state(state.cpu(), device)
     else:
         torch.set_rng_state(state.cpu())
-
-
-def fingerprint(traces: Traces, programs: tuple[Program, ...], args: tuple[Tensor, ...]) -> str:
-    """SHA-256, shortened, of the arguments and of the parameters and buffers of the programs."""
-    tensors = [("", arg) for arg in args]
-    for program in programs:
-        owner = owner_of(program)
-        tensors += (
-            []
-            if owner is None
-            else [(n, v) for n, v in owner.state_dict().items() if isinstance(v, Tensor)]
-        )
-    for trace in (traces.model, traces.guide):
-        tensors += [
-            (name, site["value"]) for name, site in trace.nodes.items() if site["type"] == "param"
-        ]
-    digest = hashlib.sha256()
-    for name, value in tensors:
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(
-            value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
-    return digest.hexdigest()[:16]
-
-
-@contextmanager
-def in_double(programs: tuple[Program, ...]) -> Iterator[None]:
-    """A context in which the parameters and buffers of the programs, and the default type, are double precision."""
-    tensors: dict[int, Tensor] = {id(t): t for t in pyro.get_param_store()._params.values()}
-    for owner in filter(None, map(owner_of, programs)):
-        tensors |= {id(t): t for t in [*owner.parameters(), *owner.buffers()]}
-    single = [(t, t.data) for t in tensors.values() if t.is_floating_point()]
-    default = torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(torch.float64)
-        for tensor, data in single:
-            tensor.data = data.double()
-        yield
-    finally:
-        torch.set_default_dtype(default)
-        for tensor, data in single:
-            tensor.data = data

@@ -1,7 +1,7 @@
 """Densities and gradients along an annealing path as compiled code.
 
-Draws and the arithmetic of a leapfrog step stay outside of the graphs: one of a whole transition is no faster and takes longer
-to compile (docs/compiled.md).
+Random draws and the arithmetic of a leapfrog step stay outside of the graphs: a graph of a whole
+transition is no faster and takes longer to compile (docs/compiled.md).
 """
 
 from collections.abc import Callable
@@ -14,121 +14,147 @@ from torch import Tensor
 
 from pyroae.compilation.codegen import Graph, inductor, made
 from pyroae.compilation.tracing import traced
-from pyroae.evaluation.annealing.hmc import Densities, Path, Point
+from pyroae.evaluation.annealing.path import Densities, Path, Point
+from pyroae.evaluation.annealing.plan import Plan
 from pyroae.evaluation.latents import Latents
 from pyroae.programs.pair import Pair
-from pyroae.programs.sites import Program
 from pyroae.programs.traces import prior_of
 
 
 @dataclass(frozen=True)
-class Given:
-    """What the programs of a path are given for a block.
+class BlockArguments:
+    """What the programs of a path receive for one block of N data.
 
-    args: of the model. seen: of the guide, where it is given something else. data: by site, what the model is conditioned on
-    beside what it observes. dims: by site, the dimension of the data.
+    Attributes:
+        args: Arguments of the model, `[N, ...]` each.
+        guide_args: Arguments of the guide; None where they are those of the model.
+        data: Values by site that the model is conditioned on, beside its observed values.
+        data_dims: The dimension of the data of each such site, counted from the right.
     """
 
     args: tuple[Tensor, ...]
-    seen: tuple[Tensor, ...] | None = None
+    guide_args: tuple[Tensor, ...] | None = None
     data: dict[str, Tensor] = field(default_factory=dict)
-    dims: dict[str, int] = field(default_factory=dict)
+    data_dims: dict[str, int] = field(default_factory=dict)
 
-    def path(
-        self,
-        model: Program,
-        guide: Program | None,
-        num_chains: int,
-        nesting: int,
-        *,
-        like: Latents | None = None,
-    ) -> Path:
-        """The path of a block. like: latents of another block of the same shape, so that nothing is drawn."""
-        model = poutine.condition(model, data=self.data) if self.data else model
-        seen = self.args if self.seen is None else self.seen
-        program = prior_of(model) if guide is None else lambda *_: guide(*seen)
-        return Path(Latents(model, program, self.args, num_chains, nesting, like=like), guide, seen)
+    def path(self, plan: Plan, num_chains: int, *, like: Latents | None = None) -> Path:
+        """Build the path of the block.
+
+        Args:
+            plan: The programs and where the path starts.
+            num_chains: C.
+            like: Latents of another block of the same shape, whose draws are used; None draws
+                from the start of the path.
+
+        Returns:
+            The densities of the path, by eager code.
+        """
+        model = poutine.condition(plan.model, data=self.data) if self.data else plan.model
+        guide, guide_args = plan.guide, self.args if self.guide_args is None else self.guide_args
+        start = prior_of(model) if guide is None else lambda *_: guide(*guide_args)
+        latents = Latents(model, start, self.args, num_chains, plan.nesting, like=like)
+        return Path(latents, guide, guide_args)
 
     def tensors(self) -> list[Tensor]:
-        """All of them, in one order."""
-        return [*self.args, *(self.seen or ()), *self.data.values()]
+        """Return all tensors, in a fixed order."""
+        return [*self.args, *(self.guide_args or ()), *self.data.values()]
 
     def with_tensors(self, tensors: tuple[Tensor, ...]) -> Self:
-        """The inverse of `tensors`."""
+        """Return the inverse of `tensors`.
+
+        Args:
+            tensors: As many tensors, in the same order.
+
+        Returns:
+            The same structure with these tensors.
+        """
         count, rest = len(self.args), len(tensors) - len(self.data)
         data = dict(zip(self.data, tensors[rest:], strict=True))
-        return replace(
-            self,
-            args=tensors[:count],
-            seen=None if self.seen is None else tensors[count:rest],
-            data=data,
-        )
+        guide_args = None if self.guide_args is None else tensors[count:rest]
+        return replace(self, args=tensors[:count], guide_args=guide_args, data=data)
 
     def rows(self, index: Tensor) -> Self:
-        """Only the data at an index."""
-        args = tuple(a.index_select(0, index) for a in self.args)
-        seen = None if self.seen is None else tuple(a.index_select(0, index) for a in self.seen)
+        """Select data by index.
+
+        Args:
+            index: Indices of data, `[M]`, int64; repetitions are allowed.
+
+        Returns:
+            The arguments of these M data.
+        """
+
+        def selected(args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(a.index_select(0, index) for a in args)
+
+        guide_args = None if self.guide_args is None else selected(self.guide_args)
         data = {
-            name: value.index_select(self.dims[name], index) for name, value in self.data.items()
+            name: value.index_select(self.data_dims[name], index)
+            for name, value in self.data.items()
         }
-        return replace(self, args=args, seen=seen, data=data)
+        return replace(self, args=selected(self.args), guide_args=guide_args, data=data)
 
 
 class PathGraphs:
-    """The graphs of all paths of one annealing: two for each number of chains, made when a path first asks for them.
+    """The graphs of all paths of one annealing run: two for each number of chains.
 
-    num_data: N of the graphs; a block with fewer data is filled up. announce: called before the compiler is. What cannot be
-    compiled is run as it is, with one warning.
+    They are compiled when a path first needs them. A program that cannot be compiled runs eagerly,
+    with one warning.
+
+    Args:
+        plan: The programs and where the path starts.
+        num_data: N of the graphs; a block with fewer data is padded with repetitions of its data.
+        announce: Called before the compiler runs.
     """
 
-    def __init__(
-        self,
-        model: Program,
-        guide: Program | None,
-        nesting: int,
-        num_data: int,
-        announce: Callable[[], None],
-    ) -> None:
-        self.model, self.guide, self.nesting, self.num_data = model, guide, nesting, num_data
-        self.announce = announce
+    def __init__(self, plan: Plan, num_data: int, announce: Callable[[], None]) -> None:
+        self.plan, self.num_data, self.announce = plan, num_data, announce
         self._graphs: dict[int, tuple[Graph, Graph] | None] = {}
-        self._leaves: list[Tensor] = []
+        self._parameters: list[Tensor] = []
 
-    def of(self, path: Path, given: Given, num_chains: int) -> Densities:
-        """The densities of a path by graphs; the path itself where there are none."""
-        count, device = len(given.args[0]), given.args[0].device
+    def of(self, path: Path, arguments: BlockArguments, num_chains: int) -> Densities:
+        """Return compiled densities of a path.
+
+        Args:
+            path: The path, by eager code.
+            arguments: The arguments of its block.
+            num_chains: C.
+
+        Returns:
+            The compiled path; `path` itself where its programs cannot be compiled.
+        """
+        count, device = len(arguments.args[0]), arguments.args[0].device
         index = (
             None if count == self.num_data else torch.arange(self.num_data, device=device) % count
         )
-        given = given if index is None else given.rows(index)
-        tensors = [t.detach().contiguous() for t in given.tensors()]
+        padded = arguments if index is None else arguments.rows(index)
+        tensors = [t.detach().contiguous() for t in padded.tensors()]
         if num_chains not in self._graphs:
             self.announce()
-            given = given.with_tensors(tuple(tensors))
+            example = padded.with_tensors(tuple(tensors))
             refused = None in self._graphs.values()
             self._graphs[num_chains] = (
-                None if refused else made(lambda: self._traced(given, num_chains), device)
+                None if refused else made(lambda: self._traced(example, num_chains), device)
             )
         graphs = self._graphs[num_chains]
-        return (
-            path
-            if graphs is None
-            else CompiledPath(graphs, [*[t.detach() for t in self._leaves], *tensors], count, index)
-        )
+        if graphs is None:
+            return path
+        inputs = [*[t.detach() for t in self._parameters], *tensors]
+        return CompiledPath(graphs, inputs, count, index)
 
-    def _traced(self, given: Given, num_chains: int) -> tuple[Graph, Graph]:
+    def _traced(self, arguments: BlockArguments, num_chains: int) -> tuple[Graph, Graph]:
         """Graphs of `Path.at` and `Path.gradient`."""
-        start = self.guide or prior_of(self.model)
-        if not self._leaves:
-            pair = Pair(self.model, start)
-            pair.find_parameters(*given.args)
-            self._leaves = [*pair.parameters(), *pair.buffers()]
-        latents = given.path(self.model, self.guide, num_chains, self.nesting).latents
-        leaves, tensors, u = self._leaves, given.tensors(), latents.start
+        model, start = self.plan.model, self.plan.guide or prior_of(self.plan.model)
+        if not self._parameters:
+            pair = Pair(model, start)
+            pair.find_parameters(*arguments.args)
+            self._parameters = [*pair.parameters(), *pair.buffers()]
+        latents = arguments.path(self.plan, num_chains).latents
+        parameters, tensors, u = self._parameters, arguments.tensors(), latents.start
 
         def path(flat: tuple[Tensor, ...]) -> Path:
-            now = given.with_tensors(flat[len(leaves) : len(leaves) + len(tensors)])
-            return now.path(self.model, self.guide, num_chains, self.nesting, like=latents)
+            first = len(parameters)
+            now = arguments.with_tensors(flat[first : first + len(tensors)])
+            return now.path(self.plan, num_chains, like=latents)
 
         def at(*flat: Tensor) -> tuple[Tensor, ...]:
             point = path(flat).at(flat[-1])
@@ -138,19 +164,23 @@ class PathGraphs:
             return (path(flat).gradient(flat[-2], flat[-1]),)
 
         def graph(function: Callable[..., tuple[Tensor, ...]], *further: Tensor) -> Graph:
-            inputs = [*leaves, *tensors, *further]
-            found = traced(function, inputs, self.model, start)
-            found.graph.eliminate_dead_code()
-            found.recompile()
-            return inductor(found, [t.detach() for t in inputs], same_draws=True)
+            inputs = [*parameters, *tensors, *further]
+            module = traced(function, inputs, model, start)
+            module.graph.eliminate_dead_code()
+            module.recompile()
+            return inductor(module, [t.detach() for t in inputs], same_draws=True)
 
         return graph(at, u), graph(gradient, u, u.new_zeros(()))
 
 
 class CompiledPath:
-    """A path whose densities and gradients are taken by graphs. inputs: all that the graphs are given beside u and β.
+    """A path whose densities and gradients are evaluated by graphs.
 
-    index: which of the block's data stand in the rows of the graph, None where they are the same.
+    Args:
+        graphs: The graphs of `Path.at` and `Path.gradient`.
+        inputs: Parameters, buffers and arguments: all inputs of the graphs except u and β.
+        num_data: N of the block, at most that of the graphs.
+        index: The datum of the block in each row of the graphs; None where they are the same.
     """
 
     def __init__(
@@ -161,16 +191,15 @@ class CompiledPath:
 
     @torch.no_grad()
     def at(self, u: Tensor) -> Point:
-        """Densities and gradients at u, from one run of the model."""
-        found = self._at(*self._inputs, self._filled(u))
-        return Point(u, *(f[:, : self._num_data] for f in found))
+        """Return densities and gradients at u `[C, N, D]`, from one run of the model."""
+        outputs = self._at(*self._inputs, self._padded(u))
+        return Point(u, *(output[:, : self._num_data] for output in outputs))
 
     @torch.no_grad()
     def gradient(self, u: Tensor, beta: float) -> Tensor:
-        """∂ log f_β / ∂u at u, `[C, N, D]`."""
-        return self._gradient(*self._inputs, self._filled(u), u.new_full((), beta))[0][
-            :, : self._num_data
-        ]
+        """Return ∂ log f_β / ∂u at u, `[C, N, D]`."""
+        (gradient,) = self._gradient(*self._inputs, self._padded(u), u.new_full((), beta))
+        return gradient[:, : self._num_data]
 
-    def _filled(self, u: Tensor) -> Tensor:
+    def _padded(self, u: Tensor) -> Tensor:
         return u.contiguous() if self._index is None else u.index_select(1, self._index)

@@ -1,11 +1,13 @@
-"""All the data taken along an annealing path: in blocks that are dealt to processes, as memory holds them, kept on disk."""
+"""Annealing of all data: blocks that fit memory, shared between processes and kept on disk."""
 
 from torch import Tensor
 
 from pyroae.distributed.work_sharing import dealt
-from pyroae.evaluation.annealing.block import Block, Plan
+from pyroae.evaluation.annealing.block import Block
 from pyroae.evaluation.annealing.checkpoint import Checkpoint
 from pyroae.evaluation.annealing.compiled import PathGraphs
+from pyroae.evaluation.annealing.plan import Plan
+from pyroae.evaluation.annealing.results import BlockResult
 from pyroae.evaluation.blocks import block_seed, part_of, spans
 from pyroae.programs.context import fork_random
 from pyroae.runtime.memory import Portion
@@ -13,14 +15,24 @@ from pyroae.runtime.processes import Share
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.signals import Held
 
-Found = dict[int, dict[str, Tensor]]
-"""What blocks have come to, on the CPU, by their first datum."""
+Results = dict[int, BlockResult]
+"""Results of blocks, on the CPU, by the index of their first datum."""
 
 
 class Annealing:
-    """The work on all blocks. size: data in a block. compiles: whether densities and gradients are graphs.
+    """Run a plan on all blocks of data.
 
-    Signals that would end the process wait for the end of a move, so that what is kept is no older.
+    Signals that would end the process are held until the end of a move, so that the checkpoint is
+    written first.
+
+    Args:
+        plan: The operations on every block.
+        args: Arguments of the programs, `[N, ...]` each.
+        size: Number of data of a block.
+        checkpoint: The file of the run.
+        share: The part of this process in the work.
+        compiles: Whether densities and gradients are compiled.
+        bar: The progress bar, in moves.
     """
 
     def __init__(
@@ -28,81 +40,79 @@ class Annealing:
         plan: Plan,
         args: tuple[Tensor, ...],
         size: int,
-        kept: Checkpoint,
+        checkpoint: Checkpoint,
         share: Share,
         compiles: bool,
         bar: Progress,
     ) -> None:
-        self.plan, self.args, self.kept, self.share = plan, args, kept, share
-        self._blocks, self._known = spans(len(args[0]), size), kept.meet(share)
-        least = f"the {plan.num_chains} chains of one datum"
-        self._portion = Portion(min(size, kept.size or size), "data", least)
-        self._compiles, self._bar, self._done = compiles, bar, 0
+        self.plan, self.args, self.checkpoint, self.share = plan, args, checkpoint, share
+        self._blocks, self._finished = spans(len(args[0]), size), checkpoint.meet(share)
+        smallest = f"the {plan.settings.num_chains} chains of one datum"
+        self._portion = Portion(min(size, checkpoint.size or size), "data", smallest)
+        self._compiles, self._bar, self._moves = compiles, bar, 0
         self._graphs: PathGraphs | None = None
 
-    def run(self) -> list[dict[str, Tensor]]:
-        """What every block has come to, in the order of the data; the same on every process."""
-        todo = [span for span in self._blocks if not self._is_known(span)]
-        self._done = (len(self._blocks) - len(todo)) * self.plan.moves
-        with Held(self.kept.path is not None) as self._held:
-            for found in dealt(self.share, todo, self._block):
-                self._known |= found
-        return [self._known[first] for first in sorted(self._known)]
+    def run(self) -> list[BlockResult]:
+        """Run all blocks that have not finished.
 
-    def _block(self, span: range) -> Found:
+        Returns:
+            The results of all blocks, in the order of the data; the same on every process.
+        """
+        todo = [span for span in self._blocks if not self._is_finished(span)]
+        self._moves = (len(self._blocks) - len(todo)) * self.plan.moves
+        with Held(self.checkpoint.path is not None) as self._held:
+            for results in dealt(self.share, todo, self._block):
+                self._finished |= results
+        return [self._finished[first] for first in sorted(self._finished)]
+
+    def _block(self, span: range) -> Results:
         return self._portion.fitted(lambda size: self._in_parts(span, size))
 
-    def _in_parts(self, span: range, size: int) -> Found:
-        """A block, with so many data at once; parts that are known already are not done again."""
-        self.kept.size = size
-        found, at = {}, span.start
+    def _in_parts(self, span: range, size: int) -> Results:
+        """A block, `size` data at a time; parts that have finished are not run again."""
+        self.checkpoint.size = size
+        results, at = {}, span.start
         while at < span.stop:
-            if at not in self._known:
-                stop = min([at + size, span.stop, *(first for first in self._known if first > at)])
-                self._known[at] = self._part(range(at, stop), min(size, len(self._blocks[0])))
-            found[at] = self._known[at]
-            at += _count(found[at])
-        return found
+            if at not in self._finished:
+                later = (first for first in self._finished if first > at)
+                part = range(at, min([at + size, span.stop, *later]))
+                self._finished[at] = self._part(part, min(size, len(self._blocks[0])))
+            results[at] = self._finished[at]
+            at += results[at].num_data
+        return results
 
-    def _part(self, span: range, size: int) -> dict[str, Tensor]:
-        """Data that go along the path together."""
+    def _part(self, span: range, size: int) -> BlockResult:
+        """Data that follow the path together. size: N of the graphs."""
         block = Block(self.plan, part_of(self.args, span), graphs=self._graphs_of(size))
-        left = self.kept.left.pop(span.start, None)
-        if left is not None and left["num_data"] == len(span):
-            block.go_on_from(left)
+        snapshot = self.checkpoint.unfinished.pop(span.start, None)
+        if snapshot is not None and snapshot["num_data"] == len(span):
+            block.restore(snapshot)
 
-        def after() -> None:
-            self._done += self.share.world
-            self.kept.tick(span.start, block, now=self._held.is_waiting)
+        def after_move() -> None:
+            self._moves += self.share.world
+            self.checkpoint.tick(span.start, block, now=self._held.is_waiting)
             self._held.release()
             self._show()
 
-        with fork_random(self.args[0].device, block_seed(self.kept.seed, span.start)):
-            found = block.run(after)
-        found = {name: value.cpu() for name, value in found.items() if name != "u"}
-        self.kept.finish(span.start, found)
-        return found
+        with fork_random(self.args[0].device, block_seed(self.checkpoint.seed, span.start)):
+            result = block.run(after_move)
+        result.u = None
+        result = result.map(Tensor.cpu)
+        self.checkpoint.finish(span.start, result)
+        return result
 
-    def _is_known(self, span: range) -> bool:
+    def _is_finished(self, span: range) -> bool:
         at = span.start
-        while at < span.stop and at in self._known:
-            at += _count(self._known[at])
+        while at < span.stop and at in self._finished:
+            at += self._finished[at].num_data
         return at >= span.stop
 
     def _graphs_of(self, size: int) -> PathGraphs | None:
-        """Graphs for so many data at once."""
+        """Graphs for `size` data."""
         if self._compiles and (self._graphs is None or self._graphs.num_data != size):
-            plan = self.plan
-            self._graphs = PathGraphs(
-                plan.model, plan.guide, plan.nesting, size, lambda: self._show("compiling")
-            )
+            self._graphs = PathGraphs(self.plan, size, lambda: self._show("compiling"))
         return self._graphs
 
     def _show(self, text: str = "") -> None:
-        """As if all processes were as far as this one."""
-        self._bar.update(min(self._done, len(self._blocks) * self.plan.moves), text)
-
-
-def _count(found: dict[str, Tensor]) -> int:
-    """The data of a block that is finished."""
-    return found["log_weights"].shape[1]
+        """Show the progress, taking that of this process for that of all."""
+        self._bar.update(min(self._moves, len(self._blocks) * self.plan.moves), text)

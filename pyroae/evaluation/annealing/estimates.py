@@ -1,0 +1,213 @@
+"""Results of annealed importance sampling: estimates of log p(x) and bounds on it."""
+
+import math
+from dataclasses import dataclass
+
+import scipy.stats
+import torch
+from torch import Tensor
+
+from pyroae.errors import DataError
+from pyroae.evaluation.annealing.hmc import segments
+from pyroae.evaluation.annealing.results import BlockResult
+from pyroae.evaluation.annealing.settings import AISSettings
+from pyroae.evaluation.importance.likelihood import PerDatumEstimate
+
+LEAST_ESS, LEAST_ACCEPTANCE = 2.0, 0.05
+"""Smallest ESS of the chains and smallest mean Pr(accept) of a datum that is reliable."""
+
+
+@dataclass(frozen=True)
+class AISEstimate(PerDatumEstimate):
+    """Log-likelihoods by annealed importance sampling, float64, in nats.
+
+    Attributes:
+        log_px: log (1/C) Σ w, `[N]`, a lower bound of log p(x) in expectation.
+        se: Standard error of `log_px` by the delta method over chains, `[N]`; NaN for C = 1.
+        ess: Effective sample size (Σw)²/Σw², `[N]`, from 1 to C.
+        log_weights: log w, `[C, N]`.
+        acceptance: Mean Pr(accept) in each of S segments of the path, `[S, N]`.
+        step_sizes: Leapfrog step sizes, `[S, N]`.
+        settings: The path and the moves.
+        seconds: Wall-clock time of the run, including the time before an interruption.
+    """
+
+    log_px: Tensor
+    se: Tensor
+    ess: Tensor
+    log_weights: Tensor
+    acceptance: Tensor
+    step_sizes: Tensor
+    settings: AISSettings
+    seconds: float
+
+    @property
+    def interval(self) -> Tensor:
+        """The 95 % confidence interval of log p(x), in nats, shape `[2, N]`.
+
+        log_px ± t se, where t is the quantile of Student's t with C − 1 degrees of freedom.
+        """
+        reach = _student(len(self.log_weights)) * self.se
+        return torch.stack([self.log_px - reach, self.log_px + reach])
+
+    @property
+    def unreliable(self) -> Tensor:
+        """Indices of the data whose `log_px` and `se` are not reliable, int64.
+
+        These are the data with an ESS below 2 (one chain has all the weight), with a mean
+        acceptance below 0.05, or without a finite standard error: all data where C = 1.
+        """
+        moves = self.acceptance_per_datum >= LEAST_ACCEPTANCE
+        if self.settings.num_distributions == 1:  # a path without moves
+            moves = torch.ones_like(moves)
+        return (~((self.ess >= LEAST_ESS) & self.se.isfinite() & moves)).nonzero().flatten()
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Mean Pr(accept) over path, chains and data; NaN for T = 1, a path without moves."""
+        return self.acceptance_per_datum.mean().item()
+
+    @property
+    def acceptance_per_datum(self) -> Tensor:
+        """Mean Pr(accept) over path and chains, `[N]`."""
+        return self.acceptance.mean(0)
+
+    @property
+    def acceptance_per_segment(self) -> Tensor:
+        """Mean Pr(accept) over chains and data, `[S]`."""
+        return self.acceptance.mean(1)
+
+
+@dataclass(frozen=True)
+class BDMC:
+    """log p(x̃) of simulated data from below and from above, float64, in nats.
+
+    Attributes:
+        forward: Annealing from the start of the path to the posterior; its `log_px` is the lower
+            bound.
+        upper: Upper bound of log p(x̃) in expectation, `[N]`, by annealing in reverse from the z
+            that x̃ was drawn with.
+        upper_se: Standard error of `upper` over chains, `[N]`. The chains all start from the same
+            z: the spread over z is not part of it, but of `mean_gap_se`.
+        reverse_log_weights: Log-weights of the reverse chains, which estimate 1/p(x̃), `[C, N]`.
+        x: Simulated data by site, in the shape that the program gives them.
+        z: Simulated latent values by site, in the shape that the program gives them.
+        seconds: Wall-clock time of the run, including the time before an interruption.
+    """
+
+    forward: AISEstimate
+    upper: Tensor
+    upper_se: Tensor
+    reverse_log_weights: Tensor
+    x: dict[str, Tensor]
+    z: dict[str, Tensor]
+    seconds: float
+
+    @property
+    def lower(self) -> Tensor:
+        """Lower bound of log p(x̃) in expectation, log (1/C) Σ w, `[N]`, in nats."""
+        return self.forward.log_px
+
+    @property
+    def gap(self) -> Tensor:
+        """The gap between the bounds, upper − lower, `[N]`, in nats."""
+        return self.upper - self.lower
+
+    @property
+    def gap_se(self) -> Tensor:
+        """Standard error of `gap` over chains, `[N]`, in nats."""
+        return (self.upper_se.square() + self.forward.se.square()).sqrt()
+
+    @property
+    def mean_gap(self) -> float:
+        """Mean of `gap` over data, in nats per datum.
+
+        In expectation it is at least as large as the error of the lower bound.
+        """
+        return self.gap.mean().item()
+
+    @property
+    def mean_gap_se(self) -> float:
+        """Standard error of `mean_gap` from the spread of `gap` over data, in nats per datum.
+
+        It includes every source of error; NaN for one datum.
+        """
+        return (self.gap.std() / math.sqrt(len(self.gap))).item()
+
+
+def ais_estimate(result: BlockResult, settings: AISSettings, seconds: float) -> AISEstimate:
+    """Compute the estimate of log p(x) from the forward chains.
+
+    Args:
+        result: The tensors of all data.
+        settings: The path and the moves.
+        seconds: Wall-clock time of the run.
+
+    Returns:
+        The estimate of each datum.
+
+    Raises:
+        DataError: With its index, for a datum whose estimate is not finite.
+    """
+    assert result.log_weights is not None
+    assert result.accept is not None
+    assert result.step_sizes is not None
+    log_px, se = _log_mean_exp(result.log_weights)
+    _check_finite(log_px)
+    twice = 2 * result.log_weights
+    ess = (2 * result.log_weights.logsumexp(0) - twice.logsumexp(0)).exp()
+    segment_of = torch.tensor(segments(settings.num_distributions), dtype=torch.int64)
+    moves = segment_of.bincount(minlength=len(result.accept))[:, None]
+    return AISEstimate(
+        log_px,
+        se,
+        ess,
+        result.log_weights,
+        result.accept / moves,
+        result.step_sizes,
+        settings,
+        seconds,
+    )
+
+
+def bdmc_estimate(result: BlockResult, settings: AISSettings, seconds: float) -> BDMC:
+    """Compute both bounds of log p(x̃) from the forward and the reverse chains.
+
+    Args:
+        result: The tensors of all data.
+        settings: The path and the moves.
+        seconds: Wall-clock time of the run.
+
+    Returns:
+        The bounds of each datum.
+
+    Raises:
+        DataError: With its index, for a datum one of whose bounds is not finite.
+    """
+    assert result.reverse is not None
+    negative, se = _log_mean_exp(result.reverse)
+    _check_finite(-negative)
+    forward = ais_estimate(result, settings, seconds)
+    return BDMC(forward, -negative, se, result.reverse, result.x, result.z, seconds)
+
+
+def _log_mean_exp(log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute log (1/C) Σ w and its standard error by the delta method, of `[C, N]`."""
+    count = len(log_weights)
+    log_mean = log_weights.logsumexp(0) - math.log(count)
+    if count == 1:
+        return log_mean, torch.full_like(log_mean, math.nan)
+    return log_mean, (log_weights - log_mean).exp().std(0) / math.sqrt(count)
+
+
+def _check_finite(log_px: Tensor) -> None:
+    if not torch.isfinite(log_px).all():
+        n = int((~torch.isfinite(log_px)).nonzero()[0])
+        raise DataError(
+            f"the log-weights of datum {n} give log p(x) = {log_px[n].item()}: "
+            "all chains miss it or one overflows"
+        )
+
+
+def _student(count: int) -> float:
+    return float(scipy.stats.t.ppf(0.975, count - 1)) if count > 1 else math.nan

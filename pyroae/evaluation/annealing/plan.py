@@ -1,0 +1,68 @@
+"""The plan of one annealing run: programs, settings and the cost of a block of data."""
+
+from dataclasses import dataclass
+
+from pyroae.evaluation.annealing import hmc
+from pyroae.evaluation.annealing.settings import AISSettings
+from pyroae.programs.sites import Program
+
+PILOT_CHAINS = 4
+"""Largest number of chains of a pilot."""
+
+
+GRADIENT_COST = 200_000
+"""Fixed cost of one gradient, expressed as a number of elements of x that are processed."""
+
+
+COMPILE_FROM = 3_000_000_000
+"""Work of a run, in the unit of `Plan.work`, from which compilation costs less than it saves."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The operations applied to every block of data.
+
+    Attributes:
+        model: The Pyro program p(z) p(x|z).
+        guide: The program q(z|x) at which the path starts; None for a path from the prior.
+        settings: The path and the moves.
+        nesting: The number of plate dimensions of the programs (`max_plate_nesting`).
+        simulated: Draw x from the model and run the chains in reverse too (`bdmc`).
+    """
+
+    model: Program
+    guide: Program | None
+    settings: AISSettings
+    nesting: int
+    simulated: bool = False
+
+    @property
+    def pilot_chains(self) -> int:
+        """The number of chains of the pilot, from 2 to `PILOT_CHAINS`."""
+        return max(2, min(PILOT_CHAINS, self.settings.num_chains))
+
+    @property
+    def pilot_moves(self) -> int:
+        """The number of transitions of the pilot; 0 for T = 1, a path without moves."""
+        steps = self.settings.num_distributions
+        return hmc.WARM_UP + steps - 1 if steps > 1 else 0
+
+    @property
+    def moves(self) -> int:
+        """The number of times that a block calls its `after_move` callback."""
+        return self.pilot_moves + self.settings.num_distributions * (1 + self.simulated)
+
+    def work(self, num_elements: int) -> int:
+        """Estimate the cost of the gradients of a block, in elements of x that are processed.
+
+        Args:
+            num_elements: Elements of x in the data of the block.
+
+        Returns:
+            The cost; `COMPILE_FROM` is in the same unit.
+        """
+        settings = self.settings
+        transitions = (settings.num_distributions - 1) * (1 + self.simulated)
+        chains = transitions * (GRADIENT_COST + settings.num_chains * num_elements)
+        pilot = self.pilot_moves * (GRADIENT_COST + self.pilot_chains * num_elements)
+        return settings.leapfrog_steps * (pilot + chains)

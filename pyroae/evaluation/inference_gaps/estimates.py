@@ -1,0 +1,145 @@
+"""Quantities of each datum with their Monte Carlo errors, and the gaps between bounds."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from pyroae.evaluation.importance.streams import Z
+from pyroae.evaluation.local import Family
+
+
+class KnownLikelihood(Protocol):
+    """Any estimate of log p(x); its error is `se` or `error`, `[N]`, where it has one."""
+
+    @property
+    def log_px(self) -> Tensor:
+        """The log-likelihood log p(x) of each datum, `[N]`, in nats."""
+
+
+@dataclass(frozen=True)
+class PerDatum:
+    """A quantity of each of N data, in nats, with its Monte Carlo error.
+
+    Attributes:
+        values: The quantity, `[N]`, float64.
+        se: Its Monte Carlo standard error, independent between data, `[N]`, float64.
+    """
+
+    values: Tensor
+    se: Tensor
+
+    @property
+    def mean(self) -> float:
+        """The mean over the data, in nats per datum."""
+        return self.values.mean().item()
+
+    @property
+    def monte_carlo_se(self) -> float:
+        """Standard error of `mean` for these very data, in nats; more particles reduce it."""
+        return self.se.square().sum().sqrt().item() / len(self.se)
+
+    @property
+    def sample_se(self) -> float:
+        """Standard error of `mean` over a sample of N data, in nats; NaN for one datum.
+
+        It includes the Monte Carlo error.
+        """
+        count = len(self.values)
+        return (self.values.std() / math.sqrt(count)).item() if count > 1 else math.nan
+
+    @property
+    def monte_carlo_interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of the mean of these very data, in nats."""
+        return self.mean - Z * self.monte_carlo_se, self.mean + Z * self.monte_carlo_se
+
+    @property
+    def sample_interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of the mean of the population of the data, in nats."""
+        return self.mean - Z * self.sample_se, self.mean + Z * self.sample_se
+
+    @classmethod
+    def over_draws(cls, values: Tensor) -> Self:
+        """Average over independent draws.
+
+        Args:
+            values: One value per draw and datum, `[K, N]`.
+
+        Returns:
+            The mean over draws and its standard error.
+        """
+        return cls(values.mean(0), values.std(0) / math.sqrt(len(values)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Concatenate the quantities of blocks of data, in their order."""
+        return cls(torch.cat([part.values for part in parts]), torch.cat([p.se for p in parts]))
+
+    def minus(self, other: Self) -> "PerDatum":
+        """Return the difference from an independent estimate of the same data."""
+        se = (self.se.square() + other.se.square()).sqrt()
+        return PerDatum(self.values - other.values, se)
+
+
+@dataclass(frozen=True)
+class FamilyGaps:
+    """The gaps of a family: q* is its Gaussian with the largest ELBO for each datum.
+
+    Attributes:
+        elbo: L[q*].
+        approximation: log p(x) − L[q*].
+        amortization: L[q*] − L[q]; negative where the guide is better than q*, because its family
+            is richer or because the fit of q* did not converge.
+        gain: The gain in ELBO over the last quarter of the steps of the fit.
+    """
+
+    elbo: PerDatum
+    approximation: PerDatum
+    amortization: PerDatum
+    gain: PerDatum
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Concatenate the gaps of blocks of data, in their order."""
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return cls(*(PerDatum.joined(column) for column in columns))
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """The quantities from the ELBO to log p(x) of N data, in nats.
+
+    Attributes:
+        elbo: L[q] of the guide.
+        log_px: log p(x).
+        inference: log p(x) − L[q], the sum of the two gaps of each family.
+        families: The gaps of each family, by its name.
+        khat: Pareto k̂ of the weights behind `log_px`, `[N]` (Vehtari et al. 2024); None where
+            log p(x) was given.
+        seconds: Wall-clock time.
+        unreliable: Indices of the data whose `log_px` is not reliable, int64: by the rule of
+            `LikelihoodEstimate.unreliable` where it comes from weights; otherwise, data whose
+            given log p(x) is not finite or, where the estimate says so, has not converged.
+    """
+
+    elbo: PerDatum
+    log_px: PerDatum
+    inference: PerDatum
+    families: dict[Family, FamilyGaps]
+    khat: Tensor | None
+    seconds: float
+    unreliable: Tensor
+
+    def rows(self) -> list[tuple[str, PerDatum]]:
+        """Return every quantity with a label, from the ELBO of the guide up to log p(x)."""
+        rows = [("ELBO of the guide", self.elbo)]
+        for name, family in self.families.items():
+            rows += [
+                (f"amortization gap, {name}", family.amortization),
+                (f"ELBO of q*, {name}", family.elbo),
+                (f"approximation gap, {name}", family.approximation),
+            ]
+        return [*rows, ("inference gap", self.inference), ("log p(x)", self.log_px)]
