@@ -1,7 +1,7 @@
-"""Results as an ArviZ DataTree: named dimensions (datum, latent, pixel), labels where known."""
+"""Convert results to ArviZ DataTrees with named dimensions and units."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,29 +24,30 @@ if TYPE_CHECKING:
 
 
 Arrays = dict[str, np.ndarray]
+"""Arrays by name."""
 
 
 _NATS = "nats per datum"
 
 
 _FIGURES: dict[str, tuple[str, Callable[[GradientStatistics], float]]] = {
-    "snr": ("1", lambda found: found.snr),
-    "snr_low": ("1", lambda found: found.snr_interval[0]),
-    "snr_high": ("1", lambda found: found.snr_interval[1]),
-    "directional_snr": ("1", lambda found: found.directional_snr),
-    "directional_snr_se": ("1", lambda found: found.directional_snr_se),
-    "variance": (f"({_NATS})^2, mean over parameters", lambda found: found.variance.mean().item()),
-    "bias": (_NATS, lambda found: found.bias),
-    "bias_se": (_NATS, lambda found: found.bias_se),
-    "bias_low": (_NATS, lambda found: found.bias_interval[0]),
-    "bias_high": (_NATS, lambda found: found.bias_interval[1]),
-    "reference_norm": (_NATS, lambda found: found.offset.reference_norm),
-    "relative_bias": ("1", lambda found: found.relative_bias),
-    "relative_bias_se": ("1", lambda found: found.offset.relative(found.bias_se)),
-    "relative_bias_low": ("1", lambda found: found.offset.relative(found.bias_interval[0])),
-    "relative_bias_high": ("1", lambda found: found.offset.relative(found.bias_interval[1])),
+    "snr": ("1", lambda each: each.snr),
+    "snr_low": ("1", lambda each: each.snr_interval[0]),
+    "snr_high": ("1", lambda each: each.snr_interval[1]),
+    "directional_snr": ("1", lambda each: each.directional_snr),
+    "directional_snr_se": ("1", lambda each: each.directional_snr_se),
+    "variance": (f"({_NATS})^2, mean over parameters", lambda each: each.variance.mean().item()),
+    "bias": (_NATS, lambda each: each.bias),
+    "bias_se": (_NATS, lambda each: each.bias_se),
+    "bias_low": (_NATS, lambda each: each.bias_interval[0]),
+    "bias_high": (_NATS, lambda each: each.bias_interval[1]),
+    "reference_norm": (_NATS, lambda each: each.offset.reference_norm),
+    "relative_bias": ("1", lambda each: each.relative_bias),
+    "relative_bias_se": ("1", lambda each: each.offset.relative(each.bias_se)),
+    "relative_bias_low": ("1", lambda each: each.offset.relative(each.bias_interval[0])),
+    "relative_bias_high": ("1", lambda each: each.offset.relative(each.bias_interval[1])),
 }
-"""What a DataTree of the gradient laboratory holds of each estimator, K and group, and its unit."""
+"""The unit and the value of each figure of an estimator, K and group, in a DataTree."""
 
 
 def to_datatree(
@@ -62,16 +63,39 @@ def to_datatree(
     seed: int | None = None,
     **kwargs: Any,
 ) -> "DataTree":
-    """Draws from the guide at each datum x `[N, d]`, with their log-weights, as an ArviZ DataTree.
+    """Draw from the guide at each datum, and return draws and log-weights as a DataTree.
 
-    x, kwargs: the arguments of the programs, as of `log_likelihood`; all tensors among them are observed_data, under the names
-    that they have in dicts and as keyword arguments, else x, x_1, …
-    Groups: posterior (latent sites: chain, draw, datum, a dimension for each nested plate, latent),
-    log_likelihood (log p(x|z)), sample_stats (log_weight,
-    log_prior, log_post), observed_data (datum, pixel), per_datum (`statistics`, each `[N]`, such as log_px), simulated (such
-    statistics of simulated data). `shape` of an image gives each pixel its row and column; `labels` `[N]` become a coordinate
-    of datum. The draws are of the guide, not of the posterior: weigh them by log_weight. Raises ProgramError, naming the site,
-    for a latent site outside the data plate, which has no value for each datum, and for scales and masks of latent sites.
+    The draws are from the guide, not from the posterior: weight them by exp(log_weight).
+
+    The groups are
+
+    - posterior: latent sites, with the dimensions chain, draw, datum, one for each nested plate,
+      and latent;
+    - log_likelihood: log p(x|z);
+    - sample_stats: log_weight, log_prior and log_post;
+    - observed_data: the tensors among the arguments, with the dimensions datum and pixel, by their
+      names in dicts and as keyword arguments, otherwise x, x_1, …;
+    - per_datum: `statistics`;
+    - simulated: the statistics of simulated data.
+
+    Args:
+        model: The Pyro program p(z) p(x|z).
+        guide: The Pyro program q(z|x).
+        x: The data `[N, ...]`, or the arguments of model and guide as in `log_likelihood`.
+        labels: The label of each datum, `[N]`, which becomes a coordinate of datum.
+        shape: The shape of an image, which gives each pixel a row and a column.
+        statistics: Per-datum statistics by name, `[N]` each, such as log_px.
+        simulated: Per-datum statistics of simulated data by name, `[N]` each.
+        num_draws: The number of draws per datum.
+        seed: The seed of the draws. The state of the caller's generators is restored.
+        kwargs: Keyword arguments of the programs: tensors `[N, ...]` and constants.
+
+    Returns:
+        The DataTree; log-densities are in nats.
+
+    Raises:
+        ProgramError: For a latent site outside the data plate, which has no value for each datum,
+            and for scales and masks of latent sites; with the name of the site.
 
     >>> import torch
     >>> from pyroae import zoo
@@ -90,41 +114,30 @@ def to_datatree(
         parts = [
             _draw(filled(run(model, guide, part, {}, num_draws))) for part in blocks(args, rows)
         ]
-    posterior = {name: np.concatenate([p[0][name] for p in parts], 1)[None] for name in parts[0][0]}
-    weights = {name: np.concatenate([p[1][name] for p in parts], 1)[None] for name in parts[0][1]}
-    plates = parts[0][2]
-    dims = {
-        name: ["datum", *plates[name], *_latent_dims(name, v, plates[name], len(posterior))]
-        for name, v in posterior.items()
-    }
+    draws, densities = _concatenated(parts)
     observed = {
         name: tensor.detach().cpu().reshape(count, -1).numpy()
         for name, tensor in structure.named().items()
     }
-    for name, values in observed.items():
-        dims[name] = [
-            "datum",
-            "pixel" if values.shape[1] == args[0][0].numel() else f"{name}_pixel",
-        ]
+    width = args[0][0].numel()
     tree = arviz_base.from_dict(
         {
-            "posterior": posterior,
-            "log_likelihood": {"x": weights.pop("log_lik")},
-            "sample_stats": weights,
+            "posterior": draws,
+            "log_likelihood": {"x": densities.pop("log_lik")},
+            "sample_stats": densities,
             "observed_data": observed,
         },
-        dims={"x": ["datum"], **dims, **{name: ["datum"] for name in weights}},
-        coords={"datum": np.arange(count), "pixel": np.arange(args[0][0].numel())},
+        dims={
+            "x": ["datum"],
+            **_latent_dims(draws, parts[0][2]),
+            **{name: ["datum", _pixel_dim(name, v, width)] for name, v in observed.items()},
+            **{name: ["datum"] for name in densities},
+        },
+        coords={"datum": np.arange(count), "pixel": np.arange(width)},
     )
     for group, columns in (("per_datum", statistics), ("simulated", simulated)):
         if columns:
-            arrays = {name: values.detach().cpu().numpy() for name, values in columns.items()}
-            tree[group] = arviz_base.dict_to_dataset(
-                arrays,
-                sample_dims=[],
-                dims={name: ["datum"] for name in arrays},
-                coords={"datum": np.arange(len(next(iter(arrays.values()))))},
-            )
+            tree[group] = _per_datum(columns)
     return _with_coordinates(tree, labels, shape)
 
 
@@ -135,13 +148,27 @@ def gradients_to_datatree(
     reference: str | None = None,
     seed: int = 0,
 ) -> "DataTree":
-    """What `measure_slopes` found, as a DataTree with the dimensions objective, particles and group.
+    """Convert the curves of `measure_slopes` to a DataTree.
 
-    Its one group, gradients, holds of each estimator, K and group the SNR and its 95 % interval, the directional SNR, the
-    mean variance, and the bias from the reference (`bias_se`: what is found without any bias; `relative_`: to the norm of the
-    reference's mean gradient); of each estimator and K the cost of one gradient, seconds and decoder evaluations; of
-    each estimator and group the slope of log SNR in log K and its interval. nan where an objective is not defined.
-    num_parameters is a coordinate of group. num_data, reference, seed: as they were measured, kept as attributes.
+    The tree has one group, gradients, with the dimensions objective, particles and group:
+
+    - for each objective, K and group: the SNR with its 95 % interval, the directional SNR, the mean
+      variance, and the bias from the reference. `bias_se` is the expected value of the bias
+      estimate without bias; `relative_` means relative to the norm of the reference's mean
+      gradient;
+    - for each objective and K: the cost of one gradient, in seconds and decoder evaluations;
+    - for each objective and group: the slope of log SNR in log K, with its 95 % interval.
+
+    Values are nan where an objective is not defined. num_parameters is a coordinate of group.
+
+    Args:
+        curves: Curves by objective and group.
+        num_data: N; it becomes an attribute, like the arguments below.
+        reference: The name of the objective that the bias was measured from.
+        seed: The seed of the measurement.
+
+    Returns:
+        The DataTree; each variable has its unit as an attribute.
 
     >>> import torch
     >>> from pyroae import zoo
@@ -149,7 +176,8 @@ def gradients_to_datatree(
     >>> from pyroae.objectives.named import iwae
     >>> system, x = zoo.ppca(4, latent=2), torch.zeros(3, 4)
     >>> settings = {"ks": (1, 4), "parameters": dict(system.named_parameters()), "replicates": 20}
-    >>> tree = gradients_to_datatree(measure_slopes(system.model, system.guide, x, {"iwae": iwae}, **settings), num_data=3)
+    >>> curves = measure_slopes(system.model, system.guide, x, {"iwae": iwae}, **settings)
+    >>> tree = gradients_to_datatree(curves, num_data=3)
     >>> dict(tree["gradients"]["snr"].sizes), tree["gradients"]["evaluations"].values.tolist()
     ({'objective': 1, 'particles': 2, 'group': 1}, [[3.0, 12.0]])
     """
@@ -160,12 +188,12 @@ def gradients_to_datatree(
         {k for of_groups in curves.values() for curve in of_groups.values() for k in curve.ks}
     )
     cells = {
-        (names.index(name), ks.index(k), groups.index(group)): found
+        (names.index(name), ks.index(k), groups.index(group)): statistics
         for name, of_groups in curves.items()
         for group, curve in of_groups.items()
-        for k, found in zip(curve.ks, curve.statistics, strict=True)
+        for k, statistics in zip(curve.ks, curve.statistics, strict=True)
     }
-    sizes = {group: len(found.mean) for (_, _, group), found in cells.items()}
+    sizes = {group: len(statistics.mean) for (_, _, group), statistics in cells.items()}
     shape = (len(names), len(ks), len(groups))
     data = Dataset(
         {
@@ -198,15 +226,28 @@ def gradients_to_datatree(
 
 
 def comparison_to_datatree(comparison: Comparison, baseline: Entry | None = None) -> "DataTree":
-    """A comparison of trainings as a DataTree with the dimensions objective, particles, seed, datum and point.
+    """Convert a comparison of trainings to a DataTree.
 
-    Groups: outcomes (log_px of each held-out datum, nll, nelbo, rate, distortion, active_units; seconds, evaluations, steps
-    of the training), differences (of the NLL from the baseline, by default the first entry, and from the best, with 95 %
-    intervals), curves (nll of validation data along each training). nan where an objective is not defined or not trained.
+    The dimensions are objective, particles, seed, datum and point. The groups are
+
+    - outcomes: log_px of each held-out datum with its standard error; nll, nelbo, rate, distortion
+      and active_units; epochs, steps, decoder evaluations and seconds of the training;
+    - differences: the NLL less that of the baseline and of the best entry, with 95 % intervals;
+    - curves: the NLL of validation data along each training, with epoch, seconds and evaluations.
+
+    Values are nan where an objective is not defined or not trained.
+
+    Args:
+        comparison: The trainings.
+        baseline: The entry that differences are taken from; by default the first one.
+
+    Returns:
+        The DataTree; log-likelihoods and bounds are in nats per datum.
 
     >>> import torch
     >>> from pyroae.comparison.results import Cell, Outcome
-    >>> outcome = Outcome(Cell("iwae", 8, 0), torch.tensor([-1.0, -3.0]), torch.zeros(2), {"rate": 0.5}, 1, 1, 1, 1.0)
+    >>> cell, log_px = Cell("iwae", 8, 0), torch.tensor([-1.0, -3.0])
+    >>> outcome = Outcome(cell, log_px, torch.zeros(2), {"rate": 0.5}, 1, 1, 1, 1.0)
     >>> tree = comparison_to_datatree(Comparison((outcome,)))
     >>> dict(tree["outcomes"]["log_px"].sizes), float(tree["outcomes"]["nll"].squeeze())
     ({'objective': 1, 'particles': 1, 'seed': 1, 'datum': 2}, 2.0)
@@ -227,16 +268,17 @@ def comparison_to_datatree(comparison: Comparison, baseline: Entry | None = None
     figures = dict.fromkeys(name for outcome in comparison.outcomes for name in outcome.figures)
     spent = ("nll", "epochs", "steps", "evaluations", "seconds")
     values = {
-        name: {at: getattr(o, name) for at, o in cells.items()}
+        name: {index: getattr(o, name) for index, o in cells.items()}
         for name in (*spent, "log_px", "log_px_se")
     }
     values |= {
-        name: {at: o.figures.get(name, math.nan) for at, o in cells.items()} for name in figures
+        name: {index: o.figures.get(name, math.nan) for index, o in cells.items()}
+        for name in figures
     }
     dims = ("objective", "particles", "seed")
     longest = max(len(outcome.curve) for outcome in comparison.outcomes)
     curves = {
-        name: {at: [getattr(point, name) for point in o.curve] for at, o in cells.items()}
+        name: {index: [getattr(point, name) for point in o.curve] for index, o in cells.items()}
         for name in ("epoch", "seconds", "evaluations", "nll")
     }
     rows = {
@@ -244,7 +286,9 @@ def comparison_to_datatree(comparison: Comparison, baseline: Entry | None = None
         for r in comparison.ranking(baseline)
     }
     gaps = {
-        f"{name}{end}": {at: getattr(getattr(row, name).estimate, part) for at, row in rows.items()}
+        f"{name}{end}": {
+            index: getattr(getattr(row, name).estimate, part) for index, row in rows.items()
+        }
         for name in ("from_baseline", "from_best")
         for end, part in (("", "value"), ("_low", "low"), ("_high", "high"))
     }
@@ -278,54 +322,74 @@ def comparison_to_datatree(comparison: Comparison, baseline: Entry | None = None
 def _filled(
     values: Mapping[Any, Any], shape: tuple[int, ...], length: int | None = None
 ) -> np.ndarray:
-    """Numbers, or rows of up to `length`, in an array of nan."""
+    """Numbers, or rows of up to `length` numbers, at their index in an array of nan."""
     array = np.full(shape if length is None else (*shape, length), math.nan)
-    for at, value in values.items():
+    for index, value in values.items():
         if length is None:
-            array[at] = value
+            array[index] = value
         else:
-            array[at][: len(value)] = value
+            array[index][: len(value)] = value
     return array
 
 
 def _arrays(
     cells: Mapping[tuple[int, int, int], GradientStatistics], shape: tuple[int, int, int]
 ) -> dict[str, tuple[tuple[str, ...], np.ndarray, str]]:
-    """Dimensions, values and unit of each figure of one gradient; nan where there is none."""
+    """Dimensions, values and unit of each figure; values are nan where there is none."""
     dims = ("objective", "particles", "group")
-    found: dict[str, tuple[tuple[str, ...], np.ndarray, str]] = {}
-    for name, (unit, get) in _FIGURES.items():
-        array = np.full(shape, math.nan)
-        for at, one in cells.items():
-            array[at] = get(one)
-        found[name] = (dims, array, unit)
-    seconds, evaluations = np.full(shape[:2], math.nan), np.full(shape[:2], math.nan)
-    for (objective, k, _), one in cells.items():
-        seconds[objective, k], evaluations[objective, k] = one.seconds, one.evaluations
-    costs = {
-        "seconds": (seconds, "s per gradient"),
-        "evaluations": (evaluations, "decoder evaluations per gradient"),
+    arrays: dict[str, tuple[tuple[str, ...], np.ndarray, str]] = {
+        name: (dims, _filled({index: get(each) for index, each in cells.items()}, shape), unit)
+        for name, (unit, get) in _FIGURES.items()
     }
-    return {**found, **{name: (dims[:2], array, unit) for name, (array, unit) in costs.items()}}
+    for name, unit in (
+        ("seconds", "s per gradient"),
+        ("evaluations", "decoder evaluations per gradient"),
+    ):
+        costs = {index[:2]: getattr(each, name) for index, each in cells.items()}
+        arrays[name] = (dims[:2], _filled(costs, shape[:2]), unit)
+    return arrays
+
+
+def _concatenated(parts: Sequence[tuple[Arrays, Arrays, Any]]) -> tuple[Arrays, Arrays]:
+    """Draws and log-densities of all blocks, with a dimension of size 1 for the chain."""
+    draws, densities = (
+        {name: np.concatenate([part[i][name] for part in parts], 1)[None] for name in parts[0][i]}
+        for i in (0, 1)
+    )
+    return draws, densities
+
+
+def _per_datum(columns: Mapping[str, Tensor]) -> Any:
+    """Statistics `[N]` by name as a Dataset with the dimension datum."""
+    import arviz_base
+
+    arrays = {name: values.detach().cpu().numpy() for name, values in columns.items()}
+    return arviz_base.dict_to_dataset(
+        arrays,
+        sample_dims=[],
+        dims={name: ["datum"] for name in arrays},
+        coords={"datum": np.arange(len(next(iter(arrays.values()))))},
+    )
 
 
 def _draw(traces: Traces) -> tuple[Arrays, Arrays, dict[str, list[str]]]:
-    """Values of the latent sites `[K, N, ...]`, the parts of the log-weights `[K, N]`, and the nested plates of each site."""
+    """Latent values `[K, N, ...]`, parts of the log-weights `[K, N]`, and nested plates by site."""
     weights = reduce_log_weights(traces)
-    draws, values, plates = traces.num_particles, {}, {}
+    count, draws, plates = traces.num_particles, {}, {}
     for name, site in traces.sites(traces.guide, observed=False):
         if not traces.is_local(site):
             raise ProgramError(
-                f"the latent site '{name}' lies outside the data plate: it has no value for each datum"
+                f"the latent site '{name}' lies outside the data plate: it has no value for each "
+                "datum"
             )
-        found, plates[name] = _by_datum(traces, site)
-        array = found.float().cpu().numpy()
-        values[name] = np.broadcast_to(array, (draws, *array.shape[1:]))
-    parts = {
+        value, plates[name] = _by_datum(traces, site)
+        array = value.float().cpu().numpy()
+        draws[name] = np.broadcast_to(array, (count, *array.shape[1:]))
+    densities = {
         name: getattr(weights, name).cpu().numpy()
         for name in ("log_lik", "log_prior", "log_post", "log_weight")
     }
-    return values, parts, plates
+    return draws, densities, plates
 
 
 def _by_datum(traces: Traces, site: Site) -> tuple[Tensor, list[str]]:
@@ -337,12 +401,11 @@ def _by_datum(traces: Traces, site: Site) -> tuple[Tensor, list[str]]:
     first = traces.num_particles > 1 and any(
         frame.name == PARTICLES for frame in site["cond_indep_stack"]
     )
-    kept = [*([-len(batch)] if first else []), *([] if data is None else [data]), *nested]
+    dims = [*([-len(batch)] if first else []), *([] if data is None else [data]), *nested]
     value = site["value"].expand(*batch, *event)
-    order = [dim + len(batch) for dim in kept]
-    rest = [
-        i for i in range(len(batch)) if i not in order
-    ]  # of one element: the places of plates that the site is not in
+    order = [dim + len(batch) for dim in dims]
+    # dimensions of one element, of plates that the site is not in
+    rest = [i for i in range(len(batch)) if i not in order]
     sizes = [batch[i] for i in order]
     value = (
         value.permute(*order, *rest, *range(len(batch), value.dim()))
@@ -353,13 +416,24 @@ def _by_datum(traces: Traces, site: Site) -> tuple[Tensor, list[str]]:
     return value if first else value.unsqueeze(0), [frames[dim] for dim in nested]
 
 
-def _latent_dims(name: str, values: np.ndarray, plates: list[str], num_sites: int) -> list[str]:
-    prefix = "latent" if num_sites == 1 else f"{name}_latent"
-    count = values.ndim - 3 - len(plates)
-    return [prefix] if count == 1 else [f"{prefix}_{i}" for i in range(count)]
+def _latent_dims(draws: Arrays, plates: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """The dimensions of each latent site, those of chain and draw left out."""
+    dims = {}
+    for name, values in draws.items():
+        prefix = "latent" if len(draws) == 1 else f"{name}_latent"
+        count = values.ndim - 3 - len(plates[name])
+        events = [prefix] if count == 1 else [f"{prefix}_{i}" for i in range(count)]
+        dims[name] = ["datum", *plates[name], *events]
+    return dims
+
+
+def _pixel_dim(name: str, values: np.ndarray, width: int) -> str:
+    """The dimension of the elements of a datum: "pixel" for tensors as wide as the first one."""
+    return "pixel" if values.shape[1] == width else f"{name}_pixel"
 
 
 def _with_coordinates(tree: Any, labels: np.ndarray | None, shape: tuple[int, ...]) -> Any:
+    """Add labels of the data, and rows and columns of pixels, to all groups of these dimensions."""
     extra: dict[str, Any] = {} if labels is None else {"label": ("datum", np.asarray(labels))}
     if len(shape) == 2:
         row, column = np.unravel_index(np.arange(shape[0] * shape[1]), shape)

@@ -170,7 +170,7 @@ def test_wrong_outcomes() -> None:
     with pytest.raises(DataError, match="at least one finished training"):
         Comparison(())
     one = outcome("iwae", 1, 0, torch.rand(3))
-    with pytest.raises(DataError, match="stand twice"):
+    with pytest.raises(DataError, match="occur twice"):
         Comparison((one, one))
     with pytest.raises(DataError, match="different numbers"):
         Comparison((one, outcome("dreg", 1, 0, torch.rand(4))))

@@ -14,8 +14,8 @@ from pyroae.errors import ConfigError, DataError, ProgramError, UndefinedLikelih
 from pyroae.evaluation import blocks
 from pyroae.evaluation.diagnostics import diagnose
 from pyroae.evaluation.exact import exact_log_likelihood
+from pyroae.evaluation.importance import plan, streams
 from pyroae.evaluation.importance import sampler as sampling
-from pyroae.evaluation.importance import streams
 from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.evaluation.summary import EvaluationSettings, evaluate
 from tests.systems import PROPER, SYSTEMS, M, system_and_data
@@ -81,7 +81,7 @@ def test_counts_the_samples_drawn(name: str, monkeypatch: pytest.MonkeyPatch) ->
     """K = 1,000 in chunks of 300: the same draws as a plain log-mean-exp over 1,000, to the last digits."""
     system, x = system_and_data(name)
     system.eval()
-    monkeypatch.setattr(sampling, "_chunks", lambda *_: [300, 300, 300, 100])
+    monkeypatch.setattr(plan, "chunk_sizes", lambda *_: [300, 300, 300, 100])
     found = log_likelihood(system.model, system.guide, x, num_particles=1000, seed=4)
     q, chunks = system.q_z(x), []
     for i, k in enumerate((300, 300, 300, 100)):
@@ -108,10 +108,10 @@ def test_plan_covers_everything_once_within_the_budget(num_data: int, num_partic
     ):
         rows = blocks.rows_of((x,), compiled)
         assert rows == most
-        size = sampling._block_size(num_data, num_particles, rows)
+        size = plan.block_size(num_data, num_particles, rows)
         spans = blocks.spans(num_data, size)
         assert torch.equal(torch.cat([blocks.part_of((x,), span)[0] for span in spans]), x)
-        chunks = sampling._chunks(num_particles, size, rows)
+        chunks = plan.chunk_sizes(num_particles, size, rows)
         assert sum(chunks) == num_particles
         assert min(chunks) > 0
         assert max(chunks) * size <= most

@@ -22,6 +22,7 @@ from pyroae.evaluation.annealing.bounds import AISSettings, ais, bdmc
 from pyroae.evaluation.annealing.path import Path as AnnealingPath
 from pyroae.evaluation.annealing.results import BlockResult
 from pyroae.evaluation.importance import sampler as sampling
+from pyroae.evaluation.importance import tasks
 from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.evaluation.importance.proposals import Local, Mixture, widened
 from pyroae.evaluation.summary import EvaluationSettings, evaluate
@@ -135,13 +136,13 @@ def test_each_process_does_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of seven data in blocks of 3, 3, 1 the first of two processes has 4, the second 3; of 2, 2, 2, 1 4 and 3."""
     sizes: dict[int, set[int]] = {0: set(), 1: set()}
     rank = 0
-    real = {sampling: sampling.block_seed}
+    real = tasks.block_seed
 
     def watched(seed: int, first: int, *stage: int) -> int:
         sizes[rank].add(first)
-        return real[sampling](seed, first, *stage)
+        return real(seed, first, *stage)
 
-    monkeypatch.setattr(sampling, "block_seed", watched)
+    monkeypatch.setattr(tasks, "block_seed", watched)
     monkeypatch.setattr("pyroae.evaluation.annealing.driver.block_seed", watched)
     for function, firsts in ((sampled, ({0, 6}, {3})), (annealed, ({0, 4}, {2, 6}))):
         for one in sizes.values():

@@ -1,4 +1,7 @@
-"""What trainings are matched by: epochs, decoder evaluations or seconds. Plain data: nothing here needs torch."""
+"""Limit the trainings of a comparison to equal epochs, decoder evaluations or seconds.
+
+The module does not import torch.
+"""
 
 import math
 from dataclasses import dataclass
@@ -7,19 +10,24 @@ from typing import Any, Self
 from pyroae.errors import ConfigError, unknown_name
 
 KINDS = ("epochs", "evaluations", "seconds")
+"""The kinds of a budget."""
 
 
 ENDLESS = 10**9
-"""Epochs of a training that only its seconds end."""
+"""The number of epochs of a training that ends after a number of seconds."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much each training of a comparison may spend.
+    """The limit of each training of a comparison.
 
-    kind: `epochs` (passes over the data, whatever K), `evaluations` (of the decoder: K a datum and step), or `seconds` (of
-    training; validation and evaluation are not counted). Raises ConfigError for another kind or an amount that is not
-    positive; epochs are whole.
+    Attributes:
+        kind: `epochs`, passes over the data, whatever K; `evaluations` of the decoder, K per datum
+            and step; or `seconds` of training, without validation and evaluation.
+        amount: The limit in this unit, positive; a whole number for epochs.
+
+    Raises:
+        ConfigError: For another kind, or an amount that is not accepted.
 
     >>> Budget.parse("evaluations:1e7")
     Budget(kind='evaluations', amount=10000000.0)
@@ -40,7 +48,17 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From `kind:amount`."""
+        """Read a budget from its text.
+
+        Args:
+            text: `kind:amount`, for example `epochs:10`.
+
+        Returns:
+            The budget.
+
+        Raises:
+            ConfigError: For any other text.
+        """
         kind, colon, amount = text.partition(":")
         try:
             return cls(kind.strip(), float(amount))
@@ -55,7 +73,18 @@ class Budget:
         return f"{self.kind}:{self.amount:g}"
 
     def limits(self, num_particles: int, num_data: int, batch_size: int) -> dict[str, Any]:
-        """The epochs, max_steps and max_seconds of a TrainConfig that spend it. Raises ConfigError for less than one step.
+        """Convert the budget to limits of a `TrainConfig`.
+
+        Args:
+            num_particles: K in training.
+            num_data: N, the number of training data.
+            batch_size: The number of data in a batch.
+
+        Returns:
+            `epochs`, `max_steps` and `max_seconds`; None for no limit.
+
+        Raises:
+            ConfigError: For fewer evaluations than one step needs.
 
         >>> Budget("evaluations", 1e5).limits(num_particles=8, num_data=1000, batch_size=100)
         {'epochs': 13, 'max_steps': 125, 'max_seconds': None}
@@ -68,7 +97,8 @@ class Budget:
         steps = passes * math.ceil(num_data / batch_size) + rest // (num_particles * batch_size)
         if not steps:
             raise ConfigError(
-                f"a budget of {self.amount:g} evaluations is less than one step of {batch_size} data with K = {num_particles}"
+                f"a budget of {self.amount:g} evaluations is less than one step of {batch_size} "
+                f"data with K = {num_particles}"
             )
         return {
             "epochs": math.ceil(steps / math.ceil(num_data / batch_size)),
@@ -78,9 +108,21 @@ class Budget:
 
 
 def evaluations_of(steps: int, num_particles: int, num_data: int, batch_size: int) -> int:
-    """Decoder evaluations of so many steps: the last batch of an epoch may be a smaller one.
+    """Count the decoder evaluations of a number of steps.
 
-    >>> evaluations_of(steps=4, num_particles=8, num_data=250, batch_size=100)  # 250 data in three steps, then 100
+    The last batch of an epoch may be smaller.
+
+    Args:
+        steps: The number of steps.
+        num_particles: K in training.
+        num_data: N, the number of training data.
+        batch_size: The number of data in a batch.
+
+    Returns:
+        The number of evaluations, K per datum and step.
+
+    >>> # 250 data in three steps, then 100 data
+    >>> evaluations_of(steps=4, num_particles=8, num_data=250, batch_size=100)
     2800
     """
     passes, rest = divmod(steps, math.ceil(num_data / batch_size))

@@ -1,7 +1,8 @@
-"""Trainings compared by one metric, the held-out NLL by importance sampling: paired differences and their intervals.
+"""Compare trainings by their held-out NLL: paired differences with intervals, and a ranking.
 
-Entries are pairs of an objective and K; a cell is the training of one entry from one seed. For a seed, every entry starts from
-the same weights and sees the same batches; every cell is scored on the same N held-out data.
+An entry is a pair of an objective and K; a cell is the training of one entry from one seed. For
+each seed all entries start from the same weights and see the same batches. All cells are scored on
+the same N held-out data by importance sampling.
 """
 
 import math
@@ -20,7 +21,12 @@ NORMAL = 1.959964
 
 
 class Entry(NamedTuple):
-    """One estimator as it was trained: an objective's name and K."""
+    """One estimator that is compared.
+
+    Attributes:
+        objective: The name of the objective.
+        num_particles: K in training.
+    """
 
     objective: str
     num_particles: int
@@ -30,7 +36,13 @@ class Entry(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One training of a comparison."""
+    """One training of a comparison.
+
+    Attributes:
+        objective: The name of the objective.
+        num_particles: K in training.
+        seed: The seed of the weights, the batches and the noise.
+    """
 
     objective: str
     num_particles: int
@@ -38,7 +50,7 @@ class Cell(NamedTuple):
 
     @property
     def entry(self) -> Entry:
-        """What is trained, whatever the seed."""
+        """The entry of the training, that is, the cell without its seed."""
         return Entry(self.objective, self.num_particles)
 
     def __str__(self) -> str:
@@ -46,7 +58,15 @@ class Cell(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A point of a learning curve: the NLL of validation data by importance sampling, in nats per datum."""
+    """A point of a learning curve.
+
+    Attributes:
+        epoch: The number of epochs so far.
+        step: The number of steps so far.
+        seconds: The training time so far.
+        evaluations: The number of decoder evaluations so far.
+        nll: The NLL of the validation data by importance sampling, in nats per datum.
+    """
 
     epoch: int
     step: int
@@ -57,11 +77,19 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one training came to, in nats.
+    """The result of one training.
 
-    log_px, log_px_se: `[N]`, float64, of the held-out data by importance sampling, with Monte-Carlo errors. figures: nelbo,
-    rate, distortion of the held-out data, and active_units where they are known. evaluations: of the decoder in training.
-    seconds: of training. curve: along it.
+    Attributes:
+        cell: The training.
+        log_px: log p(x) of the held-out data by importance sampling, `[N]`, float64, nats.
+        log_px_se: The Monte-Carlo standard error of `log_px`, `[N]`, float64, nats.
+        figures: nelbo, rate and distortion of the held-out data, in nats per datum, and
+            active_units; those that were computed.
+        epochs: The number of epochs.
+        steps: The number of steps.
+        evaluations: The number of decoder evaluations in training.
+        seconds: The training time.
+        curve: The learning curve.
     """
 
     cell: Cell
@@ -76,22 +104,28 @@ class Outcome:
 
     @property
     def nll(self) -> float:
-        """−mean log p(x) of the held-out data, nats per datum."""
+        """The NLL of the held-out data, −mean log p(x), in nats per datum."""
         return -self.log_px.mean().item()
 
     @property
     def nll_se(self) -> float:
-        """Standard error of `nll` over the data."""
+        """The standard error of `nll` as the mean of a sample of N data, in nats per datum."""
         return (self.log_px.std() / math.sqrt(len(self.log_px))).item()
 
     @property
     def monte_carlo_se(self) -> float:
-        """Standard error of `nll` for these very data."""
+        """The Monte-Carlo standard error of `nll` for these N data, in nats per datum."""
         return (self.log_px_se.square().sum().sqrt() / len(self.log_px_se)).item()
 
 
 class Interval(NamedTuple):
-    """An estimate and the ends of its 95 % interval."""
+    """An estimate with its 95 % interval.
+
+    Attributes:
+        value: The estimate.
+        low: The lower end of the interval.
+        high: The upper end of the interval.
+    """
 
     value: float
     low: float
@@ -99,16 +133,19 @@ class Interval(NamedTuple):
 
     @property
     def holds_zero(self) -> bool:
-        """Whether 0 lies within."""
+        """Whether the interval contains 0."""
         return self.low <= 0 <= self.high
 
 
 @dataclass(frozen=True)
 class Difference:
-    """NLL of an entry less that of another, from the seeds that both have, in nats per datum: below 0 is better.
+    """The NLL of an entry less that of a baseline, from their common seeds; negative is better.
 
-    estimate: with its 95 % interval over seeds and data. per_seed: `[S]`. over_data: whether the interval is over the data
-    alone, there being one seed.
+    Attributes:
+        estimate: The mean difference with its 95 % interval for new seeds and data, in nats per
+            datum.
+        per_seed: The mean difference of each seed, `[S]`, in nats per datum.
+        over_data: Whether the interval is for new data only, because there is a single seed.
     """
 
     estimate: Interval
@@ -117,7 +154,14 @@ class Difference:
 
 
 class Row(NamedTuple):
-    """An entry in the order of the ranking: its NLL, and the difference from the baseline and from the first."""
+    """An entry of a ranking.
+
+    Attributes:
+        entry: The estimator.
+        nll: Its held-out NLL, in nats per datum.
+        from_baseline: The difference from the baseline.
+        from_best: The difference from the first entry of the ranking.
+    """
 
     entry: Entry
     nll: Interval
@@ -127,15 +171,21 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """The outcomes of a comparison of trainings. Raises DataError for none, for two of one cell, or for unequal held-out data.
+    """The outcomes of the trainings that are compared.
 
-    >>> outcomes = [
-    ...     Outcome(Cell(name, 1, seed), torch.tensor([-1.0, -3.0]) + gain + 0.1 * seed, torch.zeros(2), {}, 1, 1, 1, 1.0)
-    ...     for name, gain in (("trace-elbo", 0.0), ("iwae", 0.5)) for seed in (0, 1)
-    ... ]
-    >>> comparison = Comparison(tuple(outcomes))
-    >>> found = comparison.difference(Entry("iwae", 1), Entry("trace-elbo", 1))
-    >>> round(found.estimate.value, 6), [str(row.entry) for row in comparison.ranking()]
+    Attributes:
+        outcomes: One outcome for each cell.
+
+    Raises:
+        DataError: For no outcome, two outcomes of one cell, or different numbers of held-out data.
+
+    >>> def outcome(name, seed, gain):
+    ...     log_px = torch.tensor([-1.0, -3.0]) + gain + 0.1 * seed
+    ...     return Outcome(Cell(name, 1, seed), log_px, torch.zeros(2), {}, 1, 1, 1, 1.0)
+    >>> elbo = (outcome("trace-elbo", 0, 0.0), outcome("trace-elbo", 1, 0.0))
+    >>> comparison = Comparison((*elbo, outcome("iwae", 0, 0.5), outcome("iwae", 1, 0.5)))
+    >>> difference = comparison.difference(Entry("iwae", 1), Entry("trace-elbo", 1))
+    >>> round(difference.estimate.value, 6), [str(row.entry) for row in comparison.ranking()]
     (-0.5, ['iwae, K = 1', 'trace-elbo, K = 1'])
     """
 
@@ -146,11 +196,12 @@ class Comparison:
             raise DataError("a comparison needs at least one finished training")
         if len(self._by_cell) < len(self.outcomes):
             raise DataError(
-                "a comparison holds each training once: an objective, K and seed stand twice"
+                "a comparison contains each training once: an objective, K and seed occur twice"
             )
         if len({len(outcome.log_px) for outcome in self.outcomes}) > 1:
             raise DataError(
-                "trainings are compared on the same held-out data; these were scored on different numbers of them"
+                "trainings are compared on the same held-out data; these were scored on different "
+                "numbers of data"
             )
 
     @cached_property
@@ -159,32 +210,60 @@ class Comparison:
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """Every pair of an objective and K, in the order of the outcomes."""
+        """All pairs of an objective and K, in the order of the outcomes."""
         return tuple(dict.fromkeys(outcome.cell.entry for outcome in self.outcomes))
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Every seed."""
+        """All seeds, in rising order."""
         return tuple(sorted({outcome.cell.seed for outcome in self.outcomes}))
 
     def of(self, entry: Entry) -> list[Outcome]:
-        """The outcomes of one entry, by seed. Raises ConfigError where it has none."""
-        found = [
-            self._by_cell[Cell(*entry, seed)]
-            for seed in self.seeds
-            if Cell(*entry, seed) in self._by_cell
-        ]
-        if not found:
-            known = "; ".join(map(str, self.entries))
-            raise ConfigError(f"there is no finished training of {entry}; there are: {known}")
-        return found
+        """List the outcomes of one entry.
+
+        Args:
+            entry: The estimator.
+
+        Returns:
+            The outcomes in the order of their seeds.
+
+        Raises:
+            ConfigError: If the entry has no outcome.
+        """
+        cells = [Cell(*entry, seed) for seed in self.seeds]
+        outcomes = [self._by_cell[cell] for cell in cells if cell in self._by_cell]
+        if not outcomes:
+            finished = "; ".join(map(str, self.entries))
+            raise ConfigError(f"there is no finished training of {entry}; there are: {finished}")
+        return outcomes
 
     def nll(self, entry: Entry) -> Interval:
-        """−log p(x) of an entry, mean over seeds and data, in nats per datum."""
+        """Compute the NLL of an entry, the mean of −log p(x) over seeds and data.
+
+        Args:
+            entry: The estimator.
+
+        Returns:
+            The NLL with its 95 % interval, in nats per datum.
+
+        Raises:
+            ConfigError: If the entry has no outcome.
+        """
         return interval_of(-torch.stack([outcome.log_px for outcome in self.of(entry)]))
 
     def difference(self, entry: Entry, baseline: Entry) -> Difference:
-        """NLL of an entry less that of a baseline, paired by seed and datum. Raises ConfigError without a common seed."""
+        """Compute the NLL of an entry less that of a baseline, paired by seed and datum.
+
+        Args:
+            entry: The estimator.
+            baseline: The estimator that it is compared with.
+
+        Returns:
+            The difference, in nats per datum; negative if the entry is better.
+
+        Raises:
+            ConfigError: If one of them has no outcome, or they have no common seed.
+        """
         of_entry, of_baseline = (
             {o.cell.seed: o.log_px for o in self.of(one)} for one in (entry, baseline)
         )
@@ -195,7 +274,17 @@ class Comparison:
         return Difference(interval_of(gaps), gaps.mean(1), over_data=len(seeds) == 1)
 
     def ranking(self, baseline: Entry | None = None) -> list[Row]:
-        """The entries from the lowest NLL to the highest. baseline: by default the first entry."""
+        """Rank the entries from the lowest NLL to the highest.
+
+        Args:
+            baseline: The entry of `Row.from_baseline`; by default the first entry.
+
+        Returns:
+            One row for each entry.
+
+        Raises:
+            ConfigError: If the baseline has no outcome, or entries have no common seed.
+        """
         baseline = self.entries[0] if baseline is None else baseline
         ordered = sorted(self.entries, key=lambda entry: self.nll(entry).value)
         return [
@@ -210,16 +299,24 @@ class Comparison:
 
 
 def interval_of(values: Tensor) -> Interval:
-    """The mean of values `[S, N]` and its 95 % interval for new seeds and new data, both random and crossed.
+    """Compute the mean of values and its 95 % interval for new seeds and new data.
 
-        half-width² = (t_{S−1} s_seed)² + (1.96 s_data)²,   s_seed² = Var_s(mean_n) / S,   s_data² = Var_n(mean_s) / N
+        half-width² = (t_{S−1} s_seed)² + (1.96 s_data)²
+        s_seed² = Var_s(mean_n) / S,   s_data² = Var_n(mean_s) / N
 
-    t_{S−1}: Student's 97.5 % quantile. What is left when seed and datum are known is in both terms, so the interval is a
-    little too wide: in simulations of 2 to 10 seeds it holds the truth in 96 to 99 % of cases. With one seed the first term is
-    missing: the interval is then over the data alone. nan for one datum.
+    t_{S−1} is Student's 97.5 % quantile. Seeds and data are random and crossed. The residual
+    variance, of neither seed nor datum, is in both terms, so that the interval is slightly too
+    wide: in simulations with 2 to 10 seeds it contains the truth in 96 to 99 % of cases.
 
-    >>> found = interval_of(torch.tensor([[1.0, 2.0, 3.0], [1.5, 2.5, 3.5]]))
-    >>> round(found.value, 3), round(found.high - found.value, 2)
+    Args:
+        values: `[S, N]`, for each seed and datum.
+
+    Returns:
+        The mean and its interval. With one seed the first term is missing, and the interval is for
+        new data only. The ends are nan for one datum.
+
+    >>> mean = interval_of(torch.tensor([[1.0, 2.0, 3.0], [1.5, 2.5, 3.5]]))
+    >>> round(mean.value, 3), round(mean.high - mean.value, 2)
     (2.25, 3.37)
     """
     from scipy.stats import t
@@ -234,5 +331,13 @@ def interval_of(values: Tensor) -> Interval:
 
 
 def indistinct(ranking: Sequence[Row]) -> list[Entry]:
-    """The entries that are not told from the best at 95 %, the best not among them."""
+    """List the entries that cannot be distinguished from the best at 95 %.
+
+    Args:
+        ranking: The rows of `Comparison.ranking`.
+
+    Returns:
+        The entries whose difference from the best has an interval that contains 0; the best is not
+        included.
+    """
     return [row.entry for row in ranking[1:] if row.from_best.estimate.holds_zero]

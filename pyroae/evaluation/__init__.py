@@ -1,4 +1,4 @@
-"""Evaluate any Pyro model and guide: log p(x), bounds, gaps, information, gradients."""
+"""Evaluate any Pyro model and guide: log p(x), bounds, gaps, information and gradients."""
 
 from pyroae.evaluation.adaptive_quadrature import QuadratureEstimate, quadrature
 from pyroae.evaluation.annealing.bounds import BDMC, AISEstimate, AISSettings, ais, bdmc

@@ -1,4 +1,4 @@
-"""The data of an evaluation: the arguments of any program, cut into blocks that fit a processor's cache."""
+"""Split the data of an evaluation into blocks that fit into a processor's cache, with own seeds."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,23 +10,35 @@ from torch import Tensor
 from pyroae.programs.arguments import Arguments
 
 CHUNK = 2**21
-"""Numbers in the largest tensor of one chunk: about what stays in a processor's cache."""
+"""The number of elements in the largest tensor of one chunk, which fits into a CPU's cache."""
 
 
 FOR_GPU = 32
-"""By how much a chunk is larger on a GPU, where each of its kernels takes a few microseconds to launch."""
+"""The factor of `CHUNK` on a GPU, where each kernel needs a few microseconds to launch."""
 
 
 FOR_CORE = 4
-"""By how much it is smaller as compiled code, which a core of a processor goes through by itself."""
+"""The divisor of `CHUNK` for compiled code, which runs on a single core."""
 
 
 Data = Tensor | dict[str, Any] | tuple[Any, ...]
-"""One argument of model and guide, a tensor `[N, ...]` or a dict of these, or all positional ones, a datum a row."""
+"""One argument of model and guide, or a tuple of all positional ones.
+
+An argument is a tensor `[N, ...]`, one row per datum, or a dict of such tensors.
+"""
 
 
 def arguments_of(x: Data) -> tuple[Tensor, ...]:
-    """The arguments of model and guide. Raises DataError where they are no tensors of one length.
+    """List the arguments of model and guide.
+
+    Args:
+        x: One argument, or a tuple of all of them.
+
+    Returns:
+        The tensors, `[N, ...]` each.
+
+    Raises:
+        DataError: If they are not tensors of equal length.
 
     >>> import torch
     >>> len(arguments_of(torch.zeros(3, 4))), len(arguments_of((torch.zeros(3), torch.ones(3))))
@@ -36,7 +48,14 @@ def arguments_of(x: Data) -> tuple[Tensor, ...]:
 
 
 def blocks(args: tuple[Tensor, ...], size: int) -> Iterator[tuple[Tensor, ...]]:
-    """All the arguments, `size` data at a time.
+    """Split all arguments into blocks.
+
+    Args:
+        args: Tensors `[N, ...]`.
+        size: The number of data in a block.
+
+    Yields:
+        Tensors `[n, ...]` of the next block, n ≤ size.
 
     >>> import torch
     >>> [len(part[0]) for part in blocks((torch.zeros(5),), 2)]
@@ -46,7 +65,14 @@ def blocks(args: tuple[Tensor, ...], size: int) -> Iterator[tuple[Tensor, ...]]:
 
 
 def spans(num_data: int, size: int) -> list[range]:
-    """Where the blocks of `size` data stand.
+    """List the indices of the data of each block.
+
+    Args:
+        num_data: N.
+        size: The number of data in a block.
+
+    Returns:
+        One range for each block, in order.
 
     >>> spans(5, 2)
     [range(0, 2), range(2, 4), range(4, 5)]
@@ -55,27 +81,62 @@ def spans(num_data: int, size: int) -> list[range]:
 
 
 def part_of(args: tuple[Tensor, ...], span: range) -> tuple[Tensor, ...]:
-    """The arguments of a block."""
+    """Select the arguments of one block.
+
+    Args:
+        args: Tensors `[N, ...]`.
+        span: The indices of the data of the block.
+
+    Returns:
+        Tensors `[len(span), ...]`, views of the arguments.
+    """
     return tuple(arg[span.start : span.stop] for arg in args)
 
 
 def base_seed(seed: int | None) -> int:
-    """The seed that those of all blocks come from: the one that is given, else a draw of torch's generator."""
+    """Choose the seed from which the seeds of all blocks are derived.
+
+    Args:
+        seed: The seed, or None.
+
+    Returns:
+        The given seed, or a draw from torch's generator.
+    """
     return int(torch.randint(2**63 - 1, ())) if seed is None else int(seed)
 
 
 def block_seed(seed: int, first: int, *stage: int) -> int:
-    """The seed of the block with this first datum, whoever takes it, and after whatever others. stage: where it is taken again.
+    """Derive the seed of a block.
 
-    >>> block_seed(0, 0) != block_seed(0, 1) != block_seed(0, 1, 1), block_seed(3, 8) == block_seed(3, 8)
-    (True, True)
+    It depends neither on the process that computes the block nor on the blocks before it.
+
+    Args:
+        seed: The seed of all blocks, as of `base_seed`.
+        first: The index of the first datum of the block.
+        stage: Further indices, for repeated draws or for chunks of the same block.
+
+    Returns:
+        A number from 0 to 2⁶³ − 1.
+
+    >>> block_seed(0, 0) != block_seed(0, 1) != block_seed(0, 1, 1)
+    True
+    >>> block_seed(3, 8) == block_seed(3, 8)
+    True
     """
     sequence = np.random.SeedSequence(seed % 2**64, spawn_key=(first, *stage))
     return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 
 
 def rows_of(args: tuple[Tensor, ...], compiled: bool = False) -> int:
-    """How many pairs of a datum and a particle make one chunk. compiled: of draws that are code."""
+    """Compute the number of pairs of a datum and a particle in one chunk.
+
+    Args:
+        args: Tensors `[N, ...]`; the size of a datum is that of the first tensor.
+        compiled: Whether the draws are compiled.
+
+    Returns:
+        A number of at least 64.
+    """
     on_cpu = args[0].device.type == "cpu"
     size = CHUNK * FOR_GPU if not on_cpu else CHUNK // FOR_CORE if compiled else CHUNK
     return max(64, size // max(256, args[0][0].numel()))

@@ -1,4 +1,7 @@
-"""The one check that every evaluator asks of a program: does log p(x) of each datum exist, and is it what will be computed?"""
+"""Check that log p(x) of each datum exists and is what an evaluator will compute.
+
+Every evaluator uses these checks before it starts.
+"""
 
 from collections.abc import Collection, Iterator
 from dataclasses import replace
@@ -24,16 +27,20 @@ from pyroae.programs.traces import Traces, at_values, log_density, run
 from pyroae.runtime.memory import Portion
 
 Role = Literal["proposal", "path", "start", "parts"]
-"""What the guide is for. "proposal": its draws are weighed. "path": annealing starts at its density. "start": it says where to
-look, and its density is not used. "parts": the terms of its bound are reported, also those of a Delta or a flat prior."""
+"""The use of the guide.
+
+"proposal": its draws are weighted. "path": annealing starts at its density. "start": a search
+starts at its draws, and its density is not used. "parts": the terms of its bound are reported,
+including those of a Delta or a flat prior.
+"""
 
 
 REDRAWN = 2
-"""New values of a masked site that is not discrete."""
+"""The number of new values that are tried for a masked site that is not discrete."""
 
 
 MOST_STATES = 16
-"""The most states of a masked discrete site that are tried."""
+"""The largest number of states that are tried for a masked discrete site."""
 
 
 def check_program(
@@ -41,18 +48,20 @@ def check_program(
 ) -> None:
     """Refuse a program whose terms do not give a log p(x) for each datum.
 
-    The first datum says whether plates, prior and guide are fit (`check_evidence`, `check_proposal`); one draw of all data
-    says whether scales and masks are (`check_terms`). Torch's generators stay as they were.
+    Plates, prior and guide are checked with the first datum (`check_evidence`, `check_proposal`),
+    scales and masks with one draw of all data (`check_terms`). The state of torch's generators is
+    restored.
 
     Args:
         model: The Pyro program p(z) p(x|z).
-        guide: The program that z is drawn from.
+        guide: The Pyro program that z is drawn from.
         args: Arguments of both, `[N, ...]` each.
-        role: What the guide is for.
+        role: The use of the guide.
 
     Raises:
         UndefinedLikelihoodError: For an improper prior, or a Delta guide as a proposal.
-        ProgramError: Naming the site, for plates, scales or masks under which log p(x) does not exist.
+        ProgramError: For plates, scales or masks under which log p(x) does not exist, with the
+            name of the site.
     """
     with evaluating(model, guide), fork_random(args[0].device), pyro.validation_enabled(False):
         if role != "parts":
@@ -66,21 +75,29 @@ def check_program(
 
 
 def check_evidence(traces: Traces, *, held_out: bool = False) -> None:
-    """Raises, naming the site, where a datum has no log p(x) of its own, whatever the guide.
+    """Refuse a model under which a single datum has no log p(x), whatever the guide.
 
-    held_out: Accepts latent sites outside the data plate: log p(x) is then that of new data, given the draws of these.
+    Args:
+        traces: One run of model and guide.
+        held_out: Whether latent sites outside the data plate are accepted. log p(x) is then that of
+            new data, given the draws of these sites.
+
+    Raises:
+        UndefinedLikelihoodError: For an improper prior, with the name of the site.
+        ProgramError: For a latent site outside the data plate, or without a common or whole plate.
     """
     for name, site in traces.sites(traces.model, observed=False):
         if held_out and not traces.is_local(site):
             continue
         if isinstance(base_distribution(site["fn"]), ImproperUniform):
             raise UndefinedLikelihoodError(
-                f"log p(x) is undefined: the prior of '{name}' is flat, so the model has no evidence; "
-                "use a proper prior (ppca, vae, or a Normal or Laplace prior)"
+                f"log p(x) is undefined: the prior of '{name}' is flat, so the model has no "
+                "evidence; use a proper prior (ppca, vae, or a Normal or Laplace prior)"
             )
         if not traces.is_local(site):
             raise ProgramError(
-                f"the latent site '{name}' lies outside the data plate: its data have no log p(x) one by one"
+                f"the latent site '{name}' lies outside the data plate: single data have no "
+                "log p(x)"
             )
     plate = traces.plate
     if plate is None:
@@ -89,7 +106,7 @@ def check_evidence(traces: Traces, *, held_out: bool = False) -> None:
             for _, s in traces.sites(traces.model, observed=True)
             for f in s["cond_indep_stack"]
         ):
-            raise ProgramError("no one plate holds all the sites: there is no log p(x) a datum")
+            raise ProgramError("no one plate holds all the sites: single data have no log p(x)")
     elif plate.full_size not in (None, plate.size):
         raise ProgramError(
             f"the plate '{plate.name}' is subsampled: evaluate with all {plate.full_size} data"
@@ -103,42 +120,56 @@ def check_proposal(
     *,
     held_out: bool = False,
 ) -> None:
-    """Raises, naming the site, where log p(x) does not exist or the guide cannot serve as its proposal.
+    """Refuse a model without log p(x), and a guide that cannot be its proposal.
 
-    A Delta that is a function of the guide's draws, as in AutoNormal and EasyGuide, is accepted. guide, args: the program of
-    the run; without them a Delta is accepted where the guide has an auxiliary draw. held_out: as of `check_evidence`.
+    A Delta that is a function of the guide's draws, as in AutoNormal and EasyGuide, is accepted.
+
+    Args:
+        traces: One run of model and guide.
+        guide: The guide of the run. None accepts a Delta if the guide has an auxiliary draw.
+        args: The arguments of the run.
+        held_out: Whether latent sites outside the data plate are accepted, as in `check_evidence`.
+
+    Raises:
+        UndefinedLikelihoodError: For an improper prior, or a Delta that depends on no draw, with
+            the name of the site.
+        ProgramError: For plates under which log p(x) does not exist, with the name of the site.
     """
     check_evidence(traces, held_out=held_out)
     deltas = [name for name, site in traces.deltas() if traces.is_local(site)]
     if not deltas:
         return
     if guide is not None:
-        found = _functions_of_draws(guide, args)
+        accepted = _functions_of_draws(guide, args)
     else:
-        found = (
-            set(deltas)
-            if any(name not in traces.model.nodes for name, _ in traces.draws())
-            else set()
-        )
+        auxiliary = any(name not in traces.model.nodes for name, _ in traces.draws())
+        accepted = set(deltas) if auxiliary else set()
     for name in deltas:
-        if name not in found:
+        if name not in accepted:
             raise UndefinedLikelihoodError(
-                f"log p(x) cannot be estimated with this guide: its site '{name}' is a Delta, which has no density as a "
-                "proposal; give another guide over the same sites as the proposal"
+                f"log p(x) cannot be estimated with this guide: its site '{name}' is a Delta, "
+                "which has no density as a proposal; give another guide over the same sites as "
+                "the proposal"
             )
 
 
 def check_globals(model: Program, guide: Program, args: tuple[Tensor, ...]) -> bool:
-    """Whether a guide has latent sites outside the data plate, under which there is a held-out log p(x) of each datum.
+    """Tell whether a guide has latent sites θ outside the data plate, and check them.
+
+    If it has, each datum has a held-out log p(x) under q(θ).
 
     Args:
         model: The Pyro program p(θ) p(z|θ) p(x|z, θ).
-        guide: The program q(θ) q(z|x, θ).
-        args: Their arguments, a few data.
+        guide: The Pyro program q(θ) q(z|x, θ).
+        args: Arguments of both, a few data, `[n, ...]` each.
+
+    Returns:
+        Whether there are such sites.
 
     Raises:
-        ProgramError: Naming the site, for a θ whose distribution depends on the data, as q(θ | x) of new data is no posterior
-            of what the model was trained on, or on draws inside the plate.
+        ProgramError: For a θ whose distribution depends on draws inside the plate or on the data,
+            since q(θ | x) of new data is not the posterior given the training data; with the name
+            of the site.
     """
     names = globals_of(model, guide, args, {}).names
     if not names:
@@ -147,10 +178,11 @@ def check_globals(model: Program, guide: Program, args: tuple[Tensor, ...]) -> b
     more = args if len(args[0]) > 1 else tuple(torch.cat([a, a]) for a in args)
     again = poutine.trace(poutine.replay(guide, trace=_draws_of(trace, names))).get_trace(*more)
     for name in names:
-        if not _alike_at(trace.nodes[name], again.nodes[name]):
+        if not _equal_sites(trace.nodes[name], again.nodes[name]):
             raise ProgramError(
-                f"the guide's site '{name}' lies outside the data plate and depends on the data: held-out log p(x) takes one "
-                "q for the latent sites outside the plate, whatever the new data are"
+                f"the guide's site '{name}' lies outside the data plate and depends on the data: "
+                "held-out log p(x) needs one q for the latent sites outside the plate, the same "
+                "for all new data"
             )
     return True
 
@@ -164,14 +196,14 @@ def _draws_of(trace: poutine.Trace, names: Collection[str]) -> poutine.Trace:
     return other
 
 
-def _alike_at(site: Site, other: Site) -> bool:
+def _equal_sites(site: Site, other: Site) -> bool:
     """Whether a site has the same value and log-density in two runs."""
     one, two = log_density(site["name"], site), log_density(site["name"], other)
     return agree(site["value"], other["value"]) and agree(one, two)
 
 
 def _functions_of_draws(guide: Program, args: tuple[Any, ...]) -> set[str]:
-    """Names of the Deltas of a guide whose values depend on its draws; all, where it has discrete auxiliary draws."""
+    """The Deltas of a guide whose values depend on its draws; all if it has discrete draws."""
     with torch.enable_grad(), _Leaves() as drawn:
         trace = poutine.trace(guide).get_trace(*args)
         values = {
@@ -182,15 +214,15 @@ def _functions_of_draws(guide: Program, args: tuple[Any, ...]) -> set[str]:
         totals = {name: value.sum() for name, value in values.items()}
     if not drawn.leaves:
         return set(values) if drawn.discrete else set()
-    found = {
+    names = {
         name for name, value in values.items() if not value.is_floating_point() or drawn.discrete
     }
     for name, total in totals.items():
         if total.requires_grad:
             slopes = torch.autograd.grad(total, drawn.leaves, allow_unused=True, retain_graph=True)
             if any(slope is not None for slope in slopes):
-                found.add(name)
-    return found
+                names.add(name)
+    return names
 
 
 class _Leaves(Messenger):
@@ -214,41 +246,49 @@ class _Leaves(Messenger):
 def check_terms(
     model: Program, guide: Program, args: tuple[Tensor, ...], role: Role = "proposal"
 ) -> None:
-    """Refuse scales and masks of latent sites under which the terms of a program are no densities.
+    """Refuse scales and masks of latent sites under which the terms are not densities.
 
-    A scale on a latent site raises its density to a power, which integrates to another number than 1; a scale common to all
-    sites of the plate is divided out and accepted, and one on an observed site is part of the likelihood. A masked latent
-    element has no density. Where nothing unmasked depends on it, it is no coordinate and adds 0; where something does, log p(x)
-    does not exist. All data are run once, in blocks, since masks differ between data.
+    A scale on a latent site raises its density to a power, which does not integrate to 1. A scale
+    common to all sites of the plate is divided out and accepted, and a scale on an observed site is
+    part of the likelihood. A masked latent element has no density. If nothing unmasked depends on
+    it, it is not a coordinate and adds 0; otherwise log p(x) does not exist. All data are run once,
+    in blocks, since masks differ between data.
 
     Args:
         model: The Pyro program p(z) p(x|z).
-        guide: The program that z is drawn from.
+        guide: The Pyro program that z is drawn from.
         args: Arguments of both, `[N, ...]` each.
-        role: What the guide is for.
+        role: The use of the guide.
 
     Raises:
-        ProgramError: Naming the site.
+        ProgramError: For such a scale or mask, with the name of the site.
     """
-    total, at = len(args[0]), 0
+    total, first = len(args[0]), 0
     portion = Portion(
         min(total, max(1, rows_of(args) // 8)), "data", "one draw for one datum", warns=False
     )
 
     def checked(size: int) -> int:
-        block = part_of(args, range(at, min(at + size, total)))
+        block = part_of(args, range(first, min(first + size, total)))
         traces = run(model, guide, block, {})
         _check_scales(traces, role)
         _check_masks(traces, model, guide, block, role)
         return len(block[0])
 
     with evaluating(model, guide), fork_random(args[0].device), pyro.validation_enabled(False):
-        while at < total:
-            at += portion.fitted(checked)
+        while first < total:
+            first += portion.fitted(checked)
 
 
 def stand_ins(traces: Traces) -> dict[str, Tensor]:
-    """A value in the support of each observed site that has a mask."""
+    """Choose a value in the support of each observed site that has a mask.
+
+    Args:
+        traces: One run of model and guide.
+
+    Returns:
+        The values, by the name of the site.
+    """
     return {
         name: in_support(site)
         for name, site in traces.sites(traces.model, observed=True)
@@ -257,7 +297,16 @@ def stand_ins(traces: Traces) -> dict[str, Tensor]:
 
 
 def filled(traces: Traces) -> Traces:
-    """The run with a value in the support wherever an observed site is masked: whatever is there has no say."""
+    """Replace masked observed elements by a value in the support, so that densities are finite.
+
+    Masked elements do not contribute to the log-density.
+
+    Args:
+        traces: One run of model and guide.
+
+    Returns:
+        The run with the replaced values.
+    """
     model = traces.model.copy()
     for name, stand_in in stand_ins(traces).items():
         site = model.nodes[name]
@@ -271,17 +320,28 @@ def _check_scales(traces: Traces, role: Role) -> None:
         if role == "start"
         else [("model", traces.model), ("guide", traces.guide)]
     )
-    for where, trace in programs:
+    for program, trace in programs:
         for name, site in traces.sites(trace, observed=False):
             if traces.is_local(site) and not is_one(traces.exponent(site)):
                 raise ProgramError(
-                    f"the latent site '{name}' is scaled in the {where}: a density to a power is none, and log p(x) does not "
-                    "exist; evaluate without the scale, or scale all sites of the data plate alike in model and guide"
+                    f"the latent site '{name}' is scaled in the {program}: a power of a density is "
+                    "not a density, and log p(x) does not exist; evaluate without the scale, or "
+                    "scale all sites of the data plate alike in model and guide"
                 )
 
 
 def is_one(scale: Tensor | float) -> bool:
-    """Whether a scale is 1 everywhere, up to rounding; False where it is nan."""
+    """Tell whether a scale is 1 for all elements, up to rounding.
+
+    Args:
+        scale: A number or a tensor of any shape.
+
+    Returns:
+        True if no element differs from 1 by 1e-6 or more; False if one is nan.
+
+    >>> is_one(torch.tensor([1.0, 1.0 + 1e-7])), is_one(2.0)
+    (True, False)
+    """
     return bool(((torch.as_tensor(scale) - 1).abs() < 1e-6).all())
 
 
@@ -291,30 +351,32 @@ def _check_masks(
     of_model = _masks(traces, traces.model)
     if role != "start":
         of_guide = _masks(traces, traces.guide)
-        known = dict(traces.sites(traces.model, observed=False))
+        latent = dict(traces.sites(traces.model, observed=False))
         for name in of_model | of_guide:
-            if name in known and not _alike(of_model.get(name), of_guide.get(name)):
+            if name in latent and not _equal_masks(of_model.get(name), of_guide.get(name)):
                 raise ProgramError(
-                    f"the latent site '{name}' is not masked alike in model and guide: log p(x) takes the same elements in both"
+                    f"the latent site '{name}' is not masked alike in model and guide: log p(x) "
+                    "needs the same elements in both"
                 )
     if not of_model or all(bool(mask.all()) for mask in of_model.values()):
         return
     again = _masks(run(model, guide, args, {}), None)
     for name, mask in of_model.items():
-        if not _alike(mask, again.get(name)):
+        if not _equal_masks(mask, again.get(name)):
             raise ProgramError(
-                f"the mask of the latent site '{name}' depends on what is drawn: give masks as arguments"
+                f"the mask of the latent site '{name}' depends on what is drawn: give masks as "
+                "arguments"
             )
         other = _dependent(traces, model, guide if role == "path" else None, args, name)
         if other is not None:
             raise ProgramError(
-                f"the latent site '{name}' is masked, but the density of '{other}' depends on what is masked: log p(x) does "
-                "not exist"
+                f"the latent site '{name}' is masked, but the density of '{other}' depends on what "
+                "is masked: log p(x) does not exist"
             )
 
 
 def _masks(traces: Traces, trace: poutine.Trace | None) -> dict[str, Tensor]:
-    """The masks of latent sites; those of observed ones have to fit only."""
+    """The masks of latent sites; those of observed sites are only checked for their shape."""
     trace = traces.model if trace is None else trace
     for name, site in traces.sites(trace, observed=True):
         mask_of(name, site)
@@ -324,10 +386,11 @@ def _masks(traces: Traces, trace: poutine.Trace | None) -> dict[str, Tensor]:
     for name, site in latent.items():
         if _is_masked_inside(site["fn"]):
             raise ProgramError(
-                f"the latent site '{name}' is masked within its events: mask it outside of `to_event`"
+                f"the latent site '{name}' is masked within its events: mask it outside of "
+                "`to_event`"
             )
-    found = {name: mask_of(name, site) for name, site in latent.items()}
-    return {name: mask for name, mask in found.items() if mask is not None}
+    masks = {name: mask_of(name, site) for name, site in latent.items()}
+    return {name: mask for name, mask in masks.items() if mask is not None}
 
 
 def _is_masked_inside(fn: Any) -> bool:
@@ -341,7 +404,8 @@ def _is_masked_inside(fn: Any) -> bool:
     return False
 
 
-def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+def _equal_masks(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two masks are equal, where None masks nothing."""
     if one is None or other is None:
         mask = other if one is None else one
         return mask is None or bool(mask.all())
@@ -351,24 +415,24 @@ def _alike(one: Tensor | None, other: Tensor | None) -> bool:
 def _dependent(
     traces: Traces, model: Program, guide: Program | None, args: tuple[Tensor, ...], name: str
 ) -> str | None:
-    """The first site with a density, not masked itself, that other values of the masked elements change."""
+    """The first site whose log-density changes with the values of the masked elements."""
     site = traces.guide.nodes[name]
     before = _densities(traces, traces.model)
     of_guide = {} if guide is None else _densities(traces, traces.guide)
     for value in _other_values(site):
         mixed = where_unmasked(name, traces.model.nodes[name], site["value"], value)
         moved = at_values(traces, model, args, {}, {name: mixed})
-        found = _changed(before, _densities(moved, moved.model))
-        if found is None and guide is not None:
+        dependent = _changed(before, _densities(moved, moved.model))
+        if dependent is None and guide is not None:
             replayed = poutine.trace(poutine.replay(guide, trace=moved.drawn)).get_trace(*args)
-            found = _changed(of_guide, _densities(moved, prune_subsample_sites(replayed)))
-        if found is not None:
-            return found
+            dependent = _changed(of_guide, _densities(moved, prune_subsample_sites(replayed)))
+        if dependent is not None:
+            return dependent
     return None
 
 
 def _other_values(site: Site) -> Iterator[Tensor]:
-    """Values for all elements of a site: each state of a discrete one, else new draws."""
+    """Other values for all elements of a site: each state of a discrete site, else new draws."""
     fn, value = site["fn"], site["value"]
     if fn.has_enumerate_support:
         for state in fn.enumerate_support(expand=False)[:MOST_STATES]:
@@ -389,6 +453,7 @@ def _densities(traces: Traces, trace: poutine.Trace) -> dict[str, Tensor]:
 
 
 def _changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> str | None:
+    """The first site whose log-density differs in two runs, or is in one of them only."""
     for name, term in before.items():
         new = after.get(name)
         if new is None or new.shape != term.shape:

@@ -1,4 +1,4 @@
-"""Where the bound goes: distortion, rate, the KL of each latent unit, and how many units are used."""
+"""Split the bound into distortion, rate and the KL of each latent unit; count the active units."""
 
 import math
 from dataclasses import dataclass
@@ -22,25 +22,31 @@ from pyroae.programs.traces import Traces, log_density, run
 from pyroae.weights import reduce_log_weights
 
 DRAWS_OF_MEAN = 64
-"""Draws of each particle's q for a mean that has no closed form."""
+"""The number of draws from each particle's q for a mean without closed form."""
 
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """Parts of the bound, float64, in nats; U is the number of latent units.
+    """The parts of the bound, float64, in nats; U is the number of latent units.
 
     A unit is one element of z, those of nested plates included, or one categorical variable.
 
     Attributes:
-        distortion: `[N]`, −E_q log p(x|z).
-        rate: `[N]`, E_q[log q(z|x) − log p(z)]; for a Delta guide −log p(z), the MAP penalty.
-        kl_per_unit: `[U]`, mean over the data of each unit's KL(q ‖ p), which add up to the mean rate. Where the density of a
-            site is not a product over its units, as that of a flow, each of them has an equal share of the site's KL. NaN for a
-            Delta.
-        activity: `[U]`, Var_x(E_q[z_j|x]), summed over the states of a categorical variable; over the data that have the unit,
-            where it is masked for some.
-        threshold: Of the activity of an active unit.
-        is_share: `[U]`, whether `kl_per_unit` is such a share, of which only the site's sum means anything.
+        distortion: −E_q log p(x|z) of each datum, `[N]`, nats.
+        rate: E_q[log q(z|x) − log p(z)] of each datum, `[N]`, nats; for a Delta guide −log p(z),
+            the MAP penalty.
+        kl_per_unit: The mean over the data of each unit's KL(q ‖ p), `[U]`, nats; the sum is the
+            mean rate. If the density of a site is not a product over its units, as that of a flow,
+            each unit has an equal share of the site's KL. NaN for a Delta.
+        activity: Var_x(E_q[z_j|x]) of each unit, `[U]`, summed over the states of a categorical
+            variable. The variance is over the data for which the unit is not masked.
+        threshold: The activity above which a unit is active.
+        is_share: Whether `kl_per_unit` is such an equal share, `[U]`, so that only the sum over the
+            site is meaningful.
+
+    References:
+        Alemi et al. 2018, Fixing a broken ELBO, for rate and distortion.
+        Burda, Grosse & Salakhutdinov 2016, Importance weighted autoencoders, for active units.
     """
 
     distortion: Tensor
@@ -52,12 +58,12 @@ class Diagnostics:
 
     @property
     def nelbo(self) -> Tensor:
-        """Distortion + rate: the negative ELBO of each datum, `[N]`."""
+        """The negative ELBO of each datum, distortion + rate, `[N]`, nats."""
         return self.distortion + self.rate
 
     @property
     def active_units(self) -> int:
-        """Units with Var_x(E_q[z_j|x]) above the threshold (Burda 2016)."""
+        """The number of units with Var_x(E_q[z_j|x]) above the threshold."""
         return int((self.activity > self.threshold).sum())
 
 
@@ -71,29 +77,40 @@ def diagnose(
     seed: int | None = None,
     **kwargs: Any,
 ) -> Diagnostics:
-    """Rate, distortion, KL per latent unit and active units of any program with a data plate.
+    """Compute rate, distortion, KL per latent unit and active units of any program.
 
-    Distortion and rate are means over draws (Alemi 2018). The KL of a unit is in closed form where torch knows one and the
-    guide draws the site's parents before it; else a mean over the draws. So is E_q[z|x], whose noise is taken out of the
-    activity. Units of several latent sites stand one after the other, in the guide's order.
+        −ELBO = distortion + rate = −E_q log p(x|z) + E_q[log q(z|x) − log p(z)]
+
+    Distortion and rate are means over draws. The KL of a unit is in closed form if torch has one
+    and the guide draws the site's parents before it; otherwise it is a mean over the draws.
+    E_q[z|x] is in closed form or a mean over draws, whose variance is subtracted from the activity.
+    Units of several latent sites are concatenated in the guide's order.
 
     Args:
         model: The Pyro program p(z) p(x|z).
         guide: The Pyro program q(z|x).
-        x: `[N, ...]`, or the arguments of model and guide as of `log_likelihood`, a datum a row.
+        x: The data `[N, ...]`, or the arguments of model and guide as in `log_likelihood`.
+        num_particles: K, the number of draws per datum.
+        threshold: The activity above which a unit is active.
+        seed: The seed of the draws. The state of the caller's generators is restored.
         kwargs: Keyword arguments of the programs.
-        num_particles: K, draws of each datum.
-        threshold: Of the activity of an active unit.
-        seed: Of the draws; the caller's generators then stay as they were.
+
+    Returns:
+        The parts of the bound, `[N]` in nats, and the figures of each unit, `[U]`.
 
     Raises:
-        ProgramError: Naming the site, for scales and masks under which the parts are not those of a bound.
-        DataError: For a datum whose bound is not a number.
+        ProgramError: For scales and masks under which the parts are not those of a bound, with the
+            name of the site.
+        DataError: For a datum whose bound is nan.
+
+    References:
+        Alemi et al. 2018, Fixing a broken ELBO.
+        Burda, Grosse & Salakhutdinov 2016, Importance weighted autoencoders.
 
     >>> from pyroae import zoo
     >>> system = zoo.vae(4, latent=2)
-    >>> found = diagnose(system.model, system.guide, torch.zeros(3, 4))
-    >>> found.kl_per_unit.shape, found.active_units  # data that are all alike activate no unit
+    >>> result = diagnose(system.model, system.guide, torch.zeros(3, 4))
+    >>> result.kl_per_unit.shape, result.active_units  # equal data activate no unit
     (torch.Size([2]), 0)
     """
     structure = structure_of(x, kwargs, model)
@@ -120,7 +137,7 @@ def diagnose(
 
 
 def _check(nelbo: Tensor, first: int) -> None:
-    """Raises DataError for a bound that is not a number. first: the index of the first of these data."""
+    """Refuse a bound that is nan; `first` is the index of the first of these data."""
     if nelbo.isnan().any():
         n = first + int(nelbo.isnan().nonzero()[0])
         raise DataError(
@@ -130,36 +147,36 @@ def _check(nelbo: Tensor, first: int) -> None:
 
 @dataclass(frozen=True)
 class _Units:
-    """What one block says of the units of one site.
+    """The figures of the units of one site in one block.
 
-    kl: `[N, U]`, mean over particles, 0 where it is masked. mean, noise: `[N, U, S]`, E_q of each state (S = 1 but for
-    categorical variables), and the variance of that mean by the draws it is of. there: `[N, U]`, False where it is masked.
-    is_share: whether the KL is an equal share of the site's.
+    kl: `[N, U]`, the mean over particles, 0 where masked. mean: `[N, U, S]`, E_q of each state (S
+    is the number of categories, else 1). noise: `[N, U, S]`, the Monte-Carlo variance of `mean`.
+    unmasked: `[N, U]`. is_share: whether the KL is an equal share of the site's.
     """
 
     kl: Tensor
     mean: Tensor
     noise: Tensor
-    there: Tensor
+    unmasked: Tensor
     is_share: bool
 
 
 def _common(traces: Traces) -> list[str]:
     """Latent sites of both programs, in the guide's order."""
-    known = {name for name, _ in traces.sites(traces.model, observed=False)}
-    return [name for name, _ in traces.sites(traces.guide, observed=False) if name in known]
+    of_model = {name for name, _ in traces.sites(traces.model, observed=False)}
+    return [name for name, _ in traces.sites(traces.guide, observed=False) if name in of_model]
 
 
 def _joined(parts: tuple[_Units, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """KL and activity of a site's units over all data, `[U]` each, and whether they are shares."""
-    kl, mean, noise, there = (
+    kl, mean, noise, unmasked = (
         torch.cat([getattr(part, name) for part in parts])
-        for name in ("kl", "mean", "noise", "there")
+        for name in ("kl", "mean", "noise", "unmasked")
     )
-    weight = (there / there.sum(0).clamp_min(1)).unsqueeze(-1)
-    mean, noise = (torch.where(there.unsqueeze(-1), t, 0.0) for t in (mean, noise))
+    weight = (unmasked / unmasked.sum(0).clamp_min(1)).unsqueeze(-1)
+    mean, noise = (torch.where(unmasked.unsqueeze(-1), t, 0.0) for t in (mean, noise))
     spread = ((mean - (weight * mean).sum(0)).square() * weight).sum(0)
-    count = there.sum(0).clamp_min(1).unsqueeze(-1)
+    count = unmasked.sum(0).clamp_min(1).unsqueeze(-1)
     activity = spread - (1 - 1 / count) * (weight * noise).sum(0)
     return (
         kl.mean(0),
@@ -178,10 +195,10 @@ def _units(traces: Traces, name: str, num_data: int) -> _Units:
     mean, noise = (_rows(traces, q, t).unflatten(2, (-1, states)) for t in (mean, noise))
     if isinstance(q["fn"], OneHots):
         mean, noise = (t.reshape(*t.shape[:2], count, -1) for t in (mean, noise))
-    there = torch.ones(1, num_data, count, dtype=torch.bool, device=kl.device)
+    unmasked = torch.ones(1, num_data, count, dtype=torch.bool, device=kl.device)
     if mask is not None:
         of_plates = _rows(traces, q, mask).unsqueeze(-1)
-        there = of_plates.expand(*of_plates.shape[:3], count // of_plates.shape[2]).reshape(
+        unmasked = of_plates.expand(*of_plates.shape[:3], count // of_plates.shape[2]).reshape(
             *of_plates.shape[:2], count
         )
     between = mean.var(0) / len(mean) if len(mean) > 1 else noise[0]
@@ -190,22 +207,22 @@ def _units(traces: Traces, name: str, num_data: int) -> _Units:
         kl.mean(0).expand(shape),
         mean.mean(0).expand(*shape, -1),
         between.expand(*shape, -1),
-        there[0].expand(shape),
+        unmasked[0].expand(shape),
         is_share,
     )
 
 
 def _kl(traces: Traces, name: str, p: Site, q: Site) -> tuple[Tensor, bool]:
-    """KL of each unit in the shape of the site, masked elements 0; whether it is an equal share of the site's."""
+    """The KL of each unit in the shape of the site, 0 where masked, and whether it is a share."""
     of_q, of_p, mask = _without_mask(q["fn"]), _without_mask(p["fn"]), mask_of(name, q)
     if isinstance(base_distribution(of_q), Delta):
         return torch.full_like(q["value"], math.nan, dtype=torch.float64), False
-    found = _closed(of_q, of_p) if _in_order(traces, name) else None
-    if found is None:
+    kl = _closed(of_q, of_p) if _in_order(traces, name) else None
+    if kl is None:
         one, other = _elementwise(of_q, q["value"]), _elementwise(of_p, q["value"])
-        found = None if one is None or other is None else one - other
-    if found is not None:
-        return _masked(found.double(), mask), False
+        kl = None if one is None or other is None else one - other
+    if kl is not None:
+        return _masked(kl.double(), mask), False
     whole = _masked((log_density(name, q) - log_density(name, p)).double(), mask)
     shape = q["fn"].event_shape
     return (whole / math.prod(shape)).reshape(*whole.shape, *[1] * len(shape)).expand(
@@ -214,10 +231,10 @@ def _kl(traces: Traces, name: str, p: Site, q: Site) -> tuple[Tensor, bool]:
 
 
 def _in_order(traces: Traces, name: str) -> bool:
-    """Whether the guide draws all that the model draws before this site before it, too.
+    """Whether the guide, like the model, draws the model's earlier sites before this one.
 
-    Else the parameters of p depend on draws which themselves depend on this site: E_q[log q − log p] is not the mean of
-    KL(q ‖ p) at those.
+    Otherwise the parameters of p depend on draws which themselves depend on this site, and
+    E_q[log q − log p] is not the mean of KL(q ‖ p) over these draws.
     """
     of_model = [other for other, _ in traces.sites(traces.model, observed=False)]
     of_guide = [other for other, _ in traces.sites(traces.guide, observed=False)]
@@ -225,7 +242,7 @@ def _in_order(traces: Traces, name: str) -> bool:
 
 
 def _closed(of_q: Any, of_p: Any) -> Tensor | None:
-    """KL(q ‖ p) of each unit, in the shape of the site; None where torch knows none, or not unit by unit."""
+    """KL(q ‖ p) of each unit in the shape of the site; None where torch has none per unit."""
     if isinstance(of_q, OneHots) and isinstance(of_p, OneHots):
         return kl_divergence(of_q.variables, of_p.variables)
     while isinstance(of_q, Independent) and isinstance(of_p, Independent):
@@ -239,7 +256,7 @@ def _closed(of_q: Any, of_p: Any) -> Tensor | None:
 
 
 def _elementwise(fn: Any, value: Tensor) -> Tensor | None:
-    """log-density of each unit, in the shape of the value; None where it is not a product over them."""
+    """Log-density of each unit in the shape of the value; None if it is not a sum over units."""
     if isinstance(fn, OneHots):
         return fn.variables.log_prob(value.unflatten(-1, fn.logits.shape[-2:]))
     if not fn.event_shape:
@@ -260,26 +277,26 @@ def _elementwise(fn: Any, value: Tensor) -> Tensor | None:
 
 
 def _mean(q: Site) -> tuple[Tensor, Tensor]:
-    """E_q[z] of each particle, and its variance by the draws that it is of: in the shape of the site, one state more."""
+    """E_q[z] of each particle and its Monte-Carlo variance, shaped as the site, plus states."""
     fn = _without_mask(q["fn"])
     if isinstance(fn, OneHots):
-        found = fn.mean.double()
+        mean = fn.mean.double()
     elif isinstance(fn, Categorical):
-        found = fn.probs.double()
-        return found, torch.zeros_like(found)
+        mean = fn.probs.double()
+        return mean, torch.zeros_like(mean)
     else:
         try:
-            found = fn.mean.double()
+            mean = fn.mean.double()
         except NotImplementedError:
-            found = torch.full((), math.nan)
-        if not found.isfinite().all():
+            mean = torch.full((), math.nan)
+        if not mean.isfinite().all():
             draws = fn.sample((DRAWS_OF_MEAN,)).double()
             return draws.mean(0).unsqueeze(-1), (draws.var(0) / DRAWS_OF_MEAN).unsqueeze(-1)
-    return found.unsqueeze(-1), torch.zeros_like(found).unsqueeze(-1)
+    return mean.unsqueeze(-1), torch.zeros_like(mean).unsqueeze(-1)
 
 
 def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Values of a site's batch shape, and maybe more dimensions to the right, 0 where the site is masked."""
+    """Values of a site's batch shape, and any dimensions to its right, 0 where masked."""
     return (
         values
         if mask is None
@@ -292,7 +309,7 @@ def _without_mask(fn: Any) -> Any:
 
 
 def _rows(traces: Traces, site: Site, values: Tensor) -> Tensor:
-    """Values of the site's batch shape, and more to the right, as `[K, N, units]`."""
+    """Values of a site's batch shape, and any dimensions to its right, as `[K, N, units]`."""
     batch = len(site["fn"].batch_shape)
     data = None if traces.plate is None else batch + traces.plate.dim
     values = values.unsqueeze(0) if data is None else values.movedim(data, 0)

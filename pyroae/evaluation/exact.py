@@ -1,4 +1,4 @@
-"""log p(x) in closed form, where there is one."""
+"""Compute log p(x) of linear-Gaussian systems in closed form."""
 
 import torch
 from torch import Tensor
@@ -10,17 +10,31 @@ from pyroae.errors import DataError
 
 @torch.no_grad()
 def exact_log_likelihood(autoencoder: Autoencoder, x: Tensor) -> Tensor:
-    """log p(x_n) = log N(x_n; b, WWᵀ + σ²I) of a linear-Gaussian system, `[N]`, float64, nats (Tipping & Bishop 1999).
+    """Compute log p(x_n) of a linear-Gaussian system in closed form.
 
-    Raises UndefinedLikelihoodError, naming the choice that is not linear-Gaussian, for other systems, DataError for a
-    datum that is not finite.
+        log p(x_n) = log N(x_n; b, W Wᵀ + σ² I)
+
+    Args:
+        autoencoder: A system with a standard normal prior, a linear decoder z ↦ W z + b, and a
+            normal likelihood with scale σ.
+        x: Data `[N, ...]`.
+
+    Returns:
+        log p(x) of each datum, `[N]`, float64, in nats.
+
+    Raises:
+        UndefinedLikelihoodError: For another system, with the choice that is not linear-Gaussian.
+        DataError: For no data, or a datum that is not finite.
+
+    References:
+        Tipping & Bishop 1999, Probabilistic principal component analysis.
 
     >>> from pyroae import zoo
     >>> exact_log_likelihood(zoo.ppca(3, latent=1), torch.zeros(2, 3)).shape
     torch.Size([2])
     >>> exact_log_likelihood(zoo.vae(3, latent=1), torch.zeros(2, 3))
     Traceback (most recent call last):
-    pyroae.errors.UndefinedLikelihoodError: closed forms need a linear-Gaussian system; the likelihood is Bernoulli(), ...
+    pyroae.errors.UndefinedLikelihoodError: closed forms need a linear-Gaussian system; ...
     """
     parts, flat = (
         (part.double() for part in autoencoder.linear_gaussian()),

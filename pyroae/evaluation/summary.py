@@ -1,4 +1,4 @@
-"""One system on one dataset: the figures that a table of results reports, by every way to log p(x)."""
+"""Evaluate one system on one data set: bound, active units, and log p(x) by several methods."""
 
 import math
 import time
@@ -31,22 +31,34 @@ from pyroae.programs.sites import Program
 from pyroae.runtime.processes import WHOLE, Share
 
 METHODS = ("is", "ais", "bdmc", "exact", "quadrature", "gaps")
+"""The names of the methods of `EvaluationSettings`."""
 
 
 ELBO_DRAWS = 10
-"""Draws of each datum for rate and distortion."""
+"""The number of draws per datum for rate and distortion."""
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What is evaluated, and how.
+    """The methods of an evaluation and their settings.
 
-    methods: of `is` (importance sampling), `ais`, `bdmc`, `exact`, `quadrature`, `gaps`; by default `is` and `exact`, where the
-    system has them. num_particles: K of importance sampling, at the most where there is a tolerance (nats per datum, of the
-    mean). proposal, retry: guide, prior, wider, heavy-tailed, defensive, local. annealing: of `ais` and `bdmc`. seed: of the
-    draws. checkpoints: a folder in which annealing keeps its work, to go on from when it was stopped. compile: `is`, `ais` and
-    `bdmc` as compiled code, or "auto" where it pays.
-    Raises ConfigError for unknown names and numbers below 1.
+    Attributes:
+        methods: Any of `is` (importance sampling), `ais`, `bdmc`, `exact`, `quadrature` and `gaps`.
+            None for `is` and `exact`, each only if it is defined for the system.
+        num_particles: K of importance sampling; the largest K if a tolerance is given.
+        tolerance: The error of the mean log p(x) at which the draws of importance sampling end, in
+            nats per datum; None for K draws of each datum.
+        proposal: The name of the proposal of importance sampling: guide, prior, wider,
+            heavy-tailed, defensive or local.
+        retry: The name of the proposal for unreliable data; None to leave them.
+        annealing: The settings of `ais` and `bdmc`.
+        seed: The seed of all draws.
+        checkpoints: A folder in which `ais` and `bdmc` save their work, to resume from; None for
+            none.
+        compile: Whether `is`, `ais` and `bdmc` are compiled; "auto" if there is enough work.
+
+    Raises:
+        ConfigError: For unknown names, or num_particles below 1.
     """
 
     methods: tuple[str, ...] | None = None
@@ -73,7 +85,17 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class Result:
-    """One figure. se: standard error of the mean over the data, Monte-Carlo error included; nan where there is none."""
+    """One figure of an evaluation, a mean over the data.
+
+    Attributes:
+        name: The name, such as `nll` or `rate`.
+        estimate: The value; in nats per datum for bounds, log-likelihoods and gaps.
+        se: The standard error as the mean of a sample of data, Monte-Carlo error included; nan if
+            there is none.
+        num_data: N.
+        num_particles: K, the number of draws or chains per datum; 0 if nothing is drawn.
+        seconds: The time of the method.
+    """
 
     name: str
     estimate: float
@@ -85,9 +107,20 @@ class Result:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results by name, and what they were made from, None where it was not asked for.
+    """The results of an evaluation, and the estimates that they come from.
 
-    exact: `[N]`. undefined: why there is no log-likelihood, where there is none.
+    Attributes:
+        results: Each figure, by its name.
+        diagnostics: The parts of the bound, and the figures of each latent unit.
+        likelihood: The estimate of importance sampling; None if it was not computed, as for all
+            attributes below.
+        annealed: The estimate of annealed importance sampling.
+        bidirectional: The bounds of bidirectional Monte Carlo, on simulated data.
+        exact: log p(x) in closed form, `[N]`, nats.
+        quadrature: log p(x) by quadrature.
+        gaps: The inference gaps.
+        information: The mutual information of x and z.
+        undefined: Why no log-likelihood is defined; empty if one is.
     """
 
     results: dict[str, Result]
@@ -102,31 +135,36 @@ class Evaluation:
     undefined: str = ""
 
     def sandwich(self) -> dict[str, tuple[float, float]]:
-        """Bounds on, and estimates of, the mean log p(x) of these data, from the loosest up, with half of their 95 % intervals.
+        """Collect the bounds and estimates of the mean log p(x), from the loosest up.
 
-        The intervals are of the Monte-Carlo error alone; nan where there is none. An upper end comes from simulated
-        data: what annealing loses on them, the BDMC gap, is added to what it finds on these.
+        Intervals contain the Monte-Carlo error only. The upper bound comes from simulated data: the
+        BDMC gap of annealing on them is added to the estimate of annealing on the data.
+
+        Returns:
+            By name, the estimate and half the width of its 95 % interval, in nats per datum; the
+            latter is nan if there is none.
         """
-        found = {"ELBO": (-self.diagnostics.nelbo.mean().item(), math.nan)}
+        bounds = {"ELBO": (-self.diagnostics.nelbo.mean().item(), math.nan)}
         if self.gaps is not None:
-            found["ELBO"] = (self.gaps.elbo.mean, Z * self.gaps.elbo.monte_carlo_se)
+            bounds["ELBO"] = (self.gaps.elbo.mean, Z * self.gaps.elbo.monte_carlo_se)
         if self.likelihood is not None:
-            found |= _of_likelihood(self.likelihood)
+            bounds |= _of_likelihood(self.likelihood)
         if self.gaps is not None and self.gaps.khat is not None:
-            found["IS, local proposal"] = (
+            bounds["IS, local proposal"] = (
                 self.gaps.log_px.mean,
                 Z * self.gaps.log_px.monte_carlo_se,
             )
         if self.annealed is not None:
-            found["AIS"] = (-self.annealed.nll, Z * self.annealed.monte_carlo_se)
+            bounds["AIS"] = (-self.annealed.nll, Z * self.annealed.monte_carlo_se)
         if self.exact is not None:
-            found["exact"] = (self.exact.mean().item(), math.nan)
+            bounds["exact"] = (self.exact.mean().item(), math.nan)
         if self.quadrature is not None:
-            found["quadrature"] = (-self.quadrature.nll, self.quadrature.error.mean().item())
+            bounds["quadrature"] = (-self.quadrature.nll, self.quadrature.error.mean().item())
         if self.annealed is not None and self.bidirectional is not None:
             half = Z * math.hypot(self.annealed.monte_carlo_se, self.bidirectional.mean_gap_se)
-            found["AIS + BDMC gap, upper"] = (self.bidirectional.mean_gap - self.annealed.nll, half)
-        return found
+            upper = self.bidirectional.mean_gap - self.annealed.nll
+            bounds["AIS + BDMC gap, upper"] = (upper, half)
+        return bounds
 
 
 def evaluate(
@@ -137,19 +175,35 @@ def evaluate(
     progress: bool = False,
     share: Share = WHOLE,
 ) -> Evaluation:
-    """Bound, rate, distortion, active units, reconstruction error and log-likelihoods of x `[N, d]`, in nats per datum.
+    """Compute bound, rate, distortion, active units, reconstruction error and log-likelihoods.
 
-    system: an Autoencoder, a module with a model and a guide, or a pair (model, guide) of programs; closed forms and the
-    reconstruction error are those of an Autoencoder. x: the arguments as of `log_likelihood`.
-    settings: by default every log-likelihood that the system has by importance sampling and in closed form; where there is
-    none, `undefined` says why. share: of this process, where several call this with the same arguments: `is`, `ais` and `bdmc`
-    are dealt to them, the rest is done by each; what comes back is the same on all. Raises UndefinedLikelihoodError for a
-    method that is asked for and not defined, ConfigError for what is no system.
+    Closed forms and the reconstruction error exist for an `Autoencoder` only.
+
+    Args:
+        system: An `Autoencoder`, a module with a model and a guide, or a pair (model, guide) of
+            Pyro programs.
+        x: The data `[N, ...]`, or the arguments of model and guide as in `log_likelihood`.
+        settings: The methods and their settings. None for importance sampling and the closed form,
+            each if it is defined; if not, `undefined` says why.
+        progress: Whether a progress bar is shown.
+        share: The rank of this process and the number of processes that call this function with
+            the same arguments. They share the work of `is`, `ais` and `bdmc`, and each does the
+            rest. The result is the same on all.
+
+    Returns:
+        The figures by name, in nats per datum, and the per-datum estimates, `[N]` each.
+
+    Raises:
+        UndefinedLikelihoodError: For a method in `settings.methods` that is not defined for the
+            system.
+        ConfigError: For something that is not a system, or data that are not one argument.
+        DataError: For an `Autoencoder` and data that are not a single tensor.
 
     >>> import torch
     >>> from pyroae import zoo
-    >>> found = evaluate(zoo.ppca(4, latent=2), torch.zeros(3, 4), EvaluationSettings(num_particles=10))
-    >>> sorted(found.results)[:5]
+    >>> system, settings = zoo.ppca(4, latent=2), EvaluationSettings(num_particles=10)
+    >>> result = evaluate(system, torch.zeros(3, 4), settings)
+    >>> sorted(result.results)[:5]
     ['active_units', 'distortion', 'nelbo', 'nll', 'nll_exact']
     """
     pair: Any = (
@@ -159,8 +213,8 @@ def evaluate(
     )
     if not isinstance(pair, System) or callable(x):
         raise ConfigError(
-            "evaluate takes a system or a pair of programs, then the data, as in evaluate((model, guide), x), "
-            f"not {type(system).__name__} and {type(x).__name__}"
+            "evaluate takes a system or a pair of programs, then the data, as in "
+            f"evaluate((model, guide), x), not {type(system).__name__} and {type(x).__name__}"
         )
     if isinstance(settings, Tensor | tuple | dict):
         raise ConfigError(
@@ -173,13 +227,13 @@ def evaluate(
         raise DataError(
             f"an Autoencoder takes one tensor, not {len(structure.tensors)} in a {type(x).__name__}"
         )
-    return _Evaluating(
+    return _Evaluator(
         pair, structure.tensors, settings or EvaluationSettings(), progress, share
     ).run()
 
 
-class _Evaluating:
-    """An evaluation under way."""
+class _Evaluator:
+    """Runs the methods of one evaluation in turn and collects the results."""
 
     def __init__(
         self,
@@ -195,8 +249,9 @@ class _Evaluating:
         self.results: list[Result] = []
 
     def run(self) -> Evaluation:
-        found = Evaluation({}, self._diagnosed())
-        asked = self.settings.methods
+        """Run the methods; without a list of methods skip those that are not defined."""
+        evaluation = Evaluation({}, self._diagnosed())
+        methods = self.settings.methods
         steps: dict[str, Callable[[Evaluation], Evaluation]] = {
             "is": self._importance,
             "exact": self._exact,
@@ -205,47 +260,40 @@ class _Evaluating:
             "bdmc": self._bidirectional,
             "gaps": self._gaps,
         }
-        for method in steps if asked is not None else ("is", "exact"):
-            if asked is not None and method not in asked:
+        for method in steps if methods is not None else ("is", "exact"):
+            if methods is not None and method not in methods:
                 continue
             try:
-                found = steps[method](found)
+                evaluation = steps[method](evaluation)
             except UndefinedLikelihoodError as reason:
-                if asked is not None:
+                if methods is not None:
                     raise
-                found = replace(
-                    found, undefined=found.undefined or (str(reason) if method == "is" else "")
-                )
-        return replace(found, results={result.name: result for result in self.results})
+                undefined = evaluation.undefined or (str(reason) if method == "is" else "")
+                evaluation = replace(evaluation, undefined=undefined)
+        return replace(evaluation, results={result.name: result for result in self.results})
 
     def _diagnosed(self) -> Diagnostics:
         system, x = self.system, self.x
 
         def work() -> tuple[Diagnostics, Tensor | None]:
-            found = diagnose(
+            diagnostics = diagnose(
                 system.model, system.guide, x, num_particles=ELBO_DRAWS, seed=self.settings.seed
             )
             if not isinstance(system, Autoencoder):
-                return found, None
-            return found, (system.reconstruct(x[0]) - system.flat(x[0])).double().square().sum(
-                1
-            ).cpu()
+                return diagnostics, None
+            error = (system.reconstruct(x[0]) - system.flat(x[0])).double().square().sum(1)
+            return diagnostics, error.cpu()
 
-        (found, error), seconds = self._by_each(work)
-        for name, values in (
-            ("nelbo", found.nelbo),
-            ("distortion", found.distortion),
-            ("rate", found.rate),
-        ):
-            self._mean(name, values, ELBO_DRAWS, seconds)
-        self.results.append(
-            Result("active_units", found.active_units, math.nan, self.num_data, 0, seconds)
-        )
+        (diagnostics, error), seconds = self._by_each(work)
+        for name in ("nelbo", "distortion", "rate"):
+            self._mean(name, getattr(diagnostics, name), ELBO_DRAWS, seconds)
+        units = diagnostics.active_units
+        self.results.append(Result("active_units", units, math.nan, self.num_data, 0, seconds))
         if error is not None:
             self._mean("squared_error", error, 0, seconds)
-        return found
+        return diagnostics
 
-    def _importance(self, found: Evaluation) -> Evaluation:
+    def _importance(self, evaluation: Evaluation) -> Evaluation:
         settings, model = self.settings, self.system.model
         estimate = log_likelihood(
             model,
@@ -272,45 +320,39 @@ class _Evaluating:
         self.results.append(
             Result("unreliable", len(estimate.unreliable), math.nan, self.num_data, count, seconds)
         )
-        return replace(found, likelihood=estimate)
+        return replace(evaluation, likelihood=estimate)
 
-    def _exact(self, found: Evaluation) -> Evaluation:
+    def _exact(self, evaluation: Evaluation) -> Evaluation:
         if not isinstance(self.system, Autoencoder):
             raise UndefinedLikelihoodError(
-                "closed forms are known of an Autoencoder alone, not of other programs"
+                "closed forms exist for an Autoencoder only, not for other programs"
             )
         log_px, seconds = self._by_each(lambda: exact_log_likelihood(self.system, self.x[0]))
         self._mean("nll_exact", -log_px, 0, seconds)
-        return replace(found, exact=log_px)
+        return replace(evaluation, exact=log_px)
 
-    def _quadrature(self, found: Evaluation) -> Evaluation:
+    def _quadrature(self, evaluation: Evaluation) -> Evaluation:
         system = self.system
         estimate, _ = self._by_each(
             lambda: quadrature(system.model, system.guide, self.x, progress=self.progress)
         )
-        self._mean(
-            "nll_quadrature", -estimate.log_px, int(estimate.num_points.max()), estimate.seconds
-        )
-        return replace(found, quadrature=estimate)
+        points = int(estimate.num_points.max())
+        self._mean("nll_quadrature", -estimate.log_px, points, estimate.seconds)
+        return replace(evaluation, quadrature=estimate)
 
-    def _annealing(self, found: Evaluation) -> Evaluation:
-        estimate = self._along(ais, "ais")
-        self._mean(
-            "nll_ais", -estimate.log_px, self.settings.annealing.num_chains, estimate.seconds
-        )
-        return replace(found, annealed=estimate)
+    def _annealing(self, evaluation: Evaluation) -> Evaluation:
+        estimate, chains = self._annealed(ais, "ais"), self.settings.annealing.num_chains
+        self._mean("nll_ais", -estimate.log_px, chains, estimate.seconds)
+        return replace(evaluation, annealed=estimate)
 
-    def _bidirectional(self, found: Evaluation) -> Evaluation:
-        estimate = self._along(bdmc, "bdmc")
-        for name, values in (
-            ("bdmc_lower", estimate.lower),
-            ("bdmc_upper", estimate.upper),
-            ("bdmc_gap", estimate.gap),
-        ):
-            self._mean(name, values, self.settings.annealing.num_chains, estimate.seconds)
-        return replace(found, bidirectional=estimate)
+    def _bidirectional(self, evaluation: Evaluation) -> Evaluation:
+        estimate, chains = self._annealed(bdmc, "bdmc"), self.settings.annealing.num_chains
+        for name in ("lower", "upper", "gap"):
+            self._mean(f"bdmc_{name}", getattr(estimate, name), chains, estimate.seconds)
+        return replace(evaluation, bidirectional=estimate)
 
-    def _along[T](self, anneal: Callable[..., T], name: str) -> T:
+    def _annealed[T](self, anneal: Callable[..., T], name: str) -> T:
+        """Run `ais` or `bdmc` with the settings of the evaluation."""
         settings = self.settings
         return anneal(
             self.system.model,
@@ -326,30 +368,30 @@ class _Evaluating:
             else settings.checkpoints / f"{name}.safetensors",
         )
 
-    def _gaps(self, found: Evaluation) -> Evaluation:
-        known = found.exact if found.exact is not None else found.quadrature
+    def _gaps(self, evaluation: Evaluation) -> Evaluation:
+        log_px = evaluation.exact if evaluation.exact is not None else evaluation.quadrature
         programs, x = (self.system.model, self.system.guide), self.x
         common = {"seed": self.settings.seed, "progress": self.progress}
-        lost, _ = self._by_each(lambda: gaps(*programs, x, log_px=known, **common))  # type: ignore[arg-type]
-        for which, family in lost.families.items():
+        gap, _ = self._by_each(lambda: gaps(*programs, x, log_px=log_px, **common))  # type: ignore[arg-type]
+        for which, family in gap.families.items():
             suffix = "" if which == "diagonal" else "_" + which.replace("-", "_")
-            self._mean(f"amortization_gap{suffix}", family.amortization.values, 0, lost.seconds)
-            self._mean(f"approximation_gap{suffix}", family.approximation.values, 0, lost.seconds)
-        self._mean("inference_gap", lost.inference.values, 0, lost.seconds)
-        knows, _ = self._by_each(lambda: information(*programs, x, **common))  # type: ignore[arg-type]
+            self._mean(f"amortization_gap{suffix}", family.amortization.values, 0, gap.seconds)
+            self._mean(f"approximation_gap{suffix}", family.approximation.values, 0, gap.seconds)
+        self._mean("inference_gap", gap.inference.values, 0, gap.seconds)
+        info, _ = self._by_each(lambda: information(*programs, x, **common))  # type: ignore[arg-type]
         bounds = (
-            ("lower", knows.lower, knows.marginal_kl[0]),
-            ("upper", knows.upper, knows.marginal_kl[1]),
+            ("lower", info.lower, info.marginal_kl[0]),
+            ("upper", info.upper, info.marginal_kl[1]),
         )
         for end, mutual, marginal in bounds:
-            for name, of in (("mutual_information", mutual), ("marginal_kl", marginal)):
+            for name, bound in (("mutual_information", mutual), ("marginal_kl", marginal)):
                 self.results.append(
-                    Result(f"{name}_{end}", of.value, of.se, self.num_data, 1, knows.seconds)
+                    Result(f"{name}_{end}", bound.value, bound.se, self.num_data, 1, info.seconds)
                 )
-        return replace(found, gaps=lost, information=knows)
+        return replace(evaluation, gaps=gap, information=info)
 
     def _by_each[T](self, work: Callable[[], T]) -> tuple[T, float]:
-        """What work that every process does comes to on the first one, and the seconds it took there."""
+        """The result of work that every process does, on the first process, and its seconds."""
         started = time.monotonic()
         return agreed(self.share, lambda: (work(), time.monotonic() - started))
 
@@ -361,14 +403,14 @@ class _Evaluating:
 
 
 def _of_likelihood(estimate: LikelihoodEstimate) -> dict[str, tuple[float, float]]:
-    """The bounds at K = 50 and at K, and the two corrected estimates."""
+    """The bounds at K = 50 and at K, and the two corrected estimates, if they are finite."""
     curve, count = estimate.curve, estimate.num_particles
-    found = {}
+    bounds = {}
     if 50 in curve.ks.tolist() and count > 50:
-        at = curve.ks.tolist().index(50)
-        found["IWAE, K = 50"] = (curve.bound[at].item(), Z * curve.se[at].item())
+        index = curve.ks.tolist().index(50)
+        bounds["IWAE, K = 50"] = (curve.bound[index].item(), Z * curve.se[index].item())
     half = Z * estimate.monte_carlo_se
-    found[f"IWAE, K = {count:,}"] = (-estimate.nll, half)
-    found["jackknife"] = (estimate.jackknife.mean().item(), half)
-    found["PSIS"] = (estimate.smoothed.log_px.mean().item(), half)
-    return {name: value for name, value in found.items() if math.isfinite(value[0])}
+    bounds[f"IWAE, K = {count:,}"] = (-estimate.nll, half)
+    bounds["jackknife"] = (estimate.jackknife.mean().item(), half)
+    bounds["PSIS"] = (estimate.smoothed.log_px.mean().item(), half)
+    return {name: value for name, value in bounds.items() if math.isfinite(value[0])}

@@ -1,4 +1,7 @@
-"""What evaluators ask of a program before they start: its plate dimensions, and that it does not mix data."""
+"""Trial runs of a program before an evaluation.
+
+They find its number of plate dimensions, and refuse a program that mixes the data of a batch.
+"""
 
 from torch import Tensor
 
@@ -9,14 +12,24 @@ from pyroae.programs.traces import plate_nesting
 from pyroae.runtime.memory import is_out_of_memory
 
 FEW = 4
-"""Data of a trial run."""
+"""The number of data of a trial run."""
 
 
 def nesting_of(model: Program, guide: Program, args: tuple[Tensor, ...]) -> int:
-    """The number of plate dimensions, plus `LOOP` for particles one by one, from trial runs on a few of the data.
+    """Find the number of plate dimensions from trial runs on a few data.
 
-    Fewer data are taken where memory does not hold these. Raises ProgramError, naming the site, for a model that mixes the data
-    of a batch.
+    The number of data is halved where memory runs out.
+
+    Args:
+        model: The Pyro program p(z) p(x|z).
+        guide: The Pyro program q(z|x).
+        args: Arguments of both, `[N, ...]` each.
+
+    Returns:
+        The number of plate dimensions, plus `LOOP` for a program whose particles are run in a loop.
+
+    Raises:
+        ProgramError: For a model that mixes the data of a batch, with the name of the site.
     """
     count = FEW
     while True:
@@ -25,7 +38,7 @@ def nesting_of(model: Program, guide: Program, args: tuple[Tensor, ...]) -> int:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        if count == 1:  # what is drawn one by one has no particle dimension
+        if count == 1:  # draws one at a time need no particle dimension
             return plate_nesting(model, guide, tuple(a[:1] for a in args), {}, compared=False)
         count //= 2
 
@@ -34,7 +47,7 @@ def _nesting_of(model: Program, guide: Program, few: tuple[Tensor, ...]) -> int:
     site = mixed_site(model, guide, few)
     if site is not None:
         raise ProgramError(
-            f"the log-density of the site '{site}' of one datum depends on the other data of its batch: the data have no "
-            "log p(x) one by one"
+            f"the log-density of the site '{site}' of one datum depends on the other data of its "
+            "batch: single data have no log p(x)"
         )
     return plate_nesting(model, guide, few, {})

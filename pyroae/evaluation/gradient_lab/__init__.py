@@ -1,1 +1,1 @@
-"""The gradient laboratory: mean, bias, variance and signal-to-noise ratio of gradient estimators."""
+"""Measure mean, bias, variance and signal-to-noise ratio of gradient estimators."""

@@ -1,4 +1,4 @@
-"""Groups of parameters: which belong to the model, which to the guide, and to which module."""
+"""Group parameters by what depends on them: model, guide or both, and by module."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,20 +14,35 @@ from pyroae.programs.traces import log_density, run
 def parameter_groups(
     model: Program, guide: Program, x: Tensor, parameters: Mapping[str, Tensor]
 ) -> dict[str, tuple[str, ...]]:
-    """Names of parameters by group: θ, φ and "shared", then one group a module.
+    """Group parameters into θ, φ and "shared", and by module.
 
-        θ: log p(x, z) depends on them at fixed z;   φ: z or log q(z|x) does;   shared: both, such as tied weights
+        θ:       log p(x, z) depends on them at fixed z
+        φ:       z or log q(z|x) depends on them
+        shared:  both depend on them, such as tied weights
 
-    Found from one run of both programs on x `[N, ...]`, whatever their names; groups without parameters are left out, and
-    parameters that neither depends on. parameters: leaves by name, as of `dict(system.named_parameters())`. The module of
-    `encoder.0.weight` is `encoder.0`; a name without a dot is a module of its own.
-    Torch's generators stay as they were. Raises ConfigError for parameters that are no leaves with a gradient, ProgramError
-    where neither program depends on any of the parameters.
+    The groups come from one run of both programs, whatever the names of the parameters. Groups
+    without parameters are left out, and so are parameters that neither program depends on. The
+    state of torch's generators is restored.
+
+    Args:
+        model: The Pyro program p(z) p(x|z), with parameters θ.
+        guide: The Pyro program q(z|x), with parameters φ.
+        x: Data `[N, ...]`, the argument of both programs.
+        parameters: Leaf tensors by name, such as `dict(system.named_parameters())`.
+
+    Returns:
+        The names of the parameters of each group: θ, φ and "shared", then one group for each
+        module. The module of `encoder.0.weight` is `encoder.0`; a name without a dot is a module.
+
+    Raises:
+        ConfigError: For a parameter that is not a leaf that requires a gradient.
+        ProgramError: If neither program depends on any of the parameters.
 
     >>> from pyroae import zoo
     >>> from pyroae.nn import MLP
     >>> system = zoo.autoencoder(6, latent=2, encoder=MLP((3,)), tied=True)
-    >>> groups = parameter_groups(system.model, system.guide, torch.zeros(4, 6), dict(system.named_parameters()))
+    >>> parameters = dict(system.named_parameters())
+    >>> groups = parameter_groups(system.model, system.guide, torch.zeros(4, 6), parameters)
     >>> groups["θ"], groups["shared"]
     (('decoder.biases.0', 'decoder.biases.1'), ('encoder.0.weight', 'encoder.2.weight'))
     >>> list(groups)
@@ -41,29 +56,35 @@ def parameter_groups(
         for observed in (True, False)
         for name, s in traces.sites(traces.model, observed=observed)
     ]
-    drawn = [
+    of_guide = [
         part
         for name, site in traces.sites(traces.guide, observed=False)
         for part in (site["value"], log_density(name, site))
     ]
-    theta, phi = _reached(of_model, parameters), _reached(drawn, parameters)
+    theta, phi = _reached(of_model, parameters), _reached(of_guide, parameters)
     if not theta | phi:
-        raise ProgramError(
-            f"model and guide depend on none of the parameters {', '.join(parameters) or '(there are none)'}"
-        )
-    groups = {"θ": theta - phi, "φ": phi - theta, "shared": theta & phi}
-    found = {
-        name: tuple(p for p in parameters if p in names) for name, names in groups.items() if names
+        names = ", ".join(parameters) or "(there are none)"
+        raise ProgramError(f"model and guide depend on none of the parameters {names}")
+    sets = {"θ": theta - phi, "φ": phi - theta, "shared": theta & phi}
+    groups = {
+        name: tuple(p for p in parameters if p in names) for name, names in sets.items() if names
     }
     modules: dict[str, list[str]] = {}
     for parameter in parameters:
         if parameter in theta | phi:
-            modules.setdefault(_module_of(parameter, found), []).append(parameter)
-    return found | {name: tuple(names) for name, names in modules.items()}
+            modules.setdefault(_module_of(parameter, groups), []).append(parameter)
+    return groups | {name: tuple(names) for name, names in modules.items()}
 
 
 def check_leaves(parameters: Mapping[str, Tensor]) -> None:
-    """Raises ConfigError for a parameter that is no leaf with a gradient."""
+    """Check that parameters are leaves of the autograd graph that require a gradient.
+
+    Args:
+        parameters: Tensors by name.
+
+    Raises:
+        ConfigError: For a parameter that is not such a leaf, with its name.
+    """
     for name, parameter in parameters.items():
         if not (parameter.is_leaf and parameter.requires_grad):
             raise ConfigError(f"the parameter '{name}' must be a leaf that requires a gradient")
@@ -80,6 +101,7 @@ def _reached(terms: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> set[s
     }
 
 
-def _module_of(parameter: str, taken: Mapping[str, object]) -> str:
+def _module_of(parameter: str, groups: Mapping[str, object]) -> str:
+    """The module of a parameter, with a prefix if it has the name of another group."""
     module = parameter.rpartition(".")[0] or parameter
-    return f"module {module}" if module in taken else module
+    return f"module {module}" if module in groups else module

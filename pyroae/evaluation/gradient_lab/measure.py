@@ -1,4 +1,7 @@
-"""The gradient laboratory: mean, variance, signal-to-noise ratio and bias of gradient estimators at fixed θ and φ, streamed."""
+"""Measure mean, variance, signal-to-noise ratio and bias of gradient estimators at fixed θ and φ.
+
+Gradients are streamed: statistics are updated with each replicate, and replicates are not stored.
+"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +44,8 @@ __all__ = [
 ]
 
 
-Found = dict[str, dict[str, GradientStatistics]]
+Results = dict[str, dict[str, GradientStatistics]]
+"""Gradient statistics by objective and group."""
 
 
 def measure_gradients(
@@ -58,46 +62,75 @@ def measure_gradients(
     progress: bool = False,
     **kwargs: Any,
 ) -> dict[str, dict[str, GradientStatistics]]:
-    """Statistics of each objective's gradient over draws of z, by objective and group: (θ, φ) and the data are held.
+    """Measure the distribution of each objective's gradient over draws of z.
 
-        Δ_r = (1/N) ∇ surrogate(x; noise r),   SNR = mean_p |E Δ_p| / σ(Δ_p),   DSNR = E ‖Δ∥‖ / ‖Δ − Δ∥‖,   Δ∥ = (Δ·u) u
+    Parameters and data are fixed.
 
-    x, kwargs: the arguments as of `log_likelihood`, passed whole to both programs.
-    parameters: leaves by name, as of `dict(system.named_parameters())`;
-    one that the bound does not reach has the gradient 0. groups: names of parameters, by group, as `parameter_groups`
-    finds them; all in one, "all", where there are none. Replicate r of every objective starts from the same seed: at
-    equal K the noise is paired. reference: the objective whose mean gradient the bias is measured from, in paired
-    differences.
+        Δ_r = (1/N) ∇ surrogate(x; noise r)
+        SNR = mean_p |E Δ_p| / σ(Δ_p)
+        DSNR = E ‖Δ∥‖ / ‖Δ − Δ∥‖,   Δ∥ = (Δ·u) u
 
-    Replicates are not stored. They come in 20 batches with a mean and a variance each (Welford 1962): 40 P numbers an
-    objective, of two at a time, also for 10,000 replicates and however groups overlap. Intervals are bootstrapped over the
-    batches; the bias has its error from their spread.
-    u is the direction of the mean, of the reference's where there is one, over the first half of the replicates; the
-    DSNR is a mean over the second half, which has no part in u.
-    Torch's generators stay as they were. Raises ConfigError for fewer than 20 replicates, unknown names, empty groups
-    and parameters that are no leaves with a gradient; ProgramError where the surrogate reaches no parameter at all, or a
-    gradient is not finite.
-    Rainforth et al. 2018, Tighter variational bounds are not necessarily better.
+    Replicates are not stored. They are divided into 20 batches, with a mean and a variance each:
+    40 P numbers per objective, of at most two objectives at a time, for any number of replicates
+    and for overlapping groups. Intervals come from the bootstrap over the batches, the error of the
+    bias from the spread between them. u is the direction of the mean gradient over the first half
+    of the replicates, that of the reference if there is one. The DSNR is a mean over the second
+    half, which is independent of u. The state of torch's generators is restored.
+
+    Args:
+        model: The Pyro program p(z) p(x|z).
+        guide: The Pyro program q(z|x).
+        x: The data `[N, ...]`, or the arguments of model and guide as in `log_likelihood`. All data
+            are passed to both programs at once.
+        objectives: Objectives by name. Replicate r of each starts from the same seed, so that the
+            noise is paired at equal K.
+        parameters: Leaf tensors by name, such as `dict(system.named_parameters())`. A parameter
+            that the bound does not depend on has the gradient 0.
+        groups: Names of parameters by group, as of `parameter_groups`. None for one group, "all".
+        replicates: The number of gradients per objective, at least 20.
+        seed: The seed of the draws and of the bootstrap.
+        reference: The name of the objective whose mean gradient the bias is measured from, in
+            paired differences. None for no bias.
+        progress: Whether a progress bar is shown.
+        kwargs: Keyword arguments of the programs: tensors `[N, ...]` and constants.
+
+    Returns:
+        Statistics by objective and group: gradients of the bound for ascent, in nats per datum.
+
+    Raises:
+        ConfigError: For fewer than 20 replicates, unknown names, empty groups, and parameters that
+            are not leaves that require a gradient.
+        ProgramError: If the surrogate depends on no parameter, or a gradient is not finite.
+
+    References:
+        Rainforth et al. 2018, Tighter variational bounds are not necessarily better.
+        Welford 1962, Note on a method for calculating corrected sums of squares and products.
 
     >>> from pyroae import zoo
     >>> from pyroae.objectives.named import iwae, iwae_stl
     >>> system, x = zoo.ppca(4, latent=2), torch.ones(3, 4)
-    >>> estimators, phi = {"iwae": iwae(4), "stl": iwae_stl(4)}, dict(system.encoder.named_parameters())
-    >>> found = measure_gradients(system.model, system.guide, x, estimators, parameters=phi, replicates=100, reference="iwae")
-    >>> found["stl"]["all"].mean.shape, found["stl"]["all"].bias > 3 * found["stl"]["all"].bias_se
+    >>> objectives = {"iwae": iwae(4), "stl": iwae_stl(4)}
+    >>> settings = {"parameters": dict(system.encoder.named_parameters()), "replicates": 100}
+    >>> results = measure_gradients(
+    ...     system.model, system.guide, x, objectives, reference="iwae", **settings
+    ... )
+    >>> stl = results["stl"]["all"]
+    >>> stl.mean.shape, stl.bias > 3 * stl.bias_se
     (torch.Size([20]), True)
     """
     groups = {"all": tuple(parameters)} if groups is None else groups
     _check(objectives, parameters, groups, replicates, reference)
     structure = structure_of(x, kwargs, model)
-    place = _Place(structure(model), structure(guide), structure.tensors, parameters, groups)
+    laboratory = _Laboratory(
+        structure(model), structure(guide), structure.tensors, parameters, groups
+    )
     with (
-        fork_random(place.args[0].device),
+        fork_random(laboratory.args[0].device),
         Progress("gradients", len(objectives) * replicates, progress) as bar,
     ):
         for objective in objectives.values():
-            place.gradient(objective, seed)  # a look before any work, with Pyro's checks
-        return place.measure(objectives, replicates, seed, reference, _Counter(bar))
+            laboratory.gradient(objective, seed)  # a trial run with Pyro's checks
+        return laboratory.measure(objectives, replicates, seed, reference, _Counter(bar))
 
 
 def measure_slopes(
@@ -115,14 +148,38 @@ def measure_slopes(
     progress: bool = False,
     **kwargs: Any,
 ) -> dict[str, dict[str, SNRCurve]]:
-    """SNR against K, the number of particles, with its log-log slope, by objective and group.
+    """Measure the SNR against K, the number of particles, and its log-log slope.
 
-    make: by name, a function from K to an objective. Where that raises ConfigError, as VIMCO does at K = 1, the objective is
-    left out at that K; with fewer than two K left, its slope is nan. reference: one of `make`; the bias is measured at
-    each K where it is defined. The others are those of `measure_gradients`. The largest K comes first.
-    Raises what that raises, and ConfigError for values of K that are repeated or below 1, and for an objective that is
-    defined at none of them.
-    Rainforth et al. 2018: IWAE's slope is +1/2 for θ and −1/2 for φ; Tucker et al. 2019: DReG's is +1/2 for φ.
+        SNR(K) ∝ K^slope;   IWAE: +1/2 for θ, −1/2 for φ;   DReG: +1/2 for φ
+
+    The largest K is measured first.
+
+    Args:
+        model: The Pyro program p(z) p(x|z).
+        guide: The Pyro program q(z|x).
+        x: The data `[N, ...]`, or the arguments of model and guide as in `log_likelihood`.
+        make: By name, a function from K to an objective. If it raises ConfigError, as VIMCO does at
+            K = 1, the objective is left out at that K.
+        ks: The numbers of particles.
+        parameters: Leaf tensors by name, as in `measure_gradients`.
+        groups: Names of parameters by group. None for one group, "all".
+        replicates: The number of gradients per objective and K, at least 20.
+        seed: The seed of the draws and of the bootstrap.
+        reference: A name in `make`; the bias is measured at each K at which it is defined.
+        progress: Whether a progress bar is shown.
+        kwargs: Keyword arguments of the programs: tensors `[N, ...]` and constants.
+
+    Returns:
+        Curves by objective and group; a slope is nan with fewer than two K.
+
+    Raises:
+        ConfigError: As in `measure_gradients`, for values of K that are repeated or below 1, and
+            for an objective that is defined at none of them.
+        ProgramError: As in `measure_gradients`.
+
+    References:
+        Rainforth et al. 2018, Tighter variational bounds are not necessarily better.
+        Tucker et al. 2019, Doubly reparameterized gradient estimators for Monte Carlo objectives.
 
     >>> from pyro.distributions import Normal
     >>> from pyroae.objectives.named import dreg
@@ -133,34 +190,36 @@ def measure_slopes(
     >>> def guide(x):
     ...     with pyro.plate("data", len(x)):
     ...         pyro.sample("z", Normal(phi, 0.8))
-    >>> found = measure_slopes(
-    ...     model, guide, torch.ones(20), {"dreg": dreg}, ks=(8, 64), parameters={"phi": phi}, replicates=100
-    ... )
-    >>> round(found["dreg"]["all"].slope.slope, 1)
+    >>> settings = {"parameters": {"phi": phi}, "replicates": 100}
+    >>> x = torch.ones(20)
+    >>> curves = measure_slopes(model, guide, x, {"dreg": dreg}, ks=(8, 64), **settings)
+    >>> round(curves["dreg"]["all"].slope.slope, 1)
     0.5
     """
     groups = {"all": tuple(parameters)} if groups is None else groups
     _check(make, parameters, groups, replicates, reference)
     at_k = defined_at(make, ks)
     structure = structure_of(x, kwargs, model)
-    place = _Place(structure(model), structure(guide), structure.tensors, parameters, groups)
+    laboratory = _Laboratory(
+        structure(model), structure(guide), structure.tensors, parameters, groups
+    )
     total = replicates * sum(map(len, at_k.values()))
-    found: dict[int, Found] = {}
-    with fork_random(place.args[0].device), Progress("gradients", total, progress) as bar:
+    results: dict[int, Results] = {}
+    with fork_random(laboratory.args[0].device), Progress("gradients", total, progress) as bar:
         for name in make:
             least = min(k for k in at_k if name in at_k[k])
-            place.gradient(at_k[least][name], seed)  # a look before any work, with Pyro's checks
-        count = _Counter(bar)
+            laboratory.gradient(at_k[least][name], seed)  # a trial run with Pyro's checks
+        counter = _Counter(bar)
         for k in sorted(at_k, reverse=True):
-            count.place = f", K = {k}"
-            found[k] = place.measure(
-                at_k[k], replicates, seed, reference if reference in at_k[k] else None, count
+            counter.suffix = f", K = {k}"
+            results[k] = laboratory.measure(
+                at_k[k], replicates, seed, reference if reference in at_k[k] else None, counter
             )
     curves: dict[str, dict[str, SNRCurve]] = {}
     for name in make:
         defined = [k for k in ks if name in at_k[k]]
         curves[name] = {
-            group: curve(defined, [found[k][name][group] for k in defined]) for group in groups
+            group: curve(defined, [results[k][name][group] for k in defined]) for group in groups
         }
     return curves
 
@@ -168,11 +227,23 @@ def measure_slopes(
 def defined_at(
     make: Mapping[str, Callable[[int], ObjectiveBase]], ks: Sequence[int]
 ) -> dict[int, dict[str, ObjectiveBase]]:
-    """The objectives at each K, one that raises ConfigError at some K left out there. Raises ConfigError for one that is
-    defined at none, and for values of K that are repeated or below 1.
+    """Make the objectives at each K at which they are defined.
+
+    Args:
+        make: By name, a function from K to an objective, which raises ConfigError where the
+            objective is not defined.
+        ks: The numbers of particles.
+
+    Returns:
+        For each K, the objectives by name.
+
+    Raises:
+        ConfigError: For an objective that is defined at none of the K, and for values of K that are
+            repeated or below 1.
 
     >>> from pyroae.objectives.named import iwae, vimco
-    >>> {k: list(found) for k, found in defined_at({"iwae": iwae, "vimco": vimco}, (1, 2)).items()}
+    >>> at_k = defined_at({"iwae": iwae, "vimco": vimco}, (1, 2))
+    >>> {k: list(objectives) for k, objectives in at_k.items()}
     {1: ['iwae'], 2: ['iwae', 'vimco']}
     """
     if not ks or len(set(ks)) < len(ks) or any(not isinstance(k, int) or k < 1 for k in ks):
@@ -186,28 +257,29 @@ def defined_at(
             except ConfigError as error:
                 refused = error
         if not any(name in objectives for objectives in at_k.values()):
+            tried = ", ".join(map(str, ks))
             raise ConfigError(
-                f"the objective '{name}' is defined at none of K = {', '.join(map(str, ks))}: {refused}"
+                f"the objective '{name}' is defined at none of K = {tried}: {refused}"
             )
     return at_k
 
 
 @dataclass
 class _Counter:
-    """How many gradients of the whole work are done."""
+    """Counts the gradients that are done, and shows the count."""
 
     bar: Progress
-    place: str = ""
+    suffix: str = ""
     done: int = 0
 
     def add(self, name: str) -> None:
-        """One more, of an objective."""
+        """Count one gradient of an objective."""
         self.done += 1
-        self.bar.update(self.done, name + self.place)
+        self.bar.update(self.done, name + self.suffix)
 
 
-class _Place:
-    """Gradients of objectives at one place: programs, data, parameters and their groups."""
+class _Laboratory:
+    """Measures gradients of objectives, for fixed programs, data, parameters and groups."""
 
     def __init__(
         self,
@@ -219,8 +291,8 @@ class _Place:
     ) -> None:
         self.model, self.guide, self.args, self.parameters = model, guide, args, parameters
         used = {name for names in groups.values() for name in names}
-        self.kept = [name for name in parameters if name in used]
-        self.groups = _parts({name: parameters[name].numel() for name in self.kept}, groups)
+        self.names = [name for name in parameters if name in used]
+        self.groups = _parts({name: parameters[name].numel() for name in self.names}, groups)
 
     def measure(
         self,
@@ -228,40 +300,42 @@ class _Place:
         replicates: int,
         seed: int,
         reference: str | None,
-        count: _Counter,
-    ) -> Found:
+        counter: _Counter,
+    ) -> Results:
         """The statistics of each objective, by group."""
-        known: Stream | None = None
-        found = {}
+        of_reference: Stream | None = None
+        results = {}
         for name in sorted(objectives, key=lambda name: name != reference):  # the reference first
-            self.gradient(objectives[name], seed)  # what is done once is not timed
-            stream = Stream(self.groups, known)
+            self.gradient(objectives[name], seed)  # work that is done once is not timed
+            stream = Stream(self.groups, of_reference)
             seconds = self._collect(
-                stream, objectives[name], replicates, seed, partial(count.add, name)
+                stream, objectives[name], replicates, seed, partial(counter.add, name)
             )
             if not bool(stream.means.isfinite().all()):
                 raise ProgramError(
-                    f"the gradient of the objective '{name}' is not finite in some of {replicates} replicates"
+                    f"the gradient of the objective '{name}' is not finite in some of "
+                    f"{replicates} replicates"
                 )
-            known = stream if name == reference else known
+            of_reference = stream if name == reference else of_reference
             evaluations = objectives[name].num_particles * len(self.args[0])
-            found[name] = stream.statistics(known, seed, seconds, evaluations)
-        return {name: found[name] for name in objectives}
+            results[name] = stream.statistics(of_reference, seed, seconds, evaluations)
+        return {name: results[name] for name in objectives}
 
     def gradient(self, objective: ObjectiveBase, seed: int) -> Tensor:
-        """Of the bound per datum, `[P]`, the parameters of all groups one after the other, with the noise of a seed."""
+        """The gradient of the bound per datum, `[P]`, with the noise of a seed."""
         start_random(self.args[0].device, seed)
         surrogate = objective.bound(self.model, self.guide, *self.args).surrogate
         if not surrogate.requires_grad:
             raise ProgramError(
-                f"the surrogate of {type(objective).__name__} depends on no parameter of model and guide"
+                f"the surrogate of {type(objective).__name__} depends on no parameter of model "
+                "and guide"
             )
         leaves = list(self.parameters.values())
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             surrogate / len(self.args[0]), leaves, allow_unused=True, materialize_grads=True
         )
-        gradients = dict(zip(self.parameters, found, strict=True))
-        return torch.cat([gradients[name].flatten() for name in self.kept])
+        by_name = dict(zip(self.parameters, gradients, strict=True))
+        return torch.cat([by_name[name].flatten() for name in self.names])
 
     def _collect(
         self,
@@ -271,7 +345,7 @@ class _Place:
         seed: int,
         tick: Callable[[], None],
     ) -> float:
-        """Add every replicate to the stream; the seconds of one gradient, median of the batches."""
+        """Add all replicates to a stream; return the seconds per gradient, median over batches."""
         spent = [0.0] * BATCHES
         for r in range(replicates):
             batch = r * BATCHES // replicates
@@ -287,7 +361,7 @@ class _Place:
 
 
 def _parts(sizes: Mapping[str, int], groups: Mapping[str, Sequence[str]]) -> dict[str, Part]:
-    """Where each group lies when the parameters of these sizes stand one after the other."""
+    """The slices of each group in the concatenation of parameters of these sizes."""
     starts, start = {}, 0
     for name, size in sizes.items():
         starts[name], start = start, start + size

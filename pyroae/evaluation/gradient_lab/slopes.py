@@ -1,4 +1,4 @@
-"""How the signal-to-noise ratio of gradients depends on K: curves, and their log-log slopes with intervals."""
+"""Relate the signal-to-noise ratio of gradients to K: curves, and log-log slopes with intervals."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,13 @@ from pyroae.evaluation.gradient_lab.statistics import GradientStatistics, basic_
 
 
 class Slope(NamedTuple):
-    """A log-log slope and the ends of its 95 % interval."""
+    """A log-log slope and its 95 % interval.
+
+    Attributes:
+        slope: d log SNR / d log K by least squares, without unit.
+        low: The lower end of the interval.
+        high: The upper end of the interval.
+    """
 
     slope: float
     low: float
@@ -22,7 +28,13 @@ class Slope(NamedTuple):
 
 @dataclass(frozen=True)
 class SNRCurve:
-    """One estimator's statistics in one group at each K, and the log-log slope of its SNR in K."""
+    """The gradient statistics of one estimator and group at each K, and the slope of the SNR.
+
+    Attributes:
+        ks: The numbers of particles, G of them.
+        statistics: The statistics at each K, G of them.
+        slope: The log-log slope of the SNR in K; nan if fewer than two K have an SNR.
+    """
 
     ks: tuple[int, ...]
     statistics: tuple[GradientStatistics, ...]
@@ -30,37 +42,56 @@ class SNRCurve:
 
     @property
     def snr(self) -> list[float]:
-        """At each K."""
-        return [found.snr for found in self.statistics]
+        """The SNR at each K, G numbers without unit."""
+        return [each.snr for each in self.statistics]
 
     @property
     def intervals(self) -> list[tuple[float, float]]:
-        """95 % intervals of `snr`."""
-        return [found.snr_interval for found in self.statistics]
+        """The 95 % interval of the SNR at each K, G pairs."""
+        return [each.snr_interval for each in self.statistics]
 
 
 def curve(ks: Sequence[int], statistics: Sequence[GradientStatistics]) -> SNRCurve:
-    """The curve of an estimator from its statistics at each K; its slope is nan where fewer than two K have an SNR.
+    """Make the curve of an estimator from its statistics at each K.
 
-    A gradient that is always 0, as that of RWS-DReG at K = 1, has none; one without noise has an infinite one.
+    A K is used for the slope if its SNR is positive and finite. A gradient that is always 0, as
+    that of RWS-DReG at K = 1, has no SNR; a gradient without noise has an infinite one.
+
+    Args:
+        ks: The numbers of particles.
+        statistics: The statistics at each K, from paired bootstrap samples.
+
+    Returns:
+        The curve; its slope is nan if fewer than two K are used.
     """
-    ratios = [found.snr for found in statistics]
+    ratios = [each.snr for each in statistics]
     used = [i for i, ratio in enumerate(ratios) if 0 < ratio < math.inf]
-    found = Slope(math.nan, math.nan, math.nan)
+    fitted = Slope(math.nan, math.nan, math.nan)
     if len({ks[i] for i in used}) > 1:
         resampled = torch.stack([statistics[i].resampled for i in used], 1)
-        found = slope([ks[i] for i in used], [ratios[i] for i in used], resampled)
-    return SNRCurve(tuple(ks), tuple(statistics), found)
+        fitted = slope([ks[i] for i in used], [ratios[i] for i in used], resampled)
+    return SNRCurve(tuple(ks), tuple(statistics), fitted)
 
 
 def slope(ks: Sequence[int], values: Sequence[float], resampled: Tensor) -> Slope:
-    """The least-squares slope of log value in log K, and its 95 % interval by the basic bootstrap.
+    """Fit the log-log slope of values in K, with its 95 % interval by the basic bootstrap.
 
-    values: one at each K. resampled: `[S, len(ks)]`, bootstrap samples of them; a row resamples all K alike, since noise
-    is shared between them. Raises ConfigError for fewer than two different values of K.
+        slope = Σ_k (log K_k − mean log K) log v_k / Σ_k (log K_k − mean log K)²
 
-    >>> found = slope((4, 16, 64), (8.0, 4.0, 2.0), torch.tensor([[8.0, 4.0, 2.0]]))
-    >>> round(found.slope, 6), round(found.low, 6)
+    Args:
+        ks: The numbers of particles, G of them.
+        values: The value v at each K, positive.
+        resampled: Bootstrap samples of the values, `[S, G]`. A row uses the same resampling for all
+            K, since noise is shared between them.
+
+    Returns:
+        The slope and its interval.
+
+    Raises:
+        ConfigError: For fewer than two different values of K.
+
+    >>> result = slope((4, 16, 64), (8.0, 4.0, 2.0), torch.tensor([[8.0, 4.0, 2.0]]))
+    >>> round(result.slope, 6), round(result.low, 6)
     (-0.5, -0.5)
     """
     if len(set(ks)) < 2:
@@ -68,5 +99,5 @@ def slope(ks: Sequence[int], values: Sequence[float], resampled: Tensor) -> Slop
     log_k = torch.tensor(ks, dtype=torch.float64).log()
     direction = log_k - log_k.mean()
     direction = direction / direction.square().sum()
-    found = (torch.tensor(values, dtype=torch.float64).log() @ direction).item()
-    return Slope(found, *basic_interval(found, resampled.double().log() @ direction))
+    estimate = (torch.tensor(values, dtype=torch.float64).log() @ direction).item()
+    return Slope(estimate, *basic_interval(estimate, resampled.double().log() @ direction))

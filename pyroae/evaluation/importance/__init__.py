@@ -1,1 +1,1 @@
-"""log p(x) by importance sampling."""
+"""Estimate log p(x) of each datum by importance sampling, with standard errors and diagnostics."""

@@ -1,4 +1,4 @@
-"""The draws of a likelihood as compiled code."""
+"""Compile the draws and log-weights of importance sampling as one graph."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,16 +19,32 @@ from pyroae.programs.traces import run
 from pyroae.weights import reduce_log_weights
 
 Weights = Callable[[int, int], Tensor]
-"""From k and a seed to k log-weights for each datum of a block, `[k, N]` in nats."""
+"""A function from k and a seed to k log-weights for each datum of a block, `[k, N]`, in nats."""
 
 
 class CompiledDraws:
-    """Log-weights of fresh draws as one graph: `draws.prepare(block)(k, seed)` is what `weights.log_weights` gives for a seed.
+    """The log-weights of new draws as one compiled graph.
 
-    What depends on no draw, such as the encoder, runs once per block, the rest is code. Its shape is fixed: a block with
-    fewer data is filled up, more are refused; fewer particles are cut from it. On a CPU the noise is made by a generator of
-    the call's own, and code is for one core: several threads may call it at once, where `is_for_threads`. What cannot be
-    compiled is run as it is, with one warning.
+    `draws.prepare(block)(k, seed)` returns what `weights.log_weights` returns for the same seed.
+    The part of the graph that does not depend on the draws, such as the encoder, runs once per
+    block. The shape of the compiled part is fixed: a smaller block is padded, a larger one is
+    refused, and surplus particles are cut off.
+
+    On a CPU each call has its own random generator and uses one core, so that several threads may
+    call it at once where `is_for_threads` is True. Programs that cannot be compiled are run
+    eagerly, with one warning.
+
+    Args:
+        model: The Pyro program p(z) p(x|z).
+        guide: The Pyro program q(z|x).
+        block: Arguments of both programs, `[N, ...]` each, of the largest block.
+        num_particles: K, the largest number of draws per datum in a call.
+        nesting: The number of plate dimensions.
+        backend: "inductor" compiles the graph; "eager" interprets it.
+
+    Attributes:
+        num_data: N, the number of data of the graph.
+        programs: Model and guide as one module.
     """
 
     def __init__(
@@ -47,16 +63,23 @@ class CompiledDraws:
             self.programs.find_parameters(*block)
         self._leaves = [*self.programs.parameters(), *self.programs.buffers()]
         self._draws: list[Draw] | None = None
-        whole = tuple(t.contiguous() for t in block)  # code is made for one layout
+        whole = tuple(t.contiguous() for t in block)  # compiled code expects one memory layout
         self._graphs = made(lambda: self._code(whole), device_of(block))
 
     @property
     def is_for_threads(self) -> bool:
-        """Whether a call takes one core, and shares nothing with others."""
+        """Whether a call uses one core and shares no state with other calls."""
         return self._graphs is not None and self._draws is not None
 
     def prepare(self, block: tuple[Tensor, ...]) -> Weights:
-        """What draws for these data."""
+        """Run the part of the graph that does not depend on the draws.
+
+        Args:
+            block: Arguments of both programs, `[n, ...]` each, n ≤ N.
+
+        Returns:
+            A function from k and a seed to new log-weights `[k, n]`, in nats, k ≤ K.
+        """
         if self._graphs is None:
             return partial(self._run, block)
         early, late = self._graphs
@@ -64,19 +87,19 @@ class CompiledDraws:
         is_full = len(block[0]) == self.num_data
         full = tuple(t.contiguous() if is_full else t.index_select(0, rows) for t in block)
         with torch.no_grad():
-            known = early(*[t.detach() for t in self._leaves], *full)
-        return partial(self._drawn, late, known, len(block[0]))
+            fixed = early(*[t.detach() for t in self._leaves], *full)
+        return partial(self._drawn, late, fixed, len(block[0]))
 
     def _drawn(
-        self, late: Graph, known: tuple[Tensor, ...], num_data: int, num_particles: int, seed: int
+        self, late: Graph, fixed: tuple[Tensor, ...], num_data: int, num_particles: int, seed: int
     ) -> Tensor:
         with torch.no_grad():
             if self._draws is None:
-                with fork_random(device_of(known), seed):
-                    found = late(*known)[0]
+                with fork_random(device_of(fixed), seed):
+                    log_weight = late(*fixed)[0]
             else:
-                found = late(*known, *_noise(self._draws, seed))[0]
-        return found[:num_particles, :num_data]
+                log_weight = late(*fixed, *_noise(self._draws, seed))[0]
+        return log_weight[:num_particles, :num_data]
 
     def _run(self, block: tuple[Tensor, ...], num_particles: int, seed: int) -> Tensor:
         with fork_random(device_of(block), seed):
@@ -89,7 +112,7 @@ class CompiledDraws:
         ).log_weight
 
     def _code(self, block: tuple[Tensor, ...]) -> tuple[GraphModule, Graph]:
-        """The part that runs once per block, and the part that runs for each chunk of draws, made into code."""
+        """The part that runs once per block, and the compiled part that runs for each chunk."""
 
         def function(*flat: Tensor) -> tuple[Tensor]:
             return (self._weights(flat[len(self._leaves) :], self.num_particles),)
@@ -102,32 +125,32 @@ class CompiledDraws:
                 _lay_out_weights(graph)
             names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
             early, late = hoisted(graph, names[len(inputs) :])
-            known = early(*[t.detach() for t in inputs])
+            fixed = early(*[t.detach() for t in inputs])
         if self.backend == "eager":
             return early, late
         noise = [] if self._draws is None else _noise(self._draws, 0)
         return early, inductor(
-            late, [*known, *noise], same_draws=False, one_core=self._draws is not None
+            late, [*fixed, *noise], same_draws=False, one_core=self._draws is not None
         )
 
 
 def _lay_out_weights(module: GraphModule) -> None:
-    """Each weight of a layer, transposed as the product takes it, as a tensor of its own: one core then reads it faster."""
+    """Copy each transposed weight of a linear layer into contiguous memory: it is read faster."""
     graph, aten = module.graph, torch.ops.aten
     for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
         weight: Any = node.args[2]
         if weight.target is aten.t.default and weight.args[0].op == "placeholder":
             with graph.inserting_before(node):
-                own = graph.call_function(
+                copy = graph.call_function(
                     aten.clone.default, (weight,), {"memory_format": torch.contiguous_format}
                 )
-            own.meta["val"] = weight.meta["val"].contiguous()
-            node.replace_input_with(weight, own)
+            copy.meta["val"] = weight.meta["val"].contiguous()
+            node.replace_input_with(weight, copy)
     module.recompile()
 
 
 def _lifted(graph: GraphModule) -> tuple[GraphModule, list[Draw] | None]:
-    """The graph with its draws as inputs, where they can be."""
+    """The graph with its draws as inputs, or the graph itself and None if that is impossible."""
     try:
         return lifted(graph)
     except NotLiftedError:
@@ -135,9 +158,9 @@ def _lifted(graph: GraphModule) -> tuple[GraphModule, list[Draw] | None]:
 
 
 def _noise(draws: list[Draw], seed: int) -> list[Tensor]:
-    """What a graph's draws are made of, from a generator that starts at the seed, in the order in which it would draw."""
+    """The noise of a graph's draws in their order, from a new generator with this seed."""
     generator = torch.Generator().manual_seed(seed)
-    rooms = [draw.room(1)[0] for draw in draws]
-    for draw, room in zip(draws, rooms, strict=True):
-        draw.fill(room, generator)
-    return rooms
+    tensors = [draw.room(1)[0] for draw in draws]
+    for draw, tensor in zip(draws, tensors, strict=True):
+        draw.fill(tensor, generator)
+    return tensors

@@ -1,4 +1,7 @@
-"""log p(x) of each datum by importance sampling, streamed: memory grows with neither K nor N."""
+"""Estimate log p(x) of each datum by importance sampling.
+
+Log-weights are streamed, so that memory grows neither with K nor with N.
+"""
 
 import math
 import time
@@ -13,6 +16,7 @@ from pyroae.distributed.work_sharing import of_all
 from pyroae.errors import ConfigError
 from pyroae.evaluation.blocks import Data, base_seed
 from pyroae.evaluation.checks import check_evidence, check_globals, check_proposal, check_terms
+from pyroae.evaluation.importance.per_datum import Columns
 from pyroae.evaluation.importance.proposals import Proposal
 from pyroae.evaluation.importance.sampler import LEAST, Sampler, programs_of
 from pyroae.evaluation.importance.streams import BoundCurve, Smoothed, is_reliable, khat_limit
@@ -25,43 +29,68 @@ from pyroae.runtime.memory import Portion, once
 from pyroae.runtime.processes import WHOLE, Share
 
 TOO_MANY = 0.1
-"""The share of unreliable data from which on all are tried again."""
+"""The fraction of unreliable data above which all data are sampled again."""
 
 
 RETRY = 1
-"""What tells the seeds of blocks that are tried again from their first ones; they stand where they are among those data."""
+"""The stage of the second sampling, which gives the same data other seeds.
+
+The position of a datum is that among the data that are sampled again.
+"""
 
 
 class PerDatumEstimate:
-    """What every Monte-Carlo estimate of log p(x) says of its mean, from `log_px` and `se` `[N]`, in nats."""
+    """The mean of Monte-Carlo estimates of log p(x) over the data, and its errors.
+
+    Attributes:
+        log_px: The estimate for each datum, `[N]`, nats.
+        se: Its Monte-Carlo standard error, `[N]`, nats.
+    """
 
     log_px: Tensor
     se: Tensor
 
     @property
     def nll(self) -> float:
-        """−mean log p(x), nats per datum."""
+        """The negative log-likelihood, −mean log p(x), in nats per datum."""
         return -self.log_px.mean().item()
 
     @property
     def nll_se(self) -> float:
-        """Standard error of `nll` as the mean over a sample of N data, Monte-Carlo error included."""
+        """The standard error of `nll` as the mean of a sample of N data, in nats per datum.
+
+        It includes the Monte-Carlo error.
+        """
         return (self.log_px.std() / math.sqrt(len(self.log_px))).item()
 
     @property
     def monte_carlo_se(self) -> float:
-        """Standard error of `nll` for these very data: what more particles would reduce."""
+        """The standard error of `nll` for these N data, in nats per datum.
+
+        It is what more particles would reduce.
+        """
         return (self.se.square().sum().sqrt() / len(self.se)).item()
 
 
 @dataclass(frozen=True)
 class LikelihoodEstimate(PerDatumEstimate):
-    """Importance-sampled log-likelihoods, float64, in nats; tensors are `[N]` where nothing else is said.
+    """Importance-sampled log-likelihoods of N data, float64.
 
-    log_px: log (1/K) Σ w, a lower bound in expectation. se: its Monte-Carlo standard error by the delta method, nan for K = 1.
-    interval: `[2, N]`, 95 %, corrected for skewness. ess: (Σw)²/Σw², from 1 to K. jackknife: log_px with its bias
-    removed to first order (Nowozin 2018). smoothed: PSIS and k̂. draws: K for each datum. curve: the mean bound for smaller
-    K. tolerance: what was asked for. seconds: the time it took.
+    Attributes:
+        log_px: log (1/K) Σ w, a lower bound of log p(x) in expectation, `[N]`, nats.
+        se: The Monte-Carlo standard error of `log_px` by the delta method, `[N]`, nats; nan for
+            K = 1.
+        interval: The 95 % interval of log p(x), corrected for skewness, `[2, N]`, nats.
+        ess: The effective sample size (Σ w)² / Σ w², from 1 to K, `[N]`.
+        jackknife: `log_px` without its first-order bias, `[N]`, nats.
+        smoothed: The estimates by Pareto-smoothed importance sampling, and k̂, `[N]` each.
+        draws: K of each datum, `[N]`.
+        curve: The mean bound for each of several smaller K, in nats per datum.
+        tolerance: The tolerance that was given, in nats per datum, or None.
+        seconds: The time of the estimate.
+
+    References:
+        Nowozin 2018, Debiasing evidence approximations, for the jackknife.
     """
 
     log_px: Tensor
@@ -77,37 +106,41 @@ class LikelihoodEstimate(PerDatumEstimate):
 
     @property
     def num_particles(self) -> int:
-        """K, the number drawn for a datum; the largest, where a tolerance ended some before."""
+        """K, the number of draws per datum; the largest where a tolerance ended some earlier."""
         return int(self.draws.max())
 
     @property
     def bias(self) -> float:
-        """The jackknife's estimate of the bias of mean log_px, in nats per datum: below 0."""
+        """The jackknife's estimate of the bias of mean log_px, in nats per datum; negative."""
         return (self.log_px - self.jackknife).mean().item()
 
     @property
     def error(self) -> float:
-        """√(monte_carlo_se² + bias²): the error of `nll` for these data, in nats per datum."""
+        """The error of `nll` for these data, √(monte_carlo_se² + bias²), in nats per datum."""
         return math.hypot(self.monte_carlo_se, self.bias)
 
     @property
     def is_within_tolerance(self) -> bool:
-        """Whether `error` is below the tolerance, where one was given; False where a datum is unreliable."""
+        """Whether all data are reliable and `error` is within the tolerance.
+
+        True if no tolerance was given.
+        """
         return self.tolerance is None or (self.error <= self.tolerance and not len(self.unreliable))
 
     @property
     def khat_limit(self) -> Tensor:
-        """`[N]`, min(1 − 1/log₁₀ K, 0.7): the k̂ above which the error is not to be trusted (Vehtari et al. 2024)."""
+        """The k̂ from which on an estimate is unreliable, min(1 − 1/log₁₀ K, 0.7), `[N]`."""
         return khat_limit(self.draws)
 
     @property
     def unreliable(self) -> Tensor:
-        """Indices of the data of which neither log_px nor its error is to be trusted.
+        """Indices of the data whose log_px and standard error are not reliable, `[n]`.
 
-        Those without a k̂ below its limit, with an ESS below 10, or without a finite error: all of them where K < 25.
+        A datum is unreliable if its k̂ is not below the limit, its ESS is below 10, or its error is
+        not finite. All data are unreliable where K < 25.
         """
-        trusted = is_reliable(self.smoothed.khat, self.ess, self.se, self.draws)
-        return (~trusted).nonzero().flatten()
+        reliable = is_reliable(self.smoothed.khat, self.ess, self.se, self.draws)
+        return (~reliable).nonzero().flatten()
 
 
 def log_likelihood(
@@ -124,46 +157,69 @@ def log_likelihood(
     share: Share = WHOLE,
     **kwargs: Any,
 ) -> LikelihoodEstimate:
-    """Importance-sampled log p(x_n) for each datum (Burda 2016's L_K; Rezende 2014).
+    """Estimate log p(x_n) of each datum by importance sampling.
 
         log p̂(x_n) = log (1/K) Σ_k p(x_n, z_k) / q(z_k|x_n),   z_k ~ q(z|x_n)
 
-    A lower bound in expectation: E log p̂ ≤ log p, low by about Var(w) / (2K p²). x: `[N, ...]`, or a tuple of such
-    arguments, passed to both programs in slices along the first dimension; an argument may be a dict or a list of tensors.
-    kwargs: keyword arguments of the programs, tensors `[N, ...]` and constants. guide: any proposal, not only the one that was
-    trained: a Pyro program over the same latent sites, or a Mixture or Local. tolerance: in nats per datum; draws end as
-    soon as the `error` of the mean is below it, at `num_particles` at the latest. retry: the proposal for the data that are
-    `unreliable`, and for all where more than a tenth are: the others' k̂ is then low by luck; what it gives is taken where it is
-    reliable or its k̂ is lower. seed: of the draws; the caller's generators then stay as they were, and give one draw where it
-    is None. compile: draws and weights as one graph, as of `pyroae.compile`; "auto" where there is so much to draw that it
-    pays. share: of this process in the work, where several call this with the same arguments; the estimate is the same on
-    all, and for any number of them. Where memory runs out, chunks are halved, with a warning.
+    The estimate is a lower bound in expectation: E log p̂ ≤ log p. Its bias is about
+    −Var(w) / (2 K p²). Where memory runs out, chunks of draws are halved, with a warning.
 
-    With latent sites θ outside the data plate it is held-out: each datum is a new one, under the guide's q(θ) as trained,
+    With latent sites θ outside the data plate the estimate is held-out: each datum is a new one,
+    under the guide's q(θ) as trained,
 
-        log p̂(x_n) = log (1/S) Σ_s p(x_n, z_s | θ_s) / q(z_s | x_n, θ_s),   θ_s ~ q(θ), z_s ~ q(z | x_n, θ_s),   S = K
+        log p̂(x_n) = log (1/S) Σ_s p(x_n, z_s | θ_s) / q(z_s | x_n, θ_s),   θ_s ~ q(θ),   S = K
 
-    Each particle has a θ of its own: of all ways to share K particles among the draws of θ this has the least variance. Each
-    datum draws its own, so errors are independent, those of θ and z are both in `se`, and means over data have theirs.
+    with z_s ~ q(z | x_n, θ_s). Each particle has its own θ, which gives the least variance of all
+    ways to divide K particles among draws of θ. Each datum has its own draws of θ, so that errors
+    of different data are independent; `se` contains the errors of θ and of z.
 
-    Raises UndefinedLikelihoodError for a Delta that depends on no draw, or an improper prior, ProgramError for a θ whose q
-    depends on the data, for latent sites outside the plate under a Proposal, and for scales and masks of latent sites
-    (`check_terms`), DataError, with its index and the site, for a
-    datum whose weights are all zero or not a number, ConfigError where memory does not hold one draw for one datum.
+    Args:
+        model: The Pyro program p(z) p(x|z).
+        guide: The proposal, trained or not: a Pyro program over the same latent sites, or a
+            `Mixture` or `Local`.
+        x: The data: a tensor `[N, ...]`, a dict or list of tensors, or a tuple of such arguments.
+            They are passed to both programs in slices along the first dimension.
+        num_particles: K, the number of draws per datum; the largest one if a tolerance is given.
+        tolerance: In nats per datum: draws end as soon as the `error` of the mean is below it. None
+            for K draws of each datum.
+        retry: The proposal with which the unreliable data are sampled again, or all data if more
+            than a tenth are unreliable, since the k̂ of the others is then low by chance. Its
+            estimate replaces the first one where it is reliable or its k̂ is lower.
+        seed: The seed of the draws. None takes one draw from the caller's generator, which is
+            otherwise left unchanged.
+        compile: Whether draws and weights are compiled as one graph, as in `pyroae.compile`; "auto"
+            if there is enough work.
+        progress: Whether a progress bar is shown.
+        share: The rank of this process and the number of processes that call this function with
+            the same arguments and share the work. The estimate is the same on all, and for any
+            number of processes.
+        kwargs: Keyword arguments of the programs: tensors `[N, ...]` and constants.
 
-    >>> from pyroae import zoo
+    Returns:
+        The estimates with standard errors and diagnostics, `[N]` each, in nats.
+
+    Raises:
+        UndefinedLikelihoodError: For a Delta that depends on no draw, or an improper prior.
+        ProgramError: For a θ whose q depends on the data, latent sites outside the plate under a
+            `Proposal`, or scales and masks of latent sites (`check_terms`); with the site.
+        DataError: For a datum whose weights are all zero or not a number; with its index and the
+            site.
+        ConfigError: For settings out of range, or if one draw for one datum does not fit into
+            memory.
+
+    References:
+        Rezende, Mohamed & Wierstra 2014, Stochastic backpropagation and approximate inference in
+        deep generative models.
+        Burda, Grosse & Salakhutdinov 2016, Importance weighted autoencoders.
+
+    >>> from pyroae import exact_log_likelihood, zoo
     >>> system, x = zoo.ppca(4, latent=2), torch.zeros(3, 4)
     >>> estimate = log_likelihood(system.model, system.guide, x, num_particles=5000, seed=0)
-    >>> from pyroae import exact_log_likelihood
-    >>> bool(((estimate.log_px - exact_log_likelihood(system, x)).abs() < 5 * estimate.se + 1e-6).all())
+    >>> error = estimate.log_px - exact_log_likelihood(system, x)
+    >>> bool((error.abs() < 5 * estimate.se + 1e-6).all())
     True
     """
-    if not isinstance(num_particles, int) or num_particles < 1:
-        raise ConfigError(
-            f"num_particles must be a whole number of at least 1, not {num_particles!r}"
-        )
-    if tolerance is not None and not 0 < tolerance < math.inf:
-        raise ConfigError(f"a tolerance must be positive and finite, in nats, not {tolerance}")
+    _check_settings(num_particles, tolerance)
     structure = structure_of(x, kwargs, model)
     model, guide, retry = (
         structure(model),
@@ -173,29 +229,49 @@ def log_likelihood(
     started, args, drawn = time.monotonic(), structure.tensors, base_seed(seed)
     with evaluating(model, *programs_of(guide), *programs_of(retry)), fork_random(args[0].device):
         (nesting, apart, base), *_ = of_all(
-            share, lambda: (*_look(model, (guide, retry), args), drawn)
+            share, lambda: (*_trial_runs(model, (guide, retry), args), drawn)
         )
         sampler = Sampler(
             model, guide, num_particles, tolerance, nesting, apart, compile, base, share, progress
         )
         columns, curve = sampler.run(args)
-        bad = columns.unreliable()
-        if len(bad) > TOO_MANY * len(args[0]):
-            bad = torch.arange(len(args[0]))
-        if retry is not None and len(bad):
-            again, _ = replace(sampler, guide=retry).run(
-                tuple(a[bad.to(a.device)] for a in args), RETRY
-            )
-            columns = columns.with_better(bad, again)
-    c, seconds = columns, max(share.gather(time.monotonic() - started))
+        if retry is not None:
+            columns = _retried(replace(sampler, guide=retry), columns, args)
+    seconds = max(share.gather(time.monotonic() - started))
+    return _estimate_of(columns, curve, tolerance, seconds)
+
+
+def _check_settings(num_particles: int, tolerance: float | None) -> None:
+    if not isinstance(num_particles, int) or num_particles < 1:
+        raise ConfigError(
+            f"num_particles must be a whole number of at least 1, not {num_particles!r}"
+        )
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise ConfigError(f"a tolerance must be positive and finite, in nats, not {tolerance}")
+
+
+def _retried(sampler: Sampler, columns: Columns, args: tuple[Tensor, ...]) -> Columns:
+    """The estimates, replaced by those of a second proposal where these are better."""
+    index = columns.unreliable()
+    if not len(index):
+        return columns
+    if len(index) > TOO_MANY * len(args[0]):
+        index = torch.arange(len(args[0]))
+    again, _ = sampler.run(tuple(a[index.to(a.device)] for a in args), RETRY)
+    return columns.with_better(index, again)
+
+
+def _estimate_of(
+    columns: Columns, curve: BoundCurve, tolerance: float | None, seconds: float
+) -> LikelihoodEstimate:
     return LikelihoodEstimate(
-        c.log_px,
-        c.se,
-        c.interval,
-        c.ess,
-        c.jackknife,
-        c.smoothed,
-        c.draws,
+        columns.log_px,
+        columns.se,
+        columns.interval,
+        columns.ess,
+        columns.jackknife,
+        columns.smoothed,
+        columns.draws,
         curve,
         tolerance,
         seconds,
@@ -203,16 +279,16 @@ def log_likelihood(
 
 
 def _restructured[G: Program | Proposal | None](guide: G, structure: Structure | Plain) -> G:
-    """The guide or proposal as one of flat tensors."""
+    """The guide or proposal as a program of flat tensors."""
     if guide is None or isinstance(structure, Plain):
         return guide
     return guide.over(structure) if isinstance(guide, Proposal) else structure(guide)  # type: ignore[return-value]
 
 
-def _look(
+def _trial_runs(
     model: Program, guides: tuple[Program | Proposal | None, ...], args: tuple[Tensor, ...]
 ) -> tuple[int, bool]:
-    """One run of every proposal, which takes no draws from the estimate.
+    """Run and check every proposal on a few data; the draws of the estimate do not change.
 
     Returns:
         The number of plate dimensions, and whether some latent sites lie outside the data plate.
@@ -223,8 +299,8 @@ def _look(
             fits = isinstance(guide, Proposal) and guide.fits
             for program in programs_of(guide):
                 portion = Portion(min(FEW, len(args[0])), "data", LEAST, warns=False)
-                checked = partial(_has_globals, model, program, args)
-                outside = not isinstance(guide, Proposal) and portion.fitted(checked)
+                has_globals = partial(_has_globals, model, program, args)
+                outside = not isinstance(guide, Proposal) and portion.fitted(has_globals)
                 traces = once(partial(run, model, program, first, {}), LEAST)
                 if fits:
                     check_evidence(traces)

@@ -1,4 +1,4 @@
-"""What importance sampling finds of each datum, and the bounds at fewer particles, joined over blocks of data."""
+"""Per-datum estimates of importance sampling and bounds for smaller K, joined over blocks."""
 
 import math
 from dataclasses import dataclass
@@ -9,12 +9,24 @@ from torch import Tensor
 from pyroae.evaluation.importance.streams import BoundCurve, Smoothed, WeightStream, is_reliable
 
 Curve = dict[int, tuple[Tensor, Tensor]]
-"""By K, the mean bound of each datum and its square."""
+"""By K, the mean bound of each datum and its squared standard error, `[N]` each, in nats."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Figures of each datum, the data in the last dimension."""
+    """The estimates of each datum, one column per datum: data are the last dimension.
+
+    Attributes:
+        log_px: log (1/K) Σ w, `[N]`, nats.
+        se: The standard error of `log_px` by the delta method, `[N]`, nats.
+        interval: The 95 % interval of log p(x), `[2, N]`, nats.
+        ess: The effective sample size, `[N]`.
+        jackknife: `log_px` without its first-order bias, `[N]`, nats.
+        smooth_log_px: The estimate by Pareto-smoothed importance sampling, `[N]`, nats.
+        smooth_interval: Its 95 % interval, `[2, N]`, nats.
+        khat: The index k̂ of the tail of the weights, `[N]`.
+        draws: The number of draws, `[N]`.
+    """
 
     log_px: Tensor
     se: Tensor
@@ -28,7 +40,14 @@ class Columns:
 
     @classmethod
     def of(cls, stream: WeightStream) -> "Columns":
-        """What a stream has come to, on the CPU."""
+        """Read the estimates of a stream.
+
+        Args:
+            stream: The log-weights of one part.
+
+        Returns:
+            The estimates, on the CPU.
+        """
         log_px, smoothed = stream.log_px(), stream.smoothed()
         figures = (
             log_px,
@@ -44,7 +63,14 @@ class Columns:
 
     @classmethod
     def joined(cls, parts: "list[Columns]") -> "Columns":
-        """Those of all blocks."""
+        """Concatenate the estimates of all parts.
+
+        Args:
+            parts: The estimates of each part, in the order of the data.
+
+        Returns:
+            The estimates of all data.
+        """
         return cls(
             *(
                 torch.cat(column, -1)
@@ -54,22 +80,38 @@ class Columns:
 
     @property
     def smoothed(self) -> Smoothed:
-        """PSIS."""
+        """The estimates by Pareto-smoothed importance sampling, `[N]` each."""
         return Smoothed(self.smooth_log_px, self.smooth_interval, self.khat)
 
     def is_reliable(self) -> Tensor:
-        """Of each datum, whether its estimate and error are to be trusted, `[N]`."""
+        """Tell which estimates are reliable.
+
+        Returns:
+            Booleans `[N]`, as of `streams.is_reliable`.
+        """
         return is_reliable(self.khat, self.ess, self.se, self.draws)
 
     def unreliable(self) -> Tensor:
-        """Indices of the data that are not to be trusted."""
+        """List the data without a reliable estimate.
+
+        Returns:
+            Their indices `[n]`, in rising order.
+        """
         return (~self.is_reliable()).nonzero().flatten()
 
     def with_better(self, index: Tensor, other: "Columns") -> "Columns":
-        """The figures of `other` for the data at `index` that are better there.
+        """Replace the estimates that are better in `other`.
 
-        What is reliable is better than what is not, then a lower k̂, nan the highest. Where neither k̂ is known, the larger
-        log p̂ is: it exceeds log p(x) by more than b nats with a probability of less than e^−b.
+        A reliable estimate is better than an unreliable one; of two equally reliable ones, that
+        with the lower k̂, where nan counts as ∞. If both k̂ are infinite or nan, the larger log p̂ is
+        better, since it exceeds log p(x) by more than b nats with a probability below e^−b only.
+
+        Args:
+            index: Indices of the data that `other` holds, `[n]`.
+            other: The second estimates of these data, `[n]` each.
+
+        Returns:
+            The estimates of all N data.
         """
         khat, khats = self.khat[index].nan_to_num(nan=math.inf), other.khat.nan_to_num(nan=math.inf)
         was, now = self.is_reliable()[index], other.is_reliable()
@@ -85,7 +127,15 @@ class Columns:
 
 
 def joined_curve(curves: list[Curve], total: int) -> BoundCurve:
-    """The mean over all data, at the K that every block has."""
+    """Average bounds over all data, at each K that every part has.
+
+    Args:
+        curves: The bounds of each part, by K.
+        total: N, the number of all data.
+
+    Returns:
+        Mean bounds and their standard errors, `[G]` each, in nats per datum.
+    """
     ks = [k for k in curves[0] if all(k in curve for curve in curves)]
     means = [sum(curve[k][0].sum().item() for curve in curves) / total for k in ks]
     errors = [math.sqrt(sum(curve[k][1].sum().item() for curve in curves)) / total for k in ks]

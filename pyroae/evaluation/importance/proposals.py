@@ -1,4 +1,8 @@
-"""Proposals other than the guide as trained: wider, heavier-tailed, the prior, mixtures, Gaussians fitted to each datum."""
+"""Proposals for importance sampling other than the trained guide.
+
+They are the guide with wider or heavier-tailed distributions, the prior, mixtures of programs, and
+Gaussians fitted to each datum.
+"""
 
 import math
 from abc import ABC, abstractmethod
@@ -20,42 +24,80 @@ from pyroae.programs.traces import log_post_of, prior_of, run
 from pyroae.weights import reduce_log_weights
 
 Draw = Callable[[int], Tensor]
-"""From k to k new log-weights for each datum of a block, `[k, N]`."""
+"""A function from k to k new log-weights for each datum of a block, `[k, N]`, in nats."""
 
 
 class Proposal(ABC):
-    """Something to draw z from that is no Pyro program: a mixture of several, or a distribution fitted to each datum."""
+    """A distribution to draw z from that is not a single Pyro program.
+
+    Examples are a mixture of programs and a distribution fitted to each datum. A subclass defines
+    `prepare` and `programs`; `over` if it accepts arguments that are dicts or lists; and `fits` if
+    its programs are only where a fit starts.
+    """
 
     @abstractmethod
     def prepare(self, model: Program, args: tuple[Tensor, ...], nesting: int) -> Draw:
-        """Get ready for a block of data, the arguments of model and guide; nesting: the number of its plate dimensions."""
+        """Prepare the draws for a block of data.
+
+        Args:
+            model: The Pyro program p(z) p(x|z).
+            args: Arguments of the model and of the programs, `[N, ...]` each.
+            nesting: The number of plate dimensions of the block.
+
+        Returns:
+            A function from k to new log-weights `[k, N]`, in nats.
+        """
 
     @property
     @abstractmethod
     def programs(self) -> tuple[Program, ...]:
-        """The Pyro programs that it is made of."""
+        """The Pyro programs that the proposal is made of."""
 
     def over(self, handler: Callable[[Program], Program]) -> "Proposal":
-        """The same of other programs, each made by `handler` of one of these."""
+        """Apply a handler to each program of the proposal.
+
+        Args:
+            handler: A function from a program to a program, for example one that restores the
+                nested arguments from flat tensors.
+
+        Returns:
+            The same proposal, of the new programs.
+
+        Raises:
+            ConfigError: If the subclass does not define `over`.
+        """
         raise ConfigError(
-            f"the proposal {type(self).__name__} takes tensors as arguments alone: it defines no `over`"
+            f"the proposal {type(self).__name__} accepts tensors as arguments only: "
+            "it does not define `over`"
         )
 
     @property
     def fits(self) -> bool:
-        """Whether the programs are where a fit starts only, and need no density."""
+        """Whether the programs are only where a fit starts, so that they need no density."""
         return False
 
 
 @dataclass(frozen=True)
 class Mixture(Proposal):
-    """The defensive mixture Σ_i a_i q_i(z|x), of Pyro programs over the same latent sites (Hesterberg 1995; Owen & Zhou 2000).
+    """A mixture of Pyro programs over the same latent sites, as a proposal.
 
         log w = log p(x, z) − log Σ_i a_i q_i(z|x)
 
-    The weights are bounded by those of each part over its share: with the prior as a part no datum is missed. Each part gives
-    its share of the draws, no more and no less (Veach & Guibas 1995), so the standard errors are a little too large. parts:
-    guides. shares: a_i, which add up to 1; equal ones by default. Raises ConfigError for shares that are no such numbers.
+    The weight of the mixture is at most the weight of each part divided by its share a_i. With the
+    prior as a part, no datum is missed. The number of draws of each part is its share of K, not
+    random, so that the standard errors are slightly too large.
+
+    Args:
+        parts: The Pyro programs q_i(z|x).
+        shares: The weights a_i, positive, with sum 1; equal by default.
+
+    Raises:
+        ConfigError: For no part, or shares that are not as many positive numbers with sum 1.
+
+    References:
+        Hesterberg 1995, Weighted average importance sampling and defensive mixture distributions.
+        Owen & Zhou 2000, Safe and effective importance sampling.
+        Veach & Guibas 1995, Optimally combining sampling techniques for Monte Carlo rendering.
 
     >>> import torch
     >>> from pyroae import log_likelihood, zoo
@@ -71,31 +113,35 @@ class Mixture(Proposal):
 
     def __post_init__(self) -> None:
         if not self.parts:
-            raise ConfigError("a mixture takes at least one program")
+            raise ConfigError("a mixture needs at least one program")
         shares = self.shares or (1 / len(self.parts),) * len(self.parts)
         if len(shares) != len(self.parts) or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
             raise ConfigError(
-                f"a mixture of {len(self.parts)} takes as many positive shares, which add up to 1, not {shares}"
+                f"a mixture of {len(self.parts)} takes as many positive shares, which add up to 1, "
+                f"not {shares}"
             )
         object.__setattr__(self, "shares", tuple(shares))
 
     @property
     def programs(self) -> tuple[Program, ...]:
+        """The parts."""
         return self.parts
 
     def over(self, handler: Callable[[Program], Program]) -> "Mixture":
+        """Apply a handler to each part; shares are unchanged."""
         return replace(self, parts=tuple(map(handler, self.parts)))
 
     def prepare(self, model: Program, args: tuple[Tensor, ...], nesting: int) -> Draw:
-        taken, ends = [0] * len(self.parts), list(accumulate(self.shares))
+        """Prepare the draws; later calls balance the rounding of earlier counts per part."""
+        drawn, ends = [0] * len(self.parts), list(accumulate(self.shares))
 
         def draw(k: int) -> Tensor:
-            total = sum(taken) + k
+            total = sum(drawn) + k
             until = [round(end * total) for end in ends[:-1]] + [total]
-            counts = [until[i] - (until[i - 1] if i else 0) - taken[i] for i in range(len(taken))]
+            counts = [until[i] - (until[i - 1] if i else 0) - drawn[i] for i in range(len(drawn))]
             counts = _none_negative(counts)
             for i, count in enumerate(counts):
-                taken[i] += count
+                drawn[i] += count
             rows = [
                 self._part(model, args, nesting, i, counts) for i in range(len(counts)) if counts[i]
             ]
@@ -106,7 +152,7 @@ class Mixture(Proposal):
     def _part(
         self, model: Program, args: tuple[Tensor, ...], nesting: int, i: int, counts: list[int]
     ) -> Tensor:
-        """Draws of one part, weighed against the whole mixture, of the shares that this chunk has: `[counts[i], N]`."""
+        """Log-weights of draws of part i against the mixture of this chunk, `[counts[i], N]`."""
         traces = run(model, self.parts[i], args, {}, counts[i], nesting)
         weights = reduce_log_weights(traces)
         terms = [
@@ -119,7 +165,7 @@ class Mixture(Proposal):
 
 
 def _none_negative(counts: list[int]) -> list[int]:
-    """Counts of the same sum without any below 0: what rounding may give when few are drawn."""
+    """Counts with the same sum and none below 0, which rounding of few draws may give."""
     counts = list(counts)
     while min(counts) < 0:
         counts[counts.index(max(counts))] -= 1
@@ -129,11 +175,26 @@ def _none_negative(counts: list[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class Local(Proposal):
-    """A Gaussian fitted to each datum's posterior, in unconstrained coordinates, by maximizing its own ELBO from the guide on.
+    """A Gaussian fitted to the posterior of each datum, as a proposal.
 
-    guide: where the fit starts. family: of the covariance. steps: of Adam. inflation: of its scale when it serves as the
-    proposal, above 1 for tails that cover the posterior's. For continuous latents (Cremer et al. 2018 call it the optimal q*).
-    Raises ConfigError for an inflation or a number of steps that is not positive.
+        q*(u|x_n) = argmax_q E_q[log p(x_n, u) − log q(u)],   u unconstrained, q Gaussian
+
+    The fit starts from the guide and maximizes the ELBO of each datum by Adam. Latent sites must be
+    continuous.
+
+    Args:
+        guide: The Pyro program that the fit starts from.
+        family: The covariance, "diagonal" or "full-rank".
+        steps: The largest number of steps of Adam.
+        inflation: The factor of the scale of the fitted Gaussian when it is the proposal; above 1
+            its tails cover those of the posterior.
+
+    Raises:
+        ConfigError: For another family, steps below 1, or an inflation that is not positive.
+
+    References:
+        Cremer, Li & Duvenaud 2018, Inference suboptimality in variational autoencoders, where it is
+        called the optimal q*.
     """
 
     guide: Program
@@ -151,16 +212,20 @@ class Local(Proposal):
 
     @property
     def programs(self) -> tuple[Program, ...]:
+        """The guide that the fit starts from."""
         return (self.guide,)
 
     def over(self, handler: Callable[[Program], Program]) -> "Local":
+        """Apply a handler to the guide."""
         return replace(self, guide=handler(self.guide))
 
     @property
     def fits(self) -> bool:
+        """True: the density of the guide is not used."""
         return True
 
     def prepare(self, model: Program, args: tuple[Tensor, ...], nesting: int) -> Draw:
+        """Fit the Gaussians of a block and prepare the draws from them."""
         fitted = fit_local(model, self.guide, args, family=self.family, steps=self.steps).inflated(
             self.inflation
         )
@@ -176,9 +241,28 @@ class Local(Proposal):
 
 
 def widened(guide: Program, factor: float = 1.5) -> Program:
-    """The guide with the scale of every latent site, Gaussian or of another location-scale family, times `factor`.
+    """Multiply the scale of every latent site of a guide.
 
-    Raises ConfigError for a factor that is not positive; when it runs, ProgramError, naming the site, for another family.
+    Accepted are Gaussians, including multivariate and low-rank ones, and the Student, log-normal,
+    Laplace, Cauchy and Gumbel families.
+
+    Args:
+        guide: The Pyro program q(z|x).
+        factor: The factor of each scale, positive.
+
+    Returns:
+        The Pyro program with the wider distributions. When it runs, it raises ProgramError, with
+        the name of the site, for another family.
+
+    Raises:
+        ConfigError: For a factor that is not positive and finite.
+
+    >>> import torch
+    >>> from pyroae import log_likelihood, zoo
+    >>> system, x = zoo.ppca(4, latent=2), torch.zeros(3, 4)
+    >>> wide = widened(system.guide, 2.0)
+    >>> log_likelihood(system.model, wide, x, num_particles=100, seed=0).log_px.shape
+    torch.Size([3])
     """
     if not 0 < factor < math.inf:
         raise ConfigError(f"the factor of a wider guide must be positive and finite, not {factor}")
@@ -186,9 +270,25 @@ def widened(guide: Program, factor: float = 1.5) -> Program:
 
 
 def heavy_tailed(guide: Program, freedom: float = 5.0) -> Program:
-    """The guide with Student's t of `freedom` degrees in place of each Gaussian, of the same location and scale.
+    """Replace every Gaussian of a guide by a Student t distribution of the same location and scale.
 
-    Raises ConfigError unless freedom is positive; when it runs, ProgramError, naming the site, for what is no Gaussian.
+    Args:
+        guide: The Pyro program q(z|x).
+        freedom: The degrees of freedom, positive.
+
+    Returns:
+        The Pyro program with the heavier tails. When it runs, it raises ProgramError, with the name
+        of the site, for a site that is not Gaussian.
+
+    Raises:
+        ConfigError: For degrees of freedom that are not positive and finite.
+
+    >>> import torch
+    >>> from pyroae import log_likelihood, zoo
+    >>> system, x = zoo.ppca(4, latent=2), torch.zeros(3, 4)
+    >>> heavy = heavy_tailed(system.guide)
+    >>> log_likelihood(system.model, heavy, x, num_particles=100, seed=0).log_px.shape
+    torch.Size([3])
     """
     if not 0 < freedom < math.inf:
         raise ConfigError(f"the degrees of freedom must be positive and finite, not {freedom}")
@@ -196,7 +296,7 @@ def heavy_tailed(guide: Program, freedom: float = 5.0) -> Program:
 
 
 class _Replaced(Messenger):
-    """Other distributions at the latent sites of a guide."""
+    """Replaces the distributions of the latent sites of a guide."""
 
     def __init__(self, other: Callable[[str, Any], Any]) -> None:
         super().__init__()
@@ -212,7 +312,7 @@ class _Replaced(Messenger):
 
 
 def _outer(fn: Any, inner: Callable[[Any], Any]) -> Any:
-    """A distribution with what is inside of Independent replaced."""
+    """A distribution with the innermost one inside of Independent replaced."""
     if isinstance(fn, torch.distributions.Independent):
         return dist.Independent(_outer(fn.base_dist, inner), fn.reinterpreted_batch_ndims)
     return inner(fn)
@@ -234,7 +334,8 @@ def _scaled(name: str, fn: Any, factor: float) -> Any:
             if isinstance(fn, kind):
                 return kind(fn.loc, factor * fn.scale)
         raise ProgramError(
-            f"the site '{name}' is a {type(base_distribution(fn)).__name__}, which has no scale to widen"
+            f"the site '{name}' is a {type(base_distribution(fn)).__name__}, "
+            "which has no scale to widen"
         )
 
     return _outer(fn, inner)
@@ -249,23 +350,40 @@ def _student(name: str, fn: Any, freedom: float) -> Any:
         if isinstance(fn, torch.distributions.Normal):
             return dist.StudentT(freedom, fn.loc, fn.scale)
         raise ProgramError(
-            f"the site '{name}' is a {type(base_distribution(fn)).__name__}, of which there is no t: a Gaussian has"
+            f"`heavy_tailed` supports Gaussian sites only; the site '{name}' is a "
+            f"{type(base_distribution(fn)).__name__}"
         )
 
     return _outer(fn, inner)
 
 
 PROPOSALS = ("guide", "prior", "wider", "heavy-tailed", "defensive", "local")
-"""Names of proposals made from a model and its guide."""
+"""The names of proposals that `proposal_named` makes from a model and its guide."""
 
 
 def proposal_named(name: str, model: Program, guide: Program) -> Program | Proposal:
-    """A proposal by name: `wider`, 1.5 times the scale; `heavy-tailed`, t with 5 degrees of freedom; `defensive`, a mixture of
-    the guide, the guide 3 times as wide and the prior, 0.6, 0.3 and 0.1; `local`, a full-rank Gaussian fitted to each datum.
+    """Make a proposal from its name.
 
-    Raises ConfigError for another name.
+    Args:
+        name: `guide`, the guide itself; `prior`, the model's prior; `wider`, the guide with 1.5
+            times the scale; `heavy-tailed`, the guide with t distributions of 5 degrees of freedom;
+            `defensive`, a mixture of the guide, the guide with 3 times the scale and the prior,
+            with shares 0.6, 0.3 and 0.1; `local`, a full-rank Gaussian fitted to each datum.
+        model: The Pyro program p(z) p(x|z).
+        guide: The Pyro program q(z|x).
+
+    Returns:
+        The proposal.
+
+    Raises:
+        ConfigError: For another name.
+
+    >>> from pyroae import zoo
+    >>> system = zoo.ppca(4, latent=2)
+    >>> proposal_named("defensive", system.model, system.guide).shares
+    (0.6, 0.3, 0.1)
     """
-    made: dict[str, Callable[[], Program | Proposal]] = {
+    constructors: dict[str, Callable[[], Program | Proposal]] = {
         "guide": lambda: guide,
         "prior": lambda: prior_of(model),
         "wider": lambda: widened(guide),
@@ -275,6 +393,6 @@ def proposal_named(name: str, model: Program, guide: Program) -> Program | Propo
         ),
         "local": lambda: Local(guide),
     }
-    if name not in made:
+    if name not in constructors:
         raise unknown_name("proposal", name, PROPOSALS)
-    return made[name]()
+    return constructors[name]()
