@@ -1,4 +1,8 @@
-"""The one system: a Pyro model p(z) p(x|z) and an amortized guide q(z|x), made from four choices and two maps."""
+"""The one system: a Pyro model p(z) p(x|z) and an amortized guide q(z|x).
+
+It is built from four choices (prior, posterior, likelihood, corruption) and two maps (encoder,
+decoder).
+"""
 
 import math
 from collections.abc import Callable
@@ -19,15 +23,28 @@ from pyroae.nn import MLP, Linear, Map, Tied, set_output_bias
 class Autoencoder(nn.Module):
     """Any member of the autoencoder family.
 
-        model: z_n ~ p(z), x_n ~ p(x | decoder(z_n));  guide: z_n ~ q(z | encoder(x̃_n)),  n in the plate "data".
+        model: z_n ~ p(z), x_n ~ p(x | decoder(z_n))
+        guide: z_n ~ q(z | encoder(x̃_n)),   n in the plate "data"
 
-    shape: of one datum; data are passed as `[N, d]` or `[N, *shape]`. latent: m, the size of z.
-    encoder, decoder: the form of the maps; without a decoder, the encoder's form is used.
-    tied: the decoder's weights are the encoder's, transposed.
-    weight_prior: a Gaussian prior on the decoder's weights, for MAP.
-    The corruption acts in training mode only: `eval()` turns it off.
-    `model` and `guide` are ordinary Pyro programs; the parameters stay in this module, never in Pyro's global store.
-    Raises ConfigError for choices that do not go together.
+    `model` and `guide` are ordinary Pyro programs. The parameters stay in this module and never
+    enter Pyro's global store. The corruption x → x̃ acts in training mode only: `eval()` turns it
+    off.
+
+    Args:
+        shape: The shape of one datum, with d features in all. Data are passed as `[N, d]` or
+            `[N, *shape]`.
+        latent: m, the size of z.
+        prior: p(z); N(0, I) by default.
+        posterior: q(z|x); a diagonal Gaussian by default.
+        likelihood: p(x|z); Bernoulli by default.
+        corruption: The corruption of the guide's input; none by default.
+        encoder: The form of the encoder; `MLP()` by default.
+        decoder: The form of the decoder; the encoder's form by default.
+        tied: Whether the decoder's weights are the encoder's, transposed.
+        weight_prior: A Gaussian prior on the decoder's weights, for MAP; none by default.
+
+    Raises:
+        ConfigError: The choices cannot be combined, or a size is below 1.
 
     >>> vae = Autoencoder((8, 8), latent=2)
     >>> vae.reconstruct(torch.zeros(5, 64)).shape
@@ -65,23 +82,26 @@ class Autoencoder(nn.Module):
         self.decoder_map = decoder or self.encoder_map
         if tied and self.decoder_map != self.encoder_map:
             raise ConfigError(
-                f"tied weights leave no choice of a decoder, but {decoder} was given beside {self.encoder_map}"
+                f"tied weights leave no choice of a decoder, but {decoder} was given beside "
+                f"{self.encoder_map}"
             )
         self._build(tied)
 
     def _build(self, tied: bool) -> None:
-        of_prior, of_posterior = (
+        """Build the maps and the learned parts of the choices; refuse invalid combinations."""
+        prior_support, posterior_support = (
             part.support(self.latent) for part in (self.prior, self.posterior)
         )
-        if of_prior != of_posterior:
+        if prior_support != posterior_support:
             raise ConfigError(
-                f"{self.prior} as the prior is over {of_prior} z, {self.posterior} as the posterior over {of_posterior} z"
+                f"{self.prior} as the prior is over {prior_support} z, {self.posterior} as the "
+                f"posterior over {posterior_support} z"
             )
         outputs = self.posterior.outputs(self.latent)
         self.encoder = self.encoder_map.encoder(self.shape, outputs) if outputs else nn.Identity()
         if tied and (not outputs or self.likelihood.outputs != 1):
             raise ConfigError(
-                "tied weights need an encoder, and a likelihood of one number a feature"
+                "tied weights need an encoder, and a likelihood with one output per feature"
             )
         self.decoder = (
             Tied(self.encoder, self.latent)
@@ -99,29 +119,67 @@ class Autoencoder(nn.Module):
                 raise ConfigError(f"the exact linear posterior cannot be used: {error}") from None
 
     def start_at(self, mean: Tensor) -> "Autoencoder":
-        """Set the decoder's last bias so that p(x|z) starts at the mean of the data `[d]` (Burda 2016)."""
+        """Set the decoder's last bias so that the mean of p(x|z) starts at the mean of the data.
+
+        Args:
+            mean: The mean of the data, shape `[d]`.
+
+        Returns:
+            The autoencoder itself.
+
+        References:
+            Burda, Grosse & Salakhutdinov 2016, Importance Weighted Autoencoders.
+        """
         set_output_bias(self.decoder, self.likelihood.bias(mean))
         return self
 
-    # The three distributions, and the two Pyro programs made of them.
+    # The three distributions, and the two Pyro programs built from them.
 
     def p_z(self) -> TorchDistribution:
-        """The prior p(z), event shape `[m]`."""
+        """Return the prior p(z).
+
+        Returns:
+            A distribution with event shape `[m]`.
+        """
         return self.prior.distribution(self._zeros, self.learned_prior)  # type: ignore[arg-type]
 
     def p_x(self, z: Tensor) -> TorchDistribution:
-        """The likelihood p(x|z) for z `[..., m]`, event shape `[d]`."""
+        """Return the likelihood p(x|z).
+
+        Args:
+            z: Latent features, shape `[..., m]`.
+
+        Returns:
+            A distribution with batch shape `[...]` and event shape `[d]`.
+        """
         return self.likelihood.distribution(self.decoder(z), self.learned_likelihood)
 
     def q_z(self, x: Tensor) -> TorchDistribution:
-        """The approximate posterior q(z|x) for x `[N, d]` or `[N, *shape]`, event shape `[m]`.
+        """Return the approximate posterior q(z|x).
 
-        Raises DataError for x of another shape or type than the system takes.
+        Args:
+            x: Data, shape `[N, d]` or `[N, *shape]`.
+
+        Returns:
+            A distribution with batch shape `[N]` and event shape `[m]`.
+
+        Raises:
+            DataError: x has another shape or dtype than the system takes.
         """
         return self.posterior.distribution(self._like_weights("x", self.flat(x)), self)
 
     def model(self, x: Tensor) -> None:
-        """p(z) p(x|z) as a Pyro program: plate `data`, sites `z` and `x`."""
+        """Run p(z) p(x|z) as a Pyro program, with the plate `data` and the sites `z` and `x`.
+
+        With a weight prior there is also the site `decoder_weights` outside the plate, scaled by
+        N / num_data.
+
+        Args:
+            x: Data, shape `[N, d]` or `[N, *shape]`.
+
+        Raises:
+            DataError: x has another shape than the system takes.
+        """
         announce_parameters("autoencoder", self)
         x = self.flat(x)
         if self.weight_prior is not None:
@@ -133,26 +191,54 @@ class Autoencoder(nn.Module):
             pyro.sample("x", self.p_x(z), obs=x)
 
     def guide(self, x: Tensor) -> None:
-        """q(z|x̃) as a Pyro program: plate `data`, site `z`; in training mode x̃ is the corrupted x."""
+        """Run q(z|x̃) as a Pyro program, with the plate `data` and the site `z`.
+
+        In training mode x̃ is the corrupted x, else x.
+
+        Args:
+            x: Data, shape `[N, d]` or `[N, *shape]`.
+
+        Raises:
+            DataError: x has another shape or dtype than the system takes.
+        """
         announce_parameters("autoencoder", self)
         x = self.flat(x)
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.q_z(self.corruption(x) if self.training else x))
 
-    # Encoder and decoder, usable apart.
+    # Encoder and decoder as functions of tensors.
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """The mean of q(z|x), `[N, m]`, for x `[N, d]` or `[N, *shape]`. Raises DataError for any other x."""
+        """Return the mean of q(z|x).
+
+        Args:
+            x: Data, shape `[N, d]` or `[N, *shape]`, with finite values.
+
+        Returns:
+            The means, shape `[N, m]`.
+
+        Raises:
+            DataError: x has another shape or dtype than the system takes, or is not finite.
+        """
         _check_finite("x", self.flat(x))
-        with pyro.validation_enabled(
-            False
-        ):  # of a scale that is 0 in single precision, which the mean does not need
+        # Without validation: the mean does not need a scale that is 0 in single precision.
+        with pyro.validation_enabled(False):
             return self.q_z(x).mean
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """The mean of p(x|z), `[..., d]`, for z `[..., m]`. Raises DataError for what is no such z, or not finite."""
+        """Return the mean of p(x|z).
+
+        Args:
+            z: Latent features, shape `[..., m]`, with finite values.
+
+        Returns:
+            The means, shape `[..., d]`.
+
+        Raises:
+            DataError: z has another shape or dtype than the system takes, or is not finite.
+        """
         _check_numbers("z", z)
         if z.shape[-1:] != (self.latent,):
             raise DataError(
@@ -162,35 +248,63 @@ class Autoencoder(nn.Module):
         return self.p_x(self._like_weights("z", z)).mean
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """The mean of p(x|z) at the mean of q(z|x), `[N, d]`."""
+        """Return the mean of p(x|z) at the mean of q(z|x).
+
+        Args:
+            x: Data, shape `[N, d]` or `[N, *shape]`, with finite values.
+
+        Returns:
+            The reconstructions, shape `[N, d]`.
+
+        Raises:
+            DataError: x has another shape or dtype than the system takes, or is not finite.
+        """
         return self.decode(self.encode(x))
 
     @torch.no_grad()
     def sample(self, num_samples: int, *, noise: bool = False) -> Tensor:
-        """Means of p(x|z) for z drawn from the prior, `[num_samples, d]`; with `noise`, draws of x.
+        """Return the means of p(x|z), or draws of x, for z drawn from the prior.
 
-        Raises UndefinedLikelihoodError under a Flat prior, which cannot be sampled.
+        Args:
+            num_samples: The number of draws of z.
+            noise: Whether to draw x from p(x|z) instead of returning its mean.
+
+        Returns:
+            Samples, shape `[num_samples, d]`.
+
+        Raises:
+            UndefinedLikelihoodError: The prior is Flat, which cannot be sampled.
+
+        >>> Autoencoder(4, latent=2).sample(3).shape
+        torch.Size([3, 4])
         """
         if isinstance(self.prior, priors.Flat):
             raise UndefinedLikelihoodError(
-                "a Flat prior cannot be sampled: it is no probability; train with a Normal prior (ppca, vae) to draw samples"
+                "a Flat prior cannot be sampled: it is no probability; train with a Normal prior "
+                "(ppca, vae) to draw samples"
             )
         p_x = self.p_x(self.p_z().sample((num_samples,)))
         return p_x.sample() if noise else p_x.mean
 
     def linear_gaussian(self) -> tuple[Tensor, Tensor, Tensor]:
-        """W `[d, m]`, b `[d]` and σ, where prior, likelihood and decoder are linear-Gaussian.
+        """Return W, b and σ of x|z ~ N(W z + b, σ²I).
 
-        Raises UndefinedLikelihoodError, naming the choice that is not, elsewhere.
+        Returns:
+            W, shape `[d, m]`, b, shape `[d]`, and σ, shape `[]`, all differentiable.
+
+        Raises:
+            UndefinedLikelihoodError: Prior, likelihood or decoder is not linear-Gaussian; the
+                message names it.
         """
-        for part, given, wanted in (
+        for part, choice, required in (
             ("prior", self.prior, priors.Normal),
             ("likelihood", self.likelihood, likelihoods.Normal),
             ("decoder", self.decoder_map, Linear),
         ):
-            if not isinstance(given, wanted):
+            if not isinstance(choice, required):
                 raise UndefinedLikelihoodError(
-                    f"closed forms need a linear-Gaussian system; the {part} is {given}, not {wanted.__name__}"
+                    f"closed forms need a linear-Gaussian system; the {part} is {choice}, not "
+                    f"{required.__name__}"
                 )
         assert isinstance(self.likelihood, likelihoods.Normal)
         zeros = self._zeros
@@ -202,7 +316,17 @@ class Autoencoder(nn.Module):
         return weight, bias, self.likelihood.sigma(bias, self.learned_likelihood)
 
     def flat(self, x: Tensor) -> Tensor:
-        """x as `[N, d]`; raises DataError for another width than the system has, and for what is no tensor of real numbers."""
+        """Return data as `[N, d]`.
+
+        Args:
+            x: Data, shape `[N, d]` or `[N, *shape]`.
+
+        Returns:
+            The same values, shape `[N, d]`.
+
+        Raises:
+            DataError: x has another shape, or is not a dense tensor of real numbers.
+        """
         _check_numbers("x", x)
         if x.shape[1:] == self.shape and x.dim() > 2:
             x = x.flatten(1)
@@ -214,21 +338,23 @@ class Autoencoder(nn.Module):
         return x
 
     def _like_weights(self, name: str, values: Tensor) -> Tensor:
-        """The same values, refused where their type is not that of the weights."""
-        wanted = self._zeros.dtype
-        if values.dtype != wanted and not torch.is_autocast_enabled(values.device.type):
+        """The same values; refuse another dtype than that of the weights."""
+        dtype = self._zeros.dtype
+        if values.dtype != dtype and not torch.is_autocast_enabled(values.device.type):
             raise DataError(
-                f"{name} is of {values.dtype}, the autoencoder's weights of {wanted}: convert one of them"
+                f"{name} is of {values.dtype}, the autoencoder's weights of {dtype}: convert one "
+                "of them"
             )
         return values
 
     def _decoder_weights(self) -> list[Tensor]:
+        """The weights of the decoder without its biases."""
         shared = self.decoder.shared_weights() if isinstance(self.decoder, Tied) else []
         return shared + [p for p in self.decoder.parameters() if p.dim() > 1]
 
 
 def _check_numbers(name: str, values: Any) -> None:
-    """Raises DataError for what is no dense tensor of real numbers."""
+    """Refuse everything but dense tensors of real numbers."""
     if not isinstance(values, Tensor):
         raise DataError(f"{name} is a {type(values).__name__}; an autoencoder takes a torch tensor")
     if values.is_complex() or values.layout != torch.strided:
@@ -239,7 +365,7 @@ def _check_numbers(name: str, values: Any) -> None:
 
 
 def _check_finite(name: str, values: Tensor) -> None:
-    """Raises DataError, with its index, for a row that is not finite."""
+    """Refuse values that are not finite, and name the index of the first."""
     if values.is_meta:
         raise DataError(f"{name} is on the device 'meta': it has no values")
     finite = values.isfinite()
@@ -251,10 +377,20 @@ def _check_finite(name: str, values: Tensor) -> None:
 
 
 def announce_parameters(name: str, module: nn.Module) -> None:
-    """Tell Pyro's handlers of a module's parameters without entering them in the global parameter store.
+    """Report a module's parameters to Pyro's handlers without using the global parameter store.
 
-    `pyro.module` registers by name, so that a second module of the same name is silently left untrained; here
-    `pyro.infer.SVI` and `poutine.trace` see the same param sites, and two models in one process stay apart.
+    `pyro.module` registers by name in the global store, so that a second module of the same name is
+    silently not trained. Here `pyro.infer.SVI` and `poutine.trace` see the same param sites, but
+    modules in one process do not share them.
+
+    Args:
+        name: The prefix of the param sites' names.
+        module: The module whose parameters require a gradient.
+
+    >>> model = Autoencoder(4, latent=2).model
+    >>> trace = poutine.trace(model).get_trace(torch.zeros(3, 4))
+    >>> "autoencoder.decoder.0.bias" in trace.nodes
+    True
     """
     if not poutine.runtime.am_i_wrapped():
         return
@@ -267,6 +403,7 @@ def announce_parameters(name: str, module: nn.Module) -> None:
 
 
 def _alias(parameter: nn.Parameter) -> Callable[..., Tensor]:
+    """A function that returns the parameter's value, from which SVI finds the parameter."""
     value = parameter.detach()
-    value.unconstrained = lambda: parameter  # type: ignore[attr-defined]  # where SVI looks for what to optimize
+    value.unconstrained = lambda: parameter  # type: ignore[attr-defined]
     return lambda *_, **__: value

@@ -1,4 +1,4 @@
-"""Distributions that Pyro lacks: the continuous Bernoulli by its logits, one-hot features, an improper flat density."""
+"""Distributions that Pyro lacks: one-hot vectors, continuous Bernoulli by logits, flat density."""
 
 import math
 
@@ -10,17 +10,22 @@ from torch.distributions import constraints, kl_divergence, register_kl
 from pyroae.errors import ConfigError
 
 BINARY = "binary"
-
+"""The support of z made of zeros and ones."""
 
 REAL = "real"
+"""The support of real z."""
 
 
 class OneHots(dist.TorchDistribution):
-    """V categorical variables of C states each as one vector of V·C zeros and ones.
+    """V categorical variables of C states each, as one vector of V·C zeros and ones.
 
         log p(z) = Σ_v Σ_c z_vc log p_vc
 
-    logits: `[..., V, C]`; z has the event shape `[V C]`.
+    The event shape is `[V C]`.
+
+    Args:
+        logits: Unnormalized log-probabilities, shape `[..., V, C]`.
+        validate_args: Whether to check arguments and values; None for torch's default.
 
     >>> q = OneHots(torch.zeros(2, 3, 4))
     >>> q.batch_shape, q.event_shape, q.sample().sum(-1).tolist()
@@ -41,31 +46,35 @@ class OneHots(dist.TorchDistribution):
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> constraints.Constraint:
-        """Vectors of zeros and ones."""
+        """The set of vectors of zeros and ones."""
         return constraints.independent(constraints.boolean, 1)
 
     @property
     def mean(self) -> Tensor:
-        """The probabilities, `[..., V C]`."""
+        """The probabilities of the states, shape `[..., V C]`."""
         return self.variables.probs.flatten(-2)
 
     @property
     def variance(self) -> Tensor:
-        """p(1 − p), `[..., V C]`."""
+        """The variance p(1 − p), shape `[..., V C]`."""
         return self.variables.variance.flatten(-2)
 
     def expand(self, batch_shape: tuple[int, ...], _instance: object = None) -> "OneHots":
+        """Return the same distribution with another batch shape."""
         return OneHots(
             self.logits.expand(*batch_shape, *self.logits.shape[-2:]), validate_args=False
         )
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Return draws of z, shape `[*sample_shape, ..., V C]`."""
         return self.variables.sample(sample_shape).flatten(-2)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(z) in nats, shape `[...]`, for z `[..., V C]`."""
         return self.variables.log_prob(value.unflatten(-1, self.logits.shape[-2:])).sum(-1)
 
     def entropy(self) -> Tensor:
+        """Return the entropy in nats, summed over the V variables, shape `[...]`."""
         return self.variables.entropy().sum(-1)
 
 
@@ -75,26 +84,60 @@ def _kl(one: OneHots, other: OneHots) -> Tensor:
 
 
 def states_of(latent: int, categories: int | None) -> int:
-    """The number of states of each variable in a z of size `latent`. Raises ConfigError where they do not fit."""
+    """Return the number of states of each categorical variable in z.
+
+    Args:
+        latent: m, the size of z.
+        categories: The number of states; None for one variable with m states.
+
+    Returns:
+        The number of states C, with m = V·C.
+
+    Raises:
+        ConfigError: C is below 2, or does not divide m.
+
+    >>> states_of(12, 4), states_of(12, None)
+    (4, 12)
+    """
     states = latent if categories is None else categories
     if states < 2 or latent % states:
         raise ConfigError(
-            f"z of size {latent} does not hold whole variables of {states} categories: latent must be a multiple of "
-            "categories, which are at least 2"
+            f"z of size {latent} does not hold whole variables of {states} categories: latent must "
+            "be a multiple of categories, which are at least 2"
         )
     return states
 
 
 def one_hot(states: int) -> str:
-    """The name of that support."""
+    """Return the name of the support of concatenated one-hot vectors.
+
+    Args:
+        states: The number of states of each variable.
+
+    Returns:
+        A text that two choices share where their supports agree.
+    """
     return f"one-hot of {states}"
 
 
 class ContinuousBernoulliLogits(dist.TorchDistribution):
-    """The continuous Bernoulli on [0, 1] from logits λ, exact however large they are.
+    """The continuous Bernoulli on [0, 1] from logits λ, accurate for logits of any size.
 
-    log p(x) = λ(x − ½) − log(sinh(λ/2) / (λ/2)); torch's own works from probabilities that it clamps, and its density then
-    integrates to a half at λ = −30.
+        log p(x) = λ(x − ½) − log(sinh(λ/2) / (λ/2))
+
+    torch's own distribution clamps the probabilities that it computes with; at λ = −30 its density
+    integrates to a half.
+
+    Args:
+        logits: λ, shape `[...]`, which is the batch shape.
+        validate_args: Whether to check arguments and values; None for torch's default.
+
+    References:
+        Loaiza-Ganem & Cunningham 2019, The Continuous Bernoulli: Fixing a Pervasive Error in
+            Variational Autoencoders.
+
+    >>> ContinuousBernoulliLogits(torch.tensor(0.0)).mean  # λ = 0: the uniform distribution
+    tensor(0.5000)
     """
 
     arg_constraints = {"logits": constraints.real}  # noqa: RUF012
@@ -108,9 +151,11 @@ class ContinuousBernoulliLogits(dist.TorchDistribution):
     def expand(
         self, batch_shape: tuple[int, ...], _instance: object = None
     ) -> "ContinuousBernoulliLogits":
+        """Return the same distribution with another batch shape."""
         return ContinuousBernoulliLogits(self.logits.expand(batch_shape), validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(x) in nats, shape `[...]`."""
         small, half = self._halves()
         series = half**2 / 6 - half**4 / 180 + half**6 / 2835 - half**8 / 37800
         size = torch.where(small, torch.ones_like(half), half).abs()
@@ -119,14 +164,25 @@ class ContinuousBernoulliLogits(dist.TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """½ + ½ coth(λ/2) − 1/λ."""
+        """The mean ½ + ½ coth(λ/2) − 1/λ, shape `[...]`."""
         small, half = self._halves()
         series = half / 6 - half**3 / 90 + half**5 / 945 - half**7 / 9450
         safe = torch.where(small, torch.ones_like(half), half)
         return 0.5 + torch.where(small, series, 0.5 / torch.tanh(safe) - 0.5 / safe)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        """By inversion: x = log(1 − u + u e^λ) / λ, from the side on which the exponential is small."""
+        """Return reparameterized draws by inversion of the distribution function.
+
+            x = log(1 − u + u e^λ) / λ,   u ~ Uniform(0, 1)
+
+        The formula is evaluated at the logit −|λ|, where the exponential does not overflow.
+
+        Args:
+            sample_shape: The shape of independent draws.
+
+        Returns:
+            Draws in [0, 1], shape `[*sample_shape, ...]`.
+        """
         shape = self._extended_shape(sample_shape)
         u = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
         small = self.logits.abs() < 1e-3
@@ -136,7 +192,7 @@ class ContinuousBernoulliLogits(dist.TorchDistribution):
         return torch.where(small, u, x).clamp(0, 1)
 
     def _halves(self) -> tuple[Tensor, Tensor]:
-        """Where λ/2 is so small that the closed form cancels, and λ/2."""
+        """Whether λ/2 is so small that the closed form loses its digits, and λ/2."""
         half = self.logits / 2
         return half.abs() < 0.15, half
 

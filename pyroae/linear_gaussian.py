@@ -1,6 +1,9 @@
-"""Closed forms of the linear-Gaussian model z ~ N(0, I), x|z ~ N(W z + b, σ² I) (Tipping & Bishop 1999). In nats.
+"""Closed forms of the linear-Gaussian model z ~ N(0, I), x|z ~ N(W z + b, σ² I). In nats.
 
-weight: W `[d, m]`. bias: b `[d]`. scale: σ, a number in a tensor. x: `[..., d]`.
+Shapes: d observed features, m latent features.
+
+References:
+    Tipping & Bishop 1999, Probabilistic Principal Component Analysis.
 """
 
 import math
@@ -14,9 +17,18 @@ from pyroae.errors import ConfigError
 
 
 def posterior(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean `[..., m]` and lower Cholesky factor `[m, m]` of the covariance of p(z|x).
+    """Return mean and Cholesky factor of the exact posterior p(z|x).
 
-    With M = WᵀW + σ²I: z|x ~ N(M⁻¹Wᵀ(x − b), σ²M⁻¹).
+        z|x ~ N(M⁻¹Wᵀ(x − b), σ²M⁻¹),   M = WᵀW + σ²I
+
+    Args:
+        x: Data, shape `[..., d]`.
+        weight: W, shape `[d, m]`.
+        bias: b, shape `[d]`.
+        scale: σ, shape `[]`.
+
+    Returns:
+        The mean, shape `[..., m]`, and the lower Cholesky factor of the covariance, shape `[m, m]`.
 
     >>> posterior(torch.tensor([[1.0]]), torch.eye(1), torch.zeros(1), torch.tensor(1.0))[0]
     tensor([[0.5000]])
@@ -32,13 +44,35 @@ def posterior(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> tuple[T
 def posterior_distribution(
     x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor
 ) -> MultivariateNormal:
-    """The exact posterior p(z|x) as a distribution over `[m]`."""
+    """Return the exact posterior p(z|x) as a distribution.
+
+    Args:
+        x: Data, shape `[..., d]`.
+        weight: W, shape `[d, m]`.
+        bias: b, shape `[d]`.
+        scale: σ, shape `[]`.
+
+    Returns:
+        A Gaussian with batch shape `[...]` and event shape `[m]`.
+
+    >>> ones = torch.ones(1, 1)
+    >>> posterior_distribution(ones, ones, torch.zeros(1), torch.tensor(1.0)).variance
+    tensor([[0.5000]])
+    """
     loc, tril = posterior(x, weight, bias, scale)
     return MultivariateNormal(loc, scale_tril=tril)
 
 
 def marginal(weight: Tensor, bias: Tensor, scale: Tensor) -> LowRankMultivariateNormal:
-    """The evidence p(x) = N(b, WWᵀ + σ²I).
+    """Return the evidence p(x) = N(b, WWᵀ + σ²I).
+
+    Args:
+        weight: W, shape `[d, m]`.
+        bias: b, shape `[d]`.
+        scale: σ, shape `[]`.
+
+    Returns:
+        A Gaussian with event shape `[d]`.
 
     >>> marginal(torch.ones(1, 1), torch.zeros(1), torch.tensor(1.0)).log_prob(torch.ones(1))
     tensor(-1.5155)
@@ -48,7 +82,15 @@ def marginal(weight: Tensor, bias: Tensor, scale: Tensor) -> LowRankMultivariate
 
 @dataclass(frozen=True)
 class PrincipalSubspace:
-    """What is best possible: W `[d, m]`, b `[d]`, σ, log p(x) a datum in nats, and the variance left by m directions."""
+    """The maximum-likelihood fit of probabilistic PCA.
+
+    Attributes:
+        weight: W, shape `[d, m]`.
+        bias: b, the mean of the data, shape `[d]`.
+        scale: σ, shape `[]`.
+        log_px: The mean of log p(x) per datum, in nats.
+        discarded: The variance outside the m principal directions, Σ_{j>m} λ_j.
+    """
 
     weight: Tensor
     bias: Tensor
@@ -58,11 +100,31 @@ class PrincipalSubspace:
 
 
 def maximum_likelihood(x: Tensor, latent: int) -> PrincipalSubspace:
-    """The maximum-likelihood pPCA of `x` `[N, d]`, in float64.
+    """Return the maximum-likelihood probabilistic PCA of data, computed in float64.
 
-    W = U_m (Λ_m − σ²I)^½, σ² the mean of the discarded eigenvalues of the covariance (of 1/N), and
-    log p(x) a datum = −½ [Σ_{j≤m} log λ_j + (d − m) log σ² + d log 2π + d].
-    Raises ConfigError unless 1 ≤ m < d.
+        W = U_m (Λ_m − σ²I)^½,   σ² = (1/(d − m)) Σ_{j>m} λ_j
+        (1/N) Σ_n log p(x_n) = −½ [Σ_{j≤m} log λ_j + (d − m) log σ² + d log 2π + d]
+
+    λ_1 ≥ … ≥ λ_d are the eigenvalues of the covariance with the factor 1/N, U_m the eigenvectors of
+    the m largest.
+
+    Args:
+        x: Data, shape `[N, d]`.
+        latent: m, at least 1 and below d.
+
+    Returns:
+        The fit, in float64.
+
+    Raises:
+        ConfigError: `latent` is below 1, or not below d.
+
+    References:
+        Tipping & Bishop 1999, Probabilistic Principal Component Analysis.
+
+    >>> x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.5], [0.0, -0.5]])
+    >>> fit = maximum_likelihood(x, latent=1)
+    >>> fit.discarded, fit.weight.shape
+    (0.125, torch.Size([2, 1]))
     """
     if not 1 <= latent < x.shape[1]:
         raise ConfigError(
@@ -72,8 +134,10 @@ def maximum_likelihood(x: Tensor, latent: int) -> PrincipalSubspace:
     bias = x.mean(0)
     values, vectors = torch.linalg.eigh((x - bias).t() @ (x - bias) / len(x))
     values, vectors = values.flip(0), vectors.flip(1)
-    d, kept, rest = len(values), values[:latent], values[latent:]
+    d, principal, rest = len(values), values[:latent], values[latent:]
     variance = rest.mean()
-    weight = vectors[:, :latent] * (kept - variance).clamp_min(0).sqrt()
-    log_px = -0.5 * (kept.log().sum() + len(rest) * variance.log() + d * math.log(2 * math.pi) + d)
+    weight = vectors[:, :latent] * (principal - variance).clamp_min(0).sqrt()
+    log_px = -0.5 * (
+        principal.log().sum() + len(rest) * variance.log() + d * math.log(2 * math.pi) + d
+    )
     return PrincipalSubspace(weight, bias, variance.sqrt(), float(log_px), float(rest.sum()))

@@ -1,4 +1,4 @@
-"""Maps between data and latent space: linear, MLP, convolutional, tied. No probability here."""
+"""Deterministic maps between data and latent space: linear, MLP, convolutional, tied."""
 
 import math
 from abc import ABC, abstractmethod
@@ -24,33 +24,76 @@ _ACTIVATIONS = {
     "sigmoid": nn.Sigmoid,
 }
 
-
 MAPS: "Registry[Map]" = Registry("map")
+"""The table of maps by name."""
 
 
 class Map(ABC):
-    """The form of an encoder or a decoder: makes a module from `[..., inputs]` to `[..., outputs]`."""
+    """The form of an encoder and a decoder, from which their modules are built.
+
+    To add one, write a frozen dataclass with `encoder` and `decoder` and register it with
+    `@MAPS.register("name")`.
+
+    >>> MLP((20,)).encoder((8, 8), outputs=4)(torch.zeros(3, 64)).shape
+    torch.Size([3, 4])
+    """
 
     @abstractmethod
     def encoder(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
-        """From data of `shape`, flattened to `[..., d]`, to `[..., outputs]`."""
+        """Return a new module from data to the parameters of q(z|x).
+
+        Args:
+            shape: The shape of one datum; the module takes it flattened, `[..., d]`.
+            outputs: The number of outputs.
+
+        Returns:
+            A module from `[..., d]` to `[..., outputs]`.
+
+        Raises:
+            ConfigError: The map is not defined for data of this shape.
+        """
 
     @abstractmethod
     def decoder(self, latent: int, shape: tuple[int, ...], outputs: int) -> nn.Module:
-        """From `[..., m]` to `[..., outputs * d]`; the last layer has a bias of that size."""
+        """Return a new module from z to the parameters of p(x|z).
+
+        Args:
+            latent: m, the size of z.
+            shape: The shape of one datum, with d features in all.
+            outputs: The number of outputs per feature.
+
+        Returns:
+            A module from `[..., m]` to `[..., outputs * d]`. Its last layer has a bias of shape
+                `[outputs * d]`.
+
+        Raises:
+            ConfigError: The map is not defined for data of this shape.
+        """
 
 
 @MAPS.register("linear")
 @dataclass(frozen=True)
 class Linear(Map):
-    """An affine map `W z + b`; with `unit_norm` each column of W, an atom of the dictionary, is scaled to length 1."""
+    """An affine map W z + b.
+
+    Attributes:
+        unit_norm: Whether each column of the decoder's W, an atom of the dictionary, is scaled to
+            length 1.
+
+    >>> Linear().decoder(2, (8, 8), outputs=1)
+    Sequential(
+      (0): Linear(in_features=2, out_features=64, bias=True)
+    )
+    """
 
     unit_norm: bool = False
 
     def encoder(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """Return one linear layer from `[..., d]` to `[..., outputs]`."""
         return nn.Sequential(_linear(math.prod(shape), outputs))
 
     def decoder(self, latent: int, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """Return one linear layer, or `Atoms`, from `[..., m]` to `[..., outputs * d]`."""
         size = outputs * math.prod(shape)
         return nn.Sequential(Atoms(latent, size) if self.unit_norm else _linear(latent, size))
 
@@ -58,7 +101,22 @@ class Linear(Map):
 @MAPS.register("mlp")
 @dataclass(frozen=True)
 class MLP(Map):
-    """A multilayer perceptron; `widths` are the encoder's hidden layers, and the decoder's in reverse order."""
+    """A multilayer perceptron.
+
+    Attributes:
+        widths: The widths of the encoder's hidden layers; the decoder has them in reverse order.
+        activation: The function between layers: tanh, relu, elu, gelu, silu, softplus or sigmoid.
+
+    Raises:
+        ConfigError: `activation` is unknown, or a width is below 1.
+
+    >>> MLP((20,), "relu").decoder(2, (8, 8), outputs=1)
+    Sequential(
+      (0): Linear(in_features=2, out_features=20, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=20, out_features=64, bias=True)
+    )
+    """
 
     widths: tuple[int, ...] = (200, 200)
     activation: str = "tanh"
@@ -70,12 +128,15 @@ class MLP(Map):
             raise ConfigError(f"each width of an MLP must be at least 1, not {self.widths}")
 
     def encoder(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """Return the layers from `[..., d]` through `widths` to `[..., outputs]`."""
         return self._chain([math.prod(shape), *self.widths, outputs])
 
     def decoder(self, latent: int, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """Return the layers from `[..., m]` through reversed `widths` to `[..., outputs * d]`."""
         return self._chain([latent, *reversed(self.widths), outputs * math.prod(shape)])
 
     def _chain(self, sizes: list[int]) -> nn.Module:
+        """Linear layers between consecutive sizes, with activations between them."""
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(sizes):
             layers += [_linear(inputs, outputs), _ACTIVATIONS[self.activation]()]
@@ -85,9 +146,21 @@ class MLP(Map):
 @MAPS.register("conv")
 @dataclass(frozen=True)
 class Conv(Map):
-    """Convolutions with stride 2, then one hidden layer.
+    """Convolutions with stride 2 and one hidden layer.
 
-    For images (height, width), (channels, height, width), or (height, width, channels) where `is_channels_last` says so.
+    It takes images of shape (height, width) or (channels, height, width), and of shape
+    (height, width, channels) where `is_channels_last` recognizes them.
+
+    Attributes:
+        channels: The channels of the encoder's convolutions; the decoder has them in reverse order.
+        width: The width of the hidden layer.
+        activation: The function between layers: tanh, relu, elu, gelu, silu, softplus or sigmoid.
+
+    Raises:
+        ConfigError: `activation` is unknown, `channels` is empty, or a number is below 1.
+
+    >>> Conv((8, 16), width=32).encoder((28, 28), outputs=4)(torch.zeros(3, 784)).shape
+    torch.Size([3, 4])
     """
 
     channels: tuple[int, ...] = (32, 64)
@@ -103,6 +176,7 @@ class Conv(Map):
             )
 
     def encoder(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """Return convolutions and two linear layers from `[..., d]` to `[..., outputs]`."""
         image, sizes = self._sizes(shape)
         counts = [image[0], *self.channels]
         layers: list[nn.Module] = []
@@ -126,6 +200,7 @@ class Conv(Map):
         )
 
     def decoder(self, latent: int, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """Return two linear layers and transposed convolutions to `[..., outputs * d]`."""
         image, sizes = self._sizes(shape)
         inner = (self.channels[-1], *sizes[-1])
         act = _ACTIVATIONS[self.activation]
@@ -151,10 +226,11 @@ class Conv(Map):
         )
 
     def _sizes(self, shape: tuple[int, ...]) -> tuple[tuple[int, int, int], list[tuple[int, int]]]:
+        """The image's (channels, height, width), and height and width before each convolution."""
         if len(shape) not in (2, 3):
             raise ConfigError(
-                "a conv map needs images (height, width), (channels, height, width) or (height, width, channels), "
-                f"not data of shape {shape}"
+                "a conv map needs images (height, width), (channels, height, width) or "
+                f"(height, width, channels), not data of shape {shape}"
             )
         image = cast(
             tuple[int, int, int],
@@ -165,13 +241,28 @@ class Conv(Map):
             sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
         if min(sizes[-1]) < 1:
             raise ConfigError(
-                f"images of {image[1]}×{image[2]} are too small for {len(self.channels)} convolutions of stride 2"
+                f"images of {image[1]}×{image[2]} are too small for {len(self.channels)} "
+                "convolutions of stride 2"
             )
         return image, sizes
 
 
 class Atoms(nn.Module):
-    """`D z + b` where each column of D has length 1 (Olshausen & Field 1996): growing the decoder cannot shrink z."""
+    """The affine map D z + b in which each column of D has length 1.
+
+    Because the length is fixed, larger decoder weights cannot compensate for a smaller z.
+
+    Args:
+        latent: m, the size of z.
+        outputs: The number of outputs.
+
+    References:
+        Olshausen & Field 1996, Emergence of Simple-Cell Receptive Field Properties by Learning a
+            Sparse Code for Natural Images.
+
+    >>> Atoms(latent=2, outputs=5).atoms.norm(dim=0).round(decimals=4).tolist()
+    [1.0, 1.0]
+    """
 
     def __init__(self, latent: int, outputs: int) -> None:
         super().__init__()
@@ -180,15 +271,28 @@ class Atoms(nn.Module):
 
     @property
     def atoms(self) -> Tensor:
-        """The dictionary `[outputs, m]`, columns of length 1."""
+        """The dictionary D, shape `[outputs, m]`, with columns of length 1."""
         return nn.functional.normalize(self.weight, dim=0)
 
     def forward(self, z: Tensor) -> Tensor:
+        """Return D z + b, shape `[..., outputs]`, for z `[..., m]`."""
         return nn.functional.linear(z, self.atoms, self.bias)
 
 
 class Tied(nn.Module):
-    """The decoder whose weights are those of a linear or MLP encoder, transposed, with biases of its own."""
+    """A decoder with the transposed weights of a linear or MLP encoder, and its own biases.
+
+    Args:
+        encoder: The encoder, a sequence of linear layers and activations.
+        latent: m, the size of z. Of the encoder's outputs the first m are inverted.
+
+    Raises:
+        ConfigError: The encoder has no linear layers.
+
+    >>> encoder = MLP((20,)).encoder((64,), outputs=4)
+    >>> Tied(encoder, latent=2)(torch.zeros(3, 2)).shape
+    torch.Size([3, 64])
+    """
 
     def __init__(self, encoder: nn.Module, latent: int) -> None:
         super().__init__()
@@ -198,26 +302,30 @@ class Tied(nn.Module):
             raise ConfigError(
                 "tied weights need an encoder of linear layers: a linear or an MLP map"
             )
-        self._layers = (
-            layers,
-            latent,
-        )  # in a tuple, so that the encoder's parameters are not registered twice
+        # In a tuple, so that the encoder's parameters are not registered twice.
+        self._layers = (layers, latent)
         self.biases = nn.ParameterList(
             [nn.Parameter(torch.zeros(layer.in_features)) for layer in reversed(linear)]
         )
 
     def shared_weights(self) -> list[Tensor]:
-        """The encoder's weights that it uses."""
+        """Return the weights that encoder and decoder share, from the last layer to the first.
+
+        Returns:
+            The weights of the encoder's linear layers; of the last one the rows of the first m
+                outputs.
+        """
         layers, latent = self._layers
         weights = [layer.weight for layer in reversed(layers) if isinstance(layer, nn.Linear)]
         return [weights[0][:latent], *weights[1:]]
 
     @property
     def bias(self) -> nn.Parameter:
-        """Of the last layer, `[d]`."""
+        """The bias of the last layer, shape `[d]`."""
         return cast(nn.Parameter, self.biases[-1])
 
     def forward(self, z: Tensor) -> Tensor:
+        """Return the decoder's output, shape `[..., d]`, for z `[..., m]`."""
         layers, latent = self._layers
         h, used = z, 0
         for layer in reversed(layers):
@@ -231,53 +339,84 @@ class Tied(nn.Module):
 
 
 class Images(nn.Module):
-    """Applies a network for images to `[..., c * h * w]`, whatever the leading dimensions, and flattens its result."""
+    """Apply a network for images to flat data with any leading dimensions.
+
+    Args:
+        image: The shape of one image as the network takes it, such as (c, h, w).
+        net: A network on `[B, *image]`.
+
+    >>> Images((1, 2, 2), nn.Identity())(torch.zeros(5, 3, 4)).shape
+    torch.Size([5, 3, 4])
+    """
 
     def __init__(self, image: tuple[int, ...], net: nn.Module) -> None:
         super().__init__()
         self.image, self.net = image, net
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the network's output, flattened, for flat images x `[..., c * h * w]`."""
         return self.net(x.reshape(-1, *self.image)).reshape(*x.shape[:-1], -1)
 
 
 class ChannelsFirst(nn.Module):
-    """From `[B, h, w, c]` to `[B, c, h, w]`."""
+    """Permute `[B, h, w, c]` to `[B, c, h, w]`."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x as `[B, c, h, w]`."""
         return x.permute(0, 3, 1, 2)
 
 
 class ChannelsLast(nn.Module):
-    """From `[B, outputs * c, h, w]` to `[B, outputs, h, w, c]`: each output in the layout of the data."""
+    """Permute `[B, outputs * c, h, w]` to `[B, outputs, h, w, c]`, the layout of the data.
+
+    Args:
+        outputs: The number of outputs per feature.
+    """
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
         self.outputs = outputs
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x as `[B, outputs, h, w, c]`."""
         return x.unflatten(1, (self.outputs, -1)).permute(0, 1, 3, 4, 2)
 
 
 class Offset(nn.Module):
-    """Adds a bias of its own to each output."""
+    """Add a learned bias to each output.
+
+    Args:
+        outputs: The number of outputs.
+    """
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x plus the bias, shape `[..., outputs]`."""
         return x + self.bias
 
 
 def set_output_bias(decoder: nn.Module, bias: Tensor) -> None:
-    """Start the decoder at the mean of the data: writes the last layer's bias."""
+    """Set the bias of the decoder's last layer, in place.
+
+    Args:
+        decoder: A module with a `bias`, or a sequence whose last module has one.
+        bias: The new values, shape `[outputs * d]`.
+
+    >>> decoder = Linear().decoder(2, (3,), outputs=1)
+    >>> set_output_bias(decoder, torch.tensor([1.0, 2.0, 3.0]))
+    >>> decoder(torch.zeros(2)).tolist()
+    [1.0, 2.0, 3.0]
+    """
     last = decoder[-1] if isinstance(decoder, nn.Sequential) else decoder
     with torch.no_grad():
         cast(Tensor, last.bias).copy_(bias)
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer with Glorot weights and zero biases."""
     layer = nn.Linear(inputs, outputs)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)

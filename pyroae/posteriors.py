@@ -1,4 +1,4 @@
-"""The second choice: the amortized posterior q(z|x), given by what the encoder puts out."""
+"""The second choice: the amortized posterior q(z|x), a function of the encoder's output."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -12,52 +12,111 @@ from pyroae.distributions import BINARY, REAL, OneHots, one_hot, states_of
 from pyroae.registry import Registry
 
 POSTERIORS: "Registry[Posterior]" = Registry("posterior")
+"""The table of posteriors by name."""
 
 
 class Encoding(Protocol):
-    """What a posterior may use of the autoencoder it belongs to."""
+    """The parts of an autoencoder that a posterior may use.
+
+    Attributes:
+        encoder: The map from data to the parameters of q(z|x).
+    """
 
     encoder: nn.Module
 
     def linear_gaussian(self) -> tuple[Tensor, Tensor, Tensor]:
-        """W `[d, m]`, b `[d]` and σ of a linear-Gaussian system."""
+        """Return W, b and σ of a linear-Gaussian system.
+
+        Returns:
+            W, shape `[d, m]`, b, shape `[d]`, and σ, shape `[]`.
+        """
         ...
 
 
 class Posterior(ABC):
-    """A distribution over z given x. To add one: a frozen dataclass, and `@POSTERIORS.register("name")`."""
+    """A distribution over z given x.
+
+    To add one, write a frozen dataclass with `distribution` and register it with
+    `@POSTERIORS.register("name")`.
+
+    >>> @dataclass(frozen=True)
+    ... class UnitVariance(Posterior):
+    ...     def distribution(self, x: Tensor, system: Encoding) -> dist.TorchDistribution:
+    ...         return dist.Normal(system.encoder(x), 1.0).to_event(1)
+    >>> UnitVariance().outputs(latent=2)
+    2
+    """
 
     def outputs(self, latent: int) -> int:
-        """How many numbers the encoder puts out; 0 where no encoder is needed."""
+        """Return the number of outputs of the encoder.
+
+        Args:
+            latent: m, the size of z.
+
+        Returns:
+            m by default; 0 for a posterior that needs no encoder.
+        """
         return latent
 
     def support(self, latent: int) -> str:
-        """What z may be; prior and posterior must agree. Raises ConfigError for a size of z that does not suit."""
+        """Return the name of the support of z, which prior and posterior must share.
+
+        Args:
+            latent: m, the size of z.
+
+        Returns:
+            `real` by default; `binary`, or a name that includes the number of categories.
+
+        Raises:
+            ConfigError: The posterior is not defined for z of this size.
+        """
         return REAL
 
     @abstractmethod
     def distribution(self, x: Tensor, system: Encoding) -> dist.TorchDistribution:
-        """q(z|x) for x `[..., d]`, with batch shape `[...]` and event shape `[m]`."""
+        """Return the distribution q(z|x).
+
+        Args:
+            x: Data, shape `[..., d]`.
+            system: The autoencoder, with its encoder.
+
+        Returns:
+            q(z|x), with batch shape `[...]` and event shape `[m]`.
+        """
 
 
 @POSTERIORS.register("point")
 @dataclass(frozen=True)
 class Point(Posterior):
-    """z = f(x), a Delta: the ELBO becomes the MAP objective log p(x|z) + log p(z)."""
+    """A point mass (Delta) at z = f(x), the output of the encoder.
+
+    With it the ELBO is the MAP objective log p(x|z) + log p(z).
+    """
 
     def distribution(self, x: Tensor, system: Encoding) -> dist.TorchDistribution:
+        """Return a Delta at the encoder's output, event shape `[m]`."""
         return dist.Delta(system.encoder(x)).to_event(1)
 
 
 @POSTERIORS.register("diagonal")
 @dataclass(frozen=True)
 class Diagonal(Posterior):
-    """q(z|x) = N(μ(x), diag σ(x)²), reparameterized as z = μ + σ ε (Kingma & Welling 2014)."""
+    """A Gaussian with diagonal covariance, reparameterized.
+
+        q(z|x) = N(μ(x), diag σ(x)²),   z = μ + σ ε,   ε ~ N(0, I)
+
+    The encoder's outputs are μ(x) and log σ(x)².
+
+    References:
+        Kingma & Welling 2014, Auto-Encoding Variational Bayes.
+    """
 
     def outputs(self, latent: int) -> int:
+        """Return 2m: μ and log σ²."""
         return 2 * latent
 
     def distribution(self, x: Tensor, system: Encoding) -> dist.TorchDistribution:
+        """Return N(μ(x), diag σ(x)²), event shape `[m]`."""
         loc, log_variance = system.encoder(x).chunk(2, dim=-1)
         return dist.Normal(loc, (0.5 * log_variance).exp()).to_event(1)
 
@@ -65,15 +124,22 @@ class Diagonal(Posterior):
 @POSTERIORS.register("exact-linear")
 @dataclass(frozen=True)
 class ExactLinear(Posterior):
-    """The exact posterior of a linear-Gaussian system, N(M⁻¹Wᵀ(x − b), σ²M⁻¹) with M = WᵀW + σ²I: no encoder.
+    """The exact posterior of a linear-Gaussian system, without an encoder.
 
-    The ELBO then equals log p(x), sample by sample (Tipping & Bishop 1999).
+        q(z|x) = N(M⁻¹Wᵀ(x − b), σ²M⁻¹),   M = WᵀW + σ²I
+
+    With it the ELBO equals log p(x) for every draw of z.
+
+    References:
+        Tipping & Bishop 1999, Probabilistic Principal Component Analysis.
     """
 
     def outputs(self, latent: int) -> int:
+        """Return 0: there is no encoder."""
         return 0
 
     def distribution(self, x: Tensor, system: Encoding) -> dist.TorchDistribution:
+        """Return the exact posterior of the system's W, b and σ, event shape `[m]`."""
         loc, tril = linear_gaussian.posterior(x, *system.linear_gaussian())
         return dist.MultivariateNormal(loc, scale_tril=tril)
 
@@ -81,25 +147,39 @@ class ExactLinear(Posterior):
 @POSTERIORS.register("bernoulli")
 @dataclass(frozen=True)
 class Bernoulli(Posterior):
-    """q(z_j|x) = Bernoulli(p_j(x)): zeros and ones, without reparameterization."""
+    """Independent binary variables q(z_j|x) = Bernoulli(p_j(x)), not reparameterized.
+
+    The encoder's outputs are the logits of p_j(x).
+    """
 
     def support(self, latent: int) -> str:
+        """Return `binary`."""
         return BINARY
 
     def distribution(self, x: Tensor, system: Encoding) -> dist.TorchDistribution:
+        """Return Bernoulli(p_j(x)) for each feature, event shape `[m]`."""
         return dist.Bernoulli(logits=system.encoder(x)).to_event(1)
 
 
 @POSTERIORS.register("categorical")
 @dataclass(frozen=True)
 class Categorical(Posterior):
-    """One-hot variables side by side in z, each with as many `categories` (by default one that takes all of z)."""
+    """Independent categorical variables, concatenated in z as one-hot vectors.
+
+    The encoder's outputs are the logits of the states. The draws are not reparameterized.
+
+    Attributes:
+        categories: C, the number of states of each variable; z holds m / C variables. None for one
+            variable with m states.
+    """
 
     categories: int | None = None
 
     def support(self, latent: int) -> str:
+        """Return the name of one-hot vectors of C states; refuse a C that does not divide m."""
         return one_hot(states_of(latent, self.categories))
 
     def distribution(self, x: Tensor, system: Encoding) -> dist.TorchDistribution:
+        """Return the concatenated one-hot variables, event shape `[m]`."""
         logits = system.encoder(x)
         return OneHots(logits.unflatten(-1, (-1, states_of(logits.shape[-1], self.categories))))

@@ -1,4 +1,4 @@
-"""The first choice: the prior p(z) over the latent features, `[m]`."""
+"""The first choice: the prior p(z) over the m latent features."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,46 +14,105 @@ from pyroae.errors import ConfigError
 from pyroae.registry import Registry
 
 PRIORS: "Registry[Prior]" = Registry("prior")
+"""The table of priors by name."""
 
 
 class Prior(ABC):
-    """A distribution over z. To add one: a frozen dataclass with a `distribution`, and `@PRIORS.register("name")`."""
+    """A distribution over z.
+
+    To add one, write a frozen dataclass with `distribution` and register it with
+    `@PRIORS.register("name")`.
+
+    >>> @dataclass(frozen=True)
+    ... class Wide(Prior):
+    ...     def distribution(self, zeros: Tensor, learned: nn.Module) -> dist.TorchDistribution:
+    ...         return dist.Normal(zeros, zeros + 10).to_event(1)
+    >>> Wide().distribution(torch.zeros(2), nn.ParameterDict()).event_shape
+    torch.Size([2])
+    """
 
     def learned(self, latent: int) -> nn.Module:
-        """What the prior learns; none by default."""
+        """Return a new module with the prior's parameters; empty by default.
+
+        Args:
+            latent: m, the size of z.
+
+        Returns:
+            A module that the autoencoder registers and passes to `distribution`.
+        """
         return nn.ParameterDict()
 
     def support(self, latent: int) -> str:
-        """What z may be; prior and posterior must agree. Raises ConfigError for a size of z that does not suit."""
+        """Return the name of the support of z, which prior and posterior must share.
+
+        Args:
+            latent: m, the size of z.
+
+        Returns:
+            `real` by default; `binary`, or a name that includes the number of categories.
+
+        Raises:
+            ConfigError: The prior is not defined for z of this size.
+        """
         return REAL
 
     @abstractmethod
     def distribution(self, zeros: Tensor, learned: nn.Module) -> dist.TorchDistribution:
-        """p(z) with event shape `[m]`; `zeros` `[m]` gives size, dtype and device."""
+        """Return the distribution p(z).
+
+        Args:
+            zeros: Zeros of shape `[m]`, which give size, dtype and device.
+            learned: The module that `learned` returned.
+
+        Returns:
+            p(z), with event shape `[m]`.
+        """
 
 
 @PRIORS.register("flat")
 @dataclass(frozen=True)
 class Flat(Prior):
-    """The improper p(z) ∝ 1 of PCA and plain autoencoders: log-density 0, no samples, no evidence."""
+    """The improper prior p(z) ∝ 1 of PCA and plain autoencoders.
+
+    Its log-density is 0. It cannot be sampled, and log p(x) is undefined under it.
+    """
 
     def distribution(self, zeros: Tensor, learned: nn.Module) -> dist.TorchDistribution:
+        """Return an improper distribution with log-density 0, event shape `[m]`."""
         return _Improper(zeros)
 
 
 @PRIORS.register("normal")
 @dataclass(frozen=True)
 class Normal(Prior):
-    """z ~ N(0, I)."""
+    """The standard Gaussian prior z ~ N(0, I)."""
 
     def distribution(self, zeros: Tensor, learned: nn.Module) -> dist.TorchDistribution:
+        """Return N(0, I), event shape `[m]`."""
         return dist.Normal(zeros, zeros + 1).to_event(1)
 
 
 @PRIORS.register("laplace")
 @dataclass(frozen=True)
 class Laplace(Prior):
-    """z_j ~ Laplace(0, 1/λ): −log p(z) = λ‖z‖₁ + m log(2/λ), the L1 penalty under MAP (Olshausen & Field 1996)."""
+    """Independent Laplace variables: the L1 penalty of sparse coding under MAP.
+
+        z_j ~ Laplace(0, 1/λ),   −log p(z) = λ‖z‖₁ + m log(2/λ)
+
+    Attributes:
+        rate: λ, positive and finite.
+
+    Raises:
+        ConfigError: `rate` is not positive and finite.
+
+    References:
+        Olshausen & Field 1996, Emergence of Simple-Cell Receptive Field Properties by Learning a
+            Sparse Code for Natural Images.
+
+    >>> p_z = Laplace(rate=2.0).distribution(torch.zeros(3), nn.ParameterDict())
+    >>> p_z.log_prob(torch.zeros(3))  # m log(λ/2) = 0
+    tensor(0.)
+    """
 
     rate: float = 1.0
 
@@ -64,13 +123,25 @@ class Laplace(Prior):
             )
 
     def distribution(self, zeros: Tensor, learned: nn.Module) -> dist.TorchDistribution:
+        """Return Laplace(0, 1/λ) for each feature, event shape `[m]`."""
         return dist.Laplace(zeros, zeros + 1 / self.rate).to_event(1)
 
 
 @PRIORS.register("bernoulli")
 @dataclass(frozen=True)
 class Bernoulli(Prior):
-    """z_j ~ Bernoulli(p), zeros and ones; with `learn`, each p_j is a parameter that starts at `probability`."""
+    """Independent binary variables z_j ~ Bernoulli(p_j).
+
+    Attributes:
+        probability: The probability of a one, strictly between 0 and 1.
+        learn: Whether each p_j is a parameter that starts at `probability`.
+
+    Raises:
+        ConfigError: `probability` is not strictly between 0 and 1.
+
+    >>> Bernoulli(0.25).distribution(torch.zeros(2), nn.ParameterDict()).mean
+    tensor([0.2500, 0.2500])
+    """
 
     probability: float = 0.5
     learn: bool = False
@@ -78,18 +149,22 @@ class Bernoulli(Prior):
     def __post_init__(self) -> None:
         if not 0 < self.probability < 1:
             raise ConfigError(
-                f"the probability of a Bernoulli prior must be between 0 and 1, not {self.probability}"
+                "the probability of a Bernoulli prior must be between 0 and 1, "
+                f"not {self.probability}"
             )
 
     def support(self, latent: int) -> str:
+        """Return `binary`."""
         return BINARY
 
     def learned(self, latent: int) -> nn.Module:
+        """Return the logits of p_j, shape `[m]`, if they are learned."""
         return nn.ParameterDict(
             {"logits": torch.full((latent,), self._logit)} if self.learn else {}
         )
 
     def distribution(self, zeros: Tensor, learned: nn.Module) -> dist.TorchDistribution:
+        """Return Bernoulli(p_j) for each feature, event shape `[m]`."""
         logits = cast(nn.ParameterDict, learned)["logits"] if self.learn else zeros + self._logit
         return dist.Bernoulli(logits=logits).to_event(1)
 
@@ -101,28 +176,53 @@ class Bernoulli(Prior):
 @PRIORS.register("categorical")
 @dataclass(frozen=True)
 class Categorical(Prior):
-    """One-hot variables side by side in z, each with as many `categories` (by default one that takes all of z).
+    """Independent categorical variables, concatenated in z as one-hot vectors.
 
-    All states are equally likely; with `learn`, their probabilities are parameters.
+    Attributes:
+        categories: C, the number of states of each variable; z holds m / C variables. None for one
+            variable with m states.
+        learn: Whether the probabilities of the states are parameters. They start equal; without
+            `learn` they stay equal.
+
+    >>> Categorical(2).distribution(torch.zeros(4), nn.ParameterDict()).mean
+    tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
 
     categories: int | None = None
     learn: bool = False
 
     def support(self, latent: int) -> str:
+        """Return the name of one-hot vectors of C states; refuse a C that does not divide m."""
         return one_hot(states_of(latent, self.categories))
 
     def learned(self, latent: int) -> nn.Module:
+        """Return the logits of the states, shape `[m]`, if they are learned."""
         return nn.ParameterDict({"logits": torch.zeros(latent)} if self.learn else {})
 
     def distribution(self, zeros: Tensor, learned: nn.Module) -> dist.TorchDistribution:
+        """Return the concatenated one-hot variables, event shape `[m]`."""
         logits = cast(nn.ParameterDict, learned)["logits"] if self.learn else zeros
         return OneHots(logits.unflatten(-1, (-1, states_of(len(zeros), self.categories))))
 
 
 @dataclass(frozen=True)
 class GaussianWeights:
-    """A prior w ~ N(0, scale²) on every weight of the decoder, shared by `num_data` data: MAP, weight decay in nats."""
+    """A Gaussian prior on every weight of the decoder, for MAP: weight decay in nats.
+
+        w_i ~ N(0, scale²)
+
+    The training set shares one set of weights: a batch of B data adds log p(w) · B / num_data.
+
+    Attributes:
+        scale: The standard deviation of each weight, positive and finite.
+        num_data: The number of data in the training set, at least 1.
+
+    Raises:
+        ConfigError: `scale` is not positive and finite, or `num_data` is below 1.
+
+    >>> GaussianWeights(scale=1.0, num_data=100).distribution(torch.zeros(5)).event_shape
+    torch.Size([5])
+    """
 
     scale: float
     num_data: int
@@ -134,5 +234,12 @@ class GaussianWeights:
             )
 
     def distribution(self, weights: Tensor) -> dist.TorchDistribution:
-        """p(w) with the event shape of `weights`, `[P]`."""
+        """Return the prior p(w) of a vector of weights.
+
+        Args:
+            weights: The P weights, shape `[P]`, which give size, dtype and device.
+
+        Returns:
+            p(w), with event shape `[P]`.
+        """
         return dist.Normal(torch.zeros_like(weights), self.scale).to_event(1)

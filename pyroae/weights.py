@@ -1,8 +1,9 @@
-"""A Pyro model and guide -> log-weights, one for each particle and datum: the only source of log-weights.
+"""Log-weights of a Pyro model and guide, one per particle and datum.
 
     log w_kn = log p(x_n | z_kn) + log p(z_kn) − log q(z_kn | x_n),   z_kn ~ q(z | x_n)
 
-Shapes: K particles, N data. In nats. Nothing is summed over data here.
+Shapes: K particles, N data. In nats. Every objective and every evaluator takes its log-weights from
+this module. Nothing is summed over data here.
 """
 
 from collections.abc import Mapping
@@ -20,14 +21,21 @@ __all__ = ["LogWeights", "log_weights", "prior_of", "reduce_log_weights"]
 
 @dataclass(frozen=True)
 class LogWeights:
-    """Log-weights and their parts, each `[K, N]`, in nats.
+    """Log-weights and their parts, in nats.
 
-    scale: of each datum's bound, a number or `[N]`: the plate's subsampling scale N_total / N and any `poutine.scale` common
-    to all sites of the plate. It is not in the weights: a bound is taken a datum first and scaled afterwards. A scale on
-    single sites stays in the weight as an exponent. log_global: `[K]`, the terms of sites outside the plate.
-    log_post: log q(z|x) with every term of the guide. log_terms: the part of it that is the density of no draw: factors,
-    observed sites and the log-density of Deltas; None where there are none. densities: the log-density of each draw of the
-    guide by name, of its site's batch shape, without scale and mask.
+    Attributes:
+        log_lik: log p(x|z), shape `[K, N]`.
+        log_prior: log p(z), shape `[K, N]`.
+        log_post: log q(z|x) with every term of the guide, shape `[K, N]`.
+        scale: The scale of each datum's bound, a number or shape `[N]`: the plate's subsampling
+            scale N_total / N times any `poutine.scale` common to all sites of the plate. It is not
+            part of the weights: the bound of each datum is computed first and scaled afterwards. A
+            scale on single sites stays in the weight as an exponent.
+        log_global: The terms of sites outside the plate, shape `[K]`.
+        log_terms: The part of `log_post` that is not a density of draws (factors, observed sites
+            and the log-density of Deltas), shape `[K, N]`; None where the guide has no such terms.
+        densities: The log-density of each draw of the guide by site name, of the site's batch
+            shape, without scale and mask.
     """
 
     log_lik: Tensor
@@ -40,21 +48,47 @@ class LogWeights:
 
     @property
     def log_weight(self) -> Tensor:
-        """log p(x|z) + log p(z) − log q(z|x), `[K, N]`."""
+        """The log-weight log p(x|z) + log p(z) − log q(z|x), in nats, shape `[K, N]`."""
         return self.log_lik + self.log_prior - self.log_post
 
     @property
     def log_draws(self) -> Tensor:
-        """The part of log_post that is the density of the draws, `[K, N]`."""
+        """The part of `log_post` that is the density of the draws, in nats, shape `[K, N]`."""
         return self.log_post if self.log_terms is None else self.log_post - self.log_terms
 
     def total(self, per_datum: Tensor) -> Tensor:
-        """The value over all data of a bound taken a datum `[N]`: scaled, summed, with the mean of the global terms."""
+        """Return the value over all data of a bound per datum.
+
+            Σ_n scale_n F_n + (1/K) Σ_k log_global_k
+
+        Args:
+            per_datum: The bound F_n of each datum, in nats, shape `[N]`.
+
+        Returns:
+            The bound over all data, in nats, shape `[]`.
+        """
         return (self.scale * per_datum).sum() + self.log_global.mean()
 
 
 def reduce_log_weights(traces: Traces) -> LogWeights:
-    """The log-weights of a run; those of an empty program are 0, for one datum."""
+    """Return the log-weights of one run of guide and model.
+
+    Args:
+        traces: The traces of guide and model, with K particles.
+
+    Returns:
+        The log-weights and their parts, shape `[K, N]`, in nats; zeros for one datum where the
+            program has no sites.
+
+    Raises:
+        ProgramError: The log-density of a site cannot be computed; the message names the site.
+
+    >>> from pyroae import zoo
+    >>> system = zoo.ppca(2, latent=1)
+    >>> traces = run(system.model, system.guide, (torch.zeros(3, 2),), {}, num_particles=5)
+    >>> reduce_log_weights(traces).log_weight.shape
+    torch.Size([5, 3])
+    """
     local: dict[str, list[Tensor]] = {
         "log_lik": [],
         "log_prior": [],
@@ -97,21 +131,32 @@ def reduce_log_weights(traces: Traces) -> LogWeights:
 
 
 def _total(terms: list[Tensor], zeros: Tensor) -> Tensor:
+    """The sum of the terms; `zeros` where there are none."""
     return sum(terms[1:], terms[0]) if terms else zeros
 
 
 def log_weights(
     model: Program, guide: Program, *args: Any, num_particles: int = 1, **kwargs: Any
 ) -> LogWeights:
-    """Draw `num_particles` values of z from the guide for each datum and weigh them: tensors `[K, N]` in nats.
+    """Draw K values of z from the guide for each datum and return their log-weights.
 
-    model, guide: any Pyro programs with the same latent sites and one data plate; `args` and `kwargs` are theirs.
-    Raises ProgramError, naming the site, where they do not match.
+    Args:
+        model: A Pyro program p(z) p(x|z) with one data plate.
+        guide: A Pyro program q(z|x) with the same latent sites and the same plate.
+        *args: Positional arguments of both programs.
+        num_particles: K, the number of draws of z per datum.
+        **kwargs: Keyword arguments of both programs.
+
+    Returns:
+        The log-weights and their parts, shape `[K, N]`, in nats.
+
+    Raises:
+        ProgramError: Model and guide do not match; the message names the site.
 
     >>> from pyroae import zoo
-    >>> system = zoo.ppca(2, latent=1, exact=True)
-    >>> weights = log_weights(system.model, system.guide, torch.zeros(3, 2), num_particles=5).log_weight
-    >>> weights.shape, bool(weights.std(0).max() < 1e-5)  # the exact posterior: constant log-weights
+    >>> system, x = zoo.ppca(2, latent=1, exact=True), torch.zeros(3, 2)
+    >>> weights = log_weights(system.model, system.guide, x, num_particles=5).log_weight
+    >>> weights.shape, bool(weights.std(0).max() < 1e-5)  # exact posterior: constant log-weights
     (torch.Size([5, 3]), True)
     """
     return reduce_log_weights(run(model, guide, args, kwargs, num_particles))

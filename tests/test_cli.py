@@ -305,7 +305,7 @@ TRAIN = {
     ),
     "an invalid pair": (
         ["--bound", "iwae", "--gradient", "covariance"],
-        "the covariance gradient is that of TVO, not of IWAE",
+        "the covariance gradient is defined for TVO, not for IWAE",
     ),
     "one particle for VIMCO": (
         ["--objective", "vimco"],

@@ -336,7 +336,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "invalid pair": (
         ["--objectives", "elbo+covariance"],
-        "the covariance gradient is that of TVO, not of ELBO",
+        "the covariance gradient is defined for TVO, not for ELBO",
     ),
     "seeds": (["--seeds", "0"], "seeds are whole numbers of at least 0, not none"),
     "negative seed": (["--seeds", "0,-1"], "seeds are whole numbers of at least 0, not 0, -1"),

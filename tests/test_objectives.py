@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyroae import zoo
+from pyroae import config, zoo
 from pyroae.autoencoder import announce_parameters
 from pyroae.errors import ConfigError, ProgramError
-from pyroae.objectives import OBJECTIVES, AnalyticKL, Objective, TraceELBO
+from pyroae.objectives import OBJECTIVES, AnalyticKL, Objective, TraceELBO, named
 from pyroae.objectives.scores import moves_support
 from tests.systems import DISCRETE, FOR_DISCRETE, PROPER, SYSTEMS, D, system_and_data
 
@@ -74,6 +74,13 @@ def test_a_gradient_reaches_every_parameter(name: str, objective: str) -> None:
     for parameter_name, parameter in system.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.abs().max() > 0, parameter_name
+
+
+@pytest.mark.parametrize("objective", config.OBJECTIVES)
+def test_every_objective_is_named_in_one_module(objective: str) -> None:
+    make = getattr(named, objective.replace("-", "_"))
+    assert make is OBJECTIVES[objective]
+    assert make(num_particles=4).num_particles == 4
 
 
 @float64
@@ -387,7 +394,7 @@ def test_a_support_that_depends_on_parameters_has_no_score_of_mean_0(kind: str) 
     x = torch.zeros(40_000)
     for name in ("stl", "dreg", "rws", "vimco", "score", "tvo", "rws-dreg", "iwae-stl"):
         with pytest.raises(
-            ProgramError, match=r"where the support depends on parameters, as that of the site 'z'"
+            ProgramError, match=r"where the support depends on parameters, as at the site 'z'"
         ):
             OBJECTIVES[name](num_particles=4).bound(model, guide, x[:2])
     for name in ("trace-elbo", "piwae", "iwae", "renyi"):

@@ -1,4 +1,7 @@
-"""ELBO estimators: each a `pyro.infer.ELBO`, a bound times a gradient, a row of the registry `OBJECTIVES`."""
+"""ELBO estimators: each is a `pyro.infer.ELBO`, and most are a bound times a gradient.
+
+The registry `OBJECTIVES` and the module `pyroae.objectives.named` list them by name.
+"""
 
 from pyroae.objectives.analytic_kl import AnalyticKL
 from pyroae.objectives.base import OBJECTIVES, Bound, ObjectiveBase
@@ -30,7 +33,7 @@ from pyroae.objectives.gradients import (
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.trace_elbo import TraceELBO
 
-from pyroae.objectives.named import parse_objective  # isort: skip  # its module fills the registry
+from pyroae.objectives.named import parse_objective  # isort: skip  # its module registers the named pairs
 
 __all__ = [
     "BOUNDS",

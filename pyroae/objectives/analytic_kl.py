@@ -1,4 +1,4 @@
-"""The ELBO with its KL in closed form."""
+"""The ELBO with the KL in closed form."""
 
 import torch
 from pyro import poutine
@@ -13,16 +13,30 @@ from pyroae.programs.traces import Traces, log_density
 
 @OBJECTIVES.register("analytic-kl")
 class AnalyticKL(ObjectiveBase):
-    """The evidence lower bound with the KL in closed form where there is one.
+    """The evidence lower bound with the KL in closed form where one exists.
 
         L = Σ_n (1/K) Σ_k log p(x_n|z_kn) − KL(q(z|x_n) ‖ p(z))
 
-    In nats, over all data. For a diagonal Gaussian KL = ½ Σ_j (μ_j² + σ_j² − 1 − log σ_j²) (Kingma & Welling 2014). A
-    site without a closed form takes log q − log p at its draws, as `pyro.infer.TraceMeanField_ELBO` does; so do all
-    sites where model and guide draw them in different orders, for there the closed form would be wrong. With a scale
-    s_p on a site of the model and s_q on that of the guide the term is E_q[s_q log q − s_p log p]
-    = s_p KL − (s_q − s_p) H(q). Factors, observed sites and Deltas of the guide are terms of log q, at the draws.
-    Raises ProgramError for draws that do not carry their whole path gradient.
+    For a diagonal Gaussian guide and the prior N(0, I), KL = ½ Σ_j (μ_j² + σ_j² − 1 − log σ_j²).
+
+    - A site without a closed form contributes log q − log p at its draws, as in
+      `pyro.infer.TraceMeanField_ELBO`. So do all sites where model and guide draw them in different
+      orders, because the closed form does not hold there.
+    - With a scale s_p on a site of the model and s_q on the same site of the guide the term is
+      E_q[s_q log q − s_p log p] = s_p KL − (s_q − s_p) H(q).
+    - Factors, observed sites and Deltas of the guide are terms of log q, evaluated at the draws.
+
+    The bound is in nats, over all data. `bound` raises ProgramError for draws that do not carry
+    their whole path gradient.
+
+    Args:
+        num_particles: K, the number of draws of z per datum.
+
+    Raises:
+        ConfigError: `num_particles` is not a whole number of at least 1.
+
+    References:
+        Kingma & Welling 2014, Auto-Encoding Variational Bayes (appendix B).
 
     >>> import torch
     >>> from pyroae import zoo
@@ -31,11 +45,10 @@ class AnalyticKL(ObjectiveBase):
     True
     """
 
-    @property
-    def is_elbo(self) -> bool:
-        return True
+    is_elbo = True
 
     def estimate(self, traces: Traces) -> Bound:
+        """Return the bound, in nats, as its own surrogate."""
         check_reparameterized(traces, "analytic-kl")
         rate = sum(kl_of(traces, name, site) for name, site in latents_of(traces))
         value = log_likelihood_of(traces) - rate - log_terms_of(traces)
@@ -43,22 +56,43 @@ class AnalyticKL(ObjectiveBase):
 
 
 def latents_of(traces: Traces) -> list[tuple[str, Site]]:
-    """Names and sites of what the guide has drawn."""
+    """Return the latent sites of the guide.
+
+    Args:
+        traces: The traces of guide and model.
+
+    Returns:
+        Pairs of a name and a site, in the order of the guide.
+    """
     return list(traces.sites(traces.guide, observed=False))
 
 
 def log_likelihood_of(traces: Traces) -> Tensor:
-    """Σ_n (1/K) Σ_k log p(x_n|z_kn), over all data."""
+    """Return the expected log-likelihood Σ_n (1/K) Σ_k log p(x_n|z_kn).
+
+    Args:
+        traces: The traces of guide and model, with K particles.
+
+    Returns:
+        The estimate over all data, in nats, shape `[]`.
+    """
     return _sum_of(traces, traces.model)
 
 
 def log_terms_of(traces: Traces) -> Tensor:
-    """The factors and observed sites of the guide, mean over particles and over all data."""
+    """Return the log-densities of the factors and observed sites of the guide.
+
+    Args:
+        traces: The traces of guide and model, with K particles.
+
+    Returns:
+        Their mean over particles, summed over all data, in nats, shape `[]`.
+    """
     return _sum_of(traces, traces.guide)
 
 
 def _sum_of(traces: Traces, trace: poutine.Trace) -> Tensor:
-    """Σ of the log-densities of observed sites over all data, mean over particles; 0 where there are none."""
+    """The log-densities of observed sites, mean over particles, summed over data; 0 if none."""
     sites = traces.sites(trace, observed=True)
     terms = [
         traces.total(site, traces.reduce(site, log_density(name, site))) for name, site in sites
@@ -67,16 +101,40 @@ def _sum_of(traces: Traces, trace: poutine.Trace) -> Tensor:
 
 
 def kl_of(traces: Traces, name: str, q: Site) -> Tensor:
-    """KL(q ‖ p) of one latent site of the guide over all data, in closed form where there is one."""
+    """Return KL(q ‖ p) of one latent site, in closed form where one exists.
+
+    Args:
+        traces: The traces of guide and model, with K particles.
+        name: The name of the site.
+        q: The site in the guide.
+
+    Returns:
+        The divergence over all data, in nats, shape `[]`.
+    """
     latent = dict(traces.sites(traces.model, observed=False))
     ordered = list(latent) == [other for other, _ in latents_of(traces) if other in latent]
     return traces.total(q, _divergence(traces, name, q, latent.get(name), ordered))
 
 
 def closed_kl(q: Distribution, p: Distribution) -> Tensor:
-    """KL(q ‖ p) in closed form, NotImplementedError where there is none.
+    """Return KL(q ‖ p) in closed form.
 
-    Pyro's of a Delta leaves out its `log_density`; that under `.mask(False)` is a number without a shape.
+    Two closed forms of Pyro are not used: for a Delta it leaves out the Delta's `log_density`, and
+    under `.mask(False)` it returns a number without a shape.
+
+    Args:
+        q: A distribution.
+        p: A distribution with the same event shape.
+
+    Returns:
+        The divergence in nats, of the batch shape.
+
+    Raises:
+        NotImplementedError: There is no closed form.
+
+    >>> normal = torch.distributions.Normal
+    >>> closed_kl(normal(torch.tensor(1.0), 1.0), normal(0.0, 1.0))
+    tensor(0.5000)
     """
     if isinstance(base_distribution(q), Delta):
         raise NotImplementedError
@@ -87,15 +145,15 @@ def closed_kl(q: Distribution, p: Distribution) -> Tensor:
 
 
 def _divergence(traces: Traces, name: str, q: Site, p: Site | None, ordered: bool) -> Tensor:
-    """E_q[s_q log q − s_p log p] of one site, `[K, N]`: closed form, or its value at the draws."""
+    """E_q[s_q log q − s_p log p] of one site, `[K, N]`, in closed form or at the draws."""
     if p is not None and ordered and p["mask"] is q["mask"]:
         try:
-            of_p, of_q = traces.exponent(p), traces.exponent(q)
-            term = traces.reduce(p, closed_kl(q["fn"], p["fn"]), of_p)
+            p_scale, q_scale = traces.exponent(p), traces.exponent(q)
+            term = traces.reduce(p, closed_kl(q["fn"], p["fn"]), p_scale)
             return (
                 term
-                if same_scale(of_p, of_q)
-                else term - traces.reduce(q, q["fn"].entropy(), of_q - of_p)
+                if same_scale(p_scale, q_scale)
+                else term - traces.reduce(q, q["fn"].entropy(), q_scale - p_scale)
             )
         except NotImplementedError:
             pass

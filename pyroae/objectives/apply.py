@@ -1,4 +1,4 @@
-"""The bound of a system under any objective, with the weight of a KL warm-up."""
+"""Apply any objective to a system, optionally with a weight on the KL."""
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -16,9 +16,18 @@ from pyroae.programs.traces import Traces, run
 
 
 class KLWeight(Messenger):
-    """Scales log p and log q of every latent site: E_q log p(x|z) − β KL(q ‖ p), for KL warm-up (Bowman et al. 2016).
+    """Scale log p and log q of every latent site, for KL warm-up.
 
-    A weight that is a tensor is the same one at every site: that tells that their scales agree.
+        E_q log p(x|z) − β KL(q ‖ p)
+
+    A weight that is a tensor is the same object at every site, from which the objectives recognize
+    that the sites' scales are equal.
+
+    Args:
+        weight: β, a number or a tensor of shape `[]`.
+
+    References:
+        Bowman et al. 2016, Generating Sentences from a Continuous Space.
     """
 
     def __init__(self, weight: Tensor | float) -> None:
@@ -40,12 +49,24 @@ def bound_of(
     kl_weight: Tensor | float | None = None,
     kwargs: Mapping[str, Any] = NONE,
 ) -> Bound:
-    """Bound and surrogate of one run, whether the objective is one of pyroae's or of Pyro's own."""
+    """Return bound and surrogate of one run, under an objective of pyroae or of Pyro.
+
+    Args:
+        system: A module with the programs `model` and `guide`.
+        objective: An objective of pyroae, or another `pyro.infer.ELBO`, whose differentiable loss
+            is then the negative of both bound and surrogate.
+        args: Positional arguments of both programs.
+        kl_weight: The weight β of the KL; None for 1.
+        kwargs: Keyword arguments of both programs.
+
+    Returns:
+        The bound over all data, in nats, and its surrogate, both of shape `[]`.
+    """
     model, guide = cast(System, system).model, cast(System, system).guide
     with nullcontext() if kl_weight is None else KLWeight(kl_weight):
         if isinstance(objective, ObjectiveBase):
             return objective.bound(model, guide, *args, **kwargs)
-        with torch.enable_grad():  # without, TraceEnum_ELBO refuses to give a value
+        with torch.enable_grad():  # TraceEnum_ELBO raises an error without it
             bound = -cast(Any, objective).differentiable_loss(model, guide, *args, **kwargs)
         return Bound(bound.detach(), bound)
 
@@ -53,10 +74,23 @@ def bound_of(
 def refuse_untrained(
     system: nn.Module, objective: ELBO, args: tuple[Any, ...], kwargs: Mapping[str, Any] = NONE
 ) -> Traces:
-    """Run the programs and the objective with its gradient, without a step; the traces of the former.
+    """Run programs, objective and gradient without a step; refuse parameters without a gradient.
 
-    Raises ConfigError where no parameter, or not a single one of a module, has a path to the loss in the autograd graph, and
-    where `pyro.module` finds the parameters of another module under its name in Pyro's store. A gradient that is 0 is fine.
+    A gradient of 0 is accepted.
+
+    Args:
+        system: A module with the programs `model` and `guide`.
+        objective: The objective of the training.
+        args: Positional arguments of both programs.
+        kwargs: Keyword arguments of both programs.
+
+    Returns:
+        The traces of one run of the programs.
+
+    Raises:
+        ConfigError: No parameter of the system, or none of one of its modules, has a path to the
+            loss in the autograd graph; or Pyro's parameter store holds the parameters of another
+            module under the name given to `pyro.module`.
     """
     model, guide = cast(System, system).model, cast(System, system).guide
     with torch.no_grad():
@@ -66,13 +100,14 @@ def refuse_untrained(
         reached = _reached(parameters, lambda: bound_of(system, objective, args, kwargs=kwargs))
     modules: dict[str, set[int]] = {}
     for site in _parameter_sites(traces):
-        module, inside, _ = site["name"].partition("$$$")  # as pyro.module names the parameters
-        if inside:
+        module, separator, _ = site["name"].partition("$$$")  # pyro.module names parameters so
+        if separator:
             trained = _trained_leaf(site, {id(p) for p in parameters})
             if trained is not site["args"][1] and id(trained) not in reached:
                 raise ConfigError(
-                    f"the weights of the module '{module}' would not be trained: Pyro's store has those of another module "
-                    "under this name; call pyro.clear_param_store() before, or give the module a name of its own"
+                    f"the weights of the module '{module}' would not be trained: Pyro's store has "
+                    "those of another module under this name; call pyro.clear_param_store() "
+                    "before, or give the module a name of its own"
                 )
             modules.setdefault(f"the module '{module}'", set()).add(id(trained))
     if isinstance(system, Pair):
@@ -83,9 +118,9 @@ def refuse_untrained(
     modules = {what: ids for what, ids in modules.items() if ids and not ids & reached}
     if not reached or modules:
         raise ConfigError(
-            f"the training would move no parameter of {next(iter(modules), 'model and guide')}: the loss has no gradient "
-            "for any, as after .detach(), under torch.no_grad(), or where no site depends on them; requires_grad_(False) "
-            "leaves a module out"
+            f"the training would move no parameter of {next(iter(modules), 'model and guide')}: "
+            "the loss has no gradient for any, as after .detach(), under torch.no_grad(), or where "
+            "no site depends on them; requires_grad_(False) leaves a module out"
         )
     return traces
 
@@ -95,7 +130,7 @@ def _reached(parameters: list[nn.Parameter], bound: Callable[[], Bound]) -> set[
     try:
         surrogate = bound().surrogate
     except ValueError as error:
-        if "cannot be differentiated" in str(error):  # so TraceEnum_ELBO says it
+        if "cannot be differentiated" in str(error):  # the message of TraceEnum_ELBO
             return set()
         raise
     if not surrogate.requires_grad:

@@ -1,4 +1,4 @@
-"""What every objective is: a `pyro.infer.ELBO` that turns one run of model and guide into a bound and a surrogate."""
+"""The base class of all objectives: a `pyro.infer.ELBO` that estimates a bound and its gradient."""
 
 import warnings
 from abc import abstractmethod
@@ -24,9 +24,21 @@ OBJECTIVES: "Registry[ObjectiveBase]" = Registry("objective")
 
 
 class Bound(NamedTuple):
-    """value: the bound itself over all data, in nats, comparable across estimators.
+    """A bound over all data and the surrogate that training ascends.
 
-    surrogate: what to ascend; its gradient is the estimator of the bound's gradient.
+    Attributes:
+        value: The bound itself, in nats, summed over all data, shape `[]`. Values of different
+            estimators of the same bound are comparable.
+        surrogate: A number whose gradient is the estimator of the bound's gradient, shape `[]`.
+            Its value has no meaning of its own.
+
+    >>> import torch
+    >>> from pyroae import zoo
+    >>> from pyroae.objectives import TraceELBO
+    >>> system, x = zoo.vae(4, latent=2), torch.ones(3, 4)
+    >>> value, surrogate = TraceELBO().bound(system.model, system.guide, x)
+    >>> value.shape, surrogate.requires_grad
+    (torch.Size([]), True)
     """
 
     value: Tensor
@@ -34,10 +46,26 @@ class Bound(NamedTuple):
 
 
 class ObjectiveBase(ELBO):
-    """An ELBO estimator that works in `pyro.infer.SVI`, as `objective(model, guide)`, and in `pyroae.fit`.
+    """An ELBO estimator for `pyro.infer.SVI`, `objective(model, guide)` and `pyroae.fit`.
 
-    No `.item()`, no host synchronization and no data-dependent branch between the draws and the gradient.
-    To add one that is no pair of a bound and a gradient, define `estimate`. num_particles: draws of z per datum, vectorized.
+    Between the draws and the gradient an objective calls no `.item()`, does not synchronize with
+    the host, and has no branch that depends on data. To add an objective that is not a pair of a
+    bound and a gradient, define `estimate`.
+
+    Args:
+        num_particles: K, the number of draws of z per datum, vectorized.
+
+    Raises:
+        ConfigError: `num_particles` is not a whole number of at least 1.
+
+    >>> class Constant(ObjectiveBase):
+    ...     def estimate(self, traces: Traces) -> Bound:
+    ...         return Bound(torch.tensor(-1.0), torch.tensor(0.0))
+    >>> import torch
+    >>> from pyroae import zoo
+    >>> system = zoo.vae(4, latent=2)
+    >>> Constant().loss(system.model, system.guide, torch.ones(3, 4))
+    1.0
     """
 
     def __init__(self, num_particles: int = 1) -> None:
@@ -52,50 +80,93 @@ class ObjectiveBase(ELBO):
         self._programs: tuple[Any, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what it knows of the programs it was used on, which can be neither copied nor pickled."""
+        """Leave out the caches about programs, which can be neither copied nor pickled."""
         return {**vars(self), "_nesting": 0, "_shapes": set(), "_globals": None, "_programs": None}
 
     @property
     def is_evidence(self) -> bool:
-        """Whether the bound is log p(x) where the guide is the exact posterior."""
+        """Whether the bound equals log p(x) where the guide is the exact posterior."""
         return True
 
     @property
     def is_elbo(self) -> bool:
-        """Whether the bound's mean is the ELBO, whatever the number of particles."""
+        """Whether the bound's mean is the ELBO for every number of particles."""
         return False
 
     @property
     def is_symmetric(self) -> bool:
-        """Whether the bound is the same in whatever order the particles come."""
+        """Whether the bound is invariant to the order of the particles."""
         return True
 
     @property
     def is_per_datum(self) -> bool:
-        """Whether the bound of a batch is the sum of those of its data."""
+        """Whether the bound of a batch is the sum of the bounds of its data."""
         return True
 
     @abstractmethod
     def estimate(self, traces: Traces) -> Bound:
-        """The bound and the surrogate of one run. Raises ProgramError, naming the site, where it does not apply."""
+        """Return the bound and the surrogate of one run.
+
+        Args:
+            traces: The traces of guide and model, with K particles.
+
+        Returns:
+            The bound over all data, in nats, and its surrogate, both of shape `[]`.
+
+        Raises:
+            ProgramError: The objective does not apply to the program; the message names the site.
+        """
 
     def bound(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Bound:
-        """Run guide and model, and estimate; `args` and `kwargs` are passed to both."""
+        """Run guide and model, and estimate the bound and its gradient.
+
+        Args:
+            model: A Pyro program p(z) p(x|z).
+            guide: A Pyro program q(z|x) with the same latent sites.
+            *args: Positional arguments of both programs.
+            **kwargs: Keyword arguments of both programs.
+
+        Returns:
+            The bound over all data, in nats, and its surrogate, both of shape `[]`.
+
+        Raises:
+            ProgramError: The objective does not apply to the program; the message names the site.
+        """
         return self.estimate(self._run(model, guide, args, kwargs))
 
     @final
     def differentiable_loss(
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """The negative bound, whose gradient is that of the surrogate."""
+        """Return the negative bound, whose gradient is that of the negative surrogate.
+
+        Args:
+            model: A Pyro program p(z) p(x|z).
+            guide: A Pyro program q(z|x) with the same latent sites.
+            *args: Positional arguments of both programs.
+            **kwargs: Keyword arguments of both programs.
+
+        Returns:
+            The loss over all data, in nats, differentiable, shape `[]`.
+        """
         value, surrogate = self.bound(model, guide, *args, **kwargs)
         return -(surrogate + (value - surrogate).detach())
 
     @final
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The negative bound as a number, as `pyro.infer.Trace_ELBO` returns it; warns where it is NaN.
+        """Return the negative bound as a number, as `pyro.infer.Trace_ELBO` does.
 
-        It waits for the device. `bound` and `differentiable_loss` return tensors and do not.
+        This call synchronizes with the device; `bound` and `differentiable_loss` do not. It warns
+        where the loss is NaN.
+
+        Args:
+            model: A Pyro program p(z) p(x|z).
+            guide: A Pyro program q(z|x) with the same latent sites.
+            *args: Positional arguments of both programs.
+            **kwargs: Keyword arguments of both programs.
+
+        Returns:
+            The loss over all data, in nats.
         """
         loss = -self.bound(model, guide, *args, **kwargs).value.item()
         warn_if_nan(loss, "loss")
@@ -103,7 +174,19 @@ class ObjectiveBase(ELBO):
 
     @final
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The negative bound as a number, as of `loss`; adds the gradient of the negative surrogate to the parameters."""
+        """Return the loss, and add the gradient of the negative surrogate to the parameters.
+
+        This call synchronizes with the device, and warns where the loss is NaN.
+
+        Args:
+            model: A Pyro program p(z) p(x|z).
+            guide: A Pyro program q(z|x) with the same latent sites.
+            *args: Positional arguments of both programs.
+            **kwargs: Keyword arguments of both programs.
+
+        Returns:
+            The negative bound over all data, in nats.
+        """
         value, surrogate = self.bound(model, guide, *args, **kwargs)
         if surrogate.requires_grad:
             (-surrogate).backward(retain_graph=self.retain_graph)
@@ -138,23 +221,23 @@ class ObjectiveBase(ELBO):
 
     @property
     def _is_joint(self) -> bool:
-        """Whether all data are one datum."""
+        """Whether all data are treated as one datum."""
         return False
 
     @property
     def _request(self) -> str:
-        """What takes programs that have no bound of each datum."""
+        """The objective to recommend for programs that have no bound per datum."""
         return "trace-elbo"
 
     @property
     def _shares_globals(self) -> bool:
-        """Whether all particles have one draw of the latent sites outside the data plate."""
+        """Whether all particles share one draw of the latent sites outside the data plate."""
         return False
 
     def _nesting_of(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> int:
-        """The number of plate dimensions, plus LOOP: found once for each shape of arguments, and again for other programs."""
+        """The number of plate dimensions, plus LOOP; cached per pair of programs and shapes."""
         self._forget_others(model, guide)
         shapes = tuple(tuple(a.shape) for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
         if shapes not in self._shapes and self._nesting < LOOP:
@@ -165,25 +248,25 @@ class ObjectiveBase(ELBO):
     def _globals_of(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> frozenset[str]:
-        """Names of the sites of which all particles have one draw: found once, and again for other programs."""
+        """Names of the sites whose one draw all particles share; cached per pair of programs."""
         if not self._shares_globals:
             return frozenset()
         self._forget_others(model, guide)
         if self._globals is None:
-            found = globals_of(model, guide, args, kwargs)
-            if found.hold_all_draws:
+            outside = globals_of(model, guide, args, kwargs)
+            if outside.hold_all_draws:
                 warnings.warn(
-                    f"the guide draws {sorted(found.names)} outside the data plate and nothing inside it: given these draws "
-                    "all particles are the same, and the bound of any number of them is the ELBO; for a tighter one use "
-                    f"{self._request}",
+                    f"the guide draws {sorted(outside.names)} outside the data plate and nothing "
+                    "inside it: given these draws all particles are the same, and the bound of any "
+                    f"number of them is the ELBO; for a tighter one use {self._request}",
                     stacklevel=2,
                 )
-            self._globals = found.names
+            self._globals = outside.names
         return self._globals
 
     def _forget_others(self, model: Program, guide: Program) -> None:
-        known = self._programs
-        if known is None or [known[0](), known[1]()] != [model, guide]:
+        cached = self._programs
+        if cached is None or [cached[0](), cached[1]()] != [model, guide]:
             self._nesting, self._shapes, self._globals = 0, set(), None
             self._programs = (weak_reference(model), weak_reference(guide))
 
@@ -195,7 +278,15 @@ class ObjectiveBase(ELBO):
 
 
 def weak_reference(program: Program) -> Any:
-    """A weak reference to a program; one to nothing where it takes none."""
+    """Return a weak reference to a program.
+
+    Args:
+        program: A model or a guide: a function, a bound method or a callable object.
+
+    Returns:
+        A callable that returns the program, or None once it is deleted. For an object that takes no
+            weak reference it always returns None.
+    """
     try:
         return WeakMethod(program) if ismethod(program) else ref(program)
     except TypeError:
@@ -203,11 +294,20 @@ def weak_reference(program: Program) -> Any:
 
 
 def check_reparameterized(traces: Traces, objective: str) -> None:
-    """Raises ProgramError for a site of the guide whose draws do not carry their whole path gradient."""
+    """Refuse a guide with draws that do not carry their whole path gradient.
+
+    Args:
+        traces: The traces of guide and model.
+        objective: The name of the objective, for the message.
+
+    Raises:
+        ProgramError: A site of the guide is not reparameterized, or a rejection sampler.
+    """
     for name, site in traces.draws():
         if not has_path(site["fn"]):
             has = "has only a part of one" if site["fn"].has_rsample else "has none"
             raise ProgramError(
                 f"{objective} needs a path gradient at every draw; the guide's site '{name}' "
-                f"({type(base_distribution(site['fn'])).__name__}) {has}: use trace-elbo, iwae, vimco, rws, score or tvo"
+                f"({type(base_distribution(site['fn'])).__name__}) {has}: "
+                "use trace-elbo, iwae, vimco, rws, score or tvo"
             )

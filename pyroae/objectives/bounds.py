@@ -1,6 +1,7 @@
-"""Bounds: functions F of one datum's log-weights log w_1..K, with the derivatives that gradient estimators need.
+"""Bounds: functions F of one datum's log-weights log w_1..K, with the derivatives of F.
 
-Log-weights are `[K, N]`, in nats; a bound is `[N]`. ŵ = w / Σ w.
+Log-weights have the shape `[K, N]` (K particles, N data), in nats; a bound has the shape `[N]`.
+ŵ = w / Σ w are the normalized weights.
 """
 
 import math
@@ -15,14 +16,35 @@ from pyroae.errors import ConfigError
 from pyroae.registry import Registry
 
 BOUNDS: "Registry[BoundFunction]" = Registry("bound")
+"""The table of bounds by name."""
 
 
 class BoundFunction(ABC):
-    """A function F of the log-weights of one datum. To add one, define `value`; the derivatives then follow by autograd."""
+    """A function F of the log-weights of one datum.
+
+    To add a bound, write a frozen dataclass with `value` and register it with
+    `@BOUNDS.register("name")`. Its derivatives then follow by autograd; a subclass may replace them
+    by closed forms. The claims `is_lower`, `trend` and `is_symmetric` are checked by
+    `pyroae.testing.check_objective`.
+
+    Attributes:
+        num_particles: K, the number of log-weights per datum.
+        least_particles: The smallest K at which F is defined.
+
+    Raises:
+        ConfigError: `num_particles` is not a whole number, or below `least_particles`.
+
+    >>> @dataclass(frozen=True)
+    ... class Largest(BoundFunction):
+    ...     num_particles: int = 8
+    ...     def value(self, log_weight: Tensor) -> Tensor:
+    ...         return log_weight.max(0).values
+    >>> Largest(2).slope(torch.tensor([[0.0], [2.0]])).flatten()
+    tensor([0., 1.])
+    """
 
     num_particles: int
     least_particles: int = 1
-    """The smallest K at which it is defined."""
 
     def __post_init__(self) -> None:
         count = self.num_particles
@@ -30,41 +52,63 @@ class BoundFunction(ABC):
             raise ConfigError(f"num_particles must be a whole number of at least 1, not {count!r}")
         if count < self.least_particles:
             raise ConfigError(
-                f"{type(self).__name__} needs num_particles of at least {self.least_particles}, not {count}"
+                f"{type(self).__name__} needs num_particles of at least {self.least_particles}, "
+                f"not {count}"
             )
 
     @property
     def smooth(self) -> bool:
-        """Whether the slopes c_k are continuous: what doubly reparameterized gradients need."""
+        """Whether the slopes c_k are continuous, as doubly reparameterized gradients require."""
         return True
 
     @property
     def is_lower(self) -> bool:
-        """Whether E F ≤ log p(x) for every guide. Claimed here, it is checked by `pyroae.testing.check_objective`."""
+        """Whether E F ≤ log p(x) for every guide."""
         return False
 
     @property
     def trend(self) -> int | None:
-        """How E F changes with K: 1 it never falls, −1 it never rises, 0 it stays; None where that is not claimed."""
+        """How E F changes with K: 1 never falls, −1 never rises, 0 constant, None no claim."""
         return None
 
     @property
     def is_symmetric(self) -> bool:
-        """Whether F is the same in whatever order the particles come."""
+        """Whether F is invariant to the order of the particles."""
         return True
 
     @abstractmethod
     def value(self, log_weight: Tensor) -> Tensor:
-        """F `[N]` of log-weights `[K, N]`, differentiable."""
+        """Return F, differentiable.
+
+        Args:
+            log_weight: Log-weights in nats, shape `[K, N]`.
+
+        Returns:
+            The bound of each datum, in nats, shape `[N]`.
+        """
 
     def slope(self, log_weight: Tensor) -> Tensor:
-        """c_k = ∂F/∂log w_k, `[K, N]`, detached."""
+        """Return the first derivatives c_k = ∂F/∂log w_k.
+
+        Args:
+            log_weight: Log-weights in nats, shape `[K, N]`.
+
+        Returns:
+            The slopes, detached, shape `[K, N]`.
+        """
         with torch.enable_grad():
             leaf = log_weight.detach().requires_grad_()
             return torch.autograd.grad(self.value(leaf).sum(), leaf)[0]
 
     def curvature(self, log_weight: Tensor) -> Tensor:
-        """h_k = ∂c_k/∂log w_k, `[K, N]`, detached."""
+        """Return the second derivatives h_k = ∂c_k/∂log w_k.
+
+        Args:
+            log_weight: Log-weights in nats, shape `[K, N]`.
+
+        Returns:
+            The curvatures, detached, shape `[K, N]`.
+        """
         with torch.enable_grad():
             leaf = log_weight.detach().requires_grad_()
             (slope,) = torch.autograd.grad(self.value(leaf).sum(), leaf, create_graph=True)
@@ -77,7 +121,16 @@ class BoundFunction(ABC):
             return torch.stack(rows)
 
     def without(self, log_weight: Tensor, fill: Tensor | None) -> Tensor:
-        """F with particle k left out (`fill` None), or with its log-weight replaced by `fill[k]`: `[K, N]` for each k."""
+        """Return F₋ₖ: F with particle k left out, or with its log-weight replaced.
+
+        Args:
+            log_weight: Log-weights in nats, shape `[K, N]`.
+            fill: The log-weights that replace those of particle k, shape `[K, N]`; None leaves
+                particle k out, so that F has K − 1 particles.
+
+        Returns:
+            F₋ₖ for each particle k, in nats, shape `[K, N]`.
+        """
         rows = []
         for k in range(len(log_weight)):
             others = torch.cat([log_weight[:k], log_weight[k + 1 :]])
@@ -90,58 +143,73 @@ class BoundFunction(ABC):
 @BOUNDS.register("elbo")
 @dataclass(frozen=True)
 class ELBO(BoundFunction):
-    """F = (1/K) Σ log w_k (Kingma & Welling 2014).
+    """The evidence lower bound: the mean log-weight.
+
+        F = (1/K) Σ_k log w_k,   c_k = 1/K,   ∂c_k/∂log w_k = 0
+
+    Attributes:
+        num_particles: K, the number of log-weights per datum.
+
+    References:
+        Kingma & Welling 2014, Auto-Encoding Variational Bayes.
 
     >>> ELBO(2).value(torch.tensor([[0.0], [2.0]]))
     tensor([1.])
     """
 
     num_particles: int = 1
-
-    @property
-    def is_lower(self) -> bool:
-        return True
-
-    @property
-    def trend(self) -> int | None:
-        return 0
+    is_lower = True
+    trend = 0
 
     def value(self, log_weight: Tensor) -> Tensor:
+        """Return the mean log-weight, in nats, shape `[N]`."""
         return log_weight.mean(0)
 
     def slope(self, log_weight: Tensor) -> Tensor:
+        """Return 1/K, shape `[K, N]`."""
         return torch.full_like(log_weight, 1 / len(log_weight))
 
     def curvature(self, log_weight: Tensor) -> Tensor:
+        """Return 0, shape `[K, N]`."""
         return torch.zeros_like(log_weight)
 
 
 @BOUNDS.register("iwae")
 @dataclass(frozen=True)
 class IWAE(BoundFunction):
-    """F = log (1/K) Σ w_k (Burda 2016); c = ŵ, ∂c = ŵ(1 − ŵ)."""
+    """The importance-weighted bound: the log of the mean weight.
+
+        F = log (1/K) Σ_k w_k,   c_k = ŵ_k,   ∂c_k/∂log w_k = ŵ_k (1 − ŵ_k)
+
+    Attributes:
+        num_particles: K, the number of log-weights per datum.
+
+    References:
+        Burda, Grosse & Salakhutdinov 2016, Importance Weighted Autoencoders.
+
+    >>> IWAE(2).value(torch.tensor([[0.0], [0.0]]))
+    tensor([0.])
+    """
 
     num_particles: int = 8
-
-    @property
-    def is_lower(self) -> bool:
-        return True
-
-    @property
-    def trend(self) -> int | None:
-        return 1
+    is_lower = True
+    trend = 1
 
     def value(self, log_weight: Tensor) -> Tensor:
+        """Return the log-mean-exp of the log-weights, in nats, shape `[N]`."""
         return log_mean_exp(log_weight)
 
     def slope(self, log_weight: Tensor) -> Tensor:
+        """Return the normalized weights ŵ, shape `[K, N]`."""
         return log_weight.detach().softmax(0)
 
     def curvature(self, log_weight: Tensor) -> Tensor:
+        """Return ŵ (1 − ŵ), shape `[K, N]`."""
         weight = self.slope(log_weight)
         return weight * (1 - weight)
 
     def without(self, log_weight: Tensor, fill: Tensor | None) -> Tensor:
+        """Return F₋ₖ in time linear in K, in nats, shape `[K, N]`."""
         others = log_sum_of_others(log_weight)
         if fill is None:
             return others - math.log(len(log_weight) - 1)
@@ -151,9 +219,26 @@ class IWAE(BoundFunction):
 @BOUNDS.register("renyi")
 @dataclass(frozen=True)
 class Renyi(BoundFunction):
-    """F = (1/(1−α)) log (1/K) Σ w_k^{1−α} (Li & Turner 2016): α → 1 the ELBO, α = 0 IWAE, α = −∞ max_k log w_k.
+    """The variational Rényi bound of order α.
 
-    c = ŵ of the weights w^{1−α}, ∂c = (1−α) ŵ(1 − ŵ).
+        F = (1/(1−α)) log (1/K) Σ_k w_k^{1−α}
+
+    With α → 1 it is the ELBO, with α = 0 IWAE, and with α = −∞ max_k log w_k. With ŵ the normalized
+    weights w^{1−α}, c = ŵ and ∂c = (1−α) ŵ (1 − ŵ). It is a lower bound for α ≥ 0; its mean rises
+    with K for α < 1 and falls for α > 1.
+
+    Attributes:
+        num_particles: K, the number of log-weights per datum.
+        alpha: The order α, below infinity.
+
+    Raises:
+        ConfigError: `alpha` is +∞ or NaN.
+
+    References:
+        Li & Turner 2016, Rényi Divergence Variational Inference.
+
+    >>> Renyi(2, alpha=-math.inf).value(torch.tensor([[0.0], [2.0]]))
+    tensor([2.])
     """
 
     num_particles: int = 8
@@ -166,17 +251,21 @@ class Renyi(BoundFunction):
 
     @property
     def smooth(self) -> bool:
+        """Whether α is finite: the slopes of the maximum are discontinuous."""
         return self.alpha > -math.inf
 
     @property
     def is_lower(self) -> bool:
+        """Whether α ≥ 0."""
         return self.alpha >= 0
 
     @property
     def trend(self) -> int | None:
+        """The sign of 1 − α."""
         return (self.alpha < 1) - (self.alpha > 1)
 
     def value(self, log_weight: Tensor) -> Tensor:
+        """Return the Rényi bound, in nats, shape `[N]`."""
         if self.alpha == 1:
             return log_weight.mean(0)
         if self.alpha == -math.inf:
@@ -184,6 +273,7 @@ class Renyi(BoundFunction):
         return log_mean_exp((1 - self.alpha) * log_weight) / (1 - self.alpha)
 
     def slope(self, log_weight: Tensor) -> Tensor:
+        """Return the normalized weights w^{1−α}, shape `[K, N]`; at α = −∞ one at the largest."""
         log_weight = log_weight.detach()
         if self.alpha == -math.inf:
             best = log_weight.argmax(0, keepdim=True)
@@ -191,6 +281,7 @@ class Renyi(BoundFunction):
         return ((1 - self.alpha) * log_weight).softmax(0)
 
     def curvature(self, log_weight: Tensor) -> Tensor:
+        """Return (1−α) ŵ (1 − ŵ), shape `[K, N]`; 0 at α = −∞."""
         if self.alpha == -math.inf:
             return torch.zeros_like(log_weight)
         weight = self.slope(log_weight)
@@ -200,90 +291,123 @@ class Renyi(BoundFunction):
 @BOUNDS.register("miwae")
 @dataclass(frozen=True)
 class MIWAE(BoundFunction):
-    """F = (1/M) Σ_m log (M/K) Σ_{k in m} w_k: the mean over M = `groups` of IWAE bounds of K/M (Rainforth 2018)."""
+    """The mean over M groups of the IWAE bounds of K/M particles.
+
+        F = (1/M) Σ_m log (M/K) Σ_{k in m} w_k
+
+    It depends on which particles form a group, so it is not invariant to their order unless M is
+    1 or K.
+
+    Attributes:
+        num_particles: K, the number of log-weights per datum, a multiple of `groups`.
+        groups: M, the number of groups of equal size.
+
+    Raises:
+        ConfigError: `groups` is not a whole number of at least 1 that divides `num_particles`.
+
+    References:
+        Rainforth et al. 2018, Tighter Variational Bounds are Not Necessarily Better.
+
+    >>> MIWAE(4, groups=2).value(torch.tensor([[0.0], [0.0], [2.0], [2.0]]))
+    tensor([1.])
+    """
 
     num_particles: int = 8
     groups: int = 2
+    is_lower = True
+    trend = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.groups, int) or self.groups < 1 or self.num_particles % self.groups:
             raise ConfigError(
-                f"num_particles of {self.num_particles} cannot be split into {self.groups} equal groups"
+                f"num_particles of {self.num_particles} cannot be split into {self.groups} equal "
+                "groups"
             )
 
     @property
-    def is_lower(self) -> bool:
-        return True
-
-    @property
-    def trend(self) -> int | None:
-        return 1
-
-    @property
     def is_symmetric(self) -> bool:
+        """Whether M is 1 or K."""
         return self.groups in (1, self.num_particles)
 
     def value(self, log_weight: Tensor) -> Tensor:
+        """Return the mean of the groups' IWAE bounds, in nats, shape `[N]`."""
         return log_mean_exp(self._grouped(log_weight), 1).mean(0)
 
     def slope(self, log_weight: Tensor) -> Tensor:
+        """Return the weights normalized within each group, divided by M, shape `[K, N]`."""
         return (self._grouped(log_weight.detach()).softmax(1) / self.groups).reshape(
             log_weight.shape
         )
 
     def curvature(self, log_weight: Tensor) -> Tensor:
+        """Return ŵ (1 − ŵ) / M with ŵ normalized within each group, shape `[K, N]`."""
         weight = self._grouped(log_weight.detach()).softmax(1)
         return (weight * (1 - weight) / self.groups).reshape(log_weight.shape)
 
     def without(self, log_weight: Tensor, fill: Tensor | None) -> Tensor:
-        """A particle is left out of its own group."""
+        """Return F with particle k left out of its own group, in nats, shape `[K, N]`."""
         grouped = self._grouped(log_weight)
         others = log_sum_of_others(grouped, 1)
         size = grouped.shape[1]
         if fill is None:
-            left = others - math.log(size - 1) if size > 1 else torch.zeros_like(others)
+            remaining = others - math.log(size - 1) if size > 1 else torch.zeros_like(others)
         else:
-            left = torch.logaddexp(others, self._grouped(fill)) - math.log(size)
+            remaining = torch.logaddexp(others, self._grouped(fill)) - math.log(size)
         own = log_mean_exp(grouped, 1)
-        return ((own.sum(0) - own)[:, None] + left).reshape(log_weight.shape) / self.groups
+        return ((own.sum(0) - own)[:, None] + remaining).reshape(log_weight.shape) / self.groups
 
     def _grouped(self, values: Tensor) -> Tensor:
+        """`[K, N]` as `[M, K/M, N]`."""
         return values.reshape(self.groups, -1, *values.shape[1:])
 
 
 @BOUNDS.register("ciwae")
 @dataclass(frozen=True)
 class CIWAE(BoundFunction):
-    """F = β (1/K) Σ log w_k + (1 − β) log (1/K) Σ w_k (Rainforth 2018)."""
+    """A convex combination of the ELBO and the IWAE bound.
+
+        F = β (1/K) Σ_k log w_k + (1 − β) log (1/K) Σ_k w_k
+
+    Attributes:
+        num_particles: K, the number of log-weights per datum.
+        beta: The weight β of the ELBO, in [0, 1].
+
+    Raises:
+        ConfigError: `beta` lies outside [0, 1].
+
+    References:
+        Rainforth et al. 2018, Tighter Variational Bounds are Not Necessarily Better.
+
+    >>> CIWAE(2, beta=1.0).value(torch.tensor([[0.0], [2.0]]))
+    tensor([1.])
+    """
 
     num_particles: int = 8
     beta: float = 0.5
+    is_lower = True
+    trend = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.beta <= 1:
             raise ConfigError(f"beta of CIWAE must be in [0, 1], not {self.beta}")
 
-    @property
-    def is_lower(self) -> bool:
-        return True
-
-    @property
-    def trend(self) -> int | None:
-        return 1
-
     def value(self, log_weight: Tensor) -> Tensor:
+        """Return β ELBO + (1 − β) IWAE, in nats, shape `[N]`."""
         return self.beta * log_weight.mean(0) + (1 - self.beta) * log_mean_exp(log_weight)
 
     def slope(self, log_weight: Tensor) -> Tensor:
+        """Return β/K + (1 − β) ŵ, shape `[K, N]`."""
         return self.beta / len(log_weight) + (1 - self.beta) * log_weight.detach().softmax(0)
 
     def curvature(self, log_weight: Tensor) -> Tensor:
+        """Return (1 − β) ŵ (1 − ŵ), shape `[K, N]`."""
         weight = log_weight.detach().softmax(0)
         return (1 - self.beta) * weight * (1 - weight)
 
     def without(self, log_weight: Tensor, fill: Tensor | None) -> Tensor:
+        """Return F₋ₖ in time linear in K, in nats, shape `[K, N]`."""
         count = len(log_weight)
         rest = log_weight.sum(0) - log_weight
         mean = rest / (count - 1) if fill is None else (rest + fill) / count
@@ -295,9 +419,26 @@ class CIWAE(BoundFunction):
 @BOUNDS.register("jvi")
 @dataclass(frozen=True)
 class JVI(BoundFunction):
-    """Jackknife variational inference (Nowozin 2018): Σ_{j≤m} c_j L̄_{K−j}, c_j = (−1)^j (K−j)^m / ((m−j)! j!), m = `order`.
+    """Jackknife variational inference: IWAE with its bias reduced by the jackknife of order m.
 
-    L̄_{K−j} is the mean of the IWAE bounds of all subsets of K − j weights. Its bias is of order K^{−m−1}; it is no bound.
+        F = Σ_{j≤m} c_j L̄_{K−j},   c_j = (−1)^j (K−j)^m / ((m−j)! j!)
+
+    L̄_{K−j} is the mean of the IWAE bounds of all subsets of K − j weights. The bias of F as an
+    estimate of log p(x) is of order K^{−m−1}; F is not a bound.
+
+    Attributes:
+        num_particles: K, the number of log-weights per datum, at least `order` + 1.
+        order: m, 1 or 2.
+
+    Raises:
+        ConfigError: `order` is neither 1 nor 2, or `num_particles` is too small for it.
+
+    References:
+        Nowozin 2018, Debiasing Evidence Approximations: On Importance-weighted Autoencoders and
+            Jackknife Variational Inference.
+
+    >>> JVI(2).value(torch.zeros(2, 1))
+    tensor([0.])
     """
 
     num_particles: int = 8
@@ -310,6 +451,7 @@ class JVI(BoundFunction):
         super().__post_init__()
 
     def value(self, log_weight: Tensor) -> Tensor:
+        """Return the jackknife estimate of log p(x), in nats, shape `[N]`."""
         count, order = len(log_weight), self.order
         one_out = log_sum_of_others(log_weight)
         means = [log_mean_exp(log_weight), one_out.mean(0) - math.log(count - 1)]
@@ -325,15 +467,33 @@ class JVI(BoundFunction):
 @BOUNDS.register("tvo")
 @dataclass(frozen=True)
 class TVO(BoundFunction):
-    """F = Σ_s (β_{s+1} − β_s) Σ_k ŵ_k(β_s) log w_k, ŵ(β) ∝ w^β: the thermodynamic lower bound (Masrani 2019).
+    """The thermodynamic lower bound.
 
-    β runs from 0 to 1 in `partitions` steps, the first at 0, the others evenly in log β from `first` to 1.
+        F = Σ_s (β_{s+1} − β_s) Σ_k ŵ_k(β_s) log w_k,   ŵ(β) ∝ w^β
+
+    β runs from 0 to 1 in `partitions` steps: β_0 = 0, the others are spaced evenly in log β from
+    `first` to 1.
+
+    Attributes:
+        num_particles: K, the number of log-weights per datum, at least 2.
+        partitions: S, the number of steps of β.
+        first: β_1, in (0, 1).
+
+    Raises:
+        ConfigError: `partitions` is below 1, or `first` lies outside (0, 1).
+
+    References:
+        Masrani, Le & Wood 2019, The Thermodynamic Variational Objective.
+
+    >>> TVO(2, partitions=3).betas()
+    [0.0, 0.01, 0.1, 1.0]
     """
 
     num_particles: int = 8
     partitions: int = 5
     first: float = 0.01
     least_particles = 2
+    is_lower = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -343,7 +503,11 @@ class TVO(BoundFunction):
             )
 
     def betas(self) -> list[float]:
-        """β_0 = 0 < β_1 < … < β_S = 1."""
+        """Return the schedule β_0 = 0 < β_1 < … < β_S = 1.
+
+        Returns:
+            A list of S + 1 numbers.
+        """
         inner = (
             [self.first ** (1 - s / (self.partitions - 1)) for s in range(self.partitions - 1)]
             if self.partitions > 1
@@ -351,11 +515,8 @@ class TVO(BoundFunction):
         )
         return [0.0, *inner, 1.0]
 
-    @property
-    def is_lower(self) -> bool:
-        return True
-
     def value(self, log_weight: Tensor) -> Tensor:
+        """Return the left Riemann sum over the schedule, in nats, shape `[N]`."""
         betas = self.betas()
         terms = [
             (after - beta) * ((beta * log_weight).softmax(0) * log_weight).sum(0)
@@ -365,12 +526,30 @@ class TVO(BoundFunction):
 
 
 def log_mean_exp(log_weight: Tensor, dim: int = 0) -> Tensor:
-    """log of the mean of exp, along one dimension."""
+    """Return log (1/K) Σ_k exp(log w_k) along one dimension.
+
+    Args:
+        log_weight: Log-weights in nats, any shape.
+        dim: The dimension of the mean; it is removed.
+
+    Returns:
+        The log of the mean weight, in nats, `log_weight.shape` without `dim`.
+
+    >>> log_mean_exp(torch.zeros(4, 2))
+    tensor([0., 0.])
+    """
     return log_weight.logsumexp(dim) - math.log(log_weight.shape[dim])
 
 
 def log_sum_of_others(log_weight: Tensor, dim: int = 0) -> Tensor:
-    """log Σ_{j≠k} w_j for each k, of the shape of `log_weight`; exact also where one weight carries the sum.
+    """Return log Σ_{j≠k} w_j for each k, exact also where one weight dominates the sum.
+
+    Args:
+        log_weight: Log-weights in nats, any shape.
+        dim: The dimension of the particles.
+
+    Returns:
+        The log of the sum of the other weights, in nats, of the shape of `log_weight`.
 
     >>> log_sum_of_others(torch.tensor([0.0, -100.0, -100.0]))
     tensor([-9.9307e+01, ...])
@@ -379,9 +558,8 @@ def log_sum_of_others(log_weight: Tensor, dim: int = 0) -> Tensor:
     is_best = torch.zeros_like(log_weight, dtype=torch.bool).scatter(dim, best, True)
     of_best = log_weight.masked_fill(is_best, -math.inf).logsumexp(dim, keepdim=True)
     total = log_weight.logsumexp(dim, keepdim=True)
-    share = (
-        (log_weight - total).masked_fill(is_best, -math.inf).exp()
-    )  # of the others: at most a half
+    # The share of each of the other weights, at most a half.
+    share = (log_weight - total).masked_fill(is_best, -math.inf).exp()
     return torch.where(is_best, of_best, total + torch.log1p(-share))
 
 

@@ -1,7 +1,16 @@
-"""Estimators by the names of their papers: rows of a table of bounds and gradients."""
+"""Every estimator of the registry under its name, as a function or a class.
+
+The name is that of the registry with underscores for hyphens.
+
+>>> from pyroae.objectives.named import beta_elbo, dreg, iwae, trace_elbo
+>>> dreg(num_particles=4).bound_function
+IWAE(num_particles=4)
+"""
 
 from pyroae.config import pair_of
+from pyroae.objectives.analytic_kl import AnalyticKL
 from pyroae.objectives.base import OBJECTIVES, ObjectiveBase
+from pyroae.objectives.beta_elbo import BetaELBO
 from pyroae.objectives.bounds import BOUNDS, CIWAE, ELBO, IWAE, JVI, MIWAE, TVO, Renyi
 from pyroae.objectives.gradients import (
     GRADIENTS,
@@ -15,103 +24,303 @@ from pyroae.objectives.gradients import (
     WakeSleep,
 )
 from pyroae.objectives.pair import Objective
+from pyroae.objectives.trace_elbo import TraceELBO
+
+trace_elbo = TraceELBO
+"""ELBO × Pathwise: the class `TraceELBO` under its name in the registry."""
+
+analytic_kl = AnalyticKL
+"""The ELBO with the KL in closed form: the class `AnalyticKL` under its name in the registry."""
+
+beta_elbo = BetaELBO
+"""The ELBO with a weight on the KL: the class `BetaELBO` under its name in the registry."""
 
 
 def parse_objective(text: str, num_particles: int | None = None) -> ObjectiveBase:
-    """The objective that a text names: a row of the registry, `name:key=value`, or any pair, `BOUND+GRADIENT`.
+    """Return the objective that a text names.
 
-    num_particles: where the text does not say. Raises ConfigError for unknown names and settings, and pairs that are not
-    defined.
+    Args:
+        text: A name of the registry, `name:key=value,key=value`, or a pair `BOUND+GRADIENT` with
+            settings in the same form.
+        num_particles: K where the text does not give it; None for the objective's default.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ConfigError: A name or setting is unknown, or the pair is not defined.
 
     >>> parse_objective("jvi:order=2+doubly-reparameterized", num_particles=8).bound_function
     JVI(num_particles=8, order=2)
     """
-    given = {} if num_particles is None else {"num_particles": num_particles}
+    arguments = {} if num_particles is None else {"num_particles": num_particles}
     pair = pair_of(text)
     if pair is None:
-        return OBJECTIVES.parse(text, **given)
-    return Objective(BOUNDS.parse(pair[0], **given), GRADIENTS.parse(pair[1]))
+        return OBJECTIVES.parse(text, **arguments)
+    return Objective(BOUNDS.parse(pair[0], **arguments), GRADIENTS.parse(pair[1]))
 
 
 @OBJECTIVES.register("stl")
 def stl(num_particles: int = 1) -> Objective:
-    """Sticking the landing: the ELBO without the score of q (Roeder 2017)."""
+    """Sticking the landing: the ELBO's path derivative without the score of q.
+
+    Args:
+        num_particles: K, the number of draws of z per datum.
+
+    Returns:
+        ELBO × StickingTheLanding.
+
+    References:
+        Roeder, Wu & Duvenaud 2017, Sticking the Landing: Simple, Lower-Variance Gradient Estimators
+            for Variational Inference.
+    """
     return Objective(ELBO(num_particles), StickingTheLanding())
 
 
 @OBJECTIVES.register("iwae")
 def iwae(num_particles: int = 8) -> Objective:
-    """The importance-weighted bound (Burda 2016)."""
+    """The importance-weighted bound log (1/K) Σ_k w_k, differentiated along the paths.
+
+    Args:
+        num_particles: K, the number of draws of z per datum.
+
+    Returns:
+        IWAE × Pathwise.
+
+    References:
+        Burda, Grosse & Salakhutdinov 2016, Importance Weighted Autoencoders.
+    """
     return Objective(IWAE(num_particles), Pathwise())
 
 
 @OBJECTIVES.register("iwae-stl")
 def iwae_stl(num_particles: int = 8) -> Objective:
-    """IWAE without the score of q: biased for K > 1 (Roeder 2017, Tucker 2019)."""
+    """IWAE without the score of q: biased for K > 1.
+
+    Args:
+        num_particles: K, the number of draws of z per datum.
+
+    Returns:
+        IWAE × StickingTheLanding.
+
+    References:
+        Roeder, Wu & Duvenaud 2017, Sticking the Landing: Simple, Lower-Variance Gradient Estimators
+            for Variational Inference.
+        Tucker et al. 2019, Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives.
+    """
     return Objective(IWAE(num_particles), StickingTheLanding())
 
 
 @OBJECTIVES.register("dreg")
 def dreg(num_particles: int = 8, alpha: float = 0.0) -> Objective:
-    """Doubly reparameterized IWAE (Tucker 2019); with alpha, DReG(α) (Bauer & Mnih 2021)."""
+    """Doubly reparameterized IWAE, or DReG(α).
+
+    Args:
+        num_particles: K, the number of draws of z per datum.
+        alpha: The share α of RWS-DReG in [0, 1]; 0 gives the unbiased DReG.
+
+    Returns:
+        IWAE × DoublyReparameterized.
+
+    Raises:
+        ConfigError: `alpha` lies outside [0, 1].
+
+    References:
+        Tucker et al. 2019, Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives.
+        Bauer & Mnih 2021, Generalized Doubly Reparameterized Gradient Estimators (DReG(α)).
+    """
     return Objective(IWAE(num_particles), DoublyReparameterized(alpha))
 
 
 @OBJECTIVES.register("rws")
 def rws(num_particles: int = 8) -> Objective:
-    """Reweighted wake-sleep, its wake-φ update (Bornschein & Bengio 2015)."""
+    """Reweighted wake-sleep with the wake-φ update: θ ascends IWAE, φ descends KL(p ‖ q).
+
+    Args:
+        num_particles: K, the number of draws of z per datum.
+
+    Returns:
+        IWAE × WakeSleep.
+
+    References:
+        Bornschein & Bengio 2015, Reweighted Wake-Sleep.
+    """
     return Objective(IWAE(num_particles), WakeSleep())
 
 
 @OBJECTIVES.register("rws-dreg")
 def rws_dreg(num_particles: int = 8) -> Objective:
-    """Doubly reparameterized wake-φ update (Tucker 2019)."""
+    """Reweighted wake-sleep with the doubly reparameterized wake-φ update.
+
+    Args:
+        num_particles: K, the number of draws of z per datum.
+
+    Returns:
+        IWAE × DoublyReparameterizedWakeSleep.
+
+    References:
+        Tucker et al. 2019, Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives.
+    """
     return Objective(IWAE(num_particles), DoublyReparameterizedWakeSleep())
 
 
 @OBJECTIVES.register("renyi")
 def renyi(num_particles: int = 8, alpha: float = 0.5) -> Objective:
-    """The variational Rényi bound (Li & Turner 2016); alpha of −.inf is the maximum."""
+    """The variational Rényi bound (1/(1−α)) log (1/K) Σ_k w_k^{1−α}.
+
+    Args:
+        num_particles: K, the number of draws of z per datum.
+        alpha: The order α, below infinity; −∞ (`-.inf` on the command line) gives the maximum.
+
+    Returns:
+        Renyi × Pathwise.
+
+    Raises:
+        ConfigError: `alpha` is +∞ or NaN.
+
+    References:
+        Li & Turner 2016, Rényi Divergence Variational Inference.
+    """
     return Objective(Renyi(num_particles, alpha), Pathwise())
 
 
 @OBJECTIVES.register("miwae")
 def miwae(num_particles: int = 8, groups: int = 2) -> Objective:
-    """The mean of several IWAE bounds (Rainforth 2018)."""
+    """The mean of the IWAE bounds of several groups of particles.
+
+    Args:
+        num_particles: K, the number of draws of z per datum, a multiple of `groups`.
+        groups: M, the number of groups.
+
+    Returns:
+        MIWAE × Pathwise.
+
+    Raises:
+        ConfigError: `groups` does not divide `num_particles`.
+
+    References:
+        Rainforth et al. 2018, Tighter Variational Bounds are Not Necessarily Better.
+    """
     return Objective(MIWAE(num_particles, groups), Pathwise())
 
 
 @OBJECTIVES.register("ciwae")
 def ciwae(num_particles: int = 8, beta: float = 0.5) -> Objective:
-    """A convex combination of the ELBO and IWAE (Rainforth 2018)."""
+    """The convex combination β ELBO + (1 − β) IWAE.
+
+    Args:
+        num_particles: K, the number of draws of z per datum.
+        beta: The weight β of the ELBO, in [0, 1].
+
+    Returns:
+        CIWAE × Pathwise.
+
+    Raises:
+        ConfigError: `beta` lies outside [0, 1].
+
+    References:
+        Rainforth et al. 2018, Tighter Variational Bounds are Not Necessarily Better.
+    """
     return Objective(CIWAE(num_particles, beta), Pathwise())
 
 
 @OBJECTIVES.register("piwae")
 def piwae(num_particles: int = 8, groups: int = 2) -> Objective:
-    """θ by IWAE over all particles, φ by MIWAE (Rainforth 2018); its value is the MIWAE bound."""
+    """PIWAE: θ follows IWAE over all particles, φ follows MIWAE; its value is the MIWAE bound.
+
+    Args:
+        num_particles: K, the number of draws of z per datum, a multiple of `groups`.
+        groups: M, the number of groups of the MIWAE bound.
+
+    Returns:
+        MIWAE × TwoBounds.
+
+    Raises:
+        ConfigError: `groups` does not divide `num_particles`.
+
+    References:
+        Rainforth et al. 2018, Tighter Variational Bounds are Not Necessarily Better.
+    """
     return Objective(MIWAE(num_particles, groups), TwoBounds())
 
 
 @OBJECTIVES.register("jvi")
 def jvi(num_particles: int = 8, order: int = 1) -> Objective:
-    """Jackknife variational inference (Nowozin 2018)."""
+    """Jackknife variational inference: IWAE with its bias reduced; not a bound.
+
+    Args:
+        num_particles: K, the number of draws of z per datum, at least `order` + 1.
+        order: The order of the jackknife, 1 or 2.
+
+    Returns:
+        JVI × Pathwise.
+
+    Raises:
+        ConfigError: `order` is neither 1 nor 2, or `num_particles` is too small for it.
+
+    References:
+        Nowozin 2018, Debiasing Evidence Approximations: On Importance-weighted Autoencoders and
+            Jackknife Variational Inference.
+    """
     return Objective(JVI(num_particles, order), Pathwise())
 
 
 @OBJECTIVES.register("vimco")
 def vimco(num_particles: int = 8, baseline: str = "geometric") -> Objective:
-    """IWAE by score function with leave-one-out baselines, for discrete latents too (Mnih & Rezende 2016)."""
+    """VIMCO: IWAE by the score function with baselines from the other particles.
+
+    It takes discrete latent variables as well.
+
+    Args:
+        num_particles: K, the number of draws of z per datum, at least 2 with a baseline.
+        baseline: `geometric`, `arithmetic`, `leave-one-out` or `none`.
+
+    Returns:
+        IWAE × Score.
+
+    Raises:
+        ConfigError: `baseline` is none of these names, or `num_particles` is too small for it.
+
+    References:
+        Mnih & Rezende 2016, Variational Inference for Monte Carlo Objectives.
+    """
     return Objective(IWAE(num_particles), Score(baseline))  # type: ignore[arg-type]
 
 
 @OBJECTIVES.register("score")
 def score(num_particles: int = 2) -> Objective:
-    """The ELBO by score function with a leave-one-out baseline, for discrete latents too."""
+    """The ELBO by the score function with a leave-one-out baseline.
+
+    It takes discrete latent variables as well.
+
+    Args:
+        num_particles: K, the number of draws of z per datum, at least 2.
+
+    Returns:
+        ELBO × Score("leave-one-out").
+
+    Raises:
+        ConfigError: `num_particles` is below 2.
+    """
     return Objective(ELBO(num_particles), Score("leave-one-out"))
 
 
 @OBJECTIVES.register("tvo")
 def tvo(num_particles: int = 8, partitions: int = 5, first: float = 0.01) -> Objective:
-    """The thermodynamic variational objective with its covariance gradient (Masrani 2019)."""
+    """The thermodynamic variational objective with its covariance gradient.
+
+    Args:
+        num_particles: K, the number of draws of z per datum, at least 2.
+        partitions: S, the number of steps of the schedule of β.
+        first: β_1, in (0, 1).
+
+    Returns:
+        TVO × Covariance.
+
+    Raises:
+        ConfigError: `partitions` is below 1, or `first` lies outside (0, 1).
+
+    References:
+        Masrani, Le & Wood 2019, The Thermodynamic Variational Objective.
+    """
     return Objective(TVO(num_particles, partitions, first), Covariance())

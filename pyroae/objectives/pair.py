@@ -27,20 +27,24 @@ from pyroae.programs.traces import Traces, log_density, terms_of
 from pyroae.weights import LogWeights, reduce_log_weights
 
 TINY = 1e-20
-"""Least size of a coefficient: below what single precision tells from 0 in a sum. For θ a divisor too."""
+"""Coefficients below this size are set to 0: in a sum in single precision they have no effect.
+
+For θ, whose coefficient is a divisor, they are set to this size.
+"""
 
 
 def _cut(coefficient: Tensor) -> Tensor:
-    """Coefficients below `TINY` as 0.
+    """Set coefficients below `TINY` to 0.
 
-    On their way back through the networks they would become subnormal numbers, which many processors take a hundred times as
-    long to multiply: a step of IWAE with K = 64 took four times as long.
+    In the backward pass through the networks they would become subnormal numbers, whose products
+    take many processors a hundred times as long: a step of IWAE with K = 64 took four times as
+    long.
     """
     return torch.where(coefficient.abs() < TINY, 0.0, coefficient)
 
 
-def _seen(log_weight: Tensor) -> Tensor:
-    """The same log-weights, whose gradients are cut."""
+def _with_cut_gradient(log_weight: Tensor) -> Tensor:
+    """The same log-weights, with a hook that applies `_cut` to their gradient."""
     if log_weight.requires_grad:
         log_weight = log_weight.clone()
         log_weight.register_hook(_cut)
@@ -50,12 +54,21 @@ def _seen(log_weight: Tensor) -> Tensor:
 class Objective(ObjectiveBase):
     """A bound times a gradient: every valid pair is an estimator.
 
-        value = Σ_n F(log w_1n, …, log w_Kn);   the gradient of the surrogate: θ by Σ c_k ∂_θ log p, φ as the gradient says
+        value = Σ_n F(log w_1n, …, log w_Kn)
+        gradient of the surrogate: θ by Σ_k c_k ∂_θ log p(x, z_k), φ by `gradient`
 
-    bound: a function of each datum's log-weights. gradient: how φ is moved; by default pathwise. joint: takes all data as one
-    datum with the weight p(w, z, x) / q(w, z | x), which is defined for every bound and gradient where some latent sites lie
-    outside the data plate, and is far looser than the bound of each datum given one draw of these.
-    Raises ConfigError for a pair that is not defined; ProgramError, naming the site, for a program that does not suit it.
+    The bound is in nats, over all data. `bound` raises ProgramError, naming the site, for a program
+    to which the pair does not apply.
+
+    Args:
+        bound: F, a function of each datum's log-weights.
+        gradient: The estimator of the φ-gradient; `Pathwise` by default.
+        joint: Treat all data as one datum with the weight p(w, z, x) / q(w, z | x). This is defined
+            for every bound and gradient where some latent sites w lie outside the data plate, and
+            is far looser than the bound of each datum given one draw of w.
+
+    Raises:
+        ConfigError: The pair is not defined.
 
     >>> from pyroae.objectives import IWAE, DoublyReparameterized
     >>> Objective(IWAE(num_particles=8), DoublyReparameterized()).num_particles
@@ -75,16 +88,17 @@ class Objective(ObjectiveBase):
 
     @property
     def is_elbo(self) -> bool:
-        """Whether the bound's mean is the ELBO, whatever the number of particles."""
+        """Whether the bound's mean is the ELBO for every number of particles."""
         return self.bound_function.trend == 0
 
     @property
     def is_symmetric(self) -> bool:
-        """Whether the bound is the same in whatever order the particles come."""
+        """Whether the bound is invariant to the order of the particles."""
         return self.bound_function.is_symmetric
 
     @property
     def is_per_datum(self) -> bool:
+        """Whether each datum has its own bound: False for `joint`."""
         return not self.joint
 
     @property
@@ -99,10 +113,10 @@ class Objective(ObjectiveBase):
         )
 
     def estimate(self, traces: Traces) -> Bound:
-        """The bound and its own derivative, with score terms for draws that carry no path gradient."""
+        """Return the bound and its derivative, plus score terms for draws without a path."""
         self._check(traces)
         weights = reduce_log_weights(traces)
-        log_weight = _seen(weights.log_weight)
+        log_weight = _with_cut_gradient(weights.log_weight)
         value = weights.total(self.bound_function.value(log_weight))
         if self._is_elbo_of_paths:
             scores = elbo_scores(traces, weights)
@@ -115,10 +129,10 @@ class Objective(ObjectiveBase):
         return Bound(value, value if scores is None else value + scores)
 
     def bound(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Bound:
-        """Run guide and model, and estimate; `args` and `kwargs` are passed to both."""
+        """Run guide and model, and estimate the bound and its gradient by the pair."""
         if self.gradient.detached and not self._takes_paths(model, guide, args, kwargs):
-            kept = self._globals_of(model, guide, args, kwargs)
-            return self._by_score(self._run(model, guide, args, kwargs, handler=Detached(kept)))
+            attached = self._globals_of(model, guide, args, kwargs)
+            return self._by_score(self._run(model, guide, args, kwargs, handler=Detached(attached)))
         if isinstance(self.gradient, Pathwise | Score):
             return self.estimate(self._run(model, guide, args, kwargs))
         scaled = Scaled()
@@ -134,12 +148,14 @@ class Objective(ObjectiveBase):
         else:
             path = self._under_exponent(traces, coefficients)
             post = path_through_log_post(traces, guide, args, kwargs, scale * path)
-            post = post + self._terms(traces, weights, guide, args, kwargs, coefficients, path)
+            post = post + self._guide_terms(
+                traces, weights, guide, args, kwargs, coefficients, path
+            )
         scaled.ratio, scaled.traces = path / theta, traces
         surrogate = (
             (scale * theta * log_joint).sum()
             - post
-            + self._of_globals(traces, weights, guide, args, kwargs)
+            + self._global_term(traces, weights, guide, args, kwargs)
         )
         if (
             coefficients.learning is not None
@@ -148,7 +164,7 @@ class Objective(ObjectiveBase):
             surrogate = surrogate + (scale * _cut(coefficients.learning) * terms).sum()
         return Bound(value, surrogate)
 
-    def _of_globals(
+    def _global_term(
         self,
         traces: Traces,
         weights: LogWeights,
@@ -156,7 +172,7 @@ class Objective(ObjectiveBase):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Tensor:
-        """The global sites' log-ratio, the parameters of their q stopped: its score has the mean 0."""
+        """The log-ratio of the global sites without the score of their q, which has mean 0."""
         drawn = [(name, site) for name, site in traces.draws() if not traces.is_local(site)]
         if not drawn:
             return weights.log_global.mean()
@@ -168,7 +184,7 @@ class Objective(ObjectiveBase):
         )
 
     def _by_score(self, traces: Traces) -> Bound:
-        """Of draws that are stopped."""
+        """The bound and its surrogate where the draws are stopped."""
         self._check(traces)
         self._check_deltas(traces)
         weights, value, coefficients = self._parts(traces)
@@ -188,7 +204,7 @@ class Objective(ObjectiveBase):
             terms = terms + _cut(coefficients.learning) * scores
         return Bound(value, (weights.scale * terms).sum() + weights.log_global.mean())
 
-    def _terms(
+    def _guide_terms(
         self,
         traces: Traces,
         weights: LogWeights,
@@ -198,7 +214,10 @@ class Objective(ObjectiveBase):
         coefficients: Coefficients,
         path: Tensor,
     ) -> Tensor | float:
-        """The guide's terms that are no draws: with the path's coefficient through the draws, with θ's at fixed draws."""
+        """The terms of the guide that are not densities of draws.
+
+        Their derivative through the draws has the coefficient of P_k, that at fixed draws c_k.
+        """
         follows_slope = coefficients.path is coefficients.theta
         if not follows_slope and not traces.is_plain:
             fixed = at_fixed_draws(traces, guide, args, kwargs)
@@ -217,11 +236,11 @@ class Objective(ObjectiveBase):
         return through + (weights.scale * (coefficients.theta - path) * sum(directly)).sum()
 
     def _under_exponent(self, traces: Traces, coefficients: Coefficients) -> Tensor:
-        """The coefficient of P_k: c_k − β ∂c_k/∂log w_k where a scale leaves β log q in the log-weight."""
+        """The coefficient of P_k: c_k − β ∂c_k/∂log w_k where β log q is in the log-weight."""
         path, slope = coefficients.path, coefficients.theta
         assert path is not None
         draws = [(name, site) for name, site in traces.draws() if traces.is_local(site)]
-        is_common = isinstance(traces.scale, Tensor)  # of all sites, so divided out
+        is_common = isinstance(traces.scale, Tensor)  # one scale for all sites: divided out
         if path is slope or self.gradient.inclusive or is_common or not draws:
             return path
         site = draws[0][1]
@@ -230,14 +249,15 @@ class Objective(ObjectiveBase):
         if different or torch.as_tensor(exponent).numel() > 1:
             name = [*different, draws[0][0]][0]
             raise ProgramError(
-                f"{self._name} takes one scale for all draws of the guide; that of the site '{name}' is its own"
+                f"{self._name} takes one scale for all draws of the guide; the site '{name}' has "
+                "another one"
             )
         return path if same_scale(exponent, 1.0) else slope + exponent * (path - slope)
 
     def _takes_paths(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> bool:
-        """Whether some draws in the data plate carry a path gradient and others do not; found once for a guide."""
+        """Whether only some draws in the data plate carry a path gradient; cached per guide."""
         if not isinstance(self.gradient, Score):
             return False
         if self._mixed is None or self._mixed[0]() != guide:
@@ -251,6 +271,7 @@ class Objective(ObjectiveBase):
         return self._mixed[1]
 
     def _parts(self, traces: Traces) -> tuple[LogWeights, Tensor, Coefficients]:
+        """The log-weights, and from them, detached, the bound and the coefficients."""
         weights = reduce_log_weights(traces)
         log_weight = weights.log_weight.detach()
         value = weights.total(self.bound_function.value(log_weight)).detach()
@@ -265,6 +286,7 @@ class Objective(ObjectiveBase):
         return isinstance(self.bound_function, ELBOBound) and isinstance(self.gradient, Pathwise)
 
     def _check(self, traces: Traces) -> None:
+        """Refuse programs to which the pair does not apply."""
         name = self._name
         if self.gradient.reparameterized:
             check_reparameterized(traces, name)
@@ -272,9 +294,10 @@ class Objective(ObjectiveBase):
             takes = self.gradient.takes_moving_support and has_path(site["fn"])
             if not takes and moves_support(site["fn"]):
                 raise ProgramError(
-                    f"{name} takes the score of the guide to have the mean 0, which it does not where the support depends on "
-                    f"parameters, as that of the site '{site_name}' ({type(base_distribution(site['fn'])).__name__}): use "
-                    "trace-elbo or iwae, or a transform of a fixed support"
+                    f"{name} assumes that the score of the guide has mean 0, which does not hold "
+                    f"where the support depends on parameters, as at the site '{site_name}' "
+                    f"({type(base_distribution(site['fn'])).__name__}): use trace-elbo or iwae, or "
+                    "a transform of a fixed support"
                 )
         if self._is_elbo_of_paths:
             return
@@ -283,20 +306,24 @@ class Objective(ObjectiveBase):
                 self.gradient.takes_globals and has_path(site["fn"])
             ):
                 raise ProgramError(
-                    f"{name} takes a bound a datum; the latent site '{site_name}' lies outside the data plate: use trace-elbo, "
-                    "or, if its draws carry a gradient, iwae, renyi, stl, dreg, vimco or score, which take the bound of each "
-                    f"datum given one draw of it; or {self._request}"
+                    f"{name} needs a bound per datum; the latent site '{site_name}' lies outside "
+                    "the data plate: use trace-elbo, or, if its draws carry a gradient, iwae, "
+                    "renyi, stl, dreg, vimco or score, which take the bound of each datum given "
+                    f"one draw of it; or {self._request}"
                 )
         if not self.joint:
             self._check_one_datum(traces)
 
     @property
     def _request(self) -> str:
-        """What takes programs that have no bound of each datum."""
-        return f"all data as one datum, Objective({self.bound_function!r}, {self.gradient!r}, joint=True)"
+        """The objective to recommend for programs that have no bound per datum."""
+        return (
+            f"all data as one datum, Objective({self.bound_function!r}, {self.gradient!r}, "
+            "joint=True)"
+        )
 
     def _check_one_datum(self, traces: Traces) -> None:
-        """Refuse a program that does not say what a datum is: several plates, or batch dimensions of no plate."""
+        """Refuse programs without one data plate, or with batch dimensions outside all plates."""
         sites = {
             f"the site '{n}'": s
             for observed in (True, False)
@@ -306,46 +333,49 @@ class Objective(ObjectiveBase):
             f"the guide's site '{n}'": site
             for n, site in traces.sites(traces.guide, observed=False)
         }
-        held = {
+        in_plates = {
             plates_of(site)[0]: (which, site)
             for which, site in reversed(sites.items())
             if plates_of(site)
         }
-        if traces.plate is None and held:
+        if traces.plate is None and in_plates:
             where = (
                 f"{which} in {' and '.join(repr(f.name) for f in plates_of(s))}"
-                for which, s in reversed(held.values())
+                for which, s in reversed(in_plates.values())
             )
             raise ProgramError(
-                f"{self._name} takes a bound a datum, but no one plate holds all the sites: {', '.join(where)}: use "
-                f"{self._request}"
+                f"{self._name} needs a bound per datum, but no one plate holds all the sites: "
+                f"{', '.join(where)}: use {self._request}"
             )
         for which, site in sites.items():
             dims = undeclared(site)
             if dims:
                 raise ProgramError(
-                    f"{self._name} takes a bound a datum; {which} {undeclared_words(site, dims[0])}"
+                    f"{self._name} needs a bound per datum; {which} "
+                    f"{undeclared_words(site, dims[0])}"
                 )
 
     def _check_deltas(self, fixed: Traces) -> None:
-        """Refuse a Delta that moves with parameters while the draws are stopped, and one of a guide without draws."""
+        """Refuse Deltas that depend on parameters at fixed draws, or in a guide without draws."""
         deltas = [(name, site) for name, site in fixed.deltas() if fixed.is_local(site)]
         moving = [
             name for name, site in deltas if site["value"].requires_grad or not any(fixed.draws())
         ]
         if moving:
             raise ProgramError(
-                f"{self._name} follows the density of the guide's draws; its site '{moving[0]}' is a Delta, which has none, "
-                "and its value depends on parameters at fixed draws: use trace-elbo or iwae"
+                f"{self._name} follows the density of the guide's draws; its site '{moving[0]}' is "
+                "a Delta, which has none, and its value depends on parameters at fixed draws: use "
+                "trace-elbo or iwae"
             )
 
     def _check_terms(self, fixed: Traces) -> None:
-        """Refuse terms of the guide that depend on φ and are no density of a draw, where φ follows KL(p ‖ q)."""
+        """Refuse guide terms that depend on φ and are not densities of draws, under KL(p ‖ q)."""
         if not self.gradient.inclusive:
             return
         for name, site in terms_of(fixed):
             if log_density(name, site).requires_grad:
                 raise ProgramError(
-                    f"{self._name} follows the density of the guide's draws alone; the guide's site '{name}' is no draw, and "
-                    "its log-density depends on parameters: use vimco, dreg or iwae"
+                    f"{self._name} follows the density of the guide's draws alone; the guide's "
+                    f"site '{name}' is no draw, and its log-density depends on parameters: use "
+                    "vimco, dreg or iwae"
                 )

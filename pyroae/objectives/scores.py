@@ -1,7 +1,12 @@
 """Score terms: the part of a gradient that draws without a path gradient need.
 
-With a draw y ~ q(y; φ) that carries no path gradient, ∂_φ E F = E[∂_φ F + F ∂_φ log q(y)]. A rejection sampler carries a
-part of its path gradient; the remaining part is the score of its acceptance probability (Naesseth et al. 2017).
+With a draw y ~ q(y; φ) that carries no path gradient, ∂_φ E F = E[∂_φ F + F ∂_φ log q(y)]. A
+rejection sampler carries a part of its path gradient; the remaining part is the score of its
+acceptance probability.
+
+References:
+    Naesseth et al. 2017, Reparameterization Gradients through Acceptance-Rejection Sampling
+        Algorithms.
 """
 
 from typing import Any
@@ -20,18 +25,39 @@ from pyroae.weights import LogWeights
 
 
 def has_path(distribution: Any) -> bool:
-    """Whether draws carry their whole path gradient.
+    """Return whether draws carry their whole path gradient.
 
-    False for discrete distributions and for rejection samplers, whose `has_rsample` is True though their path gradient
-    leaves out the acceptance probability.
+    Discrete distributions carry none. Rejection samplers carry a part of it: their `has_rsample` is
+    True although their path gradient omits the acceptance probability.
+
+    Args:
+        distribution: A distribution of Pyro or torch.
+
+    Returns:
+        True for a reparameterized distribution that is not a rejection sampler.
+
+    >>> import pyro.distributions as dist
+    >>> has_path(dist.Normal(0.0, 1.0)), has_path(dist.Bernoulli(0.5))
+    (True, False)
     """
     return bool(distribution.has_rsample) and not _is_rejector(distribution)
 
 
 def moves_support(distribution: Any) -> bool:
-    """Whether the ends of a distribution's support depend on parameters, as those of Uniform(0, φ).
+    """Return whether the ends of a distribution's support depend on parameters.
 
-    The score of such a density does not have the mean 0: ∂_φ ∫ q(z; φ) dz = 0 has terms of the ends beside it.
+    An example is Uniform(0, φ). The score of such a density does not have mean 0, because
+    ∂_φ ∫ q(z; φ) dz = 0 also contains boundary terms.
+
+    Args:
+        distribution: A distribution of Pyro or torch.
+
+    Returns:
+        Whether an end of the support requires a gradient.
+
+    >>> import pyro.distributions as dist
+    >>> moves_support(dist.Uniform(0.0, torch.tensor(2.0, requires_grad=True)))
+    True
     """
     if isinstance(distribution, Stacked):
         return any(map(moves_support, distribution.parts))
@@ -39,7 +65,8 @@ def moves_support(distribution: Any) -> bool:
         return moves_support(distribution.component0) or moves_support(distribution.component1)
     if isinstance(distribution, torch.distributions.MixtureSameFamily):
         return moves_support(distribution.component_distribution)
-    if type(distribution).__name__ == "TransformedDistribution":  # others know their own support
+    # Subclasses of TransformedDistribution define their own support.
+    if type(distribution).__name__ == "TransformedDistribution":
         base = distribution.base_dist
         return moves_support(base) or (
             bool(_ends(base)) and _moves_ends(_ends(base), distribution.transforms)
@@ -52,19 +79,19 @@ def moves_support(distribution: Any) -> bool:
 
 
 def _ends(distribution: Any) -> list[Tensor | float]:
-    """The finite ends of a support that is an interval or a half-line; none of any other."""
+    """The finite ends of a support that is an interval or a half-line; [] for any other."""
     try:
         support = distribution.support
     except (AttributeError, NotImplementedError):
         return []
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    found = [getattr(support, end, None) for end in ("lower_bound", "upper_bound")]
-    return [] if is_discrete(distribution) else [end for end in found if end is not None]
+    ends = [getattr(support, end, None) for end in ("lower_bound", "upper_bound")]
+    return [] if is_discrete(distribution) else [end for end in ends if end is not None]
 
 
 def _moves_ends(ends: list[Tensor | float], transforms: list[Any]) -> bool:
-    """Whether the transforms move these ends by their parameters; asked of those before the first that is not affine."""
+    """Whether the parameters of the leading affine transforms move these ends."""
     for transform in transforms:
         if not isinstance(transform, AffineTransform):
             return False
@@ -81,12 +108,25 @@ def _moves_ends(ends: list[Tensor | float], transforms: list[Any]) -> bool:
 
 
 def score_function(distribution: Any, value: Tensor) -> Tensor | None:
-    """The term of log q, of the batch shape, whose derivative multiplies the learning signal; None for a whole path."""
+    """Return the term of log q whose derivative multiplies the learning signal.
+
+    Args:
+        distribution: A distribution q of Pyro or torch.
+        value: A draw of it.
+
+    Returns:
+        log q(value) for a distribution without a path gradient; the score part of a rejection
+            sampler; both of the batch shape. None where the draws carry their whole path gradient.
+
+    >>> import pyro.distributions as dist
+    >>> score_function(dist.Bernoulli(torch.tensor(0.25)), torch.tensor(1.0)).exp()
+    tensor(0.2500)
+    """
     if isinstance(distribution, Stacked):
         pairs = zip(distribution.parts, distribution.rows(value), strict=True)
         terms = [score_function(part, v) for part, v in pairs]
-        known = [term for term in terms if term is not None]
-        return distribution.stacked(known) if len(known) == len(terms) else None
+        scores = [term for term in terms if term is not None]
+        return distribution.stacked(scores) if len(scores) == len(terms) else None
     if not distribution.has_rsample:
         return distribution.log_prob(value)
     if not _is_rejector(distribution):
@@ -112,28 +152,45 @@ def score_function(distribution: Any, value: Tensor) -> Tensor | None:
 
 
 def score_terms(traces: Traces, weights: LogWeights, *, every: bool = False) -> Tensor | None:
-    """Σ of the score functions of the draws in the data plate, `[K, N]`, without scales and masks: no draw depends on these.
+    """Return the sum of the score functions of the draws in the data plate.
 
-    every: for draws with a path gradient too, where their values were detached. None where no draw needs a score.
+    Scales and masks are not applied, because the draws do not depend on them.
+
+    Args:
+        traces: The traces of guide and model, with K particles.
+        weights: The log-weights of the traces.
+        every: Include draws with a path gradient, for runs in which the draws were detached.
+
+    Returns:
+        The sum per particle and datum, shape `[K, N]`; None where no draw needs a score.
     """
     terms = []
     for name, site in traces.draws():
         if not traces.is_local(site):
             continue
-        term = weights.densities[name] if every else _of_site(name, site, weights)
+        term = weights.densities[name] if every else _score_of(name, site, weights)
         if term is not None:
             terms.append(traces.summed(site, term))
     return sum(terms[1:], terms[0]) if terms else None
 
 
 def elbo_scores(traces: Traces, weights: LogWeights) -> Tensor | None:
-    """What is added to the ELBO so that its gradient is unbiased for draws without a path gradient; None where all have one.
+    """Return the term that makes the ELBO's gradient unbiased for draws without a path gradient.
 
-    The learning signal of a draw is the sum of the terms of log w in its plates: other data, and other elements of plates
-    that the draw is not in, are independent of it (partial Rao-Blackwellization, as `pyro.infer.Trace_ELBO`).
+    The learning signal of a draw is the sum of the terms of log w in its plates. Other data are
+    independent of the draw; so are other elements of plates that do not contain it. Leaving them
+    out is the partial Rao-Blackwellization of `pyro.infer.Trace_ELBO`.
+
+    Args:
+        traces: The traces of guide and model, with K particles.
+        weights: The log-weights of the traces.
+
+    Returns:
+        The term to add to the ELBO over all data, shape `[]`; None where every draw carries its
+            whole path gradient.
     """
     scored = {
-        n: (s, term) for n, s in traces.draws() if (term := _of_site(n, s, weights)) is not None
+        n: (s, term) for n, s in traces.draws() if (term := _score_of(n, s, weights)) is not None
     }
     if not scored:
         return None
@@ -146,21 +203,20 @@ def elbo_scores(traces: Traces, weights: LogWeights) -> Tensor | None:
     for name, (site, term) in scored.items():
         signal = sum(_within(site, other, value) for other, value in signals)
         terms.append((signal * term).sum() / traces.num_particles)
-        if not site[
-            "fn"
-        ].has_rsample:  # takes −c_k s_k out of the ELBO: its mean is 0, as c_k is constant
+        if not site["fn"].has_rsample:  # removes −c_k s_k, of mean 0 because c_k is constant
             terms.append(traces.total(site, traces.reduce(site, weights.densities[name])))
     return sum(terms[1:], terms[0])
 
 
 def _scaled(site: Site) -> Tensor:
-    """The log-density of a site in the objective, of its batch shape, detached."""
+    """The log-density of a site under its scale and mask, of its batch shape, detached."""
     return scale_and_mask(
         log_density(site["name"], site).detach(), scale=site["scale"], mask=site["mask"]
     )
 
 
-def _of_site(name: str, site: Site, weights: LogWeights) -> Tensor | None:
+def _score_of(name: str, site: Site, weights: LogWeights) -> Tensor | None:
+    """The score function of a site at its draw; None where the draw carries its whole path."""
     return (
         weights.densities[name]
         if not site["fn"].has_rsample
@@ -169,7 +225,7 @@ def _of_site(name: str, site: Site, weights: LogWeights) -> Tensor | None:
 
 
 def _within(site: Site, other: Site, term: Tensor) -> Tensor:
-    """The terms of another site, summed over every batch dimension that is not of a plate which both sites share."""
+    """The terms of another site, summed over all dimensions but those of shared plates."""
     shared = {
         f.dim for f in site["cond_indep_stack"] if f.vectorized and f in other["cond_indep_stack"]
     }
@@ -181,7 +237,7 @@ def _within(site: Site, other: Site, term: Tensor) -> Tensor:
 
 
 def _is_rejector(distribution: Any) -> bool:
-    """Whether a distribution, or one that it wraps, gives score parts of its own."""
+    """Whether a distribution, or one that it wraps, overrides `score_parts`."""
     if isinstance(distribution, Stacked):
         return _is_rejector(distribution.parts[0])
     if isinstance(distribution, MaskedMixture):

@@ -1,4 +1,4 @@
-"""How draws pass from the guide to the model, and the density of the guide with its parameters stopped."""
+"""Surrogates: gradients through the draws of the guide, with the parameters of q stopped."""
 
 from collections.abc import Collection
 from typing import Any
@@ -12,28 +12,36 @@ from pyroae.programs.traces import Traces, guide_at, log_density
 
 
 class Detached(Messenger):
-    """Stops the gradient of the values that the guide draws, for score-function estimators.
+    """Stop the gradient of the values that the guide draws, for score-function estimators.
 
-    A Delta is no draw: what it does with the stopped draws can be seen from its gradient.
-    kept: names of sites whose values keep their gradient.
+    The value of a Delta is not a draw and keeps its gradient, so that a Delta that depends on
+    parameters at fixed draws can be recognized.
+
+    Args:
+        attached: Names of sites whose values keep their gradient; none by default.
     """
 
-    def __init__(self, kept: Collection[str] = ()) -> None:
+    def __init__(self, attached: Collection[str] = ()) -> None:
         super().__init__()
-        self.kept = kept
+        self.attached = attached
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["name"] in self.kept:
+        if msg["name"] in self.attached:
             return
         if not msg["is_observed"] and isinstance(msg["value"], Tensor) and not is_delta(msg):
             msg["value"] = msg["value"].detach()
 
 
 class Scaled:
-    """Multiplies the gradient that the model sends back into a draw by a ratio that is known only later.
+    """Multiply the gradient that flows from the model into a draw by a ratio set after the run.
 
-    θ follows c_k ∂ log p and φ another d_k ∂ log p / ∂z: with the ratio d_k / c_k one backward pass gives both. A global draw
-    is a parameter of the model given which a datum has its bound, as θ is.
+    θ follows c_k ∂_θ log p and φ follows d_k ∂ log p / ∂z_k. With the ratio d_k / c_k one backward
+    pass computes both. Draws outside the data plate are not scaled: each datum's bound is
+    conditional on them, as it is on θ.
+
+    Attributes:
+        ratio: d_k / c_k, shape `[K, N]`; None leaves the gradient unchanged.
+        traces: The traces of the run, which `ratio` requires.
     """
 
     def __init__(self) -> None:
@@ -41,7 +49,7 @@ class Scaled:
         self.traces: Traces | None = None
 
     def __call__(self, site: Site) -> Tensor:
-        """The value of a site of the guide, as the model is to see it."""
+        """Return the value of a site of the guide with its gradient scaled."""
         return _ScaleGradient.apply(site["value"], self, site)
 
 
@@ -68,14 +76,27 @@ def path_through_log_post(
     *,
     local: bool = True,
 ) -> Tensor:
-    """A number whose gradient is Σ_kn a_kn (∂ log q(z_kn) / ∂z_kn)(∂z_kn / ∂φ), the parameters of q stopped, for the draws.
+    """Return a number whose gradient is the path derivative of log q with q's parameters stopped.
 
-    It is the gradient of log q at the draws, taken there with the draws as leaves, times the draws. Where no site of the
-    guide depends on another the distributions of the first run serve for that; elsewhere the guide is run again.
-    local: of the sites in the data plate, with coefficients `[K, N]`; False: of those outside, with `[K]`.
+        Σ_kn a_kn (∂ log q(z_kn) / ∂z_kn) (∂z_kn / ∂φ)
+
+    It is the gradient of log q with respect to the draws, detached, times the draws. Where no site
+    of the guide depends on another the distributions of the first run give log q; otherwise the
+    guide is run again.
+
+    Args:
+        traces: The traces of guide and model, with K particles.
+        guide: The guide.
+        args: Positional arguments of the guide.
+        kwargs: Keyword arguments of the guide.
+        coefficient: a, shape `[K, N]`, or `[K]` for sites outside the data plate.
+        local: Sum over the sites in the data plate; False for those outside it.
+
+    Returns:
+        The surrogate, shape `[]`; 0 where no draw carries a gradient.
     """
-    drawn = [(name, site) for name, site in traces.draws() if traces.is_local(site) == local]
-    sites = [(name, site) for name, site in drawn if site["value"].requires_grad]
+    draws = [(name, site) for name, site in traces.draws() if traces.is_local(site) == local]
+    sites = [(name, site) for name, site in draws if site["value"].requires_grad]
     if not sites:
         return coefficient.new_zeros(())
     leaves = {name: site["value"].detach().requires_grad_() for name, site in sites}
@@ -84,7 +105,7 @@ def path_through_log_post(
             traces.reduce(site, log_density(name, site, leaves[name])) for name, site in sites
         ]
         if len(sites) > 1 and _depends(log_posts, [site["value"] for _, site in sites]):
-            log_posts = _rerun(traces, guide, args, kwargs, leaves, drawn)
+            log_posts = _rerun(traces, guide, args, kwargs, leaves, draws)
     parts = [(coefficient * log_post).sum() for log_post in log_posts if log_post.requires_grad]
     if not parts:
         return coefficient.new_zeros(())
@@ -97,12 +118,13 @@ def path_through_log_post(
 
 
 def _depends(log_posts: list[Tensor], values: list[Tensor]) -> bool:
-    """Whether a log-density, taken at a leaf, still depends on the draw of some site."""
+    """Whether a log-density, evaluated at a leaf, still depends on the draw of some site."""
     draws = {value.grad_fn for value in values}
     return any(node in draws for log_post in log_posts for node in _graph(log_post))
 
 
 def _graph(tensor: Tensor) -> set[Any]:
+    """The nodes of a tensor's autograd graph."""
     seen: set[Any] = set()
     todo = [tensor.grad_fn]
     while todo:
@@ -119,18 +141,27 @@ def _rerun(
     args: Any,
     kwargs: Any,
     leaves: dict[str, Tensor],
-    drawn: list[tuple[str, Site]],
+    draws: list[tuple[str, Site]],
 ) -> list[Tensor]:
-    """log q of each site from a second run of the guide, in which every site sees the leaves of the others."""
-    again = guide_at(traces, guide, args, kwargs, leaves).guide.nodes
-    return [traces.reduce(site, log_density(name, again[name])) for name, site in drawn]
+    """The log q of each site from a second run of the guide, given the leaves as all draws."""
+    sites = guide_at(traces, guide, args, kwargs, leaves).guide.nodes
+    return [traces.reduce(site, log_density(name, sites[name])) for name, site in draws]
 
 
 def at_fixed_draws(traces: Traces, guide: Program, args: Any, kwargs: Any) -> Traces:
-    """The guide run again with its draws in the data plate stopped.
+    """Run the guide again with its draws in the data plate stopped.
 
-    What still carries a gradient depends on parameters directly, or on draws outside the plate, which a datum takes as it
-    takes parameters.
+    Values that still carry a gradient depend directly on parameters, or on draws outside the plate,
+    on which each datum's bound is conditional as it is on parameters.
+
+    Args:
+        traces: The traces of guide and model.
+        guide: The guide.
+        args: Positional arguments of the guide.
+        kwargs: Keyword arguments of the guide.
+
+    Returns:
+        The traces with the guide's second run in place of its first.
     """
     stopped = {
         name: site["value"].detach() for name, site in traces.draws() if traces.is_local(site)

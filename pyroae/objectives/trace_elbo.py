@@ -8,12 +8,22 @@ from pyroae.objectives.pair import Objective
 
 @OBJECTIVES.register("trace-elbo")
 class TraceELBO(Objective):
-    """The evidence lower bound, every term by Monte Carlo.
+    """The evidence lower bound, with every term estimated by Monte Carlo.
 
         L = Σ_n (1/K) Σ_k [log p(x_n|z_kn) + log p(z_kn) − log q(z_kn|x_n)],   z_kn = μ_n + σ_n ε_kn
 
-    In nats, over all data. Gradient by reparameterization (Kingma & Welling 2014), with score terms for draws that carry no
-    path gradient; a Delta guide makes it the MAP objective. Value and gradient are those of `pyro.infer.Trace_ELBO`.
+    The bound is in nats, over all data. The gradient is by reparameterization, with score terms for
+    draws that carry no path gradient. With a Delta guide it is the MAP objective. Value and
+    gradient equal those of `pyro.infer.Trace_ELBO`.
+
+    Args:
+        num_particles: K, the number of draws of z per datum.
+
+    Raises:
+        ConfigError: `num_particles` is not a whole number of at least 1.
+
+    References:
+        Kingma & Welling 2014, Auto-Encoding Variational Bayes.
 
     >>> import pyro, torch
     >>> from pyroae import zoo
