@@ -332,8 +332,8 @@ class Autoencoder(nn.Module):
             x = x.flatten(1)
         if x.dim() != 2 or x.shape[-1] != self.features:
             raise DataError(
-                f"x has the shape {tuple(x.shape)}; this autoencoder takes [N, {self.features}] or [N, "
-                f"{', '.join(map(str, self.shape))}]"
+                f"x has the shape {tuple(x.shape)}; this autoencoder takes [N, {self.features}] or "
+                f"[N, {', '.join(map(str, self.shape))}]"
             )
         return x
 
