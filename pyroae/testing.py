@@ -38,6 +38,9 @@ class Check:
         name: What the oracle asserts.
         passed: Whether the assertion holds.
         detail: The figures, such as the difference in standard errors.
+
+    >>> check_objective(Objective(IWAE(2)))[0].name
+    'the bound is log p(x) at the exact posterior'
     """
 
     name: str
@@ -158,6 +161,9 @@ class Toy(nn.Module):
 
         Returns:
             A Pyro plate of `size` data with a subsample of N.
+
+        >>> Toy().plate(torch.zeros(4, 3)).size
+        4
         """
         return pyro.plate("data", self.size or len(x), subsample=torch.arange(len(x)))
 
@@ -181,6 +187,9 @@ class Toy(nn.Module):
 
         Returns:
             The ELBO of each datum, in nats, shape `[N]` or `[]`.
+
+        >>> Toy().elbo(torch.zeros(4, 3)).shape
+        torch.Size([4])
         """
         loc, variance = x @ self.encode.T + self.shift, (2 * self.log_scale).exp()
         normal = torch.distributions.Normal(loc @ self.weight.T + self.bias, 0.7)
@@ -234,6 +243,9 @@ class AtPosterior(Toy):
 
         Returns:
             W, shape `[3, 2]`, b, shape `[3]`, and σ, shape `[]`.
+
+        >>> [part.shape for part in AtPosterior().linear_gaussian()]
+        [torch.Size([3, 2]), torch.Size([3]), torch.Size([])]
         """
         return self.weight, self.bias + self.weight @ self.prior, torch.tensor(0.7)
 
