@@ -1,8 +1,9 @@
 """pyroae: a laboratory for amortized variational inference in Pyro.
 
-Every system is one Pyro model p(z) p(x|z) and one amortized guide q(z|x); four choices (prior, posterior, likelihood,
-corruption) make it a PCA, an autoencoder, a sparse or denoising autoencoder, a probabilistic PCA or a VAE.
-Names are loaded when first used, so that the command line answers before torch is imported.
+Every system is one Pyro model p(z) p(x|z) and one amortized guide q(z|x). Four choices (prior,
+posterior, likelihood, corruption) make it a PCA, an autoencoder, a sparse or denoising autoencoder,
+a probabilistic PCA or a VAE. Names are loaded at their first use, so that the command line starts
+without importing torch.
 """
 
 import os
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from pyroae._version import __version__
 
-# A thread of GNU OpenMP waits by spinning for milliseconds; where other work shares the cores, a training step then takes
-# ten times as long. A shorter spin costs nothing on a quiet machine. It counts if torch is not loaded yet.
+# Threads of GNU OpenMP spin for milliseconds while they wait. On cores shared with other work this
+# makes a training step ten times as long; on an idle machine a shorter spin costs nothing. The
+# setting has an effect only if torch is not loaded yet.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 

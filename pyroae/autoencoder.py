@@ -140,6 +140,9 @@ class Autoencoder(nn.Module):
 
         Returns:
             A distribution with event shape `[m]`.
+
+        >>> Autoencoder(4, latent=2).p_z().event_shape
+        torch.Size([2])
         """
         return self.prior.distribution(self._zeros, self.learned_prior)  # type: ignore[arg-type]
 
@@ -151,6 +154,9 @@ class Autoencoder(nn.Module):
 
         Returns:
             A distribution with batch shape `[...]` and event shape `[d]`.
+
+        >>> Autoencoder(4, latent=2).p_x(torch.zeros(5, 3, 2)).batch_shape
+        torch.Size([5, 3])
         """
         return self.likelihood.distribution(self.decoder(z), self.learned_likelihood)
 
@@ -332,8 +338,8 @@ class Autoencoder(nn.Module):
             x = x.flatten(1)
         if x.dim() != 2 or x.shape[-1] != self.features:
             raise DataError(
-                f"x has the shape {tuple(x.shape)}; this autoencoder takes [N, {self.features}] or [N, "
-                f"{', '.join(map(str, self.shape))}]"
+                f"x has the shape {tuple(x.shape)}; this autoencoder takes [N, {self.features}] or "
+                f"[N, {', '.join(map(str, self.shape))}]"
             )
         return x
 

@@ -46,7 +46,11 @@ class Corruption(ABC):
 @CORRUPTIONS.register("none")
 @dataclass(frozen=True)
 class Identity(Corruption):
-    """No corruption: x̃ = x."""
+    """No corruption: x̃ = x.
+
+    >>> Identity()(torch.ones(3))
+    tensor([1., 1., 1.])
+    """
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x itself."""

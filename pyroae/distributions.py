@@ -116,6 +116,9 @@ def one_hot(states: int) -> str:
 
     Returns:
         A text that two choices share where their supports agree.
+
+    >>> one_hot(4)
+    'one-hot of 4'
     """
     return f"one-hot of {states}"
 

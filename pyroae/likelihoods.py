@@ -25,6 +25,9 @@ class Likelihood(ABC):
 
     Attributes:
         outputs: The number of outputs of the decoder for each feature.
+
+    >>> Normal().outputs
+    1
     """
 
     outputs: int = 1
@@ -37,6 +40,9 @@ class Likelihood(ABC):
 
         Returns:
             A module that the autoencoder registers and passes to `distribution`.
+
+        >>> Normal(scale=1.0, learn=True).learned(features=4)["log_scale"].item()
+        0.0
         """
         return nn.ParameterDict()
 
@@ -61,6 +67,9 @@ class Likelihood(ABC):
 
         Returns:
             The bias, shape `[outputs * d]`.
+
+        >>> Bernoulli().bias(torch.tensor([0.5]))
+        tensor([0.])
         """
 
     @abstractmethod
@@ -82,6 +91,8 @@ class Bernoulli(Likelihood):
     """Independent binary features, with the decoder's output as logits; x is 0 or 1.
 
         log p(x|z) = Σ_j x_j log p_j + (1 − x_j) log(1 − p_j)
+
+    Grey values have no density under it: `check` refuses them.
 
     >>> p_x = Bernoulli().distribution(torch.zeros(3, 4), nn.ParameterDict())
     >>> p_x.log_prob(torch.ones(4)).shape
@@ -116,6 +127,10 @@ class ContinuousBernoulli(Likelihood):
     References:
         Loaiza-Ganem & Cunningham 2019, The Continuous Bernoulli: Fixing a Pervasive Error in
             Variational Autoencoders.
+
+    >>> p_x = ContinuousBernoulli().distribution(torch.zeros(3, 4), nn.ParameterDict())
+    >>> p_x.mean[0]
+    tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
 
     def distribution(self, output: Tensor, learned: nn.Module) -> dist.TorchDistribution:

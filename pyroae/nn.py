@@ -36,6 +36,8 @@ class Map(ABC):
 
     >>> MLP((20,)).encoder((8, 8), outputs=4)(torch.zeros(3, 64)).shape
     torch.Size([3, 4])
+    >>> MLP((20,)).decoder(2, (8, 8), outputs=1)(torch.zeros(3, 2)).shape
+    torch.Size([3, 64])
     """
 
     @abstractmethod
@@ -314,6 +316,10 @@ class Tied(nn.Module):
         Returns:
             The weights of the encoder's linear layers; of the last one the rows of the first m
                 outputs.
+
+        >>> encoder = MLP((20,)).encoder((64,), outputs=4)
+        >>> [weight.shape for weight in Tied(encoder, latent=2).shared_weights()]
+        [torch.Size([2, 20]), torch.Size([20, 64])]
         """
         layers, latent = self._layers
         weights = [layer.weight for layer in reversed(layers) if isinstance(layer, nn.Linear)]
@@ -359,7 +365,11 @@ class Images(nn.Module):
 
 
 class ChannelsFirst(nn.Module):
-    """Permute `[B, h, w, c]` to `[B, c, h, w]`."""
+    """Permute `[B, h, w, c]` to `[B, c, h, w]`.
+
+    >>> ChannelsFirst()(torch.zeros(5, 8, 9, 3)).shape
+    torch.Size([5, 3, 8, 9])
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x as `[B, c, h, w]`."""
@@ -371,6 +381,9 @@ class ChannelsLast(nn.Module):
 
     Args:
         outputs: The number of outputs per feature.
+
+    >>> ChannelsLast(outputs=2)(torch.zeros(5, 6, 8, 9)).shape
+    torch.Size([5, 2, 8, 9, 3])
     """
 
     def __init__(self, outputs: int) -> None:
@@ -383,10 +396,13 @@ class ChannelsLast(nn.Module):
 
 
 class Offset(nn.Module):
-    """Add a learned bias to each output.
+    """Add a learned bias, initially 0, to each output.
 
     Args:
         outputs: The number of outputs.
+
+    >>> Offset(3)(torch.ones(2, 3)).shape
+    torch.Size([2, 3])
     """
 
     def __init__(self, outputs: int) -> None:

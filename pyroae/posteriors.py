@@ -55,6 +55,9 @@ class Posterior(ABC):
 
         Returns:
             m by default; 0 for a posterior that needs no encoder.
+
+        >>> Diagonal().outputs(latent=3), ExactLinear().outputs(latent=3)
+        (6, 0)
         """
         return latent
 
@@ -90,7 +93,14 @@ class Posterior(ABC):
 class Point(Posterior):
     """A point mass (Delta) at z = f(x), the output of the encoder.
 
-    With it the ELBO is the MAP objective log p(x|z) + log p(z).
+    With it the ELBO is the MAP objective log p(x|z) + log p(z). It has no density, so that
+    estimates of log p(x) need another proposal.
+
+    >>> import torch
+    >>> from pyroae import zoo
+    >>> q_z = zoo.autoencoder(4, latent=2).q_z(torch.zeros(3, 4))
+    >>> torch.equal(q_z.sample(), q_z.sample())
+    True
     """
 
     def distribution(self, x: Tensor, system: Encoding) -> dist.TorchDistribution:
@@ -150,6 +160,12 @@ class Bernoulli(Posterior):
     """Independent binary variables q(z_j|x) = Bernoulli(p_j(x)), not reparameterized.
 
     The encoder's outputs are the logits of p_j(x).
+
+    >>> import torch
+    >>> from pyroae import zoo
+    >>> q_z = zoo.discrete_vae(4, latent=2).q_z(torch.zeros(3, 4))
+    >>> q_z.batch_shape, q_z.event_shape, q_z.has_rsample
+    (torch.Size([3]), torch.Size([2]), False)
     """
 
     def support(self, latent: int) -> str:
@@ -171,6 +187,11 @@ class Categorical(Posterior):
     Attributes:
         categories: C, the number of states of each variable; z holds m / C variables. None for one
             variable with m states.
+
+    >>> import torch
+    >>> from pyroae import zoo
+    >>> zoo.discrete_vae(4, latent=6, categories=3).q_z(torch.zeros(5, 4)).sample().sum(-1)
+    tensor([2., 2., 2., 2., 2.])
     """
 
     categories: int | None = None

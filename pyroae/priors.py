@@ -39,6 +39,9 @@ class Prior(ABC):
 
         Returns:
             A module that the autoencoder registers and passes to `distribution`.
+
+        >>> Bernoulli(learn=True).learned(latent=3)["logits"].shape
+        torch.Size([3])
         """
         return nn.ParameterDict()
 
@@ -74,7 +77,12 @@ class Prior(ABC):
 class Flat(Prior):
     """The improper prior p(z) ∝ 1 of PCA and plain autoencoders.
 
-    Its log-density is 0. It cannot be sampled, and log p(x) is undefined under it.
+    Its log-density is 0. It cannot be sampled, and log p(x) is undefined under it. With a point
+    posterior the ELBO is then the log-likelihood of the reconstruction.
+
+    >>> p_z = Flat().distribution(torch.zeros(3), nn.ParameterDict())
+    >>> p_z.log_prob(torch.randn(5, 3)).abs()
+    tensor([0., 0., 0., 0., 0.])
     """
 
     def distribution(self, zeros: Tensor, learned: nn.Module) -> dist.TorchDistribution:
@@ -85,7 +93,14 @@ class Flat(Prior):
 @PRIORS.register("normal")
 @dataclass(frozen=True)
 class Normal(Prior):
-    """The standard Gaussian prior z ~ N(0, I)."""
+    """The standard Gaussian prior.
+
+        z ~ N(0, I),   −log p(z) = ½‖z‖² + (m/2) log 2π
+
+    >>> p_z = Normal().distribution(torch.zeros(2), nn.ParameterDict())
+    >>> p_z.log_prob(torch.zeros(2))  # −log 2π
+    tensor(-1.8379)
+    """
 
     def distribution(self, zeros: Tensor, learned: nn.Module) -> dist.TorchDistribution:
         """Return N(0, I), event shape `[m]`."""
@@ -241,5 +256,8 @@ class GaussianWeights:
 
         Returns:
             p(w), with event shape `[P]`.
+
+        >>> GaussianWeights(2.0, 100).distribution(torch.zeros(5)).variance
+        tensor([4., 4., 4., 4., 4.])
         """
         return dist.Normal(torch.zeros_like(weights), self.scale).to_event(1)

@@ -1,9 +1,12 @@
-"""The systems by name, one call each: rows of one table of four choices and two maps."""
+"""The systems by name, one function each: rows of a table of four choices and two maps."""
 
+import inspect
 import math
 import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from torch import Tensor
 
@@ -11,84 +14,306 @@ from pyroae import corruptions, likelihoods, posteriors, priors
 from pyroae.autoencoder import Autoencoder
 from pyroae.config import RunConfig
 from pyroae.data.dataset import Dataset
-from pyroae.errors import ConfigError
-from pyroae.nn import MAPS, MLP, Linear, Map
+from pyroae.errors import ConfigError, unknown_name
+from pyroae.nn import MAPS, MLP, Linear, Map, Tied
 
 Data = Dataset | int | tuple[int, ...]
+"""A data set, at whose mean the decoder's output starts, or the shape of one datum."""
 
 
-def linear_autoencoder(data: Data, latent: int, **choices: Any) -> Autoencoder:
-    """Linear maps, squared error: at its optimum the PCA subspace (Baldi & Hornik 1989).
+class MapChoices(TypedDict, total=False):
+    """Settings that every system accepts as keywords, beside the corruption.
 
-    Loss a datum: ½‖x − g(f(x))‖² + (d/2) log 2π. `data`: a Dataset, whose mean the output starts at, or its shape.
+    Attributes:
+        prior: p(z).
+        posterior: q(z|x).
+        likelihood: p(x|z).
+        encoder: The form of the encoder.
+        decoder: The form of the decoder.
+        hidden: The widths of the hidden layers of encoder and decoder, in place of `encoder`.
+        tied: Whether the decoder's weights are the encoder's, transposed.
+        weight_prior: A Gaussian prior on the decoder's weights.
+    """
+
+    prior: priors.Prior | None
+    posterior: posteriors.Posterior | None
+    likelihood: likelihoods.Likelihood | None
+    encoder: Map | None
+    decoder: Map | None
+    hidden: int | Sequence[int] | None
+    tied: bool
+    weight_prior: priors.GaussianWeights | None
+
+
+class Choices(MapChoices, total=False):
+    """Settings that every system accepts as keywords.
+
+    Attributes:
+        corruption: The corruption of the guide's input.
+    """
+
+    corruption: corruptions.Corruption | None
+
+
+_AUTOENCODER = {
+    "prior": priors.Flat(),
+    "posterior": posteriors.Point(),
+    "likelihood": likelihoods.Normal(),
+}
+
+
+def linear_autoencoder(data: Data, latent: int, **choices: Unpack[Choices]) -> Autoencoder:
+    """A linear autoencoder: linear maps and squared error, at its optimum the PCA subspace.
+
+        loss per datum: ½‖x − g(f(x))‖² + (d/2) log 2π
+
+    Args:
+        data: A data set, at whose mean the output starts, or the shape of one datum.
+        latent: m, the size of z.
+        **choices: Settings in place of the defaults below.
+
+    Keyword Args:
+        prior (Prior): p(z); default `Flat()`.
+        posterior (Posterior): q(z|x); default `Point()`.
+        likelihood (Likelihood): p(x|z); default `Normal(scale=1)`.
+        corruption (Corruption): Of the guide's input; default none.
+        encoder (Map): The form of the encoder; default `Linear()`.
+        decoder (Map): The form of the decoder; default the encoder's form.
+        tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
+        weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+
+    Returns:
+        A new autoencoder.
+
+    Raises:
+        ConfigError: A setting is unknown, or the settings cannot be combined.
+
+    References:
+        Baldi & Hornik 1989, Neural Networks and Principal Component Analysis: Learning from
+            Examples Without Local Minima.
 
     >>> linear_autoencoder(64, latent=3).encoder
     Sequential(
       (0): Linear(in_features=64, out_features=3, bias=True)
     )
     """
-    return autoencoder(data, latent, **{"encoder": Linear(), **choices})
+    return _build(linear_autoencoder, data, latent, {**_AUTOENCODER, "encoder": Linear()}, choices)
 
 
-def autoencoder(data: Data, latent: int, **choices: Any) -> Autoencoder:
-    """A (deep) autoencoder: Flat prior, Delta guide; Normal(1) likelihood unless chosen otherwise.
+def autoencoder(data: Data, latent: int, **choices: Unpack[Choices]) -> Autoencoder:
+    """A (deep) autoencoder with squared error.
 
-    Loss a datum: ½‖x − g(f(x))‖² + (d/2) log 2π (Hinton & Salakhutdinov 2006 for deep ones).
+        loss per datum: ½‖x − g(f(x))‖² + (d/2) log 2π
+
+    Args:
+        data: A data set, at whose mean the output starts, or the shape of one datum.
+        latent: m, the size of z.
+        **choices: Settings in place of the defaults below.
+
+    Keyword Args:
+        prior (Prior): p(z); default `Flat()`.
+        posterior (Posterior): q(z|x); default `Point()`.
+        likelihood (Likelihood): p(x|z); default `Normal(scale=1)`.
+        corruption (Corruption): Of the guide's input; default none.
+        encoder (Map): The form of the encoder; default `MLP((200, 200), "tanh")`.
+        decoder (Map): The form of the decoder; default the encoder's form.
+        hidden (tuple[int, ...]): The widths of the encoder's hidden layers, reversed in the
+            decoder, in place of `encoder`; default (200, 200).
+        tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
+        weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+
+    Returns:
+        A new autoencoder.
+
+    Raises:
+        ConfigError: A setting is unknown, or the settings cannot be combined.
+
+    References:
+        Hinton & Salakhutdinov 2006, Reducing the Dimensionality of Data with Neural Networks.
+
+    >>> autoencoder(64, latent=3, hidden=(20,)).encoder_map
+    MLP(widths=(20,), activation='tanh')
     """
-    row = {
-        "prior": priors.Flat(),
-        "posterior": posteriors.Point(),
-        "likelihood": likelihoods.Normal(),
-    }
-    return _build(data, latent, {**row, **choices})
+    return _build(autoencoder, data, latent, _AUTOENCODER, choices)
 
 
 def deep_autoencoder(
-    data: Data, latent: int, widths: tuple[int, ...] = (512, 256, 128), **choices: Any
+    data: Data,
+    latent: int,
+    widths: tuple[int, ...] = (512, 256, 128),
+    **choices: Unpack[Choices],
 ) -> Autoencoder:
-    """An autoencoder with three hidden layers on each side (Hinton & Salakhutdinov 2006)."""
-    return autoencoder(data, latent, **{"encoder": MLP(widths, "relu"), **choices})
+    """An autoencoder with three hidden ReLU layers on each side.
 
+        loss per datum: ½‖x − g(f(x))‖² + (d/2) log 2π
 
-def sparse_autoencoder(data: Data, latent: int, rate: float = 1.0, **choices: Any) -> Autoencoder:
-    """MAP under a Laplace prior: the autoencoder's loss plus λ‖f(x)‖₁ + m log(2/λ), λ = `rate` (Olshausen & Field 1996).
+    Args:
+        data: A data set, at whose mean the output starts, or the shape of one datum.
+        latent: m, the size of z.
+        widths: The widths of the encoder's hidden layers, reversed in the decoder.
+        **choices: Settings in place of the defaults below.
 
-    Left to itself such a loss is evaded: z shrinks, the decoder grows, no L1 is paid. Here the decoder is a dictionary
-    of unit-norm atoms, or, of any other form, has a `weight_prior`. `latent` may exceed d.
-    Raises ConfigError for a decoder that could evade the penalty.
+    Keyword Args:
+        prior (Prior): p(z); default `Flat()`.
+        posterior (Posterior): q(z|x); default `Point()`.
+        likelihood (Likelihood): p(x|z); default `Normal(scale=1)`.
+        corruption (Corruption): Of the guide's input; default none.
+        encoder (Map): The form of the encoder; default `MLP(widths, "relu")`.
+        decoder (Map): The form of the decoder; default the encoder's form.
+        hidden (tuple[int, ...]): The same as `widths`, which it replaces.
+        tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
+        weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+
+    Returns:
+        A new autoencoder.
+
+    Raises:
+        ConfigError: A setting is unknown, or the settings cannot be combined.
+
+    References:
+        Hinton & Salakhutdinov 2006, Reducing the Dimensionality of Data with Neural Networks.
+
+    >>> deep_autoencoder(64, latent=3).encoder_map
+    MLP(widths=(512, 256, 128), activation='relu')
     """
-    row = {
-        "prior": priors.Laplace(rate),
-        "posterior": posteriors.Point(),
-        "likelihood": likelihoods.Normal(),
-        "decoder": Linear(unit_norm=True),
-    }
-    row.update(choices)
-    tied = choices.get("tied") and "decoder" not in choices
-    if tied:
-        row.pop("decoder")
-    form = "tied weights" if tied else f"the decoder {row['decoder']}"
-    if row.get("weight_prior") is None and row.get("decoder") != Linear(unit_norm=True):
+    row = {**_AUTOENCODER, "encoder": MLP(widths, "relu")}
+    return _build(deep_autoencoder, data, latent, row, choices)
+
+
+def sparse_autoencoder(
+    data: Data, latent: int, rate: float = 1.0, **choices: Unpack[Choices]
+) -> Autoencoder:
+    """A sparse autoencoder: MAP under a Laplace prior, which is the L1 penalty.
+
+        loss per datum: ½‖x − g(f(x))‖² + (d/2) log 2π + λ‖f(x)‖₁ + m log(2/λ)
+
+    With a free decoder this loss can be evaded: z shrinks, the decoder's weights grow, and the
+    penalty vanishes. Therefore the decoder is a dictionary of unit-norm atoms, or another form with
+    a `weight_prior`; other decoders are refused.
+
+    Args:
+        data: A data set, at whose mean the output starts, or the shape of one datum.
+        latent: m, the size of z; it may exceed d.
+        rate: λ, the rate of the Laplace prior.
+        **choices: Settings in place of the defaults below.
+
+    Keyword Args:
+        prior (Prior): p(z); default `Laplace(rate)`.
+        posterior (Posterior): q(z|x); default `Point()`.
+        likelihood (Likelihood): p(x|z); default `Normal(scale=1)`.
+        corruption (Corruption): Of the guide's input; default none.
+        encoder (Map): The form of the encoder; default `MLP((200, 200), "tanh")`.
+        decoder (Map): The form of the decoder; default `Linear(unit_norm=True)`.
+        hidden (tuple[int, ...]): The widths of the encoder's hidden layers, in place of `encoder`;
+            default (200, 200).
+        tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
+        weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+
+    Returns:
+        A new autoencoder.
+
+    Raises:
+        ConfigError: The decoder could evade the penalty, a setting is unknown, or the settings
+            cannot be combined.
+
+    References:
+        Olshausen & Field 1996, Emergence of Simple-Cell Receptive Field Properties by Learning a
+            Sparse Code for Natural Images.
+
+    >>> sparse_autoencoder(64, latent=100, rate=0.5).prior
+    Laplace(rate=0.5)
+    """
+    row = {**_AUTOENCODER, "prior": priors.Laplace(rate)}
+    if not choices.get("tied"):
+        row["decoder"] = Linear(unit_norm=True)
+    system = _build(sparse_autoencoder, data, latent, row, choices)
+    tied = isinstance(system.decoder, Tied)
+    if system.weight_prior is None and (tied or system.decoder_map != Linear(unit_norm=True)):
+        form = "tied weights" if tied else f"the decoder {system.decoder_map}"
         raise ConfigError(
-            f"a sparse autoencoder with {form} can shrink z and grow the decoder to pay no L1: "
-            "use Linear(unit_norm=True), or give a weight_prior such as GaussianWeights(scale=1, num_data=N)"
+            f"a sparse autoencoder with {form} can shrink z and grow the decoder to pay no L1: use "
+            "Linear(unit_norm=True), or give a weight_prior such as "
+            "GaussianWeights(scale=1, num_data=N)"
         )
-    return _build(data, latent, row)
+    return system
 
 
 def denoising_autoencoder(
-    data: Data, latent: int, corruption: corruptions.Corruption | None = None, **choices: Any
+    data: Data,
+    latent: int,
+    corruption: corruptions.Corruption | None = None,
+    **choices: Unpack[MapChoices],
 ) -> Autoencoder:
-    """An autoencoder whose guide sees x̃ and whose target is x: ½‖x − g(f(x̃))‖² + (d/2) log 2π (Vincent et al. 2008)."""
-    return autoencoder(
-        data, latent, **{"corruption": corruption or corruptions.Masking(), **choices}
-    )
+    """A denoising autoencoder: the guide sees the corrupted x̃, the target is x.
+
+        loss per datum: ½‖x − g(f(x̃))‖² + (d/2) log 2π
+
+    Args:
+        data: A data set, at whose mean the output starts, or the shape of one datum.
+        latent: m, the size of z.
+        corruption: x → x̃; None for `Masking(probability=0.25)`.
+        **choices: Settings in place of the defaults below.
+
+    Keyword Args:
+        prior (Prior): p(z); default `Flat()`.
+        posterior (Posterior): q(z|x); default `Point()`.
+        likelihood (Likelihood): p(x|z); default `Normal(scale=1)`.
+        encoder (Map): The form of the encoder; default `MLP((200, 200), "tanh")`.
+        decoder (Map): The form of the decoder; default the encoder's form.
+        hidden (tuple[int, ...]): The widths of the encoder's hidden layers, reversed in the
+            decoder, in place of `encoder`; default (200, 200).
+        tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
+        weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+
+    Returns:
+        A new autoencoder.
+
+    Raises:
+        ConfigError: A setting is unknown, or the settings cannot be combined.
+
+    References:
+        Vincent et al. 2008, Extracting and Composing Robust Features with Denoising Autoencoders.
+
+    >>> denoising_autoencoder(64, latent=3).corruption
+    Masking(probability=0.25)
+    """
+    row = {**_AUTOENCODER, "corruption": corruption or corruptions.Masking()}
+    return _build(denoising_autoencoder, data, latent, row, choices)
 
 
-def ppca(data: Data, latent: int, exact: bool = False, **choices: Any) -> Autoencoder:
-    """Probabilistic PCA: z ~ N(0, I), x|z ~ N(W z + b, σ²I), W, b and σ learned (Tipping & Bishop 1999).
+def ppca(data: Data, latent: int, exact: bool = False, **choices: Unpack[Choices]) -> Autoencoder:
+    """Probabilistic PCA with learned W, b and σ.
 
-    The guide is diagonal with a linear encoder, or with `exact` the exact posterior, whose ELBO is log p(x).
+        z ~ N(0, I),   x|z ~ N(W z + b, σ²I)
+
+    Args:
+        data: A data set, at whose mean b starts, or the shape of one datum.
+        latent: m, the size of z.
+        exact: Whether the guide is the exact posterior, with which the ELBO is log p(x); else it is
+            a diagonal Gaussian with a linear encoder.
+        **choices: Settings in place of the defaults below.
+
+    Keyword Args:
+        prior (Prior): p(z); default `Normal()`.
+        posterior (Posterior): q(z|x); default `Diagonal()`, or `ExactLinear()` with `exact`.
+        likelihood (Likelihood): p(x|z); default `Normal(scale=1, learn=True)`.
+        corruption (Corruption): Of the guide's input; default none.
+        encoder (Map): The form of the encoder; default `Linear()`.
+        decoder (Map): The form of the decoder; default the encoder's form.
+        tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
+        weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+
+    Returns:
+        A new autoencoder.
+
+    Raises:
+        ConfigError: A setting is unknown, or the settings cannot be combined.
+
+    References:
+        Tipping & Bishop 1999, Probabilistic Principal Component Analysis.
+
+    >>> ppca(64, latent=3, exact=True).posterior
+    ExactLinear()
     """
     row = {
         "prior": priors.Normal(),
@@ -96,26 +321,97 @@ def ppca(data: Data, latent: int, exact: bool = False, **choices: Any) -> Autoen
         "likelihood": likelihoods.Normal(learn=True),
         "encoder": Linear(),
     }
-    return _build(data, latent, {**row, **choices})
+    return _build(ppca, data, latent, row, choices)
 
 
-def vae(data: Data, latent: int, **choices: Any) -> Autoencoder:
-    """A variational autoencoder: −E_q log p(x|z) + KL(q(z|x) ‖ N(0, I)) (Kingma & Welling 2014)."""
+def vae(data: Data, latent: int, **choices: Unpack[Choices]) -> Autoencoder:
+    """A variational autoencoder.
+
+        loss per datum: −E_q log p(x|z) + KL(q(z|x) ‖ N(0, I))
+
+    Args:
+        data: A data set, at whose mean the output starts, or the shape of one datum.
+        latent: m, the size of z.
+        **choices: Settings in place of the defaults below.
+
+    Keyword Args:
+        prior (Prior): p(z); default `Normal()`.
+        posterior (Posterior): q(z|x); default `Diagonal()`.
+        likelihood (Likelihood): p(x|z); default `Bernoulli()`.
+        corruption (Corruption): Of the guide's input; default none.
+        encoder (Map): The form of the encoder; default `MLP((200, 200), "tanh")`.
+        decoder (Map): The form of the decoder; default the encoder's form.
+        hidden (tuple[int, ...]): The widths of the encoder's hidden layers, reversed in the
+            decoder, in place of `encoder`; default (200, 200).
+        tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
+        weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+
+    Returns:
+        A new autoencoder.
+
+    Raises:
+        ConfigError: A setting is unknown, or the settings cannot be combined.
+
+    References:
+        Kingma & Welling 2014, Auto-Encoding Variational Bayes.
+
+    >>> vae(784, latent=10, hidden=(64,)).encoder
+    Sequential(
+      (0): Linear(in_features=784, out_features=64, bias=True)
+      (1): Tanh()
+      (2): Linear(in_features=64, out_features=20, bias=True)
+    )
+    >>> vae(784, latent=10, encodr=MLP((64,)))
+    Traceback (most recent call last):
+    pyroae.errors.ConfigError: unknown setting of zoo.vae 'encodr': did you mean 'encoder'? ...
+    """
     row = {
         "prior": priors.Normal(),
         "posterior": posteriors.Diagonal(),
         "likelihood": likelihoods.Bernoulli(),
     }
-    return _build(data, latent, {**row, **choices})
+    return _build(vae, data, latent, row, choices)
 
 
 def discrete_vae(
-    data: Data, latent: int, categories: int | None = None, **choices: Any
+    data: Data, latent: int, categories: int | None = None, **choices: Unpack[Choices]
 ) -> Autoencoder:
-    """A VAE with discrete z: `latent` Bernoulli variables, or one-hot variables of so many `categories` that fill z.
+    """A VAE with discrete z: Bernoulli variables, or categorical ones as one-hot vectors.
 
-    Its draws carry no path gradient: train it with vimco (Mnih & Rezende 2016), rws (Bornschein & Bengio 2015), score or tvo;
-    pathwise objectives such as trace-elbo take score terms without a baseline, which are noisier.
+    Its draws carry no path gradient. Train it with the objectives vimco, rws, score or tvo;
+    pathwise objectives such as trace-elbo use score terms without a baseline, which are noisier.
+
+    Args:
+        data: A data set, at whose mean the output starts, or the shape of one datum.
+        latent: m, the size of z: the number of Bernoulli variables, or the total number of states.
+        categories: The number of states of each categorical variable; None for Bernoulli variables.
+        **choices: Settings in place of the defaults below.
+
+    Keyword Args:
+        prior (Prior): p(z); default `Bernoulli()`, or `Categorical(categories)`.
+        posterior (Posterior): q(z|x); default `Bernoulli()`, or `Categorical(categories)`.
+        likelihood (Likelihood): p(x|z); default `Bernoulli()`.
+        corruption (Corruption): Of the guide's input; default none.
+        encoder (Map): The form of the encoder; default `MLP((200, 200), "tanh")`.
+        decoder (Map): The form of the decoder; default the encoder's form.
+        hidden (tuple[int, ...]): The widths of the encoder's hidden layers, reversed in the
+            decoder, in place of `encoder`; default (200, 200).
+        tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
+        weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+
+    Returns:
+        A new autoencoder.
+
+    Raises:
+        ConfigError: `categories` does not divide `latent`, a setting is unknown, or the settings
+            cannot be combined.
+
+    References:
+        Mnih & Rezende 2016, Variational Inference for Monte Carlo Objectives (VIMCO).
+        Bornschein & Bengio 2015, Reweighted Wake-Sleep.
+
+    >>> discrete_vae(64, latent=12, categories=4).prior
+    Categorical(categories=4, learn=False)
     """
     row: dict[str, Any] = {"prior": priors.Bernoulli(), "posterior": posteriors.Bernoulli()}
     if categories is not None:
@@ -123,20 +419,48 @@ def discrete_vae(
             "prior": priors.Categorical(categories),
             "posterior": posteriors.Categorical(categories),
         }
-    return _build(data, latent, {**row, "likelihood": likelihoods.Bernoulli(), **choices})
+    row["likelihood"] = likelihoods.Bernoulli()
+    return _build(discrete_vae, data, latent, row, choices)
 
 
-def _build(data: Data, latent: int, choices: dict[str, Any]) -> Autoencoder:
+def _build(
+    system: Callable[..., Autoencoder],
+    data: Data,
+    latent: int,
+    row: Mapping[str, Any],
+    choices: Mapping[str, Any],
+) -> Autoencoder:
+    """The autoencoder of a row of the table, with choices in place of the row's."""
+    own = list(inspect.signature(system).parameters)[2:-1]
+    for name in choices:
+        if name not in Choices.__annotations__:
+            known = [*own, *Choices.__annotations__]
+            raise unknown_name(f"setting of zoo.{system.__name__}", name, known)
+    settings = {**row, **choices}
+    if (hidden := settings.pop("hidden", None)) is not None:
+        settings["encoder"] = _perceptron(system.__name__, row, choices, hidden)
     if not isinstance(data, Dataset):
-        return Autoencoder(data, latent, **choices)
-    system = Autoencoder(data.shape, latent, **choices)
+        return Autoencoder(data, latent, **settings)
+    result = Autoencoder(data.shape, latent, **settings)
     mean: Tensor = data.mean
-    return system.start_at(mean.to(next(system.parameters()).dtype))
+    return result.start_at(mean.to(next(result.parameters()).dtype))
+
+
+def _perceptron(
+    system: str, row: Mapping[str, Any], choices: Mapping[str, Any], hidden: int | Sequence[int]
+) -> Map:
+    """The row's MLP with other widths; refused beside an encoder, and where maps are linear."""
+    if choices.get("encoder") is not None:
+        raise ConfigError(f"zoo.{system} takes either hidden or encoder, not both")
+    form = row.get("encoder", MLP())
+    if not isinstance(form, MLP):
+        raise ConfigError(f"the maps of zoo.{system} are linear: hidden layers do not apply")
+    return replace(form, widths=(hidden,) if isinstance(hidden, int) else tuple(hidden))
 
 
 # From names to instances.
 
-_ZOO = {
+_ZOO: dict[str, Callable[..., Autoencoder]] = {
     "linear-ae": linear_autoencoder,
     "ae": autoencoder,
     "sparse-ae": sparse_autoencoder,
@@ -148,7 +472,22 @@ _ZOO = {
 
 
 def from_config(config: RunConfig, data: Data) -> Autoencoder:
-    """The system that a configuration names. Raises ConfigError for names and combinations that are not accepted."""
+    """Return the system that a configuration names.
+
+    Args:
+        config: The settings of a run.
+        data: A data set, at whose mean the decoder's output starts, or the shape of one datum.
+
+    Returns:
+        A new autoencoder.
+
+    Raises:
+        ConfigError: A name is unknown, the settings cannot be combined, or the system needs more
+            memory than the machine has.
+
+    >>> from_config(RunConfig(system="vae", latent=2, hidden=(5,)), 64).encoder_map
+    MLP(widths=(5,), activation='tanh')
+    """
     shape = data.shape if isinstance(data, Dataset) else data
     refuse_too_large(config, shape if isinstance(shape, int) else math.prod(shape))
     choices: dict[str, Any] = {"tied": config.tied} if config.tied else {}
@@ -165,7 +504,8 @@ def from_config(config: RunConfig, data: Data) -> Autoencoder:
         choices["encoder"] = _map(config)
     elif config.map not in (None, "linear") or config.hidden:
         raise ConfigError(
-            f"the maps of {config.system} are linear: map '{config.map or 'mlp'}' and hidden layers do not apply"
+            f"the maps of {config.system} are linear: map '{config.map or 'mlp'}' and hidden "
+            "layers do not apply"
         )
     if config.system == "sparse-ae":
         choices["rate"] = config.sparsity
@@ -173,7 +513,20 @@ def from_config(config: RunConfig, data: Data) -> Autoencoder:
 
 
 def likelihood_of(config: RunConfig) -> likelihoods.Likelihood:
-    """The likelihood that a configuration names or that its system has by default."""
+    """Return the likelihood that a configuration names, or its system's default.
+
+    Args:
+        config: The settings of a run.
+
+    Returns:
+        The likelihood.
+
+    Raises:
+        ConfigError: The name of the likelihood is unknown.
+
+    >>> likelihood_of(RunConfig(system="ppca"))
+    Normal(scale=1.0, learn=True)
+    """
     if config.likelihood is not None:
         return likelihoods.LIKELIHOODS.parse(config.likelihood)
     return (
@@ -184,6 +537,7 @@ def likelihood_of(config: RunConfig) -> likelihoods.Likelihood:
 
 
 def _map(config: RunConfig) -> Map:
+    """The form of the encoder that a configuration names."""
     name = config.map or "mlp"
     if config.hidden is None:
         return MAPS.parse(name, activation=config.activation)
@@ -195,18 +549,26 @@ def _map(config: RunConfig) -> Map:
 
 
 def refuse_too_large(config: RunConfig, features: int) -> None:
-    """Raises ConfigError for widths or particles that need more memory than the machine has, before any is asked for.
+    """Refuse widths or numbers of particles that need more memory than the machine has.
 
-    A system that takes its last is ended by the kernel, without a word.
+    The check runs before any memory is allocated, because the kernel ends a process that exhausts
+    the memory without a message.
+
+    Args:
+        config: The settings of a run.
+        features: d, the number of observed features.
+
+    Raises:
+        ConfigError: The weights, or one layer of a batch, exceed the machine's memory.
 
     >>> refuse_too_large(RunConfig(hidden=(10**7, 10**7)), 784)
     Traceback (most recent call last):
-    pyroae.errors.ConfigError: weights, gradients and moments of maps of these widths (hidden, latent) take ...
+    pyroae.errors.ConfigError: weights, gradients and moments of maps of these widths ...
     """
     widths = [features, *(config.hidden or ()), config.latent]
     weights = 16 * 2 * sum(one * other for one, other in pairwise(widths))
     draws = 4 * config.num_particles * config.batch_size * max(widths)
-    there = (
+    memory = (
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if hasattr(os, "sysconf")
         else 2**62
@@ -214,11 +576,13 @@ def refuse_too_large(config: RunConfig, features: int) -> None:
     for what, size in (
         ("weights, gradients and moments of maps of these widths (hidden, latent)", weights),
         (
-            f"one layer of a batch of {config.batch_size} data with {config.num_particles} particles each",
+            f"one layer of a batch of {config.batch_size} data with {config.num_particles} "
+            "particles each",
             draws,
         ),
     ):
-        if size > there:
+        if size > memory:
             raise ConfigError(
-                f"{what} take {size / 2**30:,.0f} GiB, more than the {there / 2**30:,.0f} GiB of this machine"
+                f"{what} take {size / 2**30:,.0f} GiB, more than the {memory / 2**30:,.0f} GiB of "
+                "this machine"
             )

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from collections.abc import Callable
 from typing import cast
 
@@ -289,6 +290,55 @@ def test_a_dataset_gives_shape_and_start(make: Callable[..., Autoencoder]) -> No
     made = make(data, 4)
     assert made.shape == (2, 3)
     torch.testing.assert_close(made.decode(torch.zeros(4)), data.mean)
+
+
+@pytest.mark.parametrize(
+    "make", [zoo.vae, zoo.autoencoder, zoo.discrete_vae, zoo.denoising_autoencoder]
+)
+def test_hidden_gives_the_widths_of_encoder_and_decoder(make: Callable[..., Autoencoder]) -> None:
+    """As on the command line; activation and all else stay."""
+    made, same = make(6, 4, hidden=(5, 3)), make(6, 4, encoder=MLP((5, 3)))
+    assert made.encoder_map == made.decoder_map == MLP((5, 3))
+    assert str(made) == str(same)
+    assert make(6, 4, hidden=5).encoder_map == make(6, 4, hidden=[5]).encoder_map == MLP((5,))
+    assert make(6, 4, hidden=None).encoder_map == MLP()
+
+
+def test_hidden_keeps_what_a_system_says_of_its_maps() -> None:
+    assert zoo.deep_autoencoder(6, 2, hidden=(5,)).encoder_map == MLP((5,), "relu")
+    sparse = zoo.sparse_autoencoder(6, 9, hidden=(5,))
+    assert (sparse.encoder_map, sparse.decoder_map) == (MLP((5,)), Linear(unit_norm=True))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: zoo.vae(6, 2, encodr=MLP()), r"zoo\.vae.*'encodr'.*did you mean 'encoder'"),  # type: ignore[call-arg]
+        (
+            lambda: zoo.linear_autoencoder(6, 2, tide=True),  # type: ignore[call-arg]
+            r"zoo\.linear_autoencoder.*'tide'.*did you mean 'tied'",
+        ),
+        (lambda: zoo.ppca(6, 2, exat=True), r"zoo\.ppca.*'exat'.*did you mean 'exact'"),  # type: ignore[call-arg]
+        (
+            lambda: zoo.sparse_autoencoder(6, 2, decoder=MLP(), weight_prio=1),  # type: ignore[call-arg]
+            r"zoo\.sparse_autoencoder.*'weight_prio'.*did you mean 'weight_prior'",
+        ),
+        (lambda: zoo.ppca(6, 2, hidden=(5,)), "maps of zoo.ppca are linear: hidden layers do not"),
+        (lambda: zoo.linear_autoencoder(6, 2, hidden=5), "maps of zoo.linear_autoencoder are"),
+        (lambda: zoo.vae(6, 2, hidden=(5,), encoder=Linear()), "either hidden or encoder"),
+        (lambda: zoo.vae(6, 2, hidden=(0,)), "each width of an MLP must be at least 1"),
+    ],
+)
+def test_refused_settings(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make()
+
+
+@pytest.mark.parametrize("system", zoo._ZOO.values(), ids=lambda system: system.__name__)
+def test_every_setting_is_documented(system: Callable[..., Autoencoder]) -> None:
+    is_linear = system in (zoo.linear_autoencoder, zoo.ppca)
+    settings = {*zoo.Choices.__annotations__} - ({"hidden"} if is_linear else set())
+    assert settings <= set(re.findall(r"^ {8}(\w+)", str(system.__doc__), re.MULTILINE))
 
 
 def test_a_mean_of_zero_or_one_leaves_a_bernoulli_finite() -> None:

@@ -85,6 +85,9 @@ class BoundFunction(ABC):
 
         Returns:
             The bound of each datum, in nats, shape `[N]`.
+
+        >>> IWAE(2).value(torch.zeros(2, 3))
+        tensor([0., 0., 0.])
         """
 
     def slope(self, log_weight: Tensor) -> Tensor:
@@ -95,6 +98,9 @@ class BoundFunction(ABC):
 
         Returns:
             The slopes, detached, shape `[K, N]`.
+
+        >>> JVI(2).slope(torch.zeros(2, 1)).flatten()
+        tensor([0.5000, 0.5000])
         """
         with torch.enable_grad():
             leaf = log_weight.detach().requires_grad_()
@@ -108,6 +114,9 @@ class BoundFunction(ABC):
 
         Returns:
             The curvatures, detached, shape `[K, N]`.
+
+        >>> IWAE(2).curvature(torch.zeros(2, 1)).flatten()
+        tensor([0.2500, 0.2500])
         """
         with torch.enable_grad():
             leaf = log_weight.detach().requires_grad_()
@@ -506,7 +515,11 @@ class TVO(BoundFunction):
         """Return the schedule β_0 = 0 < β_1 < … < β_S = 1.
 
         Returns:
-            A list of S + 1 numbers.
+            A list of S + 1 numbers: 0, then S numbers spaced evenly in log β from `first` to 1; for
+                S = 1 only 0 and 1.
+
+        >>> TVO(partitions=1).betas(), TVO(partitions=2, first=0.1).betas()
+        ([0.0, 1.0], [0.0, 0.1, 1.0])
         """
         inner = (
             [self.first ** (1 - s / (self.partitions - 1)) for s in range(self.partitions - 1)]

@@ -96,6 +96,10 @@ class Gradient(ABC):
 
         Raises:
             ConfigError: The pair is not defined.
+
+        >>> Covariance().check(IWAE(4))
+        Traceback (most recent call last):
+        pyroae.errors.ConfigError: the covariance gradient is defined for TVO, not for IWAE
         """
         return
 
@@ -107,6 +111,9 @@ class Gradient(ABC):
 
         Returns:
             True by default.
+
+        >>> TwoBounds().unbiased(IWAE(4)), DoublyReparameterized().unbiased(IWAE(4))
+        (False, True)
         """
         return True
 

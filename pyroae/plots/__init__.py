@@ -2,6 +2,7 @@
 
 from pyroae.plots.comparison import differences, learning_curves
 from pyroae.plots.gradients import gradient_curves
+from pyroae.plots.latent_space import filters, kl_per_unit, latent_scatter, manifold
 from pyroae.plots.likelihood import (
     bound_curve,
     extremes,
@@ -10,16 +11,7 @@ from pyroae.plots.likelihood import (
     rate_distortion,
     sandwich,
 )
-from pyroae.plots.systems import (
-    filters,
-    kl_per_unit,
-    latent_scatter,
-    manifold,
-    reconstructions,
-    sample_grids,
-    samples,
-    training_curves,
-)
+from pyroae.plots.systems import reconstructions, sample_grids, samples, training_curves
 
 __all__ = [
     "bound_curve",

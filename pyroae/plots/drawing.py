@@ -196,7 +196,14 @@ def draw_image(axes: Axes, image: np.ndarray, limits: tuple[float, float], colou
 
 
 def plain(axes: Axes) -> Axes:
-    """Remove the upper and right border of axes, and return them."""
+    """Remove the upper and right border.
+
+    Args:
+        axes: The axes, which are changed in place.
+
+    Returns:
+        The same axes.
+    """
     axes.spines[["top", "right"]].set_visible(False)
     return axes
 

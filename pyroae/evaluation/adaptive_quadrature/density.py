@@ -51,7 +51,14 @@ class Density:
         return Density(self.model, self.guide, args, self.nesting, self.columns)
 
     def latents(self, num_points: int) -> Latents:
-        """Return the latents of the block for a number of points; they are cached."""
+        """Return the latents of the block, cached by the number of points.
+
+        Args:
+            num_points: P, the number of points that are evaluated together.
+
+        Returns:
+            Latents with P particles.
+        """
         if num_points not in self._latents:
             self._latents[num_points] = Latents(
                 self.model, self.guide, self.args, num_points, self.nesting

@@ -39,7 +39,15 @@ class Box:
         return Box(*(field[index] for field in vars(self).values()))
 
     def between(self, low: Tensor, high: Tensor) -> "Box":
-        """Return the same box with other corners, `[N, D]` each."""
+        """Replace the corners.
+
+        Args:
+            low: Lower corner in v, `[N, D]`.
+            high: Upper corner in v, `[N, D]`.
+
+        Returns:
+            The box with these corners.
+        """
         return replace(self, low=low, high=high)
 
     def points(self, unit: Tensor) -> Tensor:

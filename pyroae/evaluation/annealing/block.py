@@ -154,7 +154,7 @@ class Block:
         if found != expected:
             raise ProgramError(
                 f"the program has {found} data where its arguments have {expected}: "
-                "it has no plate of them"
+                "it has no data plate"
             )
         _check_guide(path.latents._traces)
         return path

@@ -56,7 +56,11 @@ class BlockArguments:
         return Path(latents, guide, guide_args)
 
     def tensors(self) -> list[Tensor]:
-        """Return all tensors, in a fixed order."""
+        """Return all tensors in a fixed order.
+
+        Returns:
+            Arguments of the model, of the guide where they differ, and values of sites.
+        """
         return [*self.args, *(self.guide_args or ()), *self.data.values()]
 
     def with_tensors(self, tensors: tuple[Tensor, ...]) -> Self:

@@ -114,5 +114,5 @@ class Annealing:
         return self._graphs
 
     def _show(self, text: str = "") -> None:
-        """Show the progress, taking that of this process for that of all."""
+        """Show the progress, assuming that of this process for all."""
         self._bar.update(min(self._moves, len(self._blocks) * self.plan.moves), text)

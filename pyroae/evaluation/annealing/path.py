@@ -36,11 +36,25 @@ class Point:
     grad_ratio: Tensor
 
     def log_density(self, beta: float) -> Tensor:
-        """Return log f_β, `[C, N]`, in nats."""
+        """Evaluate the density of the path at β.
+
+        Args:
+            beta: β, from 0 to 1.
+
+        Returns:
+            log f_β(u), `[C, N]`, in nats.
+        """
         return self.log_start + beta * self.log_ratio
 
     def gradient(self, beta: float) -> Tensor:
-        """Return ∂ log f_β / ∂u, `[C, N, D]`."""
+        """Evaluate the gradient of the path at β.
+
+        Args:
+            beta: β, from 0 to 1.
+
+        Returns:
+            ∂ log f_β / ∂u, `[C, N, D]`.
+        """
         return self.grad_start + beta * self.grad_ratio
 
     def or_else(self, other: Self, chosen: Tensor) -> "Point":
@@ -63,10 +77,25 @@ class Densities(Protocol):
     """The interface that transitions need of a path: eager (`Path`) or compiled."""
 
     def at(self, u: Tensor) -> Point:
-        """Return densities and gradients at u `[C, N, D]`."""
+        """Evaluate the densities and their gradients.
+
+        Args:
+            u: Positions, `[C, N, D]`.
+
+        Returns:
+            The positions with log f_0, log (f_1/f_0) and their gradients.
+        """
 
     def gradient(self, u: Tensor, beta: float) -> Tensor:
-        """Return ∂ log f_β / ∂u at u, `[C, N, D]`."""
+        """Evaluate the gradient of the path at β.
+
+        Args:
+            u: Positions, `[C, N, D]`.
+            beta: β, from 0 to 1.
+
+        Returns:
+            ∂ log f_β / ∂u, `[C, N, D]`.
+        """
 
 
 class Path:

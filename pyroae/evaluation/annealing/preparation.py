@@ -135,6 +135,9 @@ def in_double(programs: tuple[Program, ...]) -> Iterator[None]:
 
     Args:
         programs: Model and guide.
+
+    Yields:
+        Nothing.
     """
     tensors: dict[int, Tensor] = {id(t): t for t in pyro.get_param_store()._params.values()}
     for owner in filter(None, map(owner_of, programs)):

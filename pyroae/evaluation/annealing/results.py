@@ -48,7 +48,10 @@ class BlockResult:
         return self.from_tensors({n: change(v) for n, v in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors by name, as checkpoint files have them; sites as `x/SITE`, `z/SITE`.
+        """Return the tensors by name, as checkpoint files have them.
+
+        Returns:
+            All tensors that are not None. The names of sites are `x/SITE` and `z/SITE`.
 
         >>> list(BlockResult(x={"pixels": torch.zeros(2)}, reverse=torch.zeros(1)).tensors())
         ['reverse', 'x/pixels']

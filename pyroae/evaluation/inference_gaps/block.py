@@ -40,7 +40,11 @@ class Block:
     steps: int
 
     def chunks(self) -> list[int]:
-        """Return the numbers of particles that are run together; their sum is K."""
+        """Divide the draws into runs that fit a processor's cache.
+
+        Returns:
+            The number of particles of each run; their sum is K.
+        """
         most = max(1, rows_of(self.args) // len(self.args[0]))
         full, rest = divmod(self.num_particles, most)
         return [most] * full + [rest] * (rest > 0)
@@ -66,7 +70,11 @@ class Block:
         return full, by_family
 
     def guide_weights(self) -> Tensor:
-        """Return log w = log p(x, z) − log q(z|x) under the guide, `[K, N]`, float64, in nats."""
+        """Draw from the guide and weigh the draws.
+
+        Returns:
+            log w = log p(x, z) − log q(z|x), `[K, N]`, float64, in nats.
+        """
         runs = (run(self.model, self.guide, self.args, {}, k, self.nesting) for k in self.chunks())
         return torch.cat([reduce_log_weights(traces).log_weight.double() for traces in runs])
 

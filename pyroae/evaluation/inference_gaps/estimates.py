@@ -75,11 +75,25 @@ class PerDatum:
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """Concatenate the quantities of blocks of data, in their order."""
+        """Concatenate the quantities of blocks of data.
+
+        Args:
+            parts: The quantity of each block, in the order of the data.
+
+        Returns:
+            The quantity of all data.
+        """
         return cls(torch.cat([part.values for part in parts]), torch.cat([p.se for p in parts]))
 
     def minus(self, other: Self) -> "PerDatum":
-        """Return the difference from an independent estimate of the same data."""
+        """Subtract an independent estimate of another quantity of the same data.
+
+        Args:
+            other: The estimate that is subtracted.
+
+        Returns:
+            The difference, with the standard error √(se² + se'²).
+        """
         se = (self.se.square() + other.se.square()).sqrt()
         return PerDatum(self.values - other.values, se)
 
@@ -103,7 +117,14 @@ class FamilyGaps:
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """Concatenate the gaps of blocks of data, in their order."""
+        """Concatenate the gaps of blocks of data.
+
+        Args:
+            parts: The gaps of each block, in the order of the data.
+
+        Returns:
+            The gaps of all data.
+        """
         columns = zip(*(vars(part).values() for part in parts), strict=True)
         return cls(*(PerDatum.joined(column) for column in columns))
 
@@ -134,7 +155,11 @@ class Gaps:
     unreliable: Tensor
 
     def rows(self) -> list[tuple[str, PerDatum]]:
-        """Return every quantity with a label, from the ELBO of the guide up to log p(x)."""
+        """List every quantity with a label.
+
+        Returns:
+            Pairs of label and quantity, from the ELBO of the guide up to log p(x).
+        """
         rows = [("ELBO of the guide", self.elbo)]
         for name, family in self.families.items():
             rows += [

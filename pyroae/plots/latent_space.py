@@ -1,0 +1,229 @@
+"""Figures of the latent space: posterior means, the learned manifold, KL of units, filters."""
+
+import math
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from torch import Tensor, nn
+
+from pyroae.autoencoder import Autoencoder
+from pyroae.errors import ConfigError, DataError
+from pyroae.evaluation.diagnostics import Diagnostics
+from pyroae.nn import Atoms, Tied
+from pyroae.plots.drawing import (
+    BLUE,
+    GREY,
+    INK,
+    draw_bars,
+    draw_grid,
+    draw_scatter,
+    is_image,
+    label_colours,
+    label_legend,
+    limits_of,
+    plain,
+    to_array,
+)
+from pyroae.plots.systems import Labels, data_to_draw, refuse_none, refuse_programs
+from pyroae.priors import Normal
+from pyroae.programs.context import evaluating
+
+
+def latent_scatter(
+    autoencoder: Autoencoder, x: Tensor | tuple[Tensor, ...], labels: Labels | None = None
+) -> Figure:
+    """Draw the means of q(z|x), coloured by label.
+
+    Two latent units are drawn: those of the largest variance over the data. One latent unit gives
+    a histogram.
+
+    Args:
+        autoencoder: The system.
+        x: Data, `[N, d]` or `[N, *shape]`.
+        labels: Labels, `[N]`. Up to 20 distinct labels get a legend, more a colour bar of their
+            ranks.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ConfigError: For a system that is no Autoencoder.
+        DataError: Where there are no data, or the numbers of data and labels differ.
+    """
+    x = data_to_draw(autoencoder, x)
+    if labels is not None and len(labels) != len(x):
+        raise DataError(f"there are {len(x)} data and {len(labels)} labels")
+    with evaluating(autoencoder):
+        means = to_array(autoencoder.encode(x))
+    names, ranks = np.unique(
+        np.zeros(len(x)) if labels is None else np.asarray(labels), return_inverse=True
+    )
+    colours = label_colours(len(names))
+    figure = Figure((5.2, 4.2), dpi=150, layout="constrained")
+    axes = plain(figure.subplots())
+    if autoencoder.latent == 1:
+        axes.hist(
+            [means[ranks == i, 0] for i in range(len(names))], 40, stacked=True, color=colours
+        )
+        axes.set(title="Latent space", xlabel="z[0], posterior mean", ylabel="data")
+    else:
+        draw_scatter(axes, means, np.array(colours)[ranks])
+    if labels is not None:
+        label_legend(axes, names, colours)
+    return figure
+
+
+def manifold(autoencoder: Autoencoder, num: int = 20) -> Figure:
+    """Draw the means of p(x|z) over a plane of z.
+
+    Both axes are quantiles of N(0, 1) from 0.02 to 0.98. z[0] increases to the right, z[1] upwards.
+
+    Args:
+        autoencoder: A system with two latent units and a Normal prior.
+        num: The number of quantiles per axis.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ConfigError: For another latent dimension than 2, or another prior than Normal.
+        DataError: Where `num` is below 1.
+
+    References:
+        Kingma and Welling (2014), Auto-encoding variational Bayes, figure 4.
+    """
+    refuse_programs(autoencoder)
+    if autoencoder.latent != 2:
+        raise ConfigError(
+            "a manifold is drawn of a latent space of 2 dimensions; "
+            f"this one has {autoencoder.latent}"
+        )
+    if not isinstance(autoencoder.prior, Normal):
+        raise ConfigError(
+            "a manifold is drawn through the quantiles of a Normal prior; "
+            f"this prior is {autoencoder.prior}"
+        )
+    refuse_none("quantiles", num)
+    like = next(autoencoder.parameters())
+    quantiles = torch.special.ndtri(
+        torch.linspace(0.02, 0.98, num, dtype=like.dtype, device=like.device)
+    )
+    with evaluating(autoencoder):
+        values = to_array(
+            autoencoder.decode(torch.cartesian_prod(quantiles.flip(0), quantiles).flip(-1))
+        )
+    figure = Figure((5, 5), dpi=200, layout="constrained")
+    axes = figure.subplots()
+    draw_grid(axes, values, autoencoder.shape, limits_of(values))
+    axes.set(
+        title="Learned manifold",
+        xlabel="z[0], quantiles 0.02 to 0.98 →",
+        ylabel="z[1], quantiles 0.02 to 0.98 →",
+    )
+    return figure
+
+
+def kl_per_unit(diagnostics: Diagnostics) -> Figure:
+    """Draw KL(q ‖ p) of each latent unit, in nats, as sorted bars; inactive units are grey.
+
+    Where no unit has a KL (Delta guides), the bars are the activities Var_x(E_q[z_j|x]), with their
+    threshold as a line.
+
+    Args:
+        diagnostics: The result of `diagnose`.
+
+    Returns:
+        The figure.
+    """
+    kl, activity, threshold = (
+        to_array(diagnostics.kl_per_unit),
+        to_array(diagnostics.activity),
+        diagnostics.threshold,
+    )
+    figure = Figure((min(10.0, 4.4 + 0.16 * len(kl)), 3.6), dpi=150, layout="constrained")
+    axes = plain(figure.subplots())
+    axes.set_title(f"{diagnostics.active_units} of {len(kl)} units active")
+    if np.isnan(kl).all():
+        draw_bars(axes, activity, activity > threshold)
+        axes.axhline(threshold, color=INK, linewidth=1, linestyle="--")
+        axes.set(
+            yscale="log", ylabel="variance of the posterior mean\n(this guide has no KL by unit)"
+        )
+        axes.set_ylim(min([threshold, *activity[activity > 0]]) / 2)
+    else:
+        draw_bars(axes, kl, activity > threshold)
+        axes.set_ylabel("KL(q ‖ p), nats")
+    names = {BLUE: f"variance of the posterior mean > {threshold:g}", GREY: "inactive"}
+    handles = [Patch(color=colour, label=name) for colour, name in names.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def filters(autoencoder: Autoencoder, num: int = 64) -> Figure:
+    """Draw learned filters, on a colour map with 0 in its middle.
+
+    These are the columns of a linear decoder or the atoms of a dictionary; otherwise the weights of
+    the first layer of the encoder, one image per hidden unit, or per kernel of a convolution.
+
+    Args:
+        autoencoder: The system.
+        num: The number of filters, from the first on.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ConfigError: For a system that has neither.
+        DataError: Where `num` is below 1.
+    """
+    refuse_programs(autoencoder)
+    values, shape, title = _filters(autoencoder)
+    values = values[: max(num, 0)]
+    refuse_none("filters", len(values))
+    largest = float(np.abs(values).max()) or 1.0
+    figure = Figure((5, 4.6), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    draw_grid(axes, values, shape, (-largest, largest), "RdBu_r")
+    axes.set_title(title)
+    if is_image(shape) and len(axes.images[0].get_shape()) == 2:
+        figure.colorbar(axes.images[0], ax=axes, label="weight", shrink=0.6)
+    return figure
+
+
+def _filters(autoencoder: Autoencoder) -> tuple[np.ndarray, tuple[int, ...], str]:
+    """Filters `[n, ...]`, the shape of one filter, and a title."""
+    decoder, encoder = autoencoder.decoder, autoencoder.encoder
+    layers = [
+        m
+        for m in (encoder if isinstance(decoder, Tied) else decoder).modules()
+        if not list(m.children())
+    ]
+    if [type(m) for m in layers] in ([nn.Linear], [Atoms]) and autoencoder.likelihood.outputs == 1:
+        like = next(autoencoder.parameters())
+        points = torch.eye(
+            autoencoder.latent + 1, autoencoder.latent, dtype=like.dtype, device=like.device
+        )  # the last is 0
+        with torch.no_grad():
+            outputs = decoder(points)
+        return (
+            to_array(outputs[:-1] - outputs[-1]),
+            autoencoder.shape,
+            "Decoder columns, by latent unit",
+        )
+    first = next((m for m in encoder.modules() if isinstance(m, nn.Linear | nn.Conv2d)), None)
+    if first is None:
+        raise ConfigError(
+            "this system has no filters to draw: "
+            "its decoder is not linear, its encoder has no first layer"
+        )
+    weight = to_array(first.weight)
+    if isinstance(first, nn.Linear):
+        return weight, autoencoder.shape, "First layer of the encoder, by hidden unit"
+    shape = weight.shape[1:] if is_image(weight.shape[1:]) else weight.shape[2:]
+    return (
+        weight.reshape(-1, math.prod(shape)),
+        shape,
+        "First convolution of the encoder, by kernel",
+    )
