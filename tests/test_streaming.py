@@ -37,16 +37,16 @@ ROWS, WIDTH = 1003, 6
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits so small that the files here are large: 40 slices, windows of a hundred rows or so."""
     for home, name, value in (
-        ("scanning", "IN_MEMORY", 4000),
+        ("scan", "IN_MEMORY", 4000),
         ("streaming", "IN_MEMORY", 10**6),
-        ("scanning", "HELD_OUT", 4 * WIDTH * 30),
-        ("scanning", "HEAD", 4 * WIDTH * 20),
+        ("scan", "HELD_OUT", 4 * WIDTH * 30),
+        ("scan", "HEAD", 4 * WIDTH * 20),
         ("streaming", "WINDOW", 1500),
         ("storage", "SLICE", 150),
-        ("tables", "TABLE_SLICE", 700),
-        ("tables", "UNPACKED_AT_ONCE", 300),
+        ("parquet", "TABLE_SLICE", 700),
+        ("parquet", "UNPACKED_AT_ONCE", 300),
     ):
-        monkeypatch.setattr(f"pyroae.{home}.{name}", value)
+        monkeypatch.setattr(f"pyroae.data.{home}.{name}", value)
 
 
 def values(kind: str = "uint8") -> np.ndarray:
