@@ -171,7 +171,7 @@ def test_value_beyond_single_precision() -> None:
         (np.full((4, 3), 3.5), "array is constant: every value is 3.5"),
         (np.empty((0, 3)), r"array is empty: its shape is \(0, 3\)"),
         (np.empty((3, 0)), r"array is empty: its shape is \(3, 0\)"),
-        (np.arange(3.0), r"array has the shape \(3,\); a datum a row is needed, as in \[N, d\]"),
+        (np.arange(3.0), r"array has the shape \(3,\); one row per datum is needed, as in \[N, d\]"),
         (np.array(3.0), r"its shape is \(\)"),
         (GREY + 1j, "array holds complex128 values; numbers are needed"),
         (np.array([["a", "b"]]), "array holds <U1 values; numbers are needed"),

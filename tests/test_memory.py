@@ -111,7 +111,7 @@ def test_sampling_goes_on_with_halves(
     size = {400: 320, 70: 40, 3: 3, 1: 1}[room]
     assert (
         str(warned.message)
-        == f"memory ran out with 640 draws at once: the work goes on with {size}"
+        == f"memory ran out with 640 draws at once: continuing with {size}"
     )
     again = log_likelihood(small.model, small.guide, x, num_particles=100, seed=0)
     assert torch.equal(again.log_px, found.log_px)
@@ -125,7 +125,7 @@ def test_annealing_goes_on_with_halves(
     said: list[warnings.WarningMessage],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Blocks of 7 data by 4 chains, of which two at a time fit; a file of the work goes on with as many."""
+    """Blocks of 7 data by 4 chains, of which two at a time fit; a file of continuing with as many."""
     function = given
     monkeypatch.setattr(ais_module, "rows_of", lambda args, compiled=False: 28)
     monkeypatch.setattr(hmc, "WARM_UP", 5)
@@ -133,7 +133,7 @@ def test_annealing_goes_on_with_halves(
     found = function(small.model, None, x, settings=TINY, seed=0)
     assert small.most == 8
     (warned,) = said
-    assert str(warned.message) == "memory ran out with 7 data at once: the work goes on with 2"
+    assert str(warned.message) == "memory ran out with 7 data at once: continuing with 2"
     lower = found.log_px if function is ais else found.lower
     assert lower.shape == (17,)
     if function is ais:
@@ -162,7 +162,7 @@ def test_annealing_goes_on_with_halves(
 
 def test_where_the_smallest_does_not_fit(error: Exception) -> None:
     small, x = Small(0, error), torch.zeros(3)
-    words = "it takes a smaller program or a device with more memory"
+    words = "use a smaller program or a device with more memory"
     with pytest.raises(ConfigError, match=f"memory does not hold one draw for one datum: {words}"):
         log_likelihood(small.model, small.guide, x, num_particles=10)
     with pytest.raises(ConfigError, match=f"memory does not hold one draw for one datum: {words}"):
@@ -205,7 +205,7 @@ def test_a_portion_keeps_its_size(said: list[warnings.WarningMessage]) -> None:
     portion = Portion(37, "data", "one datum")
     assert [portion.fitted(work), portion.fitted(work)] == [5, 5]
     assert [str(warned.message) for warned in said] == [
-        "memory ran out with 37 data at once: the work goes on with 5"
+        "memory ran out with 37 data at once: continuing with 5"
     ]
 
 
@@ -261,7 +261,7 @@ def test_paths_have_graphs_for_the_smaller_shape(
     )
     assert calls < (small.calls - calls) / 4  # graphs do not run the program
     assert [str(w.message) for w in said] == [
-        "memory ran out with 7 data at once: the work goes on with 4"
+        "memory ran out with 7 data at once: continuing with 4"
     ] * 2
 
 
@@ -319,7 +319,7 @@ def test_a_process_of_little_memory() -> None:
     assert process.exitcode == 0
     said, draws, is_finite = here.recv()
     (words,) = said
-    assert words.startswith("memory ran out with 8,192 draws at once: the work goes on with ")
+    assert words.startswith("memory ran out with 8,192 draws at once: continuing with ")
     assert int(words.split()[-1].replace(",", "")) in (2048, 1024, 512, 256, 4096)
     assert draws == [1024] * 8
     assert is_finite

@@ -376,7 +376,7 @@ def test_from_the_state_before(tmp_path: Path, capsys: Any) -> None:
     said = capsys.readouterr().err
     assert "is damaged" in said
     assert (
-        "the checkpoint 'previous', of the end of epoch 1, is whole: go on from it with --checkpoint previous"
+        "the checkpoint 'previous', of the end of epoch 1, is intact: resume from it with --checkpoint previous"
         in said
     )
     assert said.count("\n") == 1

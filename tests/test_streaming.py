@@ -24,7 +24,7 @@ from pyroae.config import TrainConfig
 from pyroae.data.batching import rows_of_batch, served
 from pyroae.data.dataset import Dataset
 from pyroae.data.loading import Splits, load
-from pyroae.data.streaming import Windows
+from pyroae.data.shuffling import Windows
 from pyroae.errors import DataError
 from pyroae.likelihoods import Bernoulli
 from pyroae.runtime.processes import Share
@@ -41,7 +41,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         ("streaming", "IN_MEMORY", 10**6),
         ("scan", "HELD_OUT", 4 * WIDTH * 30),
         ("scan", "HEAD", 4 * WIDTH * 20),
-        ("streaming", "WINDOW", 1500),
+        ("shuffling", "WINDOW", 1500),
         ("storage", "SLICE", 150),
         ("parquet", "TABLE_SLICE", 700),
         ("parquet", "UNPACKED_AT_ONCE", 300),
