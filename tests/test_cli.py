@@ -394,7 +394,7 @@ FILES = {
     "empty": (lambda p: saved(p, np.ones((0, 3))), "is empty"),
     "one-dimensional": (
         lambda p: saved(p, np.arange(5.0)),
-        "has the shape (5,); a datum a row is needed",
+        "has the shape (5,); one row per datum is needed",
     ),
     "outside of [0, 1]": (
         lambda p: [*saved(p, np.arange(800.0).reshape(200, 4)), "--binarize", "none"],
