@@ -1,11 +1,13 @@
-"""Values and gradients of the estimators against NumPyro and TensorFlow Probability (its JAX substrate), on the same draws.
+"""Values and gradients of the estimators against NumPyro and TensorFlow Probability (its JAX
+substrate), on the same draws.
 
-The model is z ~ N(W₀, I), x|z ~ N(W z + b, 0.49 I) with q = N(V x + c, diag s²), written once for Pyro (`pyroae.testing.Toy`)
-and once in JAX; the standardized draws are made here and handed to each guide. float64. Exits with 1 where a relative
-difference exceeds 1e-5; a peer that is not installed is skipped. TensorFlow Probability 0.25 does not import beside JAX 0.12;
-tfp-nightly 0.26 does.
+The model is z ~ N(W₀, I), x|z ~ N(W z + b, 0.49 I) with q = N(V x + c, diag s²), written once for
+Pyro (`pyroae.testing.Toy`) and once in JAX; the standardized draws are made here and handed to each
+guide. float64. Exits with 1 where a relative difference exceeds 1e-5; a peer that is not installed
+is skipped. TensorFlow Probability 0.25 does not import beside JAX 0.12; tfp-nightly 0.26 does.
 
-Left out, for it is another quantity: the θ-gradient of TensorFlow Probability's DReG, which weighs ∂ log p by ŵ² too.
+Left out, for it is another quantity: the θ-gradient of TensorFlow Probability's DReG, which weighs
+∂ log p by ŵ² too.
 """
 
 import argparse
@@ -44,7 +46,9 @@ Loss = tuple[float, dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Problem:
-    """One set of numbers for every library: parameters by name, data `[N, 3]`, standardized draws `[K, N, 2]`."""
+    """One set of numbers for every library: parameters by name, data `[N, 3]`, standardized draws
+    `[K, N, 2]`.
+    """
 
     toy: Toy
     parameters: dict[str, np.ndarray]
@@ -66,7 +70,9 @@ class Problem:
 
 @dataclass(frozen=True)
 class Row:
-    """One estimator: both losses, the parameters whose gradients are compared, and the largest relative differences."""
+    """One estimator: both losses, the parameters whose gradients are compared, and the largest
+    relative differences.
+    """
 
     estimator: str
     peer: str
@@ -81,7 +87,9 @@ class Row:
 
     @property
     def of_gradient(self) -> float:
-        """Largest difference of a gradient's entries, relative to the largest entry of the gradient."""
+        """Largest difference of a gradient's entries, relative to the largest entry of the
+        gradient.
+        """
         ours, theirs = (
             np.concatenate([side[1][name].ravel() for name in self.compared])
             for side in (self.ours, self.theirs)
@@ -189,7 +197,9 @@ def _numpyro_programs(
 
 
 def _numpyro_given(noise: np.ndarray) -> Any:
-    """A Normal whose draws are given: NumPyro maps over the keys of its particles, the k-th of which takes noise[k]."""
+    """A Normal whose draws are given: NumPyro maps over the keys of its particles, the k-th of
+    which takes noise[k].
+    """
     import jax
     import jax.numpy as jnp
     import numpyro.distributions as dist

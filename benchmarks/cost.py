@@ -1,4 +1,5 @@
-"""What training on many images costs: measured scaling of processes on this machine, and projections with their arithmetic.
+"""What training on many images costs: measured scaling of processes on this machine, and
+projections with their arithmetic.
 
     python -m benchmarks.cost [--seconds 6]
 
@@ -23,8 +24,9 @@ ASSUMED = {
     "bytes a second of a node's disk": 3e9,
     "GPUs of a node": 8,
 }
-"""An H100's peak in single precision outside its tensor cores (NVIDIA's data sheet), what wide batches are hoped to reach of
-it, Python's part of a step of DDP, a 400 Gbit network, a fast disk."""
+"""An H100's peak in single precision outside its tensor cores (NVIDIA's data sheet), what wide
+batches are hoped to reach of it, Python's part of a step of DDP, a 400 Gbit network, a fast disk.
+"""
 SIZES = (10**6, 10**7, 10**8, 10**9)
 EPOCHS, FEATURES, PER_GPU = 50, 784, 4096
 
@@ -98,7 +100,9 @@ def _rate(devices: int, threads: int, seconds: float) -> dict[str, float]:
 
 
 def _projected(parameters: int) -> list[dict[str, float]]:
-    """For each number of images and GPUs: hours of arithmetic, of steps, of sharing gradients, of reading; bytes."""
+    """For each number of images and GPUs: hours of arithmetic, of steps, of sharing gradients, of
+    reading; bytes.
+    """
     rows = []
     for images in SIZES:
         for gpus in (1, 8, 64):

@@ -1,7 +1,9 @@
-"""The reference VAE on MNIST under two ELBO estimators, scored by IS-5000: the figures in the README.
+"""The reference VAE on MNIST under two ELBO estimators, scored by IS-5000: the figures in the
+README.
 
-Dynamic binarization, 784-200-200-50, tanh, batch 100, Adam at 1e-3, 50 epochs; held-out log-likelihood of the first
-1,000 test images with K = 5,000. Takes about a quarter of an hour on two cores.
+Dynamic binarization, 784-200-200-50, tanh, batch 100, Adam at 1e-3, 50 epochs; held-out
+log-likelihood of the first 1,000 test images with K = 5,000. Takes about a quarter of an hour on
+two cores.
 
     python examples/mnist_vae.py --data-root data
 """

@@ -1,4 +1,6 @@
-"""The command line: every command on a small run, and bad input refused in one sentence with status 2, nothing lost."""
+"""The command line: every command on a small run, and bad input refused in one sentence with status
+2, nothing lost.
+"""
 
 import csv
 import json

@@ -1,4 +1,6 @@
-"""Programs compiled: parameters wherever they are; KL warm-up; training; what cannot be traced, and the words for it."""
+"""Programs compiled: parameters wherever they are; KL warm-up; training; what cannot be traced, and
+the words for it.
+"""
 
 import warnings
 from pathlib import Path

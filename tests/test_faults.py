@@ -176,7 +176,9 @@ def test_steps_are_left_out_and_counted(compiled: bool, monkeypatch: pytest.Monk
 
 
 def test_a_full_disk(run: Path, tmp_path: Path) -> None:
-    """The limit of a file's size stands for it: the training stops in one sentence, with the state before."""
+    """The limit of a file's size stands for it: the training stops in one sentence, with the state
+    before.
+    """
     code = (
         "import resource, sys\nfrom pyroae import cli\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\nsys.exit(cli.main(sys.argv[1:]))"

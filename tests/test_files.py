@@ -1,4 +1,6 @@
-"""Files of tensors: what is written is read back; what is damaged, altered or foreign is refused, and nothing is executed."""
+"""Files of tensors: what is written is read back; what is damaged, altered or foreign is refused,
+and nothing is executed.
+"""
 
 import os
 import pickle

@@ -134,7 +134,9 @@ def check_rows(
 
 
 def test_table_holds_every_objective_k_and_group(trained: Path, measured: Path) -> None:
-    """With the figures of `measure_slopes` itself; VIMCO has no row at K = 1, where it is not defined."""
+    """With the figures of `measure_slopes` itself; VIMCO has no row at K = 1, where it is not
+    defined.
+    """
     check_rows(rows(measured), direct(trained), num_data=10)
 
 
@@ -269,7 +271,9 @@ def test_without_iwae_the_first_is_the_reference(
 
 
 def test_known_biases_are_found(trained: Path, tmp_path: Path) -> None:
-    """DReG moves φ as IWAE does, STL by another bound, IWAE with STL is biased; all but STL move θ alike, draw by draw."""
+    """DReG moves φ as IWAE does, STL by another bound, IWAE with STL is biased; all but STL move θ
+    alike, draw by draw.
+    """
     flags = [
         "--objectives",
         "iwae,dreg,stl,iwae-stl",

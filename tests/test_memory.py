@@ -1,4 +1,6 @@
-"""Where memory runs out: halves of what was done at once, with one warning; a sentence where nothing is left to halve."""
+"""Where memory runs out: halves of what was done at once, with one warning; a sentence where
+nothing is left to halve.
+"""
 
 import multiprocessing
 import resource
@@ -48,7 +50,9 @@ def error(request: pytest.FixtureRequest) -> Exception:
 
 
 def each_once(values: list[Any]) -> pytest.MarkDecorator:
-    """Each value with each error; in `make test` each of the first three values, with one error each."""
+    """Each value with each error; in `make test` each of the first three values, with one error
+    each.
+    """
     pairs = [(value, i) for value in values for i in range(len(RAN_OUT))]
     run = {(i, i) for i in range(min(3, len(values)))}
     marks = [() if (values.index(value), i) in run else pytest.mark.slow for value, i in pairs]
@@ -68,7 +72,9 @@ def said() -> Iterator[list[warnings.WarningMessage]]:
 
 
 class Small:
-    """A program whose likelihood is taken of no more than so many pairs of a particle and a datum."""
+    """A program whose likelihood is taken of no more than so many pairs of a particle and a
+    datum.
+    """
 
     def __init__(self, room: int, error: Exception) -> None:
         self.room, self.error, self.most, self.calls = room, error, 0, 0
@@ -109,10 +115,7 @@ def test_sampling_goes_on_with_halves(
     (warned,) = said
     assert warned.category is UserWarning
     size = {400: 320, 70: 40, 3: 3, 1: 1}[room]
-    assert (
-        str(warned.message)
-        == f"memory ran out with 640 draws at once: continuing with {size}"
-    )
+    assert str(warned.message) == f"memory ran out with 640 draws at once: continuing with {size}"
     again = log_likelihood(small.model, small.guide, x, num_particles=100, seed=0)
     assert torch.equal(again.log_px, found.log_px)
 
@@ -125,7 +128,9 @@ def test_annealing_goes_on_with_halves(
     said: list[warnings.WarningMessage],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Blocks of 7 data by 4 chains, of which two at a time fit; a file of continuing with as many."""
+    """Blocks of 7 data by 4 chains, of which two at a time fit; a checkpoint resumes with as
+    many.
+    """
     function = given
     monkeypatch.setattr(ais_module, "rows_of", lambda args, compiled=False: 28)
     monkeypatch.setattr(hmc, "WARM_UP", 5)
@@ -212,7 +217,9 @@ def test_a_portion_keeps_its_size(said: list[warnings.WarningMessage]) -> None:
 def test_graphs_are_made_again_for_the_smaller_shape(
     said: list[warnings.WarningMessage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A graph whose code takes too much for its shape: one of half of it is made, which does all that is left."""
+    """A graph whose code takes too much for its shape: one of half of it is made, which does all
+    that is left.
+    """
     shapes: list[tuple[int, int]] = []
 
     def compiled(

@@ -1,4 +1,6 @@
-"""Pyro's own tests with pyroae's objectives, where PYROAE_PYRO_TESTS names the folder `tests` of a checkout of Pyro."""
+"""Pyro's own tests with pyroae's objectives, where PYROAE_PYRO_TESTS names the folder `tests` of a
+checkout of Pyro.
+"""
 
 import math
 import os

@@ -1,4 +1,6 @@
-"""A training that is stopped, at any moment and in any way, goes on to the same last bit as one that never was."""
+"""A training that is stopped, at any moment and in any way, goes on to the same last bit as one
+that never was.
+"""
 
 import json
 import os
@@ -127,7 +129,9 @@ def test_the_mean_bound_of_an_epoch_is_of_all_of_it(tmp_path: Path, splits: Spli
 
 
 def test_compiled(tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a graph that is not made into code: the first step is run as it is, and no other in its place."""
+    """As a graph that is not made into code: the first step is run as it is, and no other in its
+    place.
+    """
     made: list[Any] = []
 
     def keep(graph: Any, *_: Any) -> Any:
@@ -305,7 +309,10 @@ print(json.dumps({"kills": done, "half-written": left, "steps": steps}))
     ],
 )
 def test_killed_at_random_moments(tmp_path: Path, kills: int, compiled: bool) -> None:
-    """SIGKILL, writes of checkpoints included: one is written after each step. Never is the directory unreadable."""
+    """SIGKILL, writes of checkpoints included: one is written after each step.
+
+    Never is the directory unreadable.
+    """
     settings = [
         "--data",
         "digits",

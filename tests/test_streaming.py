@@ -1,4 +1,6 @@
-"""Data larger than memory: the same values, each served once an epoch in an order that is fixed, in bounded memory."""
+"""Data larger than memory: the same values, each served once an epoch in an order that is fixed, in
+bounded memory.
+"""
 
 import json
 import os

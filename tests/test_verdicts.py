@@ -1,4 +1,6 @@
-"""Verdicts of trust fail closed: weights that underflow, NaN, an ESS near 1 and too few draws are never called reliable."""
+"""Verdicts of trust fail closed: weights that underflow, NaN, an ESS near 1 and too few draws are
+never called reliable.
+"""
 
 import math
 from pathlib import Path
@@ -23,7 +25,9 @@ from pyroae.evaluation.summary import EvaluationSettings, evaluate
 
 
 def narrow() -> tuple[Any, Tensor]:
-    """The system of the issue: pPCA as it starts, with log σ = log .003, on standard normal data."""
+    """The system of the issue: pPCA as it starts, with log σ = log .003, on standard normal
+    data.
+    """
     torch.manual_seed(0)
     system = zoo.ppca(6, latent=2)
     with torch.no_grad():
