@@ -1,5 +1,6 @@
-"""Values and gradients of the estimators against NumPyro and TensorFlow Probability (its JAX
-substrate), on the same draws.
+"""Values and gradients of the estimators against those of other libraries, on the same draws.
+
+The other libraries are NumPyro and TensorFlow Probability (its JAX substrate).
 
 The model is z ~ N(W₀, I), x|z ~ N(W z + b, 0.49 I) with q = N(V x + c, diag s²), written once for
 Pyro (`pyroae.testing.Toy`) and once in JAX; the standardized draws are made here and handed to each
@@ -320,7 +321,8 @@ def compare(given: Problem) -> tuple[list[Row], list[str]]:
             found = list(of_peer(given))
         except ImportError as error:
             skipped.append(
-                f"{package} is skipped: {error.name or package} is not installed; it is in the extra `bench`."
+                f"{package} is skipped: {error.name or package} is not installed; "
+                "it is in the extra `bench`."
             )
         else:
             rows += found
@@ -332,7 +334,8 @@ def table(rows: Sequence[Row], skipped: Sequence[str]) -> str:
     lines = [
         "# Agreement with other libraries on the same draws",
         "",
-        f"float64, K = {NUM_PARTICLES}, N = {NUM_DATA}; losses in nats over all data. Differences are relative; the limit is "
+        f"float64, K = {NUM_PARTICLES}, N = {NUM_DATA}; losses in nats over all data. "
+        "Differences are relative; the limit is "
         f"{TOLERANCE}.",
         "",
         "| estimator | peer | loss, ours | loss, peer's | of loss | gradient of | of gradient | |",
@@ -341,7 +344,8 @@ def table(rows: Sequence[Row], skipped: Sequence[str]) -> str:
     for row in rows:
         of = "θ, φ" if set(THETA) <= set(row.compared) else "φ"
         lines.append(
-            f"| {row.estimator} | {row.peer} | {row.ours[0]:.10f} | {row.theirs[0]:.10f} | {row.of_value:.1e} "
+            f"| {row.estimator} | {row.peer} | {row.ours[0]:.10f} | {row.theirs[0]:.10f} "
+            f"| {row.of_value:.1e} "
             f"| {of} | {row.of_gradient:.1e} | {'agrees' if row.agrees else 'DIFFERS'} |"
         )
     return "\n".join([*lines, "", *skipped, f"Versions: {versions()}."]) + "\n"

@@ -40,16 +40,21 @@ from pyroae.data.loading import Dataset
 from pyroae.runtime.processes import is_first
 from pyroae.training.state import State
 devices, seconds = int(sys.argv[1]), float(sys.argv[2])
-data = Dataset.from_array((torch.rand(32768, 784, generator=torch.Generator().manual_seed(0)) < 0.2).float())
+noise = torch.rand(32768, 784, generator=torch.Generator().manual_seed(0))
+data = Dataset.from_array((noise < 0.2).float())
 system = zoo.from_config(RunConfig(hidden=(400,), latent=20, likelihood="bernoulli"), data)
-config = TrainConfig(epochs=10**6, batch_size=4096, max_seconds=seconds, accelerator="cpu", devices=devices, compile=False)
+config = TrainConfig(
+    epochs=10**6, batch_size=4096, max_seconds=seconds,
+    accelerator="cpu", devices=devices, compile=False,
+)
 marks = []
 keep = lambda state: marks.append((state.progressed.step, state.progressed.seconds))
 fit(system, data, config=config, on_epoch=keep, progress=False)
 if is_first():
     (first, begun), (last, ended) = marks[0], marks[-1]
     parameters = sum(p.numel() for p in system.parameters())
-    print(json.dumps({"images a second": (last - first) * 4096 / (ended - begun), "parameters": parameters}))
+    speed = (last - first) * 4096 / (ended - begun)
+    print(json.dumps({"images a second": speed, "parameters": parameters}))
 """
 
 

@@ -69,7 +69,8 @@ def first_steps(rounds: int, say: Say) -> list[Timing]:
 def _first_steps(timings: dict[str, Timing], kind: str, cache: str, counts: bool) -> None:
     pair = [timings[f"{kind}: {FIRST}"], timings[f"{kind}: {SECOND}"]]
     engine = "svi" if kind == SVI else "pyroae"
-    code = f"from benchmarks.subjects_pyro import first_steps; first_steps({time.monotonic()}, '{engine}')"
+    call = f"first_steps({time.monotonic()}, '{engine}')"
+    code = f"from benchmarks.subjects_pyro import first_steps; {call}"
     text = _run(pair[0], [sys.executable, "-c", code], {"TORCHINDUCTOR_CACHE_DIR": cache})
     pair[1].skipped = pair[0].skipped
     if counts and text:

@@ -33,9 +33,15 @@ OUTCOMES: tuple[Outcome, ...] = (
     "other",
 )
 ON_PURPOSE = {
-    "test_vectorized_num_particles": "the program asserts the shape of ten particles; the trial run has one particle",
-    "test_factor_in_guide_error": "a factor of the guide is differentiated whole, so has_rsample need not be given",
-    "test_mean_field_warn": "no warning is due: where model and guide have different orders, no closed form is used",
+    "test_vectorized_num_particles": (
+        "the program asserts the shape of ten particles; the trial run has one particle"
+    ),
+    "test_factor_in_guide_error": (
+        "a factor of the guide is differentiated whole, so has_rsample need not be given"
+    ),
+    "test_mean_field_warn": (
+        "no warning is due: where model and guide have different orders, no closed form is used"
+    ),
 }
 """Tests that fail where pyroae differs from Pyro on purpose, see docs/differences-from-pyro.md."""
 Record = dict[str, dict[str, Any]]
@@ -51,7 +57,8 @@ def run(folder: Path, selected: Sequence[str], *, replace: bool, expression: str
     root = folder.resolve().parent
     if not (folder / "infer" / "test_gradient.py").is_file() or not (root / "setup.cfg").is_file():
         raise ConfigError(
-            f"'{folder}' is not the folder 'tests' of a checkout of Pyro, with 'setup.cfg' beside it"
+            f"'{folder}' is not the folder 'tests' of a checkout of Pyro, "
+            "with 'setup.cfg' beside it"
         )
     with tempfile.TemporaryDirectory() as temporary:
         record = Path(temporary, "record.json")
@@ -126,8 +133,10 @@ def outcome(node: str, ours: dict[str, Any], pyros: dict[str, Any] | None) -> Ou
 def test_name(node: str) -> str:
     """The function of a node id.
 
-    >>> test_name("tests/infer/test_inference.py::SafetyTests::test_extra_samples"), test_name("a.py::test_plate[x-1]")
-    ('test_extra_samples', 'test_plate')
+    >>> test_name("tests/infer/test_inference.py::SafetyTests::test_extra_samples")
+    'test_extra_samples'
+    >>> test_name("a.py::test_plate[x-1]")
+    'test_plate'
     """
     return node.partition("[")[0].rpartition("::")[2]
 

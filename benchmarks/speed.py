@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines: list[str] = []
     if rounds and (share := report.busy()) > BUSY:
         print(
-            f"Others take {100 * share:.0f}% of the processors: threads wait for each other, figures will mislead.",
+            f"Others take {100 * share:.0f}% of the processors: "
+            "threads wait for each other, figures will mislead.",
             file=sys.stderr,
         )
     for section in sections:

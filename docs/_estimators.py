@@ -1,8 +1,7 @@
-"""Writes into the pages of docs/estimators/ what they say of conformance, and the measured table of
-their index.
+"""Write the lists of conformance into docs/estimators/, and the measured tables into their index.
 
     python docs/_estimators.py              the conformance of every page
-    python docs/_estimators.py --measure    and the tables of the index: about two minutes on one core
+    python docs/_estimators.py --measure    and the tables of the index: two minutes on one core
 
 Reasons for which an estimator is spared an oracle are written by hand in the pages, and kept.
 """

@@ -30,7 +30,8 @@ def train(data: Splits, latent: int, width: int, epochs: int) -> Autoencoder:
     result = fit(vae, data, config=TrainConfig(epochs=epochs, lr=3e-3, schedule="cosine"))
     best = result.history[result.best_epoch - 1]
     print(
-        f"{latent:>2} latent dimensions: negative bound {best.valid_nelbo:.2f} nats per datum, {result.seconds:.0f} s"
+        f"{latent:>2} latent dimensions: negative bound {best.valid_nelbo:.2f} nats per datum, "
+        f"{result.seconds:.0f} s"
     )
     return vae
 

@@ -47,9 +47,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, pyroae.LikelihoodEstima
         )
         parts = pyroae.diagnose(vae.model, vae.guide, x, seed=0)
         print(
-            f"{name:12} NLL {found[name].nll:.2f} ± {found[name].nll_se:.2f} (Monte Carlo {found[name].monte_carlo_se:.3f}), "
-            f"negative ELBO {parts.nelbo.mean():.2f}, rate {parts.rate.mean():.2f}, distortion {parts.distortion.mean():.2f}, "
-            f"active units {parts.active_units}, training {trained:.0f} s, likelihood {found[name].seconds:.0f} s",
+            f"{name:12} NLL {found[name].nll:.2f} ± {found[name].nll_se:.2f} "
+            f"(Monte Carlo {found[name].monte_carlo_se:.3f}), "
+            f"negative ELBO {parts.nelbo.mean():.2f}, rate {parts.rate.mean():.2f}, "
+            f"distortion {parts.distortion.mean():.2f}, active units {parts.active_units}, "
+            f"training {trained:.0f} s, likelihood {found[name].seconds:.0f} s",
             flush=True,
         )
     return found

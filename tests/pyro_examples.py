@@ -173,9 +173,9 @@ def dmm(num_iafs: int = 0, annealing: float = 1.0) -> Example:
 def air(batch_size: int | None = None, *, masking: bool = True, baselines: bool = True) -> Example:
     """Two steps on images of 8 × 8; batch_size: of the subsample that the guide draws, of 6."""
     net = script("air/air.py").AIR(
-        num_steps=2, x_size=8, window_size=4, z_what_size=3, rnn_hidden_size=6, encoder_net=[5], decoder_net=[5],
-        predict_net=[5], bl_predict_net=[5], use_masking=masking, use_baselines=baselines, decoder_output_bias=-2.0,
-        likelihood_sd=1.0,
+        num_steps=2, x_size=8, window_size=4, z_what_size=3, rnn_hidden_size=6,
+        encoder_net=[5], decoder_net=[5], predict_net=[5], bl_predict_net=[5],
+        use_masking=masking, use_baselines=baselines, decoder_output_bias=-2.0, likelihood_sd=1.0,
     )  # fmt: skip
     net = net.to(torch.get_default_dtype())
     for baseline in (

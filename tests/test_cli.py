@@ -38,7 +38,10 @@ def snapshot(path: Path) -> dict[str, bytes]:
 
 
 def test_help_does_not_import_torch() -> None:
-    code = "import sys, pyroae.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    code = (
+        "import sys, pyroae.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
+        "print('torch' in sys.modules)"
+    )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout

@@ -140,7 +140,8 @@ def assert_code_agrees(name: str, objective: str) -> None:
         exact = as_it_is(name, objective, torch.float64)
         errors = distance(code, exact), distance(eager, exact)
         print(
-            f"{name}, {objective}: from double precision {errors[0]:.1e}, eager code {errors[1]:.1e}"
+            f"{name}, {objective}: from double precision {errors[0]:.1e}, "
+            f"eager code {errors[1]:.1e}"
         )
         assert errors[0] <= 2 * errors[1]
 

@@ -247,7 +247,10 @@ def test_latents_enumerated_in_the_model(objective: Any) -> None:
     def empty(x: Tensor) -> None:
         pass
 
-    words = r"latent site 'which' has no counterpart in the guide.*not enumerated in the model.*give the guide a site 'which'"
+    words = (
+        "latent site 'which' has no counterpart in the guide.*not enumerated in the model.*"
+        "give the guide a site 'which'"
+    )
     for work in (
         lambda: fit((mixture, empty), X, objective, TrainConfig(batch_size=4), progress=False),
         lambda: compile(mixture, empty, objective).step(X),

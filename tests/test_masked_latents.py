@@ -180,9 +180,8 @@ def test_quadrature_counts_only_what_is_not_masked() -> None:
 def test_annealing(start: str) -> None:
     settings = AISSettings(32, 150, leapfrog_steps=5, start=start)
     given = partial(guide, width=1.5)
-    if (
-        start == "guide"
-    ):  # the guide's second step is no density of its own where it depends on nothing that is masked
+    # The second step of the guide has no density of its own where it depends on nothing masked.
+    if start == "guide":
         found = ais(model, given, ARGS, settings=settings, seed=0)
     else:
         found = ais(model, None, ARGS, settings=settings, seed=0)

@@ -32,10 +32,12 @@ TINY = AISSettings(num_chains=4, num_distributions=6, leapfrog_steps=2)
 RAN_OUT = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
     RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. "
+        "DefaultCPUAllocator: can't allocate memory: you tried"
     ),
     RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to allocate"
+        "[enforce fail at alloc_cpu.cpp:80] data. "
+        "DefaultCPUAllocator: not enough memory: you tried to allocate"
     ),
     MemoryError(),
 ]

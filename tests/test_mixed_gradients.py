@@ -305,7 +305,10 @@ def _nested_guide(p: list[Tensor]) -> Callable[[Tensor], None]:
 )
 def test_refusals(name: str) -> None:
     p = [torch.tensor(v, requires_grad=True) for v in VALUES]
-    words = r"needs a path gradient at every draw; the guide's site 'y' \(Bernoulli\) has none: use trace-elbo"
+    words = (
+        r"needs a path gradient at every draw; the guide's site 'y' \(Bernoulli\) has none: "
+        "use trace-elbo"
+    )
     with pytest.raises(ProgramError, match=words):
         OBJECTIVES[name](num_particles=3).loss(model, z_first(p), torch.zeros(3))
 

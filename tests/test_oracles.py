@@ -402,7 +402,8 @@ def test_sticking_the_landing_is_worse_below_half_the_posterior_variance(
     assert ratios[2] < 0.99
 
 
-# Item 7: what holds for every model. A Bernoulli VAE of two latent variables whose decoder is steep, by quadrature.
+# Item 7: what holds for every model. A Bernoulli VAE of two latent variables whose decoder is
+# steep, by quadrature.
 
 DATA = torch.tensor(
     [[1, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 0], [1, 1, 1, 1, 1, 1], [0, 1, 0, 0, 0, 1]]

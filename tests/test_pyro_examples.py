@@ -268,7 +268,8 @@ def test_trace_elbo_is_pyro_s_on_the_same_draws(name: str, count: int) -> None:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("name", "objective", "count"), [
     *((name, "trace-elbo", 1) for name in sorted(TERMS)),
-    *((name, objective, K) for name in EXAMPLES for objective in ("iwae", "vimco") if (name, objective) not in REFUSED),
+    *((name, objective, K) for name in EXAMPLES for objective in ("iwae", "vimco")
+      if (name, objective) not in REFUSED),
 ])  # fmt: skip
 def test_bounds_and_gradients_are_those_of_one_run_a_particle(
     name: str, objective: str, count: int
@@ -311,7 +312,8 @@ def trained_by_fit(example: Example, objective: ELBO, steps: int) -> list[float]
 
 @pytest.mark.parametrize("train", [trained_by_svi, trained_by_fit])
 @pytest.mark.parametrize(("name", "objective"), [
-    (name, objective) for name in EXAMPLES for objective in ("trace-elbo", "iwae", "vimco") if (name, objective) not in REFUSED
+    (name, objective) for name in EXAMPLES for objective in ("trace-elbo", "iwae", "vimco")
+    if (name, objective) not in REFUSED
 ])  # fmt: skip
 def test_every_program_trains(name: str, objective: str, train: Callable[..., list[float]]) -> None:
     example = EXAMPLES[name]()
@@ -360,7 +362,8 @@ def test_classes_drawn_and_classes_summed_out_have_one_mean(name: str) -> None:
         TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False),
     )
     losses = torch.tensor([
-        [drawn.loss(example.model, example.guide, *example.args), exact.loss(summed_out.model, summed_out.guide, *example.args)]
+        [drawn.loss(example.model, example.guide, *example.args),
+         exact.loss(summed_out.model, summed_out.guide, *example.args)]
         for _ in range(150)
     ])  # fmt: skip
     error = (losses.var(0).sum() / len(losses)).sqrt()

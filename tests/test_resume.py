@@ -267,19 +267,25 @@ run, kills, settings = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[
 dice = random.Random(7)
 left, steps, done = 0, [], 0
 while True:
-    begin = ["--resume", str(run)] if (run / "config.yaml").is_file() else [*settings, "--out", str(run)]
+    is_there = (run / "config.yaml").is_file()
+    begin = ["--resume", str(run)] if is_there else [*settings, "--out", str(run)]
     child = os.fork()
     if child == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os._exit(cli.main(["train", *begin]))
     if done < kills:
-        before = Run(run).state().progressed.step if (run / "config.yaml").is_file() and Run(run).has_begun else 0
-        last, deadline = run / "checkpoints" / "last.safetensors", time.monotonic() + dice.choice((0.3, 9, 9, 9))
+        has_begun = (run / "config.yaml").is_file() and Run(run).has_begun
+        before = Run(run).state().progressed.step if has_begun else 0
+        last = run / "checkpoints" / "last.safetensors"
+        deadline = time.monotonic() + dice.choice((0.3, 9, 9, 9))
         seen = last.stat().st_mtime_ns if last.is_file() else 0
-        while time.monotonic() < deadline and not (last.is_file() and last.stat().st_mtime_ns != seen):
+        def saved():
+            return last.is_file() and last.stat().st_mtime_ns != seen
+        while time.monotonic() < deadline and not saved():
             time.sleep(0.002)  # one in four before the training has begun
         deadline = time.monotonic() + dice.uniform(0.0, 0.4)
-        while time.monotonic() < deadline and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        while time.monotonic() < deadline and not os.waitid(os.P_PID, child, flags):
             time.sleep(0.002)
         deadline += 1.0 * (done % 2)  # every second time while a file is being written
         while time.monotonic() < deadline and not [*run.glob("checkpoints/.*.safetensors")]:
@@ -383,8 +389,8 @@ def test_from_the_state_before(tmp_path: Path, capsys: Any) -> None:
     said = capsys.readouterr().err
     assert "is damaged" in said
     assert (
-        "the checkpoint 'previous', of the end of epoch 1, is intact: resume from it with --checkpoint previous"
-        in said
+        "the checkpoint 'previous', of the end of epoch 1, is intact: "
+        "resume from it with --checkpoint previous" in said
     )
     assert said.count("\n") == 1
     assert cli.main(["train", "--resume", str(path), "--checkpoint", "previous"]) == 0

@@ -410,7 +410,8 @@ torch.set_num_threads(1)
 from pyroae import TrainConfig, fit, load, zoo
 
 def anonymous():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) / 1024
+    lines = open("/proc/self/status")
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
 peak, over = [0.0], threading.Event()
 def watch():
@@ -423,7 +424,8 @@ system = zoo.from_config(RunConfig(latent=5, hidden=(50,), likelihood="normal"),
 config = TrainConfig(epochs=1, batch_size=500, max_steps=int(sys.argv[2]), compile=False)
 fit(system, data, config=config, progress=False)
 over.set()
-print(json.dumps({"peak": peak[0], "streamed": data.train.stream is not None, "data": len(data.train)}))
+streamed = data.train.stream is not None
+print(json.dumps({"peak": peak[0], "streamed": streamed, "data": len(data.train)}))
 """
 
 
@@ -480,7 +482,8 @@ def test_anonymous_memory(tmp_path: Path, kind: str, megabytes: int, capsys: Any
     (tmp_path / f"l.{kind}").unlink()
     with capsys.disabled():
         print(
-            f"\n{kind}, {megabytes} MB: {large['peak']:.0f} MiB of anonymous memory; 50 MB: {small['peak']:.0f} MiB"
+            f"\n{kind}, {megabytes} MB: {large['peak']:.0f} MiB of anonymous memory; "
+            f"50 MB: {small['peak']:.0f} MiB"
         )
     assert large["streamed"]
     assert not small["streamed"]

@@ -350,7 +350,8 @@ def test_a_loss_that_becomes_nan(digits: Dataset, epochs_before: int) -> None:
 
     with pytest.raises(
         NonFiniteLossError,
-        match=rf"NaN or infinite at step {poison + 1}, in epoch {epochs_before + 1}, on a batch .* kept",
+        match=rf"NaN or infinite at step {poison + 1}, in epoch {epochs_before + 1}, "
+        "on a batch .* kept",
     ):
         fit(system, digits, Poisoned(), config, on_epoch=keep, progress=False)
     assert len(good) == epochs_before + 1

@@ -123,7 +123,7 @@ def test_what_is_better_of_two_tries() -> None:
         [0.3, nan, 0.8, 0.1, nan, nan], [-1.0, -1.0, -1.0, -1.0, -99.0, -1.0], [50, 1, 50, 1, 1, 1]
     )
     found = before.with_better(torch.arange(6), after)
-    # reliable now; nearer; a lower k̂; still reliable as it was; further; a k̂ that is known is better than none
+    # reliable now; nearer; a lower k̂; still as reliable; further; a known k̂ is better than none
     assert found.log_px.tolist() == [-1.0, -1.0, -1.0, -9.0, -9.0, -9.0]
 
 

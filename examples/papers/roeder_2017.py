@@ -1,7 +1,8 @@
 """Sticking the landing: without the score of q, the ELBO's gradient has no noise at the posterior
 (Roeder et al. 2017).
 
-    z ~ N(0, 1),   x|z ~ N(w z, s²),   x = 1,   q = N(m, v),   σ = √v,   λ = w²/s²,   posterior N(μ, 1/(1 + λ)),   w = s = 1
+    z ~ N(0, 1),   x|z ~ N(w z, s²),   x = 1,   q = N(m, v),   σ = √v,   λ = w²/s²,
+    posterior N(μ, 1/(1 + λ)),   w = s = 1
 
 One gradient is that of one datum and one draw z = m + σ ε. Monte-Carlo KL is the total derivative
 of log w, STL its path through z alone. With m = μ and d = m − x/w, the gradients' variances are
@@ -293,12 +294,14 @@ def main(argv: Sequence[str] | None = None) -> Study:
     }
     claims = {one.name: one for one in claims_of_gradients(gradients) + claims_of_training(errors)}
     print(
-        "claim; v in units of the posterior's            published   derived   measured   95 % interval"
+        "claim; v in units of the posterior's            "
+        "published   derived   measured   95 % interval"
     )
     for one in claims.values():
         expected = "" if math.isnan(one.derived) else f"{one.derived:.4g}"
         print(
-            f"{one.name:47} {one.published:9} {expected:>9} {one.measured:10.4g}   {one.low:.4g} to {one.high:.4g}"
+            f"{one.name:47} {one.published:9} {expected:>9} {one.measured:10.4g}   "
+            f"{one.low:.4g} to {one.high:.4g}"
         )
     found = Study(gradients, errors, claims)
     draw(found).savefig(options.out)

@@ -1,8 +1,8 @@
 """Doubly reparameterized gradients: DReG has IWAE's mean, without the noise that drowns it (Tucker
 et al. 2019).
 
-With ŵ = w / Σ w, P_k = (∂ log w_k / ∂z_k)(∂z_k / ∂φ), q's parameters stopped, and s_k = ∂_φ log
-q(z_k), gradients of φ are
+With ŵ = w / Σ w, P_k = (∂ log w_k / ∂z_k)(∂z_k / ∂φ), q's parameters stopped, and
+s_k = ∂_φ log q(z_k), gradients of φ are
 
     IWAE  Σ ŵ (P − s)     DReG  Σ ŵ² P     STL  Σ ŵ P     RWS  Σ ŵ s     RWS-DReG  Σ (ŵ − ŵ²) P
 
@@ -11,10 +11,11 @@ STL is the second. As K grows the first goes to 0 as 1/K and the second to E_{p(
 deviations go as K^{−1/2}, DReG's as K^{−3/2}. Hence, for large K, slopes of −1/2 and +1/2 for the
 SNR of IWAE and DReG, and of 2 for the ratio of their variances.
 
-1. z ~ N(0, 1), x|z ~ N(z, 1), x = 1, q = N(0.8, 2/3): the gradient of q's mean from one datum and K draws, beside its
-   exact mean and variance.
-2. Rainforth's toy (2018) in 5 dimensions: z ~ N(μ, I), x|z ~ N(z, I), q = N(A x + b, (2/3) I) near its optimum, each
-   parameter perturbed by N(0, 0.04²): the gradient of b from the whole data set, its SNR a mean over b's elements.
+1. z ~ N(0, 1), x|z ~ N(z, 1), x = 1, q = N(0.8, 2/3): the gradient of q's mean from one datum and
+   K draws, beside its exact mean and variance.
+2. Rainforth's toy (2018) in 5 dimensions: z ~ N(μ, I), x|z ~ N(z, I), q = N(A x + b, (2/3) I) near
+   its optimum, each parameter perturbed by N(0, 0.04²): the gradient of b from the whole data set,
+   its SNR a mean over b's elements.
 
 Published is what the paper's abstract and introduction say in words.
 
@@ -370,7 +371,8 @@ def main(argv: Sequence[str] | None = None) -> Study:
         measure_toy(64, options.replicates, options.ks),
     )
     print(
-        "claim                                    published       derived   measured   95 % interval"
+        "claim                                    published       "
+        "derived   measured   95 % interval"
     )
     for claim in (*found.claims.values(), *found.moments.values()):
         derived = "" if math.isnan(claim.derived) else f"{claim.derived:.4g}"
