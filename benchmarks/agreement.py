@@ -1,11 +1,14 @@
-"""Values and gradients of the estimators against NumPyro and TensorFlow Probability (its JAX substrate), on the same draws.
+"""Values and gradients of the estimators against those of other libraries, on the same draws.
 
-The model is z ~ N(W₀, I), x|z ~ N(W z + b, 0.49 I) with q = N(V x + c, diag s²), written once for Pyro (`pyroae.testing.Toy`)
-and once in JAX; the standardized draws are made here and handed to each guide. float64. Exits with 1 where a relative
-difference exceeds 1e-5; a peer that is not installed is skipped. TensorFlow Probability 0.25 does not import beside JAX 0.12;
-tfp-nightly 0.26 does.
+The other libraries are NumPyro and TensorFlow Probability (its JAX substrate).
 
-Left out, for it is another quantity: the θ-gradient of TensorFlow Probability's DReG, which weighs ∂ log p by ŵ² too.
+The model is z ~ N(W₀, I), x|z ~ N(W z + b, 0.49 I) with q = N(V x + c, diag s²), written once for
+Pyro (`pyroae.testing.Toy`) and once in JAX; the standardized draws are made here and handed to each
+guide. float64. Exits with 1 where a relative difference exceeds 1e-5; a peer that is not installed
+is skipped. TensorFlow Probability 0.25 does not import beside JAX 0.12; tfp-nightly 0.26 does.
+
+Left out, for it is another quantity: the θ-gradient of TensorFlow Probability's DReG, which weighs
+∂ log p by ŵ² too.
 """
 
 import argparse
@@ -44,7 +47,9 @@ Loss = tuple[float, dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Problem:
-    """One set of numbers for every library: parameters by name, data `[N, 3]`, standardized draws `[K, N, 2]`."""
+    """One set of numbers for every library: parameters by name, data `[N, 3]`, standardized draws
+    `[K, N, 2]`.
+    """
 
     toy: Toy
     parameters: dict[str, np.ndarray]
@@ -66,7 +71,9 @@ class Problem:
 
 @dataclass(frozen=True)
 class Row:
-    """One estimator: both losses, the parameters whose gradients are compared, and the largest relative differences."""
+    """One estimator: both losses, the parameters whose gradients are compared, and the largest
+    relative differences.
+    """
 
     estimator: str
     peer: str
@@ -81,7 +88,9 @@ class Row:
 
     @property
     def of_gradient(self) -> float:
-        """Largest difference of a gradient's entries, relative to the largest entry of the gradient."""
+        """Largest difference of a gradient's entries, relative to the largest entry of the
+        gradient.
+        """
         ours, theirs = (
             np.concatenate([side[1][name].ravel() for name in self.compared])
             for side in (self.ours, self.theirs)
@@ -189,7 +198,9 @@ def _numpyro_programs(
 
 
 def _numpyro_given(noise: np.ndarray) -> Any:
-    """A Normal whose draws are given: NumPyro maps over the keys of its particles, the k-th of which takes noise[k]."""
+    """A Normal whose draws are given: NumPyro maps over the keys of its particles, the k-th of
+    which takes noise[k].
+    """
     import jax
     import jax.numpy as jnp
     import numpyro.distributions as dist
@@ -310,7 +321,8 @@ def compare(given: Problem) -> tuple[list[Row], list[str]]:
             found = list(of_peer(given))
         except ImportError as error:
             skipped.append(
-                f"{package} is skipped: {error.name or package} is not installed; it is in the extra `bench`."
+                f"{package} is skipped: {error.name or package} is not installed; "
+                "it is in the extra `bench`."
             )
         else:
             rows += found
@@ -322,7 +334,8 @@ def table(rows: Sequence[Row], skipped: Sequence[str]) -> str:
     lines = [
         "# Agreement with other libraries on the same draws",
         "",
-        f"float64, K = {NUM_PARTICLES}, N = {NUM_DATA}; losses in nats over all data. Differences are relative; the limit is "
+        f"float64, K = {NUM_PARTICLES}, N = {NUM_DATA}; losses in nats over all data. "
+        "Differences are relative; the limit is "
         f"{TOLERANCE}.",
         "",
         "| estimator | peer | loss, ours | loss, peer's | of loss | gradient of | of gradient | |",
@@ -331,7 +344,8 @@ def table(rows: Sequence[Row], skipped: Sequence[str]) -> str:
     for row in rows:
         of = "θ, φ" if set(THETA) <= set(row.compared) else "φ"
         lines.append(
-            f"| {row.estimator} | {row.peer} | {row.ours[0]:.10f} | {row.theirs[0]:.10f} | {row.of_value:.1e} "
+            f"| {row.estimator} | {row.peer} | {row.ours[0]:.10f} | {row.theirs[0]:.10f} "
+            f"| {row.of_value:.1e} "
             f"| {of} | {row.of_gradient:.1e} | {'agrees' if row.agrees else 'DIFFERS'} |"
         )
     return "\n".join([*lines, "", *skipped, f"Versions: {versions()}."]) + "\n"

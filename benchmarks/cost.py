@@ -1,4 +1,5 @@
-"""What training on many images costs: measured scaling of processes on this machine, and projections with their arithmetic.
+"""What training on many images costs: measured scaling of processes on this machine, and
+projections with their arithmetic.
 
     python -m benchmarks.cost [--seconds 6]
 
@@ -23,8 +24,9 @@ ASSUMED = {
     "bytes a second of a node's disk": 3e9,
     "GPUs of a node": 8,
 }
-"""An H100's peak in single precision outside its tensor cores (NVIDIA's data sheet), what wide batches are hoped to reach of
-it, Python's part of a step of DDP, a 400 Gbit network, a fast disk."""
+"""An H100's peak in single precision outside its tensor cores (NVIDIA's data sheet), what wide
+batches are hoped to reach of it, Python's part of a step of DDP, a 400 Gbit network, a fast disk.
+"""
 SIZES = (10**6, 10**7, 10**8, 10**9)
 EPOCHS, FEATURES, PER_GPU = 50, 784, 4096
 
@@ -38,16 +40,21 @@ from pyroae.data.loading import Dataset
 from pyroae.runtime.processes import is_first
 from pyroae.training.state import State
 devices, seconds = int(sys.argv[1]), float(sys.argv[2])
-data = Dataset.from_array((torch.rand(32768, 784, generator=torch.Generator().manual_seed(0)) < 0.2).float())
+noise = torch.rand(32768, 784, generator=torch.Generator().manual_seed(0))
+data = Dataset.from_array((noise < 0.2).float())
 system = zoo.from_config(RunConfig(hidden=(400,), latent=20, likelihood="bernoulli"), data)
-config = TrainConfig(epochs=10**6, batch_size=4096, max_seconds=seconds, accelerator="cpu", devices=devices, compile=False)
+config = TrainConfig(
+    epochs=10**6, batch_size=4096, max_seconds=seconds,
+    accelerator="cpu", devices=devices, compile=False,
+)
 marks = []
 keep = lambda state: marks.append((state.progressed.step, state.progressed.seconds))
 fit(system, data, config=config, on_epoch=keep, progress=False)
 if is_first():
     (first, begun), (last, ended) = marks[0], marks[-1]
     parameters = sum(p.numel() for p in system.parameters())
-    print(json.dumps({"images a second": (last - first) * 4096 / (ended - begun), "parameters": parameters}))
+    speed = (last - first) * 4096 / (ended - begun)
+    print(json.dumps({"images a second": speed, "parameters": parameters}))
 """
 
 
@@ -98,7 +105,9 @@ def _rate(devices: int, threads: int, seconds: float) -> dict[str, float]:
 
 
 def _projected(parameters: int) -> list[dict[str, float]]:
-    """For each number of images and GPUs: hours of arithmetic, of steps, of sharing gradients, of reading; bytes."""
+    """For each number of images and GPUs: hours of arithmetic, of steps, of sharing gradients, of
+    reading; bytes.
+    """
     rows = []
     for images in SIZES:
         for gpus in (1, 8, 64):

@@ -1,4 +1,6 @@
-"""What only a fresh process shows: the time to start, to the first and the second step, and the growth of peak memory."""
+"""What only a fresh process shows: the time to start, to the first and the second step, and the
+growth of peak memory.
+"""
 
 import os
 import random
@@ -48,7 +50,9 @@ def commands(rounds: int, say: Say) -> list[Timing]:
 
 
 def first_steps(rounds: int, say: Say) -> list[Timing]:
-    """Seconds to the first step and of the second, at which the graph is made, with the caches of torch cold and warm."""
+    """Seconds to the first step and of the second, at which the graph is made, with the caches of
+    torch cold and warm.
+    """
     kinds = (COLD, WARM, SVI)
     timings = {
         name: Timing(name) for kind in kinds for name in (f"{kind}: {FIRST}", f"{kind}: {SECOND}")
@@ -65,7 +69,8 @@ def first_steps(rounds: int, say: Say) -> list[Timing]:
 def _first_steps(timings: dict[str, Timing], kind: str, cache: str, counts: bool) -> None:
     pair = [timings[f"{kind}: {FIRST}"], timings[f"{kind}: {SECOND}"]]
     engine = "svi" if kind == SVI else "pyroae"
-    code = f"from benchmarks.subjects_pyro import first_steps; first_steps({time.monotonic()}, '{engine}')"
+    call = f"first_steps({time.monotonic()}, '{engine}')"
+    code = f"from benchmarks.subjects_pyro import first_steps; {call}"
     text = _run(pair[0], [sys.executable, "-c", code], {"TORCHINDUCTOR_CACHE_DIR": cache})
     pair[1].skipped = pair[0].skipped
     if counts and text:

@@ -1,4 +1,6 @@
-"""The sections of `benchmarks.speed`: which subjects are compared on which problem, and what is expected of them."""
+"""The sections of `benchmarks.speed`: which subjects are compared on which problem, and what is
+expected of them.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +35,8 @@ LIKELIHOOD = replace(DEEP, num_particles=5000, batch=20)
 class Panel:
     """Timings that are taken in one session of turns, or in fresh processes.
 
-    reference: the subject to which ratios are given. unit: of one step, and how many of it a second of a step makes.
+    reference: the subject to which ratios are given. unit: of one step, and how many of it a second
+    of a step makes.
     """
 
     name: str
@@ -47,7 +50,9 @@ class Panel:
 
 @dataclass(frozen=True)
 class Target:
-    """A ratio, `over` to `under` in the same panel, and its limit; several subjects of a side stand for the fastest of them."""
+    """A ratio, `over` to `under` in the same panel, and its limit; several subjects of a side stand
+    for the fastest of them.
+    """
 
     text: str
     section: str

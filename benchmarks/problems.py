@@ -1,4 +1,7 @@
-"""What is timed: a VAE of given sizes, its data, the layout of its networks. Without torch: a worker loads what it needs."""
+"""What is timed: a VAE of given sizes, its data, the layout of its networks.
+
+Without torch: a worker loads what it needs.
+"""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,10 +14,12 @@ NUM_DATA = 12_800
 
 @dataclass(frozen=True)
 class Problem:
-    """A VAE, z ~ N(0, I), x|z ~ Bernoulli(logits), a diagonal Gaussian guide; float32, tanh, Adam with 1e-3.
+    """A VAE, z ~ N(0, I), x|z ~ Bernoulli(logits), a diagonal Gaussian guide; float32, tanh, Adam
+    with 1e-3.
 
-    widths: hidden layers of the encoder, the decoder's in reverse; none: pyroae's convolutions. objective: a name of
-    pyroae's. num_particles: K of a training step or of a log-likelihood. device: in torch's names.
+    widths: hidden layers of the encoder, the decoder's in reverse; none: pyroae's convolutions.
+    objective: a name of pyroae's. num_particles: K of a training step or of a log-likelihood.
+    device: in torch's names.
     """
 
     widths: tuple[int, ...] = (400,)
@@ -34,7 +39,9 @@ class Problem:
 
     @property
     def encoder_sizes(self) -> list[tuple[int, int]]:
-        """Inputs and outputs of the encoder's layers; the last puts out locations and log-variances."""
+        """Inputs and outputs of the encoder's layers; the last puts out locations and
+        log-variances.
+        """
         return list(pairwise([self.features, *self.widths, 2 * self.latent]))
 
     @property

@@ -1,4 +1,5 @@
-"""A pytest plugin for Pyro's own tests: pyroae's objectives under the names of Pyro's, and a record of each test's outcome.
+"""A pytest plugin for Pyro's own tests: pyroae's objectives under the names of Pyro's, and a record
+of each test's outcome.
 
 Loaded by `benchmarks.pyro_tests`. Pyro's files are neither part of this project nor changed.
 """
@@ -28,7 +29,9 @@ SAME_VALUE = {
     "ignore_jit_warnings",
     "retain_graph",
 }
-"""Settings of Pyro's objectives on which no expected value depends: pyroae finds nesting and vectorization by a trial run."""
+"""Settings of Pyro's objectives on which no expected value depends: pyroae finds nesting and
+vectorization by a trial run.
+"""
 
 
 def trace_elbo(**settings: Any) -> ObjectiveBase | None:
@@ -63,7 +66,9 @@ def rws(
 
 
 class OrJoint(Objective):
-    """An objective that follows its refusal or warning: all data are one datum, as Pyro's have it, where none has a bound."""
+    """An objective that follows its refusal or warning: all data are one datum, as Pyro's have it,
+    where none has a bound.
+    """
 
     def __init__(self, objective: Objective) -> None:
         super().__init__(objective.bound_function, objective.gradient)
@@ -88,12 +93,17 @@ REPLACED: dict[str, Callable[..., ObjectiveBase | None]] = {
     "RenyiELBO": renyi,
     "ReweightedWakeSleep": rws,
 }
-"""By the name of Pyro's class: the objective for its settings, None where no objective has them. `TraceEnum_ELBO` stays."""
+"""By the name of Pyro's class: the objective for its settings, None where no objective has them.
+
+`TraceEnum_ELBO` stays.
+"""
 Reporting = Generator[None, pytest.TestReport, pytest.TestReport]
 
 
 def _ours(name: str, settings: dict[str, Any], taken: dict[str, Any]) -> ObjectiveBase | None:
-    """The objective `name` with the settings `taken`, whose values are defaults; None where there are other settings."""
+    """The objective `name` with the settings `taken`, whose values are defaults; None where there
+    are other settings.
+    """
     if set(settings) - SAME_VALUE - set(taken):
         return None
     objective = OBJECTIVES[name](
@@ -111,7 +121,9 @@ class Record:
         self.replaced: list[str] = []
 
     def replacement(self, name: str) -> Callable[..., Any]:
-        """A function for the class `name` of Pyro: builds pyroae's objective where one has its settings, else Pyro's."""
+        """A function for the class `name` of Pyro: builds pyroae's objective where one has its
+        settings, else Pyro's.
+        """
         original = getattr(pyro.infer, name)
 
         @functools.wraps(original, updated=())
@@ -125,7 +137,9 @@ class Record:
         return build
 
     def skip_others(self) -> None:
-        """Skip a test at the first `SVI` without an objective of pyroae: its outcome would be Pyro's."""
+        """Skip a test at the first `SVI` without an objective of pyroae: its outcome would be
+        Pyro's.
+        """
         original = pyro.infer.SVI.__init__
 
         @functools.wraps(original)

@@ -1,6 +1,8 @@
-"""Run Pyro's own tests with pyroae's objectives: `python -m benchmarks.pyro_tests FOLDER`, FOLDER being Pyro's `tests`.
+"""Run Pyro's own tests with pyroae's objectives: `python -m benchmarks.pyro_tests FOLDER`, FOLDER
+being Pyro's `tests`.
 
-Pyro's release has no tests: FOLDER is that of a checkout of its repository, with `setup.cfg` beside it.
+Pyro's release has no tests: FOLDER is that of a checkout of its repository, with `setup.cfg` beside
+it.
 """
 
 import argparse
@@ -31,9 +33,15 @@ OUTCOMES: tuple[Outcome, ...] = (
     "other",
 )
 ON_PURPOSE = {
-    "test_vectorized_num_particles": "the program asserts the shape of ten particles; the trial run has one particle",
-    "test_factor_in_guide_error": "a factor of the guide is differentiated whole, so has_rsample need not be given",
-    "test_mean_field_warn": "no warning is due: where model and guide have different orders, no closed form is used",
+    "test_vectorized_num_particles": (
+        "the program asserts the shape of ten particles; the trial run has one particle"
+    ),
+    "test_factor_in_guide_error": (
+        "a factor of the guide is differentiated whole, so has_rsample need not be given"
+    ),
+    "test_mean_field_warn": (
+        "no warning is due: where model and guide have different orders, no closed form is used"
+    ),
 }
 """Tests that fail where pyroae differs from Pyro on purpose, see docs/differences-from-pyro.md."""
 Record = dict[str, dict[str, Any]]
@@ -43,12 +51,14 @@ Record = dict[str, dict[str, Any]]
 def run(folder: Path, selected: Sequence[str], *, replace: bool, expression: str = "") -> Record:
     """The outcomes of test files or node ids, with pyroae's objectives or with Pyro's.
 
-    Raises ConfigError where `folder` is not Pyro's `tests`, RuntimeError where pytest ends without running them.
+    Raises ConfigError where `folder` is not Pyro's `tests`, RuntimeError where pytest ends without
+    running them.
     """
     root = folder.resolve().parent
     if not (folder / "infer" / "test_gradient.py").is_file() or not (root / "setup.cfg").is_file():
         raise ConfigError(
-            f"'{folder}' is not the folder 'tests' of a checkout of Pyro, with 'setup.cfg' beside it"
+            f"'{folder}' is not the folder 'tests' of a checkout of Pyro, "
+            "with 'setup.cfg' beside it"
         )
     with tempfile.TemporaryDirectory() as temporary:
         record = Path(temporary, "record.json")
@@ -87,7 +97,9 @@ def run(folder: Path, selected: Sequence[str], *, replace: bool, expression: str
 
 
 def both(folder: Path, files: Sequence[str] = FILES, expression: str = "") -> tuple[Record, Record]:
-    """The outcomes with pyroae's objectives of the tests that build one, and with Pyro's of those that do not pass."""
+    """The outcomes with pyroae's objectives of the tests that build one, and with Pyro's of those
+    that do not pass.
+    """
     chosen = [f"tests/infer/test_{name}.py" for name in files]
     ours = {
         n: test
@@ -101,7 +113,8 @@ def both(folder: Path, files: Sequence[str] = FILES, expression: str = "") -> tu
 def outcome(node: str, ours: dict[str, Any], pyros: dict[str, Any] | None) -> Outcome:
     """The outcome of a test, from its records with pyroae's objectives and with Pyro's.
 
-    A refusal is "as by Pyro" where the test expects an error, and has another sentence, or where Pyro raises one.
+    A refusal is "as by Pyro" where the test expects an error, and has another sentence, or where
+    Pyro raises one.
     """
     if ours["outcome"] == "passed":
         return "passed"
@@ -120,14 +133,18 @@ def outcome(node: str, ours: dict[str, Any], pyros: dict[str, Any] | None) -> Ou
 def test_name(node: str) -> str:
     """The function of a node id.
 
-    >>> test_name("tests/infer/test_inference.py::SafetyTests::test_extra_samples"), test_name("a.py::test_plate[x-1]")
-    ('test_extra_samples', 'test_plate')
+    >>> test_name("tests/infer/test_inference.py::SafetyTests::test_extra_samples")
+    'test_extra_samples'
+    >>> test_name("a.py::test_plate[x-1]")
+    'test_plate'
     """
     return node.partition("[")[0].rpartition("::")[2]
 
 
 def tables(ours: Record, pyros: Record) -> str:
-    """Markdown: a count of the outcomes in each file, and the sentence or error of each that is no pass."""
+    """Markdown: a count of the outcomes in each file, and the sentence or error of each that is no
+    pass.
+    """
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     reasons: dict[Outcome, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for node, test in ours.items():

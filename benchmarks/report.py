@@ -142,9 +142,8 @@ def table(panel: Record) -> str:
     ]
     where = panel["machine"]
     rounds = max((len(s["seconds"]) for s in panel["subjects"]), default=0)
-    lines.append(
-        f"{rounds} rounds; {', '.join(f'{k} {v}' if k != 'processor' else str(v) for k, v in where.items())}."
-    )
+    machine = ", ".join(f"{k} {v}" if k != "processor" else str(v) for k, v in where.items())
+    lines.append(f"{rounds} rounds; {machine}.")
     return "\n".join(lines) + "\n"
 
 

@@ -1,10 +1,12 @@
-"""How fast pyroae trains and evaluates, beside Pyro's SVI, hand-written PyTorch, NumPyro, pythae and bare matrix products.
+"""How fast pyroae trains and evaluates, beside Pyro's SVI, hand-written PyTorch, NumPyro, pythae
+and bare matrix products.
 
     python -m benchmarks.speed [training|ensemble|likelihood|scaling|startup|all] [--check]
 
-Each subject lives in a process of its own; they take turns in blocks of a fraction of a second, and ratios are taken within a
-round. Medians with quartiles go to stdout, all rounds to RESULTS/speed-SECTION.json, a figure beside it. A part that is
-measured again replaces that part alone; `--rounds 0` measures nothing and reports what is kept.
+Each subject lives in a process of its own; they take turns in blocks of a fraction of a second, and
+ratios are taken within a round. Medians with quartiles go to stdout, all rounds to
+RESULTS/speed-SECTION.json, a figure beside it. A part that is measured again replaces that part
+alone; `--rounds 0` measures nothing and reports what is kept.
 """
 
 import argparse
@@ -32,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines: list[str] = []
     if rounds and (share := report.busy()) > BUSY:
         print(
-            f"Others take {100 * share:.0f}% of the processors: threads wait for each other, figures will mislead.",
+            f"Others take {100 * share:.0f}% of the processors: "
+            "threads wait for each other, figures will mislead.",
             file=sys.stderr,
         )
     for section in sections:

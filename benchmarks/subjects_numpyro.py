@@ -1,4 +1,6 @@
-"""NumPyro as a subject: its SVI, one jitted step at a time, or a whole block in one loop of compiled code."""
+"""NumPyro as a subject: its SVI, one jitted step at a time, or a whole block in one loop of
+compiled code.
+"""
 
 from functools import partial
 from typing import Any
@@ -59,9 +61,11 @@ def step(problem: Problem, turns: Turns) -> None:
 
 
 def loop(problem: Problem, turns: Turns, products: str = "default") -> None:
-    """A block of steps in `jax.lax.fori_loop`, their batches gathered inside: the fastest way that NumPyro has.
+    """A block of steps in `jax.lax.fori_loop`, their batches gathered inside: the fastest way that
+    NumPyro has.
 
-    products: precision of matrix products; the default is TF32 on a GPU that has it, "highest" is single precision.
+    products: precision of matrix products; the default is TF32 on a GPU that has it, "highest" is
+    single precision.
     """
     jax.config.update("jax_default_matmul_precision", None if products == "default" else products)
     svi, x, index = inference(problem), jnp.asarray(problem.data()), Index(problem)

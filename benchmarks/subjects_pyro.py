@@ -1,6 +1,7 @@
 """pyroae and `pyro.infer` as subjects: the same Pyro programs, those of `zoo.vae`.
 
-`pyro.infer.SVI` takes the loss over the batch, pyroae's steps the loss a datum; with Adam that is one multiplication.
+`pyro.infer.SVI` takes the loss over the batch, pyroae's steps the loss a datum; with Adam that is
+one multiplication.
 """
 
 import math
@@ -87,7 +88,8 @@ def compiled(
 ) -> None:
     """`pyroae.compile`; on a GPU several steps a call.
 
-    inductor: settings of torch's compiler. tf32: products with ten bits of mantissa. several: False for one step a call.
+    inductor: settings of torch's compiler. tf32: products with ten bits of mantissa. several: False
+    for one step a call.
     """
     svi = compiled_step(problem, inductor, tf32)
     if problem.device == "cpu" or not several:
@@ -135,7 +137,9 @@ def compiled_step(
 
 
 def many(problem: Problem, turns: Turns, members: int, together: bool) -> None:
-    """Members from so many seeds, each on batches of its own: a step of all, by one graph or by one each in turn."""
+    """Members from so many seeds, each on batches of its own: a step of all, by one graph or by one
+    each in turn.
+    """
     device = torch.device(problem.device)
     compiled, streams = [], []
     for seed in range(members):
@@ -249,7 +253,9 @@ def svi(problem: Problem, turns: Turns, loss: str = "Trace_ELBO", validate: bool
 
 
 class _Stored:
-    """The same programs with their parameters in Pyro's store, without which its JIT does not find them."""
+    """The same programs with their parameters in Pyro's store, without which its JIT does not find
+    them.
+    """
 
     def __init__(self, system: Autoencoder) -> None:
         self.system = system
@@ -272,7 +278,8 @@ class _Stored:
 def likelihood(problem: Problem, turns: Turns, compile: bool | str = "auto") -> None:
     """`pyroae.log_likelihood`.
 
-    compile: with True a graph of the draws, made once and kept between the blocks, as it is in an evaluation of many data.
+    compile: with True a graph of the draws, made once and kept between the blocks, as it is in an
+    evaluation of many data.
     """
     from pyroae.evaluation.importance import sampler as module
 
@@ -304,7 +311,9 @@ def _once(make: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def plain_likelihood(problem: Problem, turns: Turns) -> None:
-    """Plain Pyro: traces of the guide and of the replayed model under a plate of 100 particles, all data of a block at once."""
+    """Plain Pyro: traces of the guide and of the replayed model under a plate of 100 particles, all
+    data of a block at once.
+    """
     system = system_of(problem).eval()
     pyro.enable_validation(False)
 
@@ -335,7 +344,9 @@ def plain_likelihood(problem: Problem, turns: Turns) -> None:
 
 
 def first_steps(started: float, engine: str) -> None:
-    """Print the time since `started` after the first step, and the duration of the second; engine: pyroae or svi."""
+    """Print the time since `started` after the first step, and the duration of the second; engine:
+    pyroae or svi.
+    """
     problem = Problem()
     system, x = system_of(problem), torch.from_numpy(problem.data(problem.batch))
     step: Callable[..., Any]

@@ -1,4 +1,6 @@
-"""The same VAE written by hand in PyTorch, its decoder's matrix products alone, and pythae, as subjects."""
+"""The same VAE written by hand in PyTorch, its decoder's matrix products alone, and pythae, as
+subjects.
+"""
 
 import math
 from collections.abc import Callable
@@ -17,7 +19,9 @@ ROWS = 1000
 
 
 class VAE(nn.Module):
-    """Encoder, decoder, and log-weights whose constants cancel: nothing is computed that is not needed."""
+    """Encoder, decoder, and log-weights whose constants cancel: nothing is computed that is not
+    needed.
+    """
 
     def __init__(self, problem: Problem) -> None:
         super().__init__()
@@ -65,7 +69,10 @@ def _chain(sizes: list[tuple[int, int]]) -> nn.Sequential:
 
 
 def train(problem: Problem, turns: Turns, compiled: bool = False, adam: str = "fused") -> None:
-    """compiled: gathering, draws and loss by `torch.compile`. adam: torch's fused one, or its plain one "compiled"."""
+    """compiled: gathering, draws and loss by `torch.compile`.
+
+    adam: torch's fused one, or its plain one "compiled".
+    """
     device = torch.device(problem.device)
     vae, x = VAE(problem).to(device), torch.from_numpy(problem.data()).to(device)
     importance, k = problem.objective != "trace-elbo", problem.num_particles
@@ -201,7 +208,9 @@ def _likelihoods(
 
 
 def products(problem: Problem, turns: Turns) -> None:
-    """The decoder's matrix products alone, for as many pairs of a datum and a particle: what no implementation can avoid."""
+    """The decoder's matrix products alone, for as many pairs of a datum and a particle: what no
+    implementation can avoid.
+    """
     rows = ROWS if problem.device == "cpu" else 100 * ROWS
     weights = [torch.randn(sizes, device=problem.device) for sizes in problem.decoder_sizes]
     z = torch.randn(rows, problem.latent, device=problem.device)

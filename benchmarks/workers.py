@@ -1,7 +1,8 @@
 """Subjects that take turns: each lives in a process of its own, and works only when it is told to.
 
-The parent goes round: in each round every subject, in an order of its own, does one block of steps while all others wait for
-a message. What disturbs the machine for a while disturbs all of them, and ratios are taken within a round.
+The parent goes round: in each round every subject, in an order of its own, does one block of steps
+while all others wait for a message. What disturbs the machine for a while disturbs all of them, and
+ratios are taken within a round.
 """
 
 import importlib
@@ -26,7 +27,11 @@ PATIENCE = 900
 
 @dataclass(frozen=True)
 class Subject:
-    """Something to time. home: `module:function` that takes a Problem, Turns and the settings; role: what it is judged as."""
+    """Something to time.
+
+    home: `module:function` that takes a Problem, Turns and the settings; role: what it is judged
+    as.
+    """
 
     name: str
     home: str
@@ -37,7 +42,9 @@ class Subject:
 
 @dataclass
 class Timing:
-    """Seconds a step of one subject, one number a round; empty, with the reason, where it was skipped."""
+    """Seconds a step of one subject, one number a round; empty, with the reason, where it was
+    skipped.
+    """
 
     name: str
     role: str = ""
@@ -52,7 +59,9 @@ class Ended(BaseException):
 
 
 class Turns:
-    """The worker's side: wait for a number of steps, do them, report the seconds that a step took."""
+    """The worker's side: wait for a number of steps, do them, report the seconds that a step
+    took.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -72,7 +81,9 @@ class Turns:
         self._connection.send(("did", seconds))
 
     def serve(self, block: Callable[[int], None]) -> NoReturn:
-        """Time blocks of `block(n)`, which returns when its n steps are done, until the parent ends it."""
+        """Time blocks of `block(n)`, which returns when its n steps are done, until the parent ends
+        it.
+        """
         while True:
             count = self.wait()
             begun = time.perf_counter()
@@ -144,7 +155,9 @@ class _Worker:
         self._ask(self.timing.steps)
 
     def _steps_in(self, block: float) -> int:
-        """How many steps take so many seconds; the fastest of three tries, for the machine may be disturbed."""
+        """How many steps take so many seconds; the fastest of three tries, for the machine may be
+        disturbed.
+        """
         seconds = [s for s in (self._ask(3), self._ask(5), self._ask(10)) if s is not None]
         return max(1, round(block / min(seconds))) if seconds else 1
 

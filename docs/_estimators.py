@@ -1,7 +1,7 @@
-"""Writes into the pages of docs/estimators/ what they say of conformance, and the measured table of their index.
+"""Write the lists of conformance into docs/estimators/, and the measured tables into their index.
 
     python docs/_estimators.py              the conformance of every page
-    python docs/_estimators.py --measure    and the tables of the index: about two minutes on one core
+    python docs/_estimators.py --measure    and the tables of the index: two minutes on one core
 
 Reasons for which an estimator is spared an oracle are written by hand in the pages, and kept.
 """
@@ -40,7 +40,9 @@ LOG_P = -0.25 - 0.5 * math.log(4 * math.pi)
 
 
 class Conformance(NamedTuple):
-    """Names of the oracles that an estimator has passed, and the reason for each that it is spared."""
+    """Names of the oracles that an estimator has passed, and the reason for each that it is
+    spared.
+    """
 
     passed: list[str]
     spared: dict[str, str]
@@ -133,7 +135,9 @@ type Estimate = Callable[[ObjectiveBase, int], dict[str, Tensor | float]]
 def measure(
     estimate: Estimate, objective: ObjectiveBase, replicates: int, batches: int = 20
 ) -> dict[str, Figure]:
-    """Means, and of gradients SNRs, from replicates in batches; draws are paired between objectives."""
+    """Means, and of gradients SNRs, from replicates in batches; draws are paired between
+    objectives.
+    """
     rows = []
     for seed in range(batches):
         torch.manual_seed(seed)
@@ -142,7 +146,9 @@ def measure(
 
 
 def gaussian(objective: ObjectiveBase, size: int) -> dict[str, Tensor | float]:
-    """z ~ N(0, 1), x|z ~ N(z + b, 1), x = 1, q = N(m, 2/3) at b = 0, m = 0.8: the gap E F − log p, gradients of m and b."""
+    """z ~ N(0, 1), x|z ~ N(z + b, 1), x = 1, q = N(m, 2/3) at b = 0, m = 0.8: the gap E F − log p,
+    gradients of m and b.
+    """
     m = torch.full((size,), 0.8, dtype=torch.float64, requires_grad=True)
     b = torch.zeros(size, dtype=torch.float64, requires_grad=True)
     zeros = torch.zeros(size, dtype=torch.float64)
@@ -163,7 +169,9 @@ def gaussian(objective: ObjectiveBase, size: int) -> dict[str, Tensor | float]:
 
 
 def bernoulli(objective: ObjectiveBase, size: int) -> dict[str, Tensor | float]:
-    """z ~ Bernoulli(1/2), x|z ~ N(2 z, 1), x = 2, q = Bernoulli(1/2): the gradient of q's logit; the posterior's logit is 2."""
+    """z ~ Bernoulli(1/2), x|z ~ N(2 z, 1), x = 2, q = Bernoulli(1/2): the gradient of q's logit;
+    the posterior's logit is 2.
+    """
     logit = torch.zeros(size, dtype=torch.float64, requires_grad=True)
     zeros = torch.zeros(size, dtype=torch.float64)
 

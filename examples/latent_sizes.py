@@ -1,7 +1,8 @@
 """Samples from 2-, 5-, 10- and 20-dimensional latent spaces (Kingma & Welling 2014, figure 5).
 
 python examples/latent_sizes.py                             the embedded digits, about a minute
-python examples/latent_sizes.py --data mnist --epochs 30    MNIST, downloaded where it is not in --data-root
+python examples/latent_sizes.py --data mnist --epochs 30    MNIST, downloaded where it is not in
+--data-root
 """
 
 import argparse
@@ -21,13 +22,16 @@ WIDTHS = {"digits": 200, "mnist": 500}
 
 
 def train(data: Splits, latent: int, width: int, epochs: int) -> Autoencoder:
-    """A VAE with one hidden layer of tanh units, trained with the ELBO; the weights of the best epoch are kept."""
+    """A VAE with one hidden layer of tanh units, trained with the ELBO; the weights of the best
+    epoch are kept.
+    """
     torch.manual_seed(0)  # of the initial weights
     vae = zoo.vae(data.train, latent, encoder=MLP((width,), "tanh"))
     result = fit(vae, data, config=TrainConfig(epochs=epochs, lr=3e-3, schedule="cosine"))
     best = result.history[result.best_epoch - 1]
     print(
-        f"{latent:>2} latent dimensions: negative bound {best.valid_nelbo:.2f} nats per datum, {result.seconds:.0f} s"
+        f"{latent:>2} latent dimensions: negative bound {best.valid_nelbo:.2f} nats per datum, "
+        f"{result.seconds:.0f} s"
     )
     return vae
 

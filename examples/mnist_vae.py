@@ -1,7 +1,9 @@
-"""The reference VAE on MNIST under two ELBO estimators, scored by IS-5000: the figures in the README.
+"""The reference VAE on MNIST under two ELBO estimators, scored by IS-5000: the figures in the
+README.
 
-Dynamic binarization, 784-200-200-50, tanh, batch 100, Adam at 1e-3, 50 epochs; held-out log-likelihood of the first
-1,000 test images with K = 5,000. Takes about a quarter of an hour on two cores.
+Dynamic binarization, 784-200-200-50, tanh, batch 100, Adam at 1e-3, 50 epochs; held-out
+log-likelihood of the first 1,000 test images with K = 5,000. Takes about a quarter of an hour on
+two cores.
 
     python examples/mnist_vae.py --data-root data
 """
@@ -45,9 +47,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, pyroae.LikelihoodEstima
         )
         parts = pyroae.diagnose(vae.model, vae.guide, x, seed=0)
         print(
-            f"{name:12} NLL {found[name].nll:.2f} ± {found[name].nll_se:.2f} (Monte Carlo {found[name].monte_carlo_se:.3f}), "
-            f"negative ELBO {parts.nelbo.mean():.2f}, rate {parts.rate.mean():.2f}, distortion {parts.distortion.mean():.2f}, "
-            f"active units {parts.active_units}, training {trained:.0f} s, likelihood {found[name].seconds:.0f} s",
+            f"{name:12} NLL {found[name].nll:.2f} ± {found[name].nll_se:.2f} "
+            f"(Monte Carlo {found[name].monte_carlo_se:.3f}), "
+            f"negative ELBO {parts.nelbo.mean():.2f}, rate {parts.rate.mean():.2f}, "
+            f"distortion {parts.distortion.mean():.2f}, active units {parts.active_units}, "
+            f"training {trained:.0f} s, likelihood {found[name].seconds:.0f} s",
             flush=True,
         )
     return found

@@ -1,6 +1,7 @@
 """A prior of one's own in ten lines: Student's t, as robust as its degrees of freedom are few.
 
-Registered, it has a name, `PRIORS.parse("student:freedom=4")`, and the conformance tests run over it like over any other.
+Registered, it has a name, `PRIORS.parse("student:freedom=4")`, and the conformance tests run over
+it like over any other.
 
     python examples/own_choice.py
 """
@@ -21,7 +22,10 @@ from pyroae.priors import PRIORS, Prior
 @PRIORS.register("student")
 @dataclass(frozen=True)
 class Student(Prior):
-    """z_j ~ t(ν): heavier tails than a Normal. Without a KL in closed form, objectives take it by Monte Carlo."""
+    """z_j ~ t(ν): heavier tails than a Normal.
+
+    Without a KL in closed form, objectives take it by Monte Carlo.
+    """
 
     freedom: float = 4.0
 

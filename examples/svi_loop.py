@@ -1,7 +1,8 @@
-"""`pyroae.fit` and a plain `pyro.infer.SVI` loop take the same steps: same model, guide, objective, seeds and losses.
+"""`pyroae.fit` and a plain `pyro.infer.SVI` loop take the same steps: same model, guide, objective,
+seeds and losses.
 
-`fit` follows the gradient of the bound in nats per datum, so that learning rates do not depend on the batch size; in
-Pyro that is a scale of 1 / batch on model and guide.
+`fit` follows the gradient of the bound in nats per datum, so that learning rates do not depend on
+the batch size; in Pyro that is a scale of 1 / batch on model and guide.
 
     python examples/svi_loop.py
 """

@@ -1,4 +1,6 @@
-"""Every test starts from the same seed, with an empty parameter store and single precision, and leaves them so."""
+"""Every test starts from the same seed, with an empty parameter store and single precision, and
+leaves them so.
+"""
 
 import os
 from collections.abc import Iterable, Iterator

@@ -2,10 +2,11 @@
 
     python tests/killed_workers.py WHAT AFTER FLAGS...
 
-WHAT: `process`, a process that trains, on a cluster of this machine alone; `node`, one of the two workers, of one CPU each, of
-a cluster; `interrupt`, SIGINT to the study itself, on such a cluster. AFTER: so many cells have been finished. FLAGS: of
-`pyroae compare`; the last one is the study directory. Prints how many cells were finished when something was killed, and how
-many nodes are alive in the end; exits as pyroae does.
+WHAT: `process`, a process that trains, on a cluster of this machine alone; `node`, one of the two
+workers, of one CPU each, of a cluster; `interrupt`, SIGINT to the study itself, on such a cluster.
+AFTER: so many cells have been finished. FLAGS: of `pyroae compare`; the last one is the study
+directory. Prints how many cells were finished when something was killed, and how many nodes are
+alive in the end; exits as pyroae does.
 """
 
 import json

@@ -1,4 +1,7 @@
-"""Closed forms and hand-written formulas that the package is checked against. Plain torch; nothing of pyroae."""
+"""Closed forms and hand-written formulas that the package is checked against.
+
+Plain torch; nothing of pyroae.
+"""
 
 import math
 

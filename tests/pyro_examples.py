@@ -1,4 +1,6 @@
-"""Pyro's example programs, from a folder that has them, at small sizes and with synthetic data of the right kind."""
+"""Pyro's example programs, from a folder that has them, at small sizes and with synthetic data of
+the right kind.
+"""
 
 import importlib.util
 import os
@@ -41,7 +43,9 @@ def folder() -> Path | None:
 
 @contextmanager
 def _importable(where: Path) -> Iterator[None]:
-    """A context in which a script's neighbours can be imported, and what it does not need is empty."""
+    """A context in which a script's neighbours can be imported, and what it does not need is
+    empty.
+    """
     before, kept = (
         set(sys.modules),
         {name: sys.modules[name] for name in UNNEEDED if name in sys.modules},
@@ -65,7 +69,9 @@ def _is_under(module: Any, where: Path) -> bool:
 
 
 def script(path: str) -> ModuleType:
-    """The module of a script in the folder of the examples; the random numbers and the default type stay as they are."""
+    """The module of a script in the folder of the examples; the random numbers and the default type
+    stay as they are.
+    """
     root = folder()
     assert root is not None
     file = root / path
@@ -100,7 +106,9 @@ def vae() -> Example:
 
 
 def ss_vae(enum: str | None = None, *, labelled: bool = False) -> Example:
-    """enum: "parallel" for the setting in which the networks take the classes as one more dimension."""
+    """enum: "parallel" for the setting in which the networks take the classes as one more
+    dimension.
+    """
     net = script("vae/ss_vae_M2.py").SSVAE(
         z_dim=4, hidden_layers=[16], config_enum=enum, aux_loss_multiplier=46
     )
@@ -127,7 +135,9 @@ def cvae() -> Example:
 
 
 def dmm(num_iafs: int = 0, annealing: float = 1.0) -> Example:
-    """Sequences of three lengths, so that some steps are masked; annealing: the scale of the latent sites."""
+    """Sequences of three lengths, so that some steps are masked; annealing: the scale of the latent
+    sites.
+    """
     module = script("dmm.py")
     net = module.DMM(
         input_dim=6,
@@ -140,7 +150,9 @@ def dmm(num_iafs: int = 0, annealing: float = 1.0) -> Example:
     )
 
     def batch(x: Tensor, lengths: Tensor) -> tuple[Any, ...]:
-        """The arguments of the script's programs, with the sequences in the order in which they are given."""
+        """The arguments of the script's programs, with the sequences in the order in which they are
+        given.
+        """
         x = x[:, : int(lengths.max())]
         backwards = module.poly.reverse_sequences(x, lengths)
         packed = pack_padded_sequence(backwards, lengths, batch_first=True, enforce_sorted=False)
@@ -161,9 +173,9 @@ def dmm(num_iafs: int = 0, annealing: float = 1.0) -> Example:
 def air(batch_size: int | None = None, *, masking: bool = True, baselines: bool = True) -> Example:
     """Two steps on images of 8 × 8; batch_size: of the subsample that the guide draws, of 6."""
     net = script("air/air.py").AIR(
-        num_steps=2, x_size=8, window_size=4, z_what_size=3, rnn_hidden_size=6, encoder_net=[5], decoder_net=[5],
-        predict_net=[5], bl_predict_net=[5], use_masking=masking, use_baselines=baselines, decoder_output_bias=-2.0,
-        likelihood_sd=1.0,
+        num_steps=2, x_size=8, window_size=4, z_what_size=3, rnn_hidden_size=6,
+        encoder_net=[5], decoder_net=[5], predict_net=[5], bl_predict_net=[5],
+        use_masking=masking, use_baselines=baselines, decoder_output_bias=-2.0, likelihood_sd=1.0,
     )  # fmt: skip
     net = net.to(torch.get_default_dtype())
     for baseline in (

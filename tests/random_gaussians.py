@@ -1,7 +1,8 @@
-"""Random linear-Gaussian programs with everything in closed form: the joint Gaussian of z and x is written out.
+"""Random linear-Gaussian programs with everything in closed form: the joint Gaussian of z and x is
+written out.
 
-z_0 ~ N(m_0, s_0²), z_1 ~ N(m_1 + a mean(z_0), s_1²), x_i ~ N(w_i · z + b_i, σ_i²); some x are missing, under a mask. The
-guide is a diagonal Gaussian at 0.3 x̄ + c, in either order of the sites.
+z_0 ~ N(m_0, s_0²), z_1 ~ N(m_1 + a mean(z_0), s_1²), x_i ~ N(w_i · z + b_i, σ_i²); some x are
+missing, under a mask. The guide is a diagonal Gaussian at 0.3 x̄ + c, in either order of the sites.
 """
 
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ from torch.distributions import MultivariateNormal
 
 @dataclass(frozen=True)
 class Gaussian:
-    """sizes: of one or two latent sites. features: of two observed sites. missing: whether the second is for some data.
+    """sizes: of one or two latent sites.
 
-    scale: of everything, in model and guide. vector: whether the sites of one element have an event dimension.
+    features: of two observed sites. missing: whether the second is for some data.
+
+    scale: of everything, in model and guide. vector: whether the sites of one element have an event
+    dimension.
     """
 
     sizes: tuple[int, ...]
@@ -33,7 +37,9 @@ class Gaussian:
 
 
 class GaussianPrograms:
-    """Model, guide and arguments `(x_0 [N, d_0], x_1 [N, d_1], there [N])`; the second row of a mask is always False."""
+    """Model, guide and arguments `(x_0 [N, d_0], x_1 [N, d_1], there [N])`; the second row of a
+    mask is always False.
+    """
 
     def __init__(self, description: Gaussian) -> None:
         self.description = d = description
@@ -130,7 +136,9 @@ class GaussianPrograms:
         return self.description.sizes
 
     def _joint(self) -> tuple[Tensor, Tensor]:
-        """Mean and covariance of (z, x, y): they are linear in standard normal noise, of which unit vectors are tried."""
+        """Mean and covariance of (z, x, y): they are linear in standard normal noise, of which unit
+        vectors are tried.
+        """
         size = sum(self._sizes) + sum(self.description.features)
         mean = self._linear(torch.zeros(size, dtype=torch.float64))
         slopes = torch.stack(

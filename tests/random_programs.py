@@ -1,8 +1,10 @@
-"""Random Pyro programs, built from a description that prints; hypothesis draws and shrinks the description.
+"""Random Pyro programs, built from a description that prints; hypothesis draws and shrinks the
+description.
 
-A program has up to three latent sites and up to two observed ones, in a data plate, in a plate nested in it, or in none.
-Arguments of a program: one tensor `[N, ...]` per observed site, a mask `[N]`, a mask of the nested plate's elements `[N, J]`,
-a weight `[N]` and the indices of the data `[N]`.
+A program has up to three latent sites and up to two observed ones, in a data plate, in a plate
+nested in it, or in none. Arguments of a program: one tensor `[N, ...]` per observed site, a mask
+`[N]`, a mask of the nested plate's elements `[N, J]`, a weight `[N]` and the indices of the data
+`[N]`.
 """
 
 import math
@@ -184,16 +186,21 @@ FIXED_NOISE = {
     "masked mixture",
     "delta",
 }
-"""Families of a guide whose draws are differentiable functions of their parameters at the same random numbers."""
+"""Families of a guide whose draws are differentiable functions of their parameters at the same
+random numbers.
+"""
 FINITE = {"bernoulli", "categorical", "one-hot"}
 """Families with few states."""
 
 
 @dataclass(frozen=True)
 class Latent:
-    """prior, posterior: families in model and guide. parent: whether it depends on the sites before it, in each program.
+    """prior, posterior: families in model and guide.
 
-    mask: none, "datum" `[N]`, "element" of the nested plate, "false", or "own", the distribution's. scale: in model and guide.
+    parent: whether it depends on the sites before it, in each program.
+
+    mask: none, "datum" `[N]`, "element" of the nested plate, "false", or "own", the distribution's.
+    scale: in model and guide.
     """
 
     prior: str
@@ -219,10 +226,12 @@ class Observed:
 
 @dataclass(frozen=True)
 class Description:
-    """plate: "data", "subsampled" or "none". nesting: the side of the nested plate. reverse: the guide's order of the sites.
+    """plate: "data", "subsampled" or "none".
 
-    read: how a program reads vectors: "right" takes a particle dimension, others do not. common: a scale of everything,
-    "none", "number" or "datum". shared: a latent site outside the data plate.
+    nesting: the side of the nested plate. reverse: the guide's order of the sites.
+
+    read: how a program reads vectors: "right" takes a particle dimension, others do not. common: a
+    scale of everything, "none", "number" or "datum". shared: a latent site outside the data plate.
     """
 
     latents: tuple[Latent, ...]
@@ -240,7 +249,9 @@ class Description:
 
     @property
     def has_fixed_noise(self) -> bool:
-        """Whether the draws are differentiable functions of the parameters at the same random numbers."""
+        """Whether the draws are differentiable functions of the parameters at the same random
+        numbers.
+        """
         return all(latent.posterior in FIXED_NOISE for latent in self.latents)
 
     @property
@@ -255,7 +266,10 @@ class Description:
 
 
 class Programs:
-    """Model, guide and arguments of a description. theta, phi: parameters of model and guide, leaves of autograd."""
+    """Model, guide and arguments of a description.
+
+    theta, phi: parameters of model and guide, leaves of autograd.
+    """
 
     def __init__(self, description: Description) -> None:
         self.description = d = description
@@ -504,7 +518,10 @@ def observations(draw: st.DrawFn, nesting: str) -> Observed:
 def descriptions(
     draw: st.DrawFn, kinds: tuple[str, ...] = tuple(KINDS), plain: bool = False
 ) -> Description:
-    """Any program. plain: one whose data have a log p(x) each, by a sum over the states of its latent sites."""
+    """Any program.
+
+    plain: one whose data have a log p(x) each, by a sum over the states of its latent sites.
+    """
     if plain:
         found = draw(descriptions(kinds))
         latents_of = tuple(

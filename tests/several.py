@@ -1,8 +1,10 @@
-"""A script of several processes: trainings by all of them, each held against that of one process on the same batches.
+"""A script of several processes: trainings by all of them, each held against that of one process on
+the same batches.
 
     python -m tests.several OUT WORLD STRATEGY PRECISION CASE…
 
-Lightning Fabric starts the other processes, unless torchrun has; the first one writes the largest differences to OUT, as JSON.
+Lightning Fabric starts the other processes, unless torchrun has; the first one writes the largest
+differences to OUT, as JSON.
 """
 
 import json

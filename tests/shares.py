@@ -1,4 +1,6 @@
-"""Processes of one evaluation: those that are played one after another, without any, and those of gloo."""
+"""Processes of one evaluation: those that are played one after another, without any, and those of
+gloo.
+"""
 
 import pickle
 from collections.abc import Callable
@@ -15,7 +17,9 @@ from pyroae.runtime.processes import Share
 
 @dataclass(frozen=True)
 class Played(Share):
-    """A process whose others are known by what they told the last time: told[rank][i] is what the i-th gathering had of it."""
+    """A process whose others are known by what they told the last time: told[rank][i] is what the
+    i-th gathering had of it.
+    """
 
     told: dict[int, list[Any]] = field(default_factory=dict)
     now: list[Any] = field(default_factory=list)
@@ -30,7 +34,9 @@ class Played(Share):
 
 
 def played(world: int, work: Callable[[Share], Any], passes: int = 6) -> list[Any]:
-    """What `work` gives or raises on each process, played so often that all they tell each other has come to rest."""
+    """What `work` gives or raises on each process, played so often that all they tell each other
+    has come to rest.
+    """
     told: dict[int, list[Any]] = {}
     results: list[Any] = []
     for _ in range(passes):

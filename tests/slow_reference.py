@@ -1,6 +1,8 @@
-"""Log-weights, bounds and gradients straight from their definitions: a loop over data and particles, no shape to get wrong.
+"""Log-weights, bounds and gradients straight from their definitions: a loop over data and
+particles, no shape to get wrong.
 
-Each datum of each particle is one run of the guide and one of the model, on a batch of that datum, at recorded draws.
+Each datum of each particle is one run of the guide and one of the model, on a batch of that datum,
+at recorded draws.
 """
 
 import math
@@ -48,7 +50,9 @@ class Recorder(Messenger):
 
 
 class Fixed(Messenger):
-    """Gives the latent sites of a run on one datum the values that they have in a run on all data."""
+    """Gives the latent sites of a run on one datum the values that they have in a run on all
+    data.
+    """
 
     def __init__(self, values: dict[str, Tensor], datum: int | None, data_dim: int) -> None:
         super().__init__()
@@ -70,11 +74,13 @@ class Fixed(Messenger):
 
 @dataclass
 class Terms:
-    """Sums of log-densities of one datum and particle (or of the sites outside the plate), under masks and exponents.
+    """Sums of log-densities of one datum and particle (or of the sites outside the plate), under
+    masks and exponents.
 
-    extra: factors and Deltas of the guide; observed: the factors alone. draws: log q of the guide's draws without masks and
-    scales. divergence: the KL terms of the latent sites, in closed form
-    where there is one. exponents: of the sites. exponent: of the draws, where they all have the same.
+    extra: factors and Deltas of the guide; observed: the factors alone. draws: log q of the guide's
+    draws without masks and scales. divergence: the KL terms of the latent sites, in closed form
+    where there is one. exponents: of the sites. exponent: of the draws, where they all have the
+    same.
     """
 
     likelihood: Tensor
@@ -126,7 +132,8 @@ class Reference:
 def reference(
     programs: Programs, draws: list[dict[str, Tensor]], only: int | None = None
 ) -> Reference:
-    """All terms of all data and particles, differentiable in the programs' parameters at fixed draws.
+    """All terms of all data and particles, differentiable in the programs' parameters at fixed
+    draws.
 
     only: of this datum, whose draws come from a run on it alone.
     """
@@ -216,7 +223,9 @@ def _is_planar(fn: Any) -> bool:
 
 
 def planar_log_prob(fn: Any, value: Tensor) -> Tensor:
-    """Of a planar flow z = x + û tanh(w·x + b): x is found by bisection, as Pyro's transform has no inverse."""
+    """Of a planar flow z = x + û tanh(w·x + b): x is found by bisection, as Pyro's transform has no
+    inverse.
+    """
     (flow,) = fn.transforms
     bias, u, w = flow.bias, flow.u.detach(), flow.w.detach()
     inner = u @ w

@@ -1,4 +1,6 @@
-"""One of each system of the zoo, small, with data that suit it: for tests that run over all of them."""
+"""One of each system of the zoo, small, with data that suit it: for tests that run over all of
+them.
+"""
 
 from collections.abc import Callable
 from functools import partial

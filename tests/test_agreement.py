@@ -1,7 +1,9 @@
-"""The same draws through Pyro's own estimators: values and gradients agree, or it is shown why Pyro's are wrong.
+"""The same draws through Pyro's own estimators: values and gradients agree, or it is shown why
+Pyro's are wrong.
 
-Draws are the same either by the seed, where both sides sample one `[K, N]` tensor, or by a guide whose noise is given.
-The model is z ~ N(W₀, I), x|z ~ N(W z + b, σ²I) with an amortized diagonal q: θ and φ have their own parameters.
+Draws are the same either by the seed, where both sides sample one `[K, N]` tensor, or by a guide
+whose noise is given. The model is z ~ N(W₀, I), x|z ~ N(W z + b, σ²I) with an amortized diagonal q:
+θ and φ have their own parameters.
 """
 
 import itertools
@@ -37,7 +39,9 @@ MODEL_PARAMETERS = ("prior", "weight", "bias")
 
 
 class Program(Toy):
-    """The toy of the conformance tests, whose parameters Pyro is told of: its estimators skip a program that has none."""
+    """The toy of the conformance tests, whose parameters Pyro is told of: its estimators skip a
+    program that has none.
+    """
 
     def model(self, x: Tensor) -> None:
         pyro.module("toy", self)
@@ -68,7 +72,9 @@ def assert_same(found: tuple[float, Tensor], expected: tuple[float, Tensor]) -> 
 @pytest.mark.parametrize("num_data", [1, 6])
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_renyi_equals_pyro(alpha: float, num_data: int) -> None:
-    """A plate that holds every site is kept a datum in Pyro too: values and gradients of a batch agree."""
+    """A plate that holds every site is kept a datum in Pyro too: values and gradients of a batch
+    agree.
+    """
     toy, x = Program(), torch.randn(num_data, 3)
     pyros = RenyiELBO(alpha=alpha, num_particles=5, vectorize_particles=True, max_plate_nesting=1)
     found = run(Objective(Renyi(5, alpha)), toy, toy.model, toy.guide, x)
@@ -79,7 +85,9 @@ def test_renyi_equals_pyro(alpha: float, num_data: int) -> None:
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_renyi_with_a_nested_plate_equals_pyro(alpha: float) -> None:
-    """Features in a plate of their own, which not all sites are in: summed before the bound is taken, on both sides."""
+    """Features in a plate of their own, which not all sites are in: summed before the bound is
+    taken, on both sides.
+    """
     q = torch.nn.ParameterDict({"loc": torch.tensor(0.4), "scale": torch.tensor(-0.2)})
 
     def model(x: Tensor) -> None:
@@ -101,7 +109,8 @@ def test_renyi_with_a_nested_plate_equals_pyro(alpha: float) -> None:
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_renyi_of_subsamples(alpha: float) -> None:
-    """The mean over all 15 pairs of 6 data of the subsampled bound is the bound of the 6, at given draws: ours to 1e-12.
+    """The mean over all 15 pairs of 6 data of the subsampled bound is the bound of the 6, at given
+    draws: ours to 1e-12.
 
     Pyro scales log w before its log-sum-exp: (1/(1−α)) log (1/K) Σ w^((1−α) N/n) is never below it.
     """
@@ -132,9 +141,11 @@ def test_renyi_of_subsamples(alpha: float) -> None:
 
 
 def test_subsampled_bound_stays_below_the_evidence() -> None:
-    """A tenth of the data at a time, K = 64, n = 40,000 data in batches of 400: the mean bound a datum, times 10.
+    """A tenth of the data at a time, K = 64, n = 40,000 data in batches of 400: the mean bound a
+    datum, times 10.
 
-    Ours is below 10 log p(x) and near it; Pyro's above it: no bound. Each by more than 4 standard errors over 100 batches.
+    Ours is below 10 log p(x) and near it; Pyro's above it: no bound. Each by more than 4 standard
+    errors over 100 batches.
     """
     toy, x = Program(), torch.tensor([[0.5, -0.4, 0.8]]).expand(400, 3)
     toy.size = 4000
@@ -156,7 +167,8 @@ def test_subsampled_bound_stays_below_the_evidence() -> None:
 
 
 def test_iwae_without_reparameterization() -> None:
-    """Pyro's φ-gradient at α = 0 is exactly zero for draws that carry no gradient; VIMCO's has the pathwise mean.
+    """Pyro's φ-gradient at α = 0 is exactly zero for draws that carry no gradient; VIMCO's has the
+    pathwise mean.
 
     n = 100,000 data with a parameter each, 4.5 standard errors of the difference.
     """
@@ -195,7 +207,9 @@ def test_iwae_without_reparameterization() -> None:
 
 
 def test_what_pyros_estimators_lack() -> None:
-    """`elbo(model, guide)` and `differentiable_loss`: absent from Pyro's Rényi and wake-sleep, here in every objective."""
+    """`elbo(model, guide)` and `differentiable_loss`: absent from Pyro's Rényi and wake-sleep, here
+    in every objective.
+    """
     toy, x = Program(), torch.randn(4, 3)
     for pyros in (RenyiELBO(num_particles=2), ReweightedWakeSleep(num_particles=2)):
         with pytest.raises(AttributeError, match="no attribute 'differentiable_loss'"):
@@ -237,7 +251,9 @@ def test_wake_sleep_equals_pyro() -> None:
 
 
 def test_wake_sleep_of_a_batch() -> None:
-    """Of several data ours is the sum of their own at the same draws; Pyro weighs whole batches, one weight a particle."""
+    """Of several data ours is the sum of their own at the same draws; Pyro weighs whole batches,
+    one weight a particle.
+    """
     toy, x, noise = Program(), torch.randn(4, 3), torch.randn(5, 4, 2)
     ours = Objective(IWAE(5), WakeSleep())
     pyros = ReweightedWakeSleep(num_particles=5, insomnia=1.0, max_plate_nesting=1)
@@ -282,7 +298,9 @@ def test_importance_weights_equal_pyro() -> None:
 
 
 def test_normalized_importance_weights_fail_in_pyro() -> None:
-    """`normalized=True` takes a logsumexp without a dimension; the normalized weights are the slopes of IWAE."""
+    """`normalized=True` takes a logsumexp without a dimension; the normalized weights are the
+    slopes of IWAE.
+    """
     toy, x = Program(), torch.randn(1, 3)
     with pytest.raises(TypeError, match="logsumexp"):
         vectorized_importance_weights(
@@ -293,7 +311,9 @@ def test_normalized_importance_weights_fail_in_pyro() -> None:
 
 
 def test_importance_of_one_datum_equals_pyro() -> None:
-    """`Importance` draws one after the other: the same draws, given in that order, have the same weights, log p̂ and ESS."""
+    """`Importance` draws one after the other: the same draws, given in that order, have the same
+    weights, log p̂ and ESS.
+    """
     toy, x, noise = Program(), torch.randn(1, 3), torch.randn(12, 1, 2)
     toy.noise = noise
     ours = log_weights(toy.model, toy.guide, x, num_particles=12).log_weight[:, 0]
@@ -335,7 +355,9 @@ def no_path(toy: Program) -> Any:
 
 @pytest.mark.parametrize("pyros", [Trace_ELBO, TraceGraph_ELBO])
 def test_score_gradient_of_one_draw_equals_pyro(pyros: Any) -> None:
-    """K = 1, no baseline. φ: ours is (log w − 1) s, the derivative of E log w term by term; Pyro drops s, of mean 0.
+    """K = 1, no baseline.
+
+    φ: ours is (log w − 1) s, the derivative of E log w term by term; Pyro drops s, of mean 0.
 
     So θ agrees as it is, and φ when s = ∂_φ log q is added.
     """
@@ -355,10 +377,11 @@ def test_score_gradient_of_one_draw_equals_pyro(pyros: Any) -> None:
 
 
 def test_score_gradients_have_pyros_mean() -> None:
-    """K = 3, n = 100,000 data with a φ each: the mean of Pyro's, within 4.5 standard errors, at each baseline.
+    """K = 3, n = 100,000 data with a φ each: the mean of Pyro's, within 4.5 standard errors, at
+    each baseline.
 
-    Pyro credits each draw with its own log w, ours without a baseline with the mean of all three, which is noisier; the
-    leave-one-out baseline is less noisy than either.
+    Pyro credits each draw with its own log w, ours without a baseline with the mean of all three,
+    which is noisier; the leave-one-out baseline is less noisy than either.
     """
     size = 100_000
     pyros = Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
@@ -396,7 +419,10 @@ def test_score_gradients_have_pyros_mean() -> None:
 
 @pytest.mark.filterwarnings("ignore:the sites z of the guide are marked for enumeration")
 def test_score_gradient_of_a_discrete_latent_has_the_mean_that_pyro_enumerates() -> None:
-    """TraceEnum_ELBO sums over the values of z: the exact ELBO and gradient. n = 100,000 data, 4.5 standard errors."""
+    """TraceEnum_ELBO sums over the values of z: the exact ELBO and gradient.
+
+    n = 100,000 data, 4.5 standard errors.
+    """
     size = 100_000
 
     def gradient(num_data: int, objective: Any) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,6 @@
-"""Annealed importance sampling and bidirectional Monte Carlo: against closed forms and quadrature; refusals that say why."""
+"""Annealed importance sampling and bidirectional Monte Carlo: against closed forms and quadrature;
+refusals that say why.
+"""
 
 import math
 from collections.abc import Callable
@@ -28,7 +30,9 @@ TINY = AISSettings(num_chains=3, num_distributions=8, leapfrog_steps=2)
 
 
 def ppca(copies: int = 0) -> tuple[Autoencoder, Tensor]:
-    """A system and data drawn from N(0, I); with `copies`, so many of one datum, for as many repetitions in one run."""
+    """A system and data drawn from N(0, I); with `copies`, so many of one datum, for as many
+    repetitions in one run.
+    """
     system = zoo.ppca(6, 2)
     x = torch.randn(5, 6)
     return system, x[:1].expand(copies, -1).clone() if copies else x
@@ -85,7 +89,9 @@ def coverage(found: AISEstimate, exact: Tensor) -> float:
 
 
 def test_weights_are_unbiased_and_intervals_cover() -> None:
-    """500 repetitions: E w = p(x), which step sizes that adapt along the way would break; and E log p̂ ≤ log p."""
+    """500 repetitions: E w = p(x), which step sizes that adapt along the way would break; and E log
+    p̂ ≤ log p.
+    """
     system, x = ppca(copies=500)
     exact = exact_log_likelihood(system, x)
     found = ais(system.model, None, x, settings=SHORT, seed=0)
@@ -265,7 +271,9 @@ def test_what_is_simulated_comes_from_the_model() -> None:
 
 
 def test_simulation_with_the_guide_as_start() -> None:
-    """With the exact posterior both bounds are the exact value; any other guide that sees x̃ leaves it between them."""
+    """With the exact posterior both bounds are the exact value; any other guide that sees x̃ leaves
+    it between them.
+    """
     system, x = system_and_data("ppca-exact")
     found = bdmc(system.model, system.guide, x, settings=AISSettings(3, 5, "guide"), seed=0)
     exact = exact_log_likelihood(system, found.x["x"])

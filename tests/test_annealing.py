@@ -1,4 +1,6 @@
-"""Moves along an annealing path: step sizes that stay, densities that are kept; blocks of data, resumed bit for bit."""
+"""Moves along an annealing path: step sizes that stay, densities that are kept; blocks of data,
+resumed bit for bit.
+"""
 
 import contextlib
 import math
@@ -29,7 +31,9 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 def test_step_sizes_stay_as_the_pilot_left_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the pilot they change at each move; for the chains they are the reported ones, whatever those accept."""
+    """In the pilot they change at each move; for the chains they are the reported ones, whatever
+    those accept.
+    """
     system, x = ppca()
     seen: list[tuple[int, Tensor]] = []
     transition = hmc.transition
@@ -163,7 +167,9 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.fixture
 def broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of an annealing of five data, which came to the last move of the second block of two; and the one before."""
+    """The file of an annealing of five data, which came to the last move of the second block of
+    two; and the one before.
+    """
     system, x = program()
     monkeypatch.setattr(ais_module, "rows_of", lambda args: 6)
     monkeypatch.setattr(checkpoint, "SAVE_EVERY", 0.0)
@@ -339,7 +345,9 @@ def test_a_second_signal_does_not_wait() -> None:
 
 
 def test_signals_go_to_whoever_had_them() -> None:
-    """A handler that comes back lets the work go on; what is ignored stays so; one that waits at the end comes up there."""
+    """A handler that comes back lets the work go on; what is ignored stays so; one that waits at
+    the end comes up there.
+    """
     seen: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
     try:

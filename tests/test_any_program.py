@@ -1,4 +1,5 @@
-"""Any program: what comes back is right, by a slow reference, or it is refused in one sentence that names a site.
+"""Any program: what comes back is right, by a slow reference, or it is refused in one sentence that
+names a site.
 
 `PYROAE_PROGRAMS` is the number of programs: 200, and 5,000 in `make study`.
 """
@@ -86,7 +87,9 @@ PATHWISE = {
     ),
     *("analytic-kl", "beta-elbo:beta=0.3"),
 }
-"""Those whose gradient is the derivative of their value at the same random numbers, for reparameterized guides."""
+"""Those whose gradient is the derivative of their value at the same random numbers, for
+reparameterized guides.
+"""
 NEED_PATHS = [
     "stl",
     "iwae-stl",
@@ -100,7 +103,9 @@ STEP = 1e-5
 
 
 def answer[T](work: Callable[[], T]) -> T | None:
-    """What it gives; None where it is refused, in one sentence that names a site, a plate or the latents."""
+    """What it gives; None where it is refused, in one sentence that names a site, a plate or the
+    latents.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", LOOPED)
         try:
@@ -188,7 +193,9 @@ def slopes(surrogate: Tensor, programs: Programs) -> Tensor:
 def check_gradient(
     name: str, programs: Programs, bound: Callable[[], Any], surrogate: Tensor, of: Reference
 ) -> bool:
-    """The surrogate's gradient against finite differences of the value, or against the estimator written by hand."""
+    """The surrogate's gradient against finite differences of the value, or against the estimator
+    written by hand.
+    """
     d = programs.description
     if name in PATHWISE and d.has_fixed_noise:
         found = slopes(surrogate, programs)
@@ -259,7 +266,9 @@ def one_estimate(programs: Programs, compared: Counter[str]) -> None:
 @FEW
 @given(d=gaussians)
 def test_evaluators_of_linear_gaussian_programs(d: Gaussian) -> None:
-    """To 5 standard errors of the closed form; quadrature, and densities at known z, to rounding."""
+    """To 5 standard errors of the closed form; quadrature, and densities at known z, to
+    rounding.
+    """
     programs = GaussianPrograms(d)
     pair, args = (programs.model, programs.guide), programs.args
     log_px, posteriors = programs.exact()

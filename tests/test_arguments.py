@@ -1,4 +1,6 @@
-"""Arguments of any form: tuples, dicts and keywords give the numbers of tensors one by one, everywhere."""
+"""Arguments of any form: tuples, dicts and keywords give the numbers of tensors one by one,
+everywhere.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -103,7 +105,9 @@ def given(form: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def evaluated(function: Callable[..., Any], system: Any, form: str, **options: Any) -> Any:
-    """A function of (model, guide, x, …); all positional arguments are one tuple, without any an empty one."""
+    """A function of (model, guide, x, …); all positional arguments are one tuple, without any an
+    empty one.
+    """
     args, kwargs = given(form)
     if form == "keywords":
         args, kwargs = (kwargs["x"],), {"y": kwargs["y"]}
@@ -114,7 +118,9 @@ def evaluated(function: Callable[..., Any], system: Any, form: str, **options: A
 
 @pytest.mark.parametrize("form", FORMS)
 def test_compiled_steps(line: Line, form: str) -> None:
-    """The first step is run as it is, the second one a graph's: the losses of the plain programs."""
+    """The first step is run as it is, the second one a graph's: the losses of the plain
+    programs.
+    """
     args, kwargs = given(form)
     other = InForm(Line(), form)
     other.line.load_state_dict(line.state_dict())

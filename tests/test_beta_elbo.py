@@ -103,7 +103,9 @@ def test_free_bits_under_scale_mask_and_subsampling() -> None:
 @float64
 @pytest.mark.parametrize("size", [None, 40])
 def test_free_bits_on_a_hierarchical_program(size: int | None) -> None:
-    """Elements of the nested plate are units; λ = 0 and a tiny λ agree, and a large λ is N_total (units λ) of KL."""
+    """Elements of the nested plate are units; λ = 0 and a tiny λ agree, and a large λ is N_total
+    (units λ) of KL.
+    """
     model, guide, q = hierarchical(size)
     x = DATA.double()
     plain, tiny, none = (
@@ -124,7 +126,9 @@ def test_conformance() -> None:
 
 
 def test_it_trains_with_warm_up() -> None:
-    """β² as the weight of the KL would show: the rate of a β-VAE is below that of a VAE, with warm-up too."""
+    """β² as the weight of the KL would show: the rate of a β-VAE is below that of a VAE, with
+    warm-up too.
+    """
     x = (torch.rand(200, 16, generator=torch.Generator().manual_seed(0)) < 0.3).float()
     x[:100, :8] = 1
     rates = {}

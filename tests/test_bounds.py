@@ -1,4 +1,6 @@
-"""Bounds: values against closed forms, derivatives against autograd, biases against the Gamma oracle."""
+"""Bounds: values against closed forms, derivatives against autograd, biases against the Gamma
+oracle.
+"""
 
 import math
 from itertools import combinations
@@ -128,7 +130,9 @@ def test_others_where_one_weight_carries_the_sum() -> None:
 
 
 def test_gamma_oracle() -> None:
-    """w ~ Gamma(1, 1), log p = 0 (REFERENCES, item 1): n = 400,000 draws a bound, 5 standard errors."""
+    """w ~ Gamma(1, 1), log p = 0 (REFERENCES, item 1): n = 400,000 draws a bound, 5 standard
+    errors.
+    """
     biases = {
         IWAE: {1: -0.577216, 2: -0.270363, 5: -0.103320, 10: -0.050833},
         JVI: {2: 0.036490, 5: 0.004106, 10: 0.000923},

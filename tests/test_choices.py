@@ -1,4 +1,6 @@
-"""Conformance over every registered prior, posterior, likelihood and corruption, and the formula of each by name."""
+"""Conformance over every registered prior, posterior, likelihood and corruption, and the formula of
+each by name.
+"""
 
 import itertools
 import math
@@ -47,7 +49,9 @@ def combinations() -> Iterator[tuple[str, str, str, str]]:
 
 
 def is_valid(combination: tuple[str, str, str, str]) -> bool:
-    """An exact posterior needs a linear-Gaussian system; discrete z go with their like; everything else goes together."""
+    """An exact posterior needs a linear-Gaussian system; discrete z go with their like; everything
+    else goes together.
+    """
     prior, posterior, likelihood, _ = combination
     if prior in DISCRETE or posterior in DISCRETE:
         return prior == posterior
@@ -143,7 +147,9 @@ def test_exact_posterior_needs_a_linear_decoder() -> None:
 
 
 def test_choices_that_do_not_go_together_are_refused_at_once() -> None:
-    """Autoencoder: "Raises ConfigError for choices that do not go together"; not at the first batch."""
+    """Autoencoder: "Raises ConfigError for choices that do not go together"; not at the first
+    batch.
+    """
     with pytest.raises((ConfigError, UndefinedLikelihoodError), match="linear-Gaussian"):
         build(("normal", "exact-linear", "bernoulli", "none"))
 

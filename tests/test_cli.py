@@ -1,4 +1,6 @@
-"""The command line: every command on a small run, and bad input refused in one sentence with status 2, nothing lost."""
+"""The command line: every command on a small run, and bad input refused in one sentence with status
+2, nothing lost.
+"""
 
 import csv
 import json
@@ -36,7 +38,10 @@ def snapshot(path: Path) -> dict[str, bytes]:
 
 
 def test_help_does_not_import_torch() -> None:
-    code = "import sys, pyroae.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    code = (
+        "import sys, pyroae.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
+        "print('torch' in sys.modules)"
+    )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
@@ -394,7 +399,7 @@ FILES = {
     "empty": (lambda p: saved(p, np.ones((0, 3))), "is empty"),
     "one-dimensional": (
         lambda p: saved(p, np.arange(5.0)),
-        "has the shape (5,); a datum a row is needed",
+        "has the shape (5,); one row per datum is needed",
     ),
     "outside of [0, 1]": (
         lambda p: [*saved(p, np.arange(800.0).reshape(200, 4)), "--binarize", "none"],
@@ -485,7 +490,7 @@ def test_bad_use_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     )
     refused(["evaluate", str(run), "--num-data", "0"], "num_data must be at least 1", capsys)
     wide = saved(tmp_path, np.tile(np.eye(100)[:, :5], (1, 1)))
-    refused(["evaluate", str(run), *wide], "5 features a datum; the run", capsys)
+    refused(["evaluate", str(run), *wide], "5 features per datum; the run", capsys)
     refused(["sample", str(run), "--num", "0"], "num must be at least 1", capsys)
     refused(["sample", str(run), "--out", str(tmp_path / "x.tiff")], ".npy and .csv are", capsys)
     assert snapshot(run) == before

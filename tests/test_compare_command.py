@@ -190,7 +190,9 @@ def test_a_stopped_study_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Between trainings, within one, before or after its checkpoint: the same outcomes as unbroken, bit for bit."""
+    """Between trainings, within one, before or after its checkpoint: the same outcomes as unbroken,
+    bit for bit.
+    """
     path = tmp_path / "study"
     flags = ["--objectives", "iwae,vimco", "--num-particles", "1,4", "--seeds", "2", *SMALL]
     if where == "save":
@@ -461,10 +463,12 @@ def test_read_is_what_was_written(study: Path) -> None:
 
 @pytest.mark.slow
 def test_mnist_study(mnist_root: Path) -> None:
-    """Four estimators, three seeds, ten epochs of MNIST with K = 8: the table of docs/comparison.md.
+    """Four estimators, three seeds, ten epochs of MNIST with K = 8: the table of
+    docs/comparison.md.
 
-    DReG ends below the ELBO and below IWAE in NLL, intervals over seeds and data included; what three seeds cannot tell
-    apart, the ELBO with and without a closed-form KL and IWAE, is within a nat.
+    DReG ends below the ELBO and below IWAE in NLL, intervals over seeds and data included; what
+    three seeds cannot tell apart, the ELBO with and without a closed-form KL and IWAE, is within a
+    nat.
     """
     flags = [
         "--objectives",

@@ -1,4 +1,6 @@
-"""Paired comparisons of trainings: intervals against the formula and by simulation, pairing, ranking, tables and figures."""
+"""Paired comparisons of trainings: intervals against the formula and by simulation, pairing,
+ranking, tables and figures.
+"""
 
 import math
 from itertools import product
@@ -49,7 +51,9 @@ def outcome(
 
 
 def made(num_data: int = 50, gain: float = 0.3, ks: tuple[int, ...] = (1, 8)) -> Comparison:
-    """Three estimators: data and seeds have effects of their own; each is `gain` nats better than the one before."""
+    """Three estimators: data and seeds have effects of their own; each is `gain` nats better than
+    the one before.
+    """
     torch.manual_seed(3)
     of_data, of_seeds = -80 - 5 * torch.rand(num_data).double(), 2 * torch.randn(3)
     outcomes = [
@@ -98,9 +102,11 @@ def test_interval_of_one_seed_is_over_the_data() -> None:
     [(2, 0.1, 2, 2), (3, 0.3, 2, 2), (3, 0.0, 0, 2), (5, 0.1, 2, 2), (3, 0.05, 1, 3)],
 )
 def test_interval_covers(seeds: int, of_seed: float, of_datum: float, left: float) -> None:
-    """2,000 tables of new seeds and new data, N = 200: at least 94.5 % of intervals hold 0, whatever the mix of the noise.
+    """2,000 tables of new seeds and new data, N = 200: at least 94.5 % of intervals hold 0,
+    whatever the mix of the noise.
 
-    The other way to err is caught too: where one part of the noise is all there is, no interval is twice as wide as needed.
+    The other way to err is caught too: where one part of the noise is all there is, no interval is
+    twice as wide as needed.
     """
     torch.manual_seed(0)
     count = 2000
@@ -116,7 +122,9 @@ def test_interval_covers(seeds: int, of_seed: float, of_datum: float, left: floa
 
 
 def test_differences_are_paired() -> None:
-    """Seeds differ by nats and data by more, but both entries share them: the difference is known to a hundredth."""
+    """Seeds differ by nats and data by more, but both entries share them: the difference is known
+    to a hundredth.
+    """
     comparison = made()
     one, other = Entry("iwae", 8), Entry("trace-elbo", 8)
     found = comparison.difference(one, other)

@@ -1,7 +1,8 @@
-"""Every objective on every system of the zoo: compiled and eager code have the same value and gradients, or refuse alike.
+"""Every objective on every system of the zoo: compiled and eager code have the same value and
+gradients, or refuse alike.
 
-In single precision, from the same seed. A difference is the largest of a parameter's gradient, relative to the largest
-element of that gradient, or that of the value, relative to the value.
+In single precision, from the same seed. A difference is the largest of a parameter's gradient,
+relative to the largest element of that gradient, or that of the value, relative to the value.
 """
 
 import gc
@@ -40,7 +41,9 @@ def made(objective: str) -> ObjectiveBase:
 
 
 def refused_by(name: str) -> set[str]:
-    """Objectives that cannot train a system: a Delta has no density to follow; draws without a gradient have no path."""
+    """Objectives that cannot train a system: a Delta has no density to follow; draws without a
+    gradient have no path.
+    """
     system, x = system_and_data(name)
     q = system.q_z(x)
     pairs = {
@@ -67,7 +70,9 @@ PAIRS = [
 
 @pytest.fixture(scope="module", autouse=True)
 def few_to_collect() -> Iterator[None]:
-    """A graph leaves cycles behind, and every fourth pair would wait for a collection that goes through all of torch."""
+    """A graph leaves cycles behind, and every fourth pair would wait for a collection that goes
+    through all of torch.
+    """
     gc.collect()
     gc.freeze()
     yield
@@ -122,10 +127,11 @@ def distance(found: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def assert_code_agrees(name: str, objective: str) -> None:
-    """To 1e-5; where rounding alone is more than that, inductor's code is as near to double precision as eager code.
+    """To 1e-5; where rounding alone is more than that, inductor's code is as near to double
+    precision as eager code.
 
-    A score function weighs differences of log-weights of some tens of nats, each rounded to 1e-6 nats: their last digits
-    are those of the order in which a sum is taken.
+    A score function weighs differences of log-weights of some tens of nats, each rounded to 1e-6
+    nats: their last digits are those of the order in which a sum is taken.
     """
     code, eager = compiled(name, objective, "inductor"), as_it_is(name, objective)
     gap = distance(code, eager)
@@ -134,7 +140,8 @@ def assert_code_agrees(name: str, objective: str) -> None:
         exact = as_it_is(name, objective, torch.float64)
         errors = distance(code, exact), distance(eager, exact)
         print(
-            f"{name}, {objective}: from double precision {errors[0]:.1e}, eager code {errors[1]:.1e}"
+            f"{name}, {objective}: from double precision {errors[0]:.1e}, "
+            f"eager code {errors[1]:.1e}"
         )
         assert errors[0] <= 2 * errors[1]
 
@@ -159,7 +166,9 @@ def test_every_objective_is_traced_to_the_numbers_of_eager_code(name: str) -> No
 
 
 def test_which_pairs_are_refused() -> None:
-    """The autoencoders' Delta guides refuse the objectives for discrete latents, and discrete latents all the others."""
+    """The autoencoders' Delta guides refuse the objectives for discrete latents, and discrete
+    latents all the others.
+    """
     points = set(SYSTEMS) - {*PROPER, "denoising-vae"}
     for name in (*SYSTEMS, *DISCRETE):
         along_draws = {"rws", "vimco", "score", "tvo", "dreg", "rws-dreg"}

@@ -1,4 +1,6 @@
-"""Annealing by graphs: the numbers of eager code, block after block; resumed bit for bit; what cannot be one graph."""
+"""Annealing by graphs: the numbers of eager code, block after block; resumed bit for bit; what
+cannot be one graph.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -88,7 +90,9 @@ def test_blocks_share_the_graphs_and_not_their_data(
     made: list[torch.fx.GraphModule],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Blocks of 2, 2 and 1, the last of which is filled up; what is drawn for one is not that of another."""
+    """Blocks of 2, 2 and 1, the last of which is filled up; what is drawn for one is not that of
+    another.
+    """
     in_blocks(monkeypatch, 2)
     system, x = ppca()
     found = assert_graphs_agree(
@@ -182,7 +186,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Interrupted in every block, the last and smaller one too, which then is the first that the graphs are made for."""
+    """Interrupted in every block, the last and smaller one too, which then is the first that the
+    graphs are made for.
+    """
     in_blocks(monkeypatch, 2)
     monkeypatch.setattr(checkpoint, "SAVE_EVERY", 0.0)
     system, x = ppca()

@@ -1,4 +1,6 @@
-"""Compiled training and evaluation: the weights and figures of eager code, in `fit`, in SVI's place, in likelihoods."""
+"""Compiled training and evaluation: the weights and figures of eager code, in `fit`, in SVI's
+place, in likelihoods.
+"""
 
 import warnings
 from pathlib import Path
@@ -66,7 +68,9 @@ OPTIMIZERS: dict[str, Make] = {
 @pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_a_step_is_that_of_the_optimizer(name: str, clip: float | None) -> None:
-    """In the graph or beside it, clipped or not: the weights of torch's own loop after twelve steps."""
+    """In the graph or beside it, clipped or not: the weights of torch's own loop after twelve
+    steps.
+    """
     x = data()
     system, other = small(), small()
     compiled = Compiled(system, TraceELBO(), OPTIMIZERS[name], grad_clip=clip)
@@ -200,7 +204,9 @@ def of_branching(x: Tensor) -> None:
 
 
 def test_svi_is_replaced_line_by_line() -> None:
-    """As code of inductor: the losses of `pyro.infer.SVI` with the same seeds; a loss without a step."""
+    """As code of inductor: the losses of `pyro.infer.SVI` with the same seeds; a loss without a
+    step.
+    """
     x = data().float()
     system, other = small().float(), small().float()
     ours = pyroae.compile(system.model, system.guide, TraceELBO(), pyro.optim.Adam({"lr": 0.01}))
@@ -276,7 +282,9 @@ def test_bad_input(case: str) -> None:
 def test_compiled_likelihoods_are_those_of_eager_code(
     monkeypatch: pytest.MonkeyPatch, num_particles: int
 ) -> None:
-    """Blocks that are not full and chunks that are cut: every estimate within its error; one whole chunk to the last digit."""
+    """Blocks that are not full and chunks that are cut: every estimate within its error; one whole
+    chunk to the last digit.
+    """
     monkeypatch.setattr("pyroae.evaluation.blocks.CHUNK", 2**17)
     system, x = small(), data()
     both = [
@@ -326,7 +334,9 @@ def test_a_likelihood_as_code_of_inductor() -> None:
 
 
 def _train_shared(rank: int, folder: str) -> None:
-    """One of two processes: half of each batch, gradients shared by DDP through the graph of the gradients."""
+    """One of two processes: half of each batch, gradients shared by DDP through the graph of the
+    gradients.
+    """
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2

@@ -1,4 +1,6 @@
-"""Programs compiled: parameters wherever they are; KL warm-up; training; what cannot be traced, and the words for it."""
+"""Programs compiled: parameters wherever they are; KL warm-up; training; what cannot be traced, and
+the words for it.
+"""
 
 import warnings
 from pathlib import Path
@@ -192,17 +194,20 @@ UNTRACEABLE: dict[str, tuple[Program, Program, str]] = {
     "between sites": (
         branching,
         of_branching,
-        rf"after the site 'z' of the model \(test_compiler\.py, line {line('loc = z if')}\): {READ}",
+        rf"after the site 'z' of the model \(test_compiler\.py, "
+        rf"line {line('loc = z if')}\): {READ}",
     ),
     "before all sites": (
         with_first_a_branch,
         of_branching,
-        rf"before the first site of the model \(test_compiler\.py, line {line('scale = 1.0 if')}\): {READ}",
+        rf"before the first site of the model \(test_compiler\.py, "
+        rf"line {line('scale = 1.0 if')}\): {READ}",
     ),
     "in a draw": (
         straight,
         that_reads("draws"),
-        rf"at the site 'z' of the guide \(test_compiler\.py, line {line('scale = float')}\): {READ}",
+        rf"at the site 'z' of the guide \(test_compiler\.py, "
+        rf"line {line('scale = float')}\): {READ}",
     ),
     "in a density": (
         straight,

@@ -1,4 +1,6 @@
-"""A configuration is checked when it is made, survives YAML, and knows the same names as the registries."""
+"""A configuration is checked when it is made, survives YAML, and knows the same names as the
+registries.
+"""
 
 import subprocess
 import sys

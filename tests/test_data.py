@@ -1,4 +1,6 @@
-"""Data are checked, scaled, split, binarized and served; every draw is a function of its seed alone."""
+"""Data are checked, scaled, split, binarized and served; every draw is a function of its seed
+alone.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -23,7 +25,9 @@ GREY = np.random.default_rng(0).random((40, 3))
 
 @pytest.fixture
 def official(monkeypatch: pytest.MonkeyPatch) -> Source:
-    """A registered dataset `own` with a test set of its own, which the training data do not overlap."""
+    """A registered dataset `own` with a test set of its own, which the training data do not
+    overlap.
+    """
     source = Source(
         "own", np.arange(100.0)[:, None], None, Source("own", np.arange(100.0, 107.0)[:, None])
     )
@@ -171,7 +175,10 @@ def test_value_beyond_single_precision() -> None:
         (np.full((4, 3), 3.5), "array is constant: every value is 3.5"),
         (np.empty((0, 3)), r"array is empty: its shape is \(0, 3\)"),
         (np.empty((3, 0)), r"array is empty: its shape is \(3, 0\)"),
-        (np.arange(3.0), r"array has the shape \(3,\); a datum a row is needed, as in \[N, d\]"),
+        (
+            np.arange(3.0),
+            r"array has the shape \(3,\); one row per datum is needed, as in \[N, d\]",
+        ),
         (np.array(3.0), r"its shape is \(\)"),
         (GREY + 1j, "array holds complex128 values; numbers are needed"),
         (np.array([["a", "b"]]), "array holds <U1 values; numbers are needed"),
@@ -409,7 +416,9 @@ def test_data_loader_gives_the_same_batches(dynamic: bool) -> None:
 def test_batches_gathered_several_at_once_are_the_same(
     dynamic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU: 40 data are 7 + 7, 7 + 7, 7 + 5; a start in the middle, and a process's share of each."""
+    """As on a GPU: 40 data are 7 + 7, 7 + 7, 7 + 5; a start in the middle, and a process's share of
+    each.
+    """
     dataset = Dataset("grey", torch.from_numpy(GREY), (3,), dynamic=dynamic)
 
     def all_ways() -> list[Tensor]:

@@ -1,4 +1,6 @@
-"""No tensor of a bound is made on the CPU, and none is read there: every objective runs on a device that has no numbers."""
+"""No tensor of a bound is made on the CPU, and none is read there: every objective runs on a device
+that has no numbers.
+"""
 
 import pyro
 import pytest
@@ -10,7 +12,9 @@ from tests.systems import ZOO, system_and_data
 
 @pytest.mark.parametrize("name", list(ZOO))
 def test_bounds_and_gradients_stay_on_the_device(name: str) -> None:
-    """torch's device "meta" refuses tensors of another device beside its own, and has no values to read back."""
+    """torch's device "meta" refuses tensors of another device beside its own, and has no values to
+    read back.
+    """
     trained = 0
     for objective in OBJECTIVES:
         system, x = system_and_data(name)

@@ -1,4 +1,6 @@
-"""Units of any latent sites: without event dimensions, nested plates, another order in the guide, flows and mixtures."""
+"""Units of any latent sites: without event dimensions, nested plates, another order in the guide,
+flows and mixtures.
+"""
 
 import math
 from functools import partial
@@ -104,7 +106,9 @@ def chain_model(x: Tensor) -> None:
 
 @pytest.mark.parametrize("first", ["a", "b"])
 def test_sites_drawn_in_another_order(first: str) -> None:
-    """The units added up to .846 where the rate is .523: KL(q(b) ‖ p(b|a)) at a draw of a that was made from b."""
+    """The units added up to .846 where the rate is .523: KL(q(b) ‖ p(b|a)) at a draw of a that was
+    made from b.
+    """
     x = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = diagnose(chain_model, partial(chain, first=first), x, num_particles=500, seed=0)
     covariance = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64) / 3
@@ -186,7 +190,9 @@ def test_the_noise_of_draws_is_no_activity(num_particles: int) -> None:
 
 @pytest.mark.parametrize("q", [mixture, coupled])
 def test_densities_that_are_no_product(q: Any) -> None:
-    """Flows raised NotImplementedError, mixtures gave NaN: units share the site's KL, from the draws of the rate."""
+    """Flows raised NotImplementedError, mixtures gave NaN: units share the site's KL, from the
+    draws of the rate.
+    """
     model, guide = of_one_site(q, standard)
     found = diagnose(model, guide, X, num_particles=4000, seed=0)
     draws = q(X).sample((200_000,))

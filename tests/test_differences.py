@@ -1,4 +1,6 @@
-"""Where pyroae and Pyro differ on purpose: the values that docs/differences-from-pyro.md works out by hand."""
+"""Where pyroae and Pyro differ on purpose: the values that docs/differences-from-pyro.md works out
+by hand.
+"""
 
 import math
 from typing import Any
@@ -77,7 +79,9 @@ def test_reweighted_wake_sleep_through_dependent_sites() -> None:
 
 
 def test_factors_that_are_said_to_be_no_path() -> None:
-    """A factor −3 log σ(.2) with has_rsample=False: 9 (1 − σ) by pyroae; Pyro multiplies −3 (1 − σ) by Σ log p(x)."""
+    """A factor −3 log σ(.2) with has_rsample=False: 9 (1 − σ) by pyroae; Pyro multiplies −3 (1 − σ)
+    by Σ log p(x).
+    """
     logit, x = torch.nn.Parameter(torch.tensor(0.2)), torch.tensor(X)
 
     def guide(x: Tensor) -> None:

@@ -1,4 +1,6 @@
-"""Trainings that would train nothing are refused before the first step, with the reason; what the dry run lets pass trains."""
+"""Trainings that would train nothing are refused before the first step, with the reason; what the
+dry run lets pass trains.
+"""
 
 import math
 from collections.abc import Callable
@@ -95,7 +97,9 @@ def test_a_second_module_under_one_name(way: str) -> None:
 
 @pytest.mark.parametrize("way", list(WAYS))
 def test_a_second_module_whose_programs_are_its_own(way: str) -> None:
-    """It is trained for what it is, whatever Pyro's store holds under its name; the first one stays as it was."""
+    """It is trained for what it is, whatever Pyro's store holds under its name; the first one stays
+    as it was.
+    """
     for as_pair in (True, False):
         first, second = Owner(), Owner()
         for system in (first, second):
@@ -243,7 +247,10 @@ def test_latents_enumerated_in_the_model(objective: Any) -> None:
     def empty(x: Tensor) -> None:
         pass
 
-    words = r"latent site 'which' has no counterpart in the guide.*not enumerated in the model.*give the guide a site 'which'"
+    words = (
+        "latent site 'which' has no counterpart in the guide.*not enumerated in the model.*"
+        "give the guide a site 'which'"
+    )
     for work in (
         lambda: fit((mixture, empty), X, objective, TrainConfig(batch_size=4), progress=False),
         lambda: compile(mixture, empty, objective).step(X),

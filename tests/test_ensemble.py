@@ -251,7 +251,9 @@ def test_what_differs_between_members_is_not_taken_from_the_first() -> None:
 
 @pytest.mark.usefixtures("float64")
 def test_a_recorded_step_is_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, where a step is replayed on tensors that stay where they are: here by a function in the graph's place."""
+    """As on a GPU, where a step is replayed on tensors that stay where they are: here by a function
+    in the graph's place.
+    """
 
     def record(
         run: Callable[[], tuple[Tensor, ...]], generators: object
@@ -423,7 +425,9 @@ def test_others_are_trained_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_lifted_draws_are_those_of_torch(dtype: torch.dtype) -> None:
-    """To the last bit, in whatever order they come, and the generator is left where torch leaves it."""
+    """To the last bit, in whatever order they come, and the generator is left where torch leaves
+    it.
+    """
 
     def draws(p: Tensor) -> tuple[Tensor, ...]:
         return (
@@ -495,7 +499,9 @@ def test_refusals() -> None:
 
 @pytest.mark.usefixtures("traced", "float64")
 def test_a_comparison_trains_its_seeds_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its outcomes are those of cells trained apart; seconds are shares of those of the ensemble."""
+    """Its outcomes are those of cells trained apart; seconds are shares of those of the
+    ensemble.
+    """
     made: list[int] = []
 
     def recorded(members: Sequence[Compiled], streams: Sequence[Stream]) -> Ensemble:
@@ -534,7 +540,9 @@ def test_a_comparison_trains_its_seeds_at_once(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.usefixtures("traced")
 def test_the_seconds_of_a_member_are_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that goes on by a second at each step: nine of them, of which the second one makes the graph."""
+    """A clock that goes on by a second at each step: nine of them, of which the second one makes
+    the graph.
+    """
     now, step = [0.0], Ensemble.step
 
     def timed(self: Ensemble, *args: Any) -> list[Tensor]:

@@ -1,4 +1,6 @@
-"""The pages of docs/estimators/ against the package: names, settings, oracles, code blocks, command lines, measured tables."""
+"""The pages of docs/estimators/ against the package: names, settings, oracles, code blocks, command
+lines, measured tables.
+"""
 
 import importlib.util
 import inspect

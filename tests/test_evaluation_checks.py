@@ -1,4 +1,6 @@
-"""Each evaluator asks the same one check of a program: what one refuses, all refuse, by the same site."""
+"""Each evaluator asks the same one check of a program: what one refuses, all refuse, by the same
+site.
+"""
 
 import math
 from collections.abc import Callable

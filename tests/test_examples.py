@@ -67,7 +67,9 @@ def test_readme_names_exist() -> None:
 
 @pytest.mark.slow
 def test_mnist_study(mnist_root: Path) -> None:
-    """NLL by IS-5000 below 92.5 nats, and the two estimators within 0.5 of each other (in nats, 50 epochs)."""
+    """NLL by IS-5000 below 92.5 nats, and the two estimators within 0.5 of each other (in nats, 50
+    epochs).
+    """
     found = example("mnist_vae").main(["--data-root", str(mnist_root)])
     assert found["trace-elbo"].num_particles == 5000
     assert len(found["trace-elbo"].log_px) == 1000

@@ -1,4 +1,6 @@
-"""Where a study is trained does not change what it comes to: on Ray, and on Ray whose workers are killed."""
+"""Where a study is trained does not change what it comes to: on Ray, and on Ray whose workers are
+killed.
+"""
 
 import csv
 import json
@@ -93,7 +95,10 @@ def assert_alike(one: Path, other: Path) -> None:
 
 
 def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
-    """The first process that trains is killed; its cell is run again. A cell that fails is told, and fails as it does here."""
+    """The first process that trains is killed; its cell is run again.
+
+    A cell that fails is told, and fails as it does here.
+    """
     flags = ["--objectives", f"iwae,{FAILS}", "--num-particles", "2", "--seeds", "3", *SMALL]
     here, there = tmp_path / "here", tmp_path / "there"
     assert main(["compare", *flags, "--out", str(here)]) == 0
@@ -106,7 +111,9 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_twenty_cells_survive_the_loss_of_a_machine(tmp_path: Path) -> None:
-    """One of two machines is killed with all that runs on it; the table is that of the local executor."""
+    """One of two machines is killed with all that runs on it; the table is that of the local
+    executor.
+    """
     flags = ["--objectives", "trace-elbo,iwae", "--num-particles", "1,4", "--seeds", "5", *SMALL]
     here, there = tmp_path / "here", tmp_path / "there"
     told, _, _ = killing("node", 5, *flags, "--executor", "ray", "--out", str(there))
@@ -121,7 +128,9 @@ def test_twenty_cells_survive_the_loss_of_a_machine(tmp_path: Path) -> None:
 def test_an_interrupted_study_goes_on_elsewhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """SIGINT on Ray; the rest is trained here; then more seeds on Ray again, on a cluster of this machine alone."""
+    """SIGINT on Ray; the rest is trained here; then more seeds on Ray again, on a cluster of this
+    machine alone.
+    """
     flags = ["--objectives", "iwae", "--num-particles", "2", *SMALL[:-1], "epochs:40"]
     here, there = tmp_path / "here", tmp_path / "there"
     told, _, error = killing(
@@ -183,7 +192,9 @@ def job_of(study: Study, **changed: Any) -> dict[str, Any]:
 def test_a_worker_goes_on_from_what_was_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its checkpoints are sent along the way; from one of them another worker comes to the same outcome."""
+    """Its checkpoints are sent along the way; from one of them another worker comes to the same
+    outcome.
+    """
     monkeypatch.setattr(ray_worker, "SEND_EVERY", 0.0)
     study, sent = study_at(tmp_path / "study"), list[ray_worker.Files]()
     whole = train_cell(job_of(study), study.splits, [], sent.append)
@@ -268,7 +279,9 @@ def test_files_travel_in_the_order_in_which_they_were_written(tmp_path: Path) ->
 def test_a_training_has_the_threads_of_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever torch has here: sums over data are added up in an order that depends on their number."""
+    """Whatever torch has here: sums over data are added up in an order that depends on their
+    number.
+    """
     before, seen = torch.get_num_threads(), list[int]()
     monkeypatch.setattr(Run, "save", lambda *_: seen.append(torch.get_num_threads()))
     flags = [

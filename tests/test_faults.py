@@ -99,9 +99,9 @@ def test_step_batch_datum_and_site_are_named(
     bad = [row for row in batches[first] if row in (17, 41)]
     assert (error.step, error.site, error.batch) == (first + 1, "y", tuple(batches[first]))
     assert f"at step {first + 1}, in epoch 1" in str(error)
-    assert (
-        f"the site 'y' of the model is not finite, for the rows {', '.join(map(str, bad))} of the training"
-        in str(error)
+    rows_in_words = ", ".join(map(str, bad))
+    assert f"'y' of the model is not finite, for the rows {rows_in_words} of the training" in str(
+        error
     )
     assert "the initial weights were kept" in str(error)
     assert (pyro.param("slope").item(), pyro.param("shift").item()) == (1.0, 0.0)
@@ -176,10 +176,13 @@ def test_steps_are_left_out_and_counted(compiled: bool, monkeypatch: pytest.Monk
 
 
 def test_a_full_disk(run: Path, tmp_path: Path) -> None:
-    """The limit of a file's size stands for it: the training stops in one sentence, with the state before."""
+    """The limit of a file's size stands for it: the training stops in one sentence, with the state
+    before.
+    """
     code = (
         "import resource, sys\nfrom pyroae import cli\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\nsys.exit(cli.main(sys.argv[1:]))"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
     )
     before = [Run(run).checkpoint(name).read_bytes() for name in ("last", "previous")]
     command = [sys.executable, "-c", code, "train", "--resume", str(run), "--epochs", "5"]

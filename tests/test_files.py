@@ -1,4 +1,6 @@
-"""Files of tensors: what is written is read back; what is damaged, altered or foreign is refused, and nothing is executed."""
+"""Files of tensors: what is written is read back; what is damaged, altered or foreign is refused,
+and nothing is executed.
+"""
 
 import os
 import pickle
@@ -99,7 +101,8 @@ import resource, torch
 from pathlib import Path
 from pyroae.runtime.files import write_tensors
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, {resource.RLIM_INFINITY}))
-write_tensors(Path({str(path)!r}), "state", {{"a": torch.zeros(10_000)}}, previous=Path({str(path.with_name("previous"))!r}))
+path, previous = Path({str(path)!r}), Path({str(path.with_name("previous"))!r})
+write_tensors(path, "state", {{"a": torch.zeros(10_000)}}, previous=previous)
 """
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
@@ -125,7 +128,10 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     left = tmp_path / ".metrics.123.csv"
     left.write_text("half")
     (tmp_path / ".mine").write_text("mine")
-    code = f"from pathlib import Path\nfrom pyroae.runtime.files import locked\nwith locked(Path({str(tmp_path)!r}), 'run'): pass"
+    code = (
+        "from pathlib import Path\nfrom pyroae.runtime.files import locked\n"
+        f"with locked(Path({str(tmp_path)!r}), 'run'): pass"
+    )
     with locked(tmp_path, "run"):
         assert not left.exists()
         assert (tmp_path / ".mine").exists()

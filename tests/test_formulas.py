@@ -1,4 +1,6 @@
-"""Losses and gradients against hand-written formulas, float64, to 1e-10 (DESIGN: what the family must give exactly)."""
+"""Losses and gradients against hand-written formulas, float64, to 1e-10 (DESIGN: what the family
+must give exactly).
+"""
 
 from collections.abc import Callable
 
@@ -34,7 +36,9 @@ def loss_and_gradient(loss: Tensor, system: Autoencoder) -> tuple[float, Tensor]
 
 
 def assert_agrees(system: Autoencoder, x: Tensor, formula: Callable[[], Tensor], name: str) -> None:
-    """The objective's loss and gradient, and those of the formula run on the same random numbers."""
+    """The objective's loss and gradient, and those of the formula run on the same random
+    numbers.
+    """
     pyro.set_rng_seed(1)
     objective = OBJECTIVES[name]()
     loss, gradient = loss_and_gradient(
@@ -140,7 +144,9 @@ def test_vae(name: str, kind: str) -> None:
 
 
 def test_kl_of_the_prior_is_zero_and_its_closed_form_holds() -> None:
-    """Encoder weights set by hand, so that q is known: KL from the objective's difference with the distortion."""
+    """Encoder weights set by hand, so that q is known: KL from the objective's difference with the
+    distortion.
+    """
     system = zoo.vae(D, M, encoder=MAPS)
     last, x = layers(system.encoder)[-1], torch.ones(N, D)
     for mean, scale in ((0.0, 1.0), (0.7, 0.3)):

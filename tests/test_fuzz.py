@@ -1,4 +1,6 @@
-"""Whatever is given is used or refused in one sentence: configurations, arrays, files, commands; `make study` tries 2,500."""
+"""Whatever is given is used or refused in one sentence: configurations, arrays, files, commands;
+`make study` tries 2,500.
+"""
 
 import io
 import os
@@ -130,7 +132,9 @@ IMAGES = {
 
 
 def refused_or(work: Callable[[], Any]) -> Any:
-    """What it gives, or None where it is refused in one sentence; any other error is the test's failure."""
+    """What it gives, or None where it is refused in one sentence; any other error is the test's
+    failure.
+    """
     try:
         return work()
     except PyroaeError as refusal:
@@ -238,7 +242,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @TRIES
 @given(data=st.data())
 def test_files(written: dict[str, bytes], data: st.DataObject) -> None:
-    """Files that are cut, flipped, swapped or noise, in the place of every file that pyroae reads."""
+    """Files that are cut, flipped, swapped or noise, in the place of every file that pyroae
+    reads.
+    """
     name = data.draw(st.sampled_from(sorted(written)))
     content = bytearray(written[name])
     how = data.draw(st.sampled_from(["cut", "flip", "noise", "other", "insert"]))

@@ -1,4 +1,6 @@
-"""Local Gaussians and the gaps between bounds: against pPCA's closed forms, written by hand; convergence; refusals."""
+"""Local Gaussians and the gaps between bounds: against pPCA's closed forms, written by hand;
+convergence; refusals.
+"""
 
 import math
 from typing import Any
@@ -125,7 +127,9 @@ def test_the_parts_add_up() -> None:
 
 
 def test_errors_are_the_spread_over_draws() -> None:
-    """The same datum 80 times over, each time fitted and drawn anew: the errors of the paired differences are honest."""
+    """The same datum 80 times over, each time fitted and drawn anew: the errors of the paired
+    differences are honest.
+    """
     system, x = correlated(latent=2, num_data=1)
     guide = diagonal_guide(
         *(getattr(ClosedForms(system), name) for name in ("best_map", "bias", "best_variance"))
@@ -160,7 +164,9 @@ def test_known_likelihoods_are_taken() -> None:
 
 
 def test_a_nonlinear_decoder_against_quadrature() -> None:
-    """0 ≤ the full-rank gap ≤ the diagonal one, and the proposal's log p(x) is that of quadrature."""
+    """0 ≤ the full-rank gap ≤ the diagonal one, and the proposal's log p(x) is that of
+    quadrature.
+    """
     system = zoo.vae(12, latent=2, encoder=MLP((20,)))
     for parameter in system.parameters():
         parameter.data = 0.5 * torch.randn_like(parameter)
@@ -175,7 +181,9 @@ def test_a_nonlinear_decoder_against_quadrature() -> None:
 
 
 def test_blocks_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same seed, the same figures; other blocks, the same within their errors; the caller's generator is not touched."""
+    """The same seed, the same figures; other blocks, the same within their errors; the caller's
+    generator is not touched.
+    """
     system, x = correlated(latent=2, num_data=9)
     settings: dict[str, Any] = {"num_particles": 200, "steps": 60, "seed": 3}
     torch.manual_seed(7)
@@ -225,7 +233,9 @@ def test_what_gaps_refuse() -> None:
 @pytest.mark.parametrize("family", ["full-rank", "diagonal"])
 @pytest.mark.parametrize("start", ["a narrow guide that is off", "the prior"])
 def test_a_local_fit_reaches_the_optimum(family: Any, start: str) -> None:
-    """KL to the posterior within 0.003 nats of the least that the family can have, from starts that are far above it."""
+    """KL to the posterior within 0.003 nats of the least that the family can have, from starts that
+    are far above it.
+    """
     system, x = correlated()
     truth = ClosedForms(system)
     guide = None
@@ -275,7 +285,9 @@ def test_densities_of_a_local_gaussian() -> None:
 
 
 def test_data_are_fitted_one_by_one() -> None:
-    """From the exact posterior the path gradient vanishes draw by draw: nothing moves but what the start was off by."""
+    """From the exact posterior the path gradient vanishes draw by draw: nothing moves but what the
+    start was off by.
+    """
     system, _ = system_and_data("ppca-exact")
     x = system.sample(5, noise=True).detach()
     loc, tril = (part.detach() for part in linear_gaussian.posterior(x, *system.linear_gaussian()))

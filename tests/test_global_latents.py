@@ -145,7 +145,9 @@ def test_a_program_without_a_plate_is_one_datum_and_has_no_globals() -> None:
 
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_a_part_of_the_data_stands_for_all_given_the_draw(name: str) -> None:
-    """With the exact conditional of z: log p(w)/q(w) + (N / B) Σ_batch log p(x_n | w), at the w that was drawn."""
+    """With the exact conditional of z: log p(w)/q(w) + (N / B) Σ_batch log p(x_n | w), at the w
+    that was drawn.
+    """
     seen: list[Tensor] = []
     x = data(12)
     model, guide = programs(x, total=12, seen=seen)
@@ -159,7 +161,9 @@ def test_a_part_of_the_data_stands_for_all_given_the_draw(name: str) -> None:
 
 
 def test_the_bound_of_each_datum_is_tighter_than_that_of_all_data_as_one() -> None:
-    """N = 200: the gap of locally enhanced bounds falls as 1/K (Geffner & Domke 2022); that of all data as one hardly does."""
+    """N = 200: the gap of locally enhanced bounds falls as 1/K (Geffner & Domke 2022); that of all
+    data as one hardly does.
+    """
     x = data(200)
     model, guide = programs(x, wider=1.3)
     exact, gap = log_px(x), {}
@@ -301,7 +305,9 @@ def test_gradients_that_are_not_defined_given_the_globals_are_refused(name: str)
 
 
 def with_terms(*, auxiliary: bool, shift: float = 0.0) -> Programs:
-    """The model, and a guide with its draws as sites, or as auxiliary sites below Deltas, where z has shift · w added."""
+    """The model, and a guide with its draws as sites, or as auxiliary sites below Deltas, where z
+    has shift · w added.
+    """
     x, model = data(), programs(data())[0]
 
     def drawn(name: str, fn: Any, factor: float = 1.0, plus: Any = 0.0) -> Tensor:
@@ -354,7 +360,8 @@ def test_one_particle_by_score_keeps_the_path_of_the_globals() -> None:
 
 
 def with_weights(x: Tensor, seen: list[Tensor], *, part: int | None = None) -> Programs:
-    """Two weights in a plate of their own, z_n ~ N(w_1 + w_2, 1), x_n ~ N(z_n, 1); a guide with the exact q(z | w, x).
+    """Two weights in a plate of their own, z_n ~ N(w_1 + w_2, 1), x_n ~ N(z_n, 1); a guide with the
+    exact q(z | w, x).
 
     part: the number of data in a batch. seen: where the draws of w are put.
     """
@@ -385,7 +392,9 @@ def with_weights(x: Tensor, seen: list[Tensor], *, part: int | None = None) -> P
 @pytest.mark.parametrize("name", SUPPORTED)
 @pytest.mark.parametrize("part", [None, 2])
 def test_globals_in_plates_of_their_own(name: str, part: int | None) -> None:
-    """With the exact conditional of z: Σ_j log p(w_j)/q(w_j) + (N / B) Σ_batch log N(x_n; w_1 + w_2, 2), at the w drawn."""
+    """With the exact conditional of z: Σ_j log p(w_j)/q(w_j) + (N / B) Σ_batch log N(x_n; w_1 +
+    w_2, 2), at the w drawn.
+    """
     x = data()
     seen: list[Tensor] = []
     model, guide = with_weights(x, seen, part=part)
@@ -422,7 +431,9 @@ def test_of_two_plates_that_cross_neither_is_the_data_plate() -> None:
 
 
 def test_a_global_draw_that_depends_on_local_ones_is_refused() -> None:
-    """IWAE with K = 8 would be above log p(x), by 0.2 nats at these data: particles would share a w drawn from one z."""
+    """IWAE with K = 8 would be above log p(x), by 0.2 nats at these data: particles would share a w
+    drawn from one z.
+    """
     x = data()
     model, _ = programs(x)
 
@@ -441,7 +452,9 @@ def test_a_global_draw_that_depends_on_local_ones_is_refused() -> None:
 
 
 def test_an_observation_of_all_data_together_is_refused() -> None:
-    """log p(y | z_1 … z_N) belongs to no datum: its mean beside bounds of each datum would bound nothing."""
+    """log p(y | z_1 … z_N) belongs to no datum: its mean beside bounds of each datum would bound
+    nothing.
+    """
     x = data()
 
     def model(x: Tensor) -> None:
@@ -477,7 +490,8 @@ def test_particles_that_are_all_the_same_are_pointed_out() -> None:
 
 
 def trained(*, of_data: bool = False, point: bool = False) -> Programs:
-    """The model, and a guide after training on other data: q(w) = N(0.4, 0.3²), or a point; q(z | x, w) is nearly exact.
+    """The model, and a guide after training on other data: q(w) = N(0.4, 0.3²), or a point;
+    q(z | x, w) is nearly exact.
 
     of_data: q(w) depends on the data instead.
     """
@@ -494,7 +508,9 @@ def trained(*, of_data: bool = False, point: bool = False) -> Programs:
 
 @pytest.mark.parametrize("point", [False, True])
 def test_log_likelihood_is_held_out_with_errors_of_both_draws(point: bool) -> None:
-    """x_n is N(0.4, 2 + 0.3²); errors of the mean over data are those of repetitions, as no two data share a draw."""
+    """x_n is N(0.4, 2 + 0.3²); errors of the mean over data are those of repetitions, as no two
+    data share a draw.
+    """
     x, guided = data(12), trained(point=point)
     exact = dist.Normal(0.4, (2 if point else 2.09) ** 0.5).log_prob(x)
     found = [log_likelihood(*guided, x, num_particles=100, seed=seed) for seed in range(60)]

@@ -1,4 +1,6 @@
-"""What is measured on a GPU: a trial of the script on a CPU, and its evaluations and trainings where there is a device."""
+"""What is measured on a GPU: a trial of the script on a CPU, and its evaluations and trainings
+where there is a device.
+"""
 
 import json
 from pathlib import Path
@@ -49,7 +51,9 @@ def test_a_check_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_draws_of_the_cpu_are_the_same_on_any_device() -> None:
-    """On the device "meta" there are no numbers to compare, so the shapes: the draw itself is made on the CPU."""
+    """On the device "meta" there are no numbers to compare, so the shapes: the draw itself is made
+    on the CPU.
+    """
     generator = torch.Generator().manual_seed(5)
     with HostDraws():
         torch.manual_seed(0)

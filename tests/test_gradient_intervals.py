@@ -1,4 +1,6 @@
-"""Intervals of the gradient laboratory hold their own estimate, and are numbers wherever there is an estimate."""
+"""Intervals of the gradient laboratory hold their own estimate, and are numbers wherever there is
+an estimate.
+"""
 
 import math
 from typing import Any
@@ -19,7 +21,9 @@ from pyroae.objectives.named import iwae, rws_dreg
 
 
 def programs(noise: float = 1.0) -> tuple[Any, Any, dict[str, Tensor]]:
-    """A model whose parameter `shift` has the same gradient, 1, in every replicate; `idle` has 0."""
+    """A model whose parameter `shift` has the same gradient, 1, in every replicate; `idle` has
+    0.
+    """
     parameters = {
         name: torch.tensor(value, requires_grad=True)
         for name, value in (("loc", 0.3), ("shift", 0.1), ("idle", 2.0))
@@ -71,7 +75,9 @@ def test_groups_with_constant_gradients() -> None:
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 1e6 + 0.1, 3e-5])
 @pytest.mark.parametrize("replicates", [20, 33, 100])
 def test_rounding_is_no_noise(value: float, replicates: int) -> None:
-    """The mean of 33 equal numbers is another one in the last digit: their SNR was 10⁷, with −∞ for an interval."""
+    """The mean of 33 equal numbers is another one in the last digit: their SNR was 10⁷, with −∞ for
+    an interval.
+    """
     stream = Stream({"all": (slice(0, 2),)})
     for r in range(replicates):
         stream.add(r * BATCHES // replicates, torch.tensor([value, -2 * value]))
@@ -95,7 +101,9 @@ def test_a_gradient_that_is_rarely_other_than_zero() -> None:
 @pytest.mark.parametrize("size", [1, 50, 1000])
 @pytest.mark.parametrize("mean", [0.0, 0.05, 1.0])
 def test_intervals_hold_their_estimate(size: int, mean: float) -> None:
-    """Few replicates and many parameters: the bias of the bootstrap exceeds its noise (`0.127   0.0994 to 0.125`)."""
+    """Few replicates and many parameters: the bias of the bootstrap exceeds its noise
+    (`0.127   0.0994 to 0.125`).
+    """
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
         streams = [Stream({"all": (slice(0, size),)}) for _ in range(2)]

@@ -1,4 +1,6 @@
-"""The gradient laboratory against stored replicates, closed-form variances and known biases and rates."""
+"""The gradient laboratory against stored replicates, closed-form variances and known biases and
+rates.
+"""
 
 import gc
 import math
@@ -41,7 +43,9 @@ def toy(
     weight: float = 1.0,
     noise: float = 1.0,
 ) -> tuple[Any, Any, Tensor, dict[str, Tensor]]:
-    """z ~ N(θ, 1), x|z ~ N(w z, s²), x = 1, q = N(φ_n, v): REFERENCES, item 3; θ and φ one for each datum."""
+    """z ~ N(θ, 1), x|z ~ N(w z, s²), x = 1, q = N(φ_n, v): REFERENCES, item 3; θ and φ one for each
+    datum.
+    """
     theta = torch.zeros(num_data, requires_grad=True)
     phi = torch.full((num_data,), mean, requires_grad=True)
 
@@ -150,7 +154,9 @@ def test_direction_is_its_own_without_a_reference() -> None:
 
 
 def test_directional_snr_of_one_known_gradient() -> None:
-    """Noise-free but for its length: Δ = (3, 4)(1 + ε) lies along its mean; against the direction of (1, 0), 3 : 4."""
+    """Noise-free but for its length: Δ = (3, 4)(1 + ε) lies along its mean; against the direction
+    of (1, 0), 3 : 4.
+    """
     leaf = torch.zeros(2, requires_grad=True)
 
     class Line(ObjectiveBase):
@@ -247,7 +253,10 @@ def test_bias_is_found_where_there_is_one() -> None:
 
 
 def test_signal_to_noise_and_its_interval() -> None:
-    """REFERENCES, item 6: .106 (IWAE) and 2.88 (DReG) at K=8. Intervals of other seeds agree on where the ratio lies."""
+    """REFERENCES, item 6: .106 (IWAE) and 2.88 (DReG) at K=8.
+
+    Intervals of other seeds agree on where the ratio lies.
+    """
     system = toy(8)
     covered = 0
     for seed in range(6):
@@ -407,7 +416,9 @@ def test_unreached_parameters_have_no_gradient() -> None:
 
 
 def test_bias_of_batches() -> None:
-    """Norm, noise and debiased square from the definition, by sums over pairs; the last batch half as large."""
+    """Norm, noise and debiased square from the definition, by sums over pairs; the last batch half
+    as large.
+    """
     differences, reference = torch.randn(20, 7) + 0.3, torch.randn(20, 7) + 1
     weights = torch.ones(20)
     weights[-1] = 0.5
@@ -442,7 +453,9 @@ def test_bias_of_batches() -> None:
 
 @pytest.mark.parametrize(("size", "true"), [(1, 0.0), (1, 3.0), (40, 0.0), (40, 1.0), (40, 10.0)])
 def test_bias_interval_covers(size: int, true: float) -> None:
-    """`true` is in units of the noise of ‖mean D‖: a share of at least 88 % of intervals, and the noise is known."""
+    """`true` is in units of the noise of ‖mean D‖: a share of at least 88 % of intervals, and the
+    noise is known.
+    """
     noise = math.sqrt(size / BATCHES)
     covered = squares = 0.0
     for _ in range(400):
@@ -466,7 +479,9 @@ def of_toy(num_data: int, **settings: Any) -> dict[str, SNRCurve]:
 
 
 def test_bias_at_each_k() -> None:
-    """REFERENCES, item 6: from IWAE's mean gradient STL is −.257 away at K=2 and −.445 at K=64, DReG not at all."""
+    """REFERENCES, item 6: from IWAE's mean gradient STL is −.257 away at K=2 and −.445 at K=64,
+    DReG not at all.
+    """
     num_data = 50
     found = of_toy(
         num_data,
@@ -558,7 +573,9 @@ def numbers() -> int:
 
 
 def test_memory_does_not_grow_with_replicates() -> None:
-    """Tensors alive at the last replicate: 40 numbers to a parameter and objective, no more for ten times the draws."""
+    """Tensors alive at the last replicate: 40 numbers to a parameter and objective, no more for ten
+    times the draws.
+    """
     size = 5000
     leaf = torch.zeros(size, requires_grad=True)
 

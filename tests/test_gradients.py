@@ -1,4 +1,6 @@
-"""Gradient estimators: their means, per-sample identities and variances, on linear-Gaussian programs with known answers."""
+"""Gradient estimators: their means, per-sample identities and variances, on linear-Gaussian
+programs with known answers.
+"""
 
 import math
 from collections.abc import Callable
@@ -52,7 +54,9 @@ BOUNDS = [
 
 
 def toy(num_data: int) -> tuple[Any, Any, Tensor, Tensor, Tensor]:
-    """z ~ N(θ, 1), x|z ~ N(z, 1), x = 1; q = N(φ_n, 2/3), φ = .8, one for each datum: gradients come a datum at a time."""
+    """z ~ N(θ, 1), x|z ~ N(z, 1), x = 1; q = N(φ_n, 2/3), φ = .8, one for each datum: gradients
+    come a datum at a time.
+    """
     theta, phi = (
         torch.zeros(num_data, requires_grad=True),
         torch.full((num_data,), 0.8, requires_grad=True),
@@ -118,7 +122,9 @@ def test_sticking_the_landing_is_unbiased_for_the_elbo() -> None:
 
 
 def test_published_means() -> None:
-    """REFERENCES, item 6: mean φ-gradients of IWAE, DReG, STL: −.258, −.256, −.514 (K=2); −.0076, −.0065, −.452 (K=64)."""
+    """REFERENCES, item 6: mean φ-gradients of IWAE, DReG, STL: −.258, −.256, −.514 (K=2); −.0076,
+    −.0065, −.452 (K=64).
+    """
     expected = {2: (-0.257, -0.257, -0.514), 64: (-0.007, -0.007, -0.452)}
     for count, means in expected.items():
         for gradient, mean in zip(
@@ -193,7 +199,9 @@ def test_sticking_the_landing_at_the_exact_posterior_is_zero() -> None:
 
 
 def test_tvo_covariance_is_the_plain_formula() -> None:
-    """Masrani 2019, with samples held: Σ_s Δ_s [E_π ∂f + K/(K−1) Cov_π(∂ log π̃_β, f)], term by term."""
+    """Masrani 2019, with samples held: Σ_s Δ_s [E_π ∂f + K/(K−1) Cov_π(∂ log π̃_β, f)], term by
+    term.
+    """
     count, num_data = 5, 7
     model, guide, x, theta, phi = toy(num_data)
     bound = TVO(count, 3)
@@ -260,7 +268,9 @@ def test_two_bounds_survive_weights_that_underflow() -> None:
 
 
 def chain(num_data: int) -> tuple[Any, Any, Tensor, torch.nn.ParameterDict]:
-    """z1 → z2 → x, and a guide in which z2 hangs on z1: the stopped posterior needs its second run."""
+    """z1 → z2 → x, and a guide in which z2 hangs on z1: the stopped posterior needs its second
+    run.
+    """
     q = torch.nn.ParameterDict(
         {n: torch.tensor(v) for n, v in (("a", 0.3), ("b", 0.6), ("s", -0.4))}
     )
@@ -280,7 +290,9 @@ def chain(num_data: int) -> tuple[Any, Any, Tensor, torch.nn.ParameterDict]:
 
 
 def test_stopped_posterior_of_a_hierarchical_guide() -> None:
-    """By hand: P = (∂ log p/∂z − ∂ log q/∂z) ∂z/∂φ along both draws, with q's own parameters held."""
+    """By hand: P = (∂ log p/∂z − ∂ log q/∂z) ∂z/∂φ along both draws, with q's own parameters
+    held.
+    """
     model, guide, x, q = chain(50)
     pyro.set_rng_seed(3)
     Objective(ELBO(), StickingTheLanding()).loss_and_grads(model, guide, x)
@@ -337,7 +349,9 @@ def discrete(num_data: int) -> tuple[Any, Any, Tensor, Tensor]:
     "make", [OBJECTIVES["score"], OBJECTIVES["vimco"], OBJECTIVES["rws"], OBJECTIVES["tvo"]]
 )
 def test_discrete_guides(make: Callable[..., Objective]) -> None:
-    """ELBO of a Bernoulli latent in closed form: the score estimator has its gradient; the others run, and move φ."""
+    """ELBO of a Bernoulli latent in closed form: the score estimator has its gradient; the others
+    run, and move φ.
+    """
     num_data = 100_000
     model, guide, x, logit = discrete(num_data)
     objective = make(num_particles=2)
@@ -381,7 +395,9 @@ def pairs() -> list[Objective]:
 def test_splitting_and_permuting_the_batch_changes_nothing(
     objective: Objective, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Per datum: with the draws held, the bound and the gradient of a batch are sums over its data."""
+    """Per datum: with the draws held, the bound and the gradient of a batch are sums over its
+    data.
+    """
     torch.manual_seed(0)
     system, x = zoo.vae(6, 2, encoder=MLP((4,))), (torch.rand(6, 6) < 0.5).double()
     system.eval()

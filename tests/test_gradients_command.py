@@ -134,7 +134,9 @@ def check_rows(
 
 
 def test_table_holds_every_objective_k_and_group(trained: Path, measured: Path) -> None:
-    """With the figures of `measure_slopes` itself; VIMCO has no row at K = 1, where it is not defined."""
+    """With the figures of `measure_slopes` itself; VIMCO has no row at K = 1, where it is not
+    defined.
+    """
     check_rows(rows(measured), direct(trained), num_data=10)
 
 
@@ -269,7 +271,9 @@ def test_without_iwae_the_first_is_the_reference(
 
 
 def test_known_biases_are_found(trained: Path, tmp_path: Path) -> None:
-    """DReG moves φ as IWAE does, STL by another bound, IWAE with STL is biased; all but STL move θ alike, draw by draw."""
+    """DReG moves φ as IWAE does, STL by another bound, IWAE with STL is biased; all but STL move θ
+    alike, draw by draw.
+    """
     flags = [
         "--objectives",
         "iwae,dreg,stl,iwae-stl",
@@ -327,7 +331,8 @@ def test_table_is_shown_with_its_notes(
         " θ 600, φ 556; SNR: mean over them of |mean| / σ, about 0.18 where the mean is 0",
         "DSNR: length of the gradient along the mean of iwae over that across it",
         "one gradient: its milliseconds under ms, and K × 10 evaluations of the decoder",
-        "bias: distance from the mean of iwae, in % of its norm; if none: what is found where there is no bias",
+        "bias: distance from the mean of iwae, in % of its norm; "
+        "if none: what is found where there is no bias",
         "another bound than that of iwae: stl",
         "by design not the gradient of their bound: rws-dreg",
     ):
@@ -414,7 +419,7 @@ def test_data_of_another_width(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.save(tmp_path / "narrow.npy", np.random.default_rng(0).random((40, 5), dtype=np.float32))
-    words = f"narrow has 5 features a datum; the run '{trained}' was trained on 64"
+    words = f"narrow has 5 features per datum; the run '{trained}' was trained on 64"
     refused(
         capsys, words, trained, *FEW, "--data", tmp_path / "narrow.npy", "--out", tmp_path / "found"
     )

@@ -1,4 +1,6 @@
-"""Terms of a guide that are no density of a draw: factors, observed sites, Deltas with a log-density. Values in closed form."""
+"""Terms of a guide that are no density of a draw: factors, observed sites, Deltas with a
+log-density. Values in closed form.
+"""
 
 import math
 from collections.abc import Callable
@@ -45,7 +47,9 @@ def model(x: Tensor) -> None:
 
 
 def posterior(term: str) -> Callable[[Tensor], None]:
-    """The exact posterior as a Delta of a standard normal draw, its log|du/dz| as a term of one kind or another."""
+    """The exact posterior as a Delta of a standard normal draw, its log|du/dz| as a term of one
+    kind or another.
+    """
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -102,7 +106,9 @@ def moving(m: Tensor, log_s: Tensor) -> Callable[[Tensor], None]:
     "name", ["trace-elbo", "stl", "iwae", "iwae-stl", "piwae", "analytic-kl", "beta-elbo"]
 )
 def test_gradient_of_a_delta_that_moves(name: str) -> None:
-    """log w_k = log p(x, z_k) + ½u_k² + log s: ∂/∂m = x − 2z, ∂/∂log s = (x − 2z) s u + 1, averaged by c_k."""
+    """log w_k = log p(x, z_k) + ½u_k² + log s: ∂/∂m = x − 2z, ∂/∂log s = (x − 2z) s u + 1, averaged
+    by c_k.
+    """
     x = X.double()
     m, log_s = torch.tensor(0.3, requires_grad=True), torch.tensor(-0.4, requires_grad=True)
     pyro.set_rng_seed(1)
@@ -165,7 +171,9 @@ def parts(num_particles: int, m: float, a: float, b: float) -> tuple[Tensor, Ten
     "name", ["trace-elbo", "stl", "iwae", "iwae-stl", "dreg", "score", "vimco", "analytic-kl"]
 )
 def test_gradient_of_a_factor(name: str, kind: str) -> None:
-    """The term is differentiated whole with c_k; through the draws with the coefficient of the path."""
+    """The term is differentiated whole with c_k; through the draws with the coefficient of the
+    path.
+    """
     m, a, b = (torch.tensor(v, requires_grad=True) for v in (0.3, 0.5, -0.2))
     guide = with_factor(m, a, b, kind)
     pyro.set_rng_seed(2)
@@ -218,7 +226,9 @@ def test_gradient_of_a_factor(name: str, kind: str) -> None:
     ids=str,
 )
 def test_doubly_reparameterized_with_a_factor_is_unbiased(bound: Any) -> None:
-    """The mean φ-gradient is that of the pathwise estimator, of a whole that it does not compute term by term."""
+    """The mean φ-gradient is that of the pathwise estimator, of a whole that it does not compute
+    term by term.
+    """
     size = 40_000
 
     def gradient(estimator: Objective) -> Tensor:
@@ -261,7 +271,9 @@ def test_wake_sleep_refuses_terms_that_depend_on_phi(name: str, kind: str) -> No
 
 @pytest.mark.parametrize("term", ["classifier"])
 def test_a_classifier_in_the_guide_learns(term: str) -> None:
-    """scANVI's classification loss, a factor −α log q(y|x) in the guide: ∂ of the bound is α ∂ log q(y|x)."""
+    """scANVI's classification loss, a factor −α log q(y|x) in the guide: ∂ of the bound is α ∂ log
+    q(y|x).
+    """
     logit = torch.tensor(0.2, requires_grad=True)
 
     def guide(x: Tensor) -> None:
@@ -448,7 +460,9 @@ def test_rws_dreg_of_a_scalar_site_at_one_particle() -> None:
 
 
 def test_a_flow_without_an_inverse() -> None:
-    """Pyro caches the inverse of the last draw: pathwise objectives take it, the others say that they cannot."""
+    """Pyro caches the inverse of the last draw: pathwise objectives take it, the others say that
+    they cannot.
+    """
     pyro.set_rng_seed(0)
     flow = dist.transforms.Planar(2)
 

@@ -1,4 +1,6 @@
-"""A graph cut in two: the same numbers, what does not depend on the draws computed once, nothing large handed on."""
+"""A graph cut in two: the same numbers, what does not depend on the draws computed once, nothing
+large handed on.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -106,7 +108,9 @@ def test_constants_are_where_they_are_needed() -> None:
 
 
 def test_each_result_of_an_operation_is_handed_on_by_itself() -> None:
-    """Of several new tensors, as of a factorization, those that are needed; of several views what they are views of."""
+    """Of several new tensors, as of a factorization, those that are needed; of several views what
+    they are views of.
+    """
     matrix, noise = torch.eye(3) + 0.1, torch.randn(7, 3)
 
     def function(matrix: Tensor, noise: Tensor) -> Tensor:

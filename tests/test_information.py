@@ -1,4 +1,6 @@
-"""Rate, distortion and bounds on the mutual information: against Gaussian closed forms, by hand; collapse; refusals."""
+"""Rate, distortion and bounds on the mutual information: against Gaussian closed forms, by hand;
+collapse; refusals.
+"""
 
 import math
 from typing import Any
@@ -37,7 +39,9 @@ def ppca(num_data: int, seed: int = 1, scale: float = 1.0) -> tuple[Autoencoder,
 
 
 def test_the_exact_posterior_has_the_information_of_the_closed_form() -> None:
-    """Data from the model: q(z) is the prior, so R = I, and both bounds and their intervals hold it."""
+    """Data from the model: q(z) is the prior, so R = I, and both bounds and their intervals hold
+    it.
+    """
     system, x, truth = ppca(800)
     found = information(system.model, system.guide, x, seed=0)
     assert 0.9 < truth < 1.1
@@ -53,7 +57,9 @@ def test_the_exact_posterior_has_the_information_of_the_closed_form() -> None:
 
 
 def test_bounds_bracket_in_expectation_and_their_errors_are_honest() -> None:
-    """Over 40 samples of 60 data: lower ≤ I ≤ upper, and the spread of each is its standard error."""
+    """Over 40 samples of 60 data: lower ≤ I ≤ upper, and the spread of each is its standard
+    error.
+    """
     found = []
     for seed in range(40):
         system, x, truth = ppca(60, seed)
@@ -204,7 +210,9 @@ def test_blocks_of_any_size_weigh_all_pairs(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_programs_with_several_sites_and_arguments() -> None:
-    """Scalar sites, a nested plate and a mask: bounds against pairs by hand; the units add up to the rate."""
+    """Scalar sites, a nested plate and a mask: bounds against pairs by hand; the units add up to
+    the rate.
+    """
     data = test_proposals.program_data()
     found = information(test_proposals.model, test_proposals.guide, data, num_particles=2, seed=0)
     assert found.lower.value <= math.log(7)

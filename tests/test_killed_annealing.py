@@ -1,4 +1,6 @@
-"""An annealing whose process is killed, whatever it does at the moment, goes on to the bits of one that never was."""
+"""An annealing whose process is killed, whatever it does at the moment, goes on to the bits of one
+that never was.
+"""
 
 import multiprocessing
 import random
@@ -39,7 +41,8 @@ def _anneal(folder: str, compile: bool) -> None:
 
 
 def killed(folder: Path, kills: int, compile: bool) -> int:
-    """Start again and again, killing each time soon after so many writes; how often it was alive then.
+    """Start again and again, killing each time soon after so many writes; how often it was alive
+    then.
 
     All kills together come in three quarters of the writes that the work takes, at the most.
     """

@@ -35,7 +35,9 @@ def test_exact_posterior_needs_one_particle() -> None:
 
 
 def test_standard_errors_cover_the_truth() -> None:
-    """pPCA with the posterior inflated by 1.5: 95 % intervals hold 95 % of the time, within what 2,000 trials tell."""
+    """pPCA with the posterior inflated by 1.5: 95 % intervals hold 95 % of the time, within what
+    2,000 trials tell.
+    """
     system, x = system_and_data("ppca-exact", num_data=2000)
     truth = exact_log_likelihood(system, x)
 
@@ -52,7 +54,9 @@ def test_standard_errors_cover_the_truth() -> None:
 
 
 def test_bias_is_that_of_the_gamma_oracle() -> None:
-    """Weights w ~ Gamma(1, 1): E L_K − log 1 = ψ(K) − log K: −.577216, −.270363, −.103320 (REFERENCES, item 1)."""
+    """Weights w ~ Gamma(1, 1): E L_K − log 1 = ψ(K) − log K: −.577216, −.270363, −.103320
+    (REFERENCES, item 1).
+    """
 
     class LogGamma(dist.Normal):
         def log_prob(self, value: Tensor) -> Tensor:
@@ -78,7 +82,9 @@ def test_bias_is_that_of_the_gamma_oracle() -> None:
 
 @pytest.mark.parametrize("name", ["vae", "ppca"])
 def test_counts_the_samples_drawn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """K = 1,000 in chunks of 300: the same draws as a plain log-mean-exp over 1,000, to the last digits."""
+    """K = 1,000 in chunks of 300: the same draws as a plain log-mean-exp over 1,000, to the last
+    digits.
+    """
     system, x = system_and_data(name)
     system.eval()
     monkeypatch.setattr(plan, "chunk_sizes", lambda *_: [300, 300, 300, 100])
@@ -118,7 +124,9 @@ def test_plan_covers_everything_once_within_the_budget(num_data: int, num_partic
 
 
 def test_memory_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest tensor of log-weights is the same for 10 times the particles and the data, gathered or not."""
+    """The largest tensor of log-weights is the same for 10 times the particles and the data,
+    gathered or not.
+    """
     system, x = system_and_data("vae", num_data=100)
     monkeypatch.setattr(blocks, "CHUNK", 2**16)
     sizes: list[int] = []

@@ -1,4 +1,6 @@
-"""Closed forms against the joint Gaussian of (z, x) inverted by brute force, and against scikit-learn's PCA."""
+"""Closed forms against the joint Gaussian of (z, x) inverted by brute force, and against
+scikit-learn's PCA.
+"""
 
 import dataclasses
 import math
@@ -63,7 +65,9 @@ def test_marginal_is_the_gaussian_of_the_full_covariance(d: int, m: int, sigma: 
 
 @SCALES
 def test_bayes_rule_holds_at_every_z(sigma: float) -> None:
-    """log p(z) + log p(x|z) − log p(z|x) = log p(x): log-weights under the exact posterior are constant."""
+    """log p(z) + log p(x|z) − log p(z|x) = log p(x): log-weights under the exact posterior are
+    constant.
+    """
     weight, bias, scale = system(5, 2, sigma)
     x, z = torch.randn(4, 5), 3 * torch.randn(100, 4, 2)
     normal = torch.distributions.Normal

@@ -1,4 +1,6 @@
-"""Masks in an evaluation: a padded step is no coordinate and adds 0; what depends on a masked latent has no log p(x)."""
+"""Masks in an evaluation: a padded step is no coordinate and adds 0; what depends on a masked
+latent has no log p(x).
+"""
 
 import math
 from collections.abc import Callable
@@ -40,7 +42,9 @@ def number(value: float) -> Tensor:
 
 
 def model(x: Tensor, long: Tensor, leak: str = "") -> None:
-    """a ~ N(0, 1), x_a ~ N(a, σ = ½), b ~ N(a, 1), x_b ~ N(b, σ = ½), the second step only where it is there."""
+    """a ~ N(0, 1), x_a ~ N(a, σ = ½), b ~ N(a, 1), x_b ~ N(b, σ = ½), the second step only where it
+    is there.
+    """
     with pyro.plate("data", len(x)):
         a = pyro.sample("a", dist.Normal(number(0.0), 1.0))
         pyro.sample("x_a", dist.Normal(a, 0.5), obs=x[:, 0])
@@ -176,9 +180,8 @@ def test_quadrature_counts_only_what_is_not_masked() -> None:
 def test_annealing(start: str) -> None:
     settings = AISSettings(32, 150, leapfrog_steps=5, start=start)
     given = partial(guide, width=1.5)
-    if (
-        start == "guide"
-    ):  # the guide's second step is no density of its own where it depends on nothing that is masked
+    # The second step of the guide has no density of its own where it depends on nothing masked.
+    if start == "guide":
         found = ais(model, given, ARGS, settings=settings, seed=0)
     else:
         found = ais(model, None, ARGS, settings=settings, seed=0)
@@ -300,7 +303,9 @@ def test_a_mask_that_is_drawn_or_does_not_fit_is_refused() -> None:
 
 
 def test_missing_data_under_a_mask_of_constrained_sites() -> None:
-    """NaN where an observation of a positive or of a counted site is masked: gradients stay finite, the value is exact."""
+    """NaN where an observation of a positive or of a counted site is masked: gradients stay finite,
+    the value is exact.
+    """
     there = torch.tensor([True, False])
     x = torch.tensor([[1.5, 2.0, 0.4], [0.7, math.nan, math.nan]], dtype=torch.float64)
 
@@ -342,7 +347,9 @@ def test_datatree_asks_the_same_check() -> None:
 @pytest.mark.parametrize("validation", [True, False])
 @pytest.mark.parametrize("kind", ["poutine", "distribution"])
 def test_objectives_with_missing_data_under_a_mask(kind: str, validation: bool) -> None:
-    """The exact posterior of x ~ N(z, 1), z ~ N(0, 1), or the prior where x is missing: values and gradients are finite."""
+    """The exact posterior of x ~ N(z, 1), z ~ N(0, 1), or the prior where x is missing: values and
+    gradients are finite.
+    """
     x, there = (
         torch.tensor([0.5, math.nan, 2.0], dtype=torch.float64),
         torch.tensor([True, False, True]),

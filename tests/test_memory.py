@@ -1,4 +1,6 @@
-"""Where memory runs out: halves of what was done at once, with one warning; a sentence where nothing is left to halve."""
+"""Where memory runs out: halves of what was done at once, with one warning; a sentence where
+nothing is left to halve.
+"""
 
 import multiprocessing
 import resource
@@ -32,10 +34,12 @@ TINY = AISSettings(num_chains=4, num_distributions=6, leapfrog_steps=2)
 RAN_OUT = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
     RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. "
+        "DefaultCPUAllocator: can't allocate memory: you tried"
     ),
     RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to allocate"
+        "[enforce fail at alloc_cpu.cpp:80] data. "
+        "DefaultCPUAllocator: not enough memory: you tried to allocate"
     ),
     MemoryError(),
 ]
@@ -50,7 +54,9 @@ def error(request: pytest.FixtureRequest) -> Exception:
 
 
 def each_once(values: list[Any]) -> pytest.MarkDecorator:
-    """Each value with each error; in `make test` each of the first three values, with one error each."""
+    """Each value with each error; in `make test` each of the first three values, with one error
+    each.
+    """
     pairs = [(value, i) for value in values for i in range(len(RAN_OUT))]
     run = {(i, i) for i in range(min(3, len(values)))}
     marks = [() if (values.index(value), i) in run else pytest.mark.slow for value, i in pairs]
@@ -70,7 +76,9 @@ def said() -> Iterator[list[warnings.WarningMessage]]:
 
 
 class Small:
-    """A program whose likelihood is taken of no more than so many pairs of a particle and a datum."""
+    """A program whose likelihood is taken of no more than so many pairs of a particle and a
+    datum.
+    """
 
     def __init__(self, room: int, error: Exception) -> None:
         self.room, self.error, self.most, self.calls = room, error, 0, 0
@@ -111,10 +119,7 @@ def test_sampling_goes_on_with_halves(
     (warned,) = said
     assert warned.category is UserWarning
     size = {400: 320, 70: 40, 3: 3, 1: 1}[room]
-    assert (
-        str(warned.message)
-        == f"memory ran out with 640 draws at once: the work goes on with {size}"
-    )
+    assert str(warned.message) == f"memory ran out with 640 draws at once: continuing with {size}"
     again = log_likelihood(small.model, small.guide, x, num_particles=100, seed=0)
     assert torch.equal(again.log_px, found.log_px)
 
@@ -127,7 +132,9 @@ def test_annealing_goes_on_with_halves(
     said: list[warnings.WarningMessage],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Blocks of 7 data by 4 chains, of which two at a time fit; a file of the work goes on with as many."""
+    """Blocks of 7 data by 4 chains, of which two at a time fit; a checkpoint resumes with as
+    many.
+    """
     function = given
     monkeypatch.setattr(ais_module, "rows_of", lambda args, compiled=False: 28)
     monkeypatch.setattr(hmc, "WARM_UP", 5)
@@ -135,7 +142,7 @@ def test_annealing_goes_on_with_halves(
     found = function(small.model, None, x, settings=TINY, seed=0)
     assert small.most == 8
     (warned,) = said
-    assert str(warned.message) == "memory ran out with 7 data at once: the work goes on with 2"
+    assert str(warned.message) == "memory ran out with 7 data at once: continuing with 2"
     lower = found.log_px if function is ais else found.lower
     assert lower.shape == (17,)
     if function is ais:
@@ -164,7 +171,7 @@ def test_annealing_goes_on_with_halves(
 
 def test_where_the_smallest_does_not_fit(error: Exception) -> None:
     small, x = Small(0, error), torch.zeros(3)
-    words = "it takes a smaller program or a device with more memory"
+    words = "use a smaller program or a device with more memory"
     with pytest.raises(ConfigError, match=f"memory does not hold one draw for one datum: {words}"):
         log_likelihood(small.model, small.guide, x, num_particles=10)
     with pytest.raises(ConfigError, match=f"memory does not hold one draw for one datum: {words}"):
@@ -207,14 +214,16 @@ def test_a_portion_keeps_its_size(said: list[warnings.WarningMessage]) -> None:
     portion = Portion(37, "data", "one datum")
     assert [portion.fitted(work), portion.fitted(work)] == [5, 5]
     assert [str(warned.message) for warned in said] == [
-        "memory ran out with 37 data at once: the work goes on with 5"
+        "memory ran out with 37 data at once: continuing with 5"
     ]
 
 
 def test_graphs_are_made_again_for_the_smaller_shape(
     said: list[warnings.WarningMessage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A graph whose code takes too much for its shape: one of half of it is made, which does all that is left."""
+    """A graph whose code takes too much for its shape: one of half of it is made, which does all
+    that is left.
+    """
     shapes: list[tuple[int, int]] = []
 
     def compiled(
@@ -263,7 +272,7 @@ def test_paths_have_graphs_for_the_smaller_shape(
     )
     assert calls < (small.calls - calls) / 4  # graphs do not run the program
     assert [str(w.message) for w in said] == [
-        "memory ran out with 7 data at once: the work goes on with 4"
+        "memory ran out with 7 data at once: continuing with 4"
     ] * 2
 
 
@@ -321,7 +330,7 @@ def test_a_process_of_little_memory() -> None:
     assert process.exitcode == 0
     said, draws, is_finite = here.recv()
     (words,) = said
-    assert words.startswith("memory ran out with 8,192 draws at once: the work goes on with ")
+    assert words.startswith("memory ran out with 8,192 draws at once: continuing with ")
     assert int(words.split()[-1].replace(",", "")) in (2048, 1024, 512, 256, 4096)
     assert draws == [1024] * 8
     assert is_finite

@@ -1,4 +1,6 @@
-"""Guides with path gradients at some draws and none at others, and rejection samplers: exact gradients and Pyro's own."""
+"""Guides with path gradients at some draws and none at others, and rejection samplers: exact
+gradients and Pyro's own.
+"""
 
 import math
 from collections.abc import Callable
@@ -162,7 +164,9 @@ def test_iwae_of_a_mixed_guide(gradient: Any, order: str) -> None:
 
 
 def scores_alone(order: str, bound: Any) -> Tensor:
-    """The gradient of a bound by scores of every draw, written out: F ∂ log q − Σ c ∂ log q, `[4, SIZE]`."""
+    """The gradient of a bound by scores of every draw, written out: F ∂ log q − Σ c ∂ log q,
+    `[4, SIZE]`.
+    """
     p = [torch.full((SIZE,), v, requires_grad=True) for v in VALUES[:4]]
     noise, x = torch.randn(bound.num_particles, SIZE), torch.full((SIZE,), 0.8)
     with torch.no_grad():
@@ -204,7 +208,9 @@ def test_two_bounds_of_a_mixed_guide() -> None:
 
 
 def test_the_score_is_differentiated_through_its_parents() -> None:
-    """With y drawn from q(y|z) after z, a stopped z in the score gives another gradient of z's location."""
+    """With y drawn from q(y|z) after z, a stopped z in the score gives another gradient of z's
+    location.
+    """
     exact = exact_gradient(exact_elbo, "z_first")[0].item()
     nodes, mass = quadrature()
     p = [torch.tensor(v, requires_grad=True) for v in VALUES[:4]]
@@ -237,7 +243,9 @@ def test_paths_reduce_the_spread() -> None:
 @pytest.mark.parametrize("order", list(GUIDES))
 @pytest.mark.parametrize("num_particles", [1, 4])
 def test_trace_elbo_equals_pyro(order: str, num_particles: int) -> None:
-    """Loss and gradient of `Trace_ELBO` on the same draws, discrete draws in a nested plate and outside of any included."""
+    """Loss and gradient of `Trace_ELBO` on the same draws, discrete draws in a nested plate and
+    outside of any included.
+    """
     nested = {"nested": (_nested_model, _nested_guide)}
     programs = {order: (model, GUIDES[order]), **nested}
     for nesting, (program, make) in zip((1, 2), programs.values(), strict=True):
@@ -297,7 +305,10 @@ def _nested_guide(p: list[Tensor]) -> Callable[[Tensor], None]:
 )
 def test_refusals(name: str) -> None:
     p = [torch.tensor(v, requires_grad=True) for v in VALUES]
-    words = r"needs a path gradient at every draw; the guide's site 'y' \(Bernoulli\) has none: use trace-elbo"
+    words = (
+        r"needs a path gradient at every draw; the guide's site 'y' \(Bernoulli\) has none: "
+        "use trace-elbo"
+    )
     with pytest.raises(ProgramError, match=words):
         OBJECTIVES[name](num_particles=3).loss(model, z_first(p), torch.zeros(3))
 
@@ -378,7 +389,8 @@ def test_which_draws_carry_their_whole_path_gradient() -> None:
     ids=lambda o: f"{o.bound_function}-{o.gradient}",
 )
 def test_rejection_sampled_gamma(objective: Objective, wrapped: bool) -> None:
-    """z ~ Gamma(2, 1), x ~ Poisson(z), x = 5, q = Gamma(a, b) by rejection: the ELBO is known in closed form.
+    """z ~ Gamma(2, 1), x ~ Poisson(z), x = 5, q = Gamma(a, b) by rejection: the ELBO is known in
+    closed form.
 
     E log w = (2 + x − a)(ψ(a) − log b) − (1 + 1 − b) a/b − a log b + log Γ(a) + const.
     """

@@ -1,4 +1,6 @@
-"""Maps against the same sums written out, in float64; tied weights, atoms, and where a decoder starts."""
+"""Maps against the same sums written out, in float64; tied weights, atoms, and where a decoder
+starts.
+"""
 
 import copy
 import math
@@ -142,7 +144,9 @@ def test_conv_is_written_out(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_conv_of_images_with_channels_last(outputs: int) -> None:
-    """The maps of `[h, w, c]` are those of the same images as `[c, h, w]`, with outputs in the layout of the data."""
+    """The maps of `[h, w, c]` are those of the same images as `[c, h, w]`, with outputs in the
+    layout of the data.
+    """
     given, last, first, latent = Conv((4, 5), 6), (8, 9, 3), (3, 8, 9), 2
     maps = {
         shape: (given.encoder(shape, 4), given.decoder(latent, shape, outputs))
@@ -213,7 +217,9 @@ def test_tied_parameters_are_there_once() -> None:
 
 
 def test_gradient_of_tied_weights_comes_from_both_maps() -> None:
-    """Of ½‖r‖², r = x − w(w·x), for one unit: −(w·x) r from the decoder, −(w·r) x from the encoder."""
+    """Of ½‖r‖², r = x − w(w·x), for one unit: −(w·x) r from the decoder, −(w·r) x from the
+    encoder.
+    """
     system = zoo.linear_autoencoder(4, 1, tied=True)
     x, w = torch.randn(4), system.encoder.get_parameter("0.weight")
     (gradient,) = torch.autograd.grad(
@@ -234,7 +240,9 @@ def test_tied_copy_is_tied_to_its_own_encoder() -> None:
 
 
 def test_tied_weights_leave_no_choice_of_decoder() -> None:
-    """The form that is asked for would be dropped in silence, and closed forms would take it for linear."""
+    """The form that is asked for would be dropped in silence, and closed forms would take it for
+    linear.
+    """
     with pytest.raises(ConfigError, match="tied"):
         Autoencoder(
             4, 2, encoder=MLP((5,)), decoder=Linear(), likelihood=likelihoods.Normal(), tied=True

@@ -143,7 +143,9 @@ DATA = torch.tensor([[0.3, -1.2], [2.0, 0.1], [-0.5, 0.4], [1.1, 1.3]])
 
 
 def hierarchical(size: int | None = None) -> tuple[Any, Any, torch.nn.ParameterDict]:
-    """A global scale, two local latents one of which lies in a plate nested in the data plate, subsampling."""
+    """A global scale, two local latents one of which lies in a plate nested in the data plate,
+    subsampling.
+    """
     q = torch.nn.ParameterDict(
         {n: torch.tensor(v) for n, v in (("g", 0.3), ("a", 0.2), ("b", -0.4), ("s", 0.7))}
     )
@@ -207,7 +209,9 @@ def test_masks_and_scales_equal_pyro(objective: str) -> None:
 
 @float64
 def test_order_of_sites_decides_whether_the_closed_form_is_right() -> None:
-    """z2 given z1 in the model, z1 given z2 in the guide: the closed form does not apply, the draws do."""
+    """z2 given z1 in the model, z1 given z2 in the guide: the closed form does not apply, the draws
+    do.
+    """
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -229,7 +233,9 @@ def test_order_of_sites_decides_whether_the_closed_form_is_right() -> None:
 
 @float64
 def test_a_program_without_a_plate_is_one_datum() -> None:
-    """z ~ N(0, 1), x ~ N(z, 1) at x = 1 with q = N(.5, 2/3): L1 = −1.538338 (REFERENCES, item 3)."""
+    """z ~ N(0, 1), x ~ N(z, 1) at x = 1 with q = N(.5, 2/3): L1 = −1.538338 (REFERENCES, item
+    3).
+    """
 
     def model() -> None:
         pyro.sample(
@@ -378,7 +384,9 @@ def moving(end: Tensor, kind: str) -> Any:
 
 @pytest.mark.parametrize("kind", ["uniform", "independent", "affine", "shifted", "pareto"])
 def test_a_support_that_depends_on_parameters_has_no_score_of_mean_0(kind: str) -> None:
-    """Pathwise gradients are right: of E_q[−z²/2 − log q] = −φ²/6 + log φ for z ~ U(0, φ), −φ/3 + 1/φ."""
+    """Pathwise gradients are right: of E_q[−z²/2 − log q] = −φ²/6 + log φ for z ~ U(0, φ), −φ/3 +
+    1/φ.
+    """
     end = torch.tensor(1.5, requires_grad=True)
 
     def guide(x: Tensor) -> None:

@@ -1,4 +1,6 @@
-"""Arrays that make no sense, to every public function that takes data: a result, or one sentence."""
+"""Arrays that make no sense, to every public function that takes data: a result, or one
+sentence.
+"""
 
 import warnings
 from collections.abc import Callable

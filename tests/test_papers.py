@@ -1,4 +1,6 @@
-"""The examples of published claims in a short form: their exact figures, and what they measure against those."""
+"""The examples of published claims in a short form: their exact figures, and what they measure
+against those.
+"""
 
 import math
 from functools import cache
@@ -18,7 +20,9 @@ ESTIMATORS = ("IWAE", "DReG", "STL", "RWS", "RWS-DReG")
 
 @cache
 def tucker() -> tuple[ModuleType, Any]:
-    """The example, and both models measured: 20,000 gradients of one datum, 100 of the toy's 64 data, at each K."""
+    """The example, and both models measured: 20,000 gradients of one datum, 100 of the toy's 64
+    data, at each K.
+    """
     module = example("papers/tucker_2019")
     return module, module.study(
         module.measure_one(400, 50, KS, seed=0), module.measure_toy(64, 100, KS, seed=0)
@@ -27,7 +31,9 @@ def tucker() -> tuple[ModuleType, Any]:
 
 @cache
 def roeder() -> tuple[ModuleType, Any]:
-    """The example, and 20,000 gradients of one datum at a quarter, half, three quarters and the whole posterior variance."""
+    """The example, and 20,000 gradients of one datum at a quarter, half, three quarters and the
+    whole posterior variance.
+    """
     module = example("papers/roeder_2017")
     return module, module.measure(
         500, 40, [module.VARIANCE * times for times in (0.25, 0.5, 0.75, 1.0)], seed=0
@@ -40,7 +46,9 @@ def deviation(claim: Any) -> float:
 
 
 def of_two_draws() -> dict[str, tuple[float, float]]:
-    """Mean and variance of each gradient of Tucker's model at K = 2 by a sum over a grid of both draws."""
+    """Mean and variance of each gradient of Tucker's model at K = 2 by a sum over a grid of both
+    draws.
+    """
     v = 2 / 3
     z = torch.linspace(-4.5, 6.1, 401, dtype=torch.float64)
     density = torch.exp(-((z - 0.8) ** 2) / (2 * v)) / math.sqrt(2 * math.pi * v) * (z[1] - z[0])
@@ -73,7 +81,9 @@ def test_exact_moments_at_two_draws() -> None:
 
 
 def test_exact_moments_are_those_known() -> None:
-    """REFERENCES, item 6; the limits for large K: −.45 for STL, slopes −1/2 and +1/2 of the SNR, and 2 of the variances."""
+    """REFERENCES, item 6; the limits for large K: −.45 for STL, slopes −1/2 and +1/2 of the SNR,
+    and 2 of the variances.
+    """
     ks = (2, 8, 64, 128, 256)
     known = example("papers/tucker_2019").exact(ks)
     assert known["DReG"][0][0].item() == pytest.approx(-0.256, abs=5e-4)
@@ -92,10 +102,11 @@ def test_exact_moments_are_those_known() -> None:
 
 @pytest.mark.slow
 def test_tucker_in_one_dimension() -> None:
-    """20,000 gradients at each of K = 2, 8, 32: every figure within 4 standard errors of its exact value.
+    """20,000 gradients at each of K = 2, 8, 32: every figure within 4 standard errors of its exact
+    value.
 
-    Of the 18 means and SNRs about one lies outside its 95 % interval, and, were they independent, more than 4 with a
-    probability of .0015.
+    Of the 18 means and SNRs about one lies outside its 95 % interval, and, were they independent,
+    more than 4 with a probability of .0015.
     """
     _, found = tucker()
     one = {name: claim for name, claim in found.claims.items() if not name.startswith("toy")}
@@ -118,7 +129,10 @@ def test_tucker_in_one_dimension() -> None:
 
 
 def test_tucker_on_the_toy() -> None:
-    """100 gradients at each K. Five elements: without bias, ‖bias‖ is 1 root mean square and below 2 of its errors."""
+    """100 gradients at each K.
+
+    Five elements: without bias, ‖bias‖ is 1 root mean square and below 2 of its errors.
+    """
     module, found = tucker()
     assert found.claims["toy: SNR, IWAE, slope in K"].high < -0.25
     assert found.claims["toy: SNR, DReG, slope in K"].low > 0.25
@@ -159,7 +173,9 @@ def test_tucker_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.parametrize("parameter", ["mean", "log_scale"])
 def test_roeder_variances(parameter: str) -> None:
-    """20,000 gradients at each v: within 4.5 standard errors, 1 % of a Gaussian's variance, 2.7 % of one in ε²."""
+    """20,000 gradients at each v: within 4.5 standard errors, 1 % of a Gaussian's variance, 2.7 %
+    of one in ε².
+    """
     module, found = roeder()
     for v in found:
         for name in module.ESTIMATORS:
@@ -188,7 +204,9 @@ def test_roeder_variances(parameter: str) -> None:
 
 
 def test_roeder_is_unbiased() -> None:
-    """20,000 paired differences: in m STL less the total derivative is ε/σ, in log σ ε² − 1: errors of 1/(141 σ) and .01."""
+    """20,000 paired differences: in m STL less the total derivative is ε/σ, in log σ ε² − 1: errors
+    of 1/(141 σ) and .01.
+    """
     module, found = roeder()
     claims = {claim.name: claim for claim in module.claims_of_gradients(found)}
     for times in (0.25, 1.0):
@@ -200,7 +218,9 @@ def test_roeder_is_unbiased() -> None:
 
 
 def test_roeder_settles() -> None:
-    """200 runs of 400 steps, the last 133 looked at: mean squares known to about 6 %, and exact to first order in η."""
+    """200 runs of 400 steps, the last 133 looked at: mean squares known to about 6 %, and exact to
+    first order in η.
+    """
     module = example("papers/roeder_2017")
     errors = {
         name: module.train(objective, 200, 400, seed=0)

@@ -1,6 +1,7 @@
 """Programs that do not take a particle dimension, and models that mix the data of a batch.
 
-z ~ N(0, 1), x ~ N(z, 1), the exact posterior as guide: every log-weight is log p(x) = log N(x; 0, 2), whatever is drawn.
+z ~ N(0, 1), x ~ N(z, 1), the exact posterior as guide: every log-weight is log p(x) = log N(x; 0,
+2), whatever is drawn.
 """
 
 import warnings
@@ -140,7 +141,9 @@ def two_levels(x: Tensor) -> None:
 
 
 def test_a_guide_that_counts_from_the_left_is_seen_too() -> None:
-    """x ~ N(0, 3): the weights average to the evidence, and DReG reruns the guide particle by particle."""
+    """x ~ N(0, 3): the weights average to the evidence, and DReG reruns the guide particle by
+    particle.
+    """
     with pytest.warns(UserWarning, match="the site 'u' of the guide has another log-density"):
         found = log_likelihood(
             two_levels, left_indexing_guide, x_data(), num_particles=3000, seed=0
@@ -154,7 +157,9 @@ def test_a_guide_that_counts_from_the_left_is_seen_too() -> None:
 
 
 def vector(read: Callable[[Tensor], Tensor], sd: float) -> tuple[Programs, float]:
-    """A program without a plate: one datum, z of 3 elements; the prior as guide; sd of what it reads."""
+    """A program without a plate: one datum, z of 3 elements; the prior as guide; sd of what it
+    reads.
+    """
 
     def model(x: Tensor) -> None:
         z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
@@ -273,7 +278,9 @@ def test_dropout_is_no_difference() -> None:
 
 
 def whole_study(y: Tensor, weight: Tensor, present: Tensor) -> None:
-    """A subsampled plate, a scale per datum, a nested plate, masks: of the arguments and of a draw."""
+    """A subsampled plate, a scale per datum, a nested plate, masks: of the arguments and of a
+    draw.
+    """
     with poutine.scale(scale=weight), pyro.plate("people", 10, subsample_size=len(y), dim=-2):
         a = pyro.sample("a", dist.Normal(0.0, 1.0))
         with poutine.mask(mask=a > 0):
@@ -408,7 +415,9 @@ def test_mixing_is_named_in_a_plate_without_a_size() -> None:
 
 
 def test_batch_normalization_takes_no_dimension_of_data_for_that_of_its_channels() -> None:
-    """With as many data as channels, BatchNorm1d accepts `[K, N, C]` and normalizes each datum, over particles and channels."""
+    """With as many data as channels, BatchNorm1d accepts `[K, N, C]` and normalizes each datum,
+    over particles and channels.
+    """
     decoder = nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 1))
 
     def model(x: Tensor) -> None:
@@ -436,7 +445,9 @@ def test_batch_normalization_takes_no_dimension_of_data_for_that_of_its_channels
 
 
 def test_what_cannot_be_told_is_not_refused() -> None:
-    """A plate of a fixed size cannot be run on a part of the data; noise of the model's own differs from run to run."""
+    """A plate of a fixed size cannot be run on a part of the data; noise of the model's own differs
+    from run to run.
+    """
 
     def fixed(x: Tensor) -> None:
         with pyro.plate("data", 3):
@@ -466,7 +477,9 @@ class OfEachDatum(EasyGuide):
 
 @pytest.mark.parametrize("mixing", [False, True])
 def test_a_guide_with_parameters_of_each_datum_stays_as_it_is(mixing: bool) -> None:
-    """An EasyGuide keeps the plates of a run that has failed, of a part of the data or with particles, for its next run."""
+    """An EasyGuide keeps the plates of a run that has failed, of a part of the data or with
+    particles, for its next run.
+    """
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -485,7 +498,10 @@ def test_a_guide_with_parameters_of_each_datum_stays_as_it_is(mixing: bool) -> N
 
 
 def test_discrete_draws_that_are_equal_by_chance_do_not_hide_what_a_program_reads() -> None:
-    """k ~ Bernoulli(0.01): two draws are nearly always the same. All particles read the first one's with `reshape`."""
+    """k ~ Bernoulli(0.01): two draws are nearly always the same.
+
+    All particles read the first one's with `reshape`.
+    """
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

@@ -1,4 +1,6 @@
-"""What is rewritten in a graph before inductor makes code of it: the same numbers, from fewer operations."""
+"""What is rewritten in a graph before inductor makes code of it: the same numbers, from fewer
+operations.
+"""
 
 import pytest
 import torch
@@ -153,7 +155,9 @@ def layer_then_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("laid_out", [False, True])
 def test_a_layer_by_onednn(laid_out: bool) -> None:
-    """The weight may lie in memory by its rows or by its columns; what comes after the layer reads the same numbers."""
+    """The weight may lie in memory by its rows or by its columns; what comes after the layer reads
+    the same numbers.
+    """
     x, weight, bias = torch.randn(37, 50), torch.randn(60, 50), torch.randn(60)
     if laid_out:
         weight = weight.t().contiguous().t()

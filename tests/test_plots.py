@@ -1,4 +1,6 @@
-"""What the figures show is what the systems and results hold: arrays, heights, labels, and nothing left behind."""
+"""What the figures show is what the systems and results hold: arrays, heights, labels, and nothing
+left behind.
+"""
 
 import importlib
 import math
@@ -327,7 +329,9 @@ def test_labels_of_another_number_are_refused() -> None:
 
 
 def test_the_manifold_is_decoded_on_quantiles() -> None:
-    """Corners: z[0] grows to the right, z[1] upwards; the normal quantiles of 0.02 and 0.98 are ∓2.0537489."""
+    """Corners: z[0] grows to the right, z[1] upwards; the normal quantiles of 0.02 and 0.98 are
+    ∓2.0537489.
+    """
     system, q = vae(), 2.0537489
     axes = plots.manifold(system, num=3).axes[0]
     for row, column, z in (

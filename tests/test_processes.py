@@ -1,4 +1,6 @@
-"""Several processes: draws that are shared, trainings that take the steps of one process, their checkpoints."""
+"""Several processes: draws that are shared, trainings that take the steps of one process, their
+checkpoints.
+"""
 
 import json
 import os
@@ -93,7 +95,9 @@ def test_shared_draws_are_those_of_one_process(size: int, world: int) -> None:
     "fn", [lambda m: dist.Gamma(m, 1.0), dist.Poisson, lambda m: dist.Beta(m, 2.0)]
 )
 def test_draws_that_depend_on_their_parameters_are_each_processes_own(fn: Any) -> None:
-    """Right in distribution, other than another process's, and the common generator stays common."""
+    """Right in distribution, other than another process's, and the common generator stays
+    common.
+    """
     found, states = [], []
     for rank in range(2):
         torch.manual_seed(0)
@@ -131,7 +135,9 @@ def several(out: Path, *words: str, launcher: tuple[str, ...] = ()) -> dict[str,
 def test_they_train_as_one_process_on_the_same_batches(
     tmp_path: Path, world: int, names: list[str]
 ) -> None:
-    """Three epochs in double precision, dynamic binarization, five batches, the last of three data."""
+    """Three epochs in double precision, dynamic binarization, five batches, the last of three
+    data.
+    """
     found = several(tmp_path / "out", str(world), "ddp", "64-true", *names)
     assert [*found] == names
     assert max(found.values()) < 1e-10

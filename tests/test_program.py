@@ -1,4 +1,6 @@
-"""Programs of one's own: a study of people measured again and again, with gaps, as a user of Pyro would write it."""
+"""Programs of one's own: a study of people measured again and again, with gaps, as a user of Pyro
+would write it.
+"""
 
 import itertools
 import math
@@ -81,7 +83,9 @@ def study(**settings: Any) -> Programs:
 
 
 def measured(count: int = PEOPLE, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """Measurements `[N, 4]` that rise or fall along the repeats, a quarter of them missing, and the kind of each person."""
+    """Measurements `[N, 4]` that rise or fall along the repeats, a quarter of them missing, and the
+    kind of each person.
+    """
     with fork_random(torch.device("cpu"), seed):
         kind = torch.randint(KINDS, (count,))
         level, slope = 2.0 * kind[:, None] + torch.randn(count, 1), 1.5 * torch.randn(count, 1)
@@ -195,7 +199,9 @@ def test_the_seed_decides_a_training() -> None:
 
 
 def test_double_precision_of_single_programs_and_data() -> None:
-    """Numbers become double, a mask and an index stay what they are; the steps are those of SVI in double precision."""
+    """Numbers become double, a mask and an index stay what they are; the steps are those of SVI in
+    double precision.
+    """
     seen = set()
     model, guide = study()
 
@@ -302,7 +308,9 @@ def test_a_scale_on_both_programs_is_one_on_the_learning_rate() -> None:
 @float64
 @pytest.mark.parametrize("name", ["trace-elbo", "iwae", "dreg", "vimco"])
 def test_a_person_who_counts_twice(name: str) -> None:
-    """A scale for each person, on both programs: the bound and its gradient are those of each weighted so."""
+    """A scale for each person, on both programs: the bound and its gradient are those of each
+    weighted so.
+    """
     times = torch.arange(1.0, 4.0)
     data = tuple(t[:3] for t in measured())
 
@@ -350,7 +358,9 @@ def test_what_is_masked_does_not_matter(what: str) -> None:
 
 @float64
 def test_the_weight_of_the_kl_leaves_the_choice_of_people_alone() -> None:
-    """Under KL warm-up the sites of a program that subsamples its plate keep its scale, latent ones in part."""
+    """Under KL warm-up the sites of a program that subsamples its plate keep its scale, latent ones
+    in part.
+    """
     model, guide = study(size=20)
 
     def weights(weight: float) -> LogWeights:
@@ -402,7 +412,9 @@ def test_limits_of_steps_and_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_program_that_draws_its_own_people() -> None:
-    """Given all of them at once: a step an epoch, the bound per person, and as good a model as one of all people."""
+    """Given all of them at once: a step an epoch, the bound per person, and as good a model as one
+    of all people.
+    """
     data = measured(200)
     start = held_out(study())
     result = trained(study(size=50), data, "iwae", epochs=60, batch_size=200, lr=0.03)
@@ -559,7 +571,9 @@ def without_a_plate(x: Tensor, *, observed: bool) -> None:
 
 
 def without_an_event(x: Tensor, *, observed: bool) -> None:
-    """A square of batch dimensions, one of which should be the event's: of them only the last is the plate's."""
+    """A square of batch dimensions, one of which should be the event's: of them only the last is
+    the plate's.
+    """
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(pyro.param("mean", torch.zeros(len(x), len(x))), 1.0))
         if observed:

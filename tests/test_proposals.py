@@ -1,4 +1,6 @@
-"""Other proposals: their densities, a bad guide that is found out and repaired, programs of one's own."""
+"""Other proposals: their densities, a bad guide that is found out and repaired, programs of one's
+own.
+"""
 
 import math
 import subprocess
@@ -51,7 +53,10 @@ def held(found: LikelihoodEstimate, truth: Tensor) -> float:
 
 
 def test_a_planted_bad_guide_is_flagged_and_a_good_one_is_not() -> None:
-    """A twentieth of the posterior's variance: the weights' true tail index is 0.95. Inflated by 1.5: bounded weights."""
+    """A twentieth of the posterior's variance: the weights' true tail index is 0.95.
+
+    Inflated by 1.5: bounded weights.
+    """
     system, x = ppca(100)
     bad = log_likelihood(system.model, inflated(system, 0.05), x, num_particles=5000, seed=0)
     good = log_likelihood(system.model, inflated(system, 1.5), x, num_particles=5000, seed=0)
@@ -71,7 +76,9 @@ REPAIRS: dict[str, Callable[[Autoencoder, Program], Program | Proposal]] = {
 
 @pytest.mark.parametrize("repair", list(REPAIRS))
 def test_the_estimate_under_a_bad_guide_is_repaired(repair: str) -> None:
-    """To within its interval of the truth, for all but the twentieth of data that a 95 % interval may miss."""
+    """To within its interval of the truth, for all but the twentieth of data that a 95 % interval
+    may miss.
+    """
     system, x = ppca(100)
     bad = inflated(system, 0.05)
     before = log_likelihood(system.model, bad, x, num_particles=2000, seed=0)
@@ -325,7 +332,9 @@ def test_a_tolerance_that_is_not_reached_is_told() -> None:
 
 @pytest.mark.parametrize("variance", sample_of([1.5, 0.8, 0.6, 0.5], 3))
 def test_intervals_of_the_estimate_and_of_its_smoothing_cover(variance: float) -> None:
-    """10,000 repetitions, copies of a datum, where k̂ < 0.7: 95 % intervals cover in 90 to 99 %. True tail index 1 − variance.
+    """10,000 repetitions, copies of a datum, where k̂ < 0.7: 95 % intervals cover in 90 to 99 %.
+
+    True tail index 1 − variance.
 
     At variance 0.5 it is 91.5 %, smoothed 90.6 %: 2,000 repetitions do not tell that from 90.
     """

@@ -1,6 +1,8 @@
-"""Pyro's example programs of amortized kind: `PYROAE_PYRO_EXAMPLES` names the folder `examples` of Pyro's repository.
+"""Pyro's example programs of amortized kind: `PYROAE_PYRO_EXAMPLES` names the folder `examples` of
+Pyro's repository.
 
-Objectives are compared with `pyro.infer.Trace_ELBO` and with the formulas below, which run one particle at a time.
+Objectives are compared with `pyro.infer.Trace_ELBO` and with the formulas below, which run one
+particle at a time.
 """
 
 import math
@@ -49,7 +51,9 @@ LOOPED = {
 }
 """Those that do not take the particles as one more dimension."""
 TERMS = {"cevae, with its predictors", "scanvi, labelled"}
-"""Those whose guide has an observed site or a factor without a path gradient, which `Trace_ELBO` does not differentiate."""
+"""Those whose guide has an observed site or a factor without a path gradient, which `Trace_ELBO`
+does not differentiate.
+"""
 REFUSED = {
     ("sparse_gamma_def, auto", "vimco"): "its site 'z_top' is a Delta, .* use trace-elbo or iwae"
 }
@@ -103,7 +107,9 @@ class Recorder:
 
 
 class Weighed(NamedTuple):
-    """Of K runs, one after the other: log w and the log-density of scored draws `[K, N]`, the sites outside the plate `[K]`."""
+    """Of K runs, one after the other: log w and the log-density of scored draws `[K, N]`, the sites
+    outside the plate `[K]`.
+    """
 
     log_weight: Tensor
     scored: Tensor
@@ -114,7 +120,9 @@ class Weighed(NamedTuple):
 def draws_of(
     runs: list[poutine.Trace], single: poutine.Trace, count: int
 ) -> list[dict[str, Tensor]]:
-    """The draws of each particle in the shapes of a single run, from one run of all particles or a run of each."""
+    """The draws of each particle in the shapes of a single run, from one run of all particles or a
+    run of each.
+    """
     found: list[dict[str, Tensor]] = [{} for _ in range(count)]
     for name, site in single.nodes.items():
         if site["type"] == "sample" and not site["is_observed"]:
@@ -149,7 +157,9 @@ def is_draw(site: dict[str, Any]) -> bool:
 
 
 def weigh(example: Example, runs: list[poutine.Trace], count: int, *, by_score: bool) -> Weighed:
-    """by_score: draws in the plate are stopped and scored where all carry a path gradient, as objectives by score do."""
+    """by_score: draws in the plate are stopped and scored where all carry a path gradient, as
+    objectives by score do.
+    """
     single = poutine.trace(example.guide).get_trace(*example.args)
     seen = poutine.trace(poutine.replay(example.model, trace=single)).get_trace(*example.args)
     observed = next(s for s in seen.nodes.values() if s["type"] == "sample" and s["is_observed"])
@@ -195,7 +205,9 @@ def log_mean_exp(log_weight: Tensor) -> Tensor:
 
 
 def signal(log_weight: Tensor, objective: str) -> Tensor:
-    """F without a baseline, and for VIMCO F less F with log w_k replaced by the mean of the other log-weights."""
+    """F without a baseline, and for VIMCO F less F with log w_k replaced by the mean of the other
+    log-weights.
+    """
     if objective != "vimco":
         return log_mean_exp(log_weight).expand_as(log_weight)
     rows = []
@@ -209,7 +221,9 @@ def signal(log_weight: Tensor, objective: str) -> Tensor:
 
 
 def bound_of(weighed: Weighed, objective: str) -> tuple[Tensor, Tensor]:
-    """The bound Σ_n F_n of log-mean-exp, with the sites outside the plate, and a number with the estimator as its gradient."""
+    """The bound Σ_n F_n of log-mean-exp, with the sites outside the plate, and a number with the
+    estimator as its gradient.
+    """
     log_weight, scored, outside, scale = weighed
     value = scale * log_mean_exp(log_weight).sum() + outside.mean()
     return value, value + scale * (signal(log_weight.detach(), objective) * scored).sum()
@@ -228,7 +242,9 @@ def recorded(objective: ObjectiveBase, example: Example) -> tuple[Any, Recorder]
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("name", list(EXAMPLES))
 def test_trace_elbo_is_pyro_s_on_the_same_draws(name: str, count: int) -> None:
-    """Value and gradient; with the particles in one run where the program takes them, else one after the other."""
+    """Value and gradient; with the particles in one run where the program takes them, else one
+    after the other.
+    """
     if count > 1 and name == "air, subsampled":
         pytest.skip("Trace_ELBO draws a subsample for each particle, TraceELBO one for all")
     example = EXAMPLES[name]()
@@ -252,7 +268,8 @@ def test_trace_elbo_is_pyro_s_on_the_same_draws(name: str, count: int) -> None:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("name", "objective", "count"), [
     *((name, "trace-elbo", 1) for name in sorted(TERMS)),
-    *((name, objective, K) for name in EXAMPLES for objective in ("iwae", "vimco") if (name, objective) not in REFUSED),
+    *((name, objective, K) for name in EXAMPLES for objective in ("iwae", "vimco")
+      if (name, objective) not in REFUSED),
 ])  # fmt: skip
 def test_bounds_and_gradients_are_those_of_one_run_a_particle(
     name: str, objective: str, count: int
@@ -295,7 +312,8 @@ def trained_by_fit(example: Example, objective: ELBO, steps: int) -> list[float]
 
 @pytest.mark.parametrize("train", [trained_by_svi, trained_by_fit])
 @pytest.mark.parametrize(("name", "objective"), [
-    (name, objective) for name in EXAMPLES for objective in ("trace-elbo", "iwae", "vimco") if (name, objective) not in REFUSED
+    (name, objective) for name in EXAMPLES for objective in ("trace-elbo", "iwae", "vimco")
+    if (name, objective) not in REFUSED
 ])  # fmt: skip
 def test_every_program_trains(name: str, objective: str, train: Callable[..., list[float]]) -> None:
     example = EXAMPLES[name]()
@@ -331,7 +349,9 @@ def enumerated(example: Example) -> Example:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", ENUMERATED)
 def test_classes_drawn_and_classes_summed_out_have_one_mean(name: str) -> None:
-    """Of trace-elbo and of TraceEnum_ELBO, in evaluation mode: BatchNorm is to take no statistics of the classes."""
+    """Of trace-elbo and of TraceEnum_ELBO, in evaluation mode: BatchNorm is to take no statistics
+    of the classes.
+    """
     example = EXAMPLES[name]()
     owner = owner_of(example.model)
     assert owner is not None
@@ -342,7 +362,8 @@ def test_classes_drawn_and_classes_summed_out_have_one_mean(name: str) -> None:
         TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False),
     )
     losses = torch.tensor([
-        [drawn.loss(example.model, example.guide, *example.args), exact.loss(summed_out.model, summed_out.guide, *example.args)]
+        [drawn.loss(example.model, example.guide, *example.args),
+         exact.loss(summed_out.model, summed_out.guide, *example.args)]
         for _ in range(150)
     ])  # fmt: skip
     error = (losses.var(0).sum() / len(losses)).sqrt()

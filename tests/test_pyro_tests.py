@@ -1,4 +1,6 @@
-"""Pyro's own tests with pyroae's objectives, where PYROAE_PYRO_TESTS names the folder `tests` of a checkout of Pyro."""
+"""Pyro's own tests with pyroae's objectives, where PYROAE_PYRO_TESTS names the folder `tests` of a
+checkout of Pyro.
+"""
 
 import math
 import os
@@ -22,7 +24,8 @@ from pyroae.objectives import IWAE, Objective, Renyi
 def pyro_tests() -> Path:
     if not (given := os.environ.get("PYROAE_PYRO_TESTS")):
         pytest.skip(
-            "Pyro's tests are not here: set PYROAE_PYRO_TESTS to the folder 'tests' of a checkout of Pyro"
+            "Pyro's tests are not here: set PYROAE_PYRO_TESTS to "
+            "the folder 'tests' of a checkout of Pyro"
         )
     return Path(given)
 

@@ -1,4 +1,6 @@
-"""log p(x) by quadrature: against closed forms and fine grids, for narrow, curved and multimodal posteriors; refusals."""
+"""log p(x) by quadrature: against closed forms and fine grids, for narrow, curved and multimodal
+posteriors; refusals.
+"""
 
 import math
 from typing import Any
@@ -117,7 +119,9 @@ def test_what_has_not_converged_says_so_and_by_how_much() -> None:
 
 
 def test_a_kink_converges_slowly_and_says_so() -> None:
-    """A Laplace prior: the error falls as h² only; log p(x) by hand, from two half-lines of a Gaussian."""
+    """A Laplace prior: the error falls as h² only; log p(x) by hand, from two half-lines of a
+    Gaussian.
+    """
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -149,7 +153,9 @@ def test_a_posterior_far_narrower_than_the_prior(scale: float) -> None:
 
 
 def test_constrained_latents() -> None:
-    """A Gamma rate under a Poisson; a location that is uniform on an interval, whose bounds cut the posterior off."""
+    """A Gamma rate under a Poisson; a location that is uniform on an interval, whose bounds cut the
+    posterior off.
+    """
 
     def rate(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

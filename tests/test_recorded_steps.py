@@ -1,4 +1,6 @@
-"""A step as one CUDA graph: the numbers of eager code, nothing waited for; on a CPU, with a function in the graph's place."""
+"""A step as one CUDA graph: the numbers of eager code, nothing waited for; on a CPU, with a
+function in the graph's place.
+"""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -34,7 +36,9 @@ def adam(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def trained(svi: Compiled, batches: Tensor) -> tuple[list[float], Tensor]:
-    """Losses and parameters of ten steps, each with a seed of its own and a weight of KL warm-up."""
+    """Losses and parameters of ten steps, each with a seed of its own and a weight of KL
+    warm-up.
+    """
     losses = []
     for step in range(10):
         torch.manual_seed(step)
@@ -83,7 +87,9 @@ def test_a_recorded_step_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_several_recorded_steps_are_those_of_one_after_the_other() -> None:
-    """Rates and weights of the KL differ from step to step; a second launch goes on where the first one ended."""
+    """Rates and weights of the KL differ from step to step; a second launch goes on where the first
+    one ended.
+    """
     results = []
     for together in (False, True):
         system, batches = made()
@@ -111,7 +117,9 @@ def test_several_recorded_steps_are_those_of_one_after_the_other() -> None:
 
 
 def test_fit_groups_steps_without_a_change_of_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups of three steps, of a training whose steps are recorded, against steps one by one; the last group is shorter."""
+    """Groups of three steps, of a training whose steps are recorded, against steps one by one; the
+    last group is shorter.
+    """
     histories = []
     for most in (1, 3):
         system, batches = made()

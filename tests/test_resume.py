@@ -1,4 +1,6 @@
-"""A training that is stopped, at any moment and in any way, goes on to the same last bit as one that never was."""
+"""A training that is stopped, at any moment and in any way, goes on to the same last bit as one
+that never was.
+"""
 
 import json
 import os
@@ -127,7 +129,9 @@ def test_the_mean_bound_of_an_epoch_is_of_all_of_it(tmp_path: Path, splits: Spli
 
 
 def test_compiled(tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a graph that is not made into code: the first step is run as it is, and no other in its place."""
+    """As a graph that is not made into code: the first step is run as it is, and no other in its
+    place.
+    """
     made: list[Any] = []
 
     def keep(graph: Any, *_: Any) -> Any:
@@ -263,19 +267,25 @@ run, kills, settings = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[
 dice = random.Random(7)
 left, steps, done = 0, [], 0
 while True:
-    begin = ["--resume", str(run)] if (run / "config.yaml").is_file() else [*settings, "--out", str(run)]
+    is_there = (run / "config.yaml").is_file()
+    begin = ["--resume", str(run)] if is_there else [*settings, "--out", str(run)]
     child = os.fork()
     if child == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os._exit(cli.main(["train", *begin]))
     if done < kills:
-        before = Run(run).state().progressed.step if (run / "config.yaml").is_file() and Run(run).has_begun else 0
-        last, deadline = run / "checkpoints" / "last.safetensors", time.monotonic() + dice.choice((0.3, 9, 9, 9))
+        has_begun = (run / "config.yaml").is_file() and Run(run).has_begun
+        before = Run(run).state().progressed.step if has_begun else 0
+        last = run / "checkpoints" / "last.safetensors"
+        deadline = time.monotonic() + dice.choice((0.3, 9, 9, 9))
         seen = last.stat().st_mtime_ns if last.is_file() else 0
-        while time.monotonic() < deadline and not (last.is_file() and last.stat().st_mtime_ns != seen):
+        def saved():
+            return last.is_file() and last.stat().st_mtime_ns != seen
+        while time.monotonic() < deadline and not saved():
             time.sleep(0.002)  # one in four before the training has begun
         deadline = time.monotonic() + dice.uniform(0.0, 0.4)
-        while time.monotonic() < deadline and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        while time.monotonic() < deadline and not os.waitid(os.P_PID, child, flags):
             time.sleep(0.002)
         deadline += 1.0 * (done % 2)  # every second time while a file is being written
         while time.monotonic() < deadline and not [*run.glob("checkpoints/.*.safetensors")]:
@@ -305,7 +315,10 @@ print(json.dumps({"kills": done, "half-written": left, "steps": steps}))
     ],
 )
 def test_killed_at_random_moments(tmp_path: Path, kills: int, compiled: bool) -> None:
-    """SIGKILL, writes of checkpoints included: one is written after each step. Never is the directory unreadable."""
+    """SIGKILL, writes of checkpoints included: one is written after each step.
+
+    Never is the directory unreadable.
+    """
     settings = [
         "--data",
         "digits",
@@ -376,8 +389,8 @@ def test_from_the_state_before(tmp_path: Path, capsys: Any) -> None:
     said = capsys.readouterr().err
     assert "is damaged" in said
     assert (
-        "the checkpoint 'previous', of the end of epoch 1, is whole: go on from it with --checkpoint previous"
-        in said
+        "the checkpoint 'previous', of the end of epoch 1, is intact: "
+        "resume from it with --checkpoint previous" in said
     )
     assert said.count("\n") == 1
     assert cli.main(["train", "--resume", str(path), "--checkpoint", "previous"]) == 0

@@ -116,7 +116,8 @@ def test_taken_missing_and_broken(run: Run, splits: Splits, tmp_path: Path) -> N
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(
         RunError,
-        match=r"last\.safetensors' is damaged, .*; the checkpoint 'previous', of the end of epoch 2, is whole",
+        match=r"last\.safetensors' is damaged, .*; "
+        "the checkpoint 'previous', of the end of epoch 2, is intact",
     ):
         run.state()
     (run.path / "config.yaml").write_text("latent: [")

@@ -37,7 +37,9 @@ SHORT = ["--num-distributions", "12", "--num-chains", "4", "--leapfrog-steps", "
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A VAE with two latent units and a pPCA on the digits, trained for as long as a test may take."""
+    """A VAE with two latent units and a pPCA on the digits, trained for as long as a test may
+    take.
+    """
     path = tmp_path_factory.mktemp("runs")
     small = ["--data", "digits", "--latent", "2", "--epochs", "20", "--lr", "3e-3"]
     assert (
@@ -289,7 +291,9 @@ def test_few_particles_have_no_khat_and_say_so(
 
 
 def test_the_same_functions_on_a_program_with_two_sites_and_nested_plates() -> None:
-    """The program, its guide and its arguments of tests/test_proposals.py, against the value integrated by hand."""
+    """The program, its guide and its arguments of tests/test_proposals.py, against the value
+    integrated by hand.
+    """
     data = test_proposals.program_data()
     data = (data[0].double(), data[1])
     truth = test_proposals.by_hand(*data)
@@ -325,7 +329,8 @@ def test_exact_values_reach_the_gaps() -> None:
 
 @pytest.mark.slow
 def test_mnist_sandwich(mnist_root: Path) -> None:
-    """The reference VAE, 50 epochs of MNIST: ELBO ≤ IWAE-50 ≤ IWAE-5000 ≤ AIS ≤ upper, on 100 test images.
+    """The reference VAE, 50 epochs of MNIST: ELBO ≤ IWAE-50 ≤ IWAE-5000 ≤ AIS ≤ upper, on 100 test
+    images.
 
     The table of docs/likelihood.md, in runs/mnist-vae.
     """

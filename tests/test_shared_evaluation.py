@@ -1,4 +1,6 @@
-"""Evaluation by several processes: the bits of one process, whatever their number; errors that come up on all of them."""
+"""Evaluation by several processes: the bits of one process, whatever their number; errors that come
+up on all of them.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -36,7 +38,9 @@ TINY = AISSettings(num_chains=3, num_distributions=8, leapfrog_steps=2)
 
 @pytest.fixture
 def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of three data for importance sampling (7 data: 3, 3, 1), and of two for annealing (2, 2, 2, 1)."""
+    """Blocks of three data for importance sampling (7 data: 3, 3, 1), and of two for annealing (2,
+    2, 2, 1).
+    """
     monkeypatch.setattr(sampling, "rows_of", lambda args, compiled=False: 3 * 64)
     monkeypatch.setattr(ais_module, "rows_of", lambda args, compiled=False: 2 * TINY.num_chains)
     monkeypatch.setattr(hmc, "WARM_UP", 5)
@@ -133,7 +137,9 @@ def test_every_process_finds_what_one_finds(name: str) -> None:
 
 @pytest.mark.usefixtures("in_blocks")
 def test_each_process_does_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of seven data in blocks of 3, 3, 1 the first of two processes has 4, the second 3; of 2, 2, 2, 1 4 and 3."""
+    """Of seven data in blocks of 3, 3, 1 the first of two processes has 4, the second 3; of 2, 2,
+    2, 1 4 and 3.
+    """
     sizes: dict[int, set[int]] = {0: set(), 1: set()}
     rank = 0
     real = tasks.block_seed
@@ -159,7 +165,9 @@ def test_each_process_does_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("in_blocks")
 def test_blocks_have_draws_of_their_own_wherever_they_stand() -> None:
-    """A block's draws hang on the seed and on its first datum: not on the blocks before it, not on the caller's generator."""
+    """A block's draws hang on the seed and on its first datum: not on the blocks before it, not on
+    the caller's generator.
+    """
     system, x = program()
     whole = sampled(WHOLE)
     torch.randn(3)
@@ -325,7 +333,9 @@ X = torch.tensor(
 
 
 def everything(share: Share, folder: Path) -> Any:
-    """In each process: importance sampling and annealing; then an error on one; then an annealing that is broken off."""
+    """In each process: importance sampling and annealing; then an error on one; then an annealing
+    that is broken off.
+    """
     global broken  # of this process  # noqa: PLW0603
     sampling.rows_of = lambda args, compiled=False: 3 * 64
     ais_module.rows_of = lambda args, compiled=False: 2 * TINY.num_chains

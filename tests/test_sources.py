@@ -1,4 +1,6 @@
-"""Every source gives back what was written: torchvision's readers on files of their own layout, tables, arrays."""
+"""Every source gives back what was written: torchvision's readers on files of their own layout,
+tables, arrays.
+"""
 
 import gc
 import urllib.request
@@ -46,7 +48,9 @@ def _raise(error: Exception) -> Callable[..., NoReturn]:
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:
-    """Bytes as IDX: two zeros, the type (8), the number of dimensions, the sizes big-endian, the values."""
+    """Bytes as IDX: two zeros, the type (8), the number of dimensions, the sizes big-endian, the
+    values.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     sizes = b"".join(n.to_bytes(4, "big") for n in values.shape)
     path.write_bytes(bytes([0, 0, 8, values.ndim]) + sizes + values.astype(np.uint8).tobytes())
@@ -100,7 +104,10 @@ def test_torchvision_files(name: str, tmp_path: Path) -> None:
 def test_omniglot_has_high_ink_and_is_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two characters to train on, with ink at the left; one for the test, with ink at the top. Files are black on white."""
+    """Two characters to train on, with ink at the left; one for the test, with ink at the top.
+
+    Files are black on white.
+    """
     from torchvision.datasets import Omniglot
 
     left, top = np.full((105, 105), 255, np.uint8), np.full((105, 105), 255, np.uint8)
@@ -341,7 +348,9 @@ def test_a_streamed_table_has_the_same_features(tmp_path: Path) -> None:
 
 
 def test_numbers_of_columns_without_names(tmp_path: Path) -> None:
-    """As pandas writes a table that was made from an array: with its index they are no datum, without it that is not clear."""
+    """As pandas writes a table that was made from an array: with its index they are no datum,
+    without it that is not clear.
+    """
     pd.DataFrame(VALUES).to_csv(tmp_path / "a.csv")
     np.testing.assert_array_equal(read(tmp_path / "a.csv").values, VALUES)
     for width in (2, 3):

@@ -1,4 +1,6 @@
-"""Data larger than memory: the same values, each served once an epoch in an order that is fixed, in bounded memory."""
+"""Data larger than memory: the same values, each served once an epoch in an order that is fixed, in
+bounded memory.
+"""
 
 import json
 import os
@@ -24,7 +26,7 @@ from pyroae.config import TrainConfig
 from pyroae.data.batching import rows_of_batch, served
 from pyroae.data.dataset import Dataset
 from pyroae.data.loading import Splits, load
-from pyroae.data.streaming import Windows
+from pyroae.data.shuffling import Windows
 from pyroae.errors import DataError
 from pyroae.likelihoods import Bernoulli
 from pyroae.runtime.processes import Share
@@ -37,16 +39,16 @@ ROWS, WIDTH = 1003, 6
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits so small that the files here are large: 40 slices, windows of a hundred rows or so."""
     for home, name, value in (
-        ("scanning", "IN_MEMORY", 4000),
+        ("scan", "IN_MEMORY", 4000),
         ("streaming", "IN_MEMORY", 10**6),
-        ("scanning", "HELD_OUT", 4 * WIDTH * 30),
-        ("scanning", "HEAD", 4 * WIDTH * 20),
-        ("streaming", "WINDOW", 1500),
+        ("scan", "HELD_OUT", 4 * WIDTH * 30),
+        ("scan", "HEAD", 4 * WIDTH * 20),
+        ("shuffling", "WINDOW", 1500),
         ("storage", "SLICE", 150),
-        ("tables", "TABLE_SLICE", 700),
-        ("tables", "UNPACKED_AT_ONCE", 300),
+        ("parquet", "TABLE_SLICE", 700),
+        ("parquet", "UNPACKED_AT_ONCE", 300),
     ):
-        monkeypatch.setattr(f"pyroae.{home}.{name}", value)
+        monkeypatch.setattr(f"pyroae.data.{home}.{name}", value)
 
 
 def values(kind: str = "uint8") -> np.ndarray:
@@ -408,7 +410,8 @@ torch.set_num_threads(1)
 from pyroae import TrainConfig, fit, load, zoo
 
 def anonymous():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) / 1024
+    lines = open("/proc/self/status")
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
 peak, over = [0.0], threading.Event()
 def watch():
@@ -421,7 +424,8 @@ system = zoo.from_config(RunConfig(latent=5, hidden=(50,), likelihood="normal"),
 config = TrainConfig(epochs=1, batch_size=500, max_steps=int(sys.argv[2]), compile=False)
 fit(system, data, config=config, progress=False)
 over.set()
-print(json.dumps({"peak": peak[0], "streamed": data.train.stream is not None, "data": len(data.train)}))
+streamed = data.train.stream is not None
+print(json.dumps({"peak": peak[0], "streamed": streamed, "data": len(data.train)}))
 """
 
 
@@ -478,7 +482,8 @@ def test_anonymous_memory(tmp_path: Path, kind: str, megabytes: int, capsys: Any
     (tmp_path / f"l.{kind}").unlink()
     with capsys.disabled():
         print(
-            f"\n{kind}, {megabytes} MB: {large['peak']:.0f} MiB of anonymous memory; 50 MB: {small['peak']:.0f} MiB"
+            f"\n{kind}, {megabytes} MB: {large['peak']:.0f} MiB of anonymous memory; "
+            f"50 MB: {small['peak']:.0f} MiB"
         )
     assert large["streamed"]
     assert not small["streamed"]

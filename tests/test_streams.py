@@ -134,8 +134,10 @@ def test_weights_of_zero_are_counted() -> None:
     ("tail_index", "least"), [(-0.5, 0.94), (0.2, 0.935), (0.4, 0.9), (0.55, 0.87)]
 )
 def test_intervals_cover(tail_index: float, least: float) -> None:
-    """4,000 trials of K = 1,000 weights of p = N(0, 1), q = N(0, 1 − k): REFERENCES, item 9. By the plain delta method the
-    last two cover 0.91 and 0.87 to 0.88."""
+    """4,000 trials of K = 1,000 weights of p = N(0, 1), q = N(0, 1 − k): REFERENCES, item 9.
+
+    By the plain delta method the last two cover 0.91 and 0.87 to 0.88.
+    """
     torch.manual_seed(3)
     z = torch.randn(1000, 4000) * math.sqrt(1 - tail_index)
     log_weight = 0.5 * z**2 * (1 / (1 - tail_index) - 1) + 0.5 * math.log(1 - tail_index)

@@ -1,4 +1,6 @@
-"""Weights of nearly nothing leave no subnormal numbers on their way back: processors multiply those slowly."""
+"""Weights of nearly nothing leave no subnormal numbers on their way back: processors multiply those
+slowly.
+"""
 
 import pytest
 import torch
@@ -16,7 +18,9 @@ def _watch(out: torch.Tensor, seen: list[torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_no_gradient_is_subnormal(name: str) -> None:
-    """Of 16 particles most weigh less than e⁻¹⁰⁰ of the best; every gradient along the decoder is looked at."""
+    """Of 16 particles most weigh less than e⁻¹⁰⁰ of the best; every gradient along the decoder is
+    looked at.
+    """
     torch.manual_seed(0)
     x = (torch.rand(8, 784) < 0.5).float()
     system = zoo.vae(Dataset.from_array(x), latent=5)

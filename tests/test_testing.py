@@ -1,4 +1,6 @@
-"""The conformance suite: every valid pair passes it, and broken copies are caught, each by the oracle made for it."""
+"""The conformance suite: every valid pair passes it, and broken copies are caught, each by the
+oracle made for it.
+"""
 
 import copy
 import math
@@ -81,7 +83,9 @@ def test_pairs_are_many() -> None:
 
 
 def test_the_sample_has_every_bound_and_gradient() -> None:
-    """Those of the pairs and of the named objectives that `make test` runs; `make study` runs all."""
+    """Those of the pairs and of the named objectives that `make test` runs; `make study` runs
+    all.
+    """
     run = [p.values[0] for p in sample_of(pairs(), 6) if not p.marks]
     run += [
         o for name in OBJECTIVES if isinstance(o := OBJECTIVES[name](num_particles=2), Objective)

@@ -1,4 +1,6 @@
-"""A likelihood drawn by several threads: the same figures as by one, whatever their number, and as by programs that are run."""
+"""A likelihood drawn by several threads: the same figures as by one, whatever their number, and as
+by programs that are run.
+"""
 
 import math
 import threading
@@ -175,7 +177,8 @@ def test_a_graph_draws_what_the_programs_draw(name: str) -> None:
 def test_figures_are_the_same_for_any_number_of_threads(
     num_particles: int, tolerance: float | None, cores: Callable[[int], None]
 ) -> None:
-    """By threads, by one, and by the programs: blocks of three data (K = 5: 38) and a last one of two, chunks of 64.
+    """By threads, by one, and by the programs: blocks of three data (K = 5: 38) and a last one of
+    two, chunks of 64.
 
     What does not fill a graph has draws of its own.
     """
@@ -209,7 +212,9 @@ def test_threads_have_nothing_of_the_callers_generator(cores: Callable[[int], No
 
 @pytest.mark.usefixtures("as_graph")
 def test_a_draw_that_is_made_within_the_graph_has_no_threads(cores: Callable[[int], None]) -> None:
-    """A gamma variable cannot be made beside the graph: the figures are those of the programs all the same."""
+    """A gamma variable cannot be made beside the graph: the figures are those of the programs all
+    the same.
+    """
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

@@ -1,4 +1,6 @@
-"""Training: it reaches the closed-form optima, equals a plain SVI loop, and stops where it should."""
+"""Training: it reaches the closed-form optima, equals a plain SVI loop, and stops where it
+should.
+"""
 
 import csv
 import math
@@ -213,7 +215,9 @@ def test_kl_weight_weighs_the_kl_alone(make: Any, float64: None) -> None:
 
 
 def test_kl_warmup_and_validation(binary: Splits) -> None:
-    """Warm-up lets the code carry more at first; the validation bound is always the full one: distortion + rate."""
+    """Warm-up lets the code carry more at first; the validation bound is always the full one:
+    distortion + rate.
+    """
     results = []
     for warmup in (4, 0):
         torch.manual_seed(0)
@@ -346,7 +350,8 @@ def test_a_loss_that_becomes_nan(digits: Dataset, epochs_before: int) -> None:
 
     with pytest.raises(
         NonFiniteLossError,
-        match=rf"NaN or infinite at step {poison + 1}, in epoch {epochs_before + 1}, on a batch .* kept",
+        match=rf"NaN or infinite at step {poison + 1}, in epoch {epochs_before + 1}, "
+        "on a batch .* kept",
     ):
         fit(system, digits, Poisoned(), config, on_epoch=keep, progress=False)
     assert len(good) == epochs_before + 1

@@ -1,4 +1,6 @@
-"""Trainings of a comparison in Python: alike but for the estimator, matched by a budget, scored by one metric."""
+"""Trainings of a comparison in Python: alike but for the estimator, matched by a budget, scored by
+one metric.
+"""
 
 import math
 from functools import partial
@@ -44,7 +46,9 @@ def compared(digits: Splits, names: tuple[str, ...], **settings: Any) -> Compari
 
 
 def test_estimators_that_are_one_have_one_outcome(digits: Splits) -> None:
-    """IWAE with K = 1 is the ELBO: from the same weights, batches, binarization and draws, the same to the last bit."""
+    """IWAE with K = 1 is the ELBO: from the same weights, batches, binarization and draws, the same
+    to the last bit.
+    """
     found = compared(digits, ("trace-elbo", "iwae"))
     one, other = (found.of(Entry(name, 1)) for name in ("trace-elbo", "iwae"))
     for a, b in zip(one, other, strict=True):
@@ -152,7 +156,10 @@ def programs() -> tuple[Any, Any]:
 
 
 def test_programs_with_parameters_in_the_store() -> None:
-    """Each training starts anew, and the caller's store is left alone. Marginally x ~ N(0, 1 + w²): known at the optimum."""
+    """Each training starts anew, and the caller's store is left alone.
+
+    Marginally x ~ N(0, 1 + w²): known at the optimum.
+    """
     torch.manual_seed(0)
     x = 2 * torch.randn(500)
     pyro.param("weight", torch.tensor(7.0))

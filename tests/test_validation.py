@@ -1,4 +1,6 @@
-"""What objectives check under Pyro's validation, which is on by default: the shapes, plates and marks of sites."""
+"""What objectives check under Pyro's validation, which is on by default: the shapes, plates and
+marks of sites.
+"""
 
 import math
 from collections.abc import Callable

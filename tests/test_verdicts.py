@@ -1,4 +1,6 @@
-"""Verdicts of trust fail closed: weights that underflow, NaN, an ESS near 1 and too few draws are never called reliable."""
+"""Verdicts of trust fail closed: weights that underflow, NaN, an ESS near 1 and too few draws are
+never called reliable.
+"""
 
 import math
 from pathlib import Path
@@ -23,7 +25,9 @@ from pyroae.evaluation.summary import EvaluationSettings, evaluate
 
 
 def narrow() -> tuple[Any, Tensor]:
-    """The system of the issue: pPCA as it starts, with log σ = log .003, on standard normal data."""
+    """The system of the issue: pPCA as it starts, with log σ = log .003, on standard normal
+    data.
+    """
     torch.manual_seed(0)
     system = zoo.ppca(6, latent=2)
     with torch.no_grad():
@@ -119,7 +123,7 @@ def test_what_is_better_of_two_tries() -> None:
         [0.3, nan, 0.8, 0.1, nan, nan], [-1.0, -1.0, -1.0, -1.0, -99.0, -1.0], [50, 1, 50, 1, 1, 1]
     )
     found = before.with_better(torch.arange(6), after)
-    # reliable now; nearer; a lower k̂; still reliable as it was; further; a k̂ that is known is better than none
+    # reliable now; nearer; a lower k̂; still as reliable; further; a known k̂ is better than none
     assert found.log_px.tolist() == [-1.0, -1.0, -1.0, -9.0, -9.0, -9.0]
 
 

@@ -1,1 +1,4 @@
-"""pyroae on a CUDA device: the same numbers as on a CPU, and how fast. `python -m benchmarks.gpu`."""
+"""pyroae on a CUDA device: the same numbers as on a CPU, and how fast.
+
+`python -m benchmarks.gpu`.
+"""

@@ -1,10 +1,12 @@
-"""pyroae on a CUDA device: the numbers of a CPU, and speed, in parts that each leave a file when they are done.
+"""pyroae on a CUDA device: the numbers of a CPU, and speed, in parts that each leave a file when
+they are done.
 
     python -m benchmarks.gpu [PART ...] [--out FOLDER] [--short --device cpu]
 
-Parts, in the order of worth: agreement (systems, objectives, evaluations and trainings against the CPU; some as compiled code;
-the tests that need a device), steps, likelihoods, profile, ensembles, scores, precision, grid (compiled code of every pair).
-PYROAE_DATA names the folder of torchvision's MNIST; random images stand for it elsewhere.
+Parts, in the order of worth: agreement (systems, objectives, evaluations and trainings against the
+CPU; some as compiled code; the tests that need a device), steps, likelihoods, profile, ensembles,
+scores, precision, grid (compiled code of every pair). PYROAE_DATA names the folder of torchvision's
+MNIST; random images stand for it elsewhere.
 """
 
 import argparse

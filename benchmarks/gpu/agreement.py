@@ -1,4 +1,6 @@
-"""Every system and every objective on a device against the CPU, with the same draws, and compiled code against eager code."""
+"""Every system and every objective on a device against the CPU, with the same draws, and compiled
+code against eager code.
+"""
 
 import math
 from itertools import product
@@ -23,14 +25,20 @@ COVERING = (
     *(("vae-conv", "iwae"), ("vae-normal", "stl"), ("ppca-exact", "renyi")),
     *(("denoising-ae", "jvi"), ("sparse-ae-map", "beta-elbo"), ("vae-laplace", "miwae")),
 )
-"""Pairs whose code is compiled first: each kind of prior, posterior, likelihood, map and gradient is in one of them."""
+"""Pairs whose code is compiled first: each kind of prior, posterior, likelihood, map and gradient
+is in one of them.
+"""
 PAIRS = tuple(product(ZOO, OBJECTIVES))
 OTHER_DRAWS = ("discrete-vae", "discrete-vae-learned", "denoising-vae")
-"""Systems with Bernoulli draws, which compiled code of a GPU makes in another way: there are no equal numbers to compare."""
+"""Systems with Bernoulli draws, which compiled code of a GPU makes in another way: there are no
+equal numbers to compare.
+"""
 
 
 def distance(found: list[Tensor], expected: list[Tensor]) -> float:
-    """The largest difference over tensors, each relative to its largest element; infinite where one is not finite."""
+    """The largest difference over tensors, each relative to its largest element; infinite where one
+    is not finite.
+    """
     gaps = []
     for pair in zip(found, expected, strict=True):
         one, other = (t.detach().cpu().double() for t in pair)
@@ -57,7 +65,9 @@ def two_steps(system: str, objective: str, device: str) -> list[Tensor]:
 
 
 def eager(system: str, objective: str, device: str) -> dict[str, Any]:
-    """Two steps on the device against two on the CPU; a pair that one refuses is refused in the same words by both."""
+    """Two steps on the device against two on the CPU; a pair that one refuses is refused in the
+    same words by both.
+    """
     with pyro.validation_enabled(True), HostDraws():
         try:
             expected = two_steps(system, objective, "cpu")
@@ -74,7 +84,9 @@ def eager(system: str, objective: str, device: str) -> dict[str, Any]:
 
 
 def code(system: str, objective: str, device: str, backend: str = "inductor") -> dict[str, Any]:
-    """Value and gradients of compiled code against eager code on the same device, from the same seed, in single precision."""
+    """Value and gradients of compiled code against eager code on the same device, from the same
+    seed, in single precision.
+    """
     found: list[list[Tensor]] = []
     for compiled in (False, True):
         torch.manual_seed(0)

@@ -9,10 +9,12 @@ from torch.utils._pytree import tree_map
 
 
 class HostDraws(TorchDispatchMode):
-    """A context in which every random operation runs on the CPU, from the CPU's generator; its result goes to the device.
+    """A context in which every random operation runs on the CPU, from the CPU's generator; its
+    result goes to the device.
 
-    Two runs from one seed, one on a CPU and one on a GPU, then differ by rounding alone. A generator of another device stands
-    for a generator of the CPU with the same seed, which starts again whenever that seed is set.
+    Two runs from one seed, one on a CPU and one on a GPU, then differ by rounding alone. A
+    generator of another device stands for a generator of the CPU with the same seed, which starts
+    again whenever that seed is set.
 
     >>> torch.manual_seed(0).initial_seed()
     0

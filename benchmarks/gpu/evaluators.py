@@ -1,4 +1,6 @@
-"""Evaluations and trainings on a device against the same on the CPU, in double precision, with the same draws."""
+"""Evaluations and trainings on a device against the same on the CPU, in double precision, with the
+same draws.
+"""
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -246,7 +248,9 @@ def against_cpu(name: str, device: str) -> dict[str, Any]:
 
 
 def _resumed(device: str, compile: bool = False) -> float:
-    """A training that goes on from its state after the first of three epochs, against one that never stopped."""
+    """A training that goes on from its state after the first of three epochs, against one that
+    never stopped.
+    """
     states: list[State] = []
     config = TrainConfig(epochs=3, batch_size=16, lr=1e-2, accelerator=device, compile=compile)
     whole, _ = system_on(device, dtype=torch.float32)
@@ -299,7 +303,9 @@ def _each(ensemble: Ensemble) -> Callable[..., list[Tensor]]:
 
 
 def _compiled_likelihood(device: str) -> float:
-    """Compiled draws are others than eager ones: both estimates in standard errors of their difference, over data."""
+    """Compiled draws are others than eager ones: both estimates in standard errors of their
+    difference, over data.
+    """
     system, x = system_on(device, dtype=torch.float32)
     one, other = (
         pyroae.log_likelihood(
@@ -333,7 +339,9 @@ def _reproduced(device: str) -> float:
 
 
 def _commands(device: str) -> float:
-    """The command line from training to the report, on the device; the number of commands that fail."""
+    """The command line from training to the report, on the device; the number of commands that
+    fail.
+    """
     from pyroae.cli import main
 
     with tempfile.TemporaryDirectory() as folder:

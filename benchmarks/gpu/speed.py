@@ -1,4 +1,6 @@
-"""How fast, on a device: steps, ensembles, likelihoods and scores, beside peers; where a step's time goes; lower precision."""
+"""How fast, on a device: steps, ensembles, likelihoods and scores, beside peers; where a step's
+time goes; lower precision.
+"""
 
 import math
 import os
@@ -63,7 +65,9 @@ SHORT = Sizes("cpu", 1, 0.01, 40, 100, 4, 12, 1, 2, 4)
 
 
 def steps(sizes: Sizes) -> dict[str, Any]:
-    """A training step by ours, with further settings of the compiler too, and by peers, in turns."""
+    """A training step by ours, with further settings of the compiler too, and by peers, in
+    turns.
+    """
     found = {}
     for problem in (SMALL, REFERENCE):
         there = replace(problem, device=sizes.device)
@@ -187,7 +191,9 @@ def _profiled(step: Callable[[Tensor], Any], rows: Tensor) -> dict[str, Any]:
 
 
 def _waits(sizes: Sizes) -> dict[str, Any]:
-    """Calls that wait for the device in trainings of one epoch, of so many steps and of twice as many: none a step."""
+    """Calls that wait for the device in trainings of one epoch, of so many steps and of twice as
+    many: none a step.
+    """
     counts = []
     for times in (1, 2):
         x = (torch.rand(20 * sizes.profiled * times, 784) < 0.3).float()
@@ -234,7 +240,9 @@ def _device_time(event: Any) -> float:
 
 
 def mnist(sizes: Sizes) -> tuple[Any, Tensor]:
-    """Splits of binarized MNIST and its test images; random images where PYROAE_DATA names no folder."""
+    """Splits of binarized MNIST and its test images; random images where PYROAE_DATA names no
+    folder.
+    """
     root = os.environ.get("PYROAE_DATA")
     if not root or not Path(root).is_dir():
         grey = (
@@ -267,7 +275,9 @@ def trained(sizes: Sizes, splits: Any, precision: str = "32-true") -> tuple[Auto
 
 
 def likelihoods(sizes: Sizes) -> dict[str, Any]:
-    """log p(x) of the test images by importance sampling: seconds in all, and the mean NLL, by precision and by peer."""
+    """log p(x) of the test images by importance sampling: seconds in all, and the mean NLL, by
+    precision and by peer.
+    """
     from benchmarks.subjects_pyro import plain_likelihood
     from benchmarks.subjects_torch import likelihood, products
 
@@ -347,7 +357,9 @@ def _scored(score: Callable[[], Any], precision: str, repeat: int = 1) -> dict[s
 
 
 def precision(sizes: Sizes) -> dict[str, Any]:
-    """Trainings in single precision, with TF32 products, and with bf16 products, each scored in single precision."""
+    """Trainings in single precision, with TF32 products, and with bf16 products, each scored in
+    single precision.
+    """
     splits, x = mnist(sizes)
     x = x[:1000].to(sizes.device)
     found = {}
@@ -380,7 +392,9 @@ def _training_of(result: Any) -> dict[str, Any]:
 
 
 def scores(sizes: Sizes) -> dict[str, Any]:
-    """What a study asks of a trained system: importance sampling of all, `Local` of a part, annealing."""
+    """What a study asks of a trained system: importance sampling of all, `Local` of a part,
+    annealing.
+    """
     splits, x = mnist(sizes)
     system, _ = trained(sizes, splits)
     x = x.to(sizes.device)

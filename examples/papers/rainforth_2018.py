@@ -1,10 +1,13 @@
-"""Signal-to-noise ratio of gradients against K on Rainforth's toy: more particles help θ and hurt φ (Rainforth et al. 2018).
+"""Signal-to-noise ratio of gradients against K on Rainforth's toy: more particles help θ and hurt φ
+(Rainforth et al. 2018).
 
-    p(z) = N(μ, I),   p(x|z) = N(z, I),   q(z|x) = N(A x + b, (2/3) I),   20 dimensions, 1024 data from the model
+    p(z) = N(μ, I),   p(x|z) = N(z, I),   q(z|x) = N(A x + b, (2/3) I)
 
-at the optimum μ = x̄, A = I/2, b = μ/2, every parameter perturbed by N(0, 0.01²). One draw of a gradient is that of the
-whole data set, and the SNR of a parameter is |E Δ| / σ(Δ); what is shown is its mean over the 20 elements of b for φ and
-of μ for θ. IWAE's slope in K is −1/2 for φ and +1/2 for θ; with DReG φ's is +1/2 as well (Tucker et al. 2019).
+in 20 dimensions with 1024 data from the model, at the optimum μ = x̄, A = I/2, b = μ/2, every
+parameter perturbed by N(0, 0.01²). One draw of a gradient is that of the whole data set, and the
+SNR of a parameter is |E Δ| / σ(Δ); what is shown is its mean over the 20 elements of b for φ and of
+μ for θ. IWAE's slope in K is −1/2 for φ and +1/2 for θ; with DReG φ's is +1/2 as well (Tucker et
+al. 2019).
 
 python examples/papers/rainforth_2018.py    about a quarter of an hour on two cores
 """
@@ -57,7 +60,9 @@ def measure(
     rising: Sequence[int] = RISING,
     seed: int = 0,
 ) -> dict[str, SNRCurve]:
-    """The three curves. Where the SNR rises it is far above the noise, and a tenth of the replicates will do.
+    """The three curves.
+
+    Where the SNR rises it is far above the noise, and a tenth of the replicates will do.
 
     DReG's θ-gradient is IWAE's, draw by draw: θ and φ are measured in one run of it.
     """

@@ -1,18 +1,21 @@
-"""Sticking the landing: without the score of q, the ELBO's gradient has no noise at the posterior (Roeder et al. 2017).
+"""Sticking the landing: without the score of q, the ELBO's gradient has no noise at the posterior
+(Roeder et al. 2017).
 
-    z ~ N(0, 1),   x|z ~ N(w z, s²),   x = 1,   q = N(m, v),   σ = √v,   λ = w²/s²,   posterior N(μ, 1/(1 + λ)),   w = s = 1
+    z ~ N(0, 1),   x|z ~ N(w z, s²),   x = 1,   q = N(m, v),   σ = √v,   λ = w²/s²,
+    posterior N(μ, 1/(1 + λ)),   w = s = 1
 
-One gradient is that of one datum and one draw z = m + σ ε. Monte-Carlo KL is the total derivative of log w, STL its path
-through z alone. With m = μ and d = m − x/w, the gradients' variances are
+One gradient is that of one datum and one draw z = m + σ ε. Monte-Carlo KL is the total derivative
+of log w, STL its path through z alone. With m = μ and d = m − x/w, the gradients' variances are
 
                      in m                        in log σ
     Monte-Carlo KL   (1 + λ)² v                  2 (1 + λ)² v²
     analytic KL      λ² v                        λ² (2 v² + d² v)
     STL              (1/√v − (1 + λ) √v)²        2 (1 − (1 + λ) v)²
 
-STL's are 0 at v = 1/(1 + λ), the posterior, and above those of the Monte-Carlo KL where v is below half of that. Steps of
-SGD at rate η leave E(m − μ)² = η (1 + λ) v / (2 − η (1 + λ)) under the Monte-Carlo KL, λ²/(1 + λ)² of it under the analytic
-one, both to first order in η, and nothing under STL. Published is what the paper's abstract says in words.
+STL's are 0 at v = 1/(1 + λ), the posterior, and above those of the Monte-Carlo KL where v is below
+half of that. Steps of SGD at rate η leave E(m − μ)² = η (1 + λ) v / (2 − η (1 + λ)) under the
+Monte-Carlo KL, λ²/(1 + λ)² of it under the analytic one, both to first order in η, and nothing
+under STL. Published is what the paper's abstract says in words.
 
 python examples/papers/roeder_2017.py    under a minute on one core
 """
@@ -56,7 +59,9 @@ type Found = dict[float, dict[str, dict[str, GradientStatistics]]]
 
 
 class Claim(NamedTuple):
-    """A figure with its 95 % interval, beside what the paper says and what is derived for the model."""
+    """A figure with its 95 % interval, beside what the paper says and what is derived for the
+    model.
+    """
 
     name: str
     published: str
@@ -67,7 +72,9 @@ class Claim(NamedTuple):
 
 
 class Study(NamedTuple):
-    """Gradients at each v, the error of each step and run `[steps, runs, 2]` in KL and (m − μ)², and claims by name."""
+    """Gradients at each v, the error of each step and run `[steps, runs, 2]` in KL and (m − μ)²,
+    and claims by name.
+    """
 
     gradients: Found
     errors: dict[str, Tensor]
@@ -118,7 +125,9 @@ def derived(name: str, parameter: str, v: float) -> float:
 def measure(
     num_data: int, replicates: int, variances: Sequence[float] = SWEEP, seed: int = 0
 ) -> Found:
-    """The gradients in the mean and the logarithm of the scale at each v, with m at the posterior's."""
+    """The gradients in the mean and the logarithm of the scale at each v, with m at the
+    posterior's.
+    """
     found = {}
     for i, v in enumerate(variances):
         system = System(num_data, MEAN, v)
@@ -138,7 +147,9 @@ def measure(
 
 
 def train(objective: ObjectiveBase, runs: int, steps: int, seed: int = 0) -> Tensor:
-    """SGD from the prior, m = 0 and v = 1: KL(q ‖ posterior) in nats and (m − μ)², before every step, `[steps, runs, 2]`."""
+    """SGD from the prior, m = 0 and v = 1: KL(q ‖ posterior) in nats and (m − μ)², before every
+    step, `[steps, runs, 2]`.
+    """
     torch.manual_seed(seed)
     system, x = System(runs, 0.0, 1.0), data(runs)
     optimizer = torch.optim.SGD(system.parameters(), lr=RATE)
@@ -156,7 +167,10 @@ def train(objective: ObjectiveBase, runs: int, steps: int, seed: int = 0) -> Ten
 
 
 def variances(found: Found, name: str, parameter: str, v: float) -> Tensor:
-    """Of one datum's gradient, from each datum: `[N]`. The laboratory's gradients are those of a mean over N."""
+    """Of one datum's gradient, from each datum: `[N]`.
+
+    The laboratory's gradients are those of a mean over N.
+    """
     one = found[v][name][parameter].variance
     return one * len(one) ** 2
 
@@ -171,7 +185,9 @@ def claim(name: str, published: str, expected: float, values: Tensor) -> Claim:
 
 
 def claims_of_gradients(found: Found) -> list[Claim]:
-    """Variances at the posterior and where q is narrower, and that STL's mean is the Monte-Carlo KL's, in paired draws."""
+    """Variances at the posterior and where q is narrower, and that STL's mean is the Monte-Carlo
+    KL's, in paired draws.
+    """
     claims = []
     for parameter, times, name in product(SYMBOLS, (0.25, 0.5, 0.75, 1.0), ESTIMATORS):
         v = times * VARIANCE
@@ -217,7 +233,9 @@ def claims_of_training(errors: dict[str, Tensor]) -> list[Claim]:
 
 
 def draw(study: Study) -> Figure:
-    """Variance in the mean against v, measured and in closed form, and the KL of SGD's iterates, at least 1e-16."""
+    """Variance in the mean against v, measured and in closed form, and the KL of SGD's iterates, at
+    least 1e-16.
+    """
     figure = Figure((9.0, 3.8), dpi=150, layout="constrained")
     left, right = (plain(axes) for axes in figure.subplots(1, 2))
     fine = [0.17 + 0.01 * i for i in range(290)]
@@ -252,7 +270,9 @@ def draw(study: Study) -> Figure:
 
 
 def main(argv: Sequence[str] | None = None) -> Study:
-    """Print each claim beside its published, derived and measured figure, draw, and return all of it."""
+    """Print each claim beside its published, derived and measured figure, draw, and return all of
+    it.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -274,12 +294,14 @@ def main(argv: Sequence[str] | None = None) -> Study:
     }
     claims = {one.name: one for one in claims_of_gradients(gradients) + claims_of_training(errors)}
     print(
-        "claim; v in units of the posterior's            published   derived   measured   95 % interval"
+        "claim; v in units of the posterior's            "
+        "published   derived   measured   95 % interval"
     )
     for one in claims.values():
         expected = "" if math.isnan(one.derived) else f"{one.derived:.4g}"
         print(
-            f"{one.name:47} {one.published:9} {expected:>9} {one.measured:10.4g}   {one.low:.4g} to {one.high:.4g}"
+            f"{one.name:47} {one.published:9} {expected:>9} {one.measured:10.4g}   "
+            f"{one.low:.4g} to {one.high:.4g}"
         )
     found = Study(gradients, errors, claims)
     draw(found).savefig(options.out)

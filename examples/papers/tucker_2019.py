@@ -1,17 +1,21 @@
-"""Doubly reparameterized gradients: DReG has IWAE's mean, without the noise that drowns it (Tucker et al. 2019).
+"""Doubly reparameterized gradients: DReG has IWAE's mean, without the noise that drowns it (Tucker
+et al. 2019).
 
-With ŵ = w / Σ w, P_k = (∂ log w_k / ∂z_k)(∂z_k / ∂φ), q's parameters stopped, and s_k = ∂_φ log q(z_k), gradients of φ are
+With ŵ = w / Σ w, P_k = (∂ log w_k / ∂z_k)(∂z_k / ∂φ), q's parameters stopped, and
+s_k = ∂_φ log q(z_k), gradients of φ are
 
     IWAE  Σ ŵ (P − s)     DReG  Σ ŵ² P     STL  Σ ŵ P     RWS  Σ ŵ s     RWS-DReG  Σ (ŵ − ŵ²) P
 
-E Σ ŵ s = E Σ (ŵ − ŵ²) P: so IWAE and DReG have one mean, RWS and RWS-DReG another, and the bias of STL is the second. As K
-grows the first goes to 0 as 1/K and the second to E_{p(z|x)} s; standard deviations go as K^{−1/2}, DReG's as K^{−3/2}.
-Hence, for large K, slopes of −1/2 and +1/2 for the SNR of IWAE and DReG, and of 2 for the ratio of their variances.
+E Σ ŵ s = E Σ (ŵ − ŵ²) P: so IWAE and DReG have one mean, RWS and RWS-DReG another, and the bias of
+STL is the second. As K grows the first goes to 0 as 1/K and the second to E_{p(z|x)} s; standard
+deviations go as K^{−1/2}, DReG's as K^{−3/2}. Hence, for large K, slopes of −1/2 and +1/2 for the
+SNR of IWAE and DReG, and of 2 for the ratio of their variances.
 
-1. z ~ N(0, 1), x|z ~ N(z, 1), x = 1, q = N(0.8, 2/3): the gradient of q's mean from one datum and K draws, beside its
-   exact mean and variance.
-2. Rainforth's toy (2018) in 5 dimensions: z ~ N(μ, I), x|z ~ N(z, I), q = N(A x + b, (2/3) I) near its optimum, each
-   parameter perturbed by N(0, 0.04²): the gradient of b from the whole data set, its SNR a mean over b's elements.
+1. z ~ N(0, 1), x|z ~ N(z, 1), x = 1, q = N(0.8, 2/3): the gradient of q's mean from one datum and
+   K draws, beside its exact mean and variance.
+2. Rainforth's toy (2018) in 5 dimensions: z ~ N(μ, I), x|z ~ N(z, I), q = N(A x + b, (2/3) I) near
+   its optimum, each parameter perturbed by N(0, 0.04²): the gradient of b from the whole data set,
+   its SNR a mean over b's elements.
 
 Published is what the paper's abstract and introduction say in words.
 
@@ -70,11 +74,15 @@ CLAIMS: tuple[tuple[str, str, tuple[int | None, ...]], ...] = (
     ("bias, STL − IWAE", "not 0", (0, -1)),
     ("bias, RWS-DReG − RWS", "0", (0, -1)),
 )
-"""A series, what the paper says of it, and where it is looked at: at the first or last K, or, for None, its slope in K."""
+"""A series, what the paper says of it, and where it is looked at: at the first or last K, or, for
+None, its slope in K.
+"""
 
 
 class Claim(NamedTuple):
-    """A figure with its 95 % interval, beside what the paper says and what is derived for the model."""
+    """A figure with its 95 % interval, beside what the paper says and what is derived for the
+    model.
+    """
 
     name: str
     published: str
@@ -85,7 +93,9 @@ class Claim(NamedTuple):
 
 
 class Study(NamedTuple):
-    """Statistics of both models by estimator; the paper's claims, and mean and SNR in the first model, by name."""
+    """Statistics of both models by estimator; the paper's claims, and mean and SNR in the first
+    model, by name.
+    """
 
     one: dict[str, SNRCurve]
     toy: dict[str, SNRCurve]
@@ -163,9 +173,11 @@ def measure_toy(
 
 
 def exact(ks: Sequence[int]) -> Moments:
-    """Of the first model, for K > 1, by quadrature over z and log t, in double precision: with S = Σ w and M = E e^{−tw},
+    """Of the first model, for K > 1, by quadrature over z and log t, in double precision: with
+    S = Σ w and M = E e^{−tw},
 
-    1 / S^p = ∫ t^p e^{−tS} d log t / Γ(p),   so   E Σ w_k^p g_k / S^p = K ∫ E[(tw)^p g e^{−tw}] M^{K−1} d log t / Γ(p)
+    1 / S^p = ∫ t^p e^{−tS} d log t / Γ(p),   so   E Σ w_k^p g_k / S^p = K ∫ E[(tw)^p g e^{−tw}]
+    M^{K−1} d log t / Γ(p)
 
     and likewise second moments: K terms of one draw, and K (K − 1) of two.
     """
@@ -206,7 +218,10 @@ def exact(ks: Sequence[int]) -> Moments:
 
 
 def moments(curves: dict[str, SNRCurve]) -> Moments:
-    """As measured for each datum of the first model: `[N, len(ks)]`. The laboratory's gradients are those of a mean over N."""
+    """As measured for each datum of the first model: `[N, len(ks)]`.
+
+    The laboratory's gradients are those of a mean over N.
+    """
     found = {}
     for name, curve in curves.items():
         count = len(curve.statistics[0].mean)
@@ -230,7 +245,9 @@ def look(values: Tensor, ks: Sequence[int], index: int | None) -> Tensor:
 def compare(
     series: str, published: str, index: int | None, ks: Sequence[int], known: Moments, data: Moments
 ) -> Claim:
-    """One number of a series, derived and measured; its error by the jackknife over data (Quenouille 1949, Tukey 1958)."""
+    """One number of a series, derived and measured; its error by the jackknife over data
+    (Quenouille 1949, Tukey 1958).
+    """
     count = len(data["IWAE"][0])
     whole = {name: (mean.mean(0), variance.mean(0)) for name, (mean, variance) in data.items()}
     rest = {
@@ -251,7 +268,9 @@ def compare(
 
 
 def claims_of_toy(curves: dict[str, SNRCurve]) -> list[Claim]:
-    """In the second model: slopes, derived for large K, and relative biases, whose intervals are on the wide side."""
+    """In the second model: slopes, derived for large K, and relative biases, whose intervals are on
+    the wide side.
+    """
     claims = []
     for name, published, derived in (("IWAE", "falls", -0.5), ("DReG", "does not fall", 0.5)):
         claims.append(
@@ -285,7 +304,9 @@ def study(one: dict[str, SNRCurve], toy: dict[str, SNRCurve]) -> Study:
 
 
 def draw(found: Study) -> Figure:
-    """SNR against K in the toy; size of the mean gradient against K in the first model, exact and measured."""
+    """SNR against K in the toy; size of the mean gradient against K in the first model, exact and
+    measured.
+    """
     figure = Figure((9.0, 3.8), dpi=150, layout="constrained")
     left, right = (plain(axes) for axes in figure.subplots(1, 2))
     ks = found.one["IWAE"].ks
@@ -322,7 +343,9 @@ def draw(found: Study) -> Figure:
 
 
 def main(argv: Sequence[str] | None = None) -> Study:
-    """Print each claim beside its published, derived and measured figure, draw, and return all of it."""
+    """Print each claim beside its published, derived and measured figure, draw, and return all of
+    it.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -348,7 +371,8 @@ def main(argv: Sequence[str] | None = None) -> Study:
         measure_toy(64, options.replicates, options.ks),
     )
     print(
-        "claim                                    published       derived   measured   95 % interval"
+        "claim                                    published       "
+        "derived   measured   95 % interval"
     )
     for claim in (*found.claims.values(), *found.moments.values()):
         derived = "" if math.isnan(claim.derived) else f"{claim.derived:.4g}"

@@ -1,4 +1,4 @@
-"""Data: from a name, a file or an array to batches."""
+"""Load data from a name, a file or an array, and iterate over batches of it."""
 
 from pyroae.data.batching import batches
 from pyroae.data.dataset import Dataset

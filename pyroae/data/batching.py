@@ -1,6 +1,7 @@
-"""Batches of one epoch, in an order that the seed fixes."""
+"""Batches of one epoch, in an order that depends on the seed only."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,12 @@ import torch
 from torch import Tensor
 
 from pyroae.data.dataset import Dataset
-from pyroae.data.streaming import Windows, streamed
+from pyroae.data.shuffling import Windows, streamed
 from pyroae.programs.arguments import Arguments
 from pyroae.runtime.processes import WHOLE, Share
+
+CHUNK = 2**22
+"""Values gathered by one call on a GPU, where a kernel launch takes longer than a small batch."""
 
 
 def batches(
@@ -21,13 +25,28 @@ def batches(
     epoch: int,
     device: torch.device | str | None = None,
 ) -> Iterator[Tensor]:
-    """The batches `[B, d]` of one epoch; order and Bernoulli draws are a function of `seed` and `epoch` alone.
+    """Iterate over the batches of one epoch.
 
-    Data that live on `device` are gathered there by index; others are brought by a DataLoader.
+    The order of the data and the Bernoulli draws of dynamic binarization depend on `seed` and
+    `epoch` only; torch's global generator is not used. If the data are on `device`, the batches are
+    gathered there by index; otherwise a DataLoader transfers them.
+
+    Args:
+        dataset: N data of d features each.
+        batch_size: The number of data in a batch, B; the last batch may be smaller.
+        seed: The seed of the order and of the draws.
+        epoch: The number of the epoch, counted from 0; each epoch has its own order and draws.
+        device: The device of the batches; by default that of the data.
+
+    Returns:
+        An iterator over tensors `[B, d]`. Each datum is in one batch of the epoch.
+
+    Raises:
+        DataError: If the data are streamed from a file which has changed or cannot be read.
 
     >>> data = Dataset.from_array(np.arange(5.0)[:, None])
-    >>> served = list(batches(data, 2, seed=0, epoch=0))
-    >>> [len(batch) for batch in served], sorted(torch.cat(served).flatten().tolist())
+    >>> epoch = list(batches(data, 2, seed=0, epoch=0))
+    >>> [len(batch) for batch in epoch], sorted(torch.cat(epoch).flatten().tolist())
     ([2, 2, 1], [0.0, 1.0, 2.0, 3.0, 4.0])
     """
     return (x for (x,) in served(dataset, batch_size, seed=seed, epoch=epoch, device=device))
@@ -43,51 +62,91 @@ def served(
     start: int = 0,
     share: Share = WHOLE,
 ) -> Iterator[tuple[Tensor, ...]]:
-    """The batches of one epoch as the arguments of model and guide, in the order of `batches`; Arguments whole in their own.
+    """Iterate over the batches of one epoch as positional arguments of model and guide.
 
-    start: batches that are left out, as they were served before. share: the part of every batch that is served here.
+    The order of the data is that of `batches`. `Arguments` that fit into one batch keep their own
+    order.
+
+    Args:
+        data: A data set `[N, d]`, or arguments of a program, tensors `[N, ...]`.
+        batch_size: The number of data in a batch over all processes, B.
+        seed: The seed of the order and of the draws.
+        epoch: The number of the epoch, counted from 0.
+        device: The device of the batches; by default that of the data.
+        start: The number of batches to skip; a resumed epoch skips those it has used already.
+        share: The part of every batch that this process receives; by default all of it.
+
+    Returns:
+        An iterator over tuples of tensors `[b, ...]`, where b is this process's part of B. A
+        `Dataset` gives tuples of one tensor `[b, d]`.
+
+    Raises:
+        DataError: If the data are streamed from a file which has changed or cannot be read.
     """
     tensors = data.tensors if isinstance(data, Arguments) else (data.x,)
-    dynamic = isinstance(data, Dataset) and data.dynamic
     target = torch.device(device or tensors[0].device)
-    noise = Noise(seed, epoch, target)
+    binarize: _Binarize = _unchanged
+    if isinstance(data, Dataset) and data.dynamic:
+        binarize = partial(DynamicBinarization(seed, epoch, target).draw, share=share)
     if isinstance(data, Dataset) and data.stream is not None:
-        for number, size, rows in streamed(
-            data.stream, batch_size, epoch_seed(seed, epoch), start, share
-        ):
-            x = rows.to(target, non_blocking=True)
-            yield (noise.binary(x, number, [size], share) if dynamic else x,)
-        return
+        parts = streamed(data.stream, batch_size, epoch_seed(seed, epoch), start, share)
+        return (
+            (binarize(x.to(target, non_blocking=True), number, [size]),)
+            for number, size, x in parts
+        )
     index = _order(data, batch_size, seed, epoch)[start:]
-    here = all(
-        t.device == target or (t.device.type == target.type and target.index is None)
-        for t in tensors
-    )
+    serve = _indexed if all(_is_on(t, target) for t in tensors) else _transferred
+    return serve(tensors, index, start, share, target, binarize)
+
+
+type _Binarize = Callable[[Tensor, int, Sequence[int]], Tensor]
+"""Maps rows of successive batches, the number of the first one and the size of each to rows."""
+
+
+def _unchanged(x: Tensor, first: int, sizes: Sequence[int]) -> Tensor:
+    return x
+
+
+def _is_on(x: Tensor, device: torch.device) -> bool:
+    return x.device == device or (x.device.type == device.type and device.index is None)
+
+
+def _indexed(
+    tensors: tuple[Tensor, ...],
+    index: Sequence[Tensor],
+    start: int,
+    share: Share,
+    device: torch.device,
+    binarize: _Binarize,
+) -> Iterator[tuple[Tensor, ...]]:
+    """Gather batches by index from tensors that are on the device."""
     own, sizes = [i[share.of(len(i))] for i in index], [len(i) for i in index]
-    if not here:
-        for number, batch in enumerate(_loaded(tensors, own, target), start):
-            yield (
-                tuple(noise.binary(t, number, [sizes[number - start]], share) for t in batch)
-                if dynamic
-                else batch
-            )
-        return
-    rows = _sent(own, target)
-    for first, last in _chunks(own, target, sum(t[:1].numel() for t in tensors)):
+    rows = _sent(own, device)
+    for first, last in _chunks(own, device, sum(t[:1].numel() for t in tensors)):
         parts = [len(i) for i in own[first:last]]
         chunk, rows = rows[: sum(parts)], rows[sum(parts) :]
-        columns = [t.index_select(0, chunk) for t in tensors]
-        if dynamic:
-            columns = [noise.binary(t, start + first, sizes[first:last], share) for t in columns]
+        columns = [
+            binarize(t.index_select(0, chunk), start + first, sizes[first:last]) for t in tensors
+        ]
         yield from zip(*(t.split(parts) for t in columns), strict=True)
 
 
-CHUNK = 2**22
-"""Numbers that are gathered at once on a GPU, where a launch costs more than a small batch takes."""
+def _transferred(
+    tensors: tuple[Tensor, ...],
+    index: Sequence[Tensor],
+    start: int,
+    share: Share,
+    device: torch.device,
+    binarize: _Binarize,
+) -> Iterator[tuple[Tensor, ...]]:
+    """Transfer batches to the device by a DataLoader."""
+    loaded = _loaded(tensors, [i[share.of(len(i))] for i in index], device)
+    for number, (i, batch) in enumerate(zip(index, loaded, strict=True), start):
+        yield tuple(binarize(t, number, [len(i)]) for t in batch)
 
 
 def _chunks(index: Sequence[Tensor], device: torch.device, width: int) -> Iterator[tuple[int, int]]:
-    """Bounds of the batches that are gathered at once: one on a CPU, and about `CHUNK` numbers on a GPU."""
+    """Bounds of the batches gathered by one call: one on a CPU, about `CHUNK` values on a GPU."""
     many = (
         1
         if device.type != "cuda" or not index
@@ -97,7 +156,7 @@ def _chunks(index: Sequence[Tensor], device: torch.device, width: int) -> Iterat
 
 
 def _sent(index: Sequence[Tensor], device: torch.device) -> Tensor:
-    """The indices of all batches on the device, one after the other, by one copy that nothing waits for."""
+    """The concatenated indices of all batches on the device, by one asynchronous copy."""
     rows = torch.cat(list(index)) if index else torch.zeros(0, dtype=torch.long)
     return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows
 
@@ -105,7 +164,21 @@ def _sent(index: Sequence[Tensor], device: torch.device) -> Tensor:
 def rows_of_batch(
     data: Dataset | Arguments, batch_size: int, seed: int, epoch: int, number: int
 ) -> list[int]:
-    """Which of the data are in one batch of an epoch, that of `number` counted from 0; none where there is no such batch."""
+    """Return the rows of the data that one batch of an epoch consists of.
+
+    Args:
+        data: The data, as in `served`.
+        batch_size: The number of data in a batch.
+        seed: The seed of the order.
+        epoch: The number of the epoch, counted from 0.
+        number: The number of the batch, counted from 0.
+
+    Returns:
+        The row numbers of the batch, in its order; an empty list if the epoch has no such batch.
+
+    >>> rows_of_batch(Dataset.from_array(np.arange(8.0)[:, None]), 5, seed=3, epoch=2, number=1)
+    [4, 7, 0]
+    """
     if isinstance(data, Dataset) and data.stream is not None:
         first, stop = number * batch_size, min((number + 1) * batch_size, len(data))
         return (
@@ -118,7 +191,7 @@ def rows_of_batch(
 
 
 def _order(data: Dataset | Arguments, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, ...]:
-    """The data of each batch, by their numbers."""
+    """The row numbers of each batch."""
     order = torch.Generator().manual_seed(epoch_seed(seed, epoch))
     whole = isinstance(data, Arguments) and batch_size >= len(data)
     return (torch.arange(len(data)) if whole else torch.randperm(len(data), generator=order)).split(
@@ -126,16 +199,34 @@ def _order(data: Dataset | Arguments, batch_size: int, seed: int, epoch: int) ->
     )
 
 
-class Noise:
-    """Bernoulli draws of the batches of one epoch, each from a seed of its own: batch i needs none of those before it."""
+class DynamicBinarization:
+    """Bernoulli draws for the batches of one epoch.
+
+    Each batch has its own seed, so that a batch can be drawn without those before it.
+
+    Args:
+        seed: The seed of the training.
+        epoch: The number of the epoch, counted from 0.
+        device: The device of the batches.
+    """
 
     def __init__(self, seed: int, epoch: int, device: torch.device) -> None:
         self._seed, self._generator = epoch_seed(seed, epoch) + 1, torch.Generator(device)
 
-    def binary(self, probability: Tensor, first: int, sizes: Sequence[int], share: Share) -> Tensor:
-        """A share of the draws for batches that follow each other from number `first`, of so many data each.
+    def draw(self, probability: Tensor, first: int, sizes: Sequence[int], share: Share) -> Tensor:
+        """Draw the values of successive batches, or of this process's part of each.
 
-        `torch.bernoulli` takes twice as long on a CPU.
+        The draws are uniform numbers compared with the probabilities; `torch.bernoulli` takes twice
+        as long on a CPU.
+
+        Args:
+            probability: The probabilities `[n, ...]` of this process's rows of all the batches.
+            first: The number of the first batch within the epoch.
+            sizes: The number of data of each batch over all processes.
+            share: The part of every batch that this process has.
+
+        Returns:
+            Zeros and ones `[n, ...]`, in the type of `probability`.
         """
         noise = [
             self._uniform(probability, first + i, size)[share.of(size)]
@@ -155,21 +246,33 @@ class Noise:
 def _loaded(
     tensors: tuple[Tensor, ...], index: Sequence[Tensor], target: torch.device
 ) -> Iterator[tuple[Tensor, ...]]:
-    pin = target.type == "cuda"
     chunks: Any = list(index)
-    own = torch.Generator()  # else the loader draws a seed from torch's global generator
+    own = torch.Generator()  # otherwise the loader draws a seed from torch's global generator
 
     def gather(i: Any) -> tuple[Tensor, ...]:
         return tuple(t[i] for t in tensors)
 
     loader: Any = torch.utils.data.DataLoader(
-        chunks, batch_size=None, collate_fn=gather, pin_memory=pin, generator=own
+        chunks,
+        batch_size=None,
+        collate_fn=gather,
+        pin_memory=target.type == "cuda",
+        generator=own,
     )
     return (tuple(t.to(target, non_blocking=True) for t in batch) for batch in loader)
 
 
 def resident(data: Dataset | Arguments, device: torch.device) -> Dataset | Arguments:
-    """The data on `device` where they take at most half of the memory that is free there, else as they are."""
+    """Transfer data to a device if they fit into half of its free memory.
+
+    Args:
+        data: A data set or arguments of a program.
+        device: The device. The memory of a CPU is not checked.
+
+    Returns:
+        The data on `device`; or `data` unchanged if `device` is a GPU and they take more than half
+        of its free memory.
+    """
     size = sum(t.nbytes for t in (data.tensors if isinstance(data, Arguments) else (data.x,)))
     if device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] / 2:
         return data
@@ -177,5 +280,13 @@ def resident(data: Dataset | Arguments, device: torch.device) -> Dataset | Argum
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """What the order of an epoch is drawn from."""
+    """Return the seed from which the order of one epoch is drawn.
+
+    Args:
+        seed: The seed of the training.
+        epoch: The number of the epoch, counted from 0.
+
+    Returns:
+        A 32-bit integer; the pair (seed, epoch) determines it.
+    """
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])

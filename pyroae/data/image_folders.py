@@ -1,6 +1,5 @@
-"""Folders of images: which files they hold, and each of them as an array of bytes."""
+"""Folders of images as arrays of bytes."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from pyroae.errors import DataError
+from pyroae.runtime.files import words
 
-KEPT = {
+MODES = {
     "L": "L",
     "1": "L",
     "LA": "L",
@@ -19,13 +19,23 @@ KEPT = {
     "CMYK": "RGB",
     "YCbCr": "RGB",
 }
-"""Modes of PIL that are read, and what they become: grey or colour, 8 bits a channel, without transparency."""
+"""The modes of PIL that are read, and the mode to which each is converted.
+
+The result is grey or coloured, with 8 bits per channel and without transparency.
+"""
 
 
 def is_channels_last(shape: tuple[int, ...]) -> bool:
-    """Whether data of this shape are images (height, width, channels), as folders and TensorFlow have them.
+    """Tell whether data of a shape are images (height, width, channels).
 
-    So they are read where the last dimension is at most 4 and the smallest; else as (channels, height, width).
+    Folders of images and TensorFlow have this layout. It is assumed if the last of three dimensions
+    is at most 4 and the smallest; otherwise the layout is (channels, height, width).
+
+    Args:
+        shape: The shape of one datum.
+
+    Returns:
+        Whether the last dimension is that of the channels.
 
     >>> is_channels_last((28, 28, 3)), is_channels_last((3, 28, 28)), is_channels_last((64, 4, 4))
     (True, False, False)
@@ -35,9 +45,13 @@ def is_channels_last(shape: tuple[int, ...]) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """N images of one size: grey ones `[H, W]`, coloured ones `[H, W, 3]`, as bytes.
+    """N images of one size, of type uint8.
 
-    files: `[N]`, in the order of classes and names. labels: `[N]`, the names of their folders, where there are such.
+    Attributes:
+        path: The folder.
+        files: The paths of the images, `[N]`, ordered by class and by name.
+        labels: The names of the folders of the images, `[N]`; None without folders of classes.
+        shape: The shape of an image: (H, W) in grey, (H, W, 3) in colour.
     """
 
     path: Path
@@ -47,22 +61,31 @@ class Images:
 
     @classmethod
     def of(cls, path: Path) -> "Images":
-        """The images in a folder, or in its folders, one a class, as torchvision's ImageFolder finds them.
+        """Find the images of a folder, or of its folders, as torchvision's ImageFolder does.
 
-        Raises DataError where there are none, where they are both in the folder and in folders of it, or cannot be read.
+        Args:
+            path: A folder that holds images, or one folder per class with images.
+
+        Returns:
+            The images; the first one determines the shape.
+
+        Raises:
+            DataError: If there are no images, if there are images both in the folder and folders in
+                it, or if the first image cannot be read.
         """
         from torchvision.datasets.folder import IMG_EXTENSIONS
 
-        inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+        entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
         files = [
             str(entry)
-            for entry in inside
+            for entry in entries
             if entry.suffix.lower() in IMG_EXTENSIONS and entry.is_file()
         ]
-        folders = [entry for entry in inside if entry.is_dir()]
+        folders = [entry for entry in entries if entry.is_dir()]
         if files and folders:
             raise DataError(
-                f"'{path}' holds images and the folder '{folders[0].name}': images lie in it, or in a folder a class"
+                f"'{path}' holds images and the folder '{folders[0].name}': "
+                "put the images into it, or into one folder per class"
             )
         labels = None
         if not files:
@@ -78,54 +101,61 @@ class Images:
 
     @property
     def name(self) -> str:
-        """That of the folder."""
+        """The name of the folder."""
         return self.path.resolve().name
 
     def read(self, first: int, stop: int) -> np.ndarray:
-        """Images of consecutive numbers, `[stop - first, *shape]`. Raises DataError that names a file of another size."""
-        values = np.empty((stop - first, *self.shape), np.uint8)
-        for place, pixels in zip(values, self._each(first, stop), strict=True):
-            place[...] = pixels
-        return values
+        """Read consecutive images.
 
-    def _each(self, first: int, stop: int) -> Iterator[np.ndarray]:
-        for file in self.files[first:stop]:
+        Args:
+            first: The number of the first image.
+            stop: The number of the image after the last.
+
+        Returns:
+            The images `[stop - first, H, W]` or `[stop - first, H, W, 3]`, uint8.
+
+        Raises:
+            DataError: If an image cannot be read or has another size; the message names the file.
+        """
+        values = np.empty((stop - first, *self.shape), np.uint8)
+        for out, file in zip(values, self.files[first:stop], strict=True):
             pixels = _pixels(file)
             if pixels.shape != self.shape:
-                sizes = (
-                    f"'{file}' is {_size(pixels.shape)}, '{self.files[0]}' is {_size(self.shape)}"
+                raise DataError(
+                    f"'{file}' is {_size(pixels.shape)}, '{self.files[0]}' is {_size(self.shape)}: "
+                    "images of one size are needed"
                 )
-                raise DataError(f"{sizes}: images of one size are needed")
-            yield pixels
+            out[...] = pixels
+        return values
 
 
 def _in_classes(path: Path) -> tuple[list[str], np.ndarray | None]:
+    """The images of the folders of a folder, and the name of the folder of each."""
     from torchvision.datasets import ImageFolder
 
     try:
-        found: Any = ImageFolder(str(path), allow_empty=True)
+        folder: Any = ImageFolder(str(path), allow_empty=True)
     except OSError as error:
         raise DataError(f"cannot read the folder '{path}': {error.strerror or error}") from None
-    names = np.array(found.classes)
-    return [file for file, _ in found.samples], names[
-        [target for _, target in found.samples]
-    ] if found.samples else None
+    if not folder.samples:
+        return [], None
+    return [file for file, _ in folder.samples], np.array(folder.classes)[folder.targets]
 
 
 def _pixels(file: str) -> np.ndarray:
+    """The pixels of an image, `[H, W]` or `[H, W, 3]`."""
     from PIL import Image
 
     try:
         with Image.open(file) as image:
-            if image.mode in KEPT:
-                return np.asarray(image.convert(KEPT[image.mode]))
+            if image.mode in MODES:
+                return np.asarray(image.convert(MODES[image.mode]))
             mode = image.mode
-    except Exception as error:  # whatever a damaged file makes its reader raise
-        raise DataError(
-            f"cannot read '{file}': {' '.join(str(error).split()) or type(error).__name__}"
-        ) from None
+    except Exception as error:  # PIL may raise anything on a damaged file
+        raise DataError(f"cannot read '{file}': {words(error)}") from None
     raise DataError(
-        f"'{file}' is an image of mode {mode}: grey and coloured ones of 8 bits a channel are read"
+        f"'{file}' is an image of mode {mode}: "
+        "grey and coloured images of 8 bits per channel are read"
     )
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from pyroae.config import BINARIZATIONS
-from pyroae.data.dataset import Dataset, binary, dataset_of, range_in
-from pyroae.data.preprocessing import check_range, range_of, scaled, share_of
-from pyroae.data.scan import Scan, held_out, scan, stored_of
-from pyroae.data.sources import Source, read
+from pyroae.data.arrays import Source
+from pyroae.data.dataset import Dataset, binarized, dataset_of, source_limits
+from pyroae.data.preprocessing import check_range, held_out_count, limits_of, rescaled
+from pyroae.data.scan import check_train_part, held_out_rows, scan, stored_source
+from pyroae.data.sources import read
 from pyroae.data.storage import Stored
 from pyroae.data.streaming import Stream
 from pyroae.errors import ConfigError, DataError, unknown_name
@@ -22,7 +23,15 @@ Binarization = Literal["none", "threshold", "dynamic", "static"]
 
 @dataclass(frozen=True)
 class Splits:
-    """Training, validation and test data, and the fingerprint of what they were made from (SHA-256, shortened)."""
+    """Training, validation and test data.
+
+    Attributes:
+        train: The training data.
+        valid: The validation data, or None.
+        test: The test data, or None.
+        fingerprint: The first 16 digits of the SHA-256 hash of the values before scaling.
+        binarize: The binarization: `none`, `threshold`, `dynamic` or `static`.
+    """
 
     train: Dataset
     valid: Dataset | None
@@ -41,110 +50,125 @@ def load(
     data_root: str | Path = "data",
     value_range: tuple[float, float] | None = None,
 ) -> Splits:
-    """Training, validation and test data from a known name, a file (.npy .npz .csv .parquet), a folder of images, an array, a
-    tensor or a table, a pair (values, labels), or a pair of such pairs, of which the second is the test set.
+    """Load training, validation and test data.
 
-    test: share of the data held out; a source with a test set of its own keeps that one. valid: share of the rest.
-    `seed` draws both.
-    binarize: `threshold` at 1/2; `static`, one Bernoulli draw; `dynamic`, a fresh draw each time a batch is served,
-    while validation and test data are one fixed draw, so that every evaluation sees the same data. The fixed draws and
-    the splits come from the bits of PCG64 and are the same on every machine.
-    A .npy or .parquet file or a folder of more than 256 MiB in single precision is streamed from disk: it is read once, to be
-    checked, and validation and test data are at most 64 MiB of it each.
-    Raises DataError or ConfigError, in one sentence, where that cannot be done.
+    The splits and the static draws use the bits of PCG64 and are the same on every machine. A
+    `.npy` or `.parquet` file or a folder of images of more than 256 MiB in single precision is
+    streamed from disk: it is read once for checks, and its validation and test data have at most
+    64 MiB each.
+
+    Args:
+        source: One of: a known name (`digits`, `mnist`, ...); the path of a file (`.npy`, `.npz`,
+            `.csv`, `.parquet`) or of a folder of images; an array, a tensor or a table
+            `[N, ...]`; a pair (values, labels); a pair of such pairs, the second of which is the
+            test set; a `Dataset`.
+        binarize: `none`; `threshold`: 1 above 1/2, else 0; `static`: one Bernoulli draw; or
+            `dynamic`: a new Bernoulli draw for each training batch, and one fixed draw of
+            validation and test data, so that every evaluation uses the same data.
+        valid: The fraction of the data that are not test data to use for validation, in [0, 1).
+        test: The fraction of the data to use for the test, in [0, 1). A source with its own test
+            set keeps that one.
+        seed: The seed of the splits and of static draws.
+        data_root: The folder of torchvision's data sets, which are downloaded there if missing.
+        value_range: The values (low, high) that are mapped to 0 and 1. By default uint8 values from
+            0 to 255 are mapped to [0, 1], and other values are unchanged.
+
+    Returns:
+        The three parts, values `[n, d]` each.
+
+    Raises:
+        DataError: If the source cannot be read, or its values are not finite numbers, are empty or
+            constant, or are outside [0, 1] and to be binarized, or no training data are left.
+        ConfigError: If a name is unknown, or a fraction, the seed or the range is not accepted.
 
     >>> digits = load("digits", binarize="dynamic")
     >>> len(digits.train), len(digits.valid), len(digits.test), digits.train.shape
     (1455, 162, 180, (8, 8))
     """
-    if binarize not in BINARIZATIONS:
-        raise unknown_name("binarization", binarize, BINARIZATIONS)
-    if isinstance(source, Splits):
-        raise DataError("these data are split already; give the whole of them")
-    if seed < 0:
-        raise ConfigError(f"the seed of a split must be at least 0, not {seed}")
-    if isinstance(source, Dataset) and source.stream is not None:
-        raise DataError(
-            f"the {len(source)} data of {source.name} are larger than memory: give their file, or first(count)"
-        )
+    _check_arguments(source, binarize, seed)
     if isinstance(source, Dataset) and source.dynamic and binarize == "none":
         binarize = "dynamic"
-    stored = stored_of(source)
+    stored = stored_source(source)
     if stored is not None:
-        return _streamed(stored, binarize, valid, test, seed, value_range)
+        return _load_streamed(stored, binarize, valid, test, seed, value_range)
+    shape = source.shape if isinstance(source, Dataset) else None
     raw = (
         Source(source.name, source.x.numpy(), source.labels)
         if isinstance(source, Dataset)
         else read(source, data_root)
     )
-    shape = source.shape if isinstance(source, Dataset) else None
-    limits = range_in(raw, value_range)
+    limits = source_limits(raw, value_range)
     whole = dataset_of(raw, limits, shape)
     bits = np.random.PCG64(seed)
-    order = np.argsort(bits.random_raw(len(whole)), kind="stable")
-    num_test = 0 if raw.test is not None else share_of("test", test, len(whole))
-    num_valid = share_of("valid", valid, len(whole) - num_test)
-    if num_valid + num_test >= len(whole):
-        raise DataError(
-            f"{len(whole)} data leave none to train on after {num_valid} for validation and {num_test} for the test"
-        )
-    parts = np.split(order, [len(order) - num_valid - num_test, len(order) - num_test])
-    held_out = whole.subset(np.sort(parts[2])) if num_test else None
+    train, valid_part, test_part = _split(whole, valid, 0 if raw.test is not None else test, bits)
     if raw.test is not None:
-        held_out = dataset_of(raw.test, limits, shape)
-    train = whole.subset(np.sort(parts[0]))
-    held_in = whole.subset(np.sort(parts[1])) if num_valid else None
+        test_part = dataset_of(raw.test, limits, shape)
     if binarize != "none":
-        train = binary(train, binarize, bits)
-        fixed = "static" if binarize == "dynamic" else binarize
-        held_in, held_out = (part and binary(part, fixed, bits) for part in (held_in, held_out))
-    return Splits(train, held_in, held_out, _fingerprint(raw), binarize)
+        train = binarized(train, binarize, bits)
+    valid_part = _binarized_once(valid_part, binarize, bits)
+    test_part = _binarized_once(test_part, binarize, bits)
+    return Splits(train, valid_part, test_part, _fingerprint(raw), binarize)
 
 
-def _streamed(
+def _check_arguments(source: Any, binarize: str, seed: int) -> None:
+    if binarize not in BINARIZATIONS:
+        raise unknown_name("binarization", binarize, BINARIZATIONS)
+    if isinstance(source, Splits):
+        raise DataError("these data are split already; give the data before the split")
+    if seed < 0:
+        raise ConfigError(f"the seed of a split must be at least 0, not {seed}")
+    if isinstance(source, Dataset) and source.stream is not None:
+        raise DataError(
+            f"the {len(source)} data of {source.name} are larger than memory: "
+            "give their file, or first(count)"
+        )
+
+
+def _split(
+    whole: Dataset, valid: float, test: float, bits: np.random.PCG64
+) -> tuple[Dataset, Dataset | None, Dataset | None]:
+    """Split data at random; each part keeps the order of `whole`."""
+    order = np.argsort(bits.random_raw(len(whole)), kind="stable")
+    num_test = held_out_count("test", test, len(whole))
+    num_valid = held_out_count("valid", valid, len(whole) - num_test)
+    check_train_part(len(whole), num_valid, num_test)
+    parts = np.split(order, [len(order) - num_valid - num_test, len(order) - num_test])
+    train, *others = [whole.subset(np.sort(part)) for part in parts]
+    return train, others[0] if num_valid else None, others[1] if num_test else None
+
+
+def _binarized_once(data: Dataset | None, binarize: str, bits: np.random.PCG64) -> Dataset | None:
+    """Binarize held-out data, with one fixed draw if the binarization is dynamic."""
+    if data is None or binarize == "none":
+        return data
+    return binarized(data, "static" if binarize == "dynamic" else binarize, bits)
+
+
+def _load_streamed(
     stored: Stored, binarize: Binarization, valid: float, test: float, seed: int, value_range: Any
 ) -> Splits:
-    """The same of data larger than memory."""
+    """Load data larger than memory."""
     check_range(value_range)
     bits = np.random.PCG64(seed)
-    rows = held_out(len(stored), stored.features, test, valid, bits)
-    held = np.sort(np.concatenate(rows))
-    found = scan(stored, held)
-    limits = range_of(stored.dtype, found.high, value_range)
+    rows = held_out_rows(len(stored), stored.features, test, valid, bits)
+    held_out = np.sort(np.concatenate(rows))
+    result = scan(stored, held_out)
+    limits = limits_of(stored.dtype, result.high, value_range)
     shape = tuple(int(n) for n in stored.shape[1:])
-    mean = scaled(torch.from_numpy(found.mean), limits).to(torch.get_default_dtype())
-    stream = Stream(stored, mean, limits, held, binarize, seed)
-    looked_at = Source(stored.name, np.concatenate([found.head, found.extremes]))
-    train = dataset_of(looked_at, limits, shape)
+    mean = rescaled(torch.from_numpy(result.mean), limits).to(torch.get_default_dtype())
+    stream = Stream(stored, mean, limits, held_out, binarize, seed)
+    sample = Source(stored.name, np.concatenate([result.head, result.extremes]))
+    train = dataset_of(sample, limits, shape)
     if binarize != "none":
-        train = binary(train, binarize, np.random.PCG64(seed))
-    train = replace(train, stream=stream)
-    parts = [
-        _held(found, np.searchsorted(held, part), stored.name, limits, shape, binarize, bits)
-        for part in rows
-    ]
-    return Splits(train, parts[1], parts[0], found.fingerprint, binarize)
-
-
-def _held(
-    found: Scan,
-    index: np.ndarray,
-    name: str,
-    limits: Any,
-    shape: tuple[int, ...],
-    binarize: str,
-    bits: np.random.PCG64,
-) -> Dataset | None:
-    """Held-out data of a stream."""
-    if not len(index):
-        return None
-    labels = None if found.labels is None else found.labels[index]
-    data = dataset_of(Source(name, found.held[index], labels), limits, shape)
-    return (
-        data
-        if binarize == "none"
-        else binary(data, "static" if binarize == "dynamic" else binarize, bits)
-    )
+        train = binarized(train, binarize, np.random.PCG64(seed))
+    parts: list[Dataset | None] = []
+    for part in rows:
+        index = np.searchsorted(held_out, part)
+        labels = None if result.labels is None else result.labels[index]
+        source = Source(stored.name, result.held_out[index], labels)
+        data = dataset_of(source, limits, shape) if len(index) else None
+        parts.append(_binarized_once(data, binarize, bits))
+    return Splits(replace(train, stream=stream), parts[1], parts[0], result.fingerprint, binarize)
 
 
 def _fingerprint(source: Source) -> str:

@@ -1,4 +1,7 @@
-"""`.parquet` larger than memory: a row group is unpacked a few columns at a time, then read slice by slice."""
+"""`.parquet` files larger than memory.
+
+A row group is unpacked a few columns at a time, and then read slice by slice.
+"""
 
 import os
 import tempfile
@@ -6,58 +9,65 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pyroae.data.sources import check_numeric, columns_of, common_dtype
 from pyroae.data.storage import Reader, Rows, Stored
+from pyroae.data.tables import check_numeric, columns_of, common_dtype
 from pyroae.errors import DataError
 
 TABLE_SLICE = 4 * 2**20
-"""Bytes of a slice, at least one row; a row group of one slice is unpacked in memory, a larger one in a scratch file."""
+"""Bytes of a slice, which has at least one row.
+
+A row group of one slice is unpacked in memory, a larger one in a scratch file.
+"""
 
 
 UNPACKED_AT_ONCE = 16 * 2**20
-"""Bytes of pages and dictionaries of the columns that are unpacked together."""
+"""Bytes of the pages and dictionaries of the columns that are unpacked together."""
 
 
-OF_A_COLUMN = 2 * 2**20
-"""Bytes that the reader of one column holds at most: a page and a dictionary, each of a mebibyte as they are written."""
+COLUMN_BYTES = 2 * 2**20
+"""Bytes that the reader of a column needs at most: a page and a dictionary of 1 MiB each."""
 
 
-SCRATCH, MOST_LANES = 4 * 2**30, 8
-"""Bytes of the scratch files of the row groups that are open at once, and how many these are at most."""
+SCRATCH, MAX_OPEN_GROUPS = 4 * 2**30, 8
+"""Limits of the row groups open at once: the bytes of their scratch files, and their number."""
 
 
 class StoredTable(Stored):
-    """A `.parquet` file: numbers in columns, and a column of labels where one is named so.
+    """A `.parquet` file with numeric columns, and optionally a column of labels.
 
-    The reader of a column holds a page and a dictionary, of all columns together easily more than the row group: so a few
-    columns are unpacked at a time, in a scratch file (of the folder that TMPDIR names) where they do not fit a slice.
+    The reader of a column holds a page and a dictionary in memory; the readers of all columns may
+    need more memory than the row group. Therefore a few columns are unpacked at a time: in memory
+    if the row group is one slice, else in a scratch file in the folder that TMPDIR names.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        names: The names of the columns of features, d of them.
+        label: The name of the column of labels, or None.
+        groups: The numbers of the row groups that are not empty, `[R]`; each is a run.
+        starts: The first row of each of these row groups, `[R]`.
+        slice_rows: The number of rows in a slice.
+
+    Raises:
+        DataError: If a column is not numeric, or the columns are ambiguous, as in `columns_of`.
     """
 
     def __init__(self, path: Path) -> None:
         with pq.ParquetFile(path) as file:
             self.metadata, schema = file.metadata, file.schema_arrow
-        frame = schema.empty_table().to_pandas()
-        index = [
-            name
-            for name in (schema.pandas_metadata or {}).get("index_columns", ())
-            if isinstance(name, str)
-        ]
-        names = [name for name in schema.names if name not in index]
-        places, label = columns_of(f"'{path}'", frame.columns)
-        values = frame.iloc[:, places]
-        check_numeric(f"'{path}'", values)
-        self.label = None if label is None else names[label]
-        self.names = [names[i] for i in places]
-        dtype, groups = common_dtype(values), range(self.metadata.num_row_groups)
-        counts = [self.metadata.row_group(i).num_rows for i in groups]
+        dtype = self._find_columns(path, schema)
+        groups = range(self.metadata.num_row_groups)
+        counts = np.array([self.metadata.row_group(i).num_rows for i in groups], np.int64)
+        self.groups = np.flatnonzero(counts)
+        rows = counts[self.groups]
+        self.starts = np.cumsum(rows) - rows
         row_bytes = max(1, len(self.names) * dtype.itemsize)
         self.slice_rows = max(1, TABLE_SLICE // row_bytes)
-        self.groups = np.array([i for i in groups if counts[i]])
-        rows = np.array([count for count in counts if count], np.int64)
-        self.starts = np.cumsum(rows) - rows
         firsts = [
             np.arange(start, start + n, self.slice_rows)
             for start, n in zip(self.starts, rows, strict=True)
@@ -65,26 +75,45 @@ class StoredTable(Stored):
         bounds = np.concatenate([*firsts, [rows.sum()]]).astype(np.int64)
         runs = -(-rows // self.slice_rows)
         super().__init__(path, path.stem, dtype, (int(rows.sum()), len(self.names)), bounds, runs)
-        self.lanes = int(np.clip(SCRATCH // (row_bytes * rows.max(initial=1)), 1, MOST_LANES))
+        group_bytes = row_bytes * rows.max(initial=1)
+        self.max_open_runs = int(np.clip(SCRATCH // group_bytes, 1, MAX_OPEN_GROUPS))
+
+    def _find_columns(self, path: Path, schema: pa.Schema) -> np.dtype:
+        """Set the names of the columns; return the common type of the features."""
+        frame: pd.DataFrame = schema.empty_table().to_pandas()
+        index = (schema.pandas_metadata or {}).get("index_columns", ())
+        names = [name for name in schema.names if name not in index]
+        places, label = columns_of(f"'{path}'", frame.columns)
+        values = frame.iloc[:, places]
+        check_numeric(f"'{path}'", values)
+        self.label = None if label is None else names[label]
+        self.names = [names[i] for i in places]
+        return common_dtype(values)
 
     def reader(self, labels: bool) -> Reader:
+        """Open the file for reading, and its column of labels if requested."""
         return _TableReader(self, labels)
 
     def blocks(self, group: int) -> list[slice]:
-        """Columns of a row group that are unpacked together."""
-        found, size, begun = self.metadata.row_group(int(self.groups[group])), 0, 0
+        """Divide the columns of a row group into blocks that are unpacked together.
+
+        Args:
+            group: The number of the row group among those that are not empty.
+
+        Returns:
+            Slices of `names`, each of about `UNPACKED_AT_ONCE` bytes at most.
+        """
+        metadata, size, begin = self.metadata.row_group(int(self.groups[group])), 0, 0
         blocks = []
-        sizes = {
-            found.column(i).path_in_schema: found.column(i).total_uncompressed_size
-            for i in range(found.num_columns)
-        }
+        columns = [metadata.column(i) for i in range(metadata.num_columns)]
+        sizes = {column.path_in_schema: column.total_uncompressed_size for column in columns}
         for number, name in enumerate(self.names):
-            more = min(sizes.get(name, OF_A_COLUMN), OF_A_COLUMN)
+            more = min(sizes.get(name, COLUMN_BYTES), COLUMN_BYTES)
             if size and size + more > UNPACKED_AT_ONCE:
-                blocks.append(slice(begun, number))
-                begun, size = number, 0
+                blocks.append(slice(begin, number))
+                begin, size = number, 0
             size += more
-        return [*blocks, slice(begun, len(self.names))]
+        return [*blocks, slice(begin, len(self.names))]
 
 
 class _TableReader(Reader):
@@ -110,7 +139,7 @@ class _TableReader(Reader):
             self.open.pop(run).close()
         return Rows(values, labels)
 
-    def close(self) -> None:  # not every reader has something open
+    def close(self) -> None:
         for group in self.open.values():
             group.close()
         self.open.clear()
@@ -118,7 +147,7 @@ class _TableReader(Reader):
 
 
 class _Group:
-    """The values of a row group `[n, d]`, unpacked: in memory where they are one slice, else in a scratch file."""
+    """The unpacked values of a row group `[n, d]`, in memory or in a scratch file."""
 
     def __init__(self, stored: StoredTable, file: pq.ParquetFile, number: int) -> None:
         self.stored, self.file, self.number = stored, file, int(stored.groups[number])
@@ -129,7 +158,7 @@ class _Group:
         self.values: Any = None
         try:
             self.values = (
-                np.empty(shape, stored.dtype) if stored.runs[number] == 1 else self._reserved(shape)
+                np.empty(shape, stored.dtype) if stored.runs[number] == 1 else self._mapped(shape)
             )
             for block in stored.blocks(number):
                 self._unpack(block, int(stored.starts[number]))
@@ -142,7 +171,7 @@ class _Group:
         return np.array(self.values[first:stop])
 
     def labels(self, first: int, stop: int) -> np.ndarray | None:
-        """Labels of some rows, where there is a column of them."""
+        """The labels of some rows, or None if the file has no labels."""
         if self.stored.label is None:
             return None
         if self._labels is None:
@@ -152,27 +181,28 @@ class _Group:
             self._labels = column.column(0).to_pandas().to_numpy()
         return self._labels[first:stop]
 
-    def close(self) -> None:  # not every reader has something open
-        """Give back memory and scratch."""
+    def close(self) -> None:
+        """Release the memory or the scratch file."""
         self.values = None
         if self._scratch is not None:
             self._scratch.close()
 
-    def _reserved(self, shape: tuple[int, int]) -> np.ndarray:
-        """Room on disk for all of it. Raises DataError where there is none, before it is written to."""
+    def _mapped(self, shape: tuple[int, int]) -> np.ndarray:
+        """An array in a scratch file whose space is reserved; DataError if the disk is full."""
         size = shape[0] * shape[1] * self.stored.dtype.itemsize
-        self._scratch = tempfile.TemporaryFile()  # open as long as the group is  # noqa: SIM115
+        self._scratch = tempfile.TemporaryFile()  # `close` closes it  # noqa: SIM115
         try:
-            _take_room(self._scratch, size)
+            _reserve(self._scratch, size)
         except OSError as error:
             folder = tempfile.gettempdir()
             raise DataError(
-                f"a row group of '{self.stored.path}' takes {size / 2**20:.0f} MiB in '{folder}', to be read in slices: "
-                f"{error.strerror}; name another folder by TMPDIR"
+                f"a row group of '{self.stored.path}' takes {size / 2**20:.0f} MiB in '{folder}', "
+                f"to be read in slices: {error.strerror}; name another folder by TMPDIR"
             ) from None
         return np.memmap(self._scratch, self.stored.dtype, "r+", shape=shape)
 
     def _unpack(self, block: slice, start: int) -> None:
+        """Read a block of columns; `start` is the number of the first row in the file."""
         names, at = self.stored.names[block], 0
         for batch in self.file.iter_batches(
             self.stored.slice_rows,
@@ -182,15 +212,15 @@ class _Group:
             use_pandas_metadata=False,
         ):
             columns = [
-                _numbers(batch.column(i), names[i], self.stored, start + at)
-                for i in range(len(names))
+                _numbers(batch.column(i), name, self.stored, start + at)
+                for i, name in enumerate(names)
             ]
             self.values[at : at + batch.num_rows, block] = np.stack(columns, 1)
             at += batch.num_rows
 
 
-def _take_room(file: Any, size: int) -> None:
-    """Make a file so large that writing into it cannot fail for want of room. Raises OSError where there is none."""
+def _reserve(file: Any, size: int) -> None:
+    """Reserve disk space, so that later writes cannot fail; OSError if there is not enough."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
         return
@@ -200,10 +230,12 @@ def _take_room(file: Any, size: int) -> None:
 
 
 def _numbers(column: pa.Array, name: str, stored: StoredTable, first: int) -> np.ndarray:
+    """The values of a column `[n]`; DataError with the place of a missing one."""
     if column.null_count:
         row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
         place = stored.names.index(name)
         raise DataError(
-            f"{stored.name} holds nan at row {first + row}, column {place}: every value must be finite"
+            f"{stored.name} holds nan at row {first + row}, column {place}: "
+            "every value must be finite"
         )
     return column.to_numpy(zero_copy_only=False)

@@ -1,4 +1,4 @@
-"""Values on their way from a file to a model: what is refused, scaled, made black and white."""
+"""Validate, rescale and binarize data."""
 
 from typing import Any
 
@@ -9,84 +9,202 @@ from torch import Tensor
 from pyroae.errors import ConfigError, DataError
 
 DTYPES = {torch.float32: np.float32, torch.float64: np.float64, torch.float16: np.float16}
+"""The NumPy type of each floating-point type of torch that data are stored in."""
 
 
-def share_of(name: str, fraction: float, count: int) -> int:
-    """So many of `count` data are a share that is not 0. Raises ConfigError for a share outside [0, 1)."""
+def held_out_count(name: str, fraction: float, count: int) -> int:
+    """Return the number of data in a held-out part.
+
+    Args:
+        name: The name of the part in the error message, `valid` or `test`.
+        fraction: The fraction of the data, in [0, 1).
+        count: The number of data.
+
+    Returns:
+        `fraction * count`, rounded to an integer, but at least 1; 0 if `fraction` is 0.
+
+    Raises:
+        ConfigError: If `fraction` is outside [0, 1).
+
+    >>> [held_out_count("test", 0.1, count) for count in (2, 28)], held_out_count("test", 0.0, 28)
+    ([1, 3], 0)
+    """
     if not 0 <= fraction < 1:
         raise ConfigError(f"the {name} share must be in [0, 1), not {fraction}")
     return max(1, round(fraction * count)) if fraction else 0
 
 
-def check_range(given: Any) -> None:
-    """Raises ConfigError for a value_range that is not two numbers, the lower one first."""
-    low, high = (0.0, 1.0) if given is None else given
+def check_range(value_range: Any) -> None:
+    """Check a pair of limits.
+
+    Args:
+        value_range: The lower and the upper limit, or None.
+
+    Raises:
+        ConfigError: If the limits are not finite, or the first is not below the second.
+    """
+    low, high = (0.0, 1.0) if value_range is None else value_range
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise ConfigError(f"value_range takes two numbers, LOW below HIGH, not {tuple(given)}")
+        raise ConfigError(
+            f"value_range takes two numbers, LOW below HIGH, not {tuple(value_range)}"
+        )
 
 
-def range_of(dtype: np.dtype, largest: Any, given: Any) -> tuple[float, float] | None:
-    """The values that become 0 and 1: those given, or 0 and 255 where bytes are more than 0 and 1."""
-    check_range(given)
-    if given is None:
+def limits_of(dtype: np.dtype, largest: Any, value_range: Any) -> tuple[float, float] | None:
+    """Return the limits that are mapped to 0 and 1.
+
+    Args:
+        dtype: The type of the stored values.
+        largest: The largest stored value; it is used for uint8 values only.
+        value_range: The limits of the user; None if there are none.
+
+    Returns:
+        `value_range` if given; else (0, 255) for uint8 values of which one exceeds 1; else None,
+        which leaves the values unchanged.
+
+    Raises:
+        ConfigError: If `value_range` is not a pair of finite numbers in ascending order.
+    """
+    check_range(value_range)
+    if value_range is None:
         return (0.0, 255.0) if dtype == np.uint8 and largest > 1 else None
-    return float(given[0]), float(given[1])
+    return float(value_range[0]), float(value_range[1])
 
 
 def check_layout(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """Raises DataError for values that are no numbers, or not a datum a row."""
+    """Check that an array is numeric, not empty, and has one row per datum.
+
+    Args:
+        name: The name of the data in the error message.
+        dtype: The type of the values.
+        shape: The shape of the array, `(N, ...)`.
+
+    Raises:
+        DataError: If the values are not real numbers, or the shape is not `[N, ...]` with at least
+            two dimensions, none of which is 0.
+    """
     if dtype.kind not in "buif":
         raise DataError(f"{name} holds {dtype} values; numbers are needed")
     if len(shape) == 1:
-        raise DataError(f"{name} has the shape {shape}; a datum a row is needed, as in [N, d]")
+        raise DataError(f"{name} has the shape {shape}; one row per datum is needed, as in [N, d]")
     if not shape or 0 in shape:
         raise DataError(f"{name} is empty: its shape is {shape}")
 
 
-def converted(flat: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-    """A floating-point copy in native order; a value beyond that precision becomes infinite."""
+def to_floating(flat: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """Copy values to a floating-point array in native byte order.
+
+    Args:
+        flat: The values `[N, d]`.
+        dtype: The floating-point type of the copy; one of `DTYPES`.
+
+    Returns:
+        The copy `[N, d]`. A value that exceeds the range of `dtype` becomes infinite.
+    """
     with np.errstate(over="ignore"):
         return np.array(flat, dtype=DTYPES[dtype])
 
 
-def scaled(x: Tensor, limits: tuple[float, float] | None) -> Tensor:
-    """Values of which `limits` become 0 and 1."""
+def rescaled(x: Tensor, limits: tuple[float, float] | None) -> Tensor:
+    """Map values linearly so that the limits become 0 and 1.
+
+        (x − low) / (high − low)
+
+    Args:
+        x: The values, of any shape.
+        limits: The pair (low, high); None leaves `x` unchanged.
+
+    Returns:
+        The mapped values, in the shape of `x`.
+
+    >>> rescaled(torch.tensor([0.0, 4.0, 16.0]), (0.0, 16.0))
+    tensor([0.0000, 0.2500, 1.0000])
+    """
     return x if limits is None else (x - limits[0]) / (limits[1] - limits[0])
 
 
-def check_finite(given: np.ndarray, values: np.ndarray, name: str, first: int = 0) -> None:
-    """Raises DataError with the place of a value that is not finite. first: the number of the first row."""
+def check_finite(stored: np.ndarray, values: np.ndarray, name: str, first: int = 0) -> None:
+    """Check that all values are finite.
+
+    Args:
+        stored: The values as they are stored, `[n, d]`; the error message quotes them.
+        values: The same values in floating point, `[n, d]`; these are checked.
+        name: The name of the data in the error message.
+        first: The number of the first row within the data set.
+
+    Raises:
+        DataError: If a value is NaN or infinite; the message has its row and column.
+    """
     finite = np.isfinite(values)
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
         raise DataError(
-            f"{name} holds {given[row, column]} at row {first + row}, column {column}: every value must be finite"
+            f"{name} holds {stored[row, column]} at row {first + row}, column {column}: "
+            "every value must be finite"
         )
 
 
 def check_spread(name: str, low: Any, high: Any, size: int) -> None:
-    """Raises DataError for several values that are all the same."""
+    """Check that data are not constant.
+
+    Args:
+        name: The name of the data in the error message.
+        low: The smallest value.
+        high: The largest value.
+        size: The number of values. A single value is accepted.
+
+    Raises:
+        DataError: If there are several values and all are equal.
+    """
     if low == high and size > 1:
         raise DataError(f"{name} is constant: every value is {low}")
 
 
 def check_unit(name: str, low: Any, high: Any) -> None:
-    """Raises DataError for values outside [0, 1], which cannot be made black and white."""
+    """Check that values can be binarized, which needs values in [0, 1].
+
+    Args:
+        name: The name of the data in the error message.
+        low: The smallest value.
+        high: The largest value.
+
+    Raises:
+        DataError: If `low` is negative or `high` exceeds 1.
+    """
     if low < 0 or high > 1:
         raise DataError(
-            f"{name} has values from {low:g} to {high:g}: binarization needs values in [0, 1]; give its value_range"
+            f"{name} has values from {low:g} to {high:g}: "
+            "binarization needs values in [0, 1]; give its value_range"
         )
 
 
 def thresholded(x: Tensor) -> Tensor:
-    """Black, 1, above a half."""
+    """Binarize values at 1/2.
+
+    Args:
+        x: The values, of any shape.
+
+    Returns:
+        1 where `x` exceeds 1/2 and 0 elsewhere, in the shape and type of `x`.
+
+    >>> thresholded(torch.tensor([0.2, 0.5, 0.7]))
+    tensor([0., 0., 1.])
+    """
     return (x > 0.5).to(x.dtype)
 
 
-def drawn(x: Tensor, bits: np.random.PCG64) -> np.ndarray:
-    """A Bernoulli draw `[N, d]` of booleans from probabilities, the same on every machine."""
-    found = np.empty(x.shape, np.bool_)
-    for place, row in zip(found, x, strict=True):
+def bernoulli_draw(x: Tensor, bits: np.random.PCG64) -> np.ndarray:
+    """Draw from Bernoulli distributions, with the same result on every machine.
+
+    Args:
+        x: The probabilities `[N, d]`.
+        bits: The source of random bits; 64 of them are used per value, in the order of the rows.
+
+    Returns:
+        The draws `[N, d]`, booleans.
+    """
+    draws = np.empty(x.shape, np.bool_)
+    for out, row in zip(draws, x, strict=True):
         uniform = (bits.random_raw(row.numel()) >> np.uint64(11)) * 2.0**-53
-        np.less(uniform, row.double().numpy(), out=place)
-    return found
+        np.less(uniform, row.double().numpy(), out=out)
+    return draws

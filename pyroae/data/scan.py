@@ -1,7 +1,8 @@
-"""Data larger than memory, read once: their fingerprint, what would be refused, the rows that are held out."""
+"""Read data larger than memory once: fingerprint, checks, statistics and held-out rows."""
 
 import hashlib
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +10,39 @@ import numpy as np
 import torch
 
 from pyroae.data.image_folders import Images
-from pyroae.data.preprocessing import check_finite, check_layout, check_spread, converted, share_of
-from pyroae.data.sources import DATASETS
-from pyroae.data.storage import IN_MEMORY, Stored, StoredArray, StoredImages
+from pyroae.data.named_datasets import DATASETS
+from pyroae.data.preprocessing import (
+    check_finite,
+    check_layout,
+    check_spread,
+    held_out_count,
+    to_floating,
+)
+from pyroae.data.storage import IN_MEMORY, Rows, Stored, StoredArray, StoredImages
 from pyroae.errors import DataError
 from pyroae.runtime.progress import Progress
 
 HELD_OUT = 64 * 2**20
-"""Bytes in single precision of the validation data, and of the test data, at most: they are kept in memory."""
+"""Bytes in single precision that the validation data, and the test data, take at most in memory."""
 
 
 HEAD = 4 * 2**20
-"""Bytes in single precision of the rows that are kept to look at."""
+"""Bytes in single precision of the first training rows, which serve as a sample in memory."""
 
 
-def stored_of(source: Any) -> Stored | None:
-    """What lies on disk under that path where it is too large for memory. Raises DataError where it cannot be read."""
+def stored_source(source: Any) -> Stored | None:
+    """Open a file or a folder that is larger than memory.
+
+    Args:
+        source: Any source that `load` accepts.
+
+    Returns:
+        The stored rows, if `source` is the path of a `.npy` or `.parquet` file or of a folder of
+        images with values of more than `IN_MEMORY` bytes in single precision; else None.
+
+    Raises:
+        DataError: If the file or the folder is refused.
+    """
     path = Path(source) if isinstance(source, str | Path) and source not in DATASETS else None
     if path is None or not path.exists():
         return None
@@ -32,7 +50,7 @@ def stored_of(source: Any) -> Stored | None:
         stored = _opened(path)
     except DataError:
         raise
-    except Exception:  # what is wrong with it is said by those who read it whole
+    except Exception:  # reading the file into memory then fails with a message
         return None
     return stored if stored is not None and len(stored) * stored.features * 4 > IN_MEMORY else None
 
@@ -51,10 +69,18 @@ def _opened(path: Path) -> Stored | None:
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """What one reading found. fingerprint: that of the same values in memory. mean: `[d]`, of the values as they are stored.
+    """The result of reading all rows of a file once.
 
-    head: the first rows that were not asked for. extremes: `[E, d]`, rows with the least value, the largest, and one that is
-    neither, where there are such. held: the rows that were asked for, and their labels where known.
+    Attributes:
+        fingerprint: The fingerprint, equal to that of the same values in memory.
+        mean: The mean of each feature, `[d]`, of the values as stored.
+        low: The smallest value.
+        high: The largest value.
+        head: The first training rows, `[n, d]`.
+        extremes: Up to three rows `[E, d]`: one with the smallest value, one with the largest and
+            one with a value between them.
+        held_out: The values of the rows for validation and test, `[H, d]`.
+        labels: The labels of these rows, `[H]`, or None.
     """
 
     fingerprint: str
@@ -63,57 +89,76 @@ class Scan:
     high: float
     head: np.ndarray
     extremes: np.ndarray
-    held: np.ndarray
+    held_out: np.ndarray
     labels: np.ndarray | None
 
 
-def scan(stored: Stored, held: np.ndarray) -> Scan:
-    """Read everything once. held: `[H]`, rows to be kept, in ascending order.
+def scan(stored: Stored, held_out: np.ndarray) -> Scan:
+    """Read all rows once, check them and collect what training needs in memory.
 
-    Raises DataError for values that are not finite, naming the place, or are all the same.
+    Args:
+        stored: The file, N rows of d values.
+        held_out: The numbers of the rows for validation and test, `[H]`, in ascending order.
+
+    Returns:
+        Statistics, fingerprint and held-out rows.
+
+    Raises:
+        DataError: If a value is not finite, all values are equal, or the file cannot be read.
     """
     check_layout(stored.name, stored.dtype, stored.shape)
     digest = hashlib.sha256(f"{stored.dtype.str}{stored.shape}".encode())
-    dtype, found, total = torch.get_default_dtype(), _Extremes(), np.zeros(stored.features)
-    kept, labels, head = np.empty((len(held), stored.features), stored.dtype), [], []
-    wanted = HEAD // (4 * stored.features) + 1
+    extremes, rows, total = _Extremes(), _RowsInMemory(stored, held_out), np.zeros(stored.features)
     with (
         stored.opened(labels=True) as reader,
         Progress(f"reading {stored.name}", len(stored)) as bar,
     ):
-        for number, (first, stop) in enumerate(
-            zip(stored.bounds[:-1].tolist(), stored.bounds[1:].tolist(), strict=True)
-        ):
-            rows = reader.read(number)
-            flat = np.ascontiguousarray(rows.values).reshape(stop - first, -1)
+        for number, (first, stop) in enumerate(pairwise(stored.bounds.tolist())):
+            part = reader.read(number)
+            flat = np.ascontiguousarray(part.values).reshape(stop - first, -1)
             digest.update(flat.reshape(-1).view(np.uint8))
-            values = converted(flat, dtype)
+            values = to_floating(flat, torch.get_default_dtype())
             check_finite(flat, values, stored.name, first)
-            found.look(values, flat)
+            extremes.update(values, flat)
             total += values.sum(0, dtype=np.float64)
-            begin, end = np.searchsorted(held, (first, stop))
-            here = held[begin:end] - first
-            kept[begin:end] = flat[here]
-            labels.append(None if rows.labels is None else rows.labels[here])
-            if first < wanted:
-                head.append(np.delete(flat, here, 0)[: wanted - first])
+            rows.add(first, Rows(flat, part.labels))
             bar.update(stop)
-    check_spread(stored.name, found.low, found.high, len(stored) * stored.features)
-    named = [part for part in labels if part is not None]
+    check_spread(stored.name, extremes.low, extremes.high, len(stored) * stored.features)
     return Scan(
         digest.hexdigest()[:16],
         total / len(stored),
-        found.low,
-        found.high,
-        np.concatenate(head),
-        np.stack(found.rows),
-        kept,
-        np.concatenate(named) if named else None,
+        extremes.low,
+        extremes.high,
+        np.concatenate(rows.head),
+        np.stack(extremes.rows),
+        rows.values,
+        np.concatenate(rows.labels) if rows.labels else None,
     )
 
 
+class _RowsInMemory:
+    """The held-out rows of a file, and its first training rows."""
+
+    def __init__(self, stored: Stored, held_out: np.ndarray) -> None:
+        self.held_out = held_out
+        self.values = np.empty((len(held_out), stored.features), stored.dtype)
+        self.labels: list[np.ndarray] = []
+        self.head: list[np.ndarray] = []
+        self._head_rows = HEAD // (4 * stored.features) + 1
+
+    def add(self, first: int, rows: Rows) -> None:
+        """Copy the rows from those of a slice, the first of which has the number `first`."""
+        begin, end = np.searchsorted(self.held_out, (first, first + len(rows.values)))
+        index = self.held_out[begin:end] - first
+        self.values[begin:end] = rows.values[index]
+        if rows.labels is not None:
+            self.labels.append(rows.labels[index])
+        if first < self._head_rows:
+            self.head.append(np.delete(rows.values, index, 0)[: self._head_rows - first])
+
+
 class _Extremes:
-    """The least and the largest value, one in between, and the rows that they are in."""
+    """The smallest and the largest value, and rows with these and with a value between them."""
 
     def __init__(self) -> None:
         self.low, self.high = np.inf, -np.inf
@@ -123,12 +168,12 @@ class _Extremes:
     def rows(self) -> list[np.ndarray]:
         return list(self._rows.values())
 
-    def look(self, values: np.ndarray, stored: np.ndarray) -> None:
+    def update(self, values: np.ndarray, stored: np.ndarray) -> None:
         for name, at, sign in (("low", values.argmin(), 1), ("high", values.argmax(), -1)):
             value = values.flat[at]
             last = getattr(self, name)
             if sign * value < sign * last:
-                if self.low < last < self.high:  # what was an end before is now in between
+                if self.low < last < self.high:  # the former extreme is now between the two
                     self._rows.setdefault("between", self._rows[name])
                 setattr(self, name, float(value))
                 self._rows[name] = stored[at // values.shape[1]].copy()
@@ -138,20 +183,51 @@ class _Extremes:
                 self._rows["between"] = stored[grey[0] // values.shape[1]].copy()
 
 
-def held_out(
+def held_out_rows(
     num_data: int, features: int, test: float, valid: float, bits: np.random.PCG64
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of test and validation data, in ascending order: as many as their shares are, and as fit `HELD_OUT`."""
+    """Choose the rows for test and validation, at most `HELD_OUT` bytes of each.
+
+    Args:
+        num_data: The number of data, N.
+        features: The number of values of a datum, d.
+        test: The fraction of the data for the test.
+        valid: The fraction of the other data for validation.
+        bits: The source of random bits.
+
+    Returns:
+        The row numbers of the test data and of the validation data, each in ascending order.
+
+    Raises:
+        DataError: If no row is left for training.
+        ConfigError: If a fraction is outside [0, 1).
+    """
     most = max(1, HELD_OUT // (4 * features))
-    num_test = min(share_of("test", test, num_data), most)
-    num_valid = min(share_of("valid", valid, num_data - num_test), most)
-    if num_test + num_valid >= num_data:
-        raise DataError(
-            f"{num_data} data leave none to train on after {num_valid} for validation and {num_test} for the test"
-        )
-    drawn = np.zeros(0, np.uint64)
-    while len(drawn) < num_test + num_valid:
-        drawn = np.append(drawn, bits.random_raw(2 * (num_test + num_valid)) % np.uint64(num_data))
-        drawn = drawn[np.sort(np.unique(drawn, return_index=True)[1])]
-    rows = drawn[: num_test + num_valid].astype(np.int64)
+    num_test = min(held_out_count("test", test, num_data), most)
+    num_valid = min(held_out_count("valid", valid, num_data - num_test), most)
+    check_train_part(num_data, num_valid, num_test)
+    count = num_test + num_valid
+    rows = np.zeros(0, np.uint64)
+    while len(rows) < count:
+        rows = np.append(rows, bits.random_raw(2 * count) % np.uint64(num_data))
+        rows = rows[np.sort(np.unique(rows, return_index=True)[1])]
+    rows = rows[:count].astype(np.int64)
     return np.sort(rows[:num_test]), np.sort(rows[num_test:])
+
+
+def check_train_part(num_data: int, num_valid: int, num_test: int) -> None:
+    """Check that some data are left for training.
+
+    Args:
+        num_data: The number of data.
+        num_valid: The number of validation data.
+        num_test: The number of test data.
+
+    Raises:
+        DataError: If validation and test take all data.
+    """
+    if num_valid + num_test >= num_data:
+        raise DataError(
+            f"{num_data} data leave none to train on after {num_valid} for validation "
+            f"and {num_test} for the test"
+        )

@@ -1,7 +1,7 @@
-"""Data on disk that are larger than memory: `.npy`, `.parquet` and folders of images, read slice by slice.
+"""Files larger than memory, read slice by slice: `.npy` files and folders of images.
 
-A slice is some consecutive rows, small beside the buffer in which data are shuffled. A run is the slices that are cheap to
-read while it is open, such as those of one row group of `.parquet`.
+A slice is a few consecutive rows, small compared with the buffer in which rows are shuffled. A run
+is a sequence of slices that are cheap to read while it is open, such as a row group of `.parquet`.
 """
 
 from abc import ABC, abstractmethod
@@ -11,31 +11,46 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from pyroae.data.image_folders import Images
-from pyroae.data.sources import words
 from pyroae.errors import DataError
+from pyroae.runtime.files import words
 
 IN_MEMORY = 256 * 2**20
-"""Bytes: a file or folder whose values take more in single precision is streamed."""
+"""Bytes in single precision above which a file or a folder is streamed instead of loaded."""
 
 
 SLICE = 256 * 2**10
-"""Bytes of a slice of `.npy`: so many are read at once from one place."""
+"""Bytes of a slice of `.npy`, which is read at once."""
 
 
 class Rows(NamedTuple):
-    """Values `[n, ...]` of consecutive rows as they are stored, and their labels where known."""
+    """Consecutive rows of a file.
+
+    Attributes:
+        values: The values `[n, ...]`, as stored.
+        labels: The labels `[n]`; None if the file has none, or they were not requested.
+    """
 
     values: np.ndarray
     labels: np.ndarray | None
 
 
 class Stored(ABC):
-    """N rows on disk. shape: (N, ...); bounds: `[S + 1]`, the first row of each slice; runs: `[R]`, slices of each run.
+    """N rows on disk.
 
-    lanes: so many runs may be open at once.
+    Args:
+        path: The file or the folder.
+        name: The name of the data in messages and reports.
+        dtype: The type of the stored values.
+        shape: The shape `(N, ...)`.
+        bounds: The first row of each slice, and N; `[S + 1]`.
+        runs: The number of slices of each run, `[R]`; by default each slice is a run.
+
+    Attributes:
+        max_open_runs: The number of runs that may be open at once.
+        row_bytes: The size of a row in bytes.
     """
 
-    lanes = 1
+    max_open_runs = 1
 
     def __init__(
         self,
@@ -48,33 +63,54 @@ class Stored(ABC):
     ) -> None:
         self.path, self.name, self.dtype, self.shape, self.bounds = path, name, dtype, shape, bounds
         self.runs = np.ones(len(bounds) - 1, np.int64) if runs is None else runs
-        self.row_bytes = max(1, int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize)
-        self._mark = _mark(path)
+        self.row_bytes = max(1, self.features * dtype.itemsize)
+        self._stamp = _stamp(path)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     @property
     def features(self) -> int:
-        """Values of one row."""
+        """The number of values of a row, d."""
         return int(np.prod(self.shape[1:], dtype=np.int64))
 
     @abstractmethod
     def reader(self, labels: bool) -> "Reader":
-        """A reader of one's own, of labels too where that is asked for."""
+        """Open the file for reading.
+
+        Args:
+            labels: Whether to read labels too.
+
+        Returns:
+            A new reader.
+        """
 
     def opened(self, *, labels: bool = False) -> "Reader":
-        """A reader of the file that was found first. Raises DataError where it is gone, has changed or cannot be read."""
+        """Open the file for reading, if it has not changed.
+
+        Args:
+            labels: Whether to read labels too.
+
+        Returns:
+            A new reader, which is a context manager.
+
+        Raises:
+            DataError: If the file is missing, has changed or cannot be read.
+        """
         self.refuse_changed()
         try:
             return self.reader(labels)
-        except Exception as error:  # whatever a damaged file makes its reader raise
+        except Exception as error:  # a reader may raise anything on a damaged file
             raise DataError(f"cannot read '{self.path}': {words(error)}") from None
 
     def refuse_changed(self) -> None:
-        """Raises DataError where the file is not the one that was found first."""
+        """Check that the file has the size and the modification time that it had at first.
+
+        Raises:
+            DataError: If the file is missing or has changed.
+        """
         try:
-            changed = _mark(self.path) != self._mark
+            changed = _stamp(self.path) != self._stamp
         except OSError as error:
             raise DataError(f"'{self.path}' is gone: {error.strerror or error}") from None
         if changed:
@@ -84,7 +120,12 @@ class Stored(ABC):
 
 
 class Reader(ABC):
-    """What is open while slices are read; a context, left with nothing open."""
+    """An open file from which slices are read; a context manager, which closes it.
+
+    Args:
+        stored: The file.
+        labels: Whether to read labels too.
+    """
 
     def __init__(self, stored: Stored, labels: bool) -> None:
         self.stored, self.labels = stored, labels
@@ -96,13 +137,23 @@ class Reader(ABC):
         self.close()
 
     def read(self, number: int) -> Rows:
-        """A slice. Raises DataError, in one sentence, where it cannot be read."""
+        """Read a slice.
+
+        Args:
+            number: The number of the slice.
+
+        Returns:
+            The values `[n, ...]` and labels of its rows.
+
+        Raises:
+            DataError: If the file has changed or cannot be read.
+        """
         first, stop = self.stored.bounds[number : number + 2].tolist()
         try:
             rows = self.rows(number, first, stop)
         except DataError:
             raise
-        except Exception as error:  # whatever a damaged file makes its reader raise
+        except Exception as error:  # a reader may raise anything on a damaged file
             raise DataError(
                 f"cannot read rows {first} to {stop} of '{self.stored.path}': {words(error)}"
             ) from None
@@ -111,16 +162,32 @@ class Reader(ABC):
 
     @abstractmethod
     def rows(self, number: int, first: int, stop: int) -> Rows:
-        """The rows of a slice, from `first` on."""
+        """Read a slice without checks; `read` calls this method.
 
-    def close(self) -> None:  # not every reader has something open  # noqa: B027
-        """Close what is open."""
+        Args:
+            number: The number of the slice.
+            first: The number of its first row.
+            stop: The number of the row after its last.
+
+        Returns:
+            The values `[stop - first, ...]` and labels of its rows.
+        """
+
+    def close(self) -> None:  # a reader may have nothing to close  # noqa: B027
+        """Close the file."""
 
 
 class StoredArray(Stored):
     """A `.npy` file in C or Fortran order.
 
-    It is mapped into memory to learn what it holds, and then read by position: a mapped file that is cut ends the process.
+    The file is mapped into memory only to read its header. Rows are read by position, because the
+    process is killed if a mapped file is truncated.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: If the file is an archive of arrays.
     """
 
     def __init__(self, path: Path) -> None:
@@ -134,6 +201,7 @@ class StoredArray(Stored):
         super().__init__(path, path.stem, mapped.dtype, mapped.shape, _even(rows, size))
 
     def reader(self, labels: bool) -> Reader:
+        """Open the file for reading; it has no labels."""
         return _ArrayReader(self, labels)
 
 
@@ -156,22 +224,28 @@ class _ArrayReader(Reader):
         return Rows(np.ascontiguousarray(columns.T), None)
 
     def _fill(self, values: np.ndarray, start: int) -> None:
+        """Read values from a position, in bytes after the header."""
         self.file.seek(self.stored.offset + start)
-        left = memoryview(values.reshape(-1).view(np.uint8))
-        while left:
-            count = self.file.readinto(left)
+        buffer = memoryview(values.reshape(-1).view(np.uint8))
+        while buffer:
+            count = self.file.readinto(buffer)
             if not count:
                 raise DataError(
-                    f"'{self.stored.path}' ended before its last row: it was cut after it was first read"
+                    f"'{self.stored.path}' ended before its last row: "
+                    "it was truncated after it was first read"
                 )
-            left = left[count:]
+            buffer = buffer[count:]
 
-    def close(self) -> None:  # not every reader has something open
+    def close(self) -> None:
         self.file.close()
 
 
 class StoredImages(Stored):
-    """A folder of images, each a slice."""
+    """A folder of images, each of which is a slice.
+
+    Args:
+        images: The images.
+    """
 
     def __init__(self, images: Images) -> None:
         self.images = images
@@ -179,19 +253,20 @@ class StoredImages(Stored):
         super().__init__(images.path, images.name, np.dtype(np.uint8), shape, _even(len(images), 1))
 
     def reader(self, labels: bool) -> Reader:
+        """Make a reader of images, and of the names of their folders as labels."""
         return _ImageReader(self, labels)
 
     def refuse_changed(self) -> None:
-        """An image that is gone or of another size is refused when it is read."""
+        """Accept the folder; an image that is missing or has another size is refused when read."""
 
 
 class _ImageReader(Reader):
     stored: StoredImages
 
     def rows(self, number: int, first: int, stop: int) -> Rows:
-        labels = self.stored.images.labels
-        known = labels[first:stop] if self.labels and labels is not None else None
-        return Rows(self.stored.images.read(first, stop), known)
+        images = self.stored.images
+        labels = images.labels if self.labels else None
+        return Rows(images.read(first, stop), None if labels is None else labels[first:stop])
 
 
 def _even(rows: int, size: int) -> np.ndarray:
@@ -199,7 +274,7 @@ def _even(rows: int, size: int) -> np.ndarray:
     return np.append(np.arange(0, rows, size), rows)
 
 
-def _mark(path: Path) -> tuple[int, int]:
-    """What tells that a file was changed, short of reading it."""
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+def _stamp(path: Path) -> tuple[int, int]:
+    """The size and the modification time of a file, which detect changes without reading it."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns

@@ -1,4 +1,4 @@
-"""The directory of a run, and its report."""
+"""The run directory, the data of a run and its report."""
 
 from pyroae.runs.report import write_report
 from pyroae.runs.run import Run

@@ -1,4 +1,4 @@
-"""The data of a run, and checks that they are still the same."""
+"""The data of a run, and checks that data and checkpoints belong to it."""
 
 from dataclasses import replace
 
@@ -16,7 +16,21 @@ from pyroae.training.state import State
 
 
 def splits_of(config: RunConfig, data: str | None = None) -> Splits:
-    """The data of a configuration, or others prepared as it says."""
+    """Load the data of a configuration.
+
+    Args:
+        config: The configuration. Without a binarization, data for a Bernoulli likelihood are
+            binarized dynamically and others are not binarized.
+        data: The name or path of other data, which are prepared in the same way; by default those
+            of the configuration.
+
+    Returns:
+        Training, validation and test data.
+
+    Raises:
+        DataError: If the data cannot be read or are refused, as in `load`.
+        ConfigError: If a setting is not accepted.
+    """
     likelihood = zoo.likelihood_of(config)
     binarize = config.binarize or ("dynamic" if isinstance(likelihood, Bernoulli) else "none")
     return load(
@@ -31,25 +45,60 @@ def splits_of(config: RunConfig, data: str | None = None) -> Splits:
 
 
 def fits(run: Run, state: State, system: Autoencoder) -> None:
-    """Raises RunError where a state is of another system."""
-    wanted = {name: tuple(v.shape) for name, v in system.state_dict().items()}
-    if wanted != {name: tuple(v.shape) for name, v in state.weights.items()}:
+    """Check that a state belongs to a system.
+
+    Args:
+        run: The run of the state, for the error message.
+        state: The state.
+        system: The system whose training is to be resumed.
+
+    Raises:
+        RunError: If the names or the shapes of the weights differ.
+    """
+    shapes = {name: tuple(v.shape) for name, v in system.state_dict().items()}
+    if shapes != {name: tuple(v.shape) for name, v in state.weights.items()}:
         raise RunError(
-            f"the checkpoint of '{run.path}' is of another system: its weights have other names or shapes"
+            f"the checkpoint of '{run.path}' is of another system: "
+            "its weights have other names or shapes"
         )
 
 
 def same_data(run: Run, splits: Splits) -> None:
-    """Raises DataError where the data of a run have changed."""
+    """Check that the data of a run are unchanged.
+
+    Args:
+        run: The run.
+        splits: The data as they are read now.
+
+    Raises:
+        DataError: If the fingerprint of the data is not that of the run.
+    """
     if splits.fingerprint != run.fingerprint:
         raise DataError(
-            f"the data '{run.config.data}' have changed since the run '{run.path}': their fingerprint is "
-            f"{splits.fingerprint}, not {run.fingerprint}"
+            f"the data '{run.config.data}' have changed since the run '{run.path}': "
+            f"their fingerprint is {splits.fingerprint}, not {run.fingerprint}"
         )
 
 
 def part_of(run: Run, data: str | None, split: str, num_data: int | None) -> Dataset:
-    """The part of the data that a command is about: of the run's own, or of other data of the same width."""
+    """Load one part of the data of a run, or of other data with the same number of features.
+
+    Dynamic binarization is replaced by one Bernoulli draw with the seed of the split.
+
+    Args:
+        run: The run.
+        data: The name or path of other data; None for those of the run, which must be unchanged.
+        split: The part: `train`, `valid` or `test`.
+        num_data: The number of data to use, from the first on; None for all.
+
+    Returns:
+        The data `[n, d]`, in memory.
+
+    Raises:
+        DataError: If the data have changed, have no such part or another number of features, do not
+            fit into memory or cannot be read.
+        ConfigError: If `num_data` is less than 1.
+    """
     if num_data is not None:
         at_least_one("num_data", num_data)
     splits = splits_of(run.config, data)
@@ -62,7 +111,7 @@ def part_of(run: Run, data: str | None, split: str, num_data: int | None) -> Dat
         )
     if dataset.stream is not None:
         dataset = dataset.first(num_data or len(dataset))
-    if dataset.dynamic:  # training data are drawn anew each epoch; to look at them, one fixed draw
+    if dataset.dynamic:
         dataset = replace(
             load(dataset, binarize="static", valid=0, test=0, seed=run.config.split_seed).train,
             name=dataset.name,
@@ -70,6 +119,7 @@ def part_of(run: Run, data: str | None, split: str, num_data: int | None) -> Dat
     width, trained_on = dataset.x.shape[1], int(np.prod(run.shape))
     if width != trained_on:
         raise DataError(
-            f"{dataset.name} has {width} features a datum; the run '{run.path}' was trained on {trained_on}"
+            f"{dataset.name} has {width} features per datum; "
+            f"the run '{run.path}' was trained on {trained_on}"
         )
     return dataset.first(num_data or len(dataset))

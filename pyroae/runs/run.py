@@ -1,12 +1,7 @@
-"""The run directory: what one command writes and a later one reads. Files are replaced whole or not at all."""
+"""The run directory, which one command writes and later ones read; files are written atomically."""
 
-import json
-import math
-import platform
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,50 +10,52 @@ import yaml
 from torch import Tensor
 
 from pyroae import zoo
-from pyroae._version import __version__
 from pyroae.autoencoder import Autoencoder
 from pyroae.config import WHERE, RunConfig
 from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, RunError
 from pyroae.evaluation.summary import Result
-from pyroae.runtime.files import guarded, read_tensors, words, write_tensors
-from pyroae.training.state import Epoch, Progressed, State, write_csv
-
-STATE, WEIGHTS = "state of a training", "weights"
-"""The kinds of the files in checkpoints/."""
-
-
-_CONTENTS = (
-    *(
-        "config.yaml",
-        "metrics.csv",
-        "checkpoints",
-        "results.json",
-        "evaluation.nc",
-        "evaluation.yaml",
-        "figures",
-    ),
-    "report.html",
+from pyroae.runs.contents import (
+    FILES,
+    STATE,
+    WEIGHTS,
+    results_from,
+    results_text,
+    state_content,
+    state_from,
+    versions,
+    write_config,
 )
+from pyroae.runtime.files import guarded, read_tensors, words, write_tensors
+from pyroae.training.state import Epoch, State, write_csv
 
 
 class Run:
-    """A directory that holds a run; made by `Run.create`, found again by `Run(path)`.
+    """The directory of a run. `Run.create` makes one, `Run(path)` opens one.
 
-    Raises RunError, in one sentence, where it is missing, taken, or cannot be read or written.
+    Args:
+        path: The directory.
+
+    Attributes:
+        config: The settings.
+        fingerprint: The fingerprint of the data.
+        shape: The shape of one datum.
+        versions: The versions of the software that the run was started or resumed with, by name.
+
+    Raises:
+        RunError: If the directory is not that of a run, or its config.yaml cannot be used.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not (self.path / "config.yaml").is_file():
+        file = self.path / "config.yaml"
+        if not file.is_file():
             raise RunError(f"'{path}' holds no run: there is no config.yaml in it")
         try:
-            self.config = RunConfig.from_yaml(self.path / "config.yaml")
-            record = yaml.safe_load((self.path / "config.yaml").read_text())
-            self.fingerprint, self.shape = (
-                str(record["fingerprint"]),
-                tuple(int(n) for n in record["shape"]),
-            )
+            self.config = RunConfig.from_yaml(file)
+            record = yaml.safe_load(file.read_text())
+            self.fingerprint = str(record["fingerprint"])
+            self.shape = tuple(int(n) for n in record["shape"])
             self.versions: dict[str, str] = dict(record.get("versions", {}))
         except (ConfigError, KeyError, TypeError, ValueError) as error:
             raise RunError(
@@ -69,16 +66,30 @@ class Run:
     def create(
         cls, path: str | Path, config: RunConfig, splits: Splits, *, overwrite: bool = False
     ) -> "Run":
-        """A new run directory. Raises RunError where it holds a run already and `overwrite` is not set."""
+        """Create a run directory.
+
+        Args:
+            path: The directory.
+            config: The settings.
+            splits: The data, of which the fingerprint and the shape of a datum are recorded.
+            overwrite: Whether to remove the files of a run that is there.
+
+        Returns:
+            The new run.
+
+        Raises:
+            RunError: If the directory holds a run and `overwrite` is not set, or if it cannot be
+                written.
+        """
         path = Path(path)
         refuse_taken(path, overwrite)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            for name in _CONTENTS:
-                old = path / name
-                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(
-                    missing_ok=True
-                )
+            for old in (path / name for name in FILES):
+                if old.is_dir() and not old.is_symlink():
+                    shutil.rmtree(old)
+                else:
+                    old.unlink(missing_ok=True)
             (path / "checkpoints").mkdir()
             write_config(path, config, splits)
         except OSError as error:
@@ -86,47 +97,62 @@ class Run:
         return cls(path)
 
     def write_config(self, config: RunConfig, splits: Splits) -> None:
-        """Replace the settings, as when a run goes on for more epochs."""
+        """Replace the settings, for example to resume a run for more epochs.
+
+        Args:
+            config: The new settings.
+            splits: The data, of which the fingerprint and the shape of a datum are recorded.
+
+        Raises:
+            RunError: If config.yaml cannot be written.
+        """
         write_config(self.path, config, splits)
         self.config = config
 
     def save(self, state: State) -> None:
-        """Write the metrics, the state, and its weights as `best` where they are. The state before stays as `previous`.
+        """Save a state as the checkpoint `last`, and the metrics of its epochs in metrics.csv.
 
-        Raises RunError where that cannot be done; what was there is then untouched.
+        The checkpoint that was last before becomes `previous`. At the end of the best epoch so far
+        the weights are also saved as `best`.
+
+        Args:
+            state: The state of the training.
+
+        Raises:
+            RunError: If a file cannot be written; its present content is then unchanged.
         """
         is_best = not state.progressed.position and state.best_epoch == len(state.history) > 0
         if is_best:
-            write_tensors(
-                self.checkpoint("best"),
-                WEIGHTS,
-                {"weights": state.weights, "epoch": state.best_epoch},
-            )
-        content = {
-            **vars(state),
-            "history": [asdict(e) for e in state.history],
-            "progressed": asdict(state.progressed),
-        }
-        content |= {"best_weights": None} if is_best else {}
-        content["record"] = {
+            best = {"weights": state.weights, "epoch": state.best_epoch}
+            write_tensors(self.checkpoint("best"), WEIGHTS, best)
+        record = {
             **self.config.to_dict(),
             "fingerprint": self.fingerprint,
             "versions": versions(),
         }
+        content = {**state_content(state, is_best), "record": record}
         write_tensors(self.checkpoint("last"), STATE, content, previous=self.checkpoint("previous"))
         guarded(self.path / "metrics.csv", lambda file: write_csv(file, state.history))
 
     def state(self, checkpoint: str = "last") -> State:
-        """The state that was saved last, or the one before it, `previous`: to go on from.
+        """Read a saved state of the training, from which it can be resumed.
 
-        Raises RunError where there is none, where it is damaged, naming the one that can be read, or of other settings.
+        Args:
+            checkpoint: `last`, or `previous`, the one saved before it.
+
+        Returns:
+            The state.
+
+        Raises:
+            RunError: If the checkpoint is missing, is damaged or has other settings than
+                config.yaml; the message names the other checkpoint if that can be read.
         """
         try:
             content = self._read(checkpoint, STATE)
             self._check_record(content["record"], checkpoint)
-            return _state_of(content)
+            return state_from(content)
         except RunError as error:
-            raise RunError(f"{error}{self._offer(checkpoint)}") from None
+            raise RunError(f"{error}{self._alternative(checkpoint)}") from None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunError(
                 f"'{self.checkpoint(checkpoint)}' holds no state of a training: {words(error)}"
@@ -134,44 +160,50 @@ class Run:
 
     @property
     def has_begun(self) -> bool:
-        """Whether a state of its training was saved."""
+        """Whether a state of the training has been saved."""
         return self.checkpoint("last").is_file() or self.checkpoint("previous").is_file()
 
     def _read(self, checkpoint: str, kind: str) -> Any:
-        if not self.checkpoint(checkpoint).is_file():
-            raise RunError(
-                f"there is no checkpoint '{self.checkpoint(checkpoint)}': nothing has been saved there"
-            )
-        return read_tensors(self.checkpoint(checkpoint), kind)
+        file = self.checkpoint(checkpoint)
+        if not file.is_file():
+            raise RunError(f"there is no checkpoint '{file}': nothing has been saved there")
+        return read_tensors(file, kind)
 
     def _check_record(self, record: Any, checkpoint: str) -> None:
-        """Raises RunError where config.yaml is not what the checkpoint was made with."""
+        """Check that a checkpoint was saved with the settings of config.yaml."""
         own = {**self.config.to_dict(), "fingerprint": self.fingerprint}
-        other = next(
-            (
-                n
-                for n, value in own.items()
-                if n not in (*WHERE, "epochs") and record.get(n) != value
-            ),
-            None,
-        )
-        if other is not None:
-            file, there = self.checkpoint(checkpoint), record.get(other)
-            raise RunError(
-                f"'{file}' is of other settings than config.yaml: {other} is {there!r} in it, not {own[other]!r}"
-            )
+        for name, value in own.items():
+            if name not in (*WHERE, "epochs") and record.get(name) != value:
+                raise RunError(
+                    f"'{self.checkpoint(checkpoint)}' is of other settings than config.yaml: "
+                    f"{name} is {record.get(name)!r} in it, not {value!r}"
+                )
 
-    def _offer(self, checkpoint: str) -> str:
-        """The checkpoint that can be read in place of one that cannot, in words."""
+    def _alternative(self, checkpoint: str) -> str:
+        """A hint at the other checkpoint, or nothing if it cannot be read either."""
         other = "previous" if checkpoint == "last" else "last"
         try:
-            state = _state_of(self._read(other, STATE))
+            state = state_from(self._read(other, STATE))
         except (RunError, KeyError, TypeError, ValueError, AttributeError):
             return ""
-        return f"; the checkpoint '{other}', of {state.where()}, is whole: go on from it with --checkpoint {other}"
+        return (
+            f"; the checkpoint '{other}', of {state.where()}, is intact: "
+            f"resume from it with --checkpoint {other}"
+        )
 
     def autoencoder(self, checkpoint: str | None = None) -> Autoencoder:
-        """The trained system, from `best`, `last` or `previous`; by default the one that the training kept."""
+        """Build the trained system.
+
+        Args:
+            checkpoint: `best`, `last` or `previous`; by default `last` if the setting `keep` says
+                so or there is no `best`, else `best`.
+
+        Returns:
+            The system in evaluation mode, on the CPU, in the precision of its weights.
+
+        Raises:
+            RunError: If the checkpoint cannot be read or belongs to another system.
+        """
         system = zoo.from_config(self.config, self.shape)
         if checkpoint is None:
             checkpoint = self.config.keep if self.checkpoint("best").is_file() else "last"
@@ -196,90 +228,92 @@ class Run:
             ) from None
 
     def history(self) -> list[Epoch]:
-        """The finished epochs."""
+        """Read the metrics of the finished epochs from the last checkpoint.
+
+        Returns:
+            One entry per epoch, with losses in nats per datum.
+
+        Raises:
+            RunError: If the checkpoint cannot be read.
+        """
         return self.state().history
 
     def write_results(self, results: Sequence[Result]) -> None:
-        """results.json: a list of {name, estimate, se, num_data, num_particles, seconds}; null where not defined."""
-        rows = [
-            {k: None if _undefined(v) else v for k, v in asdict(result).items()}
-            for result in results
-        ]
-        guarded(
-            self.path / "results.json",
-            lambda file: file.write_text(json.dumps(rows, indent=2) + "\n"),
-        )
+        """Write results.json, a list of objects with the fields of `Result`, and null for NaN.
+
+        Args:
+            results: The results of an evaluation.
+
+        Raises:
+            RunError: If the file cannot be written.
+        """
+        text = results_text(results)
+        guarded(self.path / "results.json", lambda file: file.write_text(text))
 
     def results(self) -> list[Result]:
-        """What results.json holds; empty before an evaluation."""
+        """Read results.json.
+
+        Returns:
+            The results of the last evaluation; an empty list if there was none.
+
+        Raises:
+            RunError: If the file cannot be read.
+        """
         file = self.path / "results.json"
         if not file.is_file():
             return []
         try:
-            rows = json.loads(file.read_text())
-            filled: list[dict[str, Any]] = [
-                {k: math.nan if v is None else v for k, v in row.items()} for row in rows
-            ]
-            return [Result(**row) for row in filled]
-        except (ValueError, TypeError) as error:
+            return results_from(file.read_text())
+        except (ValueError, TypeError, AttributeError) as error:
             raise RunError(f"'{file}' cannot be read: {error}") from None
 
     def checkpoint(self, name: str) -> Path:
-        """The file of `last`, `previous` or `best`."""
+        """Return the path of a checkpoint.
+
+        Args:
+            name: `last`, `previous` or `best`.
+
+        Returns:
+            The path of the file, which need not exist.
+        """
         return self.path / "checkpoints" / f"{name}.safetensors"
 
 
 def refuse_taken(path: str | Path, overwrite: bool) -> None:
-    """Raises RunError where `path` holds a run that must not be replaced, or is no directory."""
+    """Check that a run directory may be created at a path.
+
+    Args:
+        path: The directory; it may be missing.
+        overwrite: Whether a run that is there may be replaced.
+
+    Raises:
+        RunError: If there is a run and `overwrite` is not set, or the path is that of a file.
+    """
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise RunError(f"'{path}' is a file, not a directory")
     if (path / "config.yaml").exists() and not overwrite:
         raise RunError(
-            f"'{path}' holds a run already: give --overwrite to replace it, or --resume to go on with it"
+            f"'{path}' holds a run already: give --overwrite to replace it, "
+            "or --resume to continue it"
         )
 
 
-def write_config(path: Path, config: RunConfig, splits: Splits) -> None:
-    """config.yaml: the settings, and the record of what they were used on and with."""
-    record = {
-        "fingerprint": splits.fingerprint,
-        "shape": list(splits.train.shape),
-        "versions": versions(),
-    }
-    text = yaml.safe_dump({**config.to_dict(), **record}, sort_keys=False)
-    guarded(path / "config.yaml", lambda file: file.write_text(text))
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the figures."""
-    names = ("torch", "pyro-ppl", "lightning-fabric", "numpy", "arviz")
-    return {
-        "python": platform.python_version(),
-        "pyroae": __version__,
-        **{name: version(name) for name in names},
-    }
-
-
-def _state_of(content: Any) -> State:
-    """The inverse of what `Run.save` keeps."""
-    history = [Epoch(**row) for row in content["history"]]
-    parts = {
-        name: content[name]
-        for name in ("weights", "optimizer", "random", "best_weights", "best_epoch")
-    }
-    state = State(**parts, history=history, progressed=Progressed(**content["progressed"]))
-    if state.best_weights is None:
-        state.best_weights = state.weights
-    return state
-
-
-def _undefined(value: object) -> bool:
-    return isinstance(value, float) and math.isnan(value)
-
-
 def device_of(name: str) -> torch.device:
-    """The device that a name of the command line means: auto is CUDA where there is one."""
+    """Return the device that a name stands for, and check that it can be used.
+
+    Args:
+        name: `auto` (CUDA if available, else the CPU), `gpu` (CUDA), or a name of torch's.
+
+    Returns:
+        The device.
+
+    Raises:
+        ConfigError: If the device does not exist.
+
+    >>> device_of("cpu")
+    device(type='cpu')
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

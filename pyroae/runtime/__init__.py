@@ -1,1 +1,1 @@
-"""Files, memory, signals, threads and progress bars."""
+"""Files, memory, signals, threads, processes and progress bars."""

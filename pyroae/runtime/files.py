@@ -1,6 +1,7 @@
-"""Files that are written whole or not at all, and files of tensors that know whether they are what was written.
+"""Write files atomically, and read and write files of tensors with a checksum.
 
-Nothing here is ever unpickled: tensors are in safetensors, the rest in JSON.
+A file is either complete or absent. Nothing is unpickled: tensors are stored as safetensors and
+everything else as JSON.
 """
 
 import hashlib
@@ -23,21 +24,29 @@ from pyroae._version import __version__
 from pyroae.errors import RunError
 
 FORMAT = 2
-"""Of the files of tensors; another one is refused."""
+"""The format of files of tensors; files of another format are refused."""
 
 
 LOCK = ".lock"
+"""The name of the lock file within a directory."""
 
 
 TEMPORARY = re.compile(r"^\.(.+)\.\d+(\.\w+)?$")
+"""The names of temporary files: hidden, with the number of the process."""
 
 
 def write_whole(
     path: Path, write: Callable[[Path], object], *, previous: Path | None = None
 ) -> None:
-    """Write a file under another name, flush it to disk, and only then put it in place.
+    """Write a file atomically: under a temporary name, flushed to disk, then renamed.
 
-    previous: the name under which the file that is there now stays. Raises OSError; what was there is then untouched.
+    Args:
+        path: The file; its directory is created if it is missing.
+        write: A function that writes the content to the path that it receives.
+        previous: A path under which the present file is kept; None to replace it.
+
+    Raises:
+        OSError: If the file cannot be written; the present file is then unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
@@ -46,49 +55,74 @@ def write_whole(
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         if previous is not None and path.exists():
-            _keep(path, previous)
+            _link(path, previous)
         temporary.replace(path)
         _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def guarded(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all. Raises RunError where it cannot be written."""
-    try:
-        write_whole(path, write)
-    except OSError as error:
-        raise RunError(f"cannot write '{path}': {words(error)}") from None
+def guarded(path: Path, write: Callable[[Path], object], *, previous: Path | None = None) -> None:
+    """Write a file atomically, and report a failure as an error of the run.
 
+    Args:
+        path: The file; its directory is created if it is missing.
+        write: A function that writes the content to the path that it receives.
+        previous: A path under which the present file is kept; None to replace it.
 
-def write_tensors(path: Path, kind: str, content: Any, *, previous: Path | None = None) -> None:
-    """Write a nest of dicts, lists, numbers, texts and tensors, with its kind, its format and a checksum.
-
-    Raises RunError, in one sentence, where it cannot be written; what was there is then untouched.
+    Raises:
+        RunError: If the file cannot be written; the present file is then unchanged.
     """
-    tensors: dict[str, Tensor] = {}
-    text = json.dumps(_take(content, "", tensors))
-    mark = json.dumps({"kind": kind, "format": FORMAT, "version": __version__})
-    metadata = {"pyroae": mark, "content": text, "sha256": _checksum(mark, text, tensors)}
     try:
-        write_whole(path, lambda file: file.write_bytes(save(tensors, metadata)), previous=previous)
+        write_whole(path, write, previous=previous)
     except (OSError, SafetensorError) as error:
         raise RunError(f"cannot write '{path}': {words(error)}") from None
 
 
+def write_tensors(path: Path, kind: str, content: Any, *, previous: Path | None = None) -> None:
+    """Write nested containers of tensors atomically, with a format number and a checksum.
+
+    Args:
+        path: The file; its directory is created if it is missing.
+        kind: What the file is used for; `read_tensors` compares it.
+        content: Nested dicts, lists and tuples of tensors, numbers, strings and None.
+        previous: A path under which the present file is kept; None to replace it.
+
+    Raises:
+        RunError: If the file cannot be written; the present file is then unchanged.
+    """
+    tensors: dict[str, Tensor] = {}
+    text = json.dumps(_encode(content, "", tensors))
+    header = json.dumps({"kind": kind, "format": FORMAT, "version": __version__})
+    metadata = {"pyroae": header, "content": text, "sha256": _checksum(header, text, tensors)}
+    guarded(path, lambda file: file.write_bytes(save(tensors, metadata)), previous=previous)
+
+
 def read_tensors(path: Path, kind: str) -> Any:
-    """What `write_tensors` wrote. Raises RunError where that is missing, damaged, altered, foreign or of another format."""
+    """Read a file of `write_tensors`, and verify its checksum.
+
+    Args:
+        path: The file.
+        kind: What the file is used for, as it was written.
+
+    Returns:
+        The content, with tensors on the CPU; tuples become lists.
+
+    Raises:
+        RunError: If the file is missing or damaged, was altered or not written by `write_tensors`,
+            or has another kind or format.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            mark = _mark(path, kind, metadata)
+            header = _checked_header(path, kind, metadata)
             names = file.keys()  # the file is not a mapping
             tensors = {name: file.get_tensor(name) for name in names}
-        if metadata.get("sha256") != _checksum(mark, metadata["content"], tensors):
+        if metadata.get("sha256") != _checksum(header, metadata["content"], tensors):
             raise RunError(
                 f"'{path}' is damaged or was altered: its checksum is not that of its contents"
             )
-        return _put(json.loads(metadata["content"]), tensors)
+        return _decode(json.loads(metadata["content"]), tensors)
     except FileNotFoundError:
         raise RunError(f"there is no file '{path}'") from None
     except RunError:
@@ -101,9 +135,17 @@ def read_tensors(path: Path, kind: str) -> Any:
 
 @contextmanager
 def locked(directory: Path, what: str) -> Iterator[None]:
-    """A context in which no other process has the directory; what killed ones left half-written is removed.
+    """Hold the lock of a directory, and remove temporary files of killed processes.
 
-    It is made where it is missing. Raises RunError where another process has it, or it cannot be written to.
+    Args:
+        directory: The directory; it is created if it is missing.
+        what: The name of such a directory in the error message, for example "run".
+
+    Yields:
+        None, while this process is the only one to hold the lock.
+
+    Raises:
+        RunError: If another process holds the lock, or the directory is not writable.
     """
     lock = FileLock(directory / LOCK)
     try:
@@ -115,26 +157,37 @@ def locked(directory: Path, what: str) -> Iterator[None]:
         raise RunError(f"cannot write to '{directory}': {words(error)}") from None
     try:
         for folder in (directory, directory / "checkpoints"):
-            for left in folder.glob(".*") if folder.is_dir() else ():
-                if TEMPORARY.match(left.name):
-                    left.unlink(missing_ok=True)
+            for file in folder.glob(".*") if folder.is_dir() else ():
+                if TEMPORARY.match(file.name):
+                    file.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
 
 
 def words(error: BaseException) -> str:
-    """What an error says, on one line."""
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(str(said).split()) or type(error).__name__
+    r"""Return the message of an error on one line.
+
+    Args:
+        error: The error.
+
+    Returns:
+        The text of the operating system for an OSError that has one, else the message; the name of
+        the type if it is empty.
+
+    >>> words(ValueError("two\n  lines")), words(KeyError()), words(OSError(28, "disk full"))
+    ('two lines', 'KeyError', 'disk full')
+    """
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(str(message).split()) or type(error).__name__
 
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
 
 
-def _keep(path: Path, previous: Path) -> None:
-    """`previous` becomes what `path` is, which is there all along."""
+def _link(path: Path, previous: Path) -> None:
+    """Make `previous` the same file as `path`, or a copy, while `path` remains."""
     temporary = _temporary(previous)
     temporary.unlink(missing_ok=True)
     try:
@@ -145,36 +198,39 @@ def _keep(path: Path, previous: Path) -> None:
 
 
 def _flush(directory: Path) -> None:
-    """A rename is on disk when its directory is."""
+    """Flush a directory to disk, which makes the renaming of its files durable."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
     except OSError:
-        pass  # a file system that cannot
+        pass  # a file system that cannot flush directories
     finally:
         os.close(handle)
 
 
-def _mark(path: Path, kind: str, metadata: dict[str, str]) -> str:
-    """Raises RunError where a file is not of this kind and format."""
+def _checked_header(path: Path, kind: str, metadata: dict[str, str]) -> str:
+    """The header of a file; RunError if the file has another kind or format."""
     if "pyroae" not in metadata:
         raise RunError(
             f"'{path}' is no file of this version of pyroae: it does not say what it holds"
         )
-    mark = json.loads(metadata["pyroae"])
-    if mark["format"] != FORMAT:
+    header = json.loads(metadata["pyroae"])
+    if header["format"] != FORMAT:
         raise RunError(
-            f"'{path}' is of pyroae {mark['version']}, whose format {mark['format']} this version, {__version__}, cannot read"
+            f"'{path}' is of pyroae {header['version']}, whose format {header['format']} "
+            f"this version, {__version__}, cannot read"
         )
-    if mark["kind"] != kind:
-        raise RunError(f"'{path}' is a file of pyroae for another use: {mark['kind']}, not {kind}")
+    if header["kind"] != kind:
+        raise RunError(
+            f"'{path}' is a file of pyroae for another use: {header['kind']}, not {kind}"
+        )
     return metadata["pyroae"]
 
 
-def _checksum(mark: str, text: str, tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(f"{mark}\n{text}\n".encode())
+def _checksum(header: str, text: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(f"{header}\n{text}\n".encode())
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -182,8 +238,8 @@ def _checksum(mark: str, text: str, tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _take(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """`value` with its tensors moved to `tensors` and a mark in their place, ready for JSON."""
+def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Move the tensors of `value` to `tensors`; return the rest, with references, for JSON."""
     if isinstance(value, Tensor):
         while name in tensors:
             name += "'"
@@ -192,21 +248,22 @@ def _take(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, dict):
         return {
             "dict": [
-                [key, _take(item, f"{name}/{key}" if name else str(key), tensors)]
+                [key, _encode(item, f"{name}/{key}" if name else str(key), tensors)]
                 for key, item in value.items()
             ]
         }
     if isinstance(value, list | tuple):
-        return {"list": [_take(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]}
+        return {"list": [_encode(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]}
     return {"value": value}
 
 
-def _put(content: Any, tensors: dict[str, Tensor]) -> Any:
+def _decode(content: Any, tensors: dict[str, Tensor]) -> Any:
+    """The inverse of `_encode`."""
     (kind, value), *_ = content.items()
     if kind == "tensor":
         return tensors[value]
     if kind == "dict":
-        return {key: _put(item, tensors) for key, item in value}
+        return {key: _decode(item, tensors) for key, item in value}
     if kind == "list":
-        return [_put(item, tensors) for item in value]
+        return [_decode(item, tensors) for item in value]
     return value

@@ -1,4 +1,4 @@
-"""Memory: settings that this machine's cannot hold, and work that is done in smaller portions where it runs out."""
+"""Reduce the amount of work done at once when memory runs out."""
 
 import gc
 import warnings
@@ -15,31 +15,42 @@ WORDS = (
     "cannot allocate memory",
     "cublas_status_alloc_failed",
 )
-"""Of errors of torch's allocators that are no OutOfMemoryError."""
+"""Parts of the messages of those errors of torch's allocators that are not OutOfMemoryError."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, or came up while such a one was handled.
+    """Tell whether an error, or an error in its chain of causes, says that memory ran out.
+
+    Args:
+        error: The error.
+
+    Returns:
+        Whether one of the errors is a MemoryError, torch's OutOfMemoryError or a RuntimeError of an
+        allocator.
 
     >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("shapes do not match"))
     (True, False)
     """
-    at: BaseException | None = error
-    while at is not None:
-        told = str(at).lower()
-        if isinstance(at, torch.OutOfMemoryError | MemoryError):
+    link: BaseException | None = error
+    while link is not None:
+        message = str(link).lower()
+        if isinstance(link, torch.OutOfMemoryError | MemoryError):
             return True
-        if isinstance(at, RuntimeError) and any(words in told for words in WORDS):
+        if isinstance(link, RuntimeError) and any(words in message for words in WORDS):
             return True
-        at = at.__cause__ or at.__context__
+        link = link.__cause__ or link.__context__
     return False
 
 
 @dataclass
 class Portion:
-    """How much is done at once: as much as memory is found to hold.
+    """The amount of work done at once, which is halved when memory runs out.
 
-    size: now. unit: of what, in the plural. least: what a portion of one is, in words. warns: whether a smaller one is told.
+    Attributes:
+        size: The present amount, in units.
+        unit: The unit in the plural, for example "draws".
+        least: The smallest amount in words, for example "one draw".
+        warns: Whether to warn when the amount was reduced.
 
     >>> portion = Portion(2, "draws", "one draw")
     >>> portion.fitted(lambda size: 10 // size), portion.size
@@ -52,36 +63,60 @@ class Portion:
     warns: bool = True
 
     def fitted[T](self, work: Callable[[int], T]) -> T:
-        """What `work` gives for the size, and where memory does not hold it, for a half, and a half of that, with one warning.
+        """Do work for `size` units; as long as memory runs out, halve the size and repeat.
 
-        The size stays where it comes to. Raises ConfigError where a portion of one does not fit either.
+        The reduced size is kept for later calls. A single warning has the first and the last size.
+
+        Args:
+            work: A function of the size.
+
+        Returns:
+            The result of `work`.
+
+        Raises:
+            ConfigError: If memory is too small for a size of 1.
         """
         before = self.size
         while True:
             try:
-                found = work(self.size)
+                result = work(self.size)
                 break
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 if self.size == 1:
-                    told = f"memory does not hold {self.least}: it takes a smaller program or a device with more memory"
-                    raise ConfigError(told) from None
+                    raise ConfigError(
+                        f"memory does not hold {self.least}: "
+                        "use a smaller program or a device with more memory"
+                    ) from None
             self.size = (self.size + 1) // 2
-            _free()
+            _release()
         if self.size < before and self.warns:
-            told = f"memory ran out with {before:,} {self.unit} at once: the work goes on with {self.size:,}"
-            warnings.warn(told, stacklevel=3)
-        return found
+            message = (
+                f"memory ran out with {before:,} {self.unit} at once: continuing with {self.size:,}"
+            )
+            warnings.warn(message, stacklevel=3)
+        return result
 
 
 def once[T](work: Callable[[], T], least: str) -> T:
-    """What work gives that cannot be halved; in words, `least`. Raises ConfigError where memory does not hold it."""
+    """Do work that cannot be divided, and report a lack of memory.
+
+    Args:
+        work: The function.
+        least: The work in words, for the error message.
+
+    Returns:
+        The result of `work`.
+
+    Raises:
+        ConfigError: If memory runs out.
+    """
     return Portion(1, "", least).fitted(lambda _: work())
 
 
-def _free() -> None:
-    """Give back what the attempt has left."""
+def _release() -> None:
+    """Release the memory of a failed attempt."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

@@ -1,7 +1,6 @@
-"""Progress of anything that takes longer than a few seconds: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of work that takes longer than a few seconds."""
 
 import time
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -10,9 +9,14 @@ from rich.progress import Progress as Bar
 
 
 class Progress:
-    """A context in which `update(done, text)` shows how far the work is, on stderr.
+    """A context manager that shows progress on stderr.
 
-    title: what is done. total: of `done`. shown: False keeps silent.
+    It shows a bar on a terminal, and prints a line at most every 10 seconds elsewhere.
+
+    Args:
+        title: The name of the work.
+        total: The number of steps.
+        shown: Whether to show anything.
     """
 
     def __init__(self, title: str, total: int, shown: bool = True) -> None:
@@ -35,25 +39,25 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
     def update(self, done: int, text: str = "") -> None:
-        """`done` of the total is finished; `text` says what it came to."""
+        """Show how many steps are finished.
+
+        Args:
+            done: The number of finished steps.
+            text: An intermediate result to show beside it.
+        """
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._task, completed=done, text=text)
         elif self._shown and now - self._printed > 10:
             self._printed = now
-            left = (now - self._started) * (self.total - done) / max(done, 1)
+            remaining = (now - self._started) * (self.total - done) / max(done, 1)
             print(
-                f"{self.title}: {done} of {self.total}, {left:.0f} s left {text}",
+                f"{self.title}: {done} of {self.total}, {remaining:.0f} s left {text}",
                 file=self._console.file,
                 flush=True,
             )

@@ -1,4 +1,4 @@
-"""Work for several threads, each of which keeps its operations to one core."""
+"""Run tasks in several threads, each of which restricts torch's operations to one core."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -8,19 +8,34 @@ from contextlib import contextmanager
 import torch
 
 AHEAD = 2
-"""Pieces of work that are begun or wait, for each thread, before the first of them is taken."""
+"""Tasks per thread that are started or queued before the first result is taken."""
 
 
 class Threads:
-    """Threads that do pieces of work side by side, or none, and then each piece is done when it is asked for."""
+    """A pool of threads that runs tasks and returns their results in order.
+
+    Args:
+        pool: The pool; None to run each task in the calling thread when its result is requested.
+        count: The number of threads in the pool.
+    """
 
     def __init__(self, pool: ThreadPoolExecutor | None = None, count: int = 1) -> None:
         self._pool, self._count = pool, count
 
     def in_order[T](self, tasks: Iterable[Callable[[], T]]) -> Generator[T]:
-        """What each of the tasks gives, in their order, whoever does them; the next ones are begun meanwhile.
+        """Run tasks in parallel and yield their results in the order of the tasks.
 
-        An error comes up where its result would; when the iterator is closed, no task goes on.
+        When the iterator is closed, queued tasks are cancelled and running ones are awaited.
+
+        Args:
+            tasks: Functions without arguments. They are taken as results are consumed, at most
+                `AHEAD` per thread in advance.
+
+        Yields:
+            The result of each task.
+
+        Raises:
+            Exception: The error of a task, in the place of its result.
 
         >>> from functools import partial
         >>> list(Threads().in_order(partial(pow, n, 2) for n in range(4)))
@@ -46,10 +61,14 @@ class Threads:
 
 @contextmanager
 def one_core_each() -> Iterator[Threads]:
-    """As many threads as an operation of torch would take, whose own operations are not divided; so long, nor are the caller's.
+    """Provide as many threads as torch uses for an operation, each restricted to one core.
 
-    Operations that are divided meet after each of them, and what one core has in its cache another needs: two threads with
-    chunks of their own are 1.4 to 1.7 times as fast.
+    The operations of the calling thread are restricted to one core too, until the context ends. An
+    operation that is divided among cores synchronizes them at its end, and moves data between their
+    caches: two threads with separate chunks are 1.4 to 1.7 times as fast.
+
+    Yields:
+        The threads; without a pool if torch uses one thread only.
     """
     count = torch.get_num_threads()
     if count == 1:

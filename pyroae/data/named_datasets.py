@@ -1,0 +1,84 @@
+"""Data sets that have a name: scikit-learn's digits and torchvision's data sets."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyroae.data.arrays import Source
+from pyroae.errors import DataError
+from pyroae.registry import Registry
+from pyroae.runtime.files import words
+
+DATASETS: Registry[Source] = Registry("dataset")
+"""Named data sets: functions of the folder of downloaded data that return a `Source`."""
+
+
+@DATASETS.register("digits")
+def _digits(root: Path) -> Source:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return Source("digits", (digits.images / 16).astype(np.float32), digits.target)
+
+
+def _torchvision(name: str, make: Callable[[Any, str, bool, bool], Any]) -> None:
+    """Register a data set of torchvision.
+
+    `make(torchvision.datasets, root, train, download)` returns its training data or its test data.
+    """
+
+    def half(root: Path, train: bool) -> Any:
+        from torchvision import datasets
+
+        for download in (False, True):
+            try:
+                return make(datasets, str(root), train, download)
+            except (RuntimeError, OSError) as error:  # not found, or no network
+                reason = error
+            except Exception as error:  # torchvision may raise anything on a damaged file
+                raise DataError(f"{name} in '{root}' is damaged: {words(error)}") from None
+        raise DataError(f"{name} is not in '{root}' and could not be downloaded: {words(reason)}")
+
+    @DATASETS.register(name)
+    def load(root: Path) -> Source:
+        train, test = (half(root, True), half(root, False))
+        return Source(name, *_pixels(train), test=Source(name, *_pixels(test)))
+
+
+def _pixels(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The images `[N, H, W]` and labels `[N]`; Omniglot has a file per image."""
+    if hasattr(dataset, "targets"):
+        return dataset.data.numpy(), dataset.targets.numpy()
+    pairs = [(np.asarray(image), label) for image, label in dataset]
+    return np.stack([image for image, _ in pairs]), np.asarray([label for _, label in pairs])
+
+
+def _mnist(kind: str, sets: Any, root: str, train: bool, download: bool) -> Any:
+    return getattr(sets, kind)(root, train=train, download=download)
+
+
+def _emnist(sets: Any, root: str, train: bool, download: bool) -> Any:
+    """EMNIST, whose files hold transposed images."""
+    dataset = sets.EMNIST(root, split="balanced", train=train, download=download)
+    dataset.data = dataset.data.transpose(1, 2).contiguous()
+    return dataset
+
+
+def _omniglot(sets: Any, root: str, train: bool, download: bool) -> Any:
+    """Omniglot, resized to 28×28, with high values for ink."""
+    from torchvision import transforms
+
+    resize = transforms.Compose(
+        [transforms.Resize((28, 28)), transforms.Lambda(lambda image: 255 - np.asarray(image))]
+    )
+    return sets.Omniglot(root, background=train, transform=resize, download=download)
+
+
+_torchvision("mnist", partial(_mnist, "MNIST"))
+_torchvision("fashion-mnist", partial(_mnist, "FashionMNIST"))
+_torchvision("kmnist", partial(_mnist, "KMNIST"))
+_torchvision("emnist", _emnist)
+_torchvision("omniglot", _omniglot)

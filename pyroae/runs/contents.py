@@ -1,0 +1,147 @@
+"""The contents of the files of a run directory."""
+
+import json
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pyroae._version import __version__
+from pyroae.config import RunConfig
+from pyroae.data.loading import Splits
+from pyroae.evaluation.summary import Result
+from pyroae.runtime.files import guarded
+from pyroae.training.state import Epoch, Progressed, State
+
+STATE, WEIGHTS = "state of a training", "weights"
+"""The kinds of the files in checkpoints/, for `read_tensors`."""
+
+
+FILES = (
+    "config.yaml",
+    "metrics.csv",
+    "checkpoints",
+    "results.json",
+    "evaluation.nc",
+    "evaluation.yaml",
+    "figures",
+    "report.html",
+)
+"""The names of the files and folders of a run, which overwriting removes."""
+
+
+def write_config(path: Path, config: RunConfig, splits: Splits) -> None:
+    """Write config.yaml: the settings, and a record of the data and the versions.
+
+    Args:
+        path: The run directory.
+        config: The settings.
+        splits: The data, of which the fingerprint and the shape of a datum are recorded.
+
+    Raises:
+        RunError: If the file cannot be written.
+    """
+    record = {
+        "fingerprint": splits.fingerprint,
+        "shape": list(splits.train.shape),
+        "versions": versions(),
+    }
+    text = yaml.safe_dump({**config.to_dict(), **record}, sort_keys=False)
+    guarded(path / "config.yaml", lambda file: file.write_text(text))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the software on which results depend.
+
+    Returns:
+        The versions of Python, pyroae and the libraries that it computes with, by name.
+
+    >>> list(versions())
+    ['python', 'pyroae', 'torch', 'pyro-ppl', 'lightning-fabric', 'numpy', 'arviz']
+    """
+    names = ("torch", "pyro-ppl", "lightning-fabric", "numpy", "arviz")
+    return {
+        "python": platform.python_version(),
+        "pyroae": __version__,
+        **{name: version(name) for name in names},
+    }
+
+
+def state_content(state: State, is_best: bool) -> dict[str, Any]:
+    """Convert the state of a training to the content of a checkpoint.
+
+    Args:
+        state: The state.
+        is_best: Whether its weights are the best ones, which are then stored once only.
+
+    Returns:
+        Nested dicts and lists, as `write_tensors` accepts them.
+    """
+    content = {
+        **vars(state),
+        "history": [asdict(epoch) for epoch in state.history],
+        "progressed": asdict(state.progressed),
+    }
+    return content | {"best_weights": None} if is_best else content
+
+
+def state_from(content: Any) -> State:
+    """Restore the state of a training from the content of a checkpoint.
+
+    Args:
+        content: The content that `state_content` returned.
+
+    Returns:
+        The state.
+    """
+    names = ("weights", "optimizer", "random", "best_weights", "best_epoch")
+    state = State(
+        **{name: content[name] for name in names},
+        history=[Epoch(**row) for row in content["history"]],
+        progressed=Progressed(**content["progressed"]),
+    )
+    if state.best_weights is None:
+        state.best_weights = state.weights
+    return state
+
+
+def results_text(results: Sequence[Result]) -> str:
+    """Convert results to the text of results.json.
+
+    Args:
+        results: The results, in nats per datum unless their name says otherwise.
+
+    Returns:
+        A JSON list of objects with the fields of `Result`, with null for NaN.
+    """
+    rows = [
+        {
+            k: None if isinstance(v, float) and math.isnan(v) else v
+            for k, v in asdict(result).items()
+        }
+        for result in results
+    ]
+    return json.dumps(rows, indent=2) + "\n"
+
+
+def results_from(text: str) -> list[Result]:
+    """Restore results from the text of results.json.
+
+    Args:
+        text: The text that `results_text` returned.
+
+    Returns:
+        The results, with NaN for null.
+
+    >>> results_from(results_text([Result("nll", 1.5, math.nan, 10, 5, 0.1)]))
+    [Result(name='nll', estimate=1.5, se=nan, num_data=10, num_particles=5, seconds=0.1)]
+    """
+    rows: list[dict[str, Any]] = [
+        {k: math.nan if v is None else v for k, v in row.items()} for row in json.loads(text)
+    ]
+    return [Result(**row) for row in rows]
