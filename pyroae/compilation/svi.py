@@ -24,7 +24,7 @@ from pyroae.compilation.tracing import Untraceable, traced
 from pyroae.errors import ConfigError
 from pyroae.objectives.apply import bound_of, refuse_untrained
 from pyroae.objectives.base import Bound
-from pyroae.programs.arguments import arranged, flat
+from pyroae.programs.arguments import flatten_arguments, unflatten_arguments
 from pyroae.programs.context import fork_random
 from pyroae.programs.pair import Pair, System, same_buffers, system_of
 from pyroae.programs.sites import Program
@@ -263,12 +263,12 @@ class Compiled:
 
     def _flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """All values of the arguments; how they are arranged is remembered for the runs to come."""
-        values, self._spec = flat(args, kwargs)
+        values, self._spec = flatten_arguments(args, kwargs)
         return values
 
     def _find(self, args: tuple[Any, ...]) -> None:
         """One run as it is, with all checks, which takes up parameters of Pyro's store and leaves the generators alone."""
-        given, kwargs = arranged(args, self._spec)
+        given, kwargs = unflatten_arguments(args, self._spec)
         with fork_random(device_of(args)), pyro.validation_enabled(True), same_buffers(self.system):
             if isinstance(self.system, Pair):
                 with torch.no_grad():
@@ -284,7 +284,7 @@ class Compiled:
             self.optimizer = self._make_optimizer(list(self._known.values()))
 
     def _bound(self, args: tuple[Any, ...], kl_weight: Tensor | float | None) -> Bound:
-        given, kwargs = arranged(args, self._spec)
+        given, kwargs = unflatten_arguments(args, self._spec)
         return bound_of(self.system, self.objective, given, kl_weight, kwargs)
 
     def _eager(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyroae.errors import ConfigError
 from pyroae.objectives.base import Bound, ObjectiveBase
-from pyroae.programs.pair import NONE, Pair, System, _parameter_sites, _trained_leaf
+from pyroae.programs.pair import NO_KWARGS, Pair, System, parameter_sites, trained_leaf
 from pyroae.programs.traces import Traces, run
 
 
@@ -38,7 +38,7 @@ def bound_of(
     objective: ELBO,
     args: tuple[Any, ...],
     kl_weight: Tensor | float | None = None,
-    kwargs: Mapping[str, Any] = NONE,
+    kwargs: Mapping[str, Any] = NO_KWARGS,
 ) -> Bound:
     """Bound and surrogate of one run, whether the objective is one of pyroae's or of Pyro's own."""
     model, guide = cast(System, system).model, cast(System, system).guide
@@ -51,7 +51,7 @@ def bound_of(
 
 
 def refuse_untrained(
-    system: nn.Module, objective: ELBO, args: tuple[Any, ...], kwargs: Mapping[str, Any] = NONE
+    system: nn.Module, objective: ELBO, args: tuple[Any, ...], kwargs: Mapping[str, Any] = NO_KWARGS
 ) -> Traces:
     """Run the programs and the objective with its gradient, without a step; the traces of the former.
 
@@ -65,10 +65,10 @@ def refuse_untrained(
     with torch.enable_grad():
         reached = _reached(parameters, lambda: bound_of(system, objective, args, kwargs=kwargs))
     modules: dict[str, set[int]] = {}
-    for site in _parameter_sites(traces):
+    for site in parameter_sites(traces):
         module, inside, _ = site["name"].partition("$$$")  # as pyro.module names the parameters
         if inside:
-            trained = _trained_leaf(site, {id(p) for p in parameters})
+            trained = trained_leaf(site, {id(p) for p in parameters})
             if trained is not site["args"][1] and id(trained) not in reached:
                 raise ConfigError(
                     f"the weights of the module '{module}' would not be trained: Pyro's store has those of another module "

@@ -22,7 +22,7 @@ from pyroae.programs.mixing import mixed_site
 from pyroae.programs.pair import (
     Pair,
     System,
-    _announced,
+    announced_parameters,
     full_size,
     like_parameters,
     refuse_batch_of_one,
@@ -44,7 +44,7 @@ def rehearse(
         if isinstance(system, Pair):
             system.find_parameters(*like_parameters(system, args))
         for name in (
-            {} if isinstance(system, Pair) else _announced(system, like_parameters(system, args))
+            {} if isinstance(system, Pair) else announced_parameters(system, like_parameters(system, args))
         ):
             raise ConfigError(
                 f"the parameter '{name}' is in Pyro's store and none of the module's: to train both, give fit the pair "
