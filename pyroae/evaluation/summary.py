@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyroae.autoencoder import Autoencoder
 from pyroae.compilation.codegen import check_word
-from pyroae.distributed.work_sharing import agreed
+from pyroae.distributed.work_sharing import first_result
 from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError, unknown_name
 from pyroae.evaluation.adaptive_quadrature import QuadratureEstimate, quadrature
 from pyroae.evaluation.annealing.bounds import BDMC, AISEstimate, AISSettings, ais, bdmc
@@ -351,7 +351,7 @@ class _Evaluating:
     def _by_each[T](self, work: Callable[[], T]) -> tuple[T, float]:
         """What work that every process does comes to on the first one, and the seconds it took there."""
         started = time.monotonic()
-        return agreed(self.share, lambda: (work(), time.monotonic() - started))
+        return first_result(self.share, lambda: (work(), time.monotonic() - started))
 
     def _mean(self, name: str, values: Tensor, num_particles: int, seconds: float) -> None:
         se = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyroae.compilation.codegen import is_wanted
-from pyroae.distributed.work_sharing import everywhere
+from pyroae.distributed.work_sharing import run_on_all
 from pyroae.errors import BrokenProgramError, ConfigError, DataError, unknown_name
 from pyroae.evaluation.annealing.block import (
     COMPILE_FROM,
@@ -301,7 +301,7 @@ def _anneal(
 
     base = base_seed(seed)
     with _ready(programs, settings), fork_random(args[0].device), pyro.validation_enabled(False):
-        plan, dims, kept = everywhere(share, prepared)
+        plan, dims, kept = run_on_all(share, prepared)
         parts = spans(total, size)
         work = sum(plan.work(len(span) * args[0][0].numel()) for span in parts)
         compiles = is_wanted(compile, work >= COMPILE_FROM)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from pyroae.distributed.work_sharing import dealt
+from pyroae.distributed.work_sharing import distribute
 from pyroae.evaluation.annealing.block import Block, Plan
 from pyroae.evaluation.annealing.checkpoint import Checkpoint
 from pyroae.evaluation.annealing.compiled import PathGraphs
@@ -45,7 +45,7 @@ class Annealing:
         todo = [span for span in self._blocks if not self._is_known(span)]
         self._done = (len(self._blocks) - len(todo)) * self.plan.moves
         with Held(self.kept.path is not None) as self._held:
-            for found in dealt(self.share, todo, self._block):
+            for found in distribute(self.share, todo, self._block):
                 self._known |= found
         return [self._known[first] for first in sorted(self._known)]
 

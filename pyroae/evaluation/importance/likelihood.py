@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyroae.distributed.work_sharing import of_all
+from pyroae.distributed.work_sharing import gather_results
 from pyroae.errors import ConfigError
 from pyroae.evaluation.blocks import Data, base_seed
 from pyroae.evaluation.checks import check_evidence, check_globals, check_proposal, check_terms
@@ -172,7 +172,7 @@ def log_likelihood(
     )
     started, args, drawn = time.monotonic(), structure.tensors, base_seed(seed)
     with evaluating(model, *programs_of(guide), *programs_of(retry)), fork_random(args[0].device):
-        (nesting, apart, base), *_ = of_all(
+        (nesting, apart, base), *_ = gather_results(
             share, lambda: (*_look(model, (guide, retry), args), drawn)
         )
         sampler = Sampler(

@@ -13,7 +13,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyroae.compilation.codegen import is_wanted
-from pyroae.distributed.work_sharing import dealt
+from pyroae.distributed.work_sharing import distribute
 from pyroae.errors import DataError
 from pyroae.evaluation.blocks import FOR_CORE, FOR_GPU, block_seed, part_of, rows_of, spans
 from pyroae.evaluation.importance.compiled import CompiledDraws, Weights
@@ -86,7 +86,9 @@ class Sampler:
                 return portion.fitted(lambda rows: blocks.sampled(span, rows))
 
             found = [
-                part for parts in dealt(self.share, spans(total, size), block) for part in parts
+                part
+                for parts in distribute(self.share, spans(total, size), block)
+                for part in parts
             ]
         columns = Columns.joined([part for part, _ in found])
         self._check(columns.log_px, args)
