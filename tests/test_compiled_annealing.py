@@ -237,7 +237,7 @@ def test_what_is_no_graph_is_run_as_it_is_with_one_warning(model: Callable[[Tens
         warnings.simplefilter("always")
         found = ais(model, None, x, settings=SETTINGS, seed=0, compile=True)
     assert [
-        "model and guide are run as they are, not compiled: " in str(w.message) for w in said
+        "model and guide run eagerly, not compiled: " in str(w.message) for w in said
     ] == [True]
     assert_same(found, ais(model, None, x, settings=SETTINGS, seed=0, compile=False))
 

@@ -225,7 +225,7 @@ def test_what_cannot_be_traced_is_stepped_as_it_is() -> None:
     x = torch.randn(4)
     svi.step(x)
     with pytest.warns(
-        UserWarning, match="run as they are, not compiled: .*data-dependent control flow"
+        UserWarning, match="run eagerly, not compiled: .*data-dependent control flow"
     ):
         svi.step(x)
     with warnings.catch_warnings():

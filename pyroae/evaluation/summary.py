@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyroae.autoencoder import Autoencoder
-from pyroae.compilation.codegen import check_word
+from pyroae.compilation.codegen import check_compile_option
 from pyroae.distributed.work_sharing import first_result
 from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError, unknown_name
 from pyroae.evaluation.adaptive_quadrature import QuadratureEstimate, quadrature
@@ -68,7 +68,7 @@ class EvaluationSettings:
         for kind, name in (("proposal", self.proposal), ("proposal", self.retry)):
             if name is not None and name not in PROPOSALS:
                 raise unknown_name(kind, name, PROPOSALS)
-        check_word(self.compile)
+        check_compile_option(self.compile)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from pyroae.compilation.codegen import is_wanted
+from pyroae.compilation.codegen import should_compile
 from pyroae.distributed.work_sharing import run_on_all
 from pyroae.errors import BrokenProgramError, ConfigError, DataError, unknown_name
 from pyroae.evaluation.annealing.block import (
@@ -304,7 +304,7 @@ def _anneal(
         plan, dims, kept = run_on_all(share, prepared)
         parts = spans(total, size)
         work = sum(plan.work(len(span) * args[0][0].numel()) for span in parts)
-        compiles = is_wanted(compile, work >= COMPILE_FROM)
+        compiles = should_compile(compile, work >= COMPILE_FROM)
         with Progress(name.upper(), len(parts) * plan.moves, progress and share.rank == 0) as bar:
             found = Annealing(plan, args, size, kept, share, compiles, bar).run()
     return _joined(found, dims), max(share.gather(kept.elapsed))

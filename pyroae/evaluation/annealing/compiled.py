@@ -12,8 +12,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyroae.compilation.codegen import Graph, inductor, made
-from pyroae.compilation.tracing import traced
+from pyroae.compilation.codegen import Graph, inductor, try_compile
+from pyroae.compilation.tracing import trace_to_graph
 from pyroae.evaluation.annealing.hmc import Densities, Path, Point
 from pyroae.evaluation.latents import Latents
 from pyroae.programs.pair import Pair
@@ -107,7 +107,7 @@ class PathGraphs:
             given = given.with_tensors(tuple(tensors))
             refused = None in self._graphs.values()
             self._graphs[num_chains] = (
-                None if refused else made(lambda: self._traced(given, num_chains), device)
+                None if refused else try_compile(lambda: self._traced(given, num_chains), device)
             )
         graphs = self._graphs[num_chains]
         return (
@@ -139,7 +139,7 @@ class PathGraphs:
 
         def graph(function: Callable[..., tuple[Tensor, ...]], *further: Tensor) -> Graph:
             inputs = [*leaves, *tensors, *further]
-            found = traced(function, inputs, self.model, start)
+            found = trace_to_graph(function, inputs, self.model, start)
             found.graph.eliminate_dead_code()
             found.recompile()
             return inductor(found, [t.detach() for t in inputs], same_draws=True)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.fx.graph_module import GraphModule
 
-from pyroae.compilation.codegen import Graph, device_of, inductor, made
-from pyroae.compilation.invariant_split import hoisted
-from pyroae.compilation.noise_inputs import Draw, NotLiftedError, lifted
-from pyroae.compilation.tracing import traced
+from pyroae.compilation.codegen import Graph, device_of, inductor, try_compile
+from pyroae.compilation.invariant_split import split_invariant
+from pyroae.compilation.noise_inputs import Draw, NotLiftedError, lift_draws
+from pyroae.compilation.tracing import trace_to_graph
 from pyroae.programs.context import fork_random
 from pyroae.programs.pair import Pair
 from pyroae.programs.sites import Program
@@ -48,7 +48,7 @@ class CompiledDraws:
         self._leaves = [*self.programs.parameters(), *self.programs.buffers()]
         self._draws: list[Draw] | None = None
         whole = tuple(t.contiguous() for t in block)  # code is made for one layout
-        self._graphs = made(lambda: self._code(whole), device_of(block))
+        self._graphs = try_compile(lambda: self._code(whole), device_of(block))
 
     @property
     def is_for_threads(self) -> bool:
@@ -96,12 +96,12 @@ class CompiledDraws:
 
         inputs = [*self._leaves, *block]
         with torch.no_grad():
-            graph = traced(function, inputs, self.programs.model, self.programs.guide)
+            graph = trace_to_graph(function, inputs, self.programs.model, self.programs.guide)
             if device_of(block).type == "cpu":
                 graph, self._draws = _lifted(graph)
                 _lay_out_weights(graph)
             names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
-            early, late = hoisted(graph, names[len(inputs) :])
+            early, late = split_invariant(graph, names[len(inputs) :])
             known = early(*[t.detach() for t in inputs])
         if self.backend == "eager":
             return early, late
@@ -129,7 +129,7 @@ def _lay_out_weights(module: GraphModule) -> None:
 def _lifted(graph: GraphModule) -> tuple[GraphModule, list[Draw] | None]:
     """The graph with its draws as inputs, where they can be."""
     try:
-        return lifted(graph)
+        return lift_draws(graph)
     except NotLiftedError:
         return graph, None
 
@@ -137,7 +137,7 @@ def _lifted(graph: GraphModule) -> tuple[GraphModule, list[Draw] | None]:
 def _noise(draws: list[Draw], seed: int) -> list[Tensor]:
     """What a graph's draws are made of, from a generator that starts at the seed, in the order in which it would draw."""
     generator = torch.Generator().manual_seed(seed)
-    rooms = [draw.room(1)[0] for draw in draws]
+    rooms = [draw.empty(1)[0] for draw in draws]
     for draw, room in zip(draws, rooms, strict=True):
         draw.fill(room, generator)
     return rooms
