@@ -119,7 +119,7 @@ class Recorded:
         run: A function of static tensors, which keep their memory (parameters, and tensors that
             are changed in place), and of inputs that are passed in each call.
         record: `cuda_graph`, or a function like it.
-        generators: Generators of its draws, beside torch's own.
+        generators: Generators of its draws, in addition to torch's own.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ def cuda_graph(
 
     Args:
         run: The function; it must not wait for the device.
-        generators: Generators of its draws, beside torch's own.
+        generators: Generators of its draws, in addition to torch's own.
 
     Returns:
         A function that replays the kernels, and the tensors that a replay fills.

@@ -118,8 +118,8 @@ def lift_draws(module: GraphModule) -> tuple[GraphModule, list[Draw]]:
         The graph with a last input for each draw, and the draws, in the order of the inputs.
 
     Raises:
-        NotLiftedError: For a draw that is no function of noise without parameters, such as that of
-            a gamma distribution.
+        NotLiftedError: For a draw that is no function of noise without parameters, such as a draw
+            of a gamma distribution.
 
     >>> from torch.fx.experimental.proxy_tensor import make_fx
     >>> graph = make_fx(lambda mean: mean + torch.randn(3))(torch.zeros(3))
@@ -185,7 +185,7 @@ def _draw(like: fx.Node, method: str, *parameters: float) -> Draw:
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of a call by name, in the order of its schema, with defaults."""
+    """Names and values of a call's arguments, in the order of its schema, with defaults."""
     schema: Any = node.target._schema  # type: ignore[union-attr]
     defaults = {a.name: a.default_value for a in schema.arguments}
     return {**defaults, **dict(zip(defaults, node.args, strict=False)), **node.kwargs}

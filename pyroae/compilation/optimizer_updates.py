@@ -101,14 +101,29 @@ class Adam(Rule):
     state = ("exp_avg", "exp_avg_sq")
 
     def numbers(self, step: int, group: Mapping[str, Any]) -> list[float]:
-        """Compute −lr / (1 − β₁ᵗ), 1 / √(1 − β₂ᵗ) and the factor of the decoupled decay."""
+        """Compute the numbers of step t.
+
+        Args:
+            step: Number of the step, from 1.
+            group: The parameter group of torch's optimizer.
+
+        Returns:
+            −lr / (1 − β₁ᵗ), 1 / √(1 − β₂ᵗ) and the factor of the decoupled decay.
+        """
         first, second = (1 - beta**step for beta in self.betas)
         return [-group["lr"] / first, 1 / math.sqrt(second), 1 - group["lr"] * self.weight_decay]
 
     def apply(
         self, parameter: Tensor, grad: Tensor, state: Sequence[Tensor], numbers: Tensor
     ) -> None:
-        """Change a parameter and its moments in place."""
+        """Change a parameter and its moments in place.
+
+        Args:
+            parameter: The parameter.
+            grad: Its gradient, of the same shape.
+            state: m and v, of the same shape.
+            numbers: The result of `numbers`, `[3]`.
+        """
         mean, square = state
         size, correction, decay = numbers.unbind()
         if self.weight_decay and self.decoupled:
@@ -126,7 +141,14 @@ class Adam(Rule):
         states: Sequence[Sequence[Tensor]],
         numbers: Tensor,
     ) -> None:
-        """Change all parameters by the same arithmetic; on devices of GROUPED by one kernel."""
+        """Change all parameters by the same arithmetic; on devices of GROUPED by one kernel.
+
+        Args:
+            parameters: The parameters.
+            grads: The gradient of each.
+            states: m and v of each.
+            numbers: The result of `numbers`, `[3]`.
+        """
         if not parameters or parameters[0].device.type not in GROUPED:
             super().apply_all(parameters, grads, states, numbers)
             return
@@ -170,13 +192,28 @@ class SGD(Rule):
         return ("momentum_buffer",) if self.momentum else ()
 
     def numbers(self, step: int, group: Mapping[str, Any]) -> list[float]:
-        """Compute the step size −lr."""
+        """Compute the number of a step.
+
+        Args:
+            step: Number of the step, from 1.
+            group: The parameter group of torch's optimizer.
+
+        Returns:
+            The step size −lr.
+        """
         return [-group["lr"]]
 
     def apply(
         self, parameter: Tensor, grad: Tensor, state: Sequence[Tensor], numbers: Tensor
     ) -> None:
-        """Change a parameter and its momentum in place."""
+        """Change a parameter and its momentum in place.
+
+        Args:
+            parameter: The parameter.
+            grad: Its gradient, of the same shape.
+            state: b, of the same shape; empty without momentum.
+            numbers: The result of `numbers`, `[1]`.
+        """
         if self.weight_decay:
             grad = grad + self.weight_decay * parameter
         if self.momentum:

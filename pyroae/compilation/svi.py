@@ -152,7 +152,7 @@ class Compiled:
         """List the trained parameters.
 
         Returns:
-            Parameters of the programs' modules by name, and, after the first run, of Pyro's store.
+            Names and parameters of the programs' modules and, after the first run, of Pyro's store.
         """
         return dict(self._parameters) or _trained(self.system)
 

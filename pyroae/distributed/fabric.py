@@ -128,7 +128,7 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
 
     Args:
         module: The module.
-        weights: Full tensors by name.
+        weights: The state dict: names and full tensors.
     """
     own = module.state_dict()
     module.load_state_dict(

@@ -60,7 +60,7 @@ class Structure(Messenger):
         """Name each tensor by its keys in dicts and its keyword, joined by "_".
 
         Returns:
-            The tensors `[N, ...]` by name; those without a key are x, x_1, …
+            Names and tensors `[N, ...]`; names without a key are x, x_1, …
         """
         return _named(
             [[str(key.key) for key in path if isinstance(key, MappingKey)] for path in self._paths],

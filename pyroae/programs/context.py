@@ -17,7 +17,7 @@ def fork_random(device: torch.device, seed: int | None = None) -> Iterator[None]
     """Restore torch's random generators on exit.
 
     Args:
-        device: A device whose generator is restored, beside that of the CPU.
+        device: A device whose generator is restored in addition to the CPU's.
         seed: The seed with which the generators start inside; None leaves their states unchanged.
 
     Yields:

@@ -267,7 +267,7 @@ def announced_parameters(
         kwargs: Keyword arguments of both.
 
     Returns:
-        The unconstrained tensors that an optimizer changes, by the names of the `pyro.param`.
+        Names of the `pyro.param`, and the unconstrained tensors that an optimizer changes.
     """
     model, guide = cast(System, system).model, cast(System, system).guide
     sites = parameter_sites(run(model, guide, args, dict(kwargs)))

@@ -36,12 +36,12 @@ class Stacked(TorchDistribution):
 
     Args:
         parts: A distribution for each particle, all of the same shapes.
-        dims: The number of batch dimensions beside that of the particles; ones stand between the
+        dims: The number of batch dimensions without the particle dimension; ones stand between the
             two where a run has fewer.
 
     Attributes:
         parts: The K distributions.
-        dims: As given.
+        dims: The number of batch dimensions without the particle dimension.
         pad: The number of ones after the particle dimension.
     """
 
@@ -118,7 +118,11 @@ class Stacked(TorchDistribution):
         return self.stacked([part.log_prob(v, *args, **kwargs) for part, v in pairs])
 
     def entropy(self) -> Tensor:
-        """Compute the entropies, of the batch shape, in nats."""
+        """Compute the entropy of each run.
+
+        Returns:
+            Entropies of the batch shape, in nats.
+        """
         return self.stacked([part.entropy() for part in self.parts])
 
     def stacked(self, terms: Sequence[Tensor]) -> Tensor:
@@ -152,9 +156,9 @@ def run_in_loop(
     Args:
         trace_of: Runs the program once, replayed against a trace.
         count: The number K of particles.
-        dims: The number of batch dimensions that all sites have beside that of the particles.
+        dims: The number of batch dimensions of all sites without the particle dimension.
         seen: A stacked trace, whose draws each run repeats for its own particle; None to draw.
-        shared: Names of sites whose draw in the first run is that of all particles.
+        shared: Names of sites whose draw in the first run is used for all particles.
 
     Returns:
         A trace whose sample sites have K as the first batch dimension. All runs share the
@@ -194,7 +198,7 @@ def stack_traces(traces: Sequence[poutine.Trace], dims: int) -> poutine.Trace:
 
     Args:
         traces: The traces of K runs of one program.
-        dims: The number of batch dimensions that all sites have beside that of the particles.
+        dims: The number of batch dimensions of all sites without the particle dimension.
 
     Returns:
         A trace whose sample sites have K as the first batch dimension.
@@ -233,7 +237,7 @@ def has_particles(site: Site) -> bool:
         site: A sample site of a trace.
 
     Returns:
-        True if its first batch dimension is that of the particles.
+        True if its first batch dimension is the particle dimension.
     """
     return any(frame.name == PARTICLES for frame in site["cond_indep_stack"])
 
@@ -289,7 +293,7 @@ def _stacked_mask(masks: Sequence[Any], dims: int) -> Any:
 class SharedDraws(Messenger):
     """Give all particles of a run the first particle's draw of some sites.
 
-    The sites lie in no plate but that of the particles.
+    The sites lie in no plate except the plate of the particles.
 
     Args:
         names: Names of the sites.

@@ -76,7 +76,7 @@ def undeclared_words(site: Site, dim: int) -> str:
     has_particles = any(f.name == PARTICLES for f in site["cond_indep_stack"])
     shape = tuple(site["fn"].batch_shape)[has_particles:]
     where = (
-        f"whose dimension {dim} is that of no plate" if plates_of(site) else "but lies in no plate"
+        f"whose dimension {dim} no plate declares" if plates_of(site) else "but lies in no plate"
     )
     return f"has the batch shape {shape}, {where}"
 
