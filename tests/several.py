@@ -22,7 +22,7 @@ from pyroae import zoo
 from pyroae.config import RunConfig, TrainConfig
 from pyroae.data.dataset import Dataset
 from pyroae.data.loading import load
-from pyroae.distributed.fabric import whole
+from pyroae.distributed.fabric import gather_tensors
 from pyroae.objectives import parse_objective
 from pyroae.runtime.processes import is_first
 from pyroae.training.fitting import fit
@@ -48,6 +48,22 @@ def guide(x: Tensor, y: Tensor) -> None:
     with pyro.plate("data", NUM_DATA, subsample=torch.arange(len(x))):
         pyro.sample("z", dist.Normal(x[:, :2] * a[:2], 0.5).to_event(1))
         pyro.sample("k", dist.Normal(y * a[2], 0.5))
+
+
+def sizeless_model(x: Tensor, y: Tensor) -> None:
+    """A data plate without a size, and one of features that is as long as the part of a process."""
+    with pyro.plate("features", 13, dim=-2), pyro.plate("data", dim=-1):
+        z = pyro.sample("z", dist.Normal(torch.zeros(13, len(x)), 1.0))
+    with pyro.plate("data"):
+        mean = x @ pyro.param("w", torch.zeros(3)) + z.sum(-2)
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def sizeless_guide(x: Tensor, y: Tensor) -> None:
+    """Of the same sites."""
+    loc = pyro.param("a", torch.zeros(13, 1)) * y
+    with pyro.plate("features", 13, dim=-2), pyro.plate("data", dim=-1):
+        pyro.sample("z", dist.Normal(loc, pyro.param("b", torch.tensor(-1.0)).exp()))
 
 
 def regression() -> tuple[Tensor, Tensor]:
@@ -87,6 +103,7 @@ def cases(train: Dataset) -> dict[str, tuple[Callable[[], Any], str, Any, dict[s
         ),
         "denoising": (of(system="denoising-ae"), "trace-elbo", train, {"nonfinite": "skip"}),
         "pair": (lambda: (model, guide), "trace-elbo", regression(), {}),
+        "sizeless": (lambda: (sizeless_model, sizeless_guide), "trace-elbo", regression(), {}),
         "compiled": (of(), "trace-elbo", train, {"compile": True}),
     }
 
@@ -96,7 +113,7 @@ def differences(world: int, strategy: str, precision: str, names: list[str]) -> 
     digits, found = load("digits", binarize="dynamic"), {}
     for name in names:
         make, objective, data, settings = cases(digits.train.first(NUM_DATA))[name]
-        valid = None if name == "pair" else digits.valid
+        valid = None if name in ("pair", "sizeless") else digits.valid
         weights, histories = [], []
         for devices in (world, 1):
             pyro.clear_param_store()
@@ -114,7 +131,7 @@ def differences(world: int, strategy: str, precision: str, names: list[str]) -> 
             result = fit(
                 make(), data, parse_objective(objective), config, valid=valid, progress=False
             )
-            weights.append(whole(dict(result.system.state_dict())))
+            weights.append(gather_tensors(dict(result.system.state_dict())))
             histories.append([round(e.train_nelbo, 3) for e in result.history])
         assert histories[0] == histories[1], (name, histories)
         several, one = weights

@@ -38,7 +38,7 @@ from tests.slow_reference import Recorder, Reference, bound_of, log_mean_exp, re
 pytestmark = pytest.mark.usefixtures("float64")
 
 COUNT = int(os.environ.get("PYROAE_PROGRAMS", "200"))
-LOOPED = "the particles are run one after the other"
+LOOPED = "the particles are run sequentially"
 MANY = settings(
     max_examples=COUNT,
     deadline=None,

@@ -36,9 +36,10 @@ Make = Any
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run as they are traced: what a step computes, without the minute that code takes."""
-    for module in ("compiler", "evaluation.compiled_draws"):
+    for module in ("compilation.svi", "evaluation.importance.compiled"):
         monkeypatch.setattr(
-            f"pyroae.{module}.inductor", lambda graph, inputs, same_draws, **settings: graph
+            f"pyroae.{module}.inductor",
+            lambda graph, inputs, same_draws, **settings: graph,
         )
 
 
@@ -231,7 +232,7 @@ def test_what_cannot_be_traced_is_stepped_as_it_is() -> None:
     x = torch.randn(4)
     svi.step(x)
     with pytest.warns(
-        UserWarning, match="run as they are, not compiled: .*data-dependent control flow"
+        UserWarning, match="run eagerly, not compiled: .*data-dependent control flow"
     ):
         svi.step(x)
     with warnings.catch_warnings():

@@ -19,7 +19,7 @@ from pyroae.comparison.budget import Budget
 from pyroae.comparison.trainings import Scoring, compare_training
 from pyroae.compilation.codegen import Recorded
 from pyroae.compilation.ensemble import Ensemble, Stream, _Batched
-from pyroae.compilation.noise_inputs import NotLiftedError, lifted
+from pyroae.compilation.noise_inputs import NotLiftedError, lift_draws
 from pyroae.compilation.svi import Compiled
 from pyroae.data.dataset import Dataset
 from pyroae.errors import ConfigError, NonFiniteLossError
@@ -39,9 +39,10 @@ Make = Callable[[], nn.Module]
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run as they are traced: what a step computes, without the minute that code takes."""
-    for module in ("compiler", "ensemble"):
+    for module in ("svi", "ensemble"):
         monkeypatch.setattr(
-            f"pyroae.{module}.inductor", lambda graph, inputs, same_draws, **settings: graph
+            f"pyroae.compilation.{module}.inductor",
+            lambda graph, inputs, same_draws, **settings: graph,
         )
 
 
@@ -291,7 +292,7 @@ def test_a_recorded_step_is_the_same_step(monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(*losses, rtol=1e-12, atol=1e-12)
 
 
-# What is stepped one after the other.
+# What is stepped sequentially.
 
 
 class Gamma(nn.Module):
@@ -316,7 +317,7 @@ def test_a_draw_that_cannot_be_lifted() -> None:
     """One warning, and the numbers of separate trainings."""
     with pytest.warns(
         UserWarning,
-        match="stepped one after the other: the draw 'aten._standard_gamma.default' cannot be",
+        match="stepped sequentially: the draw 'aten._standard_gamma.default' cannot be",
     ) as found:
         results = both(Gamma, TraceELBO, config_of(), data())
     assert len(found) == 1
@@ -334,7 +335,7 @@ class Branching(Gamma):
 @pytest.mark.usefixtures("traced", "float64")
 def test_what_cannot_be_traced_is_run_as_it_is() -> None:
     with pytest.warns(
-        UserWarning, match="run as they are, not compiled: after the site 'z' of the model"
+        UserWarning, match="run eagerly, not compiled: after the site 'z' of the model"
     ) as found:
         results = both(Branching, TraceELBO, config_of(), data())
     assert len(found) == 1
@@ -443,8 +444,8 @@ def test_lifted_draws_are_those_of_torch(dtype: torch.dtype) -> None:
         )
 
     p = torch.rand(6, 7, dtype=dtype)
-    graph, found = lifted(make_fx(draws)(p))
-    generator, rooms = torch.Generator().manual_seed(11), [draw.room(2) for draw in found]
+    graph, found = lift_draws(make_fx(draws)(p))
+    generator, rooms = torch.Generator().manual_seed(11), [draw.empty(2) for draw in found]
     for draw, room in zip(found, rooms, strict=True):
         draw.fill(room[1], generator)
     torch.manual_seed(11)
@@ -462,7 +463,7 @@ def test_a_draw_into_a_part_of_a_tensor_is_refused() -> None:
     with pytest.raises(
         NotLiftedError, match=r"'aten.normal_.default' is made into a tensor that is used elsewhere"
     ):
-        lifted(make_fx(draw)(torch.zeros(2, 3)))
+        lift_draws(make_fx(draw)(torch.zeros(2, 3)))
 
 
 # Errors.

@@ -290,7 +290,7 @@ def test_programs_that_do_not_take_particles_share_the_draw_too() -> None:
 
     for name in ("iwae", "dreg"):
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "the particles are run one after the other")
+            warnings.filterwarnings("ignore", "the particles are run sequentially")
             value = OBJECTIVES[name](num_particles=4).bound(model, guide, x).value
         assert value.item() == pytest.approx(log_px(x).item(), abs=1e-9)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyroae.compilation.invariant_split import hoisted
+from pyroae.compilation.invariant_split import split_invariant
 
 aten = torch.ops.aten
 INPUTS = {"weight": torch.randn(5, 4), "x": torch.randn(3, 4), "noise": torch.randn(7, 3, 5)}
@@ -23,7 +23,7 @@ def cut(
     """The function's graph in two, its last inputs being draws."""
     graph = make_fx(function)(*inputs)
     names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
-    early, late = hoisted(graph, names[len(names) - draws :])
+    early, late = split_invariant(graph, names[len(names) - draws :])
     early.graph.lint()
     late.graph.lint()
     return early, late

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyroae.compilation.codegen import made
+from pyroae.compilation.codegen import try_compile
 from pyroae.errors import BrokenProgramError, ConfigError, ProgramError
 from pyroae.evaluation.annealing import bounds as ais_module
 from pyroae.evaluation.annealing import compiled as compiled_path
@@ -281,7 +281,7 @@ def test_a_lack_of_memory_is_no_reason_to_run_without_a_graph() -> None:
         raise torch.OutOfMemoryError("out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):
-        made(make, torch.device("cpu"))
+        try_compile(make, torch.device("cpu"))
 
 
 # A real limit.

@@ -122,7 +122,7 @@ def test_odd_arrays(name: str, function: str) -> None:
     system, refused = getattr(zoo, name)(4, latent=2), set()
     for odd, x in ODD.items():
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "the particles are run one after the other")
+            warnings.filterwarnings("ignore", "the particles are run sequentially")
             try:
                 FUNCTIONS[function](system, x)
             except PyroaeError as refusal:

@@ -35,15 +35,16 @@ from pyroae.evaluation.importance.proposals import Local, Mixture
 from pyroae.objectives import OBJECTIVES
 from pyroae.programs.mixing import mixed_site
 from pyroae.programs.pair import system_of
-from pyroae.programs.particles import LOOP, like_single_runs
+from pyroae.programs.particles import LOOP
 from pyroae.programs.traces import plate_nesting, prior_of, run
+from pyroae.programs.trial_runs import as_stacked_draws
 from pyroae.weights import log_weights, reduce_log_weights
 
 pytestmark = pytest.mark.usefixtures("float64")
 Programs = tuple[Callable[..., Any], Callable[..., Any]]
 X = (0.5, -1.0, 2.0)
 LOG_PX = (-1.3280, -1.5155, -2.2655)
-LOOPED = "the particles are run one after the other"
+LOOPED = "the particles are run sequentially"
 
 READS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "z[:, 0]": lambda z, x: z[:, 0],
@@ -294,7 +295,7 @@ def test_scales_masks_and_plates_are_the_same_one_by_one() -> None:
     model, guide = whole_study, prior_of(whole_study)
     single = run(model, guide, args, {})
     together = run(model, guide, args, {}, 3, 2)
-    drawn = like_single_runs(together.drawn, single.drawn)
+    drawn = as_stacked_draws(together.drawn, single.drawn)
     apart = run(model, guide, args, {}, 3, LOOP + 2, drawn=drawn)
     for one, other in zip(
         vars(reduce_log_weights(together)).values(),

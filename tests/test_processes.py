@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,58 @@ def test_shared_draws_are_those_of_one_process(size: int, world: int) -> None:
             torch.testing.assert_close(value, whole[name][part], rtol=1e-5, atol=1e-6, msg=name)
 
 
+def crossed_draws(x: Tensor) -> dict[str, Tensor]:
+    """Draws in the data plate, in another plate as long as a process's part, and in both."""
+    with pyro.plate("items", 5, dim=-2):
+        found = {"items": pyro.sample("items", dist.Normal(torch.zeros(5, 1), 1.0)).T}
+        found["classes"] = pyro.sample("classes", dist.Categorical(torch.ones(5, 1, 3))).T
+        with pyro.plate("data", len(x), dim=-1):
+            found["both"] = pyro.sample("both", dist.Normal(x[:, 0], 1.0)).T
+    with pyro.plate("data", len(x), dim=-2), pyro.plate("more", 5, dim=-1):
+        found["data first"] = pyro.sample("data first", dist.Bernoulli(logits=x))
+    return {**found, "items": found["items"].expand(len(x), 5), "classes": found["classes"]}
+
+
+def draws_without_size(x: Tensor) -> dict[str, Tensor]:
+    """Draws in a data plate without a size, of which the last has no element for each datum."""
+    with pyro.plate("data"):
+        found = {
+            "normal": pyro.sample("normal", dist.Normal(x[:, 0], 1.0)),
+            "features": pyro.sample("features", dist.Normal(x.T, 1.0).mask(True)).T,
+            "event": pyro.sample("event", dist.Normal(x, 1.0).to_event(1)),
+            "class": pyro.sample("class", dist.Categorical(logits=x)),
+            "shared": pyro.sample("shared", dist.Normal(0.0, 1.0)),
+        }
+    return {**found, "shared": found["shared"].expand(len(x))}
+
+
+@pytest.mark.parametrize("draws_of", [crossed_draws, draws_without_size])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_shared_draws_follow_the_data_plate_of_their_site(
+    draws_of: Callable[[Tensor], dict[str, Tensor]], rank: int
+) -> None:
+    """Not the first dimension of an equal length: everything here has 5 of it, a process's part."""
+    x, part = torch.randn(10, 5), Share(rank, 2).of(10)
+    torch.manual_seed(0)
+    whole = draws_of(x)
+    torch.manual_seed(0)
+    with shared_draws(Share(rank, 2), 10, plate="data"):
+        own = draws_of(x[part])
+    for name, value in own.items():
+        expected = whole[name] if name == "classes" else whole[name][part]
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("plate", ["data", None])
+def test_gamma_draws_in_a_plate_without_a_size_are_each_processes_own(plate: str | None) -> None:
+    found = []
+    for rank in range(2):
+        torch.manual_seed(0)
+        with shared_draws(Share(rank, 2), 10, plate=plate), pyro.plate("data"):
+            found.append(pyro.sample("g", dist.Gamma(torch.ones(5), 1.0)))
+    assert not torch.equal(*found)
+
+
 @pytest.mark.parametrize(
     "fn", [lambda m: dist.Gamma(m, 1.0), dist.Poisson, lambda m: dist.Beta(m, 2.0)]
 )
@@ -127,7 +180,7 @@ def several(out: Path, *words: str, launcher: tuple[str, ...] = ()) -> dict[str,
 @pytest.mark.parametrize(
     ("world", "names"),
     [
-        (2, ["dreg", "pair"]),
+        (2, ["dreg", "pair", "sizeless"]),
         pytest.param(2, ["vae", "vimco", "categorical", "denoising"], marks=pytest.mark.slow),
         pytest.param(4, ["dreg", "vimco", "denoising", "pair"], marks=pytest.mark.slow),
     ],

@@ -685,7 +685,7 @@ def test_what_is_no_program_or_no_data_of_one() -> None:
         trained((model, 3), (x,))  # type: ignore[arg-type]
     with pytest.raises(
         DataError,
-        match=r"tensors of one length N, a datum a row, not of shapes \[\(60,\), \(59,\)\]",
+        match=r"tensors of one length N, with a row per datum, not of shapes \[\(60,\), \(59,\)\]",
     ):
         trained((model, guide), (x, x[1:]))
     with pytest.raises(DataError, match="the arguments of a program are tensors, not int"):

@@ -29,7 +29,7 @@ pytestmark = [
         folder() is None,
         reason=f"set {FOLDER} to the folder 'examples' of a copy of Pyro's repository",
     ),
-    pytest.mark.filterwarnings("ignore:the particles are run one after the other"),
+    pytest.mark.filterwarnings("ignore:the particles are run sequentially"),
     pytest.mark.filterwarnings(
         "ignore:the log-density of the site 'z2' of one datum depends on the other data"
     ),  # BatchNorm

@@ -15,7 +15,7 @@ from pyroae import TraceELBO, zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.compilation import graph_calls as calls
 from pyroae.compilation.codegen import Recorded
-from pyroae.compilation.graph_calls import Call
+from pyroae.compilation.graph_calls import GraphCall
 from pyroae.compilation.svi import Compiled
 from pyroae.config import TrainConfig
 from pyroae.nn import MLP
@@ -97,7 +97,7 @@ def test_several_recorded_steps_are_those_of_one_after_the_other() -> None:
         for _ in range(2):
             svi.step(batches[0], kl_weight=0.5)
         for call in svi._graphs.values():
-            assert isinstance(call, Call)
+            assert isinstance(call, GraphCall)
             call.recorded = Recorded(call._in_order, by_repetition)
 
         def before(step: int, svi: Compiled = svi) -> float:
@@ -133,7 +133,7 @@ def test_fit_groups_steps_without_a_change_of_results(monkeypatch: pytest.Monkey
 
         monkeypatch.setattr(Trainer, "_groups", groups)
         monkeypatch.setattr(calls, "Recorded", lambda run, record: Recorded(run, by_repetition))
-        monkeypatch.setattr(Call, "is_recorded", True)
+        monkeypatch.setattr(GraphCall, "is_recorded", True)
         config = TrainConfig(
             epochs=3,
             batch_size=3,

@@ -271,7 +271,7 @@ class Unportable(Exception):
 def test_what_is_dealt_comes_back_in_order_and_errors_are_the_first_ones() -> None:
     for world in (2, 3, 4):
         assert (
-            played(world, lambda share: dealing.dealt(share, range(5), lambda i: i**2))
+            played(world, lambda share: dealing.distribute(share, range(5), lambda i: i**2))
             == [[0, 1, 4, 9, 16]] * world
         )
 
@@ -280,15 +280,15 @@ def test_what_is_dealt_comes_back_in_order_and_errors_are_the_first_ones() -> No
             return 0
         raise Unportable(told=f"rank {share.rank}")
 
-    errors = played(3, lambda share: dealing.of_all(share, lambda: failing(share)))
+    errors = played(3, lambda share: dealing.gather_results(share, lambda: failing(share)))
     assert [type(error) for error in errors] == [RuntimeError, Unportable, RuntimeError]
     assert [str(error) for error in errors] == [
         "Unportable: rank 1",
         "rank 1",
         "Unportable: rank 1",
     ]
-    assert played(2, lambda share: dealing.everywhere(share, lambda: share.rank)) == [0, 1]
-    assert played(2, lambda share: dealing.agreed(share, lambda: share.rank)) == [0, 0]
+    assert played(2, lambda share: dealing.run_on_all(share, lambda: share.rank)) == [0, 1]
+    assert played(2, lambda share: dealing.first_result(share, lambda: share.rank)) == [0, 0]
 
 
 def test_seeds_of_blocks_do_not_meet() -> None:

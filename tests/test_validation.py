@@ -37,7 +37,7 @@ def guide(x: Tensor) -> None:
 def test_a_dimension_of_no_plate_is_refused(objective: ObjectiveBase) -> None:
     with pytest.raises(
         ProgramError,
-        match=r"the site 'x' has the batch shape \(3, 3\), whose dimension -2 is that of no plate",
+        match=r"the site 'x' has the batch shape \(3, 3\), whose dimension -2 no plate declares",
     ):
         objective.loss(column, guide, X.double())
 

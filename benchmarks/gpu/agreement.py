@@ -58,7 +58,7 @@ def two_steps(system: str, objective: str, device: str) -> list[Tensor]:
         OBJECTIVES[objective](num_particles=NUM_PARTICLES),
         lambda p: torch.optim.Adam(p, lr=1e-2),
     )
-    steps._find((x,))
+    steps._find_parameters((x,))
     torch.manual_seed(5)
     losses = [steps.eager_step((x,), 0.5, float(len(x))) for _ in range(2)]
     return [*losses, steps.evaluate_loss(x), *steps.parameters().values()]

@@ -20,7 +20,7 @@ from pyroae import plots
 from pyroae.autoencoder import Autoencoder
 from pyroae.config import TrainConfig
 from pyroae.data.dataset import Dataset
-from pyroae.distributed.fabric import launched, share_of
+from pyroae.distributed.fabric import launch_fabric, share_of
 from pyroae.errors import PyroaeError, RunError
 from pyroae.evaluation.annealing.bounds import AISSettings
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate
@@ -106,7 +106,7 @@ def evaluate(
     )
     run = Run(run_directory)
     dataset = part_of(run, part["data"], part["split"], part["num_data"])
-    fabric = launched(
+    fabric = launch_fabric(
         TrainConfig(accelerator=run.config.accelerator, devices=devices, num_nodes=num_nodes)
     )
     folder = _folder(run, dataset, settings, part["checkpoint"])

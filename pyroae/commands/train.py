@@ -11,7 +11,7 @@ from pyroae import plots, zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.config import WHERE, RunConfig
 from pyroae.data.loading import Splits
-from pyroae.distributed.fabric import launched
+from pyroae.distributed.fabric import launch_fabric
 from pyroae.errors import ConfigError
 from pyroae.objectives import parse_objective
 from pyroae.objectives.base import ObjectiveBase
@@ -32,7 +32,7 @@ def train_run(config: RunConfig, path: Path, overwrite: bool) -> tuple[Run, FitR
     refuse_taken(path, overwrite)
     splits, system, objective = _prepared(config)
     check(system, splits.train, splits.valid, objective, config.training)
-    fabric = launched(config.training)
+    fabric = launch_fabric(config.training)
     with _writing(fabric, path):
         if fabric.is_global_zero:
             Run.create(path, config, splits, overwrite=overwrite)
@@ -63,7 +63,7 @@ def resume_run(run: Run, settings: dict[str, Any], checkpoint: str) -> tuple[Run
             say(
                 f"the run is of {name} {run.versions[name]}, this is {now}: from here on figures may differ"
             )
-    fabric = launched(config.training)
+    fabric = launch_fabric(config.training)
     with _writing(fabric, run.path):
         if fabric.is_global_zero and config != run.config:
             run.write_config(config, splits)

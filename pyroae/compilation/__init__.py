@@ -1,1 +1,4 @@
-"""Programs as compiled code: tracing, code generation, the compiled training step, many members in one graph."""
+"""Programs as compiled code: tracing, graph rewrites, code generation, the compiled training step.
+
+Also training ensembles, whose members take their steps in one graph.
+"""

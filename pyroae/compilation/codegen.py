@@ -1,4 +1,4 @@
-"""What every compiled thing shares: a traced graph made into code, and a way back where that cannot be done."""
+"""Code generation for traced graphs, CUDA graphs, and the fallback where compilation fails."""
 
 import logging
 import warnings
@@ -10,74 +10,96 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyroae.compilation.tracing import Untraceable, reason_of
+from pyroae.compilation.tracing import UntraceableError, reason_of
 from pyroae.errors import ConfigError, is_refusal
 from pyroae.programs.context import fork_random
 from pyroae.runtime.memory import is_out_of_memory
 
 Outputs = tuple[Tensor, ...]
+"""The outputs of a graph."""
 
 
 Graph = Callable[..., Outputs]
+"""A function of tensors: a traced graph, or code for it."""
 
 
-def made[T](make: Callable[[], T], device: torch.device) -> T | None:
-    """What `make` gives; None, with a warning, where it cannot be compiled. The generators stay as they were.
+def try_compile[T](make: Callable[[], T], device: torch.device) -> T | None:
+    """Call a function that compiles programs, and warn if they cannot be compiled.
 
-    Raises what it raises where memory ran out.
+    The random generators are afterwards unchanged.
+
+    Args:
+        make: Traces and compiles; without arguments.
+        device: The device of the programs.
+
+    Returns:
+        The result of `make`; None, after a warning with the reason, if it fails.
+
+    Raises:
+        PyroaeError: If `make` refuses the programs.
+        RuntimeError: If memory runs out.
     """
     try:
         with fork_random(device), pyro.validation_enabled(False):
             return make()
-    except Exception as error:  # whatever the programs or the compiler have to say
+    except Exception as error:  # any error of the programs or of the compiler
         if is_refusal(error) or is_out_of_memory(error):
             raise
-        words = str(error) if isinstance(error, Untraceable) else reason_of(error)
-        warnings.warn(f"model and guide are run as they are, not compiled: {words}", stacklevel=5)
+        reason = str(error) if isinstance(error, UntraceableError) else reason_of(error)
+        warnings.warn(f"model and guide run eagerly, not compiled: {reason}", stacklevel=5)
         return None
 
 
 def inductor(
     graph: torch.fx.GraphModule, inputs: Sequence[Tensor], same_draws: bool, one_core: bool = False
 ) -> Graph:
-    """Code for a graph. On a CPU the draws stay torch's own: they are the same as in eager code, and no slower.
+    """Compile a graph by torch's inductor.
 
-    one_core: its loops are not divided, and it is called without Python's lock, so that threads may run it side by side.
+    On a CPU the draws are torch's own, equal to those of eager code and no slower.
+
+    Args:
+        graph: The traced graph.
+        inputs: Examples of its inputs; their values do not change.
+        same_draws: Whether draws on a GPU equal those of eager code from the same seed.
+        one_core: Whether loops are not parallel and the code is called without Python's global
+            lock, so that threads can run it concurrently.
+
+    Returns:
+        A function of tensors with the shapes of `inputs`.
     """
-    logging.getLogger("torch.utils.cpp_extension").setLevel(
-        logging.ERROR
-    )  # it says that there is no GPU
-    with warnings.catch_warnings():  # of torch's own use of torch, where warnings are errors
+    # This logger reports that there is no GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # Warnings of torch about its own code, where warnings are errors.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.filterwarnings(
-            "ignore", message="TensorFloat32 tensor cores"
-        )  # single precision is what was asked for
+        # Single precision is intended.
+        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
         import torch._inductor.config as settings
         from torch._inductor.compile_fx import compile_fx
 
-        from pyroae.compilation.cpu_rewrites import ForProcessor
+        from pyroae.compilation.cpu_rewrites import CPURewrites
 
         _keep_memory()
         on_cpu = all(t.device.type == "cpu" for t in inputs)
-        chosen: dict[str, Any] = (
-            {"post_grad_custom_post_pass": ForProcessor(one_core)} if on_cpu else {}
+        options: dict[str, Any] = (
+            {"post_grad_custom_post_pass": CPURewrites(one_core)} if on_cpu else {}
         )
-        chosen |= {"cpp_wrapper": True, "cpp.threads": 1} if one_core else {}
-        with settings.patch(fallback_random=same_draws or on_cpu, **chosen), torch.no_grad():
+        options |= {"cpp_wrapper": True, "cpp.threads": 1} if one_core else {}
+        with settings.patch(fallback_random=same_draws or on_cpu, **options), torch.no_grad():
             compiled: Any = compile_fx(graph, list(inputs))
-            compiled(
-                *[t.clone() for t in inputs]
-            )  # code is made when it is first called, and a step must not be taken
+            # Code is generated in the first call, which must not take a step of the optimizer.
+            compiled(*[t.clone() for t in inputs])
     return cast(Graph, compiled)
 
 
 @cache
 def _keep_memory() -> None:
-    """Let the allocator of a Linux process keep the blocks that a graph frees, for its next call.
+    """Let the allocator of a Linux process reuse the blocks that a graph frees in its next call.
 
-    glibc gives blocks above a limit back to the system at once, and every page of the next one costs a fault: up to a third of
-    a likelihood's time. The limit rises, to 32 MiB at most, with the largest such block that was ever freed.
+    glibc returns blocks above a threshold to the system, and every page of the next one costs a
+    page fault: up to a third of a likelihood's time. The threshold rises, to at most 32 MiB, with
+    the largest such block that was ever freed.
     """
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
@@ -85,57 +107,79 @@ def _keep_memory() -> None:
 Record = Callable[
     [Callable[[], Outputs], Sequence[torch.Generator]], tuple[Callable[[], None], Outputs]
 ]
-"""From a function, and the generators that it draws from, to a function that replays it, and its outputs."""
+"""From a function and the generators that it draws from to a replay function and the outputs."""
 
 
 class Recorded:
-    """Code recorded as CUDA graphs, each of one or several calls, and replayed: a replay is one launch, whatever it holds.
+    """Graph code recorded as CUDA graphs and replayed by one launch.
 
-    run: from tensors that stay where they are (parameters, and what is changed in place) and those that are given anew at each
-    call. What stays is recorded again where it was replaced. generators: those of its draws, beside torch's own.
+    Each recording holds one or several calls.
+
+    Args:
+        run: A function of static tensors, which keep their memory (parameters, and tensors that
+            are changed in place), and of inputs that are passed in each call.
+        record: `cuda_graph`, or a function like it.
+        generators: Generators of its draws, in addition to torch's own.
     """
 
     def __init__(
         self, run: Graph, record: Record, generators: Sequence[torch.Generator] = ()
     ) -> None:
         self._run, self._record, self._generators = run, record, generators
-        self._kept: list[Tensor] = []
+        self._static: list[Tensor] = []
         self._recordings: dict[int, tuple[list[list[Tensor]], Callable[[], None], Outputs]] = {}
 
-    def __call__(self, kept: Sequence[Tensor], given: Sequence[Tensor]) -> Outputs:
-        """As many calls as each of the given tensors has rows `[S, ...]`; their outputs, `[S, ...]`, are copies.
+    def __call__(self, static: Sequence[Tensor], inputs: Sequence[Tensor]) -> Outputs:
+        """Make S calls, one for each row of the inputs.
 
-        The rows are copied to their places before the replay, which overwrites the outputs of the one before.
+        The rows are copied to buffers before the replay, which overwrites the outputs of the
+        previous one. New static tensors are recorded again.
+
+        Args:
+            static: The tensors that keep their memory.
+            inputs: Tensors `[S, ...]`.
+
+        Returns:
+            Copies of the outputs, each `[S, ...]`.
         """
-        count = len(given[0])
-        if len(kept) != len(self._kept) or any(
-            a is not b for a, b in zip(kept, self._kept, strict=True)
+        count = len(inputs[0])
+        if len(static) != len(self._static) or any(
+            a is not b for a, b in zip(static, self._static, strict=True)
         ):
-            self._kept, self._recordings = list(kept), {}
+            self._static, self._recordings = list(static), {}
         if count not in self._recordings:
+            device = static[0].device
             self._recordings[count] = self._recorded(
-                [[row.to(kept[0].device).clone() for row in t] for t in given], count
+                [[row.to(device).clone() for row in t] for t in inputs], count
             )
-        places, replay, outputs = self._recordings[count]
-        for rows, tensor in zip(places, given, strict=True):
+        buffers, replay, outputs = self._recordings[count]
+        for rows, tensor in zip(buffers, inputs, strict=True):
             torch._foreach_copy_(rows, list(tensor.to(rows[0].device, non_blocking=True).unbind()))
         replay()
         return tuple(output.clone() for output in outputs)
 
     def _recorded(
-        self, places: list[list[Tensor]], count: int
+        self, buffers: list[list[Tensor]], count: int
     ) -> tuple[list[list[Tensor]], Callable[[], None], Outputs]:
         def calls() -> Outputs:
-            found = [self._run(*self._kept, *(rows[i] for rows in places)) for i in range(count)]
-            return tuple(torch.stack(outputs) for outputs in zip(*found, strict=True))
+            results = [self._run(*self._static, *(r[i] for r in buffers)) for i in range(count)]
+            return tuple(torch.stack(outputs) for outputs in zip(*results, strict=True))
 
-        return places, *self._record(calls, self._generators)
+        return buffers, *self._record(calls, self._generators)
 
 
 def cuda_graph(
     run: Callable[[], Outputs], generators: Sequence[torch.Generator] = ()
 ) -> tuple[Callable[[], None], Outputs]:
-    """Record what `run` launches, without doing it; what replays it, and the tensors that it then fills."""
+    """Record the kernels that a function launches, without executing them.
+
+    Args:
+        run: The function; it must not wait for the device.
+        generators: Generators of its draws, in addition to torch's own.
+
+    Returns:
+        A function that replays the kernels, and the tensors that a replay fills.
+    """
     graph = torch.cuda.CUDAGraph()
     for generator in generators:
         graph.register_generator_state(generator)
@@ -145,23 +189,60 @@ def cuda_graph(
 
 
 def on_device(numbers: float | list[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of numbers that are known here; nothing waits for the copy."""
+    """Copy numbers to a device asynchronously.
+
+    Args:
+        numbers: A number, or nested lists of numbers.
+        dtype: Type of the tensor.
+        device: Device of the tensor.
+
+    Returns:
+        A tensor of the shape of `numbers`.
+    """
     tensor = torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda")
     return tensor.to(device, non_blocking=True)
 
 
-def is_wanted(compile: bool | str, is_long: bool) -> bool:
-    """What an argument `compile` asks for, where "auto" is for long work. Raises ConfigError for other words."""
-    check_word(compile)
+def should_compile(compile: bool | str, is_long: bool) -> bool:
+    """Interpret an argument `compile`.
+
+    Args:
+        compile: True, False, or "auto" to compile long work only.
+        is_long: Whether the work is long.
+
+    Returns:
+        Whether to compile.
+
+    Raises:
+        ConfigError: For other strings.
+
+    >>> should_compile("auto", is_long=True), should_compile(False, is_long=True)
+    (True, False)
+    """
+    check_compile_option(compile)
     return is_long if compile == "auto" else bool(compile)
 
 
-def check_word(compile: bool | str) -> None:
-    """Raises ConfigError for what an argument `compile` does not take."""
+def check_compile_option(compile: bool | str) -> None:
+    """Refuse values that an argument `compile` does not take.
+
+    Args:
+        compile: True, False or "auto".
+
+    Raises:
+        ConfigError: For other values.
+    """
     if not isinstance(compile, bool) and compile != "auto":
         raise ConfigError(f"compile takes auto, true or false, not '{compile}'")
 
 
 def device_of(args: tuple[Any, ...]) -> torch.device:
-    """Of the first tensor among the arguments."""
+    """Find the device of the first tensor among arguments.
+
+    Args:
+        args: Tensors and other values.
+
+    Returns:
+        The device; the CPU without a tensor.
+    """
     return next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))

@@ -1,4 +1,7 @@
-"""What is changed in a graph before inductor makes code of it. Imported where something is compiled: it needs the compiler."""
+"""Rewrites of a graph for CPUs, before inductor generates code.
+
+Import this module only where something is compiled: it imports the compiler.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,10 +17,11 @@ aten = torch.ops.aten
 
 
 MOST_FACTORS = 120
-"""Of a product of numbers from 1 to 2: single precision holds 2^127."""
+"""Most factors, each from 1 to 2, of a product: single precision holds 2¹²⁷."""
 
 
 TANH_LIMIT = 7.90531110763549805
+"""Arguments of tanh beyond it are clamped to it."""
 
 
 TANH_ABOVE = (
@@ -29,6 +33,7 @@ TANH_ABOVE = (
     6.37261928875436e-04,
     4.89352455891786e-03,
 )
+"""Coefficients of P, the highest power first."""
 
 
 TANH_BELOW = (
@@ -37,19 +42,25 @@ TANH_BELOW = (
     2.26843463243900e-03,
     4.89352518554385e-03,
 )
+"""Coefficients of Q, the highest power first."""
 
 
-class ForProcessor(CustomGraphPass):
-    """What pays on a CPU: `split_bias`, `multiply_before_log` and `divide_polynomials`.
+class CPURewrites(CustomGraphPass):
+    """The rewrites for CPUs: `split_bias`, `multiply_before_log` and `divide_polynomials`.
 
-    one_core: code that one core goes through by itself has products of oneDNN where they are a layer's.
+    Args:
+        one_core: Whether the code runs on one core; layers then use oneDNN, where it is available.
     """
 
     def __init__(self, one_core: bool = False) -> None:
         self.one_core = one_core
 
     def __call__(self, graph: Graph) -> None:
-        """Rewrite in place."""
+        """Rewrite a graph in place.
+
+        Args:
+            graph: The graph, after the passes of inductor.
+        """
         if self.one_core and is_available():
             use_onednn(graph)
         split_bias(graph)
@@ -57,14 +68,22 @@ class ForProcessor(CustomGraphPass):
         divide_polynomials(graph)
 
     def uuid(self) -> bytes:
-        """What torch's cache of compiled graphs tells this pass by."""
+        """Identify the rewrites in torch's cache of compiled graphs.
+
+        Returns:
+            A hash of this file and of `one_core`.
+        """
         return get_hash_for_files((__file__,), str(self.one_core))
 
 
 def split_bias(graph: Graph) -> None:
-    """b + x W as a product and a sum: the sum is then part of the loop that follows.
+    """Compute b + x W as a product and a sum, which becomes part of the next loop.
 
-    `addmm` first copies the bias into every row of the result, on one core: a third of the time of a likelihood.
+    `addmm` first copies the bias into every row of the result, on one core, which is a third of the
+    time of a likelihood.
+
+    Args:
+        graph: The graph, changed in place.
     """
     for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
         if node.kwargs:
@@ -79,9 +98,12 @@ def split_bias(graph: Graph) -> None:
 
 
 def use_onednn(graph: Graph) -> None:
-    """b + x W in single precision by oneDNN, which adds the bias on its way.
+    """Compute b + x W in single precision by oneDNN, which adds the bias in the product's loop.
 
-    On one core of an AMD EPYC it takes 0.9 of the time of MKL's product.
+    On one core of an AMD EPYC it needs 0.9 of the time of MKL's product.
+
+    Args:
+        graph: The graph, changed in place.
     """
     for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
         bias, left, right = node.args
@@ -98,33 +120,44 @@ def use_onednn(graph: Graph) -> None:
 
 
 def multiply_before_log(graph: Graph) -> None:
-    """Σ_d log(1 + e_d), e_d = exp(−|l_d|), as Σ_g log Π_{d in g} (1 + e_d), in the sum of a Bernoulli log-likelihood.
+    """Take one logarithm of up to 120 pixels in the sum of a Bernoulli log-likelihood.
 
-    One logarithm for up to 120 pixels: a product rounds no worse than the sum of its logarithms. The loop over the logits, most
-    of which was log1p, takes 0.4 of its time.
+        Σ_d log(1 + e_d) = Σ_g log Π_{d in g} (1 + e_d),   e_d = exp(−|l_d|)
+
+    A product has no larger rounding error than the sum of the logarithms. The loop over the logits
+    l needs 0.4 of its former time, which was mostly that of log1p.
+
+    Args:
+        graph: The graph, changed in place.
     """
     for total in graph.find_nodes(op="call_function", target=aten.sum.dim_IntList):
         if total.kwargs or len(total.args) != 2:
             continue
         terms, dims = total.args
-        found = _log_term(terms, 1)
-        if found is None or terms.meta["val"].shape != found[0].meta["val"].shape:
+        log_term = _log_term(terms, 1)
+        if log_term is None or terms.meta["val"].shape != log_term[0].meta["val"].shape:
             continue
-        if terms.meta["val"].dtype not in (
-            torch.float32,
-            torch.float64,
-        ):  # a product in half precision overflows
+        # A product in half precision overflows.
+        if terms.meta["val"].dtype not in (torch.float32, torch.float64):
             continue
         shape = terms.meta["val"].shape
         group = _group(shape[-1]) if [d % len(shape) for d in dims] == [len(shape) - 1] else None
         if group is not None:
-            _sum_apart(graph, total, *found, [*shape[:-1], shape[-1] // group, group])
+            _sum_of_products(graph, total, *log_term, [*shape[:-1], shape[-1] // group, group])
 
 
 def divide_polynomials(graph: Graph) -> None:
-    """tanh(x) in single precision as x P(x²) / Q(x²), |x| cut at 7.9: Eigen's minimax quotient (Guennebaud et al. 2010).
+    """Compute tanh in single precision as a quotient of polynomials.
 
-    To 3 · 10⁻⁷ relative, as the function it replaces, in a third of its time.
+        tanh(x) = x P(x²) / Q(x²),   |x| clamped to 7.9
+
+    The relative error is 3 · 10⁻⁷, as of the function that it replaces, in a third of the time.
+
+    Args:
+        graph: The graph, changed in place.
+
+    References:
+        Guennebaud et al. 2010, Eigen (its minimax quotient).
     """
     for node in graph.find_nodes(op="call_function", target=aten.tanh.default):
         if node.meta["val"].dtype != torch.float32:
@@ -146,7 +179,7 @@ def divide_polynomials(graph: Graph) -> None:
 
 
 def _polynomial(call: Callable[..., Node], x: Node, coefficients: tuple[float, ...]) -> Node:
-    """By Horner's rule, the highest power first."""
+    """A polynomial by Horner's rule, the highest power first."""
     total = call(aten.mul.Tensor, x, coefficients[0])
     for coefficient in coefficients[1:-1]:
         total = call(aten.mul.Tensor, call(aten.add.Tensor, total, coefficient), x)
@@ -154,7 +187,7 @@ def _polynomial(call: Callable[..., Node], x: Node, coefficients: tuple[float, .
 
 
 def _call(graph: Graph, target: Any, *args: Any, **kwargs: Any) -> Node:
-    """A new operation, with the shape and type of what it gives."""
+    """A new operation, with the shape and type of its result."""
     node = graph.call_function(target, args, kwargs)
     node.meta["val"] = target(
         *(a.meta["val"] if isinstance(a, Node) else a for a in args), **kwargs
@@ -163,7 +196,7 @@ def _call(graph: Graph, target: Any, *args: Any, **kwargs: Any) -> Node:
 
 
 def _log_term(node: object, sign: int) -> tuple[Node, int] | None:
-    """log1p(exp(−|l|)) as a term of a sum which nothing else is made of, and its sign there."""
+    """The term log1p(exp(−|l|)) of a sum, which has no other use, and its sign there."""
     if not isinstance(node, Node) or len(node.users) != 1 or node.kwargs:
         return None
     if node.target is aten.log1p.default:
@@ -173,20 +206,23 @@ def _log_term(node: object, sign: int) -> tuple[Node, int] | None:
                 return None
             below = below.args[0]
         return node, sign
-    signs = {aten.neg.default: (-1,), aten.sub.Tensor: (1, -1), aten.add.Tensor: (1, 1)}.get(
-        node.target, ()
-    )  # type: ignore[call-overload]
+    all_signs: dict[Any, tuple[int, ...]] = {
+        aten.neg.default: (-1,),
+        aten.sub.Tensor: (1, -1),
+        aten.add.Tensor: (1, 1),
+    }
+    signs = all_signs.get(node.target, ())
     terms = (_log_term(operand, sign * own) for operand, own in zip(node.args, signs, strict=False))
-    return next((found for found in terms if found is not None), None)
+    return next((term for term in terms if term is not None), None)
 
 
 def _group(size: int) -> int | None:
-    """The largest number of factors that divides them all into products; None where none is worth it."""
+    """The largest number of factors, from 8 to 120, that divides `size`; None without one."""
     return next((n for n in range(min(size, MOST_FACTORS), 7, -1) if size % n == 0), None)
 
 
-def _sum_apart(graph: Graph, total: Node, log: Node, sign: int, shape: list[int]) -> None:
-    """Zero in the place of the logarithms, and their sum, taken of products, added to what is left."""
+def _sum_of_products(graph: Graph, total: Node, log: Node, sign: int, shape: list[int]) -> None:
+    """Replace the logarithms by zero, and add the sum of logarithms of products to the total."""
     exponential, like, call = log.args[0], log.meta["val"], partial(_call, graph)
     with like.fake_mode:
         with graph.inserting_before(log):

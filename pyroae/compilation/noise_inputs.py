@@ -1,11 +1,11 @@
-"""Random draws lifted out of a traced graph: they become its inputs, made beside it from a generator of one's own.
+"""Random draws lifted out of a traced graph: they become inputs, filled from a given generator.
 
-A draw with parameters that are numbers is an input itself. One whose parameters the graph works out is made of noise that has
-none, as torch makes it on a CPU:
+A draw whose parameters are numbers is an input itself. A draw whose parameters are computed by the
+graph is a function of noise without parameters, as torch computes it on a CPU:
 
     normal = std ε + mean,   bernoulli = [u < p],   one draw of a multinomial = argmax p / e
 
-so that a generator gives the very numbers that the graph would have drawn from it.
+so that a generator gives the same numbers that the graph would have drawn from it.
 """
 
 from collections.abc import Callable
@@ -20,48 +20,57 @@ aten = torch.ops.aten
 
 
 IN_PLACE = (
-    *(
-        aten.normal_.default,
-        aten.uniform_.default,
-        aten.exponential_.default,
-        aten.bernoulli_.float,
-    ),
-    *(aten.cauchy_.default, aten.log_normal_.default, aten.geometric_.default),
+    aten.normal_.default,
+    aten.uniform_.default,
+    aten.exponential_.default,
+    aten.bernoulli_.float,
+    aten.cauchy_.default,
+    aten.log_normal_.default,
+    aten.geometric_.default,
 )
+"""Draws that fill a tensor, with numbers as parameters."""
 
 
 FRESH = {
     **dict.fromkeys((aten.randn.default, aten.randn_like.default), "normal_"),
     **dict.fromkeys((aten.rand.default, aten.rand_like.default), "uniform_"),
 }
+"""Draws that make a tensor, with the method of tensors that fills one in the same way."""
 
 
 OF_TENSORS = (aten.normal.Tensor_Tensor, aten.normal.Tensor_float, aten.normal.float_Tensor)
+"""Normal draws with tensors as parameters."""
 
 
 EMPTY = (
-    *(
-        aten.empty.memory_format,
-        aten.empty_like.default,
-        aten.empty_strided.default,
-        aten.new_empty.default,
-    ),
-    *(
-        aten.zeros.default,
-        aten.zeros_like.default,
-        aten.new_zeros.default,
-        aten.new_empty_strided.default,
-    ),
+    aten.empty.memory_format,
+    aten.empty_like.default,
+    aten.empty_strided.default,
+    aten.new_empty.default,
+    aten.zeros.default,
+    aten.zeros_like.default,
+    aten.new_zeros.default,
+    aten.new_empty_strided.default,
 )
+"""Operations that make the tensors which draws of IN_PLACE may fill."""
 
 
 class NotLiftedError(Exception):
-    """A draw that cannot be made beside its graph; the message names it."""
+    """A draw that cannot be an input of its graph; the message names it."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Noise that a graph takes: the method of tensors that fills one, its parameters, and how the tensor lies in memory."""
+    """Noise that is an input of a graph.
+
+    Attributes:
+        method: Name of the method of tensors that fills one.
+        parameters: Its arguments.
+        shape: Shape of the tensor.
+        stride: Strides of the tensor.
+        dtype: Type of the tensor.
+        device: Device of the tensor.
+    """
 
     method: str
     parameters: tuple[float, ...]
@@ -70,26 +79,55 @@ class Draw:
     dtype: torch.dtype
     device: torch.device
 
-    def room(self, members: int) -> Tensor:
-        """An empty tensor `[members, *shape]`, in which each member's part lies as the draw did."""
-        apart = max(
+    def empty(self, members: int) -> Tensor:
+        """Allocate the noise of several members.
+
+        Args:
+            members: The number M of members.
+
+        Returns:
+            An empty tensor `[M, *shape]`, in which each member's part has the draw's strides.
+        """
+        between = max(
             (size * stride for size, stride in zip(self.shape, self.stride, strict=True)), default=1
         )
         return torch.empty_strided(
-            (members, *self.shape), (apart, *self.stride), dtype=self.dtype, device=self.device
+            (members, *self.shape),
+            (between, *self.stride),
+            dtype=self.dtype,
+            device=self.device,
         )
 
     def fill(self, tensor: Tensor, generator: torch.Generator) -> None:
-        """Draw, in place."""
+        """Draw into a tensor, in place.
+
+        Args:
+            tensor: A tensor of `shape`, with the draw's strides.
+            generator: A generator on the tensor's device.
+        """
         getattr(tensor, self.method)(*self.parameters, generator=generator)
 
 
-def lifted(traced: GraphModule) -> tuple[GraphModule, list[Draw]]:
-    """The graph with its draws as further inputs, after all others, in the order in which they are to be made.
+def lift_draws(module: GraphModule) -> tuple[GraphModule, list[Draw]]:
+    """Replace the random draws of a graph by further inputs.
 
-    Raises NotLiftedError for a draw that has no such form, as that of a gamma distribution.
+    Args:
+        module: The traced graph; it does not change.
+
+    Returns:
+        The graph with a last input for each draw, and the draws, in the order of the inputs.
+
+    Raises:
+        NotLiftedError: For a draw that is no function of noise without parameters, such as a draw
+            of a gamma distribution.
+
+    >>> from torch.fx.experimental.proxy_tensor import make_fx
+    >>> graph = make_fx(lambda mean: mean + torch.randn(3))(torch.zeros(3))
+    >>> without_draws, (draw,) = lift_draws(graph)
+    >>> draw.method, draw.shape, without_draws(torch.ones(3), torch.ones(3))
+    ('normal_', (3,), tensor([2., 2., 2.]))
     """
-    module = GraphModule(traced, _copy(traced.graph))
+    module = GraphModule(module, _copy(module.graph))
     graph: fx.Graph = module.graph
     draws: list[Draw] = []
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
@@ -99,7 +137,7 @@ def lifted(traced: GraphModule) -> tuple[GraphModule, list[Draw]]:
         with graph.inserting_before(node):
             draw, value = _replaced(graph, node, noise)
         with node.meta["val"].fake_mode:
-            noise.meta["val"] = draw.room(1)[0]
+            noise.meta["val"] = draw.empty(1)[0]
         draws.append(draw)
         node.replace_all_uses_with(value)
         graph.erase_node(node)
@@ -108,13 +146,13 @@ def lifted(traced: GraphModule) -> tuple[GraphModule, list[Draw]]:
 
 
 def _replaced(graph: fx.Graph, node: fx.Node, noise: fx.Node) -> tuple[Draw, fx.Node]:
-    """The noise that stands for a draw, and the node that has the draw's value."""
-    target, given = node.target, _arguments(node)
+    """The noise behind a draw, and the node that computes the draw's value from it."""
+    target, arguments = node.target, _arguments(node)
     call: Callable[..., fx.Node] = graph.call_function
-    if given.get("generator") is not None:
+    if arguments.get("generator") is not None:
         raise NotLiftedError(f"the draw '{target}' has a generator of its own")
     if target in IN_PLACE:
-        tensor, *parameters = given.values()
+        tensor, *parameters = arguments.values()
         if tensor.target not in EMPTY or len(tensor.users) > 1:
             raise NotLiftedError(
                 f"the draw '{target}' is made into a tensor that is used elsewhere"
@@ -124,33 +162,33 @@ def _replaced(graph: fx.Graph, node: fx.Node, noise: fx.Node) -> tuple[Draw, fx.
     if target in FRESH:
         return _draw(node, FRESH[target]), noise
     if target in OF_TENSORS:
-        scaled = call(aten.mul.Tensor, (noise, given["std"]))
-        return _draw(node, "normal_"), call(aten.add.Tensor, (scaled, given["mean"]))
+        scaled = call(aten.mul.Tensor, (noise, arguments["std"]))
+        return _draw(node, "normal_"), call(aten.add.Tensor, (scaled, arguments["mean"]))
     if target is aten.bernoulli.default:
-        below = call(aten.lt.Tensor, (noise, given["self"]))
+        below = call(aten.lt.Tensor, (noise, arguments["self"]))
         return _draw(node, "uniform_"), call(
             aten._to_copy.default, (below,), {"dtype": node.meta["val"].dtype}
         )
-    if target is aten.multinomial.default and given["num_samples"] == 1:
-        share = call(aten.div.Tensor, (given["self"], noise))
-        return _draw(given["self"], "exponential_"), call(aten.argmax.default, (share, -1, True))
-    raise NotLiftedError(f"the draw '{target}' cannot be made beside the graph")
+    if target is aten.multinomial.default and arguments["num_samples"] == 1:
+        ratio = call(aten.div.Tensor, (arguments["self"], noise))
+        argmax = call(aten.argmax.default, (ratio, -1, True))
+        return _draw(arguments["self"], "exponential_"), argmax
+    raise NotLiftedError(f"the draw '{target}' cannot be made outside of the graph")
 
 
 def _draw(like: fx.Node, method: str, *parameters: float) -> Draw:
-    value: Tensor = torch.empty_like(
-        like.meta["val"]
-    )  # dense, where the parameters of the draw are expanded
+    # Dense, also where the parameters of the draw are expanded.
+    value: Tensor = torch.empty_like(like.meta["val"])
     return Draw(
         method, parameters, tuple(value.shape), tuple(value.stride()), value.dtype, value.device
     )
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of a call by name, in their order, those that are left out too."""
+    """Names and values of a call's arguments, in the order of its schema, with defaults."""
     schema: Any = node.target._schema  # type: ignore[union-attr]
-    given = {a.name: a.default_value for a in schema.arguments}
-    return {**given, **dict(zip(given, node.args, strict=False)), **node.kwargs}
+    defaults = {a.name: a.default_value for a in schema.arguments}
+    return {**defaults, **dict(zip(defaults, node.args, strict=False)), **node.kwargs}
 
 
 def _copy(graph: fx.Graph) -> fx.Graph:
@@ -160,7 +198,14 @@ def _copy(graph: fx.Graph) -> fx.Graph:
 
 
 def is_random(node: fx.Node) -> bool:
-    """Whether an operation takes from a generator."""
+    """Tell whether an operation draws from a generator.
+
+    Args:
+        node: A node of a graph.
+
+    Returns:
+        True for a random operation of torch.
+    """
     return node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(
         node.target, "tags", ()
     )

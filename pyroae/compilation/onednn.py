@@ -1,6 +1,7 @@
-"""b + x Wᵀ by oneDNN in inductor's code, with weights that are inputs. Imported where something is compiled.
+"""b + x Wᵀ by oneDNN in inductor's code, with weights that are inputs.
 
-Inductor has oneDNN's layers for frozen weights alone, which are part of the code; those of a model that is trained on are not.
+Inductor has oneDNN's layers for frozen weights only, which are part of the code; those of a model
+in training are inputs. Import this module only where something is compiled.
 """
 
 from typing import Any
@@ -11,16 +12,22 @@ from torch._inductor import ir, mkldnn_ir
 from torch._inductor.lowering import register_lowering
 
 LIBRARY = torch.library.Library("pyroae", "DEF")
+"""The operators of pyroae."""
 
 
 LIBRARY.define("layer(Tensor x, Tensor weight, Tensor bias) -> Tensor")
 
 
 LAYER = torch.ops.pyroae.layer.default
+"""The operator b + x Wᵀ, of x `[N, d]`, W `[m, d]` and b `[m]`."""
 
 
 def is_available() -> bool:
-    """Whether torch was built with oneDNN, and its compiler has what a layer is made of here."""
+    """Tell whether torch has oneDNN and inductor's classes for a layer.
+
+    Returns:
+        True if LAYER can be compiled.
+    """
     return torch.backends.mkldnn.is_available() and hasattr(mkldnn_ir, "_create_output_node")
 
 
@@ -36,7 +43,7 @@ def _shape(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @register_lowering(LAYER, type_promotion_kind=None)
 def _lowered(x: Any, weight: Any, bias: Any) -> Any:
-    """As inductor's own for a frozen weight; the weight may lie in memory either way."""
+    """Inductor's own code of a frozen weight; the weight may be transposed in memory."""
     x, bias = (
         ir.ExternKernel.require_contiguous(ir.ExternKernel.realize_input(each))
         for each in (x, bias)

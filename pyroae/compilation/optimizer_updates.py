@@ -1,7 +1,8 @@
-"""Optimizers of torch as functions that a graph can hold: the same state, the same arithmetic, nothing read back.
+"""Optimizers of torch as functions inside a graph: the same state and arithmetic, nothing read.
 
-What changes from step to step (learning rate, corrections of the moments' bias) is worked out beside the graph, in double
-precision as torch does, and is an input of it: inside, a power would be taken again for every few weights.
+The numbers that change between steps (learning rate, corrections of the moments' bias) are computed
+outside of the graph, in double precision as in torch, and are its inputs: inside, the powers would
+be computed again for every few weights.
 """
 
 import math
@@ -16,24 +17,46 @@ from torch import Tensor, nn
 from pyroae.compilation.codegen import on_device
 
 GROUPED = ("cuda",)
-"""Devices on which a kernel costs more to launch than a small parameter takes: one kernel changes all parameters."""
+"""Devices on which the launch of a kernel costs more than the update of a small parameter.
+
+One kernel then updates all parameters.
+"""
 
 
 class Rule(ABC):
-    """One step of an optimizer for one parameter."""
+    """One step of an optimizer for one parameter.
+
+    Attributes:
+        state: Names of the tensors that torch's optimizer stores for a parameter, each of its
+            shape.
+    """
 
     state: ClassVar[tuple[str, ...]]
-    """The tensors that torch's optimizer keeps for a parameter, each of its shape."""
 
     @abstractmethod
     def numbers(self, step: int, group: Mapping[str, Any]) -> list[float]:
-        """What differs between steps; `step` counts from 1."""
+        """Compute the numbers that differ between steps.
+
+        Args:
+            step: Number of the step, from 1.
+            group: The parameter group of torch's optimizer.
+
+        Returns:
+            The numbers, as many for each step.
+        """
 
     @abstractmethod
     def apply(
         self, parameter: Tensor, grad: Tensor, state: Sequence[Tensor], numbers: Tensor
     ) -> None:
-        """Change the parameter and its state in place."""
+        """Change a parameter and its state in place.
+
+        Args:
+            parameter: The parameter.
+            grad: Its gradient, of the same shape.
+            state: The tensors of `self.state`, each of the same shape.
+            numbers: The numbers of the step, a vector.
+        """
 
     def apply_all(
         self,
@@ -42,14 +65,34 @@ class Rule(ABC):
         states: Sequence[Sequence[Tensor]],
         numbers: Tensor,
     ) -> None:
-        """Change all parameters of a group and their states in place."""
+        """Change all parameters of a group and their states in place.
+
+        Args:
+            parameters: The parameters.
+            grads: The gradient of each.
+            states: The state of each, as of `apply`.
+            numbers: The numbers of the step, a vector.
+        """
         for parameter, grad, state in zip(parameters, grads, states, strict=True):
             self.apply(parameter, grad, state, numbers)
 
 
 @dataclass(frozen=True)
 class Adam(Rule):
-    """Adam (Kingma & Ba 2015), and AdamW (Loshchilov & Hutter 2019) where the decay of the weights is decoupled."""
+    """Adam, and AdamW where the weight decay is decoupled.
+
+        m += (1 − β₁)(g − m);  v = β₂ v + (1 − β₂) g²;  w −= lr m̂ / (√v̂ + ε)
+
+    Attributes:
+        betas: β₁ and β₂.
+        eps: ε.
+        weight_decay: The coefficient of the weight decay.
+        decoupled: Whether the decay acts on the weights (AdamW), not on the gradient.
+
+    References:
+        Kingma & Ba 2015, Adam: a method for stochastic optimization.
+        Loshchilov & Hutter 2019, Decoupled weight decay regularization.
+    """
 
     betas: tuple[float, float]
     eps: float
@@ -58,18 +101,33 @@ class Adam(Rule):
     state = ("exp_avg", "exp_avg_sq")
 
     def numbers(self, step: int, group: Mapping[str, Any]) -> list[float]:
-        """The step size, 1/√ of the second moment's correction, and what is left of a weight that decays."""
+        """Compute the numbers of step t.
+
+        Args:
+            step: Number of the step, from 1.
+            group: The parameter group of torch's optimizer.
+
+        Returns:
+            −lr / (1 − β₁ᵗ), 1 / √(1 − β₂ᵗ) and the factor of the decoupled decay.
+        """
         first, second = (1 - beta**step for beta in self.betas)
         return [-group["lr"] / first, 1 / math.sqrt(second), 1 - group["lr"] * self.weight_decay]
 
     def apply(
         self, parameter: Tensor, grad: Tensor, state: Sequence[Tensor], numbers: Tensor
     ) -> None:
-        """m += (1 − β₁)(g − m); v = β₂v + (1 − β₂)g²; w −= lr m̂ / (√v̂ + ε)."""
+        """Change a parameter and its moments in place.
+
+        Args:
+            parameter: The parameter.
+            grad: Its gradient, of the same shape.
+            state: m and v, of the same shape.
+            numbers: The result of `numbers`, `[3]`.
+        """
         mean, square = state
-        size, correction, left = numbers.unbind()
+        size, correction, decay = numbers.unbind()
         if self.weight_decay and self.decoupled:
-            parameter.mul_(left)
+            parameter.mul_(decay)
         elif self.weight_decay:
             grad = grad + self.weight_decay * parameter
         mean.lerp_(grad, 1 - self.betas[0])
@@ -83,15 +141,22 @@ class Adam(Rule):
         states: Sequence[Sequence[Tensor]],
         numbers: Tensor,
     ) -> None:
-        """The same arithmetic; on devices of `GROUPED` by operations over all parameters, which become one kernel."""
+        """Change all parameters by the same arithmetic; on devices of GROUPED by one kernel.
+
+        Args:
+            parameters: The parameters.
+            grads: The gradient of each.
+            states: m and v of each.
+            numbers: The result of `numbers`, `[3]`.
+        """
         if not parameters or parameters[0].device.type not in GROUPED:
             super().apply_all(parameters, grads, states, numbers)
             return
-        size, correction, left = numbers.unbind()
+        size, correction, decay = numbers.unbind()
         weights, slopes = list(parameters), list(grads)
         means, squares = [state[0] for state in states], [state[1] for state in states]
         if self.weight_decay and self.decoupled:
-            torch._foreach_mul_(weights, left)
+            torch._foreach_mul_(weights, decay)
         elif self.weight_decay:
             slopes = list(
                 torch._foreach_add(slopes, torch._foreach_mul(weights, self.weight_decay))
@@ -107,7 +172,15 @@ class Adam(Rule):
 
 @dataclass(frozen=True)
 class SGD(Rule):
-    """Stochastic gradient descent, with momentum or without."""
+    """Stochastic gradient descent, with momentum or without.
+
+        b = μ b + g;  w −= lr b,  or lr (g + μ b) after Nesterov
+
+    Attributes:
+        momentum: μ; 0 for none.
+        weight_decay: The coefficient of the weight decay, which is added to the gradient.
+        nesterov: Whether the momentum is Nesterov's.
+    """
 
     momentum: float
     weight_decay: float
@@ -115,17 +188,32 @@ class SGD(Rule):
 
     @property
     def state(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The momentum, where there is any."""
+        """The name of the momentum; none without one."""
         return ("momentum_buffer",) if self.momentum else ()
 
     def numbers(self, step: int, group: Mapping[str, Any]) -> list[float]:
-        """The step size."""
+        """Compute the number of a step.
+
+        Args:
+            step: Number of the step, from 1.
+            group: The parameter group of torch's optimizer.
+
+        Returns:
+            The step size −lr.
+        """
         return [-group["lr"]]
 
     def apply(
         self, parameter: Tensor, grad: Tensor, state: Sequence[Tensor], numbers: Tensor
     ) -> None:
-        """b = μb + g; w −= lr b, or lr (g + μb) after Nesterov."""
+        """Change a parameter and its momentum in place.
+
+        Args:
+            parameter: The parameter.
+            grad: Its gradient, of the same shape.
+            state: b, of the same shape; empty without momentum.
+            numbers: The result of `numbers`, `[1]`.
+        """
         if self.weight_decay:
             grad = grad + self.weight_decay * parameter
         if self.momentum:
@@ -135,7 +223,15 @@ class SGD(Rule):
 
 
 def rule_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> Rule | None:
-    """What the optimizer does to the parameters of a group; None for one that is not known here, or is set otherwise.
+    """Find the rule by which an optimizer changes the parameters of a group.
+
+    Args:
+        optimizer: An optimizer of torch.
+        group: One of its parameter groups.
+
+    Returns:
+        The rule; None for an optimizer other than Adam, AdamW and SGD, for unusual settings, and
+        for a learning rate that is a tensor.
 
     >>> weight = torch.nn.Parameter(torch.zeros(2))
     >>> adam = torch.optim.Adam([weight], lr=0.1)
@@ -148,34 +244,53 @@ def rule_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> Rule 
     kind = type(optimizer)
     if kind in (torch.optim.Adam, torch.optim.AdamW):
         decoupled = kind is torch.optim.AdamW or bool(group.get("decoupled_weight_decay"))
-        first, second = map(float, group["betas"])
-        return Adam((first, second), group["eps"], group["weight_decay"], decoupled)
+        betas = cast(tuple[float, float], tuple(map(float, group["betas"])))
+        return Adam(betas, group["eps"], group["weight_decay"], decoupled)
     if kind is torch.optim.SGD:
         return SGD(group["momentum"], group["weight_decay"], bool(group["nesterov"]))
     return None
 
 
 class Update:
-    """The step of an optimizer of torch in a graph: its state is the optimizer's own, changed in place."""
+    """The step of an optimizer of torch inside a graph, on the optimizer's own state.
+
+    Args:
+        optimizer: The optimizer of torch.
+        rules: The rule of each parameter group.
+
+    Attributes:
+        parameters: The parameters that a gradient reaches, by group.
+        counts: The optimizer's counts of steps, a scalar tensor for each parameter that has one.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer, rules: list[Rule]) -> None:
         self.optimizer, self.rules = optimizer, rules
         self.parameters: list[list[Tensor]] = []
         self.counts: list[Tensor] = []
-        self._shared: list[Any] = []
+        self._count_arrays: list[Any] = []
 
     @classmethod
     def of(
         cls, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]
     ) -> "Update | None":
-        """None for an optimizer without a rule, or one whose state is not that of a step that all parameters took."""
+        """Make the step of an optimizer.
+
+        Args:
+            optimizer: The optimizer of torch, after its first step.
+            parameters: The parameters that a gradient reaches.
+
+        Returns:
+            The step; None for an optimizer without a rule, for one in which some parameters have
+            not taken a step, for counts on a GPU, and for parameters in another order than its
+            own.
+        """
         rules = [rule_of(optimizer, group) for group in optimizer.param_groups]
         if any(rule is None for rule in rules):
             return None
         update = cls(optimizer, cast(list[Rule], rules))
-        wanted, order = {id(p) for p in parameters}, []
+        ids, order = {id(p) for p in parameters}, []
         for rule, group in zip(update.rules, optimizer.param_groups, strict=True):
-            update.parameters.append([p for p in group["params"] if id(p) in wanted])
+            update.parameters.append([p for p in group["params"] if id(p) in ids])
             order += [id(p) for p in update.parameters[-1]]
             states = [optimizer.state.get(p, {}) for p in update.parameters[-1]]
             if any(state.get(name) is None for state in states for name in rule.state):
@@ -188,60 +303,95 @@ class Update:
         return update
 
     def refresh(self) -> None:
-        """Take up the optimizer's counts of steps, which a restored state has replaced."""
+        """Read the optimizer's counts of steps, which a restored state has replaced."""
         states = [self.optimizer.state.get(p, {}) for group in self.parameters for p in group]
         self.counts = [state["step"] for state in states if "step" in state]
-        self._shared = [
-            count.numpy() for count in self.counts
-        ]  # torch takes thirty times as long to change a number
+        # Arrays of the same memory: torch needs thirty times as long to change a number.
+        self._count_arrays = [count.numpy() for count in self.counts]
 
     def numbers(self, ahead: int = 0) -> list[list[float]]:
-        """What differs from step to step, for each group. ahead: of the step after so many more, with the rates of now."""
+        """Compute the numbers that differ between steps.
+
+        Args:
+            ahead: How many steps after the next one, at the present rates; 0 is the next step.
+
+        Returns:
+            The numbers for each parameter group.
+        """
         first = next(p for group in self.parameters for p in group)
         if self.counts and self.optimizer.state[first]["step"] is not self.counts[0]:
             self.refresh()
-        step = int(self._shared[0]) + 1 + ahead if self._shared else 1
+        step = int(self._count_arrays[0]) + 1 + ahead if self._count_arrays else 1
         groups = zip(self.rules, self.optimizer.param_groups, strict=True)
         return [rule.numbers(step, group) for rule, group in groups]
 
     def tensors(self, numbers: Sequence[list[list[float]]], stacked: bool = False) -> list[Tensor]:
-        """The numbers of one step, or of several steps `[S, ...]`, as the graph takes them: a tensor for each group."""
+        """Copy the numbers of steps to the device, as inputs of the graph.
+
+        Args:
+            numbers: The result of `numbers` for each of S steps.
+            stacked: Whether to take all steps, or the first only.
+
+        Returns:
+            A vector for each parameter group; with `stacked` a matrix with a row per step.
+        """
         like = next(p for group in self.parameters for p in group)
         groups = [list(rows) for rows in zip(*numbers, strict=True)]
         return [on_device(rows if stacked else rows[0], like.dtype, like.device) for rows in groups]
 
     def state(self) -> list[Tensor]:
-        """What the optimizer keeps for each parameter."""
+        """List the tensors that the optimizer stores for the parameters.
+
+        Returns:
+            Tensors of the parameters' shapes, in the order of `slots`.
+        """
         return [self.optimizer.state[p][name] for p, name in self.slots()]
 
     def slots(self) -> list[tuple[Tensor, str]]:
-        """Where the optimizer keeps the state that a graph reads: by parameter and name, in the graph's order."""
+        """List the places of the state that a graph reads.
+
+        Returns:
+            Parameters and names of their state, in the graph's order.
+        """
         pairs = zip(self.rules, self.parameters, strict=True)
         return [(p, name) for rule, parameters in pairs for p in parameters for name in rule.state]
 
     def count(self, steps: int = 1) -> None:
-        """Record that steps were taken, where steps of other graphs and those beside them are recorded too."""
-        for count in self._shared:
+        """Add steps to the optimizer's counts, which other graphs and eager steps share.
+
+        Args:
+            steps: The number of steps taken.
+        """
+        for count in self._count_arrays:
             count[()] += steps
 
     def apply(
         self, parameters: Sequence[Tensor], grads: Sequence[Tensor], tensors: Sequence[Tensor]
     ) -> None:
-        """Take the step, on the tensors of the graph."""
+        """Take the step on the tensors of a graph, in place.
+
+        Args:
+            parameters: The parameters, in the order of `self.parameters`.
+            grads: The gradient of each.
+            tensors: The numbers of each group, then the state in the order of `slots`.
+        """
         at, state = 0, iter(tensors[len(self.rules) :])
         for rule, group, numbers in zip(self.rules, self.parameters, tensors, strict=False):
-            here = slice(at, at + len(group))
-            rule.apply_all(
-                parameters[here],
-                grads[here],
-                [[next(state) for _ in rule.state] for _ in group],
-                numbers,
-            )
+            of_group = slice(at, at + len(group))
+            states = [[next(state) for _ in rule.state] for _ in group]
+            rule.apply_all(parameters[of_group], grads[of_group], states, numbers)
             at += len(group)
 
 
 def clipped(grads: Sequence[Tensor], largest: float | None) -> list[Tensor]:
-    """The gradients, scaled so that the norm of all of them is at most `largest`, where one is given.
+    """Scale gradients so that their joint norm is at most a given one.
+
+    Args:
+        grads: The gradients.
+        largest: The largest norm; None for no limit.
+
+    Returns:
+        The gradients, all multiplied by the same factor of at most 1.
 
     >>> clipped([torch.tensor([3.0]), torch.tensor([4.0])], 1.0)
     [tensor([0.6000]), tensor([0.8000])]
@@ -249,5 +399,5 @@ def clipped(grads: Sequence[Tensor], largest: float | None) -> list[Tensor]:
     if largest is None:
         return list(grads)
     norm = torch.stack([grad.norm() for grad in grads]).norm()
-    share = (largest / (norm + 1e-6)).clamp(max=1.0)
-    return [grad * share for grad in grads]
+    factor = (largest / (norm + 1e-6)).clamp(max=1.0)
+    return [grad * factor for grad in grads]

@@ -1,7 +1,8 @@
-"""A Pyro model, guide and objective as one compiled graph: bound, gradients, random draws and the optimizer's step.
+"""A Pyro model, guide and objective as one compiled graph, with gradients, draws and optimizer.
 
-`make_fx` runs the programs once, on one batch, and keeps the tensor operations of the bound and of its gradient: Pyro's
-handlers leave no trace in them. `torch._inductor` makes code of that. One graph serves one shape of batch.
+`make_fx` runs the programs once, on one batch, and records the tensor operations of the bound and
+of its gradient, without Pyro's handlers. `torch._inductor` compiles them. One graph serves one
+shape of batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,22 +18,24 @@ from torch import Tensor, nn
 from torch.fx.graph_module import GraphModule
 from torch.utils._pytree import TreeSpec
 
-from pyroae.compilation.codegen import Graph, device_of, inductor, made, on_device
-from pyroae.compilation.graph_calls import Beside, Call, Known
+from pyroae.compilation.codegen import Graph, device_of, inductor, on_device, try_compile
+from pyroae.compilation.graph_calls import GraphCall, KnownGradients, SeparateOptimizer
 from pyroae.compilation.optimizer_updates import Update, clipped
-from pyroae.compilation.tracing import Untraceable, traced
+from pyroae.compilation.tracing import UntraceableError, trace_to_graph
 from pyroae.errors import ConfigError
 from pyroae.objectives.apply import bound_of, refuse_untrained
 from pyroae.objectives.base import Bound
-from pyroae.programs.arguments import arranged, flat
+from pyroae.programs.arguments import flatten_arguments, unflatten_arguments
 from pyroae.programs.context import fork_random
 from pyroae.programs.pair import Pair, System, same_buffers, system_of
 from pyroae.programs.sites import Program
 
 Key = tuple[Any, ...]
+"""The properties of arguments and programs that a graph is made for."""
 
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+"""From parameters to an optimizer of torch."""
 
 
 def compile(
@@ -44,43 +47,70 @@ def compile(
     grad_clip: float | None = None,
     same_draws: bool = False,
 ) -> "Compiled":
-    """Stochastic variational inference as compiled code, in the place of `pyro.infer.SVI`.
+    """Stochastic variational inference as compiled code, instead of `pyro.infer.SVI`.
 
-        loss = −bound(minibatch) in nats;  a step: gradients of −surrogate, clipped to a norm, and the optimizer
+        loss = −bound(minibatch) in nats
 
-    model, guide: any Pyro programs over the same arguments, free of control flow that depends on values. objective: one of
-    pyroae's, or an ELBO of Pyro's with a `differentiable_loss`. optimizer: a function from parameters to an optimizer of
-    torch, or one of `pyro.optim`; by default Adam with a learning rate of 1e-3. Adam, AdamW and SGD become part of the graph;
-    others step beside it. grad_clip: largest norm of the whole gradient. same_draws: on a GPU, the random numbers of eager
-    code from the same seed where all draws are normal or categorical, which takes longer; on a CPU they are always the same.
-    The first step is run as it is, with Pyro's checks; the graph is made at the second, once for each shape of arguments, and
-    kept on disk by torch for the next process. A program that cannot be compiled is run as it is, with one warning.
-    Raises ConfigError for an objective without a differentiable loss, and for programs without parameters.
+    A step computes the gradients of −surrogate, clips them to a norm, and applies the optimizer.
+    The first step runs eagerly, with Pyro's checks. The graph is made at the second step, once for
+    each shape of arguments, and torch keeps it on disk for the next process. A program that cannot
+    be compiled runs eagerly, with one warning.
+
+    Args:
+        model: A Pyro program without control flow that depends on values of tensors.
+        guide: A program over the same arguments and latent sites, of the same kind.
+        objective: An objective of pyroae, or an ELBO of Pyro with a `differentiable_loss`.
+        optimizer: A function from parameters to an optimizer of torch, or one of `pyro.optim`; by
+            default Adam with a learning rate of 1e-3. Adam, AdamW and SGD become part of the
+            graph; others step outside of it.
+        grad_clip: Largest norm of the whole gradient; None for no limit.
+        same_draws: Whether draws on a GPU equal those of eager code from the same seed, where all
+            draws are normal or categorical, which is slower; on a CPU they are always equal.
+
+    Returns:
+        The compiled training: `step` takes the arguments of the programs.
+
+    Raises:
+        ConfigError: For an objective without a differentiable loss; at the first step, for
+            programs without parameters.
 
     >>> from pyroae import TraceELBO, zoo
     >>> system, x = zoo.ppca(4, latent=2), torch.ones(100, 4)
-    >>> svi = compile(system.model, system.guide, TraceELBO(), lambda parameters: torch.optim.Adam(parameters, lr=0.1))
-    >>> losses = [svi.step(x).item() for _ in range(30)]  # the second one waits for the compiler
+    >>> def adam(parameters):
+    ...     return torch.optim.Adam(parameters, lr=0.1)
+    >>> svi = compile(system.model, system.guide, TraceELBO(), adam)
+    >>> losses = [svi.step(x).item() for _ in range(30)]  # the second step compiles
     >>> losses[-1] < losses[0], svi.is_compiled
     (True, True)
     """
-    made: MakeOptimizer = (
-        _default
-        if optimizer is None
-        else _of_pyro(optimizer)
-        if isinstance(optimizer, PyroOptim)
-        else optimizer
-    )
-    return Compiled(
-        system_of((model, guide)), objective, made, grad_clip=grad_clip, same_draws=same_draws
-    )
+    if optimizer is None:
+        optimizer = _default
+    elif isinstance(optimizer, PyroOptim):
+        optimizer = _of_pyro(optimizer)
+    system = system_of((model, guide))
+    return Compiled(system, objective, optimizer, grad_clip=grad_clip, same_draws=same_draws)
 
 
 class Compiled:
-    """What `compile` gives, and what `fit` steps with: `step`, `loss_and_grads`, and `evaluate_loss`.
+    """The steps of a training as compiled code, as `compile` returns it and `fit` uses it.
 
-    system: a module with a model and a guide. precision: a context of mixed precision. backend: "inductor", or "eager" for the
-    traced graph without code.
+    Args:
+        system: A module with a model and a guide.
+        objective: An objective of pyroae, or an ELBO of Pyro with a `differentiable_loss`.
+        optimizer: A function from parameters to an optimizer of torch; None for gradients only.
+        grad_clip: Largest norm of the whole gradient; None for no limit.
+        same_draws: Whether draws on a GPU equal those of eager code, as of `compile`.
+        precision: Makes a context of mixed precision.
+        backend: "inductor", or "eager" for the traced graph without code generation.
+
+    Attributes:
+        optimizer: The optimizer of torch; None before the first run and for gradients only.
+        has_stepped: Whether the first step, which runs eagerly, was taken; in a resumed training
+            before the interruption.
+
+    Raises:
+        ConfigError: For an objective without a `differentiable_loss`, an unknown backend, and a
+            `grad_clip` that is not positive.
     """
 
     def __init__(
@@ -106,34 +136,46 @@ class Compiled:
         self.same_draws, self.precision, self.backend = same_draws, precision, backend
         self.optimizer: torch.optim.Optimizer | None = None
         self.has_stepped = False
-        """Whether the first step, which is run as it is, was taken: before the break, in a training that goes on."""
         self._make_optimizer = optimizer
         self._graphs: dict[Key, Graph | None] = {}
-        self._known: dict[str, nn.Parameter] = {}
+        self._parameters: dict[str, nn.Parameter] = {}
         self._modules: list[nn.Module] = []
         self._last: Key = ()
         self._spec: TreeSpec | None = None
 
     @property
     def is_compiled(self) -> bool:
-        """Whether the last batch was given to a graph."""
+        """Whether a graph computed the last batch."""
         return self._graphs.get(self._last) is not None
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained, by name: parameters of the programs' modules and of Pyro's store; those are known after a run."""
-        return dict(self._known) or _trained(self.system)
+        """List the trained parameters.
+
+        Returns:
+            Names and parameters of the programs' modules and, after the first run, of Pyro's store.
+        """
+        return dict(self._parameters) or _trained(self.system)
 
     def step(
         self, *args: Any, kl_weight: float | None = None, divisor: float = 1.0, **kwargs: Any
     ) -> Tensor:
-        """One step of the optimizer; the negative bound before it, divided by `divisor`, as a tensor that waits for nothing.
+        """Take one step of the optimizer.
 
-        kl_weight: of log p and log q of the latent sites, as in KL warm-up, an input of the graph. args, kwargs: of the
-        programs, tensors and dicts, lists and tuples of them; other values are constants of a graph.
+        Args:
+            *args: Arguments of the programs: tensors `[B, ...]`, and dicts, lists and tuples of
+                them; other values are constants of a graph.
+            kl_weight: Weight of log p and log q of the latent sites, as in KL warm-up: an input of
+                the graph. None for none.
+            divisor: The number that the bound is divided by.
+            **kwargs: Keyword arguments of the programs.
+
+        Returns:
+            The negative bound before the step, over `divisor`, in nats: a scalar tensor, without
+            waiting for the device.
         """
         args = self._flat(args, kwargs)
-        if not self._known:
-            self._find(args)
+        if not self._parameters:
+            self._find_parameters(args)
         if not self.has_stepped:
             self.has_stepped = True
             with pyro.validation_enabled(True):
@@ -152,63 +194,82 @@ class Compiled:
         before: Callable[[int], float | None] | None = None,
         divisor: float = 1.0,
     ) -> Tensor:
-        """Several steps, the i-th on row i of every argument `[S, B, ...]`; the negative bounds before each, `[S]`.
+        """Take the steps that S calls of `step` take; on a GPU by one launch.
 
-        They are the steps that `step` takes one after the other. On a GPU they are one launch, once the step is compiled: what
-        the caller does between steps then takes no time. before: called with i ahead of step i, to set the optimizer's rates;
-        it returns the step's weight of the KL.
+        Once the step is compiled, the host then needs no time between steps.
+
+        Args:
+            *args: Arguments of the programs, tensors `[S, B, ...]`; step i is on row i.
+            before: Called with i before step i, to set the optimizer's rates; returns the step's
+                weight of the KL. None for no weight.
+            divisor: The number that the bounds are divided by.
+
+        Returns:
+            The negative bound before each step, over `divisor`, `[S]`, in nats.
         """
         losses: list[Tensor] = []
         for i, row in enumerate(zip(*args, strict=True)):
             kl_weight = before(i) if before is not None else None
             graph = (
                 self._graphs.get(("step", divisor, *self.key(self._flat(row, {}), kl_weight)))
-                if self._known
+                if self._parameters
                 else None
             )
-            if (
-                i == 0
-                and self.has_stepped
-                and isinstance(graph, Call)
-                and graph.recorded is not None
-            ):
-                return self._recorded_steps(graph, args, kl_weight, before)
+            is_recorded = isinstance(graph, GraphCall) and graph.recorded is not None
+            if i == 0 and self.has_stepped and is_recorded:
+                return self._recorded_steps(cast(GraphCall, graph), args, kl_weight, before)
             losses.append(self.step(*row, kl_weight=kl_weight, divisor=divisor))
         return torch.stack(losses)
 
     def _recorded_steps(
         self,
-        call: Call,
+        call: GraphCall,
         args: tuple[Tensor, ...],
         kl_weight: float | None,
         before: Callable[[int], float | None] | None,
     ) -> Tensor:
-        """Steps of one graph. kl_weight: of the first, whose rates are set already."""
-        update, weights, numbers = (
-            cast(Update, call.update),
-            [kl_weight],
-            [cast(Update, call.update).numbers()],
-        )
+        """Steps of one graph; kl_weight is that of the first step, whose rates are already set."""
+        update = cast(Update, call.update)
+        weights, numbers = [kl_weight], [update.numbers()]
         for i in range(1, len(args[0])):
             weights.append(before(i) if before is not None else None)
             numbers.append(update.numbers(ahead=i))
-        given = [*args, *self.weights(None if kl_weight is None else cast(list[float], weights))]
-        return call.several([given[i] for i in call.where], numbers)[0]
+        inputs = [*args, *self.weights(None if kl_weight is None else cast(list[float], weights))]
+        return call.run_steps([inputs[i] for i in call.where], numbers)[0]
 
     def loss_and_grads(self, *args: Any, kl_weight: float | None = None, **kwargs: Any) -> Tensor:
-        """The negative bound over all data, in nats, without gradient; adds its gradient to the parameters' `grad`."""
+        """Compute the loss and add its gradient to the parameters' `grad`.
+
+        Args:
+            *args: Arguments of the programs, as of `step`.
+            kl_weight: Weight of log p and log q of the latent sites; None for none.
+            **kwargs: Keyword arguments of the programs.
+
+        Returns:
+            The negative bound over all data, a scalar without gradient, in nats.
+        """
         value, grads = self.value_and_grads(*args, kl_weight=kl_weight, **kwargs)
-        for parameter, grad in zip(self._known.values(), grads, strict=True):
+        for parameter, grad in zip(self._parameters.values(), grads, strict=True):
             parameter.grad = grad if parameter.grad is None else parameter.grad + grad
         return -value
 
     def value_and_grads(
         self, *args: Any, kl_weight: float | None = None, **kwargs: Any
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The bound over all data, in nats, and the gradient of its negative surrogate for each parameter."""
+        """Compute the bound and its gradients.
+
+        Args:
+            *args: Arguments of the programs, as of `step`.
+            kl_weight: Weight of log p and log q of the latent sites; None for none.
+            **kwargs: Keyword arguments of the programs.
+
+        Returns:
+            The bound over all data, a scalar, in nats, and the gradient of its negative surrogate
+            for each of `parameters`, of its shape.
+        """
         args = self._flat(args, kwargs)
-        if not self._known:
-            self._find(args)
+        if not self._parameters:
+            self._find_parameters(args)
         key = ("gradients", *self.key(args, kl_weight))
         if key not in self._graphs:
             self._graphs[key] = self._compiled(args, kl_weight, 1.0, "gradients")
@@ -219,18 +280,45 @@ class Compiled:
         return value, tuple(grads)
 
     def bound(self, *args: Any, kl_weight: float | None = None) -> Bound:
-        """Value and surrogate whose `backward` hands on the gradients of the graph: for distributed and scaled training."""
+        """Compute a bound whose `backward` gives the graph's gradients, for distributed training.
+
+        Args:
+            *args: Arguments of the programs, as of `step`.
+            kl_weight: Weight of log p and log q of the latent sites; None for none.
+
+        Returns:
+            Value and surrogate, scalars, in nats; the surrogate can be scaled.
+        """
         value, grads = self.value_and_grads(*args, kl_weight=kl_weight)
-        return Bound(value, cast(Tensor, Known.apply(value, grads, *self._known.values())))
+        return Bound(
+            value, cast(Tensor, KnownGradients.apply(value, grads, *self._parameters.values()))
+        )
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The negative bound over all data, in nats, of a run as it is, without a step."""
+        """Compute the loss eagerly, without a step.
+
+        Args:
+            *args: Arguments of the programs, as of `step`.
+            **kwargs: Keyword arguments of the programs.
+
+        Returns:
+            The negative bound over all data, a scalar without gradient, in nats.
+        """
         args = self._flat(args, kwargs)
         with torch.no_grad(), pyro.validation_enabled(False), self.precision():
             return -self._bound(args, None).value
 
     def eager_step(self, args: tuple[Any, ...], kl_weight: float | None, divisor: float) -> Tensor:
-        """A step that is run as it is; the negative bound before it, divided by `divisor`."""
+        """Take one step eagerly.
+
+        Args:
+            args: All values of the programs' arguments, as `step` flattens them.
+            kl_weight: Weight of log p and log q of the latent sites; None for none.
+            divisor: The number that the bound is divided by.
+
+        Returns:
+            The negative bound before the step, over `divisor`, a scalar, in nats.
+        """
         optimizer, values = self._optimizer(), []
 
         def closure() -> Tensor:
@@ -239,58 +327,82 @@ class Compiled:
                 bound = self._bound(args, kl_weight)
             (-bound.surrogate / divisor).backward()
             if self.grad_clip is not None:
-                torch.nn.utils.clip_grad_norm_(self._known.values(), self.grad_clip)
+                torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.grad_clip)
             values.append(-bound.value.detach() / divisor)
             return values[-1]
 
-        optimizer.step(closure)  # type: ignore[arg-type]  # torch says float, and hands on what it is given
+        # Torch annotates a float, and returns the closure's result.
+        optimizer.step(closure)  # type: ignore[arg-type]
         return values[0]
 
     def traced(self, args: tuple[Any, ...], kl_weight: float | None) -> "Traced":
-        """The operations of the bound and its gradients, and what the optimizer would do with these, where a rule says it."""
+        """Trace the bound and its gradients, for an ensemble.
+
+        Args:
+            args: All values of the programs' arguments, as `step` flattens them.
+            kl_weight: Weight of log p and log q of the latent sites; None for none.
+
+        Returns:
+            The graph and its inputs, with the optimizer's step if there is a rule for it.
+
+        Raises:
+            UntraceableError: If the operations depend on values of tensors.
+            RuntimeError: If a run changes a buffer.
+        """
         reached = self._reached(args, kl_weight)
         return Traced(
             *self._traced(args, kl_weight, 1.0, reached, None), reached, self._update(reached)
         )
 
     def is_new(self, *args: Any, kl_weight: float | None = None, divisor: float = 1.0) -> bool:
-        """Whether a step with such arguments would have to be compiled first."""
+        """Tell whether a step would have to be compiled first.
+
+        Args:
+            *args: Arguments of the programs, without containers.
+            kl_weight: Weight of log p and log q of the latent sites; None for none.
+            divisor: The number that the bound is divided by.
+
+        Returns:
+            True after the first run, for arguments of new shapes.
+        """
         return (
-            bool(self._known) and ("step", divisor, *self.key(args, kl_weight)) not in self._graphs
+            bool(self._parameters)
+            and ("step", divisor, *self.key(args, kl_weight)) not in self._graphs
         )
 
-    # Runs as they are.
+    # Eager runs.
 
     def _flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """All values of the arguments; how they are arranged is remembered for the runs to come."""
-        values, self._spec = flat(args, kwargs)
+        """All values of the arguments; their arrangement is stored for later runs."""
+        values, self._spec = flatten_arguments(args, kwargs)
         return values
 
-    def _find(self, args: tuple[Any, ...]) -> None:
-        """One run as it is, with all checks, which takes up parameters of Pyro's store and leaves the generators alone."""
-        given, kwargs = arranged(args, self._spec)
+    def _find_parameters(self, args: tuple[Any, ...]) -> None:
+        """Run eagerly with all checks, to find parameters; generators are unchanged."""
+        positional, kwargs = unflatten_arguments(args, self._spec)
         with fork_random(device_of(args)), pyro.validation_enabled(True), same_buffers(self.system):
             if isinstance(self.system, Pair):
                 with torch.no_grad():
-                    self.system.find_parameters(*given, **kwargs)
+                    self.system.find_parameters(*positional, **kwargs)
             if not _trained(self.system):
                 raise ConfigError(
-                    "model and guide have no parameters to train: announce them by pyro.param or pyro.module"
+                    "model and guide have no parameters to train: announce them by pyro.param or "
+                    "pyro.module"
                 )
-            refuse_untrained(self.system, self.objective, given, kwargs)
-        self._known = _trained(self.system)
+            refuse_untrained(self.system, self.objective, positional, kwargs)
+        self._parameters = _trained(self.system)
         self._modules = list(self.system.modules())
         if self._make_optimizer is not None:
-            self.optimizer = self._make_optimizer(list(self._known.values()))
+            self.optimizer = self._make_optimizer(list(self._parameters.values()))
 
     def _bound(self, args: tuple[Any, ...], kl_weight: Tensor | float | None) -> Bound:
-        given, kwargs = arranged(args, self._spec)
-        return bound_of(self.system, self.objective, given, kl_weight, kwargs)
+        positional, kwargs = unflatten_arguments(args, self._spec)
+        return bound_of(self.system, self.objective, positional, kl_weight, kwargs)
 
     def _eager(
         self, args: tuple[Any, ...], kl_weight: float | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        parameters = list(self._known.values())
+        parameters = list(self._parameters.values())
         with self.precision():
             bound = self._bound(args, kl_weight)
         grads = torch.autograd.grad(-bound.surrogate, parameters, allow_unused=True)
@@ -304,18 +416,31 @@ class Compiled:
     # Graphs.
 
     def weights(self, kl_weight: float | list[float] | None) -> tuple[Tensor, ...]:
-        """The weight of the KL as an argument of a graph, or one for each of several steps, where there is one."""
-        like = next(iter(self._known.values()))
-        return (
-            ()
-            if kl_weight is None
-            else (on_device(kl_weight, torch.get_default_dtype(), like.device),)
-        )
+        """Convert a weight of the KL to arguments of a graph.
+
+        Args:
+            kl_weight: A weight, or one for each of S steps; None for none.
+
+        Returns:
+            One tensor, a scalar or `[S]`, on the parameters' device; none for None.
+        """
+        if kl_weight is None:
+            return ()
+        device = next(iter(self._parameters.values())).device
+        return (on_device(kl_weight, torch.get_default_dtype(), device),)
 
     def key(self, args: tuple[Any, ...], kl_weight: float | None) -> Key:
-        """What a graph is made for: shapes, types and devices of tensors, the values of all else, and the modules' mode."""
+        """List the properties that a graph is made for.
+
+        Args:
+            args: All values of the programs' arguments, as `step` flattens them.
+            kl_weight: Weight of the KL; only whether there is one matters.
+
+        Returns:
+            Shapes, types and devices of tensors, other values, and the modes of the modules.
+        """
         parts = [(tuple(a.shape), a.dtype, a.device) if isinstance(a, Tensor) else a for a in args]
-        like = next(iter(self._known.values()))
+        like = next(iter(self._parameters.values()))
         return (
             *parts,
             self._spec,
@@ -328,13 +453,14 @@ class Compiled:
     def _compiled(
         self, args: tuple[Any, ...], kl_weight: float | None, divisor: float, what: str
     ) -> Graph | None:
-        """The graph of a step, or of the gradients alone; None, with a warning, where it cannot be made."""
-        if what == "step":
-            return made(lambda: self._whole_step(args, kl_weight, divisor), device_of(args))
-        return made(
-            lambda: self._graph(args, kl_weight, divisor, self._reached(args, kl_weight), None),
-            device_of(args),
-        )
+        """The graph of a step, or of the gradients only; None, with a warning, if that fails."""
+
+        def make() -> Graph:
+            if what == "step":
+                return self._whole_step(args, kl_weight, divisor)
+            return self._graph(args, kl_weight, divisor, self._reached(args, kl_weight), None)
+
+        return try_compile(make, device_of(args))
 
     def _whole_step(self, args: tuple[Any, ...], kl_weight: float | None, divisor: float) -> Graph:
         reached = self._reached(args, kl_weight)
@@ -342,17 +468,17 @@ class Compiled:
         if update is not None:
             return self._graph(args, kl_weight, divisor, reached, update)
         gradients = self._graph(args, kl_weight, divisor, reached, None)
-        return Beside(
+        return SeparateOptimizer(
             gradients,
             self._optimizer(),
-            list(self._known.values()),
+            list(self._parameters.values()),
             reached,
             self.grad_clip,
             divisor,
         )
 
     def _update(self, reached: list[bool]) -> Update | None:
-        parameters = [p for p, r in zip(self._known.values(), reached, strict=True) if r]
+        parameters = [p for p, r in zip(self._parameters.values(), reached, strict=True) if r]
         return Update.of(self._optimizer(), parameters)
 
     def _graph(
@@ -363,10 +489,10 @@ class Compiled:
         reached: list[bool],
         update: Update | None,
     ) -> Graph:
-        """Traced and made into code."""
+        """Trace and compile."""
         graph, inputs, where = self._traced(args, kl_weight, divisor, reached, update)
-        runs: Graph = graph if self.backend == "eager" else inductor(graph, inputs, self.same_draws)
-        return Call(runs, list(self._known.values()), where, update)
+        code: Graph = graph if self.backend == "eager" else inductor(graph, inputs, self.same_draws)
+        return GraphCall(code, list(self._parameters.values()), where, update)
 
     def _traced(
         self,
@@ -376,61 +502,56 @@ class Compiled:
         reached: list[bool],
         update: Update | None,
     ) -> tuple[GraphModule, list[Tensor], list[int]]:
-        """The operations, their inputs, and which of the arguments are among these: parameters, arguments, what is kept.
+        """The operations, their inputs, and the indices of the arguments among these.
 
-        reached: which parameters have a gradient. update: the step, where it is in the graph.
+        The inputs are parameters, arguments, and numbers and state of the optimizer. reached:
+        whether each parameter has a gradient. update: the step, if it is part of the graph.
         """
-        parameters = self._known
-        given = (*args, *self.weights(kl_weight))
-        where = [i for i, a in enumerate(given) if isinstance(a, Tensor)]
-        leaves = list(
-            parameters.values()
-        )  # inputs are known by identity: wherever the programs keep them, they are found
-        kept = [*update.tensors([update.numbers()]), *update.state()] if update is not None else []
+        # make_fx recognizes inputs by identity, wherever the programs hold them.
+        leaves = list(self._parameters.values())
+        values = (*args, *self.weights(kl_weight))
+        where = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
+        of_update = (
+            [*update.tensors([update.numbers()]), *update.state()] if update is not None else []
+        )
 
-        def function(*flat: Any) -> tuple[Tensor, ...]:
-            tensors, state = (
-                flat[len(leaves) : len(leaves) + len(where)],
-                flat[len(leaves) + len(where) :],
-            )
-            now = list(given)
+        def function(*inputs: Any) -> tuple[Tensor, ...]:
+            end = len(leaves) + len(where)
+            tensors, state = inputs[len(leaves) : end], inputs[end:]
+            traced = list(values)
             for i, tensor in zip(where, tensors, strict=True):
-                now[i] = tensor
+                traced[i] = tensor
             with self.precision():
-                bound = self._bound(
-                    tuple(now[: len(args)]), now[-1] if kl_weight is not None else None
-                )
+                weight = traced[-1] if kl_weight is not None else None
+                bound = self._bound(tuple(traced[: len(args)]), weight)
             loss = -bound.surrogate if update is None else -bound.surrogate / divisor
             grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-            if [g is not None for g in grads] != reached:
-                missed = [
-                    name
-                    for name, g, r in zip(parameters, grads, reached, strict=True)
-                    if (g is not None) != r
-                ]
-                raise Untraceable(f"the gradient of '{missed[0]}' is lost in tracing")
+            self._check_reached(grads, reached)
             if update is None:
                 return (bound.value.detach(), *_filled(grads, leaves))
             with torch.no_grad():
-                moved = [leaf for leaf, r in zip(flat[: len(leaves)], reached, strict=True) if r]
-                update.apply(
-                    moved, clipped([g for g in grads if g is not None], self.grad_clip), state
-                )
+                trained = [p for p, r in zip(inputs[: len(leaves)], reached, strict=True) if r]
+                own = [g for g in grads if g is not None]
+                update.apply(trained, clipped(own, self.grad_clip), state)
             return (-bound.value.detach() / divisor,)
 
-        with _unchanged([*leaves, *kept]):  # tracing runs the step
+        tensors = [values[i] for i in where]
+        with _unchanged([*leaves, *of_update]):  # tracing runs the step
             programs = cast(System, self.system)
-            graph = traced(
-                function,
-                [*leaves, *[given[i] for i in where], *kept],
-                programs.model,
-                programs.guide,
+            graph = trace_to_graph(
+                function, [*leaves, *tensors, *of_update], programs.model, programs.guide
             )
-        return graph, [*[p.detach() for p in leaves], *[given[i] for i in where], *kept], where
+        return graph, [*[p.detach() for p in leaves], *tensors, *of_update], where
+
+    def _check_reached(self, grads: Sequence[Tensor | None], reached: list[bool]) -> None:
+        """Refuse a graph in which other parameters have a gradient than in an eager run."""
+        for name, grad, is_reached in zip(self._parameters, grads, reached, strict=True):
+            if (grad is not None) != is_reached:
+                raise UntraceableError(f"the gradient of '{name}' is lost in tracing")
 
     def _reached(self, args: tuple[Any, ...], kl_weight: float | None) -> list[bool]:
-        """Which parameters a gradient reaches, in a run as it is. Raises RuntimeError where that run changes a buffer."""
-        parameters = list(self._known.values())
+        """Whether a gradient reaches each parameter, in an eager run that changes no buffer."""
+        parameters = list(self._parameters.values())
         with same_buffers(self.system) as changed, self.precision():
             surrogate = self._bound(args, kl_weight).surrogate
         grads = torch.autograd.grad(-surrogate, parameters, allow_unused=True)
@@ -443,9 +564,15 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Traced:
-    """The operations of a bound and its gradients: from parameters and arguments to the value and a gradient for each.
+    """A bound and its gradients as a graph, from parameters and arguments.
 
-    where: which of the arguments, a weight of the KL as the last, are inputs. reached: which parameters have a gradient.
+    Attributes:
+        graph: The operations; the outputs are the bound, a scalar in nats, and the gradient of its
+            negative surrogate for each parameter.
+        inputs: Parameters, then arguments.
+        where: Indices of the arguments, with a weight of the KL as the last, that are inputs.
+        reached: Whether each parameter has a gradient.
+        update: The optimizer's step; None without a rule for it.
     """
 
     graph: GraphModule
@@ -457,7 +584,7 @@ class Traced:
 
 @contextmanager
 def _unchanged(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """A context after which the tensors hold what they held."""
+    """Restore the values of tensors on exit."""
     before = [t.detach().clone() for t in tensors]
     try:
         yield
@@ -480,12 +607,12 @@ def _default(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def _of_pyro(optimizer: PyroOptim) -> MakeOptimizer:
-    """The optimizer of torch that an optimizer of Pyro would make for each parameter, for all of them."""
+    """One optimizer of torch for all parameters, as an optimizer of Pyro makes for each."""
     if callable(optimizer.pt_optim_args) or not issubclass(
         optimizer.pt_optim_constructor, torch.optim.Optimizer
     ):
         raise ConfigError(
-            "an optimizer of Pyro with settings for each parameter has none of torch to stand for it: give a function from "
-            "parameters to an optimizer of torch"
+            "an optimizer of Pyro with settings for each parameter corresponds to none of torch: "
+            "give a function from parameters to an optimizer of torch"
         )
     return lambda parameters: optimizer.pt_optim_constructor(parameters, **optimizer.pt_optim_args)

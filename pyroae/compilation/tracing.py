@@ -1,4 +1,4 @@
-"""Programs traced to the tensor operations they are made of, and the words for those that cannot be."""
+"""Trace programs to tensor operations, and describe those that cannot be traced."""
 
 import re
 import sys
@@ -21,41 +21,62 @@ LIBRARIES = (
     Path(__file__).parent,
     *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")),
 )
-"""Where code lies that is none of the user's."""
+"""Folders of code that is not the user's."""
 
 
-class Untraceable(Exception):
+class UntraceableError(Exception):
     """A program that cannot be one graph; the message says where and why."""
 
 
-def traced(
+def trace_to_graph(
     function: Callable[..., Any], inputs: Sequence[Tensor], model: Program, guide: Program
 ) -> torch.fx.GraphModule:
-    """The tensor operations of a function that runs these programs, which have been run as they are before.
+    """Trace a function that runs a model and a guide to its tensor operations.
 
-    Raises Untraceable, which names the site and the program's own line, where they depend on values.
+    Args:
+        function: A function of tensors; the programs have run eagerly before.
+        inputs: Its arguments.
+        model: The model, for the error.
+        guide: The guide, for the error.
+
+    Returns:
+        The graph, with an input for each of `inputs`.
+
+    Raises:
+        UntraceableError: Names the site and the program's own line, where the operations depend on
+            values of tensors.
     """
     from torch._guards import TracingContext, tracing
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    one_mode = tracing(
-        TracingContext(FakeTensorMode(allow_fallback_kernels=True))
-    )  # else make_fx makes one for each number
+    # Without it make_fx makes a mode for each number.
+    one_mode = tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
     sites = _Sites(model, guide)
     try:
-        with one_mode, sites, _Comparing():
+        with one_mode, sites, _OneHotByComparison():
             return make_fx(function)(*inputs)
-    except Untraceable:
+    except UntraceableError:
         raise
-    except Exception as error:  # an error of pyroae too: without the tracer there was none
-        raise Untraceable(
+    except Exception as error:  # an error of pyroae too: the eager run had none
+        raise UntraceableError(
             ": ".join(filter(None, [sites.where(error), reason_of(error)]))
         ) from error
 
 
 def reason_of(error: BaseException) -> str:
-    """The words of an error, in one line."""
+    """Describe an error in one line.
+
+    Args:
+        error: Any error; a BrokenProgramError is replaced by its cause.
+
+    Returns:
+        At most 200 characters of its message, or its type if that is empty. Torch's message about
+        a value that is read out of a traced tensor is shortened.
+
+    >>> reason_of(StopIteration())
+    'StopIteration'
+    """
     read = r"It appears that you're trying to get value out of a tracing tensor.*"
     error = own_error(error)
     words = " ".join(str(error).split()) or type(error).__name__
@@ -66,19 +87,19 @@ def reason_of(error: BaseException) -> str:
     )[:200]
 
 
-class _Comparing(TorchFunctionMode):
-    """`one_hot`, as in OneHotCategorical, by comparison: torch's own reads the classes back to check them."""
+class _OneHotByComparison(TorchFunctionMode):
+    """Compute `one_hot`, as in OneHotCategorical, by comparison: torch's own reads the classes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = kwargs or {}
-        classes = args[1] if len(args) > 1 else given.get("num_classes", -1)
+        kwargs = kwargs or {}
+        classes = args[1] if len(args) > 1 else kwargs.get("num_classes", -1)
         if func is not torch.nn.functional.one_hot or not args or classes < 1:
-            return func(*args, **given)
+            return func(*args, **kwargs)
         return (args[0].unsqueeze(-1) == torch.arange(classes, device=args[0].device)).long()
 
 
 class _Sites(Messenger):
-    """Remembers the last sample site of a run, for the words of a warning."""
+    """Record the last sample site of a run, for the text of a warning."""
 
     def __init__(self, model: Program, guide: Program) -> None:
         super().__init__()
@@ -101,7 +122,7 @@ class _Sites(Messenger):
         self.inside = False
 
     def where(self, error: BaseException) -> str:
-        """The site at which, or after which, an error came, and the program's own line; '' where no site is known."""
+        """The site at or after which an error came, and the program's own line; '' if unknown."""
         frames = list(_frames(error))
         starts = [i for i, (frame, _) in enumerate(frames) if frame.f_code in self.programs]
         if not starts:
@@ -120,7 +141,7 @@ class _Sites(Messenger):
 
 
 def _frames(error: BaseException | None) -> Iterator[tuple[FrameType, int]]:
-    """The frames of an error and of its causes, from the outermost to the innermost, with their lines."""
+    """Frames and lines of an error and of its causes, each from the outermost to the innermost."""
     while error is not None:
         yield from traceback.walk_tb(error.__traceback__)
         error = error.__cause__

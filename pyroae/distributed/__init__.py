@@ -1,1 +1,1 @@
-"""Lightning Fabric, processes and draws that they share."""
+"""Lightning Fabric, work divided among processes, and random draws that processes share."""

@@ -1,4 +1,4 @@
-"""Lightning Fabric on the devices of a configuration, and tensors that its processes hold in parts."""
+"""Lightning Fabric on the devices of a configuration, and tensors sharded over its processes."""
 
 import logging
 from collections.abc import Iterator
@@ -16,7 +16,17 @@ from pyroae.runtime.processes import Share
 
 
 def fabric_of(config: TrainConfig) -> Fabric:
-    """Lightning Fabric on the devices and in the precision of a configuration. Raises ConfigError where it has none."""
+    """Make Lightning Fabric with the devices and the precision of a configuration.
+
+    Args:
+        config: A configuration of a training.
+
+    Returns:
+        Fabric whose processes are not yet started.
+
+    Raises:
+        ConfigError: If Fabric refuses the devices, the strategy or the precision.
+    """
     strategy: Any = _fully_sharded(config) if config.strategy == "fsdp" else config.strategy
     settings: Any = {
         "devices": config.devices,
@@ -32,12 +42,23 @@ def fabric_of(config: TrainConfig) -> Fabric:
             else ""
         )
         raise ConfigError(
-            f"accelerator '{config.accelerator}' with precision '{config.precision}'{where}: {' '.join(str(error).split())}"
+            f"accelerator '{config.accelerator}' with precision '{config.precision}'{where}: "
+            f"{' '.join(str(error).split())}"
         ) from None
 
 
-def launched(config: TrainConfig) -> Fabric:
-    """Fabric with its processes started, those that torchrun or SLURM has not started already. Raises ConfigError."""
+def launch_fabric(config: TrainConfig) -> Fabric:
+    """Make Fabric and start the processes that torchrun or SLURM has not started already.
+
+    Args:
+        config: A configuration of a training.
+
+    Returns:
+        Fabric with its processes started.
+
+    Raises:
+        ConfigError: If Fabric refuses the configuration, or the processes cannot be started.
+    """
     for name in ("lightning.fabric", "lightning_fabric"):  # its banner of registered processes
         logging.getLogger(name).setLevel(logging.WARNING)
     fabric = fabric_of(config)
@@ -45,19 +66,36 @@ def launched(config: TrainConfig) -> Fabric:
         fabric.launch()
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"the processes of {config.devices} devices cannot be started: {' '.join(str(error).split())}"
+            f"the processes of {config.devices} devices cannot be started: "
+            f"{' '.join(str(error).split())}"
         ) from None
     return fabric
 
 
 def share_of(fabric: Fabric) -> Share:
-    """The part of every batch that this process has."""
+    """Find the part of every batch that this process takes.
+
+    Args:
+        fabric: Fabric with its processes started.
+
+    Returns:
+        The share of this process's rank.
+    """
     return Share(fabric.global_rank, fabric.world_size)
 
 
 @contextmanager
 def default_dtype(config: TrainConfig) -> Iterator[None]:
-    """Double precision as the default where it is asked for: Fabric converts what a module returns to the default."""
+    """Set double precision as torch's default for a configuration of precision "64-true".
+
+    Fabric converts what a module returns to the default.
+
+    Args:
+        config: A configuration of a training.
+
+    Yields:
+        None, in the context; the default is restored on exit.
+    """
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64 if config.precision == "64-true" else before)
     try:
@@ -66,49 +104,59 @@ def default_dtype(config: TrainConfig) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def whole(nest: Any) -> Any:
-    """Every tensor of a nest as a copy of its own, put together where processes have parts of it: each has to call this."""
+def gather_tensors(nest: Any) -> Any:
+    """Copy all tensors of a nest, gathering sharded ones. Collective: call it on every rank.
+
+    Args:
+        nest: A tensor, or nested dicts, lists and tuples of tensors and other values.
+
+    Returns:
+        The same nest, each tensor a detached copy of full shape; other values are unchanged.
+    """
     from torch.distributed.tensor import DTensor
 
-    def one(value: Any) -> Any:
+    def gathered(value: Any) -> Any:
         if isinstance(value, DTensor):
             return cast(Any, value.detach()).full_tensor().clone()
         return value.detach().clone() if isinstance(value, Tensor) else value
 
-    return tree_map(one, nest)
+    return tree_map(gathered, nest)
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """`load_state_dict` of whole tensors, where processes have parts of them too."""
+    """Load a state dict of full tensors into a module whose parameters may be sharded.
+
+    Args:
+        module: The module.
+        weights: The state dict: names and full tensors.
+    """
     own = module.state_dict()
-    module.load_state_dict({name: _like(value, own.get(name)) for name, value in weights.items()})
-
-
-def load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
-    """`load_state_dict` of whole tensors, where processes have parts of them too."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    parts = {
-        i: {
-            name: _like(v, parameters[i])
-            if isinstance(v, Tensor) and v.shape == parameters[i].shape
-            else v
-            for name, v in of.items()
-        }
-        for i, of in state["state"].items()
-    }
-    optimizer.load_state_dict({**state, "state": parts})
-
-
-def _part(value: Any, parameter: Tensor) -> Any:
-    """What an optimizer keeps of a parameter: as that one lies where it is of its shape."""
-    return (
-        _like(value, parameter)
-        if isinstance(value, Tensor) and value.shape == parameter.shape
-        else value
+    module.load_state_dict(
+        {name: _sharded_like(value, own.get(name)) for name, value in weights.items()}
     )
 
 
-def _like(value: Tensor, own: Any) -> Tensor:
+def load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
+    """Load a state dict of full tensors into an optimizer whose parameters may be sharded.
+
+    Args:
+        optimizer: An optimizer of torch.
+        state: Its state dict; tensors of a parameter's shape are sharded like the parameter.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    shards = {
+        i: {
+            name: _sharded_like(value, parameters[i])
+            if isinstance(value, Tensor) and value.shape == parameters[i].shape
+            else value
+            for name, value in values.items()
+        }
+        for i, values in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": shards})
+
+
+def _sharded_like(value: Tensor, own: Any) -> Tensor:
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(own, DTensor):
@@ -117,7 +165,7 @@ def _like(value: Tensor, own: Any) -> Tensor:
 
 
 def _fully_sharded(config: TrainConfig) -> Any:
-    """FSDP of torch, in its second form, which runs on CPUs too."""
+    """The second version of torch's FSDP, which runs on CPUs too."""
     from lightning_fabric.strategies import ModelParallelStrategy
 
     def parallel(module: nn.Module, mesh: Any) -> nn.Module:

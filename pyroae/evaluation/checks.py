@@ -21,9 +21,9 @@ from pyroae.evaluation.blocks import part_of, rows_of
 from pyroae.programs.context import evaluating, fork_random
 from pyroae.programs.global_sites import globals_of
 from pyroae.programs.masks import in_support, mask_of, where_unmasked
-from pyroae.programs.particles import agree
 from pyroae.programs.sites import Program, Site, base_distribution, is_delta, samples
 from pyroae.programs.traces import Traces, at_values, log_density, run
+from pyroae.programs.trial_runs import is_close
 from pyroae.runtime.memory import Portion
 
 Role = Literal["proposal", "path", "start", "parts"]
@@ -199,7 +199,7 @@ def _draws_of(trace: poutine.Trace, names: Collection[str]) -> poutine.Trace:
 def _equal_sites(site: Site, other: Site) -> bool:
     """Whether a site has the same value and log-density in two runs."""
     one, two = log_density(site["name"], site), log_density(site["name"], other)
-    return agree(site["value"], other["value"]) and agree(one, two)
+    return is_close(site["value"], other["value"]) and is_close(one, two)
 
 
 def _functions_of_draws(guide: Program, args: tuple[Any, ...]) -> set[str]:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pyroae.autoencoder import Autoencoder
-from pyroae.compilation.codegen import check_word
-from pyroae.distributed.work_sharing import agreed
+from pyroae.compilation.codegen import check_compile_option
+from pyroae.distributed.work_sharing import first_result
 from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError, unknown_name
 from pyroae.evaluation.adaptive_quadrature import QuadratureEstimate, quadrature
 from pyroae.evaluation.annealing.bounds import BDMC, AISEstimate, AISSettings, ais, bdmc
@@ -80,7 +80,7 @@ class EvaluationSettings:
         for kind, name in (("proposal", self.proposal), ("proposal", self.retry)):
             if name is not None and name not in PROPOSALS:
                 raise unknown_name(kind, name, PROPOSALS)
-        check_word(self.compile)
+        check_compile_option(self.compile)
 
 
 @dataclass(frozen=True)
@@ -393,7 +393,7 @@ class _Evaluator:
     def _by_each[T](self, work: Callable[[], T]) -> tuple[T, float]:
         """The result of work that every process does, on the first process, and its seconds."""
         started = time.monotonic()
-        return agreed(self.share, lambda: (work(), time.monotonic() - started))
+        return first_result(self.share, lambda: (work(), time.monotonic() - started))
 
     def _mean(self, name: str, values: Tensor, num_particles: int, seconds: float) -> None:
         se = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyroae.errors import ConfigError
 from pyroae.objectives.base import Bound, ObjectiveBase
-from pyroae.programs.pair import NONE, Pair, System, _parameter_sites, _trained_leaf
+from pyroae.programs.pair import NO_KWARGS, Pair, System, parameter_sites, trained_leaf
 from pyroae.programs.traces import Traces, run
 
 
@@ -47,7 +47,7 @@ def bound_of(
     objective: ELBO,
     args: tuple[Any, ...],
     kl_weight: Tensor | float | None = None,
-    kwargs: Mapping[str, Any] = NONE,
+    kwargs: Mapping[str, Any] = NO_KWARGS,
 ) -> Bound:
     """Return bound and surrogate of one run, under an objective of pyroae or of Pyro.
 
@@ -72,7 +72,7 @@ def bound_of(
 
 
 def refuse_untrained(
-    system: nn.Module, objective: ELBO, args: tuple[Any, ...], kwargs: Mapping[str, Any] = NONE
+    system: nn.Module, objective: ELBO, args: tuple[Any, ...], kwargs: Mapping[str, Any] = NO_KWARGS
 ) -> Traces:
     """Run programs, objective and gradient without a step; refuse parameters without a gradient.
 
@@ -99,10 +99,10 @@ def refuse_untrained(
     with torch.enable_grad():
         reached = _reached(parameters, lambda: bound_of(system, objective, args, kwargs=kwargs))
     modules: dict[str, set[int]] = {}
-    for site in _parameter_sites(traces):
-        module, separator, _ = site["name"].partition("$$$")  # pyro.module names parameters so
-        if separator:
-            trained = _trained_leaf(site, {id(p) for p in parameters})
+    for site in parameter_sites(traces):
+        module, inside, _ = site["name"].partition("$$$")  # as pyro.module names the parameters
+        if inside:
+            trained = trained_leaf(site, {id(p) for p in parameters})
             if trained is not site["args"][1] and id(trained) not in reached:
                 raise ConfigError(
                     f"the weights of the module '{module}' would not be trained: Pyro's store has "

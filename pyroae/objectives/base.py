@@ -16,7 +16,8 @@ from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives.scores import has_path
 from pyroae.programs.global_sites import globals_of
 from pyroae.programs.particles import LOOP
-from pyroae.programs.sites import Program, base_distribution, warn_of_enumeration
+from pyroae.programs.site_checks import warn_of_enumeration
+from pyroae.programs.sites import Program, base_distribution
 from pyroae.programs.traces import Traces, plate_nesting, run
 from pyroae.registry import Registry
 

@@ -1,1 +1,1 @@
-"""Any Pyro program: its sites and plates, one run of it with K particles, model and guide as one module."""
+"""Runs of any Pyro model and guide: their arguments, sites, plates, particles and traces."""

@@ -1,4 +1,7 @@
-"""Arguments of programs of any form, nested tuples, lists and dicts, and keyword arguments, as a flat tuple of tensors."""
+"""Arguments of any Pyro program as a flat tuple of tensors.
+
+Arguments may be nested tuples, lists and dicts, and keyword arguments.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,9 +25,17 @@ from pyroae.programs.sites import Program
 
 
 class Structure(Messenger):
-    """Turns a program into one of flat tensors `[N, ...]`. Other values (None, numbers, words) are constants.
+    """Turn a program into one of flat tensors `[N, ...]`; other values are constants.
 
-    A messenger, as `owner_of` finds the module of a program through the handlers of Pyro; it handles nothing.
+    Constants are None, numbers and strings. The class is a messenger because `owner_of` finds
+    the module of a program through Pyro's handlers; it handles no site.
+
+    Args:
+        args: Positional arguments of the program, with tensors `[N, ...]` as leaves.
+        kwargs: Keyword arguments of the program, with tensors `[N, ...]` as leaves.
+
+    Attributes:
+        tensors: The tensors among the leaves, each `[N, ...]`.
     """
 
     def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -35,50 +46,92 @@ class Structure(Messenger):
         self.tensors = tuple(leaf for leaf in self._leaves if isinstance(leaf, Tensor))
 
     def __call__(self, program: Program) -> Program:
+        """Wrap a program.
+
+        Args:
+            program: A model or guide that takes the structured arguments.
+
+        Returns:
+            A program that takes the tensors `[N, ...]` one by one.
+        """
         return partial(_restored, self, program)
 
     def named(self) -> dict[str, Tensor]:
-        """The tensors by the keys that they have in dicts and as keyword arguments; else x, x_1, …"""
+        """Name each tensor by its keys in dicts and its keyword, joined by "_".
+
+        Returns:
+            Names and tensors `[N, ...]`; names without a key are x, x_1, …
+        """
         return _named(
             [[str(key.key) for key in path if isinstance(key, MappingKey)] for path in self._paths],
             self.tensors,
         )
 
     def restored(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of the program, with these tensors in the places of those that were given first."""
-        left = iter(tensors)
-        found: Any = tree_unflatten(
-            [next(left) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves], self._spec
+        """Rebuild the arguments of the program with other tensors.
+
+        Args:
+            tensors: One tensor for each of `self.tensors`, in the same order.
+
+        Returns:
+            The positional and the keyword arguments; constants are those of the constructor.
+        """
+        remaining = iter(tensors)
+        arguments: Any = tree_unflatten(
+            [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves],
+            self._spec,
         )
-        return found
+        return arguments
 
 
 class Plain:
-    """The structure of tensors that are given one by one: programs take them as they are."""
+    """The structure of positional tensors, which a program takes unchanged.
+
+    Args:
+        tensors: The positional arguments, each `[N, ...]`.
+
+    Attributes:
+        tensors: The same tensors.
+    """
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
         self.tensors = tensors
 
     def named(self) -> dict[str, Tensor]:
-        """The tensors as x, x_1, …"""
+        """Name the tensors by their positions.
+
+        Returns:
+            The tensors `[N, ...]` as x, x_1, …
+        """
         return _named([[] for _ in self.tensors], self.tensors)
 
     def __call__(self, program: Program) -> Program:
+        """Return the program unchanged: it takes the tensors `[N, ...]` one by one.
+
+        Args:
+            program: A model or guide.
+
+        Returns:
+            The same program.
+        """
         return program
 
 
 def structure_of(x: Any, kwargs: Mapping[str, Any], model: Program) -> Structure | Plain:
-    """How the arguments of model and guide are made of tensors.
+    """Find the tensors in the arguments of a model and guide.
 
     Args:
-        x: one argument, or a tuple of all positional ones; an argument is a tensor `[N, ...]`, or a dict, list or tuple of
-            these.
-        kwargs: keyword arguments.
-        model: the program, whose signature tells keyword arguments from misspelt options.
+        x: One argument, or a tuple of all positional ones; an argument is a tensor `[N, ...]`,
+            or a dict, list or tuple of these.
+        kwargs: Keyword arguments.
+        model: The program whose signature distinguishes keyword arguments from misspelt options.
+
+    Returns:
+        The structure: its `tensors`, and a function from a program to one of flat tensors.
 
     Raises:
-        ConfigError: for a keyword argument that the model does not take.
-        DataError: where the tensors are not of one length.
+        ConfigError: If the model does not take a keyword argument.
+        DataError: If the tensors are not of one length.
 
     >>> import torch
     >>> structure = structure_of({"x": torch.zeros(3), "n": 2}, {}, print)
@@ -95,35 +148,59 @@ def structure_of(x: Any, kwargs: Mapping[str, Any], model: Program) -> Structure
 
 
 def is_nested(args: tuple[Any, ...]) -> bool:
-    """Whether an argument is a container of others."""
+    """Tell whether an argument is a container of others.
+
+    Args:
+        args: Positional arguments of a program.
+
+    Returns:
+        True if one of them is a dict, a list or a tuple.
+    """
     return any(isinstance(arg, dict | list | tuple) for arg in args)
 
 
-def flat(
+def flatten_arguments(
     args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], TreeSpec | None]:
-    """All values of the arguments, and how they are arranged; None where they are positional and hold no others."""
+    """List all values of the arguments of a program.
+
+    Args:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+
+    Returns:
+        The values, tensors or not, and their arrangement; the latter is None for positional
+        arguments that are no containers.
+    """
     if not kwargs and not is_nested(args):
         return args, None
     leaves, spec = tree_flatten((args, dict(kwargs)))
     return tuple(leaves), spec
 
 
-def arranged(
+def unflatten_arguments(
     values: tuple[Any, ...], spec: TreeSpec | None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The inverse of `flat`."""
-    found: Any = (values, {}) if spec is None else tree_unflatten(list(values), spec)
-    return found
+    """Rebuild arguments from their values: the inverse of `flatten_arguments`.
+
+    Args:
+        values: The values in the order of `flatten_arguments`.
+        spec: Their arrangement; None for positional arguments that are no containers.
+
+    Returns:
+        The positional and the keyword arguments.
+    """
+    arguments: Any = (values, {}) if spec is None else tree_unflatten(list(values), spec)
+    return arguments
 
 
 def _named(keys: list[list[str]], tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for path, tensor in zip(keys, tensors, strict=True):
         stem = "_".join(path) or "x"
-        others = sum(name == stem or name.startswith(f"{stem}_") for name in found)
-        found[f"{stem}_{others}" if others else stem] = tensor
-    return found
+        others = sum(name == stem or name.startswith(f"{stem}_") for name in result)
+        result[f"{stem}_{others}" if others else stem] = tensor
+    return result
 
 
 def _restored(structure: Structure, program: Program, *tensors: Tensor) -> Any:
@@ -135,24 +212,36 @@ def _check_keywords(model: Program, kwargs: Mapping[str, Any]) -> None:
     if not kwargs:
         return
     try:
-        known = signature(getattr(model, "forward", model)).parameters
+        parameters = signature(getattr(model, "forward", model)).parameters
     except (TypeError, ValueError):  # a program without a signature
         return
-    if any(p.kind == Parameter.VAR_KEYWORD for p in known.values()):
+    if any(p.kind == Parameter.VAR_KEYWORD for p in parameters.values()):
         return
     for name in kwargs:
-        if name not in known:
+        if name not in parameters:
             raise ConfigError(
-                f"'{name}' is no option here, and no argument of the model, which takes {', '.join(known)}"
+                f"'{name}' is no option here, and no argument of the model, which takes "
+                f"{', '.join(parameters)}"
             )
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """N data as the arguments of a program of one's own: tensors `[N, ...]` of any dtype, cut alike along the first dimension.
+    """The arguments of a user's program for N data: tensors `[N, ...]` of any dtype.
 
-    Served in batches they are shuffled; in one batch of all N they keep their order, so that a program can number its data.
-    Raises DataError where they are not of one length.
+    Batches are rows of all tensors. In batches the data are shuffled; one batch of all N keeps
+    their order, so that a program can number its data.
+
+    Attributes:
+        tensors: The arguments, each `[N, ...]`.
+        name: Name of the data in messages.
+
+    Raises:
+        DataError: If they are not dense tensors of one length N > 0.
+
+    >>> data = Arguments((torch.zeros(5, 2), torch.arange(5)))
+    >>> len(data), [tuple(t.shape) for t in data.to("cpu").tensors]
+    (5, [(5, 2), (5,)])
     """
 
     tensors: tuple[Tensor, ...]
@@ -164,7 +253,8 @@ class Arguments:
         shapes = [tuple(t.shape) for t in self.tensors]
         if len({s[:1] for s in shapes}) != 1 or not shapes[0]:
             raise DataError(
-                f"the arguments of a program are tensors of one length N, a datum a row, not of shapes {shapes}"
+                "the arguments of a program are tensors of one length N, with a row per datum, "
+                f"not of shapes {shapes}"
             )
         if not len(self):
             raise DataError(f"the arguments of a program have no data: their shapes are {shapes}")
@@ -183,5 +273,12 @@ class Arguments:
         return len(self.tensors[0])
 
     def to(self, device: torch.device | str) -> Self:
-        """The same data on `device`."""
+        """Copy the data to a device.
+
+        Args:
+            device: The device of the copies.
+
+        Returns:
+            The same data, each tensor `[N, ...]` on `device`.
+        """
         return replace(self, tensors=tuple(t.to(device) for t in self.tensors))

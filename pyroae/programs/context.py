@@ -14,7 +14,21 @@ from pyroae.programs.sites import Program
 
 @contextmanager
 def fork_random(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """A context after which torch's generators are as they were; inside it they start from `seed`, where one is given."""
+    """Restore torch's random generators on exit.
+
+    Args:
+        device: A device whose generator is restored in addition to the CPU's.
+        seed: The seed with which the generators start inside; None leaves their states unchanged.
+
+    Yields:
+        None, in the context.
+
+    >>> state = torch.get_rng_state()
+    >>> with fork_random(torch.device("cpu"), seed=0):
+    ...     _ = torch.randn(3)
+    >>> torch.equal(state, torch.get_rng_state())
+    True
+    """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if seed is not None:
             start_random(device, seed)
@@ -23,7 +37,14 @@ def fork_random(device: torch.device, seed: int | None = None) -> Iterator[None]
 
 @contextmanager
 def evaluating(*programs: Program) -> Iterator[None]:
-    """A context for evaluation: no gradients, and the modules that the programs belong to in `eval()` mode."""
+    """Disable gradients and set the programs' modules to evaluation mode.
+
+    Args:
+        *programs: Models or guides; the modules are those that `owner_of` finds.
+
+    Yields:
+        None, in the context; the modes are restored on exit.
+    """
     owners = [owner for owner in map(owner_of, programs) if owner is not None]
     modules = [m for owner in owners for m in owner.modules() if m.training]
     with ExitStack() as stack:
@@ -35,23 +56,35 @@ def evaluating(*programs: Program) -> Iterator[None]:
 
 
 def forget_plates(owner: nn.Module | None) -> None:
-    """Clear the plates of a run that has failed, which an `EasyGuide` would take for those of its next run."""
+    """Clear the plates that a failed run leaves in an `EasyGuide`, which its next run would reuse.
+
+    Args:
+        owner: The module of the program; None does nothing.
+    """
     for module in owner.modules() if owner is not None else ():
         if isinstance(module, EasyGuide):
             module.plates.clear()
 
 
 def owner_of(program: Program) -> nn.Module | None:
-    """The module that a program is, or is a method of, seen through `functools.partial` and Pyro's handlers.
+    """Find the module that a program is, or is a method of.
 
+    `functools.partial` and Pyro's handlers around the program are unwrapped.
+
+    Args:
+        program: A model or guide.
+
+    Returns:
+        The module; None for a program of no module.
+
+    >>> from pyro import poutine
     >>> from pyroae import zoo
     >>> system = zoo.ppca(2, latent=1)
     >>> owner_of(poutine.scale(system.model, scale=0.5)) is system
     True
     """
-    while isinstance(
-        program, partial
-    ):  # a handler makes partial(wrapper, handler, program) of a program
+    while isinstance(program, partial):
+        # A handler turns a program into partial(wrapper, handler, program).
         handled = len(program.args) == 2 and isinstance(program.args[0], Messenger)
         program = program.args[1] if handled else program.func
     owner = getattr(program, "__self__", program)
@@ -59,10 +92,14 @@ def owner_of(program: Program) -> nn.Module | None:
 
 
 def start_random(device: torch.device, seed: int) -> None:
-    """Start the generators of the CPU and of a device from a seed.
+    """Seed the generators of the CPU and of a device.
 
-    `torch.manual_seed` does the same, and for devices that are not in use it keeps the seed and the stack of the call: half the
-    time of a small step, and memory that grows with every call.
+    `torch.manual_seed` sets the same seeds. It also stores the seed and the call stack for
+    unused devices, which costs half the time of a small step, and memory with each call.
+
+    Args:
+        device: The device; on "cuda" all CUDA generators are seeded.
+        seed: The seed.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

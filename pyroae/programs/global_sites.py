@@ -1,8 +1,10 @@
 """Sites outside the data plate, and whether a bound of each datum exists given their draws.
 
-    log p(x) ≥ E_q(w) [ log p(w) − log q(w) + Σ_n F(log w_1n, …, log w_Kn) ],   w_kn = p(x_n, z_kn | w) / q(z_kn | w, x_n)
+    log p(x) ≥ E_q(w) [ log p(w) − log q(w) + Σ_n F(log w_1n, …, log w_Kn) ],
+    w_kn = p(x_n, z_kn | w) / q(z_kn | w, x_n)
 
-All K particles share one draw of w, so no density of a site outside the plate may depend on draws inside it.
+All K particles share one draw of w, so no density of a site outside the plate may depend on
+draws inside it.
 """
 
 from collections.abc import Iterator
@@ -15,13 +17,19 @@ from torch import Tensor
 
 from pyroae.errors import ProgramError
 from pyroae.programs.context import evaluating, fork_random
-from pyroae.programs.particles import LOOP, agree, undisturbed
+from pyroae.programs.particles import LOOP
 from pyroae.programs.sites import Program, Site, samples
 from pyroae.programs.traces import Traces, log_density, plate_nesting, run
+from pyroae.programs.trial_runs import is_close, trial_mode
 
 
 class Globals(NamedTuple):
-    """names: of the guide's latent sites outside the data plate. hold_all_draws: whether it draws nothing inside the plate."""
+    """The guide's latent sites outside the data plate.
+
+    Attributes:
+        names: Names of these sites.
+        hold_all_draws: Whether the guide draws nothing inside the plate.
+    """
 
     names: frozenset[str]
     hold_all_draws: bool
@@ -30,10 +38,23 @@ class Globals(NamedTuple):
 def globals_of(
     model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Globals:
-    """The latent sites outside the data plate, from trial runs; none for a program without a plate.
+    """Find the latent sites outside the data plate, by trial runs.
 
-    Raises ProgramError, naming the site, where the log-density of a site outside the plate differs between two particles that
-    share the draws of these: it depends on draws inside, and the data have no bound given them.
+    Random generators and buffers are afterwards unchanged.
+
+    Args:
+        model: A Pyro program.
+        guide: A program over the same latent sites.
+        args: Positional arguments of both.
+        kwargs: Keyword arguments of both.
+
+    Returns:
+        The global sites; none for a program without a data plate.
+
+    Raises:
+        ProgramError: Names a site outside the plate whose log-density differs between two
+            particles that share the draws of the global sites. It depends on draws inside the
+            plate, so the data have no bound given the global draws.
     """
     with _trial(model, guide, args):
         traces = run(model, guide, args, kwargs)
@@ -44,8 +65,8 @@ def globals_of(
             for name, site in traces.sites(traces.guide, observed=False)
             if not traces.is_local(site)
         )
-        drawn = [site for _, site in traces.draws()]
-        found = Globals(names, bool(drawn) and not any(map(traces.is_local, drawn)))
+        draws = [site for _, site in traces.draws()]
+        result = Globals(names, bool(draws) and not any(map(traces.is_local, draws)))
     nesting = plate_nesting(model, guide, args, kwargs, compared=False)
     with _trial(model, guide, args):
         traces = run(model, guide, args, kwargs, 2, LOOP + nesting, shared=names)
@@ -53,20 +74,21 @@ def globals_of(
             for site in samples(trace):
                 if not traces.is_local(site) and _differs(traces, site):
                     raise ProgramError(
-                        f"the site '{site['name']}' of the {which} lies outside the data plate and depends on draws inside it, "
-                        "so given its value the data are not independent: they have no bounds, and no log p(x), one by one"
+                        f"the site '{site['name']}' of the {which} lies outside the data plate and "
+                        "depends on draws inside it, so given its value the data are not "
+                        "independent: no datum has a bound or a log p(x) of its own"
                     )
-    return found
+    return result
 
 
 def _differs(traces: Traces, site: Site) -> bool:
     one, other = traces.reduce(site, log_density(site["name"], site))
-    return not agree(one, other)
+    return not is_close(one, other)
 
 
 @contextmanager
 def _trial(model: Program, guide: Program, args: tuple[Any, ...]) -> Iterator[None]:
-    """A context for trial runs, after which generators and buffers are as they were."""
+    """Run trials in this context; generators and buffers are afterwards unchanged."""
     device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
-    with fork_random(device), evaluating(model, guide), poutine.block(), undisturbed():
+    with fork_random(device), evaluating(model, guide), poutine.block(), trial_mode():
         yield

@@ -1,4 +1,4 @@
-"""Masks of sites: which elements have a density, and values in the support for those that have none."""
+"""Masks of sites: which elements have a density, and values in the support for the others."""
 
 from typing import Any
 
@@ -12,7 +12,14 @@ from pyroae.programs.sites import Site
 
 
 def masks_of(site: Site) -> list[Any]:
-    """The masks of a site as they were given: that of `poutine.mask`, and those of the distribution's own `mask`."""
+    """List the masks of a site: of `poutine.mask`, and of its distribution's own `mask`.
+
+    Args:
+        site: A sample site of a trace.
+
+    Returns:
+        Booleans and tensors that broadcast with the site's batch shape; None and True are left out.
+    """
     fn, masks = site["fn"], [site["mask"]]
     while isinstance(fn, MaskedDistribution):
         masks.append(fn._mask)
@@ -21,37 +28,65 @@ def masks_of(site: Site) -> list[Any]:
 
 
 def mask_of(name: str, site: Site) -> Tensor | None:
-    """The mask of a site in its batch shape, False where it is left out; None where nothing can be.
+    """Combine the masks of a site.
+
+    Args:
+        name: Name of the site, for the error.
+        site: A sample site of a trace.
+
+    Returns:
+        A tensor of the site's batch shape, False where the site is masked; None without a mask.
 
     Raises:
-        ProgramError: Where a mask does not fit the site.
+        ProgramError: If a mask does not broadcast to the site's batch shape.
     """
     shape = site["fn"].batch_shape
-    found: Tensor | None = None
-    for given in masks_of(site):
-        mask = torch.as_tensor(given, device=site["value"].device)
+    result: Tensor | None = None
+    for value in masks_of(site):
+        mask = torch.as_tensor(value, device=site["value"].device)
         try:
             mask = mask.expand(shape)
         except RuntimeError:
             raise ProgramError(
-                f"the mask of site '{name}' has the shape {tuple(mask.shape)}, which does not fit into the site's "
-                f"{tuple(shape)}: give masks as arguments, a row per datum"
+                f"the mask of site '{name}' has the shape {tuple(mask.shape)}, which does not fit "
+                f"into the site's {tuple(shape)}: give masks as arguments, a row per datum"
             ) from None
-        found = mask if found is None else found & mask
-    return found
+        result = mask if result is None else result & mask
+    return result
 
 
 def where_unmasked(name: str, site: Site, value: Tensor, other: Tensor) -> Tensor:
-    """One value of a site where the site is not masked, another where it is."""
+    """Choose between two values of a site by its mask.
+
+    Args:
+        name: Name of the site, for the error.
+        site: A sample site of a trace.
+        value: The value where the site is not masked, of the batch and event shape.
+        other: The value where it is masked; broadcasts with `value`.
+
+    Returns:
+        A tensor of the site's batch and event shape.
+
+    Raises:
+        ProgramError: If a mask does not broadcast to the site's batch shape.
+    """
     mask = mask_of(name, site)
     return value if mask is None else torch.where(_of_events(mask, site), value, other)
 
 
 def observed_value(site: Site) -> Tensor:
-    """The value of an observed site, with one in the support wherever the site is masked.
+    """Replace the value of an observed site by one in the support wherever the site is masked.
 
-    What stands under a mask, such as NaN for missing data, then reaches neither Pyro's validation nor the gradients of the
-    rest: the derivative of a log-density at NaN is NaN, and times 0 it is NaN too.
+    A value under a mask, such as NaN for missing data, then reaches neither Pyro's validation
+    nor the gradients of the other elements: the derivative of a log-density at NaN is NaN, also
+    after multiplication by 0.
+
+    Args:
+        site: An observed sample site of a trace.
+
+    Returns:
+        The value, of the site's batch and event shape; unchanged without a mask, and where the
+        mask does not fit, which is reported where it is applied.
     """
     value, masks = site["value"], masks_of(site)
     if not masks or not isinstance(value, Tensor) or not value.numel():
@@ -61,36 +96,42 @@ def observed_value(site: Site) -> Tensor:
         mask = mask & torch.as_tensor(other, device=value.device)
     try:
         return torch.where(_of_events(mask, site), value, in_support(site).to(value.dtype))
-    except (
-        RuntimeError,
-        AttributeError,
-    ):  # a mask that does not fit, which is told where it is applied; no support
+    except (RuntimeError, AttributeError):  # a mask that does not fit, or no support
         return value
 
 
 def in_support(site: Site) -> Tensor:
-    """A value of the shape of the site's own at which it has a density; nothing is drawn."""
+    """Construct a value at which a site has a density, without a draw.
+
+    Args:
+        site: A sample site of a trace.
+
+    Returns:
+        A tensor of the shape of the site's value.
+    """
     support, value = site["fn"].support, site["value"]
     try:
         transform = biject_to(support)
         return transform(value.new_zeros(transform.inverse_shape(value.shape)))
-    except NotImplementedError:  # of discrete sites, and of supports that have no such map
+    except NotImplementedError:  # discrete sites, and supports without such a map
         pass
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     if support is constraints.one_hot:
-        return torch.zeros_like(value).index_fill(
-            -1, torch.zeros((), dtype=torch.long, device=value.device), 1
-        )
+        return _first_unit_vector(value)
     if isinstance(support, constraints.multinomial):
         count = torch.as_tensor(support.upper_bound, device=value.device)
-        first = torch.zeros_like(value).index_fill(
-            -1, torch.zeros((), dtype=torch.long, device=value.device), 1
-        )
-        return first * count.reshape(*count.shape, *[1] * (count.dim() > 0)).to(value.dtype)
+        count = count.reshape(*count.shape, *[1] * (count.dim() > 0)).to(value.dtype)
+        return _first_unit_vector(value) * count
     return torch.zeros_like(value) + getattr(support, "lower_bound", 0)
 
 
+def _first_unit_vector(value: Tensor) -> Tensor:
+    """A tensor like `value` with 1 in the first element of the last dimension, else 0."""
+    first = torch.zeros((), dtype=torch.long, device=value.device)
+    return torch.zeros_like(value).index_fill(-1, first, 1)
+
+
 def _of_events(mask: Tensor, site: Site) -> Tensor:
-    """A mask of a batch shape in a shape that broadcasts with values."""
+    """Reshape a mask of a batch shape to broadcast with values."""
     return mask.reshape((*mask.shape, *[1] * site["fn"].event_dim))

@@ -12,14 +12,14 @@ from pyroae.config import TrainConfig
 from pyroae.data.batching import resident
 from pyroae.data.dataset import Dataset
 from pyroae.data.loading import Splits
-from pyroae.distributed.fabric import default_dtype, launched
+from pyroae.distributed.fabric import default_dtype, launch_fabric
 from pyroae.errors import ConfigError, DataError
 from pyroae.objectives import TraceELBO
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.pair import system_of
 from pyroae.programs.sites import Program
 from pyroae.training.forward import Step
-from pyroae.training.preflight import check
+from pyroae.training.preflight import check, data_plate_name
 from pyroae.training.state import State, own_generators
 from pyroae.training.trainer import FitResult, Trainer
 
@@ -70,9 +70,10 @@ def fit(
         module = system_of(system)
         train, held_out = train_and_valid(module, data, valid)
         size = check(module, train, held_out, objective, config)
-        fabric = launched(config)
+        fabric = launch_fabric(config)
         with own_generators(fabric.device, config.seed), default_dtype(config):
             step = Step(module, objective, size)
+            step.plate = data_plate_name(module, train, config) if config.is_distributed else None
             trainer = Trainer(step, config, fabric, resident(train, fabric.device), held_out)
             return trainer.run(state, on_epoch, progress)
 

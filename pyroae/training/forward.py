@@ -21,7 +21,8 @@ from pyroae.weights import reduce_log_weights
 class Step(nn.Module):
     """The one forward pass that eager, mixed-precision and distributed training share, and their validation.
 
-    share: the part of a batch that this process has. size: of the whole batch that the next call has a share of.
+    share: the part of a batch that this process has. size: of the whole batch that the next call
+    has a share of. plate: name of the data plate, where it is known.
     """
 
     def __init__(self, system: nn.Module, objective: ELBO, full_size: int | None) -> None:
@@ -29,6 +30,7 @@ class Step(nn.Module):
         self.system, self.objective, self.full_size = system, objective, full_size
         self.graphs: Compiled | None = None
         self.share, self.size = WHOLE, 0
+        self.plate: str | None = None
 
     def forward(
         self, *args: Tensor, kl_weight: float | None = None, validate: bool = False
@@ -45,7 +47,7 @@ class Step(nn.Module):
     @contextmanager
     def drawing(self) -> Iterator[None]:
         """A context in which draws are a share of those for the whole batch."""
-        with shared_draws(self.share, self.size):
+        with shared_draws(self.share, self.size, self.plate):
             yield
 
     def num_data(self, args: tuple[Tensor, ...]) -> int:

@@ -187,7 +187,7 @@ class _Lockstep:
                 step, nelbos = self._epoch(epoch, step, states)
                 seconds = self.seconds / len(self.trainers)
                 for i, trainer in enumerate(self.trainers):
-                    with self.streams[i].lent():
+                    with self.streams[i].in_use():
                         row = Epoch(epoch, step, seconds, nelbos[i], *trainer.validate())
                         states[i] = trainer.after(row, states[i])
                         if on_epoch is not None:
@@ -288,6 +288,6 @@ class _Lockstep:
         """Of every member, in its own stream."""
         found = []
         for i, stream in enumerate(self.streams):
-            with stream.lent():
+            with stream.in_use():
                 found.append(what(i))
         return found

@@ -22,7 +22,7 @@ from pyroae.programs.mixing import mixed_site
 from pyroae.programs.pair import (
     Pair,
     System,
-    _announced,
+    announced_parameters,
     full_size,
     like_parameters,
     refuse_batch_of_one,
@@ -44,7 +44,9 @@ def rehearse(
         if isinstance(system, Pair):
             system.find_parameters(*like_parameters(system, args))
         for name in (
-            {} if isinstance(system, Pair) else _announced(system, like_parameters(system, args))
+            {}
+            if isinstance(system, Pair)
+            else announced_parameters(system, like_parameters(system, args))
         ):
             raise ConfigError(
                 f"the parameter '{name}' is in Pyro's store and none of the module's: to train both, give fit the pair "
@@ -79,6 +81,27 @@ def refuse_global(system: nn.Module, args: tuple[Tensor, ...]) -> None:
                 f"several processes share a batch, but the latent site '{name}' lies outside the data plate: give the plate "
                 "its full size, as in pyro.plate('data', N, subsample=index), or use one process"
             )
+
+
+def data_plate_name(
+    system: nn.Module, train: Dataset | Arguments, config: TrainConfig
+) -> str | None:
+    """Find the name of the data plate by a trial run on one batch; generators stay unchanged.
+
+    Args:
+        system: A module with a model and a guide.
+        train: The training data.
+        config: The configuration of the training.
+
+    Returns:
+        The name; None for programs without one data plate.
+    """
+    args = _sample_of(train, config)
+    model, guide = cast(System, system).model, cast(System, system).guide
+    precision = _doubled(system) if config.precision == "64-true" else nullcontext()
+    with fork_random(args[0].device), evaluating(system), precision:
+        plate = run(model, guide, like_parameters(system, args), {}).plate
+    return None if plate is None else plate.name
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from pyroae.compilation.svi import Compiled
 from pyroae.config import TrainConfig
 from pyroae.data.batching import rows_of_batch, served
 from pyroae.data.dataset import Dataset
-from pyroae.distributed.fabric import load_optimizer, load_weights, share_of, whole
+from pyroae.distributed.fabric import gather_tensors, load_optimizer, load_weights, share_of
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.context import evaluating, fork_random
 from pyroae.programs.pair import like_parameters
@@ -377,7 +377,7 @@ class Trainer:
     def _is_finite(self, loss: Tensor) -> bool:
         """Whether the loss and every gradient are, in all processes."""
         grads = [p.grad for p in self.system.parameters() if p.grad is not None]
-        norms = torch.stack([loss, *(g.norm().to(loss) for g in whole(grads))])
+        norms = torch.stack([loss, *(g.norm().to(loss) for g in gather_tensors(grads))])
         sums = (
             norms
             if self.share.world == 1
@@ -427,8 +427,8 @@ class Trainer:
         )
         random = random_states(self.fabric.device)
         return State(
-            whole(dict(self.system.state_dict())),
-            whole(self.optimizer.optimizer.state_dict()),
+            gather_tensors(dict(self.system.state_dict())),
+            gather_tensors(self.optimizer.optimizer.state_dict()),
             random,
             history,
             best_weights,

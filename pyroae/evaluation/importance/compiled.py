@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.fx.graph_module import GraphModule
 
-from pyroae.compilation.codegen import Graph, device_of, inductor, made
-from pyroae.compilation.invariant_split import hoisted
-from pyroae.compilation.noise_inputs import Draw, NotLiftedError, lifted
-from pyroae.compilation.tracing import traced
+from pyroae.compilation.codegen import Graph, device_of, inductor, try_compile
+from pyroae.compilation.invariant_split import split_invariant
+from pyroae.compilation.noise_inputs import Draw, NotLiftedError, lift_draws
+from pyroae.compilation.tracing import trace_to_graph
 from pyroae.programs.context import fork_random
 from pyroae.programs.pair import Pair
 from pyroae.programs.sites import Program
@@ -119,7 +119,7 @@ class CompiledDraws:
 
         inputs = [*self._leaves, *block]
         with torch.no_grad():
-            graph = traced(function, inputs, self.programs.model, self.programs.guide)
+            graph = trace_to_graph(function, inputs, self.programs.model, self.programs.guide)
             if device_of(block).type == "cpu":
                 graph, self._draws = _lifted(graph)
                 _lay_out_weights(graph)
@@ -152,7 +152,7 @@ def _lay_out_weights(module: GraphModule) -> None:
 def _lifted(graph: GraphModule) -> tuple[GraphModule, list[Draw] | None]:
     """The graph with its draws as inputs, or the graph itself and None if that is impossible."""
     try:
-        return lifted(graph)
+        return lift_draws(graph)
     except NotLiftedError:
         return graph, None
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyroae.distributed.work_sharing import of_all
+from pyroae.distributed.work_sharing import gather_results
 from pyroae.errors import ConfigError
 from pyroae.evaluation.blocks import Data, base_seed
 from pyroae.evaluation.checks import check_evidence, check_globals, check_proposal, check_terms

@@ -16,8 +16,8 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyroae.compilation.codegen import is_wanted
-from pyroae.distributed.work_sharing import dealt
+from pyroae.compilation.codegen import should_compile
+from pyroae.distributed.work_sharing import distribute
 from pyroae.errors import DataError
 from pyroae.evaluation.blocks import FOR_CORE, FOR_GPU, block_seed, part_of, rows_of
 from pyroae.evaluation.importance.per_datum import Columns, Curve, joined_curve
@@ -130,7 +130,7 @@ class Sampler:
         """
         if self.nesting >= LOOP:
             return False
-        wanted = is_wanted(self.compile, args[0].numel() * self.num_particles >= COMPILE_FROM)
+        wanted = should_compile(self.compile, args[0].numel() * self.num_particles >= COMPILE_FROM)
         return wanted and not isinstance(self.guide, Proposal)
 
     def is_enough(self, stream: WeightStream, count: int, total: int) -> bool:

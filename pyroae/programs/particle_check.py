@@ -1,0 +1,149 @@
+"""Whether the particles of a program can be one more plate on the left, found by trial runs.
+
+A run with a few particles is compared with as many single runs: where the former fails, or the
+log-densities of a site differ, the program has to run particle by particle.
+"""
+
+import warnings
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyroae.errors import ProgramError, own_error
+from pyroae.programs.context import evaluating, fork_random
+from pyroae.programs.execution import run_pair
+from pyroae.programs.paired_traces import Traces, log_density
+from pyroae.programs.particles import LOOP
+from pyroae.programs.sites import Program, Site, plates_of, samples, undeclared
+from pyroae.programs.trial_runs import (
+    FixedSeed,
+    LastSite,
+    as_stacked_draws,
+    is_close,
+    num_trial_particles,
+    trial_mode,
+    with_distinct_draws,
+)
+from pyroae.runtime.memory import is_out_of_memory
+
+
+def plate_nesting(
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    compared: bool = True,
+) -> int:
+    """Count the batch dimensions of a program, those of plates and any that no plate declares.
+
+    The trial runs are in evaluation mode and in full precision; generators and buffers are
+    afterwards unchanged. A few particles are drawn in one run, and their log-densities computed
+    in one run and in single runs. Where the former fails or the log-densities differ, for any site
+    and datum, the program has to run particle by particle, and a warning names the site.
+
+    Args:
+        model: A Pyro program.
+        guide: A program over the same latent sites.
+        args: Positional arguments of both.
+        kwargs: Keyword arguments of both.
+        compared: Whether to compare one run with single runs.
+
+    Returns:
+        The number of dimensions, plus LOOP if the program has to run particle by particle.
+
+    Raises:
+        ProgramError: As of `run`.
+    """
+    device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
+    full_precision = (
+        torch.autocast(device.type, enabled=False)
+        if torch.amp.is_autocast_available(device.type)
+        else nullcontext()
+    )
+    with (
+        fork_random(device),
+        evaluating(model, guide),
+        poutine.block(),
+        trial_mode(),
+        full_precision,
+    ):
+        traces = run_pair(model, guide, args, kwargs)
+        sites = samples(traces.model, traces.guide)
+        dims = (
+            dim for site in sites for dim in [*(f.dim for f in plates_of(site)), *undeclared(site)]
+        )
+        nesting = -min(dims, default=0)
+        reason = _why_loop(model, guide, args, kwargs, nesting, traces) if compared else None
+    if reason is None:
+        return nesting
+    warnings.warn(
+        f"the particles are run sequentially, which is slow: {reason}; to be fast, let the program "
+        "take particles as one more dimension on the left: index from the right, as in z[..., 0], "
+        "and keep the leading dimensions in reductions, reshapes and concatenations",
+        stacklevel=2,
+    )
+    return LOOP + nesting
+
+
+def _why_loop(
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    nesting: int,
+    single: Traces,
+) -> str | None:
+    """The reason why particles cannot be one more dimension of a program; None if they can."""
+    last, model, guide = LastSite(), FixedSeed()(model), FixedSeed()(guide)
+    count = num_trial_particles(single.drawn)
+    try:
+        with last:
+            first_run = run_pair(model, guide, args, kwargs, count, nesting)
+            drawn = with_distinct_draws(first_run.drawn)
+            together = run_pair(model, guide, args, kwargs, count, nesting, drawn=drawn)
+            draws_of_each = as_stacked_draws(drawn, single.drawn)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        words = " ".join(str(own_error(error)).split())[:200]
+        return (
+            "with one more dimension on the left it fails at or after the site "
+            f"'{last.name}' ({words})"
+        )
+    separate = run_pair(model, guide, args, kwargs, count, LOOP + nesting, drawn=draws_of_each)
+    return _difference(together, separate)
+
+
+def _difference(together: Traces, separate: Traces) -> str | None:
+    """The first site whose log-density in one run differs from that in single runs, in words."""
+    for what, trace, other in (
+        ("guide", together.guide, separate.guide),
+        ("model", together.model, separate.model),
+    ):
+        for name, site in other.nodes.items():
+            if site["type"] == "sample" and not _is_same(
+                together, trace.nodes.get(name), separate, site, name
+            ):
+                return (
+                    f"with one more dimension on the left the site '{name}' of the {what} has "
+                    "another log-density"
+                )
+    return None
+
+
+def _is_same(together: Traces, site: Site | None, separate: Traces, other: Site, name: str) -> bool:
+    """Compare log-densities of a site; one without a log-density is refused elsewhere."""
+    try:
+        expected = separate.reduce(other, log_density(name, other))
+    except ProgramError:
+        return True
+    try:
+        return site is not None and is_close(
+            expected, together.reduce(site, log_density(name, site))
+        )
+    except (ProgramError, RuntimeError):
+        return False

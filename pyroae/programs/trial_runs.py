@@ -1,0 +1,190 @@
+"""Trial runs of a program: without side effects on its modules, with distinct discrete draws."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from pyroae.programs.particles import has_particles, is_draw
+from pyroae.programs.sites import base_distribution, is_discrete
+
+REDRAWS = 16
+"""Number of times that a discrete draw which two particles share is redrawn in a trial run."""
+
+
+NUM_DISCRETE_PARTICLES = 4
+"""Number of particles of a trial run with discrete draws."""
+
+
+@contextmanager
+def trial_mode(*, training: bool = False) -> Iterator[None]:
+    """Disable gradients, and restore buffers and modes of the modules that are called.
+
+    Batch normalization with its initial statistics is the identity in evaluation mode, for any
+    channel dimension. It is given different statistics for each channel here, so that trial runs
+    distinguish these dimensions.
+
+    Args:
+        training: Whether modules run in their current modes, dropout excepted; False runs them
+            in evaluation mode.
+
+    Yields:
+        None, in the context.
+    """
+    modes: dict[nn.Module, bool] = {}
+    buffers: dict[Tensor, Tensor] = {}
+
+    def before(module: nn.Module, _: Any) -> None:
+        if module not in modes:
+            modes[module] = module.training
+            buffers.update({b: b.clone() for b in module.buffers(recurse=False)})
+            if not training or isinstance(module, _DropoutNd):
+                module.training = False
+            if (
+                isinstance(module, _BatchNorm)
+                and not module.training
+                and module.running_mean is not None
+            ):
+                _separate_channels(module)
+
+    hook = register_module_forward_pre_hook(before)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        hook.remove()
+        for module, mode in modes.items():
+            module.training = mode
+        with torch.no_grad():
+            # All buffers: batch normalization does not count its changes as versions.
+            for buffer, value in buffers.items():
+                buffer.copy_(value)
+
+
+def _separate_channels(norm: _BatchNorm) -> None:
+    """Give each channel different statistics."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    step = torch.linspace(0, 1, mean.numel(), dtype=mean.dtype, device=mean.device)
+    mean.add_(step)
+    variance.mul_(1 + step)
+
+
+def is_close(one: Tensor, other: Tensor) -> bool:
+    """Tell whether log-densities are equal up to rounding, NaN and infinities included.
+
+    Args:
+        one: Log-densities, in nats, of any shape.
+        other: Log-densities to compare, in nats.
+
+    Returns:
+        True for the same shape and values within a tolerance, relative and absolute, of 1000
+        machine precisions, at most 0.05; on the device "meta" shapes alone are compared.
+    """
+    if one.shape != other.shape or one.is_meta:
+        return one.shape == other.shape
+    tolerance = min(1000 * torch.finfo(one.dtype).eps, 0.05)
+    return torch.allclose(one, other.to(one.dtype), tolerance, tolerance, equal_nan=True)
+
+
+class LastSite(Messenger):
+    """Record the last sample site of a run, for the text of a warning.
+
+    Attributes:
+        name: Name of the site; None before the first one.
+    """
+
+    name: str | None = None
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.name = msg["name"]
+
+
+class FixedSeed(Messenger):
+    """Seed torch's generators with 0 at the start of every run of a program."""
+
+    def __enter__(self) -> Self:
+        torch.manual_seed(0)
+        return super().__enter__()
+
+
+def num_trial_particles(trace: poutine.Trace) -> int:
+    """Choose the number of particles of a trial run.
+
+    Args:
+        trace: One run of the guide.
+
+    Returns:
+        2; more for a guide with discrete draws, which may be equal by chance.
+    """
+    is_any_discrete = any(is_draw(s) and is_discrete(s["fn"]) for s in trace.nodes.values())
+    return NUM_DISCRETE_PARTICLES if is_any_discrete else 2
+
+
+def with_distinct_draws(trace: poutine.Trace) -> poutine.Trace:
+    """Replace discrete draws of the further particles by values other than the first particle's.
+
+    Draws that are equal by chance would not reveal that a program reads the draw of another
+    particle.
+
+    Args:
+        trace: A run with the particles as a plate.
+
+    Returns:
+        A copy; draws stay equal where no other value is found.
+    """
+    other = trace.copy()
+    for name, site in trace.nodes.items():
+        if is_draw(site) and has_particles(site) and is_discrete(site["fn"]):
+            other.nodes[name] = {**site, "value": _unlike_first(site["fn"], site["value"])}
+    return other
+
+
+def _unlike_first(fn: Any, value: Tensor) -> Tensor:
+    """Values of a discrete site: the next states after the first particle's, or redraws."""
+    base = base_distribution(fn)
+    if base.has_enumerate_support and len(base.event_shape) < 2:
+        if base.event_shape:  # one-hot
+            return torch.stack([value[0].roll(k, -1) for k in range(len(value))])
+        states = base.enumerate_support(expand=False).flatten().to(value.dtype)
+        at = torch.searchsorted(states, value[0].contiguous())
+        return torch.stack([states[(at + k) % len(states)] for k in range(len(value))])
+    for _ in range(REDRAWS):
+        same = value == value[:1]
+        for _ in range(len(base.event_shape)):
+            same = same.all(-1, keepdim=True)
+        again = torch.where(same, fn.sample().to(value.dtype), value)
+        value = torch.cat([value[:1], again[1:]])
+    return value
+
+
+def as_stacked_draws(trace: poutine.Trace, single: poutine.Trace) -> poutine.Trace:
+    """Convert a trace with the particles as a plate to one that single runs can repeat.
+
+    Args:
+        trace: A run of a guide with the particles as a plate.
+        single: A run of the same guide with one particle.
+
+    Returns:
+        A copy of `trace` whose draws `particle_draws` can select.
+
+    Raises:
+        ValueError: If the draws of a particle have another shape than those of the single run.
+    """
+    other = trace.copy()
+    for name, site in trace.nodes.items():
+        if is_draw(site) and has_particles(site):
+            alone = single.nodes[name]
+            pad = len(site["fn"].batch_shape) - 1 - len(alone["fn"].batch_shape)
+            if site["value"].flatten(0, pad).shape[1:] != alone["value"].shape:
+                raise ValueError(f"site '{name}' has the shape {tuple(site['value'].shape)}")
+            other.nodes[name] = {**site, "pad": pad}
+    return other
