@@ -68,9 +68,10 @@ if TYPE_CHECKING:
     )
     from pyroae.inference_data import to_datatree
     from pyroae.objectives import AnalyticKL, Bound, Objective, TraceELBO
+    from pyroae.programs.traces import prior_of
     from pyroae.runtime.processes import Share
     from pyroae.training import FitResult, Keeper, State, fit, fit_ensemble
-    from pyroae.weights import LogWeights, log_weights, prior_of
+    from pyroae.weights import LogWeights, log_weights
 
 _HOMES = {
     "pyroae.autoencoder": ["Autoencoder"],

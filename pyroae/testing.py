@@ -19,8 +19,8 @@ from pyroae.objectives.bounds import IWAE
 from pyroae.objectives.gradients import Pathwise
 from pyroae.objectives.pair import Objective
 from pyroae.programs.context import fork_random
+from pyroae.programs.paired_traces import Traces
 from pyroae.programs.sites import Program
-from pyroae.programs.traces import Traces
 
 REPLICATES, DATA = 100, 100
 """Sizes of a mean over draws: the number of runs, and of copies of one datum in each run."""

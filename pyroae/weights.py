@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyroae.programs.paired_traces import Traces, log_density, terms_of
 from pyroae.programs.sites import Program
-from pyroae.programs.traces import Traces, log_density, prior_of, run, terms_of
+from pyroae.programs.traces import prior_of, run
 
 __all__ = ["LogWeights", "log_weights", "prior_of", "reduce_log_weights"]
 

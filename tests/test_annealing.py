@@ -21,9 +21,10 @@ from pyroae.errors import ConfigError, RunError
 from pyroae.evaluation.annealing import bounds as ais_module
 from pyroae.evaluation.annealing import checkpoint, hmc
 from pyroae.evaluation.annealing.block import Block
-from pyroae.evaluation.annealing.bounds import AISSettings, ais, bdmc
+from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.path import Path as AnnealingPath
 from pyroae.evaluation.annealing.plan import Plan
+from pyroae.evaluation.annealing.settings import AISSettings
 from pyroae.runtime.signals import Held
 from tests.test_ais import TINY, ppca
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from pyroae.data import batching
+from pyroae.data.arrays import Source
 from pyroae.data.batching import _loaded, batches, resident
 from pyroae.data.batching import served as serve
 from pyroae.data.dataset import Dataset
 from pyroae.data.loading import Binarization, Splits, load
-from pyroae.data.sources import DATASETS, Source
+from pyroae.data.sources import DATASETS
 from pyroae.errors import ConfigError, DataError, PyroaeError
 from pyroae.runtime.processes import Share
 

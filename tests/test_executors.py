@@ -19,7 +19,8 @@ from pyroae.commands.compare import executor_of
 from pyroae.comparison.results import Cell, Outcome
 from pyroae.comparison.trainings import Scoring
 from pyroae.errors import ConfigError, DataError, RunError
-from pyroae.runs.run import Run, versions
+from pyroae.runs.contents import versions
+from pyroae.runs.run import Run
 from pyroae.runtime.files import locked
 from pyroae.studies import ray_worker
 from pyroae.studies.executors import Local

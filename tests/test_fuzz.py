@@ -38,7 +38,8 @@ from pyroae.data.dataset import Dataset
 from pyroae.data.loading import load
 from pyroae.errors import PyroaeError
 from pyroae.objectives import parse_objective
-from pyroae.runs.run import STATE, WEIGHTS, Run
+from pyroae.runs.contents import STATE, WEIGHTS
+from pyroae.runs.run import Run
 from pyroae.runtime.files import read_tensors
 from pyroae.studies.study import Study
 from pyroae.training.preflight import check

@@ -15,7 +15,8 @@ from torch import Tensor
 from pyroae import zoo
 from pyroae.evaluation.annealing import bounds as ais_module
 from pyroae.evaluation.annealing import checkpoint, hmc
-from pyroae.evaluation.annealing.bounds import AISSettings, bdmc
+from pyroae.evaluation.annealing.bounds import bdmc
+from pyroae.evaluation.annealing.settings import AISSettings
 from pyroae.nn import MLP
 
 WORK = "work.safetensors"

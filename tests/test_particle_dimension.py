@@ -35,8 +35,9 @@ from pyroae.evaluation.importance.proposals import Local, Mixture
 from pyroae.objectives import OBJECTIVES
 from pyroae.programs.mixing import mixed_site
 from pyroae.programs.pair import system_of
+from pyroae.programs.particle_check import plate_nesting
 from pyroae.programs.particles import LOOP
-from pyroae.programs.traces import plate_nesting, prior_of, run
+from pyroae.programs.traces import prior_of, run
 from pyroae.programs.trial_runs import as_stacked_draws
 from pyroae.weights import log_weights, reduce_log_weights
 

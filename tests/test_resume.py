@@ -25,7 +25,8 @@ from pyroae.compilation import svi as compiler
 from pyroae.config import RunConfig, TrainConfig
 from pyroae.data.loading import Splits, load
 from pyroae.errors import InterruptedRunError
-from pyroae.runs.run import STATE, Run
+from pyroae.runs.contents import STATE
+from pyroae.runs.run import Run
 from pyroae.runtime.files import read_tensors
 from pyroae.training.checkpointing import Keeper
 from pyroae.training.fitting import fit

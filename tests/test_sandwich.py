@@ -20,7 +20,8 @@ from pyroae.errors import ConfigError, ProgramError
 from pyroae.evaluation.adaptive_quadrature import quadrature
 from pyroae.evaluation.annealing import checkpoint
 from pyroae.evaluation.annealing.block import Block
-from pyroae.evaluation.annealing.bounds import AISSettings, ais, bdmc
+from pyroae.evaluation.annealing.bounds import ais, bdmc
+from pyroae.evaluation.annealing.settings import AISSettings
 from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.evaluation.inference_gaps import gaps

@@ -20,9 +20,10 @@ from pyroae.errors import DataError, RunError
 from pyroae.evaluation import blocks, checks
 from pyroae.evaluation.annealing import bounds as ais_module
 from pyroae.evaluation.annealing import checkpoint, hmc
-from pyroae.evaluation.annealing.bounds import AISSettings, ais, bdmc
+from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.path import Path as AnnealingPath
 from pyroae.evaluation.annealing.results import BlockResult
+from pyroae.evaluation.annealing.settings import AISSettings
 from pyroae.evaluation.importance import sampler as sampling
 from pyroae.evaluation.importance import tasks
 from pyroae.evaluation.importance.likelihood import log_likelihood

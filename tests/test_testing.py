@@ -38,8 +38,8 @@ from pyroae.objectives import (
     TwoBounds,
     WakeSleep,
 )
+from pyroae.programs.paired_traces import Traces
 from pyroae.programs.sites import Program
-from pyroae.programs.traces import Traces
 from pyroae.testing import ConformanceError, check_objective
 from pyroae.weights import LogWeights, reduce_log_weights
 from tests.conftest import sample_of

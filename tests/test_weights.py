@@ -16,7 +16,7 @@ from pyroae.evaluation.adaptive_quadrature import quadrature
 from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.objectives import OBJECTIVES
 from pyroae.programs.context import evaluating
-from pyroae.programs.traces import plate_nesting
+from pyroae.programs.particle_check import plate_nesting
 from pyroae.weights import log_weights
 from tests.systems import system_and_data
 from tests.test_objectives import DATA, hierarchical

@@ -22,7 +22,7 @@ from pyroae.config import TrainConfig
 from pyroae.data.dataset import Dataset
 from pyroae.distributed.fabric import launch_fabric, share_of
 from pyroae.errors import PyroaeError, RunError
-from pyroae.evaluation.annealing.bounds import AISSettings
+from pyroae.evaluation.annealing.settings import AISSettings
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate
 from pyroae.evaluation.importance.streams import LEAST_ESS, LEAST_FOR_PSIS
 from pyroae.evaluation.summary import Evaluation, EvaluationSettings

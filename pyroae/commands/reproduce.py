@@ -13,8 +13,9 @@ from pyroae.commands.train import train_run
 from pyroae.config import read_yaml
 from pyroae.errors import RunError
 from pyroae.evaluation.summary import Result
+from pyroae.runs.contents import versions
 from pyroae.runs.loading import same_data, splits_of
-from pyroae.runs.run import Run, refuse_taken, versions
+from pyroae.runs.run import Run, refuse_taken
 from pyroae.runtime.processes import say
 
 

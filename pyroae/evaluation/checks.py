@@ -21,8 +21,9 @@ from pyroae.evaluation.blocks import part_of, rows_of
 from pyroae.programs.context import evaluating, fork_random
 from pyroae.programs.global_sites import globals_of
 from pyroae.programs.masks import in_support, mask_of, where_unmasked
+from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import Program, Site, base_distribution, is_delta, samples
-from pyroae.programs.traces import Traces, at_values, log_density, run
+from pyroae.programs.traces import at_values, run
 from pyroae.programs.trial_runs import is_close
 from pyroae.runtime.memory import Portion
 

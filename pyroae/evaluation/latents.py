@@ -16,8 +16,9 @@ from torch.distributions.transforms import Transform
 from pyroae.errors import ProgramError
 from pyroae.evaluation.checks import stand_ins
 from pyroae.programs.masks import mask_of, where_unmasked
+from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import Program, Site, base_distribution
-from pyroae.programs.traces import Traces, at_values, log_density, run
+from pyroae.programs.traces import at_values, run
 
 
 @dataclass(frozen=True)

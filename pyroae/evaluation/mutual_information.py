@@ -18,8 +18,9 @@ from pyroae.evaluation.importance.streams import Z
 from pyroae.evaluation.trial import nesting_of
 from pyroae.programs.context import evaluating, fork_random
 from pyroae.programs.masks import mask_of
+from pyroae.programs.paired_traces import Traces
 from pyroae.programs.sites import Program, base_distribution
-from pyroae.programs.traces import Traces, log_post_of, run
+from pyroae.programs.traces import log_post_of, run
 from pyroae.runtime.progress import Progress
 from pyroae.weights import reduce_log_weights
 

@@ -16,7 +16,9 @@ from pyroae.compilation.codegen import check_compile_option
 from pyroae.distributed.work_sharing import first_result
 from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError, unknown_name
 from pyroae.evaluation.adaptive_quadrature import QuadratureEstimate, quadrature
-from pyroae.evaluation.annealing.bounds import BDMC, AISEstimate, AISSettings, ais, bdmc
+from pyroae.evaluation.annealing.bounds import ais, bdmc
+from pyroae.evaluation.annealing.estimates import BDMC, AISEstimate
+from pyroae.evaluation.annealing.settings import AISSettings
 from pyroae.evaluation.blocks import Data
 from pyroae.evaluation.diagnostics import Diagnostics, diagnose
 from pyroae.evaluation.exact import exact_log_likelihood

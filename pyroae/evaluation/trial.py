@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pyroae.errors import ProgramError
 from pyroae.programs.mixing import mixed_site
+from pyroae.programs.particle_check import plate_nesting
 from pyroae.programs.sites import Program
-from pyroae.programs.traces import plate_nesting
 from pyroae.runtime.memory import is_out_of_memory
 
 FEW = 4

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
 from pyroae.objectives.base import OBJECTIVES, Bound, ObjectiveBase, check_reparameterized
+from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import Site, base_distribution, same_scale
-from pyroae.programs.traces import Traces, log_density
 
 
 @OBJECTIVES.register("analytic-kl")

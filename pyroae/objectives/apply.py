@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from pyroae.errors import ConfigError
 from pyroae.objectives.base import Bound, ObjectiveBase
 from pyroae.programs.pair import NO_KWARGS, Pair, System, parameter_sites, trained_leaf
-from pyroae.programs.traces import Traces, run
+from pyroae.programs.paired_traces import Traces
+from pyroae.programs.traces import run
 
 
 class KLWeight(Messenger):

@@ -15,10 +15,12 @@ from torch import Tensor
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives.scores import has_path
 from pyroae.programs.global_sites import globals_of
+from pyroae.programs.paired_traces import Traces
+from pyroae.programs.particle_check import plate_nesting
 from pyroae.programs.particles import LOOP
 from pyroae.programs.site_checks import warn_of_enumeration
 from pyroae.programs.sites import Program, base_distribution
-from pyroae.programs.traces import Traces, plate_nesting, run
+from pyroae.programs.traces import run
 from pyroae.registry import Registry
 
 OBJECTIVES: "Registry[ObjectiveBase]" = Registry("objective")

@@ -16,8 +16,8 @@ from pyroae.objectives.analytic_kl import (
     log_terms_of,
 )
 from pyroae.objectives.base import OBJECTIVES, Bound, ObjectiveBase, check_reparameterized
+from pyroae.programs.paired_traces import Traces
 from pyroae.programs.sites import Site, same_scale
-from pyroae.programs.traces import Traces
 
 
 @OBJECTIVES.register("beta-elbo")

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import AffineTransform
 
+from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.particles import Stacked
 from pyroae.programs.sites import Site, is_discrete, samples
-from pyroae.programs.traces import Traces, log_density
 from pyroae.weights import LogWeights
 
 

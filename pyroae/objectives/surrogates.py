@@ -7,8 +7,9 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import Program, Site, is_delta
-from pyroae.programs.traces import Traces, guide_at, log_density
+from pyroae.programs.traces import guide_at
 
 
 class Detached(Messenger):

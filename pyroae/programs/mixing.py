@@ -6,8 +6,9 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyroae.programs.context import fork_random
+from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import ANY_SIZE, Program, samples
-from pyroae.programs.traces import Traces, log_density, prior_of, run
+from pyroae.programs.traces import prior_of, run
 from pyroae.programs.trial_runs import is_close, trial_mode
 from pyroae.runtime.memory import is_out_of_memory
 

@@ -12,7 +12,7 @@ from pyroae.comparison.results import Cell, Outcome
 from pyroae.config import DATASETS
 from pyroae.data.loading import Splits
 from pyroae.errors import InterruptedRunError, PyroaeError, RunError
-from pyroae.runs.run import versions
+from pyroae.runs.contents import versions
 from pyroae.runtime.files import words
 from pyroae.runtime.processes import say
 from pyroae.runtime.progress import Progress

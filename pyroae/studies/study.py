@@ -35,8 +35,9 @@ from pyroae.evaluation.gradient_lab.measure import defined_at
 from pyroae.evaluation.summary import EvaluationSettings
 from pyroae.evaluation.summary import evaluate as evaluate_system
 from pyroae.objectives import parse_objective
+from pyroae.runs.contents import versions
 from pyroae.runs.loading import splits_of
-from pyroae.runs.run import Run, versions
+from pyroae.runs.run import Run
 from pyroae.runtime.files import guarded, read_tensors, words, write_tensors
 from pyroae.runtime.processes import say
 from pyroae.training.checkpointing import Keeper

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from pyroae.errors import NonFiniteLossError
 from pyroae.programs.pair import System
+from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import Site
-from pyroae.programs.traces import Traces, log_density, run
+from pyroae.programs.traces import run
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from pyroae.evaluation.annealing.path import Densities, Path, Point
 from pyroae.evaluation.annealing.plan import Plan
 from pyroae.evaluation.annealing.results import BlockResult
 from pyroae.evaluation.annealing.simulation import replaced, simulate
-from pyroae.programs.traces import Traces, prior_of, run
+from pyroae.programs.paired_traces import Traces
+from pyroae.programs.traces import prior_of, run
 
 
 @dataclass

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pyro
 
-from pyroae.compilation.codegen import is_wanted
-from pyroae.distributed.work_sharing import everywhere
+from pyroae.compilation.codegen import should_compile
+from pyroae.distributed.work_sharing import run_on_all
 from pyroae.errors import ConfigError
 from pyroae.evaluation.annealing.checkpoint import Checkpoint
 from pyroae.evaluation.annealing.driver import Annealing
@@ -193,10 +193,10 @@ def _anneal(
         fork_random(args[0].device),
         pyro.validation_enabled(False),
     ):
-        preparation, file = everywhere(share, prepared)
+        preparation, file = run_on_all(share, prepared)
         plan, blocks = preparation.plan, spans(total, size)
         work = sum(plan.work(len(block) * args[0][0].numel()) for block in blocks)
-        compiles = is_wanted(execution.compile, work >= COMPILE_FROM)
+        compiles = should_compile(execution.compile, work >= COMPILE_FROM)
         shown = execution.progress and share.rank == 0
         with Progress(name.upper(), len(blocks) * plan.moves, shown) as bar:
             parts = Annealing(plan, args, size, file, share, compiles, bar).run()

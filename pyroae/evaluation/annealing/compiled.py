@@ -12,8 +12,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyroae.compilation.codegen import Graph, inductor, made
-from pyroae.compilation.tracing import traced
+from pyroae.compilation.codegen import Graph, inductor, try_compile
+from pyroae.compilation.tracing import trace_to_graph
 from pyroae.evaluation.annealing.path import Densities, Path, Point
 from pyroae.evaluation.annealing.plan import Plan
 from pyroae.evaluation.latents import Latents
@@ -137,7 +137,7 @@ class PathGraphs:
             example = padded.with_tensors(tuple(tensors))
             refused = None in self._graphs.values()
             self._graphs[num_chains] = (
-                None if refused else made(lambda: self._traced(example, num_chains), device)
+                None if refused else try_compile(lambda: self._traced(example, num_chains), device)
             )
         graphs = self._graphs[num_chains]
         if graphs is None:
@@ -169,7 +169,7 @@ class PathGraphs:
 
         def graph(function: Callable[..., tuple[Tensor, ...]], *further: Tensor) -> Graph:
             inputs = [*parameters, *tensors, *further]
-            module = traced(function, inputs, model, start)
+            module = trace_to_graph(function, inputs, model, start)
             module.graph.eliminate_dead_code()
             module.recompile()
             return inductor(module, [t.detach() for t in inputs], same_draws=True)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from pyroae.distributed.work_sharing import dealt
+from pyroae.distributed.work_sharing import distribute
 from pyroae.evaluation.annealing.block import Block
 from pyroae.evaluation.annealing.checkpoint import Checkpoint
 from pyroae.evaluation.annealing.compiled import PathGraphs
@@ -61,7 +61,7 @@ class Annealing:
         todo = [span for span in self._blocks if not self._is_finished(span)]
         self._moves = (len(self._blocks) - len(todo)) * self.plan.moves
         with Held(self.checkpoint.path is not None) as self._held:
-            for results in dealt(self.share, todo, self._block):
+            for results in distribute(self.share, todo, self._block):
                 self._finished |= results
         return [self._finished[first] for first in sorted(self._finished)]
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pyroae.evaluation.latents import Latents
+from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import Program
-from pyroae.programs.traces import Traces, log_density, log_post_of
+from pyroae.programs.traces import log_post_of
 
 
 @dataclass(frozen=True)

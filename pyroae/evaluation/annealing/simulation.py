@@ -10,8 +10,9 @@ from pyroae.evaluation.annealing.results import BlockResult
 from pyroae.evaluation.checks import is_one
 from pyroae.evaluation.latents import Latents
 from pyroae.programs.masks import where_unmasked
+from pyroae.programs.paired_traces import Traces
 from pyroae.programs.sites import base_distribution
-from pyroae.programs.traces import Traces, prior_of, run
+from pyroae.programs.traces import prior_of, run
 
 
 def simulate(plan: Plan, args: tuple[Tensor, ...]) -> BlockResult:

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.programs.context import fork_random
+from pyroae.programs.paired_traces import log_density
 from pyroae.programs.sites import Program
-from pyroae.programs.traces import log_density, run
+from pyroae.programs.traces import run
 
 
 def parameter_groups(

@@ -64,7 +64,7 @@ class CompiledDraws:
         self._leaves = [*self.programs.parameters(), *self.programs.buffers()]
         self._draws: list[Draw] | None = None
         whole = tuple(t.contiguous() for t in block)  # compiled code expects one memory layout
-        self._graphs = made(lambda: self._code(whole), device_of(block))
+        self._graphs = try_compile(lambda: self._code(whole), device_of(block))
 
     @property
     def is_for_threads(self) -> bool:
@@ -124,7 +124,7 @@ class CompiledDraws:
                 graph, self._draws = _lifted(graph)
                 _lay_out_weights(graph)
             names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
-            early, late = hoisted(graph, names[len(inputs) :])
+            early, late = split_invariant(graph, names[len(inputs) :])
             fixed = early(*[t.detach() for t in inputs])
         if self.backend == "eager":
             return early, late

@@ -228,7 +228,7 @@ def log_likelihood(
     )
     started, args, drawn = time.monotonic(), structure.tensors, base_seed(seed)
     with evaluating(model, *programs_of(guide), *programs_of(retry)), fork_random(args[0].device):
-        (nesting, apart, base), *_ = of_all(
+        (nesting, apart, base), *_ = gather_results(
             share, lambda: (*_trial_runs(model, (guide, retry), args), drawn)
         )
         sampler = Sampler(

@@ -32,9 +32,10 @@ from pyroae.evaluation.importance.streams import (
 )
 from pyroae.evaluation.importance.tasks import DrawTasks
 from pyroae.programs.context import fork_random
+from pyroae.programs.paired_traces import log_density
 from pyroae.programs.particles import LOOP
 from pyroae.programs.sites import Program
-from pyroae.programs.traces import log_density, run
+from pyroae.programs.traces import run
 from pyroae.runtime.memory import Portion
 from pyroae.runtime.processes import Share
 from pyroae.runtime.progress import Progress
@@ -106,7 +107,7 @@ class Sampler:
         tasks = DrawTasks(self.model, self.guide, args, self.nesting, self.seed, stage)
         with pyro.validation_enabled(False), bar, ExitStack() as stack:
             runner = _Runner(self, tasks, plan, compiles, bar, stack)
-            blocks = dealt(
+            blocks = distribute(
                 self.share,
                 plan.blocks,
                 lambda block: portion.fitted(partial(runner.run, block)),
