@@ -99,7 +99,7 @@ def code(system: str, objective: str, device: str, backend: str = "inductor") ->
             backend=backend,
         )
         try:
-            graphs._find((x,))
+            graphs._find_parameters((x,))
             torch.manual_seed(5)
             value, grads = graphs.value_and_grads(x) if compiled else graphs._eager((x,), None)
         except ProgramError as error:
