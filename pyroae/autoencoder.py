@@ -82,8 +82,8 @@ class Autoencoder(nn.Module):
         self.decoder_map = decoder or self.encoder_map
         if tied and self.decoder_map != self.encoder_map:
             raise ConfigError(
-                f"tied weights leave no choice of a decoder, but {decoder} was given beside "
-                f"{self.encoder_map}"
+                f"tied weights determine the decoder, but the decoder {decoder} was given with the "
+                f"encoder {self.encoder_map}"
             )
         self._build(tied)
 
@@ -286,8 +286,8 @@ class Autoencoder(nn.Module):
         """
         if isinstance(self.prior, priors.Flat):
             raise UndefinedLikelihoodError(
-                "a Flat prior cannot be sampled: it is no probability; train with a Normal prior "
-                "(ppca, vae) to draw samples"
+                "a Flat prior cannot be sampled: it is not a probability distribution; "
+                "train with a Normal prior (ppca, vae) to draw samples"
             )
         p_x = self.p_x(self.p_z().sample((num_samples,)))
         return p_x.sample() if noise else p_x.mean

@@ -1,4 +1,4 @@
-"""The systems by name, one function each: rows of a table of four choices and two maps."""
+"""The systems of the family, one function each: rows of a table of four choices and two maps."""
 
 import inspect
 import math
@@ -22,7 +22,7 @@ Data = Dataset | int | tuple[int, ...]
 
 
 class MapChoices(TypedDict, total=False):
-    """Settings that every system accepts as keywords, beside the corruption.
+    """Settings that every system accepts as keywords, except the corruption.
 
     Attributes:
         prior: p(z).
@@ -449,7 +449,7 @@ def _build(
 def _perceptron(
     system: str, row: Mapping[str, Any], choices: Mapping[str, Any], hidden: int | Sequence[int]
 ) -> Map:
-    """The row's MLP with other widths; refused beside an encoder, and where maps are linear."""
+    """The row's MLP with other widths; refused with an encoder, and where maps are linear."""
     if choices.get("encoder") is not None:
         raise ConfigError(f"zoo.{system} takes either hidden or encoder, not both")
     form = row.get("encoder", MLP())

@@ -202,7 +202,7 @@ def test_flat_prior_has_no_gradient_and_no_samples() -> None:
     (gradient,) = torch.autograd.grad(system.p_z().log_prob(z).sum(), [z])
     assert (gradient == 0).all()
     with pytest.raises(
-        UndefinedLikelihoodError, match="a Flat prior cannot be sampled: it is no probability"
+        UndefinedLikelihoodError, match="a Flat prior cannot be sampled: it is not a probability"
     ):
         system.sample(3)
 

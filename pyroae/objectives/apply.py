@@ -108,7 +108,7 @@ def refuse_untrained(
                 raise ConfigError(
                     f"the weights of the module '{module}' would not be trained: Pyro's store has "
                     "those of another module under this name; call pyro.clear_param_store() "
-                    "before, or give the module a name of its own"
+                    "first, or give the module another name"
                 )
             modules.setdefault(f"the module '{module}'", set()).add(id(trained))
     if isinstance(system, Pair):

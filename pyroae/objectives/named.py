@@ -1,6 +1,6 @@
 """Every estimator of the registry under its name, as a function or a class.
 
-The name is that of the registry with underscores for hyphens.
+Names have underscores in place of the registry's hyphens.
 
 >>> from pyroae.objectives.named import beta_elbo, dreg, iwae, trace_elbo
 >>> dreg(num_particles=4).bound_function

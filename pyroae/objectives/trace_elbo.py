@@ -27,7 +27,7 @@ class TraceELBO(Objective):
 
     >>> import pyro, torch
     >>> from pyroae import zoo
-    >>> system = zoo.ppca(2, latent=1, exact=True)  # its ELBO is log p(x), whatever the draw
+    >>> system = zoo.ppca(2, latent=1, exact=True)  # its ELBO is log p(x) for every draw
     >>> x = torch.tensor([[0.5, -1.0]])
     >>> exact = system.linear_gaussian()
     >>> from pyroae.linear_gaussian import marginal
