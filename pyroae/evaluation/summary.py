@@ -55,8 +55,8 @@ class EvaluationSettings:
         retry: The name of the proposal for unreliable data; None to leave them.
         annealing: The settings of `ais` and `bdmc`.
         seed: The seed of all draws.
-        checkpoints: A folder in which `ais` and `bdmc` save their work, to resume from; None for
-            none.
+        checkpoints: A folder in which `ais` and `bdmc` save their work, to resume after an
+            interruption; None not to save it.
         compile: Whether `is`, `ais` and `bdmc` are compiled; "auto" if there is enough work.
 
     Raises:
@@ -198,7 +198,7 @@ def evaluate(
     Raises:
         UndefinedLikelihoodError: For a method in `settings.methods` that is not defined for the
             system.
-        ConfigError: For something that is not a system, or data that are not one argument.
+        ConfigError: For something that is not a system, or arguments that are not one tuple.
         DataError: For an `Autoencoder` and data that are not a single tensor.
 
     >>> import torch
