@@ -450,7 +450,7 @@ def test_damaged_studies(study: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     (path / "iwae-k1-seed0" / "outcome.safetensors").write_bytes(b"not a tensor")
     assert compare("--resume", str(path)) == 2
     error = capsys.readouterr().err
-    assert "outcome.safetensors' is damaged, or no file of pyroae" in error
+    assert "outcome.safetensors' is damaged, or not a file of pyroae" in error
     assert f"remove '{path / 'iwae-k1-seed0'}' to train it again" in error
 
 

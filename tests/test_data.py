@@ -185,7 +185,7 @@ def test_value_beyond_single_precision() -> None:
         (np.array([["a", "b"]]), "array holds <U1 values; numbers are needed"),
         (np.array([[{}]]), "array holds object values; numbers are needed"),
         (np.array([["2020-01-01"]], "datetime64[D]"), "numbers are needed"),
-        ([[1.0], [1.0, 2.0]], "this list is no array of numbers"),
+        ([[1.0], [1.0, 2.0]], "this list is not an array of numbers"),
         (None, "numbers are needed"),
     ],
 )

@@ -227,7 +227,7 @@ def test_settings_that_were_changed_under_a_checkpoint(run: Path, capsys: Any) -
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("lr: 0.001", "lr: 0.1"))
     said = fails(capsys, "train", "--resume", run, "--epochs", 5)
-    assert "is of other settings than config.yaml: lr is 0.001 in it, not 0.1" in said
+    assert "has other settings than config.yaml: lr is 0.001 in it, not 0.1" in said
 
 
 def test_data_that_were_changed(tmp_path: Path, capsys: Any) -> None:

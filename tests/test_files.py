@@ -57,7 +57,7 @@ def test_every_truncation_is_seen(path: Path) -> None:
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(RunError, match="is damaged, or no file of pyroae"):
+        with pytest.raises(RunError, match="is damaged, or not a file of pyroae"):
             read_tensors(path, "state")
 
 
@@ -68,15 +68,15 @@ def test_foreign_files_are_refused_in_words(path: Path, monkeypatch: pytest.Monk
         read_tensors(path.with_name("none"), "state")
     monkeypatch.setattr(files, "FORMAT", 3)
     with pytest.raises(
-        RunError, match=r"is of pyroae .*, whose format 2 this version, .*, cannot read"
+        RunError, match=r"is in format 2 of pyroae .*, which this version, .*, cannot read"
     ):
         read_tensors(path, "state")
     save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(RunError, match="does not say what it holds"):
+    with pytest.raises(RunError, match="it has no header"):
         read_tensors(path, "state")
     path.unlink()
     path.mkdir()
-    with pytest.raises(RunError, match="is damaged, or no file"):
+    with pytest.raises(RunError, match="is damaged, or not a file"):
         read_tensors(path, "state")
 
 
@@ -89,7 +89,7 @@ def test_a_pickle_is_not_opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(path.parent)
     for write in (lambda: path.write_bytes(pickle.dumps(Bomb())), lambda: torch.save(Bomb(), path)):
         write()
-        with pytest.raises(RunError, match="is damaged, or no file of pyroae"):
+        with pytest.raises(RunError, match="is damaged, or not a file of pyroae"):
             read_tensors(path, "state")
     assert not (path.parent / "exploded").exists()
 

@@ -127,7 +127,7 @@ def test_taken_missing_and_broken(run: Run, splits: Splits, tmp_path: Path) -> N
 
 def test_a_checkpoint_of_another_system(run: Run, splits: Splits) -> None:
     run.write_config(CONFIG.but(latent=5), splits)
-    with pytest.raises(RunError, match="is of another system"):
+    with pytest.raises(RunError, match="belongs to another system"):
         Run(run.path).autoencoder()
 
 

@@ -496,9 +496,9 @@ def test_halves_of_a_tensor() -> None:
         (np.array(3.0), r"its shape is \(\)"),
         ({"x": VALUES}, "numbers are needed"),
         (np.ma.masked_less(VALUES, VALUES.mean()), "masked elements"),
-        (TensorDataset(*[torch.tensor(VALUES)] * 3), "a tuple of 3 is no data"),
-        (Subset(TensorDataset(torch.tensor(VALUES)), [0, 1]), "a Subset is no array"),
-        (DataLoader(TensorDataset(torch.tensor(VALUES))), "a DataLoader is no array"),
+        (TensorDataset(*[torch.tensor(VALUES)] * 3), "a tuple of 3 is not data"),
+        (Subset(TensorDataset(torch.tensor(VALUES)), [0, 1]), "a Subset is not an array"),
+        (DataLoader(TensorDataset(torch.tensor(VALUES))), "a DataLoader is not an array"),
         ((VALUES, VALUES), r"labels have the shape \[N\], one for each datum, not"),
         ((VALUES, 3), r"labels have the shape \[N\]"),
         ((_labelled(), LABELS), "labels are given twice"),
@@ -518,7 +518,7 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_unknown_suffix(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("1,2")
     with pytest.raises(
-        DataError, match=r"not of a known kind: \.npy, \.npz, \.csv, \.parquet are read"
+        DataError, match=r"has an unknown suffix: \.npy, \.npz, \.csv, \.parquet are read"
     ):
         read(tmp_path / "a.txt")
 
@@ -539,7 +539,7 @@ def test_arrays_tensors_and_pairs() -> None:
 
 
 def test_ragged_lists() -> None:
-    with pytest.raises(DataError, match="this list is no array of numbers"):
+    with pytest.raises(DataError, match="this list is not an array of numbers"):
         read([[1, 2], [3]])
 
 

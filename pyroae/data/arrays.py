@@ -84,7 +84,7 @@ def array_of(values: Any) -> np.ndarray:
     """
     if isinstance(values, torch.utils.data.Dataset | torch.utils.data.DataLoader):
         raise DataError(
-            f"a {type(values).__name__} is no array: "
+            f"a {type(values).__name__} is not an array: "
             "give its values as one tensor [N, ...], or a TensorDataset"
         )
     if np.ma.is_masked(values):
@@ -99,5 +99,5 @@ def array_of(values: Any) -> np.ndarray:
         return np.asarray(values.toarray() if is_sparse else values)
     except (ValueError, TypeError, RuntimeError) as error:
         raise DataError(
-            f"this {type(values).__name__} is no array of numbers: {words(error)}"
+            f"this {type(values).__name__} is not an array of numbers: {words(error)}"
         ) from None

@@ -196,8 +196,8 @@ class _Group:
         except OSError as error:
             folder = tempfile.gettempdir()
             raise DataError(
-                f"a row group of '{self.stored.path}' takes {size / 2**20:.0f} MiB in '{folder}', "
-                f"to be read in slices: {error.strerror}; name another folder by TMPDIR"
+                f"a row group of '{self.stored.path}' needs {size / 2**20:.0f} MiB in '{folder}' "
+                f"to be read in slices: {error.strerror}; set TMPDIR to another folder"
             ) from None
         return np.memmap(self._scratch, self.stored.dtype, "r+", shape=shape)
 

@@ -48,7 +48,7 @@ def read(source: Any, data_root: str | Path = "data") -> Source:
         return _read_values(source)
     if len(source) != 2:
         raise DataError(
-            f"a tuple of {len(source)} is no data: give an array, a pair (values, labels), "
+            f"a tuple of {len(source)} is not data: give an array, a pair (values, labels), "
             "or a pair of pairs ((x_train, y_train), (x_test, y_test))"
         )
     if all(isinstance(part, tuple) and len(part) == 2 for part in source):
@@ -80,7 +80,7 @@ def _read_path(path: Path) -> Source:
     if path.suffix not in _READERS:
         if path.exists():
             raise DataError(
-                f"'{path}' is not of a known kind: {', '.join(_READERS)} are read, "
+                f"'{path}' has an unknown suffix: {', '.join(_READERS)} are read, "
                 "and folders of images"
             )
         raise unknown_name("dataset", str(path), DATASETS)

@@ -112,7 +112,7 @@ class Stored(ABC):
         try:
             changed = _stamp(self.path) != self._stamp
         except OSError as error:
-            raise DataError(f"'{self.path}' is gone: {error.strerror or error}") from None
+            raise DataError(f"'{self.path}' is missing: {error.strerror or error}") from None
         if changed:
             raise DataError(
                 f"'{self.path}' has changed since its values were first read: start again"

@@ -58,7 +58,7 @@ def fits(run: Run, state: State, system: Autoencoder) -> None:
     shapes = {name: tuple(v.shape) for name, v in system.state_dict().items()}
     if shapes != {name: tuple(v.shape) for name, v in state.weights.items()}:
         raise RunError(
-            f"the checkpoint of '{run.path}' is of another system: "
+            f"the checkpoint of '{run.path}' belongs to another system: "
             "its weights have other names or shapes"
         )
 

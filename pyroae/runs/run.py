@@ -72,7 +72,7 @@ class Run:
             path: The directory.
             config: The settings.
             splits: The data, of which the fingerprint and the shape of a datum are recorded.
-            overwrite: Whether to remove the files of a run that is there.
+            overwrite: Whether to remove the files of an existing run.
 
         Returns:
             The new run.
@@ -175,7 +175,7 @@ class Run:
         for name, value in own.items():
             if name not in (*WHERE, "epochs") and record.get(name) != value:
                 raise RunError(
-                    f"'{self.checkpoint(checkpoint)}' is of other settings than config.yaml: "
+                    f"'{self.checkpoint(checkpoint)}' has other settings than config.yaml: "
                     f"{name} is {record.get(name)!r} in it, not {value!r}"
                 )
 
@@ -196,7 +196,7 @@ class Run:
 
         Args:
             checkpoint: `best`, `last` or `previous`; by default `last` if the setting `keep` says
-                so or there is no `best`, else `best`.
+                so or `best` is missing, else `best`.
 
         Returns:
             The system in evaluation mode, on the CPU, in the precision of its weights.
@@ -213,7 +213,7 @@ class Run:
             system.load_state_dict(weights)
         except (RuntimeError, StopIteration, AttributeError, TypeError) as error:
             raise RunError(
-                f"the checkpoint of '{self.path}' is of another system: {words(error)}"
+                f"the checkpoint of '{self.path}' belongs to another system: {words(error)}"
             ) from None
         return system.eval()
 
@@ -284,10 +284,10 @@ def refuse_taken(path: str | Path, overwrite: bool) -> None:
 
     Args:
         path: The directory; it may be missing.
-        overwrite: Whether a run that is there may be replaced.
+        overwrite: Whether an existing run may be replaced.
 
     Raises:
-        RunError: If there is a run and `overwrite` is not set, or the path is that of a file.
+        RunError: If a run exists and `overwrite` is not set, or the path is that of a file.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():

@@ -120,7 +120,7 @@ def read_tensors(path: Path, kind: str) -> Any:
             tensors = {name: file.get_tensor(name) for name in names}
         if metadata.get("sha256") != _checksum(header, metadata["content"], tensors):
             raise RunError(
-                f"'{path}' is damaged or was altered: its checksum is not that of its contents"
+                f"'{path}' is damaged or was altered: its checksum does not match its contents"
             )
         return _decode(json.loads(metadata["content"]), tensors)
     except FileNotFoundError:
@@ -128,9 +128,11 @@ def read_tensors(path: Path, kind: str) -> Any:
     except RunError:
         raise
     except (SafetensorError, OSError) as error:
-        raise RunError(f"'{path}' is damaged, or no file of pyroae: {words(error)}") from None
+        raise RunError(f"'{path}' is damaged, or not a file of pyroae: {words(error)}") from None
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise RunError(f"'{path}' is no file of pyroae, or was altered: {words(error)}") from None
+        raise RunError(
+            f"'{path}' is not a file of pyroae, or was altered: {words(error)}"
+        ) from None
 
 
 @contextmanager
@@ -213,14 +215,12 @@ def _flush(directory: Path) -> None:
 def _checked_header(path: Path, kind: str, metadata: dict[str, str]) -> str:
     """The header of a file; RunError if the file has another kind or format."""
     if "pyroae" not in metadata:
-        raise RunError(
-            f"'{path}' is no file of this version of pyroae: it does not say what it holds"
-        )
+        raise RunError(f"'{path}' is not a file of this version of pyroae: it has no header")
     header = json.loads(metadata["pyroae"])
     if header["format"] != FORMAT:
         raise RunError(
-            f"'{path}' is of pyroae {header['version']}, whose format {header['format']} "
-            f"this version, {__version__}, cannot read"
+            f"'{path}' is in format {header['format']} of pyroae {header['version']}, "
+            f"which this version, {__version__}, cannot read"
         )
     if header["kind"] != kind:
         raise RunError(
