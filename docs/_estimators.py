@@ -1,9 +1,9 @@
-"""Write the lists of conformance into docs/estimators/, and the measured tables into their index.
+"""Writes the generated parts of the pages in docs/estimators/.
 
-    python docs/_estimators.py              the conformance of every page
-    python docs/_estimators.py --measure    and the tables of the index: two minutes on one core
+    python docs/_estimators.py              the conformance checks of every page
+    python docs/_estimators.py --measure    also the tables of the index (two minutes on one core)
 
-Reasons for which an estimator is spared an oracle are written by hand in the pages, and kept.
+The reasons for exemptions from checks are written by hand in the pages, and are preserved.
 """
 
 import math
@@ -25,7 +25,7 @@ from pyroae.testing import check_objective
 
 PAGES = Path(__file__).parent / "estimators"
 PARTICLES = 4
-UNWRITTEN = "reason to be written"
+NO_REASON = "reason to be written"
 OF_SOME = (
     "the mean value is the closed-form ELBO",
     "the mean of exp F is p(x)",
@@ -34,22 +34,20 @@ OF_SOME = (
     "the mean gradient is that of the closed-form ELBO",
     "the mean φ-gradient is the one that the gradient names",
 )
-"""Oracles that are of some kinds of bound or gradient only: no estimator is spared them."""
+"""Checks of some kinds of bound or gradient only: an exemption needs no reason."""
 LOG_P = -0.25 - 0.5 * math.log(4 * math.pi)
 """log N(1; 0, 2)."""
 
 
 class Conformance(NamedTuple):
-    """Names of the oracles that an estimator has passed, and the reason for each that it is
-    spared.
-    """
+    """The names of the checks that an estimator passed, and the reason for each exemption."""
 
     passed: list[str]
-    spared: dict[str, str]
+    exempt: dict[str, str]
 
 
 def checks_of(name: str) -> list[str]:
-    """The oracles that `check_objective` ran for a named estimator."""
+    """Return the names of the checks that `check_objective` runs for a named estimator."""
     return list(
         dict.fromkeys(
             check.name for check in check_objective(OBJECTIVES[name](num_particles=PARTICLES))
@@ -58,41 +56,43 @@ def checks_of(name: str) -> list[str]:
 
 
 def read(page: str) -> Conformance:
-    """What a page says."""
-    passed = re.search(r"\*\*Passed\*\*: (.*?)\.\n\n", part(page, "conformance"), re.DOTALL)
-    spared = re.findall(
-        r"^- \*(.+?)\*: (.*?)\n(?=\n|- |\Z)", part(page, "conformance"), re.DOTALL | re.MULTILINE
+    """Read the conformance section of a page."""
+    passed = re.search(r"\*\*Passed\*\*: (.*?)\.\n\n", section(page, "conformance"), re.DOTALL)
+    exempt = re.findall(
+        r"^- \*(.+?)\*: (.*?)\n(?=\n|- |\Z)", section(page, "conformance"), re.DOTALL | re.MULTILINE
     )
     names = " ".join(passed[1].split()).split("; ") if passed else []
-    return Conformance(names, {name: " ".join(reason.split()) for name, reason in spared})
+    return Conformance(names, {name: " ".join(reason.split()) for name, reason in exempt})
 
 
-def written(found: Conformance) -> str:
-    """The same as a page's lines."""
-    lines = textwrap.wrap(f"**Passed**: {'; '.join(found.passed)}.", 128, break_on_hyphens=False)
-    lines += ["", "**Spared**:", ""] if found.spared else ["", "**Spared**: none."]
-    for name, reason in found.spared.items():
+def formatted(conformance: Conformance) -> str:
+    """Format the conformance section of a page."""
+    lines = textwrap.wrap(
+        f"**Passed**: {'; '.join(conformance.passed)}.", 100, break_on_hyphens=False
+    )
+    lines += ["", "**Exempt**:", ""] if conformance.exempt else ["", "**Exempt**: none."]
+    for name, reason in conformance.exempt.items():
         lines += textwrap.wrap(
-            f"- *{name}*: {reason}", 128, subsequent_indent="  ", break_on_hyphens=False
+            f"- *{name}*: {reason}", 100, subsequent_indent="  ", break_on_hyphens=False
         )
     return "\n".join(lines)
 
 
-def part(page: str, name: str) -> str:
-    """What stands between the marks `<!-- name -->` and `<!-- end -->`."""
-    found = re.search(rf"<!-- {name} -->\n\n(.*?)\n<!-- end -->", page, re.DOTALL)
-    return found[1] if found else ""
+def section(page: str, name: str) -> str:
+    """Return the text between the marks `<!-- name -->` and `<!-- end -->`."""
+    match = re.search(rf"<!-- {name} -->\n\n(.*?)\n<!-- end -->", page, re.DOTALL)
+    return match[1] if match else ""
 
 
-def with_part(page: str, name: str, text: str) -> str:
-    """The page with that part replaced."""
+def with_section(page: str, name: str, text: str) -> str:
+    """Return the page with that section replaced."""
     mark = f"<!-- {name} -->"
     before, after = page.split(mark)
     return f"{before}{mark}\n\n{text}\n\n<!-- end -->{after.partition('<!-- end -->')[2]}"
 
 
 def write_conformance() -> None:
-    """Run every estimator through its oracles and write the pages."""
+    """Run the checks of every estimator and write the pages."""
     passed = {name: checks_of(name) for name in NAMES}
     every = [
         check
@@ -102,28 +102,28 @@ def write_conformance() -> None:
     for name, checks in passed.items():
         path = PAGES / f"{name}.md"
         page = path.read_text()
-        known = read(page).spared
-        spared = {
-            check: known.get(check) or _reason(name, check, known)
+        reasons = read(page).exempt
+        exempt = {
+            check: reasons.get(check) or _reason(name, check, reasons)
             for check in every
             if check not in checks
         }
-        path.write_text(with_part(page, "conformance", written(Conformance(checks, spared))))
-        for check, reason in spared.items():
-            if reason == UNWRITTEN:
-                print(f"{path.name}: say why it is spared: {check}")
+        path.write_text(with_section(page, "conformance", formatted(Conformance(checks, exempt))))
+        for check, reason in exempt.items():
+            if reason == NO_REASON:
+                print(f"{path.name}: write the reason for the exemption from: {check}")
 
 
-def _reason(name: str, check: str, known: dict[str, str]) -> str:
+def _reason(name: str, check: str, reasons: dict[str, str]) -> str:
     objective = OBJECTIVES[name](num_particles=PARTICLES)
     if not isinstance(objective, Objective):
-        return "it is no pair of a bound and a gradient."
+        return "it is not a pair of a bound and a gradient."
     biased = not objective.gradient.unbiased(objective.bound_function)
-    return next(iter(known.values()), UNWRITTEN) if biased and "gradient" in check else UNWRITTEN
+    return next(iter(reasons.values()), NO_REASON) if biased and "gradient" in check else NO_REASON
 
 
 class Figure(NamedTuple):
-    """An estimate and half the width of its 95 % interval."""
+    """An estimate, and half the width of its 95 % interval."""
 
     estimate: float
     half: float
@@ -135,9 +135,7 @@ type Estimate = Callable[[ObjectiveBase, int], dict[str, Tensor | float]]
 def measure(
     estimate: Estimate, objective: ObjectiveBase, replicates: int, batches: int = 20
 ) -> dict[str, Figure]:
-    """Means, and of gradients SNRs, from replicates in batches; draws are paired between
-    objectives.
-    """
+    """Return means, and SNRs of gradients; the draws of all objectives are paired."""
     rows = []
     for seed in range(batches):
         torch.manual_seed(seed)
@@ -146,8 +144,9 @@ def measure(
 
 
 def gaussian(objective: ObjectiveBase, size: int) -> dict[str, Tensor | float]:
-    """z ~ N(0, 1), x|z ~ N(z + b, 1), x = 1, q = N(m, 2/3) at b = 0, m = 0.8: the gap E F − log p,
-    gradients of m and b.
+    """Return the gap E F − log p and the gradients of m and b for a Gaussian latent.
+
+    z ~ N(0, 1), x|z ~ N(z + b, 1), x = 1, q = N(m, 2/3), at b = 0 and m = 0.8.
     """
     m = torch.full((size,), 0.8, dtype=torch.float64, requires_grad=True)
     b = torch.zeros(size, dtype=torch.float64, requires_grad=True)
@@ -169,8 +168,9 @@ def gaussian(objective: ObjectiveBase, size: int) -> dict[str, Tensor | float]:
 
 
 def bernoulli(objective: ObjectiveBase, size: int) -> dict[str, Tensor | float]:
-    """z ~ Bernoulli(1/2), x|z ~ N(2 z, 1), x = 2, q = Bernoulli(1/2): the gradient of q's logit;
-    the posterior's logit is 2.
+    """Return the gradient of q's logit for a Bernoulli latent; the posterior's logit is 2.
+
+    z ~ Bernoulli(1/2), x|z ~ N(2 z, 1), x = 2, q = Bernoulli(1/2).
     """
     logit = torch.zeros(size, dtype=torch.float64, requires_grad=True)
     zeros = torch.zeros(size, dtype=torch.float64)
@@ -189,9 +189,9 @@ def bernoulli(objective: ObjectiveBase, size: int) -> dict[str, Tensor | float]:
     return {"phi": -logit.grad}
 
 
-def _moments(found: dict[str, Tensor | float]) -> dict[str, float]:
+def _moments(samples: dict[str, Tensor | float]) -> dict[str, float]:
     moments = {}
-    for key, value in found.items():
+    for key, value in samples.items():
         moments[key] = value.mean().item() if isinstance(value, Tensor) else value
         if isinstance(value, Tensor):
             moments[f"{key} SNR"] = (value.mean() / value.std()).item()
@@ -199,14 +199,14 @@ def _moments(found: dict[str, Tensor | float]) -> dict[str, float]:
 
 
 def _figure(values: list[float]) -> Figure:
-    of_batches = torch.tensor(values, dtype=torch.float64)
+    batches = torch.tensor(values, dtype=torch.float64)
     return Figure(
-        of_batches.mean().item(), 2.09 * of_batches.std().item() / math.sqrt(len(values))
+        batches.mean().item(), 2.09 * batches.std().item() / math.sqrt(len(values))
     )  # Student, 19 degrees
 
 
 class Column(NamedTuple):
-    """A column of a measured table: its head, K, and which figure."""
+    """A column of a measured table: its heading, K, and the key of the figure."""
 
     head: str
     num_particles: int
@@ -248,17 +248,17 @@ TABLES: dict[str, tuple[Estimate, tuple[str, ...], tuple[Column, ...]]] = {
 def row(
     estimate: Estimate, name: str, columns: tuple[Column, ...], replicates: int
 ) -> list[Figure]:
-    """One estimator's figures."""
+    """Measure the row of one estimator."""
     counts = dict.fromkeys(column.num_particles for column in columns)
-    found = {
+    results = {
         count: measure(estimate, OBJECTIVES[name](num_particles=count), replicates)
         for count in counts
     }
-    return [found[column.num_particles][column.key] for column in columns]
+    return [results[column.num_particles][column.key] for column in columns]
 
 
 def table(which: str, replicates: int = 400_000) -> str:
-    """A measured table of the index."""
+    """Format a measured table of the index."""
     estimate, names, columns = TABLES[which]
     lines = [
         "| estimator | " + " | ".join(column.head for column in columns) + " |",
@@ -286,4 +286,4 @@ if __name__ == "__main__":
     if "--measure" in sys.argv:
         index = PAGES / "index.md"
         for which in TABLES:
-            index.write_text(with_part(index.read_text(), which, table(which)))
+            index.write_text(with_section(index.read_text(), which, table(which)))

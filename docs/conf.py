@@ -1,0 +1,40 @@
+"""Configuration of Sphinx; `make docs` builds the site into `site/`."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # the package, and the extensions beside this file
+
+from pyroae._version import __version__  # noqa: E402
+
+project = "pyroae"
+author = "The pyroae authors"
+project_copyright = "The pyroae authors"
+version = release = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "_docstrings", "sphinx.ext.napoleon", "_katex"]
+exclude_patterns = ["_*"]
+source_suffix = {".md": "markdown"}
+default_role = "code"
+highlight_language = "none"
+python_maximum_signature_line_length = 88
+python_use_unqualified_type_names = True
+toc_object_entries_show_parents = "hide"
+
+myst_enable_extensions = ["dollarmath", "deflist"]
+myst_heading_anchors = 4
+myst_dmath_double_inline = True
+
+autodoc_member_order = "bysource"
+autodoc_class_signature = "mixed"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
+html_theme = "furo"
+html_title = f"pyroae {version}"
+html_static_path = ["_static"]
+html_show_sourcelink = False
