@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import arviz
-import pyroae.commands.study as studies
 import pytest
 import torch
 import yaml
@@ -15,6 +14,7 @@ import yaml
 from pyroae.cli import main
 from pyroae.comparison.results import Cell, Outcome
 from pyroae.runs.run import Run
+from pyroae.studies import study as studies
 from pyroae.studies.study import Study, read_outcome
 from tests.conftest import sample_of
 
@@ -204,7 +204,7 @@ def test_a_stopped_study_goes_on(
     else:
         monkeypatch.setattr(studies, where, Stop(getattr(studies, where), at))
     assert compare(*flags, "--out", str(path)) == 130
-    assert "interrupted; what was finished is kept" in capsys.readouterr().err
+    assert "interrupted; finished work is saved" in capsys.readouterr().err
     assert len(outcomes(path)) < 6
     monkeypatch.undo()
     assert compare("--resume", str(path)) == 0

@@ -11,7 +11,7 @@ from pyroae.programs.context import fork_random
 from pyroae.runtime.memory import Portion
 from pyroae.runtime.processes import Share
 from pyroae.runtime.progress import Progress
-from pyroae.runtime.signals import Held
+from pyroae.runtime.signals import DeferredSignals
 
 Found = dict[int, dict[str, Tensor]]
 """What blocks have come to, on the CPU, by their first datum."""
@@ -44,7 +44,7 @@ class Annealing:
         """What every block has come to, in the order of the data; the same on every process."""
         todo = [span for span in self._blocks if not self._is_known(span)]
         self._done = (len(self._blocks) - len(todo)) * self.plan.moves
-        with Held(self.kept.path is not None) as self._held:
+        with DeferredSignals(self.kept.path is not None) as self._held:
             for found in dealt(self.share, todo, self._block):
                 self._known |= found
         return [self._known[first] for first in sorted(self._known)]
