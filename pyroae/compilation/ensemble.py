@@ -32,6 +32,7 @@ from pyroae.compilation.svi import Compiled, Traced
 from pyroae.compilation.tracing import reason_of
 from pyroae.errors import is_refusal
 from pyroae.programs.context import fork_random
+from pyroae.runtime.randomness import random_state, set_random_state
 
 Batches = Sequence[tuple[Tensor, ...]]
 
@@ -50,19 +51,13 @@ class Stream:
     def take(self) -> None:
         """Go on where torch's own generators are now."""
         for device in self.devices:
-            state = (
-                torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device)
-            )
-            self.generators[device.type].set_state(state)
+            self.generators[device.type].set_state(random_state(device))
 
     @contextmanager
     def lent(self) -> Iterator[None]:
         """A context in which torch's own generators are the member's; they are left where they come to."""
         for device in self.devices:
-            state = self.generators[device.type].get_state()
-            torch.set_rng_state(state) if device.type == "cpu" else torch.cuda.set_rng_state(
-                state, device
-            )
+            set_random_state(self.generators[device.type].get_state(), device)
         try:
             yield
         finally:

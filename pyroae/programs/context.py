@@ -10,15 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import nn
 
 from pyroae.programs.sites import Program
-
-
-@contextmanager
-def fork_random(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """A context after which torch's generators are as they were; inside it they start from `seed`, where one is given."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        if seed is not None:
-            start_random(device, seed)
-        yield
+from pyroae.runtime.randomness import fork_random as fork_random
 
 
 @contextmanager
@@ -56,14 +48,3 @@ def owner_of(program: Program) -> nn.Module | None:
         program = program.args[1] if handled else program.func
     owner = getattr(program, "__self__", program)
     return owner if isinstance(owner, nn.Module) else None
-
-
-def start_random(device: torch.device, seed: int) -> None:
-    """Start the generators of the CPU and of a device from a seed.
-
-    `torch.manual_seed` does the same, and for devices that are not in use it keeps the seed and the stack of the call: half the
-    time of a small step, and memory that grows with every call.
-    """
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed_all(seed)

@@ -34,7 +34,8 @@ class Keeper:
     >>> states: list[State] = []
     >>> with Keeper(states.append, "the same call, with state=states[-1]") as keeper:
     ...     system, data = zoo.ppca(2, latent=1), torch.randn(200, 2)
-    ...     result = fit(system, data, config=TrainConfig(epochs=3), on_epoch=keeper, progress=False)
+    ...     config = TrainConfig(epochs=3)
+    ...     result = fit(system, data, config=config, on_epoch=keeper, progress=False)
     >>> [state.where() for state in states]
     ['the end of epoch 1', 'the end of epoch 2', 'the end of epoch 3']
     """

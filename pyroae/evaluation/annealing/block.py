@@ -33,6 +33,7 @@ from pyroae.programs.context import owner_of
 from pyroae.programs.masks import where_unmasked
 from pyroae.programs.sites import Program, base_distribution
 from pyroae.programs.traces import Traces, prior_of, run
+from pyroae.runtime.randomness import random_state, set_random_state
 
 PILOT_CHAINS = 4
 """The most chains of a pilot."""
@@ -303,19 +304,6 @@ def replaced(
 def _equal(one: Tensor, other: Tensor) -> bool:
     """Whether all values are the same, NaN included."""
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
-
-
-def random_state(device: torch.device) -> Tensor:
-    """State of the generator that draws on a device are from."""
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def set_random_state(state: Tensor, device: torch.device) -> None:
-    """The inverse of `random_state`."""
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state.cpu(), device)
-    else:
-        torch.set_rng_state(state.cpu())
 
 
 def fingerprint(traces: Traces, programs: tuple[Program, ...], args: tuple[Tensor, ...]) -> str:
