@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pyroae.config import TrainConfig
-from pyroae.errors import ConfigError, unclasses_name
+from pyroae.errors import ConfigError, unknown_name
 
 
 def schedule(name: str, progress: float) -> float:
@@ -51,7 +51,7 @@ def optimizer_of(config: TrainConfig, module: nn.Module) -> torch.optim.Optimize
         The optimizer.
 
     Raises:
-        ConfigError: for an unclasses name or for arguments that the optimizer does not accept.
+        ConfigError: for an unknown name or for arguments that the optimizer does not accept.
 
     >>> type(optimizer_of(TrainConfig(optimizer="adamw"), nn.Linear(2, 1)))
     <class 'torch.optim.adamw.AdamW'>
@@ -63,7 +63,7 @@ def optimizer_of(config: TrainConfig, module: nn.Module) -> torch.optim.Optimize
     }
     name = next((n for n in classes if n.lower() == config.optimizer.lower()), None)
     if name is None or name == "Optimizer":
-        raise unclasses_name("optimizer", config.optimizer, sorted(set(classes) - {"Optimizer"}))
+        raise unknown_name("optimizer", config.optimizer, sorted(set(classes) - {"Optimizer"}))
     try:
         return classes[name](module.parameters(), lr=config.lr, **config.optimizer_args)
     except (TypeError, ValueError) as error:
