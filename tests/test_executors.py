@@ -14,8 +14,9 @@ import torch
 
 from pyroae.cli import main
 from pyroae.commands.compare import executor_of
+from pyroae.comparison.cell_files import read_outcome
 from pyroae.comparison.results import Cell, Outcome
-from pyroae.comparison.trainings import Scoring
+from pyroae.comparison.scoring import Scoring
 from pyroae.errors import ConfigError, DataError, RunError
 from pyroae.runs.run import Run, versions
 from pyroae.runtime.files import locked
@@ -24,7 +25,7 @@ from pyroae.studies.executors import Local
 from pyroae.studies.ray_executor import OnRay
 from pyroae.studies.ray_tasks import SENT, nbytes
 from pyroae.studies.ray_worker import pack, read_data, same_versions, train_cell, unpack
-from pyroae.studies.study import Study, StudyConfig, read_outcome, settings_of
+from pyroae.studies.study import Study, StudyConfig, settings_of
 
 SMALL = [
     "--latent",

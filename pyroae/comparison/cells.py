@@ -144,9 +144,7 @@ class CellRunner:
             return [self._finish(*pair) for pair in zip(curves, results, strict=True)]
 
     def _curve(self, cell: Cell) -> Curve:
-        return Curve(
-            self.system(cell), self.along, cell, self.config(cell), len(self.train)
-        )
+        return Curve(self.system(cell), self.along, cell, self.config(cell), len(self.train))
 
     def _fit(self, curve: Curve, saved: Callable[[], None] | None, progress: bool) -> FitResult:
         cell, store = curve.cell, self.store

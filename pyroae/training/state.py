@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -86,6 +86,44 @@ class State:
         return all(
             bool(torch.isfinite(v).all()) for v in self.weights.values() if v.is_floating_point()
         )
+
+    @property
+    def is_best(self) -> bool:
+        """Whether this is the end of the epoch with the best validation bound."""
+        return not self.progressed.position and self.best_epoch == len(self.history) > 0
+
+    def to_content(self) -> dict[str, Any]:
+        """Return the state in the form that `write_tensors` accepts.
+
+        Returns:
+            The attributes by name; `best_weights` is None where they are the weights themselves.
+        """
+        content: dict[str, Any] = {
+            **vars(self),
+            "history": [asdict(epoch) for epoch in self.history],
+            "progressed": asdict(self.progressed),
+        }
+        return {**content, "best_weights": None} if self.is_best else content
+
+    @classmethod
+    def from_content(cls, content: Any) -> Self:
+        """Return the state from what `to_content` returned.
+
+        Args:
+            content: the content of a file; further entries are ignored.
+
+        Returns:
+            The state.
+        """
+        names = ("weights", "optimizer", "random", "best_weights", "best_epoch")
+        state = cls(
+            **{name: content[name] for name in names},
+            history=[Epoch(**row) for row in content["history"]],
+            progressed=Progressed(**content["progressed"]),
+        )
+        if state.best_weights is None:
+            state.best_weights = state.weights
+        return state
 
     def where(self) -> str:
         """Return how far the training is, in words.
