@@ -230,7 +230,7 @@ def test_what_a_worker_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         read_data(study.config.settings, study.splits.fingerprint).fingerprint
         == study.splits.fingerprint
     )
-    monkeypatch.setattr(ray_worker, "_known", {})
+    monkeypatch.setattr(ray_worker, "_cache", {})
     with pytest.raises(DataError, match=r"of the worker .* are not those of the study"):
         read_data(study.config.settings, "0123")
     file.unlink()

@@ -285,8 +285,11 @@ def test_refusals(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
         compared(Splits(digits.train, digits.valid, None, "", "dynamic"), ("iwae",))
     with pytest.raises(DataError, match="a pair of training and held-out data"):
         compare_training(
-            partial(zoo.vae, 4, 2), torch.ones(3, 4), {"iwae": iwae}, budget=Budget("epochs", 1)
-        )  # type: ignore[arg-type]
+            partial(zoo.vae, 4, 2),
+            torch.ones(3, 4),  # type: ignore[arg-type]
+            {"iwae": iwae},
+            budget=Budget("epochs", 1),
+        )
     with pytest.raises(ConfigError, match="num_particles of the scoring must be at least 1, not 0"):
         Scoring(num_particles=0)
 
