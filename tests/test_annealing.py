@@ -25,7 +25,7 @@ from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.path import Path as AnnealingPath
 from pyroae.evaluation.annealing.plan import Plan
 from pyroae.evaluation.annealing.settings import AISSettings
-from pyroae.runtime.signals import Held
+from pyroae.runtime.signals import DeferredSignals
 from tests.test_ais import TINY, ppca
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -333,9 +333,10 @@ def test_a_signal_waits_for_the_end_of_a_move(
     assert count[0] == 3 * (12 + 7)
 
 
+@pytest.mark.usefixtures("default_signals")
 def test_a_second_signal_does_not_wait() -> None:
     def twice() -> None:
-        with Held():
+        with DeferredSignals():
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
             pytest.fail("it waited")
@@ -345,6 +346,7 @@ def test_a_second_signal_does_not_wait() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("default_signals")
 def test_signals_go_to_whoever_had_them() -> None:
     """A handler that comes back lets the work go on; what is ignored stays so; one that waits at
     the end comes up there.
@@ -352,7 +354,7 @@ def test_signals_go_to_whoever_had_them() -> None:
     seen: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
     try:
-        with Held() as held:
+        with DeferredSignals() as held:
             for times in (1, 2):
                 signal.raise_signal(signal.SIGTERM)
                 assert held.is_waiting
@@ -363,10 +365,10 @@ def test_signals_go_to_whoever_had_them() -> None:
             assert len(seen) == 2
         assert len(seen) == 3
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        with Held() as held:
+        with DeferredSignals() as held:
             signal.raise_signal(signal.SIGTERM)
             assert not held.is_waiting
-        with Held(active=False) as held:
+        with DeferredSignals(active=False) as held:
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -12,10 +12,12 @@ import torch
 import yaml
 
 from pyroae.cli import main
+from pyroae.comparison import cells as cell_runner
+from pyroae.comparison.cell_files import read_outcome
 from pyroae.comparison.results import Cell, Outcome
 from pyroae.runs.run import Run
 from pyroae.studies import study as studies
-from pyroae.studies.study import Study, read_outcome
+from pyroae.studies.study import Study
 from tests.conftest import sample_of
 
 SMALL = [
@@ -204,9 +206,10 @@ def test_a_stopped_study_goes_on(
 
         monkeypatch.setattr(Run, "save", save)
     else:
-        monkeypatch.setattr(studies, where, Stop(getattr(studies, where), at))
+        module = cell_runner if where == "fit" else studies
+        monkeypatch.setattr(module, where, Stop(getattr(module, where), at))
     assert compare(*flags, "--out", str(path)) == 130
-    assert "interrupted; what was finished is kept" in capsys.readouterr().err
+    assert "interrupted; finished work is saved" in capsys.readouterr().err
     assert len(outcomes(path)) < 6
     monkeypatch.undo()
     assert compare("--resume", str(path)) == 0
@@ -405,7 +408,7 @@ def test_bad_use_of_a_study(
     for flags, words in (
         (
             ["--out", str(study)],
-            "holds a study already: give --overwrite to replace it, or --resume to go on with it",
+            "holds a study already: give --overwrite to replace it, or --resume to continue it",
         ),
         (["--out", str(run)], "is the directory of a run: a study needs one of its own"),
         (["--resume", str(run)], "holds no study: there is no study.yaml in it"),

@@ -26,7 +26,7 @@ from pyroae.nn import MLP
 from pyroae.objectives import OBJECTIVES
 from pyroae.objectives.apply import bound_of
 from pyroae.training import fitting as training
-from pyroae.training import trainer
+from pyroae.training import plan
 from pyroae.training.forward import Step
 from pyroae.training.state import State
 
@@ -176,7 +176,7 @@ def test_short_trainings_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("pyroae.compilation.svi.inductor", recorded)
     training.fit(small(), data(), config=TrainConfig(epochs=2, batch_size=10), progress=False)
     assert not made
-    monkeypatch.setattr(trainer, "COMPILE_FROM_STEPS", 10)
+    monkeypatch.setattr(plan, "COMPILE_FROM_STEPS", 10)
     training.fit(small(), data(), config=TrainConfig(epochs=2, batch_size=10), progress=False)
     assert len(made) == 1
     with pytest.raises(ConfigError, match="compile takes auto, true or false, not 'yes'"):

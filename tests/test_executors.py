@@ -16,8 +16,9 @@ import torch
 
 from pyroae.cli import main
 from pyroae.commands.compare import executor_of
+from pyroae.comparison.cell_files import read_outcome
 from pyroae.comparison.results import Cell, Outcome
-from pyroae.comparison.trainings import Scoring
+from pyroae.comparison.scoring import Scoring
 from pyroae.errors import ConfigError, DataError, RunError
 from pyroae.runs.contents import versions
 from pyroae.runs.run import Run
@@ -27,7 +28,7 @@ from pyroae.studies.executors import Local
 from pyroae.studies.ray_executor import OnRay
 from pyroae.studies.ray_tasks import SENT, nbytes
 from pyroae.studies.ray_worker import pack, read_data, same_versions, train_cell, unpack
-from pyroae.studies.study import Study, StudyConfig, read_outcome, settings_of
+from pyroae.studies.study import Study, StudyConfig, settings_of
 
 SMALL = [
     "--latent",
@@ -139,7 +140,7 @@ def test_an_interrupted_study_goes_on_elsewhere(
     )
     assert told["finished"] < 5
     assert (
-        f"interrupted; what was finished is kept; go on with: pyroae compare --resume {there}"
+        f"interrupted; finished work is saved; resume with: pyroae compare --resume {there}"
         in error
     )
     under_way = [
@@ -241,7 +242,7 @@ def test_what_a_worker_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         read_data(study.config.settings, study.splits.fingerprint).fingerprint
         == study.splits.fingerprint
     )
-    monkeypatch.setattr(ray_worker, "_known", {})
+    monkeypatch.setattr(ray_worker, "_cache", {})
     with pytest.raises(DataError, match=r"of the worker .* are not those of the study"):
         read_data(study.config.settings, "0123")
     file.unlink()

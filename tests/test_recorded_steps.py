@@ -20,8 +20,7 @@ from pyroae.compilation.svi import Compiled
 from pyroae.config import TrainConfig
 from pyroae.nn import MLP
 from pyroae.training.fitting import fit
-from pyroae.training.state import Progressed
-from pyroae.training.trainer import Batch, Trainer
+from pyroae.training.minibatches import Batch, Minibatches
 
 Outputs = tuple[Tensor, ...]
 
@@ -125,13 +124,11 @@ def test_fit_groups_steps_without_a_change_of_results(monkeypatch: pytest.Monkey
         system, batches = made()
 
         def groups(
-            trainer: Trainer, epoch: int, done: Progressed, most: int = most
+            minibatches: Minibatches, epoch: int, start: int, *left: int, most: int = most
         ) -> Iterator[list[Batch]]:
-            yield from (
-                list(group) for group in batched(trainer._batches(epoch, done.position), most)
-            )
+            yield from (list(group) for group in batched(minibatches.epoch(epoch, start), most))
 
-        monkeypatch.setattr(Trainer, "_groups", groups)
+        monkeypatch.setattr(Minibatches, "groups", groups)
         monkeypatch.setattr(calls, "Recorded", lambda run, record: Recorded(run, by_repetition))
         monkeypatch.setattr(GraphCall, "is_recorded", True)
         config = TrainConfig(

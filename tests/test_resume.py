@@ -206,6 +206,7 @@ def test_programs_that_draw_from_python_and_numpy(tmp_path: Path, splits: Splits
 # Signals.
 
 
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_how_to_go_on(splits: Splits, number: signal.Signals) -> None:
     saved: list[State] = []
@@ -216,7 +217,7 @@ def test_a_signal_saves_and_says_how_to_go_on(splits: Splits, number: signal.Sig
     with Keeper(save, "this") as keeper:
         os.kill(os.getpid(), number)
         with pytest.raises(
-            InterruptedRunError, match=rf"by {number.name} at epoch 1, step 1, .*; go on with: this"
+            InterruptedRunError, match=rf"by {number.name} at epoch 1, step 1, .*; resume with: this"
         ) as stop:
             trained(CONFIG, splits, keeper)
     assert stop.value.signal == number
@@ -239,7 +240,7 @@ def test_the_command_says_so_in_its_exit_status(
 
     monkeypatch.setattr(Keeper, "__enter__", enter)
     assert cli.main(["train", *settings, "--out", str(tmp_path / "run")]) == 128 + signal.SIGTERM
-    assert f"go on with: pyroae train --resume {tmp_path / 'run'}" in capsys.readouterr().err
+    assert f"resume with: pyroae train --resume {tmp_path / 'run'}" in capsys.readouterr().err
     monkeypatch.setattr(Keeper, "__enter__", entered)
     assert cli.main(["train", "--resume", str(tmp_path / "run")]) == 0
     assert_same_weights(tmp_path / "run", tmp_path / "whole")

@@ -4,7 +4,8 @@ one metric.
 
 import math
 from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from pyroae import TrainConfig, fit, load, log_likelihood, zoo
 from pyroae.comparison.budget import Budget
+from pyroae.comparison.cell_files import CellDirectory
 from pyroae.comparison.results import Cell, Comparison, Entry
 from pyroae.comparison.trainings import Curve, Scoring, compare_training
 from pyroae.data.dataset import Dataset
@@ -134,6 +136,73 @@ def test_an_objective_is_left_out_where_it_is_not_defined(digits: Splits) -> Non
     assert found.entries == (Entry("iwae", 1), Entry("iwae", 2), Entry("vimco", 2))
 
 
+# A comparison that is saved.
+
+
+@pytest.mark.parametrize(("method", "at"), [("save", 4), ("finish", 2)])
+def test_an_interrupted_comparison_resumes(
+    digits: Splits, tmp_path: Path, method: str, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a checkpoint or between two cells: the outcomes of one that was not interrupted, bit for bit."""
+    whole = compared(digits, ("iwae",), ks=(4,))
+    calls, inner = count(1), getattr(CellDirectory, method)
+
+    def interrupted(*args: Any) -> None:
+        inner(*args)
+        if next(calls) == at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(CellDirectory, method, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compared(digits, ("iwae",), ks=(4,), path=tmp_path)
+    resumed = compared(digits, ("iwae",), ks=(4,), path=tmp_path)
+    monkeypatch.setattr("pyroae.comparison.cells.fit", pytest.fail)
+    again = compared(digits, ("iwae",), ks=(4,), path=tmp_path)
+    for comparison in (resumed, again):
+        for one, other in zip(whole.outcomes, comparison.outcomes, strict=True):
+            assert one.log_px.equal(other.log_px)
+            assert one.figures == other.figures
+            assert [p.nll for p in one.curve] == [p.nll for p in other.curve]
+
+
+def test_seeds_in_one_graph_resume_together(
+    digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are trained again from the start: their outcomes are bit for bit those of one call."""
+    config = TrainConfig(keep="last", compile=True)
+    whole = compared(digits, ("iwae",), config=config)
+    calls, inner = count(1), CellDirectory.finish
+
+    def interrupted(*args: Any) -> None:
+        inner(*args)
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(CellDirectory, "finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compared(digits, ("iwae",), config=config, path=tmp_path)
+    resumed = compared(digits, ("iwae",), config=config, path=tmp_path)
+    for one, other in zip(whole.outcomes, resumed.outcomes, strict=True):
+        assert one.log_px.equal(other.log_px)
+
+
+def test_a_directory_of_another_comparison(digits: Splits, tmp_path: Path) -> None:
+    compared(digits, ("iwae",), seeds=(0,), budget=Budget("epochs", 1), path=tmp_path)
+    with pytest.raises(ConfigError, match=r"iwae-k1-seed0' was trained with other settings"):
+        compared(digits, ("iwae",), seeds=(0,), budget=Budget("epochs", 2), path=tmp_path)
+
+
+def test_a_damaged_state_gives_way_to_the_one_before(
+    digits: Splits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = compared(digits, ("iwae",), seeds=(0,), path=tmp_path)
+    (tmp_path / "iwae-k1-seed0" / "outcome.safetensors").unlink()
+    (tmp_path / "iwae-k1-seed0" / "checkpoints" / "last.safetensors").write_bytes(b"damaged")
+    resumed = compared(digits, ("iwae",), seeds=(0,), path=tmp_path)
+    assert "resuming from the end of epoch 1" in capsys.readouterr().out
+    assert whole.outcomes[0].log_px.equal(resumed.outcomes[0].log_px)
+
+
 # Programs of one's own.
 
 
@@ -194,7 +263,7 @@ def test_refusals(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a training was started")
 
-    monkeypatch.setattr("pyroae.comparison.trainings.fit", never)
+    monkeypatch.setattr("pyroae.comparison.cells.fit", never)
     with pytest.raises(ConfigError, match=r"different whole numbers of at least 0, not \[1, 1\]"):
         compared(digits, ("iwae",), seeds=(1, 1))
     with pytest.raises(ConfigError, match="seeds are different"):
@@ -223,7 +292,12 @@ def test_refusals(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
         compared(Splits(digits.train, digits.valid, None, "", "dynamic"), ("iwae",))
     data: Any = torch.ones(3, 4)
     with pytest.raises(DataError, match="a pair of training and held-out data"):
-        compare_training(partial(zoo.vae, 4, 2), data, {"iwae": iwae}, budget=Budget("epochs", 1))
+        compare_training(
+            partial(zoo.vae, 4, 2),
+            torch.ones(3, 4),  # type: ignore[arg-type]
+            {"iwae": iwae},
+            budget=Budget("epochs", 1),
+        )
     with pytest.raises(ConfigError, match="num_particles of the scoring must be at least 1, not 0"):
         Scoring(num_particles=0)
 

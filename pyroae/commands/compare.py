@@ -17,7 +17,7 @@ from rich.table import Table
 
 from pyroae.comparison.budget import Budget
 from pyroae.comparison.results import Cell, Comparison, Entry, Outcome, Row, indistinct
-from pyroae.comparison.trainings import Scoring
+from pyroae.comparison.scoring import Scoring
 from pyroae.config import compared
 from pyroae.errors import ConfigError, RunError, unknown_name
 from pyroae.inference_data import comparison_to_datatree
@@ -59,7 +59,7 @@ def compare(
         path = Path(resume or str(out))
         study = Study(path, _extended(Study.read(path), settings, given))
         cells = study.check()
-        begin = study.go_on
+        begin = study.resume
     else:
         if out is None:
             raise ConfigError("give --out, the study directory to write")

@@ -33,6 +33,7 @@ from pyroae.compilation.svi import Compiled, Traced
 from pyroae.compilation.tracing import reason_of
 from pyroae.errors import is_refusal
 from pyroae.programs.context import fork_random
+from pyroae.runtime.randomness import random_state, set_random_state
 
 Batches = Sequence[tuple[Tensor, ...]]
 """The arguments of each member's programs."""
@@ -61,10 +62,7 @@ class Stream:
     def copy_state(self) -> None:
         """Set the generators to the states of torch's own."""
         for device in self.devices:
-            state = (
-                torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device)
-            )
-            self.generators[device.type].set_state(state)
+            self.generators[device.type].set_state(random_state(device))
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -74,10 +72,7 @@ class Stream:
             None, in the context.
         """
         for device in self.devices:
-            state = self.generators[device.type].get_state()
-            torch.set_rng_state(state) if device.type == "cpu" else torch.cuda.set_rng_state(
-                state, device
-            )
+            set_random_state(self.generators[device.type].get_state(), device)
         try:
             yield
         finally:

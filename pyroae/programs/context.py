@@ -10,29 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import nn
 
 from pyroae.programs.sites import Program
-
-
-@contextmanager
-def fork_random(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Restore torch's random generators on exit.
-
-    Args:
-        device: A device whose generator is restored in addition to the CPU's.
-        seed: The seed with which the generators start inside; None leaves their states unchanged.
-
-    Yields:
-        None, in the context.
-
-    >>> state = torch.get_rng_state()
-    >>> with fork_random(torch.device("cpu"), seed=0):
-    ...     _ = torch.randn(3)
-    >>> torch.equal(state, torch.get_rng_state())
-    True
-    """
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        if seed is not None:
-            start_random(device, seed)
-        yield
+from pyroae.runtime.randomness import fork_random as fork_random
 
 
 @contextmanager
@@ -89,18 +67,3 @@ def owner_of(program: Program) -> nn.Module | None:
         program = program.args[1] if handled else program.func
     owner = getattr(program, "__self__", program)
     return owner if isinstance(owner, nn.Module) else None
-
-
-def start_random(device: torch.device, seed: int) -> None:
-    """Seed the generators of the CPU and of a device.
-
-    `torch.manual_seed` sets the same seeds. It also stores the seed and the call stack for
-    unused devices, which costs half the time of a small step, and memory with each call.
-
-    Args:
-        device: The device; on "cuda" all CUDA generators are seeded.
-        seed: The seed.
-    """
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed_all(seed)

@@ -1,4 +1,7 @@
-"""Signals that stop work at a point from which it can go on."""
+"""Handle SIGINT and SIGTERM, so that work stops at a point from which it can be resumed.
+
+`SignalHandlers` installs handlers; `DeferredSignals` and `stoppable` use it, as do trainings.
+"""
 
 import signal
 import threading
@@ -10,30 +13,32 @@ from typing import Any, Self
 from pyroae.errors import InterruptedRunError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""The signals that ask a process to end."""
 
 
-class Held:
-    """A context in which SIGINT and SIGTERM wait for `release`, or for its end; the second one does not wait.
+class SignalHandlers:
+    """A context in which one function handles SIGINT and SIGTERM.
 
-    They then go to whoever had them before. active: False, and any thread but the main one, leaves signals as they are.
+    A signal that is ignored stays ignored, as SIGINT is under `nohup` and in a background job of a
+    shell. Handlers that were not installed from Python are left alone, and so is every handler in
+    a thread other than the main one. The previous handlers are restored at the end of the context.
+
+    Args:
+        handle: called with the number of the signal and the interrupted frame.
+
+    >>> received = []
+    >>> with SignalHandlers(lambda number, frame: received.append(number)):
+    ...     signal.raise_signal(signal.SIGTERM)
+    >>> received == [signal.SIGTERM]
+    True
     """
 
-    def __init__(self, active: bool = True) -> None:
-        self._active = active and threading.current_thread() is threading.main_thread()
-        self._before: dict[int, Callable[[int, FrameType | None], Any] | int] = {}
-        self._waiting: int | None = None
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether there has been a signal."""
-        return self._waiting is not None
+    def __init__(self, handle: Callable[[int, FrameType | None], Any]) -> None:
+        self._handle = handle
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in SIGNALS if self._active else ():
-            before = signal.getsignal(number)
-            if before is not None and before != signal.SIG_IGN:
-                self._before[number] = before
-                signal.signal(number, self._hold)
+        self.install()
         return self
 
     def __exit__(
@@ -42,53 +47,106 @@ class Held:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._give_back()
+        self.restore()
+
+    def install(self) -> None:
+        """Install the handler for each signal that is not ignored."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in SIGNALS:
+            previous = signal.getsignal(number)
+            if previous not in (None, signal.SIG_IGN):
+                self._previous[number] = previous
+                signal.signal(number, self._handle)
+
+    def restore(self) -> None:
+        """Restore the previous handlers."""
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+        self._previous = {}
+
+
+class DeferredSignals:
+    """A context in which SIGINT and SIGTERM wait for `release`, or for the end of the context.
+
+    They are then passed to the previous handler. A second signal does not wait.
+
+    Args:
+        active: False leaves every handler unchanged.
+
+    >>> with DeferredSignals() as deferred:
+    ...     deferred.is_waiting
+    False
+    """
+
+    def __init__(self, active: bool = True) -> None:
+        self._active = active
+        self._handlers = SignalHandlers(self._defer)
+        self._waiting: int | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a signal was received and not yet passed on."""
+        return self._waiting is not None
+
+    def __enter__(self) -> Self:
+        if self._active:
+            self._handlers.install()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._handlers.restore()
         if self._waiting is not None:
             signal.raise_signal(self._waiting)
 
     def release(self) -> None:
-        """Let the signal through that has been waiting; where its handler comes back, the next one waits again."""
+        """Pass the waiting signal to its previous handler; if that returns, defer the next one."""
         if self._waiting is None:
             return
         number, self._waiting = self._waiting, None
-        self._give_back()
+        self._handlers.restore()
         signal.raise_signal(number)
-        self.__enter__()
+        self._handlers.install()
 
-    def _hold(self, number: int, frame: FrameType | None) -> None:
-        again, self._waiting = self._waiting is not None, number
-        if again:
+    def _defer(self, number: int, frame: FrameType | None) -> None:
+        is_second, self._waiting = self._waiting is not None, number
+        if is_second:
             self.release()
-
-    def _give_back(self) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-        self._before = {}
-
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
 def stoppable(how: str) -> Iterator[None]:
-    """A context of work whose parts are kept as they are finished: SIGINT and SIGTERM stop it, and say how to go on.
+    """Return a context for work whose finished parts are saved: SIGINT and SIGTERM stop it.
 
-    how: what to type to go on. Raises InterruptedRunError.
+    Args:
+        how: the command that resumes the work, for the message.
+
+    Yields:
+        None.
+
+    Raises:
+        InterruptedRunError: on a signal, or on a KeyboardInterrupt within the context.
+
+    >>> with stoppable("pyroae compare --resume study"):
+    ...     raise KeyboardInterrupt
+    Traceback (most recent call last):
+    pyroae.errors.InterruptedRunError: interrupted; finished work is saved; resume with: pyroae ...
     """
-    caught = [signal.SIGINT]
+    received = [signal.SIGINT]
 
     def stop(number: int, frame: FrameType | None) -> None:
-        caught[0] = signal.Signals(number)
+        received[0] = signal.Signals(number)
         raise KeyboardInterrupt
 
-    here = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, stop) for number in SIGNALS} if here else {}
     try:
-        yield
+        with SignalHandlers(stop):
+            yield
     except KeyboardInterrupt:
         raise InterruptedRunError(
-            f"interrupted; what was finished is kept; go on with: {how}", caught[0]
+            f"interrupted; finished work is saved; resume with: {how}", received[0]
         ) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,1 +1,1 @@
-"""A comparison on disk, and where its trainings run: here or on a Ray cluster."""
+"""Comparisons on disk; their trainings run in this process or on a Ray cluster."""

@@ -1,4 +1,4 @@
-"""Where the trainings of a study are run: here, one after the other, or on the machines of a Ray cluster."""
+"""Where the trainings of a study run: `Local`, sequentially in this process."""
 
 import math
 import time
@@ -11,34 +11,53 @@ from pyroae.comparison.results import Cell, Outcome
 from pyroae.runtime.processes import say
 from pyroae.studies.study import Study
 
-Found = Generator[tuple[Cell, Outcome | str]]
-"""Cells and what they came to, as they are finished."""
+Outcomes = Generator[tuple[Cell, Outcome | str]]
+"""Cells, each with its outcome or why it failed, as they finish."""
 
 
 class Executor(ABC):
-    """Runs trainings; what they come to does not depend on where."""
+    """Runs the trainings of a study; their outcomes do not depend on where they run."""
 
     @abstractmethod
     def ready(self, study: Study) -> AbstractContextManager[None]:
-        """A context in which `run` has what it needs. Raises PyroaeError where it cannot have it."""
+        """Return a context in which `run` can be called.
+
+        Args:
+            study: the study.
+
+        Returns:
+            The context.
+
+        Raises:
+            PyroaeError: if the trainings cannot run here.
+        """
 
     @abstractmethod
-    def run(self, study: Study, cells: Sequence[Cell]) -> Found:
-        """Train and score the cells, in any order; each is given back once the study's directory holds it.
+    def run(self, study: Study, cells: Sequence[Cell]) -> Outcomes:
+        """Train and score cells, in any order.
 
-        A training that fails is given back as the reason. Raises RunError, at the end, for those that could not be run.
+        Args:
+            study: the study.
+            cells: the cells that are not finished.
+
+        Yields:
+            Each cell with its outcome or why it failed, once the study's directory holds it.
+
+        Raises:
+            RunError: at the end, for cells that could not be run.
         """
 
 
 @dataclass(frozen=True)
 class Local(Executor):
-    """This process, one training after the other."""
+    """Run trainings sequentially in this process."""
 
     def ready(self, study: Study) -> AbstractContextManager[None]:
-        """Nothing is needed."""
+        """Return a context without effect: nothing is needed."""
         return nullcontext()
 
-    def run(self, study: Study, cells: Sequence[Cell]) -> Found:
+    def run(self, study: Study, cells: Sequence[Cell]) -> Outcomes:
+        """Train and score cells in their order."""
         began = time.monotonic()
         for done, cell in enumerate(cells):
             left = (time.monotonic() - began) / done * (len(cells) - done) if done else math.nan

@@ -1,4 +1,4 @@
-"""The executor that runs the trainings of a study on a Ray cluster: this machine, or many."""
+"""Run the trainings of a study on a Ray cluster of one machine or many."""
 
 import os
 import socket
@@ -14,21 +14,27 @@ from pyroae.errors import ConfigError, RunError
 from pyroae.runtime.files import words
 from pyroae.runtime.processes import say
 from pyroae.runtime.progress import Progress
-from pyroae.studies.executors import Executor, Found
+from pyroae.studies.executors import Executor, Outcomes
 from pyroae.studies.ray_tasks import SENT, Tasks, nbytes
 from pyroae.studies.study import Study
 
 STORE = 200 * 2**20
-"""Bytes of the object store of a cluster that is started here, at least."""
+"""The smallest object store, in bytes, of a cluster that is started here."""
 
 
 @dataclass(frozen=True)
 class OnRay(Executor):
-    """Tasks of a Ray cluster.
+    """Run trainings as tasks of a Ray cluster.
 
-    address: auto, HOST:PORT or ray://HOST:PORT; by default that of RAY_ADDRESS, or a cluster of this machine alone, started
-    for the study. gpus_per_cell: the share of a GPU that a cell has, in [0, 1]; by default 1 where the cluster has GPUs and
-    the accelerator may be one, else 0. retries: how often a cell is run again when its worker was lost.
+    Attributes:
+        address: `auto`, HOST:PORT or ray://HOST:PORT; by default RAY_ADDRESS, or a cluster of this
+            machine alone, started for the study.
+        gpus_per_cell: the share of a GPU per cell, in [0, 1]; by default 1 if the cluster has GPUs
+            and the accelerator may be one, else 0.
+        retries: how often a cell is run again after its worker was lost.
+
+    Raises:
+        ConfigError: for another number of GPUs.
     """
 
     address: str | None = None
@@ -38,35 +44,47 @@ class OnRay(Executor):
     def __post_init__(self) -> None:
         if self.gpus_per_cell is not None and not 0 <= self.gpus_per_cell <= 1:
             raise ConfigError(
-                f"a cell has one GPU, a share of one or none: gpus_per_cell in [0, 1], not {self.gpus_per_cell}"
+                "a cell has one GPU, a share of one or none: gpus_per_cell in [0, 1], not "
+                f"{self.gpus_per_cell}"
             )
 
     @contextmanager
     def ready(self, study: Study) -> Iterator[None]:
-        """Connected to the cluster.
+        """Return a context in which this process is connected to the cluster.
 
-        Raises ConfigError where Ray is not installed, or a cell asks for what it cannot have; RunError where there is no such
-        cluster.
+        Args:
+            study: the study.
+
+        Yields:
+            None.
+
+        Raises:
+            ConfigError: if Ray is not installed, or a cell needs more than a machine has.
+            RunError: if there is no cluster at the address.
         """
         if study.config.settings.is_distributed:
             raise ConfigError(
-                "a cell on Ray is one process on one device: leave out --devices, --num-nodes and --strategy"
+                "a cell on Ray is one process on one device: leave out --devices, --num-nodes and "
+                "--strategy"
             )
         ray = ray_module()
         with _cluster(ray, self.address, study):
             share = self._share(ray, study)
             if _address(self.address) == "local" and not _fits(ray, share):
                 raise ConfigError(
-                    f"this machine has no {share['num_cpus']} CPUs and {share['num_gpus']:g} GPUs for a cell"
+                    f"this machine has no {share['num_cpus']} CPUs and {share['num_gpus']:g} GPUs "
+                    "for a cell"
                 )
             yield
 
-    def run(self, study: Study, cells: Sequence[Cell]) -> Found:
+    def run(self, study: Study, cells: Sequence[Cell]) -> Outcomes:
+        """Train and score cells side by side, as many as the cluster holds."""
         ray = ray_module()
         share = self._share(ray, study)
         if not _fits(ray, share):
             say(
-                f"waiting for a node with {share['num_cpus']} CPUs and {share['num_gpus']:g} GPUs for a cell"
+                f"waiting for a node with {share['num_cpus']} CPUs and {share['num_gpus']:g} GPUs "
+                "for a cell"
             )
         tasks = Tasks(ray, study, share, self.retries)
         try:
@@ -77,7 +95,7 @@ class OnRay(Executor):
         tasks.check()
 
     def _share(self, ray: ModuleType, study: Study) -> dict[str, float]:
-        """What a cell has of a node."""
+        """The CPUs and GPUs of a cell."""
         gpus = self.gpus_per_cell
         if gpus is None:
             may_be_gpu = study.config.settings.accelerator in ("auto", "cuda", "gpu")
@@ -94,7 +112,14 @@ def _fits(ray: ModuleType, share: dict[str, float]) -> bool:
 
 
 def ray_module() -> ModuleType:
-    """Ray. Raises ConfigError where it is not installed."""
+    """Import Ray.
+
+    Returns:
+        The module.
+
+    Raises:
+        ConfigError: if it is not installed.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -108,9 +133,9 @@ def ray_module() -> ModuleType:
 
 @contextmanager
 def _cluster(ray: ModuleType, address: str | None, study: Study) -> Iterator[None]:
-    """A context in which this process is connected to a cluster: its own connection is closed at the end, no other.
+    """A context in which this process is connected to a cluster; closes a connection of its own.
 
-    Raises RunError where there is no cluster at the address, or it is of another version.
+    Raises RunError if there is no cluster at the address, or one of another version.
     """
     if ray.is_initialized():
         yield
@@ -137,7 +162,7 @@ def _cluster(ray: ModuleType, address: str | None, study: Study) -> Iterator[Non
 
 
 def _reach(address: str) -> None:
-    """Raises OSError where nothing answers at HOST:PORT; Ray itself would try for minutes."""
+    """Raise OSError if nothing answers at HOST:PORT; Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

@@ -1,4 +1,7 @@
-"""The cells of a study as Ray tasks: each sends its files here, and those of a lost worker are run again."""
+"""The cells of a study as Ray tasks.
+
+Each task sends its files to the study; a cell whose worker was lost is run again.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -20,15 +23,25 @@ from pyroae.studies.ray_worker import Files, pack, unpack
 from pyroae.studies.study import Study
 
 SENT = 2**30
-"""Bytes of data that are sent to the workers; where they are more, each worker reads them where the study has them."""
+"""The largest data, in bytes, that are sent to workers; each worker reads larger ones itself."""
 
 
 PATIENCE = 15.0
-"""Seconds that interrupted trainings have to send their last files."""
+"""Seconds for interrupted trainings to send their last files."""
 
 
 class Tasks:
-    """The tasks of a study: those that run, what they have sent, and what could not be run."""
+    """The tasks of a study.
+
+    Args:
+        ray: the module.
+        study: the study.
+        options: `num_cpus` and `num_gpus` of a task.
+        retries: how often a cell is run again after its worker was lost.
+
+    Attributes:
+        refused: cells that could not be run, with the reason.
+    """
 
     def __init__(
         self, ray: ModuleType, study: Study, options: dict[str, float], retries: int
@@ -43,7 +56,15 @@ class Tasks:
         self._mail, self._task = _mailbox(ray), _task(ray).options(max_retries=0, **options)
 
     def run(self, cells: Sequence[Cell], bar: Progress) -> Iterator[tuple[Cell, Outcome | str]]:
-        """Each cell as it is finished, its files written."""
+        """Run cells side by side.
+
+        Args:
+            cells: the cells.
+            bar: shows how many are finished.
+
+        Yields:
+            Each cell with its outcome or why it failed, once its files are written.
+        """
         for cell in cells:
             self._submit(cell)
         done = 0
@@ -60,7 +81,7 @@ class Tasks:
             bar.update(done)
 
     def stop(self) -> None:
-        """End what still runs, and keep what it has sent: first asked to send its last files, then without asking."""
+        """Stop the running tasks: ask them for their last files, then end them."""
         if not self._running:
             return
         with suppress(Exception):  # a cluster that is gone has nothing to stop
@@ -74,12 +95,17 @@ class Tasks:
             self._collect()
 
     def check(self) -> None:
-        """Raises RunError, at the end, where cells could not be run."""
+        """Raise an error if cells could not be run.
+
+        Raises:
+            RunError: names the first cell and the reason.
+        """
         if self.refused:
             (cell, reason), *others = self.refused.items()
             more = f"; {len(others)} more could not be run" if others else ""
             raise RunError(
-                f"{cell}: {reason}{more}; what was finished is kept, and --resume goes on with the rest"
+                f"{cell}: {reason}{more}; finished work is saved, and --resume continues with the "
+                "rest"
             )
 
     def _submit(self, cell: Cell) -> None:
@@ -96,7 +122,7 @@ class Tasks:
         self._running[self._task.remote(job, self._splits, files, self._mail)] = cell
 
     def _receive(self, ref: Any, cell: Cell) -> bool:
-        """Whether a task has finished its cell; where its worker was lost, it is run again."""
+        """Whether a task has finished its cell; if its worker was lost, the cell is run again."""
         errors = self.ray.exceptions
         try:
             unpack(self.study.place(cell), self.ray.get(ref))
@@ -113,7 +139,7 @@ class Tasks:
         return False
 
     def _lose(self, cell: Cell, error: Exception) -> None:
-        """Run a cell again whose worker has stopped, if it may."""
+        """Run a cell again after its worker has stopped, up to `retries` times."""
         lost = self._lost[cell] = self._lost.get(cell, 0) + 1
         if "No module named" in str(error):
             self.refused[cell] = _sentence(error)
@@ -121,17 +147,16 @@ class Tasks:
             self.refused[cell] = f"its worker was lost {lost} times: {words(error)}"
         else:
             say(
-                f"the worker of {cell} was lost: it is run again, from its last checkpoint if it has one"
+                f"the worker of {cell} was lost: it is run again, from its last checkpoint if it "
+                "has one"
             )
             self._submit(cell)
 
     def _collect(self) -> None:
-        """Write what trainings under way have sent."""
+        """Write the files that running trainings have sent."""
         try:
             sent: dict[Cell, Files] = self.ray.get(self._mail.take.remote(), timeout=10)
-        except (
-            self.ray.exceptions.RayError
-        ):  # the mailbox is on its way to another node: what was in it is sent again
+        except self.ray.exceptions.RayError:  # the mailbox is moved; its files are sent again
             return
         for name, files in sent.items():
             cell = Cell(*name)
@@ -140,16 +165,14 @@ class Tasks:
 
 
 def _task(ray: ModuleType) -> Any:
-    """The task: a function that travels by itself, so that a worker without pyroae can say so."""
+    """The task, which imports pyroae itself: a worker without pyroae reports that."""
 
     @ray.remote
     def cell(job: dict[str, Any], splits: Any, files: Any, mail: Any) -> Any:
         import os
 
         if not job["gpus"]:
-            os.environ["CUDA_VISIBLE_DEVICES"] = (
-                ""  # else a cell would find GPUs that are not its own
-            )
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else a cell would use GPUs of others
         from pyroae.studies.ray_worker import train_cell
 
         return train_cell(
@@ -160,18 +183,18 @@ def _task(ray: ModuleType) -> Any:
 
 
 def _mailbox(ray: ModuleType) -> Any:
-    """An actor beside this process that keeps, of each cell, the files that it sent last."""
+    """An actor on this node that holds the files that each cell sent last."""
 
     class Mailbox:
         def __init__(self) -> None:
-            self.kept: dict[Any, Any] = {}
+            self.files: dict[Any, Any] = {}
 
         def put(self, cell: Any, files: Any) -> None:
-            self.kept[cell] = files
+            self.files[cell] = files
 
         def take(self) -> dict[Any, Any]:
-            taken, self.kept = self.kept, {}
-            return taken
+            files, self.files = self.files, {}
+            return files
 
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -180,14 +203,21 @@ def _mailbox(ray: ModuleType) -> Any:
 
 
 def _anywhere(study: Study) -> dict[str, Any]:
-    """The settings by which a worker reads the data: paths do not depend on where it was started."""
+    """The settings with which a worker reads the data, with absolute paths."""
     settings = study.config.settings
     data = settings.data if settings.data in DATASETS else str(Path(settings.data).resolve())
     return replace(settings, data=data, data_root=str(Path(settings.data_root).resolve())).to_dict()
 
 
 def nbytes(splits: Splits) -> float:
-    """Bytes of the data in memory; infinite for data that are read as they are needed."""
+    """Return the size of data in memory.
+
+    Args:
+        splits: the data.
+
+    Returns:
+        Bytes; infinite for data that are streamed.
+    """
     parts = [part for part in (splits.train, splits.valid, splits.test) if part is not None]
     return sum(part.x.nbytes if part.stream is None else math.inf for part in parts)
 

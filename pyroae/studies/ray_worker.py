@@ -1,4 +1,4 @@
-"""What a Ray worker does for a study: it trains one cell in a directory of its own, and gives the files back."""
+"""Train one cell of a study in a Ray worker, in a temporary directory, and return its files."""
 
 import socket
 from collections.abc import Callable
@@ -19,24 +19,36 @@ from pyroae.runtime.files import write_whole
 from pyroae.studies.study import Study, StudyConfig
 
 Files = list[tuple[str, bytes]]
-"""Names within a run directory and contents, in the order in which they were written."""
+"""File names within a run directory and contents, in the order in which they were written."""
 
 
 SEND_EVERY = 20.0
-"""Seconds between two times that the files of a training under way are sent to the study."""
+"""Seconds after which the files of a running training are sent to the study again."""
 
 
-_known: dict[str, Splits] = {}
-"""Data that this process has read, by their fingerprint."""
+_cache: dict[str, Splits] = {}
+"""The data that this process has read, by their fingerprint."""
 
 
 def train_cell(
     job: dict[str, Any], splits: Splits | None, files: Files, send: Callable[[Files], object]
 ) -> Files:
-    """Train and score a cell, from the checkpoint among `files` where there is one: the files of its run directory.
+    """Train and score a cell, from the checkpoint among its files if there is one.
 
-    job: the study's `config`, the `settings` by which data are read, `cell`, `fingerprint`, `versions`. send: is given the
-    files of the training under way, now and then and when it is stopped. Raises PyroaeError.
+    Args:
+        job: `cell`, the `config` of the study, the `settings` with which data are read, their
+            `fingerprint`, and the `versions` of the study.
+        splits: the data; None to read them here.
+        files: the files of the cell's run directory so far.
+        send: receives the files of the running training every `SEND_EVERY` seconds, and when it
+            is stopped.
+
+    Returns:
+        The files of the run directory.
+
+    Raises:
+        PyroaeError: if the cell cannot be trained here.
+        InterruptedRunError: if the training is stopped.
     """
     same_versions(job["versions"])
     data = (
@@ -69,42 +81,76 @@ def train_cell(
 
 
 def same_versions(wanted: dict[str, str]) -> None:
-    """Raises RunError where this worker would train by other versions than the study's own."""
+    """Refuse versions of packages other than those of the study.
+
+    Args:
+        wanted: the versions of the study, by package.
+
+    Raises:
+        RunError: for the first package of another version.
+    """
     for name, here in versions().items():
         if name != "python" and _public(here) != _public(wanted[name]):
             raise RunError(
-                f"the worker {socket.gethostname()} has {name} {here}, the study {wanted[name]}: install the same one"
+                f"the worker {socket.gethostname()} has {name} {here}, the study {wanted[name]}: "
+                "install the same one"
             )
 
 
 def read_data(settings: RunConfig, fingerprint: str) -> Splits:
-    """The data of a study, read by this worker. Raises DataError where they are not here, or others."""
-    if fingerprint not in _known:
+    """Read the data of a study in this worker.
+
+    Args:
+        settings: what to read.
+        fingerprint: the fingerprint of the data of the study.
+
+    Returns:
+        The data, from memory if they were read before.
+
+    Raises:
+        DataError: if they cannot be read, or have another fingerprint.
+    """
+    if fingerprint not in _cache:
         host = socket.gethostname()
         try:
-            found = splits_of(settings)
+            splits = splits_of(settings)
         except PyroaeError as error:
             raise DataError(
                 f"the worker {host} cannot read the data, too large to be sent: {error}"
             ) from None
-        if found.fingerprint != fingerprint:
+        if splits.fingerprint != fingerprint:
             raise DataError(
                 f"the data '{settings.data}' of the worker {host} are not those of the study"
             )
-        _known.clear()
-        _known[fingerprint] = found
-    return _known[fingerprint]
+        _cache.clear()
+        _cache[fingerprint] = splits
+    return _cache[fingerprint]
 
 
 def pack(place: Path) -> Files:
-    """The files of a run directory; those that are being written, or only lock it, are left out."""
-    found = [file for file in place.rglob("*") if file.is_file() and not file.name.startswith(".")]
-    found.sort(key=lambda file: file.stat().st_mtime_ns)
-    return [(file.relative_to(place).as_posix(), file.read_bytes()) for file in found]
+    """Return the files of a run directory, without hidden ones: temporary files and the lock.
+
+    Args:
+        place: the directory, which need not exist.
+
+    Returns:
+        Names and contents, in the order in which they were written.
+    """
+    files = [file for file in place.rglob("*") if file.is_file() and not file.name.startswith(".")]
+    files.sort(key=lambda file: file.stat().st_mtime_ns)
+    return [(file.relative_to(place).as_posix(), file.read_bytes()) for file in files]
 
 
 def unpack(place: Path, files: Files) -> None:
-    """Write files into a run directory, each whole or not at all. Raises RunError where they cannot be written."""
+    """Write files into a run directory, each as a whole.
+
+    Args:
+        place: the directory.
+        files: names and contents.
+
+    Raises:
+        RunError: if a file cannot be written.
+    """
     for name, content in files:
         path = place / name
         if path.is_file() and path.read_bytes() == content:

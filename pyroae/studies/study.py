@@ -1,11 +1,9 @@
-"""The directory of a comparison: a run directory a training, and what each came to. A killed study goes on where it was."""
+"""A study: a comparison on disk, with a run directory for each training; it can be resumed."""
 
-import csv
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -16,18 +14,20 @@ import yaml
 from pyroae import zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.comparison.budget import ENDLESS, Budget
-from pyroae.comparison.results import Cell, Outcome, Point
-from pyroae.comparison.trainings import (
-    CURVE_DATA,
-    Curve,
-    Scoring,
-    check_cell,
-    config_of,
-    first_of,
-    new_system,
-    outcome_of,
-    parts_of,
+from pyroae.comparison.cell_files import (
+    OUTCOME,
+    directory_name,
+    outcome_in,
+    read_curve,
+    write_curve,
+    write_failure,
+    write_outcome,
 )
+from pyroae.comparison.cells import CellRunner, CellStore
+from pyroae.comparison.curves import CURVE_DATA, Curve
+from pyroae.comparison.results import Cell, Outcome, Point
+from pyroae.comparison.scoring import Scoring, first_of, outcome_of
+from pyroae.comparison.trainings import check_cell, config_of, new_system, parts_of
 from pyroae.config import PER_TRAINING, RunConfig, at_least_one, read_yaml
 from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, DataError, NonFiniteLossError, RunError
@@ -37,26 +37,38 @@ from pyroae.evaluation.summary import evaluate as evaluate_system
 from pyroae.objectives import parse_objective
 from pyroae.runs.contents import versions
 from pyroae.runs.loading import splits_of
-from pyroae.runs.run import Run
-from pyroae.runtime.files import guarded, read_tensors, words, write_tensors
+from pyroae.runs.run import Run, versions
+from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import say
-from pyroae.training.checkpointing import Keeper
-from pyroae.training.fitting import fit
 from pyroae.training.state import State
+from pyroae.training.trainer import FitResult
 
 FIGURES = ("nelbo", "rate", "distortion", "active_units")
+"""Figures of an evaluation that an outcome holds."""
 
 
 EXTENDED = ("objectives", "num_particles", "seeds")
-"""What a study may be given more of when it goes on."""
+"""Settings to which a study that is resumed may be given further values."""
 
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """All that decides the figures of a study. settings: of every training, but for its objective, K, seed and limits.
+    """All that decides the figures of a study.
 
-    cpus_per_cell: the threads that torch has for a training, on whose number the order of its sums depends.
-    Raises ConfigError for settings that are not accepted, among them those that are not every training's own.
+    Attributes:
+        settings: those of every training, without its objective, K, seed and limits.
+        objectives: names of objectives, with their options.
+        num_particles: numbers of particles, K.
+        seeds: the seeds of each estimator.
+        budget: what each training may spend, as `Budget.parse` reads it.
+        scoring: how every training is scored.
+        cpus_per_cell: the threads of torch in a training; the order of its sums depends on it.
+
+    Raises:
+        ConfigError: for settings that are not accepted.
+
+    >>> StudyConfig(settings_of({"latent": 2}), seeds=(0,)).run_config(Cell("iwae", 8, 0), 100).seed
+    0
     """
 
     settings: RunConfig
@@ -71,62 +83,92 @@ class StudyConfig:
         at_least_one("cpus_per_cell", self.cpus_per_cell)
 
     def run_config(self, cell: Cell, num_data: int) -> RunConfig:
-        """The settings of one training."""
+        """Return the settings of one training.
+
+        Args:
+            cell: the training.
+            num_data: the number of training data, on which its number of steps depends.
+
+        Returns:
+            The settings, with the objective, K, seed and limits of the cell.
+        """
         config = config_of(cell, self.settings, Budget.parse(self.budget), num_data)
         assert isinstance(config, RunConfig)
         return replace(config, objective=cell.objective, num_particles=cell.num_particles)
 
     def to_dict(self) -> dict[str, Any]:
-        """Names and values, ready for YAML."""
+        """Return names and values, ready for YAML.
+
+        Returns:
+            Lists, numbers, texts and dictionaries.
+        """
         lists = {name: list(getattr(self, name)) for name in EXTENDED}
         settings = {
             name: value
             for name, value in self.settings.to_dict().items()
             if name not in PER_TRAINING
         }
-        alike = {
+        return {
+            **lists,
             "budget": self.budget,
             "cpus_per_cell": self.cpus_per_cell,
             "scoring": asdict(self.scoring),
+            "settings": settings,
         }
-        return {**lists, **alike, "settings": settings}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """From what `to_dict` gives."""
+        """Return the configuration from what `to_dict` returned.
+
+        Args:
+            values: names and values.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ConfigError: for settings that are not accepted.
+        """
         lists: dict[str, Any] = {name: tuple(values[name]) for name in EXTENDED}
-        alike: dict[str, Any] = {
-            "budget": values["budget"],
-            "cpus_per_cell": values.get("cpus_per_cell", 1),
-        }
         return cls(
-            settings_of(values["settings"]), **lists, **alike, scoring=Scoring(**values["scoring"])
+            settings_of(values["settings"]),
+            **lists,
+            budget=values["budget"],
+            cpus_per_cell=values.get("cpus_per_cell", 1),
+            scoring=Scoring(**values["scoring"]),
         )
 
 
 def settings_of(given: Mapping[str, Any]) -> RunConfig:
-    """The settings that all trainings share; the last weights are scored unless they say otherwise.
+    """Return the settings that all trainings of a study share.
 
-    Raises ConfigError for one that differs between trainings.
+    Args:
+        given: names and values; hyphens stand for underscores.
+
+    Returns:
+        The settings; the last weights are scored unless `keep` is given.
+
+    Raises:
+        ConfigError: for a setting that differs between trainings.
     """
-    given = {str(name).replace("-", "_"): value for name, value in given.items()}
+    settings = {str(name).replace("-", "_"): value for name, value in given.items()}
     for name in PER_TRAINING:
-        if name in given:
-            other = (
-                "budget"
-                if name in ("epochs", "max_steps", "max_seconds")
-                else "objectives, num_particles and seeds"
-            )
+        if name in settings:
+            is_limit = name in ("epochs", "max_steps", "max_seconds")
+            other = "budget" if is_limit else "objectives, num_particles and seeds"
             raise ConfigError(
                 f"{name} is no setting of a comparison: its {other} say what each training has"
             )
-    return RunConfig.from_mapping({"keep": "last", **given, "epochs": ENDLESS})
+    return RunConfig.from_mapping({"keep": "last", **settings, "epochs": ENDLESS})
 
 
 class Study:
-    """A directory of trainings under one configuration: `study.yaml`, and a run directory for each cell.
+    """A directory of trainings: `study.yaml`, and a run directory for each cell.
 
-    splits: the data where they are at hand; by default they are loaded as the configuration says.
+    Args:
+        path: the directory.
+        config: the configuration.
+        splits: the data; by default they are loaded as the configuration says.
     """
 
     def __init__(self, path: str | Path, config: StudyConfig, splits: Splits | None = None) -> None:
@@ -136,7 +178,17 @@ class Study:
 
     @classmethod
     def read(cls, path: str | Path) -> StudyConfig:
-        """The configuration of a study that is there. Raises RunError where there is none that can be used."""
+        """Read the configuration of a study.
+
+        Args:
+            path: the directory of the study.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            RunError: if there is none that can be used.
+        """
         file = Path(path) / "study.yaml"
         if not file.is_file():
             raise RunError(f"'{path}' holds no study: there is no study.yaml in it")
@@ -148,7 +200,11 @@ class Study:
             ) from None
 
     def cells(self) -> list[Cell]:
-        """Every training, a seed after the other, so that a study that was stopped has whole seeds."""
+        """Return every training, ordered by seed: an interrupted study has complete seeds.
+
+        Returns:
+            The cells; an objective is left out at a K at which it is not defined.
+        """
         names, ks = self.config.objectives, self.config.num_particles
         at_k = defined_at({name: partial(parse_objective, name) for name in names}, ks)
         return [
@@ -160,146 +216,185 @@ class Study:
         ]
 
     def check(self) -> list[Cell]:
-        """The trainings. Raises, before any of them starts, for what cannot be trained or scored."""
+        """Refuse, before any training, what cannot be trained or scored.
+
+        Returns:
+            The cells.
+
+        Raises:
+            ConfigError: for settings that cannot be used, or a cell that is given twice.
+            DataError: for data that the system does not accept.
+            ProgramError: for programs that an objective does not support.
+        """
         cells = self.cells()
-        names = [self.place(cell).name for cell in cells]
+        names = [directory_name(cell) for cell in cells]
         if len(set(names)) < len(names):
             raise ConfigError("an objective, K or seed is given twice")
         for cell in cells:
             if cell.seed == self.config.seeds[0]:
-                config = self.config.run_config(cell, len(self.train))
-                objective = parse_objective(cell.objective, cell.num_particles)
-                check_cell(
-                    self._system(config), self.train, self.held_out, objective, config.training
-                )
+                system, objective = self._system(cell), _objective(cell)
+                config = self._run_config(cell).training
+                check_cell(system, self.train, self.held_out, objective, config)
         return cells
 
     def start(self, overwrite: bool) -> None:
-        """Make the directory. Raises RunError where it holds a study already and `overwrite` is not set."""
+        """Make the directory.
+
+        Args:
+            overwrite: whether a study in it is replaced.
+
+        Raises:
+            RunError: if it holds a study, and `overwrite` is not set.
+        """
         refuse_other(self.path, overwrite)
         for old in self.path.glob("*-k*-seed*/config.yaml"):
             shutil.rmtree(old.parent)
         self.write_config()
 
-    def go_on(self) -> None:
-        """Take up a study that is there. Raises DataError where its data have changed."""
+    def resume(self) -> None:
+        """Record that an existing study is resumed.
+
+        Raises:
+            DataError: if its data have changed.
+        """
         recorded = yaml.safe_load((self.path / "study.yaml").read_text()).get("fingerprint")
         if recorded != self.splits.fingerprint:
             raise DataError(
-                f"the data '{self.config.settings.data}' have changed since the study '{self.path}': their fingerprint is "
-                f"{self.splits.fingerprint}, not {recorded}"
+                f"the data '{self.config.settings.data}' have changed since the study "
+                f"'{self.path}': their fingerprint is {self.splits.fingerprint}, not {recorded}"
             )
         self.write_config()
 
     def write_config(self) -> None:
-        """study.yaml: the configuration, and the record of what it was used on and with."""
+        """Write study.yaml: the configuration, the fingerprint of the data and the versions."""
         record = {"fingerprint": self.splits.fingerprint, "versions": versions()}
         text = yaml.safe_dump({**self.config.to_dict(), **record}, sort_keys=False)
         guarded(self.path / "study.yaml", lambda file: file.write_text(text))
 
     def place(self, cell: Cell) -> Path:
-        """The run directory of a cell."""
-        slug = re.sub(r"[^\w.=+-]+", "-", cell.objective)
-        return self.path / f"{slug}-k{cell.num_particles}-seed{cell.seed}"
+        """Return the run directory of a cell.
+
+        Args:
+            cell: the cell.
+
+        Returns:
+            The directory, which need not exist.
+        """
+        return self.path / directory_name(cell)
 
     def outcome(self, cell: Cell) -> Outcome | str | None:
-        """What a training came to; why it failed; None where it has not been finished."""
-        file = self.place(cell) / "outcome.safetensors"
-        if not file.is_file():
-            return None
-        return read_outcome(file, cell)
+        """Return the outcome of a cell.
+
+        Args:
+            cell: the cell.
+
+        Returns:
+            The outcome; why the training failed; None if it is not finished.
+        """
+        return outcome_in(self.place(cell), cell)
 
     def run(
         self, cell: Cell, saved: Callable[[], None] | None = None, progress: bool = True
     ) -> Outcome | str:
-        """Train and score one cell, from its last checkpoint where there is one; why it failed, where it did.
+        """Train and score one cell, from its last checkpoint if there is one.
 
-        saved: called after each checkpoint.
+        Args:
+            cell: the cell.
+            saved: called after each checkpoint.
+            progress: whether to show the progress.
+
+        Returns:
+            The outcome, or why the training failed.
+
+        Raises:
+            InterruptedRunError: if a signal ended the training; its state is saved.
         """
-        with _threads(self.config.cpus_per_cell):
-            return self._run(cell, saved, progress)
-
-    def _run(self, cell: Cell, saved: Callable[[], None] | None, progress: bool) -> Outcome | str:
-        config = self.config.run_config(cell, len(self.train))
-        run, going_on = self._open(cell, config)
-        curve = Curve(self._system(config), self._along(), cell, config.training, len(self.train))
-        state = _state(run) if going_on else None
-        if state is not None:
-            curve.points = [
-                p for p in _read_curve(run.path / "curve.csv") if p.step <= state.progressed.step
-            ]
-
-        def save_state(after: State) -> None:
-            if not after.progressed.position:
-                curve.after_epoch(after)
-                guarded(run.path / "curve.csv", lambda file: _write_curve(file, curve.points))
-            run.save(after)
-            if saved is not None:
-                saved()
-
-        try:
-            objective = parse_objective(cell.objective, cell.num_particles)
-            with Keeper(
-                save_state, f"pyroae compare --resume {self.path}", config.save_minutes
-            ) as keeper:
-                result = fit(
-                    curve.system,
-                    self.splits,
-                    objective,
-                    config.training,
-                    state=state,
-                    on_epoch=keeper,
-                    progress=progress,
-                )
-            row = result.history[-1]
-            curve.add(row.epoch, row.step, row.seconds)
-            x, scoring = first_of(self.held_out, self.config.scoring.num_data), self.config.scoring
-            like = next(result.system.parameters())
-            assert isinstance(result.system, Autoencoder)
-            found = evaluate_system(
-                result.system,
-                x.to(like.device, like.dtype),
-                EvaluationSettings(("is",), scoring.num_particles, seed=scoring.seed),
-                progress=progress,
-            )
-        except (NonFiniteLossError, DataError) as error:
-            write_failure(run.path / "outcome.safetensors", str(error))
-            return str(error)
-        assert found.likelihood is not None
-        guarded(run.path / "curve.csv", lambda file: _write_curve(file, curve.points))
-        run.write_results(list(found.results.values()))
-        outcome = outcome_of(
-            curve,
-            result,
-            found.likelihood,
-            {name: found.results[name].estimate for name in FIGURES},
+        runner = CellRunner(
+            system=self._system,
+            objective=_objective,
+            config=lambda cell: self._run_config(cell).training,
+            score=partial(self._score, progress=progress),
+            train=self.train,
+            valid=self.valid,
+            along=first_of(self.held_out if self.valid is None else self.valid, CURVE_DATA),
+            store=_Runs(self),
+            how=f"pyroae compare --resume {self.path}",
+            minutes=self.config.settings.save_minutes,
         )
-        write_outcome(run.path / "outcome.safetensors", outcome)
-        return outcome
+        with _threads(self.config.cpus_per_cell):
+            try:
+                (outcome,) = runner.run([cell], saved=saved, progress=progress)
+                return outcome
+            except (NonFiniteLossError, DataError) as error:
+                write_failure(self.place(cell) / OUTCOME, str(error))
+                return str(error)
 
-    def _open(self, cell: Cell, config: RunConfig) -> tuple[Run, bool]:
-        """The run of a cell, and whether it goes on from a checkpoint."""
-        path = self.place(cell)
-        if (path / "config.yaml").is_file() and Run(path).has_begun:
-            run = Run(path)
-            if run.config != config:
-                raise ConfigError(
-                    f"the settings of '{path}' are not those of the study: remove it to train it again"
-                )
-            return run, True
-        return Run.create(path, config, self.splits, overwrite=True), False
+    def _run_config(self, cell: Cell) -> RunConfig:
+        return self.config.run_config(cell, len(self.train))
 
-    def _system(self, config: RunConfig) -> Autoencoder:
-        system = new_system(lambda: zoo.from_config(config, self.splits.train), config.seed)
+    def _system(self, cell: Cell) -> Autoencoder:
+        config = self._run_config(cell)
+        system = new_system(lambda: zoo.from_config(config, self.splits.train), cell.seed)
         assert isinstance(system, Autoencoder)
         return system
 
-    def _along(self) -> torch.Tensor:
-        return first_of(self.held_out if self.valid is None else self.valid, CURVE_DATA)
+    def _score(self, curve: Curve, result: FitResult, progress: bool) -> Outcome:
+        """Evaluate a trained system, and write results.json."""
+        scoring = self.config.scoring
+        x, parameter = first_of(self.held_out, scoring.num_data), next(result.system.parameters())
+        assert isinstance(result.system, Autoencoder)
+        evaluation = evaluate_system(
+            result.system,
+            x.to(parameter.device, parameter.dtype),
+            EvaluationSettings(("is",), scoring.num_particles, seed=scoring.seed),
+            progress=progress,
+        )
+        assert evaluation.likelihood is not None
+        Run(self.place(curve.cell)).write_results(list(evaluation.results.values()))
+        figures = {name: evaluation.results[name].estimate for name in FIGURES}
+        return outcome_of(curve, result, evaluation.likelihood, figures)
+
+
+class _Runs(CellStore):
+    """The run directories of a study."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self._run: Run | None = None
+
+    def outcome(self, cell: Cell) -> Outcome | str | None:
+        return self.study.outcome(cell)
+
+    def begin(self, cell: Cell) -> tuple[State | None, list[Point]]:
+        path, config = self.study.place(cell), self.study._run_config(cell)
+        if not ((path / "config.yaml").is_file() and Run(path).has_begun):
+            self._run = Run.create(path, config, self.study.splits, overwrite=True)
+            return None, []
+        run = self._run = Run(path)
+        if run.config != config:
+            raise ConfigError(
+                f"the settings of '{path}' are not those of the study: remove it to train it again"
+            )
+        return _state(run), read_curve(path / "curve.csv")
+
+    def save(self, cell: Cell, state: State, points: Sequence[Point]) -> None:
+        run = self._run or Run(self.study.place(cell))
+        if not state.progressed.position:
+            write_curve(run.path / "curve.csv", points)
+        run.save(state)
+
+    def finish(self, cell: Cell, outcome: Outcome) -> None:
+        path = self.study.place(cell)
+        write_curve(path / "curve.csv", outcome.curve)
+        write_outcome(path / OUTCOME, outcome)
+
+
+def _objective(cell: Cell) -> Any:
+    return parse_objective(cell.objective, cell.num_particles)
 
 
 def _state(run: Run) -> State:
-    """Where a training goes on: from the state before, where the last one is damaged; it comes to the same."""
+    """The last state or, if its file is damaged, the one before: the results are the same."""
     try:
         return run.state()
     except RunError as error:
@@ -307,82 +402,37 @@ def _state(run: Run) -> State:
             state = run.state("previous")
         except RunError:
             raise error from None
-        say(f"{error}: going on from {state.where()}")
+        say(f"{error}: resuming from {state.where()}")
         return state
 
 
 def refuse_other(path: Path, overwrite: bool) -> None:
-    """Raises RunError where `path` holds a study that must not be replaced, or something else."""
+    """Refuse a path at which no study can be started.
+
+    Args:
+        path: the directory of a study.
+        overwrite: whether a study in it may be replaced.
+
+    Raises:
+        RunError: if there is a file, a run, or a study that must not be replaced.
+    """
     if path.exists() and not path.is_dir():
         raise RunError(f"'{path}' is a file, not a directory")
     if (path / "config.yaml").exists():
         raise RunError(f"'{path}' is the directory of a run: a study needs one of its own")
     if (path / "study.yaml").exists() and not overwrite:
         raise RunError(
-            f"'{path}' holds a study already: give --overwrite to replace it, or --resume to go on with it"
+            f"'{path}' holds a study already: give --overwrite to replace it, or --resume to "
+            "continue it"
         )
 
 
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
-    """A context in which torch has so many threads."""
+    """A context in which torch has a number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def write_outcome(path: Path, outcome: Outcome) -> None:
-    """Write what a training came to, whole or not at all: the mark that it is finished."""
-    write_tensors(
-        path,
-        "outcome",
-        {f.name: getattr(outcome, f.name) for f in fields(Outcome) if f.name != "cell"},
-    )
-
-
-def write_failure(path: Path, reason: str) -> None:
-    """Write that a training failed, and why: it would fail again."""
-    write_tensors(path, "outcome", {"failed": reason})
-
-
-def read_outcome(path: Path, cell: Cell) -> Outcome | str:
-    """What was written. Raises RunError where it cannot be read."""
-    try:
-        content = read_tensors(path, "outcome")
-        if "failed" in content:
-            return str(content["failed"])
-        content["curve"] = tuple(Point(*point) for point in content["curve"])
-        return Outcome(cell, **content)
-    except RunError as error:
-        raise RunError(f"{error}; remove '{path.parent}' to train it again") from None
-    except (KeyError, TypeError) as error:
-        raise RunError(
-            f"'{path}' holds no outcome: {words(error)}; remove '{path.parent}' to train it again"
-        ) from None
-
-
-def _write_curve(path: Path, points: Sequence[Point]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(Point._fields)
-        writer.writerows(points)
-
-
-def _read_curve(path: Path) -> list[Point]:
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [
-        Point(
-            int(r["epoch"]),
-            int(r["step"]),
-            float(r["seconds"]),
-            int(r["evaluations"]),
-            float(r["nll"]),
-        )
-        for r in rows
-    ]

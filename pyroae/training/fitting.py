@@ -1,4 +1,4 @@
-"""Training: `fit(system, data, objective, config)`, on Lightning Fabric."""
+"""Train a system on data: `fit`, on Lightning Fabric."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,9 +18,10 @@ from pyroae.objectives import TraceELBO
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.pair import system_of
 from pyroae.programs.sites import Program
+from pyroae.runtime.randomness import fork_all_random
 from pyroae.training.forward import Step
-from pyroae.training.preflight import check, data_plate_name
-from pyroae.training.state import State, own_generators
+from pyroae.training.preflight import check
+from pyroae.training.state import State
 from pyroae.training.trainer import FitResult, Trainer
 
 
@@ -36,25 +37,45 @@ def fit(
     compile: bool | str | None = None,
     progress: bool = True,
 ) -> FitResult:
-    """Train in place, minimizing the negative bound in nats per datum.
+    """Train a system in place by minimizing the negative bound.
 
         loss = −surrogate(minibatch) / B,  z drawn from torch's generator, seeded with `config.seed`
 
-    system: an Autoencoder, any module with a `model` and a `guide`, or a pair (model, guide) of Pyro programs, whose
-    parameters are found as `pyro.infer.SVI` finds them. A program is given minibatches, of all its arguments where `data` is
-    a tuple of tensors `[N, ...]`; one that subsamples its plate itself is given all data by a `batch_size` of N. Where its
-    plate is subsampled, the bound is divided by the plate's full size.
-    data: Splits give validation bounds and early stopping, as `valid` does; a Dataset or tensors are trained on whole.
-    objective: an Objective or one of Pyro's own ELBOs that has a `differentiable_loss`; by default TraceELBO().
-    state: to go on from; on_epoch: receives the state after each epoch, a `Keeper` also in the middle of one. The caller's
-    random generators, those of Python and NumPy too, stay as they were.
-    compile: the step as one graph, as of `pyroae.compile`; by default as the configuration says, which is to compile where
-    the training is long enough to earn it back. On a CPU the draws are the same, and the results equal but for rounding.
-    With `devices` or `num_nodes` above 1 the script is started once more for each process, those of torchrun excepted; they
-    take the steps that one process takes on the same batches, each on its share of them.
-    The corruption of a denoising system acts in training only, not in validation; the system is left in `eval()` mode.
-    Raises ConfigError, DataError, ProgramError before any step; NonFiniteLossError, with step, batch and site, where the loss
-    becomes NaN or infinite: the last good weights are then put back.
+    B is the batch size or, where the data plate is subsampled, its full size. The corruption of a
+    denoising system is applied in training only, not in validation.
+
+    On a CPU a compiled step has the same draws, and its results are equal up to rounding. With
+    `devices` or `num_nodes` above 1 the script is started once more for each process, unless
+    torchrun has started them; the processes take the steps that one process takes on the same
+    batches, each on its share of them.
+
+    Args:
+        system: an Autoencoder, any module with a `model` and a `guide`, or a pair (model, guide) of
+            Pyro programs, whose parameters are found as `pyro.infer.SVI` finds them. Programs
+            receive minibatches of all their arguments. One that subsamples its plate itself
+            receives all data with a `batch_size` of N.
+        data: Splits give validation bounds and early stopping, as `valid` does; a Dataset, a
+            tensor or a tuple of tensors, each of shape [N, ...], are trained on as a whole.
+        objective: an Objective, or an ELBO of Pyro with a `differentiable_loss`; by default
+            `TraceELBO()`.
+        config: the configuration; by default `TrainConfig()`.
+        valid: validation data, in the forms of `data`.
+        state: the state to resume from; None starts the training.
+        on_epoch: receives the state after each epoch; a `Keeper` also within one.
+        compile: whether a step is one graph, as in `pyroae.compile`; by default as the
+            configuration says, which is to compile where the training is long enough.
+        progress: whether to show the progress.
+
+    Returns:
+        The system, in `eval()` mode, and the history of its training. The random generators of
+        the caller, those of Python and NumPy too, have their previous states.
+
+    Raises:
+        ConfigError: before any step, for settings that cannot be used.
+        DataError: before any step, for data that the system does not accept.
+        ProgramError: before any step, for programs that the objective does not support.
+        NonFiniteLossError: if the loss becomes NaN or infinite, with step, batch and site; the
+            last good weights are restored.
 
     >>> from pyroae import load, zoo
     >>> digits = load("digits", binarize="dynamic")
@@ -66,12 +87,12 @@ def fit(
     config = config or TrainConfig()
     config = config if compile is None else replace(config, compile=compile)
     objective = TraceELBO() if objective is None else objective
-    with own_generators(torch.device("cpu"), config.seed):
+    with fork_all_random(torch.device("cpu"), config.seed):
         module = system_of(system)
         train, held_out = train_and_valid(module, data, valid)
         size = check(module, train, held_out, objective, config)
-        fabric = launch_fabric(config)
-        with own_generators(fabric.device, config.seed), default_dtype(config):
+        fabric = launched(config)
+        with fork_all_random(fabric.device, config.seed), default_dtype(config):
             step = Step(module, objective, size)
             step.plate = data_plate_name(module, train, config) if config.is_distributed else None
             trainer = Trainer(step, config, fabric, resident(train, fabric.device), held_out)
@@ -83,20 +104,31 @@ def train_and_valid(
     data: Splits | Dataset | Tensor | tuple[Tensor, ...],
     valid: Dataset | Tensor | tuple[Tensor, ...] | None,
 ) -> tuple[Dataset | Arguments, Dataset | Arguments | None]:
-    """The training and validation data of that system.
+    """Return the training and validation data in the form that a system is trained on.
 
-    Raises ConfigError where the latter are given twice, DataError where they are larger than memory.
+    Args:
+        system: the system.
+        data: as in `fit`.
+        valid: as in `fit`.
+
+    Returns:
+        Training data, and validation data or None.
+
+    Raises:
+        ConfigError: for validation data both in `data` and in `valid`.
+        DataError: for validation data that are larger than memory.
     """
     if isinstance(data, Splits) and valid is not None:
         raise ConfigError(
-            "the data have a validation part already: give the whole as Splits, or the parts one by one"
+            "the data have a validation part already: give either Splits, or both parts separately"
         )
     valid = data.valid if isinstance(data, Splits) else valid
     train = data_for(system, data.train if isinstance(data, Splits) else data)
     held_out = None if valid is None else data_for(system, valid)
     if isinstance(held_out, Dataset) and held_out.stream is not None:
         raise DataError(
-            f"validation data are in memory, and {held_out.name} is larger: give some of it, by first(count)"
+            f"validation data are in memory, and {held_out.name} is larger: give some of it, by "
+            "first(count)"
         )
     return train, held_out
 
@@ -104,7 +136,15 @@ def train_and_valid(
 def data_for(
     system: nn.Module, given: Dataset | Arguments | Tensor | tuple[Tensor, ...]
 ) -> Dataset | Arguments:
-    """What is given to `fit` as the data of that system: a Dataset, or the arguments of a program."""
+    """Return data in the form that a system is trained on.
+
+    Args:
+        system: an Autoencoder takes a Dataset, other programs a Dataset or their arguments.
+        given: a Dataset, arguments, a tensor or a tuple of tensors, each of shape [N, ...].
+
+    Returns:
+        A Dataset, or the arguments of a program.
+    """
     if isinstance(given, Dataset):
         return given
     if isinstance(system, Autoencoder):

@@ -1,7 +1,7 @@
-"""The one forward pass that eager, mixed-precision and distributed training share, and their validation."""
+"""The forward pass of training by autograd, alone or in several processes, and of validation."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import cast
 
 import torch
@@ -19,43 +19,82 @@ from pyroae.weights import reduce_log_weights
 
 
 class Step(nn.Module):
-    """The one forward pass that eager, mixed-precision and distributed training share, and their validation.
+    """The forward pass on one batch: the bound, or sums over validation data.
 
-    share: the part of a batch that this process has. size: of the whole batch that the next call
-    has a share of. plate: name of the data plate, where it is known.
+    Args:
+        system: a module with a `model` and a `guide`.
+        objective: estimates the bound.
+        full_size: the full size of a subsampled data plate; None if the plate is the batch.
+
+    Attributes:
+        share: this process's share of a batch.
+        size: the size of the full batch that the next call has a share of.
     """
 
     def __init__(self, system: nn.Module, objective: ELBO, full_size: int | None) -> None:
         super().__init__()
         self.system, self.objective, self.full_size = system, objective, full_size
-        self.graphs: Compiled | None = None
         self.share, self.size = WHOLE, 0
-        self.plate: str | None = None
+        self._graphs: Compiled | None = None
+        self._compiled_size = 0
+
+    def compile_for(self, size: int, autocast: Callable[[], AbstractContextManager[None]]) -> None:
+        """Compile the bound of batches of one size, at its first call.
+
+        Args:
+            size: the size of a full batch.
+            autocast: returns a context of the training's precision.
+        """
+
+        @contextmanager
+        def precision() -> Iterator[None]:
+            with autocast(), self.drawing():
+                yield
+
+        self._graphs = Compiled(self.system, self.objective, precision=precision)
+        self._compiled_size = size
 
     def forward(
         self, *args: Tensor, kl_weight: float | None = None, validate: bool = False
     ) -> Bound | Tensor:
-        if self.graphs is not None and torch.is_grad_enabled():
-            return self.graphs.bound(*args, kl_weight=kl_weight)
+        """Evaluate the bound, or the sums of a validation.
+
+        Args:
+            args: the arguments of the programs, each of shape [B, ...].
+            kl_weight: the weight of the KL term; None is 1.
+            validate: whether to return sums instead of the bound.
+
+        Returns:
+            The bound and its surrogate, summed over the batch, in nats; with `validate` the sums
+            over the batch of negative bound, distortion and rate, in nats, shape [3], float64.
+        """
+        graphs = self._graphs if self.size == self._compiled_size else None
+        if graphs is not None and torch.is_grad_enabled():
+            return graphs.bound(*args, kl_weight=kl_weight)
         with self.drawing():
-            return (
-                self._sums(args)
-                if validate
-                else bound_of(self.system, self.objective, args, kl_weight)
-            )
+            if validate:
+                return self._sums(args)
+            return bound_of(self.system, self.objective, args, kl_weight)
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
-        """A context in which draws are a share of those for the whole batch."""
-        with shared_draws(self.share, self.size, self.plate):
+        """Return a context in which draws are this process's share of those for the full batch."""
+        with shared_draws(self.share, self.size):
             yield
 
     def num_data(self, args: tuple[Tensor, ...]) -> int:
-        """What the bound of a batch is divided by: its size, or that of the plate which the batch stands for."""
+        """Return the number by which the bound of a batch is divided.
+
+        Args:
+            args: a batch, each argument of shape [B, ...].
+
+        Returns:
+            The full size of the data plate if it is subsampled, else B.
+        """
         return self.full_size or len(args[0])
 
     def _sums(self, args: tuple[Tensor, ...]) -> Tensor:
-        """Sums over a batch of validation data `[3]`: negative bound, distortion, rate."""
+        """Sums over a batch of validation data, shape [3]: negative bound, distortion, rate."""
         model, guide = cast(System, self.system).model, cast(System, self.system).guide
         traces = run(model, guide, args, {})
         weights = reduce_log_weights(traces)

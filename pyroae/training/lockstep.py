@@ -1,4 +1,4 @@
-"""Trainings that differ in their seed alone, their steps taken together: `fit_ensemble`."""
+"""Train systems that differ only in their seed, with one batched graph for their steps."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,19 +19,26 @@ from pyroae.data.loading import Splits
 from pyroae.distributed.fabric import default_dtype, fabric_of
 from pyroae.errors import ConfigError, NonFiniteLossError
 from pyroae.objectives import TraceELBO
-from pyroae.programs.context import fork_random
 from pyroae.programs.pair import Pair, like, system_of
 from pyroae.runtime.progress import Progress
+from pyroae.runtime.randomness import fork_random
 from pyroae.training.fitting import fit, train_and_valid
 from pyroae.training.forward import Step
+from pyroae.training.minibatches import grouped
 from pyroae.training.optimizers import optimizer_of
+from pyroae.training.plan import is_long, steps_of
 from pyroae.training.preflight import check
 from pyroae.training.running_loss import Losses
 from pyroae.training.state import Epoch, State
-from pyroae.training.trainer import STEPS_A_LAUNCH, FitResult, Trainer, grouped, is_long, steps_of
+from pyroae.training.stepping import STEPS_A_LAUNCH
+from pyroae.training.trainer import FitResult, Trainer
 
 CPU_PRODUCTS = 3 * 10**7
-"""On two cores five seeds took 0.75 of their time in turn at 7·10⁶ products of weights a step, and all of it at 8·10⁷."""
+"""Products of weights per step, up to which an ensemble pays on a CPU.
+
+Measured on two cores: five seeds took 0.75 of the time of separate trainings at 7·10⁶ products,
+and all of it at 8·10⁷.
+"""
 
 
 CONVOLUTIONS = (
@@ -42,6 +49,7 @@ CONVOLUTIONS = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+"""Layers of which one member fills a CPU."""
 
 
 def fit_ensemble(
@@ -55,22 +63,40 @@ def fit_ensemble(
     on_epoch: Callable[[int, State], None] | None = None,
     progress: bool = True,
 ) -> list[FitResult]:
-    """Train systems of one form in place, each from a seed of its own, in one batched graph.
+    """Train systems of one form in place, each from its own seed, in one batched graph.
 
-        what `fit(system, data, objective, replace(config, seed=seed))` does for each, its draws and batches included
+        fit(system, data, objective, replace(config, seed=seed))  for each, with the same draws
+        and batches
 
-    systems: modules with a `model` and a `guide`, alike but for their weights. seeds: of each, in the place of `config.seed`.
-    on_epoch: receives the index of a member and its state, from which `fit` goes on. The rest is as in `fit`. On a CPU losses
-    and weights are those of separate trainings but for rounding; `seconds` of a member are its equal share of those of all.
-    Members are trained one after the other where `is_worth_batching` does not hold, or, with a warning, where their draws or
-    operations cannot be batched.
-    Raises what `fit` raises; NonFiniteLossError names the seed, and every member then has the weights of its last good epoch;
-    ConfigError for another number of seeds than of systems, and for a pair of programs, whose parameters Pyro's store shares.
+    On a CPU losses and weights equal those of separate trainings up to rounding. The members are
+    trained sequentially where `is_worth_batching` does not hold or, with a warning, where their
+    draws or operations cannot be batched.
+
+    Args:
+        systems: modules with a `model` and a `guide`, alike but for their weights.
+        data: as in `fit`, the same for all.
+        objective: as in `fit`; by default `TraceELBO()`.
+        config: as in `fit`; `seed` is replaced by `seeds`.
+        seeds: the seed of each system.
+        valid: as in `fit`.
+        on_epoch: receives the index of a member and its state, from which `fit` can resume.
+        progress: whether to show the progress.
+
+    Returns:
+        The result of each system. The `seconds` of a member are its equal share of those of all.
+
+    Raises:
+        ConfigError: for another number of seeds than of systems; for a pair of programs, whose
+            parameters Pyro's store shares; and as in `fit`.
+        DataError: as in `fit`.
+        ProgramError: as in `fit`.
+        NonFiniteLossError: names the seed; every member has the weights of its last good epoch.
 
     >>> from pyroae import load, zoo
     >>> digits = load("digits", binarize="dynamic")
     >>> members = [zoo.vae(digits.train, latent=2) for _ in range(2)]
-    >>> results = fit_ensemble(members, digits, config=TrainConfig(epochs=1), seeds=(0, 1), progress=False)
+    >>> config = TrainConfig(epochs=1)
+    >>> results = fit_ensemble(members, digits, config=config, seeds=(0, 1), progress=False)
     >>> [20 < result.history[0].valid_nelbo < 35 for result in results]
     [True, True]
     """
@@ -108,13 +134,27 @@ def fit_ensemble(
 def is_worth_batching(
     system: nn.Module, objective: ELBO, config: TrainConfig, num_data: int, members: int
 ) -> bool:
-    """Whether so many trainings of such systems are made one ensemble: a rule of the configuration, never of a clock.
+    """Return whether trainings of one form are batched.
 
-    Not where members would fall out of step (`patience`, `max_seconds`), for gradients that are scaled (`16-mixed`), shared by
-    processes or looked at (`nonfinite="skip"`), for an optimizer that no graph can hold, for a pair of programs, and where
-    compilation is turned off or does not pay: by `compile="auto"` an ensemble has 5,000 steps or more, those of all members
-    counted. On a CPU, which one member's step can fill, not for convolutions, nor where parameters × batch × K are more than
-    3·10⁷.
+    The rule depends on the configuration alone, not on measured times. Trainings are not batched
+
+    - if members would take different numbers of steps (`patience`, `max_seconds`);
+    - if gradients are scaled (`16-mixed`), shared by processes or inspected (`nonfinite="skip"`);
+    - for an optimizer that cannot be part of a graph, and for a pair of programs;
+    - if compilation is turned off or does not pay: with `compile="auto"` an ensemble needs 5,000
+      steps, those of all members counted;
+    - on a CPU, which the step of one member can fill: with convolutions, or if
+      parameters · batch size · K is above 3·10⁷.
+
+    Args:
+        system: one of the systems.
+        objective: the objective, with its number of particles.
+        config: the configuration, the same for all but for the seed.
+        num_data: the number of training data, N.
+        members: the number of systems.
+
+    Returns:
+        Whether `fit_ensemble` trains them in one graph.
     """
     if members < 2 or isinstance(system, Pair) or not config.compile:
         return False
@@ -144,7 +184,8 @@ def _module(system: Any) -> nn.Module:
     module = system_of(system)
     if isinstance(module, Pair):
         raise ConfigError(
-            "an ensemble is one of modules: the parameters of a pair (model, guide) may be in Pyro's one store"
+            "an ensemble consists of modules: the parameters of a pair (model, guide) may be in "
+            "Pyro's one store"
         )
     return module
 
@@ -164,25 +205,28 @@ def _alone(
 
 
 class _Lockstep:
-    """Trainings whose steps are taken together; all else is each one's own."""
+    """Trainings whose steps are taken at once; everything else is done for each."""
 
     def __init__(self, trainers: Sequence[Trainer], streams: Sequence[Stream]) -> None:
         self.trainers, self.streams, self.first = list(trainers), list(streams), trainers[0]
-        self.ensemble = Ensemble(
-            [compiled for t in trainers if (compiled := t.compiler()) is not None], streams
+        steps = [trainer.stepper.compiled_step() for trainer in trainers]
+        self.ensemble = Ensemble([step for step in steps if step is not None], streams)
+        self.total_steps, self.batch_size = (
+            self.first.plan.total_steps,
+            self.first.config.batch_size,
         )
         self.seconds = self.compile_seconds = 0.0
 
     def run(self, on_epoch: Callable[[int, State], None] | None, progress: bool) -> list[FitResult]:
-        first, step = self.first, 0
-        states = self._each(lambda i: self.trainers[i].state([], {}, 0))
+        step = 0
+        states = self._each(lambda i: self.trainers[i].initial())
         with ExitStack() as stack:
             self.progress = stack.enter_context(
-                Progress("training an ensemble", int(first.total_steps), progress)
+                Progress("training an ensemble", self.total_steps, progress)
             )
             stack.callback(self.ensemble.separate)
-            for epoch in range(1, first.config.epochs + 1):
-                if step >= first.total_steps:
+            for epoch in range(1, self.first.config.epochs + 1):
+                if step >= self.total_steps:
                     break
                 step, nelbos = self._epoch(epoch, step, states)
                 seconds = self.seconds / len(self.trainers)
@@ -193,73 +237,67 @@ class _Lockstep:
                         if on_epoch is not None:
                             on_epoch(i, states[i])
         for trainer in self.trainers:
-            trainer.compile_seconds = self.compile_seconds / len(self.trainers)
+            trainer.stepper.compile_seconds = self.compile_seconds / len(self.trainers)
         return self._each(lambda i: self.trainers[i].finish(states[i], False))
 
     def _epoch(self, epoch: int, step: int, good: Sequence[State]) -> tuple[int, list[float]]:
-        """One pass of each over its training data, or what is left of the steps; the mean negative bounds along it."""
+        """Take the steps of an epoch; the next step and the mean negative bounds."""
         for trainer in self.trainers:
             trainer.system.train()
-        losses = [Losses(step) for _ in self.trainers]
+        running = [Losses(step) for _ in self.trainers]
         begun, before = time.monotonic(), self.seconds
         shown = begun
         for group in self._groups(epoch, step):
-            for batches, found in zip(group, self._steps(step, group), strict=True):
-                for kept, loss in zip(losses, found, strict=True):
-                    kept.add(loss, len(batches[0][0]))
+            for batches, values in zip(group, self._steps(step, group), strict=True):
+                for losses, value in zip(running, values, strict=True):
+                    losses.add(value, len(batches[0][0]))
             step += len(group)
             now = time.monotonic()
             if now - shown > 0.5:
                 shown = now
-                self._look(losses, epoch, good, wait=False)
-                mean = sum(kept.mean for kept in losses) / len(losses)
+                self._look(running, epoch, good, wait=False)
+                mean = sum(losses.mean for losses in running) / len(running)
                 self.progress.update(step, f"epoch {epoch}, bounds of about {-mean:.3f} nats")
-            if step >= self.first.total_steps:
+            if step >= self.total_steps:
                 break
-        self._look(losses, epoch, good, wait=True)
+        self._look(running, epoch, good, wait=True)
         self.seconds = before + time.monotonic() - begun
-        return step, [kept.mean for kept in losses]
+        return step, [losses.mean for losses in running]
 
     def _batches(self, epoch: int) -> Iterator[list[tuple[Tensor, ...]]]:
-        """A batch of each."""
-        device, size = self.first.fabric.device, self.first.config.batch_size
+        """The batches of all members, step by step."""
+        device, data = self.first.fabric.device, self.first.batches.data
         each = [
-            served(self.first.train, size, seed=t.config.seed, epoch=epoch, device=device)
+            served(data, self.batch_size, seed=t.config.seed, epoch=epoch, device=device)
             for t in self.trainers
         ]
-        first = next(self.first.system.parameters())  # they are alike
+        parameter = next(self.first.system.parameters())  # they are alike
         for batches in zip(*each, strict=True):
-            yield [like(first, args) for args in batches]
+            yield [like(parameter, args) for args in batches]
 
     def _groups(self, epoch: int, step: int) -> Iterator[list[Batches]]:
-        """Batches of one size whose steps are one launch on a GPU; each by itself elsewhere."""
+        """Batches of one size whose steps are one launch on a GPU; single ones elsewhere."""
         most = STEPS_A_LAUNCH if self.first.fabric.device.type == "cuda" else 1
         return grouped(
             self._batches(epoch),
             lambda batches: len(batches[0][0]),
             most,
-            self.first.total_steps - step,
+            self.total_steps - step,
         )
 
     def _steps(self, step: int, group: list[Batches]) -> list[list[Tensor]]:
-        size, divisor = len(group[0][0][0]), self.first.raw.num_data(group[0][0])
-        compiled = self.first.is_worth_compiling(size, len(self.trainers))
+        divisor = self._divisor(group[0])
         if (
             len(group) == 1
-            or not compiled
+            or not self._is_compiled(group[0])
             or self.ensemble.is_new(group[0], self._begin(step), divisor)
         ):
             return [self._step(step + i, batches) for i, batches in enumerate(group)]
         return self.ensemble.steps(group, lambda i: self._begin(step + i), divisor)
 
-    def _begin(self, step: int) -> float | None:
-        """Set the rates of a step; its weight of the KL."""
-        (kl_weight,) = {trainer.begin(step) for trainer in self.trainers}
-        return kl_weight
-
     def _step(self, step: int, batches: Batches) -> list[Tensor]:
-        kl_weight, divisor = self._begin(step), self.first.raw.num_data(batches[0])
-        if not self.first.is_worth_compiling(len(batches[0][0]), len(self.trainers)):
+        kl_weight, divisor = self._begin(step), self._divisor(batches)
+        if not self._is_compiled(batches):
             return self.ensemble.eager_step(batches, kl_weight, divisor)
         if not self.ensemble.is_new(batches, kl_weight, divisor):
             return self.ensemble.step(batches, kl_weight, divisor)
@@ -269,14 +307,25 @@ class _Lockstep:
         self.compile_seconds += time.monotonic() - begun
         return losses
 
+    def _begin(self, step: int) -> float | None:
+        """Set the learning rates of a step; its KL weight."""
+        (kl_weight,) = {trainer.stepper.begin(step) for trainer in self.trainers}
+        return kl_weight
+
+    def _divisor(self, batches: Batches) -> int:
+        return self.first.stepper.forward.num_data(batches[0])
+
+    def _is_compiled(self, batches: Batches) -> bool:
+        return self.first.plan.is_worth_compiling(len(batches[0][0]), len(self.trainers))
+
     def _look(
-        self, losses: Sequence[Losses], epoch: int, good: Sequence[State], *, wait: bool
+        self, running: Sequence[Losses], epoch: int, good: Sequence[State], *, wait: bool
     ) -> None:
-        """Take up the losses that have arrived. Raises NonFiniteLossError, with every member at its last good weights."""
-        for trainer, kept, state in zip(self.trainers, losses, good, strict=True):
-            kept.look(wait=wait)
+        """Read the losses; a NonFiniteLossError restores the last good weights of every member."""
+        for trainer, losses, state in zip(self.trainers, running, good, strict=True):
+            losses.look(wait=wait)
             try:
-                trainer.refuse_bad(kept, epoch, state, replay=False)
+                trainer.nonfinite.check(losses.bad, epoch, state, replay=False)
             except NonFiniteLossError as error:
                 for other, last in zip(self.trainers, good, strict=True):
                     other.system.load_state_dict(last.weights)
@@ -284,10 +333,10 @@ class _Lockstep:
                     f"seed {trainer.config.seed}: {error}", error.step, error.batch
                 ) from None
 
-    def _each[Found](self, what: Callable[[int], Found]) -> list[Found]:
-        """Of every member, in its own stream."""
-        found = []
+    def _each[Result](self, function: Callable[[int], Result]) -> list[Result]:
+        """Call a function for every member, with the member's random generators."""
+        results = []
         for i, stream in enumerate(self.streams):
-            with stream.in_use():
-                found.append(what(i))
-        return found
+            with stream.lent():
+                results.append(function(i))
+        return results

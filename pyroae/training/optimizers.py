@@ -1,4 +1,4 @@
-"""Optimizers of torch by name, and learning rates over the training."""
+"""Optimizers of torch by name, and schedules of the learning rate."""
 
 import math
 from typing import Any
@@ -11,9 +11,21 @@ from pyroae.errors import ConfigError, unknown_name
 
 
 def schedule(name: str, progress: float) -> float:
-    """The learning rate's factor when a share `progress` in [0, 1) of the training is done.
+    """Return the factor of the learning rate at a point of the training.
 
-    `burda`: 10^(−i/7) for 3^i of 3,280 parts, i = 0..7 (Burda 2016).
+        cosine:  (1 + cos(π t)) / 2
+        linear:  1 − t
+        burda:   10^(−i/7)  for 3^i of 3,280 parts, i = 0..7
+
+    Args:
+        name: the schedule; any other name is a constant rate.
+        progress: the share t of the training that is done, in [0, 1).
+
+    Returns:
+        The factor, in (0, 1].
+
+    References:
+        Burda, Grosse, Salakhutdinov 2016, Importance Weighted Autoencoders.
 
     >>> schedule("cosine", 0.0), schedule("linear", 0.25), schedule("burda", 0.0)
     (1.0, 0.75, 1.0)
@@ -29,17 +41,31 @@ def schedule(name: str, progress: float) -> float:
 
 
 def optimizer_of(config: TrainConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of torch.optim that a configuration names. Raises ConfigError for an unknown one or wrong arguments."""
-    known: dict[str, Any] = {
+    """Return the optimizer of `torch.optim` that a configuration names.
+
+    Args:
+        config: the configuration: `optimizer`, in any case, `lr` and `optimizer_args`.
+        module: the optimizer gets all its parameters.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ConfigError: for an unknown name or for arguments that the optimizer does not accept.
+
+    >>> type(optimizer_of(TrainConfig(optimizer="adamw"), nn.Linear(2, 1)))
+    <class 'torch.optim.adamw.AdamW'>
+    """
+    classes: dict[str, Any] = {
         n: o
         for n, o in vars(torch.optim).items()
         if isinstance(o, type) and issubclass(o, torch.optim.Optimizer)
     }
-    name = next((n for n in known if n.lower() == config.optimizer.lower()), None)
+    name = next((n for n in classes if n.lower() == config.optimizer.lower()), None)
     if name is None or name == "Optimizer":
-        raise unknown_name("optimizer", config.optimizer, sorted(set(known) - {"Optimizer"}))
+        raise unknown_name("optimizer", config.optimizer, sorted(set(classes) - {"Optimizer"}))
     try:
-        return known[name](module.parameters(), lr=config.lr, **config.optimizer_args)
+        return classes[name](module.parameters(), lr=config.lr, **config.optimizer_args)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"the optimizer {name} does not accept {config.optimizer_args}: {error}"

@@ -17,7 +17,7 @@ from pyroae.distributed.fabric import fabric_of
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives.apply import refuse_untrained
 from pyroae.programs.arguments import Arguments
-from pyroae.programs.context import evaluating, fork_random
+from pyroae.programs.context import evaluating
 from pyroae.programs.mixing import mixed_site
 from pyroae.programs.pair import (
     Pair,
@@ -28,17 +28,31 @@ from pyroae.programs.pair import (
     refuse_batch_of_one,
 )
 from pyroae.programs.traces import run
+from pyroae.runtime.randomness import fork_random
 from pyroae.training.optimizers import optimizer_of
 
 
 def rehearse(
     system: nn.Module, objective: ELBO, args: tuple[Tensor, ...], seed: int, *, double: bool = False
 ) -> int | None:
-    """Run once, gradients included, to refuse what cannot be trained; the full size of a subsampled data plate.
+    """Run model, guide and gradients once, to refuse what cannot be trained.
 
-    double: whether the training is in double precision; what is made double for it is afterwards as it was before.
-    Parameters in Pyro's store start here, from `seed`. Raises ProgramError, naming the site, ConfigError for a training that
-    moves no parameter, or none of a module, and what the program raises.
+    Parameters in Pyro's store are initialized here.
+
+    Args:
+        system: a module with a `model` and a `guide`, or a `Pair`.
+        objective: the objective.
+        args: a batch, each argument of shape [B, ...].
+        seed: where the random generators start.
+        double: whether the training is in double precision; the system has its own precision
+            again afterwards.
+
+    Returns:
+        The full size of the data plate if it is subsampled, else None.
+
+    Raises:
+        ProgramError: for a site that the objective does not support; the message names it.
+        ConfigError: if no parameter would be trained, or one is only in Pyro's store.
     """
     with fork_random(args[0].device, seed), evaluating(system):
         if isinstance(system, Pair):
@@ -49,12 +63,13 @@ def rehearse(
             else announced_parameters(system, like_parameters(system, args))
         ):
             raise ConfigError(
-                f"the parameter '{name}' is in Pyro's store and none of the module's: to train both, give fit the pair "
-                "(system.model, system.guide)"
+                f"the parameter '{name}' is in Pyro's store and none of the module's: to train "
+                "both, give fit the pair (system.model, system.guide)"
             )
         if not any(parameter.requires_grad for parameter in system.parameters()):
             raise ConfigError(
-                "model and guide have no parameters to train: announce them by pyro.param or pyro.module"
+                "model and guide have no parameters to train: announce them by pyro.param or "
+                "pyro.module"
             )
         with _doubled(system) if double else nullcontext():
             size = full_size(refuse_untrained(system, objective, like_parameters(system, args)))
@@ -63,23 +78,35 @@ def rehearse(
         site = mixed_site(model, guide, like_parameters(system, args), training=True)
     if site is not None:
         warnings.warn(
-            f"the log-density of the site '{site}' of one datum depends on the other data of its batch, as with BatchNorm in "
-            "training mode: the bound is none on the log p(x) of each datum",
+            f"the log-density of the site '{site}' of one datum depends on the other data of its "
+            "batch, as with BatchNorm in training mode: the bound is none on the log p(x) of each "
+            "datum",
             stacklevel=2,
         )
     return size
 
 
 def refuse_global(system: nn.Module, args: tuple[Tensor, ...]) -> None:
-    """Raises ProgramError for a latent site outside the data plate, whose terms a share of a batch would count whole."""
+    """Refuse latent sites outside the data plate, if several processes share a batch.
+
+    Each process would count their terms in full.
+
+    Args:
+        system: a module with a `model` and a `guide`.
+        args: a batch, each argument of shape [B, ...].
+
+    Raises:
+        ProgramError: for such a site; the message names it.
+    """
     model, guide = cast(System, system).model, cast(System, system).guide
     with fork_random(args[0].device), evaluating(system):
         traces = run(model, guide, like_parameters(system, args), {})
     for name, site in traces.sites(traces.model, observed=False):
         if not traces.is_local(site):
             raise ProgramError(
-                f"several processes share a batch, but the latent site '{name}' lies outside the data plate: give the plate "
-                "its full size, as in pyro.plate('data', N, subsample=index), or use one process"
+                f"several processes share a batch, but the latent site '{name}' lies outside the "
+                "data plate: give the plate its full size, as in pyro.plate('data', N, "
+                "subsample=index), or use one process"
             )
 
 
@@ -106,7 +133,7 @@ def data_plate_name(
 
 @contextmanager
 def _doubled(system: nn.Module) -> Iterator[None]:
-    """Double precision of a system and of new tensors, as Lightning Fabric has it in training."""
+    """Double precision of a system and of new tensors, as Fabric sets it in training."""
     before, default = (
         {t.dtype for t in system.state_dict().values() if t.is_floating_point()},
         torch.get_default_dtype(),
@@ -128,9 +155,22 @@ def check(
     objective: ELBO,
     config: TrainConfig,
 ) -> int | None:
-    """Refuse, before any work, what cannot be trained. Raises ConfigError, DataError or ProgramError.
+    """Refuse, before any work, what cannot be trained.
 
-    Returns the full size of the data plate where it is subsampled.
+    Args:
+        system: a module with a `model` and a `guide`, or a `Pair`.
+        train: the training data.
+        valid: the validation data; None if there are none.
+        objective: the objective.
+        config: the configuration.
+
+    Returns:
+        The full size of the data plate if it is subsampled, else None.
+
+    Raises:
+        ConfigError: for settings that do not fit the data, the objective or the hardware.
+        DataError: for data that do not fit an autoencoder's width or likelihood.
+        ProgramError: for programs that the objective does not support.
     """
     if config.batch_size > len(train):
         raise ConfigError(
@@ -138,14 +178,14 @@ def check(
         )
     if not hasattr(objective, "differentiable_loss"):
         raise ConfigError(
-            f"{type(objective).__name__} has no differentiable_loss, so it cannot be used in fit: use one of pyroae's "
-            "objectives, or pyro.infer.SVI"
+            f"{type(objective).__name__} has no differentiable_loss, so it cannot be used in fit: "
+            "use one of pyroae's objectives, or pyro.infer.SVI"
         )
     steps = config.kl_warmup * math.ceil(len(train) / config.batch_size)
     if config.max_steps is not None and steps > config.max_steps:
         raise ConfigError(
-            f"kl_warmup of {config.kl_warmup} epochs, {steps} steps, is longer than the training of {config.max_steps}: "
-            "the KL weight would never reach 1"
+            f"kl_warmup of {config.kl_warmup} epochs, {steps} steps, is longer than the training "
+            f"of {config.max_steps}: the KL weight would never reach 1"
         )
     if isinstance(system, Autoencoder):
         for part, dataset in (("training", train), ("validation", valid)):
@@ -162,13 +202,22 @@ def check(
 
 
 def check_data(autoencoder: Autoencoder, dataset: Dataset, what: str) -> None:
-    """Raises DataError where the system's width or likelihood does not suit the data."""
+    """Refuse data that do not fit an autoencoder.
+
+    Args:
+        autoencoder: the autoencoder, with its width and its likelihood.
+        dataset: the data.
+        what: a name for them, for the message.
+
+    Raises:
+        DataError: for another width, or values outside the support of the likelihood.
+    """
     autoencoder.flat(dataset.x[:1])
     autoencoder.likelihood.check(dataset.x.round() if dataset.dynamic else dataset.x, what)
 
 
 def _sample_of(train: Dataset | Arguments, config: TrainConfig) -> tuple[Tensor, ...]:
-    """A batch to look at before the start: dynamic data, which are probabilities, as black and white."""
+    """A batch for the trial run; dynamic data, which are probabilities, are rounded."""
     if isinstance(train, Arguments):
         return tuple(t[: config.batch_size] for t in train.tensors)
     x = train.x[: config.batch_size]

@@ -1,4 +1,4 @@
-"""Losses along an epoch, which a device has and nobody waits for."""
+"""Accumulate losses on the device and transfer them asynchronously."""
 
 import math
 from collections.abc import Callable
@@ -8,10 +8,26 @@ from torch import Tensor
 
 
 class Losses:
-    """Losses of steps, a tensor each, that stay on their device until they are looked at.
+    """Losses of consecutive steps, which stay on their device until they are transferred.
 
-    total: the sum over `seen` data of those that have arrived, added in their order. bad: the first step whose loss is not
-    finite. step: of the first one. reduce: makes them those of all processes. lenient: those that are not finite do not count.
+    Args:
+        step: the step of the first loss, counted from 0.
+        total: the sum at the start, over `seen` data.
+        seen: the number of data at the start.
+        reduce: reduces losses of shape [S] over all processes; None for one process.
+        lenient: whether losses that are not finite are left out instead of reported.
+
+    Attributes:
+        total: the sum of the transferred losses over their data, in nats, added in their order.
+        seen: the number of data of the transferred losses.
+        bad: the first step whose loss is not finite; None if there is none.
+
+    >>> losses = Losses(0)
+    >>> losses.add(torch.tensor(2.0), 10)
+    >>> losses.add(torch.tensor(4.0), 10)
+    >>> losses.look(wait=True)
+    >>> losses.mean
+    3.0
     """
 
     def __init__(
@@ -32,16 +48,25 @@ class Losses:
 
     @property
     def mean(self) -> float:
-        """Per datum; nan before any has arrived."""
+        """The mean loss in nats per datum; nan before any was transferred."""
         return self.total / self.seen if self.seen else math.nan
 
     def add(self, value: Tensor, size: int) -> None:
-        """The mean loss of so many data."""
+        """Add the loss of one step.
+
+        Args:
+            value: the mean loss, a scalar in nats per datum.
+            size: the number of data that it is the mean of.
+        """
         self._values.append(value)
         self._sizes.append(size)
 
     def look(self, *, wait: bool = False) -> None:
-        """Take up what has arrived, and send for what came since; only with `wait` is the device waited for."""
+        """Read the losses that were transferred, and start to transfer those added since.
+
+        Args:
+            wait: whether to wait for the device, so that every loss is read.
+        """
         self._take(wait)
         if self._sent is None and self._values:
             values = torch.stack(self._values)

@@ -1,24 +1,29 @@
-"""All that decides how a training goes on: what a checkpoint holds."""
+"""The state of a training, from which it resumes bit-exactly, and the metrics of its epochs."""
 
 import csv
 import math
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
-
-from pyroae.programs.context import fork_random
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to: a row of metrics.csv. In nats per datum; nan where there is no validation data."""
+    """The metrics of one epoch, a row of metrics.csv.
+
+    Attributes:
+        epoch: counted from 1.
+        step: the number of steps at its end.
+        seconds: the time of the training at its end.
+        train_nelbo: the mean negative bound during the epoch, in nats per datum.
+        valid_nelbo: the negative bound of the validation data, in nats per datum; nan without any.
+        distortion: −E log p(x|z) of the validation data, in nats per datum; nan without any.
+        rate: E[log q(z|x) − log p(z)] of the validation data, likewise.
+    """
 
     epoch: int
     step: int
@@ -31,10 +36,15 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Progressed:
-    """How far the epoch is that is not finished.
+    """The progress of a training, within an epoch or at its end.
 
-    step: of the training, the next to be taken. position: batches of the epoch that were served. total, seen: the sum of the
-    losses of so many data along it. seconds: of training. skipped: steps that were left out as their loss was not finite.
+    Attributes:
+        step: the next step, counted from 0.
+        position: the number of batches of the unfinished epoch that were served; 0 at its end.
+        total: the sum of the losses of the unfinished epoch over its data, in nats.
+        seen: the number of data in `total`.
+        seconds: the time of the training.
+        skipped: steps that were left out because a loss or a gradient was not finite.
     """
 
     step: int = 0
@@ -47,9 +57,19 @@ class Progressed:
 
 @dataclass
 class State:
-    """All that decides how a training goes on: a resumed one takes the same steps.
+    """The state of a training: one that is resumed from it takes the same steps.
 
-    random: the states of the generators of Python, NumPy and torch; the order of the data is a function of seed and epoch.
+    The order of the data is no part of it: it depends on the seed and the epoch alone.
+
+    Attributes:
+        weights: the `state_dict` of the system.
+        optimizer: the `state_dict` of the optimizer.
+        random: the states of the generators of Python, NumPy and torch, as `all_random_states`
+            returns them.
+        history: the metrics of the finished epochs.
+        best_weights: the weights of the best validation bound; empty if there are none yet.
+        best_epoch: the epoch of `best_weights`; 0 if there is none yet.
+        progressed: the progress within the epoch.
     """
 
     weights: dict[str, Tensor]
@@ -67,8 +87,49 @@ class State:
             bool(torch.isfinite(v).all()) for v in self.weights.values() if v.is_floating_point()
         )
 
+    @property
+    def is_best(self) -> bool:
+        """Whether this is the end of the epoch with the best validation bound."""
+        return not self.progressed.position and self.best_epoch == len(self.history) > 0
+
+    def to_content(self) -> dict[str, Any]:
+        """Return the state in the form that `write_tensors` accepts.
+
+        Returns:
+            The attributes by name; `best_weights` is None where they are the weights themselves.
+        """
+        content: dict[str, Any] = {
+            **vars(self),
+            "history": [asdict(epoch) for epoch in self.history],
+            "progressed": asdict(self.progressed),
+        }
+        return {**content, "best_weights": None} if self.is_best else content
+
+    @classmethod
+    def from_content(cls, content: Any) -> Self:
+        """Return the state from what `to_content` returned.
+
+        Args:
+            content: the content of a file; further entries are ignored.
+
+        Returns:
+            The state.
+        """
+        names = ("weights", "optimizer", "random", "best_weights", "best_epoch")
+        state = cls(
+            **{name: content[name] for name in names},
+            history=[Epoch(**row) for row in content["history"]],
+            progressed=Progressed(**content["progressed"]),
+        )
+        if state.best_weights is None:
+            state.best_weights = state.weights
+        return state
+
     def where(self) -> str:
-        """How far it is, in words.
+        """Return how far the training is, in words.
+
+        Returns:
+            The epoch, and the step within an unfinished one.
 
         >>> State({}, {}, {}, progressed=Progressed(step=7, position=7)).where()
         'epoch 1, step 7'
@@ -79,47 +140,15 @@ class State:
 
 
 def write_csv(path: str | Path, history: Sequence[Epoch]) -> None:
-    """Write epochs as a table with their names in the first row."""
+    """Write epochs as a table with the names of the columns in the first row.
+
+    Args:
+        path: the file to write.
+        history: the epochs; nan is written as an empty field.
+    """
     with Path(path).open("w", newline="") as file:
         writer = csv.DictWriter(file, [f.name for f in fields(Epoch)])
         writer.writeheader()
         writer.writerows(
             {k: "" if math.isnan(v) else v for k, v in asdict(epoch).items()} for epoch in history
         )
-
-
-def random_states(device: torch.device) -> dict[str, Any]:
-    """The states of all generators that a program may draw from, in numbers, texts and tensors."""
-    kind, keys, *rest = np.random.get_state(legacy=True)  # programs share it  # noqa: NPY002
-    states = {
-        "python": random.getstate(),
-        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
-        "cpu": torch.get_rng_state(),
-    }
-    return states if device.type != "cuda" else {**states, "cuda": torch.cuda.get_rng_state(device)}
-
-
-def set_random_states(states: dict[str, Any], device: torch.device) -> None:
-    """The inverse of `random_states`; a generator that has no state there stays as it is."""
-    if "python" in states:
-        version, numbers, gauss = states["python"]
-        random.setstate((version, tuple(numbers), gauss))
-    if "numpy" in states:
-        kind, keys, *rest = states["numpy"]
-        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)
-
-
-@contextmanager
-def own_generators(device: torch.device, seed: int) -> Iterator[None]:
-    """A context in which the generators of Python, NumPy and torch start from `seed`, and after which they are as they were."""
-    before = random_states(torch.device("cpu"))
-    with fork_random(device, seed):
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # the generator that programs share  # noqa: NPY002
-        try:
-            yield
-        finally:
-            set_random_states(before, torch.device("cpu"))

@@ -23,6 +23,7 @@ from pyroae.evaluation.annealing.results import BlockResult
 from pyroae.evaluation.annealing.simulation import replaced, simulate
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.traces import prior_of, run
+from pyroae.runtime.randomness import random_state, set_random_state
 
 
 @dataclass
@@ -186,26 +187,3 @@ def _check_guide(traces: Traces) -> None:
             )
 
 
-def random_state(device: torch.device) -> Tensor:
-    """Return the state of the generator that draws on a device come from.
-
-    Args:
-        device: The device of the draws.
-
-    Returns:
-        The state, a tensor of bytes.
-    """
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def set_random_state(state: Tensor, device: torch.device) -> None:
-    """Set the state of the generator that draws on a device come from.
-
-    Args:
-        state: A state that `random_state` returned.
-        device: The device of the draws.
-    """
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state.cpu(), device)
-    else:
-        torch.set_rng_state(state.cpu())

@@ -13,7 +13,7 @@ from pyroae.programs.context import fork_random
 from pyroae.runtime.memory import Portion
 from pyroae.runtime.processes import Share
 from pyroae.runtime.progress import Progress
-from pyroae.runtime.signals import Held
+from pyroae.runtime.signals import DeferredSignals
 
 Results = dict[int, BlockResult]
 """Results of blocks, on the CPU, by the index of their first datum."""
@@ -60,7 +60,7 @@ class Annealing:
         """
         todo = [span for span in self._blocks if not self._is_finished(span)]
         self._moves = (len(self._blocks) - len(todo)) * self.plan.moves
-        with Held(self.checkpoint.path is not None) as self._held:
+        with DeferredSignals(self.checkpoint.path is not None) as self._held:
             for results in distribute(self.share, todo, self._block):
                 self._finished |= results
         return [self._finished[first] for first in sorted(self._finished)]

@@ -1,0 +1,212 @@
+"""The files of a cell of a comparison: its state, its learning curve, its outcome."""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pyroae.comparison.cells import CellStore
+from pyroae.comparison.results import Cell, Outcome, Point
+from pyroae.errors import ConfigError, RunError
+from pyroae.runtime.checkpoint_files import CheckpointFile
+from pyroae.runtime.files import guarded, read_tensors, words, write_tensors
+from pyroae.runtime.processes import say
+from pyroae.training.state import State
+
+STATE = "state of a training"
+"""The kind of the files that hold a state."""
+
+
+OUTCOME = "outcome.safetensors"
+"""The name of the file that marks a cell as finished."""
+
+
+def directory_name(cell: Cell) -> str:
+    """Return the name of a cell's directory.
+
+    Args:
+        cell: the cell.
+
+    Returns:
+        A name without characters that a shell or a file system treats specially.
+
+    >>> directory_name(Cell("beta-elbo:beta=2", 8, 0))
+    'beta-elbo-beta=2-k8-seed0'
+    """
+    slug = re.sub(r"[^\w.=+-]+", "-", cell.objective)
+    return f"{slug}-k{cell.num_particles}-seed{cell.seed}"
+
+
+class CellDirectory(CellStore):
+    """A directory with a folder for each cell.
+
+    Args:
+        path: the directory.
+        record: returns all that decides the figures of a cell, as JSON accepts it.
+    """
+
+    def __init__(self, path: Path, record: Callable[[Cell], Mapping[str, Any]]) -> None:
+        self.path, self.record = path, record
+
+    def outcome(self, cell: Cell) -> Outcome | str | None:
+        """Return the outcome of a cell; None if it is not finished.
+
+        Raises:
+            ConfigError: if the cell was trained with other settings.
+        """
+        self._check(cell)
+        return outcome_in(self.path / directory_name(cell), cell)
+
+    def begin(self, cell: Cell) -> tuple[State | None, list[Point]]:
+        """Return the last state of a cell and its learning curve; record the settings of a new one.
+
+        Raises:
+            ConfigError: if the cell was trained with other settings.
+            RunError: if neither the last state nor the one before can be read.
+        """
+        self._check(cell)
+        self._write_record(cell)
+        file = self._states(cell)
+        if not file.exists:
+            return None, []
+        content, damage = file.read()
+        state = State.from_content(content)
+        if damage is not None:
+            say(f"{damage}: resuming from {state.where()}")
+        return state, read_curve(self.path / directory_name(cell) / "curve.csv")
+
+    def save(self, cell: Cell, state: State, points: Sequence[Point]) -> None:
+        """Write a state; the one before it stays, under another name."""
+        write_curve(self.path / directory_name(cell) / "curve.csv", points)
+        self._states(cell).write(state.to_content())
+
+    def finish(self, cell: Cell, outcome: Outcome) -> None:
+        """Write the outcome of a cell."""
+        self._write_record(cell)
+        write_outcome(self.path / directory_name(cell) / OUTCOME, outcome)
+
+    def _states(self, cell: Cell) -> CheckpointFile:
+        return CheckpointFile.in_directory(self.path / directory_name(cell) / "checkpoints", STATE)
+
+    def _write_record(self, cell: Cell) -> None:
+        text = json.dumps(self.record(cell), indent=2)
+        file = self.path / directory_name(cell) / "cell.json"
+        guarded(file, lambda temporary: temporary.write_text(text))
+
+    def _check(self, cell: Cell) -> None:
+        file = self.path / directory_name(cell) / "cell.json"
+        record = json.loads(json.dumps(self.record(cell)))
+        if file.is_file() and json.loads(file.read_text()) != record:
+            raise ConfigError(
+                f"'{file.parent}' was trained with other settings: remove it to train it again"
+            )
+
+
+def outcome_in(place: Path, cell: Cell) -> Outcome | str | None:
+    """Return the outcome in the directory of a cell.
+
+    Args:
+        place: the directory.
+        cell: the cell.
+
+    Returns:
+        The outcome; why the training failed; None if it is not finished.
+
+    Raises:
+        RunError: if the file cannot be read.
+    """
+    return read_outcome(place / OUTCOME, cell) if (place / OUTCOME).is_file() else None
+
+
+def write_outcome(path: Path, outcome: Outcome) -> None:
+    """Write the outcome of a training, which marks it as finished.
+
+    Args:
+        path: the file to write.
+        outcome: the outcome.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
+    content = {f.name: getattr(outcome, f.name) for f in fields(Outcome) if f.name != "cell"}
+    write_tensors(path, "outcome", content)
+
+
+def write_failure(path: Path, reason: str) -> None:
+    """Write why a training failed, which marks it as finished: it would fail again.
+
+    Args:
+        path: the file to write.
+        reason: the message of the error.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
+    write_tensors(path, "outcome", {"failed": reason})
+
+
+def read_outcome(path: Path, cell: Cell) -> Outcome | str:
+    """Read what `write_outcome` or `write_failure` wrote.
+
+    Args:
+        path: the file.
+        cell: the cell of the outcome.
+
+    Returns:
+        The outcome, or why the training failed.
+
+    Raises:
+        RunError: if the file cannot be read.
+    """
+    try:
+        content = read_tensors(path, "outcome")
+        if "failed" in content:
+            return str(content["failed"])
+        content["curve"] = tuple(Point(*point) for point in content["curve"])
+        return Outcome(cell, **content)
+    except RunError as error:
+        raise RunError(f"{error}; remove '{path.parent}' to train it again") from None
+    except (KeyError, TypeError) as error:
+        raise RunError(
+            f"'{path}' holds no outcome: {words(error)}; remove '{path.parent}' to train it again"
+        ) from None
+
+
+def write_curve(path: Path, points: Sequence[Point]) -> None:
+    """Write a learning curve as a table with the names of the columns in the first row.
+
+    Args:
+        path: the file to write.
+        points: the points.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
+
+    def write(file: Path) -> None:
+        with file.open("w", newline="") as opened:
+            writer = csv.writer(opened)
+            writer.writerow(Point._fields)
+            writer.writerows(points)
+
+    guarded(path, write)
+
+
+def read_curve(path: Path) -> list[Point]:
+    """Read what `write_curve` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The points; none if there is no file.
+    """
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    types = Point.__annotations__
+    return [Point(**{name: types[name](row[name]) for name in Point._fields}) for row in rows]

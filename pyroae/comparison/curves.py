@@ -1,0 +1,95 @@
+"""Learning curves: the log-likelihood of validation data along a training."""
+
+import math
+from dataclasses import dataclass, field
+from typing import cast
+
+from torch import Tensor, nn
+
+from pyroae.comparison.budget import evaluations_of
+from pyroae.comparison.results import Cell, Point
+from pyroae.config import TrainConfig
+from pyroae.evaluation.blocks import Data
+from pyroae.evaluation.importance.likelihood import log_likelihood
+from pyroae.programs.pair import System, like_parameters
+from pyroae.training.state import State
+
+CURVE_POINTS = 40
+"""About the number of points of a curve."""
+
+
+CURVE_DATA = 500
+"""Validation data of a point."""
+
+
+CURVE_PARTICLES = 64
+"""Importance samples per datum of a point, K."""
+
+
+@dataclass
+class Curve:
+    """The learning curve of a training: −log p(x) of validation data, whatever its own bound.
+
+    Attributes:
+        system: the system that is trained.
+        x: validation data, [N, ...] or the arguments of a program; None for no curve.
+        cell: the training in its comparison.
+        config: the configuration of the training.
+        num_data: the number of training data.
+        points: the points so far.
+    """
+
+    system: nn.Module
+    x: Data | None
+    cell: Cell
+    config: TrainConfig
+    num_data: int
+    points: list[Point] = field(default_factory=list)
+
+    def after_epoch(self, state: State) -> None:
+        """Add a point if the last one is far enough back, or at the last epoch.
+
+        Args:
+            state: the state after an epoch; the system has its weights.
+        """
+        row = state.history[-1]
+        last = self.points[-1] if self.points else Point(0, 0, 0.0, 0, math.nan)
+        if self.config.max_seconds is not None:
+            due = row.seconds - last.seconds >= self.config.max_seconds / CURVE_POINTS
+        else:
+            due = row.epoch - last.epoch >= self.config.epochs / CURVE_POINTS
+        if due or row.epoch == self.config.epochs:
+            self.add(row.epoch, row.step, row.seconds)
+
+    def add(self, epoch: int, step: int, seconds: float) -> None:
+        """Add a point at the present weights, unless there is one at this step.
+
+        Args:
+            epoch: the number of epochs of the training.
+            step: the number of steps of the training.
+            seconds: the time of the training.
+        """
+        if self.x is None or (self.points and self.points[-1].step == step):
+            return
+        system, x = cast(System, self.system), placed(self.system, self.x)
+        likelihood = log_likelihood(
+            system.model, system.guide, x, num_particles=CURVE_PARTICLES, seed=0
+        )
+        evaluations = evaluations_of(
+            step, self.cell.num_particles, self.num_data, self.config.batch_size
+        )
+        self.points.append(Point(epoch, step, seconds, evaluations, likelihood.nll))
+
+
+def placed(system: nn.Module, x: Data) -> Data:
+    """Return data on the device and in the precision of a system's parameters.
+
+    Args:
+        system: the system.
+        x: data [N, ...], or a tuple of the arguments of a program.
+
+    Returns:
+        The same data, a tensor or a tuple.
+    """
+    args = like_parameters(system, x if isinstance(x, tuple) else (cast(Tensor, x),))
+    return args if isinstance(x, tuple) else args[0]

@@ -1,0 +1,232 @@
+"""Take the optimizer steps of a training, compiled or by autograd."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import pyro
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from pyroae.compilation.svi import Compiled
+from pyroae.config import TrainConfig
+from pyroae.distributed.fabric import load_optimizer, load_weights, share_of, whole
+from pyroae.runtime.randomness import all_random_states, set_all_random_states
+from pyroae.training.forward import Step
+from pyroae.training.minibatches import Batch
+from pyroae.training.optimizers import optimizer_of
+from pyroae.training.plan import Plan
+from pyroae.training.state import Progressed, State
+
+STEPS_A_LAUNCH = 16
+"""Steps in one launch on a GPU: they take longer than the host needs to prepare the next ones."""
+
+
+class Stepper:
+    """The optimizer steps of one training.
+
+    Steps on batches of a size that is worth compiling run as one graph, from forward pass to
+    update. All others are steps of autograd and of Lightning Fabric; where gradients are scaled,
+    inspected or shared by processes, the forward pass alone is a graph.
+
+    Args:
+        step: the forward pass, with the system and the objective.
+        config: the configuration.
+        fabric: the device, the precision and the processes.
+        plan: the learning rate and the KL weight of each step.
+
+    Attributes:
+        skipped: steps that were left out because a loss or a gradient was not finite.
+        compile_seconds: the time that compiling took.
+        show: called with a step and a message while that step is compiled.
+    """
+
+    def __init__(self, step: Step, config: TrainConfig, fabric: Fabric, plan: Plan) -> None:
+        self.forward, self.config, self.fabric, self.plan = step, config, fabric, plan
+        step.share = self.share = share_of(fabric)
+        # before the optimizer: FSDP replaces the parameters
+        self.module = fabric.setup_module(step)
+        self.optimizer = cast(Any, fabric.setup_optimizers(optimizer_of(config, step.system)))
+        self.graphs: Compiled | None = None
+        self.skipped, self.compile_seconds = 0, 0.0
+        self.show: Callable[[int, str], None] = lambda step, text: None
+        self._update = self._update_if_finite if config.nonfinite == "skip" else self._always_update
+
+    def compile(self) -> None:
+        """Choose graphs for the steps on full batches, if that is worth it."""
+        if self.plan.is_worth_compiling(self.config.batch_size):
+            self.graphs = self.compiled_step()
+            if self.graphs is None and self.config.strategy != "fsdp":
+                self.forward.compile_for(self.config.batch_size, self.fabric.autocast)
+
+    def compiled_step(self) -> Compiled | None:
+        """Return the whole step as a graph; None if its gradients are needed in between."""
+        config, optimizer = self.config, self.optimizer.optimizer
+        if self.share.world > 1 or config.precision == "16-mixed" or config.nonfinite == "skip":
+            return None
+        return Compiled(
+            self.forward.system,
+            self.forward.objective,
+            lambda _: optimizer,
+            grad_clip=config.grad_clip,
+            precision=self.fabric.autocast,
+        )
+
+    @property
+    def most(self) -> int:
+        """The largest number of steps that `take` should be given at once."""
+        on_gpu = self.graphs is not None and self.fabric.device.type == "cuda"
+        return STEPS_A_LAUNCH if on_gpu else 1
+
+    def begin(self, step: int, seconds: float = 0.0) -> float | None:
+        """Set the learning rate of a step.
+
+        Args:
+            step: counted from 0.
+            seconds: the time since the start of the training.
+
+        Returns:
+            The KL weight of the step; None without a warm-up.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.learning_rate(step, seconds)
+        return self.plan.kl_weight(step)
+
+    def take(self, step: int, seconds: float, group: list[Batch]) -> list[Tensor]:
+        """Take steps on batches of one size.
+
+        Args:
+            step: the first step, counted from 0.
+            seconds: the time since the start of the training.
+            group: the batches.
+
+        Returns:
+            The negative bound before each step, a scalar in nats per datum; with several
+            processes, this process's part of the mean.
+        """
+        args, size = group[0]
+        graphs = self._graphs_for(size)
+        if len(group) == 1 or graphs is None or self._is_new(graphs, step, seconds, args):
+            return [
+                self.take_one(step + i, seconds, args, size) for i, (args, size) in enumerate(group)
+            ]
+        stacks = [torch.stack(rows) for rows in zip(*(args for args, _ in group), strict=True)]
+        losses = graphs.steps(
+            *stacks,
+            before=lambda i: self.begin(step + i, seconds),
+            divisor=self.forward.num_data(args),
+        )
+        return list(losses.unbind())
+
+    def take_one(self, step: int, seconds: float, args: tuple[Tensor, ...], size: int) -> Tensor:
+        """Take one step.
+
+        Args:
+            step: counted from 0.
+            seconds: the time since the start of the training.
+            args: this process's share of a batch, each argument of shape [B / world, ...].
+            size: the size B of the full batch.
+
+        Returns:
+            As an item of `take`.
+        """
+        kl_weight, self.forward.size = self.begin(step, seconds), size
+        graphs = self._graphs_for(size)
+        if graphs is not None:
+            return self._compiled(graphs, step, args, kl_weight)
+        with pyro.validation_enabled(step == 0):
+            factor = self.share.weight(size) / self.forward.num_data(args)
+            return self._eager(args, kl_weight, factor)
+
+    def _graphs_for(self, size: int) -> Compiled | None:
+        is_compiled = self.graphs is not None and self.plan.is_worth_compiling(size)
+        return self.graphs if is_compiled else None
+
+    def _is_new(
+        self, graphs: Compiled, step: int, seconds: float, args: tuple[Tensor, ...]
+    ) -> bool:
+        kl_weight = self.begin(step, seconds)
+        return graphs.is_new(*args, kl_weight=kl_weight, divisor=self.forward.num_data(args))
+
+    def _compiled(
+        self, graphs: Compiled, step: int, args: tuple[Tensor, ...], kl_weight: float | None
+    ) -> Tensor:
+        divisor = self.forward.num_data(args)
+        if not graphs.is_new(*args, kl_weight=kl_weight, divisor=divisor):
+            return graphs.step(*args, kl_weight=kl_weight, divisor=divisor)
+        self.show(step, "compiling the step")
+        begun = time.monotonic()
+        loss = graphs.step(*args, kl_weight=kl_weight, divisor=divisor)
+        self.compile_seconds += time.monotonic() - begun
+        return loss
+
+    def _eager(self, args: tuple[Tensor, ...], kl_weight: float | None, factor: float) -> Tensor:
+        losses: list[Tensor] = []
+
+        def closure() -> Tensor:
+            self.optimizer.zero_grad()
+            value, surrogate = self.module(*args, kl_weight=kl_weight)
+            losses.append(-value.detach() * factor)
+            loss = -surrogate * factor
+            self.fabric.backward(loss)
+            if self.config.grad_clip is not None:
+                self.fabric.clip_gradients(
+                    self.module,
+                    self.optimizer,
+                    max_norm=self.config.grad_clip,
+                    error_if_nonfinite=False,
+                )
+            return cast(Tensor, loss.detach())
+
+        is_updated = self._update(closure)
+        return losses[0] if is_updated else torch.full_like(losses[0], math.nan)
+
+    def _always_update(self, closure: Callable[[], Tensor]) -> bool:
+        self.optimizer.step(closure)
+        return True
+
+    def _update_if_finite(self, closure: Callable[[], Tensor]) -> bool:
+        is_finite = self._is_finite(closure())
+        if is_finite:
+            self.optimizer.step()
+        self.skipped += not is_finite
+        return is_finite
+
+    def _is_finite(self, loss: Tensor) -> bool:
+        """Whether the loss and every gradient are finite, in all processes."""
+        grads = [p.grad for p in self.forward.system.parameters() if p.grad is not None]
+        sums = torch.stack([loss, *(g.norm().to(loss) for g in whole(grads))])
+        if self.share.world > 1:
+            sums = cast(Tensor, self.fabric.all_reduce(sums, reduce_op="sum"))
+        return bool(torch.isfinite(sums).all())
+
+    def snapshot(self, progressed: Progressed) -> State:
+        """Return the present state, in tensors of its own. Collective: call it on every process.
+
+        Args:
+            progressed: the progress within the epoch.
+
+        Returns:
+            Weights, optimizer and random generators; without a history.
+        """
+        return State(
+            whole(dict(self.forward.system.state_dict())),
+            whole(self.optimizer.optimizer.state_dict()),
+            all_random_states(self.fabric.device),
+            progressed=progressed,
+        )
+
+    def restore(self, state: State) -> None:
+        """Restore what `snapshot` returned.
+
+        Args:
+            state: a state of this training.
+        """
+        load_weights(self.forward.system, state.weights)
+        load_optimizer(self.optimizer.optimizer, state.optimizer)
+        self.skipped = state.progressed.skipped
+        if self.graphs is not None:
+            self.graphs.has_stepped = state.progressed.step > 0
+        set_all_random_states(state.random, self.fabric.device)

@@ -1,0 +1,66 @@
+"""The negative bound, the distortion and the rate of the validation data."""
+
+import math
+from typing import cast
+
+import pyro
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from pyroae.data.dataset import Dataset
+from pyroae.programs.arguments import Arguments
+from pyroae.programs.context import evaluating
+from pyroae.programs.pair import like_parameters
+from pyroae.runtime.randomness import fork_random
+from pyroae.training.forward import Step
+
+VALIDATION_BATCH = 1000
+"""Data that are evaluated at once."""
+
+
+class Validator:
+    """Evaluate a system on validation data, with the same draws at every call.
+
+    Args:
+        step: the forward pass, with the system, the objective and this process's share.
+        data: the validation data; None if there are none.
+        fabric: the device, the precision and the processes.
+        seed: where the draws start.
+    """
+
+    def __init__(
+        self, step: Step, data: Dataset | Arguments | None, fabric: Fabric, seed: int
+    ) -> None:
+        self.step, self.data, self.fabric, self.seed = step, data, fabric, seed
+
+    def __call__(self) -> tuple[float, float, float]:
+        """Return the mean negative bound, distortion and rate at full KL weight.
+
+            distortion = −E log p(x|z),  rate = E[log q(z|x) − log p(z)]
+
+        Collective: every process has to call it.
+
+        Returns:
+            Three means over the validation data, in nats per datum; nan without data.
+        """
+        if self.data is None:
+            return math.nan, math.nan, math.nan
+        system, share, device = self.step.system, self.step.share, self.fabric.device
+        tensors = self.data.tensors if isinstance(self.data, Arguments) else (self.data.x,)
+        sums = torch.zeros(3, dtype=torch.float64)
+        with (
+            evaluating(system),
+            fork_random(device, self.seed),
+            pyro.validation_enabled(False),
+            self.fabric.autocast(),
+        ):
+            for part in zip(*(t.split(VALIDATION_BATCH) for t in tensors), strict=True):
+                self.step.size = size = len(part[0])
+                args = like_parameters(system, tuple(t[share.of(size)] for t in part))
+                counts = share.weight(size) * size / share.world / len(args[0])
+                sums += counts * cast(Tensor, self.step(*args, validate=True)).cpu()
+        if share.world > 1:
+            sums = cast(Tensor, self.fabric.all_reduce(sums.to(device), reduce_op="sum")).cpu()
+        nelbo, distortion, rate = (sums / len(self.data)).tolist()
+        return nelbo, distortion, rate
