@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from pyroae.autoencoder import Autoencoder
     from pyroae.comparison.budget import Budget
     from pyroae.comparison.results import Comparison
-    from pyroae.comparison.trainings import Scoring, compare_training
+    from pyroae.comparison.scoring import Scoring
+    from pyroae.comparison.trainings import compare_training
     from pyroae.compilation.svi import Compiled, compile
     from pyroae.config import RunConfig, TrainConfig
     from pyroae.data import Dataset, Splits, load

@@ -14,10 +14,11 @@ from pyroae.evaluation.checks import check_terms, filled
 from pyroae.evaluation.gradient_lab.slopes import SNRCurve
 from pyroae.evaluation.gradient_lab.statistics import GradientStatistics
 from pyroae.programs.arguments import structure_of
-from pyroae.programs.context import evaluating, fork_random
+from pyroae.programs.context import evaluating
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.sites import PARTICLES, Program, Site, plates_of
 from pyroae.programs.traces import run
+from pyroae.runtime.randomness import fork_random
 from pyroae.weights import reduce_log_weights
 
 if TYPE_CHECKING:

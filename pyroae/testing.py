@@ -18,9 +18,9 @@ from pyroae.objectives.base import Bound, ObjectiveBase
 from pyroae.objectives.bounds import IWAE
 from pyroae.objectives.gradients import Pathwise
 from pyroae.objectives.pair import Objective
-from pyroae.programs.context import fork_random
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.sites import Program
+from pyroae.runtime.randomness import fork_random
 
 REPLICATES, DATA = 100, 100
 """Sizes of a mean over draws: the number of runs, and of copies of one datum in each run."""

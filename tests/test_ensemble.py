@@ -16,7 +16,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyroae import TrainConfig, fit, load, zoo
 from pyroae.comparison.budget import Budget
-from pyroae.comparison.trainings import Scoring, compare_training
+from pyroae.comparison.scoring import Scoring
+from pyroae.comparison.trainings import compare_training
 from pyroae.compilation.codegen import Recorded
 from pyroae.compilation.ensemble import Ensemble, Stream, _Batched
 from pyroae.compilation.noise_inputs import NotLiftedError, lift_draws

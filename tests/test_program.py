@@ -25,8 +25,8 @@ from pyroae.errors import ConfigError, DataError, ProgramError
 from pyroae.objectives import OBJECTIVES
 from pyroae.objectives.apply import KLWeight
 from pyroae.programs.arguments import Arguments
-from pyroae.programs.context import fork_random
 from pyroae.programs.traces import run
+from pyroae.runtime.randomness import fork_random
 from pyroae.training.trainer import FitResult
 from pyroae.weights import LogWeights, log_weights, reduce_log_weights
 

@@ -217,7 +217,8 @@ def test_a_signal_saves_and_says_how_to_go_on(splits: Splits, number: signal.Sig
     with Keeper(save, "this") as keeper:
         os.kill(os.getpid(), number)
         with pytest.raises(
-            InterruptedRunError, match=rf"by {number.name} at epoch 1, step 1, .*; resume with: this"
+            InterruptedRunError,
+            match=rf"by {number.name} at epoch 1, step 1, .*; resume with: this",
         ) as stop:
             trained(CONFIG, splits, keeper)
     assert stop.value.signal == number

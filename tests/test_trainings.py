@@ -18,7 +18,8 @@ from pyroae import TrainConfig, fit, load, log_likelihood, zoo
 from pyroae.comparison.budget import Budget
 from pyroae.comparison.cell_files import CellDirectory
 from pyroae.comparison.results import Cell, Comparison, Entry
-from pyroae.comparison.trainings import Curve, Scoring, compare_training
+from pyroae.comparison.scoring import Scoring
+from pyroae.comparison.trainings import Curve, compare_training
 from pyroae.data.dataset import Dataset
 from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, DataError, ProgramError, UndefinedLikelihoodError
@@ -290,7 +291,6 @@ def test_refusals(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
         )
     with pytest.raises(DataError, match="no test part"):
         compared(Splits(digits.train, digits.valid, None, "", "dynamic"), ("iwae",))
-    data: Any = torch.ones(3, 4)
     with pytest.raises(DataError, match="a pair of training and held-out data"):
         compare_training(
             partial(zoo.vae, 4, 2),

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pyroae.compilation.tracing import UntraceableError, reason_of
 from pyroae.errors import ConfigError, is_refusal
-from pyroae.programs.context import fork_random
 from pyroae.runtime.memory import is_out_of_memory
+from pyroae.runtime.randomness import fork_random
 
 Outputs = tuple[Tensor, ...]
 """The outputs of a graph."""

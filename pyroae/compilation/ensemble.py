@@ -32,8 +32,7 @@ from pyroae.compilation.optimizer_updates import Update, clipped
 from pyroae.compilation.svi import Compiled, Traced
 from pyroae.compilation.tracing import reason_of
 from pyroae.errors import is_refusal
-from pyroae.programs.context import fork_random
-from pyroae.runtime.randomness import random_state, set_random_state
+from pyroae.runtime.randomness import fork_random, random_state, set_random_state
 
 Batches = Sequence[tuple[Tensor, ...]]
 """The arguments of each member's programs."""

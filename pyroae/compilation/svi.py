@@ -26,9 +26,9 @@ from pyroae.errors import ConfigError
 from pyroae.objectives.apply import bound_of, refuse_untrained
 from pyroae.objectives.base import Bound
 from pyroae.programs.arguments import flatten_arguments, unflatten_arguments
-from pyroae.programs.context import fork_random
 from pyroae.programs.pair import Pair, System, same_buffers, system_of
 from pyroae.programs.sites import Program
+from pyroae.runtime.randomness import fork_random
 
 Key = tuple[Any, ...]
 """The properties of arguments and programs that a graph is made for."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyroae.errors import ProgramError, UndefinedLikelihoodError
 from pyroae.evaluation.blocks import part_of, rows_of
-from pyroae.programs.context import evaluating, fork_random
+from pyroae.programs.context import evaluating
 from pyroae.programs.global_sites import globals_of
 from pyroae.programs.masks import in_support, mask_of, where_unmasked
 from pyroae.programs.paired_traces import Traces, log_density
@@ -26,6 +26,7 @@ from pyroae.programs.sites import Program, Site, base_distribution, is_delta, sa
 from pyroae.programs.traces import at_values, run
 from pyroae.programs.trial_runs import is_close
 from pyroae.runtime.memory import Portion
+from pyroae.runtime.randomness import fork_random
 
 Role = Literal["proposal", "path", "start", "parts"]
 """The use of the guide.

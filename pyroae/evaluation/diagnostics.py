@@ -15,11 +15,12 @@ from pyroae.errors import DataError
 from pyroae.evaluation.blocks import Data, blocks, rows_of
 from pyroae.evaluation.checks import check_terms, filled
 from pyroae.programs.arguments import structure_of
-from pyroae.programs.context import evaluating, fork_random
+from pyroae.programs.context import evaluating
 from pyroae.programs.masks import mask_of
 from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import Program, Site, base_distribution
 from pyroae.programs.traces import run
+from pyroae.runtime.randomness import fork_random
 from pyroae.weights import reduce_log_weights
 
 DRAWS_OF_MEAN = 64

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from pyroae.errors import ConfigError, unknown_name
 from pyroae.evaluation.latents import Latents
-from pyroae.programs.context import fork_random
 from pyroae.programs.particle_check import plate_nesting
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import prior_of
+from pyroae.runtime.randomness import fork_random
 
 Family = Literal["diagonal", "full-rank"]
 """The covariance of a local Gaussian."""

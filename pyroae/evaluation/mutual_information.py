@@ -16,12 +16,13 @@ from pyroae.evaluation.checks import check_evidence, check_terms
 from pyroae.evaluation.diagnostics import diagnose
 from pyroae.evaluation.importance.streams import Z
 from pyroae.evaluation.trial import nesting_of
-from pyroae.programs.context import evaluating, fork_random
+from pyroae.programs.context import evaluating
 from pyroae.programs.masks import mask_of
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.sites import Program, base_distribution
 from pyroae.programs.traces import log_post_of, run
 from pyroae.runtime.progress import Progress
+from pyroae.runtime.randomness import fork_random
 from pyroae.weights import reduce_log_weights
 
 

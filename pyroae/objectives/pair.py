@@ -13,7 +13,7 @@ from pyroae.objectives.bounds import BoundFunction
 from pyroae.objectives.gradients import Coefficients, Gradient, Pathwise, Score
 from pyroae.objectives.scores import elbo_scores, has_path, moves_support, score_terms
 from pyroae.objectives.surrogates import Detached, Scaled, at_fixed_draws, path_through_log_post
-from pyroae.programs.context import evaluating, fork_random
+from pyroae.programs.context import evaluating
 from pyroae.programs.paired_traces import Traces, log_density, terms_of
 from pyroae.programs.sites import (
     Program,
@@ -24,6 +24,7 @@ from pyroae.programs.sites import (
     undeclared,
     undeclared_words,
 )
+from pyroae.runtime.randomness import fork_random
 from pyroae.weights import LogWeights, reduce_log_weights
 
 TINY = 1e-20

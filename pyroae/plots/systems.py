@@ -27,7 +27,8 @@ from pyroae.plots.drawing import (
     limits_of,
     to_array,
 )
-from pyroae.programs.context import evaluating, fork_random
+from pyroae.programs.context import evaluating
+from pyroae.runtime.randomness import fork_random
 from pyroae.training.state import Epoch
 
 Labels = Sequence[Any] | np.ndarray | Tensor

@@ -16,13 +16,14 @@ from pyro import poutine
 from torch import Tensor
 
 from pyroae.errors import ProgramError
-from pyroae.programs.context import evaluating, fork_random
+from pyroae.programs.context import evaluating
 from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.particle_check import plate_nesting
 from pyroae.programs.particles import LOOP
 from pyroae.programs.sites import Program, Site, samples
 from pyroae.programs.traces import run
 from pyroae.programs.trial_runs import is_close, trial_mode
+from pyroae.runtime.randomness import fork_random
 
 
 class Globals(NamedTuple):

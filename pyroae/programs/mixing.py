@@ -5,12 +5,12 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyroae.programs.context import fork_random
 from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import ANY_SIZE, Program, samples
 from pyroae.programs.traces import prior_of, run
 from pyroae.programs.trial_runs import is_close, trial_mode
 from pyroae.runtime.memory import is_out_of_memory
+from pyroae.runtime.randomness import fork_random
 
 
 def mixed_site(

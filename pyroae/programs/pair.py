@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from pyroae.errors import ConfigError
-from pyroae.programs.context import fork_random, owner_of
+from pyroae.programs.context import owner_of
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.sites import Program, Site, plates_of, samples
 from pyroae.programs.traces import run
+from pyroae.runtime.randomness import fork_random
 
 NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
 """No keyword arguments."""

@@ -13,7 +13,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyroae.errors import ProgramError, own_error
-from pyroae.programs.context import evaluating, fork_random
+from pyroae.programs.context import evaluating
 from pyroae.programs.execution import run_pair
 from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.particles import LOOP
@@ -28,6 +28,7 @@ from pyroae.programs.trial_runs import (
     with_distinct_draws,
 )
 from pyroae.runtime.memory import is_out_of_memory
+from pyroae.runtime.randomness import fork_random
 
 
 def plate_nesting(

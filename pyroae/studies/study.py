@@ -37,7 +37,7 @@ from pyroae.evaluation.summary import evaluate as evaluate_system
 from pyroae.objectives import parse_objective
 from pyroae.runs.contents import versions
 from pyroae.runs.loading import splits_of
-from pyroae.runs.run import Run, versions
+from pyroae.runs.run import Run
 from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import say
 from pyroae.training.state import State

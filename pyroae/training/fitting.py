@@ -20,7 +20,7 @@ from pyroae.programs.pair import system_of
 from pyroae.programs.sites import Program
 from pyroae.runtime.randomness import fork_all_random
 from pyroae.training.forward import Step
-from pyroae.training.preflight import check
+from pyroae.training.preflight import check, data_plate_name
 from pyroae.training.state import State
 from pyroae.training.trainer import FitResult, Trainer
 
@@ -91,7 +91,7 @@ def fit(
         module = system_of(system)
         train, held_out = train_and_valid(module, data, valid)
         size = check(module, train, held_out, objective, config)
-        fabric = launched(config)
+        fabric = launch_fabric(config)
         with fork_all_random(fabric.device, config.seed), default_dtype(config):
             step = Step(module, objective, size)
             step.plate = data_plate_name(module, train, config) if config.is_distributed else None

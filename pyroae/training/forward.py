@@ -29,12 +29,14 @@ class Step(nn.Module):
     Attributes:
         share: this process's share of a batch.
         size: the size of the full batch that the next call has a share of.
+        plate: the name of the data plate, where it is known.
     """
 
     def __init__(self, system: nn.Module, objective: ELBO, full_size: int | None) -> None:
         super().__init__()
         self.system, self.objective, self.full_size = system, objective, full_size
         self.share, self.size = WHOLE, 0
+        self.plate: str | None = None
         self._graphs: Compiled | None = None
         self._compiled_size = 0
 
@@ -79,7 +81,7 @@ class Step(nn.Module):
     @contextmanager
     def drawing(self) -> Iterator[None]:
         """Return a context in which draws are this process's share of those for the full batch."""
-        with shared_draws(self.share, self.size):
+        with shared_draws(self.share, self.size, self.plate):
             yield
 
     def num_data(self, args: tuple[Tensor, ...]) -> int:

@@ -337,6 +337,6 @@ class _Lockstep:
         """Call a function for every member, with the member's random generators."""
         results = []
         for i, stream in enumerate(self.streams):
-            with stream.lent():
+            with stream.in_use():
                 results.append(function(i))
         return results

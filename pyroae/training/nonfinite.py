@@ -13,7 +13,7 @@ from pyroae.errors import NonFiniteLossError
 from pyroae.programs.pair import System
 from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import Site
-from pyroae.programs.traces import Traces, log_density, run
+from pyroae.programs.traces import run
 from pyroae.training.minibatches import Minibatches
 from pyroae.training.state import State
 from pyroae.training.stepping import Stepper

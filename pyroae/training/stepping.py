@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyroae.compilation.svi import Compiled
 from pyroae.config import TrainConfig
-from pyroae.distributed.fabric import load_optimizer, load_weights, share_of, whole
+from pyroae.distributed.fabric import gather_tensors, load_optimizer, load_weights, share_of
 from pyroae.runtime.randomness import all_random_states, set_all_random_states
 from pyroae.training.forward import Step
 from pyroae.training.minibatches import Batch
@@ -62,7 +62,7 @@ class Stepper:
                 self.forward.compile_for(self.config.batch_size, self.fabric.autocast)
 
     def compiled_step(self) -> Compiled | None:
-        """Return the whole step as a graph; None if its gradients are needed in between."""
+        """Return the gather_tensors step as a graph; None if its gradients are needed in between."""
         config, optimizer = self.config, self.optimizer.optimizer
         if self.share.world > 1 or config.precision == "16-mixed" or config.nonfinite == "skip":
             return None
@@ -197,7 +197,7 @@ class Stepper:
     def _is_finite(self, loss: Tensor) -> bool:
         """Whether the loss and every gradient are finite, in all processes."""
         grads = [p.grad for p in self.forward.system.parameters() if p.grad is not None]
-        sums = torch.stack([loss, *(g.norm().to(loss) for g in whole(grads))])
+        sums = torch.stack([loss, *(g.norm().to(loss) for g in gather_tensors(grads))])
         if self.share.world > 1:
             sums = cast(Tensor, self.fabric.all_reduce(sums, reduce_op="sum"))
         return bool(torch.isfinite(sums).all())
@@ -212,8 +212,8 @@ class Stepper:
             Weights, optimizer and random generators; without a history.
         """
         return State(
-            whole(dict(self.forward.system.state_dict())),
-            whole(self.optimizer.optimizer.state_dict()),
+            gather_tensors(dict(self.forward.system.state_dict())),
+            gather_tensors(self.optimizer.optimizer.state_dict()),
             all_random_states(self.fabric.device),
             progressed=progressed,
         )

@@ -17,10 +17,11 @@ from pyroae.evaluation.blocks import Data, arguments_of, blocks, rows_of
 from pyroae.evaluation.checks import check_program
 from pyroae.evaluation.latents import Latents
 from pyroae.evaluation.trial import nesting_of
-from pyroae.programs.context import evaluating, fork_random
+from pyroae.programs.context import evaluating
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import prior_of
 from pyroae.runtime.progress import Progress
+from pyroae.runtime.randomness import fork_random
 
 DEPTH = 14.0
 """Nats by which the density on the faces of the box lies below its maximum, for a tolerance of 1.

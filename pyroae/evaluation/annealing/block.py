@@ -185,5 +185,3 @@ def _check_guide(traces: Traces) -> None:
                 f"the guide's site '{name}' is no latent site of the model: "
                 "its density at other z is not known"
             )
-
-

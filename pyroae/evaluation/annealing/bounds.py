@@ -17,10 +17,11 @@ from pyroae.evaluation.annealing.preparation import Preparation, in_double, prep
 from pyroae.evaluation.annealing.results import BlockResult
 from pyroae.evaluation.annealing.settings import DEFAULTS, AISSettings
 from pyroae.evaluation.blocks import Data, arguments_of, base_seed, rows_of, spans
-from pyroae.programs.context import evaluating, fork_random
+from pyroae.programs.context import evaluating
 from pyroae.programs.sites import Program
 from pyroae.runtime.processes import WHOLE, Share
 from pyroae.runtime.progress import Progress
+from pyroae.runtime.randomness import fork_random
 
 
 def ais(

@@ -9,10 +9,10 @@ from pyroae.evaluation.annealing.compiled import PathGraphs
 from pyroae.evaluation.annealing.plan import Plan
 from pyroae.evaluation.annealing.results import BlockResult
 from pyroae.evaluation.blocks import block_seed, part_of, spans
-from pyroae.programs.context import fork_random
 from pyroae.runtime.memory import Portion
 from pyroae.runtime.processes import Share
 from pyroae.runtime.progress import Progress
+from pyroae.runtime.randomness import fork_random
 from pyroae.runtime.signals import DeferredSignals
 
 Results = dict[int, BlockResult]

@@ -18,11 +18,12 @@ from pyroae.evaluation.annealing.settings import AISSettings
 from pyroae.evaluation.checks import check_evidence, check_proposal, check_terms
 from pyroae.evaluation.importance.sampler import LEAST
 from pyroae.evaluation.trial import nesting_of
-from pyroae.programs.context import fork_random, owner_of
+from pyroae.programs.context import owner_of
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.sites import Program, base_distribution
 from pyroae.programs.traces import prior_of, run
 from pyroae.runtime.memory import once
+from pyroae.runtime.randomness import fork_random
 
 
 @dataclass(frozen=True)

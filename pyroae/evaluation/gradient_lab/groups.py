@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError
-from pyroae.programs.context import fork_random
 from pyroae.programs.paired_traces import log_density
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import run
+from pyroae.runtime.randomness import fork_random
 
 
 def parameter_groups(

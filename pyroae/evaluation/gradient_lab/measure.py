@@ -27,10 +27,9 @@ from pyroae.evaluation.gradient_lab.statistics import (
 )
 from pyroae.objectives.base import ObjectiveBase
 from pyroae.programs.arguments import structure_of
-from pyroae.programs.context import fork_random
 from pyroae.programs.sites import Program
 from pyroae.runtime.progress import Progress
-from pyroae.runtime.randomness import start_random
+from pyroae.runtime.randomness import fork_random, start_random
 
 __all__ = [
     "BATCHES",

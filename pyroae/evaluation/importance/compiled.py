@@ -12,10 +12,10 @@ from pyroae.compilation.codegen import Graph, device_of, inductor, try_compile
 from pyroae.compilation.invariant_split import split_invariant
 from pyroae.compilation.noise_inputs import Draw, NotLiftedError, lift_draws
 from pyroae.compilation.tracing import trace_to_graph
-from pyroae.programs.context import fork_random
 from pyroae.programs.pair import Pair
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import run
+from pyroae.runtime.randomness import fork_random
 from pyroae.weights import reduce_log_weights
 
 Weights = Callable[[int, int], Tensor]

@@ -22,11 +22,12 @@ from pyroae.evaluation.importance.sampler import LEAST, Sampler, programs_of
 from pyroae.evaluation.importance.streams import BoundCurve, Smoothed, is_reliable, khat_limit
 from pyroae.evaluation.trial import FEW, nesting_of
 from pyroae.programs.arguments import Plain, Structure, structure_of
-from pyroae.programs.context import evaluating, fork_random
+from pyroae.programs.context import evaluating
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import run
 from pyroae.runtime.memory import Portion, once
 from pyroae.runtime.processes import WHOLE, Share
+from pyroae.runtime.randomness import fork_random
 
 TOO_MANY = 0.1
 """The fraction of unreliable data above which all data are sampled again."""

@@ -31,7 +31,6 @@ from pyroae.evaluation.importance.streams import (
     curve_sizes,
 )
 from pyroae.evaluation.importance.tasks import DrawTasks
-from pyroae.programs.context import fork_random
 from pyroae.programs.paired_traces import log_density
 from pyroae.programs.particles import LOOP
 from pyroae.programs.sites import Program
@@ -39,6 +38,7 @@ from pyroae.programs.traces import run
 from pyroae.runtime.memory import Portion
 from pyroae.runtime.processes import Share
 from pyroae.runtime.progress import Progress
+from pyroae.runtime.randomness import fork_random
 from pyroae.runtime.threads import Threads, one_core_each
 
 LEAST_TO_STOP = 100

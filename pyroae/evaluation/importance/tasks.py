@@ -10,9 +10,9 @@ from pyroae.evaluation.blocks import block_seed, part_of
 from pyroae.evaluation.importance.compiled import CompiledDraws, Weights
 from pyroae.evaluation.importance.plan import Plan
 from pyroae.evaluation.importance.proposals import Draw, Proposal
-from pyroae.programs.context import fork_random
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import run
+from pyroae.runtime.randomness import fork_random
 from pyroae.weights import reduce_log_weights
 
 

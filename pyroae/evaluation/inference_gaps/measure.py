@@ -14,9 +14,10 @@ from pyroae.evaluation.inference_gaps.block import Block, block_gaps
 from pyroae.evaluation.inference_gaps.estimates import FamilyGaps, Gaps, KnownLikelihood, PerDatum
 from pyroae.evaluation.local import FAMILIES, Family
 from pyroae.evaluation.trial import nesting_of
-from pyroae.programs.context import evaluating, fork_random
+from pyroae.programs.context import evaluating
 from pyroae.programs.sites import Program
 from pyroae.runtime.progress import Progress
+from pyroae.runtime.randomness import fork_random
 
 
 def gaps(
