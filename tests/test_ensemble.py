@@ -490,7 +490,7 @@ def test_refusals() -> None:
     members = [SYSTEMS["vae"]() for _ in range(2)]
     with pytest.raises(ConfigError, match="a seed for each system, not 3 for 2"):
         fit_ensemble(members, data(), seeds=SEEDS)
-    with pytest.raises(ConfigError, match="an ensemble is one of modules"):
+    with pytest.raises(ConfigError, match="an ensemble consists of modules"):
         fit_ensemble([(members[0].model, members[0].guide)], data(), seeds=(0,))  # type: ignore[list-item]
     with pytest.raises(ConfigError, match="batch_size of 100 is larger than the 30 training data"):
         fit_ensemble(members, data(), config=TrainConfig(compile=True), seeds=(0, 1))
