@@ -1,11 +1,12 @@
 """The systems by name, one call each: rows of one table of four choices and two maps."""
 
+import inspect
 import math
 import os
 from itertools import pairwise
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyroae import corruptions, likelihoods, posteriors, priors
 from pyroae.autoencoder import Autoencoder
@@ -13,6 +14,8 @@ from pyroae.config import RunConfig
 from pyroae.data.dataset import Dataset
 from pyroae.errors import ConfigError
 from pyroae.nn import MAPS, MLP, Linear, Map
+from pyroae.programs.named import program_named
+from pyroae.registry import Registry
 
 Data = Dataset | int | tuple[int, ...]
 
@@ -136,19 +139,60 @@ def _build(data: Data, latent: int, choices: dict[str, Any]) -> Autoencoder:
 
 # From names to instances.
 
-_ZOO = {
-    "linear-ae": linear_autoencoder,
-    "ae": autoencoder,
-    "sparse-ae": sparse_autoencoder,
-    "denoising-ae": denoising_autoencoder,
-    "ppca": ppca,
-    "vae": vae,
-    "discrete-vae": discrete_vae,
-}
+SYSTEMS: Registry[Autoencoder] = Registry("system")
+"""Functions from data, latent and choices to a system, by name."""
+
+
+for _name, _system in (
+    ("linear-ae", linear_autoencoder),
+    ("ae", autoencoder),
+    ("sparse-ae", sparse_autoencoder),
+    ("denoising-ae", denoising_autoencoder),
+    ("ppca", ppca),
+    ("vae", vae),
+    ("discrete-vae", discrete_vae),
+):
+    SYSTEMS.register(_name)(_system)
+
+
+def system_from(config: RunConfig, data: Data) -> nn.Module:
+    """Return the system or the program that a configuration names.
+
+    Args:
+        config: The configuration.
+        data: A Dataset, or the shape of one datum; of no use to a program.
+
+    Returns:
+        A new Autoencoder, or a module with the program's `model` and `guide`; initial weights are
+        drawn from torch's generator.
+
+    Raises:
+        ConfigError: For names and combinations that are not accepted.
+    """
+    if config.program is not None:
+        return program_named(config.program)
+    return from_config(config, data)
 
 
 def from_config(config: RunConfig, data: Data) -> Autoencoder:
-    """The system that a configuration names. Raises ConfigError for names and combinations that are not accepted."""
+    """Return the system that a configuration names.
+
+    Args:
+        config: The configuration.
+        data: A Dataset, whose mean the output starts at, or the shape of one datum.
+
+    Returns:
+        A new system; its initial weights are drawn from torch's generator.
+
+    Raises:
+        ConfigError: For names and combinations that are not accepted, and for a configuration of a
+            program.
+
+    >>> from_config(RunConfig(prior="laplace:rate=2", latent=3), 64).prior
+    Laplace(rate=2)
+    """
+    if config.program is not None:
+        raise ConfigError(f"'{config.program}' is a program, not a system of the zoo")
     shape = data.shape if isinstance(data, Dataset) else data
     refuse_too_large(config, shape if isinstance(shape, int) else math.prod(shape))
     choices: dict[str, Any] = {"tied": config.tied} if config.tied else {}
@@ -165,15 +209,26 @@ def from_config(config: RunConfig, data: Data) -> Autoencoder:
         choices["encoder"] = _map(config)
     elif config.map not in (None, "linear") or config.hidden:
         raise ConfigError(
-            f"the maps of {config.system} are linear: map '{config.map or 'mlp'}' and hidden layers do not apply"
+            f"the maps of {config.system} are linear: map '{config.map or 'mlp'}' and hidden "
+            "layers do not apply"
         )
     if config.system == "sparse-ae":
         choices["rate"] = config.sparsity
-    return _ZOO[config.system](data, config.latent, **choices)
+    return SYSTEMS[config.system](data, config.latent, **choices)
 
 
 def likelihood_of(config: RunConfig) -> likelihoods.Likelihood:
-    """The likelihood that a configuration names or that its system has by default."""
+    """Return the likelihood that a configuration names, or that its system has by default.
+
+    Args:
+        config: The configuration of a system of the zoo.
+
+    Returns:
+        The likelihood.
+
+    Raises:
+        ConfigError: For an unknown name or setting.
+    """
     if config.likelihood is not None:
         return likelihoods.LIKELIHOODS.parse(config.likelihood)
     return (
@@ -184,14 +239,15 @@ def likelihood_of(config: RunConfig) -> likelihoods.Likelihood:
 
 
 def _map(config: RunConfig) -> Map:
-    name = config.map or "mlp"
-    if config.hidden is None:
+    name, hidden = config.map or "mlp", config.hidden
+    if hidden is None:
         return MAPS.parse(name, activation=config.activation)
     if name == "linear":
         raise ConfigError("a linear map has no hidden layers")
-    if name == "conv":
-        return MAPS.parse(name, activation=config.activation, channels=config.hidden)
-    return MAPS.parse(name, activation=config.activation, widths=config.hidden)
+    widths = {"channels" if name == "conv" else "widths": hidden}
+    if not widths.keys() & inspect.signature(MAPS[name.partition(":")[0]]).parameters.keys():
+        raise ConfigError(f"the map '{name}' takes no widths: leave out hidden layers")
+    return MAPS.parse(name, activation=config.activation, **widths)
 
 
 def refuse_too_large(config: RunConfig, features: int) -> None:

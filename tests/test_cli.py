@@ -485,7 +485,7 @@ def test_bad_use_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     )
     refused(["evaluate", str(run), "--num-data", "0"], "num_data must be at least 1", capsys)
     wide = saved(tmp_path, np.tile(np.eye(100)[:, :5], (1, 1)))
-    refused(["evaluate", str(run), *wide], "5 features a datum; the run", capsys)
+    refused(["evaluate", str(run), *wide], "5 features per datum; the run", capsys)
     refused(["sample", str(run), "--num", "0"], "num must be at least 1", capsys)
     refused(["sample", str(run), "--out", str(tmp_path / "x.tiff")], ".npy and .csv are", capsys)
     assert snapshot(run) == before

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import arviz
-import pyroae.commands.study as studies
 import pytest
 import torch
 import yaml
 
+import pyroae.studies.study as studies
 from pyroae.cli import main
 from pyroae.comparison.results import Cell, Outcome
 from pyroae.runs.run import Run

@@ -14,9 +14,8 @@ import pytest
 import yaml
 
 import pyroae
-from pyroae import zoo
+from pyroae import _names, zoo
 from pyroae.cli import make_parser
-from pyroae.config import OBJECTIVES as NAMES
 from pyroae.config import RunConfig, TrainConfig, pair_of
 from pyroae.data.loading import Splits
 from pyroae.objectives import (
@@ -42,6 +41,7 @@ SECTIONS = [
     "Source",
     "Conformance",
 ]
+NAMES = _names.NAMES["objective"]
 each = pytest.mark.parametrize("name", NAMES)
 
 

@@ -414,7 +414,7 @@ def test_data_of_another_width(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.save(tmp_path / "narrow.npy", np.random.default_rng(0).random((40, 5), dtype=np.float32))
-    words = f"narrow has 5 features a datum; the run '{trained}' was trained on 64"
+    words = f"narrow has 5 features per datum; the run '{trained}' was trained on 64"
     refused(
         capsys, words, trained, *FEW, "--data", tmp_path / "narrow.npy", "--out", tmp_path / "found"
     )

@@ -1,4 +1,4 @@
-"""The command that compares estimators by what they train."""
+"""The command `compare`: estimators compared by what they train."""
 
 import csv
 import math
@@ -15,12 +15,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pyroae.commands.train import resumed
 from pyroae.comparison.budget import Budget
 from pyroae.comparison.results import Cell, Comparison, Entry, Outcome, Row, indistinct
 from pyroae.comparison.trainings import Scoring
-from pyroae.config import compared
+from pyroae.config import compared, recorded
 from pyroae.errors import ConfigError, RunError, unknown_name
 from pyroae.inference_data import comparison_to_datatree
+from pyroae.names import import_all
 from pyroae.plots.comparison import differences, learning_curves
 from pyroae.plots.drawing import save
 from pyroae.runtime.files import guarded, locked
@@ -41,22 +43,27 @@ def compare(
     address: str | None = None,
     gpus_per_cell: float | None = None,
 ) -> None:
-    """Train under each objective, K and seed; one table, .csv, .nc and figures in the study's directory.
+    """Train under each objective, K and seed; write one table, files and figures.
 
-    settings: of every training. given: objectives, num_particles, seeds, budget, scoring and cpus_per_cell, where the user gave
-    them. executor: where they are trained: local or ray, at an address.
+    Args:
+        settings: Settings of every training.
+        given: Settings of the study that are given: objectives, num_particles, seeds, budget,
+            score_particles, score_data, cpus_per_cell.
+        baseline: The entry that differences are measured from, as NAME or NAME@K.
+        out: The study directory to write.
+        overwrite: Whether a study that is there is replaced.
+        resume: The study to continue; an empty text means `out`.
+        executor: Where trainings run: `local` or `ray`.
+        address: The address of the Ray cluster.
+        gpus_per_cell: The share of a GPU per training, in [0, 1].
+
+    Raises:
+        PyroaeError: For what cannot be trained or scored.
     """
     place = executor_of(executor, address, gpus_per_cell)
     if resume is not None:
-        if (
-            overwrite
-            or (resume and out is not None and Path(out) != Path(resume))
-            or not (resume or out)
-        ):
-            raise ConfigError(
-                "--resume goes on with one study in its own directory: name that, and leave out --overwrite"
-            )
-        path = Path(resume or str(out))
+        path = resumed("study", out, overwrite, resume)
+        import_all(recorded(settings).get("imports", ()))
         study = Study(path, _extended(Study.read(path), settings, given))
         cells = study.check()
         begin = study.go_on
@@ -100,7 +107,7 @@ def _extended(
         known, settings=merged, scoring=_scoring(known.scoring, given), **_alike(known, given)
     )
     for name, value in _flat(other).items():
-        if name not in ("accelerator", "data_root") and value != _flat(known)[name]:
+        if name not in ("accelerator", "data_root", "imports") and value != _flat(known)[name]:
             raise ConfigError(
                 f"--resume goes on with the settings of the study: {name} is {_flat(known)[name]} there"
             )

@@ -1,4 +1,4 @@
-"""The command of the gradient laboratory: estimators compared at the weights of a run."""
+"""The command `gradients`: estimators compared at the weights of a run."""
 
 import math
 import os
@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pyroae.config import compared, objectives_in
+from pyroae.autoencoder import Autoencoder
+from pyroae.config import Part, compared, objectives_in
+from pyroae.data.dataset import Dataset
 from pyroae.errors import ConfigError, RunError, unknown_name
 from pyroae.evaluation.gradient_lab.groups import parameter_groups
 from pyroae.evaluation.gradient_lab.measure import measure_slopes
@@ -23,7 +25,7 @@ from pyroae.objectives import ELBO, AnalyticKL, Objective, ObjectiveBase, parse_
 from pyroae.plots.drawing import save
 from pyroae.plots.gradients import gradient_curves
 from pyroae.posteriors import Point
-from pyroae.runs.loading import part_of
+from pyroae.runs.loading import own_parameters, part_of, placed, trained
 from pyroae.runs.run import Run, device_of
 from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import say
@@ -48,8 +50,10 @@ class Files(NamedTuple):
     figure: Path
 
 
+@own_parameters()
 def gradients(
     run_directory: str,
+    part: Part,
     objectives: str,
     num_particles: tuple[int, ...],
     replicates: int,
@@ -57,27 +61,37 @@ def gradients(
     seed: int,
     by: str | None,
     out: str | None,
-    **part: Any,
 ) -> None:
-    """Gradients of estimators at the weights of a run, for each K: one table, .csv, .nc, and a figure.
+    """Compare gradients of estimators at the weights of a run, for each K.
 
-    by: "module" shows every module in the table. out: a path without its suffix. part: data, split, num_data and checkpoint,
-    as of other commands. The corruption of a denoising system is off, as in an evaluation.
+    One table is printed; a .csv and a .nc file and a figure are written. The corruption of a
+    denoising system is off, as in an evaluation.
+
+    Args:
+        run_directory: The run.
+        part: The data and the weights.
+        objectives: A list of objectives.
+        num_particles: Numbers of particles K.
+        replicates: Draws of each gradient.
+        reference: The objective that the bias is measured from; by default iwae, or the first.
+        seed: Seed of the draws.
+        by: "module" shows every module in the table.
+        out: A path without its suffix; by default in the run directory.
+
+    Raises:
+        PyroaeError: For what cannot be measured.
     """
     names, ks = objectives_in(objectives), tuple(sorted(num_particles))
-    reference = _checked(names, ks, replicates, seed, reference)
     run = Run(run_directory)
+    reference = _checked(names, ks, replicates, seed, reference)
     files = _files(run, out)
-    dataset = part_of(run, part["data"], part["split"], part["num_data"])
-    system = run.autoencoder(part["checkpoint"]).to(device_of(run.config.accelerator))
-    check_data(system, dataset, dataset.name)
-    if isinstance(system.posterior, Point):
-        raise ConfigError(
-            f"the guide of the run '{run.path}' is a Delta: its gradients have no noise that could be measured"
-        )
+    dataset, device = part_of(run, part), device_of(run.config.accelerator)
+    system: Any = trained(run, part.checkpoint, dataset).to(device)
+    if isinstance(system, Autoencoder) and isinstance(dataset, Dataset):
+        check_data(system, dataset, dataset.name)
+        _refuse_delta(run, system)
     parameters = {name: p for name, p in system.named_parameters() if p.requires_grad}
-    like = next(iter(parameters.values()))
-    x = dataset.x.to(like.device, like.dtype)
+    x = placed(system, dataset, device)
     make = {name: partial(parse_objective, name) for name in names}
     curves = measure_slopes(
         system.model,
@@ -93,12 +107,21 @@ def gradients(
         progress=True,
     )
     say(
-        f"gradients at {len(x)} data of {dataset.name} ({part['split']}), {replicates} replicates; bias from {reference}"
+        f"gradients at {len(dataset)} data of {dataset.name} ({part.split}), {replicates} "
+        f"replicates; bias from {reference}"
     )
     Console().print(_table(curves, reference, by == "module"))
-    for line in _notes(make, curves, reference, len(x)):
+    for line in _notes(make, curves, reference, len(dataset)):
         say(line)
-    _write(curves, files, num_data=len(x), reference=reference, seed=seed)
+    _write(curves, files, num_data=len(dataset), reference=reference, seed=seed)
+
+
+def _refuse_delta(run: Run, system: Autoencoder) -> None:
+    if isinstance(system.posterior, Point):
+        raise ConfigError(
+            f"the guide of the run '{run.path}' is a Delta: its gradients have no noise that could "
+            "be measured"
+        )
 
 
 def _checked(

@@ -16,6 +16,7 @@ from pyroae.data.sources import Source, read
 from pyroae.data.storage import Stored
 from pyroae.data.streaming import Stream
 from pyroae.errors import ConfigError, DataError, unknown_name
+from pyroae.programs.arguments import Arguments
 
 Binarization = Literal["none", "threshold", "dynamic", "static"]
 
@@ -81,24 +82,86 @@ def load(
     limits = range_in(raw, value_range)
     whole = dataset_of(raw, limits, shape)
     bits = np.random.PCG64(seed)
-    order = np.argsort(bits.random_raw(len(whole)), kind="stable")
-    num_test = 0 if raw.test is not None else share_of("test", test, len(whole))
-    num_valid = share_of("valid", valid, len(whole) - num_test)
-    if num_valid + num_test >= len(whole):
-        raise DataError(
-            f"{len(whole)} data leave none to train on after {num_valid} for validation and {num_test} for the test"
-        )
-    parts = np.split(order, [len(order) - num_valid - num_test, len(order) - num_test])
-    held_out = whole.subset(np.sort(parts[2])) if num_test else None
+    rows = _rows(len(whole), valid, test if raw.test is None else 0, bits)
+    held_out = whole.subset(rows[2]) if len(rows[2]) else None
     if raw.test is not None:
         held_out = dataset_of(raw.test, limits, shape)
-    train = whole.subset(np.sort(parts[0]))
-    held_in = whole.subset(np.sort(parts[1])) if num_valid else None
+    train = whole.subset(rows[0])
+    held_in = whole.subset(rows[1]) if len(rows[1]) else None
     if binarize != "none":
         train = binary(train, binarize, bits)
         fixed = "static" if binarize == "dynamic" else binarize
         held_in, held_out = (part and binary(part, fixed, bits) for part in (held_in, held_out))
     return Splits(train, held_in, held_out, _fingerprint(raw), binarize)
+
+
+def _rows(count: int, valid: float, test: float, bits: np.random.PCG64) -> list[np.ndarray]:
+    """The rows of the training, validation and test part, in ascending order."""
+    order = np.argsort(bits.random_raw(count), kind="stable")
+    num_test = share_of("test", test, count)
+    num_valid = share_of("valid", valid, count - num_test)
+    if num_valid + num_test >= count:
+        raise DataError(
+            f"{count} data leave none to train on after {num_valid} for validation and {num_test} "
+            "for the test"
+        )
+    parts = np.split(order, [count - num_valid - num_test, count - num_test])
+    return [np.sort(part) for part in parts]
+
+
+def split_arguments(
+    arrays: tuple[Any, ...],
+    *,
+    name: str = "arguments",
+    valid: float = 0.1,
+    test: float = 0.1,
+    seed: int = 0,
+) -> Splits:
+    """Split the arguments of a program, such as data and a covariate, into parts.
+
+    Args:
+        arrays: The arguments in their order, arrays or tensors `[N, ...]`; or a pair of such
+            tuples, of which the second is the test set. Floating-point values become tensors of
+            torch's default type, others keep theirs; nothing is flattened or rescaled.
+        name: What the data are called in messages.
+        valid: Share of the training data held out for validation.
+        test: Share of the data held out for evaluation, where there is no test set.
+        seed: Seed of both draws, as in `load`.
+
+    Returns:
+        Splits whose parts are Arguments; there are no labels.
+
+    Raises:
+        DataError: If the arrays are not of one length, or not finite.
+
+    >>> splits = split_arguments((np.zeros((10, 3)), np.arange(10)))
+    >>> len(splits.train), [tuple(t.shape) for t in splits.test.tensors]
+    (8, [(1, 3), (1,)])
+    """
+    has_test = len(arrays) == 2 and all(isinstance(part, tuple) for part in arrays)
+    whole, *held = (_arguments(part, name) for part in (arrays if has_test else (arrays,)))
+    rows = _rows(len(whole), valid, 0 if has_test else test, np.random.PCG64(seed))
+    parts = [whole.subset(index) if len(index) else None for index in rows]
+    digest = hashlib.sha256()
+    for tensor in (t for part in (whole, *held) for t in part.tensors):
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    parts[2] = held[0] if held else parts[2]
+    return Splits(*parts, digest.hexdigest()[:16], "none")  # type: ignore[arg-type]
+
+
+def _arguments(arrays: tuple[Any, ...], name: str) -> Arguments:
+    tensors = []
+    for values in (read(given).values for given in arrays):
+        if values.dtype.kind not in "buif":
+            raise DataError(f"{name} holds {values.dtype} values; numbers are needed")
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        if tensor.is_floating_point():
+            tensor = tensor.to(torch.get_default_dtype())
+            if not tensor.isfinite().all():
+                raise DataError(f"{name} holds values that are not finite")
+        tensors.append(tensor)
+    return Arguments(tuple(tensors), name)
 
 
 def _streamed(

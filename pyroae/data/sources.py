@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from pyroae.data.image_folders import Images
-from pyroae.errors import DataError, unknown_name
+from pyroae.errors import DataError, PyroaeError, unknown_name
 from pyroae.registry import Registry
 
 LABELS = ("label", "labels", "target", "targets", "class", "y")
@@ -73,8 +73,11 @@ def read(source: Any, data_root: str | Path = "data") -> Source:
         DataError: where it cannot be read.
         ConfigError: for a name that is not known.
     """
-    if isinstance(source, str) and source in DATASETS:
-        return DATASETS[source](Path(data_root))
+    made = named(source, data_root)
+    if isinstance(made, Source):
+        return made
+    if made is not source:
+        return replace(read(made, data_root), name=str(source))
     if isinstance(source, str | Path):
         return _file(Path(source))
     if isinstance(source, torch.utils.data.TensorDataset):
@@ -89,6 +92,40 @@ def read(source: Any, data_root: str | Path = "data") -> Source:
     if all(isinstance(part, tuple) and len(part) == 2 for part in source):
         return replace(_pair(*source[0]), test=_pair(*source[1]))
     return _pair(*source)
+
+
+def named(source: Any, data_root: str | Path = "data") -> Any:
+    """Return what a dataset's function returns, where `source` is the name of a dataset.
+
+    Args:
+        source: A registered name, alone or with settings, as in `my-data:size=100`; or anything
+            else, which is returned unchanged.
+        data_root: The folder of torchvision's datasets, the argument `root` of a function that
+            takes one.
+
+    Returns:
+        A Source, with the dataset's name, of what the function returns: an array, a table, a pair
+        (values, labels), or a pair of such pairs. A tuple of arrays is returned unchanged where it
+        is none of these: the arguments of a program.
+
+    Raises:
+        DataError: If the function raises an error.
+        ConfigError: For settings that it does not take.
+
+    >>> named("digits").values.shape
+    (1797, 8, 8)
+    """
+    name = source.partition(":")[0].strip() if isinstance(source, str) else ""
+    if name not in DATASETS:
+        return source
+    try:
+        return DATASETS.parse(source, root=Path(data_root))
+    except PyroaeError:
+        raise
+    except Exception as error:  # whatever a user's function raises
+        raise DataError(
+            f"the dataset '{source}' cannot be made: {type(error).__name__}: {words(error)}"
+        ) from error
 
 
 def labels_of(values: Any) -> np.ndarray:
@@ -148,7 +185,8 @@ def _array(values: Any) -> np.ndarray:
         ) from None
 
 
-DATASETS: Registry[Source] = Registry("dataset")
+DATASETS: Registry[Any] = Registry("dataset")
+"""Functions that make data: a Source, or anything else that `read` takes."""
 
 
 @DATASETS.register("digits")

@@ -3,8 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from pyroae.autoencoder import Autoencoder
-from pyroae.compilation.codegen import check_word
+from pyroae.config import EvaluationSettings
 from pyroae.distributed.work_sharing import agreed
-from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError, unknown_name
+from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError
 from pyroae.evaluation.adaptive_quadrature import QuadratureEstimate, quadrature
-from pyroae.evaluation.annealing.bounds import BDMC, AISEstimate, AISSettings, ais, bdmc
+from pyroae.evaluation.annealing.bounds import BDMC, AISEstimate, ais, bdmc
 from pyroae.evaluation.blocks import Data
 from pyroae.evaluation.diagnostics import Diagnostics, diagnose
 from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_likelihood
-from pyroae.evaluation.importance.proposals import PROPOSALS, proposal_named
+from pyroae.evaluation.importance.proposals import proposal_named
 from pyroae.evaluation.importance.streams import Z
 from pyroae.evaluation.inference_gaps import Gaps, gaps
 from pyroae.evaluation.mutual_information import Information, information
@@ -30,45 +29,8 @@ from pyroae.programs.pair import System
 from pyroae.programs.sites import Program
 from pyroae.runtime.processes import WHOLE, Share
 
-METHODS = ("is", "ais", "bdmc", "exact", "quadrature", "gaps")
-
-
 ELBO_DRAWS = 10
 """Draws of each datum for rate and distortion."""
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """What is evaluated, and how.
-
-    methods: of `is` (importance sampling), `ais`, `bdmc`, `exact`, `quadrature`, `gaps`; by default `is` and `exact`, where the
-    system has them. num_particles: K of importance sampling, at the most where there is a tolerance (nats per datum, of the
-    mean). proposal, retry: guide, prior, wider, heavy-tailed, defensive, local. annealing: of `ais` and `bdmc`. seed: of the
-    draws. checkpoints: a folder in which annealing keeps its work, to go on from when it was stopped. compile: `is`, `ais` and
-    `bdmc` as compiled code, or "auto" where it pays.
-    Raises ConfigError for unknown names and numbers below 1.
-    """
-
-    methods: tuple[str, ...] | None = None
-    num_particles: int = 5000
-    tolerance: float | None = None
-    proposal: str = "guide"
-    retry: str | None = None
-    annealing: AISSettings = field(default_factory=AISSettings)
-    seed: int = 0
-    checkpoints: Path | None = None
-    compile: bool | str = "auto"
-
-    def __post_init__(self) -> None:
-        for method in self.methods or ():
-            if method not in METHODS:
-                raise unknown_name("method", method, METHODS)
-        if self.num_particles < 1:
-            raise ConfigError(f"num_particles must be at least 1, not {self.num_particles}")
-        for kind, name in (("proposal", self.proposal), ("proposal", self.retry)):
-            if name is not None and name not in PROPOSALS:
-                raise unknown_name(kind, name, PROPOSALS)
-        check_word(self.compile)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,11 @@ from pyroae.plots.drawing import (
     to_array,
 )
 from pyroae.priors import Normal
+from pyroae.programs.arguments import Arguments
 from pyroae.programs.context import evaluating, fork_random
+from pyroae.programs.pair import System
+from pyroae.programs.predictive import encoded, predicted
+from pyroae.programs.sites import Program
 from pyroae.training.state import Epoch
 
 Labels = Sequence[Any] | np.ndarray | Tensor
@@ -71,45 +75,98 @@ def training_curves(histories: Mapping[str, Sequence[Epoch]] | Sequence[Epoch]) 
 
 
 def reconstructions(
-    autoencoder: Autoencoder,
+    autoencoder: nn.Module | tuple[Program, Program],
     x: Tensor | tuple[Tensor, ...],
     num: int = 10,
     labels: Labels | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> Figure:
-    """Data above their reconstructions, the mean of p(x|z) at the mean of q(z|x), a column each for the first `num`.
+    """Draw data above their reconstructions, one column per datum.
 
-    A system with a corruption shows the corrupted data too, and reconstructs from those. x: `[N, d]` or `[N, *shape]`.
-    labels: titles of the columns. Raises DataError where there are no data.
+    A reconstruction is the mean of p(x|z) at the mean of q(z|x); of a program, at a draw from
+    q(z|x), for its first argument that has the size of an observed site. A system with a
+    corruption shows the corrupted data too, and reconstructs from those.
+
+    Args:
+        autoencoder: An Autoencoder, a module with a model and a guide, or a pair of programs.
+        x: `[N, d]` or `[N, *shape]`; of a program all its arguments.
+        num: The number of columns.
+        labels: `[N]`, titles of the columns.
+        shape: Of one datum of a program, where it is an image; by default that of the argument.
+
+    Returns:
+        The figure.
+
+    Raises:
+        DataError: If there are no data.
+        ConfigError: If no observed site has the size of an argument.
     """
-    x = _ready(autoencoder, x, max(num, 0))
-    with evaluating(autoencoder), fork_random(x.device, 0):
-        seen = autoencoder.corruption(x)
-        rows = {"input": x, "corrupted": seen, "reconstruction": autoencoder.reconstruct(seen)}
-    if isinstance(autoencoder.corruption, Identity):
-        del rows["corrupted"]
-    curves = not is_image(autoencoder.shape)
-    size = (0.75 * len(x) + 1.3, (1.2 if curves else 0.73) * len(rows) + 0.3)
+    if isinstance(autoencoder, Autoencoder):
+        x = _ready(autoencoder, x, max(num, 0))
+        shape = autoencoder.shape
+        with evaluating(autoencoder), fork_random(x.device, 0):
+            seen = autoencoder.corruption(x)
+            rows = {"input": x, "corrupted": seen, "reconstruction": autoencoder.reconstruct(seen)}
+        if isinstance(autoencoder.corruption, Identity):
+            del rows["corrupted"]
+    else:
+        rows, shape = _rows_of_program(autoencoder, x, max(num, 0), shape)
+    columns, curves = len(rows["input"]), not is_image(shape)
+    size = (0.75 * columns + 1.3, (1.2 if curves else 0.73) * len(rows) + 0.3)
     figure = Figure(size, dpi=150, layout="constrained")
-    grid = figure.subplots(len(rows), len(x), squeeze=False, sharey=curves)
+    grid = figure.subplots(len(rows), columns, squeeze=False, sharey=curves)
+    limits = limits_of(to_array(rows["input"]))
     for row, (name, values) in zip(grid, rows.items(), strict=True):
         row[0].set_ylabel(name, rotation=0, ha="right", va="center")
         for axes, value in zip(row, to_array(values), strict=True):
-            draw_datum(axes, value, autoencoder.shape, limits_of(to_array(x)))
+            draw_datum(axes, value, shape, limits)
     for axes, label in zip(grid[0], [] if labels is None else np.asarray(labels), strict=False):
         axes.set_title(str(label), fontsize="medium")
     return figure
 
 
-def samples(autoencoder: Autoencoder, num: int = 64, seed: int = 0) -> Figure:
-    """A square grid of means of p(x|z) for `num` draws of z from the prior; torch's generators stay as they were.
+def samples(
+    autoencoder: nn.Module | tuple[Program, Program],
+    num: int = 64,
+    seed: int = 0,
+    x: Tensor | tuple[Tensor, ...] | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> Figure:
+    """Draw a square grid of means of p(x|z) for draws of z from the prior.
 
-    Raises UndefinedLikelihoodError under a Flat prior, which cannot be sampled.
+    Torch's generators stay as they were.
+
+    Args:
+        autoencoder: An Autoencoder, a module with a model and a guide, or a pair of programs.
+        num: The number of draws; of a program at most the number of data.
+        seed: Seed of the draws.
+        x: Of a program all its arguments: it is run at their first `num` data, whose covariates it
+            uses, and its first observed site is drawn. Unused for an Autoencoder.
+        shape: Of one datum of a program, where it is an image.
+
+    Returns:
+        The figure.
+
+    Raises:
+        UndefinedLikelihoodError: Under a Flat prior, which cannot be sampled.
+        ConfigError: For a program without x.
 
     >>> figure = samples(Autoencoder((8, 8), latent=2), num=9)
     >>> figure.axes[0].images[0].get_array().shape  # three rows of 8 pixels, one pixel apart
     (26, 26)
     """
-    return sample_grids({"Samples from the prior": autoencoder}, num, seed)
+    if isinstance(autoencoder, Autoencoder):
+        return sample_grids({"Samples from the prior": autoencoder}, num, seed)
+    if x is None:
+        raise ConfigError("samples of a program are drawn at its arguments: give them as x")
+    model, _, args = _program(autoencoder, x, num)
+    with fork_random(args[0].device, seed):
+        first = next(iter(predicted(model, None, args).values()))
+    figure = Figure((3.2, 3.6), dpi=200, layout="constrained")
+    axes, values = figure.subplots(), to_array(first.reshape(len(first), -1))
+    draw_grid(axes, values, _shape_of(first, shape), limits_of(values))
+    axes.set_title("Samples from the prior")
+    return figure
 
 
 def sample_grids(autoencoders: Mapping[str, Autoencoder], num: int = 100, seed: int = 0) -> Figure:
@@ -136,25 +193,42 @@ def sample_grids(autoencoders: Mapping[str, Autoencoder], num: int = 100, seed: 
 
 
 def latent_scatter(
-    autoencoder: Autoencoder, x: Tensor | tuple[Tensor, ...], labels: Labels | None = None
+    autoencoder: nn.Module | tuple[Program, Program],
+    x: Tensor | tuple[Tensor, ...],
+    labels: Labels | None = None,
 ) -> Figure:
-    """Means of q(z|x): the two units of the largest variance over the data, coloured by label; a histogram for m = 1.
+    """Draw means of q(z|x): the two units of the largest variance over the data, or a histogram.
 
-    x: `[N, d]` or `[N, *shape]`. labels: `[N]`; up to 20 distinct ones get a legend, more a colour bar of their ranks.
-    Raises DataError where the numbers of data and labels differ.
+    Args:
+        autoencoder: An Autoencoder, a module with a model and a guide, or a pair of programs, whose
+            means are over 100 draws.
+        x: `[N, d]` or `[N, *shape]`; of a program all its arguments.
+        labels: `[N]`, by which points are coloured; up to 20 distinct ones have a legend, more a
+            colour bar of their ranks.
+
+    Returns:
+        The figure.
+
+    Raises:
+        DataError: If the numbers of data and labels differ.
     """
-    x = _ready(autoencoder, x)
-    if labels is not None and len(labels) != len(x):
-        raise DataError(f"there are {len(x)} data and {len(labels)} labels")
-    with evaluating(autoencoder):
-        means = to_array(autoencoder.encode(x))
+    if isinstance(autoencoder, Autoencoder):
+        x = _ready(autoencoder, x)
+        with evaluating(autoencoder):
+            means = to_array(autoencoder.encode(x))
+    else:
+        _, guide, args = _program(autoencoder, x)
+        with fork_random(args[0].device, 0):
+            means = to_array(encoded(guide, args))
+    if labels is not None and len(labels) != len(means):
+        raise DataError(f"there are {len(means)} data and {len(labels)} labels")
     names, ranks = np.unique(
-        np.zeros(len(x)) if labels is None else np.asarray(labels), return_inverse=True
+        np.zeros(len(means)) if labels is None else np.asarray(labels), return_inverse=True
     )
     colours = label_colours(len(names))
     figure = Figure((5.2, 4.2), dpi=150, layout="constrained")
     axes = plain(figure.subplots())
-    if autoencoder.latent == 1:
+    if means.shape[1] == 1:
         axes.hist(
             [means[ranks == i, 0] for i in range(len(names))], 40, stacked=True, color=colours
         )
@@ -276,6 +350,43 @@ def _refuse_programs(system: Any) -> None:
     """Raises ConfigError for what is no Autoencoder: programs have no means to draw."""
     if not isinstance(system, Autoencoder):
         raise ConfigError(f"this figure is of an Autoencoder, not of a {type(system).__name__}")
+
+
+def _program(
+    system: Any, x: Tensor | tuple[Tensor, ...], num: int | None = None
+) -> tuple[Program, Program, tuple[Tensor, ...]]:
+    """Model, guide and the first `num` data of a program. Raises ConfigError, DataError for others."""
+    if not (isinstance(system, tuple) and len(system) == 2):
+        if not isinstance(system, System):
+            raise ConfigError(f"a figure is of a system, or of a pair of programs, not {system!r}")
+        system = (system.model, system.guide)
+    args = Arguments(x if isinstance(x, tuple) else (x,))
+    return *system, args.first(len(args) if num is None else num).tensors
+
+
+def _rows_of_program(
+    system: Any, x: Tensor | tuple[Tensor, ...], num: int, shape: tuple[int, ...] | None
+) -> tuple[dict[str, Tensor], tuple[int, ...]]:
+    """Data and reconstructions `[num, d]`, and the shape of one datum."""
+    _refuse_none("data", num)
+    model, guide, args = _program(system, x, num)
+    with fork_random(args[0].device, 0):
+        found = predicted(model, guide, args)
+    for data in args:
+        for values in found.values():
+            if values.numel() == data.numel() and data.is_floating_point():
+                rows = {"input": data, "reconstruction": values}
+                flat = {name: value.reshape(len(value), -1) for name, value in rows.items()}
+                return flat, _shape_of(data, shape)
+    raise ConfigError("no observed site of the program has the size of one of its arguments")
+
+
+def _shape_of(values: Tensor, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The shape of one datum: that which is known, where it has the same number of features."""
+    size = values[0].numel()
+    if size < 2:
+        raise ConfigError("a figure of data needs two features or more per datum")
+    return shape if shape is not None and math.prod(shape) == size else tuple(values.shape[1:])
 
 
 def _refuse_none(what: str, count: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyroae import zoo
 from pyroae._version import __version__
@@ -147,6 +147,7 @@ class Run:
     def _check_record(self, record: Any, checkpoint: str) -> None:
         """Raises RunError where config.yaml is not what the checkpoint was made with."""
         own = {**self.config.to_dict(), "fingerprint": self.fingerprint}
+        record = {**RunConfig().to_dict(), **record}  # a run of version 0.1 has fewer settings
         other = next(
             (
                 n
@@ -171,19 +172,45 @@ class Run:
         return f"; the checkpoint '{other}', of {state.where()}, is whole: go on from it with --checkpoint {other}"
 
     def autoencoder(self, checkpoint: str | None = None) -> Autoencoder:
-        """The trained system, from `best`, `last` or `previous`; by default the one that the training kept."""
+        """Return the trained system of the zoo; `runs.loading.trained` returns programs too.
+
+        Args:
+            checkpoint: `best`, `last` or `previous`; by default the one that the training kept.
+
+        Returns:
+            The system, in `eval()` mode.
+
+        Raises:
+            ConfigError: For the run of a program.
+            RunError: If the checkpoint cannot be read, or is of another system.
+        """
         system = zoo.from_config(self.config, self.shape)
+        self.restore(system, checkpoint)
+        return system
+
+    def restore(self, system: nn.Module, checkpoint: str | None = None) -> None:
+        """Load the trained weights into a system, in place, and put it into `eval()` mode.
+
+        Args:
+            system: A new system of the run; of a program, with its parameters found.
+            checkpoint: `best`, `last` or `previous`; by default the one that the training kept.
+
+        Raises:
+            RunError: If the checkpoint cannot be read, or is of another system.
+        """
         if checkpoint is None:
             checkpoint = self.config.keep if self.checkpoint("best").is_file() else "last"
         weights = self._weights(checkpoint)
         try:
-            system.to(next(iter(weights.values())).dtype)
+            dtypes = {w.dtype for w in weights.values() if w.is_floating_point()}
+            if len(dtypes) == 1:
+                system.to(dtypes.pop())
             system.load_state_dict(weights)
-        except (RuntimeError, StopIteration, AttributeError, TypeError) as error:
+        except (RuntimeError, AttributeError, TypeError) as error:
             raise RunError(
                 f"the checkpoint of '{self.path}' is of another system: {words(error)}"
             ) from None
-        return system.eval()
+        system.eval()
 
     def _weights(self, checkpoint: str) -> dict[str, Tensor]:
         if checkpoint != "best":

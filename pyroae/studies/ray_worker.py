@@ -13,6 +13,7 @@ from pyroae.comparison.results import Cell
 from pyroae.config import RunConfig
 from pyroae.data.loading import Splits
 from pyroae.errors import DataError, InterruptedRunError, PyroaeError, RunError
+from pyroae.names import import_sources
 from pyroae.runs.loading import splits_of
 from pyroae.runs.run import versions
 from pyroae.runtime.files import write_whole
@@ -35,10 +36,12 @@ def train_cell(
 ) -> Files:
     """Train and score a cell, from the checkpoint among `files` where there is one: the files of its run directory.
 
-    job: the study's `config`, the `settings` by which data are read, `cell`, `fingerprint`, `versions`. send: is given the
+    job: the study's `config`, the `settings` by which data are read, `cell`, `fingerprint`, `versions`, and the `sources` of a
+    user's modules. send: is given the
     files of the training under way, now and then and when it is stopped. Raises PyroaeError.
     """
     same_versions(job["versions"])
+    import_sources(job.get("sources", ()))
     data = (
         read_data(RunConfig.from_mapping(job["settings"]), job["fingerprint"])
         if splits is None

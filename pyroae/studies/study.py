@@ -12,9 +12,9 @@ from typing import Any, Self
 
 import torch
 import yaml
+from torch import nn
 
 from pyroae import zoo
-from pyroae.autoencoder import Autoencoder
 from pyroae.comparison.budget import ENDLESS, Budget
 from pyroae.comparison.results import Cell, Outcome, Point
 from pyroae.comparison.trainings import (
@@ -28,14 +28,16 @@ from pyroae.comparison.trainings import (
     outcome_of,
     parts_of,
 )
-from pyroae.config import PER_TRAINING, RunConfig, at_least_one, read_yaml
+from pyroae.config import PER_TRAINING, RunConfig, at_least_one, read_yaml, recorded
 from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, DataError, NonFiniteLossError, RunError
+from pyroae.evaluation.blocks import arguments_of
 from pyroae.evaluation.gradient_lab.measure import defined_at
 from pyroae.evaluation.summary import EvaluationSettings
 from pyroae.evaluation.summary import evaluate as evaluate_system
 from pyroae.objectives import parse_objective
-from pyroae.runs.loading import splits_of
+from pyroae.programs.pair import like_parameters
+from pyroae.runs.loading import own_parameters, splits_of
 from pyroae.runs.run import Run, versions
 from pyroae.runtime.files import guarded, read_tensors, words, write_tensors
 from pyroae.runtime.processes import say
@@ -119,7 +121,7 @@ def settings_of(given: Mapping[str, Any]) -> RunConfig:
             raise ConfigError(
                 f"{name} is no setting of a comparison: its {other} say what each training has"
             )
-    return RunConfig.from_mapping({"keep": "last", **given, "epochs": ENDLESS})
+    return RunConfig.from_mapping({"keep": "last", **recorded(given), "epochs": ENDLESS})
 
 
 class Study:
@@ -168,9 +170,10 @@ class Study:
             if cell.seed == self.config.seeds[0]:
                 config = self.config.run_config(cell, len(self.train))
                 objective = parse_objective(cell.objective, cell.num_particles)
-                check_cell(
-                    self._system(config), self.train, self.held_out, objective, config.training
-                )
+                with own_parameters():
+                    check_cell(
+                        self._system(config), self.train, self.held_out, objective, config.training
+                    )
         return cells
 
     def start(self, overwrite: bool) -> None:
@@ -215,7 +218,7 @@ class Study:
 
         saved: called after each checkpoint.
         """
-        with _threads(self.config.cpus_per_cell):
+        with _threads(self.config.cpus_per_cell), own_parameters():
             return self._run(cell, saved, progress)
 
     def _run(self, cell: Cell, saved: Callable[[], None] | None, progress: bool) -> Outcome | str:
@@ -253,11 +256,9 @@ class Study:
             row = result.history[-1]
             curve.add(row.epoch, row.step, row.seconds)
             x, scoring = first_of(self.held_out, self.config.scoring.num_data), self.config.scoring
-            like = next(result.system.parameters())
-            assert isinstance(result.system, Autoencoder)
             found = evaluate_system(
                 result.system,
-                x.to(like.device, like.dtype),
+                like_parameters(result.system, arguments_of(x)),
                 EvaluationSettings(("is",), scoring.num_particles, seed=scoring.seed),
                 progress=progress,
             )
@@ -281,19 +282,17 @@ class Study:
         path = self.place(cell)
         if (path / "config.yaml").is_file() and Run(path).has_begun:
             run = Run(path)
-            if run.config != config:
+            if run.config.but(imports=config.imports) != config:
                 raise ConfigError(
                     f"the settings of '{path}' are not those of the study: remove it to train it again"
                 )
             return run, True
         return Run.create(path, config, self.splits, overwrite=True), False
 
-    def _system(self, config: RunConfig) -> Autoencoder:
-        system = new_system(lambda: zoo.from_config(config, self.splits.train), config.seed)
-        assert isinstance(system, Autoencoder)
-        return system
+    def _system(self, config: RunConfig) -> nn.Module:
+        return new_system(lambda: zoo.system_from(config, self.splits.train), config.seed)
 
-    def _along(self) -> torch.Tensor:
+    def _along(self) -> Any:
         return first_of(self.held_out if self.valid is None else self.valid, CURVE_DATA)
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from pyroae.compilation.codegen import is_wanted
+from pyroae.config import AISSettings
 from pyroae.distributed.work_sharing import everywhere
-from pyroae.errors import BrokenProgramError, ConfigError, DataError, unknown_name
+from pyroae.errors import BrokenProgramError, ConfigError, DataError
 from pyroae.evaluation.annealing.block import (
     COMPILE_FROM,
     Placeholders,
@@ -36,60 +37,8 @@ from pyroae.runtime.memory import once
 from pyroae.runtime.processes import WHOLE, Share
 from pyroae.runtime.progress import Progress
 
-STARTS = ("prior", "guide")
-
-
-SCHEDULES = ("sigmoid", "linear")
-
-
 LEAST_ESS, LEAST_ACCEPTANCE = 2.0, 0.05
 """Below which a datum's annealing is not to be trusted: the ESS of its chains, the mean Pr(accept)."""
-
-
-@dataclass(frozen=True)
-class AISSettings:
-    """The path and the moves along it.
-
-    num_chains: C, for each datum. num_distributions: T, the steps from β = 0 to 1. start: where the path begins, at the
-    "prior" or at the "guide". schedule: "sigmoid" is σ(4(2t/T − 1)) rescaled to 0 to 1, denser at both ends (Wu et al. 2017),
-    or "linear". leapfrog_steps and target_acceptance: of Hamiltonian Monte Carlo. double: run in double precision.
-    Raises ConfigError for values out of range and unknown names.
-
-    >>> AISSettings(num_distributions=4, schedule="linear").betas
-    [0.0, 0.25, 0.5, 0.75, 1.0]
-    """
-
-    num_chains: int = 16
-    num_distributions: int = 1000
-    start: str = "prior"
-    schedule: str = "sigmoid"
-    leapfrog_steps: int = 10
-    target_acceptance: float = 0.65
-    double: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("num_chains", "num_distributions", "leapfrog_steps"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}")
-        if not 0 < self.target_acceptance < 1:
-            raise ConfigError(
-                f"target_acceptance must lie between 0 and 1, not {self.target_acceptance!r}"
-            )
-        if self.start not in STARTS:
-            raise unknown_name("start", str(self.start), STARTS)
-        if self.schedule not in SCHEDULES:
-            raise unknown_name("schedule", str(self.schedule), SCHEDULES)
-
-    @property
-    def betas(self) -> list[float]:
-        """β_0 = 0 to β_T = 1."""
-        at = [t / self.num_distributions for t in range(self.num_distributions + 1)]
-        if self.schedule == "linear":
-            return at
-        low, high = _sigmoid(-4.0), _sigmoid(4.0)
-        inner = [(_sigmoid(4 * (2 * t - 1)) - low) / (high - low) for t in at[1:-1]]
-        return [0.0, *inner, 1.0]
 
 
 @dataclass(frozen=True)
@@ -404,7 +353,3 @@ def _check_finite(log_px: Tensor) -> None:
 
 def _student(count: int) -> float:
     return float(scipy.stats.t.ppf(0.975, count - 1)) if count > 1 else math.nan
-
-
-def _sigmoid(value: float) -> float:
-    return 1 / (1 + math.exp(-value))

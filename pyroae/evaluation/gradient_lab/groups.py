@@ -6,19 +6,21 @@ import torch
 from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError
+from pyroae.evaluation.blocks import Data
+from pyroae.programs.arguments import structure_of
 from pyroae.programs.context import fork_random
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import log_density, run
 
 
 def parameter_groups(
-    model: Program, guide: Program, x: Tensor, parameters: Mapping[str, Tensor]
+    model: Program, guide: Program, x: Data, parameters: Mapping[str, Tensor]
 ) -> dict[str, tuple[str, ...]]:
     """Names of parameters by group: θ, φ and "shared", then one group a module.
 
         θ: log p(x, z) depends on them at fixed z;   φ: z or log q(z|x) does;   shared: both, such as tied weights
 
-    Found from one run of both programs on x `[N, ...]`, whatever their names; groups without parameters are left out, and
+    Found from one run of both programs on x `[N, ...]`, or all arguments as of `log_likelihood`, whatever their names; groups without parameters are left out, and
     parameters that neither depends on. parameters: leaves by name, as of `dict(system.named_parameters())`. The module of
     `encoder.0.weight` is `encoder.0`; a name without a dot is a module of its own.
     Torch's generators stay as they were. Raises ConfigError for parameters that are no leaves with a gradient, ProgramError
@@ -34,8 +36,10 @@ def parameter_groups(
     ['θ', 'φ', 'shared', 'encoder.0', 'encoder.2', 'decoder.biases']
     """
     check_leaves(parameters)
-    with fork_random(x.device):
-        traces = run(model, guide, (x,), {}, through=lambda site: site["value"].detach())
+    structure = structure_of(x, {}, model)
+    model, guide, args = structure(model), structure(guide), structure.tensors
+    with fork_random(args[0].device):
+        traces = run(model, guide, args, {}, through=lambda site: site["value"].detach())
     of_model = [
         log_density(name, s)
         for observed in (True, False)

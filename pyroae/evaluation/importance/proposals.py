@@ -255,10 +255,6 @@ def _student(name: str, fn: Any, freedom: float) -> Any:
     return _outer(fn, inner)
 
 
-PROPOSALS = ("guide", "prior", "wider", "heavy-tailed", "defensive", "local")
-"""Names of proposals made from a model and its guide."""
-
-
 def proposal_named(name: str, model: Program, guide: Program) -> Program | Proposal:
     """A proposal by name: `wider`, 1.5 times the scale; `heavy-tailed`, t with 5 degrees of freedom; `defensive`, a mixture of
     the guide, the guide 3 times as wide and the prior, 0.6, 0.3 and 0.1; `local`, a full-rank Gaussian fitted to each datum.
@@ -276,5 +272,5 @@ def proposal_named(name: str, model: Program, guide: Program) -> Program | Propo
         "local": lambda: Local(guide),
     }
     if name not in made:
-        raise unknown_name("proposal", name, PROPOSALS)
+        raise unknown_name("proposal", name, made)
     return made[name]()
