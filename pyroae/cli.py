@@ -19,6 +19,7 @@ from pyroae.config import (
     PER_TRAINING,
     AISSettings,
     EvaluationSettings,
+    GradientSettings,
     Part,
     RunConfig,
     objectives_in,
@@ -159,7 +160,7 @@ def _run(name: str, options: dict[str, Any]) -> None:
     """Import the user's modules, make settings of the options, and run the command."""
     imports = tuple(map(located, options.pop("imports", None) or ()))
     import_all(imports)
-    if "settings" in options and name != "evaluate":
+    if "config" in options:
         file = options.pop("config")
         settings = {**(read_yaml(file) if file else {}), **options["settings"]}
         written = settings.get("imports") or ()
@@ -168,6 +169,8 @@ def _run(name: str, options: dict[str, Any]) -> None:
     elif name == "evaluate":
         options["settings"] = EvaluationSettings.from_dict(options["settings"])
         options["imports"] = imports
+    elif name == "gradients":
+        options["settings"] = GradientSettings(**options["settings"])
     if "part" in options:
         options["part"] = Part(**options["part"])
     module = "outputs" if name in ("encode", "reconstruct", "report", "sample") else name
@@ -199,6 +202,10 @@ def make_parser() -> Parser:
     return parser
 
 
+def _add_run(parser: Parser) -> None:
+    parser.add_argument("run_directory", metavar="RUN", help="directory of a trained run")
+
+
 def _demo(demo: Parser) -> None:
     demo.add_argument(
         "--out", default="runs/demo", metavar="DIR", help="study directory (default: runs/demo)"
@@ -216,13 +223,11 @@ def _train(train: Parser) -> None:
     )
     train.add_argument("--out", metavar="RUN", help="run directory to write")
     train.add_argument("--overwrite", action="store_true", help="replace the run that is there")
-    _add_resume(
-        train, "RUN", "go on with the run (by default that of --out) from where it was saved"
-    )
+    _add_resume(train, "RUN", "continue the run (by default that of --out) from where it was saved")
     train.add_argument(
         "--checkpoint",
         choices=("last", "previous"),
-        help="the state that --resume goes on from (default: last)",
+        help="the state that --resume continues from (default: last)",
     )
     train.settings("settings", RunConfig, "imports")
 
@@ -239,29 +244,10 @@ def _evaluate(evaluate: Parser) -> None:
 def _gradients(gradients: Parser) -> None:
     _add_run(gradients)
     gradients.settings("part", Part, split="train", num_data=20)
-    gradients.add_argument(
-        "--objectives",
-        default="iwae,dreg,stl,vimco",
-        metavar="A,B",
-        help="estimators to compare (default: iwae,dreg,stl,vimco)",
-    )
-    gradients.add_argument(
-        "--num-particles",
-        type=_tuple_of(int),
-        default=(1, 4, 16, 64, 256),
-        metavar="K,K",
-        help="default: 1,4,16,64,256",
-    )
-    _add_int(gradients, "--replicates", "draws of each gradient", 1000)
-    gradients.add_argument(
-        "--reference",
-        metavar="NAME",
-        help="what the bias is measured from (default: iwae, or the first)",
-    )
+    gradients.settings("settings", GradientSettings)
     gradients.add_argument(
         "--by", choices=("module",), help="the table shows every module, not only θ and φ"
     )
-    _add_int(gradients, "--seed", "of the draws", 0)
     gradients.add_argument(
         "--out", metavar="FILE", help="path without suffix of .csv, .nc and .png (default: in RUN)"
     )
@@ -276,7 +262,7 @@ def _compare(compare: Parser) -> None:
     _add_resume(
         compare,
         "STUDY",
-        "go on with the study (by default that of --out); more objectives, K and seeds may be given",
+        "continue the study (by default that of --out); more objectives, K and seeds may be given",
     )
     _study_options(compare)
     compare.add_argument(
@@ -284,14 +270,17 @@ def _compare(compare: Parser) -> None:
         metavar="NAME@K",
         help="what differences are from (default: the first, lowest K)",
     )
-    text = "where trainings run: here, or as tasks of a Ray cluster, with the same figures "
-    compare.add_argument(
-        "--executor", choices=("local", "ray"), default="local", help=f"{text}(default: local)"
+    compare.in_group(
+        "place",
+        "--executor",
+        choices=("local", "ray"),
+        help="where trainings run: here, or as tasks of a Ray cluster, with the same figures "
+        "(default: local)",
     )
     text = "of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT (default: this machine alone)"
-    compare.add_argument("--address", metavar="ADDRESS", help=text)
+    compare.in_group("place", "--address", metavar="ADDRESS", help=text)
     text = "on Ray, the share of a GPU per training, in [0, 1] (default: 1 where there are GPUs)"
-    compare.add_argument("--gpus-per-cell", type=float, metavar="X", help=text)
+    compare.in_group("place", "--gpus-per-cell", type=float, metavar="X", help=text)
     compare.settings("settings", RunConfig, "imports", *PER_TRAINING)
 
 
@@ -376,7 +365,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     ),
     "report": (
         "one HTML page of a run: settings, results, figures",
-        lambda report: _add_run(report),
+        _add_run,
     ),
 }
 """The commands: what each does, and the function that adds its options."""
@@ -392,10 +381,6 @@ def _add_import(parser: Parser) -> None:
         metavar="MODULE",
         help=field.metadata["help"],
     )
-
-
-def _add_run(parser: Parser) -> None:
-    parser.add_argument("run_directory", metavar="RUN", help="directory of a trained run")
 
 
 def _add_out(parser: Parser, text: str) -> None:
@@ -424,8 +409,9 @@ def _add_option(parser: Parser, field: Field[Any], hint: Any, default: Any = Non
     default = field.default if default is None else default
     names = names_of(field.metadata.get("kind", "")) or names
     text += f" ({' '.join(names)})" if names else ""
-    is_shown = isinstance(default, str | int | float)
-    text += f" (default: {default})" if is_shown else ""
+    if isinstance(default, tuple) and default:
+        default = ",".join(map(str, default))
+    text += f" (default: {default})" if isinstance(default, str | int | float) else ""
     read, metavar = _reader(hint)
     parser.add_argument(flag, type=read, metavar=metavar, help=text, **shared)
 

@@ -226,7 +226,7 @@ def sources_of(given: Iterable[str]) -> list[tuple[str, str, str]]:
 
 
 def import_sources(sources: Iterable[tuple[str, str, str]]) -> None:
-    """Import modules from their source, as `sources_of` gives it; those that are here are left alone.
+    """Import modules from their source, as `sources_of` gives it, unless they are imported already.
 
     Args:
         sources: Of each module: what was given, its name, and its source.

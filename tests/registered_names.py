@@ -4,6 +4,7 @@ python -m tests.registered_names
 """
 
 from pathlib import Path
+from typing import Any
 
 from pyroae.corruptions import CORRUPTIONS
 from pyroae.data.sources import DATASETS
@@ -25,7 +26,7 @@ def table() -> str:
         "",
         "NAMES: dict[str, tuple[str, ...]] = {",
     ]
-    registries: tuple[Registry[object], ...] = (
+    registries: tuple[Registry[Any], ...] = (
         *(SYSTEMS, PRIORS, POSTERIORS, LIKELIHOODS, CORRUPTIONS, MAPS, ACTIVATIONS),
         *(OBJECTIVES, BOUNDS, GRADIENTS, DATASETS),
     )

@@ -1,4 +1,4 @@
-"""A configuration is checked when it is made, survives YAML, and knows the same names as the registries."""
+"""A configuration is checked when it is made, survives YAML, and knows the registries' names."""
 
 import subprocess
 import sys

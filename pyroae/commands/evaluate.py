@@ -1,4 +1,4 @@
-"""The evaluation of a run: every way to log p(x) that is asked for, in one table, results.json, the DataTree and figures."""
+"""The command `evaluate`: log p(x) of a run by every method, as a table, files and figures."""
 
 import hashlib
 import math
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyroae import plots
 from pyroae.autoencoder import Autoencoder
@@ -30,6 +30,7 @@ from pyroae.inference_data import to_datatree
 from pyroae.plots import likelihood as likelihood_plots
 from pyroae.plots.drawing import save
 from pyroae.programs.arguments import Arguments
+from pyroae.programs.pair import like_parameters
 from pyroae.runs.loading import arguments_in, own_parameters, part_of, placed, trained
 from pyroae.runs.report import write_report
 from pyroae.runs.run import Run, device_of
@@ -162,22 +163,24 @@ def _sandwich(found: Evaluation) -> Table:
 
 
 def _notes(found: Evaluation) -> list[str]:
-    """What to know before the figures are believed."""
+    """Sentences on how far the figures can be trusted."""
     notes = _of_likelihood(found.likelihood) if found.likelihood is not None else []
     for name, annealed in (
         ("AIS", found.annealed),
         ("BDMC", found.bidirectional and found.bidirectional.forward),
     ):
         if annealed:
-            asked = annealed.settings
+            settings, rate = annealed.settings, annealed.acceptance_rate
             notes.append(
-                f"{name}: {asked.num_chains} chains, {asked.num_distributions:,} distributions, acceptance "
-                f"{annealed.acceptance_rate:.2f} (target {asked.target_acceptance:.2f}), median ESS {annealed.ess.median():.1f}"
+                f"{name}: {settings.num_chains} chains, {settings.num_distributions:,} "
+                f"distributions, acceptance {rate:.2f} (target {settings.target_acceptance:.2f}), "
+                f"median ESS {annealed.ess.median():.1f}"
             )
             if len(bad := annealed.unreliable.tolist()):
                 notes.append(
-                    f"{name}: one chain has all the weight, or hardly a move is accepted, for {len(bad)} of "
-                    f"{len(annealed.ess)} data, which are not to be trusted: {_shown(bad)}"
+                    f"{name}: one chain has all the weight, or hardly a move is accepted, for "
+                    f"{len(bad)} of {len(annealed.ess)} data, which are not to be trusted: "
+                    f"{_shown(bad)}"
                 )
     if found.quadrature is not None and not bool(found.quadrature.converged.all()):
         notes.append(
@@ -197,24 +200,27 @@ def _notes(found: Evaluation) -> list[str]:
 def _of_likelihood(estimate: LikelihoodEstimate) -> list[str]:
     count = estimate.num_particles
     notes = [
-        f"K = {count:,}: error of the NLL for these data {estimate.error:.4f} (Monte Carlo {estimate.monte_carlo_se:.4f}, bias "
-        f"{estimate.bias:+.4f}), median ESS {estimate.ess.median():.0f}"
+        f"K = {count:,}: error of the NLL for these data {estimate.error:.4f} (Monte Carlo "
+        f"{estimate.monte_carlo_se:.4f}, bias {estimate.bias:+.4f}), median ESS "
+        f"{estimate.ess.median():.0f}"
     ]
     if not estimate.is_within_tolerance:
         notes.append(
-            f"the tolerance of {estimate.tolerance} is not reached: give more --num-particles, or a better --proposal"
+            f"the tolerance of {estimate.tolerance} is not reached: give more --num-particles, or "
+            "a better --proposal"
         )
     if count < LEAST_FOR_PSIS:
         return [*notes, f"no k̂: it takes K of at least {LEAST_FOR_PSIS}; no error is to be trusted"]
     bad = estimate.unreliable.tolist()
     limit = float(estimate.khat_limit.min())
     if not bad:
-        told = f"k̂ is below {limit:.2f} and the ESS is {LEAST_ESS:.0f} or more for all {len(estimate.draws)} data"
-        return [*notes, f"{told}: the errors may be trusted"]
+        good = f"k̂ is below {limit:.2f} and the ESS is {LEAST_ESS:.0f} or more for all"
+        return [*notes, f"{good} {len(estimate.draws)} data: the errors may be trusted"]
     return [
         *notes,
-        f"k̂ is {limit:.2f} or more, or not known, or the ESS is below {LEAST_ESS:.0f}, for {len(bad)} of {len(estimate.draws)} "
-        f"data: neither their log p(x) nor its error is to be trusted (--retry local, or --method ais): {_shown(bad)}",
+        f"k̂ is {limit:.2f} or more, or not known, or the ESS is below {LEAST_ESS:.0f}, for "
+        f"{len(bad)} of {len(estimate.draws)} data: neither their log p(x) nor its error is to be "
+        f"trusted (--retry local, or --method ais): {_shown(bad)}",
     ]
 
 
@@ -275,7 +281,14 @@ def evaluate_run(
 
 
 def per_datum(found: Evaluation) -> dict[str, Tensor]:
-    """What was found of each datum, by name, `[N]`."""
+    """Return the estimates and diagnostics of each datum.
+
+    Args:
+        found: The evaluation.
+
+    Returns:
+        By name a tensor `[N]`, in nats where it is a log-density.
+    """
     diagnostics = found.diagnostics
     of = {
         "nelbo": diagnostics.nelbo,
@@ -316,7 +329,14 @@ def per_datum(found: Evaluation) -> dict[str, Tensor]:
 
 
 def simulated(found: Evaluation) -> dict[str, Tensor]:
-    """What was found of each simulated datum, by name, `[N]`."""
+    """Return the bounds of each simulated datum.
+
+    Args:
+        found: The evaluation.
+
+    Returns:
+        By name a tensor `[N]`, in nats; empty without bidirectional Monte Carlo.
+    """
     if found.bidirectional is None:
         return {}
     both = found.bidirectional
@@ -328,9 +348,7 @@ def simulated(found: Evaluation) -> dict[str, Tensor]:
     }
 
 
-def figures(
-    system: nn.Module, dataset: Dataset | Arguments, found: Evaluation
-) -> dict[str, Figure]:
+def figures(system: Any, dataset: Dataset | Arguments, found: Evaluation) -> dict[str, Figure]:
     """Draw every picture that the system has.
 
     Args:
@@ -342,7 +360,8 @@ def figures(
         Figures by name; one that the system does not have, such as samples from a flat prior, is
         left out.
     """
-    x, labels = arguments_in(dataset), getattr(dataset, "labels", None)
+    x = like_parameters(system, arguments_in(dataset))
+    labels = getattr(dataset, "labels", None)
     makers: dict[str, Callable[[], Figure]] = {
         "reconstructions": lambda: plots.reconstructions(
             system, x, labels=labels, shape=dataset.shape

@@ -19,6 +19,7 @@ from pyroae.inference_data import to_datatree
 from pyroae.plots.drawing import save
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.context import fork_random
+from pyroae.programs.pair import like_parameters
 from pyroae.programs.predictive import encoded, predicted
 from pyroae.runs.loading import arguments_in, own_parameters, part_of, placed, trained
 from pyroae.runs.report import write_report
@@ -55,7 +56,7 @@ def sample(run_directory: str, num: int, noise: bool, seed: int, out: str | None
         return
     part = part_of(run, Part(num_data=num))
     program: Any = trained(run, None, part)
-    args = arguments_in(part)
+    args = like_parameters(program, arguments_in(part))
     with fork_random(CPU, seed):
         values = _columns(predicted(program.model, None, args, noise=noise))
     _write(
@@ -78,7 +79,7 @@ def reconstruct(run_directory: str, part: Part, out: str | None) -> None:
     run = Run(run_directory)
     dataset = part_of(run, part)
     system: Any = trained(run, part.checkpoint, dataset)
-    args = arguments_in(dataset)
+    args = like_parameters(system, arguments_in(dataset))
     if isinstance(system, Autoencoder):
         x = system.reconstruct(args[0])
     else:
@@ -109,15 +110,16 @@ def encode(run_directory: str, part: Part, out: str | None) -> None:
     dataset = part_of(run, part)
     system: Any = trained(run, part.checkpoint, dataset)
     path = Path(out) if out else run.path / "latents.csv"
+    args = like_parameters(system, arguments_in(dataset))
     labels = getattr(dataset, "labels", None)
     if path.suffix == ".nc":
         tree = _draws(system, dataset)
         guarded(path, lambda file: tree.to_netcdf(file, engine="h5netcdf"))
     elif isinstance(system, Autoencoder):
-        _write_table(path, system.encode(arguments_in(dataset)[0]), labels, "z")
+        _write_table(path, system.encode(args[0]), labels, "z")
     else:
         with fork_random(CPU, 0):
-            means = encoded(system.guide, arguments_in(dataset))
+            means = encoded(system.guide, args)
         _write_table(path, means, labels, "z")
     say(f"{len(dataset)} data: {path}")
 

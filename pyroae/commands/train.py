@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from pyroae import plots, zoo
-from pyroae.config import WHERE, RunConfig, recorded
+from pyroae.config import WHERE, RunConfig, recorded, with_imports
 from pyroae.data.loading import Splits
 from pyroae.distributed.fabric import launched
 from pyroae.errors import ConfigError
@@ -71,18 +71,19 @@ def resume_run(run: Run, settings: Mapping[str, Any], checkpoint: str) -> tuple[
         ConfigError: For settings that differ.
         RunError: For a state that cannot be read.
     """
+    settings = with_imports(settings, run.config.imports)
     config = RunConfig.from_mapping({**run.config.to_dict(), **settings})
     for name, value in config.to_dict().items():
         if name not in (*WHERE, "epochs") and value != run.config.to_dict()[name]:
             raise ConfigError(
-                f"--resume goes on with the settings of the run: {name} is "
-                f"{run.config.to_dict()[name]} there"
+                f"--resume keeps the settings of the run: {name} is {run.config.to_dict()[name]} "
+                "there"
             )
     state = run.state(checkpoint) if run.has_begun else None
     if state is not None and len(state.history) >= config.epochs:
         raise ConfigError(
             f"the run '{run.path}' has finished its {config.epochs} epochs: give more --epochs to "
-            "go on"
+            "continue"
         )
     splits, system, objective = _prepared(config)
     same_data(run, splits)
@@ -176,7 +177,7 @@ def train(
     settings = recorded(settings)
     if checkpoint is not None and resume is None:
         raise ConfigError(
-            "--checkpoint says from where --resume goes on: name the run with --resume RUN"
+            "--checkpoint says where --resume continues from: name the run with --resume RUN"
         )
     if resume is not None:
         path = resumed("run", out, overwrite, resume)
@@ -209,7 +210,7 @@ def resumed(what: str, out: str | None, overwrite: bool, resume: str) -> Path:
     is_other = bool(resume) and out is not None and Path(out) != Path(resume)
     if overwrite or is_other or not (resume or out):
         raise ConfigError(
-            f"--resume goes on with one {what} in its own directory: name that, and leave out "
+            f"--resume continues one {what} in its own directory: name that, and leave out "
             "--overwrite"
         )
     return Path(resume or str(out))

@@ -1,7 +1,7 @@
 """Settings of runs, trainings and evaluations: plain data, without torch."""
 
 from pyroae.config.checks import at_least_one
-from pyroae.config.evaluation import AISSettings, EvaluationSettings, Part
+from pyroae.config.evaluation import AISSettings, EvaluationSettings, GradientSettings, Part
 from pyroae.config.run import (
     BINARIZATIONS,
     PER_TRAINING,
@@ -9,6 +9,7 @@ from pyroae.config.run import (
     RunConfig,
     program_parts,
     recorded,
+    with_imports,
 )
 from pyroae.config.text import (
     RECORD,
@@ -30,6 +31,7 @@ __all__ = [
     "WHERE",
     "AISSettings",
     "EvaluationSettings",
+    "GradientSettings",
     "Part",
     "RunConfig",
     "TrainConfig",
@@ -43,4 +45,5 @@ __all__ = [
     "program_parts",
     "read_yaml",
     "recorded",
+    "with_imports",
 ]

@@ -1,4 +1,4 @@
-"""What is evaluated, and how: the settings of `evaluate`, of annealing, and the part of the data."""
+"""What is evaluated, and how: settings of `evaluate` and of annealing, and the part of the data."""
 
 import math
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pyroae.config.checks import at_least_one, check_compile, one_of, option
+from pyroae.config.text import objectives_in
 from pyroae.errors import ConfigError
 
 METHODS = ("is", "ais", "bdmc", "exact", "quadrature", "gaps")
@@ -52,6 +53,35 @@ class Part:
             at_least_one("num_data", self.num_data)
         if self.checkpoint is not None:
             one_of("checkpoint", self.checkpoint, ("best", "last", "previous"))
+
+
+@dataclass(frozen=True)
+class GradientSettings:
+    """What gradients are compared, and how they are measured.
+
+    Attributes:
+        objectives: The estimators, each a name with its settings, or BOUND+GRADIENT.
+        num_particles: Numbers of particles K.
+        replicates: Draws of each gradient.
+        reference: The objective that the bias is measured from; by default iwae, or the first.
+        seed: Seed of the draws.
+
+    >>> GradientSettings().names
+    ('iwae', 'dreg', 'stl', 'vimco')
+    """
+
+    objectives: str = option("iwae,dreg,stl,vimco", "estimators to compare")
+    num_particles: tuple[int, ...] = option((1, 4, 16, 64, 256), "numbers of particles K")
+    replicates: int = option(1000, "draws of each gradient")
+    reference: str | None = option(
+        None, "what the bias is measured from (default: iwae, or the first)"
+    )
+    seed: int = option(0, "of the draws")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The text of each objective."""
+        return objectives_in(self.objectives)
 
 
 @dataclass(frozen=True)

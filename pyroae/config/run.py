@@ -1,6 +1,6 @@
 """What a run is made of: its system or program, its data, its objective and its training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -280,14 +280,34 @@ def program_parts(text: str) -> tuple[str, str, str]:
     return module.strip(), name.strip(), settings
 
 
+def with_imports(settings: Mapping[str, Any], before: Sequence[str]) -> dict[str, Any]:
+    """Return settings whose `imports` follow those that were recorded before.
+
+    Args:
+        settings: Names and values, of which `imports` may be new.
+        before: The recorded modules; one that has the name of a new module is left out, as it was
+            moved.
+
+    Returns:
+        The settings; unchanged where no module is new.
+
+    >>> with_imports({"imports": ("/new/a.py",)}, ["/old/a.py", "b"])
+    {'imports': ('b', '/new/a.py')}
+    """
+    new = tuple(settings.get("imports", ()))
+    stems = {Path(one).stem for one in new}
+    old = [one for one in before if Path(one).stem not in stems]
+    return {**settings, "imports": (*old, *new)} if new else dict(settings)
+
+
 def recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as they are recorded: paths of modules do not depend on the working directory.
+    """Return settings as they are recorded, with absolute paths of modules.
 
     Args:
         settings: Names and values of a configuration.
 
     Returns:
-        The same with absolute paths of `imports` and `program`.
+        The same, where `imports` and `program` do not depend on the working directory.
     """
     imports = settings.get("imports", ())
     imports = (imports,) if isinstance(imports, str) else imports

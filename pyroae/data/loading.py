@@ -146,8 +146,10 @@ def split_arguments(
     for tensor in (t for part in (whole, *held) for t in part.tensors):
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
-    parts[2] = held[0] if held else parts[2]
-    return Splits(*parts, digest.hexdigest()[:16], "none")  # type: ignore[arg-type]
+    train, valid_part, test_part = parts
+    test_part = held[0] if held else test_part
+    fingerprint = digest.hexdigest()[:16]
+    return Splits(train, valid_part, test_part, fingerprint, "none")  # type: ignore[arg-type]
 
 
 def _arguments(arrays: tuple[Any, ...], name: str) -> Arguments:

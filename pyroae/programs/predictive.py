@@ -5,7 +5,7 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyroae.errors import ProgramError
+from pyroae.errors import BrokenProgramError, ProgramError, PyroaeError
 from pyroae.programs.context import evaluating
 from pyroae.programs.sites import Program
 
@@ -42,8 +42,8 @@ def predicted(
     with evaluating(*(p for p in (model, guide) if p is not None)):
         program = poutine.uncondition(model)
         if guide is not None:
-            program = poutine.replay(program, poutine.trace(guide).get_trace(*args))
-        trace = poutine.trace(program).get_trace(*args)
+            program = poutine.replay(program, _traced("guide", guide, args))
+        trace = _traced("model, its observed sites drawn,", program, args)
     sites = {
         name: site
         for name, site in trace.nodes.items()
@@ -80,7 +80,7 @@ def encoded(guide: Program, args: tuple[Tensor, ...], num_draws: int = 100) -> T
     total: Tensor | float = 0.0
     with evaluating(guide):
         for _ in range(num_draws):
-            trace = poutine.trace(guide).get_trace(*args)
+            trace = _traced("guide", guide, args)
             values = {
                 name: site["value"]
                 for name, site in trace.nodes.items()
@@ -94,6 +94,16 @@ def encoded(guide: Program, args: tuple[Tensor, ...], num_draws: int = 100) -> T
             total = total + torch.cat(rows, 1)
     assert isinstance(total, Tensor)
     return total / num_draws
+
+
+def _traced(what: str, program: Program, args: tuple[Tensor, ...]) -> poutine.Trace:
+    try:
+        return poutine.trace(program).get_trace(*args)
+    except PyroaeError:
+        raise
+    except Exception as error:  # whatever the user's program raises
+        words = " ".join(str(error).split())
+        raise BrokenProgramError(f"the {what} fails: {type(error).__name__}: {words}") from error
 
 
 def _check_rows(name: str, value: Tensor, args: tuple[Tensor, ...]) -> None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from pyroae import zoo
-from pyroae.autoencoder import Autoencoder
 from pyroae.config import Part, RunConfig
 from pyroae.data.dataset import Dataset
 from pyroae.data.loading import Splits, load, split_arguments
@@ -50,7 +49,8 @@ class LoadedRun:
 def load_run(path: str | Path, checkpoint: str | None = None) -> LoadedRun:
     """Read a run directory, as `pyroae train` writes it.
 
-    The modules that config.yaml records are imported.
+    The modules that config.yaml records are imported. Parameters that a program keeps in Pyro's
+    global store have the values of the run that was read last.
 
     Args:
         path: The run directory.
@@ -279,15 +279,3 @@ def _in_memory(part: Dataset | Arguments, run: Run, num_data: int | None) -> Dat
         fixed = load(part, binarize="static", valid=0, test=0, seed=run.config.split_seed)
         part = replace(fixed.train, name=part.name)
     return part
-
-
-def program_of(system: nn.Module) -> bool:
-    """Return whether a system is a program of a user, for which some outputs have other forms.
-
-    Args:
-        system: The system.
-
-    Returns:
-        True for anything but an Autoencoder.
-    """
-    return not isinstance(system, Autoencoder)
