@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks import fresh
 from benchmarks.problems import Problem
 from benchmarks.workers import Subject, Timing, take_turns
-from pyroae.config import OBJECTIVES
+from pyroae.objectives import OBJECTIVES
 
 Say = Callable[[str], None]
 Measure = Callable[[int, float, Say], list[Timing]]

@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from pyroae.inference_data import to_datatree
     from pyroae.objectives import AnalyticKL, Bound, Objective, TraceELBO
     from pyroae.programs.traces import prior_of
+    from pyroae.runs.loading import LoadedRun, load_run
     from pyroae.runtime.processes import Share
     from pyroae.training import FitResult, Keeper, State, fit, fit_ensemble
     from pyroae.weights import LogWeights, log_weights
@@ -82,6 +83,7 @@ _HOMES = {
     "pyroae.compilation.svi": ["Compiled", "compile"],
     "pyroae.config": ["RunConfig", "TrainConfig"],
     "pyroae.data": ["Dataset", "Splits", "load"],
+    "pyroae.runs.loading": ["LoadedRun", "load_run"],
     "pyroae.runtime.processes": ["Share"],
     "pyroae.errors": ["PyroaeError"],
     "pyroae.evaluation": [
@@ -149,6 +151,7 @@ __all__ = [
     "Information",
     "Keeper",
     "LikelihoodEstimate",
+    "LoadedRun",
     "Local",
     "LogWeights",
     "Mixture",
@@ -178,6 +181,7 @@ __all__ = [
     "information",
     "likelihoods",
     "load",
+    "load_run",
     "log_likelihood",
     "log_weights",
     "measure_gradients",

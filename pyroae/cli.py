@@ -1,12 +1,13 @@
-"""The command line: reads options into a configuration, and turns bad input into one sentence and exit status 2.
+"""The command line: options become settings, and bad input one sentence and exit status 2.
 
-Nothing here imports torch: `pyroae --help` answers at once. What the commands do is in `commands.py`.
+Nothing here imports torch: `pyroae --help` answers at once. Options of settings are derived from
+the dataclasses of `pyroae.config`; what the commands do is in `pyroae.commands`.
 """
 
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from difflib import get_close_matches
 from importlib import import_module
@@ -14,36 +15,50 @@ from types import NoneType, UnionType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from pyroae._version import __version__
-from pyroae.config import PER_TRAINING, RunConfig, objectives_in, parse_yaml, read_yaml
+from pyroae.config import (
+    PER_TRAINING,
+    AISSettings,
+    EvaluationSettings,
+    GradientSettings,
+    Part,
+    RunConfig,
+    objectives_in,
+    parse_yaml,
+    read_yaml,
+)
 from pyroae.errors import InterruptedRunError, PyroaeError
+from pyroae.names import import_all, located, names_of
 
 EPILOG = """\
 examples:
   pyroae demo --out runs/demo
   pyroae train --system vae --data digits --latent 10 --hidden 200,200 --epochs 100 --out runs/vae
+  pyroae train --import my_module.py --likelihood my-likelihood --out runs/own
+  pyroae train --program my_module.py:build --data my-data --out runs/program
   pyroae evaluate runs/vae --num-particles 5000
   pyroae evaluate runs/vae --method is,ais,bdmc,gaps --num-data 100 --retry local
   pyroae sample runs/vae --out samples.png
-  pyroae compare --objectives trace-elbo,iwae,dreg --num-particles 1,8 --seeds 3 --budget epochs:100 --out runs/study
+  pyroae compare --objectives trace-elbo,iwae,dreg --num-particles 1,8 --seeds 3 \\
+    --budget epochs:100 --out runs/study
 """
 
 
-ANNEALING: dict[str, tuple[type, str]] = {
-    "num_chains": (int, "annealing: chains for each datum (default: 16)"),
-    "num_distributions": (int, "annealing: steps from the start to the posterior (default: 1000)"),
-    "start": (str, "annealing: where it starts, prior or guide (default: prior)"),
-    "schedule": (str, "annealing: sigmoid or linear (default: sigmoid)"),
-    "leapfrog_steps": (int, "annealing: of each Hamiltonian move (default: 10)"),
-    "target_acceptance": (float, "annealing: of the moves (default: 0.65)"),
-    "double": (bool, "annealing: in double precision"),
-}
-"""Settings of annealing: kind and help."""
-
-
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one sentence, with the nearest option that exists."""
+    """An argument parser whose errors are one sentence, with the nearest option that exists.
+
+    Its options are gathered in groups: `grouped` returns those of a group in a mapping.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.groups: dict[str, str] = {}
 
     def error(self, message: str) -> NoReturn:
+        """Print one sentence and exit with status 2.
+
+        Args:
+            message: The sentence, as argparse has it.
+        """
         choice = re.search(r"invalid choice: '(.+?)' \(choose from (.*)\)", message)
         if choice:
             word, known = choice[1], re.findall(r"[\w-]+", choice[2])
@@ -59,21 +74,76 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}{hint}\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does, with unknown options refused by the command that they were given to."""
+        """Parse as argparse does; an unknown option is refused by the command it was given to.
+
+        Args:
+            args: The words of the command line; by default those of the process.
+            namespace: Where options are written; a new one by default.
+
+        Returns:
+            The options.
+        """
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             getattr(parsed, "parser", self).error(f"unrecognized arguments: {' '.join(unknown)}")
         return parsed
 
+    def settings(self, group: str, kind: type, *but: str, **defaults: Any) -> None:
+        """Add an option for each field of a dataclass that has a help text.
+
+        Args:
+            group: The group that the options are gathered in.
+            kind: The dataclass.
+            *but: Fields to leave out.
+            **defaults: Default values that differ from those of the dataclass.
+        """
+        hints = get_type_hints(kind)
+        for field in fields(kind):
+            if field.name not in but and "help" in field.metadata:
+                self.groups[field.name] = group
+                _add_option(self, field, hints[field.name], defaults.get(field.name))
+
+    def in_group(self, group: str, flag: str, **options: Any) -> None:
+        """Add one option to a group; it is absent where it is not given.
+
+        Args:
+            group: The group.
+            flag: The option.
+            **options: The arguments of `add_argument`.
+        """
+        self.groups[flag.removeprefix("--").replace("-", "_")] = group
+        self.add_argument(flag, default=argparse.SUPPRESS, **options)
+
+    def grouped(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Gather options in their groups.
+
+        Args:
+            options: The options that are given, by name.
+
+        Returns:
+            Options without a group by name, and a mapping for each group.
+        """
+        gathered: dict[str, Any] = {group: {} for group in self.groups.values()}
+        for name, value in options.items():
+            group = self.groups.get(name)
+            (gathered if group is None else gathered[group])[name] = value
+        return gathered
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command.
+
+    Args:
+        argv: The words of the command line; by default those of the process.
+
+    Returns:
+        The exit status: 0, 2 for bad input, 130 or 128 and the signal's number where interrupted.
+    """
     parser = make_parser()
     options = vars(parser.parse_args(argv))
-    options.pop("parser")
-    run, name = options.pop("run"), options.pop("command")
+    of_command, name = options.pop("parser"), options.pop("command")
     try:
-        run(options)
+        _run(name, of_command.grouped(options))
     except InterruptedRunError as error:
         print(f"pyroae {name}: {error}", file=sys.stderr)
         return 128 + error.signal
@@ -86,8 +156,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _run(name: str, options: dict[str, Any]) -> None:
+    """Import the user's modules, make settings of the options, and run the command."""
+    imports = tuple(map(located, options.pop("imports", None) or ()))
+    import_all(imports)
+    if "config" in options:
+        file = options.pop("config")
+        settings = {**(read_yaml(file) if file else {}), **options["settings"]}
+        written = settings.get("imports") or ()
+        written = (written,) if isinstance(written, str) else tuple(written)
+        options["settings"] = {**settings, **({"imports": (*written, *imports)} if imports else {})}
+    elif name == "evaluate":
+        options["settings"] = EvaluationSettings.from_dict(options["settings"])
+        options["imports"] = imports
+    elif name == "gradients":
+        options["settings"] = GradientSettings(**options["settings"])
+    if "part" in options:
+        options["part"] = Part(**options["part"])
+    module = "outputs" if name in ("encode", "reconstruct", "report", "sample") else name
+    getattr(import_module(f"pyroae.commands.{module}"), name)(**options)
+
+
 def make_parser() -> Parser:
-    """The parser of all commands."""
+    """Return the parser of all commands.
+
+    Returns:
+        The parser; its namespace holds the command's name and the command's own parser.
+    """
     parser = Parser(
         prog="pyroae",
         description="Amortized variational inference in Pyro: train, evaluate, compare, draw.",
@@ -97,122 +192,143 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", parser_class=Parser
     )
+    for name, (text, add_options) in COMMANDS.items():
+        command: Parser = commands.add_parser(
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
+        )
+        command.set_defaults(parser=command)
+        add_options(command)
+        _add_import(command)
+    return parser
 
-    demo = _command(
-        commands,
-        "demo",
-        "train a VAE on the embedded digits under two ELBO estimators, evaluate and draw",
-    )
+
+def _add_run(parser: Parser) -> None:
+    parser.add_argument("run_directory", metavar="RUN", help="directory of a trained run")
+
+
+def _demo(demo: Parser) -> None:
     demo.add_argument(
         "--out", default="runs/demo", metavar="DIR", help="study directory (default: runs/demo)"
     )
     demo.add_argument(
         "--overwrite", action="store_true", help="replace what an earlier demo left there"
     )
-    demo.add_argument("--epochs", type=int, default=150, help="passes over the data (default: 150)")
-    demo.add_argument(
-        "--num-particles", type=int, default=5000, help="K of the log-likelihood (default: 5000)"
-    )
+    _add_int(demo, "--epochs", "passes over the data", 150)
+    _add_int(demo, "--num-particles", "K of the log-likelihood", 5000)
 
-    train = _command(commands, "train", "train a system; writes a run directory")
+
+def _train(train: Parser) -> None:
     train.add_argument(
         "--config", metavar="FILE", help="YAML with the same names; options win over it"
     )
     train.add_argument("--out", metavar="RUN", help="run directory to write")
     train.add_argument("--overwrite", action="store_true", help="replace the run that is there")
-    train.add_argument(
-        "--resume",
-        nargs="?",
-        const="",
-        metavar="RUN",
-        help="go on with the run (by default that of --out) from where it was saved",
-    )
+    _add_resume(train, "RUN", "continue the run (by default that of --out) from where it was saved")
     train.add_argument(
         "--checkpoint",
         choices=("last", "previous"),
-        help="the state that --resume goes on from (default: last)",
+        help="the state that --resume continues from (default: last)",
     )
-    _settings(train)
+    train.settings("settings", RunConfig, "imports")
 
-    evaluate = _command(
-        commands,
-        "evaluate",
-        "bound, log-likelihood, rate, distortion, active units; figures; DataTree",
-    )
-    _run_options(evaluate)
-    _evaluate_options(evaluate)
 
-    gradients = _command(
-        commands,
-        "gradients",
-        "SNR, variance, bias and cost of ELBO estimators at the weights of a run",
-    )
-    _run_options(gradients, split="train", num_data=20)
-    gradients.add_argument(
-        "--objectives",
-        default="iwae,dreg,stl,vimco",
-        metavar="A,B",
-        help="to compare (default: iwae,dreg,stl,vimco)",
-    )
-    gradients.add_argument(
-        "--num-particles",
-        type=_tuple_of(int),
-        default=(1, 4, 16, 64, 256),
-        metavar="K,K",
-        help="default: 1,4,16,64,256",
-    )
-    gradients.add_argument(
-        "--replicates", type=int, default=1000, help="draws of each gradient (default: 1000)"
-    )
-    gradients.add_argument(
-        "--reference",
-        metavar="NAME",
-        help="what the bias is measured from (default: iwae, or the first)",
-    )
+def _evaluate(evaluate: Parser) -> None:
+    _add_run(evaluate)
+    evaluate.settings("part", Part)
+    evaluate.settings("settings", EvaluationSettings)
+    evaluate.settings("settings", AISSettings)
+    _add_int(evaluate, "--devices", "processes that importance sampling and annealing share", 1)
+    _add_int(evaluate, "--num-nodes", "machines", 1)
+
+
+def _gradients(gradients: Parser) -> None:
+    _add_run(gradients)
+    gradients.settings("part", Part, split="train", num_data=20)
+    gradients.settings("settings", GradientSettings)
     gradients.add_argument(
         "--by", choices=("module",), help="the table shows every module, not only θ and φ"
     )
-    gradients.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
     gradients.add_argument(
         "--out", metavar="FILE", help="path without suffix of .csv, .nc and .png (default: in RUN)"
     )
 
-    _compare_options(
-        _command(
-            commands,
-            "compare",
-            "estimators by what they train: same weights, batches, budget and metric",
-        )
-    )
 
-    sample = _command(commands, "sample", "draw from the prior and decode")
-    sample.add_argument("run_directory", metavar="RUN", help="directory of a trained run")
-    sample.add_argument("--num", type=int, default=64, help="how many (default: 64)")
+def _compare(compare: Parser) -> None:
+    compare.add_argument(
+        "--config", metavar="FILE", help="YAML with settings of all trainings; options win over it"
+    )
+    compare.add_argument("--out", metavar="STUDY", help="study directory to write")
+    compare.add_argument("--overwrite", action="store_true", help="replace the study that is there")
+    _add_resume(
+        compare,
+        "STUDY",
+        "continue the study (by default that of --out); more objectives, K and seeds may be given",
+    )
+    _study_options(compare)
+    compare.add_argument(
+        "--baseline",
+        metavar="NAME@K",
+        help="what differences are from (default: the first, lowest K)",
+    )
+    compare.in_group(
+        "place",
+        "--executor",
+        choices=("local", "ray"),
+        help="where trainings run: here, or as tasks of a Ray cluster, with the same figures "
+        "(default: local)",
+    )
+    text = "of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT (default: this machine alone)"
+    compare.in_group("place", "--address", metavar="ADDRESS", help=text)
+    text = "on Ray, the share of a GPU per training, in [0, 1] (default: 1 where there are GPUs)"
+    compare.in_group("place", "--gpus-per-cell", type=float, metavar="X", help=text)
+    compare.settings("settings", RunConfig, "imports", *PER_TRAINING)
+
+
+def _study_options(compare: Parser) -> None:
+    for flag, read, metavar, text in (
+        ("--objectives", objectives_in, "A,B", "to compare (default: trace-elbo,iwae,dreg)"),
+        ("--num-particles", _tuple_of(int), "K,K", "of each (default: 1,8)"),
+        ("--seeds", _seeds, "N", "how many, or a list A,B of them (default: 3)"),
+        (
+            "--budget",
+            str,
+            "KIND:N",
+            "of each training: epochs:N, evaluations:N of the decoder, or seconds:N "
+            "(default: epochs:20)",
+        ),
+        ("--score-particles", int, "K", "of the held-out likelihood (default: 5000)"),
+        ("--score-data", int, "N", "the first N held-out data (default: 1000)"),
+        (
+            "--cpus-per-cell",
+            int,
+            "N",
+            "threads of each training, on Ray also the CPUs that it takes (default: 1)",
+        ),
+    ):
+        compare.in_group("given", flag, type=read, metavar=metavar, help=text)
+
+
+def _sample(sample: Parser) -> None:
+    _add_run(sample)
+    _add_int(sample, "--num", "how many", 64)
     sample.add_argument("--noise", action="store_true", help="draws of x, not means of p(x|z)")
-    sample.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
-    sample.add_argument(
-        "--out", metavar="FILE", help=".png, .npy or .csv (default: RUN/figures/samples.png)"
-    )
+    _add_int(sample, "--seed", "of the draws", 0)
+    _add_out(sample, ".png, .npy or .csv (default: RUN/figures/samples.png)")
 
-    reconstruct = _command(commands, "reconstruct", "encode and decode data")
-    _run_options(reconstruct)
-    reconstruct.add_argument(
-        "--out",
-        metavar="FILE",
-        help=".png, .npy or .csv (default: RUN/figures/reconstructions.png)",
-    )
 
-    encode = _command(commands, "encode", "posterior means (and scales) of the latent features")
-    _run_options(encode)
-    encode.add_argument(
-        "--out", metavar="FILE", help=".npy, .csv or .nc (default: RUN/latents.csv)"
-    )
+def _reconstruct(reconstruct: Parser) -> None:
+    _add_run(reconstruct)
+    reconstruct.settings("part", Part)
+    _add_out(reconstruct, ".png, .npy or .csv (default: RUN/figures/reconstructions.png)")
 
-    reproduce = _command(
-        commands,
-        "reproduce",
-        "train and evaluate a run again from its directory; compare every figure",
-    )
+
+def _encode(encode: Parser) -> None:
+    _add_run(encode)
+    encode.settings("part", Part)
+    _add_out(encode, ".npy, .csv or .nc (default: RUN/latents.csv)")
+
+
+def _reproduce(reproduce: Parser) -> None:
     reproduce.add_argument(
         "run_directory", metavar="RUN", help="directory of a run that was evaluated"
     )
@@ -221,108 +337,83 @@ def make_parser() -> Parser:
     )
     reproduce.add_argument("--overwrite", action="store_true", help="replace the run that is there")
 
-    report = _command(commands, "report", "one HTML page of a run: settings, results, figures")
-    report.add_argument("run_directory", metavar="RUN", help="directory of a trained run")
-    return parser
+
+COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
+    "demo": (
+        "train a VAE on the embedded digits under two ELBO estimators, evaluate and draw",
+        _demo,
+    ),
+    "train": ("train a system or a program; writes a run directory", _train),
+    "evaluate": (
+        "bound, log-likelihood, rate, distortion, active units; figures; DataTree",
+        _evaluate,
+    ),
+    "gradients": (
+        "SNR, variance, bias and cost of ELBO estimators at the weights of a run",
+        _gradients,
+    ),
+    "compare": (
+        "estimators by what they train: same weights, batches, budget and metric",
+        _compare,
+    ),
+    "sample": ("draw from the prior and decode", _sample),
+    "reconstruct": ("encode and decode data", _reconstruct),
+    "encode": ("posterior means (and scales) of the latent features", _encode),
+    "reproduce": (
+        "train and evaluate a run again from its directory; compare every figure",
+        _reproduce,
+    ),
+    "report": (
+        "one HTML page of a run: settings, results, figures",
+        _add_run,
+    ),
+}
+"""The commands: what each does, and the function that adds its options."""
 
 
-def _evaluate_options(evaluate: Parser) -> None:
-    text = "of the log-likelihood: is, ais, bdmc, exact, quadrature, gaps (default: is, and exact where it is defined)"
-    evaluate.add_argument("--method", metavar="M,M", help=text)
-    evaluate.add_argument(
-        "--num-particles", type=int, default=5000, help="K of importance sampling (default: 5000)"
+def _add_import(parser: Parser) -> None:
+    """The option of all commands by which a user's own choices have names."""
+    field = next(field for field in fields(RunConfig) if field.name == "imports")
+    parser.add_argument(
+        field.metadata["flag"],
+        dest=field.name,
+        action="append",
+        metavar="MODULE",
+        help=field.metadata["help"],
     )
-    text = "stop importance sampling when the error of the mean is below it, at K at the latest"
-    evaluate.add_argument("--tolerance", type=float, metavar="NATS", help=text)
-    text = "what importance sampling draws from: guide, prior, wider, heavy-tailed, defensive, local (default: guide)"
-    evaluate.add_argument("--proposal", default="guide", metavar="NAME", help=text)
-    evaluate.add_argument(
-        "--retry", metavar="NAME", help="the proposal for data whose k̂ is too high"
-    )
-    evaluate.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
-    text = "importance sampling and annealing as compiled code; auto: where it pays (auto true false) (default: auto)"
-    evaluate.add_argument(
-        "--compile", type=_reader(bool | str)[0], default="auto", metavar="NAME", help=text
-    )
-    text = "processes that importance sampling and annealing are dealt to; the figures are the same (default: 1)"
-    evaluate.add_argument("--devices", type=int, default=1, metavar="N", help=text)
-    evaluate.add_argument(
-        "--num-nodes", type=int, default=1, metavar="N", help="machines (default: 1)"
-    )
-    for name, (kind, text) in ANNEALING.items():
-        flag = f"--{name.replace('_', '-')}"
-        if kind is bool:
-            evaluate.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
-        else:
-            evaluate.add_argument(
-                flag, type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=text
-            )
 
 
-def _compare_options(compare: Parser) -> None:
-    compare.add_argument(
-        "--config", metavar="FILE", help="YAML with settings of all trainings; options win over it"
-    )
-    compare.add_argument("--out", metavar="STUDY", help="study directory to write")
-    compare.add_argument("--overwrite", action="store_true", help="replace the study that is there")
-    text = (
-        "go on with the study (by default that of --out); more objectives, K and seeds may be given"
-    )
-    compare.add_argument("--resume", nargs="?", const="", metavar="STUDY", help=text)
-    given: dict[str, Any] = {"default": argparse.SUPPRESS}
-    text = "to compare (default: trace-elbo,iwae,dreg)"
-    compare.add_argument("--objectives", type=objectives_in, metavar="A,B", help=text, **given)
-    compare.add_argument(
-        "--num-particles",
-        type=_tuple_of(int),
-        metavar="K,K",
-        help="of each (default: 1,8)",
-        **given,
-    )
-    compare.add_argument(
-        "--seeds",
-        type=_seeds,
-        metavar="N",
-        help="how many, or a list A,B of them (default: 3)",
-        **given,
-    )
-    text = "of each training: epochs:N, evaluations:N of the decoder, or seconds:N (default: epochs:20)"
-    compare.add_argument("--budget", metavar="KIND:N", help=text, **given)
-    compare.add_argument(
-        "--score-particles",
-        type=int,
-        metavar="K",
-        help="of the held-out likelihood (default: 5000)",
-        **given,
-    )
-    compare.add_argument(
-        "--score-data",
-        type=int,
-        metavar="N",
-        help="the first N held-out data (default: 1000)",
-        **given,
-    )
-    compare.add_argument(
-        "--baseline",
-        metavar="NAME@K",
-        help="what differences are from (default: the first, lowest K)",
-    )
-    text = "where trainings are run: here, or as tasks of a Ray cluster, with the same figures (default: local)"
-    compare.add_argument("--executor", choices=("local", "ray"), default="local", help=text)
-    text = "of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT (default: this machine alone)"
-    compare.add_argument("--address", metavar="ADDRESS", help=text)
-    text = "threads of each training, on Ray also the CPUs that it takes (default: 1)"
-    compare.add_argument("--cpus-per-cell", type=int, metavar="N", help=text, **given)
-    text = "on Ray, the share of a GPU that each training has, in [0, 1] (default: 1 where there are GPUs)"
-    compare.add_argument("--gpus-per-cell", type=float, metavar="X", help=text)
-    _settings(compare, but=PER_TRAINING)
+def _add_out(parser: Parser, text: str) -> None:
+    parser.add_argument("--out", metavar="FILE", help=text)
 
 
-def _settings(parser: Parser, but: Sequence[str] = ()) -> None:
-    """The settings of a run as options."""
-    for field in fields(RunConfig):
-        if field.name not in but:
-            _option(parser, field, get_type_hints(RunConfig)[field.name])
+def _add_int(parser: Parser, flag: str, text: str, default: int) -> None:
+    text = f"{text} (default: {default})"
+    parser.add_argument(flag, type=int, default=default, metavar="N", help=text)
+
+
+def _add_resume(parser: Parser, metavar: str, text: str) -> None:
+    parser.add_argument("--resume", nargs="?", const="", metavar=metavar, help=text)
+
+
+def _add_option(parser: Parser, field: Field[Any], hint: Any, default: Any = None) -> None:
+    """One option of the command line for one field of a dataclass."""
+    flag = field.metadata.get("flag") or f"--{field.name.replace('_', '-')}"
+    text, names = field.metadata["help"], field.metadata.get("choices") or ()
+    shared: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
+    if default is not None:
+        shared["default"] = default
+    if hint is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text, **shared)
+        return
+    default = field.default if default is None else default
+    names = names_of(field.metadata.get("kind", "")) or names
+    text += f" ({' '.join(names)})" if names else ""
+    if isinstance(default, tuple) and default:
+        default = ",".join(map(str, default))
+    text += f" (default: {default})" if isinstance(default, str | int | float) else ""
+    read, metavar = _reader(hint)
+    parser.add_argument(flag, type=read, metavar=metavar, help=text, **shared)
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -333,96 +424,25 @@ def _seeds(text: str) -> tuple[int, ...]:
 _seeds.__name__ = "number or list of seeds"
 
 
-def _command(commands: Any, name: str, text: str) -> Parser:
-    parser = commands.add_parser(
-        name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
-    )
-    parser.set_defaults(run=lambda options: _run(name, options), parser=parser)
-    return parser
-
-
-def _run(name: str, options: dict[str, Any]) -> None:
-    if name in ("train", "compare"):
-        names = {field.name for field in fields(RunConfig)} - (
-            set(PER_TRAINING) if name == "compare" else set()
-        )
-        flags = {key: options.pop(key) for key in list(options) if key in names}
-        file = options.pop("config")
-        options["settings"] = {**(read_yaml(file) if file else {}), **flags}
-    if name == "evaluate":
-        options["annealing"] = {key: options.pop(key) for key in ANNEALING if key in options}
-    if name == "compare":
-        known = (
-            "objectives",
-            "num_particles",
-            "seeds",
-            "budget",
-            "score_particles",
-            "score_data",
-            "cpus_per_cell",
-        )
-        options["given"] = {key: options.pop(key) for key in known if key in options}
-    module = "outputs" if name in ("encode", "reconstruct", "report", "sample") else name
-    getattr(import_module(f"pyroae.commands.{module}"), name)(**options)
-
-
-def _run_options(parser: Parser, split: str = "test", num_data: int | None = None) -> None:
-    parser.add_argument("run_directory", metavar="RUN", help="directory of a trained run")
-    parser.add_argument(
-        "--data", metavar="DATA", help="other data than the run was trained on: a name or a file"
-    )
-    parser.add_argument(
-        "--split",
-        choices=("test", "valid", "train"),
-        default=split,
-        help=f"which part (default: {split})",
-    )
-    default = f" (default: {num_data})" if num_data else ""
-    parser.add_argument(
-        "--num-data", type=int, metavar="N", default=num_data, help=f"only the first N{default}"
-    )
-    parser.add_argument(
-        "--checkpoint",
-        choices=("best", "last", "previous"),
-        help="which weights (default: those the training kept)",
-    )
-
-
-def _option(parser: Parser, field: Field[Any], wanted: Any) -> None:
-    """One option of the command line for one field of a configuration."""
-    flag, text = f"--{field.name.replace('_', '-')}", field.metadata["help"]
-    if wanted is bool:
-        parser.add_argument(
-            flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
-        )
-        return
-    default = field.default if isinstance(field.default, str | int | float) else None
-    choices = field.metadata.get("choices") or ()
-    text += f" ({' '.join(choices)})" if choices else ""
-    text += f" (default: {default})" if default is not None else ""
-    read, metavar = _reader(wanted)
-    parser.add_argument(flag, type=read, metavar=metavar, default=argparse.SUPPRESS, help=text)
-
-
-def _reader(wanted: Any) -> tuple[Callable[[str], Any], str]:
-    """How the text of an option becomes a value of the wanted type, and what its help calls it."""
-    if wanted == bool | str:
+def _reader(hint: Any) -> tuple[Callable[[str], Any], str]:
+    """How the text of an option becomes a value of that type, and what its help calls it."""
+    if hint == bool | str:
         return lambda text: {"true": True, "false": False}.get(text, text), "NAME"
-    if get_origin(wanted) is UnionType:
-        wanted = next(kind for kind in get_args(wanted) if kind is not NoneType)
-    if get_origin(wanted) is tuple:
-        return _tuple_of(get_args(wanted)[0]), "A,B"
-    if get_origin(wanted) is dict:
+    if get_origin(hint) is UnionType:
+        hint = next(kind for kind in get_args(hint) if kind is not NoneType)
+    if get_origin(hint) is tuple:
+        return _tuple_of(get_args(hint)[0]), "A,B"
+    if get_origin(hint) is dict:
         return _mapping, "KEY=VALUE,..."
-    return wanted, {int: "N", float: "X", str: "NAME"}[wanted]
+    return hint, {int: "N", float: "X", str: "NAME"}[hint]
 
 
 def _tuple_of(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    def numbers(text: str) -> tuple[Any, ...]:
-        return tuple(kind(part) for part in text.split(","))
+    def items(text: str) -> tuple[Any, ...]:
+        return tuple(kind(part.strip()) for part in text.split(","))
 
-    numbers.__name__ = "comma-separated numbers"
-    return numbers
+    items.__name__ = "comma-separated names" if kind is str else "comma-separated numbers"
+    return items
 
 
 def _mapping(text: str) -> dict[str, Any]:

@@ -17,15 +17,15 @@ class DataError(PyroaeError, ValueError):
 
 
 class ProgramError(PyroaeError, ValueError):
-    """A Pyro model and guide that break the contract of an objective; the message names the site."""
+    """A Pyro program that breaks the contract of an objective; the message names the site."""
 
 
 class BrokenProgramError(ProgramError):
-    """A program that raised an error of its own in its run, which is the cause of this one; the message names the site."""
+    """A program that raised an error of its own, which is the cause of this one."""
 
 
 class UndefinedLikelihoodError(PyroaeError, ValueError):
-    """log p(x) does not exist for this system, or the guide is no proposal for it."""
+    """log p(x) does not exist for this system, or its guide cannot be a proposal."""
 
 
 class RunError(PyroaeError, OSError):
@@ -35,8 +35,10 @@ class RunError(PyroaeError, OSError):
 class NonFiniteLossError(PyroaeError, ArithmeticError):
     """The loss became NaN or infinite; the last good state was kept.
 
-    step: counted from 1. batch: the rows of the training data that it was of. site: the first one without a finite value or
-    log-density, where one could be found.
+    Attributes:
+        step: The step, counted from 1.
+        batch: The rows of the training data in its batch.
+        site: The first site without a finite value or log-density, where one could be found.
     """
 
     def __init__(
@@ -47,7 +49,11 @@ class NonFiniteLossError(PyroaeError, ArithmeticError):
 
 
 class InterruptedRunError(PyroaeError):
-    """A signal ended the work; what was done is saved. signal: its number."""
+    """A signal ended the work; what was done is saved.
+
+    Attributes:
+        signal: The number of the signal.
+    """
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
@@ -55,19 +61,47 @@ class InterruptedRunError(PyroaeError):
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether an error refuses what was given, and is none that a program raised of its own."""
+    """Return whether an error refuses its input, and is not one that a program raised itself.
+
+    Args:
+        error: The error.
+
+    Returns:
+        False for errors of other kinds too.
+
+    >>> is_refusal(ConfigError("no")), is_refusal(BrokenProgramError("no"))
+    (True, False)
+    """
     return isinstance(error, PyroaeError) and not isinstance(error, BrokenProgramError)
 
 
 def own_error(error: BaseException) -> BaseException:
-    """The error that a program raised of its own, where one is reported; else the error itself."""
+    """Return the error that a program raised itself, where one is reported.
+
+    Args:
+        error: The error.
+
+    Returns:
+        The cause of a BrokenProgramError, else the error itself.
+
+    >>> own_error(ConfigError("no"))
+    ConfigError('no')
+    """
     while isinstance(error, BrokenProgramError) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def unknown_name(kind: str, given: str, known: Iterable[str]) -> ConfigError:
-    """An error for a name that is not known, with the nearest that is.
+    """Return an error for an unknown name, with the nearest known one.
+
+    Args:
+        kind: What the name is of, for the message.
+        given: The name.
+        known: The known names.
+
+    Returns:
+        The error, to be raised.
 
     >>> print(unknown_name("objective", "trace-elbow", ["trace-elbo", "analytic-kl"]))
     unknown objective 'trace-elbow': did you mean 'trace-elbo'? Known: trace-elbo, analytic-kl

@@ -9,20 +9,24 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pyroae.config import ACTIVATIONS
 from pyroae.data.image_folders import is_channels_last
 from pyroae.errors import ConfigError, unknown_name
 from pyroae.registry import Registry
 
-_ACTIVATIONS = {
-    "tanh": nn.Tanh,
-    "relu": nn.ReLU,
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "softplus": nn.Softplus,
-    "sigmoid": nn.Sigmoid,
-}
+ACTIVATIONS: Registry[nn.Module] = Registry("activation")
+"""Activations by name, each a class of modules."""
+
+
+for _name, _activation in (
+    ("tanh", nn.Tanh),
+    ("relu", nn.ReLU),
+    ("elu", nn.ELU),
+    ("gelu", nn.GELU),
+    ("silu", nn.SiLU),
+    ("softplus", nn.Softplus),
+    ("sigmoid", nn.Sigmoid),
+):
+    ACTIVATIONS.register(_name)(_activation)
 
 MAPS: "Registry[Map]" = Registry("map")
 """The table of maps by name."""
@@ -141,7 +145,7 @@ class MLP(Map):
         """Linear layers between consecutive sizes, with activations between them."""
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(sizes):
-            layers += [_linear(inputs, outputs), _ACTIVATIONS[self.activation]()]
+            layers += [_linear(inputs, outputs), ACTIVATIONS[self.activation]()]
         return nn.Sequential(*layers[:-1])
 
 
@@ -185,13 +189,13 @@ class Conv(Map):
         for before, after in pairwise(counts):
             layers += [
                 nn.Conv2d(before, after, 4, stride=2, padding=1),
-                _ACTIVATIONS[self.activation](),
+                ACTIVATIONS[self.activation](),
             ]
         inner = self.channels[-1] * math.prod(sizes[-1])
         head = [
             nn.Flatten(),
             _linear(inner, self.width),
-            _ACTIVATIONS[self.activation](),
+            ACTIVATIONS[self.activation](),
             _linear(self.width, outputs),
         ]
         net = nn.Sequential(*layers, *head)
@@ -205,7 +209,7 @@ class Conv(Map):
         """Return two linear layers and transposed convolutions to `[..., outputs * d]`."""
         image, sizes = self._sizes(shape)
         inner = (self.channels[-1], *sizes[-1])
-        act = _ACTIVATIONS[self.activation]
+        act = ACTIVATIONS[self.activation]
         layers: list[nn.Module] = []
         counts = [*reversed(self.channels), outputs * image[0]]
         for before, after, small, large in zip(

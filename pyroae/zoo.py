@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, TypedDict, Unpack
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyroae import corruptions, likelihoods, posteriors, priors
 from pyroae.autoencoder import Autoencoder
@@ -16,6 +16,8 @@ from pyroae.config import RunConfig
 from pyroae.data.dataset import Dataset
 from pyroae.errors import ConfigError, unknown_name
 from pyroae.nn import MAPS, MLP, Linear, Map, Tied
+from pyroae.programs.named import program_named
+from pyroae.registry import Registry
 
 Data = Dataset | int | tuple[int, ...]
 """A data set, at whose mean the decoder's output starts, or the shape of one datum."""
@@ -460,15 +462,39 @@ def _perceptron(
 
 # From names to instances.
 
-_ZOO: dict[str, Callable[..., Autoencoder]] = {
-    "linear-ae": linear_autoencoder,
-    "ae": autoencoder,
-    "sparse-ae": sparse_autoencoder,
-    "denoising-ae": denoising_autoencoder,
-    "ppca": ppca,
-    "vae": vae,
-    "discrete-vae": discrete_vae,
-}
+SYSTEMS: Registry[Autoencoder] = Registry("system")
+"""Functions from data, latent and choices to a system, by name."""
+
+
+for _name, _system in (
+    ("linear-ae", linear_autoencoder),
+    ("ae", autoencoder),
+    ("sparse-ae", sparse_autoencoder),
+    ("denoising-ae", denoising_autoencoder),
+    ("ppca", ppca),
+    ("vae", vae),
+    ("discrete-vae", discrete_vae),
+):
+    SYSTEMS.register(_name)(_system)
+
+
+def system_from(config: RunConfig, data: Data) -> nn.Module:
+    """Return the system or the program that a configuration names.
+
+    Args:
+        config: The configuration.
+        data: A Dataset, or the shape of one datum; of no use to a program.
+
+    Returns:
+        A new Autoencoder, or a module with the program's `model` and `guide`; initial weights are
+        drawn from torch's generator.
+
+    Raises:
+        ConfigError: For names and combinations that are not accepted.
+    """
+    if config.program is not None:
+        return program_named(config.program)
+    return from_config(config, data)
 
 
 def from_config(config: RunConfig, data: Data) -> Autoencoder:
@@ -488,6 +514,8 @@ def from_config(config: RunConfig, data: Data) -> Autoencoder:
     >>> from_config(RunConfig(system="vae", latent=2, hidden=(5,)), 64).encoder_map
     MLP(widths=(5,), activation='tanh')
     """
+    if config.program is not None:
+        raise ConfigError(f"'{config.program}' is a program, not a system of the zoo")
     shape = data.shape if isinstance(data, Dataset) else data
     refuse_too_large(config, shape if isinstance(shape, int) else math.prod(shape))
     choices: dict[str, Any] = {"tied": config.tied} if config.tied else {}
@@ -509,7 +537,7 @@ def from_config(config: RunConfig, data: Data) -> Autoencoder:
         )
     if config.system == "sparse-ae":
         choices["rate"] = config.sparsity
-    return _ZOO[config.system](data, config.latent, **choices)
+    return SYSTEMS[config.system](data, config.latent, **choices)
 
 
 def likelihood_of(config: RunConfig) -> likelihoods.Likelihood:
@@ -543,9 +571,10 @@ def _map(config: RunConfig) -> Map:
         return MAPS.parse(name, activation=config.activation)
     if name == "linear":
         raise ConfigError("a linear map has no hidden layers")
-    if name == "conv":
-        return MAPS.parse(name, activation=config.activation, channels=config.hidden)
-    return MAPS.parse(name, activation=config.activation, widths=config.hidden)
+    widths = {"channels" if name == "conv" else "widths": hidden}
+    if not widths.keys() & inspect.signature(MAPS[name.partition(":")[0]]).parameters.keys():
+        raise ConfigError(f"the map '{name}' takes no widths: leave out hidden layers")
+    return MAPS.parse(name, activation=config.activation, **widths)
 
 
 def refuse_too_large(config: RunConfig, features: int) -> None:

@@ -65,7 +65,7 @@ FOR_DISCRETE = (
 )
 """Named objectives that train them."""
 ZOO: dict[str, Callable[[], Autoencoder]] = {
-    **{name: partial(build, D, M) for name, build in zoo._ZOO.items()},
+    **{name: partial(build, D, M) for name, build in zoo.SYSTEMS.items()},
     **SYSTEMS,
     **DISCRETE,
 }

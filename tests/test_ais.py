@@ -21,7 +21,7 @@ from pyroae.evaluation.annealing import hmc
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.estimates import BDMC, AISEstimate
 from pyroae.evaluation.annealing.path import Path
-from pyroae.evaluation.annealing.settings import AISSettings
+from pyroae.config import AISSettings
 from pyroae.evaluation.blocks import block_seed
 from pyroae.evaluation.exact import exact_log_likelihood
 from tests.systems import system_and_data

@@ -24,7 +24,7 @@ from pyroae.evaluation.annealing.block import Block
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.path import Path as AnnealingPath
 from pyroae.evaluation.annealing.plan import Plan
-from pyroae.evaluation.annealing.settings import AISSettings
+from pyroae.config import AISSettings
 from pyroae.runtime.signals import DeferredSignals
 from tests.test_ais import TINY, ppca
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+import pyroae.studies.study as studies
 from pyroae.cli import main
 from pyroae.comparison import cells as cell_runner
 from pyroae.comparison.cell_files import read_outcome
@@ -412,11 +413,11 @@ def test_bad_use_of_a_study(
         ),
         (["--out", str(run)], "is the directory of a run: a study needs one of its own"),
         (["--resume", str(run)], "holds no study: there is no study.yaml in it"),
-        (["--resume"], "--resume goes on with one study"),
+        (["--resume"], "--resume continues one study"),
         (["--resume", str(study), "--overwrite"], "leave out --overwrite"),
         (
             ["--resume", str(study), "--latent", "3"],
-            "--resume goes on with the settings of the study: latent is 2 there",
+            "--resume keeps the settings of the study: latent is 2 there",
         ),
         (["--resume", str(study), "--budget", "epochs:3"], "budget is epochs:2 there"),
         (["--resume", str(study), "--score-data", "31"], "num_data is 30 there"),

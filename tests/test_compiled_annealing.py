@@ -20,7 +20,7 @@ from pyroae.evaluation.annealing import checkpoint, hmc
 from pyroae.evaluation.annealing import compiled as compiled_path
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.plan import GRADIENT_COST
-from pyroae.evaluation.annealing.settings import AISSettings
+from pyroae.config import AISSettings
 from pyroae.nn import MLP
 from tests.systems import system_and_data
 from tests.test_ais import counts, ppca, scales, scales_guide

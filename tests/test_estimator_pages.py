@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 import pyroae
-from pyroae import zoo
+from pyroae import _names, zoo
 from pyroae.cli import make_parser
-from pyroae.config import OBJECTIVES as NAMES
 from pyroae.config import RunConfig, TrainConfig, pair_of
 from pyroae.data.loading import Splits
 from pyroae.objectives import (
@@ -41,6 +40,7 @@ SECTIONS = [
     "Source",
     "Conformance",
 ]
+NAMES = _names.NAMES["objective"]
 each = pytest.mark.parametrize("name", NAMES)
 
 

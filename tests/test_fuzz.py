@@ -22,18 +22,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from pyroae import cli, zoo
-from pyroae.config import (
-    ACTIVATIONS,
-    BINARIZATIONS,
-    BOUNDS,
-    GRADIENTS,
-    MAPS,
-    OBJECTIVES,
-    SCHEDULES,
-    SYSTEMS,
-    RunConfig,
-    parse_yaml,
-)
+from pyroae._names import NAMES
+from pyroae.config import BINARIZATIONS, SCHEDULES, RunConfig, parse_yaml
 from pyroae.data.dataset import Dataset
 from pyroae.data.loading import load
 from pyroae.errors import PyroaeError
@@ -72,15 +62,22 @@ HUGE = (
     | st.floats()
 )
 LIKELY: dict[str, st.SearchStrategy[Any]] = {
-    "system": st.sampled_from(SYSTEMS),
+    "system": st.sampled_from(NAMES["system"]),
     "objective": st.sampled_from(
-        [*OBJECTIVES, "iwae:num_particles=3", "renyi:alpha=nan", "iwae+score", "jvi:order=9", "x+y"]
+        [
+            *NAMES["objective"],
+            "iwae:num_particles=3",
+            "renyi:alpha=nan",
+            "iwae+score",
+            "jvi:order=9",
+            "x+y",
+        ]
     ),
-    "bound": st.none() | st.sampled_from(BOUNDS),
-    "gradient": st.none() | st.sampled_from(GRADIENTS),
-    "map": st.none() | st.sampled_from(MAPS),
+    "bound": st.none() | st.sampled_from(NAMES["bound"]),
+    "gradient": st.none() | st.sampled_from(NAMES["gradient"]),
+    "map": st.none() | st.sampled_from(NAMES["map"]),
     "binarize": st.none() | st.sampled_from(BINARIZATIONS),
-    "activation": st.sampled_from(ACTIVATIONS),
+    "activation": st.sampled_from(NAMES["activation"]),
     "schedule": st.sampled_from(SCHEDULES),
     "optimizer": st.sampled_from(
         ["Adam", "SGD", "LBFGS", "adamw", "SparseAdam", "Muon", "Nothing"]

@@ -17,6 +17,8 @@ import torch
 import xarray
 
 from pyroae.cli import main
+from pyroae.config import Part
+from pyroae.data.dataset import Dataset
 from pyroae.evaluation.gradient_lab.groups import parameter_groups
 from pyroae.evaluation.gradient_lab.measure import measure_slopes
 from pyroae.evaluation.gradient_lab.slopes import SNRCurve
@@ -82,9 +84,9 @@ def place_of(trained: Path, **part: Any) -> tuple[Any, torch.Tensor, dict[str, A
     """Programs, data, and the parameters and groups of the run."""
     run = Run(trained)
     system = run.autoencoder(None)
-    x = part_of(run, **{"data": None, "split": "train", "num_data": 10, **part}).x.to(
-        next(system.parameters()).dtype
-    )
+    dataset = part_of(run, Part(**{"split": "train", "num_data": 10, **part}))
+    assert isinstance(dataset, Dataset)
+    x = dataset.x.to(next(system.parameters()).dtype)
     parameters = dict(system.named_parameters())
     groups = parameter_groups(system.model, system.guide, x, parameters)
     return system, x, {"parameters": parameters, "groups": groups}

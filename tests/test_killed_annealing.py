@@ -16,7 +16,7 @@ from pyroae import zoo
 from pyroae.evaluation.annealing import bounds as ais_module
 from pyroae.evaluation.annealing import checkpoint, hmc
 from pyroae.evaluation.annealing.bounds import bdmc
-from pyroae.evaluation.annealing.settings import AISSettings
+from pyroae.config import AISSettings
 from pyroae.nn import MLP
 
 WORK = "work.safetensors"

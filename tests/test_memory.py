@@ -23,7 +23,7 @@ from pyroae.evaluation.annealing import compiled as compiled_path
 from pyroae.evaluation.annealing import hmc
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.results import BlockResult
-from pyroae.evaluation.annealing.settings import AISSettings
+from pyroae.config import AISSettings
 from pyroae.evaluation.importance import sampler as sampling
 from pyroae.evaluation.importance.compiled import CompiledDraws
 from pyroae.evaluation.importance.likelihood import log_likelihood

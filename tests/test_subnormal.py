@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyroae import zoo
-from pyroae.config import OBJECTIVES
+from pyroae._names import NAMES
 from pyroae.data.dataset import Dataset
 from pyroae.objectives import parse_objective
 
@@ -16,7 +16,7 @@ def _watch(out: torch.Tensor, seen: list[torch.Tensor]) -> None:
         out.register_hook(seen.append)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", NAMES["objective"])
 def test_no_gradient_is_subnormal(name: str) -> None:
     """Of 16 particles most weigh less than e⁻¹⁰⁰ of the best; every gradient along the decoder is
     looked at.

@@ -16,7 +16,7 @@ from pyroae import exact_log_likelihood, zoo
 from pyroae.commands.evaluate import _notes, _of_likelihood
 from pyroae.evaluation.adaptive_quadrature import QuadratureEstimate
 from pyroae.evaluation.annealing.bounds import ais
-from pyroae.evaluation.annealing.settings import AISSettings
+from pyroae.config import AISSettings
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_likelihood
 from pyroae.evaluation.importance.per_datum import Columns
 from pyroae.evaluation.importance.proposals import Local

@@ -1,4 +1,4 @@
-"""The command that compares estimators by what they train."""
+"""The command `compare`: estimators compared by what they train."""
 
 import csv
 import math
@@ -15,12 +15,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pyroae.commands.train import resumed
 from pyroae.comparison.budget import Budget
 from pyroae.comparison.results import Cell, Comparison, Entry, Outcome, Row, indistinct
-from pyroae.comparison.scoring import Scoring
-from pyroae.config import compared
+from pyroae.comparison.trainings import Scoring
+from pyroae.config import compared, recorded, with_imports
 from pyroae.errors import ConfigError, RunError, unknown_name
 from pyroae.inference_data import comparison_to_datatree
+from pyroae.names import import_all
 from pyroae.plots.comparison import differences, learning_curves
 from pyroae.plots.drawing import save
 from pyroae.runtime.files import guarded, locked
@@ -37,26 +39,27 @@ def compare(
     out: str | None,
     overwrite: bool,
     resume: str | None,
-    executor: str = "local",
-    address: str | None = None,
-    gpus_per_cell: float | None = None,
+    place: Mapping[str, Any],
 ) -> None:
-    """Train under each objective, K and seed; one table, .csv, .nc and figures in the study's directory.
+    """Train under each objective, K and seed; write one table, files and figures.
 
-    settings: of every training. given: objectives, num_particles, seeds, budget, scoring and cpus_per_cell, where the user gave
-    them. executor: where they are trained: local or ray, at an address.
+    Args:
+        settings: Settings of every training.
+        given: Settings of the study that are given: objectives, num_particles, seeds, budget,
+            score_particles, score_data, cpus_per_cell.
+        baseline: The entry that differences are measured from, as NAME or NAME@K.
+        out: The study directory to write.
+        overwrite: Whether a study that is there is replaced.
+        resume: The study to continue; an empty text means `out`.
+        place: Where trainings run: executor, address, gpus_per_cell, as of `executor_of`.
+
+    Raises:
+        PyroaeError: For what cannot be trained or scored.
     """
-    place = executor_of(executor, address, gpus_per_cell)
+    where = executor_of(**place)
     if resume is not None:
-        if (
-            overwrite
-            or (resume and out is not None and Path(out) != Path(resume))
-            or not (resume or out)
-        ):
-            raise ConfigError(
-                "--resume goes on with one study in its own directory: name that, and leave out --overwrite"
-            )
-        path = Path(resume or str(out))
+        path = resumed("study", out, overwrite, resume)
+        import_all(recorded(settings).get("imports", ()))
         study = Study(path, _extended(Study.read(path), settings, given))
         cells = study.check()
         begin = study.resume
@@ -68,9 +71,9 @@ def compare(
         cells = study.check()
         begin = partial(study.start, overwrite)
     base = _baseline(baseline, cells)
-    with place.ready(study), locked(study.path, "study"):
+    with where.ready(study), locked(study.path, "study"):
         begin()
-        _compare(study, cells, base, place)
+        _compare(study, cells, base, where)
 
 
 def _compare(study: Study, cells: Sequence[Cell], base: Entry, executor: Executor) -> None:
@@ -94,15 +97,16 @@ def _config(settings: Mapping[str, Any], given: Mapping[str, Any]) -> StudyConfi
 def _extended(
     known: StudyConfig, settings: Mapping[str, Any], given: Mapping[str, Any]
 ) -> StudyConfig:
-    """A study's configuration with further objectives, K and seeds. Raises ConfigError for settings that differ."""
+    """A configuration with further objectives, K and seeds; settings that differ are refused."""
+    settings = with_imports(recorded(settings), known.settings.imports)
     merged = settings_of({**known.to_dict()["settings"], **settings})
     other = replace(
         known, settings=merged, scoring=_scoring(known.scoring, given), **_alike(known, given)
     )
     for name, value in _flat(other).items():
-        if name not in ("accelerator", "data_root") and value != _flat(known)[name]:
+        if name not in ("accelerator", "data_root", "imports") and value != _flat(known)[name]:
             raise ConfigError(
-                f"--resume goes on with the settings of the study: {name} is {_flat(known)[name]} there"
+                f"--resume keeps the settings of the study: {name} is {_flat(known)[name]} there"
             )
     more: dict[str, Any] = {
         name: tuple(dict.fromkeys((*getattr(known, name), *values)))
@@ -112,7 +116,7 @@ def _extended(
 
 
 def _alike(known: StudyConfig, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What every training has alike."""
+    """Settings that all trainings share."""
     return {name: given.get(name, getattr(known, name)) for name in ("budget", "cpus_per_cell")}
 
 
@@ -136,7 +140,8 @@ def _checked(config: StudyConfig) -> StudyConfig:
     compared(config.objectives, config.num_particles)
     if not config.seeds or min(config.seeds) < 0:
         raise ConfigError(
-            f"seeds are whole numbers of at least 0, not {', '.join(map(str, config.seeds)) or 'none'}"
+            "seeds are whole numbers of at least 0, not "
+            + (", ".join(map(str, config.seeds)) or "none")
         )
     return config
 
@@ -161,7 +166,7 @@ def _baseline(text: str | None, cells: Sequence[Cell]) -> Entry:
 
 
 def _run(study: Study, cells: Sequence[Cell], executor: Executor) -> dict[Cell, Outcome | str]:
-    """Every cell, those that are finished read and not trained again."""
+    """The outcome of every cell; finished ones are read and not trained again."""
     known = {cell: study.outcome(cell) for cell in cells}
     todo = [cell for cell in cells if known[cell] is None]
     if len(todo) < len(cells):
@@ -233,15 +238,16 @@ def _tell(
     for line in _notes(comparison, study, ranking, failed):
         say(line)
     say(
-        f"{study.path}: comparison.csv, ranking.csv, comparison.nc, figures; a run directory for each training"
+        f"{study.path}: comparison.csv, ranking.csv, comparison.nc, figures; a run directory for "
+        "each training"
     )
 
 
 def _table(comparison: Comparison, study: Study, ranking: Sequence[Row], baseline: Entry) -> Table:
     scoring, num_data = study.config.scoring, len(comparison.outcomes[0].log_px)
     table = Table(
-        title=f"held-out NLL, IS-{scoring.num_particles}, {num_data} data, {_count(len(comparison.seeds), 'seed')}, "
-        f"{study.config.budget}; in nats per datum",
+        title=f"held-out NLL, IS-{scoring.num_particles}, {num_data} data, "
+        f"{_count(len(comparison.seeds), 'seed')}, {study.config.budget}; in nats per datum",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=0,
@@ -283,10 +289,10 @@ def _mean(outcomes: Sequence[Outcome], name: str) -> float:
 def _notes(
     comparison: Comparison, study: Study, ranking: Sequence[Row], failed: Mapping[Cell, str]
 ) -> list[str]:
-    """What the intervals are over, which differences are within noise, and what is missing."""
+    """Sentences on the intervals, on differences within noise, and on failed trainings."""
     seeds = len(comparison.seeds)
     over = (
-        "the held-out data alone: with one seed nothing is known of other seeds"
+        "the held-out data alone: one seed says nothing of other seeds"
         if seeds == 1
         else "seeds and held-out data"
     )
@@ -296,28 +302,39 @@ def _notes(
         notes.append(f"within noise of the best, {ranking[0].entry}: {'; '.join(map(str, close))}")
     elif len(ranking) > 1:
         notes.append(
-            f"the best, {ranking[0].entry}, is told from every other at 95 %, each taken by itself"
+            f"the best, {ranking[0].entry}, differs from every other at 95 %, each taken by itself"
         )
     error = max(outcome.monte_carlo_se for outcome in comparison.outcomes)
-    notes.append(f"Monte-Carlo error of an NLL: at most {error:.3f}, taken into the intervals")
+    notes.append(f"Monte-Carlo error of an NLL: at most {error:.3f}, included in the intervals")
     notes += [f"failed: {cell}: {reason}" for cell, reason in failed.items()]
     return notes
 
 
 def executor_of(
-    name: str, address: str | None = None, gpus_per_cell: float | None = None
+    executor: str = "local", address: str | None = None, gpus_per_cell: float | None = None
 ) -> Executor:
-    """The executor that the command line names. Raises ConfigError for a name or an option that it does not have.
+    """Return the executor that the command line names.
+
+    Args:
+        executor: `local` or `ray`.
+        address: The address of the Ray cluster; None for this machine alone.
+        gpus_per_cell: The share of a GPU per training, in [0, 1].
+
+    Returns:
+        The executor.
+
+    Raises:
+        ConfigError: For another name, and for options of Ray without Ray.
 
     >>> executor_of("local"), executor_of("ray", gpus_per_cell=0.25)
     (Local(), OnRay(address=None, gpus_per_cell=0.25, retries=3))
     """
     from pyroae.studies.ray_executor import OnRay
 
-    if name == "ray":
+    if executor == "ray":
         return OnRay(address, gpus_per_cell)
-    if name != "local":
-        raise unknown_name("executor", name, ("local", "ray"))
+    if executor != "local":
+        raise unknown_name("executor", executor, ("local", "ray"))
     for flag, value in (("--address", address), ("--gpus-per-cell", gpus_per_cell)):
         if value is not None:
             raise ConfigError(f"{flag} is for trainings on Ray: give --executor ray too")

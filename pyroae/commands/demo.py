@@ -9,8 +9,8 @@ from rich.table import Table
 from pyroae import plots
 from pyroae.commands.evaluate import evaluate_run
 from pyroae.commands.train import train_run
-from pyroae.config import RunConfig
-from pyroae.evaluation.summary import Evaluation, EvaluationSettings
+from pyroae.config import EvaluationSettings, RunConfig
+from pyroae.evaluation.summary import Evaluation
 from pyroae.plots import likelihood as likelihood_plots
 from pyroae.plots.drawing import save
 from pyroae.runs.loading import splits_of
@@ -20,7 +20,17 @@ from pyroae.training.trainer import FitResult
 
 
 def demo(out: str, overwrite: bool, epochs: int, num_particles: int) -> None:
-    """A VAE on the embedded digits under two ELBO estimators: table, run directories, figures, DataTree."""
+    """Train a VAE on the embedded digits under two ELBO estimators, evaluate and draw.
+
+    Args:
+        out: The study directory to write; each training has a run directory in it.
+        overwrite: Whether what an earlier demo left there is replaced.
+        epochs: Passes over the data.
+        num_particles: K of the log-likelihood.
+
+    Raises:
+        RunError: If the directory holds runs already.
+    """
     study = Path(out)
     base = RunConfig(
         latent=10, epochs=epochs, schedule="cosine", lr=3e-3, hidden=(200, 200), batch_size=100
@@ -33,9 +43,9 @@ def demo(out: str, overwrite: bool, epochs: int, num_particles: int) -> None:
     for name, config in {**rows, **flat}.items():
         say(f"{name}: a VAE with {config.latent} latent units on the digits, {epochs} epochs")
         run, trained = train_run(config, study / name, overwrite)
-        found = evaluate_run(
-            run, splits_of(run.config).test, EvaluationSettings(num_particles=num_particles)
-        )
+        held_out = splits_of(run.config).test
+        assert held_out is not None
+        found = evaluate_run(run, held_out, EvaluationSettings(num_particles=num_particles))
         results[name], histories[name] = (found, trained), trained.history
     curves = plots.training_curves({name: histories[name] for name in rows})
     save(curves, study / "figures" / "training_curves.png")
@@ -46,12 +56,13 @@ def demo(out: str, overwrite: bool, epochs: int, num_particles: int) -> None:
     save(likelihood_plots.rate_distortion(points), study / "figures" / "rate_distortion.png")
     Console().print(_comparison({name: results[name] for name in rows}, num_particles))
     say(
-        f"pictures: {study}/figures, {study}/*/figures; a page a run: {study}/*/report.html; DataTree: {study}/*/evaluation.nc"
+        f"pictures: {study}/figures, {study}/*/figures; one page per run: {study}/*/report.html; "
+        f"DataTree: {study}/*/evaluation.nc"
     )
 
 
 def _comparison(results: dict[str, tuple[Evaluation, FitResult]], num_particles: int) -> Table:
-    """The demo's table: an objective a row."""
+    """The demo's table: one row per objective."""
     table = Table(
         title=f"held-out digits, nats per datum ± SE, K = {num_particles}",
         box=box.SIMPLE_HEAD,

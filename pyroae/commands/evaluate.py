@@ -1,10 +1,10 @@
-"""The evaluation of a run: every way to log p(x) that is asked for, in one table, results.json, the DataTree and figures."""
+"""The command `evaluate`: log p(x) of a run by every method, as a table, files and figures."""
 
 import hashlib
 import math
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,20 @@ from torch import Tensor
 
 from pyroae import plots
 from pyroae.autoencoder import Autoencoder
-from pyroae.config import TrainConfig
+from pyroae.config import EvaluationSettings, Part, TrainConfig
 from pyroae.data.dataset import Dataset
 from pyroae.distributed.fabric import launch_fabric, share_of
 from pyroae.errors import PyroaeError, RunError
-from pyroae.evaluation.annealing.settings import AISSettings
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate
 from pyroae.evaluation.importance.streams import LEAST_ESS, LEAST_FOR_PSIS
-from pyroae.evaluation.summary import Evaluation, EvaluationSettings
+from pyroae.evaluation.summary import Evaluation
 from pyroae.evaluation.summary import evaluate as evaluate_system
 from pyroae.inference_data import to_datatree
 from pyroae.plots import likelihood as likelihood_plots
 from pyroae.plots.drawing import save
-from pyroae.runs.loading import part_of
+from pyroae.programs.arguments import Arguments
+from pyroae.programs.pair import like_parameters
+from pyroae.runs.loading import arguments_in, own_parameters, part_of, placed, trained
 from pyroae.runs.report import write_report
 from pyroae.runs.run import Run, device_of
 from pyroae.runtime.files import guarded
@@ -71,59 +72,53 @@ EVALUATION = "evaluation.yaml"
 """The options of the last evaluation, by which `reproduce` repeats it."""
 
 
+@own_parameters()
 def evaluate(
     run_directory: str,
-    method: str | None,
-    num_particles: int,
-    tolerance: float | None,
-    proposal: str,
-    retry: str | None,
-    seed: int,
-    compile: bool | str,
-    annealing: dict[str, Any],
+    settings: EvaluationSettings,
+    part: Part,
+    *,
+    imports: Sequence[str] = (),
     devices: int = 1,
     num_nodes: int = 1,
-    **part: Any,
 ) -> None:
-    """Evaluate a run: one table, results.json, evaluation.nc, figures.
+    """Evaluate a run: print one table, and write results.json, evaluation.nc and figures.
 
-    annealing: of AISSettings. devices, num_nodes: processes that importance sampling and annealing are dealt to; the figures do
-    not depend on their number. part: data, split, num_data and checkpoint, as of other commands. An annealing that was stopped
-    goes on when the same command is given again.
+    An annealing that was stopped continues when the same command is given again.
+
+    Args:
+        run_directory: The run.
+        settings: What is evaluated, and how.
+        part: The data and the weights.
+        imports: Modules that were imported for this evaluation, beside those of the run.
+        devices: Processes of a machine that share importance sampling and annealing; the figures
+            do not depend on their number.
+        num_nodes: Machines.
+
+    Raises:
+        PyroaeError: For what cannot be evaluated.
     """
-    given: dict[str, Any] = {
-        "method": method,
-        "num_particles": num_particles,
-        "tolerance": tolerance,
-        "proposal": proposal,
-        "retry": retry,
-    }
-    given |= {"seed": seed, "compile": compile, "annealing": annealing, **part}
-    methods = None if method is None else tuple(name.strip() for name in method.split(","))
-    along = AISSettings(**annealing)
-    settings = EvaluationSettings(
-        methods, num_particles, tolerance, proposal, retry, along, seed, compile=compile
-    )
     run = Run(run_directory)
-    dataset = part_of(run, part["data"], part["split"], part["num_data"])
-    fabric = launch_fabric(
+    dataset = part_of(run, part)
+    fabric = launched(
         TrainConfig(accelerator=run.config.accelerator, devices=devices, num_nodes=num_nodes)
     )
-    folder = _folder(run, dataset, settings, part["checkpoint"])
+    folder = _folder(run, dataset, settings, part.checkpoint)
     found = evaluate_run(
         run,
         dataset,
         replace(settings, checkpoints=folder),
-        checkpoint=part["checkpoint"],
+        checkpoint=part.checkpoint,
         fabric=fabric,
     )
     if not fabric.is_global_zero:
         return
+    given = {**settings.to_dict(), **asdict(part), "imports": list(imports)}
     guarded(
         run.path / EVALUATION, lambda file: file.write_text(yaml.safe_dump(given, sort_keys=False))
     )
     shutil.rmtree(folder.parent, ignore_errors=True)
-    say(f"{run.path}: {len(dataset)} data of {dataset.name}, {part['split']} part")
+    say(f"{run.path}: {len(dataset)} data of {dataset.name}, {part.split} part")
     Console().print(_table(found))
     if len(found.sandwich()) > 2:
         Console().print(_sandwich(found))
@@ -132,11 +127,12 @@ def evaluate(
 
 
 def _folder(
-    run: Run, dataset: Dataset, settings: EvaluationSettings, checkpoint: str | None
+    run: Run, dataset: Dataset | Arguments, settings: EvaluationSettings, checkpoint: str | None
 ) -> Path:
-    """Where annealing keeps its work: a folder for these settings, weights and data, so that nothing else goes on from it."""
-    told = f"{settings.annealing} {settings.seed} {checkpoint} {len(dataset)}".encode()
-    mark = hashlib.sha256(told + dataset.x.numpy().tobytes()).hexdigest()[:12]
+    """Where annealing keeps its work: a folder for these settings, weights and data alone."""
+    text = f"{settings.annealing} {settings.seed} {checkpoint} {len(dataset)}".encode()
+    data = b"".join(t.contiguous().numpy().tobytes() for t in arguments_in(dataset))
+    mark = hashlib.sha256(text + data).hexdigest()[:12]
     folder = run.path / "annealing" / mark
     if {"ais", "bdmc"} & set(settings.methods or ()):
         try:
@@ -167,22 +163,24 @@ def _sandwich(found: Evaluation) -> Table:
 
 
 def _notes(found: Evaluation) -> list[str]:
-    """What to know before the figures are believed."""
+    """Sentences on how far the figures can be trusted."""
     notes = _of_likelihood(found.likelihood) if found.likelihood is not None else []
     for name, annealed in (
         ("AIS", found.annealed),
         ("BDMC", found.bidirectional and found.bidirectional.forward),
     ):
         if annealed:
-            asked = annealed.settings
+            settings, rate = annealed.settings, annealed.acceptance_rate
             notes.append(
-                f"{name}: {asked.num_chains} chains, {asked.num_distributions:,} distributions, acceptance "
-                f"{annealed.acceptance_rate:.2f} (target {asked.target_acceptance:.2f}), median ESS {annealed.ess.median():.1f}"
+                f"{name}: {settings.num_chains} chains, {settings.num_distributions:,} "
+                f"distributions, acceptance {rate:.2f} (target {settings.target_acceptance:.2f}), "
+                f"median ESS {annealed.ess.median():.1f}"
             )
             if len(bad := annealed.unreliable.tolist()):
                 notes.append(
-                    f"{name}: one chain has all the weight, or hardly a move is accepted, for {len(bad)} of "
-                    f"{len(annealed.ess)} data, which are not to be trusted: {_shown(bad)}"
+                    f"{name}: one chain has all the weight, or hardly a move is accepted, for "
+                    f"{len(bad)} of {len(annealed.ess)} data, which are not to be trusted: "
+                    f"{_shown(bad)}"
                 )
     if found.quadrature is not None and not bool(found.quadrature.converged.all()):
         notes.append(
@@ -202,24 +200,27 @@ def _notes(found: Evaluation) -> list[str]:
 def _of_likelihood(estimate: LikelihoodEstimate) -> list[str]:
     count = estimate.num_particles
     notes = [
-        f"K = {count:,}: error of the NLL for these data {estimate.error:.4f} (Monte Carlo {estimate.monte_carlo_se:.4f}, bias "
-        f"{estimate.bias:+.4f}), median ESS {estimate.ess.median():.0f}"
+        f"K = {count:,}: error of the NLL for these data {estimate.error:.4f} (Monte Carlo "
+        f"{estimate.monte_carlo_se:.4f}, bias {estimate.bias:+.4f}), median ESS "
+        f"{estimate.ess.median():.0f}"
     ]
     if not estimate.is_within_tolerance:
         notes.append(
-            f"the tolerance of {estimate.tolerance} is not reached: give more --num-particles, or a better --proposal"
+            f"the tolerance of {estimate.tolerance} is not reached: give more --num-particles, or "
+            "a better --proposal"
         )
     if count < LEAST_FOR_PSIS:
         return [*notes, f"no k̂: it takes K of at least {LEAST_FOR_PSIS}; no error is to be trusted"]
     bad = estimate.unreliable.tolist()
     limit = float(estimate.khat_limit.min())
     if not bad:
-        told = f"k̂ is below {limit:.2f} and the ESS is {LEAST_ESS:.0f} or more for all {len(estimate.draws)} data"
-        return [*notes, f"{told}: the errors may be trusted"]
+        good = f"k̂ is below {limit:.2f} and the ESS is {LEAST_ESS:.0f} or more for all"
+        return [*notes, f"{good} {len(estimate.draws)} data: the errors may be trusted"]
     return [
         *notes,
-        f"k̂ is {limit:.2f} or more, or not known, or the ESS is below {LEAST_ESS:.0f}, for {len(bad)} of {len(estimate.draws)} "
-        f"data: neither their log p(x) nor its error is to be trusted (--retry local, or --method ais): {_shown(bad)}",
+        f"k̂ is {limit:.2f} or more, or not known, or the ESS is below {LEAST_ESS:.0f}, for "
+        f"{len(bad)} of {len(estimate.draws)} data: neither their log p(x) nor its error is to be "
+        f"trusted (--retry local, or --method ais): {_shown(bad)}",
     ]
 
 
@@ -229,20 +230,33 @@ def _shown(indices: list[int]) -> str:
 
 def evaluate_run(
     run: Run,
-    dataset: Dataset | None,
+    dataset: Dataset | Arguments,
     settings: EvaluationSettings,
     *,
     checkpoint: str | None = None,
     fabric: Fabric | None = None,
 ) -> Evaluation:
-    """Evaluate a run on data: results.json, evaluation.nc, figures and the report, which the first process writes."""
-    assert dataset is not None
+    """Evaluate a run on data; the first process writes results.json, evaluation.nc and figures.
+
+    Args:
+        run: The run.
+        dataset: The data.
+        settings: What is evaluated, and how.
+        checkpoint: The weights; by default those that the training kept.
+        fabric: The processes that share the work; None for one.
+
+    Returns:
+        The evaluation, the same in all processes.
+
+    Raises:
+        PyroaeError: For what cannot be evaluated.
+    """
     several = fabric is not None and fabric.world_size > 1
     device = fabric.device if fabric is not None and several else device_of(run.config.accelerator)
-    system = run.autoencoder(checkpoint).to(device)
-    dtype = next(system.parameters()).dtype
-    check_data(system, dataset, dataset.name)
-    x = dataset.x.to(device, dtype)
+    system: Any = trained(run, checkpoint, dataset).to(device)
+    if isinstance(system, Autoencoder) and isinstance(dataset, Dataset):
+        check_data(system, dataset, dataset.name)
+    x = placed(system, dataset, device)
     found = evaluate_system(
         system, x, settings, progress=True, share=WHOLE if fabric is None else share_of(fabric)
     )
@@ -252,7 +266,7 @@ def evaluate_run(
         system.model,
         system.guide,
         x,
-        labels=dataset.labels,
+        labels=getattr(dataset, "labels", None),
         shape=dataset.shape,
         statistics=per_datum(found),
         simulated=simulated(found),
@@ -260,14 +274,21 @@ def evaluate_run(
     )
     run.write_results(list(found.results.values()))
     guarded(run.path / "evaluation.nc", lambda file: tree.to_netcdf(file, engine="h5netcdf"))
-    for name, figure in figures(system, replace(dataset, x=x), found).items():
+    for name, figure in figures(system, dataset.to(device), found).items():
         save(figure, run.path / "figures" / f"{name}.png")
     write_report(run)
     return found
 
 
 def per_datum(found: Evaluation) -> dict[str, Tensor]:
-    """What was found of each datum, by name, `[N]`."""
+    """Return the estimates and diagnostics of each datum.
+
+    Args:
+        found: The evaluation.
+
+    Returns:
+        By name a tensor `[N]`, in nats where it is a log-density.
+    """
     diagnostics = found.diagnostics
     of = {
         "nelbo": diagnostics.nelbo,
@@ -308,7 +329,14 @@ def per_datum(found: Evaluation) -> dict[str, Tensor]:
 
 
 def simulated(found: Evaluation) -> dict[str, Tensor]:
-    """What was found of each simulated datum, by name, `[N]`."""
+    """Return the bounds of each simulated datum.
+
+    Args:
+        found: The evaluation.
+
+    Returns:
+        By name a tensor `[N]`, in nats; empty without bidirectional Monte Carlo.
+    """
     if found.bidirectional is None:
         return {}
     both = found.bidirectional
@@ -320,13 +348,27 @@ def simulated(found: Evaluation) -> dict[str, Tensor]:
     }
 
 
-def figures(system: Autoencoder, dataset: Dataset, found: Evaluation) -> dict[str, Figure]:
-    """Every picture that the system has."""
+def figures(system: Any, dataset: Dataset | Arguments, found: Evaluation) -> dict[str, Figure]:
+    """Draw every picture that the system has.
+
+    Args:
+        system: The system, or a program.
+        dataset: The data that it was evaluated on.
+        found: The evaluation.
+
+    Returns:
+        Figures by name; one that the system does not have, such as samples from a flat prior, is
+        left out.
+    """
+    x = like_parameters(system, arguments_in(dataset))
+    labels = getattr(dataset, "labels", None)
     makers: dict[str, Callable[[], Figure]] = {
-        "reconstructions": lambda: plots.reconstructions(system, dataset.x, labels=dataset.labels),
-        "samples": lambda: plots.samples(system),
+        "reconstructions": lambda: plots.reconstructions(
+            system, x, labels=labels, shape=dataset.shape
+        ),
+        "samples": lambda: plots.samples(system, x=x, shape=dataset.shape),
         "manifold": lambda: plots.manifold(system),
-        "latent_scatter": lambda: plots.latent_scatter(system, dataset.x, dataset.labels),
+        "latent_scatter": lambda: plots.latent_scatter(system, x, labels),
         "kl_per_unit": lambda: plots.kl_per_unit(found.diagnostics),
         "filters": lambda: plots.filters(system),
         **_likelihood_figures(dataset, found),
@@ -336,11 +378,13 @@ def figures(system: Autoencoder, dataset: Dataset, found: Evaluation) -> dict[st
         try:
             figures[name] = make()
         except PyroaeError:
-            continue  # a picture that this system does not have, such as samples from a Flat prior
+            continue
     return figures
 
 
-def _likelihood_figures(dataset: Dataset, found: Evaluation) -> dict[str, Callable[[], Figure]]:
+def _likelihood_figures(
+    dataset: Dataset | Arguments, found: Evaluation
+) -> dict[str, Callable[[], Figure]]:
     makers: dict[str, Callable[[], Figure]] = {}
     bounds = found.sandwich()
     if len(bounds) > 1:
@@ -356,9 +400,10 @@ def _likelihood_figures(dataset: Dataset, found: Evaluation) -> dict[str, Callab
         makers["bound_curve"] = lambda: likelihood_plots.bound_curve({"IWAE": estimate}, levels)
         makers["khat"] = lambda: likelihood_plots.khat(estimate)
         bad = estimate.unreliable.tolist()
-        makers["extremes"] = lambda: likelihood_plots.extremes(
-            dataset.x, estimate.log_px, dataset.shape, marked=bad
-        )
+        if isinstance(dataset, Dataset):
+            makers["extremes"] = lambda: likelihood_plots.extremes(
+                dataset.x, estimate.log_px, dataset.shape, marked=bad
+            )
     if found.likelihood is not None or found.exact is not None:
         point = tuple(found.results[name].estimate for name in ("rate", "distortion"))
         makers["rate_distortion"] = lambda: likelihood_plots.rate_distortion({dataset.name: point})

@@ -1,8 +1,8 @@
-"""The command of the gradient laboratory: estimators compared at the weights of a run."""
+"""The command `gradients`: estimators compared at the weights of a run."""
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pyroae.config import compared, objectives_in
+from pyroae.autoencoder import Autoencoder
+from pyroae.config import GradientSettings, Part, compared
+from pyroae.data.dataset import Dataset
 from pyroae.errors import ConfigError, RunError, unknown_name
 from pyroae.evaluation.gradient_lab.groups import parameter_groups
 from pyroae.evaluation.gradient_lab.measure import measure_slopes
@@ -23,7 +25,7 @@ from pyroae.objectives import ELBO, AnalyticKL, Objective, ObjectiveBase, parse_
 from pyroae.plots.drawing import save
 from pyroae.plots.gradients import gradient_curves
 from pyroae.posteriors import Point
-from pyroae.runs.loading import part_of
+from pyroae.runs.loading import own_parameters, part_of, placed, trained
 from pyroae.runs.run import Run, device_of
 from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import say
@@ -37,83 +39,99 @@ MAIN = ("θ", "φ", "shared")
 
 
 MOST = 10**12
-"""Seeds below it leave room for one a replicate."""
+"""Upper limit of the seed, so that every replicate has a seed of its own."""
 
 
 class Files(NamedTuple):
-    """What the command writes."""
+    """The files that the command writes.
+
+    Attributes:
+        table: The .csv file.
+        tree: The .nc file, an ArviZ DataTree.
+        figure: The .png file.
+    """
 
     table: Path
     tree: Path
     figure: Path
 
 
+@own_parameters()
 def gradients(
     run_directory: str,
-    objectives: str,
-    num_particles: tuple[int, ...],
-    replicates: int,
-    reference: str | None,
-    seed: int,
+    part: Part,
+    settings: GradientSettings,
     by: str | None,
     out: str | None,
-    **part: Any,
 ) -> None:
-    """Gradients of estimators at the weights of a run, for each K: one table, .csv, .nc, and a figure.
+    """Compare gradients of estimators at the weights of a run, for each K.
 
-    by: "module" shows every module in the table. out: a path without its suffix. part: data, split, num_data and checkpoint,
-    as of other commands. The corruption of a denoising system is off, as in an evaluation.
+    One table is printed; a .csv and a .nc file and a figure are written. The corruption of a
+    denoising system is off, as in an evaluation.
+
+    Args:
+        run_directory: The run.
+        part: The data and the weights.
+        settings: The estimators, and how their gradients are measured.
+        by: "module" shows every module in the table.
+        out: A path without its suffix; by default in the run directory.
+
+    Raises:
+        PyroaeError: For what cannot be measured.
     """
-    names, ks = objectives_in(objectives), tuple(sorted(num_particles))
-    reference = _checked(names, ks, replicates, seed, reference)
     run = Run(run_directory)
-    files = _files(run, out)
-    dataset = part_of(run, part["data"], part["split"], part["num_data"])
-    system = run.autoencoder(part["checkpoint"]).to(device_of(run.config.accelerator))
-    check_data(system, dataset, dataset.name)
-    if isinstance(system.posterior, Point):
-        raise ConfigError(
-            f"the guide of the run '{run.path}' is a Delta: its gradients have no noise that could be measured"
-        )
+    reference, files = _checked(settings), _files(run, out)
+    dataset, device = part_of(run, part), device_of(run.config.accelerator)
+    system: Any = trained(run, part.checkpoint, dataset).to(device)
+    if isinstance(system, Autoencoder) and isinstance(dataset, Dataset):
+        check_data(system, dataset, dataset.name)
+        _refuse_delta(run, system)
     parameters = {name: p for name, p in system.named_parameters() if p.requires_grad}
-    like = next(iter(parameters.values()))
-    x = dataset.x.to(like.device, like.dtype)
-    make = {name: partial(parse_objective, name) for name in names}
+    x = placed(system, dataset, device)
+    make = {name: partial(parse_objective, name) for name in settings.names}
     curves = measure_slopes(
         system.model,
         system.guide,
         x,
         make,
-        ks=ks,
+        ks=sorted(settings.num_particles),
         parameters=parameters,
         groups=parameter_groups(system.model, system.guide, x, parameters),
-        replicates=replicates,
-        seed=seed,
+        replicates=settings.replicates,
+        seed=settings.seed,
         reference=reference,
         progress=True,
     )
     say(
-        f"gradients at {len(x)} data of {dataset.name} ({part['split']}), {replicates} replicates; bias from {reference}"
+        f"gradients at {len(dataset)} data of {dataset.name} ({part.split}), "
+        f"{settings.replicates} replicates; bias from {reference}"
     )
     Console().print(_table(curves, reference, by == "module"))
-    for line in _notes(make, curves, reference, len(x)):
+    for line in _notes(make, curves, reference, len(dataset)):
         say(line)
-    _write(curves, files, num_data=len(x), reference=reference, seed=seed)
+    _write(curves, files, num_data=len(dataset), reference=reference, seed=settings.seed)
 
 
-def _checked(
-    names: Sequence[str], ks: Sequence[int], replicates: int, seed: int, reference: str | None
-) -> str:
-    """The reference; everything that can be refused before the run is read, is."""
+def _refuse_delta(run: Run, system: Autoencoder) -> None:
+    if isinstance(system.posterior, Point):
+        raise ConfigError(
+            f"the guide of the run '{run.path}' is a Delta: its gradients have no noise that could "
+            "be measured"
+        )
+
+
+def _checked(settings: GradientSettings) -> str:
+    """The reference; refuses what cannot be measured, before any data are read."""
+    names, ks, reference = settings.names, sorted(settings.num_particles), settings.reference
     compared(names, ks)
     if len(set(ks)) < len(ks):
         raise ConfigError(f"K takes different whole numbers of at least 1, not {list(ks)}")
     if len(set(names)) < len(names):
         raise ConfigError(f"an objective is given twice: {', '.join(names)}")
-    if replicates < BATCHES:
-        raise ConfigError(f"replicates must be at least {BATCHES}, not {replicates}")
-    if not 0 <= seed < MOST:
-        raise ConfigError(f"seed must be at least 0 and below {MOST:.0e}, not {seed}")
+    if settings.replicates < BATCHES:
+        raise ConfigError(f"replicates must be at least {BATCHES}, not {settings.replicates}")
+    if not 0 <= settings.seed < MOST:
+        raise ConfigError(f"seed must be at least 0 and below {MOST:.0e}, not {settings.seed}")
     if reference is None:
         return "iwae" if "iwae" in names else names[0]
     if reference not in names:
@@ -131,7 +149,8 @@ def _files(run: Run, out: str | None) -> Files:
         )
     elif Path(out).is_dir():
         raise RunError(
-            f"cannot write '{out}': it is a directory, and --out takes the path of files without their suffix"
+            f"cannot write '{out}': it is a directory, and --out takes the path of files without "
+            "their suffix"
         )
     else:
         stem = str(Path(out)).removesuffix(".csv").removesuffix(".nc").removesuffix(".png")
@@ -140,7 +159,8 @@ def _files(run: Run, out: str | None) -> Files:
         place = next(folder for folder in file.absolute().parents if folder.exists())
         if file.is_dir() or not place.is_dir() or not os.access(place, os.W_OK):
             raise RunError(
-                f"cannot write '{file}': '{file if file.is_dir() else place}' is no place for a file"
+                f"cannot write '{file}': '{file if file.is_dir() else place}' is no place for a "
+                "file"
             )
     return files
 
@@ -161,7 +181,7 @@ def _write(curves: Curves, files: Files, *, num_data: int, reference: str, seed:
 
 
 def _table(curves: Curves, reference: str, every: bool) -> Table:
-    """A part for each group, in it a row for each estimator and K, and one for the slope of its SNR."""
+    """A table with a section per group; in it a row per estimator and K, and its SNR's slope."""
     table = Table(box=box.SIMPLE_HEAD, padding=0)
     table.add_column("", overflow="fold")
     for column in ("K", "SNR", "95 %", "DSNR", "variance", "bias %", "if none", "ms"):
@@ -208,7 +228,7 @@ def _cells(found: GradientStatistics, is_reference: bool) -> list[str]:
 
 
 def _number(value: float) -> str:
-    """Three digits; "–" for what a gradient that is always 0 has not."""
+    """Three digits; "–" for NaN, as of the SNR of a gradient that is always 0."""
     return "–" if math.isnan(value) else f"{value:.3g}"
 
 
@@ -218,17 +238,19 @@ def _notes(
     reference: str,
     num_data: int,
 ) -> list[str]:
-    """What the columns mean, the sizes of the groups, and which biases are there by design."""
+    """Sentences on the columns, the sizes of the groups, and biases by design."""
     of_groups = {
         group: curve.statistics[0] for group, curve in curves[reference].items() if group in MAIN
     }
     sizes = [f"{group} {len(found.mean):,}" for group, found in of_groups.items()]
     count = next(iter(of_groups.values())).replicates
     notes = [
-        f"parameters: {', '.join(sizes)}; SNR: mean over them of |mean| / σ, about {0.8 / count**0.5:.2g} where the mean is 0",
+        f"parameters: {', '.join(sizes)}; SNR: mean over them of |mean| / σ, about "
+        f"{0.8 / count**0.5:.2g} where the mean is 0",
         f"DSNR: length of the gradient along the mean of {reference} over that across it",
-        f"one gradient: its milliseconds under ms, and K × {num_data} evaluations of the decoder",
-        f"bias: distance from the mean of {reference}, in % of its norm; if none: what is found where there is no bias",
+        f"one gradient: its milliseconds under ms, K × {num_data} evaluations of the decoder",
+        f"bias: distance from the mean of {reference}, in % of its norm; if none: the distance "
+        "that noise alone gives",
     ]
     at = {
         name: objective(max(next(iter(curves[name].values())).ks))

@@ -1,85 +1,157 @@
-"""Commands that write what a trained system gives: `sample`, `reconstruct`, `encode` and `report`."""
+"""Commands that write what a trained system gives: `sample`, `reconstruct`, `encode`, `report`."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyroae import plots
-from pyroae.config import at_least_one
+from pyroae.autoencoder import Autoencoder
+from pyroae.config import Part, at_least_one
+from pyroae.data.dataset import Dataset
 from pyroae.errors import ConfigError
 from pyroae.inference_data import to_datatree
 from pyroae.plots.drawing import save
-from pyroae.runs.loading import part_of
+from pyroae.programs.arguments import Arguments
+from pyroae.programs.context import fork_random
+from pyroae.programs.pair import like_parameters
+from pyroae.programs.predictive import encoded, predicted
+from pyroae.runs.loading import arguments_in, own_parameters, part_of, placed, trained
 from pyroae.runs.report import write_report
 from pyroae.runs.run import Run
 from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import say
 
+CPU = torch.device("cpu")
 
+
+@own_parameters()
 def sample(run_directory: str, num: int, noise: bool, seed: int, out: str | None) -> None:
-    """Draws from the prior, decoded."""
+    """Write draws from the prior, decoded.
+
+    A program is run at the covariates of the first test data, at most as many as there are.
+
+    Args:
+        run_directory: The run.
+        num: How many.
+        noise: Whether to write draws of x, not means of p(x|z).
+        seed: Seed of the draws.
+        out: A .png, .npy or .csv file; by default RUN/figures/samples.png.
+
+    Raises:
+        PyroaeError: For a flat prior, and for a file that cannot be written.
+    """
     at_least_one("num", num)
     run = Run(run_directory)
-    system = run.autoencoder()
-    torch.manual_seed(seed)
-    x = system.sample(num, noise=noise)
-    _write(x, run, out, "samples.png", lambda: plots.samples(system, num, seed))
+    if run.config.program is None:
+        system = run.autoencoder()
+        torch.manual_seed(seed)
+        x = system.sample(num, noise=noise)
+        _write(x, run, out, "samples.png", lambda: plots.samples(system, num, seed))
+        return
+    part = part_of(run, Part(num_data=num))
+    program: Any = trained(run, None, part)
+    args = like_parameters(program, arguments_in(part))
+    with fork_random(CPU, seed):
+        values = _columns(predicted(program.model, None, args, noise=noise))
+    _write(
+        values, run, out, "samples.png", lambda: plots.samples(program, num, seed, args, part.shape)
+    )
 
 
-def reconstruct(
-    run_directory: str,
-    data: str | None,
-    split: str,
-    num_data: int | None,
-    checkpoint: str | None,
-    out: str | None,
-) -> None:
-    """Data, encoded and decoded."""
+@own_parameters()
+def reconstruct(run_directory: str, part: Part, out: str | None) -> None:
+    """Write data that were encoded and decoded; of a program, from one draw of z.
+
+    Args:
+        run_directory: The run.
+        part: The data and the weights.
+        out: A .png, .npy or .csv file; by default RUN/figures/reconstructions.png.
+
+    Raises:
+        PyroaeError: For data that cannot be read, and for a file that cannot be written.
+    """
     run = Run(run_directory)
-    dataset = part_of(run, data, split, num_data)
-    system = run.autoencoder(checkpoint)
-    x = system.reconstruct(dataset.x)
-    _write(x, run, out, "reconstructions.png", lambda: plots.reconstructions(system, dataset.x))
-
-
-def encode(
-    run_directory: str,
-    data: str | None,
-    split: str,
-    num_data: int | None,
-    checkpoint: str | None,
-    out: str | None,
-) -> None:
-    """Posterior means to .npy, means and labels to .csv, draws with their weights to .nc."""
-    run = Run(run_directory)
-    dataset = part_of(run, data, split, num_data)
-    system = run.autoencoder(checkpoint)
-    path = Path(out) if out else run.path / "latents.csv"
-    if path.suffix == ".nc":
-        tree = to_datatree(
-            system.model,
-            system.guide,
-            dataset.x,
-            labels=dataset.labels,
-            shape=dataset.shape,
-            seed=0,
-        )
-        guarded(path, lambda file: tree.to_netcdf(file, engine="h5netcdf"))
+    dataset = part_of(run, part)
+    system: Any = trained(run, part.checkpoint, dataset)
+    args = like_parameters(system, arguments_in(dataset))
+    if isinstance(system, Autoencoder):
+        x = system.reconstruct(args[0])
     else:
-        _write_table(path, system.encode(dataset.x), dataset.labels, "z")
+        with fork_random(CPU, 0):
+            x = _columns(predicted(system.model, system.guide, args))
+    _write(
+        x,
+        run,
+        out,
+        "reconstructions.png",
+        lambda: plots.reconstructions(system, args, shape=dataset.shape),
+    )
+
+
+@own_parameters()
+def encode(run_directory: str, part: Part, out: str | None) -> None:
+    """Write posterior means to .npy, means and labels to .csv, draws with their weights to .nc.
+
+    Args:
+        run_directory: The run.
+        part: The data and the weights.
+        out: The file; by default RUN/latents.csv. Means of a program are over 100 draws.
+
+    Raises:
+        PyroaeError: For data that cannot be read, and for a file that cannot be written.
+    """
+    run = Run(run_directory)
+    dataset = part_of(run, part)
+    system: Any = trained(run, part.checkpoint, dataset)
+    path = Path(out) if out else run.path / "latents.csv"
+    args = like_parameters(system, arguments_in(dataset))
+    labels = getattr(dataset, "labels", None)
+    if path.suffix == ".nc":
+        tree = _draws(system, dataset)
+        guarded(path, lambda file: tree.to_netcdf(file, engine="h5netcdf"))
+    elif isinstance(system, Autoencoder):
+        _write_table(path, system.encode(args[0]), labels, "z")
+    else:
+        with fork_random(CPU, 0):
+            means = encoded(system.guide, args)
+        _write_table(path, means, labels, "z")
     say(f"{len(dataset)} data: {path}")
 
 
 def report(run_directory: str) -> None:
-    """One HTML page of a run."""
+    """Write one HTML page of a run.
+
+    Args:
+        run_directory: The run.
+    """
     say(str(write_report(Run(run_directory))))
 
 
-def _write(x: Tensor, run: Run, out: str | None, default: str, picture: Any) -> None:
+def _draws(system: Any, dataset: Dataset | Arguments) -> Any:
+    return to_datatree(
+        system.model,
+        system.guide,
+        placed(system, dataset, CPU),
+        labels=getattr(dataset, "labels", None),
+        shape=dataset.shape,
+        seed=0,
+    )
+
+
+def _columns(sites: dict[str, Tensor]) -> Tensor:
+    """The values of the observed sites, side by side `[N, ...]`."""
+    return torch.cat([value.reshape(len(value), -1) for value in sites.values()], 1)
+
+
+def _write(
+    x: Tensor, run: Run, out: str | None, default: str, picture: Callable[[], Figure]
+) -> None:
     path = Path(out) if out else run.path / "figures" / default
     if path.suffix == ".png":
         save(picture(), path)

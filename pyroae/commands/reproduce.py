@@ -1,6 +1,6 @@
-"""A run again, from its directory alone: trained, evaluated, and held against what it came to."""
+"""The command `reproduce`: train and evaluate a run again, and compare every figure."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +10,37 @@ from rich.table import Table
 
 from pyroae.commands.evaluate import EVALUATION, evaluate
 from pyroae.commands.train import train_run
-from pyroae.config import read_yaml
+from pyroae.config import EvaluationSettings, Part, read_yaml
 from pyroae.errors import RunError
 from pyroae.evaluation.summary import Result
-from pyroae.runs.contents import versions
+from pyroae.names import import_all
 from pyroae.runs.loading import same_data, splits_of
 from pyroae.runs.run import Run, refuse_taken
 from pyroae.runtime.processes import say
 
 
 def reproduce(run_directory: str, out: str | None, overwrite: bool) -> None:
-    """Train a run again as its config.yaml says, evaluate it as its evaluation.yaml says, and compare results.json.
+    """Train a run again from its directory alone, evaluate it again, and compare results.json.
 
-    Raises RunError where a figure differs, by whatever little; seconds are not compared.
+    Args:
+        run_directory: A run that was evaluated.
+        out: The run directory to write; by default RUN-again.
+        overwrite: Whether a run that is there is replaced.
+
+    Raises:
+        RunError: If a figure differs, however little; seconds are not compared.
+        PyroaeError: If it cannot be trained or evaluated again.
     """
     run = Run(run_directory)
     options = _options(run)
+    import_all(options.get("imports", ()))
+    settings = EvaluationSettings.from_dict(options)
+    part = Part(**{f.name: options[f.name] for f in fields(Part) if f.name in options})
     path = Path(out) if out is not None else run.path.with_name(f"{run.path.name}-again")
     refuse_taken(path, overwrite)
     same_data(run, splits_of(run.config))
     again, _ = train_run(run.config, path, overwrite)
-    evaluate(str(path), **options)
+    evaluate(str(path), settings, part, imports=options.get("imports", ()))
     before, after = _by_name(run), _by_name(again)
     Console().print(_table(before, after))
     other = [
@@ -42,7 +52,8 @@ def reproduce(run_directory: str, out: str | None, overwrite: bool) -> None:
         now = versions()
         changed = [f"{n} {v}, now {now.get(n)}" for n, v in run.versions.items() if now.get(n) != v]
         raise RunError(
-            f"{len(other)} of {len(before)} figures of '{run.path}' differ in '{path}': {', '.join(other)}"
+            f"{len(other)} of {len(before)} figures of '{run.path}' differ in '{path}': "
+            + ", ".join(other)
             + (f"; it was made with {'; '.join(changed)}" if changed else "")
         )
     say(f"'{path}' has the figures of '{run.path}', to the last digit")
@@ -53,9 +64,7 @@ def _options(run: Run) -> dict[str, Any]:
     file = run.path / EVALUATION
     if not file.is_file() or not run.results():
         raise RunError(f"'{run.path}' has no results to be compared with: evaluate it first")
-    options = read_yaml(file)
-    options["annealing"] = dict(options.get("annealing") or {})
-    return options
+    return read_yaml(file)
 
 
 def _by_name(run: Run) -> dict[str, Result]:
@@ -63,7 +72,7 @@ def _by_name(run: Run) -> dict[str, Result]:
 
 
 def _figures(result: Result | None) -> str | None:
-    """All of a figure but the time it took, in words, as nan differs from itself."""
+    """A figure without its seconds, as text, since nan differs from itself."""
     return None if result is None else str({**asdict(result), "seconds": 0})
 
 

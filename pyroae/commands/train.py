@@ -1,24 +1,24 @@
 """The command `train`: train a run, or continue it."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 
 from pyroae import plots, zoo
-from pyroae.autoencoder import Autoencoder
-from pyroae.config import WHERE, RunConfig
+from pyroae.config import WHERE, RunConfig, recorded, with_imports
 from pyroae.data.loading import Splits
 from pyroae.distributed.fabric import launch_fabric
 from pyroae.errors import ConfigError
 from pyroae.objectives import parse_objective
 from pyroae.objectives.base import ObjectiveBase
 from pyroae.plots.drawing import save
-from pyroae.runs.contents import versions
-from pyroae.runs.loading import fits, same_data, splits_of
-from pyroae.runs.run import Run, refuse_taken
+from pyroae.runs.loading import find_parameters, fits, own_parameters, same_data, splits_of
+from pyroae.runs.run import Run, refuse_taken, versions
 from pyroae.runtime.files import locked
 from pyroae.runtime.processes import say
 from pyroae.training.checkpointing import Keeper
@@ -28,8 +28,21 @@ from pyroae.training.state import State
 from pyroae.training.trainer import FitResult
 
 
+@own_parameters()
 def train_run(config: RunConfig, path: Path, overwrite: bool) -> tuple[Run, FitResult]:
-    """A new run, trained; everything is refused before the directory is made."""
+    """Train a new run; everything is refused before the directory is made.
+
+    Args:
+        config: The settings.
+        path: The run directory to write.
+        overwrite: Whether a run that is there is replaced.
+
+    Returns:
+        The run, and the result of its training.
+
+    Raises:
+        PyroaeError: For what cannot be trained.
+    """
     refuse_taken(path, overwrite)
     splits, system, objective = _prepared(config)
     check(system, splits.train, splits.valid, objective, config.training)
@@ -42,27 +55,46 @@ def train_run(config: RunConfig, path: Path, overwrite: bool) -> tuple[Run, FitR
         return run, _trained(run, system, splits, objective, fabric, None)
 
 
-def resume_run(run: Run, settings: dict[str, Any], checkpoint: str) -> tuple[Run, FitResult]:
-    """A run, continued from where it was saved. Raises ConfigError for settings that differ."""
+@own_parameters()
+def resume_run(run: Run, settings: Mapping[str, Any], checkpoint: str) -> tuple[Run, FitResult]:
+    """Continue a run from where it was saved.
+
+    Args:
+        run: The run.
+        settings: Settings that may differ: more epochs, and where it is trained.
+        checkpoint: The saved state, `last` or `previous`.
+
+    Returns:
+        The run, and the result of its training.
+
+    Raises:
+        ConfigError: For settings that differ.
+        RunError: For a state that cannot be read.
+    """
+    settings = with_imports(settings, run.config.imports)
     config = RunConfig.from_mapping({**run.config.to_dict(), **settings})
     for name, value in config.to_dict().items():
         if name not in (*WHERE, "epochs") and value != run.config.to_dict()[name]:
             raise ConfigError(
-                f"--resume goes on with the settings of the run: {name} is {run.config.to_dict()[name]} there"
+                f"--resume keeps the settings of the run: {name} is {run.config.to_dict()[name]} "
+                "there"
             )
     state = run.state(checkpoint) if run.has_begun else None
     if state is not None and len(state.history) >= config.epochs:
         raise ConfigError(
-            f"the run '{run.path}' has finished its {config.epochs} epochs: give more --epochs to go on"
+            f"the run '{run.path}' has finished its {config.epochs} epochs: give more --epochs to "
+            "continue"
         )
     splits, system, objective = _prepared(config)
     same_data(run, splits)
     if state is not None:
+        find_parameters(system, splits.train, config)
         fits(run, state, system)
     for name, now in versions().items():
         if run.versions.get(name, now) != now:
             say(
-                f"the run is of {name} {run.versions[name]}, this is {now}: from here on figures may differ"
+                f"the run is of {name} {run.versions[name]}, this is {now}: from here on figures "
+                "may differ"
             )
     fabric = launch_fabric(config.training)
     with _writing(fabric, run.path):
@@ -77,19 +109,19 @@ def _writing(fabric: Fabric, path: Path) -> AbstractContextManager[None]:
     return locked(path, "run") if fabric.is_global_zero else nullcontext()
 
 
-def _prepared(config: RunConfig) -> tuple[Splits, Autoencoder, ObjectiveBase]:
+def _prepared(config: RunConfig) -> tuple[Splits, nn.Module, ObjectiveBase]:
     splits = splits_of(config)
     torch.manual_seed(config.seed)
     return (
         splits,
-        zoo.from_config(config, splits.train),
+        zoo.system_from(config, splits.train),
         parse_objective(config.estimator, config.num_particles),
     )
 
 
 def _trained(
     run: Run,
-    system: Autoencoder,
+    system: nn.Module,
     splits: Splits,
     objective: ObjectiveBase,
     fabric: Fabric,
@@ -111,7 +143,12 @@ def _nothing(state: State) -> None:
 
 
 def draw_curves(run: Run, result: FitResult) -> None:
-    """The figure of a training."""
+    """Draw the figure of a training into RUN/figures.
+
+    Args:
+        run: The run.
+        result: The result of its training.
+    """
     save(
         plots.training_curves({run.config.estimator: result.history}),
         run.path / "figures" / "training_curves.png",
@@ -119,31 +156,67 @@ def draw_curves(run: Run, result: FitResult) -> None:
 
 
 def train(
-    settings: dict[str, Any],
+    settings: Mapping[str, Any],
     out: str | None,
     overwrite: bool,
     resume: str | None,
     checkpoint: str | None,
 ) -> None:
-    """Train, or go on with, a run; prints the bound of the weights that were kept."""
+    """Train or continue a run; print the bound of the weights that were kept.
+
+    Args:
+        settings: Settings of a RunConfig.
+        out: The run directory to write.
+        overwrite: Whether a run that is there is replaced.
+        resume: The run to continue; an empty text means `out`.
+        checkpoint: The saved state to continue from, `last` or `previous`.
+
+    Raises:
+        PyroaeError: For what cannot be trained.
+    """
+    settings = recorded(settings)
     if checkpoint is not None and resume is None:
         raise ConfigError(
-            "--checkpoint says from where --resume goes on: name the run with --resume RUN"
+            "--checkpoint says where --resume continues from: name the run with --resume RUN"
         )
     if resume is not None:
-        if (
-            overwrite
-            or (resume and out is not None and Path(out) != Path(resume))
-            or not (resume or out)
-        ):
-            raise ConfigError(
-                "--resume goes on with one run in its own directory: name that, and leave out --overwrite"
-            )
-        run, result = resume_run(Run(resume or str(out)), settings, checkpoint or "last")
+        path = resumed("run", out, overwrite, resume)
+        run, result = resume_run(Run(path), settings, checkpoint or "last")
     else:
         if out is None:
             raise ConfigError("give --out, the run directory to write")
         run, result = train_run(RunConfig.from_mapping(settings), Path(out), overwrite)
+    say(_summary(run, result))
+
+
+def resumed(what: str, out: str | None, overwrite: bool, resume: str) -> Path:
+    """Return the directory that `--resume` names.
+
+    Args:
+        what: What is resumed, a run or a study.
+        out: The value of `--out`.
+        overwrite: Whether `--overwrite` is given, which is refused.
+        resume: The value of `--resume`; an empty text means that of `--out`.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ConfigError: If no directory is named, or two are.
+
+    >>> resumed("run", "runs/vae", False, "")
+    PosixPath('runs/vae')
+    """
+    is_other = bool(resume) and out is not None and Path(out) != Path(resume)
+    if overwrite or is_other or not (resume or out):
+        raise ConfigError(
+            f"--resume continues one {what} in its own directory: name that, and leave out "
+            "--overwrite"
+        )
+    return Path(resume or str(out))
+
+
+def _summary(run: Run, result: FitResult) -> str:
     last = result.history[result.best_epoch - 1] if result.best_epoch else result.history[-1]
     stopped = "stopped early; " if result.stopped_early else ""
     bound = last.valid_nelbo if result.best_epoch else last.train_nelbo
@@ -153,7 +226,7 @@ def train(
         if result.skipped
         else ""
     )
-    seconds = f"{result.seconds:.1f} s"
-    say(
-        f"{stopped}epoch {last.epoch}: {which} negative bound {bound:.3f} nats per datum, {seconds}; {run.path}{skipped}"
+    return (
+        f"{stopped}epoch {last.epoch}: {which} negative bound {bound:.3f} nats per datum, "
+        f"{result.seconds:.1f} s; {run.path}{skipped}"
     )

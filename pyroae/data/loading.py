@@ -17,6 +17,7 @@ from pyroae.data.sources import read
 from pyroae.data.storage import Stored
 from pyroae.data.streaming import Stream
 from pyroae.errors import ConfigError, DataError, unknown_name
+from pyroae.programs.arguments import Arguments
 
 Binarization = Literal["none", "threshold", "dynamic", "static"]
 
@@ -124,9 +125,9 @@ def _check_arguments(source: Any, binarize: str, seed: int) -> None:
         )
 
 
-def _split(
-    whole: Dataset, valid: float, test: float, bits: np.random.PCG64
-) -> tuple[Dataset, Dataset | None, Dataset | None]:
+def _split[Part: (Dataset, Arguments)](
+    whole: Part, valid: float, test: float, bits: np.random.PCG64
+) -> tuple[Part, Part | None, Part | None]:
     """Split data at random; each part keeps the order of `whole`."""
     order = np.argsort(bits.random_raw(len(whole)), kind="stable")
     num_test = held_out_count("test", test, len(whole))
@@ -142,6 +143,61 @@ def _binarized_once(data: Dataset | None, binarize: str, bits: np.random.PCG64) 
     if data is None or binarize == "none":
         return data
     return binarized(data, "static" if binarize == "dynamic" else binarize, bits)
+
+
+def split_arguments(
+    arrays: tuple[Any, ...],
+    *,
+    name: str = "arguments",
+    valid: float = 0.1,
+    test: float = 0.1,
+    seed: int = 0,
+) -> Splits:
+    """Split the arguments of a program, such as data and a covariate, into parts.
+
+    Args:
+        arrays: The arguments in their order, arrays or tensors `[N, ...]`; or a pair of such
+            tuples, of which the second is the test set. Floating-point values become tensors of
+            torch's default type, others keep theirs; nothing is flattened or rescaled.
+        name: What the data are called in messages.
+        valid: Share of the training data held out for validation.
+        test: Share of the data held out for evaluation, where there is no test set.
+        seed: Seed of both draws, as in `load`.
+
+    Returns:
+        Splits whose parts are Arguments; there are no labels.
+
+    Raises:
+        DataError: If the arrays are not of one length, or not finite.
+
+    >>> splits = split_arguments((np.zeros((10, 3)), np.arange(10)))
+    >>> len(splits.train), [tuple(t.shape) for t in splits.test.tensors]
+    (8, [(1, 3), (1,)])
+    """
+    has_test = len(arrays) == 2 and all(isinstance(part, tuple) for part in arrays)
+    whole, *held = (_arguments(part, name) for part in (arrays if has_test else (arrays,)))
+    parts = _split(whole, valid, 0 if has_test else test, np.random.PCG64(seed))
+    digest = hashlib.sha256()
+    for tensor in (t for part in (whole, *held) for t in part.tensors):
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    train, valid_part, test_part = parts
+    test_part = held[0] if held else test_part
+    return Splits(train, valid_part, test_part, digest.hexdigest()[:16], "none")
+
+
+def _arguments(arrays: tuple[Any, ...], name: str) -> Arguments:
+    tensors = []
+    for values in (read(given).values for given in arrays):
+        if values.dtype.kind not in "buif":
+            raise DataError(f"{name} holds {values.dtype} values; numbers are needed")
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        if tensor.is_floating_point():
+            tensor = tensor.to(torch.get_default_dtype())
+            if not tensor.isfinite().all():
+                raise DataError(f"{name} holds values that are not finite")
+        tensors.append(tensor)
+    return Arguments(tuple(tensors), name)
 
 
 def _load_streamed(

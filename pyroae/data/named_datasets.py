@@ -12,8 +12,8 @@ from pyroae.errors import DataError
 from pyroae.registry import Registry
 from pyroae.runtime.files import words
 
-DATASETS: Registry[Source] = Registry("dataset")
-"""Named data sets: functions of the folder of downloaded data that return a `Source`."""
+DATASETS: Registry[Any] = Registry("dataset")
+"""Named data sets: functions that return a `Source`, or anything else that `read` accepts."""
 
 
 @DATASETS.register("digits")

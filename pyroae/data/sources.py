@@ -12,7 +12,7 @@ from pyroae.data.arrays import Source, array_of, labels_of
 from pyroae.data.image_folders import Images
 from pyroae.data.named_datasets import DATASETS
 from pyroae.data.tables import read_csv, read_parquet, read_table
-from pyroae.errors import DataError, unknown_name
+from pyroae.errors import DataError, PyroaeError, unknown_name
 from pyroae.runtime.files import words
 
 _READERS = {".npy": read_npy, ".npz": read_npz, ".csv": read_csv, ".parquet": read_parquet}
@@ -38,8 +38,11 @@ def read(source: Any, data_root: str | Path = "data") -> Source:
     >>> read(([[0.0, 1.0], [2.0, 3.0]], [7, 8])).labels
     array([7, 8])
     """
-    if isinstance(source, str) and source in DATASETS:
-        return DATASETS[source](Path(data_root))
+    made = named(source, data_root)
+    if isinstance(made, Source):
+        return made
+    if made is not source:
+        return replace(read(made, data_root), name=str(source))
     if isinstance(source, str | Path):
         return _read_path(Path(source))
     if isinstance(source, torch.utils.data.TensorDataset):
@@ -54,6 +57,40 @@ def read(source: Any, data_root: str | Path = "data") -> Source:
     if all(isinstance(part, tuple) and len(part) == 2 for part in source):
         return replace(_read_pair(*source[0]), test=_read_pair(*source[1]))
     return _read_pair(*source)
+
+
+def named(source: Any, data_root: str | Path = "data") -> Any:
+    """Return what a dataset's function returns, where `source` is the name of a dataset.
+
+    Args:
+        source: A registered name, alone or with settings, as in `my-data:size=100`; or anything
+            else, which is returned unchanged.
+        data_root: The folder of torchvision's datasets, the argument `root` of a function that
+            takes one.
+
+    Returns:
+        A Source, with the dataset's name, of what the function returns: an array, a table, a pair
+        (values, labels), or a pair of such pairs. A tuple of arrays is returned unchanged where it
+        is none of these: the arguments of a program.
+
+    Raises:
+        DataError: If the function raises an error.
+        ConfigError: For settings that it does not take.
+
+    >>> named("digits").values.shape
+    (1797, 8, 8)
+    """
+    name = source.partition(":")[0].strip() if isinstance(source, str) else ""
+    if name not in DATASETS:
+        return source
+    try:
+        return DATASETS.parse(source, root=Path(data_root))
+    except PyroaeError:
+        raise
+    except Exception as error:  # whatever a user's function raises
+        raise DataError(
+            f"the dataset '{source}' cannot be made: {type(error).__name__}: {words(error)}"
+        ) from error
 
 
 def _read_pair(values: Any, labels: Any) -> Source:

@@ -3,8 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,18 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from pyroae.autoencoder import Autoencoder
-from pyroae.compilation.codegen import check_compile_option
+from pyroae.config import EvaluationSettings
 from pyroae.distributed.work_sharing import first_result
-from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError, unknown_name
+from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError
 from pyroae.evaluation.adaptive_quadrature import QuadratureEstimate, quadrature
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.estimates import BDMC, AISEstimate
-from pyroae.evaluation.annealing.settings import AISSettings
 from pyroae.evaluation.blocks import Data
 from pyroae.evaluation.diagnostics import Diagnostics, diagnose
 from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_likelihood
-from pyroae.evaluation.importance.proposals import PROPOSALS, proposal_named
+from pyroae.evaluation.importance.proposals import proposal_named
 from pyroae.evaluation.importance.streams import Z
 from pyroae.evaluation.inference_gaps import Gaps, gaps
 from pyroae.evaluation.mutual_information import Information, information
@@ -32,57 +30,8 @@ from pyroae.programs.pair import System
 from pyroae.programs.sites import Program
 from pyroae.runtime.processes import WHOLE, Share
 
-METHODS = ("is", "ais", "bdmc", "exact", "quadrature", "gaps")
-"""The names of the methods of `EvaluationSettings`."""
-
-
 ELBO_DRAWS = 10
 """The number of draws per datum for rate and distortion."""
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """The methods of an evaluation and their settings.
-
-    Attributes:
-        methods: Any of `is` (importance sampling), `ais`, `bdmc`, `exact`, `quadrature` and `gaps`.
-            None for `is` and `exact`, each only if it is defined for the system.
-        num_particles: K of importance sampling; the largest K if a tolerance is given.
-        tolerance: The error of the mean log p(x) at which the draws of importance sampling end, in
-            nats per datum; None for K draws of each datum.
-        proposal: The name of the proposal of importance sampling: guide, prior, wider,
-            heavy-tailed, defensive or local.
-        retry: The name of the proposal for unreliable data; None to leave them.
-        annealing: The settings of `ais` and `bdmc`.
-        seed: The seed of all draws.
-        checkpoints: A folder in which `ais` and `bdmc` save their work, to resume after an
-            interruption; None not to save it.
-        compile: Whether `is`, `ais` and `bdmc` are compiled; "auto" if there is enough work.
-
-    Raises:
-        ConfigError: For unknown names, or num_particles below 1.
-    """
-
-    methods: tuple[str, ...] | None = None
-    num_particles: int = 5000
-    tolerance: float | None = None
-    proposal: str = "guide"
-    retry: str | None = None
-    annealing: AISSettings = field(default_factory=AISSettings)
-    seed: int = 0
-    checkpoints: Path | None = None
-    compile: bool | str = "auto"
-
-    def __post_init__(self) -> None:
-        for method in self.methods or ():
-            if method not in METHODS:
-                raise unknown_name("method", method, METHODS)
-        if self.num_particles < 1:
-            raise ConfigError(f"num_particles must be at least 1, not {self.num_particles}")
-        for kind, name in (("proposal", self.proposal), ("proposal", self.retry)):
-            if name is not None and name not in PROPOSALS:
-                raise unknown_name(kind, name, PROPOSALS)
-        check_compile_option(self.compile)
 
 
 @dataclass(frozen=True)

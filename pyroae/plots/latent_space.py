@@ -32,38 +32,42 @@ from pyroae.programs.context import evaluating
 
 
 def latent_scatter(
-    autoencoder: Autoencoder, x: Tensor | tuple[Tensor, ...], labels: Labels | None = None
+    autoencoder: nn.Module | tuple[Program, Program],
+    x: Tensor | tuple[Tensor, ...],
+    labels: Labels | None = None,
 ) -> Figure:
-    """Draw the means of q(z|x), coloured by label.
-
-    Two latent units are drawn: those of the largest variance over the data. One latent unit gives
-    a histogram.
+    """Draw means of q(z|x): the two units of the largest variance over the data, or a histogram.
 
     Args:
-        autoencoder: The system.
-        x: Data, `[N, d]` or `[N, *shape]`.
-        labels: Labels, `[N]`. Up to 20 distinct labels get a legend, more a colour bar of their
-            ranks.
+        autoencoder: An Autoencoder, a module with a model and a guide, or a pair of programs, whose
+            means are over 100 draws.
+        x: `[N, d]` or `[N, *shape]`; of a program all its arguments.
+        labels: `[N]`, by which points are coloured; up to 20 distinct ones have a legend, more a
+            colour bar of their ranks.
 
     Returns:
         The figure.
 
     Raises:
-        ConfigError: For a system that is no Autoencoder.
-        DataError: Where there are no data, or the numbers of data and labels differ.
+        DataError: If the numbers of data and labels differ.
     """
-    x = data_to_draw(autoencoder, x)
-    if labels is not None and len(labels) != len(x):
-        raise DataError(f"there are {len(x)} data and {len(labels)} labels")
-    with evaluating(autoencoder):
-        means = to_array(autoencoder.encode(x))
+    if isinstance(autoencoder, Autoencoder):
+        x = data_to_draw(autoencoder, x)
+        with evaluating(autoencoder):
+            means = to_array(autoencoder.encode(x))
+    else:
+        _, guide, args = program_arguments(autoencoder, x)
+        with fork_random(args[0].device, 0):
+            means = to_array(encoded(guide, args))
+    if labels is not None and len(labels) != len(means):
+        raise DataError(f"there are {len(means)} data and {len(labels)} labels")
     names, ranks = np.unique(
-        np.zeros(len(x)) if labels is None else np.asarray(labels), return_inverse=True
+        np.zeros(len(means)) if labels is None else np.asarray(labels), return_inverse=True
     )
     colours = label_colours(len(names))
     figure = Figure((5.2, 4.2), dpi=150, layout="constrained")
     axes = plain(figure.subplots())
-    if autoencoder.latent == 1:
+    if means.shape[1] == 1:
         axes.hist(
             [means[ranks == i, 0] for i in range(len(names))], 40, stacked=True, color=colours
         )

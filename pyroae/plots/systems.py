@@ -29,6 +29,10 @@ from pyroae.plots.drawing import (
 )
 from pyroae.programs.context import evaluating
 from pyroae.runtime.randomness import fork_random
+from pyroae.programs.arguments import Arguments
+from pyroae.programs.pair import System
+from pyroae.programs.predictive import encoded, predicted
+from pyroae.programs.sites import Program
 from pyroae.training.state import Epoch
 
 Labels = Sequence[Any] | np.ndarray | Tensor
@@ -70,56 +74,74 @@ def training_curves(histories: Mapping[str, Sequence[Epoch]] | Sequence[Epoch]) 
 
 
 def reconstructions(
-    autoencoder: Autoencoder,
+    autoencoder: nn.Module | tuple[Program, Program],
     x: Tensor | tuple[Tensor, ...],
     num: int = 10,
     labels: Labels | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> Figure:
-    """Draw data above their reconstructions: the mean of p(x|z) at the mean of q(z|x).
+    """Draw data above their reconstructions, one column per datum.
 
-    A system with a corruption shows the corrupted data too, and reconstructs from these.
+    A reconstruction is the mean of p(x|z) at the mean of q(z|x); of a program, at a draw from
+    q(z|x), for its first argument that has the size of an observed site. A system with a
+    corruption shows the corrupted data too, and reconstructs from those.
 
     Args:
-        autoencoder: The system.
-        x: Data, `[N, d]` or `[N, *shape]`.
-        num: The number of data that are drawn, from the first on.
-        labels: Titles of the columns.
+        autoencoder: An Autoencoder, a module with a model and a guide, or a pair of programs.
+        x: `[N, d]` or `[N, *shape]`; of a program all its arguments.
+        num: The number of columns.
+        labels: `[N]`, titles of the columns.
+        shape: Of one datum of a program, where it is an image; by default that of the argument.
 
     Returns:
-        The figure, with one column per datum.
+        The figure.
 
     Raises:
-        ConfigError: For a system that is no Autoencoder.
-        DataError: Where there are no data.
+        DataError: If there are no data.
+        ConfigError: If no observed site has the size of an argument.
     """
-    x = data_to_draw(autoencoder, x, max(num, 0))
-    with evaluating(autoencoder), fork_random(x.device, 0):
-        seen = autoencoder.corruption(x)
-        rows = {"input": x, "corrupted": seen, "reconstruction": autoencoder.reconstruct(seen)}
-    if isinstance(autoencoder.corruption, Identity):
-        del rows["corrupted"]
-    curves = not is_image(autoencoder.shape)
-    size = (0.75 * len(x) + 1.3, (1.2 if curves else 0.73) * len(rows) + 0.3)
+    if isinstance(autoencoder, Autoencoder):
+        x = data_to_draw(autoencoder, x, max(num, 0))
+        shape = autoencoder.shape
+        with evaluating(autoencoder), fork_random(x.device, 0):
+            seen = autoencoder.corruption(x)
+            rows = {"input": x, "corrupted": seen, "reconstruction": autoencoder.reconstruct(seen)}
+        if isinstance(autoencoder.corruption, Identity):
+            del rows["corrupted"]
+    else:
+        rows, shape = _rows_of_program(autoencoder, x, max(num, 0), shape)
+    columns, curves = len(rows["input"]), not is_image(shape)
+    size = (0.75 * columns + 1.3, (1.2 if curves else 0.73) * len(rows) + 0.3)
     figure = Figure(size, dpi=150, layout="constrained")
-    grid = figure.subplots(len(rows), len(x), squeeze=False, sharey=curves)
+    grid = figure.subplots(len(rows), columns, squeeze=False, sharey=curves)
+    limits = limits_of(to_array(rows["input"]))
     for row, (name, values) in zip(grid, rows.items(), strict=True):
         row[0].set_ylabel(name, rotation=0, ha="right", va="center")
         for axes, value in zip(row, to_array(values), strict=True):
-            draw_datum(axes, value, autoencoder.shape, limits_of(to_array(x)))
+            draw_datum(axes, value, shape, limits)
     for axes, label in zip(grid[0], [] if labels is None else np.asarray(labels), strict=False):
         axes.set_title(str(label), fontsize="medium")
     return figure
 
 
-def samples(autoencoder: Autoencoder, num: int = 64, seed: int = 0) -> Figure:
+def samples(
+    autoencoder: nn.Module | tuple[Program, Program],
+    num: int = 64,
+    seed: int = 0,
+    x: Tensor | tuple[Tensor, ...] | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> Figure:
     """Draw a square grid of means of p(x|z) for draws of z from the prior.
 
-    Torch's generators are left unchanged.
+    Torch's generators stay as they were.
 
     Args:
-        autoencoder: The system.
-        num: The number of draws.
+        autoencoder: An Autoencoder, a module with a model and a guide, or a pair of programs.
+        num: The number of draws; of a program at most the number of data.
         seed: Seed of the draws.
+        x: Of a program all its arguments: it is run at their first `num` data, whose covariates it
+            uses, and its first observed site is drawn. Unused for an Autoencoder.
+        shape: Of one datum of a program, where it is an image.
 
     Returns:
         The figure.
@@ -127,12 +149,24 @@ def samples(autoencoder: Autoencoder, num: int = 64, seed: int = 0) -> Figure:
     Raises:
         UndefinedLikelihoodError: Under a Flat prior, which cannot be sampled.
         DataError: Where `num` is below 1.
+        ConfigError: For a program without x.
 
     >>> figure = samples(Autoencoder((8, 8), latent=2), num=9)
     >>> figure.axes[0].images[0].get_array().shape  # three rows of 8 pixels and the gaps
     (26, 26)
     """
-    return sample_grids({"Samples from the prior": autoencoder}, num, seed)
+    if isinstance(autoencoder, Autoencoder):
+        return sample_grids({"Samples from the prior": autoencoder}, num, seed)
+    if x is None:
+        raise ConfigError("samples of a program are drawn at its arguments: give them as x")
+    model, _, args = program_arguments(autoencoder, x, num)
+    with fork_random(args[0].device, seed):
+        first = next(iter(predicted(model, None, args).values()))
+    figure = Figure((3.2, 3.6), dpi=200, layout="constrained")
+    axes, values = figure.subplots(), to_array(first.reshape(len(first), -1))
+    draw_grid(axes, values, _shape_of(first, shape), limits_of(values))
+    axes.set_title("Samples from the prior")
+    return figure
 
 
 def sample_grids(autoencoders: Mapping[str, Autoencoder], num: int = 100, seed: int = 0) -> Figure:
@@ -212,6 +246,43 @@ def refuse_programs(system: Any) -> None:
     """
     if not isinstance(system, Autoencoder):
         raise ConfigError(f"this figure is of an Autoencoder, not of a {type(system).__name__}")
+
+
+def program_arguments(
+    system: Any, x: Tensor | tuple[Tensor, ...], num: int | None = None
+) -> tuple[Program, Program, tuple[Tensor, ...]]:
+    """Model, guide and the first `num` data of a program. Raises ConfigError, DataError for others."""
+    if not (isinstance(system, tuple) and len(system) == 2):
+        if not isinstance(system, System):
+            raise ConfigError(f"a figure is of a system, or of a pair of programs, not {system!r}")
+        system = (system.model, system.guide)
+    args = Arguments(x if isinstance(x, tuple) else (x,))
+    return *system, args.first(len(args) if num is None else num).tensors
+
+
+def _rows_of_program(
+    system: Any, x: Tensor | tuple[Tensor, ...], num: int, shape: tuple[int, ...] | None
+) -> tuple[dict[str, Tensor], tuple[int, ...]]:
+    """Data and reconstructions `[num, d]`, and the shape of one datum."""
+    refuse_none("data", num)
+    model, guide, args = program_arguments(system, x, num)
+    with fork_random(args[0].device, 0):
+        found = predicted(model, guide, args)
+    for data in args:
+        for values in found.values():
+            if values.numel() == data.numel() and data.is_floating_point():
+                rows = {"input": data, "reconstruction": values}
+                flat = {name: value.reshape(len(value), -1) for name, value in rows.items()}
+                return flat, _shape_of(data, shape)
+    raise ConfigError("no observed site of the program has the size of one of its arguments")
+
+
+def _shape_of(values: Tensor, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The shape of one datum: that which is known, where it has the same number of features."""
+    size = values[0].numel()
+    if size < 2:
+        raise ConfigError("a figure of data needs two features or more per datum")
+    return shape if shape is not None and math.prod(shape) == size else tuple(values.shape[1:])
 
 
 def refuse_none(what: str, count: int) -> None:

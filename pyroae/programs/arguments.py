@@ -272,6 +272,33 @@ class Arguments:
     def __len__(self) -> int:
         return len(self.tensors[0])
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one datum in the first argument."""
+        return tuple(self.tensors[0].shape[1:])
+
+    def subset(self, index: Any) -> Self:
+        """Return the data at `index`, in that order.
+
+        Args:
+            index: Whole numbers `[M]`, an array or a tensor, or a slice.
+
+        Returns:
+            M data.
+        """
+        return replace(self, tensors=tuple(t[index] for t in self.tensors))
+
+    def first(self, count: int) -> Self:
+        """Return the first `count` data, or all if there are fewer.
+
+        Args:
+            count: How many.
+
+        Returns:
+            The data.
+        """
+        return self.subset(slice(count))
+
     def to(self, device: torch.device | str) -> Self:
         """Copy the data to a device.
 

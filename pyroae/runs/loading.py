@@ -1,40 +1,100 @@
-"""The data of a run, and checks that data and checkpoints belong to it."""
+"""The data and the trained system of a run, and checks that they are still the same."""
 
-from dataclasses import replace
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-import numpy as np
+import pyro
+import torch
+from torch import Tensor, nn
 
 from pyroae import zoo
-from pyroae.autoencoder import Autoencoder
-from pyroae.config import RunConfig, at_least_one
+from pyroae.config import Part, RunConfig
 from pyroae.data.dataset import Dataset
-from pyroae.data.loading import Splits, load
+from pyroae.data.loading import Splits, load, split_arguments
+from pyroae.data.sources import named
 from pyroae.errors import DataError, RunError
+from pyroae.evaluation.blocks import Data
+from pyroae.evaluation.summary import Result
 from pyroae.likelihoods import Bernoulli
+from pyroae.programs.arguments import Arguments
+from pyroae.programs.context import evaluating, fork_random
+from pyroae.programs.pair import Pair, like_parameters
 from pyroae.runs.run import Run
-from pyroae.training.state import State
+from pyroae.training.state import Epoch, State
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run directory, read.
+
+    Attributes:
+        config: Its settings.
+        system: The trained system or program, with `model` and `guide`, in `eval()` mode.
+        data: The data that it was trained on: Splits of Datasets; of Arguments for a program of
+            several arguments.
+        history: The finished epochs.
+        results: The figures of its evaluation by name; empty before an evaluation.
+    """
+
+    config: RunConfig
+    system: nn.Module
+    data: Splits
+    history: list[Epoch]
+    results: dict[str, Result]
+
+
+def load_run(path: str | Path, checkpoint: str | None = None) -> LoadedRun:
+    """Read a run directory, as `pyroae train` writes it.
+
+    The modules that config.yaml records are imported. Parameters that a program keeps in Pyro's
+    global store have the values of the run that was read last.
+
+    Args:
+        path: The run directory.
+        checkpoint: The weights: `best`, `last` or `previous`; by default those that the training
+            kept.
+
+    Returns:
+        The trained system, the data, the epochs and the results.
+
+    Raises:
+        RunError: If there is no run, it cannot be read, or one of its modules is missing.
+        DataError: If the data cannot be read, or have changed.
+    """
+    run = Run(path)
+    splits = splits_of(run.config)
+    same_data(run, splits)
+    system = trained(run, checkpoint, splits.train)
+    results = {result.name: result for result in run.results()}
+    return LoadedRun(run.config, system, splits, run.history(), results)
 
 
 def splits_of(config: RunConfig, data: str | None = None) -> Splits:
     """Load the data of a configuration.
 
     Args:
-        config: The configuration. Without a binarization, data for a Bernoulli likelihood are
-            binarized dynamically and others are not binarized.
-        data: The name or path of other data, which are prepared in the same way; by default those
-            of the configuration.
+        config: The configuration. For a program, a dataset whose function returns a tuple of
+            arrays gives the arguments of the program; data are not binarized unless it says so.
+        data: Other data, prepared as the configuration says; None for its own.
 
     Returns:
         Training, validation and test data.
 
     Raises:
-        DataError: If the data cannot be read or are refused, as in `load`.
-        ConfigError: If a setting is not accepted.
+        DataError: If they cannot be read, or settings of data of one array are given for several.
+        ConfigError: For settings that are not accepted.
     """
-    likelihood = zoo.likelihood_of(config)
-    binarize = config.binarize or ("dynamic" if isinstance(likelihood, Bernoulli) else "none")
+    source = config.data if data is None else data
+    if config.program is not None:
+        arrays = named(source, config.data_root)
+        if isinstance(arrays, tuple):
+            return _several(config, source, arrays)
+    binarize = config.binarize or _default_binarization(config)
     return load(
-        config.data if data is None else data,
+        source,
         binarize=binarize,  # type: ignore[arg-type]
         valid=config.valid_fraction,
         test=config.test_fraction,
@@ -44,82 +104,178 @@ def splits_of(config: RunConfig, data: str | None = None) -> Splits:
     )
 
 
-def fits(run: Run, state: State, system: Autoencoder) -> None:
-    """Check that a state belongs to a system.
+def _several(config: RunConfig, name: str, arrays: tuple[object, ...]) -> Splits:
+    for setting in ("binarize", "value_range"):
+        if getattr(config, setting) not in (None, "none"):
+            raise DataError(
+                f"{setting} is for data of one array; '{name}' has several, for the arguments of "
+                f"'{config.program}': prepare them where they are made"
+            )
+    return split_arguments(
+        arrays,
+        name=name,
+        valid=config.valid_fraction,
+        test=config.test_fraction,
+        seed=config.split_seed,
+    )
+
+
+def _default_binarization(config: RunConfig) -> str:
+    if config.program is not None:
+        return "none"
+    return "dynamic" if isinstance(zoo.likelihood_of(config), Bernoulli) else "none"
+
+
+def trained(
+    run: Run, checkpoint: str | None = None, part: Dataset | Arguments | None = None
+) -> nn.Module:
+    """Return the trained system or program of a run.
 
     Args:
-        run: The run of the state, for the error message.
-        state: The state.
-        system: The system whose training is to be resumed.
+        run: The run.
+        checkpoint: `best`, `last` or `previous`; by default the one that the training kept.
+        part: Data like those of the run, on which a program is run once to find the parameters
+            that it keeps in Pyro's store; by default its training data.
+
+    Returns:
+        An Autoencoder, or a module with `model` and `guide`, in `eval()` mode.
 
     Raises:
-        RunError: If the names or the shapes of the weights differ.
+        RunError: If the checkpoint cannot be read, or is of another system.
+    """
+    if run.config.program is None:
+        return run.autoencoder(checkpoint)
+    part = splits_of(run.config).train if part is None else part
+    system = zoo.system_from(run.config, run.shape)
+    find_parameters(system, part, run.config)
+    run.restore(system, checkpoint)
+    return system
+
+
+def find_parameters(system: nn.Module, part: Dataset | Arguments, config: RunConfig) -> None:
+    """Run a program once on a batch, so that a Pair holds the parameters of Pyro's store.
+
+    Args:
+        system: The system; nothing is done for what is no Pair.
+        part: Data of the program.
+        config: The configuration; its batch size and seed are used.
+    """
+    if isinstance(system, Pair):
+        args = like_parameters(system, arguments_in(part.first(config.batch_size)))
+        with fork_random(args[0].device, config.seed), evaluating(system):
+            system.find_parameters(*args)
+
+
+def arguments_in(part: Dataset | Arguments) -> tuple[Tensor, ...]:
+    """Return the arguments of model and guide that data stand for.
+
+    Args:
+        part: Data.
+
+    Returns:
+        x `[N, d]` of a Dataset alone, else every tensor `[N, ...]`.
+    """
+    return part.tensors if isinstance(part, Arguments) else (part.x,)
+
+
+def placed(system: nn.Module, part: Dataset | Arguments, device: torch.device) -> Data:
+    """Return the arguments on a device, in the precision of the system's parameters.
+
+    Args:
+        system: The system, on that device.
+        part: Data.
+        device: The device.
+
+    Returns:
+        One tensor for a Dataset, else a tuple of tensors.
+    """
+    args = like_parameters(system, tuple(t.to(device) for t in arguments_in(part)))
+    return args if isinstance(part, Arguments) else args[0]
+
+
+@contextmanager
+def own_parameters() -> Iterator[None]:
+    """A context with an empty parameter store of Pyro, after which the caller's is as before."""
+    with pyro.get_param_store().scope():
+        yield
+
+
+def fits(run: Run, state: State, system: nn.Module) -> None:
+    """Refuse a state of another system.
+
+    Args:
+        run: The run, for the message.
+        state: A saved state of a training.
+        system: The system that is to continue from it.
+
+    Raises:
+        RunError: If its weights have other names or shapes.
     """
     shapes = {name: tuple(v.shape) for name, v in system.state_dict().items()}
     if shapes != {name: tuple(v.shape) for name, v in state.weights.items()}:
         raise RunError(
-            f"the checkpoint of '{run.path}' belongs to another system: "
-            "its weights have other names or shapes"
+            f"the checkpoint of '{run.path}' is of another system: its weights have other names or "
+            "shapes"
         )
 
 
 def same_data(run: Run, splits: Splits) -> None:
-    """Check that the data of a run are unchanged.
+    """Refuse data that have changed since a run.
 
     Args:
         run: The run.
-        splits: The data as they are read now.
+        splits: Its data as they are now.
 
     Raises:
-        DataError: If the fingerprint of the data is not that of the run.
+        DataError: If their fingerprint is another one.
     """
     if splits.fingerprint != run.fingerprint:
         raise DataError(
-            f"the data '{run.config.data}' have changed since the run '{run.path}': "
-            f"their fingerprint is {splits.fingerprint}, not {run.fingerprint}"
+            f"the data '{run.config.data}' have changed since the run '{run.path}': their "
+            f"fingerprint is {splits.fingerprint}, not {run.fingerprint}"
         )
 
 
-def part_of(run: Run, data: str | None, split: str, num_data: int | None) -> Dataset:
-    """Load one part of the data of a run, or of other data with the same number of features.
-
-    Dynamic binarization is replaced by one Bernoulli draw with the seed of the split.
+def part_of(run: Run, part: Part) -> Dataset | Arguments:
+    """Return the data that a command is about.
 
     Args:
-        run: The run.
-        data: The name or path of other data; None for those of the run, which must be unchanged.
-        split: The part: `train`, `valid` or `test`.
-        num_data: The number of data to use, from the first on; None for all.
+        run: The run, whose own data or others of the same width are meant.
+        part: Which data, which part of them, and how many.
 
     Returns:
-        The data `[n, d]`, in memory.
+        A Dataset, black and white in one fixed draw where the run's data are drawn dynamically;
+        Arguments for a program of several arguments.
 
     Raises:
-        DataError: If the data have changed, have no such part or another number of features, do not
-            fit into memory or cannot be read.
-        ConfigError: If `num_data` is less than 1.
+        DataError: If the run's data have changed, there is no such part, or other data are not of
+            the same width.
     """
-    if num_data is not None:
-        at_least_one("num_data", num_data)
-    splits = splits_of(run.config, data)
-    if data is None:
+    splits = splits_of(run.config, part.data)
+    if part.data is None:
         same_data(run, splits)
-    dataset = getattr(splits, split)
-    if dataset is None:
+    found: Dataset | Arguments | None = getattr(splits, part.split)
+    if found is None:
         raise DataError(
-            f"the data '{data or run.config.data}' have no {split} part: choose another --split"
+            f"the data '{part.data or run.config.data}' have no {part.split} part: choose another "
+            "--split"
         )
-    if dataset.stream is not None:
-        dataset = dataset.first(num_data or len(dataset))
-    if dataset.dynamic:
-        dataset = replace(
-            load(dataset, binarize="static", valid=0, test=0, seed=run.config.split_seed).train,
-            name=dataset.name,
-        )
-    width, trained_on = dataset.x.shape[1], int(np.prod(run.shape))
+    width, trained_on = math.prod(found.shape), math.prod(run.shape)
     if width != trained_on:
         raise DataError(
-            f"{dataset.name} has {width} features per datum; "
-            f"the run '{run.path}' was trained on {trained_on}"
+            f"{found.name} has {width} features per datum; the run '{run.path}' was trained on "
+            f"{trained_on}"
         )
-    return dataset.first(num_data or len(dataset))
+    return _in_memory(found, run, part.num_data).first(part.num_data or len(found))
+
+
+def _in_memory(part: Dataset | Arguments, run: Run, num_data: int | None) -> Dataset | Arguments:
+    """The same data in memory; dynamic ones in one fixed draw."""
+    if isinstance(part, Arguments):
+        return part
+    if part.stream is not None:
+        part = part.first(num_data or len(part))
+    if part.dynamic:
+        fixed = load(part, binarize="static", valid=0, test=0, seed=run.config.split_seed)
+        part = replace(fixed.train, name=part.name)
+    return part

@@ -20,7 +20,7 @@ _PAGE = """<!doctype html>
  img { max-width: 100%; margin: .5rem 0 1.5rem } details { margin: 1rem 0 }
  figcaption { font-weight: 600 } figure { margin: 0 }
 </style>
-<h1>{{ run.config.system }} on {{ run.config.data }}</h1>
+<h1>{{ run.config.program or run.config.system }} on {{ run.config.data }}</h1>
 <p>Trained with <b>{{ run.config.estimator }}</b>, K = {{ num_particles }}, {{ epochs }} epochs,
 data fingerprint {{ run.fingerprint }}.</p>
 {% if results %}<table><tr><th>nats per datum</th><th>estimate</th><th>± SE</th><th>data</th>

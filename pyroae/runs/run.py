@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyroae import zoo
 from pyroae.autoencoder import Autoencoder
@@ -172,6 +172,7 @@ class Run:
     def _check_record(self, record: Any, checkpoint: str) -> None:
         """Check that a checkpoint was saved with the settings of config.yaml."""
         own = {**self.config.to_dict(), "fingerprint": self.fingerprint}
+        record = {**RunConfig().to_dict(), **record}  # a run of version 0.1 has fewer settings
         for name, value in own.items():
             if name not in (*WHERE, "epochs") and record.get(name) != value:
                 raise RunError(
@@ -192,30 +193,45 @@ class Run:
         )
 
     def autoencoder(self, checkpoint: str | None = None) -> Autoencoder:
-        """Build the trained system.
+        """Return the trained system of the zoo; `runs.loading.trained` returns programs too.
 
         Args:
-            checkpoint: `best`, `last` or `previous`; by default `last` if the setting `keep` says
-                so or `best` is missing, else `best`.
+            checkpoint: `best`, `last` or `previous`; by default the one that the training kept.
 
         Returns:
-            The system in evaluation mode, on the CPU, in the precision of its weights.
+            The system, in `eval()` mode.
 
         Raises:
-            RunError: If the checkpoint cannot be read or belongs to another system.
+            ConfigError: For the run of a program.
+            RunError: If the checkpoint cannot be read, or is of another system.
         """
         system = zoo.from_config(self.config, self.shape)
+        self.restore(system, checkpoint)
+        return system
+
+    def restore(self, system: nn.Module, checkpoint: str | None = None) -> None:
+        """Load the trained weights into a system, in place, and put it into `eval()` mode.
+
+        Args:
+            system: A new system of the run; of a program, with its parameters found.
+            checkpoint: `best`, `last` or `previous`; by default the one that the training kept.
+
+        Raises:
+            RunError: If the checkpoint cannot be read, or is of another system.
+        """
         if checkpoint is None:
             checkpoint = self.config.keep if self.checkpoint("best").is_file() else "last"
         weights = self._weights(checkpoint)
         try:
-            system.to(next(iter(weights.values())).dtype)
+            dtypes = {w.dtype for w in weights.values() if w.is_floating_point()}
+            if len(dtypes) == 1:
+                system.to(dtypes.pop())
             system.load_state_dict(weights)
-        except (RuntimeError, StopIteration, AttributeError, TypeError) as error:
+        except (RuntimeError, AttributeError, TypeError) as error:
             raise RunError(
                 f"the checkpoint of '{self.path}' belongs to another system: {words(error)}"
             ) from None
-        return system.eval()
+        system.eval()
 
     def _weights(self, checkpoint: str) -> dict[str, Tensor]:
         if checkpoint != "best":

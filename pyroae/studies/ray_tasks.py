@@ -12,10 +12,12 @@ from types import ModuleType
 from typing import Any
 
 from pyroae.comparison.results import Cell, Outcome
-from pyroae.config import DATASETS
 from pyroae.data.loading import Splits
 from pyroae.errors import InterruptedRunError, PyroaeError, RunError
 from pyroae.runs.contents import versions
+from pyroae.names import is_known, sources_of
+from pyroae.programs.arguments import Arguments
+from pyroae.runs.loading import arguments_in
 from pyroae.runtime.files import words
 from pyroae.runtime.processes import say
 from pyroae.runtime.progress import Progress
@@ -116,6 +118,7 @@ class Tasks:
             "settings": _anywhere(study),
             "fingerprint": study.splits.fingerprint,
             "versions": versions(),
+            "sources": sources_of(study.config.settings.modules),
             "gpus": self._gpus,
         }
         files = pack(study.place(cell))
@@ -205,7 +208,8 @@ def _mailbox(ray: ModuleType) -> Any:
 def _anywhere(study: Study) -> dict[str, Any]:
     """The settings with which a worker reads the data, with absolute paths."""
     settings = study.config.settings
-    data = settings.data if settings.data in DATASETS else str(Path(settings.data).resolve())
+    is_named = is_known("dataset", settings.data.partition(":")[0].strip())
+    data = settings.data if is_named else str(Path(settings.data).resolve())
     return replace(settings, data=data, data_root=str(Path(settings.data_root).resolve())).to_dict()
 
 
@@ -219,7 +223,12 @@ def nbytes(splits: Splits) -> float:
         Bytes; infinite for data that are streamed.
     """
     parts = [part for part in (splits.train, splits.valid, splits.test) if part is not None]
-    return sum(part.x.nbytes if part.stream is None else math.inf for part in parts)
+    return sum(
+        sum(t.nbytes for t in arguments_in(part))
+        if isinstance(part, Arguments) or part.stream is None
+        else math.inf
+        for part in parts
+    )
 
 
 def _sentence(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from pyroae.config import RunConfig
 from pyroae.data.loading import Splits
 from pyroae.errors import DataError, InterruptedRunError, PyroaeError, RunError
 from pyroae.runs.contents import versions
+from pyroae.names import import_sources
 from pyroae.runs.loading import splits_of
 from pyroae.runtime.files import write_whole
 from pyroae.studies.study import Study, StudyConfig
@@ -37,7 +38,7 @@ def train_cell(
 
     Args:
         job: `cell`, the `config` of the study, the `settings` with which data are read, their
-            `fingerprint`, and the `versions` of the study.
+            `fingerprint`, the `versions` of the study, and the `sources` of its modules.
         splits: the data; None to read them here.
         files: the files of the cell's run directory so far.
         send: receives the files of the running training every `SEND_EVERY` seconds, and when it
@@ -51,6 +52,7 @@ def train_cell(
         InterruptedRunError: if the training is stopped.
     """
     same_versions(job["versions"])
+    import_sources(job.get("sources", ()))
     data = (
         read_data(RunConfig.from_mapping(job["settings"]), job["fingerprint"])
         if splits is None

@@ -10,9 +10,9 @@ from typing import Any, Self
 
 import torch
 import yaml
+from torch import nn
 
 from pyroae import zoo
-from pyroae.autoencoder import Autoencoder
 from pyroae.comparison.budget import ENDLESS, Budget
 from pyroae.comparison.cell_files import (
     OUTCOME,
@@ -28,15 +28,17 @@ from pyroae.comparison.curves import CURVE_DATA, Curve
 from pyroae.comparison.results import Cell, Outcome, Point
 from pyroae.comparison.scoring import Scoring, first_of, outcome_of
 from pyroae.comparison.trainings import check_cell, config_of, new_system, parts_of
-from pyroae.config import PER_TRAINING, RunConfig, at_least_one, read_yaml
+from pyroae.config import PER_TRAINING, RunConfig, at_least_one, read_yaml, recorded
 from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, DataError, NonFiniteLossError, RunError
+from pyroae.evaluation.blocks import arguments_of
 from pyroae.evaluation.gradient_lab.measure import defined_at
 from pyroae.evaluation.summary import EvaluationSettings
 from pyroae.evaluation.summary import evaluate as evaluate_system
 from pyroae.objectives import parse_objective
 from pyroae.runs.contents import versions
-from pyroae.runs.loading import splits_of
+from pyroae.programs.pair import like_parameters
+from pyroae.runs.loading import own_parameters, splits_of
 from pyroae.runs.run import Run
 from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import say
@@ -159,7 +161,7 @@ def settings_of(given: Mapping[str, Any]) -> RunConfig:
             raise ConfigError(
                 f"{name} is no setting of a comparison: its {other} say what each training has"
             )
-    return RunConfig.from_mapping({"keep": "last", **settings, "epochs": ENDLESS})
+    return RunConfig.from_mapping({"keep": "last", **recorded(settings), "epochs": ENDLESS})
 
 
 class Study:
@@ -232,9 +234,11 @@ class Study:
             raise ConfigError("an objective, K or seed is given twice")
         for cell in cells:
             if cell.seed == self.config.seeds[0]:
-                system, objective = self._system(cell), _objective(cell)
-                config = self._run_config(cell).training
-                check_cell(system, self.train, self.held_out, objective, config)
+                objective, config = _objective(cell), self._run_config(cell).training
+                with own_parameters():
+                    check_cell(
+                        self._system(cell), self.train, self.held_out, objective, config
+                    )
         return cells
 
     def start(self, overwrite: bool) -> None:
@@ -321,7 +325,7 @@ class Study:
             how=f"pyroae compare --resume {self.path}",
             minutes=self.config.settings.save_minutes,
         )
-        with _threads(self.config.cpus_per_cell):
+        with _threads(self.config.cpus_per_cell), own_parameters():
             try:
                 (outcome,) = runner.run([cell], saved=saved, progress=progress)
                 return outcome
@@ -332,20 +336,17 @@ class Study:
     def _run_config(self, cell: Cell) -> RunConfig:
         return self.config.run_config(cell, len(self.train))
 
-    def _system(self, cell: Cell) -> Autoencoder:
+    def _system(self, cell: Cell) -> nn.Module:
         config = self._run_config(cell)
-        system = new_system(lambda: zoo.from_config(config, self.splits.train), cell.seed)
-        assert isinstance(system, Autoencoder)
-        return system
+        return new_system(lambda: zoo.system_from(config, self.splits.train), cell.seed)
 
     def _score(self, curve: Curve, result: FitResult, progress: bool) -> Outcome:
         """Evaluate a trained system, and write results.json."""
         scoring = self.config.scoring
-        x, parameter = first_of(self.held_out, scoring.num_data), next(result.system.parameters())
-        assert isinstance(result.system, Autoencoder)
+        x = first_of(self.held_out, scoring.num_data)
         evaluation = evaluate_system(
             result.system,
-            x.to(parameter.device, parameter.dtype),
+            like_parameters(result.system, arguments_of(x)),
             EvaluationSettings(("is",), scoring.num_particles, seed=scoring.seed),
             progress=progress,
         )
@@ -371,7 +372,7 @@ class _Runs(CellStore):
             self._run = Run.create(path, config, self.study.splits, overwrite=True)
             return None, []
         run = self._run = Run(path)
-        if run.config != config:
+        if run.config.but(imports=config.imports) != config:
             raise ConfigError(
                 f"the settings of '{path}' are not those of the study: remove it to train it again"
             )

@@ -9,13 +9,14 @@ import pyro
 from pyroae.compilation.codegen import should_compile
 from pyroae.distributed.work_sharing import run_on_all
 from pyroae.errors import ConfigError
+from pyroae.config import AISSettings
 from pyroae.evaluation.annealing.checkpoint import Checkpoint
 from pyroae.evaluation.annealing.driver import Annealing
 from pyroae.evaluation.annealing.estimates import BDMC, AISEstimate, ais_estimate, bdmc_estimate
 from pyroae.evaluation.annealing.plan import COMPILE_FROM
 from pyroae.evaluation.annealing.preparation import Preparation, in_double, prepare
 from pyroae.evaluation.annealing.results import BlockResult
-from pyroae.evaluation.annealing.settings import DEFAULTS, AISSettings
+from pyroae.config import AISSettings
 from pyroae.evaluation.blocks import Data, arguments_of, base_seed, rows_of, spans
 from pyroae.programs.context import evaluating
 from pyroae.programs.sites import Program

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyroae.evaluation.annealing.path import Densities, Point
-from pyroae.evaluation.annealing.settings import AISSettings
+from pyroae.config import AISSettings
 
 SEGMENTS = 50
 """Largest number of segments of a path; each segment has its own step size."""

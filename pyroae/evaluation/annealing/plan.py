@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pyroae.evaluation.annealing import hmc
-from pyroae.evaluation.annealing.settings import AISSettings
+from pyroae.config import AISSettings
 from pyroae.programs.sites import Program
 
 PILOT_CHAINS = 4

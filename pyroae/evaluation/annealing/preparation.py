@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyroae.errors import BrokenProgramError, ConfigError
 from pyroae.evaluation.annealing.plan import Plan
-from pyroae.evaluation.annealing.settings import AISSettings
+from pyroae.config import AISSettings
 from pyroae.evaluation.checks import check_evidence, check_proposal, check_terms
 from pyroae.evaluation.importance.sampler import LEAST
 from pyroae.evaluation.trial import nesting_of

@@ -7,13 +7,16 @@ from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.programs.paired_traces import log_density
+from pyroae.evaluation.blocks import Data
+from pyroae.programs.arguments import structure_of
+from pyroae.programs.context import fork_random
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import run
 from pyroae.runtime.randomness import fork_random
 
 
 def parameter_groups(
-    model: Program, guide: Program, x: Tensor, parameters: Mapping[str, Tensor]
+    model: Program, guide: Program, x: Data, parameters: Mapping[str, Tensor]
 ) -> dict[str, tuple[str, ...]]:
     """Group parameters into θ, φ and "shared", and by module.
 
@@ -50,8 +53,10 @@ def parameter_groups(
     ['θ', 'φ', 'shared', 'encoder.0', 'encoder.2', 'decoder.biases']
     """
     check_leaves(parameters)
-    with fork_random(x.device):
-        traces = run(model, guide, (x,), {}, through=lambda site: site["value"].detach())
+    structure = structure_of(x, {}, model)
+    model, guide, args = structure(model), structure(guide), structure.tensors
+    with fork_random(args[0].device):
+        traces = run(model, guide, args, {}, through=lambda site: site["value"].detach())
     of_model = [
         log_density(name, s)
         for observed in (True, False)

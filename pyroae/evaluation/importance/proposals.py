@@ -357,10 +357,6 @@ def _student(name: str, fn: Any, freedom: float) -> Any:
     return _outer(fn, inner)
 
 
-PROPOSALS = ("guide", "prior", "wider", "heavy-tailed", "defensive", "local")
-"""The names of proposals that `proposal_named` makes from a model and its guide."""
-
-
 def proposal_named(name: str, model: Program, guide: Program) -> Program | Proposal:
     """Make a proposal from its name.
 
@@ -394,5 +390,5 @@ def proposal_named(name: str, model: Program, guide: Program) -> Program | Propo
         "local": lambda: Local(guide),
     }
     if name not in constructors:
-        raise unknown_name("proposal", name, PROPOSALS)
+        raise unknown_name("proposal", name, constructors)
     return constructors[name]()
