@@ -218,9 +218,7 @@ def test_control_flow_that_hangs_on_values_is_run_as_it_is(case: str) -> None:
     model, guide, words = UNTRACEABLE[case]
     compiled = Compiled(system_of((model, guide)), TraceELBO(), backend="eager")
     x = torch.randn(4)
-    with pytest.warns(
-        UserWarning, match=f"^model and guide run eagerly, not compiled: {words}"
-    ):
+    with pytest.warns(UserWarning, match=f"^model and guide run eagerly, not compiled: {words}"):
         loss = compiled.loss_and_grads(x)
     assert not compiled.is_compiled
     assert torch.isfinite(loss)
