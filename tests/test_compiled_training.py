@@ -34,7 +34,7 @@ Make = Any
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run as they are traced: what a step computes, without the minute that code takes."""
-    for module in ("compiler", "evaluation.compiled_draws"):
+    for module in ("compilation.svi", "evaluation.importance.compiled"):
         monkeypatch.setattr(
             f"pyroae.{module}.inductor", lambda graph, inputs, same_draws, **settings: graph
         )

@@ -39,7 +39,7 @@ Make = Callable[[], nn.Module]
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run as they are traced: what a step computes, without the minute that code takes."""
-    for module in ("compiler", "ensemble"):
+    for module in ("compilation.svi", "compilation.ensemble"):
         monkeypatch.setattr(
             f"pyroae.{module}.inductor", lambda graph, inputs, same_draws, **settings: graph
         )
