@@ -571,7 +571,7 @@ def _map(config: RunConfig) -> Map:
         return MAPS.parse(name, activation=config.activation)
     if name == "linear":
         raise ConfigError("a linear map has no hidden layers")
-    widths = {"channels" if name == "conv" else "widths": hidden}
+    widths = {"channels" if name == "conv" else "widths": config.hidden}
     if not widths.keys() & inspect.signature(MAPS[name.partition(":")[0]]).parameters.keys():
         raise ConfigError(f"the map '{name}' takes no widths: leave out hidden layers")
     return MAPS.parse(name, activation=config.activation, **widths)

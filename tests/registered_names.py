@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pyroae.corruptions import CORRUPTIONS
-from pyroae.data.sources import DATASETS
+from pyroae.data.named_datasets import DATASETS
 from pyroae.likelihoods import LIKELIHOODS
 from pyroae.nn import ACTIVATIONS, MAPS
 from pyroae.objectives import BOUNDS, GRADIENTS, OBJECTIVES

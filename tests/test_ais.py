@@ -15,13 +15,13 @@ from torch import Tensor
 
 from pyroae import zoo
 from pyroae.autoencoder import Autoencoder
+from pyroae.config import AISSettings
 from pyroae.errors import ConfigError, DataError, ProgramError, UndefinedLikelihoodError
 from pyroae.evaluation.annealing import bounds as ais_module
 from pyroae.evaluation.annealing import hmc
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.estimates import BDMC, AISEstimate
 from pyroae.evaluation.annealing.path import Path
-from pyroae.config import AISSettings
 from pyroae.evaluation.blocks import block_seed
 from pyroae.evaluation.exact import exact_log_likelihood
 from tests.systems import system_and_data

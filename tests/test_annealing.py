@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyroae import linear_gaussian
 from pyroae.autoencoder import Autoencoder
+from pyroae.config import AISSettings
 from pyroae.errors import ConfigError, RunError
 from pyroae.evaluation.annealing import bounds as ais_module
 from pyroae.evaluation.annealing import checkpoint, hmc
@@ -24,7 +25,6 @@ from pyroae.evaluation.annealing.block import Block
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.path import Path as AnnealingPath
 from pyroae.evaluation.annealing.plan import Plan
-from pyroae.config import AISSettings
 from pyroae.runtime.signals import DeferredSignals
 from tests.test_ais import TINY, ppca
 

@@ -20,10 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
+from pyroae.config import AISSettings
 from pyroae.errors import ProgramError, PyroaeError
 from pyroae.evaluation.adaptive_quadrature import quadrature
 from pyroae.evaluation.annealing.bounds import ais
-from pyroae.config import AISSettings
 from pyroae.evaluation.diagnostics import diagnose
 from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.evaluation.importance.proposals import Local

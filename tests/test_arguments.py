@@ -31,8 +31,8 @@ from pyroae import (
     zoo,
 )
 from pyroae.comparison.budget import Budget
+from pyroae.config.evaluation import EvaluationSettings
 from pyroae.errors import ConfigError, DataError, ProgramError
-from pyroae.evaluation.summary import EvaluationSettings
 from pyroae.objectives.named import iwae
 from pyroae.plots.likelihood import extremes
 from pyroae.programs.context import owner_of

@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 
-import pyroae.studies.study as studies
 from pyroae.cli import main
 from pyroae.comparison import cells as cell_runner
 from pyroae.comparison.cell_files import read_outcome

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from pyroae import zoo
+from pyroae.config import AISSettings
 from pyroae.errors import ConfigError
 from pyroae.evaluation.annealing import bounds as ais_module
 from pyroae.evaluation.annealing import checkpoint, hmc
 from pyroae.evaluation.annealing import compiled as compiled_path
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.plan import GRADIENT_COST
-from pyroae.config import AISSettings
 from pyroae.nn import MLP
 from tests.systems import system_and_data
 from tests.test_ais import counts, ppca, scales, scales_guide

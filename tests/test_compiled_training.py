@@ -345,7 +345,7 @@ def _train_shared(rank: int, folder: str) -> None:
     torch.set_default_dtype(torch.float64)
     system, x = small(), data()
     step = Step(system, TraceELBO(), None)
-    step.graphs = Compiled(system, TraceELBO(), backend="eager")
+    step._graphs = Compiled(system, TraceELBO(), backend="eager")
     shared = nn.parallel.DistributedDataParallel(step)
     optimizer = torch.optim.Adam(system.parameters(), lr=0.02)
     noise = torch.Generator().manual_seed(3)

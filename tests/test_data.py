@@ -17,7 +17,7 @@ from pyroae.data.batching import _loaded, batches, resident
 from pyroae.data.batching import served as serve
 from pyroae.data.dataset import Dataset
 from pyroae.data.loading import Binarization, Splits, load
-from pyroae.data.sources import DATASETS
+from pyroae.data.named_datasets import DATASETS
 from pyroae.errors import ConfigError, DataError, PyroaeError
 from pyroae.runtime.processes import Share
 

@@ -15,10 +15,10 @@ from pyro import poutine
 from torch import Tensor
 
 from pyroae import exact_log_likelihood, zoo
+from pyroae.config import AISSettings
 from pyroae.errors import DataError, ProgramError
 from pyroae.evaluation.adaptive_quadrature import quadrature
 from pyroae.evaluation.annealing.bounds import ais, bdmc
-from pyroae.config import AISSettings
 from pyroae.evaluation.checks import check_program, is_one
 from pyroae.evaluation.diagnostics import diagnose
 from pyroae.evaluation.importance.likelihood import log_likelihood

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from pyroae import zoo
+from pyroae.config import AISSettings
 from pyroae.evaluation.annealing import bounds as ais_module
 from pyroae.evaluation.annealing import checkpoint, hmc
 from pyroae.evaluation.annealing.bounds import bdmc
-from pyroae.config import AISSettings
 from pyroae.nn import MLP
 
 WORK = "work.safetensors"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyroae import linear_gaussian
+from pyroae.config.evaluation import EvaluationSettings
 from pyroae.errors import ConfigError, DataError, ProgramError, UndefinedLikelihoodError
 from pyroae.evaluation import blocks
 from pyroae.evaluation.diagnostics import diagnose
@@ -17,7 +18,7 @@ from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.importance import plan, streams
 from pyroae.evaluation.importance import sampler as sampling
 from pyroae.evaluation.importance.likelihood import log_likelihood
-from pyroae.evaluation.summary import EvaluationSettings, evaluate
+from pyroae.evaluation.summary import evaluate
 from tests.systems import PROPER, SYSTEMS, M, system_and_data
 from tests.test_objectives import DATA
 

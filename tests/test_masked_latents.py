@@ -14,10 +14,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyroae.config import AISSettings
 from pyroae.errors import ProgramError
 from pyroae.evaluation.adaptive_quadrature import quadrature
 from pyroae.evaluation.annealing.bounds import ais, bdmc
-from pyroae.config import AISSettings
 from pyroae.evaluation.checks import check_terms
 from pyroae.evaluation.diagnostics import diagnose
 from pyroae.evaluation.importance.likelihood import log_likelihood

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from pyroae.compilation.codegen import try_compile
+from pyroae.config import AISSettings
 from pyroae.errors import BrokenProgramError, ConfigError, ProgramError
 from pyroae.evaluation.annealing import bounds as ais_module
 from pyroae.evaluation.annealing import compiled as compiled_path
 from pyroae.evaluation.annealing import hmc
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.results import BlockResult
-from pyroae.config import AISSettings
 from pyroae.evaluation.importance import sampler as sampling
 from pyroae.evaluation.importance.compiled import CompiledDraws
 from pyroae.evaluation.importance.likelihood import log_likelihood

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyroae import config, zoo
+from pyroae import zoo
+from pyroae._names import NAMES
 from pyroae.autoencoder import announce_parameters
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives import OBJECTIVES, AnalyticKL, Objective, TraceELBO, named
@@ -76,7 +77,7 @@ def test_a_gradient_reaches_every_parameter(name: str, objective: str) -> None:
         assert parameter.grad.abs().max() > 0, parameter_name
 
 
-@pytest.mark.parametrize("objective", config.OBJECTIVES)
+@pytest.mark.parametrize("objective", NAMES["objective"])
 def test_every_objective_is_named_in_one_module(objective: str) -> None:
     make = getattr(named, objective.replace("-", "_"))
     assert make is OBJECTIVES[objective]

@@ -14,20 +14,19 @@ import torch
 
 from pyroae import zoo
 from pyroae.cli import main
-from pyroae.config import TrainConfig
-from pyroae.config.evaluation import METHODS
+from pyroae.config import AISSettings, TrainConfig
+from pyroae.config.evaluation import METHODS, EvaluationSettings
 from pyroae.data.loading import load
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.evaluation.adaptive_quadrature import quadrature
 from pyroae.evaluation.annealing import checkpoint
 from pyroae.evaluation.annealing.block import Block
 from pyroae.evaluation.annealing.bounds import ais, bdmc
-from pyroae.config import AISSettings
 from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.evaluation.inference_gaps import gaps
 from pyroae.evaluation.mutual_information import information
-from pyroae.evaluation.summary import EvaluationSettings, evaluate
+from pyroae.evaluation.summary import evaluate
 from pyroae.nn import MLP
 from pyroae.programs.traces import prior_of
 from pyroae.training.fitting import fit

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from pyroae import zoo
 from pyroae.autoencoder import Autoencoder
+from pyroae.config import AISSettings
+from pyroae.config.evaluation import EvaluationSettings
 from pyroae.distributed import work_sharing as dealing
 from pyroae.errors import DataError, RunError
 from pyroae.evaluation import blocks, checks
@@ -23,12 +25,11 @@ from pyroae.evaluation.annealing import checkpoint, hmc
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.path import Path as AnnealingPath
 from pyroae.evaluation.annealing.results import BlockResult
-from pyroae.config import AISSettings
 from pyroae.evaluation.importance import sampler as sampling
 from pyroae.evaluation.importance import tasks
 from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.evaluation.importance.proposals import Local, Mixture, widened
-from pyroae.evaluation.summary import EvaluationSettings, evaluate
+from pyroae.evaluation.summary import evaluate
 from pyroae.programs.traces import prior_of
 from pyroae.runtime.processes import WHOLE, Share
 from tests.shares import in_processes, played

@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from pyroae.data.arrays import Source
 from pyroae.data.dataset import Dataset
 from pyroae.data.loading import load
+from pyroae.data.named_datasets import DATASETS
 from pyroae.data.parquet import StoredTable
-from pyroae.data.sources import DATASETS, read
+from pyroae.data.sources import read
 from pyroae.errors import ConfigError, DataError
 
 VALUES = np.random.default_rng(0).normal(size=(500, 3))

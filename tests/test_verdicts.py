@@ -14,15 +14,16 @@ from torch import Tensor
 
 from pyroae import exact_log_likelihood, zoo
 from pyroae.commands.evaluate import _notes, _of_likelihood
+from pyroae.config import AISSettings
+from pyroae.config.evaluation import EvaluationSettings
 from pyroae.evaluation.adaptive_quadrature import QuadratureEstimate
 from pyroae.evaluation.annealing.bounds import ais
-from pyroae.config import AISSettings
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_likelihood
 from pyroae.evaluation.importance.per_datum import Columns
 from pyroae.evaluation.importance.proposals import Local
 from pyroae.evaluation.importance.streams import is_reliable
 from pyroae.evaluation.inference_gaps import gaps
-from pyroae.evaluation.summary import EvaluationSettings, evaluate
+from pyroae.evaluation.summary import evaluate
 
 
 def narrow() -> tuple[Any, Tensor]:

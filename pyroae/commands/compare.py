@@ -18,7 +18,7 @@ from rich.table import Table
 from pyroae.commands.train import resumed
 from pyroae.comparison.budget import Budget
 from pyroae.comparison.results import Cell, Comparison, Entry, Outcome, Row, indistinct
-from pyroae.comparison.trainings import Scoring
+from pyroae.comparison.scoring import Scoring
 from pyroae.config import compared, recorded, with_imports
 from pyroae.errors import ConfigError, RunError, unknown_name
 from pyroae.inference_data import comparison_to_datatree

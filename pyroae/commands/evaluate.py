@@ -100,7 +100,7 @@ def evaluate(
     """
     run = Run(run_directory)
     dataset = part_of(run, part)
-    fabric = launched(
+    fabric = launch_fabric(
         TrainConfig(accelerator=run.config.accelerator, devices=devices, num_nodes=num_nodes)
     )
     folder = _folder(run, dataset, settings, part.checkpoint)

@@ -18,7 +18,6 @@ from pyroae.errors import ConfigError
 from pyroae.inference_data import to_datatree
 from pyroae.plots.drawing import save
 from pyroae.programs.arguments import Arguments
-from pyroae.programs.context import fork_random
 from pyroae.programs.pair import like_parameters
 from pyroae.programs.predictive import encoded, predicted
 from pyroae.runs.loading import arguments_in, own_parameters, part_of, placed, trained
@@ -26,6 +25,7 @@ from pyroae.runs.report import write_report
 from pyroae.runs.run import Run
 from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import say
+from pyroae.runtime.randomness import fork_random
 
 CPU = torch.device("cpu")
 

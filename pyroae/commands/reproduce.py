@@ -14,6 +14,7 @@ from pyroae.config import EvaluationSettings, Part, read_yaml
 from pyroae.errors import RunError
 from pyroae.evaluation.summary import Result
 from pyroae.names import import_all
+from pyroae.runs.contents import versions
 from pyroae.runs.loading import same_data, splits_of
 from pyroae.runs.run import Run, refuse_taken
 from pyroae.runtime.processes import say

@@ -17,8 +17,9 @@ from pyroae.errors import ConfigError
 from pyroae.objectives import parse_objective
 from pyroae.objectives.base import ObjectiveBase
 from pyroae.plots.drawing import save
+from pyroae.runs.contents import versions
 from pyroae.runs.loading import find_parameters, fits, own_parameters, same_data, splits_of
-from pyroae.runs.run import Run, refuse_taken, versions
+from pyroae.runs.run import Run, refuse_taken
 from pyroae.runtime.files import locked
 from pyroae.runtime.processes import say
 from pyroae.training.checkpointing import Keeper

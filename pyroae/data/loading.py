@@ -134,8 +134,8 @@ def _split[Part: (Dataset, Arguments)](
     num_valid = held_out_count("valid", valid, len(whole) - num_test)
     check_train_part(len(whole), num_valid, num_test)
     parts = np.split(order, [len(order) - num_valid - num_test, len(order) - num_test])
-    train, *others = [whole.subset(np.sort(part)) for part in parts]
-    return train, others[0] if num_valid else None, others[1] if num_test else None
+    train, valid_part, test_part = (whole.subset(np.sort(part)) for part in parts)
+    return train, valid_part if num_valid else None, test_part if num_test else None
 
 
 def _binarized_once(data: Dataset | None, binarize: str, bits: np.random.PCG64) -> Dataset | None:
@@ -176,14 +176,14 @@ def split_arguments(
     """
     has_test = len(arrays) == 2 and all(isinstance(part, tuple) for part in arrays)
     whole, *held = (_arguments(part, name) for part in (arrays if has_test else (arrays,)))
-    parts = _split(whole, valid, 0 if has_test else test, np.random.PCG64(seed))
+    bits = np.random.PCG64(seed)
+    train, valid_part, test_part = _split(whole, valid, 0 if has_test else test, bits)
     digest = hashlib.sha256()
     for tensor in (t for part in (whole, *held) for t in part.tensors):
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
-    train, valid_part, test_part = parts
-    test_part = held[0] if held else test_part
-    return Splits(train, valid_part, test_part, digest.hexdigest()[:16], "none")
+    parts: Any = (train, valid_part, held[0] if held else test_part)
+    return Splits(*parts, digest.hexdigest()[:16], "none")
 
 
 def _arguments(arrays: tuple[Any, ...], name: str) -> Arguments:

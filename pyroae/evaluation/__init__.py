@@ -1,9 +1,10 @@
 """Evaluate any Pyro model and guide: log p(x), bounds, gaps, information and gradients."""
 
+from pyroae.config import AISSettings
+from pyroae.config.evaluation import EvaluationSettings
 from pyroae.evaluation.adaptive_quadrature import QuadratureEstimate, quadrature
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.estimates import BDMC, AISEstimate
-from pyroae.config import AISSettings
 from pyroae.evaluation.diagnostics import Diagnostics, diagnose
 from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.gradient_lab.groups import parameter_groups
@@ -12,7 +13,7 @@ from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_like
 from pyroae.evaluation.importance.proposals import Local, Mixture, heavy_tailed, widened
 from pyroae.evaluation.inference_gaps import Gaps, gaps
 from pyroae.evaluation.mutual_information import Information, information
-from pyroae.evaluation.summary import Evaluation, EvaluationSettings, evaluate
+from pyroae.evaluation.summary import Evaluation, evaluate
 
 __all__ = [
     "BDMC",

@@ -26,9 +26,18 @@ from pyroae.plots.drawing import (
     plain,
     to_array,
 )
-from pyroae.plots.systems import Labels, data_to_draw, refuse_none, refuse_programs
+from pyroae.plots.systems import (
+    Labels,
+    data_to_draw,
+    program_arguments,
+    refuse_none,
+    refuse_programs,
+)
 from pyroae.priors import Normal
 from pyroae.programs.context import evaluating
+from pyroae.programs.predictive import encoded
+from pyroae.programs.sites import Program
+from pyroae.runtime.randomness import fork_random
 
 
 def latent_scatter(

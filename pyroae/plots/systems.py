@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyroae.autoencoder import Autoencoder
 from pyroae.corruptions import Identity
@@ -27,12 +27,12 @@ from pyroae.plots.drawing import (
     limits_of,
     to_array,
 )
-from pyroae.programs.context import evaluating
-from pyroae.runtime.randomness import fork_random
 from pyroae.programs.arguments import Arguments
+from pyroae.programs.context import evaluating
 from pyroae.programs.pair import System
-from pyroae.programs.predictive import encoded, predicted
+from pyroae.programs.predictive import predicted
 from pyroae.programs.sites import Program
+from pyroae.runtime.randomness import fork_random
 from pyroae.training.state import Epoch
 
 Labels = Sequence[Any] | np.ndarray | Tensor

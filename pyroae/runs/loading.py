@@ -20,9 +20,10 @@ from pyroae.evaluation.blocks import Data
 from pyroae.evaluation.summary import Result
 from pyroae.likelihoods import Bernoulli
 from pyroae.programs.arguments import Arguments
-from pyroae.programs.context import evaluating, fork_random
+from pyroae.programs.context import evaluating
 from pyroae.programs.pair import Pair, like_parameters
 from pyroae.runs.run import Run
+from pyroae.runtime.randomness import fork_random
 from pyroae.training.state import Epoch, State
 
 

@@ -14,9 +14,9 @@ from typing import Any
 from pyroae.comparison.results import Cell, Outcome
 from pyroae.data.loading import Splits
 from pyroae.errors import InterruptedRunError, PyroaeError, RunError
-from pyroae.runs.contents import versions
 from pyroae.names import is_known, sources_of
 from pyroae.programs.arguments import Arguments
+from pyroae.runs.contents import versions
 from pyroae.runs.loading import arguments_in
 from pyroae.runtime.files import words
 from pyroae.runtime.processes import say

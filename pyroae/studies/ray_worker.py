@@ -13,8 +13,8 @@ from pyroae.comparison.results import Cell
 from pyroae.config import RunConfig
 from pyroae.data.loading import Splits
 from pyroae.errors import DataError, InterruptedRunError, PyroaeError, RunError
-from pyroae.runs.contents import versions
 from pyroae.names import import_sources
+from pyroae.runs.contents import versions
 from pyroae.runs.loading import splits_of
 from pyroae.runtime.files import write_whole
 from pyroae.studies.study import Study, StudyConfig

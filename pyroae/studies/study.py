@@ -29,15 +29,15 @@ from pyroae.comparison.results import Cell, Outcome, Point
 from pyroae.comparison.scoring import Scoring, first_of, outcome_of
 from pyroae.comparison.trainings import check_cell, config_of, new_system, parts_of
 from pyroae.config import PER_TRAINING, RunConfig, at_least_one, read_yaml, recorded
+from pyroae.config.evaluation import EvaluationSettings
 from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, DataError, NonFiniteLossError, RunError
 from pyroae.evaluation.blocks import arguments_of
 from pyroae.evaluation.gradient_lab.measure import defined_at
-from pyroae.evaluation.summary import EvaluationSettings
 from pyroae.evaluation.summary import evaluate as evaluate_system
 from pyroae.objectives import parse_objective
-from pyroae.runs.contents import versions
 from pyroae.programs.pair import like_parameters
+from pyroae.runs.contents import versions
 from pyroae.runs.loading import own_parameters, splits_of
 from pyroae.runs.run import Run
 from pyroae.runtime.files import guarded
@@ -236,9 +236,7 @@ class Study:
             if cell.seed == self.config.seeds[0]:
                 objective, config = _objective(cell), self._run_config(cell).training
                 with own_parameters():
-                    check_cell(
-                        self._system(cell), self.train, self.held_out, objective, config
-                    )
+                    check_cell(self._system(cell), self.train, self.held_out, objective, config)
         return cells
 
     def start(self, overwrite: bool) -> None:

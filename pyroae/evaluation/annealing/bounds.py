@@ -7,22 +7,23 @@ from pathlib import Path
 import pyro
 
 from pyroae.compilation.codegen import should_compile
+from pyroae.config import AISSettings
 from pyroae.distributed.work_sharing import run_on_all
 from pyroae.errors import ConfigError
-from pyroae.config import AISSettings
 from pyroae.evaluation.annealing.checkpoint import Checkpoint
 from pyroae.evaluation.annealing.driver import Annealing
 from pyroae.evaluation.annealing.estimates import BDMC, AISEstimate, ais_estimate, bdmc_estimate
 from pyroae.evaluation.annealing.plan import COMPILE_FROM
 from pyroae.evaluation.annealing.preparation import Preparation, in_double, prepare
 from pyroae.evaluation.annealing.results import BlockResult
-from pyroae.config import AISSettings
 from pyroae.evaluation.blocks import Data, arguments_of, base_seed, rows_of, spans
 from pyroae.programs.context import evaluating
 from pyroae.programs.sites import Program
 from pyroae.runtime.processes import WHOLE, Share
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.randomness import fork_random
+
+DEFAULTS = AISSettings()
 
 
 def ais(

@@ -7,10 +7,10 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from pyroae.config import AISSettings
 from pyroae.errors import DataError
 from pyroae.evaluation.annealing.hmc import segments
 from pyroae.evaluation.annealing.results import BlockResult
-from pyroae.config import AISSettings
 from pyroae.evaluation.importance.likelihood import PerDatumEstimate
 
 LEAST_ESS, LEAST_ACCEPTANCE = 2.0, 0.05

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyroae.evaluation.annealing.path import Densities, Point
 from pyroae.config import AISSettings
+from pyroae.evaluation.annealing.path import Densities, Point
 
 SEGMENTS = 50
 """Largest number of segments of a path; each segment has its own step size."""

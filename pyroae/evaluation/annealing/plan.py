@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from pyroae.evaluation.annealing import hmc
 from pyroae.config import AISSettings
+from pyroae.evaluation.annealing import hmc
 from pyroae.programs.sites import Program
 
 PILOT_CHAINS = 4

@@ -12,9 +12,9 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyroae.config import AISSettings
 from pyroae.errors import BrokenProgramError, ConfigError
 from pyroae.evaluation.annealing.plan import Plan
-from pyroae.config import AISSettings
 from pyroae.evaluation.checks import check_evidence, check_proposal, check_terms
 from pyroae.evaluation.importance.sampler import LEAST
 from pyroae.evaluation.trial import nesting_of

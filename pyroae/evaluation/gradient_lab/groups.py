@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError
-from pyroae.programs.paired_traces import log_density
 from pyroae.evaluation.blocks import Data
 from pyroae.programs.arguments import structure_of
-from pyroae.programs.context import fork_random
+from pyroae.programs.paired_traces import log_density
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import run
 from pyroae.runtime.randomness import fork_random

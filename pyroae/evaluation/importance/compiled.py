@@ -160,7 +160,7 @@ def _lifted(graph: GraphModule) -> tuple[GraphModule, list[Draw] | None]:
 def _noise(draws: list[Draw], seed: int) -> list[Tensor]:
     """The noise of a graph's draws in their order, from a new generator with this seed."""
     generator = torch.Generator().manual_seed(seed)
-    tensors = [draw.room(1)[0] for draw in draws]
+    tensors = [draw.empty(1)[0] for draw in draws]
     for draw, tensor in zip(draws, tensors, strict=True):
         draw.fill(tensor, generator)
     return tensors
