@@ -467,7 +467,7 @@ def test_read_is_what_was_written(study: Path) -> None:
 @pytest.mark.slow
 def test_mnist_study(mnist_root: Path) -> None:
     """Four estimators, three seeds, ten epochs of MNIST with K = 8: the table of
-    docs/comparison.md.
+    docs/benchmarks/comparison.md.
 
     DReG ends below the ELBO and below IWAE in NLL, intervals over seeds and data included; what
     three seeds cannot tell apart, the ELBO with and without a closed-form KL and IWAE, is within a

@@ -333,7 +333,7 @@ def test_mnist_sandwich(mnist_root: Path) -> None:
     """The reference VAE, 50 epochs of MNIST: ELBO ≤ IWAE-50 ≤ IWAE-5000 ≤ AIS ≤ upper, on 100 test
     images.
 
-    The table of docs/likelihood.md, in runs/mnist-vae.
+    The table of docs/benchmarks/likelihood.md, in runs/mnist-vae.
     """
     path = Path("runs/mnist-vae")
     if not (path / "checkpoints" / "last.safetensors").is_file():
