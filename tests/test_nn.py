@@ -342,7 +342,9 @@ def test_refused_settings(make: Callable[[], object], words: str) -> None:
         make()
 
 
-@pytest.mark.parametrize("system", [zoo.SYSTEMS[name] for name in zoo.SYSTEMS], ids=lambda system: system.__name__)
+@pytest.mark.parametrize(
+    "system", [zoo.SYSTEMS[name] for name in zoo.SYSTEMS], ids=lambda system: system.__name__
+)
 def test_every_setting_is_documented(system: Callable[..., Autoencoder]) -> None:
     is_linear = system in (zoo.linear_autoencoder, zoo.ppca)
     settings = {*zoo.Choices.__annotations__} - ({"hidden"} if is_linear else set())
