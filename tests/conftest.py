@@ -33,7 +33,7 @@ def float64() -> Iterator[None]:
 
 @pytest.fixture
 def default_signals() -> Iterator[None]:
-    """The handlers of a process in the foreground; in a background job of a shell SIGINT is ignored."""
+    """The handlers of a process in the foreground; a background job of a shell ignores SIGINT."""
     handlers: dict[signal.Signals, Any] = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: signal.SIG_DFL,

@@ -65,7 +65,7 @@ def kill(
 
 
 def run(what: str, after: int, flags: list[str]) -> int:
-    """The study on Ray; the exit status of pyroae. SIGINT is ignored in a child of a background job."""
+    """The study on Ray; the exit status of pyroae. A child of a background job ignores SIGINT."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     told: dict[str, Any] = {}
     args = (what, after, Path(flags[-1]), told)

@@ -1,4 +1,4 @@
-"""Figures of the digits for fixed seeds, on one thread: they stay the same when the code is reorganized.
+"""Figures of the digits for fixed seeds, on one thread, to compare before and after a change.
 
     python tests/same_figures.py            prints them
     python tests/same_figures.py FILE       compares them with a file, to the last bit

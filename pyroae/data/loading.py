@@ -182,8 +182,9 @@ def split_arguments(
     for tensor in (t for part in (whole, *held) for t in part.tensors):
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
-    parts: Any = (train, valid_part, held[0] if held else test_part)
-    return Splits(*parts, digest.hexdigest()[:16], "none")
+    parts: dict[str, Any] = {"train": train, "valid": valid_part}
+    parts["test"] = held[0] if held else test_part
+    return Splits(**parts, fingerprint=digest.hexdigest()[:16], binarize="none")
 
 
 def _arguments(arrays: tuple[Any, ...], name: str) -> Arguments:

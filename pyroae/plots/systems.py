@@ -251,7 +251,20 @@ def refuse_programs(system: Any) -> None:
 def program_arguments(
     system: Any, x: Tensor | tuple[Tensor, ...], num: int | None = None
 ) -> tuple[Program, Program, tuple[Tensor, ...]]:
-    """Model, guide and the first `num` data of a program. Raises ConfigError, DataError for others."""
+    """Return the programs of a system and their first arguments.
+
+    Args:
+        system: A module with a model and a guide, or a pair of programs.
+        x: The arguments of the programs, each `[N, ...]`.
+        num: How many of the data; None for all.
+
+    Returns:
+        The model, the guide, and the arguments, each `[num, ...]`.
+
+    Raises:
+        ConfigError: For anything else than such a system.
+        DataError: For arguments that are not of one length.
+    """
     if not (isinstance(system, tuple) and len(system) == 2):
         if not isinstance(system, System):
             raise ConfigError(f"a figure is of a system, or of a pair of programs, not {system!r}")

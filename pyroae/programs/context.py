@@ -10,7 +10,6 @@ from pyro.poutine.messenger import Messenger
 from torch import nn
 
 from pyroae.programs.sites import Program
-from pyroae.runtime.randomness import fork_random as fork_random
 
 
 @contextmanager

@@ -62,7 +62,7 @@ class Stepper:
                 self.forward.compile_for(self.config.batch_size, self.fabric.autocast)
 
     def compiled_step(self) -> Compiled | None:
-        """Return the gather_tensors step as a graph; None if its gradients are needed in between."""
+        """Return the full step as a graph; None if its gradients are needed in between."""
         config, optimizer = self.config, self.optimizer.optimizer
         if self.share.world > 1 or config.precision == "16-mixed" or config.nonfinite == "skip":
             return None
