@@ -14,7 +14,7 @@ from pyro.infer import ReweightedWakeSleep, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from pyroae.objectives import OBJECTIVES, AnalyticKL, TraceELBO
-from tests.test_guide_terms import HALF, automatic, model, positive
+from tests.objectives.test_guide_terms import HALF, automatic, model, positive
 
 pytestmark = pytest.mark.usefixtures("float64")
 X = (0.5, -1.0, 2.0)

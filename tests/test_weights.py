@@ -18,8 +18,8 @@ from pyroae.objectives import OBJECTIVES
 from pyroae.programs.context import evaluating
 from pyroae.programs.particle_check import plate_nesting
 from pyroae.weights import log_weights
+from tests.objectives.test_objectives import DATA, hierarchical
 from tests.systems import system_and_data
-from tests.test_objectives import DATA, hierarchical
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -22,9 +22,9 @@ from pyroae.evaluation.annealing import compiled as compiled_path
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.plan import GRADIENT_COST
 from pyroae.nn import MLP
+from tests.evaluation.annealing.test_ais import counts, ppca, scales, scales_guide
+from tests.evaluation.annealing.test_annealing import Interruption, finished
 from tests.systems import system_and_data
-from tests.test_ais import counts, ppca, scales, scales_guide
-from tests.test_annealing import Interruption, finished
 
 SETTINGS = AISSettings(5, 8, leapfrog_steps=3)
 pytestmark = pytest.mark.usefixtures("float64")

@@ -21,7 +21,7 @@ from pyroae.evaluation.importance.proposals import Local
 from pyroae.nn import MLP
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import prior_of
-from tests import test_proposals
+from tests.evaluation.importance import test_proposals
 from tests.systems import system_and_data
 
 pytestmark = pytest.mark.usefixtures("float64")

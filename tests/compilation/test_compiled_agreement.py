@@ -175,7 +175,7 @@ def test_which_pairs_are_refused() -> None:
         without_path = set(OBJECTIVES) - set(FOR_DISCRETE) if name in DISCRETE else set()
         assert REFUSED[name] == (along_draws if name in points else without_path), name
     words = f"{len(PAIRS)} of the {len(OBJECTIVES) * len(ZOO)} pairs"
-    assert words in (Path(__file__).parents[1] / "docs" / "compiled.md").read_text().replace(
+    assert words in (Path(__file__).parents[2] / "docs" / "compiled.md").read_text().replace(
         "\n  ", " "
     )
 

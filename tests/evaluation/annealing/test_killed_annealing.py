@@ -77,7 +77,7 @@ def inode(file: Path) -> tuple[int, int]:
 
 def started(folder: Path, compile: bool) -> ForkServerProcess:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_killed_annealing"])
+    context.set_forkserver_preload(["tests.evaluation.annealing.test_killed_annealing"])
     folder.mkdir(exist_ok=True)
     process = context.Process(target=_anneal, args=(str(folder), compile))
     process.start()

@@ -19,9 +19,9 @@ from pyroae.evaluation import mutual_information as module
 from pyroae.evaluation.diagnostics import diagnose
 from pyroae.evaluation.mutual_information import Information, information
 from pyroae.programs.traces import prior_of, run
-from tests import test_proposals
+from tests.evaluation.importance import test_proposals
+from tests.objectives.test_objectives import DATA, hierarchical
 from tests.systems import system_and_data
-from tests.test_objectives import DATA, hierarchical
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -144,7 +144,7 @@ def test_an_objective_is_left_out_where_it_is_not_defined(digits: Splits) -> Non
 def test_an_interrupted_comparison_resumes(
     digits: Splits, tmp_path: Path, method: str, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a checkpoint or between two cells: the outcomes of an uninterrupted run, bit for bit."""
+    """After a checkpoint or between two cells: the outcomes of an unbroken run, bit for bit."""
     whole = compared(digits, ("iwae",), ks=(4,))
     calls, inner = count(1), getattr(CellDirectory, method)
 

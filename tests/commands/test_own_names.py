@@ -404,7 +404,7 @@ OF_PROGRAM = ["--program", "own_program:build", "--data", "own-line", *OF_CHOICE
 def test_on_ray(own: list[str], here: Path) -> None:
     """Workers import the modules that the study sends; the outcomes are those of this process."""
     flags = [*own, "--num-particles", "2", "--seeds", "1", *FEW[2:], *SCORED]
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "RAY_USAGE_STATS_ENABLED": "0"}
     command = [sys.executable, "-m", "pyroae.cli", "compare", *flags]
     done = subprocess.run(

@@ -22,9 +22,9 @@ from pyroae.evaluation.latents import Latents
 from pyroae.evaluation.local import LocalGaussian, fit_local
 from pyroae.nn import MLP
 from pyroae.programs.sites import Program
-from tests import test_proposals
+from tests.evaluation.importance import test_proposals
+from tests.objectives.test_objectives import DATA, hierarchical
 from tests.systems import DISCRETE, system_and_data
-from tests.test_objectives import DATA, hierarchical
 
 pytestmark = pytest.mark.usefixtures("float64")
 

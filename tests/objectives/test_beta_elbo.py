@@ -15,9 +15,9 @@ from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives import AnalyticKL, BetaELBO, parse_objective
 from pyroae.testing import check_objective
 from pyroae.training.fitting import fit
+from tests.objectives.test_objectives import DATA, hierarchical, run
 from tests.oracles import gaussian_kl
 from tests.systems import system_and_data
-from tests.test_objectives import DATA, hierarchical, run
 
 float64 = pytest.mark.usefixtures("float64")
 

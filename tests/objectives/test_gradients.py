@@ -37,7 +37,7 @@ from pyroae.objectives import (
     TwoBounds,
     WakeSleep,
 )
-from tests.test_objectives import DATA, hierarchical
+from tests.objectives.test_objectives import DATA, hierarchical
 
 pytestmark = pytest.mark.usefixtures("float64")
 BOUNDS = [

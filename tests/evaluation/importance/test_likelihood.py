@@ -19,8 +19,8 @@ from pyroae.evaluation.importance import plan, streams
 from pyroae.evaluation.importance import sampler as sampling
 from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.evaluation.summary import evaluate
+from tests.objectives.test_objectives import DATA
 from tests.systems import PROPER, SYSTEMS, M, system_and_data
-from tests.test_objectives import DATA
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -26,7 +26,7 @@ from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.path import Path as AnnealingPath
 from pyroae.evaluation.annealing.plan import Plan
 from pyroae.runtime.signals import DeferredSignals
-from tests.test_ais import TINY, ppca
+from tests.evaluation.annealing.test_ais import TINY, ppca
 
 pytestmark = pytest.mark.usefixtures("float64")
 

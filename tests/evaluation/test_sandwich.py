@@ -30,7 +30,7 @@ from pyroae.evaluation.summary import evaluate
 from pyroae.nn import MLP
 from pyroae.programs.traces import prior_of
 from pyroae.training.fitting import fit
-from tests import test_proposals
+from tests.evaluation.importance import test_proposals
 
 EVERY = ",".join(METHODS)
 SHORT = ["--num-distributions", "12", "--num-chains", "4", "--leapfrog-steps", "3"]
@@ -292,7 +292,7 @@ def test_few_particles_have_no_khat_and_say_so(
 
 
 def test_the_same_functions_on_a_program_with_two_sites_and_nested_plates() -> None:
-    """The program, its guide and its arguments of tests/test_proposals.py, against the value
+    """The program, its guide and its arguments of tests/evaluation/importance/test_proposals.py, against the value
     integrated by hand.
     """
     data = test_proposals.program_data()

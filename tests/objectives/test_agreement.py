@@ -30,8 +30,8 @@ from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.objectives import ELBO, IWAE, OBJECTIVES, Objective, Pathwise, Renyi, Score, WakeSleep
 from pyroae.testing import Toy
 from pyroae.weights import log_weights
-from tests.test_objectives import run
-from tests.test_oracles import Given, mean_and_error
+from tests.objectives.test_objectives import run
+from tests.objectives.test_oracles import Given, mean_and_error
 
 pytestmark = pytest.mark.usefixtures("float64")
 ALPHAS = (0.0, 0.5, -1.0)
