@@ -43,7 +43,7 @@ SMALL = [
     "epochs:1",
 ]
 FAILS = "beta-elbo:beta=1e38"  # the loss is infinite at once
-CHILD = Path(__file__).parent / "killed_workers.py"
+CHILD = Path(__file__).parents[1] / "killed_workers.py"
 
 
 def killing(what: str, after: int, *flags: str, status: int = 0) -> tuple[dict[str, Any], str, str]:
