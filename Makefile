@@ -35,7 +35,7 @@ types: setup
 	$(BIN)/mypy
 
 docs: setup
-	OMP_NUM_THREADS=1 $(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --fresh-env --doctree-dir site/.doctrees docs site
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build --fail-on-warning --quiet --fresh-env --doctree-dir site/.doctrees docs site
 
 test: lint types docs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow'

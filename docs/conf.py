@@ -15,7 +15,6 @@ version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "_docstrings", "sphinx.ext.napoleon", "_katex"]
 exclude_patterns = ["_*"]
-source_suffix = {".md": "markdown"}
 default_role = "code"
 highlight_language = "none"
 python_maximum_signature_line_length = 88
