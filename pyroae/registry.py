@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from pyroae.config import called
 from pyroae.errors import ConfigError, unknown_name
 from pyroae.names import REGISTRIES, is_known, is_name, is_repeated
+from pyroae.runtime.settings_text import called
 
 
 class Registry[T](Mapping[str, Callable[..., T]]):

@@ -2,26 +2,10 @@
 
 from pyroae.config.checks import at_least_one
 from pyroae.config.evaluation import AISSettings, EvaluationSettings, GradientSettings, Part
-from pyroae.config.run import (
-    BINARIZATIONS,
-    PER_TRAINING,
-    WHERE,
-    RunConfig,
-    program_parts,
-    recorded,
-    with_imports,
-)
-from pyroae.config.text import (
-    RECORD,
-    called,
-    check_objective_names,
-    compared,
-    objectives_in,
-    pair_of,
-    parse_yaml,
-    read_yaml,
-)
+from pyroae.config.run import BINARIZATIONS, PER_TRAINING, WHERE, RunConfig, recorded, with_imports
+from pyroae.config.text import check_objective_names, compared, objectives_in, pair_of
 from pyroae.config.training import SCHEDULES, TrainConfig
+from pyroae.runtime.settings_text import RECORD, called, parse_yaml, program_parts, read_yaml
 
 __all__ = [
     "BINARIZATIONS",

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from pyroae.config.checks import at_least, one_of, option
-from pyroae.config.text import check_objective_names, read_yaml
+from pyroae.config.text import check_objective_names
 from pyroae.config.training import TrainConfig
 from pyroae.errors import ConfigError, unknown_name
 from pyroae.names import check_name, import_all, located
+from pyroae.runtime.settings_text import program_parts, read_yaml
 
 BINARIZATIONS = ("none", "threshold", "dynamic", "static")
 """How data become black and white."""
@@ -261,23 +262,6 @@ class RunConfig(TrainConfig):
             The new configuration, checked.
         """
         return replace(self, **changes)
-
-
-def program_parts(text: str) -> tuple[str, str, str]:
-    """Split the text of a program.
-
-    Args:
-        text: MODULE, MODULE:NAME or MODULE:NAME:key=value, where MODULE may be a path of a file.
-
-    Returns:
-        The module, the name in it, and the settings; the last two are empty where not written.
-
-    >>> program_parts("models/own.py:build:latent=3"), program_parts("my_package.cvae")
-    (('models/own.py', 'build', 'latent=3'), ('my_package.cvae', '', ''))
-    """
-    module, _, rest = text.partition(":")
-    name, _, settings = rest.partition(":")
-    return module.strip(), name.strip(), settings
 
 
 def with_imports(settings: Mapping[str, Any], before: Sequence[str]) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import nn
 
-from pyroae.config import called, program_parts
 from pyroae.errors import ConfigError, PyroaeError, unknown_name
 from pyroae.names import executed_again, import_own
 from pyroae.programs.pair import Pair, System
+from pyroae.runtime.settings_text import called, program_parts
 
 
 def program_named(text: str) -> nn.Module:
