@@ -210,7 +210,7 @@ def _of_likelihood(estimate: LikelihoodEstimate) -> list[str]:
             "a better --proposal"
         )
     if count < LEAST_FOR_PSIS:
-        return [*notes, f"no k̂: it takes K of at least {LEAST_FOR_PSIS}; no error is to be trusted"]
+        return [*notes, f"no k̂, which needs K ≥ {LEAST_FOR_PSIS}: no error can be trusted"]
     bad = estimate.unreliable.tolist()
     limit = float(estimate.khat_limit.min())
     if not bad:

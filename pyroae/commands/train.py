@@ -132,8 +132,8 @@ def _trained(
     first, config = fabric.is_global_zero, run.config
     with Keeper(
         run.save if first else _nothing, f"pyroae train --resume {run.path}", config.save_minutes
-    ) as keeper:
-        result = fit(system, splits, objective, config.training, state=state, on_epoch=keeper)
+    ) as checkpoints:
+        result = fit(system, splits, objective, config.training, state=state, on_epoch=checkpoints)
     if first:
         draw_curves(run, result)
     return result

@@ -166,14 +166,14 @@ class CellRunner:
             if saved is not None:
                 saved()
 
-        with Keeper(save, self.how, self.minutes) as keeper:
+        with Keeper(save, self.how, self.minutes) as checkpoints:
             return fit(
                 curve.system,
                 self.train,
                 objective,
                 curve.config,
                 state=state,
-                on_epoch=keeper,
+                on_epoch=checkpoints,
                 **settings,
             )
 

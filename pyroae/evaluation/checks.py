@@ -25,7 +25,7 @@ from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import Program, Site, base_distribution, is_delta, samples
 from pyroae.programs.traces import at_values, run
 from pyroae.programs.trial_runs import is_close
-from pyroae.runtime.memory import Portion
+from pyroae.runtime.memory import ChunkSize
 from pyroae.runtime.randomness import fork_random
 
 Role = Literal["proposal", "path", "start", "parts"]
@@ -266,7 +266,7 @@ def check_terms(
         ProgramError: For such a scale or mask, with the name of the site.
     """
     total, first = len(args[0]), 0
-    portion = Portion(
+    chunk_size = ChunkSize(
         min(total, max(1, rows_of(args) // 8)), "data", "one draw for one datum", warns=False
     )
 
@@ -279,7 +279,7 @@ def check_terms(
 
     with evaluating(model, guide), fork_random(args[0].device), pyro.validation_enabled(False):
         while first < total:
-            first += portion.fitted(checked)
+            first += chunk_size.fitted(checked)
 
 
 def stand_ins(traces: Traces) -> dict[str, Tensor]:

@@ -196,7 +196,11 @@ def placed(system: nn.Module, part: Dataset | Arguments, device: torch.device) -
 
 @contextmanager
 def own_parameters() -> Iterator[None]:
-    """A context with an empty parameter store of Pyro, after which the caller's is as before."""
+    """Give a block of code an empty parameter store of Pyro, and restore the caller's afterwards.
+
+    Yields:
+        None, in the context.
+    """
     with pyro.get_param_store().scope():
         yield
 

@@ -43,7 +43,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @dataclass
-class Portion:
+class ChunkSize:
     """The amount of work done at once, which is halved when memory runs out.
 
     Attributes:
@@ -52,8 +52,8 @@ class Portion:
         least: The smallest amount in words, for example "one draw".
         warns: Whether to warn when the amount was reduced.
 
-    >>> portion = Portion(2, "draws", "one draw")
-    >>> portion.fitted(lambda size: 10 // size), portion.size
+    >>> chunk_size = ChunkSize(2, "draws", "one draw")
+    >>> chunk_size.fitted(lambda size: 10 // size), chunk_size.size
     (5, 2)
     """
 
@@ -112,7 +112,7 @@ def once[T](work: Callable[[], T], least: str) -> T:
     Raises:
         ConfigError: If memory runs out.
     """
-    return Portion(1, "", least).fitted(lambda _: work())
+    return ChunkSize(1, "", least).fitted(lambda _: work())
 
 
 def _release() -> None:

@@ -32,10 +32,10 @@ class Keeper:
     >>> import torch
     >>> from pyroae import TrainConfig, fit, zoo
     >>> states: list[State] = []
-    >>> with Keeper(states.append, "the same call, with state=states[-1]") as keeper:
+    >>> with Keeper(states.append, "the same call, with state=states[-1]") as checkpoints:
     ...     system, data = zoo.ppca(2, latent=1), torch.randn(200, 2)
     ...     config = TrainConfig(epochs=3)
-    ...     result = fit(system, data, config=config, on_epoch=keeper, progress=False)
+    ...     result = fit(system, data, config=config, on_epoch=checkpoints, progress=False)
     >>> [state.where() for state in states]
     ['the end of epoch 1', 'the end of epoch 2', 'the end of epoch 3']
     """

@@ -167,7 +167,7 @@ class Trainer:
     def _epoch(self, epoch: int, begin: State, on_epoch: Callable[[State], None] | None) -> State:
         """The state after one pass over the data, or over what is left of it."""
         self.system.train()
-        done, keeper = begin.progressed, on_epoch if isinstance(on_epoch, Keeper) else None
+        done, checkpoints = begin.progressed, on_epoch if isinstance(on_epoch, Keeper) else None
         is_lenient = self.config.nonfinite == "skip"
         losses = Losses(
             done.step, done.total, done.seen, reduce=self._reduction(), lenient=is_lenient
@@ -183,7 +183,7 @@ class Trainer:
             is_over, is_due = self._agreed(
                 done.step,
                 self.plan.is_over(done.step, self.seconds),
-                keeper is not None and keeper.is_due,
+                checkpoints is not None and checkpoints.is_due,
             )
             if is_due or clock.is_time(done.step if self.share.world > 1 else None):
                 losses.look(wait=is_due)
@@ -191,7 +191,7 @@ class Trainer:
                 self._show(done.step, f"epoch {epoch}, bound {-losses.mean:.3f} nats")
             if is_due:
                 begin = self._within(epoch, begin, done, losses)
-                cast(Keeper, keeper)(begin)
+                cast(Keeper, checkpoints)(begin)
             if is_over:
                 break
         losses.look(wait=True)

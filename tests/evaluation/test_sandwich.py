@@ -288,12 +288,12 @@ def test_few_particles_have_no_khat_and_say_so(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", str(runs / "vae"), "--num-data", "5", "--num-particles", "20"]) == 0
-    assert "no k̂: it takes K of at least 25" in capsys.readouterr().out
+    assert "no k̂, which needs K ≥ 25: no error can be trusted" in capsys.readouterr().out
 
 
 def test_the_same_functions_on_a_program_with_two_sites_and_nested_plates() -> None:
-    """The program, its guide and its arguments of tests/evaluation/importance/test_proposals.py, against the value
-    integrated by hand.
+    """Program, guide and arguments of tests/evaluation/importance/test_proposals.py, against the
+    value integrated by hand.
     """
     data = test_proposals.program_data()
     data = (data[0].double(), data[1])

@@ -27,7 +27,7 @@ from pyroae.evaluation.annealing.results import BlockResult
 from pyroae.evaluation.importance import sampler as sampling
 from pyroae.evaluation.importance.compiled import CompiledDraws
 from pyroae.evaluation.importance.likelihood import log_likelihood
-from pyroae.runtime.memory import Portion, is_out_of_memory
+from pyroae.runtime.memory import ChunkSize, is_out_of_memory
 from tests.conftest import sample_of
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -212,7 +212,7 @@ def test_a_portion_keeps_its_size(said: list[warnings.WarningMessage]) -> None:
             raise MemoryError
         return size
 
-    portion = Portion(37, "data", "one datum")
+    portion = ChunkSize(37, "data", "one datum")
     assert [portion.fitted(work), portion.fitted(work)] == [5, 5]
     assert [str(warned.message) for warned in said] == [
         "memory ran out with 37 data at once: continuing with 5"

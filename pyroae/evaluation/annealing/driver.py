@@ -9,7 +9,7 @@ from pyroae.evaluation.annealing.compiled import PathGraphs
 from pyroae.evaluation.annealing.plan import Plan
 from pyroae.evaluation.annealing.results import BlockResult
 from pyroae.evaluation.blocks import block_seed, part_of, spans
-from pyroae.runtime.memory import Portion
+from pyroae.runtime.memory import ChunkSize
 from pyroae.runtime.processes import Share
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.randomness import fork_random
@@ -48,7 +48,7 @@ class Annealing:
         self.plan, self.args, self.checkpoint, self.share = plan, args, checkpoint, share
         self._blocks, self._finished = spans(len(args[0]), size), checkpoint.meet(share)
         smallest = f"the {plan.settings.num_chains} chains of one datum"
-        self._portion = Portion(min(size, checkpoint.size or size), "data", smallest)
+        self._portion = ChunkSize(min(size, checkpoint.size or size), "data", smallest)
         self._compiles, self._bar, self._moves = compiles, bar, 0
         self._graphs: PathGraphs | None = None
 

@@ -25,7 +25,7 @@ from pyroae.programs.arguments import Plain, Structure, structure_of
 from pyroae.programs.context import evaluating
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import run
-from pyroae.runtime.memory import Portion, once
+from pyroae.runtime.memory import ChunkSize, once
 from pyroae.runtime.processes import WHOLE, Share
 from pyroae.runtime.randomness import fork_random
 
@@ -299,9 +299,9 @@ def _trial_runs(
         for guide in guides:
             fits = isinstance(guide, Proposal) and guide.fits
             for program in programs_of(guide):
-                portion = Portion(min(FEW, len(args[0])), "data", LEAST, warns=False)
+                chunk_size = ChunkSize(min(FEW, len(args[0])), "data", LEAST, warns=False)
                 has_globals = partial(_has_globals, model, program, args)
-                outside = not isinstance(guide, Proposal) and portion.fitted(has_globals)
+                outside = not isinstance(guide, Proposal) and chunk_size.fitted(has_globals)
                 traces = once(partial(run, model, program, first, {}), LEAST)
                 if fits:
                     check_evidence(traces)

@@ -35,7 +35,7 @@ from pyroae.programs.paired_traces import log_density
 from pyroae.programs.particles import LOOP
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import run
-from pyroae.runtime.memory import Portion
+from pyroae.runtime.memory import ChunkSize
 from pyroae.runtime.processes import Share
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.randomness import fork_random
@@ -101,7 +101,7 @@ class Sampler:
         """
         compiles, total = self.compiles(args), len(args[0])
         plan = self._plan(args, compiles)
-        portion = Portion(plan.part_size * plan.chunks[0], "draws", LEAST)
+        chunk_size = ChunkSize(plan.part_size * plan.chunks[0], "draws", LEAST)
         shown = self.progress and self.share.rank == 0
         bar = Progress("log p(x)", total * self.num_particles, shown)
         tasks = DrawTasks(self.model, self.guide, args, self.nesting, self.seed, stage)
@@ -110,7 +110,7 @@ class Sampler:
             blocks = distribute(
                 self.share,
                 plan.blocks,
-                lambda block: portion.fitted(partial(runner.run, block)),
+                lambda block: chunk_size.fitted(partial(runner.run, block)),
             )
         parts = list(chain.from_iterable(blocks))
         columns = Columns.joined([part for part, _ in parts])
