@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(name: str, options: dict[str, Any]) -> None:
     """Import the user's modules, make settings of the options, and run the command."""
-    imports = tuple(map(located, options.pop("imports", None) or ()))
+    imports = tuple(map(located, options.pop("imports", ())))
     import_all(imports)
     if "config" in options:
         file = options.pop("config")
@@ -378,6 +378,7 @@ def _add_import(parser: Parser) -> None:
         field.metadata["flag"],
         dest=field.name,
         action="append",
+        default=argparse.SUPPRESS,
         metavar="MODULE",
         help=field.metadata["help"],
     )

@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import arviz
@@ -14,7 +15,8 @@ import pytest
 import torch
 import yaml
 
-from pyroae.cli import main
+from pyroae.cli import main, make_parser
+from pyroae.config import AISSettings, EvaluationSettings, GradientSettings, Part, RunConfig
 
 SMALL = ["--latent", "2", "--hidden", "16", "--epochs", "2"]
 
@@ -58,6 +60,22 @@ def test_help_does_not_import_torch() -> None:
         "report",
     ):
         assert command in out
+
+
+def test_options_are_the_fields_of_the_settings() -> None:
+    """Each has one name in Python, in YAML and on the command line, and its text as help."""
+    for command, kinds in (
+        ("train", [RunConfig]),
+        ("evaluate", [EvaluationSettings, AISSettings, Part]),
+        ("gradients", [GradientSettings, Part]),
+    ):
+        needed = [] if command == "train" else ["RUN"]
+        parser = vars(make_parser().parse_args([command, *needed]))["parser"]
+        options = {action.dest: action for action in parser._actions}
+        for field in (f for kind in kinds for f in fields(kind) if "help" in f.metadata):
+            assert field.metadata["help"] in options[field.name].help
+            flag = field.metadata.get("flag") or f"--{field.name.replace('_', '-')}"
+            assert flag in options[field.name].option_strings
 
 
 def test_train_and_evaluate_write_the_run_directory(run: Path) -> None:

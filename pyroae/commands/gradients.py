@@ -248,7 +248,7 @@ def _notes(
         f"parameters: {', '.join(sizes)}; SNR: mean over them of |mean| / σ, about "
         f"{0.8 / count**0.5:.2g} where the mean is 0",
         f"DSNR: length of the gradient along the mean of {reference} over that across it",
-        f"one gradient: its milliseconds under ms, K × {num_data} evaluations of the decoder",
+        f"one gradient: its milliseconds under ms, and K × {num_data} evaluations of the decoder",
         f"bias: distance from the mean of {reference}, in % of its norm; if none: the distance "
         "that noise alone gives",
     ]

@@ -333,8 +333,8 @@ def test_table_is_shown_with_its_notes(
         " θ 600, φ 556; SNR: mean over them of |mean| / σ, about 0.18 where the mean is 0",
         "DSNR: length of the gradient along the mean of iwae over that across it",
         "one gradient: its milliseconds under ms, and K × 10 evaluations of the decoder",
-        "bias: distance from the mean of iwae, in % of its norm; "
-        "if none: what is found where there is no bias",
+        "bias: distance from the mean of iwae, in % of its norm; if none: the distance that noise "
+        "alone gives",
         "another bound than that of iwae: stl",
         "by design not the gradient of their bound: rws-dreg",
     ):

@@ -397,7 +397,7 @@ OF_PROGRAM = ["--program", "own_program:build", "--data", "own-line", *OF_CHOICE
 @pytest.mark.parametrize(
     "own",
     [
-        pytest.param([*OF_PROGRAM, *OF_CHOICES[-2:]], id="program"),
+        pytest.param([*OF_PROGRAM, *OF_CHOICES[-2:]], id="program", marks=pytest.mark.slow),
         pytest.param(OF_CHOICES, id="choices", marks=pytest.mark.slow),
     ],
 )

@@ -321,9 +321,15 @@ def test_figures_of_tuples_and_of_programs(line: Line) -> None:
         assert draw(system, (X,)).axes
         with pytest.raises(DataError, match="a figure is of one tensor"):
             draw(system, (X, Y))
-        with pytest.raises(ConfigError, match="this figure is of an Autoencoder, not of a tuple"):
+        with pytest.raises(ProgramError, match="the guide fails: TypeError: .* argument: 'y'"):
             draw(programs, X)
-    for alone in (plots.samples, plots.manifold, plots.filters):
+    for given in (programs, module):
+        assert plots.latent_scatter(given, (X, Y)).axes
+        assert plots.reconstructions(given, (X, Y)).axes
+        assert plots.samples(given, 4, x=(X, Y)).axes
+    with pytest.raises(ConfigError, match="samples of a program are drawn at its arguments"):
+        plots.samples(module)
+    for alone in (plots.manifold, plots.filters):
         with pytest.raises(ConfigError, match="this figure is of an Autoencoder, not of a Line"):
             alone(module)
     assert extremes((X, Y), torch.arange(6.0), (2,), num=2).axes
