@@ -321,7 +321,7 @@ def test_figures_of_tuples_and_of_programs(line: Line) -> None:
         assert draw(system, (X,)).axes
         with pytest.raises(DataError, match="a figure is of one tensor"):
             draw(system, (X, Y))
-        with pytest.raises(ProgramError, match="the guide fails: TypeError: .* argument: 'y'"):
+        with pytest.raises(ProgramError, match=r"the guide fails: TypeError: .* argument: 'y'"):
             draw(programs, X)
     for given in (programs, module):
         assert plots.latent_scatter(given, (X, Y)).axes
