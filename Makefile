@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint types docs study bench gpu pyro-tests clean
+.PHONY: setup demo test pytest lint types docs study bench gpu pyro-tests clean
 .DEFAULT_GOAL := help
 
 help:
@@ -37,8 +37,13 @@ types: setup
 docs: setup
 	OMP_NUM_THREADS=1 $(BIN)/sphinx-build --fail-on-warning --quiet --fresh-env --doctree-dir site/.doctrees docs site
 
-test: lint types docs
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow'
+pytest: setup
+	COVERAGE_CORE=sysmon OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow' --cov=pyroae --cov-report=
+	@echo "lines of pyroae that the tests run, %: $$($(BIN)/coverage report --format=total)"
+
+# Side by side: some tests wait for other processes, and types and docs use one core each.
+test: setup
+	$(MAKE) --no-print-directory -j4 lint types docs pytest
 
 study: setup
 	$(BIN)/pytest -m slow -s

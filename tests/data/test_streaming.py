@@ -469,7 +469,7 @@ def make(path: Path, megabytes: int) -> Path:
 @pytest.mark.parametrize(
     ("kind", "megabytes"),
     [
-        ("npy", 400),
+        ("npy", 300),
         *(pytest.param(kind, 5000, marks=pytest.mark.slow) for kind in ("npy", "parquet")),
     ],
 )
