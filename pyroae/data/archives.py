@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyroae.data.arrays import Source, labels_of
-from pyroae.data.tables import LABELS
+from pyroae.data.arrays import LABELS, Source, labels_of
 from pyroae.errors import DataError
 
 VALUES = ("x", "data", "images", "arr_0")

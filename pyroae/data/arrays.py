@@ -101,3 +101,7 @@ def array_of(values: Any) -> np.ndarray:
         raise DataError(
             f"this {type(values).__name__} is not an array of numbers: {words(error)}"
         ) from None
+
+
+LABELS = ("label", "labels", "target", "targets", "class", "y")
+"""Names of labels, in upper or lower case."""

@@ -1,21 +1,27 @@
 """Read values from a named data set, a file, a folder or an array, before any scaling."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from pyroae.data.archives import read_npy, read_npz
 from pyroae.data.arrays import Source, array_of, labels_of
 from pyroae.data.image_folders import Images
 from pyroae.data.named_datasets import DATASETS
-from pyroae.data.tables import read_csv, read_parquet, read_table
 from pyroae.errors import DataError, PyroaeError, unknown_name
 from pyroae.runtime.files import words
 
-_READERS = {".npy": read_npy, ".npz": read_npz, ".csv": read_csv, ".parquet": read_parquet}
+
+def _read_tables(path: Path) -> Source:
+    from pyroae.data import tables  # pandas takes a second to import
+
+    return tables.read_csv(path) if path.suffix == ".csv" else tables.read_parquet(path)
+
+
+_READERS = {".npy": read_npy, ".npz": read_npz, ".csv": _read_tables, ".parquet": _read_tables}
 
 
 def read(source: Any, data_root: str | Path = "data") -> Source:
@@ -102,10 +108,12 @@ def _read_pair(values: Any, labels: Any) -> Source:
 
 def _read_values(values: Any) -> Source:
     """Read an array, or a table of pandas, pyarrow or polars."""
-    is_frame = isinstance(values, pd.DataFrame)
-    if not is_frame and hasattr(values, "columns") and hasattr(values, "to_pandas"):
+    if hasattr(values, "columns") and hasattr(values, "to_pandas"):
         values = values.to_pandas()
-    if isinstance(values, pd.DataFrame):
+    pandas = sys.modules.get("pandas")
+    if pandas is not None and isinstance(values, pandas.DataFrame):
+        from pyroae.data.tables import read_table
+
         return read_table("array", "the DataFrame", values)
     return Source("array", array_of(values))
 

@@ -8,12 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pyroae.data.arrays import Source
+from pyroae.data.arrays import LABELS, Source
 from pyroae.errors import DataError
-
-LABELS = ("label", "labels", "target", "targets", "class", "y")
-"""Names of labels, in upper or lower case."""
-
 
 INDEX = r"Unnamed: 0(\.\d+)*|__index_level_\d+__"
 """Names that pandas gives to an index without a name, in `.csv` and in `.parquet`."""

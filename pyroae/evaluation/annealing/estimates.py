@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-import scipy.stats
+import scipy.special
 import torch
 from torch import Tensor
 
@@ -210,4 +210,4 @@ def _check_finite(log_px: Tensor) -> None:
 
 
 def _student(count: int) -> float:
-    return float(scipy.stats.t.ppf(0.975, count - 1)) if count > 1 else math.nan
+    return float(scipy.special.stdtrit(count - 1, 0.975)) if count > 1 else math.nan
