@@ -435,14 +435,19 @@ def _pixel_dim(name: str, values: np.ndarray, width: int) -> str:
 
 
 def _with_coordinates(tree: Any, labels: np.ndarray | None, shape: tuple[int, ...]) -> Any:
-    """Add labels of the data, and rows and columns of pixels, to all groups of these dimensions."""
+    """Add labels, and rows and columns of pixels; simulated data have no labels."""
     extra: dict[str, Any] = {} if labels is None else {"label": ("datum", np.asarray(labels))}
     if len(shape) == 2:
         row, column = np.unravel_index(np.arange(shape[0] * shape[1]), shape)
         extra |= {"row": ("pixel", row), "column": ("pixel", column)}
     for group in tree.groups:
         data = tree[group].to_dataset()
-        fitting = {name: coord for name, coord in extra.items() if coord[0] in data.dims}
+        unlabelled = group.strip("/") == "simulated"
+        fitting = {
+            name: coord
+            for name, coord in extra.items()
+            if coord[0] in data.dims and not (unlabelled and name == "label")
+        }
         if fitting:
             tree[group] = data.assign_coords(fitting)
     return tree

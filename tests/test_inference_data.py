@@ -130,3 +130,13 @@ def test_a_program_with_two_latent_sites() -> None:
     np.testing.assert_allclose(
         values(tree, "posterior", "a").mean(("chain", "draw")), [0.0, 1.0, 2.0], atol=1e-4
     )
+
+
+def test_simulated_data_have_no_labels_of_the_data() -> None:
+    """They may be of another number, too."""
+    system, x = zoo.ppca(4, latent=2), torch.zeros(3, 4)
+    lower = {"lower": torch.zeros(5)}
+    tree = to_datatree(system.model, system.guide, x, labels=np.arange(3), simulated=lower)
+    assert np.asarray(tree["posterior"]["label"]).tolist() == [0, 1, 2]
+    assert "label" not in tree["simulated"].coords
+    assert tree["simulated"]["lower"].shape == (5,)

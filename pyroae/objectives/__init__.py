@@ -33,7 +33,8 @@ from pyroae.objectives.gradients import (
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.trace_elbo import TraceELBO
 
-from pyroae.objectives.named import parse_objective  # isort: skip  # its module registers the named pairs
+# The module of the named pairs registers them, with what is imported above.
+from pyroae.objectives.named import parse_objective  # isort: skip
 
 __all__ = [
     "BOUNDS",

@@ -16,7 +16,6 @@ from pyroae.config import RunConfig
 from pyroae.data.loading import Splits
 from pyroae.evaluation.summary import Result
 from pyroae.runtime.files import guarded
-from pyroae.training.state import Epoch, Progressed, State
 
 STATE, WEIGHTS = "state of a training", "weights"
 """The kinds of the files in checkpoints/, for `read_tensors`."""
@@ -70,44 +69,6 @@ def versions() -> dict[str, str]:
         "pyroae": __version__,
         **{name: version(name) for name in names},
     }
-
-
-def state_content(state: State, is_best: bool) -> dict[str, Any]:
-    """Convert the state of a training to the content of a checkpoint.
-
-    Args:
-        state: The state.
-        is_best: Whether its weights are the best ones, which are then stored once only.
-
-    Returns:
-        Nested dicts and lists, as `write_tensors` accepts them.
-    """
-    content = {
-        **vars(state),
-        "history": [asdict(epoch) for epoch in state.history],
-        "progressed": asdict(state.progressed),
-    }
-    return content | {"best_weights": None} if is_best else content
-
-
-def state_from(content: Any) -> State:
-    """Restore the state of a training from the content of a checkpoint.
-
-    Args:
-        content: The content that `state_content` returned.
-
-    Returns:
-        The state.
-    """
-    names = ("weights", "optimizer", "random", "best_weights", "best_epoch")
-    state = State(
-        **{name: content[name] for name in names},
-        history=[Epoch(**row) for row in content["history"]],
-        progressed=Progressed(**content["progressed"]),
-    )
-    if state.best_weights is None:
-        state.best_weights = state.weights
-    return state
 
 
 def results_text(results: Sequence[Result]) -> str:

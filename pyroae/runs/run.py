@@ -21,8 +21,6 @@ from pyroae.runs.contents import (
     WEIGHTS,
     results_from,
     results_text,
-    state_content,
-    state_from,
     versions,
     write_config,
 )
@@ -121,8 +119,7 @@ class Run:
         Raises:
             RunError: If a file cannot be written; its present content is then unchanged.
         """
-        is_best = not state.progressed.position and state.best_epoch == len(state.history) > 0
-        if is_best:
+        if state.is_best:
             best = {"weights": state.weights, "epoch": state.best_epoch}
             write_tensors(self.checkpoint("best"), WEIGHTS, best)
         record = {
@@ -130,7 +127,7 @@ class Run:
             "fingerprint": self.fingerprint,
             "versions": versions(),
         }
-        content = {**state_content(state, is_best), "record": record}
+        content = {**state.to_content(), "record": record}
         write_tensors(self.checkpoint("last"), STATE, content, previous=self.checkpoint("previous"))
         guarded(self.path / "metrics.csv", lambda file: write_csv(file, state.history))
 
@@ -150,7 +147,7 @@ class Run:
         try:
             content = self._read(checkpoint, STATE)
             self._check_record(content["record"], checkpoint)
-            return state_from(content)
+            return State.from_content(content)
         except RunError as error:
             raise RunError(f"{error}{self._alternative(checkpoint)}") from None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -184,7 +181,7 @@ class Run:
         """A hint at the other checkpoint, or nothing if it cannot be read either."""
         other = "previous" if checkpoint == "last" else "last"
         try:
-            state = state_from(self._read(other, STATE))
+            state = State.from_content(self._read(other, STATE))
         except (RunError, KeyError, TypeError, ValueError, AttributeError):
             return ""
         return (

@@ -103,7 +103,7 @@ class Columns:
         """Replace the estimates that are better in `other`.
 
         A reliable estimate is better than an unreliable one; of two equally reliable ones, that
-        with the lower k̂, where nan counts as ∞. If both k̂ are infinite or nan, the larger log p̂ is
+        with the lower k̂, where nan counts as ∞. If both are infinite or nan, the larger log p̂ is
         better, since it exceeds log p(x) by more than b nats with a probability below e^−b only.
 
         Args:

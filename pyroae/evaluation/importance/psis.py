@@ -27,7 +27,7 @@ def smooth_tail(top: Tensor) -> tuple[Tensor, Tensor]:
             order; the last one is the logarithm of the threshold u.
 
     Returns:
-        The smoothed tail `[M, N]`, in nats, and k̂ `[N]`. k̂ is −∞ where all weights of the tail are
+        The smoothed tail `[M, N]`, in nats, and k̂ `[N]`: −∞ where all weights of the tail are
         equal, and nan where one is not finite or more than a quarter of the tail equals the
         threshold; such a tail is returned unchanged.
 

@@ -39,7 +39,7 @@ class Smoothed:
     Attributes:
         log_px: The estimate of log p(x), `[N]`, nats.
         interval: Its 95 % interval, `[2, N]`, nats.
-        khat: The index k̂ of the tail, `[N]`: weights have 1/k̂ moments. It is nan where the weights
+        khat: The index k̂ of the tail, `[N]`: weights have 1/k̂ moments. It is nan if the weights
             underflow, and −∞ where all weights of the tail are equal.
 
     References:
@@ -109,8 +109,8 @@ def is_reliable(khat: Tensor, ess: Tensor, se: Tensor, draws: Tensor) -> Tensor:
 
     An estimate is reliable if k̂ lies below its limit, the ESS is at least `LEAST_ESS`, and the
     standard error is finite. A k̂ that is nan, as where weights underflow or K < 25, is not below
-    the limit. Weights that differ by rounding only, such as those of an exact posterior, need no k̂,
-    which then measures the rounding.
+    the limit. Weights that differ by rounding only, such as those of an exact posterior, need no
+    k̂, which then measures the rounding.
 
     Args:
         khat: k̂ of each datum, `[N]`.
