@@ -33,10 +33,8 @@ if TYPE_CHECKING:
     from pyroae.autoencoder import Autoencoder
     from pyroae.comparison.budget import Budget
     from pyroae.comparison.results import Comparison
-    from pyroae.comparison.scoring import Scoring
-    from pyroae.comparison.trainings import compare_training
     from pyroae.compilation.svi import Compiled, compile
-    from pyroae.config import RunConfig, TrainConfig
+    from pyroae.config import RunConfig, Scoring, TrainConfig
     from pyroae.data import Dataset, Splits, load
     from pyroae.errors import PyroaeError
     from pyroae.evaluation import (
@@ -72,6 +70,9 @@ if TYPE_CHECKING:
     from pyroae.programs.traces import prior_of
     from pyroae.runs.loading import LoadedRun, load_run
     from pyroae.runtime.processes import Share
+    from pyroae.studies.comparison_tree import comparison_to_datatree
+    from pyroae.studies.loading import LoadedStudy, load_study
+    from pyroae.studies.trainings import Variant, compare_training
     from pyroae.training import FitResult, Keeper, State, fit, fit_ensemble
     from pyroae.weights import LogWeights, log_weights
 
@@ -79,9 +80,8 @@ _HOMES = {
     "pyroae.autoencoder": ["Autoencoder"],
     "pyroae.comparison.budget": ["Budget"],
     "pyroae.comparison.results": ["Comparison"],
-    "pyroae.comparison.trainings": ["Scoring", "compare_training"],
     "pyroae.compilation.svi": ["Compiled", "compile"],
-    "pyroae.config": ["RunConfig", "TrainConfig"],
+    "pyroae.config": ["RunConfig", "Scoring", "TrainConfig"],
     "pyroae.data": ["Dataset", "Splits", "load"],
     "pyroae.runs.loading": ["LoadedRun", "load_run"],
     "pyroae.runtime.processes": ["Share"],
@@ -116,6 +116,9 @@ _HOMES = {
     ],
     "pyroae.inference_data": ["to_datatree"],
     "pyroae.objectives": ["AnalyticKL", "Bound", "Objective", "TraceELBO"],
+    "pyroae.studies.comparison_tree": ["comparison_to_datatree"],
+    "pyroae.studies.loading": ["LoadedStudy", "load_study"],
+    "pyroae.studies.trainings": ["Variant", "compare_training"],
     "pyroae.training": ["FitResult", "Keeper", "State", "fit", "fit_ensemble"],
     "pyroae.weights": ["LogWeights", "log_weights", "prior_of"],
 }
@@ -152,6 +155,7 @@ __all__ = [
     "Keeper",
     "LikelihoodEstimate",
     "LoadedRun",
+    "LoadedStudy",
     "Local",
     "LogWeights",
     "Mixture",
@@ -165,10 +169,12 @@ __all__ = [
     "State",
     "TraceELBO",
     "TrainConfig",
+    "Variant",
     "__version__",
     "ais",
     "bdmc",
     "compare_training",
+    "comparison_to_datatree",
     "compile",
     "corruptions",
     "diagnose",
@@ -182,6 +188,7 @@ __all__ = [
     "likelihoods",
     "load",
     "load_run",
+    "load_study",
     "log_likelihood",
     "log_weights",
     "measure_gradients",

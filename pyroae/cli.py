@@ -22,6 +22,7 @@ from pyroae.config import (
     GradientSettings,
     Part,
     RunConfig,
+    Scoring,
     objectives_in,
     parse_yaml,
     read_yaml,
@@ -51,7 +52,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.groups: dict[str, str] = {}
+        self.groups: dict[str, tuple[str, str]] = {}
 
     def error(self, message: str) -> NoReturn:
         """Print one sentence and exit with status 2.
@@ -88,20 +89,24 @@ class Parser(argparse.ArgumentParser):
             getattr(parsed, "parser", self).error(f"unrecognized arguments: {' '.join(unknown)}")
         return parsed
 
-    def settings(self, group: str, kind: type, *but: str, **defaults: Any) -> None:
+    def settings(
+        self, group: str, kind: type, *but: str, lists: bool = False, **defaults: Any
+    ) -> None:
         """Add an option for each field of a dataclass that has a help text.
 
         Args:
             group: The group that the options are gathered in.
             kind: The dataclass.
             *but: Fields to leave out.
+            lists: Whether a number may be given as a list A,B of several.
             **defaults: Default values that differ from those of the dataclass.
         """
         hints = get_type_hints(kind)
         for field in fields(kind):
             if field.name not in but and "help" in field.metadata:
-                self.groups[field.name] = group
-                _add_option(self, field, hints[field.name], defaults.get(field.name))
+                key = f"{group}.{field.name}"
+                self.groups[key] = group, field.name
+                _add_option(self, key, field, hints[field.name], defaults.get(field.name), lists)
 
     def in_group(self, group: str, flag: str, **options: Any) -> None:
         """Add one option to a group; it is absent where it is not given.
@@ -111,8 +116,9 @@ class Parser(argparse.ArgumentParser):
             flag: The option.
             **options: The arguments of `add_argument`.
         """
-        self.groups[flag.removeprefix("--").replace("-", "_")] = group
-        self.add_argument(flag, default=argparse.SUPPRESS, **options)
+        name = flag.removeprefix("--").replace("-", "_")
+        self.groups[f"{group}.{name}"] = group, name
+        self.add_argument(flag, dest=f"{group}.{name}", default=argparse.SUPPRESS, **options)
 
     def grouped(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Gather options in their groups.
@@ -123,9 +129,9 @@ class Parser(argparse.ArgumentParser):
         Returns:
             Options without a group by name, and a mapping for each group.
         """
-        gathered: dict[str, Any] = {group: {} for group in self.groups.values()}
-        for name, value in options.items():
-            group = self.groups.get(name)
+        gathered: dict[str, Any] = {group: {} for group, _ in self.groups.values()}
+        for key, value in options.items():
+            group, name = self.groups.get(key, (None, key))
             (gathered if group is None else gathered[group])[name] = value
         return gathered
 
@@ -281,7 +287,7 @@ def _compare(compare: Parser) -> None:
     compare.in_group("place", "--address", metavar="ADDRESS", help=text)
     text = "on Ray, the share of a GPU per training, in [0, 1] (default: 1 where there are GPUs)"
     compare.in_group("place", "--gpus-per-cell", type=float, metavar="X", help=text)
-    compare.settings("settings", RunConfig, "imports", *PER_TRAINING)
+    compare.settings("settings", RunConfig, "imports", *PER_TRAINING, lists=True)
 
 
 def _study_options(compare: Parser) -> None:
@@ -296,8 +302,6 @@ def _study_options(compare: Parser) -> None:
             "of each training: epochs:N, evaluations:N of the decoder, or seconds:N "
             "(default: epochs:20)",
         ),
-        ("--score-particles", int, "K", "of the held-out likelihood (default: 5000)"),
-        ("--score-data", int, "N", "the first N held-out data (default: 1000)"),
         (
             "--cpus-per-cell",
             int,
@@ -306,6 +310,13 @@ def _study_options(compare: Parser) -> None:
         ),
     ):
         compare.in_group("given", flag, type=read, metavar=metavar, help=text)
+    text = "also compare every value of a setting; may be repeated, for all combinations"
+    compare.in_group("given", "--vary", action="append", metavar="NAME=A,B", help=text)
+    text = (
+        "the part of the data on which numeric settings with several values, as --lr A,B, are tuned"
+    )
+    compare.in_group("given", "--tune-on", choices=("valid",), help=text)
+    compare.settings("scoring", Scoring)
 
 
 def _sample(sample: Parser) -> None:
@@ -397,11 +408,18 @@ def _add_resume(parser: Parser, metavar: str, text: str) -> None:
     parser.add_argument("--resume", nargs="?", const="", metavar=metavar, help=text)
 
 
-def _add_option(parser: Parser, field: Field[Any], hint: Any, default: Any = None) -> None:
+def _add_option(
+    parser: Parser,
+    key: str,
+    field: Field[Any],
+    hint: Any,
+    default: Any = None,
+    lists: bool = False,
+) -> None:
     """One option of the command line for one field of a dataclass."""
     flag = field.metadata.get("flag") or f"--{field.name.replace('_', '-')}"
     text, names = field.metadata["help"], field.metadata.get("choices") or ()
-    shared: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
+    shared: dict[str, Any] = {"dest": key, "default": argparse.SUPPRESS}
     if default is not None:
         shared["default"] = default
     if hint is bool:
@@ -414,6 +432,8 @@ def _add_option(parser: Parser, field: Field[Any], hint: Any, default: Any = Non
         default = ",".join(map(str, default))
     text += f" (default: {default})" if isinstance(default, str | int | float) else ""
     read, metavar = _reader(hint)
+    if lists and read in (int, float):
+        read, metavar = _one_or_several(read), f"{metavar},{metavar}"
     parser.add_argument(flag, type=read, metavar=metavar, help=text, **shared)
 
 
@@ -444,6 +464,16 @@ def _tuple_of(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
 
     items.__name__ = "comma-separated names" if kind is str else "comma-separated numbers"
     return items
+
+
+def _one_or_several(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    items = _tuple_of(kind)
+
+    def read(text: str) -> Any:
+        return items(text) if "," in text else kind(text)
+
+    read.__name__ = kind.__name__
+    return read
 
 
 def _mapping(text: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from pyroae.comparison.results import Comparison, Entry
 from pyroae.errors import ProgramError
 from pyroae.evaluation.blocks import CHUNK, Data, blocks
 from pyroae.evaluation.checks import check_terms, filled
@@ -227,104 +226,19 @@ def gradients_to_datatree(
     )
 
 
-def comparison_to_datatree(comparison: Comparison, baseline: Entry | None = None) -> "DataTree":
-    """Convert a comparison of trainings to a DataTree.
-
-    The dimensions are objective, particles, seed, datum and point. The groups are
-
-    - outcomes: log_px of each held-out datum with its standard error; nll, nelbo, rate, distortion
-      and active_units; epochs, steps, decoder evaluations and seconds of the training;
-    - differences: the NLL less that of the baseline and of the best entry, with 95 % intervals;
-    - curves: the NLL of validation data along each training, with epoch, seconds and evaluations.
-
-    Values are nan where an objective is not defined or not trained.
-
-    Args:
-        comparison: The trainings.
-        baseline: The entry that differences are taken from; by default the first one.
-
-    Returns:
-        The DataTree; log-likelihoods and bounds are in nats per datum.
-
-    >>> import torch
-    >>> from pyroae.comparison.results import Cell, Outcome
-    >>> cell, log_px = Cell("iwae", 8, 0), torch.tensor([-1.0, -3.0])
-    >>> outcome = Outcome(cell, log_px, torch.zeros(2), {"rate": 0.5}, 1, 1, 1, 1.0)
-    >>> tree = comparison_to_datatree(Comparison((outcome,)))
-    >>> dict(tree["outcomes"]["log_px"].sizes), float(tree["outcomes"]["nll"].squeeze())
-    ({'objective': 1, 'particles': 1, 'seed': 1, 'datum': 2}, 2.0)
-    """
-    from xarray import Dataset, DataTree
-
-    baseline = comparison.entries[0] if baseline is None else baseline
-    names = list(dict.fromkeys(entry.objective for entry in comparison.entries))
-    ks, seeds = (
-        sorted({entry.num_particles for entry in comparison.entries}),
-        list(comparison.seeds),
-    )
-    shape = (len(names), len(ks), len(seeds))
-    cells = {
-        (names.index(o.cell.objective), ks.index(o.cell.num_particles), seeds.index(o.cell.seed)): o
-        for o in comparison.outcomes
-    }
-    figures = dict.fromkeys(name for outcome in comparison.outcomes for name in outcome.figures)
-    spent = ("nll", "epochs", "steps", "evaluations", "seconds")
-    values = {
-        name: {index: getattr(o, name) for index, o in cells.items()}
-        for name in (*spent, "log_px", "log_px_se")
-    }
-    values |= {
-        name: {index: o.figures.get(name, math.nan) for index, o in cells.items()}
-        for name in figures
-    }
-    dims = ("objective", "particles", "seed")
-    longest = max(len(outcome.curve) for outcome in comparison.outcomes)
-    curves = {
-        name: {index: [getattr(point, name) for point in o.curve] for index, o in cells.items()}
-        for name in ("epoch", "seconds", "evaluations", "nll")
-    }
-    rows = {
-        (names.index(r.entry.objective), ks.index(r.entry.num_particles)): r
-        for r in comparison.ranking(baseline)
-    }
-    gaps = {
-        f"{name}{end}": {
-            index: getattr(getattr(row, name).estimate, part) for index, row in rows.items()
-        }
-        for name in ("from_baseline", "from_best")
-        for end, part in (("", "value"), ("_low", "low"), ("_high", "high"))
-    }
-    data = len(comparison.outcomes[0].log_px)
-    coords = {"objective": names, "particles": ks, "seed": seeds}
-    parts = {
-        "outcomes": {
-            n: _filled(v, shape, data if n.startswith("log_px") else None)
-            for n, v in values.items()
-        },
-        "differences": {n: _filled(v, shape[:2]) for n, v in gaps.items()},
-        "curves": {n: _filled(v, shape, longest) for n, v in curves.items()} if longest else {},
-    }
-    last = {"outcomes": "datum", "curves": "point"}
-    recorded = {
-        "baseline": str(baseline),
-        "units": "nats per datum; seconds and decoder evaluations of training",
-    }
-    sets = {
-        group: Dataset(
-            {n: ((*dims, last.get(group, ""))[: v.ndim], v) for n, v in arrays.items()},
-            coords=coords,
-        )
-        for group, arrays in parts.items()
-    }
-    return DataTree.from_dict(
-        {"/": Dataset(attrs=recorded), **{n: d.assign_attrs(recorded) for n, d in sets.items()}}
-    )
-
-
-def _filled(
+def filled_array(
     values: Mapping[Any, Any], shape: tuple[int, ...], length: int | None = None
 ) -> np.ndarray:
-    """Numbers, or rows of up to `length` numbers, at their index in an array of nan."""
+    """Put numbers, or rows of numbers, at their index in an array of nan.
+
+    Args:
+        values: Numbers, or rows of up to `length` numbers, by index.
+        shape: The shape of the array without its rows.
+        length: The length of a row; None for single numbers.
+
+    Returns:
+        An array of `shape`, or `[*shape, length]`, float64.
+    """
     array = np.full(shape if length is None else (*shape, length), math.nan)
     for index, value in values.items():
         if length is None:
@@ -340,7 +254,7 @@ def _arrays(
     """Dimensions, values and unit of each figure; values are nan where there is none."""
     dims = ("objective", "particles", "group")
     arrays: dict[str, tuple[tuple[str, ...], np.ndarray, str]] = {
-        name: (dims, _filled({index: get(each) for index, each in cells.items()}, shape), unit)
+        name: (dims, filled_array({index: get(each) for index, each in cells.items()}, shape), unit)
         for name, (unit, get) in _FIGURES.items()
     }
     for name, unit in (
@@ -348,7 +262,7 @@ def _arrays(
         ("evaluations", "decoder evaluations per gradient"),
     ):
         costs = {index[:2]: getattr(each, name) for index, each in cells.items()}
-        arrays[name] = (dims[:2], _filled(costs, shape[:2]), unit)
+        arrays[name] = (dims[:2], filled_array(costs, shape[:2]), unit)
     return arrays
 
 

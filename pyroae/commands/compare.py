@@ -1,6 +1,5 @@
 """The command `compare`: estimators compared by what they train."""
 
-import csv
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -18,35 +16,40 @@ from rich.table import Table
 from pyroae.commands.train import resumed
 from pyroae.comparison.budget import Budget
 from pyroae.comparison.results import Cell, Comparison, Entry, Outcome, Row, indistinct
-from pyroae.comparison.scoring import Scoring
-from pyroae.config import compared, recorded, with_imports
+from pyroae.comparison.tables import scoring_of
+from pyroae.comparison.tuning import Tuning
+from pyroae.config import Scoring, compared, recorded, with_imports
+from pyroae.config.checks import one_of
 from pyroae.errors import ConfigError, RunError, unknown_name
-from pyroae.inference_data import comparison_to_datatree
 from pyroae.names import import_all
-from pyroae.plots.comparison import differences, learning_curves
-from pyroae.plots.drawing import save
-from pyroae.runtime.files import guarded, locked
+from pyroae.runtime.files import locked
 from pyroae.runtime.processes import say
 from pyroae.runtime.signals import stoppable
 from pyroae.studies.executors import Executor, Local
 from pyroae.studies.study import EXTENDED, Study, StudyConfig, refuse_other, settings_of
+from pyroae.studies.study_files import write_comparison
+from pyroae.studies.tuning import tuning_of
+from pyroae.studies.variants import split_grid, variants_of
 
 
 def compare(
     settings: Mapping[str, Any],
     given: Mapping[str, Any],
+    scoring: Mapping[str, Any],
     baseline: str | None,
     out: str | None,
     overwrite: bool,
     resume: str | None,
     place: Mapping[str, Any],
 ) -> None:
-    """Train under each objective, K and seed; write one table, files and figures.
+    """Train under each objective, K, variant and seed; write one table, files and figures.
 
     Args:
-        settings: Settings of every training.
+        settings: Settings of every training; a numeric one with several values is tuned. From YAML,
+            also the settings of `given`.
         given: Settings of the study that are given: objectives, num_particles, seeds, budget,
-            score_particles, score_data, cpus_per_cell.
+            cpus_per_cell, vary, tune_on.
+        scoring: Settings of `Scoring` that are given.
         baseline: The entry that differences are measured from, as NAME or NAME@K.
         out: The study directory to write.
         overwrite: Whether a study that is there is replaced.
@@ -57,6 +60,7 @@ def compare(
         PyroaeError: For what cannot be trained or scored.
     """
     where = executor_of(**place)
+    settings, given = _separated(settings, {**given, **({"scoring": scoring} if scoring else {})})
     if resume is not None:
         path = resumed("study", out, overwrite, resume)
         import_all(recorded(settings).get("imports", ()))
@@ -78,28 +82,92 @@ def compare(
 
 def _compare(study: Study, cells: Sequence[Cell], base: Entry, executor: Executor) -> None:
     with stoppable(f"pyroae compare --resume {shlex.quote(str(study.path))}"):
+        study, tuning = _tuned(study, cells, executor)
         outcomes = _run(study, cells, executor)
     finished = [outcome for outcome in outcomes.values() if isinstance(outcome, Outcome)]
     failed = {cell: reason for cell, reason in outcomes.items() if isinstance(reason, str)}
     if not finished:
         raise RunError(f"every training failed; {cells[0]}: {failed[cells[0]]}")
-    comparison = Comparison(tuple(finished))
+    comparison = Comparison(tuple(finished), tuning)
     base = base if base in comparison.entries else comparison.entries[0]
-    _write(comparison, study, base)
+    write_comparison(study.path, comparison, base)
     _tell(comparison, study, base, failed)
+
+
+def _tuned(study: Study, cells: Sequence[Cell], executor: Executor) -> tuple[Study, Tuning | None]:
+    """The study with the settings that its tuning has chosen, and that tuning."""
+    if not study.config.tune:
+        return study, None
+    first = study.for_tuning()
+    known = first.path / "study.yaml"
+    if known.is_file():
+        first.resume()
+    else:
+        first.start(overwrite=False)
+    its_cells = first.config.cells()
+    say(f"tuning of {', '.join(study.config.tune)} on validation data: {first.path}")
+    found = _run(first, its_cells, executor)
+    tuning = tuning_of((cell.entry for cell in cells), study.config.tune, found)
+    chosen = {name: dict(tuning.best(name).settings) for name in tuning.entries}
+    study = Study(study.path, replace(study.config, tuned=chosen), study.splits)
+    study.write_config()
+    return study, tuning
+
+
+STUDY = (*EXTENDED, "budget", "cpus_per_cell", "vary", "tune_on")
+"""Settings of a study that YAML may hold beside those of its trainings."""
+
+
+def _separated(
+    settings: Mapping[str, Any], given: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of the trainings, and those of the study, with the grid of what is tuned."""
+    lists = {
+        n: v for n, v in settings.items() if n in STUDY and (n != "num_particles" or _several(v))
+    }
+    lists = {n: tuple(v) if n in EXTENDED and _several(v) else v for n, v in lists.items()}
+    single, grid = split_grid({n: v for n, v in settings.items() if n not in lists})
+    given = {**lists, **given}
+    if grid and given.get("tune_on") is None:
+        name, values = next(iter(grid.items()))
+        listed = ",".join(f"{value:g}" for value in values)
+        raise ConfigError(
+            f"{name} has several values: give --tune-on valid to choose the best for each entry, "
+            f"or --vary {name}={listed} to compare them"
+        )
+    if given.get("tune_on") is not None and not grid:
+        raise ConfigError(
+            "--tune-on needs a numeric setting with several values, as --lr 1e-3,1e-2"
+        )
+    if given.get("tune_on") is not None:
+        one_of("part to tune on", given["tune_on"], ("valid",))
+    return single, {**given, **({"tune": grid} if grid else {})}
+
+
+def _several(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _config(settings: Mapping[str, Any], given: Mapping[str, Any]) -> StudyConfig:
     config = StudyConfig(settings_of(settings), scoring=_scoring(Scoring(), given))
-    return _checked(replace(config, **_alike(config, given), **_lists(given)))
+    return _checked(replace(config, **_alike(config, given), **_lists(given), **_choices(given)))
+
+
+def _choices(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The variants and the grid of the tuning that are given."""
+    variants = {"variants": variants_of(given["vary"])} if "vary" in given else {}
+    return {**variants, **({"tune": given["tune"]} if "tune" in given else {})}
 
 
 def _extended(
     known: StudyConfig, settings: Mapping[str, Any], given: Mapping[str, Any]
 ) -> StudyConfig:
-    """A configuration with further objectives, K and seeds; settings that differ are refused."""
+    """A configuration with further objectives, K, variants and seeds; others are refused."""
     settings = with_imports(recorded(settings), known.settings.imports)
     merged = settings_of({**known.to_dict()["settings"], **settings})
+    choices = _choices(given)
+    if choices.get("tune", known.tune) != known.tune:
+        raise ConfigError(f"--resume keeps the tuning of the study: it is {dict(known.tune)} there")
     other = replace(
         known, settings=merged, scoring=_scoring(known.scoring, given), **_alike(known, given)
     )
@@ -112,6 +180,7 @@ def _extended(
         name: tuple(dict.fromkeys((*getattr(known, name), *values)))
         for name, values in _lists(given).items()
     }
+    more["variants"] = {**known.variants, **choices.get("variants", {})}
     return _checked(replace(other, **more))
 
 
@@ -131,8 +200,7 @@ def _lists(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scoring(known: Scoring, given: Mapping[str, Any]) -> Scoring:
-    names = {"score_particles": "num_particles", "score_data": "num_data"}
-    return replace(known, **{names[name]: value for name, value in given.items() if name in names})
+    return replace(known, **given.get("scoring", {}))
 
 
 def _checked(config: StudyConfig) -> StudyConfig:
@@ -147,20 +215,20 @@ def _checked(config: StudyConfig) -> StudyConfig:
 
 
 def _baseline(text: str | None, cells: Sequence[Cell]) -> Entry:
-    """What differences are from: NAME or NAME@K; by default the first entry, at its lowest K."""
+    """What differences are from, as NAME, NAME@K or NAME@K[VARIANT]; by default the first entry."""
+    first = cells[0].entry
     if text is None:
         return min(
-            (cell.entry for cell in cells if cell.objective == cells[0].objective),
-            key=lambda e: e.num_particles,
+            (e for c in cells if (e := c.entry)[::2] == first[::2]), key=lambda e: e.num_particles
         )
-    name, _, k = text.rpartition("@") if text.rpartition("@")[1] else (text, "", "")
     found = [
         cell.entry
         for cell in cells
-        if cell.objective == name and k in ("", str(cell.num_particles))
+        if text in (cell.objective, cell.entry._replace(variant="").short)
+        or text == cell.entry.short
     ]
     if not found:
-        known = ", ".join(dict.fromkeys(f"{cell.objective}@{cell.num_particles}" for cell in cells))
+        known = ", ".join(dict.fromkeys(cell.entry.short for cell in cells))
         raise ConfigError(f"the baseline '{text}' is not compared here: {known} are")
     return min(found, key=lambda entry: entry.num_particles)
 
@@ -184,52 +252,6 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
-def _write(comparison: Comparison, study: Study, baseline: Entry) -> None:
-    guarded(study.path / "comparison.csv", lambda file: _write_cells(file, comparison))
-    guarded(
-        study.path / "ranking.csv", lambda file: _write_ranking(file, comparison.ranking(baseline))
-    )
-    tree = comparison_to_datatree(comparison, baseline)
-    guarded(study.path / "comparison.nc", lambda file: tree.to_netcdf(file, engine="h5netcdf"))
-    figures: dict[str, Figure] = {}
-    if len(comparison.entries) > 1:
-        figures["differences"] = differences(comparison, baseline)
-    if any(outcome.curve for outcome in comparison.outcomes):
-        figures["curves"] = learning_curves(comparison)
-    for name, figure in figures.items():
-        save(figure, study.path / "figures" / f"{name}.png")
-
-
-def _write_cells(path: Path, comparison: Comparison) -> None:
-    figures = list(
-        dict.fromkeys(name for outcome in comparison.outcomes for name in outcome.figures)
-    )
-    names = ("nll", "nll_se", "monte_carlo_se", "epochs", "steps", "evaluations", "seconds")
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*Cell._fields, *names, *figures])
-        for outcome in comparison.outcomes:
-            values = [getattr(outcome, name) for name in names]
-            writer.writerow(
-                [*outcome.cell, *values, *(outcome.figures.get(name, "") for name in figures)]
-            )
-
-
-def _write_ranking(path: Path, ranking: Sequence[Row]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        parts = [
-            f"{name}{end}"
-            for name in ("nll", "from_baseline", "from_best")
-            for end in ("", "_low", "_high")
-        ]
-        writer.writerow(["rank", *Entry._fields, *parts])
-        for i, row in enumerate(ranking, 1):
-            writer.writerow(
-                [i, *row.entry, *row.nll, *row.from_baseline.estimate, *row.from_best.estimate]
-            )
-
-
 def _tell(
     comparison: Comparison, study: Study, baseline: Entry, failed: Mapping[Cell, str]
 ) -> None:
@@ -244,38 +266,54 @@ def _tell(
 
 
 def _table(comparison: Comparison, study: Study, ranking: Sequence[Row], baseline: Entry) -> Table:
-    scoring, num_data = study.config.scoring, len(comparison.outcomes[0].log_px)
+    title = f"held-out NLL, {comparison.num_data} data, {_count(len(comparison.seeds), 'seed')}"
     table = Table(
-        title=f"held-out NLL, IS-{scoring.num_particles}, {num_data} data, "
-        f"{_count(len(comparison.seeds), 'seed')}, {study.config.budget}; in nats per datum",
+        title=f"{title}, {study.config.budget}; in nats per datum",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=0,
     )
     table.add_column("", justify="right")
     table.add_column("objective", overflow="fold")
+    has_variants = any(entry.variant for entry in comparison.entries)
+    tuned = list(study.config.tune)
     for column in (
         "K",
+        *(["variant"] if has_variants else []),
+        *tuned,
         "NLL",
         f"less {baseline.objective}@{baseline.num_particles}",
         "± 95 %",
+        "correction",
+        "k̂ bad",
+        "ESS",
         "−ELBO",
-        "active",
         "train s",
     ):
-        table.add_column(column, justify="right", no_wrap=True)
+        is_text = column == "variant"
+        table.add_column(
+            column,
+            justify="left" if is_text else "right",
+            no_wrap=not is_text,
+            overflow="fold" if is_text else "ellipsis",
+        )
     for i, row in enumerate(ranking, 1):
-        outcomes, gap = comparison.of(row.entry), row.from_baseline.estimate
-        own = row.entry == baseline
+        entry, outcomes, gap = row.entry, comparison.of(row.entry), row.from_baseline.estimate
+        scoring, own = scoring_of(outcomes), row.entry == baseline
+        chosen = study.config.tuned.get(entry.short, {})
         table.add_row(
             str(i),
-            row.entry.objective,
-            str(row.entry.num_particles),
+            entry.objective,
+            str(entry.num_particles),
+            *([entry.variant] if has_variants else []),
+            *(f"{chosen[name]:g}" for name in tuned),
             f"{row.nll.value:.3f}",
             "" if own else f"{gap.value:+.3f}",
             "" if own else f"{gap.high - gap.value:.3f}",
+            "" if scoring["score_method"] == "is" else f"{scoring['shift']:+.3f}",
+            f"{100 * scoring['unreliable']:.0f} %",
+            f"{scoring['ess_median']:.0f}",
             f"{_mean(outcomes, 'nelbo'):.2f}",
-            f"{_mean(outcomes, 'active_units'):.1f}",
             f"{sum(outcome.seconds for outcome in outcomes) / len(outcomes):.1f}",
         )
     return table
@@ -289,7 +327,7 @@ def _mean(outcomes: Sequence[Outcome], name: str) -> float:
 def _notes(
     comparison: Comparison, study: Study, ranking: Sequence[Row], failed: Mapping[Cell, str]
 ) -> list[str]:
-    """Sentences on the intervals, on differences within noise, and on failed trainings."""
+    """Sentences on the intervals, the scores, the tuning, and failed trainings."""
     seeds = len(comparison.seeds)
     over = (
         "the held-out data alone: one seed says nothing of other seeds"
@@ -304,9 +342,52 @@ def _notes(
         notes.append(
             f"the best, {ranking[0].entry}, differs from every other at 95 %, each taken by itself"
         )
-    error = max(outcome.monte_carlo_se for outcome in comparison.outcomes)
-    notes.append(f"Monte-Carlo error of an NLL: at most {error:.3f}, included in the intervals")
+    notes += _of_scores(comparison, study.config.scoring)
+    if comparison.tuning is not None:
+        notes += _of_tuning(comparison.tuning)
     notes += [f"failed: {cell}: {reason}" for cell, reason in failed.items()]
+    return notes
+
+
+def _of_scores(comparison: Comparison, scoring: Scoring) -> list[str]:
+    """How the scores were computed, and how far they can be trusted."""
+    scores = [outcome.score for outcome in comparison.outcomes]
+    methods = dict.fromkeys(score.method for score in scores)
+    notes = []
+    for method in methods:
+        on = next(s.correction for s in scores if s.method == method)
+        corrected = f", corrected on {len(on.index)} data by {NAMES[method]}" if on else ""
+        notes.append(f"scores: IS-{scoring.num_particles} from each guide{corrected}")
+    error = max(score.error for score in scores)
+    if math.isfinite(error):
+        return [*notes, f"error of a score for these data: at most {error:.3f}, in the intervals"]
+    bad = [o.cell for o in comparison.outcomes if not math.isfinite(o.score.error)]
+    return [
+        *notes,
+        f"the error of the score is not known for {_count(len(bad), 'training')}, whose "
+        f"differences are not told, because the diagnostics of its estimates flag too many data: {bad[0]}"
+        f"{', …' if len(bad) > 1 else ''} (--score-method local or ais)",
+    ]
+
+
+NAMES = {"local": "local Gaussian fits", "ais": "annealing", "exact": "exact values"}
+"""What the notes call the methods of the correction."""
+
+
+def _of_tuning(tuning: Tuning) -> list[str]:
+    """What the tuning has cost, and a warning for best values at the end of a grid."""
+    costs = [tuning.cost(entry) for entry in tuning.entries]
+    evaluations, seconds = (sum(column) for column in zip(*costs, strict=True))
+    notes = [f"tuning: {evaluations:.3g} decoder evaluations and {seconds:.0f} s of training more"]
+    for entry in tuning.entries:
+        names = tuning.at_end(entry)
+        if names:
+            best = tuning.best(entry).settings
+            values = ", ".join(f"{name} = {best[name]:g}" for name in names)
+            notes.append(
+                f"warning: the best of {entry} is at the end of its grid, {values}: a better value "
+                "may lie outside"
+            )
     return notes
 
 

@@ -4,17 +4,21 @@ import csv
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from pyroae.comparison.cells import CellStore
 from pyroae.comparison.results import Cell, Outcome, Point
+from pyroae.comparison.scores import Correction, Score
 from pyroae.errors import ConfigError, RunError
 from pyroae.runtime.checkpoint_files import CheckpointFile
 from pyroae.runtime.files import guarded, read_tensors, words, write_tensors
 from pyroae.runtime.processes import say
-from pyroae.training.state import State
+from pyroae.training.state import Epoch, State, write_csv
+from pyroae.training.trainer import FitResult
 
 STATE = "state of a training"
 """The kind of the files that hold a state."""
@@ -22,6 +26,14 @@ STATE = "state of a training"
 
 OUTCOME = "outcome.safetensors"
 """The name of the file that marks a cell as finished."""
+
+
+TRAINED = "checkpoints/trained.safetensors"
+"""The name of the file with the weights of a finished cell."""
+
+
+WEIGHTS = "trained weights"
+"""The kind of that file."""
 
 
 def directory_name(cell: Cell) -> str:
@@ -35,9 +47,11 @@ def directory_name(cell: Cell) -> str:
 
     >>> directory_name(Cell("beta-elbo:beta=2", 8, 0))
     'beta-elbo-beta=2-k8-seed0'
+    >>> directory_name(Cell("iwae", 8, 0, "posterior=iaf,prior=normal"))
+    'iwae-k8-posterior=iaf-prior=normal-seed0'
     """
-    slug = re.sub(r"[^\w.=+-]+", "-", cell.objective)
-    return f"{slug}-k{cell.num_particles}-seed{cell.seed}"
+    parts = [cell.objective, f"k{cell.num_particles}", cell.variant, f"seed{cell.seed}"]
+    return "-".join(re.sub(r"[^\w.=+-]+", "-", part) for part in parts if part)
 
 
 class CellDirectory(CellStore):
@@ -83,10 +97,30 @@ class CellDirectory(CellStore):
         write_curve(self.path / directory_name(cell) / "curve.csv", points)
         self._states(cell).write(state.to_content())
 
-    def finish(self, cell: Cell, outcome: Outcome) -> None:
-        """Write the outcome of a cell."""
+    def finish(self, cell: Cell, outcome: Outcome, result: FitResult) -> None:
+        """Write the trained weights, the history, the curve and the outcome of a cell."""
         self._write_record(cell)
-        write_outcome(self.path / directory_name(cell) / OUTCOME, outcome)
+        place = self.path / directory_name(cell)
+        content = {"weights": result.system.state_dict(), "history": [*map(asdict, result.history)]}
+        write_tensors(place / TRAINED, WEIGHTS, content)
+        guarded(place / "metrics.csv", lambda file: write_csv(file, result.history))
+        write_curve(place / "curve.csv", outcome.curve)
+        write_outcome(place / OUTCOME, outcome)
+
+    def trained(self, cell: Cell) -> tuple[dict[str, Tensor], list[Epoch]]:
+        """Read the trained weights and the history of a finished cell.
+
+        Args:
+            cell: the cell.
+
+        Returns:
+            The weights by name, and one entry per epoch.
+
+        Raises:
+            RunError: if the cell is not finished, or its file cannot be read.
+        """
+        content = read_tensors(self.path / directory_name(cell) / TRAINED, WEIGHTS)
+        return dict(content["weights"]), [Epoch(**row) for row in content["history"]]
 
     def _states(self, cell: Cell) -> CheckpointFile:
         return CheckpointFile.in_directory(self.path / directory_name(cell) / "checkpoints", STATE)
@@ -132,7 +166,7 @@ def write_outcome(path: Path, outcome: Outcome) -> None:
         RunError: if it cannot be written.
     """
     content = {f.name: getattr(outcome, f.name) for f in fields(Outcome) if f.name != "cell"}
-    write_tensors(path, "outcome", content)
+    write_tensors(path, "outcome", {**content, "score": asdict(outcome.score)})
 
 
 def write_failure(path: Path, reason: str) -> None:
@@ -166,13 +200,22 @@ def read_outcome(path: Path, cell: Cell) -> Outcome | str:
         if "failed" in content:
             return str(content["failed"])
         content["curve"] = tuple(Point(*point) for point in content["curve"])
-        return Outcome(cell, **content)
+        return Outcome(cell, _score(content), **content)
     except RunError as error:
         raise RunError(f"{error}; remove '{path.parent}' to train it again") from None
     except (KeyError, TypeError) as error:
         raise RunError(
             f"'{path}' holds no outcome: {words(error)}; remove '{path.parent}' to train it again"
         ) from None
+
+
+def _score(content: dict[str, Any]) -> Score:
+    """Take the score out of the content of a file; versions before 0.3 have no diagnostics."""
+    if "score" not in content:
+        return Score(content.pop("log_px"), content.pop("log_px_se"))
+    score = content.pop("score")
+    correction = score.pop("correction")
+    return Score(**score, correction=None if correction is None else Correction(**correction))
 
 
 def write_curve(path: Path, points: Sequence[Point]) -> None:

@@ -59,12 +59,13 @@ class CellStore(ABC):
         """
 
     @abstractmethod
-    def finish(self, cell: Cell, outcome: Outcome) -> None:
+    def finish(self, cell: Cell, outcome: Outcome, result: FitResult) -> None:
         """Write the outcome of a cell, after which it is finished.
 
         Args:
             cell: the cell.
             outcome: the outcome.
+            result: the trained system and its history.
         """
 
 
@@ -195,5 +196,5 @@ class CellRunner:
         curve.add(row.epoch, row.step, row.seconds)
         outcome = self.score(curve, result)
         if self.store is not None:
-            self.store.finish(curve.cell, outcome)
+            self.store.finish(curve.cell, outcome, result)
         return outcome

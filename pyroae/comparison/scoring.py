@@ -1,6 +1,7 @@
 """Score a trained system: the likelihood of held-out data, and where its bound goes."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -10,41 +11,23 @@ from pyroae.autoencoder import Autoencoder
 from pyroae.comparison.budget import evaluations_of
 from pyroae.comparison.curves import Curve, placed
 from pyroae.comparison.results import Outcome
+from pyroae.comparison.scores import Correction, Score
+from pyroae.config import AISSettings, Scoring
 from pyroae.data.dataset import Dataset
-from pyroae.errors import ConfigError
+from pyroae.errors import ConfigError, ProgramError, PyroaeError, UndefinedLikelihoodError
+from pyroae.evaluation.annealing.bounds import ais
 from pyroae.evaluation.blocks import Data, arguments_of, blocks
 from pyroae.evaluation.diagnostics import diagnose
+from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_likelihood
+from pyroae.evaluation.importance.proposals import Local
+from pyroae.evaluation.latents import Latents
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.context import evaluating
 from pyroae.programs.pair import System
 from pyroae.runtime.randomness import fork_random
 from pyroae.training.trainer import FitResult
 from pyroae.weights import log_weights
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """How every training is scored.
-
-    Attributes:
-        num_particles: importance samples per datum, K.
-        num_data: the number of held-out data; None for all.
-        seed: where the draws start.
-
-    >>> Scoring(num_particles=100, num_data=None)
-    Scoring(num_particles=100, num_data=None, seed=0)
-    """
-
-    num_particles: int = 5000
-    num_data: int | None = 1000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("num_particles", "num_data"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ConfigError(f"{name} of the scoring must be at least 1, not {value}")
 
 
 def first_of(data: Dataset | Arguments | Tensor, count: int | None) -> Any:
@@ -76,7 +59,7 @@ def score(
         progress: whether to show the progress.
 
     Returns:
-        The importance-sampling likelihood of `x`, figures, and what the training spent.
+        The score of `x`, figures, and what the training spent.
     """
     system = cast(System, result.system)
     x = placed(result.system, x)
@@ -88,18 +71,150 @@ def score(
         seed=scoring.seed,
         progress=progress,
     )
-    return outcome_of(curve, result, likelihood, figures_of(result.system, x, scoring.seed))
+    scored = corrected(likelihood, result.system, x, scoring, progress=progress)
+    return outcome_of(curve, result, scored, figures_of(result.system, x, scoring.seed))
 
 
-def outcome_of(
-    curve: Curve, result: FitResult, likelihood: LikelihoodEstimate, figures: dict[str, float]
-) -> Outcome:
+def corrected(
+    likelihood: LikelihoodEstimate,
+    system: nn.Module,
+    x: Data,
+    scoring: Scoring,
+    *,
+    progress: bool = False,
+) -> Score:
+    """Return the score of a system: importance sampling, and stronger estimates of a subset.
+
+    Args:
+        likelihood: importance sampling from the guide, for all held-out data.
+        system: the trained system.
+        x: the held-out data [N, ...], or the arguments of a program.
+        scoring: how they are scored.
+        progress: whether to show the progress.
+
+    Returns:
+        The score, on the CPU.
+    """
+    num_data = len(likelihood.log_px)
+    score = Score(
+        likelihood.log_px,
+        likelihood.se,
+        likelihood.smoothed.khat,
+        likelihood.ess,
+        _without(likelihood.unreliable, num_data),
+    )
+    method = method_for(system, x, scoring)
+    if method == "is":
+        return score
+    count = num_data if method == "exact" else scoring.subset_of(num_data)
+    index = _subset(num_data, count, scoring.seed)
+    part = tuple(t[index.to(t.device)] for t in arguments_of(x))
+    estimate = _ESTIMATES[method](cast(System, system), part, scoring, progress)
+    return replace(score, correction=Correction(method, index, *estimate))
+
+
+def _subset(num_data: int, count: int, seed: int) -> Tensor:
+    """The same random subset for all systems, [count], in rising order."""
+    order = torch.randperm(num_data, generator=torch.Generator().manual_seed(seed))
+    return order[:count].sort().values
+
+
+Estimate = tuple[Tensor, Tensor, Tensor]
+"""log p(x), its standard error, and which are reliable, [M] each."""
+
+
+def _exactly(system: System, x: tuple[Tensor, ...], scoring: Scoring, progress: bool) -> Estimate:
+    log_px = _exact(system, x)
+    return log_px, torch.zeros_like(log_px), torch.ones_like(log_px, dtype=torch.bool)
+
+
+def _locally(system: System, x: tuple[Tensor, ...], scoring: Scoring, progress: bool) -> Estimate:
+    found = log_likelihood(
+        system.model,
+        Local(system.guide),
+        x,
+        num_particles=scoring.num_particles,
+        seed=scoring.seed,
+        progress=progress,
+    )
+    return found.log_px, found.se, _without(found.unreliable, len(found.log_px))
+
+
+def _annealed(system: System, x: tuple[Tensor, ...], scoring: Scoring, progress: bool) -> Estimate:
+    settings = AISSettings(start="guide")
+    found = ais(
+        system.model, system.guide, x, settings=settings, seed=scoring.seed, progress=progress
+    )
+    return found.log_px, found.se, _without(found.unreliable, len(found.log_px))
+
+
+_ESTIMATES: dict[str, Callable[[System, tuple[Tensor, ...], Scoring, bool], Estimate]] = {
+    "exact": _exactly,
+    "local": _locally,
+    "ais": _annealed,
+}
+"""The stronger estimates, by their names in `Scoring.method`."""
+
+
+def _without(index: Tensor, count: int) -> Tensor:
+    kept = torch.ones(count, dtype=torch.bool)
+    kept[index] = False
+    return kept
+
+
+def _exact(system: System, x: tuple[Tensor, ...]) -> Tensor:
+    if not isinstance(system, Autoencoder):
+        raise UndefinedLikelihoodError("closed forms exist for an Autoencoder only")
+    return exact_log_likelihood(system, x[0])
+
+
+def method_for(system: nn.Module, x: Data, scoring: Scoring) -> str:
+    """Return the method that corrects the scores of a system.
+
+    Args:
+        system: the system, trained or not.
+        x: data [N, ...], or the arguments of a program, of which one datum is used.
+        scoring: how they are scored.
+
+    Returns:
+        `exact`, `local`, `ais` or `is`.
+
+    Raises:
+        ConfigError: if the method of `scoring` does not apply to the system.
+    """
+    if scoring.method == "is":
+        return "is"
+    first = tuple(t[:1] for t in arguments_of(placed(system, x)))
+    names = ("exact", "local") if scoring.method == "auto" else (scoring.method,)
+    reason: PyroaeError | None = None
+    for name in names:
+        try:
+            _try_method(name, system, first)
+            return name
+        except (ProgramError, UndefinedLikelihoodError) as error:
+            reason = error
+    if scoring.method == "auto":
+        return "is"
+    raise ConfigError(f"the score method '{scoring.method}' cannot be used here: {reason}")
+
+
+def _try_method(name: str, system: nn.Module, x: tuple[Tensor, ...]) -> None:
+    """Raise an error where a method does not apply."""
+    programs = cast(System, system)
+    with evaluating(system), fork_random(x[0].device, 0), torch.no_grad():
+        if name == "exact":
+            _exact(programs, x)
+        else:
+            Latents(programs.model, programs.guide, x)
+
+
+def outcome_of(curve: Curve, result: FitResult, score: Score, figures: dict[str, float]) -> Outcome:
     """Return an outcome from its parts.
 
     Args:
         curve: the learning curve of the training.
         result: the result of the training.
-        likelihood: log p(x) of the held-out data.
+        score: estimates of log p(x) of the held-out data.
         figures: further figures, in nats per datum.
 
     Returns:
@@ -111,8 +226,7 @@ def outcome_of(
     )
     return Outcome(
         curve.cell,
-        likelihood.log_px,
-        likelihood.se,
+        score,
         figures,
         epochs=row.epoch,
         steps=row.step,

@@ -3,6 +3,7 @@
 from pyroae.config.checks import at_least_one
 from pyroae.config.evaluation import AISSettings, EvaluationSettings, GradientSettings, Part
 from pyroae.config.run import BINARIZATIONS, PER_TRAINING, WHERE, RunConfig, recorded, with_imports
+from pyroae.config.scoring import SCORE_METHODS, Scoring
 from pyroae.config.text import check_objective_names, compared, objectives_in, pair_of
 from pyroae.config.training import SCHEDULES, TrainConfig
 from pyroae.runtime.settings_text import RECORD, called, parse_yaml, program_parts, read_yaml
@@ -12,12 +13,14 @@ __all__ = [
     "PER_TRAINING",
     "RECORD",
     "SCHEDULES",
+    "SCORE_METHODS",
     "WHERE",
     "AISSettings",
     "EvaluationSettings",
     "GradientSettings",
     "Part",
     "RunConfig",
+    "Scoring",
     "TrainConfig",
     "at_least_one",
     "called",

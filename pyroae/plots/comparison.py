@@ -1,5 +1,6 @@
 """Figures of a comparison of trainings: paired differences with intervals, and learning curves."""
 
+from collections.abc import Iterable
 from itertools import cycle
 from typing import Any
 
@@ -9,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from pyroae.comparison.results import Comparison, Entry
+from pyroae.comparison.tuning import Tuning
 from pyroae.errors import DataError
 from pyroae.plots.drawing import GREY, INK, RUNS, plain
 
@@ -33,8 +35,10 @@ def differences(comparison: Comparison, baseline: Entry | None = None) -> Figure
 
     >>> import torch
     >>> from pyroae.comparison.results import Cell, Outcome
+    >>> from pyroae.comparison.scores import Score
+    >>> score = Score(-80 - torch.rand(9), torch.zeros(9))
     >>> outcomes = [
-    ...     Outcome(Cell(name, 8, seed), -80 - torch.rand(9), torch.zeros(9), {}, 1, 1, 1, 1.0)
+    ...     Outcome(Cell(name, 8, seed), score, {}, 1, 1, 1, 1.0)
     ...     for name in ("trace-elbo", "iwae") for seed in (0, 1)
     ... ]
     >>> axes = differences(Comparison(tuple(outcomes))).axes[0]
@@ -51,7 +55,7 @@ def differences(comparison: Comparison, baseline: Entry | None = None) -> Figure
     axes.axvline(0, color=INK, linewidth=0.8)
     for i, row in enumerate(rows):
         per_seed, estimate = row.from_baseline.per_seed, row.from_baseline.estimate
-        heights, colour = [i + 0.22] * len(per_seed), colours[row.entry.objective]
+        heights, colour = [i + 0.22] * len(per_seed), colours[_name(row.entry)]
         axes.plot(per_seed, heights, ".", color=GREY, markersize=5, zorder=1)
         ends = [estimate.low, estimate.high]
         axes.plot(ends, [i, i], color=colour, linewidth=2, solid_capstyle="butt")
@@ -67,8 +71,8 @@ def differences(comparison: Comparison, baseline: Entry | None = None) -> Figure
 def learning_curves(comparison: Comparison) -> Figure:
     """Draw the NLL of validation data against epochs, seconds and decoder evaluations.
 
-    Each training has one line: its colour is the objective, its dashes are K. The beginning, where
-    the curves fall steeply, is cut off. NLL is in nats per datum.
+    Each training has one line: its colour is the objective and variant, its dashes are K. The
+    beginning, where the curves fall steeply, is cut off. NLL is in nats per datum.
 
     Args:
         comparison: The outcomes of all trainings, with their learning curves.
@@ -91,7 +95,7 @@ def learning_curves(comparison: Comparison) -> Figure:
         for outcome in curves:
             along = [getattr(point, name) for point in outcome.curve]
             style = {
-                "color": colours[outcome.cell.objective],
+                "color": colours[_name(outcome.cell.entry)],
                 "linestyle": dashes[outcome.cell.num_particles],
             }
             axes.plot(
@@ -126,6 +130,66 @@ def learning_curves(comparison: Comparison) -> Figure:
     return figure
 
 
+def tuning_curves(tuning: Tuning) -> Figure:
+    """Draw the NLL of validation data against each tuned setting.
+
+    Each entry has one line, with 95 % intervals and a circle around the value that was chosen; of
+    several tuned settings, the others are at their best values. NLL is in nats per datum.
+
+    Args:
+        tuning: The trials of all entries.
+
+    Returns:
+        The figure, with one panel for each setting.
+
+    >>> from pyroae.comparison.scores import Interval
+    >>> from pyroae.comparison.tuning import Trial
+    >>> trials = [
+    ...     Trial("iwae@8", {"lr": lr}, Interval(nll, nll - 1, nll + 1), 10, 1.0)
+    ...     for lr, nll in ((1e-3, 90.0), (1e-2, 89.0))
+    ... ]
+    >>> figure = tuning_curves(Tuning({"lr": (1e-3, 1e-2)}, tuple(trials)))
+    >>> [axes.get_xlabel() for axes in figure.axes]
+    ['lr']
+    """
+    width = 0.5 + 4.2 * len(tuning.grid)
+    figure = Figure((width, 3.6), dpi=150, layout="constrained")
+    panels = figure.subplots(1, len(tuning.grid), sharey=True, squeeze=False)[0]
+    colours = _coloured(tuning.entries)
+    for axes, name in zip(panels, tuning.grid, strict=True):
+        plain(axes).set_xlabel(name)
+        if min(tuning.grid[name]) > 0:
+            axes.set_xscale("log")
+        for entry in tuning.entries:
+            _tuning_line(axes, tuning, entry, name, colours[entry])
+    panels[0].set_ylabel("validation NLL, nats per datum")
+    figure.legend(
+        handles=[Line2D([], [], color=c, linewidth=2, label=e) for e, c in colours.items()],
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+        fontsize="small",
+    )
+    return figure
+
+
+def _tuning_line(axes: Axes, tuning: Tuning, entry: str, name: str, colour: str) -> None:
+    best = tuning.best(entry)
+    line = sorted(
+        (trial.settings[name], trial.nll)
+        for trial in tuning.of(entry)
+        if trial.nll is not None
+        and all(trial.settings[n] == best.settings[n] for n in tuning.grid if n != name)
+    )
+    at = [value for value, _ in line]
+    axes.plot(at, [nll.value for _, nll in line], ".-", color=colour, linewidth=1)
+    for value, nll in line:
+        axes.plot([value, value], [nll.low, nll.high], color=colour, linewidth=0.8)
+    assert best.nll is not None
+    circle = {"color": colour, "fillstyle": "none", "markersize": 9}
+    axes.plot(best.settings[name], best.nll.value, "o", **circle)
+
+
 def _label(axes: Axes, name: str) -> None:
     names = {
         "epoch": "epoch",
@@ -144,5 +208,13 @@ def _limits(curves: list[list[float]]) -> tuple[float, float]:
 
 
 def _colours(comparison: Comparison) -> dict[str, str]:
-    names = dict.fromkeys(entry.objective for entry in comparison.entries)
+    return _coloured(dict.fromkeys(map(_name, comparison.entries)))
+
+
+def _coloured(names: Iterable[str]) -> dict[str, str]:
     return {name: RUNS[i % len(RUNS)] for i, name in enumerate(names)}
+
+
+def _name(entry: Entry) -> str:
+    """An entry without its K."""
+    return f"{entry.objective}, {entry.variant}" if entry.variant else entry.objective

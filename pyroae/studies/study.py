@@ -23,17 +23,24 @@ from pyroae.comparison.cell_files import (
     write_failure,
     write_outcome,
 )
+from pyroae.comparison.cell_setup import (
+    Parts,
+    check_cell,
+    check_scoring,
+    config_of,
+    new_system,
+)
 from pyroae.comparison.cells import CellRunner, CellStore
 from pyroae.comparison.curves import CURVE_DATA, Curve
 from pyroae.comparison.results import Cell, Outcome, Point
-from pyroae.comparison.scoring import Scoring, first_of, outcome_of
-from pyroae.comparison.trainings import check_cell, config_of, new_system, parts_of
-from pyroae.config import PER_TRAINING, RunConfig, at_least_one, read_yaml, recorded
+from pyroae.comparison.scoring import corrected, first_of, outcome_of
+from pyroae.config import PER_TRAINING, WHERE, RunConfig, Scoring, at_least_one, read_yaml, recorded
 from pyroae.config.evaluation import EvaluationSettings
 from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, DataError, NonFiniteLossError, RunError
 from pyroae.evaluation.blocks import arguments_of
 from pyroae.evaluation.gradient_lab.measure import defined_at
+from pyroae.evaluation.summary import Result
 from pyroae.evaluation.summary import evaluate as evaluate_system
 from pyroae.objectives import parse_objective
 from pyroae.programs.pair import like_parameters
@@ -42,6 +49,7 @@ from pyroae.runs.loading import own_parameters, splits_of
 from pyroae.runs.run import Run
 from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import say
+from pyroae.studies.tuning import FOLDER, TUNING_SEED, Grid, check_tuning_seeds, crossed
 from pyroae.training.state import State
 from pyroae.training.trainer import FitResult
 
@@ -64,6 +72,10 @@ class StudyConfig:
         seeds: the seeds of each estimator.
         budget: what each training may spend, as `Budget.parse` reads it.
         scoring: how every training is scored.
+        variants: settings that replace the shared ones, by the name of the variant.
+        tune: the values of each setting that is tuned, on validation data.
+        tuned: the settings that the tuning has chosen, by the entry as text.
+        scored: the part of the data that trainings are scored on, `test` or `valid`.
         cpus_per_cell: the threads of torch in a training; the order of its sums depends on it.
 
     Raises:
@@ -80,9 +92,24 @@ class StudyConfig:
     budget: str = "epochs:20"
     scoring: Scoring = field(default_factory=Scoring)
     cpus_per_cell: int = 1
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
+    tune: Grid = field(default_factory=dict)
+    tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    scored: str = "test"
 
     def __post_init__(self) -> None:
         at_least_one("cpus_per_cell", self.cpus_per_cell)
+        for settings in self.variants.values():
+            self._with(settings)
+        for values in crossed(self.variants, self.tune).values():
+            self._with(values)
+
+    def _with(self, settings: Mapping[str, Any]) -> RunConfig:
+        """The shared settings with others in their place, checked."""
+        for name in settings:
+            if name in (*PER_TRAINING, *WHERE, "data", "split_seed"):
+                raise ConfigError(f"{name} cannot differ between the entries of a comparison")
+        return RunConfig.from_mapping({**self.settings.to_dict(), **settings})
 
     def run_config(self, cell: Cell, num_data: int) -> RunConfig:
         """Return the settings of one training.
@@ -94,9 +121,45 @@ class StudyConfig:
         Returns:
             The settings, with the objective, K, seed and limits of the cell.
         """
-        config = config_of(cell, self.settings, Budget.parse(self.budget), num_data)
+        chosen = self.tuned.get(cell.entry.short, {})
+        settings = self._with({**self.variants[cell.variant], **chosen})
+        config = config_of(cell, settings, Budget.parse(self.budget), num_data)
         assert isinstance(config, RunConfig)
         return replace(config, objective=cell.objective, num_particles=cell.num_particles)
+
+    def cells(self) -> list[Cell]:
+        """Return every training, ordered by seed: an interrupted study has complete seeds.
+
+        Returns:
+            The cells; an objective is left out at a K at which it is not defined.
+        """
+        names, ks = self.objectives, self.num_particles
+        at_k = defined_at({name: partial(parse_objective, name) for name in names}, ks)
+        return [
+            Cell(name, k, seed, variant)
+            for seed in self.seeds
+            for variant in self.variants
+            for name in names
+            for k in ks
+            if name in at_k[k]
+        ]
+
+    def for_tuning(self) -> Self:
+        """Return the configuration of the study that chooses the tuned settings.
+
+        Returns:
+            The same study with every point of the grid as a variant, from one other seed, scored on
+            validation data.
+        """
+        check_tuning_seeds(self.seeds)
+        return replace(
+            self,
+            variants=crossed(self.variants, self.tune),
+            tune={},
+            tuned={},
+            seeds=(TUNING_SEED,),
+            scored="valid",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return names and values, ready for YAML.
@@ -115,6 +178,10 @@ class StudyConfig:
             "budget": self.budget,
             "cpus_per_cell": self.cpus_per_cell,
             "scoring": asdict(self.scoring),
+            "variants": {name: _plain(values) for name, values in self.variants.items()},
+            "tune": _plain(self.tune),
+            "tuned": {name: _plain(values) for name, values in self.tuned.items()},
+            "scored": self.scored,
             "settings": settings,
         }
 
@@ -137,8 +204,20 @@ class StudyConfig:
             **lists,
             budget=values["budget"],
             cpus_per_cell=values.get("cpus_per_cell", 1),
-            scoring=Scoring(**values["scoring"]),
+            scoring=Scoring(**{"method": "is", **values["scoring"]}),  # of versions before 0.3
+            variants={n: _tuples(v) for n, v in values.get("variants", {"": {}}).items()},
+            tune=_tuples(values.get("tune", {})),
+            tuned={n: _tuples(v) for n, v in values.get("tuned", {}).items()},
+            scored=values.get("scored", "test"),
         )
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
 
 
 def settings_of(given: Mapping[str, Any]) -> RunConfig:
@@ -176,7 +255,8 @@ class Study:
     def __init__(self, path: str | Path, config: StudyConfig, splits: Splits | None = None) -> None:
         self.path, self.config = Path(path), config
         self.splits: Splits = splits_of(config.settings) if splits is None else splits
-        self.train, self.valid, self.held_out = parts_of(self.splits)
+        parts = Parts.of(self.splits)
+        self.parts = parts.tuning() if config.scored == "valid" else parts
 
     @classmethod
     def read(cls, path: str | Path) -> StudyConfig:
@@ -201,22 +281,6 @@ class Study:
                 f"the configuration of the study '{path}' cannot be used: {error}"
             ) from None
 
-    def cells(self) -> list[Cell]:
-        """Return every training, ordered by seed: an interrupted study has complete seeds.
-
-        Returns:
-            The cells; an objective is left out at a K at which it is not defined.
-        """
-        names, ks = self.config.objectives, self.config.num_particles
-        at_k = defined_at({name: partial(parse_objective, name) for name in names}, ks)
-        return [
-            Cell(name, k, seed)
-            for seed in self.config.seeds
-            for name in names
-            for k in ks
-            if name in at_k[k]
-        ]
-
     def check(self) -> list[Cell]:
         """Refuse, before any training, what cannot be trained or scored.
 
@@ -228,16 +292,32 @@ class Study:
             DataError: for data that the system does not accept.
             ProgramError: for programs that an objective does not support.
         """
-        cells = self.cells()
+        cells = self.config.cells()
         names = [directory_name(cell) for cell in cells]
         if len(set(names)) < len(names):
-            raise ConfigError("an objective, K or seed is given twice")
+            raise ConfigError("an objective, K, variant or seed is given twice")
+        check_scoring(self.parts.held_out, self.config.scoring)
         for cell in cells:
             if cell.seed == self.config.seeds[0]:
                 objective, config = _objective(cell), self._run_config(cell).training
                 with own_parameters():
-                    check_cell(self._system(cell), self.train, self.held_out, objective, config)
+                    check_cell(
+                        self._system(cell), self.parts, objective, config, self.config.scoring
+                    )
+        if self.config.tune:
+            self.for_tuning().check()
         return cells
+
+    def for_tuning(self) -> "Study":
+        """Return the study that chooses the tuned settings, in the folder `tuning` of this one.
+
+        Returns:
+            The study.
+
+        Raises:
+            DataError: if there are no validation data.
+        """
+        return Study(self.path / FOLDER, self.config.for_tuning(), self.splits)
 
     def start(self, overwrite: bool) -> None:
         """Make the directory.
@@ -251,6 +331,7 @@ class Study:
         refuse_other(self.path, overwrite)
         for old in self.path.glob("*-k*-seed*/config.yaml"):
             shutil.rmtree(old.parent)
+        shutil.rmtree(self.path / FOLDER, ignore_errors=True)
         self.write_config()
 
     def resume(self) -> None:
@@ -311,14 +392,15 @@ class Study:
         Raises:
             InterruptedRunError: if a signal ended the training; its state is saved.
         """
+        parts = self.parts
         runner = CellRunner(
             system=self._system,
             objective=_objective,
             config=lambda cell: self._run_config(cell).training,
             score=partial(self._score, progress=progress),
-            train=self.train,
-            valid=self.valid,
-            along=first_of(self.held_out if self.valid is None else self.valid, CURVE_DATA),
+            train=parts.train,
+            valid=parts.valid,
+            along=first_of(parts.held_out if parts.valid is None else parts.valid, CURVE_DATA),
             store=_Runs(self),
             how=f"pyroae compare --resume {self.path}",
             minutes=self.config.settings.save_minutes,
@@ -332,7 +414,7 @@ class Study:
                 return str(error)
 
     def _run_config(self, cell: Cell) -> RunConfig:
-        return self.config.run_config(cell, len(self.train))
+        return self.config.run_config(cell, len(self.parts.train))
 
     def _system(self, cell: Cell) -> nn.Module:
         config = self._run_config(cell)
@@ -341,17 +423,30 @@ class Study:
     def _score(self, curve: Curve, result: FitResult, progress: bool) -> Outcome:
         """Evaluate a trained system, and write results.json."""
         scoring = self.config.scoring
-        x = first_of(self.held_out, scoring.num_data)
+        x = like_parameters(
+            result.system, arguments_of(first_of(self.parts.held_out, scoring.num_data))
+        )
         evaluation = evaluate_system(
             result.system,
-            like_parameters(result.system, arguments_of(x)),
+            x,
             EvaluationSettings(("is",), scoring.num_particles, seed=scoring.seed),
             progress=progress,
         )
         assert evaluation.likelihood is not None
-        Run(self.place(curve.cell)).write_results(list(evaluation.results.values()))
         figures = {name: evaluation.results[name].estimate for name in FIGURES}
-        return outcome_of(curve, result, evaluation.likelihood, figures)
+        score = corrected(evaluation.likelihood, result.system, x, scoring, progress=progress)
+        outcome = outcome_of(curve, result, score, figures)
+        Run(self.place(curve.cell)).write_results(
+            [*evaluation.results.values(), *_results(outcome, evaluation.results["nll"])]
+        )
+        return outcome
+
+
+def _results(outcome: Outcome, nll: Result) -> list[Result]:
+    """The corrected NLL as a row of results.json; none without a correction."""
+    if outcome.score.correction is None:
+        return []
+    return [replace(nll, name="nll_corrected", estimate=outcome.nll, se=outcome.nll_se)]
 
 
 class _Runs(CellStore):
@@ -382,7 +477,7 @@ class _Runs(CellStore):
             write_curve(run.path / "curve.csv", points)
         run.save(state)
 
-    def finish(self, cell: Cell, outcome: Outcome) -> None:
+    def finish(self, cell: Cell, outcome: Outcome, result: FitResult) -> None:
         path = self.study.place(cell)
         write_curve(path / "curve.csv", outcome.curve)
         write_outcome(path / OUTCOME, outcome)

@@ -1,0 +1,178 @@
+"""What each training of a comparison starts from: data, configuration, system; checks of these."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from pyroae.comparison.budget import Budget
+from pyroae.comparison.curves import placed
+from pyroae.comparison.results import Cell
+from pyroae.comparison.scoring import first_of, method_for
+from pyroae.config import Scoring, TrainConfig
+from pyroae.data.dataset import Dataset
+from pyroae.data.loading import Splits
+from pyroae.errors import ConfigError, DataError
+from pyroae.evaluation.blocks import arguments_of
+from pyroae.evaluation.checks import check_program
+from pyroae.objectives.base import ObjectiveBase
+from pyroae.programs.arguments import Arguments
+from pyroae.programs.context import evaluating
+from pyroae.programs.pair import System, system_of
+from pyroae.runtime.randomness import fork_random
+from pyroae.training.fitting import data_for
+from pyroae.training.preflight import check
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The data of a comparison.
+
+    Attributes:
+        train: the training data.
+        valid: the validation data; None if there are none.
+        held_out: the data that trainings are scored on.
+    """
+
+    train: Any
+    valid: Any
+    held_out: Any
+
+    @classmethod
+    def of(cls, splits: Splits) -> "Parts":
+        """Return the parts of Splits.
+
+        Args:
+            splits: the data.
+
+        Returns:
+            The parts; the test part is held out.
+
+        Raises:
+            DataError: if there is no test part.
+        """
+        if splits.test is None:
+            raise DataError("a comparison needs held-out data: the splits have no test part")
+        return cls(splits.train, splits.valid, splits.test)
+
+    def tuning(self) -> "Parts":
+        """Return the parts for the choice of settings: the validation data are held out.
+
+        Returns:
+            The parts.
+
+        Raises:
+            DataError: if there are no validation data.
+        """
+        if self.valid is None:
+            raise DataError("settings are tuned on validation data, and there are none")
+        return replace(self, held_out=self.valid)
+
+
+def as_data(data: Any) -> Dataset | Arguments:
+    """Return data in one of the forms that `fit` accepts as a Dataset or as Arguments.
+
+    Args:
+        data: a Dataset, an array or tensor [N, ...], or a tuple of tensors [N, ...] for a program
+            of several arguments.
+
+    Returns:
+        A Dataset or Arguments; a tensor stays as it is.
+    """
+    if isinstance(data, tuple):
+        return Arguments(data)
+    known = isinstance(data, Dataset | Arguments | torch.Tensor)
+    return data if known else Dataset.from_array(data)  # type: ignore[return-value]
+
+
+def check_scoring(held_out: Any, scoring: Scoring) -> None:
+    """Refuse a scoring that the held-out data are too few for.
+
+    Args:
+        held_out: the held-out data.
+        scoring: how they are scored.
+
+    Raises:
+        ConfigError: for a subset that is larger than the data.
+    """
+    scoring.subset_of(min(len(held_out), scoring.num_data or len(held_out)))
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse seeds that are not different whole numbers.
+
+    Args:
+        seeds: the seeds of each entry.
+
+    Raises:
+        ConfigError: if there is none, one is negative or one is given twice.
+    """
+    if len(set(seeds)) < len(seeds) or not seeds or min(seeds) < 0:
+        raise ConfigError(f"seeds are different whole numbers of at least 0, not {list(seeds)}")
+
+
+def config_of(cell: Cell, base: TrainConfig, budget: Budget, num_data: int) -> TrainConfig:
+    """Return the configuration of a cell under a budget.
+
+    Args:
+        cell: the cell.
+        base: the configuration that all cells share.
+        budget: replaces its epochs and limits.
+        num_data: the number of training data.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ConfigError: if the budget is less than one step.
+    """
+    return replace(
+        base, seed=cell.seed, **budget.limits(cell.num_particles, num_data, base.batch_size)
+    )
+
+
+def new_system(make: Callable[[], Any], seed: int) -> nn.Module:
+    """Return a new system; torch's generators have their previous states afterwards.
+
+    Args:
+        make: makes the system.
+        seed: where the draws of its initial weights start.
+
+    Returns:
+        A module with a `model` and a `guide`.
+    """
+    with fork_random(torch.device("cpu"), seed):
+        return system_of(make())
+
+
+def check_cell(
+    system: nn.Module,
+    parts: Parts,
+    objective: ObjectiveBase,
+    config: TrainConfig,
+    scoring: Scoring,
+) -> None:
+    """Refuse, before any work, what can be neither trained nor scored.
+
+    Args:
+        system: the system of the cell.
+        parts: the data.
+        objective: the objective of the cell.
+        config: the configuration of the cell.
+        scoring: how it is scored.
+
+    Raises:
+        ConfigError: for settings that cannot be used.
+        DataError: for data that the system does not accept.
+        ProgramError: for programs that the objective does not support.
+        UndefinedLikelihoodError: if log p(x) is not defined.
+    """
+    check(system, data_for(system, parts.train), None, objective, config)
+    x = placed(system, first_of(data_for(system, parts.held_out), 1))
+    programs = cast(System, system)
+    args = arguments_of(x)
+    with evaluating(system), fork_random(args[0].device):
+        check_program(programs.model, programs.guide, args)
+    method_for(system, x, scoring)

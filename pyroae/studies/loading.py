@@ -1,0 +1,165 @@
+"""Read a study: its comparison, and the trained system of every cell."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyroae.comparison.cell_files import CellDirectory, directory_name, outcome_in
+from pyroae.comparison.cell_setup import new_system
+from pyroae.comparison.results import Cell, Comparison, Outcome
+from pyroae.comparison.tuning import Tuning, combinations
+from pyroae.config import read_yaml
+from pyroae.errors import ConfigError, RunError
+from pyroae.programs.pair import Pair
+from pyroae.runs.loading import load_run
+from pyroae.studies.study import Study, StudyConfig
+from pyroae.studies.study_files import PYTHON
+from pyroae.studies.trainings import Make, Variant
+from pyroae.studies.tuning import FOLDER, TUNING_SEED, Grid, joined, tuning_of
+from pyroae.training.state import Epoch
+
+
+@dataclass(frozen=True)
+class TrainedCell:
+    """A training of a study, read.
+
+    Attributes:
+        system: The trained system, with `model` and `guide`, in `eval()` mode.
+        history: The finished epochs.
+        outcome: Its score and what it has spent.
+    """
+
+    system: nn.Module
+    history: list[Epoch]
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class LoadedStudy:
+    """A study, read.
+
+    Attributes:
+        path: Its directory.
+        comparison: The outcomes of its finished trainings.
+        make: Returns an untrained system, by the name of the variant; empty for a study of the
+            command line, which records its systems.
+    """
+
+    path: Path
+    comparison: Comparison
+    make: Mapping[str, Make]
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """The finished trainings."""
+        return tuple(outcome.cell for outcome in self.comparison.outcomes)
+
+    def trained(self, cell: Cell, *args: Tensor) -> TrainedCell:
+        """Return the trained system of a cell.
+
+        Args:
+            cell: The cell, one of `cells`.
+            args: A batch of the data, `[n, ...]`, for a pair of programs that keep parameters in
+                Pyro's store: they are run once on it.
+
+        Returns:
+            The system, its history and its outcome.
+
+        Raises:
+            ConfigError: For a cell that is not in the study, or a study of `compare_training`
+                that was loaded without `make`.
+            RunError: If its files cannot be read.
+        """
+        if cell not in self.cells:
+            raise ConfigError(f"the study '{self.path}' has no finished training of {cell}")
+        outcome = next(o for o in self.comparison.outcomes if o.cell == cell)
+        if not _python_record(self.path):
+            run = load_run(self.path / directory_name(cell))
+            return TrainedCell(run.system, run.history, outcome)
+        if cell.variant not in self.make:
+            raise ConfigError(
+                f"'{self.path}' is a study of compare_training, which records no system: give the "
+                "same make= to load_study"
+            )
+        system = new_system(self.make[cell.variant], cell.seed)
+        if isinstance(system, Pair) and args:
+            system.find_parameters(*args)
+        weights, history = CellDirectory(self.path, lambda cell: {}).trained(cell)
+        try:
+            system.load_state_dict(weights)
+        except RuntimeError as error:
+            raise RunError(
+                f"the weights of {cell} in '{self.path}' are of another system than `make` "
+                f"returns: {str(error).splitlines()[0]}"
+            ) from None
+        return TrainedCell(system.eval(), history, outcome)
+
+
+def load_study(
+    path: str | Path, make: Make | Mapping[str, Make | Variant] | None = None
+) -> LoadedStudy:
+    """Read the directory of a study of `pyroae compare` or `compare_training`.
+
+    Args:
+        path: The directory.
+        make: For a study of `compare_training`, what it was called with; needed to load its
+            systems, not its outcomes.
+
+    Returns:
+        The study, whose finished trainings can be loaded one by one.
+
+    Raises:
+        RunError: If there is no study, it cannot be read, or no training is finished.
+
+    >>> load_study("nowhere")
+    Traceback (most recent call last):
+    pyroae.errors.RunError: 'nowhere' holds no study: there is no study.yaml in it
+    """
+    path = Path(path)
+    cells, grid = _recorded(path)
+    variants: Mapping[str, Any] = make if isinstance(make, Mapping) else {"": make} if make else {}
+    makes = {n: v.make if isinstance(v, Variant) else v for n, v in variants.items()}
+    outcomes = [outcome_in(path / directory_name(cell), cell) for cell in cells]
+    finished = tuple(outcome for outcome in outcomes if isinstance(outcome, Outcome))
+    if not finished:
+        raise RunError(f"the study '{path}' has no finished training")
+    return LoadedStudy(path, Comparison(finished, _tuning(path, cells, grid)), makes)
+
+
+def _python_record(path: Path) -> dict[str, Any]:
+    """The content of study.yaml of a study of compare_training; empty for another study."""
+    file = path / "study.yaml"
+    record = read_yaml(file) if file.is_file() else {}
+    return record if record.get(PYTHON) else {}
+
+
+def _recorded(path: Path) -> tuple[list[Cell], Grid]:
+    """The cells of a study, and the grid of its tuning."""
+    record = _python_record(path)
+    if not record:
+        config: StudyConfig = Study.read(path)
+        return config.cells(), config.tune
+    grid = {name: tuple(values) for name, values in record["tune"].items()}
+    return [Cell(*cell) for cell in record["cells"]], grid
+
+
+def _tuning(path: Path, cells: Sequence[Cell], grid: Grid) -> Tuning | None:
+    """The tuning of a study; None if there is none, or it is not finished."""
+    if not grid:
+        return None
+    entries = dict.fromkeys(cell.entry for cell in cells)
+    found: dict[Cell, Outcome | str] = {}
+    for entry in entries:
+        for point in combinations(grid):
+            variant = joined(entry.variant, point)
+            cell = Cell(entry.objective, entry.num_particles, TUNING_SEED, variant)
+            outcome = outcome_in(path / FOLDER / directory_name(cell), cell)
+            if outcome is not None:
+                found[cell] = outcome
+    try:
+        return tuning_of(entries, grid, found)
+    except ConfigError:
+        return None

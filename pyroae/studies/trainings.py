@@ -1,0 +1,361 @@
+"""Compare estimators, and any other choices, by what they train: `compare_training`.
+
+All trainings of a seed have the same batches and budget, and are scored by one metric.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import groupby
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pyro
+from torch import Tensor, nn
+
+from pyroae.comparison.budget import Budget
+from pyroae.comparison.cell_files import CellDirectory
+from pyroae.comparison.cell_setup import (
+    Parts,
+    as_data,
+    check_cell,
+    check_scoring,
+    check_seeds,
+    config_of,
+    new_system,
+)
+from pyroae.comparison.cells import CellRunner
+from pyroae.comparison.curves import CURVE_DATA
+from pyroae.comparison.results import Cell, Comparison, Outcome
+from pyroae.comparison.scoring import first_of, score
+from pyroae.comparison.tuning import Tuning, combinations
+from pyroae.config import Scoring, TrainConfig
+from pyroae.data.dataset import Dataset
+from pyroae.data.loading import Splits
+from pyroae.errors import ConfigError, DataError, NonFiniteLossError, unknown_name
+from pyroae.evaluation.gradient_lab.measure import defined_at
+from pyroae.objectives.base import ObjectiveBase
+from pyroae.programs.sites import Program
+from pyroae.runtime.files import locked
+from pyroae.runtime.progress import Progress
+from pyroae.studies.study_files import write_comparison, write_python_study
+from pyroae.studies.tuning import (
+    FOLDER,
+    TUNING_SEED,
+    Grid,
+    check_tuning_seeds,
+    crossed,
+    joined,
+    tuning_of,
+)
+from pyroae.training.lockstep import is_worth_batching
+
+Make = Callable[[], nn.Module | tuple[Program, Program]]
+"""Returns an untrained system."""
+
+
+Part = Dataset | Tensor | tuple[Tensor, ...]
+"""Data as `fit` takes them: a Dataset, a tensor, or the arguments of a program."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A system, and the settings of its trainings, under one name in a comparison.
+
+    Attributes:
+        make: Returns an untrained system, or a pair (model, guide).
+        settings: Settings of `TrainConfig` that differ from those of the comparison, by name.
+
+    Raises:
+        ConfigError: For a name that is no setting of `TrainConfig`, or that every training has of
+            its own.
+
+    >>> from functools import partial
+    >>> from pyroae import zoo
+    >>> Variant(partial(zoo.vae, 4, 2), {"lr": 1e-2}).settings
+    {'lr': 0.01}
+    """
+
+    make: Make
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_settings(self.settings)
+
+
+def check_settings(names: Mapping[str, Any]) -> None:
+    """Refuse settings that trainings of one comparison cannot differ in.
+
+    Args:
+        names: Settings by name.
+
+    Raises:
+        ConfigError: For a name that is no setting of `TrainConfig`, or that the comparison gives.
+    """
+    given = ("seed", "epochs", "max_steps", "max_seconds")
+    known = [f.name for f in fields(TrainConfig) if f.name not in given]
+    for name in names:
+        if name not in known:
+            raise unknown_name("setting", name, known)
+
+
+def compare_training(
+    make: Make | Mapping[str, Make | Variant],
+    data: Splits | None = None,
+    objectives: Mapping[str, Callable[[int], ObjectiveBase]] = MappingProxyType({}),
+    *,
+    train: Part | None = None,
+    valid: Part | None = None,
+    held_out: Part | None = None,
+    budget: Budget,
+    ks: Sequence[int] = (1,),
+    seeds: Sequence[int] = (0, 1, 2),
+    config: TrainConfig | None = None,
+    scoring: Scoring | None = None,
+    tune: Mapping[str, Sequence[Any]] | None = None,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Train a new system under each objective, K and seed, and score all by the held-out NLL.
+
+    For one seed every training of a variant has the same initial weights, order of the data and
+    binarization. The seeds of an entry are trained in one graph where `is_worth_batching` says so;
+    each is then charged with its share of the seconds.
+
+    Args:
+        make: returns a new system, or a pair (model, guide); or several such functions or
+            `Variant`s by name, each of which is trained under every objective and K. Initial
+            weights come from torch's generator, which is at the seed when the function is called.
+        data: Splits; or None, and the parts separately.
+        objectives: functions from K, by name; one that raises ConfigError at some K is left out
+            there.
+        train: the training data, as in `fit`: a tuple holds the arguments of a program.
+        valid: validation data, for the learning curves and for `tune`.
+        held_out: the data that trainings are scored on.
+        budget: what each training may spend, the same for all.
+        ks: numbers of particles.
+        seeds: the seeds of each entry.
+        config: the configuration; the budget replaces its epochs and limits. By default the last
+            weights are scored.
+        scoring: by default IS-5000 on the first 1,000 held-out data, corrected on 200 of them.
+        tune: numeric settings of `TrainConfig` with the values to try: every entry gets the values
+            with its lowest NLL of the validation data, from a seed that is not used again.
+        out: a study directory: states, outcomes, tables and figures, as `pyroae compare` writes
+            them. The same call with the same directory resumes an interrupted comparison,
+            bit-exactly. None saves nothing.
+        progress: whether to show the progress.
+
+    Returns:
+        The outcomes of all trainings.
+
+    Raises:
+        ConfigError: before any step, for settings that cannot be used, or a directory of another
+            comparison.
+        DataError: before any step, for data that the system does not accept.
+        ProgramError: before any step, for programs that an objective does not support.
+        UndefinedLikelihoodError: before any step, if log p(x) is not defined.
+        InterruptedRunError: with `out`, if a signal ended a training whose state is saved.
+
+    >>> from functools import partial
+    >>> from pyroae import load, zoo
+    >>> from pyroae.objectives.named import dreg, iwae
+    >>> digits = load("digits", binarize="dynamic")
+    >>> comparison = compare_training(
+    ...     partial(zoo.vae, digits.train, latent=2),
+    ...     digits,
+    ...     {"iwae": iwae, "dreg": dreg},
+    ...     ks=(4,),
+    ...     seeds=(0, 1),
+    ...     budget=Budget("epochs", 1),
+    ...     scoring=Scoring(num_particles=10, num_data=50, method="is"),
+    ...     progress=False,
+    ... )
+    >>> [entry.objective for entry in comparison.entries], len(comparison.outcomes)
+    (['iwae', 'dreg'], 4)
+    """
+    if not objectives:
+        raise ConfigError("a comparison needs objectives: functions from K, by name")
+    check_seeds(seeds)
+    grid = {name: tuple(values) for name, values in (tune or {}).items()}
+    check_settings(grid)
+    variants = make if isinstance(make, Mapping) else {"": make}
+    trainings = _Trainings(
+        {n: v if isinstance(v, Variant) else Variant(v) for n, v in variants.items()},
+        defined_at(objectives, ks),
+        parts_of(data, train, valid, held_out),
+        config or TrainConfig(keep="last"),
+        budget,
+        scoring or Scoring(),
+        None if out is None else Path(out),
+        progress,
+    )
+    cells = [
+        Cell(name, k, seed, variant)
+        for variant in trainings.variants
+        for name in objectives
+        for k in ks
+        if name in trainings.at_k[k]
+        for seed in seeds
+    ]
+    for_tuning = trainings.for_tuning(cells, grid) if grid else None
+    for one, its in ((trainings, cells), *([] if for_tuning is None else [for_tuning])):
+        one.check(its)
+    with ExitStack() as stack:
+        if out is not None:
+            stack.enter_context(locked(Path(out), "comparison"))
+            write_python_study(Path(out), cells, budget, trainings.scoring, grid)
+        tuning = None
+        if for_tuning is not None:
+            found = for_tuning[0].run(for_tuning[1], failures=True)
+            tuning = tuning_of((cell.entry for cell in cells), grid, found)
+            trainings = replace(trainings, tuning=tuning)
+        outcomes = trainings.run(cells)
+        finished = [outcome for outcome in outcomes.values() if isinstance(outcome, Outcome)]
+        comparison = Comparison(tuple(finished), tuning)
+        if out is not None:
+            write_comparison(Path(out), comparison)
+    return comparison
+
+
+def parts_of(data: Any, train: Any, valid: Any, held_out: Any) -> Parts:
+    """Return training, validation and held-out data.
+
+    Args:
+        data: Splits, or None.
+        train: training data, where `data` is None; so are the next two.
+        valid: validation data, or None.
+        held_out: held-out data.
+
+    Returns:
+        The parts.
+
+    Raises:
+        DataError: if there are no training or no held-out data.
+        ConfigError: for data that are given twice.
+    """
+    if isinstance(data, Splits):
+        if train is not None or valid is not None or held_out is not None:
+            raise ConfigError("give either Splits, or train=, valid= and held_out=")
+        return Parts.of(data)
+    if data is not None:
+        raise DataError(
+            "a comparison takes Splits, or its data by name, as in compare_training(make, train=x, "
+            "held_out=y): in a tuple, the arguments of a program cannot be told from training and "
+            "held-out data"
+        )
+    if train is None or held_out is None:
+        raise DataError("a comparison needs data: Splits, or train= and held_out=")
+    return Parts(as_data(train), None if valid is None else as_data(valid), as_data(held_out))
+
+
+@dataclass(frozen=True)
+class _Trainings:
+    """The trainings of a comparison that is written in Python.
+
+    at_k: by K, the objectives that are defined there.
+    tuning: how settings of each entry were chosen.
+    """
+
+    variants: Mapping[str, Variant]
+    at_k: Mapping[int, Mapping[str, ObjectiveBase]]
+    parts: Parts
+    base: TrainConfig
+    budget: Budget
+    scoring: Scoring
+    path: Path | None
+    progress: bool
+    tuning: Tuning | None = None
+
+    def config(self, cell: Cell) -> TrainConfig:
+        """Return the configuration of a cell."""
+        chosen = {} if self.tuning is None else self.tuning.best(cell.entry.short).settings
+        base = replace(self.base, **{**self.variants[cell.variant].settings, **chosen})
+        return config_of(cell, base, self.budget, len(self.parts.train))
+
+    def for_tuning(self, cells: Sequence[Cell], grid: Grid) -> "tuple[_Trainings, list[Cell]]":
+        """Return the trainings at every point of the grid, which are scored on validation data."""
+        check_tuning_seeds(cell.seed for cell in cells)
+        points, crossing = combinations(grid), dict[str, Variant]()
+        for name, variant in self.variants.items():
+            settings = crossed({name: variant.settings}, grid)
+            crossing |= {n: Variant(variant.make, values) for n, values in settings.items()}
+        path = None if self.path is None else self.path / FOLDER
+        tuning = replace(self, variants=crossing, parts=self.parts.tuning(), path=path)
+        entries = dict.fromkeys(cell.entry for cell in cells)
+        return tuning, [
+            Cell(e.objective, e.num_particles, TUNING_SEED, joined(e.variant, point))
+            for e in entries
+            for point in points
+        ]
+
+    def check(self, cells: Sequence[Cell]) -> None:
+        """Refuse, before any step, what can be neither trained nor scored."""
+        check_scoring(self.parts.held_out, self.scoring)
+        runner = self._runner()
+        for cell in {cell.entry: cell for cell in reversed(cells)}.values():
+            with pyro.get_param_store().scope():
+                check_cell(
+                    runner.system(cell),
+                    self.parts,
+                    runner.objective(cell),
+                    runner.config(cell),
+                    self.scoring,
+                )
+
+    def run(self, cells: Sequence[Cell], failures: bool = False) -> dict[Cell, Outcome | str]:
+        """Train and score cells; with `failures` a loss that is not finite is recorded."""
+        runner, found = self._runner(), dict[Cell, Outcome | str]()
+        what = "tuning" if failures else "trainings"
+        with Progress(what, len(cells), self.progress) as bar:
+            for group in _groups(cells, runner):
+                several = f"{group[0].entry}, {len(group)} seeds at once"
+                bar.update(len(found), str(group[0]) if len(group) == 1 else several)
+                try:
+                    outcomes: Sequence[Outcome | str] = runner.finished(group) or runner.run(group)
+                except NonFiniteLossError as error:
+                    if not failures:
+                        raise
+                    outcomes = [str(error)] * len(group)
+                found.update(zip(group, outcomes, strict=True))
+        return found
+
+    def _runner(self) -> CellRunner:
+        parts, scoring = self.parts, self.scoring
+        x = first_of(parts.held_out, scoring.num_data)
+        return CellRunner(
+            system=lambda cell: new_system(self.variants[cell.variant].make, cell.seed),
+            objective=lambda cell: self.at_k[cell.num_particles][cell.objective],
+            config=self.config,
+            score=lambda curve, result: score(curve, result, x, scoring),
+            train=parts.train,
+            valid=parts.valid,
+            along=first_of(parts.held_out if parts.valid is None else parts.valid, CURVE_DATA),
+            store=None if self.path is None else CellDirectory(self.path, self._record),
+            how=f"the same call of compare_training, with out='{self.path}'",
+        )
+
+    def _record(self, cell: Cell) -> dict[str, Any]:
+        return {
+            "config": asdict(self.config(cell)),
+            "num_particles": cell.num_particles,
+            "variant": cell.variant,
+            "num_data": [len(self.parts.train), len(self.parts.held_out)],
+            "scoring": asdict(self.scoring),
+        }
+
+
+def _groups(cells: Sequence[Cell], runner: CellRunner) -> Iterator[list[Cell]]:
+    """Cells that are trained in one graph: those that differ only in their seed, if it pays."""
+    for _, group in groupby(cells, key=lambda cell: cell.entry):
+        seeds = list(group)
+        first, num_data = seeds[0], len(runner.train)
+        with pyro.get_param_store().scope():
+            is_batched = is_worth_batching(
+                runner.system(first),
+                runner.objective(first),
+                runner.config(first),
+                num_data,
+                len(seeds),
+            )
+        yield from [seeds] if is_batched else [[cell] for cell in seeds]
