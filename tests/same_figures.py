@@ -52,17 +52,17 @@ def figures() -> dict[str, Any]:
         model, guide, x, objectives, parameters=parameters, replicates=40, seed=0
     )
     found["gradients"] = [measured[name]["all"].mean.sum().item() for name in objectives]
-    held = (digits.train, digits.test.x[:40])
     comparison = pyroae.compare_training(
         partial(zoo.vae, digits.train, 2),
-        held,
-        {"iwae": iwae, "dreg": dreg},
+        objectives={"iwae": iwae, "dreg": dreg},
+        train=digits.train,
+        held_out=digits.test.x[:40],
         ks=(2,),
         seeds=(0, 1),
         budget=pyroae.Budget("epochs", 1),
         progress=False,
     )
-    found["compare_training"] = [o.log_px.mean().item() for o in comparison.outcomes]
+    found["compare_training"] = [o.score.log_px.mean().item() for o in comparison.outcomes]
     found["commands"] = _commands()
     return found
 

@@ -268,13 +268,13 @@ def _tell(
 def _table(comparison: Comparison, study: Study, ranking: Sequence[Row], baseline: Entry) -> Table:
     title = f"held-out NLL, {comparison.num_data} data, {_count(len(comparison.seeds), 'seed')}"
     table = Table(
-        title=f"{title}, {study.config.budget}; in nats per datum",
+        title=f"{title}, {study.config.budget}; nats per datum; differences from {baseline.short}",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=0,
     )
     table.add_column("", justify="right")
-    table.add_column("objective", overflow="fold")
+    table.add_column("objective", overflow="fold", min_width=9)
     has_variants = any(entry.variant for entry in comparison.entries)
     tuned = list(study.config.tune)
     for column in (
@@ -282,12 +282,11 @@ def _table(comparison: Comparison, study: Study, ranking: Sequence[Row], baselin
         *(["variant"] if has_variants else []),
         *tuned,
         "NLL",
-        f"less {baseline.objective}@{baseline.num_particles}",
+        "difference",
         "± 95 %",
         "correction",
         "k̂ bad",
         "ESS",
-        "−ELBO",
         "train s",
     ):
         is_text = column == "variant"
@@ -313,15 +312,9 @@ def _table(comparison: Comparison, study: Study, ranking: Sequence[Row], baselin
             "" if scoring["score_method"] == "is" else f"{scoring['shift']:+.3f}",
             f"{100 * scoring['unreliable']:.0f} %",
             f"{scoring['ess_median']:.0f}",
-            f"{_mean(outcomes, 'nelbo'):.2f}",
             f"{sum(outcome.seconds for outcome in outcomes) / len(outcomes):.1f}",
         )
     return table
-
-
-def _mean(outcomes: Sequence[Outcome], name: str) -> float:
-    values = [outcome.figures.get(name, math.nan) for outcome in outcomes]
-    return sum(values) / len(values)
 
 
 def _notes(
@@ -365,8 +358,8 @@ def _of_scores(comparison: Comparison, scoring: Scoring) -> list[str]:
     return [
         *notes,
         f"the error of the score is not known for {_count(len(bad), 'training')}, whose "
-        f"differences are not told, because the diagnostics of its estimates flag too many data: {bad[0]}"
-        f"{', …' if len(bad) > 1 else ''} (--score-method local or ais)",
+        "differences are not told: k̂ or ESS flags more than a tenth of its estimates, as of "
+        f"{bad[0]} (--score-method local or ais)",
     ]
 
 

@@ -84,7 +84,7 @@ def as_data(data: Any) -> Dataset | Arguments:
     if isinstance(data, tuple):
         return Arguments(data)
     known = isinstance(data, Dataset | Arguments | torch.Tensor)
-    return data if known else Dataset.from_array(data)  # type: ignore[return-value]
+    return data if known else Dataset.from_array(data)
 
 
 def check_scoring(held_out: Any, scoring: Scoring) -> None:

@@ -5,7 +5,6 @@ one seed. For each seed all entries see the same batches, and those of one syste
 same weights. All cells are scored on the same N held-out data.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,11 +15,11 @@ from torch import Tensor
 
 from pyroae.comparison.outcomes import Cell, Difference, Entry, Outcome, Point, Row
 from pyroae.comparison.scores import (
-    NORMAL,
     Correction,
     Interval,
     Score,
     common_subset,
+    half_width,
     interval_of,
     interval_of_scores,
     sampling_variance,
@@ -226,7 +225,7 @@ class Comparison:
 
 
 def _scoring_error(pairs: Sequence[tuple[Score, Score]], shifts: Tensor, num_data: int) -> float:
-    """1.96 standard errors of the mean difference for these data, and the biases of the scores."""
+    """Half the 95 % interval of the mean difference for these data, and the scores' biases."""
     biases = sum(one.bias + two.bias for one, two in pairs) / len(pairs)
     noise = (
         torch.stack(
@@ -235,7 +234,7 @@ def _scoring_error(pairs: Sequence[tuple[Score, Score]], shifts: Tensor, num_dat
         / len(pairs) ** 2
     )
     variance = sampling_variance(shifts.mean(0), noise, num_data)
-    return NORMAL * math.sqrt(variance) + biases
+    return half_width(variance, len(shifts[0])) + biases
 
 
 def _best(score: Score) -> Score | Correction:

@@ -107,7 +107,7 @@ class Score:
         if self.correction is None:
             return Interval(0.0, 0.0, 0.0)
         mean = -self.differences.mean().item()
-        half = NORMAL * self.error
+        half = self.margin
         return Interval(mean, mean - half, mean + half)
 
     @cached_property
@@ -151,6 +151,15 @@ class Score:
         return math.hypot(math.sqrt(self._variance), self.bias)
 
     @property
+    def margin(self) -> float:
+        """Half the 95 % interval of `nll` for these N data, in nats per datum."""
+        return half_width(self._variance, self._count) + self.bias
+
+    @property
+    def _count(self) -> int:
+        return len(self.log_px) if self.correction is None else len(self.correction.index)
+
+    @property
     def _variance(self) -> float:
         if self.correction is None:
             return self.se.double().square().mean().item() / len(self.log_px)
@@ -179,6 +188,36 @@ class Score:
         if len(self.correction.index) == len(log_px):
             return self.correction.log_px.double(), log_px.new_zeros(len(index))
         raise DataError("scores are compared where their corrections have the same data")
+
+
+def half_width(variance: float, count: int) -> float:
+    """Return half the 95 % interval of the mean of a sample.
+
+    Args:
+        variance: The variance of the mean.
+        count: The number of data in the sample.
+
+    Returns:
+        Student's quantile times the standard deviation.
+    """
+    return quantile(count) * math.sqrt(variance) if variance > 0 else 0.0
+
+
+def quantile(count: int) -> float:
+    """Return Student's 97.5 % quantile for the mean of a sample.
+
+    Args:
+        count: The number of data in the sample.
+
+    Returns:
+        The quantile with count − 1 degrees of freedom; infinite for one datum.
+
+    >>> round(quantile(60), 3)
+    2.001
+    """
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, count - 1)) if count > 1 else math.inf
 
 
 def sampling_variance(differences: Tensor, noise: Tensor, num_data: int) -> float:
@@ -232,8 +271,6 @@ def interval_of(
     >>> round(mean.value, 3), round(mean.high - mean.value, 2)
     (2.25, 3.37)
     """
-    from scipy.stats import t
-
     values = values.double()
     seeds, data = values.shape
     means, over_data = values.mean(1), values.mean(0)
@@ -244,10 +281,10 @@ def interval_of(
         count = len(shift)
         if bool((shift != shift[0]).any()):
             both = torch.cov(torch.stack([over_data[index], shift])).tolist()
-            squared += t.ppf(0.975, count - 1) ** 2 * both[1][1] / count
+            squared += quantile(count) ** 2 * both[1][1] / count
             squared = max(0.0, squared + NORMAL**2 * 2 * both[0][1] / data)
     if seeds > 1:
-        squared += (t.ppf(0.975, seeds - 1) ** 2 * means.var() / seeds).item()
+        squared += (quantile(seeds) ** 2 * means.var() / seeds).item()
     half, mean = math.sqrt(squared), values.mean().item()
     if corrections is not None:
         mean += corrections.double().mean().item()

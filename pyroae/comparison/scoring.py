@@ -29,6 +29,9 @@ from pyroae.runtime.randomness import fork_random
 from pyroae.training.trainer import FitResult
 from pyroae.weights import log_weights
 
+LOCAL_DRAWS = 1000
+"""The least number of draws per datum from the fitted Gaussians of the method `local`."""
+
 
 def first_of(data: Dataset | Arguments | Tensor, count: int | None) -> Any:
     """Return the first data of a set.
@@ -133,7 +136,7 @@ def _locally(system: System, x: tuple[Tensor, ...], scoring: Scoring, progress: 
         system.model,
         Local(system.guide),
         x,
-        num_particles=scoring.num_particles,
+        num_particles=max(LOCAL_DRAWS, scoring.num_particles),
         seed=scoring.seed,
         progress=progress,
     )

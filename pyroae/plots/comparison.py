@@ -186,8 +186,8 @@ def _tuning_line(axes: Axes, tuning: Tuning, entry: str, name: str, colour: str)
     for value, nll in line:
         axes.plot([value, value], [nll.low, nll.high], color=colour, linewidth=0.8)
     assert best.nll is not None
-    circle = {"color": colour, "fillstyle": "none", "markersize": 9}
-    axes.plot(best.settings[name], best.nll.value, "o", **circle)
+    at_best = (best.settings[name], best.nll.value)
+    axes.plot(*at_best, "o", color=colour, fillstyle="none", markersize=9)
 
 
 def _label(axes: Axes, name: str) -> None:

@@ -64,7 +64,7 @@ def comparison_to_datatree(comparison: Comparison, baseline: Entry | None = None
         "baseline": str(baseline),
         "units": "nats per datum; seconds and decoder evaluations of training",
     }
-    groups = {
+    groups: dict[str, tuple[dict[str, Getter], dict[Any, Any], list[str], str]] = {
         "outcomes": (_outcome_values(comparison), outcomes, list(coords), "datum"),
         "corrections": (_correction_values(comparison), outcomes, list(coords), "subset"),
         "differences": (_difference_values(), gaps, [n for n in coords if n != "seed"], ""),

@@ -206,7 +206,7 @@ def outcomes(study: Path) -> dict[str, torch.Tensor]:
     for file in sorted(study.glob("*/outcome.safetensors")):
         outcome = read_outcome(file, Cell("", 1, 0))
         assert isinstance(outcome, Outcome), outcome
-        found[file.parent.name] = outcome.log_px
+        found[file.parent.name] = outcome.score.log_px
     return found
 
 

@@ -21,9 +21,10 @@ from pyroae.comparison.results import (
     indistinct,
     interval_of,
 )
+from pyroae.comparison.scores import Score
 from pyroae.errors import ConfigError, DataError
-from pyroae.inference_data import comparison_to_datatree
 from pyroae.plots.comparison import differences, learning_curves
+from pyroae.studies.comparison_tree import comparison_to_datatree
 
 NAMES = ("trace-elbo", "iwae", "dreg")
 
@@ -39,8 +40,7 @@ def outcome(
     figures = {"nelbo": 90.0 + seed, "rate": 20.0, "distortion": 70.0 + seed, "active_units": 5}
     return Outcome(
         Cell(name, k, seed),
-        log_px,
-        torch.full_like(log_px, 0.1),
+        Score(log_px, torch.full_like(log_px, 0.1), reliable=torch.ones(len(log_px))),
         figures,
         3,
         30,
@@ -133,7 +133,7 @@ def test_differences_are_paired() -> None:
     apart = comparison.nll(one)
     assert apart.high - apart.low > 5
     by_hand = [
-        (other_o.log_px - one_o.log_px).mean().item()
+        (other_o.score.log_px - one_o.score.log_px).mean().item()
         for one_o, other_o in zip(comparison.of(one), comparison.of(other), strict=True)
     ]
     assert found.per_seed.tolist() == pytest.approx(by_hand, rel=1e-12)
@@ -251,7 +251,7 @@ def test_datatree_holds_the_outcomes() -> None:
     assert dict(found.sizes) == {"objective": 3, "particles": 2, "seed": 3, "datum": 50}
     for o in comparison.outcomes:
         at = {"objective": o.cell.objective, "particles": o.cell.num_particles, "seed": o.cell.seed}
-        assert found["log_px"].sel(at).values.tolist() == o.log_px.tolist()
+        assert found["log_px"].sel(at).values.tolist() == o.score.log_px.tolist()
         assert found["nll"].sel(at).item() == o.nll
         assert found["active_units"].sel(at).item() == 5
         assert curves["nll"].sel(at).values[: len(o.curve)].tolist() == [p.nll for p in o.curve]

@@ -17,17 +17,18 @@ from torch import Tensor
 from pyroae import TrainConfig, fit, load, log_likelihood, zoo
 from pyroae.comparison.budget import Budget
 from pyroae.comparison.cell_files import CellDirectory
+from pyroae.comparison.curves import Curve
 from pyroae.comparison.results import Cell, Comparison, Entry
-from pyroae.comparison.scoring import Scoring
-from pyroae.comparison.trainings import Curve, compare_training
+from pyroae.config import Scoring
 from pyroae.data.dataset import Dataset
 from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, DataError, ProgramError, UndefinedLikelihoodError
 from pyroae.nn import MLP
 from pyroae.objectives import OBJECTIVES
 from pyroae.objectives.named import dreg, iwae, vimco
+from pyroae.studies.trainings import compare_training
 
-SCORING = Scoring(num_particles=50, num_data=40)
+SCORING = Scoring(num_particles=50, num_data=40, method="is")
 SMALL: dict[str, Any] = {"latent": 2, "encoder": MLP((8,))}
 
 
@@ -55,10 +56,10 @@ def test_estimators_that_are_one_have_one_outcome(digits: Splits) -> None:
     found = compared(digits, ("trace-elbo", "iwae"))
     one, other = (found.of(Entry(name, 1)) for name in ("trace-elbo", "iwae"))
     for a, b in zip(one, other, strict=True):
-        assert a.log_px.equal(b.log_px)
+        assert a.score.log_px.equal(b.score.log_px)
         assert [p.nll for p in a.curve] == [p.nll for p in b.curve]
     assert found.difference(Entry("iwae", 1), Entry("trace-elbo", 1)).estimate == (0, 0, 0)
-    assert not one[0].log_px.equal(one[1].log_px)
+    assert not one[0].score.log_px.equal(one[1].score.log_px)
 
 
 def test_a_cell_is_fit_and_log_likelihood(digits: Splits) -> None:
@@ -76,10 +77,9 @@ def test_a_cell_is_fit_and_log_likelihood(digits: Splits) -> None:
     )
     assert digits.test is not None
     likelihood = log_likelihood(vae.model, vae.guide, digits.test.x[:40], num_particles=50, seed=0)
-    assert found.log_px.equal(likelihood.log_px)
-    assert found.log_px_se.equal(likelihood.se)
+    assert found.score.log_px.equal(likelihood.log_px)
+    assert found.score.se.equal(likelihood.se)
     assert found.nll == likelihood.nll
-    assert found.monte_carlo_se == likelihood.monte_carlo_se
     assert (found.epochs, found.steps, found.evaluations) == (2, 60, 4 * 2 * len(digits.train))
     assert [point.epoch for point in found.curve] == [1, 2]
     assert digits.valid is not None
@@ -155,13 +155,13 @@ def test_an_interrupted_comparison_resumes(
 
     monkeypatch.setattr(CellDirectory, method, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        compared(digits, ("iwae",), ks=(4,), path=tmp_path)
-    resumed = compared(digits, ("iwae",), ks=(4,), path=tmp_path)
+        compared(digits, ("iwae",), ks=(4,), out=tmp_path)
+    resumed = compared(digits, ("iwae",), ks=(4,), out=tmp_path)
     monkeypatch.setattr("pyroae.comparison.cells.fit", pytest.fail)
-    again = compared(digits, ("iwae",), ks=(4,), path=tmp_path)
+    again = compared(digits, ("iwae",), ks=(4,), out=tmp_path)
     for comparison in (resumed, again):
         for one, other in zip(whole.outcomes, comparison.outcomes, strict=True):
-            assert one.log_px.equal(other.log_px)
+            assert one.score.log_px.equal(other.score.log_px)
             assert one.figures == other.figures
             assert [p.nll for p in one.curve] == [p.nll for p in other.curve]
 
@@ -181,27 +181,27 @@ def test_seeds_in_one_graph_resume_together(
 
     monkeypatch.setattr(CellDirectory, "finish", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        compared(digits, ("iwae",), config=config, path=tmp_path)
-    resumed = compared(digits, ("iwae",), config=config, path=tmp_path)
+        compared(digits, ("iwae",), config=config, out=tmp_path)
+    resumed = compared(digits, ("iwae",), config=config, out=tmp_path)
     for one, other in zip(whole.outcomes, resumed.outcomes, strict=True):
-        assert one.log_px.equal(other.log_px)
+        assert one.score.log_px.equal(other.score.log_px)
 
 
 def test_a_directory_of_another_comparison(digits: Splits, tmp_path: Path) -> None:
-    compared(digits, ("iwae",), seeds=(0,), budget=Budget("epochs", 1), path=tmp_path)
+    compared(digits, ("iwae",), seeds=(0,), budget=Budget("epochs", 1), out=tmp_path)
     with pytest.raises(ConfigError, match=r"iwae-k1-seed0' was trained with other settings"):
-        compared(digits, ("iwae",), seeds=(0,), budget=Budget("epochs", 2), path=tmp_path)
+        compared(digits, ("iwae",), seeds=(0,), budget=Budget("epochs", 2), out=tmp_path)
 
 
 def test_a_damaged_state_gives_way_to_the_one_before(
     digits: Splits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = compared(digits, ("iwae",), seeds=(0,), path=tmp_path)
+    whole = compared(digits, ("iwae",), seeds=(0,), out=tmp_path)
     (tmp_path / "iwae-k1-seed0" / "outcome.safetensors").unlink()
     (tmp_path / "iwae-k1-seed0" / "checkpoints" / "last.safetensors").write_bytes(b"damaged")
-    resumed = compared(digits, ("iwae",), seeds=(0,), path=tmp_path)
+    resumed = compared(digits, ("iwae",), seeds=(0,), out=tmp_path)
     assert "resuming from the end of epoch 1" in capsys.readouterr().out
-    assert whole.outcomes[0].log_px.equal(resumed.outcomes[0].log_px)
+    assert whole.outcomes[0].score.log_px.equal(resumed.outcomes[0].score.log_px)
 
 
 # Programs of one's own.
@@ -235,8 +235,10 @@ def test_programs_with_parameters_in_the_store() -> None:
     pyro.param("weight", torch.tensor(7.0))
     found = compare_training(
         programs,
-        (x[:400], x[400:]),
+        None,
         {"iwae": iwae, "dreg": dreg, "vimco": vimco},
+        train=x[:400],
+        held_out=x[400:],
         ks=(4,),
         seeds=(0, 1),
         budget=Budget("epochs", 60),
@@ -254,7 +256,7 @@ def test_programs_with_parameters_in_the_store() -> None:
             assert outcome.nll == pytest.approx(best, abs=0.02)
             assert outcome.curve[0].nll > best + 0.2
             assert "active_units" not in outcome.figures
-    assert len({outcome.log_px.sum().item() for outcome in found.outcomes}) == 6
+    assert len({outcome.score.log_px.sum().item() for outcome in found.outcomes}) == 6
 
 
 # Refusals, before any step.
@@ -291,7 +293,7 @@ def test_refusals(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
         )
     with pytest.raises(DataError, match="no test part"):
         compared(Splits(digits.train, digits.valid, None, "", "dynamic"), ("iwae",))
-    with pytest.raises(DataError, match="a pair of training and held-out data"):
+    with pytest.raises(DataError, match="a comparison takes Splits, or its data by name"):
         compare_training(
             partial(zoo.vae, 4, 2),
             torch.ones(3, 4),  # type: ignore[arg-type]
@@ -309,7 +311,8 @@ def test_held_out_data_of_another_width(digits: Splits) -> None:
     ):
         compare_training(
             partial(zoo.vae, digits.train, **SMALL),
-            (digits.train, other),
-            {"iwae": iwae},
+            objectives={"iwae": iwae},
+            train=digits.train,
+            held_out=other,
             budget=Budget("epochs", 1),
         )

@@ -16,17 +16,17 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyroae import TrainConfig, fit, load, zoo
 from pyroae.comparison.budget import Budget
-from pyroae.comparison.scoring import Scoring
-from pyroae.comparison.trainings import compare_training
 from pyroae.compilation.codegen import Recorded
 from pyroae.compilation.ensemble import Ensemble, Stream, _Batched
 from pyroae.compilation.noise_inputs import NotLiftedError, lift_draws
 from pyroae.compilation.svi import Compiled
+from pyroae.config import Scoring
 from pyroae.data.dataset import Dataset
 from pyroae.errors import ConfigError, NonFiniteLossError
 from pyroae.nn import MLP
 from pyroae.objectives import OBJECTIVES, TraceELBO
 from pyroae.objectives.named import iwae
+from pyroae.studies.trainings import compare_training
 from pyroae.training.lockstep import fit_ensemble, is_worth_batching
 from pyroae.training.state import State
 from pyroae.training.trainer import FitResult
@@ -515,13 +515,15 @@ def test_a_comparison_trains_its_seeds_at_once(monkeypatch: pytest.MonkeyPatch) 
     found = [
         compare_training(
             SYSTEMS["vae"],
-            parts,
+            None,
             {"iwae": iwae, "trace-elbo": lambda k: TraceELBO(num_particles=k)},
+            train=parts[0],
+            held_out=parts[1],
             ks=(2,),
             seeds=SEEDS[:2],
             budget=Budget("epochs", 2),
             config=config_of(keep="last", compile=compiled),
-            scoring=Scoring(num_particles=20, num_data=None),
+            scoring=Scoring(num_particles=20, num_data=None, method="is"),
             progress=False,
         )
         for compiled in (True, False)
@@ -529,7 +531,7 @@ def test_a_comparison_trains_its_seeds_at_once(monkeypatch: pytest.MonkeyPatch) 
     assert made == [2, 2]
     assert [o.cell for o in found[0].outcomes] == [o.cell for o in found[1].outcomes]
     for one, other in zip(found[0].outcomes, found[1].outcomes, strict=True):
-        torch.testing.assert_close(one.log_px, other.log_px, rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(one.score.log_px, other.score.log_px, rtol=1e-7, atol=1e-7)
         assert [p.nll for p in one.curve] == pytest.approx([p.nll for p in other.curve], rel=1e-8)
         assert (one.epochs, one.steps, one.evaluations) == (
             other.epochs,

@@ -273,8 +273,9 @@ def test_evaluate_refuses_in_words(line: Line) -> None:
 def test_comparisons_and_ensembles_take_tuples() -> None:
     found = compare_training(
         Line,
-        ((X, Y), (X + 0.1, Y)),
-        {"iwae": iwae},
+        objectives={"iwae": iwae},
+        train=(X, Y),
+        held_out=(X + 0.1, Y),
         ks=(2,),
         seeds=(0, 1),
         budget=Budget("epochs", 2),
@@ -301,14 +302,13 @@ def test_a_comparison_of_autoencoders_takes_one_tensor() -> None:
         "seeds": (0,),
         "budget": Budget("epochs", 1),
         "progress": False,
+        "objectives": {"iwae": iwae},
+        "config": TrainConfig(batch_size=3, keep="last"),
+        "scoring": Scoring(num_particles=10),
     }
     make = partial(zoo.ppca, 2, latent=1)
-    config, scoring = TrainConfig(batch_size=3, keep="last"), Scoring(num_particles=10)
     found = [
-        compare_training(make, data, {"iwae": iwae}, config=config, scoring=scoring, **options)
-        .outcomes[0]
-        .nll
-        for data in ((X, X), ((X,), (X,)))
+        compare_training(make, train=x, held_out=x, **options).outcomes[0].nll for x in (X, (X,))
     ]
     assert found[0] == found[1]
 

@@ -18,7 +18,7 @@ from pyroae.cli import main
 from pyroae.commands.compare import executor_of
 from pyroae.comparison.cell_files import read_outcome
 from pyroae.comparison.results import Cell, Outcome
-from pyroae.comparison.scoring import Scoring
+from pyroae.config import Scoring
 from pyroae.errors import ConfigError, DataError, RunError
 from pyroae.runs.contents import versions
 from pyroae.runs.run import Run
@@ -82,8 +82,8 @@ def assert_alike(one: Path, other: Path) -> None:
             assert cells[0] == cells[1]
             continue
         assert isinstance(cells[1], Outcome)
-        assert cells[0].log_px.equal(cells[1].log_px)
-        assert cells[0].log_px_se.equal(cells[1].log_px_se)
+        assert cells[0].score.log_px.equal(cells[1].score.log_px)
+        assert cells[0].score.se.equal(cells[1].score.se)
         weights = [Run(path / name).autoencoder("last").state_dict() for path in (one, other)]
         assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
         for file in ("metrics.csv", "curve.csv"):
@@ -215,7 +215,7 @@ def test_a_worker_goes_on_from_what_was_sent(
     )
     assert isinstance(one, Outcome)
     assert isinstance(other, Outcome)
-    assert one.log_px.equal(other.log_px)
+    assert one.score.log_px.equal(other.score.log_px)
     assert [point[3:] for point in one.curve] == [point[3:] for point in other.curve]
 
 
