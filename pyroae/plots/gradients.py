@@ -69,8 +69,8 @@ def gradient_curves(
     floor = 0.8 / math.sqrt(min(replicates for replicates, _ in every))
     for (ratios, variances, costs), group in zip(panels.T, groups, strict=True):
         shown = {name: of_group[group] for name, of_group in curves.items()}
-        size = len(next(iter(shown.values())).statistics[0].mean)
-        ratios.set_title(f"{NAMES.get(group, group)}: {size:,} parameters", fontsize="medium")
+        count = len(next(iter(shown.values())).statistics[0].mean)
+        ratios.set_title(f"{NAMES.get(group, group)}: {count:,} parameters", fontsize="medium")
         _draw_ratios(ratios, shown, styles)
         _draw_variances(variances, shown, styles)
         _draw_costs(costs, shown, styles)

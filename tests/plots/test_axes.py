@@ -138,7 +138,8 @@ def test_draws_into_the_axes_that_are_given(name: str) -> None:
 def test_draws_into_a_subfigure(name: str) -> None:
     count, plot = examples()[name]
     figure = Figure(figsize=(12, 5), layout="constrained")
-    left, right = np.ravel(figure.subfigures(1, 2))
+    halves: Any = figure.subfigures(1, 2)
+    left, right = halves
     assert plot(left) is figure
     assert len(left.axes) >= count
     assert not right.axes
