@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyroae.errors import ConfigError, DataError
+from pyroae.runtime.short_repr import short_repr
 
 NORMAL = 1.959964
 """The 97.5 % quantile of the standard normal distribution."""
@@ -102,6 +103,8 @@ class Outcome:
     seconds: float
     curve: tuple[Point, ...] = ()
 
+    __repr__ = short_repr("nll")
+
     @property
     def nll(self) -> float:
         """The NLL of the held-out data, −mean log p(x), in nats per datum."""
@@ -152,6 +155,8 @@ class Difference:
     per_seed: Tensor
     over_data: bool
 
+    __repr__ = short_repr()
+
 
 class Row(NamedTuple):
     """An entry of a ranking.
@@ -190,6 +195,8 @@ class Comparison:
     """
 
     outcomes: tuple[Outcome, ...]
+
+    __repr__ = short_repr("entries", "seeds")
 
     def __post_init__(self) -> None:
         if not self.outcomes:
