@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pyroae.compilation.svi import Compiled, compile
     from pyroae.config import RunConfig, Scoring, TrainConfig
     from pyroae.data import Dataset, Splits, load
+    from pyroae.elpd import to_elpd
     from pyroae.errors import PyroaeError
     from pyroae.evaluation import (
         BDMC,
@@ -85,6 +86,7 @@ _HOMES = {
     "pyroae.data": ["Dataset", "Splits", "load"],
     "pyroae.runs.loading": ["LoadedRun", "load_run"],
     "pyroae.runtime.processes": ["Share"],
+    "pyroae.elpd": ["to_elpd"],
     "pyroae.errors": ["PyroaeError"],
     "pyroae.evaluation": [
         "BDMC",
@@ -203,6 +205,7 @@ __all__ = [
     "quadrature",
     "testing",
     "to_datatree",
+    "to_elpd",
     "widened",
     "zoo",
 ]

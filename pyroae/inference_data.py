@@ -66,14 +66,16 @@ def to_datatree(
 ) -> "DataTree":
     """Draw from the guide at each datum, and return draws and log-weights as a DataTree.
 
-    The draws are from the guide, not from the posterior: weight them by exp(log_weight).
+    The draws are from the guide, not from the posterior: weight them by exp(log_weight). There is
+    no group log_likelihood, and `arviz.loo` refuses the tree: as z is local, leaving out x_n would
+    estimate p(x_n) by the harmonic mean of p(x_n|z), which is wrong under the guide and has a large
+    or infinite variance under the posterior. `to_elpd` gives ArviZ the held-out log p(x).
 
     The groups are
 
     - posterior: latent sites, with the dimensions chain, draw, datum, one for each nested plate,
       and latent;
-    - log_likelihood: log p(x|z);
-    - sample_stats: log_weight, log_prior and log_post;
+    - sample_stats: log_weight = log_lik + log_prior − log_post, with log_lik = log p(x|z);
     - observed_data: the tensors among the arguments, with the dimensions datum and pixel, by their
       names in dicts and as keyword arguments, otherwise x, x_1, …;
     - per_datum: `statistics`;
@@ -124,12 +126,10 @@ def to_datatree(
     tree = arviz_base.from_dict(
         {
             "posterior": draws,
-            "log_likelihood": {"x": densities.pop("log_lik")},
             "sample_stats": densities,
             "observed_data": observed,
         },
         dims={
-            "x": ["datum"],
             **_latent_dims(draws, parts[0][2]),
             **{name: ["datum", _pixel_dim(name, v, width)] for name, v in observed.items()},
             **{name: ["datum"] for name in densities},

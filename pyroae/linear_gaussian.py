@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal
 
 from pyroae.errors import ConfigError
+from pyroae.runtime.short_repr import short_repr
 
 
 def posterior(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,6 +98,8 @@ class PrincipalSubspace:
     scale: Tensor
     log_px: float
     discarded: float
+
+    __repr__ = short_repr()
 
 
 def maximum_likelihood(x: Tensor, latent: int) -> PrincipalSubspace:

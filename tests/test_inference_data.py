@@ -45,7 +45,7 @@ def test_holds_draws_weights_data_and_labels(tmp_path: Path) -> None:
     assert values(tree, "posterior", "z").dims == ("chain", "draw", "datum", "latent")
     assert values(tree, "posterior", "z").shape == (1, 7, 20, 3)
     np.testing.assert_allclose(
-        values(tree, "log_likelihood", "x")[0], weights.log_lik.detach(), rtol=1e-6
+        values(tree, "sample_stats", "log_lik")[0], weights.log_lik.detach(), rtol=1e-6
     )
     np.testing.assert_allclose(
         values(tree, "sample_stats", "log_weight")[0],
@@ -140,3 +140,22 @@ def test_simulated_data_have_no_labels_of_the_data() -> None:
     assert np.asarray(tree["posterior"]["label"]).tolist() == [0, 1, 2]
     assert "label" not in tree["simulated"].coords
     assert tree["simulated"]["lower"].shape == (5,)
+
+
+def test_loo_refuses_the_tree(tmp_path: Path) -> None:
+    """With parameters fixed and z local it would be a harmonic mean; also when read from a file."""
+    system, x = zoo.ppca(4, latent=2, exact=True), torch.randn(20, 4)
+    tree: Any = to_datatree(system.model, system.guide, x, num_draws=50, seed=0)
+    tree.to_netcdf(tmp_path / "evaluation.nc", engine="h5netcdf")
+    again = arviz.from_netcdf(tmp_path / "evaluation.nc")
+    for one in (tree, again):
+        assert not any("log_likelihood" in name for name in one.groups)
+        with pytest.raises(TypeError, match="log likelihood not found"):
+            arviz.loo(one)
+        with pytest.raises(TypeError, match="Encountered error"):
+            arviz.compare({"one": one, "other": one})
+    parts = tree["sample_stats"]
+    np.testing.assert_allclose(
+        parts["log_weight"], parts["log_lik"] + parts["log_prior"] - parts["log_post"], rtol=1e-5
+    )
+    again.close()

@@ -12,6 +12,7 @@ from pyroae.config import TrainConfig
 from pyroae.evaluation.blocks import Data
 from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.programs.pair import System, like_parameters
+from pyroae.runtime.short_repr import short_repr
 from pyroae.training.state import State
 
 CURVE_POINTS = 40
@@ -45,6 +46,8 @@ class Curve:
     config: TrainConfig
     num_data: int
     points: list[Point] = field(default_factory=list)
+
+    __repr__ = short_repr()
 
     def after_epoch(self, state: State) -> None:
         """Add a point if the last one is far enough back, or at the last epoch.

@@ -27,6 +27,7 @@ from pyroae.comparison.scores import (
 from pyroae.comparison.tables import latex, ranking_table
 from pyroae.comparison.tuning import Tuning
 from pyroae.errors import ConfigError, DataError
+from pyroae.runtime.short_repr import short_repr
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -70,6 +71,8 @@ class Comparison:
 
     outcomes: tuple[Outcome, ...]
     tuning: Tuning | None = None
+
+    __repr__ = short_repr("entries", "seeds")
 
     def __post_init__(self) -> None:
         if not self.outcomes:

@@ -29,6 +29,7 @@ from pyroae.programs.arguments import flatten_arguments, unflatten_arguments
 from pyroae.programs.pair import Pair, System, same_buffers, system_of
 from pyroae.programs.sites import Program
 from pyroae.runtime.randomness import fork_random
+from pyroae.runtime.short_repr import short_repr
 
 Key = tuple[Any, ...]
 """The properties of arguments and programs that a graph is made for."""
@@ -580,6 +581,8 @@ class Traced:
     where: list[int]
     reached: list[bool]
     update: Update | None
+
+    __repr__ = short_repr()
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from pyroae.data.preprocessing import (
 from pyroae.data.sources import read
 from pyroae.data.streaming import Stream
 from pyroae.errors import DataError
+from pyroae.runtime.short_repr import short_repr
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Dataset:
     dynamic: bool = False
     stream: Stream | None = field(default=None, repr=False)
 
+    __repr__ = short_repr()
+
     def __len__(self) -> int:
         return len(self.x if self.stream is None else self.stream)
 
@@ -76,8 +79,13 @@ class Dataset:
             ConfigError: If `value_range` is not a pair of numbers in ascending order.
 
         >>> Dataset.from_array(np.array([[[0, 255], [51, 0]]], dtype=np.uint8))
-        Dataset(name='array', x=tensor([[0.0000, 1.0000, 0.2000, 0.0000]]), shape=(2, 2),
-        labels=None, dynamic=False)
+        Dataset(
+            name='array',
+            x=Tensor[1, 4] float32 (0, 1, 0.2, 0),
+            shape=(2, 2),
+            labels=None,
+            dynamic=False,
+        )
         """
         source = read(values)
         if source.test is not None:

@@ -18,6 +18,7 @@ from pyroae.data.storage import Stored
 from pyroae.data.streaming import Stream
 from pyroae.errors import ConfigError, DataError, unknown_name
 from pyroae.programs.arguments import Arguments
+from pyroae.runtime.short_repr import short_repr
 
 Binarization = Literal["none", "threshold", "dynamic", "static"]
 
@@ -39,6 +40,8 @@ class Splits:
     test: Dataset | None
     fingerprint: str
     binarize: str
+
+    __repr__ = short_repr()
 
 
 def load(

@@ -21,6 +21,7 @@ from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import Program, Site, base_distribution
 from pyroae.programs.traces import run
 from pyroae.runtime.randomness import fork_random
+from pyroae.runtime.short_repr import short_repr
 from pyroae.weights import reduce_log_weights
 
 DRAWS_OF_MEAN = 64
@@ -57,6 +58,8 @@ class Diagnostics:
     activity: Tensor
     threshold: float
     is_share: Tensor | None = None
+
+    __repr__ = short_repr("active_units")
 
     @property
     def nelbo(self) -> Tensor:

@@ -19,6 +19,7 @@ from pyroae.programs.masks import mask_of, where_unmasked
 from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import Program, Site, base_distribution
 from pyroae.programs.traces import at_values, run
+from pyroae.runtime.short_repr import short_repr
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class LogJoint:
 
     log_prior: Tensor
     log_lik: Tensor
+
+    __repr__ = short_repr()
 
     @property
     def total(self) -> Tensor:

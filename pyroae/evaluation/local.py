@@ -17,6 +17,7 @@ from pyroae.programs.particle_check import plate_nesting
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import prior_of
 from pyroae.runtime.randomness import fork_random
+from pyroae.runtime.short_repr import short_repr
 
 Family = Literal["diagonal", "full-rank"]
 """The covariance of a local Gaussian."""
@@ -72,6 +73,8 @@ class LocalGaussian:
     gain_se: Tensor
     steps: int
     active: Tensor | None = None
+
+    __repr__ = short_repr()
 
     def draw(self, num_particles: int, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draw u = loc + L ε.

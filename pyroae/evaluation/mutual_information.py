@@ -23,6 +23,7 @@ from pyroae.programs.sites import Program, base_distribution
 from pyroae.programs.traces import log_post_of, run
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.randomness import fork_random
+from pyroae.runtime.short_repr import short_repr
 from pyroae.weights import reduce_log_weights
 
 
@@ -37,6 +38,8 @@ class Estimate:
 
     value: float
     se: float
+
+    __repr__ = short_repr()
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -84,6 +87,8 @@ class Information:
     units: tuple[Unit, ...]
     num_data: int
     seconds: float
+
+    __repr__ = short_repr()
 
     @property
     def elbo(self) -> float:

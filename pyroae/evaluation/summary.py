@@ -29,6 +29,7 @@ from pyroae.programs.arguments import Structure, structure_of
 from pyroae.programs.pair import System
 from pyroae.programs.sites import Program
 from pyroae.runtime.processes import WHOLE, Share
+from pyroae.runtime.short_repr import short_repr
 
 ELBO_DRAWS = 10
 """The number of draws per datum for rate and distortion."""
@@ -84,6 +85,8 @@ class Evaluation:
     gaps: Gaps | None = None
     information: Information | None = None
     undefined: str = ""
+
+    __repr__ = short_repr()
 
     def sandwich(self) -> dict[str, tuple[float, float]]:
         """Collect the bounds and estimates of the mean log p(x), from the loosest up.

@@ -18,6 +18,7 @@ from torch import Tensor
 from pyroae.errors import ConfigError
 from pyroae.objectives.bounds import ELBO, IWAE, TVO, BoundFunction
 from pyroae.registry import Registry
+from pyroae.runtime.short_repr import short_repr
 
 GRADIENTS: "Registry[Gradient]" = Registry("gradient")
 """The table of gradients by name."""
@@ -43,6 +44,8 @@ class Coefficients:
     whole: Tensor | None = None
     score: Tensor | None = None
     learning: Tensor | None = None
+
+    __repr__ = short_repr()
 
 
 class Gradient(ABC):

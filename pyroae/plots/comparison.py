@@ -12,13 +12,16 @@ from matplotlib.ticker import MaxNLocator
 from pyroae.comparison.results import Comparison, Entry
 from pyroae.comparison.tuning import Tuning
 from pyroae.errors import DataError
+from pyroae.plots.canvas import Target, canvas
 from pyroae.plots.drawing import GREY, INK, RUNS, plain
 
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 """Dashes of lines, by the rank of K."""
 
 
-def differences(comparison: Comparison, baseline: Entry | None = None) -> Figure:
+def differences(
+    comparison: Comparison, baseline: Entry | None = None, *, ax: Target | None = None
+) -> Figure:
     """Draw the NLL of each entry less that of the baseline, with 95 % intervals.
 
     The best entry is on top. Grey dots are the differences of single seeds, in nats per datum.
@@ -26,6 +29,7 @@ def differences(comparison: Comparison, baseline: Entry | None = None) -> Figure
     Args:
         comparison: The outcomes of all trainings.
         baseline: The entry that is subtracted; None takes the first.
+        ax: The Axes to draw into; None for a new figure.
 
     Returns:
         The figure.
@@ -50,8 +54,8 @@ def differences(comparison: Comparison, baseline: Entry | None = None) -> Figure
     if not rows:
         raise DataError(f"there is nothing to compare with the baseline, {baseline}")
     colours = _colours(comparison)
-    figure = Figure((6.4, 1.1 + 0.34 * len(rows)), dpi=150, layout="constrained")
-    axes = plain(figure.subplots())
+    place = canvas(ax, (6.4, 1.1 + 0.34 * len(rows)))
+    axes = plain(place.panels[0])
     axes.axvline(0, color=INK, linewidth=0.8)
     for i, row in enumerate(rows):
         per_seed, estimate = row.from_baseline.per_seed, row.from_baseline.estimate
@@ -65,10 +69,10 @@ def differences(comparison: Comparison, baseline: Entry | None = None) -> Figure
         ylim=(len(rows) - 0.5, -0.5),
         xlabel=f"NLL less that of {baseline}, nats per datum: left is better",
     )
-    return figure
+    return place.figure
 
 
-def learning_curves(comparison: Comparison) -> Figure:
+def learning_curves(comparison: Comparison, *, ax: Target | None = None) -> Figure:
     """Draw the NLL of validation data against epochs, seconds and decoder evaluations.
 
     Each training has one line: its colour is the objective and variant, its dashes are K. The
@@ -76,6 +80,7 @@ def learning_curves(comparison: Comparison) -> Figure:
 
     Args:
         comparison: The outcomes of all trainings, with their learning curves.
+        ax: Three Axes or a SubFigure to draw into; None for a new figure.
 
     Returns:
         The figure, with three panels.
@@ -88,10 +93,8 @@ def learning_curves(comparison: Comparison) -> Figure:
         raise DataError("there are no learning curves to draw")
     colours, ks = _colours(comparison), sorted({outcome.cell.num_particles for outcome in curves})
     dashes = dict(zip(ks, cycle(DASHES), strict=False))
-    figure = Figure((11.4, 3.9), dpi=150, layout="constrained")
-    for axes, name in zip(
-        figure.subplots(1, 3, sharey=True), ("epoch", "seconds", "evaluations"), strict=True
-    ):
+    place = canvas(ax, (11.4, 3.9), 1, 3, sharey=True)
+    for axes, name in zip(place.panels, ("epoch", "seconds", "evaluations"), strict=True):
         for outcome in curves:
             along = [getattr(point, name) for point in outcome.curve]
             style = {
@@ -106,10 +109,10 @@ def learning_curves(comparison: Comparison) -> Figure:
                 **style,
             )
         _label(axes, name)
-    figure.axes[0].set_ylabel("validation NLL, nats per datum")
-    figure.axes[0].set_ylim(
-        *_limits([[point.nll for point in outcome.curve] for outcome in curves])
-    )
+    place.panels[0].set_ylabel("validation NLL, nats per datum")
+    limits = _limits([[point.nll for point in outcome.curve] for outcome in curves])
+    for axes in place.panels:
+        axes.set_ylim(*limits)
     handles = [
         Line2D([], [], color=colour, linewidth=3, label=objective)
         for objective, colour in colours.items()
@@ -119,15 +122,8 @@ def learning_curves(comparison: Comparison) -> Figure:
             Line2D([], [], color=INK, linewidth=1.2, linestyle=dashes[k], label=f"K = {k}")
             for k in ks
         ]
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=6,
-        frameon=False,
-        fontsize="small",
-        handlelength=3,
-    )
-    return figure
+    place.legend(handles, "outside lower center", ncols=6, fontsize="small", handlelength=3)
+    return place.figure
 
 
 def tuning_curves(tuning: Tuning) -> Figure:

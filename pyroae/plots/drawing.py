@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -174,7 +173,6 @@ def draw_datum(
         return
     plain(axes).plot(value, color=BLUE, linewidth=1)
     axes.set(xlabel="feature")
-    axes.label_outer()
 
 
 def draw_image(axes: Axes, image: np.ndarray, limits: tuple[float, float], colours: str) -> None:
@@ -290,31 +288,11 @@ def label_colours(count: int) -> list[str]:
     ]
 
 
-def label_legend(axes: Axes, names: np.ndarray, colours: list[str]) -> None:
-    """Add a legend of labels beside the axes; a colour bar of ranks for more than 20.
-
-    Args:
-        axes: The axes, with their figure.
-        names: The labels, sorted.
-        colours: Their colours.
-    """
-    if len(names) <= 20:
-        handles = [
-            Patch(color=colour, label=str(name))
-            for name, colour in zip(names, colours, strict=True)
-        ]
-        axes.figure.legend(
-            handles=handles, loc="outside right center", frameon=False, handlelength=1
-        )
-        return
-    colour_map = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(1, len(names)), "viridis")
-    axes.figure.colorbar(
-        colour_map, ax=axes, label=f"label, by rank, from {names[0]} to {names[-1]}"
-    )
-
-
 def save(figure: Figure, path: Path) -> None:
     """Write a figure to a file, completely or not at all.
+
+    A PDF has its text as text (TrueType fonts) and no creation date: equal figures give equal
+    files.
 
     Args:
         figure: The figure.
@@ -323,4 +301,25 @@ def save(figure: Figure, path: Path) -> None:
     Raises:
         RunError: Where it cannot be written.
     """
-    guarded(path, lambda file: figure.savefig(file, dpi=150))
+    metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        guarded(path, lambda file: figure.savefig(file, dpi=150, metadata=metadata))
+
+
+def save_both(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure as PNG, for a screen, and as PDF, for a paper.
+
+    Args:
+        figure: The figure.
+        path: The files, without `.png` and `.pdf`, which are appended.
+
+    Returns:
+        The two files.
+
+    Raises:
+        RunError: Where one cannot be written.
+    """
+    files = [path.with_name(path.name + suffix) for suffix in (".png", ".pdf")]
+    for file in files:
+        save(figure, file)
+    return files

@@ -11,6 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodF
 
 from pyroae.errors import DataError
 from pyroae.evaluation.gradient_lab.slopes import SNRCurve
+from pyroae.plots.canvas import Target, canvas
 from pyroae.plots.drawing import GREY, RUNS, plain
 
 MARKERS = "osD^vP*X"
@@ -21,7 +22,9 @@ NAMES = {"θ": "θ, model", "φ": "φ, guide", "shared": "shared by both"}
 """Titles of the groups of parameters."""
 
 
-def gradient_curves(curves: Mapping[str, Mapping[str, SNRCurve]]) -> Figure:
+def gradient_curves(
+    curves: Mapping[str, Mapping[str, SNRCurve]], *, ax: Target | None = None
+) -> Figure:
     """Draw the signal-to-noise ratio, variance and cost of gradient estimators.
 
     Each group of parameters has a column with three panels: SNR against K with 95 % intervals,
@@ -32,6 +35,7 @@ def gradient_curves(curves: Mapping[str, Mapping[str, SNRCurve]]) -> Figure:
 
     Args:
         curves: Results of `measure_slopes`, by objective and group.
+        ax: Three Axes per group, row by row, or a SubFigure to draw into; None for a new figure.
 
     Returns:
         The figure.
@@ -52,8 +56,9 @@ def gradient_curves(curves: Mapping[str, Mapping[str, SNRCurve]]) -> Figure:
     groups = [] if not curves else list(next(iter(curves.values())))
     if not groups:
         raise DataError("there are no curves to draw")
-    figure = Figure((0.5 + 3.2 * len(groups), 7.4), dpi=150, layout="constrained")
-    panels = figure.subplots(3, len(groups), squeeze=False, sharey="row", sharex="row")
+    size = (0.5 + 3.2 * len(groups), 7.4)
+    place = canvas(ax, size, 3, len(groups), sharey="row", sharex="row")
+    panels = place.panels.reshape(3, len(groups))
     styles = {name: _style(i, len(curves)) for i, name in enumerate(curves)}
     every = [
         (one.replicates, one.snr)
@@ -64,26 +69,25 @@ def gradient_curves(curves: Mapping[str, Mapping[str, SNRCurve]]) -> Figure:
     floor = 0.8 / math.sqrt(min(replicates for replicates, _ in every))
     for (ratios, variances, costs), group in zip(panels.T, groups, strict=True):
         shown = {name: of_group[group] for name, of_group in curves.items()}
-        size = len(next(iter(shown.values())).statistics[0].mean)
-        ratios.set_title(f"{NAMES.get(group, group)}: {size:,} parameters", fontsize="medium")
+        count = len(next(iter(shown.values())).statistics[0].mean)
+        ratios.set_title(f"{NAMES.get(group, group)}: {count:,} parameters", fontsize="medium")
         _draw_ratios(ratios, shown, styles)
         _draw_variances(variances, shown, styles)
         _draw_costs(costs, shown, styles)
         for axes in (ratios, costs):
             axes.axhline(floor, color=GREY, linewidth=1, linestyle="--", zorder=0)
     lowest = min([floor, *(ratio for _, ratio in every if ratio > 0)])
-    for axes in (panels[0][0], panels[2][0]):
-        axes.set_ylabel("signal-to-noise ratio")
-        axes.set_ylim(bottom=0.7 * lowest)  # the lower ends of intervals may be cut off
+    for line in (panels[0], panels[2]):
+        line[0].set_ylabel("signal-to-noise ratio")
+        for axes in line:
+            axes.set_ylim(bottom=0.7 * lowest)  # the lower ends of intervals may be cut off
     panels[1][0].set_ylabel("variance, mean")
     handles = [Line2D([], [], label=name, **style) for name, style in styles.items()]
     handles.append(
         Line2D([], [], color=GREY, linewidth=1, linestyle="--", label="estimate of a ratio of 0")
     )
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize="small"
-    )
-    return figure
+    place.legend(handles, "outside lower center", ncols=3, fontsize="small")
+    return place.figure
 
 
 def _draw_ratios(

@@ -2,6 +2,7 @@
 
 import math
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -12,6 +13,7 @@ from pyroae.autoencoder import Autoencoder
 from pyroae.errors import ConfigError, DataError
 from pyroae.evaluation.diagnostics import Diagnostics
 from pyroae.nn import Atoms, Tied
+from pyroae.plots.canvas import Canvas, Target, canvas
 from pyroae.plots.drawing import (
     BLUE,
     GREY,
@@ -21,7 +23,6 @@ from pyroae.plots.drawing import (
     draw_scatter,
     is_image,
     label_colours,
-    label_legend,
     limits_of,
     plain,
     to_array,
@@ -44,6 +45,8 @@ def latent_scatter(
     autoencoder: nn.Module | tuple[Program, Program],
     x: Tensor | tuple[Tensor, ...],
     labels: Labels | None = None,
+    *,
+    ax: Target | None = None,
 ) -> Figure:
     """Draw means of q(z|x): the two units of the largest variance over the data, or a histogram.
 
@@ -53,6 +56,7 @@ def latent_scatter(
         x: `[N, d]` or `[N, *shape]`; of a program all its arguments.
         labels: `[N]`, by which points are coloured; up to 20 distinct ones have a legend, more a
             colour bar of their ranks.
+        ax: The Axes to draw into; None for a new figure.
 
     Returns:
         The figure.
@@ -74,8 +78,8 @@ def latent_scatter(
         np.zeros(len(means)) if labels is None else np.asarray(labels), return_inverse=True
     )
     colours = label_colours(len(names))
-    figure = Figure((5.2, 4.2), dpi=150, layout="constrained")
-    axes = plain(figure.subplots())
+    place = canvas(ax, (5.2, 4.2))
+    axes = plain(place.panels[0])
     if means.shape[1] == 1:
         axes.hist(
             [means[ranks == i, 0] for i in range(len(names))], 40, stacked=True, color=colours
@@ -84,11 +88,27 @@ def latent_scatter(
     else:
         draw_scatter(axes, means, np.array(colours)[ranks])
     if labels is not None:
-        label_legend(axes, names, colours)
-    return figure
+        _label_legend(place, names, colours)
+    return place.figure
 
 
-def manifold(autoencoder: Autoencoder, num: int = 20) -> Figure:
+def _label_legend(place: Canvas, names: np.ndarray, colours: list[str]) -> None:
+    """Add a legend of the sorted labels; a colour bar of their ranks for more than 20."""
+    if len(names) <= 20:
+        handles = [
+            Patch(color=colour, label=str(name))
+            for name, colour in zip(names, colours, strict=True)
+        ]
+        place.legend(handles, "outside right center", handlelength=1)
+        return
+    axes = place.panels[0]
+    colour_map = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(1, len(names)), "viridis")
+    axes.figure.colorbar(
+        colour_map, ax=axes, label=f"label, by rank, from {names[0]} to {names[-1]}"
+    )
+
+
+def manifold(autoencoder: Autoencoder, num: int = 20, *, ax: Target | None = None) -> Figure:
     """Draw the means of p(x|z) over a plane of z.
 
     Both axes are quantiles of N(0, 1) from 0.02 to 0.98. z[0] increases to the right, z[1] upwards.
@@ -96,6 +116,7 @@ def manifold(autoencoder: Autoencoder, num: int = 20) -> Figure:
     Args:
         autoencoder: A system with two latent units and a Normal prior.
         num: The number of quantiles per axis.
+        ax: The Axes to draw into; None for a new figure.
 
     Returns:
         The figure.
@@ -127,18 +148,18 @@ def manifold(autoencoder: Autoencoder, num: int = 20) -> Figure:
         values = to_array(
             autoencoder.decode(torch.cartesian_prod(quantiles.flip(0), quantiles).flip(-1))
         )
-    figure = Figure((5, 5), dpi=200, layout="constrained")
-    axes = figure.subplots()
+    place = canvas(ax, (5, 5), dpi=200)
+    axes = place.panels[0]
     draw_grid(axes, values, autoencoder.shape, limits_of(values))
     axes.set(
         title="Learned manifold",
         xlabel="z[0], quantiles 0.02 to 0.98 →",
         ylabel="z[1], quantiles 0.02 to 0.98 →",
     )
-    return figure
+    return place.figure
 
 
-def kl_per_unit(diagnostics: Diagnostics) -> Figure:
+def kl_per_unit(diagnostics: Diagnostics, *, ax: Target | None = None) -> Figure:
     """Draw KL(q ‖ p) of each latent unit, in nats, as sorted bars; inactive units are grey.
 
     Where no unit has a KL (Delta guides), the bars are the activities Var_x(E_q[z_j|x]), with their
@@ -146,6 +167,7 @@ def kl_per_unit(diagnostics: Diagnostics) -> Figure:
 
     Args:
         diagnostics: The result of `diagnose`.
+        ax: The Axes to draw into; None for a new figure.
 
     Returns:
         The figure.
@@ -155,8 +177,8 @@ def kl_per_unit(diagnostics: Diagnostics) -> Figure:
         to_array(diagnostics.activity),
         diagnostics.threshold,
     )
-    figure = Figure((min(10.0, 4.4 + 0.16 * len(kl)), 3.6), dpi=150, layout="constrained")
-    axes = plain(figure.subplots())
+    place = canvas(ax, (min(10.0, 4.4 + 0.16 * len(kl)), 3.6))
+    axes = plain(place.panels[0])
     axes.set_title(f"{diagnostics.active_units} of {len(kl)} units active")
     if np.isnan(kl).all():
         draw_bars(axes, activity, activity > threshold)
@@ -170,11 +192,11 @@ def kl_per_unit(diagnostics: Diagnostics) -> Figure:
         axes.set_ylabel("KL(q ‖ p), nats")
     names = {BLUE: f"variance of the posterior mean > {threshold:g}", GREY: "inactive"}
     handles = [Patch(color=colour, label=name) for colour, name in names.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
-    return figure
+    place.legend(handles, "outside lower center", ncols=2)
+    return place.figure
 
 
-def filters(autoencoder: Autoencoder, num: int = 64) -> Figure:
+def filters(autoencoder: Autoencoder, num: int = 64, *, ax: Target | None = None) -> Figure:
     """Draw learned filters, on a colour map with 0 in its middle.
 
     These are the columns of a linear decoder or the atoms of a dictionary; otherwise the weights of
@@ -183,6 +205,7 @@ def filters(autoencoder: Autoencoder, num: int = 64) -> Figure:
     Args:
         autoencoder: The system.
         num: The number of filters, from the first on.
+        ax: The Axes to draw into; None for a new figure.
 
     Returns:
         The figure.
@@ -196,13 +219,13 @@ def filters(autoencoder: Autoencoder, num: int = 64) -> Figure:
     values = values[: max(num, 0)]
     refuse_none("filters", len(values))
     largest = float(np.abs(values).max()) or 1.0
-    figure = Figure((5, 4.6), dpi=150, layout="constrained")
-    axes = figure.subplots()
+    place = canvas(ax, (5, 4.6))
+    axes = place.panels[0]
     draw_grid(axes, values, shape, (-largest, largest), "RdBu_r")
     axes.set_title(title)
     if is_image(shape) and len(axes.images[0].get_shape()) == 2:
-        figure.colorbar(axes.images[0], ax=axes, label="weight", shrink=0.6)
-    return figure
+        axes.figure.colorbar(axes.images[0], ax=axes, label="weight", shrink=0.6)
+    return place.figure
 
 
 def _filters(autoencoder: Autoencoder) -> tuple[np.ndarray, tuple[int, ...], str]:

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from pyroae.errors import DataError
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate
+from pyroae.plots.canvas import Target, canvas
 from pyroae.plots.drawing import BLUE, GREY, INK, RUNS, draw_datum, limits_of, plain, to_array
 
 BAD = RUNS[1]
 """The colour of unreliable data."""
 
 
-def likelihood_per_datum(estimate: LikelihoodEstimate) -> Figure:
+def likelihood_per_datum(estimate: LikelihoodEstimate, *, ax: Target | None = None) -> Figure:
     """Draw log p(x) of each datum, sorted, and the effective sample sizes.
 
     The left panel has 95 % intervals in nats, and a colour for unreliable data. The right panel is
@@ -25,6 +26,7 @@ def likelihood_per_datum(estimate: LikelihoodEstimate) -> Figure:
 
     Args:
         estimate: Importance-sampled log-likelihoods.
+        ax: Two Axes or a SubFigure to draw into; None for a new figure.
 
     Returns:
         The figure, with two panels.
@@ -33,8 +35,8 @@ def likelihood_per_datum(estimate: LikelihoodEstimate) -> Figure:
     ends = np.abs(to_array(estimate.interval) - log_px)
     order = np.argsort(log_px)
     bad = np.isin(order, to_array(estimate.unreliable))
-    figure = Figure((8.8, 3.4), dpi=150, layout="constrained")
-    left, right = (plain(axes) for axes in figure.subplots(1, 2, width_ratios=(3, 2)))
+    place = canvas(ax, (8.8, 3.4), 1, 2, width_ratios=(3, 2))
+    left, right = map(plain, place.panels)
     for which, colour, pale, label in (
         (~bad, BLUE, "#8FC1E0", ""),
         (bad, BAD, "#EDB98F", f"k̂ too high: {bad.sum()}"),
@@ -65,11 +67,14 @@ def likelihood_per_datum(estimate: LikelihoodEstimate) -> Figure:
         title="Effective sample size", xlabel="ESS / K", ylabel="data", xscale="log", xlim=(low, 1)
     )
     right.xaxis.set_major_formatter("{x:g}")
-    return figure
+    return place.figure
 
 
 def bound_curve(
-    estimates: Mapping[str, LikelihoodEstimate], levels: Mapping[str, float] | None = None
+    estimates: Mapping[str, LikelihoodEstimate],
+    levels: Mapping[str, float] | None = None,
+    *,
+    ax: Target | None = None,
 ) -> Figure:
     """Draw the mean bound on log p(x) against K, with its 95 % band.
 
@@ -79,12 +84,13 @@ def bound_curve(
     Args:
         estimates: Importance-sampled log-likelihoods, by the name of their proposal.
         levels: Horizontal lines by name, such as the exact log p(x), in nats per datum.
+        ax: The Axes to draw into; None for a new figure.
 
     Returns:
         The figure.
     """
-    figure = Figure((5.6, 3.6), dpi=150, layout="constrained")
-    axes = plain(figure.subplots())
+    place = canvas(ax, (5.6, 3.6))
+    axes = plain(place.panels[0])
     for i, (name, estimate) in enumerate(estimates.items()):
         curve, colour = estimate.curve, RUNS[i % len(RUNS)]
         ks, bound = to_array(curve.ks), to_array(curve.bound)
@@ -102,14 +108,15 @@ def bound_curve(
         )
     axes.set(xscale="log", xlabel="K, particles", ylabel="bound on log p(x), nats per datum")
     axes.legend(frameon=False, fontsize="small")
-    return figure
+    return place.figure
 
 
-def khat(estimate: LikelihoodEstimate) -> Figure:
+def khat(estimate: LikelihoodEstimate, *, ax: Target | None = None) -> Figure:
     """Draw k̂ of each datum by `arviz_plots.plot_khat`, with labels where k̂ is too high.
 
     Args:
         estimate: Importance-sampled log-likelihoods.
+        ax: The Axes to draw into; None for a new figure.
 
     Returns:
         The figure.
@@ -117,9 +124,8 @@ def khat(estimate: LikelihoodEstimate) -> Figure:
     Raises:
         DataError: Where K is too small for k̂.
     """
-    from arviz_plots import plot_khat
-    from matplotlib import pyplot
-    from xarray import DataArray
+    from arviz_plots import PlotCollection, plot_khat
+    from xarray import DataArray, Dataset, DataTree
 
     values = to_array(estimate.smoothed.khat)
     if np.isnan(values).all():
@@ -128,26 +134,37 @@ def khat(estimate: LikelihoodEstimate) -> Figure:
     shown = np.where(np.isfinite(values), values, np.nan_to_num(np.nanmin(values), neginf=-1.0))
     pareto_k = DataArray(shown, dims="datum", coords={"datum": np.arange(len(shown))})
     data: Any = SimpleNamespace(pareto_k=pareto_k, good_k=limit)  # the fields that plot_khat reads
-    collection = plot_khat(data, threshold=limit, backend="matplotlib")
-    figure: Figure = collection.viz["figure"].item()
-    pyplot.close(figure)
-    for axes in figure.axes:
-        axes.axhline(limit, color=BAD, linewidth=1, linestyle="--")
-        axes.set(
-            title=f"Pareto k̂, limit {limit:.2f} for K = {estimate.num_particles:,}",
-            xlabel="datum",
-            ylabel="k̂",
-        )
-    return figure
+    place = canvas(ax, (6.4, 2.6), dpi=100)
+    axes = place.panels[0]
+    targets = DataTree(Dataset({"figure": _scalar(place.figure), "plot": _scalar(axes)}))
+    collection = PlotCollection(pareto_k.to_dataset(name="k"), targets, backend="matplotlib")
+    plot_khat(data, threshold=limit, plot_collection=collection)
+    axes.axhline(limit, color=BAD, linewidth=1, linestyle="--")
+    axes.set(
+        title=f"Pareto k̂, limit {limit:.2f} for K = {estimate.num_particles:,}",
+        xlabel="datum",
+        ylabel="k̂",
+    )
+    return place.figure
 
 
-def sandwich(bounds: Mapping[str, tuple[float, float]], title: str = "") -> Figure:
+def _scalar(value: object) -> tuple[tuple[()], np.ndarray]:
+    """An object as a variable without dimensions, as `PlotCollection` holds figures and Axes."""
+    array = np.empty((), dtype=object)
+    array[()] = value
+    return (), array
+
+
+def sandwich(
+    bounds: Mapping[str, tuple[float, float]], title: str = "", *, ax: Target | None = None
+) -> Figure:
     """Draw bounds and estimates of the mean log p(x), one per row.
 
     Args:
         bounds: (value, half of its 95 % interval) in nats per datum, by name, from the loosest
             lower bound up. NaN draws no interval.
         title: The title of the figure.
+        ax: The Axes to draw into; None for a new figure.
 
     Returns:
         The figure.
@@ -156,8 +173,8 @@ def sandwich(bounds: Mapping[str, tuple[float, float]], title: str = "") -> Figu
     >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
     ['ELBO', 'exact']
     """
-    figure = Figure((6.4, 0.42 * len(bounds) + 1.0), dpi=150, layout="constrained")
-    axes = plain(figure.subplots())
+    place = canvas(ax, (6.4, 0.42 * len(bounds) + 1.0))
+    axes = plain(place.panels[0])
     for i, (name, (value, half)) in enumerate(bounds.items()):
         upper = "upper" in name
         colour = RUNS[2] if upper else INK if name in ("exact", "quadrature") else BLUE
@@ -169,12 +186,12 @@ def sandwich(bounds: Mapping[str, tuple[float, float]], title: str = "") -> Figu
             "elinewidth": 2,
         }
         axes.errorbar([value], [i], xerr=[error], **style)
-        place: dict[str, Any] = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
-        axes.annotate(_nats(value), (value, i), fontsize="x-small", **place)
+        above: dict[str, Any] = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(_nats(value), (value, i), fontsize="x-small", **above)
     axes.set_yticks(range(len(bounds)), list(bounds))
     axes.set(xlabel="log p(x), nats per datum", title=title, ylim=(len(bounds) - 0.4, -0.7))
     axes.margins(x=0.12)
-    return figure
+    return place.figure
 
 
 def extremes(
@@ -183,6 +200,8 @@ def extremes(
     shape: tuple[int, ...],
     num: int = 10,
     marked: Sequence[int] = (),
+    *,
+    ax: Target | None = None,
 ) -> Figure:
     """Draw the data of the lowest and of the highest log p(x).
 
@@ -194,6 +213,7 @@ def extremes(
         shape: The shape of one datum.
         num: The number of data per row.
         marked: Indices of unreliable data, which get a row and a colour.
+        ax: Axes for `num` data of each row, or a SubFigure, to draw into; None for a new figure.
 
     Returns:
         The figure.
@@ -209,7 +229,7 @@ def extremes(
     rows = {"worst": order[:num].tolist(), "best": order.flip(0)[:num].tolist()}
     if len(marked):
         rows["k̂ too high"] = list(marked)[:num]
-    return _rows_of_data(x, log_px, shape, rows, set(marked))
+    return _rows_of_data(x, log_px, shape, rows, set(marked), ax)
 
 
 def _rows_of_data(
@@ -218,10 +238,12 @@ def _rows_of_data(
     shape: tuple[int, ...],
     rows: Mapping[str, Sequence[int]],
     marked: set[int],
+    ax: Target | None,
 ) -> Figure:
     columns = max(map(len, rows.values()))
-    figure = Figure((0.8 * columns + 1.3, 1.0 * len(rows) + 0.3), dpi=150, layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False)
+    place = canvas(ax, (0.8 * columns + 1.3, 1.0 * len(rows) + 0.3), len(rows), columns)
+    place.hide_inner_labels()
+    grid = place.panels.reshape(len(rows), columns)
     for line, (name, index) in zip(grid, rows.items(), strict=True):
         line[0].set_ylabel(name, rotation=0, ha="right", va="center")
         for axes in line[len(index) :]:
@@ -233,14 +255,15 @@ def _rows_of_data(
                 fontsize="x-small",
                 color=BAD if n in marked else INK,
             )
-    return figure
+    return place.figure
 
 
-def rate_distortion(points: Mapping[str, Sequence[float]]) -> Figure:
+def rate_distortion(points: Mapping[str, Sequence[float]], *, ax: Target | None = None) -> Figure:
     """Draw the rate and distortion of systems, with lines of equal ELBO = −(D + R).
 
     Args:
         points: (rate, distortion) of each system by name, in nats per datum.
+        ax: The Axes to draw into; None for a new figure.
 
     Returns:
         The figure.
@@ -251,8 +274,8 @@ def rate_distortion(points: Mapping[str, Sequence[float]]) -> Figure:
     >>> rate_distortion({"vae": (20.0, 75.0), "sparse": (12.0, 90.0)}).axes[0].get_xlabel()
     'rate, nats'
     """
-    figure = Figure((4.8, 4.0), dpi=150, layout="constrained")
-    axes = plain(figure.subplots())
+    place = canvas(ax, (4.8, 4.0))
+    axes = plain(place.panels[0])
     rates, distortions = (np.array([p[i] for p in points.values()]) for i in (0, 1))
     span = max(np.ptp(rates), np.ptp(distortions), 0.1 * np.abs(rates + distortions).max(), 1e-3)
     axes.set(xlim=(max(0.0, rates.min() - 0.3 * span), rates.max() + 0.4 * span))
@@ -266,7 +289,7 @@ def rate_distortion(points: Mapping[str, Sequence[float]]) -> Figure:
         text = f"{name}, ELBO {_nats(-rate - distortion)}"
         axes.annotate(text, (rate, distortion), xytext=(6, 4), textcoords="offset points")
     axes.set(xlabel="rate, nats", ylabel="distortion, nats")
-    return figure
+    return place.figure
 
 
 def _nats(value: float, digits: int = 2) -> str:

@@ -1,9 +1,9 @@
 """Figures of systems: training curves, reconstructions, samples.
 
-Each function returns a new matplotlib `Figure`, which `figure.savefig(path)` writes. Figures are
-made without pyplot: no window is opened, and no settings or list of open figures are changed. Data
-are drawn as images where the shape of the system is (height, width), with 1 or 3 channels first or
-last; otherwise as curves over the features.
+Each function returns a matplotlib `Figure`, which `figure.savefig(path)` writes: a new one, or that
+of the Axes that are given as `ax=`. Figures are made without pyplot: no window is opened, and no
+settings or list of open figures are changed. Data are drawn as images where the shape of the system
+is (height, width), with 1 or 3 channels first or last; otherwise as curves over the features.
 """
 
 import math
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pyroae.autoencoder import Autoencoder
 from pyroae.corruptions import Identity
 from pyroae.errors import ConfigError, DataError
+from pyroae.plots.canvas import Target, canvas
 from pyroae.plots.drawing import (
     RUNS,
     draw_curves,
@@ -38,13 +39,16 @@ from pyroae.training.state import Epoch
 Labels = Sequence[Any] | np.ndarray | Tensor
 
 
-def training_curves(histories: Mapping[str, Sequence[Epoch]] | Sequence[Epoch]) -> Figure:
+def training_curves(
+    histories: Mapping[str, Sequence[Epoch]] | Sequence[Epoch], *, ax: Target | None = None
+) -> Figure:
     """Draw the negative bound against epochs, in nats per datum.
 
     A second panel shows rate and distortion of the validation data, where they were recorded.
 
     Args:
         histories: Epochs of one run, or of several runs by name, each with its own colour.
+        ax: One or two Axes, or a SubFigure, to draw into; None for a new figure.
 
     Returns:
         The figure, with one or two panels.
@@ -58,10 +62,8 @@ def training_curves(histories: Mapping[str, Sequence[Epoch]] | Sequence[Epoch]) 
     panels = [("Negative bound", ("train_nelbo", "valid_nelbo"))]
     if any(math.isfinite(epoch.distortion) for history in runs.values() for epoch in history):
         panels.append(("Rate and distortion, validation data", ("distortion", "rate")))
-    figure = Figure((4.4 * len(panels), 3.4), dpi=150, layout="constrained")
-    for axes, (title, fields) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-    ):
+    place = canvas(ax, (4.4 * len(panels), 3.4), 1, len(panels))
+    for axes, (title, fields) in zip(place.panels, panels, strict=True):
         draw_curves(axes, runs, fields)
         axes.set(title=title, xlabel="epoch", ylabel="nats per datum")
     if "" not in runs:
@@ -69,8 +71,8 @@ def training_curves(histories: Mapping[str, Sequence[Epoch]] | Sequence[Epoch]) 
             Line2D([], [], color=RUNS[i % len(RUNS)], linewidth=3, label=name)
             for i, name in enumerate(runs)
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-    return figure
+        place.legend(handles, "outside lower center", ncols=4)
+    return place.figure
 
 
 def reconstructions(
@@ -79,6 +81,8 @@ def reconstructions(
     num: int = 10,
     labels: Labels | None = None,
     shape: tuple[int, ...] | None = None,
+    *,
+    ax: Target | None = None,
 ) -> Figure:
     """Draw data above their reconstructions, one column per datum.
 
@@ -92,6 +96,7 @@ def reconstructions(
         num: The number of columns.
         labels: `[N]`, titles of the columns.
         shape: Of one datum of a program, where it is an image; by default that of the argument.
+        ax: Axes for each datum of each row, or a SubFigure, to draw into; None for a new figure.
 
     Returns:
         The figure.
@@ -112,16 +117,17 @@ def reconstructions(
         rows, shape = _rows_of_program(autoencoder, x, max(num, 0), shape)
     columns, curves = len(rows["input"]), not is_image(shape)
     size = (0.75 * columns + 1.3, (1.2 if curves else 0.73) * len(rows) + 0.3)
-    figure = Figure(size, dpi=150, layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False, sharey=curves)
+    place = canvas(ax, size, len(rows), columns, sharey=curves)
+    grid = place.panels.reshape(len(rows), columns)
     limits = limits_of(to_array(rows["input"]))
     for row, (name, values) in zip(grid, rows.items(), strict=True):
         row[0].set_ylabel(name, rotation=0, ha="right", va="center")
         for axes, value in zip(row, to_array(values), strict=True):
             draw_datum(axes, value, shape, limits)
+    place.hide_inner_labels()
     for axes, label in zip(grid[0], [] if labels is None else np.asarray(labels), strict=False):
         axes.set_title(str(label), fontsize="medium")
-    return figure
+    return place.figure
 
 
 def samples(
@@ -130,6 +136,8 @@ def samples(
     seed: int = 0,
     x: Tensor | tuple[Tensor, ...] | None = None,
     shape: tuple[int, ...] | None = None,
+    *,
+    ax: Target | None = None,
 ) -> Figure:
     """Draw a square grid of means of p(x|z) for draws of z from the prior.
 
@@ -142,6 +150,7 @@ def samples(
         x: Of a program all its arguments: it is run at their first `num` data, whose covariates it
             uses, and its first observed site is drawn. Unused for an Autoencoder.
         shape: Of one datum of a program, where it is an image.
+        ax: The Axes to draw into; None for a new figure.
 
     Returns:
         The figure.
@@ -156,20 +165,25 @@ def samples(
     (26, 26)
     """
     if isinstance(autoencoder, Autoencoder):
-        return sample_grids({"Samples from the prior": autoencoder}, num, seed)
+        return sample_grids({"Samples from the prior": autoencoder}, num, seed, ax=ax)
     if x is None:
         raise ConfigError("samples of a program are drawn at its arguments: give them as x")
     model, _, args = program_arguments(autoencoder, x, num)
     with fork_random(args[0].device, seed):
         first = next(iter(predicted(model, None, args).values()))
-    figure = Figure((3.2, 3.6), dpi=200, layout="constrained")
-    axes, values = figure.subplots(), to_array(first.reshape(len(first), -1))
-    draw_grid(axes, values, _shape_of(first, shape), limits_of(values))
-    axes.set_title("Samples from the prior")
-    return figure
+    place, values = canvas(ax, (3.2, 3.6), dpi=200), to_array(first.reshape(len(first), -1))
+    draw_grid(place.panels[0], values, _shape_of(first, shape), limits_of(values))
+    place.panels[0].set_title("Samples from the prior")
+    return place.figure
 
 
-def sample_grids(autoencoders: Mapping[str, Autoencoder], num: int = 100, seed: int = 0) -> Figure:
+def sample_grids(
+    autoencoders: Mapping[str, Autoencoder],
+    num: int = 100,
+    seed: int = 0,
+    *,
+    ax: Target | None = None,
+) -> Figure:
     """Draw a square grid of prior samples for each system, under its name.
 
     A sample is the mean of p(x|z) at a draw of z. Every system starts from the same seed.
@@ -178,6 +192,7 @@ def sample_grids(autoencoders: Mapping[str, Autoencoder], num: int = 100, seed: 
         autoencoders: Systems by name.
         num: The number of draws per system.
         seed: Seed of the draws.
+        ax: One Axes per system, or a SubFigure, to draw into; None for a new figure.
 
     Returns:
         The figure, with one panel per system.
@@ -193,18 +208,16 @@ def sample_grids(autoencoders: Mapping[str, Autoencoder], num: int = 100, seed: 
     refuse_none("samples", min(num, len(autoencoders)))
     columns = min(4, len(autoencoders))
     rows = math.ceil(len(autoencoders) / columns)
-    figure = Figure((3.2 * columns, 3.6 * rows), dpi=200, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for autoencoder in autoencoders.values():
         refuse_programs(autoencoder)
-    for axes, (name, autoencoder) in zip(panels, autoencoders.items(), strict=False):
+    size, count = (3.2 * columns, 3.6 * rows), len(autoencoders)
+    place = canvas(ax, size, rows, columns, count=count, dpi=200)
+    for axes, (name, autoencoder) in zip(place.panels, autoencoders.items(), strict=True):
         with evaluating(autoencoder), fork_random(next(autoencoder.parameters()).device, seed):
             values = to_array(autoencoder.sample(num))
         draw_grid(axes, values, autoencoder.shape, limits_of(values))
         axes.set_title(name)
-    for axes in panels[len(autoencoders) :]:
-        axes.set_axis_off()
-    return figure
+    return place.figure
 
 
 def data_to_draw(

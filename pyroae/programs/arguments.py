@@ -22,6 +22,7 @@ from torch.utils._pytree import (
 
 from pyroae.errors import ConfigError, DataError
 from pyroae.programs.sites import Program
+from pyroae.runtime.short_repr import short_repr
 
 
 class Structure(Messenger):
@@ -246,6 +247,8 @@ class Arguments:
 
     tensors: tuple[Tensor, ...]
     name: str = "data"
+
+    __repr__ = short_repr()
 
     def __post_init__(self) -> None:
         for other in (t for t in self.tensors if not isinstance(t, Tensor)):

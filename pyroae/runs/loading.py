@@ -24,6 +24,7 @@ from pyroae.programs.context import evaluating
 from pyroae.programs.pair import Pair, like_parameters
 from pyroae.runs.run import Run
 from pyroae.runtime.randomness import fork_random
+from pyroae.runtime.short_repr import short_repr
 from pyroae.training.state import Epoch, State
 
 
@@ -45,6 +46,8 @@ class LoadedRun:
     data: Splits
     history: list[Epoch]
     results: dict[str, Result]
+
+    __repr__ = short_repr()
 
 
 def load_run(path: str | Path, checkpoint: str | None = None) -> LoadedRun:

@@ -10,6 +10,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from pyroae.runtime.short_repr import short_repr
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -79,6 +81,8 @@ class State:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = 0
     progressed: Progressed = field(default_factory=Progressed)
+
+    __repr__ = short_repr()
 
     @property
     def is_finite(self) -> bool:

@@ -16,6 +16,7 @@ from pyroae.data.dataset import Dataset
 from pyroae.distributed.fabric import load_weights
 from pyroae.programs.arguments import Arguments
 from pyroae.runtime.progress import Progress
+from pyroae.runtime.short_repr import short_repr
 from pyroae.training.checkpointing import Keeper
 from pyroae.training.forward import Step
 from pyroae.training.minibatches import Minibatches
@@ -49,6 +50,8 @@ class FitResult:
     stopped_early: bool
     compile_seconds: float = 0.0
     skipped: int = 0
+
+    __repr__ = short_repr()
 
     @property
     def seconds(self) -> float:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from pyroae import corruptions, likelihoods, plots, posteriors, priors, zoo
 from pyroae.autoencoder import Autoencoder
-from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError
+from pyroae.errors import ConfigError, DataError, RunError, UndefinedLikelihoodError
 from pyroae.evaluation.diagnostics import Diagnostics, diagnose
 from pyroae.nn import MLP, Conv, Linear
 from pyroae.plots import drawing
@@ -508,3 +509,27 @@ def test_no_figure_is_left_open() -> None:
     before = pyplot.get_fignums()
     every_figure()
     assert pyplot.get_fignums() == before
+
+
+def test_a_figure_as_png_and_as_pdf(tmp_path: Path) -> None:
+    """Text of the PDF is text, in TrueType fonts, and there is no date in the file."""
+    before = mpl.rcParams["pdf.fonttype"]
+    files = []
+    for copy in ("one", "other"):
+        figure = plots.rate_distortion({"k̂ of a VAE": (10.0, 80.0)})
+        files.append(drawing.save_both(figure, tmp_path / copy / "dreg-0.5"))
+    assert [path.name for path in files[0]] == ["dreg-0.5.png", "dreg-0.5.pdf"]
+    png, pdf = (path.read_bytes() for path in files[0])
+    assert png.startswith(b"\x89PNG")
+    assert pdf.startswith(b"%PDF")
+    assert b"/Subtype /CIDFontType2" in pdf
+    assert b"/Type3" not in pdf
+    assert b"CreationDate" not in pdf
+    assert [path.read_bytes() for path in files[1]] == [png, pdf]
+    assert mpl.rcParams["pdf.fonttype"] == before
+
+
+def test_a_figure_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot write"):
+        drawing.save_both(plots.rate_distortion({"a": (1.0, 8.0)}), tmp_path / "file" / "a")

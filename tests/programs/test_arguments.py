@@ -197,7 +197,7 @@ def test_to_datatree(line: Line, form: str) -> None:
     assert list(tree["observed_data"].data_vars) == names
     assert tree["observed_data"]["x"].dims == ("datum", "pixel")
     np.testing.assert_array_equal(tree["observed_data"][names[1]].squeeze(), Y)
-    assert tree["log_likelihood"]["x"].dims == ("chain", "draw", "datum")
+    assert tree["sample_stats"]["log_lik"].dims == ("chain", "draw", "datum")
 
 
 def test_the_module_of_a_program_is_found_through_its_structure(line: Line) -> None:
@@ -371,7 +371,7 @@ def test_nested_plates(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
         torch.tensor(tree["posterior"][name].to_numpy()[0]) for name in ("level", "effect")
     )
     expected = dist.Normal(level[..., None] + effect.sum(-1), 1.0).log_prob(x).sum(-1)
-    np.testing.assert_allclose(tree["log_likelihood"]["x"][0], expected, rtol=1e-5)
+    np.testing.assert_allclose(tree["sample_stats"]["log_lik"][0], expected, rtol=1e-5)
 
 
 def test_a_nested_plate_to_the_left() -> None:
@@ -382,7 +382,7 @@ def test_a_nested_plate_to_the_left() -> None:
     expected = (
         dist.Normal(torch.tensor(tree["posterior"]["scale"].to_numpy()[0]), 1.0).log_prob(x).sum(-1)
     )
-    np.testing.assert_allclose(tree["log_likelihood"]["x"][0], expected, rtol=1e-5)
+    np.testing.assert_allclose(tree["sample_stats"]["log_lik"][0], expected, rtol=1e-5)
 
 
 def test_a_global_site_has_no_datum() -> None:

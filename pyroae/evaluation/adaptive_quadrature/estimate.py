@@ -22,6 +22,7 @@ from pyroae.programs.sites import Program
 from pyroae.programs.traces import prior_of
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.randomness import fork_random
+from pyroae.runtime.short_repr import short_repr
 
 DEPTH = 14.0
 """Nats by which the density on the faces of the box lies below its maximum, for a tolerance of 1.
@@ -55,6 +56,8 @@ class QuadratureEstimate:
     converged: Tensor
     num_points: Tensor
     seconds: float
+
+    __repr__ = short_repr("nll")
 
     @property
     def nll(self) -> float:

@@ -12,6 +12,7 @@ from pyroae.errors import DataError
 from pyroae.evaluation.annealing.hmc import segments
 from pyroae.evaluation.annealing.results import BlockResult
 from pyroae.evaluation.importance.likelihood import PerDatumEstimate
+from pyroae.runtime.short_repr import short_repr
 
 LEAST_ESS, LEAST_ACCEPTANCE = 2.0, 0.05
 """Smallest ESS of the chains and smallest mean Pr(accept) of a datum that is reliable."""
@@ -40,6 +41,8 @@ class AISEstimate(PerDatumEstimate):
     step_sizes: Tensor
     settings: AISSettings
     seconds: float
+
+    __repr__ = short_repr("nll", "monte_carlo_se")
 
     @property
     def interval(self) -> Tensor:
@@ -102,6 +105,8 @@ class BDMC:
     x: dict[str, Tensor]
     z: dict[str, Tensor]
     seconds: float
+
+    __repr__ = short_repr("mean_gap")
 
     @property
     def lower(self) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyroae.errors import ConfigError
 from pyroae.evaluation.gradient_lab.statistics import GradientStatistics, basic_interval
+from pyroae.runtime.short_repr import short_repr
 
 
 class Slope(NamedTuple):
@@ -39,6 +40,8 @@ class SNRCurve:
     ks: tuple[int, ...]
     statistics: tuple[GradientStatistics, ...]
     slope: Slope
+
+    __repr__ = short_repr("snr")
 
     @property
     def snr(self) -> list[float]:

@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from pyroae.runtime.short_repr import short_repr
+
 BATCHES = 20
 """The number of batches of replicates, from which intervals are computed."""
 
@@ -111,6 +113,8 @@ class GradientStatistics:
     replicates: int
     seconds: float
     evaluations: int
+
+    __repr__ = short_repr("snr", "snr_interval", "bias")
 
     @property
     def snr(self) -> float:

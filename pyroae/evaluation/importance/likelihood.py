@@ -28,6 +28,7 @@ from pyroae.programs.traces import run
 from pyroae.runtime.memory import ChunkSize, once
 from pyroae.runtime.processes import WHOLE, Share
 from pyroae.runtime.randomness import fork_random
+from pyroae.runtime.short_repr import short_repr
 
 TOO_MANY = 0.1
 """The fraction of unreliable data above which all data are sampled again."""
@@ -104,6 +105,8 @@ class LikelihoodEstimate(PerDatumEstimate):
     curve: BoundCurve
     tolerance: float | None
     seconds: float
+
+    __repr__ = short_repr("nll", "monte_carlo_se", "num_particles")
 
     @property
     def num_particles(self) -> int:

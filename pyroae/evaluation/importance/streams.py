@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyroae.evaluation.importance.psis import smooth_tail
+from pyroae.runtime.short_repr import short_repr
 
 LEAST_FOR_PSIS = 25
 """The smallest K with a tail of five weights, enough to fit a generalized Pareto distribution."""
@@ -50,6 +51,8 @@ class Smoothed:
     interval: Tensor
     khat: Tensor
 
+    __repr__ = short_repr()
+
 
 @dataclass(frozen=True)
 class BoundCurve:
@@ -66,6 +69,8 @@ class BoundCurve:
     ks: Tensor
     bound: Tensor
     se: Tensor
+
+    __repr__ = short_repr()
 
 
 def tail_length(num_particles: int) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyroae.evaluation.importance.streams import Z
 from pyroae.evaluation.local import Family
+from pyroae.runtime.short_repr import short_repr
 
 
 class KnownLikelihood(Protocol):
@@ -31,6 +32,8 @@ class PerDatum:
 
     values: Tensor
     se: Tensor
+
+    __repr__ = short_repr("mean", "sample_se")
 
     @property
     def mean(self) -> float:
@@ -115,6 +118,8 @@ class FamilyGaps:
     amortization: PerDatum
     gain: PerDatum
 
+    __repr__ = short_repr()
+
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """Concatenate the gaps of blocks of data.
@@ -153,6 +158,8 @@ class Gaps:
     khat: Tensor | None
     seconds: float
     unreliable: Tensor
+
+    __repr__ = short_repr()
 
     def rows(self) -> list[tuple[str, PerDatum]]:
         """List every quantity with a label.
