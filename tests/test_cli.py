@@ -71,7 +71,7 @@ def test_options_are_the_fields_of_the_settings() -> None:
     ):
         needed = [] if command == "train" else ["RUN"]
         parser = vars(make_parser().parse_args([command, *needed]))["parser"]
-        options = {action.dest: action for action in parser._actions}
+        options = {action.dest.rpartition(".")[2]: action for action in parser._actions}
         for field in (f for kind in kinds for f in fields(kind) if "help" in f.metadata):
             assert field.metadata["help"] in options[field.name].help
             flag = field.metadata.get("flag") or f"--{field.name.replace('_', '-')}"

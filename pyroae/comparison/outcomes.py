@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from pyroae.comparison.scores import NORMAL, Interval, Score, common_subset, interval_of_scores
+from pyroae.runtime.short_repr import short_repr
 
 
 class Entry(NamedTuple):
@@ -108,6 +109,8 @@ class Outcome:
     seconds: float
     curve: tuple[Point, ...] = ()
 
+    __repr__ = short_repr("nll")
+
     @property
     def nll(self) -> float:
         """The NLL of the held-out data, corrected where it can be, in nats per datum."""
@@ -138,6 +141,8 @@ class Difference:
     per_seed: Tensor
     over_data: bool
     scoring_error: float
+
+    __repr__ = short_repr()
 
     @property
     def is_told(self) -> bool:

@@ -27,7 +27,6 @@ from pyroae.comparison.scores import (
 from pyroae.comparison.tables import latex, ranking_table
 from pyroae.comparison.tuning import Tuning
 from pyroae.errors import ConfigError, DataError
-from pyroae.runtime.short_repr import short_repr
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -72,8 +71,6 @@ class Comparison:
     outcomes: tuple[Outcome, ...]
     tuning: Tuning | None = None
 
-    __repr__ = short_repr("entries", "seeds")
-
     def __post_init__(self) -> None:
         if not self.outcomes:
             raise DataError("a comparison needs at least one finished training")
@@ -92,6 +89,16 @@ class Comparison:
     @cached_property
     def _by_cell(self) -> dict[Cell, Outcome]:
         return {outcome.cell: outcome for outcome in self.outcomes}
+
+    def __repr__(self) -> str:
+        """The ranking, in at most 22 lines."""
+        rows = [
+            f"  {row.nll.value:.3f} ± {row.nll.high - row.nll.value:.3f}  {row.entry}"
+            for row in self.ranking()
+        ]
+        more = [f"  … and {len(rows) - 20} more"] if len(rows) > 20 else []
+        head = f"Comparison of {len(self.outcomes)} trainings, held-out NLL, nats per datum"
+        return "\n".join([head, *(row[:100] for row in rows[:20]), *more])
 
     @cached_property
     def subset(self) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyroae.errors import DataError
+from pyroae.runtime.short_repr import short_repr
 
 NORMAL = 1.959964
 """The 97.5 % quantile of the standard normal distribution."""
@@ -56,6 +57,8 @@ class Correction:
     se: Tensor
     reliable: Tensor
 
+    __repr__ = short_repr()
+
 
 @dataclass(frozen=True)
 class Score:
@@ -85,6 +88,8 @@ class Score:
     ess: Tensor | None = None
     reliable: Tensor | None = None
     correction: Correction | None = None
+
+    __repr__ = short_repr("nll", "error")
 
     @property
     def method(self) -> str:

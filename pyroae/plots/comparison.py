@@ -1,6 +1,6 @@
 """Figures of a comparison of trainings: paired differences with intervals, and learning curves."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from pyroae.comparison.results import Comparison, Entry
+from pyroae.comparison.results import Comparison, Entry, Outcome
+from pyroae.comparison.tables import scoring_of
 from pyroae.comparison.tuning import Tuning
 from pyroae.errors import DataError
 from pyroae.plots.canvas import Target, canvas
@@ -24,7 +25,9 @@ def differences(
 ) -> Figure:
     """Draw the NLL of each entry less that of the baseline, with 95 % intervals.
 
-    The best entry is on top. Grey dots are the differences of single seeds, in nats per datum.
+    The best entry is on top. Grey dots are the differences of single seeds, in nats per datum; an
+    open circle is a difference that is not told. On the right stand the share of data with an
+    unreliable k̂ or ESS under the guide, the median ESS, and the correction of the score.
 
     Args:
         comparison: The outcomes of all trainings.
@@ -63,7 +66,16 @@ def differences(
         axes.plot(per_seed, heights, ".", color=GREY, markersize=5, zorder=1)
         ends = [estimate.low, estimate.high]
         axes.plot(ends, [i, i], color=colour, linewidth=2, solid_capstyle="butt")
-        axes.plot(estimate.value, i, "o", color=colour, markersize=5)
+        filled = "full" if row.from_baseline.is_told else "none"
+        axes.plot(estimate.value, i, "o", color=colour, markersize=5, fillstyle=filled)
+        axes.annotate(
+            _scores(comparison.of(row.entry)),
+            (1.02, i),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            color=GREY,
+            fontsize="x-small",
+        )
     axes.set_yticks(range(len(rows)), [str(row.entry) for row in rows])
     axes.set(
         ylim=(len(rows) - 0.5, -0.5),
@@ -126,7 +138,7 @@ def learning_curves(comparison: Comparison, *, ax: Target | None = None) -> Figu
     return place.figure
 
 
-def tuning_curves(tuning: Tuning) -> Figure:
+def tuning_curves(tuning: Tuning, *, ax: Target | None = None) -> Figure:
     """Draw the NLL of validation data against each tuned setting.
 
     Each entry has one line, with 95 % intervals and a circle around the value that was chosen; of
@@ -134,6 +146,7 @@ def tuning_curves(tuning: Tuning) -> Figure:
 
     Args:
         tuning: The trials of all entries.
+        ax: One Axes for each tuned setting, or a SubFigure; None for a new figure.
 
     Returns:
         The figure, with one panel for each setting.
@@ -148,25 +161,19 @@ def tuning_curves(tuning: Tuning) -> Figure:
     >>> [axes.get_xlabel() for axes in figure.axes]
     ['lr']
     """
-    width = 0.5 + 4.2 * len(tuning.grid)
-    figure = Figure((width, 3.6), dpi=150, layout="constrained")
-    panels = figure.subplots(1, len(tuning.grid), sharey=True, squeeze=False)[0]
+    columns = len(tuning.grid)
+    place = canvas(ax, (0.5 + 4.2 * columns, 3.6), 1, columns, sharey=True)
     colours = _coloured(tuning.entries)
-    for axes, name in zip(panels, tuning.grid, strict=True):
+    for axes, name in zip(place.panels, tuning.grid, strict=True):
         plain(axes).set_xlabel(name)
         if min(tuning.grid[name]) > 0:
             axes.set_xscale("log")
         for entry in tuning.entries:
             _tuning_line(axes, tuning, entry, name, colours[entry])
-    panels[0].set_ylabel("validation NLL, nats per datum")
-    figure.legend(
-        handles=[Line2D([], [], color=c, linewidth=2, label=e) for e, c in colours.items()],
-        loc="outside lower center",
-        ncols=3,
-        frameon=False,
-        fontsize="small",
-    )
-    return figure
+    place.panels[0].set_ylabel("validation NLL, nats per datum")
+    handles = [Line2D([], [], color=c, linewidth=2, label=e) for e, c in colours.items()]
+    place.legend(handles, "outside lower center", ncols=3, fontsize="small")
+    return place.figure
 
 
 def _tuning_line(axes: Axes, tuning: Tuning, entry: str, name: str, colour: str) -> None:
@@ -184,6 +191,16 @@ def _tuning_line(axes: Axes, tuning: Tuning, entry: str, name: str, colour: str)
     assert best.nll is not None
     at_best = (best.settings[name], best.nll.value)
     axes.plot(*at_best, "o", color=colour, fillstyle="none", markersize=9)
+
+
+def _scores(outcomes: Sequence[Outcome]) -> str:
+    """How the trainings of an entry were scored, in a few words."""
+    found = scoring_of(outcomes)
+    known = f"k̂ {100 * found['unreliable']:.0f} % bad, ESS {found['ess_median']:.0f}"
+    if found["score_method"] == "is":
+        return known
+    half = sum(outcome.score.margin for outcome in outcomes) / len(outcomes)
+    return f"{known}, {found['score_method']} {found['shift']:+.2f} ± {half:.2f}"
 
 
 def _label(axes: Axes, name: str) -> None:

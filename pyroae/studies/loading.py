@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyroae.comparison.cell_files import CellDirectory, directory_name, outcome_in
-from pyroae.comparison.cell_setup import new_system
 from pyroae.comparison.results import Cell, Comparison, Outcome
 from pyroae.comparison.tuning import Tuning, combinations
 from pyroae.config import read_yaml
 from pyroae.errors import ConfigError, RunError
 from pyroae.programs.pair import Pair
 from pyroae.runs.loading import load_run
+from pyroae.studies.cell_files import CellDirectory, directory_name, outcome_in
+from pyroae.studies.cell_setup import new_system
 from pyroae.studies.study import Study, StudyConfig
 from pyroae.studies.study_files import PYTHON
 from pyroae.studies.trainings import Make, Variant

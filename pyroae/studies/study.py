@@ -14,26 +14,7 @@ from torch import nn
 
 from pyroae import zoo
 from pyroae.comparison.budget import ENDLESS, Budget
-from pyroae.comparison.cell_files import (
-    OUTCOME,
-    directory_name,
-    outcome_in,
-    read_curve,
-    write_curve,
-    write_failure,
-    write_outcome,
-)
-from pyroae.comparison.cell_setup import (
-    Parts,
-    check_cell,
-    check_scoring,
-    config_of,
-    new_system,
-)
-from pyroae.comparison.cells import CellRunner, CellStore
-from pyroae.comparison.curves import CURVE_DATA, Curve
 from pyroae.comparison.results import Cell, Outcome, Point
-from pyroae.comparison.scoring import corrected, first_of, outcome_of
 from pyroae.config import PER_TRAINING, WHERE, RunConfig, Scoring, at_least_one, read_yaml, recorded
 from pyroae.config.evaluation import EvaluationSettings
 from pyroae.data.loading import Splits
@@ -49,6 +30,25 @@ from pyroae.runs.loading import own_parameters, splits_of
 from pyroae.runs.run import Run
 from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import say
+from pyroae.studies.cell_files import (
+    OUTCOME,
+    directory_name,
+    outcome_in,
+    read_curve,
+    write_curve,
+    write_failure,
+    write_outcome,
+)
+from pyroae.studies.cell_setup import (
+    Parts,
+    check_cell,
+    check_scoring,
+    config_of,
+    new_system,
+)
+from pyroae.studies.cells import CellRunner, CellStore
+from pyroae.studies.curves import CURVE_DATA, Curve
+from pyroae.studies.scoring import corrected, first_of, outcome_of
 from pyroae.studies.tuning import FOLDER, TUNING_SEED, Grid, check_tuning_seeds, crossed
 from pyroae.training.state import State
 from pyroae.training.trainer import FitResult

@@ -12,7 +12,7 @@ from pyroae.comparison.budget import Budget
 from pyroae.comparison.results import Cell, Comparison, Entry, Outcome
 from pyroae.config import Scoring
 from pyroae.plots.comparison import differences, learning_curves, tuning_curves
-from pyroae.plots.drawing import save
+from pyroae.plots.drawing import save_both
 from pyroae.runs.contents import versions
 from pyroae.runtime.files import guarded
 from pyroae.studies.comparison_tree import comparison_to_datatree
@@ -76,11 +76,11 @@ def write_python_study(
 
 def _draw(folder: Path, comparison: Comparison, baseline: Entry) -> None:
     if len(comparison.entries) > 1:
-        save(differences(comparison, baseline), folder / "differences.png")
+        save_both(differences(comparison, baseline), folder / "differences")
     if any(outcome.curve for outcome in comparison.outcomes):
-        save(learning_curves(comparison), folder / "curves.png")
+        save_both(learning_curves(comparison), folder / "curves")
     if comparison.tuning is not None:
-        save(tuning_curves(comparison.tuning), folder / "tuning.png")
+        save_both(tuning_curves(comparison.tuning), folder / "tuning")
 
 
 SPENT = ("epochs", "steps", "evaluations", "seconds")

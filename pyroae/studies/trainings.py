@@ -15,20 +15,7 @@ import pyro
 from torch import Tensor, nn
 
 from pyroae.comparison.budget import Budget
-from pyroae.comparison.cell_files import CellDirectory
-from pyroae.comparison.cell_setup import (
-    Parts,
-    as_data,
-    check_cell,
-    check_scoring,
-    check_seeds,
-    config_of,
-    new_system,
-)
-from pyroae.comparison.cells import CellRunner
-from pyroae.comparison.curves import CURVE_DATA
 from pyroae.comparison.results import Cell, Comparison, Outcome
-from pyroae.comparison.scoring import first_of, score
 from pyroae.comparison.tuning import Tuning, combinations
 from pyroae.config import Scoring, TrainConfig
 from pyroae.data.dataset import Dataset
@@ -39,6 +26,19 @@ from pyroae.objectives.base import ObjectiveBase
 from pyroae.programs.sites import Program
 from pyroae.runtime.files import locked
 from pyroae.runtime.progress import Progress
+from pyroae.studies.cell_files import CellDirectory
+from pyroae.studies.cell_setup import (
+    Parts,
+    as_data,
+    check_cell,
+    check_scoring,
+    check_seeds,
+    config_of,
+    new_system,
+)
+from pyroae.studies.cells import CellRunner
+from pyroae.studies.curves import CURVE_DATA
+from pyroae.studies.scoring import first_of, score
 from pyroae.studies.study_files import write_comparison, write_python_study
 from pyroae.studies.tuning import (
     FOLDER,

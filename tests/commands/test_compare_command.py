@@ -12,11 +12,11 @@ import torch
 import yaml
 
 from pyroae.cli import main
-from pyroae.comparison import cells as cell_runner
-from pyroae.comparison.cell_files import read_outcome
 from pyroae.comparison.results import Cell, Outcome
 from pyroae.runs.run import Run
+from pyroae.studies import cells as cell_runner
 from pyroae.studies import study as studies
+from pyroae.studies.cell_files import read_outcome
 from pyroae.studies.study import Study
 from tests.conftest import sample_of
 

@@ -19,12 +19,12 @@ from torch import nn
 import pyroae
 from pyroae import names, plots
 from pyroae.cli import main
-from pyroae.comparison.cell_files import read_outcome
 from pyroae.comparison.results import Cell, Outcome
 from pyroae.errors import ConfigError
 from pyroae.objectives.named import dreg, iwae
 from pyroae.runs.run import STATE
 from pyroae.runtime.files import read_tensors, write_tensors
+from pyroae.studies.cell_files import read_outcome
 
 CHOICES = '''
 """A likelihood, a prior, a bound, an objective and a dataset."""

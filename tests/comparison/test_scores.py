@@ -27,10 +27,10 @@ from pyroae import (
 )
 from pyroae.comparison.results import Cell, Comparison, Entry, Outcome, indistinct
 from pyroae.comparison.scores import Correction, Score, interval_of, sampling_variance
-from pyroae.comparison.scoring import corrected, method_for
 from pyroae.config import TrainConfig
 from pyroae.errors import ConfigError, DataError
 from pyroae.objectives.named import iwae
+from pyroae.studies.scoring import corrected, method_for
 
 
 def trusted(log_px: Tensor, correction: Correction | None = None, noise: float = 0.0) -> Score:

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from pyroae import TrainConfig, fit, load, log_likelihood, zoo
 from pyroae.comparison.budget import Budget
-from pyroae.comparison.cell_files import CellDirectory
-from pyroae.comparison.curves import Curve
 from pyroae.comparison.results import Cell, Comparison, Entry
 from pyroae.config import Scoring
 from pyroae.data.dataset import Dataset
@@ -26,6 +24,8 @@ from pyroae.errors import ConfigError, DataError, ProgramError, UndefinedLikelih
 from pyroae.nn import MLP
 from pyroae.objectives import OBJECTIVES
 from pyroae.objectives.named import dreg, iwae, vimco
+from pyroae.studies.cell_files import CellDirectory
+from pyroae.studies.curves import Curve
 from pyroae.studies.trainings import compare_training
 
 SCORING = Scoring(num_particles=50, num_data=40, method="is")
@@ -157,7 +157,7 @@ def test_an_interrupted_comparison_resumes(
     with pytest.raises(KeyboardInterrupt):
         compared(digits, ("iwae",), ks=(4,), out=tmp_path)
     resumed = compared(digits, ("iwae",), ks=(4,), out=tmp_path)
-    monkeypatch.setattr("pyroae.comparison.cells.fit", pytest.fail)
+    monkeypatch.setattr("pyroae.studies.cells.fit", pytest.fail)
     again = compared(digits, ("iwae",), ks=(4,), out=tmp_path)
     for comparison in (resumed, again):
         for one, other in zip(whole.outcomes, comparison.outcomes, strict=True):
@@ -266,7 +266,7 @@ def test_refusals(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a training was started")
 
-    monkeypatch.setattr("pyroae.comparison.cells.fit", never)
+    monkeypatch.setattr("pyroae.studies.cells.fit", never)
     with pytest.raises(ConfigError, match=r"different whole numbers of at least 0, not \[1, 1\]"):
         compared(digits, ("iwae",), seeds=(1, 1))
     with pytest.raises(ConfigError, match="seeds are different"):

@@ -16,7 +16,6 @@ import torch
 
 from pyroae.cli import main
 from pyroae.commands.compare import executor_of
-from pyroae.comparison.cell_files import read_outcome
 from pyroae.comparison.results import Cell, Outcome
 from pyroae.config import Scoring
 from pyroae.errors import ConfigError, DataError, RunError
@@ -24,6 +23,7 @@ from pyroae.runs.contents import versions
 from pyroae.runs.run import Run
 from pyroae.runtime.files import locked
 from pyroae.studies import ray_worker
+from pyroae.studies.cell_files import read_outcome
 from pyroae.studies.executors import Local
 from pyroae.studies.ray_executor import OnRay
 from pyroae.studies.ray_tasks import SENT, nbytes

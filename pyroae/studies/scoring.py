@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from pyroae.autoencoder import Autoencoder
 from pyroae.comparison.budget import evaluations_of
-from pyroae.comparison.curves import Curve, placed
 from pyroae.comparison.results import Outcome
 from pyroae.comparison.scores import Correction, Score
 from pyroae.config import AISSettings, Scoring
@@ -26,6 +25,7 @@ from pyroae.programs.arguments import Arguments
 from pyroae.programs.context import evaluating
 from pyroae.programs.pair import System
 from pyroae.runtime.randomness import fork_random
+from pyroae.studies.curves import Curve, placed
 from pyroae.training.trainer import FitResult
 from pyroae.weights import log_weights
 

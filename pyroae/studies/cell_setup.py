@@ -8,9 +8,7 @@ import torch
 from torch import nn
 
 from pyroae.comparison.budget import Budget
-from pyroae.comparison.curves import placed
 from pyroae.comparison.results import Cell
-from pyroae.comparison.scoring import first_of, method_for
 from pyroae.config import Scoring, TrainConfig
 from pyroae.data.dataset import Dataset
 from pyroae.data.loading import Splits
@@ -22,6 +20,8 @@ from pyroae.programs.arguments import Arguments
 from pyroae.programs.context import evaluating
 from pyroae.programs.pair import System, system_of
 from pyroae.runtime.randomness import fork_random
+from pyroae.studies.curves import placed
+from pyroae.studies.scoring import first_of, method_for
 from pyroae.training.fitting import data_for
 from pyroae.training.preflight import check
 

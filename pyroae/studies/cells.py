@@ -12,10 +12,10 @@ from typing import Any
 import pyro
 from torch import nn
 
-from pyroae.comparison.curves import Curve
 from pyroae.comparison.results import Cell, Outcome, Point
 from pyroae.config import TrainConfig
 from pyroae.objectives.base import ObjectiveBase
+from pyroae.studies.curves import Curve
 from pyroae.training.checkpointing import MINUTES, Keeper
 from pyroae.training.fitting import fit
 from pyroae.training.lockstep import fit_ensemble

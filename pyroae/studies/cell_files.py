@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from pyroae.comparison.cells import CellStore
 from pyroae.comparison.results import Cell, Outcome, Point
 from pyroae.comparison.scores import Correction, Score
 from pyroae.errors import ConfigError, RunError
 from pyroae.runtime.checkpoint_files import CheckpointFile
 from pyroae.runtime.files import guarded, read_tensors, words, write_tensors
 from pyroae.runtime.processes import say
+from pyroae.studies.cells import CellStore
 from pyroae.training.state import Epoch, State, write_csv
 from pyroae.training.trainer import FitResult
 
