@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Processes find bytecode, whatever the shell says: without it, the imports of a command take 9 s instead of 4.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo test pytest lint types docs study bench gpu pyro-tests clean
 .DEFAULT_GOAL := help

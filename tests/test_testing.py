@@ -83,8 +83,8 @@ def test_pairs_are_many() -> None:
 
 
 def test_the_sample_has_every_bound_and_gradient() -> None:
-    """Those of the pairs and of the named objectives that `make test` runs; `make study` runs
-    all.
+    """Those of the pairs and of the named objectives that `make test` runs, the latter in
+    tests/test_estimator_pages.py; `make study` runs all.
     """
     run = [p.values[0] for p in sample_of(pairs(), 6) if not p.marks]
     run += [
@@ -106,9 +106,9 @@ def test_every_valid_pair_conforms(objective: Objective) -> None:
     assert len(named) >= 14
 
 
-@pytest.mark.parametrize("name", list(OBJECTIVES))
-@pytest.mark.parametrize("num_particles", [2, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("name", "num_particles"), sample_of(product(OBJECTIVES, (2, 6)), 5))
 def test_every_named_objective_conforms(name: str, num_particles: int) -> None:
+    """All of them with K = 4: tests/test_estimator_pages.py."""
     assert all(
         check.passed for check in check_objective(OBJECTIVES[name](num_particles=num_particles))
     )

@@ -5,9 +5,7 @@ In single precision, from the same seed. A difference is the largest of a parame
 relative to the largest element of that gradient, or that of the value, relative to the value.
 """
 
-import gc
 import re
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -66,17 +64,6 @@ REFUSED = {name: refused_by(name) for name in ZOO}
 PAIRS = [
     (name, objective) for name in ZOO for objective in OBJECTIVES if objective not in REFUSED[name]
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_to_collect() -> Iterator[None]:
-    """A graph leaves cycles behind, and every fourth pair would wait for a collection that goes
-    through all of torch.
-    """
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def started(name: str, objective: str) -> tuple[Autoencoder, Tensor, ObjectiveBase]:
