@@ -2,16 +2,16 @@
 
     q = N(m, L Lᵀ),   u = m + L ε,   a(ε) = Lᵀ ∇ log p(x, z(u)) |dz/du| + ε
     optimal:   E a = 0  and  E[a εᵀ] = 0
-    step:      P = I − S,   m ← m + L P⁻¹ E a,   L ← L P^(−½)
+    step:      P = I − S,   m ← m + t L P⁻¹ E a,   L ← L P^(−t/2),   0 < t ≤ 1
 
 a is the path gradient with the parameters of q stopped, and S the slope of the regression of a on
-ε. If the posterior is Gaussian, a is linear in ε, S has no sampling error, and one step reaches the
-posterior.
+ε. If the posterior is Gaussian, a is linear in ε, S has no sampling error, and one step with t = 1
+reaches the posterior.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
@@ -30,11 +30,15 @@ PRECISIONS = (0.25, 16.0)
 
 
 LEAST_CURVATURE = 0.01
-"""The least curvature, relative to the precision of q, with which a step moves the mean."""
+"""The least |P| of a direction, relative to the precision of q, with which a step moves the mean."""
 
 
 LEAST_TRUST = 2e-3
 """Fraction of a full step below which a datum is given up: no shorter step increases its ELBO."""
+
+
+LARGEST = 1e6
+"""Largest absolute value of the estimates of a step, which would overflow otherwise."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,12 @@ class Fits:
         shift: Estimate of E a, `[N, D]`.
         slope: The symmetric part of S, `[N, D, D]`.
         elbo: ELBO, in nats, averaged as the Gaussian is, `[N]`, float64.
-        variance: Its squared standard error, `[N]`.
+        variance: Its squared standard error, `[N]`; twice as large for each step undone since.
         gain: Increase of the ELBO in the last step, `[N]`, in nats.
         gain_variance: Its squared standard error, `[N]`.
         trust: Length of the longest step, 1 at first, `[N]`.
         averaged: Number of steps since the ELBO stopped increasing, 0 before, `[N]`.
+        rejected: Number of steps that were undone, `[N]`.
     """
 
     loc: Tensor
@@ -106,11 +111,17 @@ class Fits:
     gain_variance: Tensor
     trust: Tensor
     averaged: Tensor
+    rejected: Tensor
 
     @property
     def weight(self) -> Tensor:
         """The weight of the next step in the average, `[N]`: 1, then 2/3, 2/4, 2/5 and so on."""
         return 2 / (self.averaged + 2)
+
+    @property
+    def damping(self) -> Tensor:
+        """The fraction of a Newton step that the next step takes at most, `[N]`."""
+        return torch.minimum(self.trust.clamp_max(1), 2 / (self.averaged + self.rejected / 2 + 2))
 
     @property
     def is_live(self) -> Tensor:
@@ -146,9 +157,10 @@ def maximize(
     """Maximize the ELBO of each datum by damped Newton steps.
 
     A step that lowers the ELBO of a datum by more than twice the Monte Carlo error is undone and
-    shortened. When the ELBO of a datum increases by less than the error, later steps are averaged,
-    with weights that rise linearly, and the datum is finished after `AVERAGED` of them. Finished
-    data are removed from the batch when they are half of it.
+    shortened. While the ELBO is not finite, a step halves the scale. When the ELBO of a datum
+    increases by less than the error, later steps are averaged, with weights that rise linearly, and
+    the datum is finished after `AVERAGED` of them. Finished data are removed from the batch when
+    they are half of it.
 
     Args:
         target: The log-joint densities of N data.
@@ -195,62 +207,65 @@ class _Ascent:
         log_det = (log_det if active is None else torch.where(active, log_det, 0.0)).sum(-1)
         none = torch.zeros(len(loc), dtype=torch.float64, device=loc.device)
         measured = self._measured(loc, root, log_det)
-        return Fits(loc, root, log_det, *measured, none, none, none + 1, none)
+        return Fits(loc, root, log_det, *measured, none, none, none + 1, none, none)
 
     def step(self, now: Fits) -> Fits:
         """One step of all data that are not finished."""
         loc, root, log_det, is_full = self._moved(now)
         shift, slope, elbo, variance = self._measured(loc, root, log_det)
         gain, gain_variance = elbo - now.elbo, now.variance + variance
-        error, live = gain_variance.sqrt().nan_to_num(), now.is_live
-        accepted = (gain > -2 * error) | (now.elbo.isinf() & elbo.isfinite())
-        stalled = ((now.averaged > 0) | is_full) & ~(gain > error)
-        weight = torch.where(now.elbo.isinf(), 1.0, now.weight)
+        live = now.is_live
+        # A far step has an error that would make any decrease of the ELBO look like chance.
+        error = (now.variance + variance.minimum(10 * now.variance)).sqrt()
+        was_lost = ~now.elbo.isfinite()
+        is_near = error < _radius(loc)  # no Gaussian close to a posterior has a larger error
+        stalled = ((now.averaged > 0) | is_full) & ~(gain > error) & is_near & ~was_lost
+        before, weight = torch.where(was_lost, elbo, now.elbo), now.weight
         moved = Fits(
             loc,
             root,
             log_det,
             shift,
             slope,
-            torch.where(weight == 1, elbo, now.elbo + weight * gain),
-            torch.where(weight == 1, variance, (1 - weight) ** 2 * now.variance)
-            + torch.where(weight == 1, 0.0, weight**2 * variance),
+            before + weight * (elbo - before),
+            (1 - weight) ** 2 * now.variance + weight**2 * variance,
             gain,
             gain_variance,
             (3 * now.trust).clamp_max(1e4),
             now.averaged + stalled,
+            now.rejected,
         )
-        shorter = Fits(*now._tensors()[:-2], now.trust.clamp_max(1) / 4, now.averaged)
-        return moved.where(accepted & live, shorter.where(live, now))
+        undone = replace(
+            now,
+            variance=2 * now.variance,  # the ELBO before the step may be high by chance
+            trust=now.trust.clamp_max(1) / 4,
+            rejected=now.rejected + 1,
+        )
+        return moved.where(live & (was_lost | (gain > -2 * error)), undone.where(live, now))
 
     def _moved(self, now: Fits) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Mean, root and log-determinant after a step, and whether nothing limited the step."""
-        size, dtype = now.loc.shape[-1], now.loc.dtype
-        damping = torch.minimum(now.trust.clamp_max(1), now.weight).to(dtype)
-        identity = torch.eye(size, dtype=dtype, device=now.loc.device)
-        curvature, axes = torch.linalg.eigh(identity - damping[:, None, None] * now.slope)
-        along = (axes.mT @ now.shift.unsqueeze(-1)).squeeze(-1)
-        along = along / curvature.clamp_min(LEAST_CURVATURE)
-        radius = now.trust.to(dtype) * (2 + math.sqrt(size))
-        scale = curvature.clamp(*PRECISIONS).rsqrt()
+        damping, radius = now.damping.to(now.loc), now.trust.to(now.loc) * _radius(now.loc)
+        slopes, axes = torch.linalg.eigh(now.slope)
+        shift = (axes.mT @ now.shift.unsqueeze(-1)).squeeze(-1)
+        along = shift / (1 - slopes).abs().clamp_min(LEAST_CURVATURE)
+        scale = _scales(slopes, damping)
         length = (along / scale).norm(dim=-1)
-        is_full = (now.trust >= 1) & (length <= radius)
         along = along * torch.minimum(damping, radius / length.clamp_min(1e-12))[:, None]
         loc = now.loc + (now.root @ axes @ along.unsqueeze(-1)).squeeze(-1)
+        is_full = (now.trust >= 1) & (length <= radius)
         if self._diagonal:
-            factor = (1 - damping[:, None] * now.slope.diagonal(dim1=-2, dim2=-1)).clamp(
-                *PRECISIONS
-            )
-            root = now.root * factor.rsqrt().unsqueeze(-2)
-            return loc, root, now.log_det - 0.5 * factor.log().sum(-1), is_full
-        root = now.root @ (axes * scale.unsqueeze(-2)) @ axes.mT
+            scale = _scales(now.slope.diagonal(dim1=-2, dim2=-1), damping)
+            root = now.root * scale.unsqueeze(-2)
+        else:
+            root = now.root @ (axes * scale.unsqueeze(-2)) @ axes.mT
         return loc, root, now.log_det + scale.log().sum(-1), is_full
 
     def _measured(
         self, loc: Tensor, root: Tensor, log_det: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Estimates of E a, of the slope S, of the ELBO and of its squared error."""
-        half = _directions(self._num_pairs, loc)
+        half = directions(self._num_pairs, loc)
         noise = torch.cat([half, -half])
         log_joint, gradient = self._log_joint(loc + (noise @ root.mT).movedim(1, 0))
         path = gradient.movedim(0, 1) @ root + noise
@@ -269,9 +284,12 @@ class _Ascent:
         pairs = (log_weight[: len(half)] + log_weight[len(half) :]) / 2
         elbo, variance = pairs.mean(0), pairs.var(0) / len(half)
         lost = ~elbo.isfinite()
+        shift = path.mean(1).nan_to_num(0.0).clamp(-LARGEST, LARGEST)
+        slope = ((slope + slope.mT) / 2).nan_to_num(0.0).clamp(-LARGEST, LARGEST)
+        half_scale = -3 * torch.eye(slope.shape[-1], dtype=slope.dtype, device=slope.device)
         return (
-            path.mean(1).nan_to_num(0.0, 0.0, 0.0),
-            ((slope + slope.mT) / 2).nan_to_num(0.0, 0.0, 0.0),
+            torch.where(lost[:, None], 0.0, shift),
+            torch.where(lost[:, None, None], half_scale, slope),
             torch.where(lost, -math.inf, elbo),
             torch.where(lost, 0.0, variance),
         )
@@ -295,13 +313,35 @@ class _Ascent:
         return self._latents[count]
 
 
-def _directions(count: int, like: Tensor) -> Tensor:
-    """Standard normal vectors `[count, D]`, orthogonal within each group of D of them.
+def _scales(slopes: Tensor, damping: Tensor) -> Tensor:
+    """Factors (1 − s)^(−½ damping) of the scale for slopes s `[N, D]`, within limits."""
+    return (1 - slopes).clamp(*PRECISIONS) ** (-0.5 * damping[:, None])
 
-    Groups of orthogonal directions make the regression well conditioned.
+
+def _radius(loc: Tensor) -> float:
+    """The length of nearly all standard normal vectors of D elements is below this."""
+    return 2 + math.sqrt(loc.shape[-1])
+
+
+def directions(count: int, like: Tensor) -> Tensor:
+    """Draw standard normal vectors that are orthogonal within each group of D of them.
+
+    Each vector is standard normal; groups of orthogonal ones make the regression well conditioned.
+
+    Args:
+        count: Number of vectors.
+        like: A tensor `[..., D]` of their precision and device.
+
+    Returns:
+        The vectors, `[count, D]`.
+
+    >>> e = directions(5, torch.zeros(3))
+    >>> bool(((e[:3] @ e[:3].T).triu(1).abs() < 1e-5).all())
+    True
     """
     size = like.shape[-1]
     groups = -(-count // size)
     normal = torch.randn(2, groups, size, size, dtype=like.dtype, device=like.device)
-    basis = torch.linalg.qr(normal[0])[0]
+    basis, upper = torch.linalg.qr(normal[0])
+    basis = basis * upper.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # uniform rotations
     return (basis * normal[1].norm(dim=-1, keepdim=True)).flatten(0, 1)[:count]

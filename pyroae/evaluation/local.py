@@ -30,7 +30,7 @@ MOMENTS = 200
 """Draws whose mean and covariance the fit starts from."""
 
 
-FEWEST_PAIRS = 32
+FEWEST_PAIRS = 64
 """Pairs ±ε per step where there are fewer dimensions."""
 
 

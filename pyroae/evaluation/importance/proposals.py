@@ -179,8 +179,8 @@ class Local(Proposal):
 
         q*(u|x_n) = argmax_q E_q[log p(x_n, u) − log q(u)],   u unconstrained, q Gaussian
 
-    The fit starts from the guide and maximizes the ELBO of each datum by Newton steps (`fit_local`).
-    Latent sites must be continuous.
+    The fit starts from the guide and maximizes the ELBO of each datum by Newton steps. Latent sites
+    must be continuous.
 
     Args:
         guide: The Pyro program that the fit starts from.
