@@ -30,7 +30,7 @@ PRECISIONS = (0.25, 16.0)
 
 
 LEAST_CURVATURE = 0.01
-"""The least |P| of a direction, relative to the precision of q, with which a step moves the mean."""
+"""The least |P| along a direction by which a step of the mean is divided."""
 
 
 LEAST_TRUST = 2e-3
