@@ -110,7 +110,7 @@ class FamilyGaps:
         approximation: log p(x) − L[q*].
         amortization: L[q*] − L[q]; negative where the guide is better than q*, because its family
             is richer or because the fit of q* did not converge.
-        gain: The gain in ELBO over the last quarter of the steps of the fit.
+        gain: The gain in ELBO in the last step of the fit.
     """
 
     elbo: PerDatum

@@ -28,7 +28,7 @@ def gaps(
     log_px: KnownLikelihood | Tensor | None = None,
     families: Sequence[Family] = FAMILIES,
     num_particles: int = 2000,
-    steps: int = 1000,
+    steps: int = 100,
     seed: int | None = None,
     progress: bool = False,
 ) -> Gaps:
