@@ -40,7 +40,7 @@ class Snapshots:
                 yield epoch, self.read(epoch)
 
 
-def along_training(run: Run) -> dict[int, str | None]:
+def weights_along_training(run: Run) -> dict[int, str | None]:
     """Return the weights along a training: its snapshots, and those that it kept.
 
     Args:
