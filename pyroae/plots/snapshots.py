@@ -62,7 +62,7 @@ def along_training(evaluations: Mapping[int, Evaluation], kept: int | None = Non
 
     >>> import torch
     >>> from pyroae import EvaluationSettings, TrainConfig, evaluate, fit, plots, zoo
-    >>> system, x = zoo.ppca(4, latent=2), torch.randn(50, 4)
+    >>> system, x = zoo.ppca(4, latent=2), torch.randn(100, 4)
     >>> config = TrainConfig(epochs=3, snapshots=(0, 1, 3))
     >>> evaluations = {}
     >>> for epoch, weights in fit(system, x, config=config, progress=False).snapshots.items():
@@ -74,39 +74,43 @@ def along_training(evaluations: Mapping[int, Evaluation], kept: int | None = Non
     """
     if not evaluations:
         raise DataError("there are no evaluations to draw")
-    epochs = sorted(evaluations)
+    epochs, panels = sorted(evaluations), _panels(evaluations)
+    figure = Figure((0.6 + 3.7 * len(panels), 3.9), dpi=150, layout="constrained")
+    for axes, (title, lines) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for i, (label, values) in enumerate(lines.items()):
+            axes.plot(epochs, values, marker="o", markersize=3.5, color=RUNS[i], label=label)
+        _over_epochs(axes, epochs)
+        axes.set(title=title, ylabel=PANELS[title][0])
+        if title == "bound and likelihood":
+            axes.set_ylim(*_limits(epochs, lines))
+        else:
+            axes.set_ylim(bottom=min(0.0, *map(min, lines.values())))
+        if kept is not None:
+            axes.axvline(kept, color=GREY, linewidth=1, linestyle="--", zorder=0, label="kept")
+        if len(lines) > 1:
+            axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def _panels(evaluations: Mapping[int, Evaluation]) -> dict[str, Lines]:
+    """The lines of each panel that has some."""
     panels = {}
-    for title, (unit, labels) in PANELS.items():
+    for title, (_, labels) in PANELS.items():
         lines = {label: _values(evaluations, name) for name, label in labels.items()}
         lines = {
             label: values for label, values in lines.items() if any(map(math.isfinite, values))
         }
         if lines:
-            panels[title] = (unit, lines)
-    figure = Figure((0.6 + 3.7 * len(panels), 3.9), dpi=150, layout="constrained")
-    for axes, (title, (unit, lines)) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
-        _draw_lines(axes, epochs, lines)
-        axes.set(title=title, ylabel=unit)
-        axes.set_ylim(*_limits(epochs, lines) if title == "bound and likelihood" else (0, None))
-        if kept is not None:
-            axes.axvline(kept, color=GREY, linewidth=1, linestyle="--", zorder=0, label="kept")
-        if len(axes.get_lines()) > 1:
-            axes.legend(frameon=False, fontsize="small")
-    return figure
+            panels[title] = lines
+    return panels
 
 
 def _values(evaluations: Mapping[int, Evaluation], name: str) -> list[float]:
     """A result at each epoch; NaN where an evaluation does not have it."""
     results = (evaluations[epoch].results for epoch in sorted(evaluations))
     return [each[name].estimate if name in each else math.nan for each in results]
-
-
-def _draw_lines(axes: Axes, epochs: Sequence[int], lines: Lines) -> None:
-    for i, (label, values) in enumerate(lines.items()):
-        axes.plot(epochs, values, marker="o", markersize=3.5, color=RUNS[i], label=label)
-    _over_epochs(axes, epochs)
 
 
 def _limits(epochs: Sequence[int], lines: Lines) -> tuple[float, float]:
@@ -121,7 +125,7 @@ def _limits(epochs: Sequence[int], lines: Lines) -> tuple[float, float]:
 def _over_epochs(axes: Axes, epochs: Sequence[int]) -> None:
     """Label the epochs on an axis that is linear up to 1, and logarithmic from there."""
     plain(axes).set_xscale("symlog", linthresh=1, linscale=0.5)
-    axes.set_xlabel("epoch")
+    axes.set(xlabel="epoch", xlim=(0.85 * epochs[0] or -0.12, 1.15 * epochs[-1] or 0.12))
     if len(epochs) <= 10:
         axes.xaxis.set_major_locator(FixedLocator([float(epoch) for epoch in epochs]))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -135,6 +139,7 @@ def gradients_along_training(
     """Draw the signal-to-noise ratio of gradient estimators against the epochs.
 
     Each group of parameters has a panel, each estimator a colour, and each K dashes of its own.
+    Lines become thinner from one estimator to the next, so that those that coincide remain visible.
     Bands are 95 % intervals. The grey line is the estimate of an SNR of 0, about 0.8 / √R with R
     replicates: values near it are noise.
 
@@ -164,51 +169,58 @@ def gradients_along_training(
     groups = list(next(iter(first.values()))) if first else []
     if not groups:
         raise DataError("there are no curves to draw")
-    ks = sorted({k for of_group in first.values() for k in of_group[groups[0]].ks})
     figure = Figure((0.6 + 3.7 * len(groups), 4.2), dpi=150, layout="constrained")
-    for axes, group in zip(
-        figure.subplots(1, len(groups), squeeze=False, sharey=True)[0], groups, strict=True
-    ):
-        for i, name in enumerate(first):
-            for k in first[name][group].ks:
-                style = {"color": RUNS[i % len(RUNS)], "linestyle": DASHES[ks.index(k) % 4]}
-                _draw_ratios(axes, epochs, [curves[e][name][group] for e in epochs], k, style)
+    panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
+    ks = sorted({k for of_group in first.values() for k in of_group[groups[0]].ks})
+    lowest = []
+    for axes, group in zip(panels, groups, strict=True):
+        of_epochs = [{name: curves[e][name][group] for name in first} for e in epochs]
+        lowest.append(_draw_ratios(axes, epochs, of_epochs, ks))
         axes.set_title(NAMES.get(group, group), fontsize="medium")
-        axes.set_yscale("log")
-        _over_epochs(axes, epochs)
-        replicates = first[next(iter(first))][group].statistics[0].replicates
-        axes.axhline(0.8 / math.sqrt(replicates), color=GREY, linewidth=1, zorder=0)
-    figure.axes[0].set_ylabel("signal-to-noise ratio")
+    panels[0].set_ylabel("signal-to-noise ratio")
+    panels[0].set_ylim(bottom=0.7 * min(lowest))  # the lower ends of intervals may be cut off
+    _legend(figure, list(first), ks)
+    return figure
+
+
+def _draw_ratios(
+    axes: Axes, epochs: Sequence[int], curves: Sequence[Mapping[str, SNRCurve]], ks: Sequence[int]
+) -> float:
+    """Draw the SNR of each estimator and K, with intervals; the lowest value that is drawn."""
+    names = list(curves[0])
+    floor = 0.8 / math.sqrt(curves[0][names[0]].statistics[0].replicates)
+    axes.axhline(floor, color=GREY, linewidth=1, zorder=0)
+    lowest = floor
+    for i, name in enumerate(names):
+        colour, rest = RUNS[i % len(RUNS)], (len(names) - 1 - i) / max(len(names) - 1, 1)
+        for j, k in enumerate(curves[0][name].ks):
+            ratios = [of[name].snr[j] or math.nan for of in curves]  # the axis is logarithmic
+            low, high = zip(*(of[name].intervals[j] for of in curves), strict=True)
+            axes.fill_between(epochs, low, high, color=colour, alpha=0.12, linewidth=0)
+            style = {"linestyle": DASHES[ks.index(k) % len(DASHES)], "linewidth": 1 + 2 * rest}
+            axes.plot(epochs, ratios, marker="o", markersize=3, color=colour, **style)
+            lowest = min([lowest, *(ratio for ratio in ratios if ratio > 0)])
+    axes.set_yscale("log")
+    _over_epochs(axes, epochs)
+    return lowest
+
+
+def _legend(figure: Figure, names: Sequence[str], ks: Sequence[int]) -> None:
+    """Name the colours of estimators and the dashes of K below the panels."""
     handles = [
         Line2D([], [], color=RUNS[i % len(RUNS)], linewidth=3, label=name)
-        for i, name in enumerate(first)
+        for i, name in enumerate(names)
     ]
     handles += [
-        Line2D([], [], color=INK, linestyle=DASHES[i % 4], label=f"K = {k}")
+        Line2D([], [], color=INK, linestyle=DASHES[i % len(DASHES)], label=f"K = {k}")
         for i, k in enumerate(ks)
     ]
     handles.append(Line2D([], [], color=GREY, linewidth=1, label="estimate of a ratio of 0"))
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=5,
+        ncols=3,
         frameon=False,
         fontsize="small",
         handlelength=3,
     )
-    return figure
-
-
-def _draw_ratios(
-    axes: Axes,
-    epochs: Sequence[int],
-    curves: Sequence[SNRCurve],
-    k: int,
-    style: Mapping[str, object],
-) -> None:
-    """Draw the SNR at K against the epochs, with its intervals; one that is 0 is left out."""
-    each = [curve.statistics[curve.ks.index(k)] for curve in curves]
-    low, high = zip(*(one.snr_interval for one in each), strict=True)
-    axes.fill_between(epochs, low, high, color=style["color"], alpha=0.12, linewidth=0)
-    ratios = [one.snr or math.nan for one in each]
-    axes.plot(epochs, ratios, marker="o", markersize=3, **style)  # type: ignore[arg-type]
