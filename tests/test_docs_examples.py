@@ -1,4 +1,6 @@
-"""The tutorials run as they are written, with fewer epochs and particles."""
+"""The tutorials run as they are written, with fewer epochs and particles; so does the example of
+snapshots.
+"""
 
 import re
 from pathlib import Path
@@ -27,3 +29,12 @@ def test_tutorials_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for pattern, short in SMALLER:
         code = re.sub(pattern, short, code)
     exec(compile(code, page.name, "exec"), {"__name__": "__main__"})
+
+
+def test_the_example_of_snapshots_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (TUTORIALS[0].parents[1] / "runs.md").read_text()
+    section = text[text.index("## Snapshots along a training") :]
+    (code, *_) = re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    exec(compile(code, "runs.md", "exec"), {"__name__": "__main__"})
+    assert (tmp_path / "along_training.png").is_file()
