@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning_fabric import Fabric
 from matplotlib.figure import Figure
@@ -279,8 +280,7 @@ def evaluate_run(
     )
     run.write_results(list(found.results.values()))
     guarded(run.path / "evaluation.nc", lambda file: tree.to_netcdf(file, engine="h5netcdf"))
-    device = (x[0] if isinstance(x, tuple) else x).device
-    for name, figure in figures(system, dataset.to(device), found).items():
+    for name, figure in figures(system, dataset.to(_device(run, fabric)), found).items():
         save(figure, run.path / "figures" / f"{name}.png")
     write_report(run)
     return found
@@ -294,14 +294,19 @@ def _evaluated(
     fabric: Fabric | None,
 ) -> tuple[Any, Data, Evaluation]:
     """The system with the weights of a checkpoint, its arguments, and its evaluation."""
-    several = fabric is not None and fabric.world_size > 1
-    device = fabric.device if fabric is not None and several else device_of(run.config.accelerator)
+    device = _device(run, fabric)
     system: Any = trained(run, checkpoint, dataset).to(device)
     if isinstance(system, Autoencoder) and isinstance(dataset, Dataset):
         check_data(system, dataset, dataset.name)
     x = placed(system, dataset, device)
     share = WHOLE if fabric is None else share_of(fabric)
     return system, x, evaluate_system(system, x, settings, progress=True, share=share)
+
+
+def _device(run: Run, fabric: Fabric | None) -> torch.device:
+    """The device of this process, where there are several; else that of the run."""
+    several = fabric is not None and fabric.world_size > 1
+    return fabric.device if fabric is not None and several else device_of(run.config.accelerator)
 
 
 def per_datum(found: Evaluation) -> dict[str, Tensor]:

@@ -96,7 +96,7 @@ def along_training(evaluations: Mapping[int, Evaluation], kept: int | None = Non
 
 def _panels(evaluations: Mapping[int, Evaluation]) -> dict[str, Lines]:
     """The lines of each panel that has some."""
-    panels = {}
+    panels: dict[str, Lines] = {}
     for title, (_, labels) in PANELS.items():
         lines = {label: _values(evaluations, name) for name, label in labels.items()}
         lines = {
