@@ -66,16 +66,17 @@ def write_evaluations(run: Run, evaluations: Mapping[int, Evaluation], kept: int
 def _evaluations(evaluations: Mapping[int, Evaluation], kept: int) -> Table:
     names = {name for found in evaluations.values() for name in found.results}
     shown = {name: label for name, label in COLUMNS.items() if name in names}
-    table = Table(box=box.SIMPLE_HEAD, padding=0, title="in nats per datum", title_justify="left")
+    title = "in nats per datum; *: the weights that the training kept"
+    table = Table(box=box.SIMPLE_HEAD, padding=0, title=title, title_justify="left")
     table.add_column("epoch", no_wrap=True)
     for label in shown.values():
-        table.add_column(label, justify="right")
+        table.add_column(label, justify="right", no_wrap=" " not in label)
     for epoch, found in evaluations.items():
         cells = (
             f"{found.results[name].estimate:.{0 if name == 'active_units' else 3}f}"
             for name in shown
         )
-        table.add_row(f"{epoch}, kept" if epoch == kept else str(epoch), *cells)
+        table.add_row(f"{epoch} *" if epoch == kept else str(epoch), *cells)
     return table
 
 
