@@ -32,6 +32,7 @@ OTHER: dict[str, Any] = {
     "kl_warmup": 3,
     "patience": 4,
     "keep": "last",
+    "snapshots": (0, 3),
     "seed": 5,
     "accelerator": "cpu",
     "precision": "64-true",

@@ -87,3 +87,12 @@ def test_sections_run(
     assert found
     run_blocks(re.split(r"^#+ .*$", rest, maxsplit=1, flags=re.MULTILINE)[0], page, 1)
     plt.close("all")
+
+
+def test_the_example_of_snapshots_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS / "runs.md").read_text()
+    section = text[text.index("## Snapshots along a training") :]
+    (code, *_) = re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    exec(compile(code, "runs.md", "exec"), {"__name__": "__main__"})
+    assert (tmp_path / "along_training.png").is_file()

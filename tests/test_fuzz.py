@@ -28,11 +28,12 @@ from pyroae.data.dataset import Dataset
 from pyroae.data.loading import load
 from pyroae.errors import PyroaeError
 from pyroae.objectives import parse_objective
-from pyroae.runs.contents import STATE, WEIGHTS
+from pyroae.runs.contents import STATE
 from pyroae.runs.run import Run
 from pyroae.runtime.files import read_tensors
 from pyroae.studies.study import Study
 from pyroae.training.preflight import check
+from pyroae.training.snapshots import WEIGHTS
 
 TRIES = settings(
     max_examples=int(os.environ.get("PYROAE_TRIES", "60")),

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning_fabric import Fabric
 from matplotlib.figure import Figure
@@ -18,10 +19,12 @@ from torch import Tensor
 
 from pyroae import plots
 from pyroae.autoencoder import Autoencoder
-from pyroae.config import EvaluationSettings, Part, TrainConfig
+from pyroae.commands.snapshots import write_evaluations
+from pyroae.config import ALL, EvaluationSettings, Part, TrainConfig
 from pyroae.data.dataset import Dataset
 from pyroae.distributed.fabric import launch_fabric, share_of
 from pyroae.errors import PyroaeError, RunError
+from pyroae.evaluation.blocks import Data
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate
 from pyroae.evaluation.importance.streams import LEAST_ESS, LEAST_FOR_PSIS
 from pyroae.evaluation.summary import Evaluation
@@ -34,6 +37,7 @@ from pyroae.programs.pair import like_parameters
 from pyroae.runs.loading import arguments_in, own_parameters, part_of, placed, trained
 from pyroae.runs.report import write_report
 from pyroae.runs.run import Run, device_of
+from pyroae.runs.snapshots import weights_along_training
 from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import WHOLE, say
 from pyroae.training.preflight import check_data
@@ -84,7 +88,8 @@ def evaluate(
 ) -> None:
     """Evaluate a run: print one table, and write results.json, evaluation.nc and figures.
 
-    An annealing that was stopped continues when the same command is given again.
+    An annealing that was stopped continues when the same command is given again. With the
+    checkpoint `all` the snapshots of the run are evaluated too, in one more table, file and figure.
 
     Args:
         run_directory: The run.
@@ -99,17 +104,23 @@ def evaluate(
         PyroaeError: For what cannot be evaluated.
     """
     run = Run(run_directory)
+    along = weights_along_training(run) if part.checkpoint == ALL else {}
+    part = replace(part, checkpoint=None) if along else part
     dataset = part_of(run, part)
     fabric = launch_fabric(
         TrainConfig(accelerator=run.config.accelerator, devices=devices, num_nodes=num_nodes)
     )
-    folder = _folder(run, dataset, settings, part.checkpoint)
+
+    def work(checkpoint: str | None) -> EvaluationSettings:
+        return replace(settings, checkpoints=_folder(run, dataset, settings, checkpoint))
+
+    evaluations = {}
+    for epoch, checkpoint in along.items():
+        if checkpoint is not None:
+            say(f"{run.path}: the snapshot of epoch {epoch}")
+            evaluations[epoch] = _evaluated(run, dataset, work(checkpoint), checkpoint, fabric)[2]
     found = evaluate_run(
-        run,
-        dataset,
-        replace(settings, checkpoints=folder),
-        checkpoint=part.checkpoint,
-        fabric=fabric,
+        run, dataset, work(part.checkpoint), checkpoint=part.checkpoint, fabric=fabric
     )
     if not fabric.is_global_zero:
         return
@@ -117,13 +128,16 @@ def evaluate(
     guarded(
         run.path / EVALUATION, lambda file: file.write_text(yaml.safe_dump(given, sort_keys=False))
     )
-    shutil.rmtree(folder.parent, ignore_errors=True)
+    shutil.rmtree(run.path / "annealing", ignore_errors=True)
     say(f"{run.path}: {len(dataset)} data of {dataset.name}, {part.split} part")
     Console().print(_table(found))
     if len(found.sandwich()) > 2:
         Console().print(_sandwich(found))
     for line in _notes(found):
         say(line)
+    if along:
+        (kept,) = set(along) - set(evaluations)
+        write_evaluations(run, {epoch: evaluations.get(epoch, found) for epoch in along}, kept)
 
 
 def _folder(
@@ -251,15 +265,7 @@ def evaluate_run(
     Raises:
         PyroaeError: For what cannot be evaluated.
     """
-    several = fabric is not None and fabric.world_size > 1
-    device = fabric.device if fabric is not None and several else device_of(run.config.accelerator)
-    system: Any = trained(run, checkpoint, dataset).to(device)
-    if isinstance(system, Autoencoder) and isinstance(dataset, Dataset):
-        check_data(system, dataset, dataset.name)
-    x = placed(system, dataset, device)
-    found = evaluate_system(
-        system, x, settings, progress=True, share=WHOLE if fabric is None else share_of(fabric)
-    )
+    system, x, found = _evaluated(run, dataset, settings, checkpoint, fabric)
     if fabric is not None and not fabric.is_global_zero:
         return found
     tree = to_datatree(
@@ -274,10 +280,33 @@ def evaluate_run(
     )
     run.write_results(list(found.results.values()))
     guarded(run.path / "evaluation.nc", lambda file: tree.to_netcdf(file, engine="h5netcdf"))
-    for name, figure in figures(system, dataset.to(device), found).items():
+    for name, figure in figures(system, dataset.to(_device(run, fabric)), found).items():
         save(figure, run.path / "figures" / f"{name}.png")
     write_report(run)
     return found
+
+
+def _evaluated(
+    run: Run,
+    dataset: Dataset | Arguments,
+    settings: EvaluationSettings,
+    checkpoint: str | None,
+    fabric: Fabric | None,
+) -> tuple[Any, Data, Evaluation]:
+    """The system with the weights of a checkpoint, its arguments, and its evaluation."""
+    device = _device(run, fabric)
+    system: Any = trained(run, checkpoint, dataset).to(device)
+    if isinstance(system, Autoencoder) and isinstance(dataset, Dataset):
+        check_data(system, dataset, dataset.name)
+    x = placed(system, dataset, device)
+    share = WHOLE if fabric is None else share_of(fabric)
+    return system, x, evaluate_system(system, x, settings, progress=True, share=share)
+
+
+def _device(run: Run, fabric: Fabric | None) -> torch.device:
+    """The device of this process, where there are several; else that of the run."""
+    several = fabric is not None and fabric.world_size > 1
+    return fabric.device if fabric is not None and several else device_of(run.config.accelerator)
 
 
 def per_datum(found: Evaluation) -> dict[str, Tensor]:

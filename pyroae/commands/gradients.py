@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pyroae.autoencoder import Autoencoder
-from pyroae.config import GradientSettings, Part, compared
+from pyroae.commands.snapshots import gradients_table
+from pyroae.config import ALL, GradientSettings, Part, compared
 from pyroae.data.dataset import Dataset
 from pyroae.errors import ConfigError, RunError, unknown_name
 from pyroae.evaluation.gradient_lab.groups import parameter_groups
@@ -24,9 +25,12 @@ from pyroae.inference_data import gradients_to_datatree
 from pyroae.objectives import ELBO, AnalyticKL, Objective, ObjectiveBase, parse_objective
 from pyroae.plots.drawing import save
 from pyroae.plots.gradients import gradient_curves
+from pyroae.plots.snapshots import gradients_along_training
 from pyroae.posteriors import Point
+from pyroae.programs.arguments import Arguments
 from pyroae.runs.loading import own_parameters, part_of, placed, trained
 from pyroae.runs.run import Run, device_of
+from pyroae.runs.snapshots import weights_along_training
 from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import say
 from pyroae.training.preflight import check_data
@@ -67,7 +71,8 @@ def gradients(
     """Compare gradients of estimators at the weights of a run, for each K.
 
     One table is printed; a .csv and a .nc file and a figure are written. The corruption of a
-    denoising system is off, as in an evaluation.
+    denoising system is off, as in an evaluation. With the checkpoint `all` gradients are compared
+    at each snapshot of the run: a table and a figure of their SNR, and a .csv file, are written.
 
     Args:
         run_directory: The run.
@@ -79,21 +84,58 @@ def gradients(
     Raises:
         PyroaeError: For what cannot be measured.
     """
-    run = Run(run_directory)
-    reference, files = _checked(settings), _files(run, out)
-    dataset, device = part_of(run, part), device_of(run.config.accelerator)
-    system: Any = trained(run, part.checkpoint, dataset).to(device)
+    run, is_along = Run(run_directory), part.checkpoint == ALL
+    reference = _checked(settings)
+    files = _files(run, out, "gradients_along_training" if is_along else "gradients")
+    along = weights_along_training(run) if is_along else {}
+    dataset = part_of(run, part)
+    title = (
+        f"gradients at {len(dataset)} data of {dataset.name} ({part.split}), "
+        f"{settings.replicates} replicates; bias from {reference}"
+    )
+    labels: dict[str, Any] = {
+        "num_data": len(dataset),
+        "reference": reference,
+        "seed": settings.seed,
+    }
+    if is_along:
+        found: dict[int, Curves] = {}
+        for epoch, checkpoint in along.items():
+            say(f"{run.path}: the weights after epoch {epoch}")
+            found[epoch] = _measured(run, checkpoint, dataset, settings, reference)
+        say(title)
+        Console().print(gradients_table(found if by else _main(found)))
+        say(_about_snr(next(iter(found.values())), reference))
+        _write_along(found, files, labels)
+        return
+    curves = _measured(run, part.checkpoint, dataset, settings, reference)
+    say(title)
+    Console().print(_table(curves, reference, by == "module"))
+    for line in _notes(_makers(settings), curves, reference, len(dataset)):
+        say(line)
+    _write(curves, files, labels)
+
+
+def _measured(
+    run: Run,
+    checkpoint: str | None,
+    dataset: Dataset | Arguments,
+    settings: GradientSettings,
+    reference: str,
+) -> Curves:
+    """The gradients of each estimator and K at the weights of a checkpoint."""
+    device = device_of(run.config.accelerator)
+    system: Any = trained(run, checkpoint, dataset).to(device)
     if isinstance(system, Autoencoder) and isinstance(dataset, Dataset):
         check_data(system, dataset, dataset.name)
         _refuse_delta(run, system)
     parameters = {name: p for name, p in system.named_parameters() if p.requires_grad}
     x = placed(system, dataset, device)
-    make = {name: partial(parse_objective, name) for name in settings.names}
-    curves = measure_slopes(
+    return measure_slopes(
         system.model,
         system.guide,
         x,
-        make,
+        _makers(settings),
         ks=sorted(settings.num_particles),
         parameters=parameters,
         groups=parameter_groups(system.model, system.guide, x, parameters),
@@ -102,14 +144,10 @@ def gradients(
         reference=reference,
         progress=True,
     )
-    say(
-        f"gradients at {len(dataset)} data of {dataset.name} ({part.split}), "
-        f"{settings.replicates} replicates; bias from {reference}"
-    )
-    Console().print(_table(curves, reference, by == "module"))
-    for line in _notes(make, curves, reference, len(dataset)):
-        say(line)
-    _write(curves, files, num_data=len(dataset), reference=reference, seed=settings.seed)
+
+
+def _makers(settings: GradientSettings) -> dict[str, Callable[[int], ObjectiveBase]]:
+    return {name: partial(parse_objective, name) for name in settings.names}
 
 
 def _refuse_delta(run: Run, system: Autoencoder) -> None:
@@ -139,13 +177,13 @@ def _checked(settings: GradientSettings) -> str:
     return reference
 
 
-def _files(run: Run, out: str | None) -> Files:
+def _files(run: Run, out: str | None, name: str) -> Files:
     """Where the results go. Raises RunError where they cannot be written."""
     if out is None:
         files = Files(
-            run.path / "gradients.csv",
-            run.path / "gradients.nc",
-            run.path / "figures" / "gradients.png",
+            run.path / f"{name}.csv",
+            run.path / f"{name}.nc",
+            run.path / "figures" / f"{name}.png",
         )
     elif Path(out).is_dir():
         raise RunError(
@@ -165,18 +203,37 @@ def _files(run: Run, out: str | None) -> Files:
     return files
 
 
-def _write(curves: Curves, files: Files, *, num_data: int, reference: str, seed: int) -> None:
-    tree = gradients_to_datatree(curves, num_data=num_data, reference=reference, seed=seed)
-    figure = gradient_curves(
-        {
+def _main(found: Mapping[int, Curves]) -> dict[int, Curves]:
+    """The curves of the main groups of parameters."""
+    return {
+        epoch: {
             name: {g: c for g, c in of_group.items() if g in MAIN}
             for name, of_group in curves.items()
         }
-    )
+        for epoch, curves in found.items()
+    }
+
+
+def _rows(tree: Any) -> Any:
+    """A row for each objective, number of particles and group, as a DataFrame."""
     rows = tree["gradients"].to_dataset().to_dataframe(["objective", "particles", "group"])
-    guarded(files.table, rows[rows["seconds"].notna()].astype({"evaluations": int}).to_csv)
+    return rows[rows["seconds"].notna()].astype({"evaluations": int})
+
+
+def _write_along(found: Mapping[int, Curves], files: Files, labels: Mapping[str, Any]) -> None:
+    import pandas as pd
+
+    rows = {e: _rows(gradients_to_datatree(curves, **labels)) for e, curves in found.items()}
+    guarded(files.table, pd.concat(rows, names=["epoch"]).to_csv)
+    save(gradients_along_training(_main(found)), files.figure)
+    say(f"{files.table}, {files.figure}")
+
+
+def _write(curves: Curves, files: Files, labels: Mapping[str, Any]) -> None:
+    tree = gradients_to_datatree(curves, **labels)
+    guarded(files.table, _rows(tree).to_csv)
     guarded(files.tree, lambda file: tree.to_netcdf(file, engine="h5netcdf"))
-    save(figure, files.figure)
+    save(gradient_curves(_main({0: curves})[0]), files.figure)
     say(f"{files.table}, {files.tree}, {files.figure}")
 
 
@@ -239,14 +296,8 @@ def _notes(
     num_data: int,
 ) -> list[str]:
     """Sentences on the columns, the sizes of the groups, and biases by design."""
-    of_groups = {
-        group: curve.statistics[0] for group, curve in curves[reference].items() if group in MAIN
-    }
-    sizes = [f"{group} {len(found.mean):,}" for group, found in of_groups.items()]
-    count = next(iter(of_groups.values())).replicates
     notes = [
-        f"parameters: {', '.join(sizes)}; SNR: mean over them of |mean| / σ, about "
-        f"{0.8 / count**0.5:.2g} where the mean is 0",
+        _about_snr(curves, reference),
         f"DSNR: length of the gradient along the mean of {reference} over that across it",
         f"one gradient: its milliseconds under ms, and K × {num_data} evaluations of the decoder",
         f"bias: distance from the mean of {reference}, in % of its norm; if none: the distance "
@@ -271,6 +322,19 @@ def _notes(
     notes += [f"another bound than that of {reference}: {', '.join(other)}"] if other else []
     notes += [f"by design not the gradient of their bound: {', '.join(biased)}"] if biased else []
     return notes
+
+
+def _about_snr(curves: Curves, reference: str) -> str:
+    """A sentence on the sizes of the groups, and on their SNR."""
+    of_groups = {
+        group: curve.statistics[0] for group, curve in curves[reference].items() if group in MAIN
+    }
+    sizes = [f"{group} {len(found.mean):,}" for group, found in of_groups.items()]
+    count = next(iter(of_groups.values())).replicates
+    return (
+        f"parameters: {', '.join(sizes)}; SNR: mean over them of |mean| / σ, about "
+        f"{0.8 / count**0.5:.2g} where the mean is 0"
+    )
 
 
 def _bound_of(objective: ObjectiveBase) -> object:

@@ -19,7 +19,7 @@ from pyroae.objectives.base import ObjectiveBase
 from pyroae.plots.drawing import save
 from pyroae.runs.contents import versions
 from pyroae.runs.loading import find_parameters, fits, own_parameters, same_data, splits_of
-from pyroae.runs.run import Run, refuse_taken
+from pyroae.runs.run import EXTENDED, Run, refuse_taken
 from pyroae.runtime.files import locked
 from pyroae.runtime.processes import say
 from pyroae.training.checkpointing import Keeper
@@ -62,7 +62,7 @@ def resume_run(run: Run, settings: Mapping[str, Any], checkpoint: str) -> tuple[
 
     Args:
         run: The run.
-        settings: Settings that may differ: more epochs, and where it is trained.
+        settings: Settings that may differ: more epochs and snapshots, and where it is trained.
         checkpoint: The saved state, `last` or `previous`.
 
     Returns:
@@ -75,7 +75,7 @@ def resume_run(run: Run, settings: Mapping[str, Any], checkpoint: str) -> tuple[
     settings = with_imports(settings, run.config.imports)
     config = RunConfig.from_mapping({**run.config.to_dict(), **settings})
     for name, value in config.to_dict().items():
-        if name not in (*WHERE, "epochs") and value != run.config.to_dict()[name]:
+        if name not in (*WHERE, *EXTENDED) and value != run.config.to_dict()[name]:
             raise ConfigError(
                 f"--resume keeps the settings of the run: {name} is {run.config.to_dict()[name]} "
                 "there"
@@ -86,6 +86,8 @@ def resume_run(run: Run, settings: Mapping[str, Any], checkpoint: str) -> tuple[
             f"the run '{run.path}' has finished its {config.epochs} epochs: give more --epochs to "
             "continue"
         )
+    if state is not None:
+        _refuse_passed(run, config, state)
     splits, system, objective = _prepared(config)
     same_data(run, splits)
     if state is not None:
@@ -103,6 +105,17 @@ def resume_run(run: Run, settings: Mapping[str, Any], checkpoint: str) -> tuple[
             run.write_config(config, splits)
         run.config = config
         return run, _trained(run, system, splits, objective, fabric, state)
+
+
+def _refuse_passed(run: Run, config: RunConfig, state: State) -> None:
+    """Refuse new snapshots of epochs that the training has passed."""
+    new = set(config.snapshots) - set(run.config.snapshots)
+    passed = sorted(epoch for epoch in new if epoch <= len(state.history))
+    if passed:
+        raise ConfigError(
+            f"the run '{run.path}' is at {state.where()}: a snapshot after epoch {passed[0]} can "
+            "no longer be taken"
+        )
 
 
 def _writing(fabric: Fabric, path: Path) -> AbstractContextManager[None]:

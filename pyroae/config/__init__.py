@@ -1,7 +1,15 @@
 """Settings of runs, trainings and evaluations: plain data, without torch."""
 
 from pyroae.config.checks import at_least_one
-from pyroae.config.evaluation import AISSettings, EvaluationSettings, GradientSettings, Part
+from pyroae.config.evaluation import (
+    ALL,
+    AISSettings,
+    EvaluationSettings,
+    GradientSettings,
+    Part,
+    snapshot_epoch,
+    snapshot_name,
+)
 from pyroae.config.run import BINARIZATIONS, PER_TRAINING, WHERE, RunConfig, recorded, with_imports
 from pyroae.config.scoring import SCORE_METHODS, Scoring
 from pyroae.config.text import check_objective_names, compared, objectives_in, pair_of
@@ -9,6 +17,7 @@ from pyroae.config.training import SCHEDULES, TrainConfig
 from pyroae.runtime.settings_text import RECORD, called, parse_yaml, program_parts, read_yaml
 
 __all__ = [
+    "ALL",
     "BINARIZATIONS",
     "PER_TRAINING",
     "RECORD",
@@ -32,5 +41,7 @@ __all__ = [
     "program_parts",
     "read_yaml",
     "recorded",
+    "snapshot_epoch",
+    "snapshot_name",
     "with_imports",
 ]

@@ -1,6 +1,7 @@
 """What is evaluated, and how: settings of `evaluate` and of annealing, and the part of the data."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, Self
 
 from pyroae.config.checks import at_least_one, check_compile, one_of, option
 from pyroae.config.text import objectives_in
-from pyroae.errors import ConfigError
+from pyroae.errors import ConfigError, unknown_name
 
 METHODS = ("is", "ais", "bdmc", "exact", "quadrature", "gaps")
 """Ways to the log-likelihood."""
@@ -26,6 +27,14 @@ PATHS = ("sigmoid", "linear")
 """How the temperatures of annealing are spaced."""
 
 
+CHECKPOINTS = ("best", "last", "previous")
+"""Names of the weights of a run, beside its snapshots."""
+
+
+ALL = "all"
+"""The name of all snapshots and the weights that the training kept."""
+
+
 @dataclass(frozen=True)
 class Part:
     """A part of the data, and the weights that it is put to.
@@ -34,25 +43,65 @@ class Part:
         data: Other data than those of the run, as `--data` names them; None for the run's own.
         split: The part: test, valid or train.
         num_data: How many of the first data; None for all.
-        checkpoint: The weights: best, last or previous; None for those that the training kept.
+        checkpoint: The weights: best, last, previous or the snapshot of an epoch, as epoch-10 or
+            10; `all` for every snapshot and the kept weights; None for the kept weights alone.
 
     Raises:
         ConfigError: For an unknown part or checkpoint, and for less than one datum.
+
+    >>> Part(checkpoint="lest")
+    Traceback (most recent call last):
+    pyroae.errors.ConfigError: unknown checkpoint 'lest': did you mean 'last'? Known: best, ...
     """
 
     data: str | None = option(None, "other data than the run was trained on: a name or a file")
     split: str = option("test", "which part", ("test", "valid", "train"))
     num_data: int | None = option(None, "only the first N")
     checkpoint: str | None = option(
-        None, "which weights (default: those the training kept)", ("best", "last", "previous")
+        None,
+        "which weights; all: those of every snapshot (default: those the training kept)",
+        (*CHECKPOINTS, "epoch-N", ALL),
     )
 
     def __post_init__(self) -> None:
         one_of("split", self.split, ("test", "valid", "train"))
         if self.num_data is not None:
             at_least_one("num_data", self.num_data)
-        if self.checkpoint is not None:
-            one_of("checkpoint", self.checkpoint, ("best", "last", "previous"))
+        if self.checkpoint is not None and snapshot_epoch(self.checkpoint) is None:
+            known = (*CHECKPOINTS, ALL)
+            if self.checkpoint not in known:
+                raise unknown_name("checkpoint", self.checkpoint, (*known, "epoch-N"))
+
+
+def snapshot_epoch(name: str) -> int | None:
+    """Read the epoch of a snapshot from its name.
+
+    Args:
+        name: The name of a checkpoint.
+
+    Returns:
+        The epoch; None for a name that is not of a snapshot.
+
+    >>> [snapshot_epoch(name) for name in ("epoch-0010", "epoch-10", "10", "last")]
+    [10, 10, 10, None]
+    """
+    found = re.fullmatch(r"(?:epoch-)?(\d+)", name, re.ASCII)
+    return None if found is None else int(found[1])
+
+
+def snapshot_name(epoch: int) -> str:
+    """Return the name of the snapshot of an epoch.
+
+    Args:
+        epoch: The epoch, 0 for the initial weights.
+
+    Returns:
+        The name, which is that of its file in RUN/checkpoints too.
+
+    >>> snapshot_name(10)
+    'epoch-0010'
+    """
+    return f"epoch-{epoch:04d}"
 
 
 @dataclass(frozen=True)

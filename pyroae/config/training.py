@@ -27,6 +27,8 @@ class TrainConfig:
         kl_warmup: Epochs over which the weight of the KL grows from 0 to 1.
         patience: Epochs without a better validation bound after which training stops.
         keep: The weights at the end: of the `best` validation bound, or the `last`.
+        snapshots: Epochs after which the weights are kept, beside those of `keep`; 0 for the
+            initial weights. Epochs that a training with another limit does not complete have none.
         seed: Seed of the order of the data and of every draw.
         accelerator: Device, in Lightning Fabric's names: auto, cpu, cuda, mps.
         compile: Whether the step is compiled code; `auto` in a long training.
@@ -66,6 +68,9 @@ class TrainConfig:
         "best",
         "the weights at the end: of the best validation bound, or the last",
         ("best", "last"),
+    )
+    snapshots: tuple[int, ...] = option(
+        (), "epochs after which the weights are kept too, as 0,1,3,10; 0: the initial weights"
     )
     seed: int = option(
         0, "of the order of the data, every draw and, on the command line, the initial weights"
@@ -112,6 +117,18 @@ class TrainConfig:
             raise ConfigError(
                 f"kl_warmup of {self.kl_warmup} epochs is longer than the training of "
                 f"{self.epochs}: the KL weight would never reach 1"
+            )
+        self._check_snapshots()
+
+    def _check_snapshots(self) -> None:
+        if min(self.snapshots, default=0) < 0 or len(set(self.snapshots)) < len(self.snapshots):
+            raise ConfigError(
+                f"snapshots are different epochs of at least 0, not {list(self.snapshots)}"
+            )
+        if self.max_steps is None and max(self.snapshots, default=0) > self.epochs:
+            raise ConfigError(
+                f"a snapshot after epoch {max(self.snapshots)} lies beyond the training of "
+                f"{self.epochs} epochs: give more epochs, or leave it out"
             )
 
     @property

@@ -140,7 +140,7 @@ def fit_local(
         family: `"diagonal"` or `"full-rank"`.
         steps: Largest number of steps of each fit.
         num_particles: Draws per step and datum, in pairs ±ε that all data share; at least 4 are
-            drawn. None takes 2 max(D, 32). With fewer than 2 D a step changes the covariance in a
+            drawn. None takes 2 max(D, 64). With fewer than 2 D a step changes the covariance in a
             subspace only.
         start: A full-rank fit of the same block to start from; None fits it.
         seed: Seed of the draws; the caller's generators are then left unchanged. None draws from

@@ -11,14 +11,17 @@ from pyroae.plots.likelihood import (
     rate_distortion,
     sandwich,
 )
+from pyroae.plots.snapshots import along_training, gradients_along_training
 from pyroae.plots.systems import reconstructions, sample_grids, samples, training_curves
 
 __all__ = [
+    "along_training",
     "bound_curve",
     "differences",
     "extremes",
     "filters",
     "gradient_curves",
+    "gradients_along_training",
     "khat",
     "kl_per_unit",
     "latent_scatter",

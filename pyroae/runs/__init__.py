@@ -3,5 +3,6 @@
 from pyroae.runs.loading import LoadedRun, load_run
 from pyroae.runs.report import write_report
 from pyroae.runs.run import Run
+from pyroae.runs.snapshots import Snapshots
 
-__all__ = ["LoadedRun", "Run", "load_run", "write_report"]
+__all__ = ["LoadedRun", "Run", "Snapshots", "load_run", "write_report"]

@@ -17,8 +17,8 @@ from pyroae.data.loading import Splits
 from pyroae.evaluation.summary import Result
 from pyroae.runtime.files import guarded
 
-STATE, WEIGHTS = "state of a training", "weights"
-"""The kinds of the files in checkpoints/, for `read_tensors`."""
+STATE = "state of a training"
+"""The kind of the files that hold a state, for `read_tensors`."""
 
 
 FILES = (
@@ -28,6 +28,8 @@ FILES = (
     "results.json",
     "evaluation.nc",
     "evaluation.yaml",
+    "along_training.csv",
+    "gradients_along_training.csv",
     "figures",
     "report.html",
 )

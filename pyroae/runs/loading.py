@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyroae import zoo
-from pyroae.config import Part, RunConfig
+from pyroae.config import Part, RunConfig, snapshot_name
 from pyroae.data.dataset import Dataset
 from pyroae.data.loading import Splits, load, split_arguments
 from pyroae.data.sources import named
@@ -23,6 +23,7 @@ from pyroae.programs.arguments import Arguments
 from pyroae.programs.context import evaluating
 from pyroae.programs.pair import Pair, like_parameters
 from pyroae.runs.run import Run
+from pyroae.runs.snapshots import Snapshots
 from pyroae.runtime.randomness import fork_random
 from pyroae.runtime.short_repr import short_repr
 from pyroae.training.state import Epoch, State
@@ -39,6 +40,7 @@ class LoadedRun:
             several arguments.
         history: The finished epochs.
         results: The figures of its evaluation by name; empty before an evaluation.
+        snapshots: The system after each epoch of `config.snapshots`: iterate over (epoch, system).
     """
 
     config: RunConfig
@@ -46,6 +48,7 @@ class LoadedRun:
     data: Splits
     history: list[Epoch]
     results: dict[str, Result]
+    snapshots: Snapshots
 
     __repr__ = short_repr()
 
@@ -58,11 +61,11 @@ def load_run(path: str | Path, checkpoint: str | None = None) -> LoadedRun:
 
     Args:
         path: The run directory.
-        checkpoint: The weights: `best`, `last` or `previous`; by default those that the training
-            kept.
+        checkpoint: The weights: `best`, `last`, `previous` or a snapshot, as `epoch-10`; by default
+            those that the training kept.
 
     Returns:
-        The trained system, the data, the epochs and the results.
+        The trained system, the data, the epochs, the results and the snapshots.
 
     Raises:
         RunError: If there is no run, it cannot be read, or one of its modules is missing.
@@ -73,7 +76,10 @@ def load_run(path: str | Path, checkpoint: str | None = None) -> LoadedRun:
     same_data(run, splits)
     system = trained(run, checkpoint, splits.train)
     results = {result.name: result for result in run.results()}
-    return LoadedRun(run.config, system, splits, run.history(), results)
+    snapshots = Snapshots(
+        run.snapshots, lambda epoch: trained(run, snapshot_name(epoch), splits.train)
+    )
+    return LoadedRun(run.config, system, splits, run.history(), results, snapshots)
 
 
 def splits_of(config: RunConfig, data: str | None = None) -> Splits:
@@ -137,7 +143,7 @@ def trained(
 
     Args:
         run: The run.
-        checkpoint: `best`, `last` or `previous`; by default the one that the training kept.
+        checkpoint: As in `load_run`.
         part: Data like those of the run, on which a program is run once to find the parameters
             that it keeps in Pyro's store; by default its training data.
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,30 @@ from torch import Tensor, nn
 
 from pyroae import zoo
 from pyroae.autoencoder import Autoencoder
-from pyroae.config import WHERE, RunConfig
+from pyroae.config import ALL, WHERE, RunConfig, snapshot_epoch, snapshot_name
 from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, RunError
 from pyroae.evaluation.summary import Result
 from pyroae.runs.contents import (
     FILES,
     STATE,
-    WEIGHTS,
     results_from,
     results_text,
     versions,
     write_config,
 )
 from pyroae.runtime.files import guarded, read_tensors, words, write_tensors
+from pyroae.training.snapshots import (
+    WEIGHTS,
+    read_snapshots,
+    read_weights,
+    snapshots_in,
+    write_snapshots,
+)
 from pyroae.training.state import Epoch, State, write_csv
+
+EXTENDED = ("epochs", "snapshots")
+"""Settings of a run that may change when it is resumed."""
 
 
 class Run:
@@ -111,7 +121,7 @@ class Run:
         """Save a state as the checkpoint `last`, and the metrics of its epochs in metrics.csv.
 
         The checkpoint that was last before becomes `previous`. At the end of the best epoch so far
-        the weights are also saved as `best`.
+        the weights are also saved as `best`. Each snapshot of the state has a file of its own.
 
         Args:
             state: The state of the training.
@@ -127,6 +137,7 @@ class Run:
             "fingerprint": self.fingerprint,
             "versions": versions(),
         }
+        write_snapshots(self.path / "checkpoints", state)
         content = {**state.to_content(), "record": record}
         write_tensors(self.checkpoint("last"), STATE, content, previous=self.checkpoint("previous"))
         guarded(self.path / "metrics.csv", lambda file: write_csv(file, state.history))
@@ -138,14 +149,20 @@ class Run:
             checkpoint: `last`, or `previous`, the one saved before it.
 
         Returns:
-            The state.
+            The state, with the snapshots until then.
 
         Raises:
             RunError: If the checkpoint is missing, is damaged or has other settings than
                 config.yaml; the message names the other checkpoint if that can be read.
         """
+        state = self._state(checkpoint)
+        snapshots = read_snapshots(self.path / "checkpoints", len(state.history))
+        return replace(state, snapshots=snapshots)
+
+    def _state(self, checkpoint: str = "last") -> State:
+        """A saved state, without its snapshots."""
         try:
-            content = self._read(checkpoint, STATE)
+            content = read_tensors(self._existing(checkpoint), STATE)
             self._check_record(content["record"], checkpoint)
             return State.from_content(content)
         except RunError as error:
@@ -160,18 +177,24 @@ class Run:
         """Whether a state of the training has been saved."""
         return self.checkpoint("last").is_file() or self.checkpoint("previous").is_file()
 
-    def _read(self, checkpoint: str, kind: str) -> Any:
-        file = self.checkpoint(checkpoint)
+    def _existing(self, checkpoint: str) -> Path:
+        """The file of a checkpoint. Raises RunError where there is none."""
+        file, epoch = self.checkpoint(checkpoint), snapshot_epoch(checkpoint)
         if not file.is_file():
-            raise RunError(f"there is no checkpoint '{file}': nothing has been saved there")
-        return read_tensors(file, kind)
+            if epoch is None:
+                raise RunError(f"there is no checkpoint '{file}': nothing has been saved there")
+            known = ", ".join(map(str, self.snapshots)) or "none"
+            raise RunError(
+                f"the run '{self.path}' has no snapshot of epoch {epoch}: it has {known}"
+            )
+        return file
 
     def _check_record(self, record: Any, checkpoint: str) -> None:
         """Check that a checkpoint was saved with the settings of config.yaml."""
         own = {**self.config.to_dict(), "fingerprint": self.fingerprint}
         record = {**RunConfig().to_dict(), **record}  # a run of version 0.1 has fewer settings
         for name, value in own.items():
-            if name not in (*WHERE, "epochs") and record.get(name) != value:
+            if name not in (*WHERE, *EXTENDED) and record.get(name) != value:
                 raise RunError(
                     f"'{self.checkpoint(checkpoint)}' has other settings than config.yaml: "
                     f"{name} is {record.get(name)!r} in it, not {value!r}"
@@ -181,7 +204,7 @@ class Run:
         """A hint at the other checkpoint, or nothing if it cannot be read either."""
         other = "previous" if checkpoint == "last" else "last"
         try:
-            state = State.from_content(self._read(other, STATE))
+            state = State.from_content(read_tensors(self._existing(other), STATE))
         except (RunError, KeyError, TypeError, ValueError, AttributeError):
             return ""
         return (
@@ -193,7 +216,8 @@ class Run:
         """Return the trained system of the zoo; `runs.loading.trained` returns programs too.
 
         Args:
-            checkpoint: `best`, `last` or `previous`; by default the one that the training kept.
+            checkpoint: `best`, `last`, `previous` or a snapshot, as `epoch-10`; by default the one
+                that the training kept.
 
         Returns:
             The system, in `eval()` mode.
@@ -211,7 +235,7 @@ class Run:
 
         Args:
             system: A new system of the run; of a program, with its parameters found.
-            checkpoint: `best`, `last` or `previous`; by default the one that the training kept.
+            checkpoint: As in `autoencoder`.
 
         Raises:
             RunError: If the checkpoint cannot be read, or is of another system.
@@ -231,14 +255,26 @@ class Run:
         system.eval()
 
     def _weights(self, checkpoint: str) -> dict[str, Tensor]:
-        if checkpoint != "best":
-            return self.state(checkpoint).weights
-        try:
-            return dict(self._read("best", WEIGHTS)["weights"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunError(
-                f"'{self.checkpoint('best')}' holds no weights: {words(error)}"
-            ) from None
+        if checkpoint == ALL:
+            raise ConfigError(
+                "the checkpoint 'all' is for evaluate and gradients: name one, as epoch-10 or best"
+            )
+        if checkpoint == "best" or snapshot_epoch(checkpoint) is not None:
+            return read_weights(self._existing(checkpoint))
+        return self._state(checkpoint).weights
+
+    @property
+    def snapshots(self) -> tuple[int, ...]:
+        """The epochs after which the weights were kept, beside the checkpoints; 0 at the start."""
+        return snapshots_in(self.path / "checkpoints")
+
+    @property
+    def kept_epoch(self) -> int:
+        """The epoch of the weights that the training kept; an unfinished one counts."""
+        state = self._state()
+        if self.config.keep == "best" and self.checkpoint("best").is_file():
+            return state.best_epoch
+        return len(state.history) + (state.progressed.position > 0)
 
     def history(self) -> list[Epoch]:
         """Read the metrics of the finished epochs from the last checkpoint.
@@ -249,7 +285,7 @@ class Run:
         Raises:
             RunError: If the checkpoint cannot be read.
         """
-        return self.state().history
+        return self._state().history
 
     def write_results(self, results: Sequence[Result]) -> None:
         """Write results.json, a list of objects with the fields of `Result`, and null for NaN.
@@ -284,11 +320,13 @@ class Run:
         """Return the path of a checkpoint.
 
         Args:
-            name: `last`, `previous` or `best`.
+            name: `last`, `previous`, `best` or a snapshot, as `epoch-10` or `10`.
 
         Returns:
             The path of the file, which need not exist.
         """
+        epoch = snapshot_epoch(name)
+        name = name if epoch is None else snapshot_name(epoch)
         return self.path / "checkpoints" / f"{name}.safetensors"
 
 

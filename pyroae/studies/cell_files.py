@@ -17,6 +17,7 @@ from pyroae.runtime.checkpoint_files import CheckpointFile
 from pyroae.runtime.files import guarded, read_tensors, words, write_tensors
 from pyroae.runtime.processes import say
 from pyroae.studies.cells import CellStore
+from pyroae.training.snapshots import read_snapshots, write_snapshots
 from pyroae.training.state import Epoch, State, write_csv
 from pyroae.training.trainer import FitResult
 
@@ -90,12 +91,18 @@ class CellDirectory(CellStore):
         state = State.from_content(content)
         if damage is not None:
             say(f"{damage}: resuming from {state.where()}")
+        state.snapshots = read_snapshots(self._checkpoints(cell), len(state.history))
         return state, read_curve(self.path / directory_name(cell) / "curve.csv")
 
     def save(self, cell: Cell, state: State, points: Sequence[Point]) -> None:
         """Write a state; the one before it stays, under another name."""
         write_curve(self.path / directory_name(cell) / "curve.csv", points)
+        self.keep_snapshots(cell, state)
         self._states(cell).write(state.to_content())
+
+    def keep_snapshots(self, cell: Cell, state: State) -> None:
+        """Write the snapshots of a state."""
+        write_snapshots(self._checkpoints(cell), state)
 
     def finish(self, cell: Cell, outcome: Outcome, result: FitResult) -> None:
         """Write the trained weights, the history, the curve and the outcome of a cell."""
@@ -123,7 +130,10 @@ class CellDirectory(CellStore):
         return dict(content["weights"]), [Epoch(**row) for row in content["history"]]
 
     def _states(self, cell: Cell) -> CheckpointFile:
-        return CheckpointFile.in_directory(self.path / directory_name(cell) / "checkpoints", STATE)
+        return CheckpointFile.in_directory(self._checkpoints(cell), STATE)
+
+    def _checkpoints(self, cell: Cell) -> Path:
+        return self.path / directory_name(cell) / "checkpoints"
 
     def _write_record(self, cell: Cell) -> None:
         text = json.dumps(self.record(cell), indent=2)

@@ -14,6 +14,7 @@ from torch import nn
 
 from pyroae.comparison.results import Cell, Outcome, Point
 from pyroae.config import TrainConfig
+from pyroae.errors import ConfigError
 from pyroae.objectives.base import ObjectiveBase
 from pyroae.studies.curves import Curve
 from pyroae.training.checkpointing import MINUTES, Keeper
@@ -56,6 +57,16 @@ class CellStore(ABC):
             cell: the cell.
             state: the state, after an epoch or within one.
             points: the learning curve so far.
+        """
+
+    def keep_snapshots(self, cell: Cell, state: State) -> None:  # noqa: B027
+        """Write the snapshots of a member of an ensemble, whose states are not saved.
+
+        A store whose cells are trained one by one writes them in `save`.
+
+        Args:
+            cell: the cell.
+            state: the state after an epoch, or the initial one.
         """
 
     @abstractmethod
@@ -133,9 +144,15 @@ class CellRunner:
             The outcomes.
 
         Raises:
+            ConfigError: before any step, for snapshots without a store that keeps them.
             InterruptedRunError: if a signal ended a training whose state is saved.
             NonFiniteLossError: if a loss is not finite.
         """
+        if self.store is None and self.config(group[0]).snapshots:
+            raise ConfigError(
+                "the snapshots of a comparison are kept in its directory: give a path, or leave "
+                "them out"
+            )
         with pyro.get_param_store().scope():  # each training has its own parameters
             curves = [self._curve(cell) for cell in group]
             if len(group) == 1:
@@ -179,7 +196,13 @@ class CellRunner:
             )
 
     def _fit_ensemble(self, curves: Sequence[Curve], progress: bool) -> list[FitResult]:
-        first = curves[0]
+        first, store = curves[0], self.store
+
+        def after_epoch(i: int, state: State) -> None:
+            curves[i].after_epoch(state)
+            if store is not None:
+                store.keep_snapshots(curves[i].cell, state)
+
         return fit_ensemble(
             [curve.system for curve in curves],
             self.train,
@@ -187,7 +210,7 @@ class CellRunner:
             first.config,
             seeds=[curve.cell.seed for curve in curves],
             valid=self.valid,
-            on_epoch=lambda i, state: curves[i].after_epoch(state),
+            on_epoch=after_epoch,
             progress=progress,
         )
 

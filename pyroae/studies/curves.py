@@ -53,8 +53,11 @@ class Curve:
         """Add a point if the last one is far enough back, or at the last epoch.
 
         Args:
-            state: the state after an epoch; the system has its weights.
+            state: the state after an epoch; the system has its weights. Nothing is added for
+                the initial one.
         """
+        if not state.history:
+            return
         row = state.history[-1]
         last = self.points[-1] if self.points else Point(0, 0, 0.0, 0, math.nan)
         if self.config.max_seconds is not None:

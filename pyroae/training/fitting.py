@@ -61,14 +61,15 @@ def fit(
         config: the configuration; by default `TrainConfig()`.
         valid: validation data, in the forms of `data`.
         state: the state to resume from; None starts the training.
-        on_epoch: receives the state after each epoch; a `Keeper` also within one.
+        on_epoch: receives the state after each epoch, and before the first one where
+            `config.snapshots` has 0; a `Keeper` also within an epoch.
         compile: whether a step is one graph, as in `pyroae.compile`; by default as the
             configuration says, which is to compile where the training is long enough.
         progress: whether to show the progress.
 
     Returns:
-        The system, in `eval()` mode, and the history of its training. The random generators of
-        the caller, those of Python and NumPy too, have their previous states.
+        The system, in `eval()` mode, the history of its training, and its snapshots. The random
+        generators of the caller, those of Python and NumPy too, have their previous states.
 
     Raises:
         ConfigError: before any step, for settings that cannot be used.
@@ -83,6 +84,9 @@ def fit(
     >>> result = fit(vae, digits, config=TrainConfig(epochs=2), progress=False)
     >>> result.history[1].valid_nelbo < result.history[0].valid_nelbo
     True
+    >>> config = TrainConfig(epochs=2, snapshots=(0, 1))
+    >>> sorted(fit(vae, digits, config=config, progress=False).snapshots)
+    [0, 1]
     """
     config = config or TrainConfig()
     config = config if compile is None else replace(config, compile=compile)

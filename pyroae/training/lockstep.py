@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pyro.infer import ELBO
@@ -219,7 +220,9 @@ class _Lockstep:
 
     def run(self, on_epoch: Callable[[int, State], None] | None, progress: bool) -> list[FitResult]:
         step = 0
-        states = self._each(lambda i: self.trainers[i].initial())
+        states = self._each(
+            lambda i: self.trainers[i].initial(None if on_epoch is None else partial(on_epoch, i))
+        )
         with ExitStack() as stack:
             self.progress = stack.enter_context(
                 Progress("training an ensemble", self.total_steps, progress)

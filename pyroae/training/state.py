@@ -72,6 +72,7 @@ class State:
         best_weights: the weights of the best validation bound; empty if there are none yet.
         best_epoch: the epoch of `best_weights`; 0 if there is none yet.
         progressed: the progress within the epoch.
+        snapshots: the weights after those of `config.snapshots` that were reached, by epoch.
     """
 
     weights: dict[str, Tensor]
@@ -81,6 +82,7 @@ class State:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = 0
     progressed: Progressed = field(default_factory=Progressed)
+    snapshots: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     __repr__ = short_repr()
 
@@ -101,12 +103,14 @@ class State:
 
         Returns:
             The attributes by name; `best_weights` is None where they are the weights themselves.
+            Snapshots are left out: `write_snapshots` writes each to a file of its own, once.
         """
         content: dict[str, Any] = {
             **vars(self),
             "history": [asdict(epoch) for epoch in self.history],
             "progressed": asdict(self.progressed),
         }
+        del content["snapshots"]
         return {**content, "best_weights": None} if self.is_best else content
 
     @classmethod
@@ -117,7 +121,7 @@ class State:
             content: the content of a file; further entries are ignored.
 
         Returns:
-            The state.
+            The state, without snapshots.
         """
         names = ("weights", "optimizer", "random", "best_weights", "best_epoch")
         state = cls(

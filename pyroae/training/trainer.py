@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -42,6 +42,8 @@ class FitResult:
         stopped_early: whether `patience` ended the training.
         compile_seconds: the part of `seconds` that compiling the step took.
         skipped: steps that were left out because a loss or a gradient was not finite.
+        snapshots: the weights (`state_dict`) after each of `config.snapshots` that was reached, by
+            epoch.
     """
 
     system: nn.Module
@@ -50,6 +52,7 @@ class FitResult:
     stopped_early: bool
     compile_seconds: float = 0.0
     skipped: int = 0
+    snapshots: Mapping[int, dict[str, Tensor]] = field(default_factory=dict)
 
     __repr__ = short_repr()
 
@@ -111,7 +114,8 @@ class Trainer:
 
         Args:
             state: the state to resume from; None starts the training.
-            on_epoch: receives the state after each epoch; a `Keeper` also within one.
+            on_epoch: receives the state after each epoch, and before the first one where that is
+                a snapshot; a `Keeper` also within an epoch.
             progress: whether to show the progress.
 
         Returns:
@@ -122,7 +126,7 @@ class Trainer:
         """
         config, is_first = self.config, self.share.rank == 0
         self.stepper.compile()
-        state = self.initial() if state is None else self._restored(state)
+        state = self.initial(on_epoch) if state is None else self._restored(state)
         stopped = False
         total = int(self.plan.total_steps if config.max_seconds is None else config.max_seconds)
         with Progress("training", total, progress and is_first) as self._bar:
@@ -165,6 +169,7 @@ class Trainer:
             stopped,
             self.stepper.compile_seconds,
             self.stepper.skipped,
+            state.snapshots,
         )
 
     def _epoch(self, epoch: int, begin: State, on_epoch: Callable[[State], None] | None) -> State:
@@ -224,13 +229,21 @@ class Trainer:
 
     # States.
 
-    def initial(self) -> State:
+    def initial(self, on_epoch: Callable[[State], None] | None = None) -> State:
         """Return the state before the first step. Collective: call it on every process.
+
+        Args:
+            on_epoch: receives the state if the initial weights are a snapshot.
 
         Returns:
             The state, in tensors of its own.
         """
-        return self.stepper.snapshot(Progressed())
+        state = self.stepper.snapshot(Progressed())
+        if 0 in self.config.snapshots:
+            state.snapshots = {0: state.weights}
+            if on_epoch is not None:
+                on_epoch(state)
+        return state
 
     def after(self, row: Epoch, before: State) -> State:
         """Return the state after an epoch. Collective: call it on every process.
@@ -250,6 +263,9 @@ class Trainer:
         )
         if row.valid_nelbo < best:
             state.best_weights, state.best_epoch = state.weights, row.epoch
+        is_complete = row.step == row.epoch * self.plan.steps_per_epoch
+        if is_complete and row.epoch in self.config.snapshots:
+            state.snapshots = {**state.snapshots, row.epoch: state.weights}
         return state
 
     def _within(self, epoch: int, before: State, done: Progressed, losses: Losses) -> State:
@@ -269,6 +285,7 @@ class Trainer:
             history=[*before.history, *rows],
             best_weights=before.best_weights,
             best_epoch=before.best_epoch,
+            snapshots=before.snapshots,
         )
 
     def _restored(self, state: State) -> State:
