@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from subprocess import DEVNULL, Popen
+from typing import cast
 
 from pyroae.comparison.results import Cell
 from pyroae.config import at_least_one
@@ -89,7 +90,7 @@ class _Workers:
             while self._todo and len(self._running) < self.number:
                 self._hand_out(self._todo.popleft())
             for connection in wait(list(self._running), timeout=1.0):
-                worker, cell = self._running.pop(connection)  # type: ignore[index]
+                worker, cell = self._running.pop(cast(Connection, connection))
                 if self._is_finished(worker, cell):
                     done += 1
                     outcome = self.study.outcome(cell)

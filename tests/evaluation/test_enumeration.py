@@ -73,7 +73,7 @@ def chain(x: Tensor, mask: Tensor | bool = True) -> None:
         a = pyro.sample("a", dist.Categorical(torch.tensor([0.2, 0.5, 0.3])))
         b = pyro.sample("b", dist.Bernoulli(0.1 + 0.4 * (a == 1).double() + 0.2 * (a == 2)))
         mean = torch.stack([a.double(), a * b - 1.0], -1)
-        with pyro.poutine.mask(mask=mask):  # type: ignore[arg-type]
+        with pyro.poutine.mask(mask=mask):
             pyro.sample("x", dist.Normal(mean, 0.7).to_event(1), obs=x)
 
 
