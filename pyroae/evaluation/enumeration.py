@@ -67,7 +67,8 @@ def enumerated_log_likelihood(
 
     Raises:
         UndefinedLikelihoodError: For a continuous latent site, one without a finite support, or one
-            outside the data plate, with its name; for more than `limit` joint values.
+            outside the data plate, with its name; for more than `limit` joint values; for several
+            data without a plate.
         ProgramError: For scales and masks under which log p(x) does not exist, and for a support
             that depends on other sites.
         DataError: For a datum whose density is not finite, or zero for all values.
@@ -86,7 +87,10 @@ def enumerated_log_likelihood(
     model, args = structure(model), structure.tensors
     guide = prior_of(model) if guide is None else structure(guide)
     with evaluating(model, guide), fork_random(args[0].device, 0), pyro.validation_enabled(False):
-        values = _Values(run(model, guide, part_of(args, range(1)), {}), limit)
+        traces = run(model, guide, part_of(args, range(1)), {})
+        if traces.plate is None and len(args[0]) > 1:
+            raise UndefinedLikelihoodError("no plate holds the data: single data have no log p(x)")
+        values = _Values(traces, limit)
         check_program(model, guide, args, "start")
         nesting = max(nesting_of(model, program, args) for program in (guide, prior_of(model)))
         total = _Sum(model, guide, args, values, nesting)

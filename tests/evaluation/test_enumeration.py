@@ -284,6 +284,22 @@ def scaled(x: Tensor) -> None:
         pyro.sample("x", both(a), obs=x)
 
 
+def without_plate(x: Tensor) -> None:
+    a = pyro.sample("a", dist.Bernoulli(0.25))
+    pyro.sample("x", both(a.unsqueeze(-1).expand(*a.shape, len(x))).to_event(1), obs=x)
+
+
+def test_a_program_without_a_plate_is_one_datum() -> None:
+    """All of x is one datum; several have no log p(x)."""
+    terms = [
+        math.log(p) + dist.Normal(mean, 1.0).log_prob(X[:1]).sum(-1)
+        for p, mean in ((0.75, 0.0), (0.25, 1.0))
+    ]
+    assert_close(enumerated_log_likelihood(without_plate, None, X[:1]), log_sum(terms))
+    with pytest.raises(UndefinedLikelihoodError, match="no plate holds the data"):
+        enumerated_log_likelihood(without_plate, None, X)
+
+
 # In an evaluation.
 
 
