@@ -283,6 +283,8 @@ def _compare(compare: Parser) -> None:
         help="where trainings run: here, or as tasks of a Ray cluster, with the same figures "
         "(default: local)",
     )
+    text = "trainings side by side on this machine, each with --cpus-per-cell threads (default: 1)"
+    compare.in_group("place", "--jobs", type=int, metavar="N", help=text)
     text = "of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT (default: this machine alone)"
     compare.in_group("place", "--address", metavar="ADDRESS", help=text)
     text = "on Ray, the share of a GPU per training, in [0, 1] (default: 1 where there are GPUs)"

@@ -54,7 +54,7 @@ def compare(
         out: The study directory to write.
         overwrite: Whether a study that is there is replaced.
         resume: The study to continue; an empty text means `out`.
-        place: Where trainings run: executor, address, gpus_per_cell, as of `executor_of`.
+        place: Where trainings run: executor, jobs, address, gpus_per_cell, as of `executor_of`.
 
     Raises:
         PyroaeError: For what cannot be trained or scored.
@@ -385,7 +385,10 @@ def _of_tuning(tuning: Tuning) -> list[str]:
 
 
 def executor_of(
-    executor: str = "local", address: str | None = None, gpus_per_cell: float | None = None
+    executor: str = "local",
+    address: str | None = None,
+    gpus_per_cell: float | None = None,
+    jobs: int | None = None,
 ) -> Executor:
     """Return the executor that the command line names.
 
@@ -393,23 +396,29 @@ def executor_of(
         executor: `local` or `ray`.
         address: The address of the Ray cluster; None for this machine alone.
         gpus_per_cell: The share of a GPU per training, in [0, 1].
+        jobs: How many trainings of this machine run side by side; None for one.
 
     Returns:
         The executor.
 
     Raises:
-        ConfigError: For another name, and for options of Ray without Ray.
+        ConfigError: For another name, for options of Ray without Ray, and for `jobs` with it.
 
     >>> executor_of("local"), executor_of("ray", gpus_per_cell=0.25)
     (Local(), OnRay(address=None, gpus_per_cell=0.25, retries=3))
     """
+    from pyroae.studies.process_executor import InProcesses
     from pyroae.studies.ray_executor import OnRay
 
     if executor == "ray":
+        if jobs is not None:
+            raise ConfigError(
+                "--jobs is for trainings on this machine: Ray decides how many it runs"
+            )
         return OnRay(address, gpus_per_cell)
     if executor != "local":
         raise unknown_name("executor", executor, ("local", "ray"))
     for flag, value in (("--address", address), ("--gpus-per-cell", gpus_per_cell)):
         if value is not None:
             raise ConfigError(f"{flag} is for trainings on Ray: give --executor ray too")
-    return Local()
+    return InProcesses(jobs) if jobs is not None and jobs != 1 else Local()

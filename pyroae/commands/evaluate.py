@@ -47,7 +47,7 @@ LABELS = {
     "nll_jackknife": "  bias removed by the jackknife",
     "nll_psis": "  Pareto-smoothed",
     "nll_ais": "NLL by annealing",
-    "nll_exact": "NLL, closed form",
+    "nll_exact": "NLL, exact",
     "nll_quadrature": "NLL by quadrature",
     "bdmc_lower": "simulated data: log p(x), lower",
     "bdmc_upper": "simulated data: log p(x), upper",

@@ -6,6 +6,7 @@ from pyroae.evaluation.adaptive_quadrature import QuadratureEstimate, quadrature
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.estimates import BDMC, AISEstimate
 from pyroae.evaluation.diagnostics import Diagnostics, diagnose
+from pyroae.evaluation.enumeration import enumerated_log_likelihood
 from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.gradient_lab.groups import parameter_groups
 from pyroae.evaluation.gradient_lab.measure import measure_gradients, measure_slopes
@@ -31,6 +32,7 @@ __all__ = [
     "ais",
     "bdmc",
     "diagnose",
+    "enumerated_log_likelihood",
     "evaluate",
     "exact_log_likelihood",
     "gaps",

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from pyroae.autoencoder import Autoencoder
 from pyroae.config import EvaluationSettings
 from pyroae.distributed.work_sharing import first_result
+from pyroae.distributions import REAL
 from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError
 from pyroae.evaluation.adaptive_quadrature import QuadratureEstimate, quadrature
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.estimates import BDMC, AISEstimate
 from pyroae.evaluation.blocks import Data
 from pyroae.evaluation.diagnostics import Diagnostics, diagnose
+from pyroae.evaluation.enumeration import LIMIT, enumerated_log_likelihood
 from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_likelihood
 from pyroae.evaluation.importance.proposals import proposal_named
@@ -68,7 +70,7 @@ class Evaluation:
             attributes below.
         annealed: The estimate of annealed importance sampling.
         bidirectional: The bounds of bidirectional Monte Carlo, on simulated data.
-        exact: log p(x) in closed form, `[N]`, nats.
+        exact: log p(x) in closed form, or as a sum over all discrete latents, `[N]`, nats.
         quadrature: log p(x) by quadrature.
         gaps: The inference gaps.
         information: The mutual information of x and z.
@@ -131,14 +133,16 @@ def evaluate(
 ) -> Evaluation:
     """Compute bound, rate, distortion, active units, reconstruction error and log-likelihoods.
 
-    Closed forms and the reconstruction error exist for an `Autoencoder` only.
+    Closed forms and the reconstruction error exist for an `Autoencoder` only. `exact` is the closed
+    form of a linear-Gaussian system, or the sum over all values of latents that are all discrete.
 
     Args:
         system: An `Autoencoder`, a module with a model and a guide, or a pair (model, guide) of
             Pyro programs.
         x: The data `[N, ...]`, or the arguments of model and guide as in `log_likelihood`.
-        settings: The methods and their settings. None for importance sampling and the closed form,
-            each if it is defined; if not, `undefined` says why.
+        settings: The methods and their settings. None for importance sampling and `exact`, each if
+            it is defined; if not, `undefined` says why. A sum over more values than there are
+            particles is then left out.
         progress: Whether a progress bar is shown.
         share: The rank of this process and the number of processes that call this function with
             the same arguments. They share the work of `is`, `ais` and `bdmc`, and each does the
@@ -277,13 +281,22 @@ class _Evaluator:
         return replace(evaluation, likelihood=estimate)
 
     def _exact(self, evaluation: Evaluation) -> Evaluation:
-        if not isinstance(self.system, Autoencoder):
-            raise UndefinedLikelihoodError(
-                "closed forms exist for an Autoencoder only, not for other programs"
-            )
-        log_px, seconds = self._by_each(lambda: exact_log_likelihood(self.system, self.x[0]))
+        log_px, seconds = self._by_each(self._exact_log_px)
         self._mean("nll_exact", -log_px, 0, seconds)
         return replace(evaluation, exact=log_px)
+
+    def _exact_log_px(self) -> Tensor:
+        """The closed form of a linear-Gaussian system; else a sum over all discrete latents.
+
+        Without a list of methods the sum has at most as many terms as there are particles.
+        """
+        system, settings = self.system, self.settings
+        if isinstance(system, Autoencoder) and system.prior.support(system.latent) == REAL:
+            return exact_log_likelihood(system, self.x[0])
+        limit = LIMIT if settings.methods is not None else min(LIMIT, settings.num_particles)
+        return enumerated_log_likelihood(
+            system.model, system.guide, self.x, limit=limit, progress=self.progress
+        )
 
     def _quadrature(self, evaluation: Evaluation) -> Evaluation:
         system = self.system

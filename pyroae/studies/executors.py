@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from pyroae.comparison.results import Cell, Outcome
+from pyroae.errors import ConfigError
 from pyroae.runtime.processes import say
 from pyroae.studies.study import Study
 
@@ -66,6 +67,23 @@ class Local(Executor):
                 + (f"; about {_minutes(left)} left" if done else "")
             )
             yield cell, study.run(cell)
+
+
+def one_process_each(study: Study, where: str) -> None:
+    """Refuse a study whose trainings have several processes of their own.
+
+    Args:
+        study: the study.
+        where: which trainings have one process, for the message.
+
+    Raises:
+        ConfigError: if a training has several devices or machines.
+    """
+    if study.config.settings.is_distributed:
+        raise ConfigError(
+            f"a training {where} is one process on one device: leave out --devices, --num-nodes "
+            "and --strategy"
+        )
 
 
 def _minutes(seconds: float) -> str:

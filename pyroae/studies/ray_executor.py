@@ -14,7 +14,8 @@ from pyroae.errors import ConfigError, RunError
 from pyroae.runtime.files import words
 from pyroae.runtime.processes import say
 from pyroae.runtime.progress import Progress
-from pyroae.studies.executors import Executor, Outcomes
+from pyroae.studies.attempts import RETRIES
+from pyroae.studies.executors import Executor, Outcomes, one_process_each
 from pyroae.studies.ray_tasks import SENT, Tasks, nbytes
 from pyroae.studies.study import Study
 
@@ -39,7 +40,7 @@ class OnRay(Executor):
 
     address: str | None = None
     gpus_per_cell: float | None = None
-    retries: int = 3
+    retries: int = RETRIES
 
     def __post_init__(self) -> None:
         if self.gpus_per_cell is not None and not 0 <= self.gpus_per_cell <= 1:
@@ -62,11 +63,7 @@ class OnRay(Executor):
             ConfigError: if Ray is not installed, or a cell needs more than a machine has.
             RunError: if there is no cluster at the address.
         """
-        if study.config.settings.is_distributed:
-            raise ConfigError(
-                "a cell on Ray is one process on one device: leave out --devices, --num-nodes and "
-                "--strategy"
-            )
+        one_process_each(study, "on Ray")
         ray = ray_module()
         with _cluster(ray, self.address, study):
             share = self._share(ray, study)
@@ -92,7 +89,7 @@ class OnRay(Executor):
                 yield from tasks.run(cells, bar)
         finally:
             tasks.stop()
-        tasks.check()
+        tasks.attempts.check()
 
     def _share(self, ray: ModuleType, study: Study) -> dict[str, float]:
         """The CPUs and GPUs of a cell."""

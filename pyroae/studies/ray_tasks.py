@@ -13,14 +13,14 @@ from typing import Any
 
 from pyroae.comparison.results import Cell, Outcome
 from pyroae.data.loading import Splits
-from pyroae.errors import InterruptedRunError, PyroaeError, RunError
+from pyroae.errors import InterruptedRunError, PyroaeError
 from pyroae.names import is_known, sources_of
 from pyroae.programs.arguments import Arguments
 from pyroae.runs.contents import versions
 from pyroae.runs.loading import arguments_in
 from pyroae.runtime.files import words
-from pyroae.runtime.processes import say
 from pyroae.runtime.progress import Progress
+from pyroae.studies.attempts import Attempts
 from pyroae.studies.ray_worker import Files, pack, unpack
 from pyroae.studies.study import Study
 
@@ -42,16 +42,14 @@ class Tasks:
         retries: how often a cell is run again after its worker was lost.
 
     Attributes:
-        refused: cells that could not be run, with the reason.
+        attempts: how often cells were lost, and which could not be run.
     """
 
     def __init__(
         self, ray: ModuleType, study: Study, options: dict[str, float], retries: int
     ) -> None:
-        self.ray, self.study, self.retries = ray, study, retries
-        self.refused: dict[Cell, str] = {}
+        self.ray, self.study, self.attempts = ray, study, Attempts(retries)
         self._running: dict[Any, Cell] = {}
-        self._lost: dict[Cell, int] = {}
         small = nbytes(study.splits) <= SENT
         self._splits = ray.put(study.splits) if small else None
         self._gpus = options["num_gpus"]
@@ -96,20 +94,6 @@ class Tasks:
                     )
             self._collect()
 
-    def check(self) -> None:
-        """Raise an error if cells could not be run.
-
-        Raises:
-            RunError: names the first cell and the reason.
-        """
-        if self.refused:
-            (cell, reason), *others = self.refused.items()
-            more = f"; {len(others)} more could not be run" if others else ""
-            raise RunError(
-                f"{cell}: {reason}{more}; finished work is saved, and --resume continues with the "
-                "rest"
-            )
-
     def _submit(self, cell: Cell) -> None:
         study = self.study
         job = {
@@ -134,7 +118,7 @@ class Tasks:
             if isinstance(error.cause, InterruptedRunError):
                 self._lose(cell, error.cause)
             elif isinstance(error.cause, PyroaeError | ImportError):
-                self.refused[cell] = _sentence(error.cause)
+                self.attempts.refused[cell] = _sentence(error.cause)
             else:
                 raise
         except errors.RayError as error:
@@ -143,16 +127,9 @@ class Tasks:
 
     def _lose(self, cell: Cell, error: Exception) -> None:
         """Run a cell again after its worker has stopped, up to `retries` times."""
-        lost = self._lost[cell] = self._lost.get(cell, 0) + 1
         if "No module named" in str(error):
-            self.refused[cell] = _sentence(error)
-        elif lost > self.retries:
-            self.refused[cell] = f"its worker was lost {lost} times: {words(error)}"
-        else:
-            say(
-                f"the worker of {cell} was lost: it is run again, from its last checkpoint if it "
-                "has one"
-            )
+            self.attempts.refused[cell] = _sentence(error)
+        elif self.attempts.is_run_again(cell, words(error)):
             self._submit(cell)
 
     def _collect(self) -> None:

@@ -17,6 +17,7 @@ from pyroae.errors import ConfigError, ProgramError, PyroaeError, UndefinedLikel
 from pyroae.evaluation.annealing.bounds import ais
 from pyroae.evaluation.blocks import Data, arguments_of, blocks
 from pyroae.evaluation.diagnostics import diagnose
+from pyroae.evaluation.enumeration import enumerated_log_likelihood
 from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_likelihood
 from pyroae.evaluation.importance.proposals import Local
@@ -28,6 +29,10 @@ from pyroae.runtime.randomness import fork_random
 from pyroae.studies.curves import Curve, placed
 from pyroae.training.trainer import FitResult
 from pyroae.weights import log_weights
+
+FEW_VALUES = 4096
+"""The largest number of values of all discrete latents of a datum over which scores are summed."""
+
 
 LOCAL_DRAWS = 1000
 """The least number of draws per datum from the fitted Gaussians of the method `local`."""
@@ -166,9 +171,13 @@ def _without(index: Tensor, count: int) -> Tensor:
 
 
 def _exact(system: System, x: tuple[Tensor, ...]) -> Tensor:
-    if not isinstance(system, Autoencoder):
-        raise UndefinedLikelihoodError("closed forms exist for an Autoencoder only")
-    return exact_log_likelihood(system, x[0])
+    """The closed form of a linear-Gaussian system, or the sum over few discrete latents, [N]."""
+    if isinstance(system, Autoencoder):
+        try:
+            return exact_log_likelihood(system, x[0])
+        except UndefinedLikelihoodError:
+            pass
+    return enumerated_log_likelihood(system.model, system.guide, x, limit=FEW_VALUES)
 
 
 def method_for(system: nn.Module, x: Data, scoring: Scoring) -> str:

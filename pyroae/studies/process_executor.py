@@ -1,0 +1,177 @@
+"""Run the trainings of a study side by side on this machine, in processes of their own."""
+
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe, wait
+from subprocess import DEVNULL, Popen
+from typing import cast
+
+from pyroae.comparison.results import Cell
+from pyroae.config import at_least_one
+from pyroae.runtime.progress import Progress
+from pyroae.runtime.signals import SIGNALS
+from pyroae.studies.attempts import RETRIES, Attempts
+from pyroae.studies.executors import Executor, Outcomes, one_process_each
+from pyroae.studies.process_worker import Answer, Job
+from pyroae.studies.study import Study
+
+LIBRARIES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Environment variables that say how many threads the libraries of a process start."""
+
+
+@dataclass(frozen=True)
+class InProcesses(Executor):
+    """Run trainings side by side on this machine, each in one of several processes.
+
+    The processes write to the study's directory, as `Local` does, and their outcomes are equal to
+    those of `Local`, bit for bit: each training has `cpus_per_cell` threads, however many are run.
+
+    Attributes:
+        jobs: the number of processes.
+        retries: how often a cell is run again after its process was lost.
+
+    Raises:
+        ConfigError: for fewer than one process.
+    """
+
+    jobs: int
+    retries: int = RETRIES
+
+    def __post_init__(self) -> None:
+        at_least_one("jobs", self.jobs)
+
+    def ready(self, study: Study) -> AbstractContextManager[None]:
+        """Return a context without effect.
+
+        Args:
+            study: the study.
+
+        Returns:
+            The context.
+
+        Raises:
+            ConfigError: if a training is to have several devices.
+        """
+        one_process_each(study, "of --jobs")
+        return nullcontext()
+
+    def run(self, study: Study, cells: Sequence[Cell]) -> Outcomes:
+        """Train and score cells side by side."""
+        workers = _Workers(study, min(self.jobs, len(cells)), self.retries)
+        try:
+            with Progress("trainings", len(cells)) as bar:
+                yield from workers.run(cells, bar)
+        finally:
+            workers.stop()
+        workers.attempts.check()
+
+
+class _Workers:
+    """Processes that run the cells of a study; one that is lost is replaced."""
+
+    def __init__(self, study: Study, number: int, retries: int) -> None:
+        self.study, self.number, self.attempts = study, number, Attempts(retries)
+        config = study.config
+        self._job = Job(str(study.path), config.to_dict(), study.splits.fingerprint)
+        self._todo: deque[Cell] = deque()
+        self._idle: list[_Worker] = []
+        self._running: dict[Connection, tuple[_Worker, Cell]] = {}
+
+    def run(self, cells: Sequence[Cell], bar: Progress) -> Outcomes:
+        """Run cells side by side; yields each with its outcome, once its files are written."""
+        self._todo.extend(cells)
+        done = 0
+        while self._todo or self._running:
+            while self._todo and len(self._running) < self.number:
+                self._hand_out(self._todo.popleft())
+            for connection in wait(list(self._running), timeout=1.0):
+                worker, cell = self._running.pop(cast(Connection, connection))
+                if self._is_finished(worker, cell):
+                    done += 1
+                    outcome = self.study.outcome(cell)
+                    assert outcome is not None
+                    yield cell, outcome
+            bar.update(done)
+
+    def stop(self) -> None:
+        """End all processes; trainings in progress save their state. A second signal kills them."""
+        workers = [*self._idle, *(worker for worker, _ in self._running.values())]
+        try:
+            for worker in workers:
+                worker.send(None)
+            for worker in workers:
+                worker.process.wait()
+        finally:
+            for worker in workers:
+                worker.end()
+
+    def _hand_out(self, cell: Cell) -> None:
+        if not self._idle:
+            self._idle.append(_Worker(self._job, self.study.config.cpus_per_cell))
+        worker = self._idle.pop()
+        self._running[worker.connection] = worker, cell
+        worker.send(cell)
+
+    def _is_finished(self, worker: "_Worker", cell: Cell) -> bool:
+        """Whether a cell is finished; if its worker was lost, it is the next one to be run."""
+        try:
+            answer: Answer = worker.connection.recv()
+        except (EOFError, OSError):
+            if self.attempts.is_run_again(cell, worker.end()):
+                self._todo.appendleft(cell)
+            return False
+        self._idle.append(worker)
+        if answer.error:
+            raise RuntimeError(f"{cell} raised an error in its process:\n{answer.error}")
+        if answer.refused:
+            self.attempts.refused[cell] = answer.refused
+        return not answer.refused
+
+
+class _Worker:
+    """A process that runs cells."""
+
+    def __init__(self, job: Job, threads: int) -> None:
+        self.connection, theirs = Pipe()
+        code = f"from pyroae.studies.process_worker import serve; serve({theirs.fileno()})"
+        with theirs, _signals_blocked():
+            self.process = Popen(
+                [sys.executable, "-P", "-c", code],
+                stdin=DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                env={
+                    **os.environ,
+                    **dict.fromkeys(LIBRARIES, str(threads)),
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                },
+            )
+        self.send(job)
+
+    def send(self, what: Job | Cell | None) -> None:
+        """Send; that a process is lost is seen when its answer is awaited."""
+        with suppress(OSError):
+            self.connection.send(what)
+
+    def end(self) -> str:
+        """Kill the process if it is alive, and return how it ended."""
+        self.process.kill()
+        status = self.process.wait()
+        self.connection.close()
+        if status < 0:
+            return f"it was killed by {signal.Signals(-status).name}"
+        return f"it ended with exit status {status}"
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """A context in which SIGINT and SIGTERM wait; processes started in it do not receive them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
