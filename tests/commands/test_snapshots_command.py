@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
 
@@ -216,9 +217,9 @@ def test_panels_and_lines_of_the_figure() -> None:
         "active units",
     ]
     lines = {line.get_label(): line for line in bounds.get_lines()}
-    assert list(lines["negative ELBO"].get_xdata()) == list(EPOCHS)
-    assert list(lines["negative ELBO"].get_ydata()) == [90.0, 89.0, 87.0]
-    assert [line.get_ydata()[0] for line in of_gaps.get_lines()[:3]] == [3.0, 1.0, 2.0]
+    assert np.asarray(lines["negative ELBO"].get_xdata()).tolist() == list(EPOCHS)
+    assert np.asarray(lines["negative ELBO"].get_ydata()).tolist() == [90.0, 89.0, 87.0]
+    assert [np.asarray(line.get_ydata())[0] for line in of_gaps.get_lines()[:3]] == [3.0, 1.0, 2.0]
     assert units.get_ylim()[0] == 0
     assert len(plots.along_training(evaluations(lambda _: 90.0)).axes) == 2
 

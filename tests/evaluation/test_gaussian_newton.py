@@ -83,7 +83,7 @@ def test_the_elbo_and_its_gain() -> None:
 
 def test_scales_are_lower_triangular() -> None:
     for family in ("full-rank", "diagonal"):
-        scale = fit_local(model, None, (X,), family=family, seed=0).scale_tril  # type: ignore[arg-type]
+        scale = fit_local(model, None, (X,), family=family, seed=0).scale_tril
         assert bool((scale.triu(1).abs() < 1e-12).all())
         assert bool((scale.diagonal(dim1=-2, dim2=-1) > 0).all())
 

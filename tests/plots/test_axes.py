@@ -17,6 +17,7 @@ from matplotlib.legend import Legend
 
 from pyroae import plots, zoo
 from pyroae.comparison.results import Cell, Comparison, Outcome, Point
+from pyroae.comparison.scores import Score
 from pyroae.errors import ConfigError
 from pyroae.evaluation.diagnostics import diagnose
 from pyroae.evaluation.gradient_lab.measure import measure_slopes
@@ -45,7 +46,16 @@ def examples() -> dict[str, tuple[int, Callable[..., Figure]]]:
     points = (Point(1, 1, 0.1, 8, 3.0), Point(2, 2, 0.2, 16, 2.0))
     comparison = Comparison(
         tuple(
-            Outcome(Cell(name, 1, seed), -torch.rand(5), torch.zeros(5), {}, 2, 2, 16, 0.2, points)
+            Outcome(
+                Cell(name, 1, seed),
+                Score(-torch.rand(5), torch.zeros(5)),
+                {},
+                2,
+                2,
+                16,
+                0.2,
+                points,
+            )
             for name in ("trace-elbo", "iwae")
             for seed in (0, 1)
         )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pyroae import Information, zoo
 from pyroae.comparison.results import Cell, Comparison, Outcome, Point
+from pyroae.comparison.scores import Score
 from pyroae.data.dataset import Dataset
 from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.evaluation.mutual_information import Estimate
@@ -78,8 +79,7 @@ def outcomes() -> tuple[Outcome, ...]:
     return tuple(
         Outcome(
             Cell(f"objective-{i}", k, seed),
-            -80 - torch.rand(1000),
-            torch.rand(1000),
+            Score(-80 - torch.rand(1000), torch.rand(1000)),
             {"nelbo": 1 / 3, "rate": 1 / 3, "distortion": 1 / 3, "active_units": 1 / 3},
             20, 1000, 10**9, 1 / 3, curve,
         )
