@@ -1,7 +1,7 @@
 """The choice of settings for each entry of a comparison by its score on validation data."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -145,11 +145,33 @@ def combinations(choices: Mapping[str, tuple[Any, ...]]) -> dict[str, dict[str, 
     Returns:
         The settings of each combination, by a name that lists them.
 
+    Raises:
+        ConfigError: For a value that is given twice.
+
     >>> list(combinations({"posterior": ("diagonal", "exact"), "latent": (2,)}))
     ['posterior=diagonal,latent=2', 'posterior=exact,latent=2']
     """
     rows = [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
-    return {name_of(row): row for row in rows}
+    return named(rows)
+
+
+def named(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return variants by their names.
+
+    Args:
+        rows: The settings of each variant.
+
+    Returns:
+        The settings by the name that lists them.
+
+    Raises:
+        ConfigError: For two variants of one name.
+    """
+    names = [name_of(row) for row in rows]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"the variant '{twice}' is given twice")
+    return {name: dict(row) for name, row in zip(names, rows, strict=True)}
 
 
 def name_of(settings: Mapping[str, Any]) -> str:

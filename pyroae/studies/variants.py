@@ -5,7 +5,7 @@ from dataclasses import fields
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from pyroae.comparison.tuning import combinations, name_of
+from pyroae.comparison.tuning import combinations, named
 from pyroae.config import RunConfig, parse_yaml
 from pyroae.errors import ConfigError, unknown_name
 
@@ -30,12 +30,7 @@ def variants_of(vary: Any) -> Variants:
     >>> list(variants_of(["posterior=diagonal,exact", "hidden=8;8,8"]))
     ['posterior=diagonal,hidden=8', 'posterior=diagonal,hidden=8x8', ...]
     """
-    rows = _rows(vary)
-    names = [name_of(row) for row in rows]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"the variant '{twice}' is given twice")
-    return dict(zip(names, rows, strict=True))
+    return named(_rows(vary))
 
 
 def _rows(vary: Any) -> list[dict[str, Any]]:
