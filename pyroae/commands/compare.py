@@ -17,7 +17,7 @@ from pyroae.commands.train import resumed
 from pyroae.comparison.budget import Budget
 from pyroae.comparison.results import Cell, Comparison, Entry, Outcome, Row, indistinct
 from pyroae.comparison.tables import scoring_of
-from pyroae.comparison.tuning import Tuning
+from pyroae.comparison.tuning import Tuning, combinations
 from pyroae.config import Scoring, compared, recorded, with_imports
 from pyroae.config.checks import one_of
 from pyroae.errors import ConfigError, RunError, unknown_name
@@ -88,7 +88,7 @@ def _compare(study: Study, cells: Sequence[Cell], base: Entry, executor: Executo
     failed = {cell: reason for cell, reason in outcomes.items() if isinstance(reason, str)}
     if not finished:
         raise RunError(f"every training failed; {cells[0]}: {failed[cells[0]]}")
-    comparison = Comparison(tuple(finished), tuning)
+    comparison = Comparison(tuple(finished), tuning, Path(study.config.settings.data).stem)
     base = base if base in comparison.entries else comparison.entries[0]
     write_comparison(study.path, comparison, base)
     _tell(comparison, study, base, failed)
@@ -257,6 +257,8 @@ def _tell(
 ) -> None:
     ranking = comparison.ranking(baseline)
     Console().print(_table(comparison, study, ranking, baseline))
+    if comparison.tuning is not None:
+        Console().print(_tuning_table(comparison.tuning))
     for line in _notes(comparison, study, ranking, failed):
         say(line)
     say(
@@ -314,6 +316,22 @@ def _table(comparison: Comparison, study: Study, ranking: Sequence[Row], baselin
             f"{scoring['ess_median']:.0f}",
             f"{sum(outcome.seconds for outcome in outcomes) / len(outcomes):.1f}",
         )
+    return table
+
+
+def _tuning_table(tuning: Tuning) -> Table:
+    """The NLL of the validation data at every point of the grid; a star marks the best."""
+    points = list(combinations(tuning.grid))
+    table = Table("validation NLL", box=box.SIMPLE_HEAD, padding=0)
+    for point in points:
+        table.add_column(point, justify="right", overflow="fold")
+    for entry in tuning.entries:
+        best = tuning.best(entry)
+        cells = [
+            "failed" if t.nll is None else f"{t.nll.value:.3f}{'*' if t is best else ' '}"
+            for t in tuning.of(entry)
+        ]
+        table.add_row(entry, *cells)
     return table
 
 

@@ -52,6 +52,7 @@ class Comparison:
     Attributes:
         outcomes: One outcome for each cell.
         tuning: How settings of each entry were chosen; None where they were given.
+        data: The name of the held-out data, for tables; empty where it is not known.
 
     Raises:
         DataError: For no outcome, two outcomes of one cell, different numbers of held-out data, or
@@ -70,6 +71,7 @@ class Comparison:
 
     outcomes: tuple[Outcome, ...]
     tuning: Tuning | None = None
+    data: str = ""
 
     def __post_init__(self) -> None:
         if not self.outcomes:
@@ -231,7 +233,7 @@ class Comparison:
             the scores, their method, k̂ and the correction.
         """
         base = self.entries[0] if baseline is None else baseline
-        return latex(self.ranking(base), base, self.of, self.tuning)
+        return latex(self.ranking(base), base, self.of, self.tuning, self.data)
 
 
 def _scoring_error(pairs: Sequence[tuple[Score, Score]], shifts: Tensor, num_data: int) -> float:

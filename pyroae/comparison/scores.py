@@ -72,6 +72,7 @@ class Score:
         reliable: Which of `log_px` these diagnostics support, booleans `[N]`; None where they are
             not known, which counts as unreliable.
         correction: Stronger estimates of a subset; None where there are none.
+        num_particles: K of importance sampling; 0 where it is not known.
 
     >>> weak = torch.tensor([-3.0, -2.0, -4.0])
     >>> strong = Correction(
@@ -88,6 +89,7 @@ class Score:
     ess: Tensor | None = None
     reliable: Tensor | None = None
     correction: Correction | None = None
+    num_particles: int = 0
 
     __repr__ = short_repr("nll", "error")
 

@@ -96,7 +96,11 @@ def _tuned(entry: Entry, tuning: Tuning | None) -> dict[str, Any]:
 
 
 def latex(
-    ranking: Sequence[Row], baseline: Entry, outcomes_of: OutcomesOf, tuning: Tuning | None
+    ranking: Sequence[Row],
+    baseline: Entry,
+    outcomes_of: OutcomesOf,
+    tuning: Tuning | None,
+    data: str = "",
 ) -> str:
     """Return a ranking as a LaTeX table.
 
@@ -105,6 +109,7 @@ def latex(
         baseline: The entry that differences are taken from.
         outcomes_of: Returns the outcomes of an entry.
         tuning: How settings were chosen, or None.
+        data: The name of the held-out data.
 
     Returns:
         A `table` environment; see `Comparison.to_latex`.
@@ -127,7 +132,7 @@ def latex(
             rf"\begin{{tabular}}{{{columns}}}",
             *body,
             r"\end{tabular}",
-            rf"\caption{{{_caption(ranking, outcomes_of, tuning)}}}",
+            rf"\caption{{{_caption(ranking, outcomes_of, tuning, data)}}}",
             r"\end{table}",
             "",
         ]
@@ -160,7 +165,9 @@ def _cells(
     ]
 
 
-def _caption(ranking: Sequence[Row], outcomes_of: OutcomesOf, tuning: Tuning | None) -> str:
+def _caption(
+    ranking: Sequence[Row], outcomes_of: OutcomesOf, tuning: Tuning | None, data: str
+) -> str:
     outcomes = outcomes_of(ranking[0].entry)
     score, seeds = outcomes[0].score, len(outcomes)
     methods = "; ".join(
@@ -172,10 +179,12 @@ def _caption(ranking: Sequence[Row], outcomes_of: OutcomesOf, tuning: Tuning | N
         if tuning is None
         else f" {', '.join(map(_escape, tuning.grid))} tuned on validation data."
     )
+    of = f" of {_escape(data)}" if data else ""
+    draws = f", $K = {score.num_particles}$" if score.num_particles else ""
     return (
-        f"Held-out NLL in nats per datum of {len(score.log_px)} data, mean of {seeds} "
-        f"seed{'s' * (seeds != 1)}; scores: {methods}{corrected}. Bold: not told from the best at "
-        "95\\,\\%. Differences are paired by seed and datum, with 95\\,\\% intervals. Unreliable: "
+        f"Held-out NLL in nats per datum of {len(score.log_px)} data{of}, mean of {seeds} "
+        f"seed{'s' * (seeds != 1)}; scores: {methods}{corrected}{draws}. Bold: not told from the "
+        "best at 95\\,\\%. Differences are paired by seed and datum, with 95\\,\\% intervals. Unreliable: "
         r"share of data whose $\hat k$ or effective sample size (ESS) under the guide is not "
         f"reliable.{tuned}"
     )

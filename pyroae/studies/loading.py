@@ -126,7 +126,7 @@ def load_study(
     finished = tuple(outcome for outcome in outcomes if isinstance(outcome, Outcome))
     if not finished:
         raise RunError(f"the study '{path}' has no finished training")
-    return LoadedStudy(path, Comparison(finished, _tuning(path, cells, grid)), makes)
+    return LoadedStudy(path, Comparison(finished, _tuning(path, cells, grid), _data(path)), makes)
 
 
 def _python_record(path: Path) -> dict[str, Any]:
@@ -134,6 +134,12 @@ def _python_record(path: Path) -> dict[str, Any]:
     file = path / "study.yaml"
     record = read_yaml(file) if file.is_file() else {}
     return record if record.get(PYTHON) else {}
+
+
+def _data(path: Path) -> str:
+    """The name of the data of a study."""
+    record = read_yaml(path / "study.yaml")
+    return Path(str(record.get("data") or record.get("settings", {}).get("data", ""))).stem
 
 
 def _recorded(path: Path) -> tuple[list[Cell], Grid]:

@@ -110,6 +110,7 @@ def corrected(
         likelihood.smoothed.khat,
         likelihood.ess,
         _without(likelihood.unreliable, num_data),
+        num_particles=likelihood.num_particles,
     )
     method = method_for(system, x, scoring)
     if method == "is":

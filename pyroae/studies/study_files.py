@@ -49,6 +49,7 @@ def write_python_study(
     budget: Budget,
     scoring: Scoring,
     grid: Mapping[str, tuple[Any, ...]],
+    data: str,
 ) -> None:
     """Write study.yaml for a comparison that is written in Python.
 
@@ -58,12 +59,14 @@ def write_python_study(
         budget: what each may spend.
         scoring: how each is scored.
         grid: the values of the tuned settings.
+        data: the name of the held-out data; empty where it is not known.
 
     Raises:
         RunError: if it cannot be written.
     """
     record = {
         PYTHON: True,
+        "data": data,
         "cells": [list(cell) for cell in cells],
         "budget": str(budget),
         "scoring": asdict(scoring),

@@ -198,13 +198,14 @@ def compare_training(
         if name in trainings.at_k[k]
         for seed in seeds
     ]
+    name = getattr(trainings.parts.held_out, "name", "")
     for_tuning = trainings.for_tuning(cells, grid) if grid else None
     for one, its in ((trainings, cells), *([] if for_tuning is None else [for_tuning])):
         one.check(its)
     with ExitStack() as stack:
         if out is not None:
             stack.enter_context(locked(Path(out), "comparison"))
-            write_python_study(Path(out), cells, budget, trainings.scoring, grid)
+            write_python_study(Path(out), cells, budget, trainings.scoring, grid, name)
         tuning = None
         if for_tuning is not None:
             found = for_tuning[0].run(for_tuning[1], failures=True)
@@ -212,7 +213,7 @@ def compare_training(
             trainings = replace(trainings, tuning=tuning)
         outcomes = trainings.run(cells)
         finished = [outcome for outcome in outcomes.values() if isinstance(outcome, Outcome)]
-        comparison = Comparison(tuple(finished), tuning)
+        comparison = Comparison(tuple(finished), tuning, name)
         if out is not None:
             write_comparison(Path(out), comparison)
     return comparison

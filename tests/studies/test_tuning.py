@@ -142,7 +142,7 @@ def test_lists_of_numbers_are_grids() -> None:
 
 
 def test_variants_tuning_and_a_directory_in_python(digits: Splits, tmp_path: Path) -> None:
-    variants = {
+    variants: dict[str, Any] = {
         "narrow": partial(zoo.vae, digits.train, latent=2, hidden=(8,)),
         "wide": Variant(partial(zoo.vae, digits.train, latent=3, hidden=(8,)), {"batch_size": 50}),
     }
