@@ -152,7 +152,7 @@ class Objective(ObjectiveBase):
             post = post + self._guide_terms(
                 traces, weights, guide, args, kwargs, coefficients, path
             )
-        scaled.ratio, scaled.traces = path / theta, traces
+        scaled.set_ratio(traces, path / theta)
         surrogate = (
             (scale * theta * log_joint).sum()
             - post

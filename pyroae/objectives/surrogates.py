@@ -40,32 +40,39 @@ class Scaled:
     pass computes both. Draws outside the data plate are not scaled: each datum's bound is
     conditional on them, as it is on θ.
 
-    Attributes:
-        ratio: d_k / c_k, shape `[K, N]`; None leaves the gradient unchanged.
-        traces: The traces of the run, which `ratio` requires.
+    The ratios are kept for each site, without the traces: these hold the values, whose graph holds
+    this object, a cycle through C++ that Python cannot collect.
     """
 
     def __init__(self) -> None:
-        self.ratio: Tensor | None = None
-        self.traces: Traces | None = None
+        self._ratios: dict[str, Tensor] = {}
 
     def __call__(self, site: Site) -> Tensor:
         """Return the value of a site of the guide with its gradient scaled."""
-        return _ScaleGradient.apply(site["value"], self, site)
+        return _ScaleGradient.apply(site["value"], self._ratios, site["name"])
+
+    def set_ratio(self, traces: Traces, ratio: Tensor) -> None:
+        """Set the ratio, before the backward pass.
+
+        Args:
+            traces: The traces of the run.
+            ratio: d_k / c_k, shape `[K, N]`, detached.
+        """
+        for name, site in traces.sites(traces.guide, observed=False):
+            if traces.is_local(site):
+                self._ratios[name] = traces.expand_to(site, ratio)
 
 
 class _ScaleGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, scaled: Scaled, site: Site) -> Tensor:
-        ctx.scaled, ctx.site = scaled, site
+    def forward(ctx: Any, value: Tensor, ratios: dict[str, Tensor], name: str) -> Tensor:
+        ctx.ratios, ctx.name = ratios, name
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        scaled, gradient = ctx.scaled, gradients[0]
-        if scaled.ratio is not None and scaled.traces.is_local(ctx.site):
-            gradient = gradient * scaled.traces.expand_to(ctx.site, scaled.ratio)
-        return gradient, None, None
+        ratio = ctx.ratios.get(ctx.name)
+        return gradients[0] if ratio is None else gradients[0] * ratio, None, None
 
 
 def path_through_log_post(
