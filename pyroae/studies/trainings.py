@@ -26,6 +26,7 @@ from pyroae.objectives.base import ObjectiveBase
 from pyroae.programs.sites import Program
 from pyroae.runtime.files import locked
 from pyroae.runtime.progress import Progress
+from pyroae.runtime.short_repr import short_repr
 from pyroae.studies.cell_files import CellDirectory
 from pyroae.studies.cell_setup import (
     Parts,
@@ -79,6 +80,8 @@ class Variant:
 
     make: Make
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    __repr__ = short_repr()
 
     def __post_init__(self) -> None:
         check_settings(self.settings)
