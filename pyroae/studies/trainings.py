@@ -128,8 +128,9 @@ def compare_training(
 
     Args:
         make: returns a new system, or a pair (model, guide); or several such functions or
-            `Variant`s by name, each of which is trained under every objective and K. Initial
-            weights come from torch's generator, which is at the seed when the function is called.
+            variants (`Variant`) by name, each of which is trained under every objective and K.
+            Initial weights come from torch's generator, which is at the seed when the function is
+            called.
         data: Splits; or None, and the parts separately.
         objectives: functions from K, by name; one that raises ConfigError at some K is left out
             there.
