@@ -191,6 +191,14 @@ def test_python_blocks_run_and_train_the_estimator_of_the_page(
 # (4) Command lines.
 
 
+def settings_of(line: str) -> dict[str, Any]:
+    """The settings that a command line of `pyroae train` gives."""
+    options = vars(make_parser().parse_args(shlex.split(line)[1:]))
+    assert options["command"] == "train"
+    settings: dict[str, Any] = options["parser"].grouped(options)["settings"]
+    return settings
+
+
 @each
 def test_command_lines_parse_to_the_estimator_of_the_page(name: str) -> None:
     lines = [
@@ -201,20 +209,13 @@ def test_command_lines_parse_to_the_estimator_of_the_page(name: str) -> None:
     ]
     assert lines
     for line in lines:
-        options = vars(make_parser().parse_args(shlex.split(line)[1:]))
-        config = RunConfig(
-            **{
-                key: value
-                for key, value in options.items()
-                if key in RunConfig.__dataclass_fields__
-            }
-        )
+        config = RunConfig(**settings_of(line))
         assert (
             parse_objective(config.estimator, config.num_particles).num_particles
             == config.num_particles
         )
         assert (pair_of(config.objective) or [config.objective])[0].partition(":")[0] == name
-    assert not pair_of(vars(make_parser().parse_args(shlex.split(lines[0])[1:]))["objective"])
+    assert not pair_of(settings_of(lines[0])["objective"])
 
 
 # The measured tables.

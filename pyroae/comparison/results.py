@@ -27,6 +27,7 @@ from pyroae.comparison.scores import (
 from pyroae.comparison.tables import latex, ranking_table
 from pyroae.comparison.tuning import Tuning
 from pyroae.errors import ConfigError, DataError
+from pyroae.runtime.short_repr import WIDTH
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -95,12 +96,17 @@ class Comparison:
     def __repr__(self) -> str:
         """The ranking, in at most 22 lines."""
         rows = [
-            f"  {row.nll.value:.3f} ± {row.nll.high - row.nll.value:.3f}  {row.entry}"
-            for row in self.ranking()
+            f"  {nll.value:.3f} ± {nll.high - nll.value:.3f}  {entry}"
+            for entry, nll in self._ordered
         ]
         more = [f"  … and {len(rows) - 20} more"] if len(rows) > 20 else []
         head = f"Comparison of {len(self.outcomes)} trainings, held-out NLL, nats per datum"
-        return "\n".join([head, *(row[:100] for row in rows[:20]), *more])
+        return "\n".join([head, *(row[:WIDTH] for row in rows[:20]), *more])
+
+    @cached_property
+    def _ordered(self) -> list[tuple[Entry, Interval]]:
+        """The entries with their NLL, the lowest first."""
+        return sorted(((e, self.nll(e)) for e in self.entries), key=lambda pair: pair[1].value)
 
     @cached_property
     def subset(self) -> Tensor:
@@ -198,15 +204,10 @@ class Comparison:
             ConfigError: If the baseline has no outcome, or entries have no common seed.
         """
         baseline = self.entries[0] if baseline is None else baseline
-        ordered = sorted(self.entries, key=lambda entry: self.nll(entry).value)
+        best = self._ordered[0][0]
         return [
-            Row(
-                entry,
-                self.nll(entry),
-                self.difference(entry, baseline),
-                self.difference(entry, ordered[0]),
-            )
-            for entry in ordered
+            Row(entry, nll, self.difference(entry, baseline), self.difference(entry, best))
+            for entry, nll in self._ordered
         ]
 
     def table(self, baseline: Entry | None = None) -> "DataFrame":

@@ -20,6 +20,7 @@ from torch import Tensor
 from pyroae.evaluation.blocks import rows_of
 from pyroae.evaluation.latents import Latents
 from pyroae.programs.sites import Program
+from pyroae.runtime.short_repr import short_repr
 
 AVERAGED = 6
 """Steps over which the Gaussian of a datum is averaged after its ELBO has stopped increasing."""
@@ -56,6 +57,8 @@ class Target:
     guide: Program
     args: tuple[Tensor, ...]
     nesting: int
+
+    __repr__ = short_repr()
 
     def latents(self, num_particles: int) -> Latents:
         """Draw from the guide.
@@ -112,6 +115,8 @@ class Fits:
     trust: Tensor
     averaged: Tensor
     rejected: Tensor
+
+    __repr__ = short_repr()
 
     @property
     def weight(self) -> Tensor:

@@ -1,6 +1,6 @@
 """Figures of systems, likelihoods, gradients and comparisons (matplotlib)."""
 
-from pyroae.plots.comparison import differences, learning_curves
+from pyroae.plots.comparison import differences, learning_curves, tuning_curves
 from pyroae.plots.gradients import gradient_curves
 from pyroae.plots.latent_space import filters, kl_per_unit, latent_scatter, manifold
 from pyroae.plots.likelihood import (
@@ -34,4 +34,5 @@ __all__ = [
     "samples",
     "sandwich",
     "training_curves",
+    "tuning_curves",
 ]

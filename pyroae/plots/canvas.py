@@ -61,6 +61,12 @@ class Canvas:
             for axes in self.panels:
                 axes.label_outer()
 
+    def share_y(self) -> None:
+        """Give all panels the same y-limits, which contain the data of each."""
+        bottoms, tops = zip(*(axes.get_ylim() for axes in self.panels), strict=True)
+        for axes in self.panels:
+            axes.set_ylim(min(bottoms), max(tops))
+
 
 def canvas(
     ax: Target | None,

@@ -170,6 +170,7 @@ def tuning_curves(tuning: Tuning, *, ax: Target | None = None) -> Figure:
             axes.set_xscale("log")
         for entry in tuning.entries:
             _tuning_line(axes, tuning, entry, name, colours[entry])
+    place.share_y()
     place.panels[0].set_ylabel("validation NLL, nats per datum")
     handles = [Line2D([], [], color=c, linewidth=2, label=e) for e, c in colours.items()]
     place.legend(handles, "outside lower center", ncols=3, fontsize="small")

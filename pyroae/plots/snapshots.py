@@ -11,6 +11,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFo
 from pyroae.errors import DataError
 from pyroae.evaluation.gradient_lab.slopes import SNRCurve
 from pyroae.evaluation.summary import Evaluation
+from pyroae.plots.canvas import Canvas, Target, canvas
 from pyroae.plots.comparison import DASHES
 from pyroae.plots.drawing import GREY, INK, RUNS, plain
 from pyroae.plots.gradients import NAMES
@@ -43,7 +44,9 @@ PANELS: dict[str, tuple[str, dict[str, str]]] = {
 """Panels of `along_training`: the label of the y-axis, and the lines by the names of results."""
 
 
-def along_training(evaluations: Mapping[int, Evaluation], kept: int | None = None) -> Figure:
+def along_training(
+    evaluations: Mapping[int, Evaluation], kept: int | None = None, *, ax: Target | None = None
+) -> Figure:
     """Draw bound, NLL, inference gaps and active units of snapshots against the epochs.
 
     Epochs are on a logarithmic axis that has a place for 0, the initial weights. With three
@@ -53,6 +56,7 @@ def along_training(evaluations: Mapping[int, Evaluation], kept: int | None = Non
     Args:
         evaluations: Results of `evaluate` with the weights after each epoch, by epoch.
         kept: The epoch of the weights that the training kept, marked by a dashed line.
+        ax: One Axes for each panel that has results, or a SubFigure; None for a new figure.
 
     Returns:
         The figure.
@@ -75,10 +79,8 @@ def along_training(evaluations: Mapping[int, Evaluation], kept: int | None = Non
     if not evaluations:
         raise DataError("there are no evaluations to draw")
     epochs, panels = sorted(evaluations), _panels(evaluations)
-    figure = Figure((0.6 + 3.7 * len(panels), 3.9), dpi=150, layout="constrained")
-    for axes, (title, lines) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
+    place = canvas(ax, (0.6 + 3.7 * len(panels), 3.9), 1, len(panels))
+    for axes, (title, lines) in zip(place.panels, panels.items(), strict=True):
         for i, (label, values) in enumerate(lines.items()):
             axes.plot(epochs, values, marker="o", markersize=3.5, color=RUNS[i], label=label)
         _over_epochs(axes, epochs)
@@ -91,7 +93,7 @@ def along_training(evaluations: Mapping[int, Evaluation], kept: int | None = Non
             axes.axvline(kept, color=GREY, linewidth=1, linestyle="--", zorder=0, label="kept")
         if len(lines) > 1:
             axes.legend(frameon=False, fontsize="small")
-    return figure
+    return place.figure
 
 
 def _panels(evaluations: Mapping[int, Evaluation]) -> dict[str, Lines]:
@@ -134,7 +136,7 @@ def _over_epochs(axes: Axes, epochs: Sequence[int]) -> None:
 
 
 def gradients_along_training(
-    curves: Mapping[int, Mapping[str, Mapping[str, SNRCurve]]],
+    curves: Mapping[int, Mapping[str, Mapping[str, SNRCurve]]], *, ax: Target | None = None
 ) -> Figure:
     """Draw the signal-to-noise ratio of gradient estimators against the epochs.
 
@@ -145,6 +147,7 @@ def gradients_along_training(
 
     Args:
         curves: Results of `measure_slopes` with the weights after each epoch, by epoch.
+        ax: One Axes for each group, or a SubFigure; None for a new figure.
 
     Returns:
         The figure.
@@ -169,18 +172,19 @@ def gradients_along_training(
     groups = list(next(iter(first.values()))) if first else []
     if not groups:
         raise DataError("there are no curves to draw")
-    figure = Figure((0.6 + 3.7 * len(groups), 4.2), dpi=150, layout="constrained")
-    panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
+    place = canvas(ax, (0.6 + 3.7 * len(groups), 4.2), 1, len(groups), sharey=True)
     ks = sorted({k for of_group in first.values() for k in of_group[groups[0]].ks})
     lowest = []
-    for axes, group in zip(panels, groups, strict=True):
+    for axes, group in zip(place.panels, groups, strict=True):
         of_epochs = [{name: curves[e][name][group] for name in first} for e in epochs]
         lowest.append(_draw_ratios(axes, epochs, of_epochs, ks))
         axes.set_title(NAMES.get(group, group), fontsize="medium")
-    panels[0].set_ylabel("signal-to-noise ratio")
-    panels[0].set_ylim(bottom=0.7 * min(lowest))  # the lower ends of intervals may be cut off
-    _legend(figure, list(first), ks)
-    return figure
+    place.panels[0].set_ylabel("signal-to-noise ratio")
+    place.share_y()
+    for axes in place.panels:
+        axes.set_ylim(bottom=0.7 * min(lowest))  # the lower ends of intervals may be cut off
+    _legend(place, list(first), ks)
+    return place.figure
 
 
 def _draw_ratios(
@@ -205,7 +209,7 @@ def _draw_ratios(
     return lowest
 
 
-def _legend(figure: Figure, names: Sequence[str], ks: Sequence[int]) -> None:
+def _legend(place: Canvas, names: Sequence[str], ks: Sequence[int]) -> None:
     """Name the colours of estimators and the dashes of K below the panels."""
     handles = [
         Line2D([], [], color=RUNS[i % len(RUNS)], linewidth=3, label=name)
@@ -216,11 +220,4 @@ def _legend(figure: Figure, names: Sequence[str], ks: Sequence[int]) -> None:
         for i, k in enumerate(ks)
     ]
     handles.append(Line2D([], [], color=GREY, linewidth=1, label="estimate of a ratio of 0"))
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=3,
-        frameon=False,
-        fontsize="small",
-        handlelength=3,
-    )
+    place.legend(handles, "outside lower center", ncols=3, fontsize="small", handlelength=3)

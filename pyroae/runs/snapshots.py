@@ -9,6 +9,7 @@ from torch import nn
 from pyroae.config import snapshot_name
 from pyroae.errors import RunError
 from pyroae.runs.run import Run
+from pyroae.runtime.short_repr import short_repr
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Snapshots:
 
     epochs: tuple[int, ...]
     read: Callable[[int], nn.Module]
+
+    __repr__ = short_repr()
 
     def __len__(self) -> int:
         return len(self.epochs)

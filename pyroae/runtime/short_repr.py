@@ -118,9 +118,11 @@ def _joined(opening: str, items: list[str], closing: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    """A text without line breaks; of a result of several lines its name and its first item."""
+    """A text without line breaks; of several lines the first, with the first item in brackets."""
     first, *rest = text.split("\n")
-    return f"{first}{rest[0].strip()} …)" if rest else first
+    if not rest:
+        return first
+    return f"{first}{rest[0].strip()} …)" if first.endswith("(") else f"{first} …"
 
 
 def _cut(text: str) -> str:

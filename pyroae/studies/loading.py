@@ -13,6 +13,7 @@ from pyroae.config import read_yaml
 from pyroae.errors import ConfigError, RunError
 from pyroae.programs.pair import Pair
 from pyroae.runs.loading import load_run
+from pyroae.runtime.short_repr import short_repr
 from pyroae.studies.cell_files import CellDirectory, directory_name, outcome_in
 from pyroae.studies.cell_setup import new_system
 from pyroae.studies.study import Study, StudyConfig
@@ -36,6 +37,8 @@ class TrainedCell:
     history: list[Epoch]
     outcome: Outcome
 
+    __repr__ = short_repr()
+
 
 @dataclass(frozen=True)
 class LoadedStudy:
@@ -51,6 +54,8 @@ class LoadedStudy:
     path: Path
     comparison: Comparison
     make: Mapping[str, Make]
+
+    __repr__ = short_repr()
 
     @property
     def cells(self) -> tuple[Cell, ...]:

@@ -26,6 +26,7 @@ from pyroae.objectives.base import ObjectiveBase
 from pyroae.programs.sites import Program
 from pyroae.runtime.files import locked
 from pyroae.runtime.progress import Progress
+from pyroae.runtime.short_repr import short_repr
 from pyroae.studies.cell_files import CellDirectory
 from pyroae.studies.cell_setup import (
     Parts,
@@ -80,6 +81,8 @@ class Variant:
     make: Make
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    __repr__ = short_repr()
+
     def __post_init__(self) -> None:
         check_settings(self.settings)
 
@@ -125,8 +128,9 @@ def compare_training(
 
     Args:
         make: returns a new system, or a pair (model, guide); or several such functions or
-            `Variant`s by name, each of which is trained under every objective and K. Initial
-            weights come from torch's generator, which is at the seed when the function is called.
+            variants (`Variant`) by name, each of which is trained under every objective and K.
+            Initial weights come from torch's generator, which is at the seed when the function is
+            called.
         data: Splits; or None, and the parts separately.
         objectives: functions from K, by name; one that raises ConfigError at some K is left out
             there.

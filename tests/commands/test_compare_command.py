@@ -61,6 +61,10 @@ def contents(path: Path) -> dict[str, bytes]:
     }
 
 
+def figures(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: data for name, data in files.items() if name.startswith("figures/")}
+
+
 def outcomes(path: Path) -> dict[str, torch.Tensor]:
     found = {}
     for file in path.glob("*/outcome.safetensors"):
@@ -79,7 +83,9 @@ def test_what_is_written(study: Path) -> None:
     assert sorted(p.name for p in study.iterdir() if p.is_dir() and p.name != "figures") == sorted(
         CELLS
     )
-    assert {p.name for p in (study / "figures").iterdir()} == {"differences.png", "curves.png"}
+    assert {p.name for p in (study / "figures").iterdir()} == {
+        f"{name}.{suffix}" for name in ("differences", "curves") for suffix in ("png", "pdf")
+    }
     cells = rows(study / "comparison.csv")
     assert [f"{r['objective']}-k{r['num_particles']}-seed{r['seed']}" for r in cells] == sorted(
         CELLS, key=lambda c: c[-1]
@@ -152,9 +158,12 @@ def test_a_finished_study_is_shown_again(study: Path, capsys: pytest.CaptureFixt
         "ranking.csv",
         "table.tex",
         "comparison.nc",
-        *(n for n in before if "png" in n),
+        "figures/differences.png",
+        "figures/differences.pdf",
     }
+    assert before["figures/differences.pdf"] != after["figures/differences.pdf"]
     assert compare("--resume", str(study)) == 0
+    assert figures(contents(study)) == figures(before)
 
 
 # A study that is stopped.

@@ -17,11 +17,13 @@ from matplotlib.legend import Legend
 
 from pyroae import plots, zoo
 from pyroae.comparison.results import Cell, Comparison, Outcome, Point
-from pyroae.comparison.scores import Score
+from pyroae.comparison.scores import Interval, Score
+from pyroae.comparison.tuning import Trial, Tuning
 from pyroae.errors import ConfigError
 from pyroae.evaluation.diagnostics import diagnose
 from pyroae.evaluation.gradient_lab.measure import measure_slopes
 from pyroae.evaluation.importance.likelihood import log_likelihood
+from pyroae.evaluation.summary import EvaluationSettings, evaluate
 from pyroae.nn import MLP
 from pyroae.objectives.named import iwae
 from pyroae.plots.canvas import canvas
@@ -60,12 +62,31 @@ def examples() -> dict[str, tuple[int, Callable[..., Figure]]]:
             for seed in (0, 1)
         )
     )
+    groups = {g: [n for n in parameters if n.startswith(g)] for g in ("decoder", "encoder")}
+    by_group = measure_slopes(
+        linear.model, linear.guide, y, {"iwae": iwae}, ks=(1, 4), parameters=parameters,
+        groups=groups, replicates=20,
+    )  # fmt: skip
+    along = {0: by_group, 10: by_group}
+    evaluation = evaluate(linear, y, EvaluationSettings(num_particles=10))
+    evaluations = {0: evaluation, 10: evaluation}
+    grid = {"lr": (0.1, 0.01), "kl_warmup": (0, 5)}
+    trials = [
+        Trial("iwae@8", {"lr": lr, "kl_warmup": warmup}, Interval(nll, nll - 1, nll + 1), 10, 1.0)
+        for lr, warmup, nll in ((0.1, 0, 95.0), (0.1, 5, 92.0), (0.01, 0, 91.0), (0.01, 5, 90.0))
+    ]
+    tuning = Tuning(grid, tuple(trials))
     return {
+        "along_training": (2, lambda ax=None: plots.along_training(evaluations, 10, ax=ax)),
         "bound_curve": (1, lambda ax=None: plots.bound_curve({"guide": estimate}, ax=ax)),
         "differences": (1, lambda ax=None: plots.differences(comparison, ax=ax)),
         "extremes": (6, lambda ax=None: plots.extremes(x, torch.arange(6), (4, 5), 3, ax=ax)),
         "filters": (1, lambda ax=None: plots.filters(vae, ax=ax)),
         "gradient_curves": (3, lambda ax=None: plots.gradient_curves(curves, ax=ax)),
+        "gradients_along_training": (
+            2,
+            lambda ax=None: plots.gradients_along_training(along, ax=ax),
+        ),
         "khat": (1, lambda ax=None: plots.khat(estimate, ax=ax)),
         "kl_per_unit": (1, lambda ax=None: plots.kl_per_unit(units, ax=ax)),
         "latent_scatter": (1, lambda ax=None: plots.latent_scatter(vae, x, list("aabbcc"), ax=ax)),
@@ -78,6 +99,7 @@ def examples() -> dict[str, tuple[int, Callable[..., Figure]]]:
         "samples": (1, lambda ax=None: plots.samples(vae, num=4, ax=ax)),
         "sandwich": (1, lambda ax=None: plots.sandwich({"ELBO": (-9.0, 0.1)}, ax=ax)),
         "training_curves": (2, lambda ax=None: plots.training_curves({"a": HISTORY}, ax=ax)),
+        "tuning_curves": (2, lambda ax=None: plots.tuning_curves(tuning, ax=ax)),
     }
 
 
@@ -193,6 +215,17 @@ def test_the_legend_of_the_figure_keeps_that_of_the_axes() -> None:
     legends = [child for child in given[1].get_children() if isinstance(child, Legend)]
     texts = [[text.get_text() for text in one.get_texts()] for one in legends]
     assert sorted(texts) == [["distortion", "rate"], ["one", "other"]]
+
+
+@pytest.mark.parametrize("name", ["gradients_along_training", "learning_curves", "tuning_curves"])
+def test_panels_of_one_quantity_share_limits_in_axes_of_the_caller(name: str) -> None:
+    """The same limits as in a figure of its own."""
+    count, plot = examples()[name]
+    _, (*given, other) = axes_of(count)
+    plot(given)
+    (limits,) = {axes.get_ylim() for axes in given}
+    assert limits == pytest.approx(plot().axes[0].get_ylim())
+    assert limits != other.get_ylim()
 
 
 def test_panels_that_share_limits_have_them_in_axes_of_the_caller() -> None:

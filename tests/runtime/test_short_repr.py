@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pyroae import Information, zoo
 from pyroae.comparison.results import Cell, Comparison, Outcome, Point
-from pyroae.comparison.scores import Score
+from pyroae.comparison.scores import Correction, Score
 from pyroae.data.dataset import Dataset
 from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.evaluation.mutual_information import Estimate
@@ -26,7 +26,7 @@ from pyroae.runtime.short_repr import FEW, WIDTH, short_repr
 
 LINES = 25
 DOCS = Path(__file__).parents[2] / "docs" / "reference"
-PACKAGES = ("", ".evaluation", ".training", ".data", ".comparison", ".runs")
+PACKAGES = ("", ".evaluation", ".training", ".data", ".comparison", ".runs", ".studies")
 
 
 def parts(hint: Any) -> Iterator[Any]:
@@ -71,6 +71,19 @@ def public_results() -> dict[str, Any]:
 RESULTS = public_results()
 TENSORS = ("LikelihoodEstimate", "AISEstimate", "BDMC", "Gaps", "Information", "Diagnostics")
 OTHERS = ("Evaluation", "FitResult", "LocalGaussian", "Outcome", "Comparison", "Dataset", "Splits")
+STUDIES = ("Score", "Correction", "Snapshots", "Variant", "TrainedCell", "LoadedStudy")
+
+
+def correction() -> Correction:
+    """Of every second of 1000 data."""
+    found = torch.rand(500).double()
+    return Correction("local", torch.arange(0, 1000, 2), found - 79.5, 0.01 * found, found < 2)
+
+
+def score() -> Score:
+    """Of 1000 data, corrected on half of them."""
+    found = torch.rand(1000).double()
+    return Score(found - 80, 0.1 * found, found, 99 * found, found < 0.9, correction())
 
 
 def outcomes() -> tuple[Outcome, ...]:
@@ -95,6 +108,8 @@ VALUES: dict[Any, Callable[[], Any]] = {
     bool: lambda: True,
     str: lambda: "word " * 60,
     nn.Module: lambda: nn.Sequential(*(nn.Linear(3, 3) for _ in range(60))),
+    Correction: correction,
+    Score: score,
     Outcome: lambda: outcomes()[0],
     Comparison: lambda: Comparison(outcomes()),
 }
@@ -126,7 +141,7 @@ def filled(cls: Any) -> Any:
 
 
 def test_the_results_are_found() -> None:
-    assert {*TENSORS, *OTHERS} <= set(RESULTS)
+    assert {*TENSORS, *OTHERS, *STUDIES} <= set(RESULTS)
     assert len(RESULTS) > 25
 
 
@@ -134,10 +149,15 @@ def test_the_results_are_found() -> None:
 def test_fits_a_screen(name: str) -> None:
     text = repr(filled(RESULTS[name]))
     lines = text.splitlines()
-    assert lines[0].startswith(f"{name}(")
     assert len(lines) <= LINES, text
     assert max(map(len, lines)) <= WIDTH, text
     assert "tensor(" not in text
+
+
+@pytest.mark.parametrize("name", [name for name in RESULTS if name != "Comparison"])
+def test_names_its_fields(name: str) -> None:
+    text = repr(filled(RESULTS[name]))
+    assert text.startswith(f"{name}(")
     fields = dataclasses.fields(RESULTS[name])
     assert all(f"{field.name}=" in text for field in fields if field.repr)
 
@@ -154,13 +174,37 @@ def test_the_headline_has_the_likelihood_and_its_error() -> None:
     assert "\n    smoothed=Smoothed(log_px=Tensor[1000] float64" in text
 
 
-def test_a_comparison_names_its_entries_and_counts_its_outcomes() -> None:
-    text = repr(Comparison(outcomes()))
-    assert "entries=(objective-0, K = 1; objective-0, K = 8; " in text
-    assert "… 30 in all)" in text
-    assert "seeds=(0, 1, 2, 3, 4)" in text
-    assert "outcomes=150 × Outcome" in text
-    assert len(text) < 300
+def test_the_headline_of_a_score_is_the_corrected_nll() -> None:
+    one = score()
+    assert f"\n    nll={one.nll:.6g},\n    error={one.error:.6g},\n" in repr(one)
+    assert one.nll != pytest.approx(one.nll_uncorrected, abs=0.1)
+
+
+def test_a_comparison_shows_its_ranking() -> None:
+    """The 20 best of 30 entries, in 22 lines."""
+    comparison = Comparison(outcomes())
+    ranking = comparison.ranking()
+    title, *rows, more = repr(comparison).splitlines()
+    assert title == "Comparison of 150 trainings, held-out NLL, nats per datum"
+    assert [row.split("  ")[-1] for row in rows] == [str(row.entry) for row in ranking[:20]]
+    best = ranking[0].nll
+    assert rows[0].startswith(f"  {best.value:.3f} ± {best.high - best.value:.3f}  objective-")
+    assert more == "  … and 10 more"
+
+
+def test_a_comparison_of_few_shows_all_and_cuts_long_names() -> None:
+    """Also where entries have no seed in common, so that there are no differences."""
+    one, other = Cell("iwae", 1, 0, "layers=" + "200," * 60), Cell("dreg", 8, 1)
+    found = [dataclasses.replace(outcomes()[0], cell=cell) for cell in (one, other)]
+    lines = repr(Comparison(tuple(found))).splitlines()
+    assert len(lines) == 3
+    assert max(map(len, lines)) == WIDTH
+    assert sum("  dreg, K = 8" in line for line in lines) == 1
+
+
+def test_a_comparison_within_a_result_is_one_line() -> None:
+    text = repr(Example(Comparison(outcomes())))
+    assert text == ("Example(value=Comparison of 150 trainings, held-out NLL, nats per datum …)")
 
 
 def test_few_numbers_are_shown_and_many_are_not() -> None:
@@ -214,5 +258,6 @@ def test_a_long_text_is_cut() -> None:
 
 
 def test_it_is_a_method_of_the_class_itself() -> None:
-    methods: list[Callable[..., str]] = [cls.__repr__ for cls in RESULTS.values()]
-    assert all(method.__qualname__.startswith("short_repr") for method in methods)
+    methods = {name: cls.__repr__.__qualname__ for name, cls in RESULTS.items()}
+    assert methods.pop("Comparison") == "Comparison.__repr__"
+    assert all(method.startswith("short_repr") for method in methods.values())
