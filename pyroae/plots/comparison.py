@@ -73,7 +73,7 @@ def differences(
             (1.02, i),
             xycoords=("axes fraction", "data"),
             va="center",
-            color=GREY,
+            color="0.35",
             fontsize="x-small",
         )
     axes.set_yticks(range(len(rows)), [str(row.entry) for row in rows])
