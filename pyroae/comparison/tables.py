@@ -185,8 +185,8 @@ def _caption(
         f"Held-out NLL in nats per datum of {len(score.log_px)} data{of}, mean of {seeds} "
         f"seed{'s' * (seeds != 1)}; scores: {methods}{corrected}{draws}. Bold: not told from the "
         "best at 95\\,\\%. Differences are paired by seed and datum, with 95\\,\\% intervals. "
-        r"Unreliable: share of data whose $\hat k$ or effective sample size (ESS) under the guide is "
-        f"not reliable.{tuned}"
+        r"Unreliable: share of data whose $\hat k$ or effective sample size (ESS) under the "
+        f"guide is not reliable.{tuned}"
     )
 
 
