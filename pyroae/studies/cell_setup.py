@@ -19,7 +19,6 @@ from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, DataError
 from pyroae.evaluation.blocks import arguments_of
 from pyroae.evaluation.checks import check_program
-from pyroae.objectives import TraceELBO
 from pyroae.objectives.base import ObjectiveBase
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.context import evaluating
@@ -127,6 +126,7 @@ def described(choice: Any) -> str:
 
     >>> described(Budget("epochs", 2))
     "Budget(kind='epochs', amount=2)"
+    >>> from pyroae.objectives import TraceELBO
     >>> described(TraceELBO(8)) == described(TraceELBO(8)) != described(TraceELBO(2))
     True
     """
