@@ -528,7 +528,7 @@ def from_config(config: RunConfig, data: Data) -> Autoencoder:
         text = getattr(config, name)
         if text is not None:
             choices[name] = registry.parse(text)
-    if config.system not in ("linear-ae", "ppca"):
+    if config.system not in LINEAR:
         choices["encoder"] = _map(config)
     elif config.map not in (None, "linear") or config.hidden:
         raise ConfigError(
@@ -538,6 +538,29 @@ def from_config(config: RunConfig, data: Data) -> Autoencoder:
     if config.system == "sparse-ae":
         choices["rate"] = config.sparsity
     return SYSTEMS[config.system](data, config.latent, **choices)
+
+
+LINEAR = ("linear-ae", "ppca")
+"""Systems whose maps are linear."""
+
+
+def unused_settings(config: RunConfig) -> tuple[str, ...]:
+    """Return settings that make no difference for the system of a configuration.
+
+    Args:
+        config: The settings of a run.
+
+    Returns:
+        Names of settings.
+
+    >>> unused_settings(RunConfig(system="vae")), unused_settings(RunConfig(system="sparse-ae"))
+    (('sparsity',), ())
+    """
+    if config.program is not None:
+        return ()  # every setting of a system is refused beside a program
+    sparsity = () if config.system == "sparse-ae" else ("sparsity",)
+    is_linear = config.system in LINEAR or (config.map or "").startswith("linear")
+    return (*sparsity, "activation") if is_linear else sparsity
 
 
 def likelihood_of(config: RunConfig) -> likelihoods.Likelihood:

@@ -21,7 +21,7 @@ from pyroae.comparison.tuning import Tuning, combinations
 from pyroae.config import Scoring, compared, recorded, with_imports
 from pyroae.config.checks import one_of
 from pyroae.errors import ConfigError, RunError, unknown_name
-from pyroae.names import import_all
+from pyroae.names import import_all, located
 from pyroae.runtime.files import locked
 from pyroae.runtime.processes import say
 from pyroae.runtime.signals import stoppable
@@ -155,8 +155,17 @@ def _config(settings: Mapping[str, Any], given: Mapping[str, Any]) -> StudyConfi
 
 def _choices(given: Mapping[str, Any]) -> dict[str, Any]:
     """The variants and the grid of the tuning that are given."""
-    variants = {"variants": variants_of(given["vary"])} if "vary" in given else {}
-    return {**variants, **({"tune": given["tune"]} if "tune" in given else {})}
+    found: dict[str, Any] = {"tune": given["tune"]} if "tune" in given else {}
+    if "vary" in given:
+        variants = variants_of(given["vary"])
+        found["variants"] = {name: _located(settings) for name, settings in variants.items()}
+    return found
+
+
+def _located(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a variant, where a program does not depend on the working directory."""
+    program = settings.get("program")
+    return {**settings, **({"program": located(program)} if isinstance(program, str) else {})}
 
 
 def _extended(

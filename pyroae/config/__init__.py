@@ -10,7 +10,15 @@ from pyroae.config.evaluation import (
     snapshot_epoch,
     snapshot_name,
 )
-from pyroae.config.run import BINARIZATIONS, PER_TRAINING, WHERE, RunConfig, recorded, with_imports
+from pyroae.config.run import (
+    BINARIZATIONS,
+    OF_DATA,
+    PER_TRAINING,
+    WHERE,
+    RunConfig,
+    recorded,
+    with_imports,
+)
 from pyroae.config.scoring import SCORE_METHODS, Scoring
 from pyroae.config.text import check_objective_names, compared, objectives_in, pair_of
 from pyroae.config.training import SCHEDULES, TrainConfig
@@ -19,6 +27,7 @@ from pyroae.runtime.settings_text import RECORD, called, parse_yaml, program_par
 __all__ = [
     "ALL",
     "BINARIZATIONS",
+    "OF_DATA",
     "PER_TRAINING",
     "RECORD",
     "SCHEDULES",

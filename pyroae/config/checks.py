@@ -1,5 +1,6 @@
 """Fields of configurations: their help texts and names, and the checks of their values."""
 
+from collections.abc import Sequence
 from dataclasses import field
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -68,6 +69,43 @@ def at_least(name: str, value: int, least: int) -> None:
     """
     if value < least:
         raise ConfigError(f"{name} must be at least {least}, not {value}")
+
+
+def different_numbers(values: Any, least: int) -> bool:
+    """Tell whether values are several different whole numbers, or one.
+
+    Args:
+        values: Any value.
+        least: The smallest number that is accepted.
+
+    Returns:
+        Whether they are; False for an empty sequence, and for what is none.
+
+    >>> [different_numbers(values, 0) for values in ((0, 2), range(3), (2, 2), (), 2)]
+    [True, True, False, False, False]
+    """
+    return (
+        isinstance(values, Sequence)
+        and not isinstance(values, str)
+        and len(values) > 0
+        and all(isinstance(value, int) and value >= least for value in values)
+        and len(set(values)) == len(values)
+    )
+
+
+def as_list(values: Any) -> Any:
+    """Return a sequence as a list, for messages.
+
+    Args:
+        values: Any value.
+
+    Returns:
+        A list; what is no sequence, or a text, unchanged.
+
+    >>> as_list((1, 2)), as_list(3)
+    ([1, 2], 3)
+    """
+    return list(values) if isinstance(values, Sequence) and not isinstance(values, str) else values
 
 
 def at_least_one(name: str, value: int) -> None:

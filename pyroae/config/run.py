@@ -33,6 +33,13 @@ WHERE = ("accelerator", "data_root", "devices", "imports", "num_nodes", "strateg
 """Settings of where and how a run is carried out, on which its figures do not depend."""
 
 
+OF_DATA = (
+    *("data", "data_root", "value_range", "binarize"),
+    *("valid_fraction", "test_fraction", "split_seed"),
+)
+"""Settings of the data, which all trainings of a comparison share."""
+
+
 OF_SYSTEM = (
     *("system", "latent", "map", "hidden", "activation", "tied"),
     *("prior", "posterior", "likelihood", "corruption", "sparsity"),

@@ -102,10 +102,9 @@ def splits_of(config: RunConfig, data: str | None = None) -> Splits:
         arrays = named(source, config.data_root)
         if isinstance(arrays, tuple):
             return _several(config, source, arrays)
-    binarize = config.binarize or _default_binarization(config)
     return load(
         source,
-        binarize=binarize,  # type: ignore[arg-type]
+        binarize=binarization_of(config),  # type: ignore[arg-type]
         valid=config.valid_fraction,
         test=config.test_fraction,
         seed=config.split_seed,
@@ -130,7 +129,17 @@ def _several(config: RunConfig, name: str, arrays: tuple[object, ...]) -> Splits
     )
 
 
-def _default_binarization(config: RunConfig) -> str:
+def binarization_of(config: RunConfig) -> str:
+    """Return how the data of a configuration become black and white.
+
+    Args:
+        config: The configuration; its likelihood decides where it does not say.
+
+    Returns:
+        One of `BINARIZATIONS`.
+    """
+    if config.binarize is not None:
+        return config.binarize
     if config.program is not None:
         return "none"
     return "dynamic" if isinstance(zoo.likelihood_of(config), Bernoulli) else "none"

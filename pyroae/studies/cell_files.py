@@ -55,6 +55,27 @@ def directory_name(cell: Cell) -> str:
     return "-".join(re.sub(r"[^\w.=+-]+", "-", part) for part in parts if part)
 
 
+def check_names(cells: Sequence[Cell]) -> None:
+    """Refuse cells of which two would have the same directory.
+
+    Args:
+        cells: the cells of a comparison.
+
+    Raises:
+        ConfigError: for a cell that is given twice, or names that differ in special characters
+            alone.
+    """
+    known: dict[str, Cell] = {}
+    for cell in cells:
+        other = known.setdefault(directory_name(cell), cell)
+        if other is not cell:
+            raise ConfigError(
+                "an objective, K, variant or seed is given twice"
+                if other == cell
+                else f"'{other}' and '{cell}' would have one directory: give them other names"
+            )
+
+
 class CellDirectory(CellStore):
     """A directory with a folder for each cell.
 
@@ -72,7 +93,7 @@ class CellDirectory(CellStore):
         Raises:
             ConfigError: if the cell was trained with other settings.
         """
-        self._check(cell)
+        self.check(cell)
         return outcome_in(self.path / directory_name(cell), cell)
 
     def begin(self, cell: Cell) -> tuple[State | None, list[Point]]:
@@ -82,7 +103,7 @@ class CellDirectory(CellStore):
             ConfigError: if the cell was trained with other settings.
             RunError: if neither the last state nor the one before can be read.
         """
-        self._check(cell)
+        self.check(cell)
         self._write_record(cell)
         file = self._states(cell)
         if not file.exists:
@@ -140,13 +161,25 @@ class CellDirectory(CellStore):
         file = self.path / directory_name(cell) / "cell.json"
         guarded(file, lambda temporary: temporary.write_text(text))
 
-    def _check(self, cell: Cell) -> None:
+    def check(self, cell: Cell) -> None:
+        """Refuse a cell that was trained with other settings, data, system or objective.
+
+        Args:
+            cell: the cell.
+
+        Raises:
+            ConfigError: if it was; a record of an earlier version may say less.
+        """
         file = self.path / directory_name(cell) / "cell.json"
+        if not file.is_file():
+            return
         record = json.loads(json.dumps(self.record(cell)))
-        if file.is_file() and json.loads(file.read_text()) != record:
-            raise ConfigError(
-                f"'{file.parent}' was trained with other settings: remove it to train it again"
-            )
+        for name, value in json.loads(file.read_text()).items():
+            if record.get(name) != value:
+                raise ConfigError(
+                    f"'{file.parent}' was trained with other settings, its {name} among them: give "
+                    "another directory, or remove it to train it again"
+                )
 
 
 def outcome_in(place: Path, cell: Cell) -> Outcome | str | None:

@@ -1,15 +1,19 @@
 """What each training of a comparison starts from: data, configuration, system; checks of these."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any, cast
 
 import torch
 from torch import nn
 
+from pyroae.autoencoder import Autoencoder
 from pyroae.comparison.budget import Budget
 from pyroae.comparison.results import Cell
 from pyroae.config import Scoring, TrainConfig
+from pyroae.config.checks import as_list, different_numbers
 from pyroae.data.dataset import Dataset
 from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, DataError
@@ -22,7 +26,7 @@ from pyroae.programs.pair import System, system_of
 from pyroae.runtime.randomness import fork_random
 from pyroae.studies.curves import placed
 from pyroae.studies.scoring import first_of, method_for
-from pyroae.training.fitting import data_for
+from pyroae.training.fitting import data_for, train_and_valid
 from pyroae.training.preflight import check
 
 
@@ -87,6 +91,71 @@ def as_data(data: Any) -> Dataset | Arguments:
     return data if known else Dataset.from_array(data)
 
 
+def fingerprint_of(data: Any) -> str:
+    """Return a fingerprint of the values of data.
+
+    Args:
+        data: Data in one of the forms of `as_data`.
+
+    Returns:
+        Hexadecimal digits; of data larger than memory only the number of data and their name.
+
+    >>> x = torch.zeros(3, 2)
+    >>> fingerprint_of(x) == fingerprint_of(Arguments((x,))) != fingerprint_of(x + 1)
+    True
+    """
+    if isinstance(data, Dataset) and data.stream is not None:
+        return f"{len(data)} data of {data.name}"
+    dynamic = isinstance(data, Dataset) and data.dynamic
+    x = data.x if isinstance(data, Dataset) else data
+    found = sha256(b"dynamic" if dynamic else b"")
+    for tensor in x.tensors if isinstance(x, Arguments) else (x,):
+        found.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
+
+
+def described(choice: Any) -> str:
+    """Return a choice as text that does not depend on where it lies in memory.
+
+    Args:
+        choice: An objective, a prior, or another choice.
+
+    Returns:
+        Its `repr` without addresses; for one without a `repr` of its own its type and attributes.
+
+    >>> described(Budget("epochs", 2))
+    "Budget(kind='epochs', amount=2)"
+    >>> from pyroae.objectives import TraceELBO
+    >>> described(TraceELBO(8)) == described(TraceELBO(8)) != described(TraceELBO(2))
+    True
+    """
+    if type(choice).__repr__ is object.__repr__ and hasattr(choice, "__dict__"):
+        values = ", ".join(f"{name}={value!r}" for name, value in vars(choice).items())
+        text = f"{type(choice).__name__}({values})"
+    else:
+        text = repr(choice)
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
+
+
+def described_system(system: nn.Module) -> dict[str, Any]:
+    """Return what is known of a system without its weights.
+
+    Args:
+        system: A module with a model and a guide.
+
+    Returns:
+        Its type, the choices of an Autoencoder, and the shapes of its parameters by name.
+    """
+    choices = ("prior", "posterior", "likelihood", "corruption", "encoder_map", "decoder_map")
+    of_zoo = choices if isinstance(system, Autoencoder) else ()
+    return {
+        "type": type(system).__name__,
+        **{name: described(getattr(system, name)) for name in of_zoo},
+        "shapes": {name: list(tensor.shape) for name, tensor in system.state_dict().items()},
+    }
+
+
 def check_scoring(held_out: Any, scoring: Scoring) -> None:
     """Refuse a scoring that the held-out data are too few for.
 
@@ -109,8 +178,8 @@ def check_seeds(seeds: Sequence[int]) -> None:
     Raises:
         ConfigError: if there is none, one is negative or one is given twice.
     """
-    if len(set(seeds)) < len(seeds) or not seeds or min(seeds) < 0:
-        raise ConfigError(f"seeds are different whole numbers of at least 0, not {list(seeds)}")
+    if not different_numbers(seeds, 0):
+        raise ConfigError(f"seeds are different whole numbers of at least 0, not {as_list(seeds)}")
 
 
 def config_of(cell: Cell, base: TrainConfig, budget: Budget, num_data: int) -> TrainConfig:
@@ -169,7 +238,7 @@ def check_cell(
         ProgramError: for programs that the objective does not support.
         UndefinedLikelihoodError: if log p(x) is not defined.
     """
-    check(system, data_for(system, parts.train), None, objective, config)
+    check(system, *train_and_valid(system, parts.train, parts.valid), objective, config)
     x = placed(system, first_of(data_for(system, parts.held_out), 1))
     programs = cast(System, system)
     args = arguments_of(x)

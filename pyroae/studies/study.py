@@ -15,7 +15,16 @@ from torch import nn
 from pyroae import zoo
 from pyroae.comparison.budget import ENDLESS, Budget
 from pyroae.comparison.results import Cell, Outcome, Point
-from pyroae.config import PER_TRAINING, WHERE, RunConfig, Scoring, at_least_one, read_yaml, recorded
+from pyroae.config import (
+    OF_DATA,
+    PER_TRAINING,
+    WHERE,
+    RunConfig,
+    Scoring,
+    at_least_one,
+    read_yaml,
+    recorded,
+)
 from pyroae.config.evaluation import EvaluationSettings
 from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, DataError, NonFiniteLossError, RunError
@@ -26,12 +35,13 @@ from pyroae.evaluation.summary import evaluate as evaluate_system
 from pyroae.objectives import parse_objective
 from pyroae.programs.pair import like_parameters
 from pyroae.runs.contents import versions
-from pyroae.runs.loading import own_parameters, splits_of
+from pyroae.runs.loading import binarization_of, own_parameters, splits_of
 from pyroae.runs.run import Run
 from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import say
 from pyroae.studies.cell_files import (
     OUTCOME,
+    check_names,
     directory_name,
     outcome_in,
     read_curve,
@@ -107,9 +117,16 @@ class StudyConfig:
     def _with(self, settings: Mapping[str, Any]) -> RunConfig:
         """The shared settings with others in their place, checked."""
         for name in settings:
-            if name in (*PER_TRAINING, *WHERE, "data", "split_seed"):
+            if name in (*PER_TRAINING, *WHERE, *OF_DATA):
                 raise ConfigError(f"{name} cannot differ between the entries of a comparison")
-        return RunConfig.from_mapping({**self.settings.to_dict(), **settings})
+        config = RunConfig.from_mapping({**self.settings.to_dict(), **settings})
+        for name in settings:
+            if name in zoo.unused_settings(config):
+                raise ConfigError(
+                    f"{name} makes no difference for the system '{config.system}': its trainings "
+                    "would be equal"
+                )
+        return config
 
     def run_config(self, cell: Cell, num_data: int) -> RunConfig:
         """Return the settings of one training.
@@ -123,6 +140,9 @@ class StudyConfig:
         """
         chosen = self.tuned.get(cell.entry.short, {})
         settings = self._with({**self.variants[cell.variant], **chosen})
+        shared = binarization_of(self.settings)  # a variant with another likelihood has these data
+        if binarization_of(settings) != shared:
+            settings = settings.but(binarize=shared)
         config = config_of(cell, settings, Budget.parse(self.budget), num_data)
         assert isinstance(config, RunConfig)
         return replace(config, objective=cell.objective, num_particles=cell.num_particles)
@@ -293,9 +313,7 @@ class Study:
             ProgramError: for programs that an objective does not support.
         """
         cells = self.config.cells()
-        names = [directory_name(cell) for cell in cells]
-        if len(set(names)) < len(names):
-            raise ConfigError("an objective, K, variant or seed is given twice")
+        check_names(cells)
         check_scoring(self.parts.held_out, self.config.scoring)
         for cell in cells:
             if cell.seed == self.config.seeds[0]:

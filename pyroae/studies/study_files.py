@@ -10,7 +10,8 @@ import yaml
 
 from pyroae.comparison.budget import Budget
 from pyroae.comparison.results import Cell, Comparison, Entry, Outcome
-from pyroae.config import Scoring
+from pyroae.config import Scoring, read_yaml
+from pyroae.errors import RunError
 from pyroae.plots.comparison import differences, learning_curves, tuning_curves
 from pyroae.plots.drawing import save_both
 from pyroae.runs.contents import versions
@@ -41,6 +42,24 @@ def write_comparison(path: Path, comparison: Comparison, baseline: Entry | None 
     tree = comparison_to_datatree(comparison, base)
     guarded(path / "comparison.nc", lambda file: tree.to_netcdf(file, engine="h5netcdf"))
     _draw(path / "figures", comparison, base)
+
+
+def refuse_other_content(path: Path) -> None:
+    """Refuse a directory in which `compare_training` cannot write a study.
+
+    Args:
+        path: the directory.
+
+    Raises:
+        RunError: if it is a file, or the directory of a run or of a study of `pyroae compare`.
+    """
+    if path.exists() and not path.is_dir():
+        raise RunError(f"'{path}' is a file, not a directory")
+    study = path / "study.yaml"
+    is_other = study.is_file() and not read_yaml(study).get(PYTHON)
+    if is_other or (path / "config.yaml").exists():
+        what = "a study of pyroae compare" if is_other else "a run"
+        raise RunError(f"'{path}' is the directory of {what}: give another out=")
 
 
 def write_python_study(

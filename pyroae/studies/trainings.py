@@ -6,6 +6,7 @@ All trainings of a seed have the same batches and budget, and are scored by one 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
@@ -23,11 +24,12 @@ from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, DataError, NonFiniteLossError, unknown_name
 from pyroae.evaluation.gradient_lab.measure import defined_at
 from pyroae.objectives.base import ObjectiveBase
+from pyroae.programs.pair import System
 from pyroae.programs.sites import Program
 from pyroae.runtime.files import locked
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.short_repr import short_repr
-from pyroae.studies.cell_files import CellDirectory
+from pyroae.studies.cell_files import CellDirectory, check_names
 from pyroae.studies.cell_setup import (
     Parts,
     as_data,
@@ -35,12 +37,19 @@ from pyroae.studies.cell_setup import (
     check_scoring,
     check_seeds,
     config_of,
+    described,
+    described_system,
+    fingerprint_of,
     new_system,
 )
 from pyroae.studies.cells import CellRunner
 from pyroae.studies.curves import CURVE_DATA
 from pyroae.studies.scoring import first_of, score
-from pyroae.studies.study_files import write_comparison, write_python_study
+from pyroae.studies.study_files import (
+    refuse_other_content,
+    write_comparison,
+    write_python_study,
+)
 from pyroae.studies.tuning import (
     FOLDER,
     TUNING_SEED,
@@ -50,6 +59,7 @@ from pyroae.studies.tuning import (
     joined,
     tuning_of,
 )
+from pyroae.studies.variants import check_grid
 from pyroae.training.lockstep import is_worth_batching
 
 Make = Callable[[], nn.Module | tuple[Program, Program]]
@@ -159,6 +169,7 @@ def compare_training(
         DataError: before any step, for data that the system does not accept.
         ProgramError: before any step, for programs that an objective does not support.
         UndefinedLikelihoodError: before any step, if log p(x) is not defined.
+        RunError: before any step, for a directory of a run or of `pyroae compare`.
         InterruptedRunError: with `out`, if a signal ended a training whose state is saved.
 
     >>> from functools import partial
@@ -178,15 +189,21 @@ def compare_training(
     >>> [entry.objective for entry in comparison.entries], len(comparison.outcomes)
     (['iwae', 'dreg'], 4)
     """
-    if not objectives:
+    if not (isinstance(objectives, Mapping) and objectives):
         raise ConfigError("a comparison needs objectives: functions from K, by name")
+    if not isinstance(budget, Budget):
+        raise ConfigError(f"budget= takes a Budget, as Budget('epochs', 20), not {budget!r}")
     check_seeds(seeds)
+    check_settings(tune or {})
+    check_grid(tune or {})
     grid = {name: tuple(values) for name, values in (tune or {}).items()}
-    check_settings(grid)
-    variants = make if isinstance(make, Mapping) else {"": make}
+    if out is not None:
+        refuse_other_content(Path(out))
+    variants, at_k = variants_by_name(make), defined_at(objectives, ks)
     trainings = _Trainings(
-        {n: v if isinstance(v, Variant) else Variant(v) for n, v in variants.items()},
-        defined_at(objectives, ks),
+        variants,
+        at_k,
+        {k: {name: described(one) for name, one in at.items()} for k, at in at_k.items()},
         parts_of(data, train, valid, held_out),
         config or TrainConfig(keep="last"),
         budget,
@@ -221,6 +238,38 @@ def compare_training(
         if out is not None:
             write_comparison(Path(out), comparison)
     return comparison
+
+
+def variants_by_name(make: Any) -> dict[str, Variant]:
+    """Return the variants of a comparison.
+
+    Args:
+        make: As in `compare_training`.
+
+    Returns:
+        The variants; one without a name if there are no others.
+
+    Raises:
+        ConfigError: For what is no function that returns a system, and names that are no text.
+
+    >>> variants_by_name(print)
+    {'': Variant(make=<built-in function print>, settings={})}
+    """
+    named = make if isinstance(make, Mapping) else {"": make}
+    if not named or not all(isinstance(name, str) for name in named):
+        raise ConfigError(
+            f"variants are functions or Variants by a name, a text, not {list(named)}"
+        )
+    variants = {n: v if isinstance(v, Variant) else Variant(v) for n, v in named.items()}
+    for variant in variants.values():
+        system = variant.make
+        if not callable(system) or isinstance(system, System):
+            raise ConfigError(
+                "make= is a function that returns a new system or a pair (model, guide), such as "
+                f"partial(zoo.vae, data), not {type(system).__name__}: every training starts from "
+                "a system of its own"
+            )
+    return variants
 
 
 def parts_of(data: Any, train: Any, valid: Any, held_out: Any) -> Parts:
@@ -259,11 +308,13 @@ class _Trainings:
     """The trainings of a comparison that is written in Python.
 
     at_k: by K, the objectives that are defined there.
+    described: the same as text, of before any training.
     tuning: how settings of each entry were chosen.
     """
 
     variants: Mapping[str, Variant]
     at_k: Mapping[int, Mapping[str, ObjectiveBase]]
+    described: Mapping[int, Mapping[str, str]]
     parts: Parts
     base: TrainConfig
     budget: Budget
@@ -294,10 +345,28 @@ class _Trainings:
             for point in points
         ]
 
+    @cached_property
+    def _fingerprints(self) -> list[str]:
+        parts = self.parts
+        return [
+            fingerprint_of(p) for p in (parts.train, parts.valid, parts.held_out) if p is not None
+        ]
+
+    @cached_property
+    def _systems(self) -> dict[str, dict[str, Any]]:
+        """What is known of the system of each variant."""
+        with pyro.get_param_store().scope():
+            makes = {name: variant.make for name, variant in self.variants.items()}
+            return {name: described_system(new_system(make, 0)) for name, make in makes.items()}
+
     def check(self, cells: Sequence[Cell]) -> None:
         """Refuse, before any step, what can be neither trained nor scored."""
         check_scoring(self.parts.held_out, self.scoring)
         runner = self._runner()
+        if self.path is not None:
+            check_names(cells)
+            for cell in cells:
+                CellDirectory(self.path, self._record).check(cell)
         for cell in {cell.entry: cell for cell in reversed(cells)}.values():
             with pyro.get_param_store().scope():
                 check_cell(
@@ -347,6 +416,9 @@ class _Trainings:
             "variant": cell.variant,
             "num_data": [len(self.parts.train), len(self.parts.held_out)],
             "scoring": asdict(self.scoring),
+            "data": self._fingerprints,
+            "system": self._systems[cell.variant],
+            "objective": self.described[cell.num_particles][cell.objective],
         }
 
 

@@ -7,6 +7,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from pyroae.comparison.tuning import combinations, named
 from pyroae.config import RunConfig, parse_yaml
+from pyroae.config.checks import as_list
 from pyroae.errors import ConfigError, unknown_name
 
 Variants = dict[str, dict[str, Any]]
@@ -29,8 +30,19 @@ def variants_of(vary: Any) -> Variants:
 
     >>> list(variants_of(["posterior=diagonal,exact", "hidden=8;8,8"]))
     ['posterior=diagonal,hidden=8', 'posterior=diagonal,hidden=8x8', ...]
+    >>> list(variants_of(["prior=laplace:rate=2,laplace:rate=3"]))
+    ['prior=laplace:rate=2', 'prior=laplace:rate=3']
     """
-    return named(_rows(vary))
+    rows = _rows(vary)
+    if not rows:
+        raise ConfigError("vary has no values: give at least one for each setting, or leave it out")
+    return named(rows)
+
+
+def _refuse_twice(what: str, names: Sequence[str]) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"the {what} '{twice}' is given twice")
 
 
 def _rows(vary: Any) -> list[dict[str, Any]]:
@@ -40,7 +52,9 @@ def _rows(vary: Any) -> list[dict[str, Any]]:
         if all(isinstance(one, Mapping) for one in vary):
             return [{_known(n): _value(v) for n, v in one.items()} for one in vary]
         if all(isinstance(one, str) for one in vary):
-            return _product(dict(map(_parsed, vary)))
+            parsed = [_parsed(one) for one in vary]
+            _refuse_twice("setting", [_known(name) for name, _ in parsed])
+            return _product(dict(parsed))
     raise ConfigError(
         "vary takes name=value,value, a mapping of names to lists of values, or a list of mappings,"
         f" not {vary!r}"
@@ -49,6 +63,8 @@ def _rows(vary: Any) -> list[dict[str, Any]]:
 
 def _product(choices: Mapping[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
     known = {_known(name): tuple(map(_value, values)) for name, values in choices.items()}
+    for name, values in known.items():
+        _refuse_twice("variant", [name_of({name: value}) for value in values])
     return list(combinations(known).values())
 
 
@@ -56,16 +72,19 @@ def _parsed(text: str) -> tuple[str, tuple[Any, ...]]:
     name, equals, values = text.partition("=")
     if not equals or not values:
         raise ConfigError(f"--vary takes name=value,value, not '{text}'")
-    return name, tuple(map(parse_yaml, _alternatives(_known(name), values)))
+    parts = _alternatives(_known(name), values)
+    if any(part in ("", "[]") for part in parts):
+        raise ConfigError(f"--vary {text} has an empty value: write every value")
+    return name, tuple(map(parse_yaml, parts))
 
 
 def _alternatives(name: str, text: str) -> list[str]:
     """The values in a text; a comma also stands between the settings of a choice."""
     if is_list(name):
-        return [f"[{part}]" for part in text.split(";")]
+        return [f"[{part.strip()}]" for part in text.split(";")]
     parts: list[str] = []
     for part in text.split(","):
-        if parts and "=" in part and ":" in parts[-1]:
+        if parts and "=" in part and ":" not in part.partition("=")[0] and ":" in parts[-1]:
             parts[-1] += f",{part}"
         else:
             parts.append(part.strip())
@@ -140,7 +159,24 @@ def split_grid(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, t
             grid[key] = tuple(value)
         else:
             single[name] = value
-    for name, values in grid.items():
-        if len(set(values)) < len(values) or not values:
-            raise ConfigError(f"the values of {name} are different numbers, not {list(values)}")
+    check_grid(grid)
     return single, grid
+
+
+def check_grid(grid: Mapping[str, Any]) -> None:
+    """Refuse tuned settings whose values are not several different numbers.
+
+    Args:
+        grid: The values of each tuned setting.
+
+    Raises:
+        ConfigError: For values that are no list or no numbers, for a value that is given twice, and
+            for none.
+    """
+    for name, values in grid.items():
+        listed = isinstance(values, list | tuple)
+        numbers = listed and is_number(name) and all(isinstance(v, int | float) for v in values)
+        if not (numbers and 0 < len(values) == len(set(values))):
+            raise ConfigError(
+                f"the values of {name} are different numbers, not {as_list(values)!r}"
+            )

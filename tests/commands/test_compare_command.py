@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from pyroae import load_run, log_likelihood
 from pyroae.cli import main
 from pyroae.comparison.results import Cell, Outcome
 from pyroae.runs.run import Run
@@ -382,6 +383,40 @@ BAD: dict[str, tuple[list[str], str]] = {
     "warm-up": (["--kl-warmup", "30"], "kl_warmup of 30 epochs is longer than the training of 20"),
     "none held out": (["--test-fraction", "0"], "a comparison needs held-out data"),
     "data": (["--data", "nowhere.npy"], "nowhere.npy"),
+    "variant twice": (["--vary", "lr=1e-3,0.001"], "the variant 'lr=0.001' is given twice"),
+    "varied twice": (
+        ["--vary", "batch-size=50", "--vary", "batch_size=100"],
+        "the setting 'batch_size' is given twice",
+    ),
+    "empty value": (
+        ["--vary", "prior=normal,,laplace"],
+        "prior=normal,,laplace has an empty value",
+    ),
+    "empty widths": (["--vary", "hidden=8;"], "hidden=8; has an empty value"),
+    "data of a variant": (
+        ["--vary", "binarize=static,dynamic"],
+        "binarize cannot differ between the entries of a comparison",
+    ),
+    "tuned data": (
+        ["--valid-fraction", "0.1,0.2", "--tune-on", "valid"],
+        "valid_fraction cannot differ between the entries of a comparison",
+    ),
+    "no effect": (
+        ["--sparsity", "1,2", "--tune-on", "valid"],
+        "sparsity makes no difference for the system 'vae'",
+    ),
+    "no effect on one": (
+        ["--vary", "system=vae,ppca", "--vary", "activation=tanh,relu"],
+        "activation makes no difference for the system 'ppca'",
+    ),
+    "nothing to tune on": (
+        ["--lr", "1e-3,1e-2", "--tune-on", "valid", "--valid-fraction", "0"],
+        "settings are tuned on validation data, and there are none",
+    ),
+    "no annealing": (
+        ["--score-method", "ais", "--system", "discrete-vae", "--objectives", "vimco"],
+        "the score method 'ais' cannot be used here",
+    ),
     "batch": (["--batch-size", "5000"], "batch_size of 5000 is larger than the 1455 training data"),
 }
 
@@ -396,6 +431,33 @@ def test_bad_input(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert words in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["vary: []", "vary: {prior: []}", "lr: [[1], 2]\ntune_on: valid"])
+def test_bad_variants_in_yaml(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    assert compare("--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "s")) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "s").exists()
+
+
+def test_variants_have_the_data_of_the_study(tmp_path: Path) -> None:
+    """Also where a variant alone would not make them black and white."""
+    flags = ["--objectives", "iwae", "--num-particles", "2", "--seeds", "1", *SMALL]
+    path = tmp_path / "study"
+    assert compare(*flags, "--vary", "likelihood=bernoulli,normal", "--out", str(path)) == 0
+    for likelihood, place in (("bernoulli", None), ("normal", "dynamic")):
+        run = load_run(path / f"iwae-k2-likelihood={likelihood}-seed0")
+        assert run.config.binarize == place
+        assert run.data.test is not None
+        assert set(run.data.test.x.unique().tolist()) == {0.0, 1.0}
+        system: Any = run.system
+        x = run.data.test.x[:30]
+        found = log_likelihood(system.model, system.guide, x, num_particles=20, seed=0)
+        outcome = outcomes(path)[f"iwae-k2-likelihood={likelihood}-seed0"]
+        assert outcome.equal(found.log_px)
 
 
 @pytest.mark.parametrize("flag", ["--objective", "--epochs", "--seed", "--max-steps"])

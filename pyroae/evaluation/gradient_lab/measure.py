@@ -12,8 +12,10 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer import ELBO
 from torch import Tensor
 
+from pyroae.config.checks import as_list, different_numbers
 from pyroae.errors import ConfigError, ProgramError, unknown_name
 from pyroae.evaluation.blocks import Data
 from pyroae.evaluation.gradient_lab.groups import check_leaves
@@ -246,8 +248,14 @@ def defined_at(
     >>> {k: list(objectives) for k, objectives in at_k.items()}
     {1: ['iwae'], 2: ['iwae', 'vimco']}
     """
-    if not ks or len(set(ks)) < len(ks) or any(not isinstance(k, int) or k < 1 for k in ks):
-        raise ConfigError(f"K takes different whole numbers of at least 1, not {list(ks)}")
+    if not different_numbers(ks, 1):
+        raise ConfigError(f"K takes different whole numbers of at least 1, not {as_list(ks)}")
+    for name, function in make.items():
+        if not callable(function) or isinstance(function, ELBO):
+            raise ConfigError(
+                f"the objective '{name}' is given by a function from K, such as iwae or "
+                f"lambda k: Objective(IWAE(k)), not {type(function).__name__}"
+            )
     at_k: dict[int, dict[str, ObjectiveBase]] = {k: {} for k in ks}
     for name, function in make.items():
         refused = None
