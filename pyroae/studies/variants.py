@@ -5,7 +5,7 @@ from dataclasses import fields
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from pyroae.comparison.tuning import combinations, named
+from pyroae.comparison.tuning import combinations, name_of, named
 from pyroae.config import RunConfig, parse_yaml
 from pyroae.config.checks import as_list
 from pyroae.errors import ConfigError, unknown_name
