@@ -84,9 +84,12 @@ def as_data(data: Any) -> Dataset | Arguments:
 
     Returns:
         A Dataset or Arguments; a tensor stays as it is.
+
+    Raises:
+        DataError: for other values, a dict among them.
     """
-    if isinstance(data, tuple):
-        return Arguments(data)
+    if isinstance(data, tuple | dict):
+        return Arguments(data if isinstance(data, tuple) else (data,))
     known = isinstance(data, Dataset | Arguments | torch.Tensor)
     return data if known else Dataset.from_array(data)
 

@@ -391,8 +391,25 @@ class Study:
 
         Returns:
             The outcome; why the training failed; None if it is not finished.
+
+        Raises:
+            ConfigError: if it was trained with other settings than the study has.
         """
-        return outcome_in(self.place(cell), cell)
+        outcome = outcome_in(self.place(cell), cell)
+        if outcome is not None:
+            self._refuse_other_settings(cell)
+        return outcome
+
+    def _refuse_other_settings(self, cell: Cell) -> None:
+        """Refuse a finished cell whose recorded settings are not those of the study."""
+        path, now = self.place(cell), self._run_config(cell).to_dict()
+        recorded = read_yaml(path / "config.yaml") if (path / "config.yaml").is_file() else {}
+        for name, value in recorded.items():
+            if name in now and name not in (*WHERE, "program") and now[name] != value:
+                raise ConfigError(
+                    f"'{path}' was trained with {name} = {value}, and the study has {now[name]}: "
+                    "remove it to train it again"
+                )
 
     def run(
         self, cell: Cell, saved: Callable[[], None] | None = None, progress: bool = True

@@ -24,7 +24,6 @@ from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, DataError, NonFiniteLossError, unknown_name
 from pyroae.evaluation.gradient_lab.measure import defined_at
 from pyroae.objectives.base import ObjectiveBase
-from pyroae.programs.pair import System
 from pyroae.programs.sites import Program
 from pyroae.runtime.files import locked
 from pyroae.runtime.progress import Progress
@@ -263,7 +262,7 @@ def variants_by_name(make: Any) -> dict[str, Variant]:
     variants = {n: v if isinstance(v, Variant) else Variant(v) for n, v in named.items()}
     for variant in variants.values():
         system = variant.make
-        if not callable(system) or isinstance(system, System):
+        if not callable(system) or isinstance(system, nn.Module):
             raise ConfigError(
                 "make= is a function that returns a new system or a pair (model, guide), such as "
                 f"partial(zoo.vae, data), not {type(system).__name__}: every training starts from "

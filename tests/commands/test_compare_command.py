@@ -443,6 +443,22 @@ def test_bad_variants_in_yaml(
     assert not (tmp_path / "s").exists()
 
 
+def test_a_study_whose_settings_were_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Finished trainings with other settings are not taken for those of the study."""
+    flags = ["--objectives", "iwae", "--num-particles", "2", "--seeds", "1", *SMALL]
+    path = tmp_path / "study"
+    assert compare(*flags, "--out", str(path)) == 0
+    file = path / "study.yaml"
+    file.write_text(file.read_text().replace("batch_size: 100", "batch_size: 50"))
+    capsys.readouterr()
+    assert compare("--resume", str(path)) == 2
+    error = capsys.readouterr().err
+    assert "was trained with batch_size = 100, and the study has 50" in error
+    assert error.count("\n") == 1
+
+
 def test_variants_have_the_data_of_the_study(tmp_path: Path) -> None:
     """Also where a variant alone would not make them black and white."""
     flags = ["--objectives", "iwae", "--num-particles", "2", "--seeds", "1", *SMALL]
