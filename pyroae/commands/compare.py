@@ -15,7 +15,7 @@ from rich.table import Table
 
 from pyroae.commands.train import resumed
 from pyroae.comparison.budget import Budget
-from pyroae.comparison.results import Cell, Comparison, Entry, Outcome, Row, indistinct
+from pyroae.comparison.results import Cell, Comparison, Entry, Outcome, Row
 from pyroae.comparison.tables import scoring_of
 from pyroae.comparison.tuning import Tuning, combinations
 from pyroae.config import Scoring, compared, recorded, with_imports
@@ -355,10 +355,15 @@ def _notes(
         else "seeds and held-out data"
     )
     notes = [f"differences are paired by seed and datum; intervals are over {over}"]
-    close = indistinct(ranking)
-    if close:
-        notes.append(f"within noise of the best, {ranking[0].entry}: {'; '.join(map(str, close))}")
-    elif len(ranking) > 1:
+    verdicts = {row.entry: row.from_best.verdict for row in ranking[1:]}
+    for verdict, words in (
+        ("within noise", "within noise of"),
+        ("score not known", "cannot be told, as the error of a score is not known, from"),
+    ):
+        entries = [str(entry) for entry, its in verdicts.items() if its == verdict]
+        if entries:
+            notes.append(f"{words} the best, {ranking[0].entry}: {'; '.join(entries)}")
+    if verdicts and set(verdicts.values()) == {"worse"}:
         notes.append(
             f"the best, {ranking[0].entry}, differs from every other at 95 %, each taken by itself"
         )

@@ -1,5 +1,6 @@
 """What trainings of a comparison came to: entries, cells, outcomes and their differences."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -148,6 +149,17 @@ class Difference:
     def is_told(self) -> bool:
         """Whether the entries differ: the interval excludes 0, and scoring cannot explain it."""
         return not self.estimate.holds_zero and abs(self.estimate.value) > self.scoring_error
+
+    @property
+    def verdict(self) -> str:
+        """What can be said of the difference.
+
+        `better` or `worse` if it is told; `score not known` if the error of a score is not known;
+        else `within noise`.
+        """
+        if self.is_told:
+            return "better" if self.estimate.value < 0 else "worse"
+        return "within noise" if math.isfinite(self.scoring_error) else "score not known"
 
 
 class Row(NamedTuple):

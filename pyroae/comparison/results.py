@@ -218,8 +218,8 @@ class Comparison:
 
         Returns:
             One row for each entry, the lowest NLL first. NLL, differences, their 95 % intervals and
-            the correction are in nats per datum; `within_noise` marks entries that are not told
-            from the best; costs are means over the seeds.
+            the correction are in nats per datum; `verdict` is that of the difference from the
+            best; costs are means over the seeds.
         """
         return ranking_table(self.ranking(baseline), self.of, self.tuning)
 

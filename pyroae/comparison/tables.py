@@ -14,6 +14,10 @@ OutcomesOf = Callable[[Entry], Sequence[Outcome]]
 """The outcomes of an entry, one for each seed."""
 
 
+MARKS = {"score not known": r"$^\dagger$"}
+"""The mark of an entry whose difference from the best cannot be told, in LaTeX."""
+
+
 METHODS = {
     "is": "importance sampling from the guide, not corrected",
     "local": "importance sampling, corrected by Gaussians fitted to the posterior of each datum",
@@ -48,7 +52,7 @@ def ranking_table(
                 **_spread("nll", row.nll),
                 **_spread("from_baseline", row.from_baseline.estimate),
                 **_spread("from_best", row.from_best.estimate),
-                "within_noise": rank == 1 or not row.from_best.is_told,
+                "verdict": "best" if rank == 1 else row.from_best.verdict,
                 **scoring_of(outcomes),
                 **{n: _mean([getattr(o, n) for o in outcomes]) for n in ("evaluations", "seconds")},
                 **_tuned(row.entry, tuning),
@@ -149,15 +153,15 @@ def _cells(
 ) -> list[str]:
     entry, gap = row.entry, row.from_baseline.estimate
     scoring = scoring_of(outcomes_of(entry))
-    close = is_best or not row.from_best.is_told
-    nll = f"{row.nll.value:.3f}"
+    verdict = "best" if is_best else row.from_best.verdict
+    nll = f"{row.nll.value:.3f}" + MARKS.get(verdict, "")
     chosen = [] if tuning is None else tuning.best(entry.short).settings.values()
     return [
         _escape(entry.objective),
         str(entry.num_particles),
         *([_escape(entry.variant)] if has_variants else []),
         *(_escape(f"{value:g}") for value in chosen),
-        rf"\textbf{{{nll}}}" if close else nll,
+        rf"\textbf{{{nll}}}" if verdict in ("best", "within noise") else nll,
         "" if entry == baseline else rf"${gap.value:+.3f} \pm {gap.high - gap.value:.3f}$",
         rf"{100 * scoring['unreliable']:.0f}\,\%",
         f"{scoring['ess_median']:.0f}",
@@ -184,7 +188,8 @@ def _caption(
     return (
         f"Held-out NLL in nats per datum of {len(score.log_px)} data{of}, mean of {seeds} "
         f"seed{'s' * (seeds != 1)}; scores: {methods}{corrected}{draws}. Bold: not told from the "
-        "best at 95\\,\\%. Differences are paired by seed and datum, with 95\\,\\% intervals. "
+        r"best; $\dagger$: not told because the error of a score is not known; at "
+        "95\\,\\%. Differences are paired by seed and datum, with 95\\,\\% intervals. "
         r"Unreliable: share of data whose $\hat k$ or effective sample size (ESS) under the "
         f"guide is not reliable.{tuned}"
     )
