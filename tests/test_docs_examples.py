@@ -24,6 +24,9 @@ SMALLER = (
     (r'"epochs", \d+', '"epochs", 1'),
     (r"num_particles=\d\d+", "num_particles=30"),
     (r"replicates=\d+", "replicates=40"),
+    (r"ks=\(1, 8\)", "ks=(2,)"),
+    (r"seeds=\(0, 1(, 2)?\)", "seeds=(0,)"),
+    (r'Budget\("epochs", 1\),\n\)', 'Budget("epochs", 1), scoring=pyroae.Scoring(100, 30)\n)'),
 )
 
 

@@ -39,6 +39,8 @@ SMALL = [
     "20",
     "--score-data",
     "50",
+    "--score-method",
+    "is",
     "--budget",
     "epochs:1",
 ]

@@ -88,7 +88,7 @@ def test_a_signal_saves_every_running_training(
 ) -> None:
     """The study goes on in this process, and comes to the figures of one that was not stopped."""
     here, there = tmp_path / "here", tmp_path / "there"
-    flags = ["--objectives", "iwae", "--num-particles", "2", "--seeds", "3", *LONG]
+    flags = ["--objectives", "iwae", "--num-particles", "2", "--seeds", "2", *LONG]
     before: list[int] = []
 
     def stop() -> None:

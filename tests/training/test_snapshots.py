@@ -64,7 +64,7 @@ def same_snapshots(one: Any, two: Any) -> bool:
     return one.keys() == two.keys() and all(same(one[epoch], two[epoch]) for epoch in one)
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_snapshot_has_the_weights_of_a_shorter_training(splits: Splits, compile: bool) -> None:
     result = fitted(splits, 4, snapshots=SNAPSHOTS, compile=compile)
     assert tuple(result.snapshots) == SNAPSHOTS
