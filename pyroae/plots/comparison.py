@@ -1,5 +1,6 @@
 """Figures of a comparison of trainings: paired differences with intervals, and learning curves."""
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import cycle
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from pyroae.comparison.results import Comparison, Entry, Outcome
 from pyroae.comparison.tables import scoring_of
@@ -168,6 +169,8 @@ def tuning_curves(tuning: Tuning, *, ax: Target | None = None) -> Figure:
         plain(axes).set_xlabel(name)
         if min(tuning.grid[name]) > 0:
             axes.set_xscale("log")
+            axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticks(tuning.grid[name], [f"{value:g}" for value in tuning.grid[name]])
         for entry in tuning.entries:
             _tuning_line(axes, tuning, entry, name, colours[entry])
     place.share_y()
@@ -201,7 +204,8 @@ def _scores(outcomes: Sequence[Outcome]) -> str:
     if found["score_method"] == "is":
         return known
     half = sum(outcome.score.margin for outcome in outcomes) / len(outcomes)
-    return f"{known}, {found['score_method']} {found['shift']:+.2f} ± {half:.2f}"
+    error = f"± {half:.2f}" if math.isfinite(half) else "(error not known)"
+    return f"{known}, {found['score_method']} {found['shift']:+.2f} {error}"
 
 
 def _label(axes: Axes, name: str) -> None:
