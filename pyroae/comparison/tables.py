@@ -188,8 +188,9 @@ def _caption(
     return (
         f"Held-out NLL in nats per datum of {len(score.log_px)} data{of}, mean of {seeds} "
         f"seed{'s' * (seeds != 1)}; scores: {methods}{corrected}{draws}. Bold: not told from the "
-        r"best; $\dagger$: not told because the error of a score is not known; at "
-        "95\\,\\%. Differences are paired by seed and datum, with 95\\,\\% intervals. "
+        "best at 95\\,\\%; "
+        r"$\dagger$: not told because the error of a score is not known. "
+        "Differences are paired by seed and datum, with 95\\,\\% intervals. "
         r"Unreliable: share of data whose $\hat k$ or effective sample size (ESS) under the "
         f"guide is not reliable.{tuned}"
     )

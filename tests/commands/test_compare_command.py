@@ -556,30 +556,22 @@ def test_read_is_what_was_written(study: Path) -> None:
 
 @pytest.mark.slow
 def test_mnist_study(mnist_root: Path) -> None:
-    """Four estimators, three seeds, ten epochs of MNIST with K = 8: the table of
-    docs/benchmarks/comparison.md.
+    """Five estimators, tuned, three seeds, 1.6e6 decoder evaluations of MNIST with K = 8: the table
+    of docs/benchmarks/comparison.md.
 
-    DReG ends below the ELBO and below IWAE in NLL, intervals over seeds and data included; what
-    three seeds cannot tell apart, the ELBO with and without a closed-form KL and IWAE, is within a
-    nat.
+    Importance sampling alone favours guides that are better proposals: it adds more to the NLL of
+    VIMCO, RWS and IWAE than to that of the ELBO.
     """
-    flags = [
-        "--objectives",
-        "trace-elbo,analytic-kl,iwae,dreg",
-        "--num-particles",
-        "8",
-        "--seeds",
-        "3",
-        "--budget",
-        "epochs:10",
-    ]
-    net = ["--latent", "50", "--hidden", "200,200", "--batch-size", "100", "--lr", "1e-3"]
+    flags = ["--objectives", "trace-elbo,iwae,dreg,vimco,rws", "--num-particles", "8"]
+    flags += ["--seeds", "3", "--budget", "evaluations:1.6e6", "--score-data", "500"]
+    flags += ["--lr", "3e-4,1e-3,3e-3", "--tune-on", "valid", "--jobs", "2"]
+    net = ["--latent", "50", "--hidden", "200,200", "--batch-size", "100"]
     path = Path("runs/mnist-comparison")
     going_on = ["--resume", str(path)] if (path / "study.yaml").is_file() else ["--out", str(path)]
     assert compare(*flags, *net, "--data", "mnist", "--data-root", str(mnist_root), *going_on) == 0
     ranking = {row["objective"]: row for row in rows(path / "ranking.csv")}
-    assert (
-        float(ranking["dreg"]["from_baseline_high"]) < 0 < float(ranking["iwae"]["from_best_low"])
-    )
-    assert all(abs(float(ranking[name]["from_baseline"])) < 1 for name in ("analytic-kl", "iwae"))
+    shift = {name: float(row["shift"]) for name, row in ranking.items()}
+    assert shift["vimco"] < shift["rws"] < shift["iwae"] < shift["trace-elbo"] < -0.5
+    assert all(abs(float(ranking[name]["from_baseline"])) < 1.5 for name in ("dreg", "iwae"))
+    assert {row["tuned_lr"] for row in ranking.values()} == {"0.003"}
     assert all(86 < float(row["nll"]) < 105 for row in ranking.values())
