@@ -177,7 +177,8 @@ class Latents:
         ]
         terms += self.jacobians(transformed)
         log_prior = _sum(terms)
-        return LogJoint(log_prior, torch.zeros_like(log_prior) if log_lik is None else log_lik)  # type: ignore[arg-type]
+        assert log_prior is not None  # there is at least one latent site
+        return LogJoint(log_prior, torch.zeros_like(log_prior) if log_lik is None else log_lik)
 
     def jacobians(self, transformed: Mapping[str, tuple[Tensor, Tensor | None]]) -> list[Tensor]:
         """Sum the log-determinants of the transforms over the elements that are not masked.

@@ -338,14 +338,14 @@ class _Evaluator:
     def _gaps(self, evaluation: Evaluation) -> Evaluation:
         log_px = evaluation.exact if evaluation.exact is not None else evaluation.quadrature
         programs, x = (self.system.model, self.system.guide), self.x
-        common = {"seed": self.settings.seed, "progress": self.progress}
-        gap, _ = self._by_each(lambda: gaps(*programs, x, log_px=log_px, **common))  # type: ignore[arg-type]
+        common: Any = {"seed": self.settings.seed, "progress": self.progress}
+        gap, _ = self._by_each(lambda: gaps(*programs, x, log_px=log_px, **common))
         for which, family in gap.families.items():
             suffix = "" if which == "diagonal" else "_" + which.replace("-", "_")
             self._mean(f"amortization_gap{suffix}", family.amortization.values, 0, gap.seconds)
             self._mean(f"approximation_gap{suffix}", family.approximation.values, 0, gap.seconds)
         self._mean("inference_gap", gap.inference.values, 0, gap.seconds)
-        info, _ = self._by_each(lambda: information(*programs, x, **common))  # type: ignore[arg-type]
+        info, _ = self._by_each(lambda: information(*programs, x, **common))
         bounds = (
             ("lower", info.lower, info.marginal_kl[0]),
             ("upper", info.upper, info.marginal_kl[1]),

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
@@ -158,9 +159,13 @@ def unpack(place: Path, files: Files) -> None:
         if path.is_file() and path.read_bytes() == content:
             continue
         try:
-            write_whole(path, lambda file, content=content: file.write_bytes(content))  # type: ignore[misc]
+            write_whole(path, partial(_write, content))
         except OSError as error:
             raise RunError(f"cannot write '{path}': {error.strerror or error}") from None
+
+
+def _write(content: bytes, file: Path) -> None:
+    file.write_bytes(content)
 
 
 def _public(version: str) -> str:

@@ -286,7 +286,8 @@ def _restructured[G: Program | Proposal | None](guide: G, structure: Structure |
     """The guide or proposal as a program of flat tensors."""
     if guide is None or isinstance(structure, Plain):
         return guide
-    return guide.over(structure) if isinstance(guide, Proposal) else structure(guide)  # type: ignore[return-value]
+    over: Any = guide.over(structure) if isinstance(guide, Proposal) else structure(guide)
+    return over
 
 
 def _trial_runs(
