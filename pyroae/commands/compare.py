@@ -26,7 +26,8 @@ from pyroae.runtime.files import locked
 from pyroae.runtime.processes import say
 from pyroae.runtime.signals import stoppable
 from pyroae.studies.executors import Executor, Local
-from pyroae.studies.study import EXTENDED, Study, StudyConfig, refuse_other, settings_of
+from pyroae.studies.study import Study, refuse_other
+from pyroae.studies.study_config import EXTENDED, StudyConfig, settings_of
 from pyroae.studies.study_files import write_comparison
 from pyroae.studies.tuning import tuning_of
 from pyroae.studies.variants import split_grid, variants_of

@@ -16,7 +16,8 @@ from pyroae.runs.loading import load_run
 from pyroae.runtime.short_repr import short_repr
 from pyroae.studies.cell_files import CellDirectory, directory_name, outcome_in
 from pyroae.studies.cell_setup import new_system
-from pyroae.studies.study import Study, StudyConfig
+from pyroae.studies.study import Study
+from pyroae.studies.study_config import StudyConfig
 from pyroae.studies.study_files import PYTHON
 from pyroae.studies.trainings import Make, Variant
 from pyroae.studies.tuning import FOLDER, TUNING_SEED, Grid, joined, tuning_of

@@ -22,7 +22,8 @@ import torch
 
 from pyroae.comparison.results import Cell
 from pyroae.errors import DataError, InterruptedRunError, PyroaeError
-from pyroae.studies.study import Study, StudyConfig
+from pyroae.studies.study import Study
+from pyroae.studies.study_config import StudyConfig
 
 
 @dataclass(frozen=True)

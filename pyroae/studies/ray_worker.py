@@ -18,7 +18,8 @@ from pyroae.names import import_sources
 from pyroae.runs.contents import versions
 from pyroae.runs.loading import splits_of
 from pyroae.runtime.files import write_whole
-from pyroae.studies.study import Study, StudyConfig
+from pyroae.studies.study import Study
+from pyroae.studies.study_config import StudyConfig
 
 Files = list[tuple[str, bytes]]
 """File names within a run directory and contents, in the order in which they were written."""

@@ -28,7 +28,8 @@ from pyroae.studies.executors import Local
 from pyroae.studies.ray_executor import OnRay
 from pyroae.studies.ray_tasks import SENT, nbytes
 from pyroae.studies.ray_worker import pack, read_data, same_versions, train_cell, unpack
-from pyroae.studies.study import Study, StudyConfig, settings_of
+from pyroae.studies.study import Study
+from pyroae.studies.study_config import StudyConfig, settings_of
 
 SMALL = [
     "--latent",

@@ -21,7 +21,8 @@ from pyroae.objectives import TraceELBO
 from pyroae.objectives.named import iwae
 from pyroae.runs.run import Run
 from pyroae.studies.ray_worker import pack, unpack
-from pyroae.studies.study import Study, StudyConfig, settings_of
+from pyroae.studies.study import Study
+from pyroae.studies.study_config import StudyConfig, settings_of
 from pyroae.studies.trainings import compare_training
 from pyroae.training.checkpointing import Keeper
 from pyroae.training.fitting import fit
