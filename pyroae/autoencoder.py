@@ -6,7 +6,7 @@ decoder).
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -99,16 +99,18 @@ class Autoencoder(nn.Module):
             )
         outputs = self.posterior.outputs(self.latent)
         self.encoder = self.encoder_map.encoder(self.shape, outputs) if outputs else nn.Identity()
-        if tied and (not outputs or self.likelihood.outputs != 1):
+        decoded = self.likelihood.layout(self.shape)
+        if tied and (not outputs or decoded != (self.shape, 1)):
             raise ConfigError(
                 "tied weights need an encoder, and a likelihood with one output per feature"
             )
         self.decoder = (
             Tied(self.encoder, self.latent)
             if tied
-            else self.decoder_map.decoder(self.latent, self.shape, self.likelihood.outputs)
+            else self.decoder_map.decoder(self.latent, *decoded)
         )
-        self.learned_prior = self.prior.learned(self.latent)
+        self.learned_prior = self.prior.learned(self.latent, self.features)
+        self.learned_posterior = self.posterior.learned(self.latent)
         self.learned_likelihood = self.likelihood.learned(self.features)
         self.register_buffer("_zeros", torch.zeros(self.latent), persistent=False)
         self.to(torch.get_default_dtype())
@@ -118,11 +120,13 @@ class Autoencoder(nn.Module):
             except UndefinedLikelihoodError as error:
                 raise ConfigError(f"the exact linear posterior cannot be used: {error}") from None
 
-    def start_at(self, mean: Tensor) -> "Autoencoder":
+    def start_at(self, mean: Tensor, x: Tensor | None = None) -> "Autoencoder":
         """Set the decoder's last bias so that the mean of p(x|z) starts at the mean of the data.
 
         Args:
             mean: The mean of the data, shape `[d]`.
+            x: Some of the data, shape `[n, d]`, at which the learned parts of prior and likelihood
+                start; None for the mean alone.
 
         Returns:
             The autoencoder itself.
@@ -130,8 +134,15 @@ class Autoencoder(nn.Module):
         References:
             Burda, Grosse & Salakhutdinov 2016, Importance Weighted Autoencoders.
         """
-        set_output_bias(self.decoder, self.likelihood.bias(mean))
+        x = mean[None] if x is None else x
+        set_output_bias(self.decoder, self.likelihood.start(self.learned_likelihood, mean, x))
+        self.prior.start(self.learned_prior, x)
         return self
+
+    @property
+    def zeros(self) -> Tensor:
+        """Zeros of shape `[m]`, which give size, dtype and device of z."""
+        return cast(Tensor, self._zeros)
 
     # The three distributions, and the two Pyro programs built from them.
 
@@ -144,7 +155,7 @@ class Autoencoder(nn.Module):
         >>> Autoencoder(4, latent=2).p_z().event_shape
         torch.Size([2])
         """
-        return self.prior.distribution(self._zeros, self.learned_prior)  # type: ignore[arg-type]
+        return self.prior.of(self)
 
     def p_x(self, z: Tensor) -> TorchDistribution:
         """Return the likelihood p(x|z).
@@ -313,8 +324,7 @@ class Autoencoder(nn.Module):
                     f"{required.__name__}"
                 )
         assert isinstance(self.likelihood, likelihoods.Normal)
-        zeros = self._zeros
-        assert isinstance(zeros, Tensor)
+        zeros = self.zeros
         bias = self.decoder(zeros)
         weight = (
             self.decoder(torch.eye(self.latent, dtype=zeros.dtype, device=zeros.device)) - bias
@@ -345,7 +355,7 @@ class Autoencoder(nn.Module):
 
     def _like_weights(self, name: str, values: Tensor) -> Tensor:
         """The same values; refuse another dtype than that of the weights."""
-        dtype = self._zeros.dtype
+        dtype = self.zeros.dtype
         if values.dtype != dtype and not torch.is_autocast_enabled(values.device.type):
             raise DataError(
                 f"{name} is of {values.dtype}, the autoencoder's weights of {dtype}: convert one "

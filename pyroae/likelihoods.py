@@ -72,6 +72,35 @@ class Likelihood(ABC):
         tensor([0.])
         """
 
+    def start(self, learned: nn.Module, mean: Tensor, x: Tensor) -> Tensor:
+        """Set the learned parameters to their start for a data set; unchanged by default.
+
+        Args:
+            learned: The module that `learned` returned, which is changed in place.
+            mean: The mean of the data, shape `[d]`.
+            x: Some of the data, shape `[n, d]`.
+
+        Returns:
+            The decoder's last bias, shape `[outputs * d]`; by default `bias(mean)`.
+        """
+        return self.bias(mean)
+
+    def layout(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+        """Return what the decoder is built for.
+
+        Args:
+            shape: The shape of one datum, with d features in all.
+
+        Returns:
+            The shape and the number of outputs per feature that `Map.decoder` takes; by default
+                `shape` and `outputs`. A likelihood whose features need different numbers of
+                outputs gives their total, as a shape with one output each.
+
+        >>> Normal().layout((8, 8))
+        ((8, 8), 1)
+        """
+        return shape, self.outputs
+
     @abstractmethod
     def check(self, x: Tensor, what: str) -> None:
         """Refuse data for which the likelihood has no density.

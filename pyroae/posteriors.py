@@ -20,9 +20,11 @@ class Encoding(Protocol):
 
     Attributes:
         encoder: The map from data to the parameters of q(z|x).
+        learned_posterior: The module that `Posterior.learned` returned.
     """
 
     encoder: nn.Module
+    learned_posterior: nn.Module
 
     def linear_gaussian(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return W, b and σ of a linear-Gaussian system.
@@ -60,6 +62,21 @@ class Posterior(ABC):
         (6, 0)
         """
         return latent
+
+    def learned(self, latent: int) -> nn.Module:
+        """Return a new module with parameters beside the encoder's; empty by default.
+
+        Args:
+            latent: m, the size of z.
+
+        Returns:
+            A module that the autoencoder registers as `learned_posterior`, such as the networks of
+                a flow.
+
+        >>> len(list(Diagonal().learned(latent=3).parameters()))
+        0
+        """
+        return nn.ParameterDict()
 
     def support(self, latent: int) -> str:
         """Return the name of the support of z, which prior and posterior must share.

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import pyro.distributions as dist
 import torch
@@ -15,6 +15,25 @@ from pyroae.registry import Registry
 
 PRIORS: "Registry[Prior]" = Registry("prior")
 """The table of priors by name."""
+
+
+class Amortized(Protocol):
+    """The parts of an autoencoder that a prior may use.
+
+    Attributes:
+        learned_prior: The module that `Prior.learned` returned.
+    """
+
+    learned_prior: nn.Module
+
+    @property
+    def zeros(self) -> Tensor:
+        """Zeros of shape `[m]`, which give size, dtype and device of z."""
+        ...
+
+    def q_z(self, x: Tensor) -> dist.TorchDistribution:
+        """Return q(z|x), batch shape `[N]`, event shape `[m]`, for x `[N, d]`."""
+        ...
 
 
 class Prior(ABC):
@@ -31,19 +50,29 @@ class Prior(ABC):
     torch.Size([2])
     """
 
-    def learned(self, latent: int) -> nn.Module:
+    def learned(self, latent: int, features: int) -> nn.Module:
         """Return a new module with the prior's parameters; empty by default.
 
         Args:
             latent: m, the size of z.
+            features: d, the number of observed features, for priors that are made of data.
 
         Returns:
             A module that the autoencoder registers and passes to `distribution`.
 
-        >>> Bernoulli(learn=True).learned(latent=3)["logits"].shape
+        >>> Bernoulli(learn=True).learned(latent=3, features=5)["logits"].shape
         torch.Size([3])
         """
         return nn.ParameterDict()
+
+    def start(self, learned: nn.Module, x: Tensor) -> None:
+        """Set the learned parameters to their start for a data set; unchanged by default.
+
+        Args:
+            learned: The module that `learned` returned, which is changed in place.
+            x: Some of the data, shape `[n, d]`.
+        """
+        return
 
     def support(self, latent: int) -> str:
         """Return the name of the support of z, which prior and posterior must share.
@@ -70,6 +99,21 @@ class Prior(ABC):
         Returns:
             p(z), with event shape `[m]`.
         """
+
+    def of(self, system: Amortized) -> dist.TorchDistribution:
+        """Return p(z) of a system; a prior that is made of its posterior overrides this.
+
+        Args:
+            system: The autoencoder.
+
+        Returns:
+            `distribution` of the system's zeros and learned parameters, event shape `[m]`.
+
+        >>> from pyroae import zoo
+        >>> Normal().of(zoo.vae(4, latent=2)).event_shape
+        torch.Size([2])
+        """
+        return self.distribution(system.zeros, system.learned_prior)
 
 
 @PRIORS.register("flat")
@@ -172,7 +216,7 @@ class Bernoulli(Prior):
         """Return `binary`."""
         return BINARY
 
-    def learned(self, latent: int) -> nn.Module:
+    def learned(self, latent: int, features: int) -> nn.Module:
         """Return the logits of p_j, shape `[m]`, if they are learned."""
         return nn.ParameterDict(
             {"logits": torch.full((latent,), self._logit)} if self.learn else {}
@@ -210,7 +254,7 @@ class Categorical(Prior):
         """Return the name of one-hot vectors of C states; refuse a C that does not divide m."""
         return one_hot(states_of(latent, self.categories))
 
-    def learned(self, latent: int) -> nn.Module:
+    def learned(self, latent: int, features: int) -> nn.Module:
         """Return the logits of the states, shape `[m]`, if they are learned."""
         return nn.ParameterDict({"logits": torch.zeros(latent)} if self.learn else {})
 

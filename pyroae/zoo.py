@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, TypedDict, Unpack
 
-from torch import Tensor, nn
+from torch import nn
 
 from pyroae import corruptions, likelihoods, posteriors, priors
 from pyroae.autoencoder import Autoencoder
@@ -444,8 +444,8 @@ def _build(
     if not isinstance(data, Dataset):
         return Autoencoder(data, latent, **settings)
     result = Autoencoder(data.shape, latent, **settings)
-    mean: Tensor = data.mean
-    return result.start_at(mean.to(next(result.parameters()).dtype))
+    dtype = next(result.parameters()).dtype
+    return result.start_at(data.mean.to(dtype), data.x.to(dtype))
 
 
 def _perceptron(

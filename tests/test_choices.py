@@ -160,7 +160,7 @@ def test_choices_that_do_not_go_together_are_refused_at_once() -> None:
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_prior_integrates_to_one(name: str) -> None:
     prior, grid = PRIORS.parse(name), torch.linspace(-40, 40, 400_001)
-    log_prob = prior.distribution(torch.zeros(1), prior.learned(1)).log_prob(grid[:, None])
+    log_prob = prior.distribution(torch.zeros(1), prior.learned(1, D)).log_prob(grid[:, None])
     assert integral(log_prob.exp(), grid).item() == pytest.approx(1, abs=1e-7)
 
 
@@ -168,11 +168,11 @@ def test_prior_integrates_to_one(name: str) -> None:
 def test_prior_shapes_and_dtype(name: str) -> None:
     prior, z = PRIORS.parse(name), torch.randn(4, 2, M)
     z = torch.nn.functional.one_hot(torch.randint(M, (4, 2)), M).double() if name in DISCRETE else z
-    p_z = prior.distribution(torch.zeros(M), prior.learned(M))
+    p_z = prior.distribution(torch.zeros(M), prior.learned(M, D))
     assert (p_z.batch_shape, p_z.event_shape) == ((), (M,))
     assert p_z.expand((4, 2)).log_prob(z).shape == (4, 2)
     torch.testing.assert_close(p_z.expand((4, 2)).log_prob(z), p_z.log_prob(z))
-    single = prior.distribution(torch.zeros(M, dtype=torch.float32), prior.learned(M).float())
+    single = prior.distribution(torch.zeros(M, dtype=torch.float32), prior.learned(M, D).float())
     assert single.log_prob(z.float()).dtype == torch.float32
 
 
@@ -180,7 +180,7 @@ def test_prior_shapes_and_dtype(name: str) -> None:
 def test_prior_draws_have_the_mean_density_of_its_entropy(name: str) -> None:
     """E log p(z) over draws against the same integral on a grid."""
     prior, grid = PRIORS.parse(name), torch.linspace(-40, 40, 400_001)
-    p_z = prior.distribution(torch.zeros(1), prior.learned(1))
+    p_z = prior.distribution(torch.zeros(1), prior.learned(1, D))
     on_grid, drawn = p_z.log_prob(grid[:, None]), p_z.log_prob(p_z.sample((100_000,)))
     expected = integral(on_grid.exp() * on_grid.clamp_min(-1000), grid)
     assert abs(drawn.mean() - expected) < 4 * drawn.std() / math.sqrt(100_000)
@@ -190,7 +190,7 @@ def test_prior_formulas() -> None:
     z, zeros = torch.randn(4, M), torch.zeros(M)
 
     def minus_log(prior: NormalPrior | Laplace | Flat) -> Tensor:
-        return -prior.distribution(zeros, prior.learned(M)).log_prob(z)
+        return -prior.distribution(zeros, prior.learned(M, D)).log_prob(z)
 
     torch.testing.assert_close(minus_log(NormalPrior()), oracles.normal_nll(z, zeros))
     torch.testing.assert_close(minus_log(Laplace(2.5)), oracles.laplace_penalty(z, 2.5))
