@@ -11,6 +11,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pyroae.commands.train import resumed
@@ -29,7 +30,7 @@ from pyroae.studies.executors import Executor, Local
 from pyroae.studies.study import Study, refuse_other
 from pyroae.studies.study_config import EXTENDED, StudyConfig, settings_of
 from pyroae.studies.study_files import write_comparison
-from pyroae.studies.tuning import tuning_of
+from pyroae.studies.tuning import Grid, tuning_of
 from pyroae.studies.variants import split_grid, variants_of
 
 
@@ -172,12 +173,13 @@ def _located(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _extended(
     known: StudyConfig, settings: Mapping[str, Any], given: Mapping[str, Any]
 ) -> StudyConfig:
-    """A configuration with further objectives, K, variants and seeds; others are refused."""
+    """A configuration with further objectives, K, variants, seeds and values of tuned settings."""
+    choices = _choices(given)
+    more_values = {name: (settings[name],) for name in known.tune if name in settings}
+    tune = _more_values(known.tune, {**more_values, **choices.get("tune", {})})
+    settings = {name: value for name, value in settings.items() if name not in known.tune}
     settings = with_imports(recorded(settings), known.settings.imports)
     merged = settings_of({**known.to_dict()["settings"], **settings})
-    choices = _choices(given)
-    if choices.get("tune", known.tune) != known.tune:
-        raise ConfigError(f"--resume keeps the tuning of the study: it is {dict(known.tune)} there")
     other = replace(
         known, settings=merged, scoring=_scoring(known.scoring, given), **_alike(known, given)
     )
@@ -191,7 +193,20 @@ def _extended(
         for name, values in _lists(given).items()
     }
     more["variants"] = {**known.variants, **choices.get("variants", {})}
-    return _checked(replace(other, **more))
+    return _checked(replace(other, tune=tune, **more))
+
+
+def _more_values(known: Grid, given: Grid) -> dict[str, tuple[Any, ...]]:
+    """The grid of a study that is resumed with further values, in ascending order."""
+    other = next((name for name in given if name not in known), None)
+    if other is not None:
+        raise ConfigError(
+            f"--resume keeps what the study tunes: {', '.join(known) or 'nothing'}, not {other}"
+        )
+    return {
+        name: tuple(sorted({*values, *given[name]})) if name in given else values
+        for name, values in known.items()
+    }
 
 
 def _alike(known: StudyConfig, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,8 +294,9 @@ def _tell(
 
 def _table(comparison: Comparison, study: Study, ranking: Sequence[Row], baseline: Entry) -> Table:
     title = f"held-out NLL, {comparison.num_data} data, {_count(len(comparison.seeds), 'seed')}"
+    base = escape(baseline.short)
     table = Table(
-        title=f"{title}, {study.config.budget}; nats per datum; differences from {baseline.short}",
+        title=f"{title}, {study.config.budget}; nats per datum; differences from {base}",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=0,
@@ -341,7 +357,7 @@ def _tuning_table(tuning: Tuning) -> Table:
             "failed" if t.nll is None else f"{t.nll.value:.3f}{'*' if t is best else ' '}"
             for t in tuning.of(entry)
         ]
-        table.add_row(entry, *cells)
+        table.add_row(escape(entry), *cells)
     return table
 
 

@@ -6,17 +6,20 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
 from pyroae.comparison.results import Cell, Outcome, Point
 from pyroae.comparison.scores import Correction, Score
+from pyroae.comparison.tuning import Tuning, name_of
 from pyroae.errors import ConfigError, RunError
 from pyroae.runtime.checkpoint_files import CheckpointFile
 from pyroae.runtime.files import guarded, read_tensors, words, write_tensors
 from pyroae.runtime.processes import say
 from pyroae.studies.cells import CellStore
+from pyroae.studies.tuning import joined
 from pyroae.training.snapshots import read_snapshots, write_snapshots
 from pyroae.training.state import Epoch, State, write_csv
 from pyroae.training.trainer import FitResult
@@ -37,11 +40,12 @@ WEIGHTS = "trained weights"
 """The kind of that file."""
 
 
-def directory_name(cell: Cell) -> str:
+def directory_name(cell: Cell, chosen: Mapping[str, Any] = MappingProxyType({})) -> str:
     """Return the name of a cell's directory.
 
     Args:
         cell: the cell.
+        chosen: the settings that a tuning has chosen for it.
 
     Returns:
         A name without characters that a shell or a file system treats specially.
@@ -50,8 +54,11 @@ def directory_name(cell: Cell) -> str:
     'beta-elbo-beta=2-k8-seed0'
     >>> directory_name(Cell("iwae", 8, 0, "posterior=iaf,prior=normal"))
     'iwae-k8-posterior=iaf-prior=normal-seed0'
+    >>> directory_name(Cell("iwae", 8, 0), {"lr": 0.01})
+    'iwae-k8-lr=0.01-seed0'
     """
-    parts = [cell.objective, f"k{cell.num_particles}", cell.variant, f"seed{cell.seed}"]
+    variant = joined(cell.variant, name_of(chosen)) if chosen else cell.variant
+    parts = [cell.objective, f"k{cell.num_particles}", variant, f"seed{cell.seed}"]
     return "-".join(re.sub(r"[^\w.=+-]+", "-", part) for part in parts if part)
 
 
@@ -82,10 +89,21 @@ class CellDirectory(CellStore):
     Args:
         path: the directory.
         record: returns all that decides the figures of a cell, as JSON accepts it.
+        tuning: how settings of each entry were chosen; None without a tuning.
     """
 
-    def __init__(self, path: Path, record: Callable[[Cell], Mapping[str, Any]]) -> None:
-        self.path, self.record = path, record
+    def __init__(
+        self,
+        path: Path,
+        record: Callable[[Cell], Mapping[str, Any]],
+        tuning: Tuning | None = None,
+    ) -> None:
+        self.path, self.record, self.tuning = path, record, tuning
+
+    def place(self, cell: Cell) -> Path:
+        """Return the folder of a cell."""
+        chosen = {} if self.tuning is None else self.tuning.best(cell.entry.short).settings
+        return self.path / directory_name(cell, chosen)
 
     def outcome(self, cell: Cell) -> Outcome | str | None:
         """Return the outcome of a cell; None if it is not finished.
@@ -94,7 +112,7 @@ class CellDirectory(CellStore):
             ConfigError: if the cell was trained with other settings.
         """
         self.check(cell)
-        return outcome_in(self.path / directory_name(cell), cell)
+        return outcome_in(self.place(cell), cell)
 
     def begin(self, cell: Cell) -> tuple[State | None, list[Point]]:
         """Return the last state of a cell and its learning curve; record the settings of a new one.
@@ -113,11 +131,11 @@ class CellDirectory(CellStore):
         if damage is not None:
             say(f"{damage}: resuming from {state.where()}")
         state.snapshots = read_snapshots(self._checkpoints(cell), len(state.history))
-        return state, read_curve(self.path / directory_name(cell) / "curve.csv")
+        return state, read_curve(self.place(cell) / "curve.csv")
 
     def save(self, cell: Cell, state: State, points: Sequence[Point]) -> None:
         """Write a state; the one before it stays, under another name."""
-        write_curve(self.path / directory_name(cell) / "curve.csv", points)
+        write_curve(self.place(cell) / "curve.csv", points)
         self.keep_snapshots(cell, state)
         self._states(cell).write(state.to_content())
 
@@ -128,7 +146,7 @@ class CellDirectory(CellStore):
     def finish(self, cell: Cell, outcome: Outcome, result: FitResult) -> None:
         """Write the trained weights, the history, the curve and the outcome of a cell."""
         self._write_record(cell)
-        place = self.path / directory_name(cell)
+        place = self.place(cell)
         content = {"weights": result.system.state_dict(), "history": [*map(asdict, result.history)]}
         write_tensors(place / TRAINED, WEIGHTS, content)
         guarded(place / "metrics.csv", lambda file: write_csv(file, result.history))
@@ -147,18 +165,18 @@ class CellDirectory(CellStore):
         Raises:
             RunError: if the cell is not finished, or its file cannot be read.
         """
-        content = read_tensors(self.path / directory_name(cell) / TRAINED, WEIGHTS)
+        content = read_tensors(self.place(cell) / TRAINED, WEIGHTS)
         return dict(content["weights"]), [Epoch(**row) for row in content["history"]]
 
     def _states(self, cell: Cell) -> CheckpointFile:
         return CheckpointFile.in_directory(self._checkpoints(cell), STATE)
 
     def _checkpoints(self, cell: Cell) -> Path:
-        return self.path / directory_name(cell) / "checkpoints"
+        return self.place(cell) / "checkpoints"
 
     def _write_record(self, cell: Cell) -> None:
         text = json.dumps(self.record(cell), indent=2)
-        file = self.path / directory_name(cell) / "cell.json"
+        file = self.place(cell) / "cell.json"
         guarded(file, lambda temporary: temporary.write_text(text))
 
     def check(self, cell: Cell) -> None:
@@ -170,7 +188,7 @@ class CellDirectory(CellStore):
         Raises:
             ConfigError: if it was; a record of an earlier version may say less.
         """
-        file = self.path / directory_name(cell) / "cell.json"
+        file = self.place(cell) / "cell.json"
         if not file.is_file():
             return
         record = json.loads(json.dumps(self.record(cell)))

@@ -83,7 +83,7 @@ class LoadedStudy:
             raise ConfigError(f"the study '{self.path}' has no finished training of {cell}")
         outcome = next(o for o in self.comparison.outcomes if o.cell == cell)
         if not _python_record(self.path):
-            run = load_run(self.path / directory_name(cell))
+            run = load_run(self.path / directory_name(cell, _chosen(self.comparison.tuning, cell)))
             return TrainedCell(run.system, run.history, outcome)
         if cell.variant not in self.make:
             raise ConfigError(
@@ -93,7 +93,9 @@ class LoadedStudy:
         system = new_system(self.make[cell.variant], cell.seed)
         if isinstance(system, Pair) and args:
             system.find_parameters(*args)
-        weights, history = CellDirectory(self.path, lambda cell: {}).trained(cell)
+        weights, history = CellDirectory(
+            self.path, lambda cell: {}, self.comparison.tuning
+        ).trained(cell)
         try:
             system.load_state_dict(weights)
         except RuntimeError as error:
@@ -128,11 +130,19 @@ def load_study(
     cells, grid = _recorded(path)
     variants: Mapping[str, Any] = make if isinstance(make, Mapping) else {"": make} if make else {}
     makes = {n: v.make if isinstance(v, Variant) else v for n, v in variants.items()}
-    outcomes = [outcome_in(path / directory_name(cell), cell) for cell in cells]
+    tuning = _tuning(path, cells, grid)
+    outcomes = [
+        outcome_in(path / directory_name(cell, _chosen(tuning, cell)), cell) for cell in cells
+    ]
     finished = tuple(outcome for outcome in outcomes if isinstance(outcome, Outcome))
     if not finished:
         raise RunError(f"the study '{path}' has no finished training")
-    return LoadedStudy(path, Comparison(finished, _tuning(path, cells, grid), _data(path)), makes)
+    return LoadedStudy(path, Comparison(finished, tuning, _data(path)), makes)
+
+
+def _chosen(tuning: Tuning | None, cell: Cell) -> Mapping[str, Any]:
+    """The settings that a tuning has chosen for a cell; none where it is not finished."""
+    return {} if tuning is None else tuning.best(cell.entry.short).settings
 
 
 def _python_record(path: Path) -> dict[str, Any]:

@@ -176,9 +176,9 @@ class Study:
             cell: the cell.
 
         Returns:
-            The directory, which need not exist.
+            The directory, which need not exist; its name has the settings that were tuned.
         """
-        return self.path / directory_name(cell)
+        return self.path / directory_name(cell, self.config.tuned.get(cell.entry.short, {}))
 
     def outcome(self, cell: Cell) -> Outcome | str | None:
         """Return the outcome of a cell.

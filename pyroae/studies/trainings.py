@@ -365,7 +365,7 @@ class _Trainings:
         if self.path is not None:
             check_names(cells)
             for cell in cells:
-                CellDirectory(self.path, self._record).check(cell)
+                CellDirectory(self.path, self._record, self.tuning).check(cell)
         for cell in {cell.entry: cell for cell in reversed(cells)}.values():
             with pyro.get_param_store().scope():
                 check_cell(
@@ -404,7 +404,9 @@ class _Trainings:
             train=parts.train,
             valid=parts.valid,
             along=first_of(parts.held_out if parts.valid is None else parts.valid, CURVE_DATA),
-            store=None if self.path is None else CellDirectory(self.path, self._record),
+            store=None
+            if self.path is None
+            else CellDirectory(self.path, self._record, self.tuning),
             how=f"the same call of compare_training, with out='{self.path}'",
         )
 

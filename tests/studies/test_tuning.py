@@ -59,7 +59,7 @@ def test_each_entry_gets_its_best_value(study: Path, capsys: pytest.CaptureFixtu
         (chosen,) = [t for t in own if t["chosen"] == "True"]
         assert float(chosen["nll"]) == min(float(t["nll"]) for t in own)
         objective, activation = entry[:4], entry.partition("=")[2].rstrip("]")
-        config = Run(study / f"{objective}-k2-activation={activation}-seed0").config
+        config = Run(study / f"{objective}-k2-activation={activation}-lr=0.03-seed0").config
         assert (config.lr, config.activation) == (float(chosen["lr"]), activation)
         assert config.lr == 3e-2  # 1e-4 hardly moves in two epochs
     ranking = rows(study / "ranking.csv")
@@ -68,6 +68,7 @@ def test_each_entry_gets_its_best_value(study: Path, capsys: pytest.CaptureFixtu
     assert main(["compare", "--resume", str(study)]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "4 of 4 trainings are finished already" in out
+    assert "iwae@2[activation=tanh] 26." in out
     assert "tuning: 4.66e+04 decoder evaluations" in out
     assert "is at the end of its grid, lr = 0.03: a better value may lie outside" in out
     assert (study / "figures" / "tuning.png").is_file()
@@ -136,6 +137,36 @@ def test_lists_of_numbers_are_grids() -> None:
     assert split_grid(given) == ({"hidden": (8, 8), "latent": 2}, {"lr": (1e-3, 1e-2)})
     with pytest.raises(ConfigError, match="the values of lr are different numbers"):
         split_grid({"lr": (1e-3, 1e-3)})
+
+
+def test_further_values_of_a_tuned_setting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a study with all values from the start; entries with another best are trained again."""
+    flags = ["--objectives", "iwae", "--num-particles", "2", "--seeds", "1", *SMALL, *SCORED]
+    path, whole = tmp_path / "more", tmp_path / "whole"
+    few = ["--lr", "1e-4,1e-3", "--tune-on", "valid"]
+    assert main(["compare", *flags, *few, "--out", str(path)]) == 0
+    assert load_study(path).comparison.tuning.best("iwae@2").settings == {"lr": 1e-3}  # type: ignore[union-attr]
+    assert main(["compare", "--resume", str(path), "--lr", "3e-2"]) == 0
+    full = ["--lr", "1e-4,1e-3,3e-2", "--tune-on", "valid"]
+    assert main(["compare", *flags, *full, "--out", str(whole)]) == 0
+    for name in ("tuning.csv", "ranking.csv"):
+        seconds = ("seconds", "tuning_seconds", "seconds_per_evaluation")
+        one, other = (
+            [{k: v for k, v in row.items() if k not in seconds} for row in rows(folder / name)]
+            for folder in (path, whole)
+        )
+        assert one == other
+    assert {p.name for p in path.glob("iwae*")} == {
+        "iwae-k2-lr=0.001-seed0",
+        "iwae-k2-lr=0.03-seed0",
+    }
+    capsys.readouterr()
+    assert (
+        main(["compare", "--resume", str(path), "--batch-size", "20,30", "--tune-on", "valid"]) == 2
+    )
+    assert "--resume keeps what the study tunes: lr, not batch_size" in capsys.readouterr().err
 
 
 # In Python.
