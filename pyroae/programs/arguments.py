@@ -68,6 +68,17 @@ class Structure(Messenger):
             self.tensors,
         )
 
+    def is_like(self, other: "Structure | None") -> bool:
+        """Tell whether other arguments are arranged in the same way.
+
+        Args:
+            other: The structure of the other arguments; None for positional tensors.
+
+        Returns:
+            Whether containers, keys and the places of tensors are equal.
+        """
+        return other is not None and (self._spec, self._paths) == (other._spec, other._paths)
+
     def restored(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Rebuild the arguments of the program with other tensors.
 
@@ -236,6 +247,7 @@ class Arguments:
     Attributes:
         tensors: The arguments, each `[N, ...]`.
         name: Name of the data in messages.
+        structure: How programs take them, if in dicts, lists or tuples; None for one by one.
 
     Raises:
         DataError: If they are not dense tensors of one length N > 0.
@@ -247,6 +259,7 @@ class Arguments:
 
     tensors: tuple[Tensor, ...]
     name: str = "data"
+    structure: Structure | None = None
 
     __repr__ = short_repr()
 
@@ -278,6 +291,36 @@ class Arguments:
 
     def __len__(self) -> int:
         return len(self.tensors[0])
+
+    @classmethod
+    def of(cls, given: Any) -> Self:
+        """Make arguments of a tensor, a dict of tensors, or a tuple of these.
+
+        Args:
+            given: One argument, or a tuple of all positional ones, as evaluators take them.
+
+        Returns:
+            The arguments.
+
+        Raises:
+            DataError: If they hold no tensors, or tensors of several lengths.
+
+        >>> data = Arguments.of({"x": torch.zeros(5, 2), "counts": torch.arange(5)})
+        >>> len(data.tensors), data.flattened(print)(*data.tensors) is None
+        {'x': tensor(...), 'counts': tensor([0, 1, 2, 3, 4])}
+        (2, True)
+        """
+        args = given if isinstance(given, tuple) else (given,)
+        if not is_nested(args):
+            return cls(args)
+        structure = Structure(args, {})
+        if not structure.tensors:
+            raise DataError("the data of a program hold no tensor")
+        return cls(structure.tensors, structure=structure)
+
+    def flattened(self, program: Program) -> Program:
+        """Turn a program into one that takes `tensors` one by one."""
+        return program if self.structure is None else self.structure(program)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from types import MappingProxyType
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -138,6 +139,25 @@ def system_of(system: Any) -> nn.Module:
         "fit takes a module with a model and a guide, such as an Autoencoder, or a pair "
         f"(model, guide), not {type(system).__name__}"
     )
+
+
+def flattened(system: nn.Module, data: Any) -> nn.Module:
+    """Make the programs of a system take the tensors of its data one by one.
+
+    Args:
+        system: A module with a `model` and a `guide`.
+        data: What it is trained on; `Arguments` may have a structure.
+
+    Returns:
+        The same system where there is no structure; else one that shares its parameters, buffers
+        and submodules, under the same names.
+    """
+    if getattr(data, "structure", None) is None:
+        return system
+    flat = copy(system)
+    for name in ("model", "guide"):
+        flat.__dict__[name] = data.structure(getattr(flat, name))
+    return flat
 
 
 def refuse_batch_of_one(

@@ -38,11 +38,13 @@ class Parts:
         train: the training data.
         valid: the validation data; None if there are none.
         held_out: the data that trainings are scored on.
+        arranged: Arguments whose structure the programs take; None for tensors one by one.
     """
 
     train: Any
     valid: Any
     held_out: Any
+    arranged: Arguments | None = None
 
     @classmethod
     def of(cls, splits: Splits) -> "Parts":
@@ -79,17 +81,17 @@ def as_data(data: Any) -> Dataset | Arguments:
     """Return data in one of the forms that `fit` accepts as a Dataset or as Arguments.
 
     Args:
-        data: a Dataset, an array or tensor [N, ...], or a tuple of tensors [N, ...] for a program
-            of several arguments.
+        data: a Dataset, an array or tensor [N, ...], or for a program a dict of tensors [N, ...]
+            or a tuple of its arguments.
 
     Returns:
         A Dataset or Arguments; a tensor stays as it is.
 
     Raises:
-        DataError: for other values, a dict among them.
+        DataError: for other values.
     """
     if isinstance(data, tuple | dict):
-        return Arguments(data if isinstance(data, tuple) else (data,))
+        return Arguments.of(data)
     known = isinstance(data, Dataset | Arguments | torch.Tensor)
     return data if known else Dataset.from_array(data)
 

@@ -13,17 +13,17 @@ from types import MappingProxyType
 from typing import Any
 
 import pyro
-from torch import Tensor, nn
+from torch import nn
 
 from pyroae.comparison.budget import Budget
 from pyroae.comparison.results import Cell, Comparison, Outcome
 from pyroae.comparison.tuning import Tuning, combinations
 from pyroae.config import Scoring, TrainConfig
-from pyroae.data.dataset import Dataset
 from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, DataError, NonFiniteLossError, unknown_name
 from pyroae.evaluation.gradient_lab.measure import defined_at
 from pyroae.objectives.base import ObjectiveBase
+from pyroae.programs.pair import flattened
 from pyroae.programs.sites import Program
 from pyroae.runtime.files import locked
 from pyroae.runtime.progress import Progress
@@ -59,14 +59,11 @@ from pyroae.studies.tuning import (
     tuning_of,
 )
 from pyroae.studies.variants import check_grid
+from pyroae.training.fitting import Data as Part
 from pyroae.training.lockstep import is_worth_batching
 
 Make = Callable[[], nn.Module | tuple[Program, Program]]
 """Returns an untrained system."""
-
-
-Part = Dataset | Tensor | tuple[Tensor, ...]
-"""Data as `fit` takes them: a Dataset, a tensor, or the arguments of a program."""
 
 
 @dataclass(frozen=True)
@@ -299,7 +296,16 @@ def parts_of(data: Any, train: Any, valid: Any, held_out: Any) -> Parts:
         )
     if train is None or held_out is None:
         raise DataError("a comparison needs data: Splits, or train= and held_out=")
-    return Parts(as_data(train), None if valid is None else as_data(valid), as_data(held_out))
+    data = as_data(train)
+    others: list[Any] = [None if part is None else as_data(part) for part in (valid, held_out)]
+    structure = getattr(data, "structure", None)
+    if structure is None:
+        return Parts(data, others[0], others[1])
+    for other in others:
+        if other is not None and not structure.is_like(getattr(other, "structure", None)):
+            raise DataError("validation and held-out data are not arranged as the training data")
+    flat: list[Any] = [p and replace(p, structure=None) for p in (data, *others)]
+    return Parts(flat[0], flat[1], flat[2], arranged=data)
 
 
 @dataclass(frozen=True)
@@ -397,7 +403,9 @@ class _Trainings:
         parts, scoring = self.parts, self.scoring
         x = first_of(parts.held_out, scoring.num_data)
         return CellRunner(
-            system=lambda cell: new_system(self.variants[cell.variant].make, cell.seed),
+            system=lambda cell: flattened(
+                new_system(self.variants[cell.variant].make, cell.seed), parts.arranged
+            ),
             objective=lambda cell: self.at_k[cell.num_particles][cell.objective],
             config=self.config,
             score=lambda curve, result: score(curve, result, x, scoring),

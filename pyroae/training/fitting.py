@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from pyro.infer import ELBO
@@ -16,7 +17,7 @@ from pyroae.distributed.fabric import default_dtype, launch_fabric
 from pyroae.errors import ConfigError, DataError
 from pyroae.objectives import TraceELBO
 from pyroae.programs.arguments import Arguments
-from pyroae.programs.pair import system_of
+from pyroae.programs.pair import flattened, system_of
 from pyroae.programs.sites import Program
 from pyroae.runtime.randomness import fork_all_random
 from pyroae.training.forward import Step
@@ -24,14 +25,17 @@ from pyroae.training.preflight import check, data_plate_name
 from pyroae.training.state import State
 from pyroae.training.trainer import FitResult, Trainer
 
+Data = Dataset | Arguments | Tensor | dict[str, Any] | tuple[Any, ...]
+"""What a system is trained on: a Dataset, or the arguments of a program, tensors [N, ...]."""
+
 
 def fit(
     system: nn.Module | tuple[Program, Program],
-    data: Splits | Dataset | Tensor | tuple[Tensor, ...],
+    data: Splits | Data,
     objective: ELBO | None = None,
     config: TrainConfig | None = None,
     *,
-    valid: Dataset | Tensor | tuple[Tensor, ...] | None = None,
+    valid: Data | None = None,
     state: State | None = None,
     on_epoch: Callable[[State], None] | None = None,
     compile: bool | str | None = None,
@@ -55,7 +59,8 @@ def fit(
             receive minibatches of all their arguments. One that subsamples its plate itself
             receives all data with a `batch_size` of N.
         data: Splits give validation bounds and early stopping, as `valid` does; a Dataset, a
-            tensor or a tuple of tensors, each of shape [N, ...], are trained on as a whole.
+            tensor, a dict of tensors, or a tuple of these, the positional arguments of a program,
+            are trained on as a whole. Tensors have the shape [N, ...].
         objective: an Objective, or an ELBO of Pyro with a `differentiable_loss`; by default
             `TraceELBO()`.
         config: the configuration; by default `TrainConfig()`.
@@ -94,19 +99,35 @@ def fit(
     with fork_all_random(torch.device("cpu"), config.seed):
         module = system_of(system)
         train, held_out = train_and_valid(module, data, valid)
+        original, module = module, flattened(module, train)
         size = check(module, train, held_out, objective, config)
         fabric = launch_fabric(config)
         with fork_all_random(fabric.device, config.seed), default_dtype(config):
             step = Step(module, objective, size)
             step.plate = data_plate_name(module, train, config) if config.is_distributed else None
             trainer = Trainer(step, config, fabric, resident(train, fabric.device), held_out)
-            return trainer.run(state, on_epoch, progress)
+            result = trainer.run(state, on_epoch, progress)
+    return returned(result, original)
+
+
+def returned(result: FitResult, system: nn.Module) -> FitResult:
+    """Return a result with the user's system in the place of one with flat arguments.
+
+    Args:
+        result: the result of a training.
+        system: the user's system, which shares the parameters.
+
+    Returns:
+        The result; the system is in the mode of the trained one.
+    """
+    system.training = result.system.training
+    return replace(result, system=system)
 
 
 def train_and_valid(
     system: nn.Module,
-    data: Splits | Dataset | Tensor | tuple[Tensor, ...],
-    valid: Dataset | Tensor | tuple[Tensor, ...] | None,
+    data: Splits | Data,
+    valid: Data | None,
 ) -> tuple[Dataset | Arguments, Dataset | Arguments | None]:
     """Return the training and validation data in the form that a system is trained on.
 
@@ -120,7 +141,7 @@ def train_and_valid(
 
     Raises:
         ConfigError: for validation data both in `data` and in `valid`.
-        DataError: for validation data that are larger than memory.
+        DataError: for validation data that are larger than memory, or arranged differently.
     """
     if isinstance(data, Splits) and valid is not None:
         raise ConfigError(
@@ -134,28 +155,35 @@ def train_and_valid(
             f"validation data are in memory, and {held_out.name} is larger: give some of it, by "
             "first(count)"
         )
+    if isinstance(train, Arguments) and isinstance(held_out, Arguments):
+        one, other = train.structure, held_out.structure
+        if not (one is other or (one is not None and one.is_like(other))):
+            raise DataError("the validation data are not arranged as the training data are")
     return train, held_out
 
 
-def data_for(
-    system: nn.Module, given: Dataset | Arguments | Tensor | tuple[Tensor, ...]
-) -> Dataset | Arguments:
+def data_for(system: nn.Module, given: Data) -> Dataset | Arguments:
     """Return data in the form that a system is trained on.
 
     Args:
         system: an Autoencoder takes a Dataset, other programs a Dataset or their arguments.
-        given: a Dataset, arguments, a tensor or a tuple of tensors, each of shape [N, ...].
+        given: a Dataset, arguments, a tensor, a dict of tensors, or a tuple of these.
 
     Returns:
         A Dataset, or the arguments of a program.
+
+    Raises:
+        DataError: for a dict given to an autoencoder, and for data that are no tensors.
     """
     if isinstance(given, Dataset):
         return given
     if isinstance(system, Autoencoder):
+        if isinstance(given, dict) or getattr(given, "structure", None) is not None:
+            raise DataError("an autoencoder takes a Dataset or a tensor [N, d], not a dict")
         tensors = given.tensors if isinstance(given, Arguments) else given
         return Dataset.from_array(
             tensors[0] if isinstance(tensors, tuple) and len(tensors) == 1 else tensors
         )
     if isinstance(given, Arguments):
         return given
-    return Arguments(given if isinstance(given, tuple) else (given,))
+    return Arguments.of(given)

@@ -15,15 +15,14 @@ from pyroae.compilation.ensemble import Batches, Ensemble, Stream
 from pyroae.compilation.optimizer_updates import rule_of
 from pyroae.config import TrainConfig
 from pyroae.data.batching import resident, served
-from pyroae.data.dataset import Dataset
 from pyroae.data.loading import Splits
 from pyroae.distributed.fabric import default_dtype, fabric_of
 from pyroae.errors import ConfigError, NonFiniteLossError
 from pyroae.objectives import TraceELBO
-from pyroae.programs.pair import Pair, like, system_of
+from pyroae.programs.pair import Pair, flattened, like, system_of
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.randomness import fork_random
-from pyroae.training.fitting import fit, train_and_valid
+from pyroae.training.fitting import Data, fit, returned, train_and_valid
 from pyroae.training.forward import Step
 from pyroae.training.minibatches import grouped
 from pyroae.training.optimizers import optimizer_of
@@ -55,12 +54,12 @@ CONVOLUTIONS = (
 
 def fit_ensemble(
     systems: Sequence[nn.Module],
-    data: Splits | Dataset | Tensor | tuple[Tensor, ...],
+    data: Splits | Data,
     objective: ELBO | None = None,
     config: TrainConfig | None = None,
     *,
     seeds: Sequence[int],
-    valid: Dataset | Tensor | tuple[Tensor, ...] | None = None,
+    valid: Data | None = None,
     on_epoch: Callable[[int, State], None] | None = None,
     progress: bool = True,
 ) -> list[FitResult]:
@@ -110,9 +109,10 @@ def fit_ensemble(
         )
     configs = [replace(config, seed=seed) for seed in seeds]
     parts = [train_and_valid(module, data, valid) for module in modules]
+    systems, modules = modules, [flattened(m, parts[0][0]) for m in modules]
     if not is_worth_batching(modules[0], objective, config, len(parts[0][0]), len(modules)):
         return [
-            _alone(i, modules[i], data, objective, one, valid, on_epoch, progress)
+            _alone(i, systems[i], data, objective, one, valid, on_epoch, progress)
             for i, one in enumerate(configs)
         ]
     sizes = [
@@ -129,7 +129,8 @@ def fit_ensemble(
                 Trainer(Step(module, deepcopy(objective), size), one, fabric, train, held_out)
             )
             streams.append(Stream(fabric.device))
-        return _Lockstep(trainers, streams).run(on_epoch, progress)
+        results = _Lockstep(trainers, streams).run(on_epoch, progress)
+    return [returned(*pair) for pair in zip(results, systems, strict=True)]
 
 
 def is_worth_batching(

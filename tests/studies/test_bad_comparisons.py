@@ -41,7 +41,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "one directory": ({"make": {"a/b": MAKE, "a b": MAKE}}, "would have one directory"),
     "a setting": ({"make": Variant(MAKE, {"lr": -1.0})}, "lr must be positive"),
     "no held-out data": ({"held_out": None}, "a comparison needs data"),
-    "a dict": ({"train": {"x": binary(60)}}, "are tensors, not dict: give a tuple of its tensors"),
+    "a dict": ({"train": {"x": binary(60)}}, "held-out data are not arranged as the training data"),
     "a list of objectives": ({"objectives": [iwae]}, "needs objectives: functions from K"),
     "an objective": ({"objectives": {"iwae": iwae(2)}}, "is given by a function from K"),
     "a text as budget": ({"budget": "epochs:2"}, "budget= takes a Budget"),
