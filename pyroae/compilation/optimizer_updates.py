@@ -469,7 +469,6 @@ class Update:
             rule.apply_all(parameters[of_group], grads[of_group], states, numbers)
             at += len(group)
 
-
     def clipped(self, grads: Sequence[Tensor], largest: float | None) -> list[Tensor]:
         """Scale the gradients that the optimizer uses to a joint norm of at most a given one.
 

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 
 from pyroae.errors import DataError
@@ -145,6 +146,17 @@ class Likelihood(ABC):
             One x for each batch element, shape `[..., d]`.
         """
         return p_x.mean
+
+    def codes(self, features: int) -> Tensor:
+        """Return which features are codes of categories, which have no mean; none by default.
+
+        Args:
+            features: d, the number of observed features.
+
+        Returns:
+            Booleans, shape `[d]`.
+        """
+        return torch.zeros(features, dtype=torch.bool)
 
     def encoded(self, x: Tensor) -> Tensor:
         """Return x as the encoder sees it; unchanged by default.

@@ -54,9 +54,7 @@ class Codes(dist.TorchDistribution):
         """Return log p(x) in nats, shape `[...]`."""
         index, log_p = value.long().unsqueeze(-1), self.logits.log_softmax(-1)
         shape = torch.broadcast_shapes(index.shape[:-1], log_p.shape[:-1])
-        return (
-            log_p.expand(*shape, log_p.shape[-1]).gather(-1, index.expand(*shape, 1)).squeeze(-1)
-        )
+        return log_p.expand(*shape, log_p.shape[-1]).gather(-1, index.expand(*shape, 1)).squeeze(-1)
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Return draws of x, shape `[*sample_shape, ...]`."""
@@ -130,6 +128,10 @@ class Categorical(Likelihood):
     def point(self, p_x: dist.TorchDistribution) -> Tensor:
         """Return the most probable code of each feature, shape `[..., d]`."""
         return p_x.base_dist.mode
+
+    def codes(self, features: int) -> Tensor:
+        """Return that all features are codes, shape `[d]`."""
+        return torch.ones(features, dtype=torch.bool)
 
     def encoded(self, x: Tensor) -> Tensor:
         """Return x / (C − 1), which the encoder sees."""

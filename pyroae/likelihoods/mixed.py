@@ -185,6 +185,10 @@ class Mixed(Likelihood):
         parts = zip(self.groups, cast(Columns, p_x).parts, strict=True)
         return torch.cat([part.point(own) for (part, _), own in parts], -1)
 
+    def codes(self, features: int) -> Tensor:
+        """Return which columns are codes, shape `[d]`."""
+        return torch.cat([part.codes(count) for part, count in self.groups])
+
     def encoded(self, x: Tensor) -> Tensor:
         """Return each group as its likelihood encodes it, shape `[..., d]`."""
         return torch.cat([part.encoded(columns) for part, columns in self._each(x)], -1)
