@@ -27,7 +27,15 @@ NAMES: dict[str, tuple[str, ...]] = {
     "likelihood": (
         "bernoulli",
         "continuous-bernoulli",
+        "categorical",
         "normal",
+        "laplace",
+        "student",
+        "poisson",
+        "negative-binomial",
+        "zero-inflated-negative-binomial",
+        "discretized-logistic",
+        "mixed",
     ),
     "corruption": (
         "none",

@@ -183,7 +183,8 @@ class Autoencoder(nn.Module):
         Raises:
             DataError: x has another shape or dtype than the system takes.
         """
-        return self.posterior.distribution(self._like_weights("x", self.flat(x)), self)
+        x = self.likelihood.encoded(self._like_weights("x", self.flat(x)))
+        return self.posterior.distribution(x, self)
 
     def model(self, x: Tensor) -> None:
         """Run p(z) p(x|z) as a Pyro program, with the plate `data` and the sites `z` and `x`.
@@ -245,7 +246,7 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Return the mean of p(x|z).
+        """Return the mean of p(x|z), or of categories the most probable code.
 
         Args:
             z: Latent features, shape `[..., m]`, with finite values.
@@ -262,10 +263,10 @@ class Autoencoder(nn.Module):
                 f"z has the shape {tuple(z.shape)}; this autoencoder decodes [..., {self.latent}]"
             )
         _check_finite("z", z)
-        return self.p_x(self._like_weights("z", z)).mean
+        return self.likelihood.point(self.p_x(self._like_weights("z", z)))
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Return the mean of p(x|z) at the mean of q(z|x).
+        """Return the mean of p(x|z), or the most probable code, at the mean of q(z|x).
 
         Args:
             x: Data, shape `[N, d]` or `[N, *shape]`, with finite values.
@@ -280,11 +281,11 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def sample(self, num_samples: int, *, noise: bool = False) -> Tensor:
-        """Return the means of p(x|z), or draws of x, for z drawn from the prior.
+        """Return what `decode` returns, or draws of x, for z drawn from the prior.
 
         Args:
             num_samples: The number of draws of z.
-            noise: Whether to draw x from p(x|z) instead of returning its mean.
+            noise: Whether to draw x from p(x|z) instead of decoding z.
 
         Returns:
             Samples, shape `[num_samples, d]`.
@@ -301,7 +302,7 @@ class Autoencoder(nn.Module):
                 "train with a Normal prior (ppca, vae) to draw samples"
             )
         p_x = self.p_x(self.p_z().sample((num_samples,)))
-        return p_x.sample() if noise else p_x.mean
+        return p_x.sample() if noise else self.likelihood.point(p_x)
 
     def linear_gaussian(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return W, b and σ of x|z ~ N(W z + b, σ²I).
@@ -324,6 +325,10 @@ class Autoencoder(nn.Module):
                     f"{required.__name__}"
                 )
         assert isinstance(self.likelihood, likelihoods.Normal)
+        if not self.likelihood.is_isotropic:
+            raise UndefinedLikelihoodError(
+                f"closed forms need one σ for all features; the likelihood is {self.likelihood}"
+            )
         zeros = self.zeros
         bias = self.decoder(zeros)
         weight = (

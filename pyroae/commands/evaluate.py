@@ -66,6 +66,9 @@ LABELS = {
     "marginal_kl_upper": "KL(q(z) ‖ p(z)), upper",
     "active_units": "active units",
     "squared_error": "squared error",
+    "wrong_codes": "share of wrong codes",
+    "bits_per_dimension": "bits per dimension",
+    "bits_per_dimension_bound": "bits per dimension, by the negative ELBO",
 }
 
 
@@ -395,6 +398,7 @@ def figures(system: Any, dataset: Dataset | Arguments, found: Evaluation) -> dic
         "reconstructions": lambda: plots.reconstructions(
             system, x, labels=labels, shape=dataset.shape
         ),
+        "columns": lambda: plots.column_errors(system, x),
         "samples": lambda: plots.samples(system, x=x, shape=dataset.shape),
         "manifold": lambda: plots.manifold(system),
         "latent_scatter": lambda: plots.latent_scatter(system, x, labels),

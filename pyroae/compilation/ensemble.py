@@ -28,7 +28,7 @@ from pyroae.compilation.codegen import (
     try_compile,
 )
 from pyroae.compilation.noise_inputs import Draw, lift_draws
-from pyroae.compilation.optimizer_updates import Update, clipped
+from pyroae.compilation.optimizer_updates import Update
 from pyroae.compilation.svi import Compiled, Traced
 from pyroae.compilation.tracing import reason_of
 from pyroae.errors import is_refusal
@@ -275,7 +275,7 @@ class Ensemble:
         def gradients(*inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
             value, *grads = graph(*inputs)
             own = [grad / divisor for grad, r in zip(grads, reached, strict=True) if r]
-            return -value / divisor, clipped(own, clip)
+            return -value / divisor, update.clipped(own, clip)
 
         def step(*inputs: Tensor) -> tuple[Tensor]:
             of_bound, of_update = inputs[: len(dims)], inputs[len(dims) :]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyroae.compilation.codegen import Graph, Recorded, cuda_graph
-from pyroae.compilation.optimizer_updates import Update
+from pyroae.compilation.optimizer_updates import Update, closed_form_steps
 
 
 class GraphCall:
@@ -131,9 +131,11 @@ class SeparateOptimizer:
             value, *grads = self.gradients(*args)
             for parameter, grad, reached in zip(self.parameters, grads, self.reached, strict=True):
                 parameter.grad = grad.div_(self.divisor) if reached else None
+            closed_form = closed_form_steps(self.optimizer)
             if self.grad_clip is not None:
                 torch.nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
             values.append(-value / self.divisor)
+            closed_form()
             return values[-1]
 
         self.optimizer.step(closure)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ be computed again for every few weights.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -222,6 +222,87 @@ class SGD(Rule):
         parameter.add_(numbers[0] * grad)
 
 
+@dataclass(frozen=True)
+class ClosedForm(Rule):
+    """The running mean of the error that is the optimal scale σ of a likelihood.
+
+        log σ += log(1 − ρ g) / p,   that is  σᵖ ← (1 − r) σᵖ + r E
+
+    Here g is the gradient of the loss with respect to log σ, and ρ = r/d. It is the same for every
+    optimizer, and no part of the norm by which gradients are clipped.
+
+    Attributes:
+        power: p, the power of the error.
+        rate: ρ.
+    """
+
+    power: int
+    rate: float
+    state = ()
+
+    def numbers(self, step: int, group: Mapping[str, Any]) -> list[float]:
+        """Return the rate, which is the same for all steps.
+
+        Args:
+            step: Number of the step, from 1.
+            group: The parameter group of torch's optimizer.
+
+        Returns:
+            −ρ.
+        """
+        return [-self.rate]
+
+    def apply(
+        self, parameter: Tensor, grad: Tensor, state: Sequence[Tensor], numbers: Tensor
+    ) -> None:
+        """Change log σ in place; the mean falls by half at most.
+
+        Args:
+            parameter: log σ.
+            grad: g, of the same shape.
+            state: Empty.
+            numbers: The result of `numbers`, `[1]`.
+        """
+        parameter.add_(torch.log1p((numbers[0] * grad).clamp_min(-0.5)) / self.power)
+
+
+def closed_form_of(group: Mapping[str, Any]) -> ClosedForm | None:
+    """Find the closed form of a parameter group.
+
+    Args:
+        group: A parameter group of an optimizer of torch.
+
+    Returns:
+        The rule; None for parameters that the optimizer changes.
+    """
+    return ClosedForm(*group["closed_form"]) if "closed_form" in group else None
+
+
+def closed_form_steps(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """Take the gradients of parameters with a closed form away from an optimizer.
+
+    Args:
+        optimizer: An optimizer of torch, after the backward pass and before gradients are clipped.
+
+    Returns:
+        A function that takes the steps of these parameters; the optimizer leaves them alone.
+    """
+    steps = []
+    for group in optimizer.param_groups:
+        rule = closed_form_of(group)
+        for parameter in group["params"] if rule is not None else ():
+            steps.append((rule, parameter, parameter.grad))
+            parameter.grad = None
+
+    def take() -> None:
+        with torch.no_grad():
+            for rule, parameter, grad in steps:
+                if grad is not None:
+                    rule.apply(parameter, grad, (), grad.new_tensor(rule.numbers(1, {})))
+
+    return take
+
+
 def rule_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> Rule | None:
     """Find the rule by which an optimizer changes the parameters of a group.
 
@@ -238,6 +319,8 @@ def rule_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> Rule 
     >>> rule_of(adam, adam.param_groups[0])
     Adam(betas=(0.9, 0.999), eps=1e-08, weight_decay=0, decoupled=False)
     """
+    if (closed_form := closed_form_of(group)) is not None:
+        return closed_form
     unusual = ("amsgrad", "maximize", "differentiable", "capturable", "dampening")
     if any(group.get(name) for name in unusual) or isinstance(group["lr"], Tensor):
         return None
@@ -260,12 +343,14 @@ class Update:
 
     Attributes:
         parameters: The parameters that a gradient reaches, by group.
+        order: The place of each of these among the parameters that a graph is made for.
         counts: The optimizer's counts of steps, a scalar tensor for each parameter that has one.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, rules: list[Rule]) -> None:
         self.optimizer, self.rules = optimizer, rules
         self.parameters: list[list[Tensor]] = []
+        self.order: list[int] = []
         self.counts: list[Tensor] = []
         self._count_arrays: list[Any] = []
 
@@ -281,8 +366,7 @@ class Update:
 
         Returns:
             The step; None for an optimizer without a rule, for one in which some parameters have
-            not taken a step, for counts on a GPU, and for parameters in another order than its
-            own.
+            not taken a step, for counts on a GPU, and for parameters that are not its own.
         """
         rules = [rule_of(optimizer, group) for group in optimizer.param_groups]
         if any(rule is None for rule in rules):
@@ -297,8 +381,10 @@ class Update:
                 return None
             if any("step" in state and state["step"].device.type != "cpu" for state in states):
                 return None
-        if order != [id(p) for p in parameters]:
+        if set(order) != ids:
             return None
+        at = {id(p): i for i, p in enumerate(parameters)}
+        update.order = [at[one] for one in order]
         update.refresh()
         return update
 
@@ -371,16 +457,35 @@ class Update:
         """Take the step on the tensors of a graph, in place.
 
         Args:
-            parameters: The parameters, in the order of `self.parameters`.
+            parameters: The parameters that the update was made for, in the same order.
             grads: The gradient of each.
             tensors: The numbers of each group, then the state in the order of `slots`.
         """
         at, state = 0, iter(tensors[len(self.rules) :])
+        parameters, grads = [parameters[i] for i in self.order], [grads[i] for i in self.order]
         for rule, group, numbers in zip(self.rules, self.parameters, tensors, strict=False):
             of_group = slice(at, at + len(group))
             states = [[next(state) for _ in rule.state] for _ in group]
             rule.apply_all(parameters[of_group], grads[of_group], states, numbers)
             at += len(group)
+
+    def clipped(self, grads: Sequence[Tensor], largest: float | None) -> list[Tensor]:
+        """Scale the gradients that the optimizer uses to a joint norm of at most a given one.
+
+        Args:
+            grads: The gradients, in the order of the parameters that the update was made for.
+            largest: The largest norm; None for no limit.
+
+        Returns:
+            The gradients; those of parameters with a closed form are unchanged.
+        """
+        counts = zip(self.rules, map(len, self.parameters), strict=True)
+        is_own = [not isinstance(rule, ClosedForm) for rule, count in counts for _ in range(count)]
+        where = [i for i, own in zip(self.order, is_own, strict=True) if own]
+        result = list(grads)
+        for i, grad in zip(where, clipped([grads[i] for i in where], largest), strict=True):
+            result[i] = grad
+        return result
 
 
 def clipped(grads: Sequence[Tensor], largest: float | None) -> list[Tensor]:

@@ -20,7 +20,7 @@ from torch.utils._pytree import TreeSpec
 
 from pyroae.compilation.codegen import Graph, device_of, inductor, on_device, try_compile
 from pyroae.compilation.graph_calls import GraphCall, KnownGradients, SeparateOptimizer
-from pyroae.compilation.optimizer_updates import Update, clipped
+from pyroae.compilation.optimizer_updates import Update, closed_form_steps
 from pyroae.compilation.tracing import UntraceableError, trace_to_graph
 from pyroae.errors import ConfigError
 from pyroae.objectives.apply import bound_of, refuse_untrained
@@ -327,9 +327,11 @@ class Compiled:
             with self.precision():
                 bound = self._bound(args, kl_weight)
             (-bound.surrogate / divisor).backward()
+            closed_form = closed_form_steps(optimizer)
             if self.grad_clip is not None:
                 torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.grad_clip)
             values.append(-bound.value.detach() / divisor)
+            closed_form()
             return values[-1]
 
         # Torch annotates a float, and returns the closure's result.
@@ -533,7 +535,7 @@ class Compiled:
             with torch.no_grad():
                 trained = [p for p, r in zip(inputs[: len(leaves)], reached, strict=True) if r]
                 own = [g for g in grads if g is not None]
-                update.apply(trained, clipped(own, self.grad_clip), state)
+                update.apply(trained, update.clipped(own, self.grad_clip), state)
             return (-bound.value.detach() / divisor,)
 
         tensors = [values[i] for i in where]

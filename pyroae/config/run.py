@@ -60,7 +60,8 @@ class RunConfig(TrainConfig):
         system: What is trained where there is no program.
         data: The name of a dataset with its settings, or the path of a file.
         data_root: The folder of torchvision's datasets.
-        value_range: LOW and HIGH of the data, which are mapped to 0 and 1.
+        value_range: LOW and HIGH of the data, which are mapped to 0 and 1. Where it is None, uint8
+            values are mapped from [0, 255], but counts and codes are left as stored.
         binarize: How grey data become black and white; by default dynamic under a Bernoulli.
         valid_fraction: Share of the training data held out for validation.
         test_fraction: Share held out for evaluation of data without a test set of their own.
@@ -102,7 +103,9 @@ class RunConfig(TrainConfig):
         kind="dataset",
     )
     data_root: str = option("data", "folder in which torchvision keeps its datasets")
-    value_range: tuple[float, ...] | None = option(None, "LOW,HIGH of the data, mapped to 0,1")
+    value_range: tuple[float, ...] | None = option(
+        None, "LOW,HIGH of the data, mapped to 0,1; 0,1 leaves values as stored"
+    )
     binarize: str | None = option(
         None, "grey to black and white; by default dynamic under a Bernoulli", BINARIZATIONS
     )
@@ -134,7 +137,9 @@ class RunConfig(TrainConfig):
     posterior: str | None = option(
         None, "q(z|x), for example categorical:categories=10", kind="posterior"
     )
-    likelihood: str | None = option(None, "p(x|z), for example normal:scale=0.1", kind="likelihood")
+    likelihood: str | None = option(
+        None, "p(x|z), for example normal:scale=optimal", kind="likelihood"
+    )
     corruption: str | None = option(
         None, "of the guide's input, for example masking:probability=0.25", kind="corruption"
     )

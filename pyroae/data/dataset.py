@@ -68,7 +68,8 @@ class Dataset:
             values: An array or a tensor `[N, ...]`, or another source that `load` accepts.
             labels: Labels `[N]`; by default those of `values`, if it has any.
             name: The name of the data set.
-            value_range: The values (low, high) that are mapped to 0 and 1; None for the rule above.
+            value_range: The values (low, high) that are mapped to 0 and 1; (0, 1) leaves all values
+                as stored. None for the rule above.
 
         Returns:
             The data set, with the values flattened to `[N, d]`.

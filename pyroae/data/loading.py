@@ -74,8 +74,9 @@ def load(
             set keeps that one.
         seed: The seed of the splits and of static draws.
         data_root: The folder of torchvision's data sets, which are downloaded there if missing.
-        value_range: The values (low, high) that are mapped to 0 and 1. By default uint8 values from
-            0 to 255 are mapped to [0, 1], and other values are unchanged.
+        value_range: The values (low, high) that are mapped to 0 and 1; (0, 1) leaves all values as
+            stored, which counts and codes of type uint8 need. With None, uint8 values of which one
+            exceeds 1 are mapped from [0, 255] to [0, 1], and other values are unchanged.
 
     Returns:
         The three parts, values `[n, d]` each.

@@ -59,8 +59,8 @@ def limits_of(dtype: np.dtype, largest: Any, value_range: Any) -> tuple[float, f
         value_range: The limits of the user; None if there are none.
 
     Returns:
-        `value_range` if given; else (0, 255) for uint8 values of which one exceeds 1; else None,
-        which leaves the values unchanged.
+        `value_range` if given, where (0, 1) leaves the values unchanged; else (0, 255) for uint8
+        values of which one exceeds 1; else None, which leaves the values unchanged.
 
     Raises:
         ConfigError: If `value_range` is not a pair of finite numbers in ascending order.

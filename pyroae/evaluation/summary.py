@@ -228,27 +228,28 @@ class _Evaluator:
                     raise
                 undefined = evaluation.undefined or (str(reason) if method == "is" else "")
                 evaluation = replace(evaluation, undefined=undefined)
+        if isinstance(self.system, Autoencoder) and self.system.likelihood.has_bits:
+            self.results += bits_per_dimension(self.results, self.system.features)
         return replace(evaluation, results={result.name: result for result in self.results})
 
     def _diagnosed(self) -> Diagnostics:
         system, x = self.system, self.x
 
-        def work() -> tuple[Diagnostics, Tensor | None]:
+        def work() -> tuple[Diagnostics, dict[str, Tensor]]:
             diagnostics = diagnose(
                 system.model, system.guide, x, num_particles=ELBO_DRAWS, seed=self.settings.seed
             )
             if not isinstance(system, Autoencoder):
-                return diagnostics, None
-            error = (system.reconstruct(x[0]) - system.flat(x[0])).double().square().sum(1)
-            return diagnostics, error.cpu()
+                return diagnostics, {}
+            return diagnostics, reconstruction_errors(system, x[0])
 
-        (diagnostics, error), seconds = self._by_each(work)
+        (diagnostics, errors), seconds = self._by_each(work)
         for name in ("nelbo", "distortion", "rate"):
             self._mean(name, getattr(diagnostics, name), ELBO_DRAWS, seconds)
         units = diagnostics.active_units
         self.results.append(Result("active_units", units, math.nan, self.num_data, 0, seconds))
-        if error is not None:
-            self._mean("squared_error", error, 0, seconds)
+        for name, values in errors.items():
+            self._mean(name, values, 0, seconds)
         return diagnostics
 
     def _importance(self, evaluation: Evaluation) -> Evaluation:
@@ -367,6 +368,55 @@ class _Evaluator:
         self.results.append(
             Result(name, values.mean().item(), se, len(values), num_particles, seconds)
         )
+
+
+def reconstruction_errors(system: Autoencoder, x: Tensor) -> dict[str, Tensor]:
+    """Compare data with their reconstructions.
+
+    Args:
+        system: The system.
+        x: Data, `[N, d]` or `[N, *shape]`.
+
+    Returns:
+        `squared_error`, summed over the features that are no codes, and `wrong_codes`, the share
+        of wrong codes among the others, `[N]` each; one is left out where there is no such feature.
+    """
+    codes = system.likelihood.codes(system.features)
+    difference = (system.reconstruct(x) - system.flat(x)).double().cpu()
+    errors = {}
+    if not codes.all():
+        errors["squared_error"] = difference[:, ~codes].square().sum(1)
+    if codes.any():
+        errors["wrong_codes"] = (difference[:, codes] != 0).double().mean(1)
+    return errors
+
+
+def bits_per_dimension(results: list[Result], features: int) -> list[Result]:
+    """Convert negative log-likelihoods of discretized data to bits per dimension.
+
+        −log₂ p(x) / d
+
+    Args:
+        results: The results of an evaluation, in nats per datum.
+        features: d.
+
+    Returns:
+        `bits_per_dimension` from the first of importance sampling, annealing, quadrature and the
+        closed form that there is, and `bits_per_dimension_bound` from the negative ELBO.
+
+    References:
+        van den Oord, Kalchbrenner & Kavukcuoglu 2016, Pixel Recurrent Neural Networks.
+    """
+    by_name = {result.name: result for result in results}
+    sources = ("nll", "nll_ais", "nll_quadrature", "nll_exact")
+    best = next((by_name[name] for name in sources if name in by_name), None)
+    named = (("bits_per_dimension", best), ("bits_per_dimension_bound", by_name.get("nelbo")))
+    nats = features * math.log(2)
+    return [
+        replace(result, name=name, estimate=result.estimate / nats, se=result.se / nats)
+        for name, result in named
+        if result is not None
+    ]
 
 
 def _of_likelihood(estimate: LikelihoodEstimate) -> dict[str, tuple[float, float]]:

@@ -236,7 +236,8 @@ def _filters(autoencoder: Autoencoder) -> tuple[np.ndarray, tuple[int, ...], str
         for m in (encoder if isinstance(decoder, Tied) else decoder).modules()
         if not list(m.children())
     ]
-    if [type(m) for m in layers] in ([nn.Linear], [Atoms]) and autoencoder.likelihood.outputs == 1:
+    is_linear = [type(m) for m in layers] in ([nn.Linear], [Atoms])
+    if is_linear and autoencoder.likelihood.layout(autoencoder.shape) == (autoencoder.shape, 1):
         like = next(autoencoder.parameters())
         points = torch.eye(
             autoencoder.latent + 1, autoencoder.latent, dtype=like.dtype, device=like.device

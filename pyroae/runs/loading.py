@@ -109,7 +109,7 @@ def splits_of(config: RunConfig, data: str | None = None) -> Splits:
         test=config.test_fraction,
         seed=config.split_seed,
         data_root=config.data_root,
-        value_range=config.value_range,  # type: ignore[arg-type]
+        value_range=value_range_of(config),
     )
 
 
@@ -143,6 +143,24 @@ def binarization_of(config: RunConfig) -> str:
     if config.program is not None:
         return "none"
     return "dynamic" if isinstance(zoo.likelihood_of(config), Bernoulli) else "none"
+
+
+def value_range_of(config: RunConfig) -> tuple[float, float] | None:
+    """Return the limits that are mapped to 0 and 1 in the data of a configuration.
+
+    Args:
+        config: The configuration; its likelihood decides where it does not say.
+
+    Returns:
+        The limits as of `load`: (0, 1), which leaves all values as stored, for counts, codes and
+        tables of a mixed likelihood; None for the rule of `load`.
+    """
+    if config.value_range is not None:
+        low, high = config.value_range
+        return low, high
+    if config.program is not None or not zoo.likelihood_of(config).is_unscaled:
+        return None
+    return 0.0, 1.0
 
 
 def trained(

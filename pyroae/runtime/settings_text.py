@@ -4,11 +4,15 @@ import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from pyroae.errors import ConfigError, unknown_name
+
+OUTSIDE = r",(?![^\[]*\])(?![^(]*\))"
+"""Commas between settings: those outside of brackets and parentheses."""
+
 
 RECORD = ("fingerprint", "shape", "versions")
 """What config.yaml of a run holds beside its settings."""
@@ -93,7 +97,7 @@ def called[T](kind: str, name: str, choice: Callable[..., T], settings: str, **o
     """
     parameters = inspect.signature(choice).parameters
     arguments: dict[str, Any] = {k: value for k, value in offered.items() if k in parameters}
-    for pair in filter(None, re.split(r",(?![^\[]*\])", settings)):
+    for pair in filter(None, re.split(OUTSIDE, settings)):
         key, equals, value = (part.strip() for part in pair.partition("="))
         if not equals:
             raise ConfigError(
@@ -102,7 +106,7 @@ def called[T](kind: str, name: str, choice: Callable[..., T], settings: str, **o
         if key not in parameters:
             raise unknown_name(f"setting of the {kind} '{name}'", key, parameters)
         what = f"{kind} '{name}': {key}"
-        arguments[key] = _checked(what, _value(what, value), parameters[key].default)
+        arguments[key] = _checked(what, _value(what, value), parameters[key])
     for key, parameter in parameters.items():
         is_missing = parameter.default is inspect.Parameter.empty and key not in arguments
         if is_missing and parameter.kind.name.startswith("POS"):
@@ -118,9 +122,12 @@ def _value(what: str, text: str) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _checked(what: str, value: Any, default: Any) -> Any:
+def _checked(what: str, value: Any, parameter: inspect.Parameter) -> Any:
+    default = parameter.default
+    if isinstance(value, str) and str in get_args(parameter.annotation):
+        return value  # a number or a word: the choice knows its words
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    kind = type(default)
+    kind = float if float in get_args(parameter.annotation) else type(default)
     right = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
     right = number if kind is float else kind is type(None) or right
     if default is not inspect.Parameter.empty and not right:

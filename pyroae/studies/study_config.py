@@ -20,7 +20,7 @@ from pyroae.config import (
 from pyroae.errors import ConfigError
 from pyroae.evaluation.gradient_lab.measure import defined_at
 from pyroae.objectives import parse_objective
-from pyroae.runs.loading import binarization_of
+from pyroae.runs.loading import binarization_of, value_range_of
 from pyroae.studies.cell_setup import (
     config_of,
 )
@@ -102,9 +102,22 @@ class StudyConfig:
         shared = binarization_of(self.settings)  # a variant with another likelihood has these data
         if binarization_of(settings) != shared:
             settings = settings.but(binarize=shared)
+        settings = self._same_range(settings)
         config = config_of(cell, settings, Budget.parse(self.budget), num_data)
         assert isinstance(config, RunConfig)
         return replace(config, objective=cell.objective, num_particles=cell.num_particles)
+
+    def _same_range(self, settings: RunConfig) -> RunConfig:
+        """The settings of a variant, with the data as those of the study."""
+        shared, own = value_range_of(self.settings), value_range_of(settings)
+        if shared == own:
+            return settings
+        if shared is None:
+            raise ConfigError(
+                f"the likelihood '{settings.likelihood}' needs values as stored: give the whole "
+                "study --value-range 0,1"
+            )
+        return settings.but(value_range=shared)
 
     def cells(self) -> list[Cell]:
         """Return every training, ordered by seed: an interrupted study has complete seeds.

@@ -8,6 +8,7 @@ from torch import nn
 
 from pyroae.config import TrainConfig
 from pyroae.errors import ConfigError, unknown_name
+from pyroae.likelihoods import OptimalScale
 
 
 def schedule(name: str, progress: float) -> float:
@@ -45,13 +46,15 @@ def optimizer_of(config: TrainConfig, module: nn.Module) -> torch.optim.Optimize
 
     Args:
         config: the configuration: `optimizer`, in any case, `lr` and `optimizer_args`.
-        module: the optimizer gets all its parameters.
+        module: the optimizer gets all its parameters. Those of an `OptimalScale` are groups of
+            their own, for which the steps of a training use their closed form.
 
     Returns:
         The optimizer.
 
     Raises:
-        ConfigError: for an unknown name or for arguments that the optimizer does not accept.
+        ConfigError: for an unknown name, for arguments that the optimizer does not accept, and for
+            an optimal scale with gradients that are scaled.
 
     >>> type(optimizer_of(TrainConfig(optimizer="adamw"), nn.Linear(2, 1)))
     <class 'torch.optim.adamw.AdamW'>
@@ -64,8 +67,17 @@ def optimizer_of(config: TrainConfig, module: nn.Module) -> torch.optim.Optimize
     name = next((n for n in classes if n.lower() == config.optimizer.lower()), None)
     if name is None or name == "Optimizer":
         raise unknown_name("optimizer", config.optimizer, sorted(set(classes) - {"Optimizer"}))
+    scales = [m.group() for m in module.modules() if isinstance(m, OptimalScale)]
+    if scales and config.precision == "16-mixed":
+        raise ConfigError(
+            "an optimal scale needs gradients that are not scaled: use the precision bf16-mixed in "
+            "place of 16-mixed, or a learned scale"
+        )
+    apart = {id(parameter) for group in scales for parameter in group["params"]}
+    others = [parameter for parameter in module.parameters() if id(parameter) not in apart]
+    parameters = [{"params": others}, *scales] if scales else others
     try:
-        return classes[name](module.parameters(), lr=config.lr, **config.optimizer_args)
+        return classes[name](parameters, lr=config.lr, **config.optimizer_args)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"the optimizer {name} does not accept {config.optimizer_args}: {error}"

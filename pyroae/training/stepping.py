@@ -10,6 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from pyroae.compilation.optimizer_updates import closed_form_steps
 from pyroae.compilation.svi import Compiled
 from pyroae.config import TrainConfig
 from pyroae.distributed.fabric import gather_tensors, load_optimizer, load_weights, share_of
@@ -51,6 +52,7 @@ class Stepper:
         self.optimizer = cast(Any, fabric.setup_optimizers(optimizer_of(config, step.system)))
         self.graphs: Compiled | None = None
         self.skipped, self.compile_seconds = 0, 0.0
+        self._closed_form: Callable[[], None] = lambda: None
         self.show: Callable[[int, str], None] = lambda step, text: None
         self._update = self._update_if_finite if config.nonfinite == "skip" else self._always_update
 
@@ -171,6 +173,7 @@ class Stepper:
             losses.append(-value.detach() * factor)
             loss = -surrogate * factor
             self.fabric.backward(loss)
+            self._closed_form = closed_form_steps(self.optimizer.optimizer)
             if self.config.grad_clip is not None:
                 self.fabric.clip_gradients(
                     self.module,
@@ -184,12 +187,18 @@ class Stepper:
         return losses[0] if is_updated else torch.full_like(losses[0], math.nan)
 
     def _always_update(self, closure: Callable[[], Tensor]) -> bool:
-        self.optimizer.step(closure)
+        def complete() -> Tensor:
+            loss = closure()
+            self._closed_form()
+            return loss
+
+        self.optimizer.step(complete)
         return True
 
     def _update_if_finite(self, closure: Callable[[], Tensor]) -> bool:
         is_finite = self._is_finite(closure())
         if is_finite:
+            self._closed_form()
             self.optimizer.step()
         self.skipped += not is_finite
         return is_finite

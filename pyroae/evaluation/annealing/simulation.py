@@ -28,8 +28,8 @@ def simulate(plan: Plan, args: tuple[Tensor, ...]) -> BlockResult:
         A result with `x`, `z` and `u` of all N data; its other fields are None.
 
     Raises:
-        ProgramError: Naming the site, for an observed site that cannot be drawn: a factor, or a
-            scaled site.
+        ProgramError: Naming the site, for an observed site that cannot be drawn: a factor, a
+            scaled site, or counts whose density is given their observed total.
     """
     traces = run(plan.model, prior_of(plan.model), args, {}, 1, plan.nesting)
     observed = dict(traces.sites(traces.model, observed=True))
@@ -41,6 +41,11 @@ def simulate(plan: Plan, args: tuple[Tensor, ...]) -> BlockResult:
     for name in local:
         if isinstance(base_distribution(observed[name]["fn"]), dist.Unit):
             raise ProgramError(f"the site '{name}' is a factor: no x can be drawn from the model")
+        if getattr(base_distribution(observed[name]["fn"]), "is_given_value", False):
+            raise ProgramError(
+                f"the density of the site '{name}' is given the total of its own value: draws from "
+                "the model do not have it; use library=none, or a number"
+            )
         if not is_one(traces.exponent(observed[name])):
             raise ProgramError(
                 f"the site '{name}' is scaled: draws from the model do not have its density"
