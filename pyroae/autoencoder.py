@@ -114,6 +114,7 @@ class Autoencoder(nn.Module):
         self.learned_likelihood = self.likelihood.learned(self.features)
         self.register_buffer("_zeros", torch.zeros(self.latent), persistent=False)
         self.to(torch.get_default_dtype())
+        self.prior.check(self)
         if isinstance(self.posterior, posteriors.ExactLinear):
             try:
                 self.linear_gaussian()
