@@ -11,8 +11,12 @@ from torch.distributions import constraints
 from pyroae.errors import ConfigError, unknown_name
 from pyroae.priors.base import PRIORS, Prior
 
-KINDS = {"maf": "MAF", "nsf": "NSF", "coupling": "RealNVP"}
-"""The classes of zuko.flows by kind of flow."""
+KINDS: dict[str, tuple[str, dict[str, int]]] = {
+    "maf": ("MAF", {}),
+    "nsf": ("NSF", {}),
+    "coupling": ("MAF", {"passes": 2}),
+}
+"""The class of zuko.flows and its settings, by kind of flow."""
 NEAR_IDENTITY = 0.01
 """The factor of the last layers' parameters at the start."""
 
@@ -58,12 +62,13 @@ class Flow(Prior):
     f is a chain of transforms, each by a network with two hidden layers, and starts near the
     identity. `maf` is affine and autoregressive: one pass for a density, m passes for a draw. `nsf`
     is autoregressive with rational-quadratic splines on [−5, 5], and the identity outside.
-    `coupling` is affine and transforms one half of z given the other, one pass each way. Of a
-    single latent unit all three transform it without a network. The KL has no closed form.
+    `coupling` is affine: it scales and shifts one half of z by constants and the other half given
+    the first; the halves take turns, and a draw needs two passes. A single latent unit is
+    transformed without a network. The KL to it has no closed form.
 
     Attributes:
         kind: `maf`, `nsf` or `coupling`.
-        transforms: The number of transforms, at least 1; `coupling` needs 2 to change all units.
+        transforms: The number of transforms, at least 1.
         hidden: The width of the hidden layers, at least 1.
 
     Raises:
@@ -87,20 +92,22 @@ class Flow(Prior):
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise unknown_name("kind of flow", self.kind, KINDS)
-        least = 2 if self.kind == "coupling" else 1
-        if self.transforms < least:
-            raise ConfigError(
-                f"a flow of kind {self.kind} needs transforms of at least {least}, "
-                f"not {self.transforms}"
-            )
-        if self.hidden < 1:
-            raise ConfigError(f"hidden of a flow must be at least 1, not {self.hidden}")
+        for name in ("transforms", "hidden"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} of a flow prior must be at least 1, not {getattr(self, name)}"
+                )
 
     def learned(self, latent: int, features: int) -> nn.Module:
         """Return the flow of zuko, near the identity."""
-        options = {"hidden_features": (self.hidden, self.hidden), "activation": nn.SiLU}
-        make = getattr(zuko_flows(), KINDS[self.kind])
-        flow: nn.Module = make(latent, transforms=self.transforms, **options)
+        name, settings = KINDS[self.kind]
+        flow: nn.Module = getattr(zuko_flows(), name)(
+            latent,
+            transforms=self.transforms,
+            hidden_features=(self.hidden, self.hidden),
+            activation=nn.SiLU,
+            **settings,
+        )
         with torch.no_grad():
             for transform in flow.transform.transforms:
                 last = transform.hyper[-1] if hasattr(transform, "hyper") else transform
