@@ -14,8 +14,12 @@ NAMES: dict[str, tuple[str, ...]] = {
         "flat",
         "normal",
         "laplace",
+        "student",
         "bernoulli",
         "categorical",
+        "flow",
+        "mixture",
+        "vamp",
     ),
     "posterior": (
         "point",

@@ -114,6 +114,7 @@ class Autoencoder(nn.Module):
         self.learned_likelihood = self.likelihood.learned(self.features)
         self.register_buffer("_zeros", torch.zeros(self.latent), persistent=False)
         self.to(torch.get_default_dtype())
+        self.prior.check(self)
         if isinstance(self.posterior, posteriors.ExactLinear):
             try:
                 self.linear_gaussian()
@@ -314,17 +315,28 @@ class Autoencoder(nn.Module):
             UndefinedLikelihoodError: Prior, likelihood or decoder is not linear-Gaussian; the
                 message names it.
         """
-        for part, choice, required in (
-            ("prior", self.prior, priors.Normal),
-            ("likelihood", self.likelihood, likelihoods.Normal),
-            ("decoder", self.decoder_map, Linear),
-        ):
-            if not isinstance(choice, required):
-                raise UndefinedLikelihoodError(
-                    f"closed forms need a linear-Gaussian system; the {part} is {choice}, not "
-                    f"{required.__name__}"
-                )
-        assert isinstance(self.likelihood, likelihoods.Normal)
+        if not isinstance(self.prior, priors.Normal):
+            raise UndefinedLikelihoodError(_not_linear_gaussian("prior", self.prior, "Normal"))
+        return self.linear_likelihood()
+
+    def linear_likelihood(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return W, b and σ of x|z ~ N(W z + b, σ²I), whatever the prior of z.
+
+        Returns:
+            W, shape `[d, m]`, b, shape `[d]`, and σ, shape `[]`, all differentiable.
+
+        Raises:
+            UndefinedLikelihoodError: Likelihood or decoder is not linear-Gaussian; the message
+                names it.
+        """
+        if not isinstance(self.likelihood, likelihoods.Normal):
+            raise UndefinedLikelihoodError(
+                _not_linear_gaussian("likelihood", self.likelihood, "Normal")
+            )
+        if not isinstance(self.decoder_map, Linear):
+            raise UndefinedLikelihoodError(
+                _not_linear_gaussian("decoder", self.decoder_map, "Linear")
+            )
         if not self.likelihood.is_isotropic:
             raise UndefinedLikelihoodError(
                 f"closed forms need one σ for all features; the likelihood is {self.likelihood}"
@@ -372,6 +384,13 @@ class Autoencoder(nn.Module):
         """The weights of the decoder without its biases."""
         shared = self.decoder.shared_weights() if isinstance(self.decoder, Tied) else []
         return shared + [p for p in self.decoder.parameters() if p.dim() > 1]
+
+
+def _not_linear_gaussian(part: str, choice: Any, required: str) -> str:
+    """The message for a choice of which there are no closed forms."""
+    return (
+        f"closed forms need a linear-Gaussian system; the {part} is {choice}, not {required}"
+    )
 
 
 def _check_numbers(name: str, values: Any) -> None:

@@ -68,12 +68,12 @@ def marginal(weight: Tensor, bias: Tensor, scale: Tensor) -> LowRankMultivariate
     """Return the evidence p(x) = N(b, WWᵀ + σ²I).
 
     Args:
-        weight: W, shape `[d, m]`.
-        bias: b, shape `[d]`.
+        weight: W, shape `[..., d, m]`.
+        bias: b, shape `[..., d]`.
         scale: σ, shape `[]`.
 
     Returns:
-        A Gaussian with event shape `[d]`.
+        A Gaussian with batch shape `[...]` and event shape `[d]`.
 
     >>> marginal(torch.ones(1, 1), torch.zeros(1), torch.tensor(1.0)).log_prob(torch.ones(1))
     tensor(-1.5155)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from pyro.contrib.easyguide import EasyGuide
@@ -23,10 +24,22 @@ def evaluating(*programs: Program) -> Iterator[None]:
         None, in the context; the modes are restored on exit.
     """
     owners = [owner for owner in map(owner_of, programs) if owner is not None]
-    modules = [m for owner in owners for m in owner.modules() if m.training]
+    with torch.no_grad(), evaluation_mode(*owners):
+        yield
+
+
+@contextmanager
+def evaluation_mode(*owners: Any) -> Iterator[None]:
+    """Set modules to evaluation mode; gradients stay enabled.
+
+    Args:
+        *owners: Modules, with all modules inside them.
+
+    Yields:
+        None, in the context; the modes are restored on exit.
+    """
     with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        for module in modules:
+        for module in [m for owner in owners for m in owner.modules() if m.training]:
             stack.callback(setattr, module, "training", True)
             module.training = False
         yield
