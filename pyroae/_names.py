@@ -18,11 +18,16 @@ NAMES: dict[str, tuple[str, ...]] = {
         "categorical",
     ),
     "posterior": (
+        "bernoulli",
+        "categorical",
+        "iaf",
+        "nsf",
         "point",
         "diagonal",
         "exact-linear",
-        "bernoulli",
-        "categorical",
+        "full-rank",
+        "low-rank",
+        "mixture",
     ),
     "likelihood": (
         "bernoulli",
