@@ -43,9 +43,13 @@ def integral(density: Tensor, grid: Tensor) -> Tensor:
 
 
 def combinations() -> Iterator[tuple[str, str, str, str]]:
-    yield from itertools.product(
-        PRIORS, POSTERIORS, [*LIKELIHOODS, "normal:learn=true"], CORRUPTIONS
-    )
+    """All of them; the corruption, which the posterior does not see, with three posteriors only."""
+    for posterior in POSTERIORS:
+        corrupted = posterior in ("point", "diagonal", "exact-linear", *DISCRETE)
+        for prior, likelihood, corruption in itertools.product(
+            PRIORS, [*LIKELIHOODS, "normal:learn=true"], CORRUPTIONS if corrupted else ["none"]
+        ):
+            yield prior, posterior, likelihood, corruption
 
 
 def is_valid(combination: tuple[str, str, str, str]) -> bool:
@@ -300,9 +304,10 @@ def test_posterior_integrates_to_one(name: str) -> None:
     assert (q_z.batch_shape, q_z.event_shape) == ((4,), (1,))
     density = q_z.log_prob(grid[:, None, None].expand(-1, 4, 1)).exp()
     torch.testing.assert_close(integral(density, grid), torch.ones(4), rtol=0, atol=1e-8)
-    torch.testing.assert_close(
-        integral(density * grid[:, None], grid), system.encode(x).squeeze(1), rtol=0, atol=1e-8
-    )
+    # The mean of a spline is one over fixed draws; at its start the spline is nearly straight.
+    atol = 1e-3 if name == "nsf" else 1e-8
+    mean = integral(density * grid[:, None], grid)
+    torch.testing.assert_close(mean, system.encode(x).squeeze(1), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("name", [name for name in POSTERIORS if name not in DISCRETE])

@@ -106,14 +106,6 @@ class GaussianMixture(dist.MixtureSameFamily):
             log_share = log_share + _log_normal((element.unsqueeze(-1) - loc) / scale, scale)
         return torch.stack(elements, -1)
 
-    def marginals(self) -> dist.TorchDistribution:
-        """Return the marginal distribution of each element, with batch shape `[..., m]`."""
-        parts, shares = self.component_distribution.base_dist, self.mixture_distribution
-        return dist.MixtureSameFamily(
-            dist.Categorical(logits=shares.logits.unsqueeze(-2).expand(*parts.loc.mT.shape)),
-            dist.Normal(parts.loc.mT, parts.scale.mT),
-        )
-
 
 def _log_normal(standardized: Tensor, scale: Tensor) -> Tensor:
     """The log-density of N(0, σ²) at σ times a standardized value."""
