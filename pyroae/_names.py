@@ -22,11 +22,16 @@ NAMES: dict[str, tuple[str, ...]] = {
         "vamp",
     ),
     "posterior": (
+        "bernoulli",
+        "categorical",
+        "iaf",
+        "nsf",
         "point",
         "diagonal",
         "exact-linear",
-        "bernoulli",
-        "categorical",
+        "full-rank",
+        "low-rank",
+        "mixture",
     ),
     "likelihood": (
         "bernoulli",

@@ -1,11 +1,21 @@
 """Distributions that Pyro lacks: one-hot vectors, continuous Bernoulli by logits, flat density."""
 
 import math
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import constraints, kl_divergence, register_kl
+from torch.distributions import (
+    Independent,
+    LowRankMultivariateNormal,
+    MixtureSameFamily,
+    MultivariateNormal,
+    constraints,
+    kl_divergence,
+    register_kl,
+)
+from torch.distributions import Normal as _Normal
 
 from pyroae.errors import ConfigError
 
@@ -81,6 +91,50 @@ class OneHots(dist.TorchDistribution):
 @register_kl(OneHots, OneHots)
 def _kl(one: OneHots, other: OneHots) -> Tensor:
     return kl_divergence(one.variables, other.variables).sum(-1)
+
+
+@register_kl(MultivariateNormal, Independent)
+@register_kl(LowRankMultivariateNormal, Independent)
+def _kl_of_gaussian(one: MultivariateNormal, other: Independent) -> Tensor:
+    """The KL to independent Gaussians N(m_j, s_j²): the cross-entropy minus the entropy.
+
+    −E log p = Σ_j [log √(2π) s_j + (Σ_jj + (μ_j − m_j)²) / 2s_j²]
+    """
+    base = other.base_dist
+    if not isinstance(base, _Normal) or len(other.event_shape) != 1:
+        raise NotImplementedError
+    squares = (one.variance + (one.mean - base.loc) ** 2) / (2 * base.scale**2)
+    cross = base.scale.log() + 0.5 * math.log(2 * math.pi) + squares
+    return cross.sum(-1) - one.entropy()
+
+
+def marginals(fn: Any) -> Any:
+    """Return the product of the marginal distributions of the elements of z.
+
+    Args:
+        fn: A distribution q(z) with event shape `[m]`: a Gaussian with a covariance matrix, or a
+            mixture of diagonal Gaussians.
+
+    Returns:
+        Π_j q(z_j), with the same batch and event shapes; None for any other distribution.
+
+    >>> q = dist.MultivariateNormal(torch.zeros(2), torch.tensor([[4.0, 1.0], [1.0, 1.0]]))
+    >>> marginals(q).stddev
+    tensor([2., 1.])
+    """
+    if isinstance(fn, MultivariateNormal | LowRankMultivariateNormal):
+        return dist.Normal(fn.mean, fn.variance.sqrt()).to_event(1)
+    if not isinstance(fn, MixtureSameFamily):
+        return None
+    parts, shares = fn.component_distribution, fn.mixture_distribution
+    if not isinstance(parts, Independent) or not isinstance(parts.base_dist, _Normal):
+        return None
+    if len(parts.event_shape) != 1:
+        return None
+    loc, scale = parts.base_dist.loc.mT, parts.base_dist.scale.mT
+    logits = shares.logits.unsqueeze(-2).expand(loc.shape)
+    mixture = dist.MixtureSameFamily(dist.Categorical(logits=logits), dist.Normal(loc, scale))
+    return mixture.to_event(1)
 
 
 def states_of(latent: int, categories: int | None) -> int:

@@ -9,24 +9,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from pyroae.activations import ACTIVATIONS
 from pyroae.data.image_folders import is_channels_last
 from pyroae.errors import ConfigError, unknown_name
 from pyroae.registry import Registry
-
-ACTIVATIONS: Registry[nn.Module] = Registry("activation")
-"""Activations by name, each a class of modules."""
-
-
-for _name, _activation in (
-    ("tanh", nn.Tanh),
-    ("relu", nn.ReLU),
-    ("elu", nn.ELU),
-    ("gelu", nn.GELU),
-    ("silu", nn.SiLU),
-    ("softplus", nn.Softplus),
-    ("sigmoid", nn.Sigmoid),
-):
-    ACTIVATIONS.register(_name)(_activation)
 
 MAPS: "Registry[Map]" = Registry("map")
 """The table of maps by name."""

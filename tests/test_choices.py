@@ -35,8 +35,7 @@ REGISTRIES: list[Registry[Any]] = [PRIORS, POSTERIORS, LIKELIHOODS, CORRUPTIONS]
 EVERY = [(registry, name) for registry in REGISTRIES for name in registry]
 IMPROPER, POINT, DISCRETE = ("flat",), ("point",), ("bernoulli", "categorical")
 CONTINUOUS = [name for name in PRIORS if name not in (*IMPROPER, *DISCRETE)]
-LEARNED = ("mixture", "vamp", "flow", "student")
-"""Priors that are combined with every posterior and likelihood, but not with every corruption."""
+DEFAULT = ("normal", "diagonal", "bernoulli", "none")
 N, D, M = 8, 5, 3
 
 
@@ -45,8 +44,23 @@ def integral(density: Tensor, grid: Tensor) -> Tensor:
 
 
 def combinations() -> Iterator[tuple[str, str, str, str]]:
-    every = itertools.product(PRIORS, POSTERIORS, [*LIKELIHOODS, "normal:learn=true"], CORRUPTIONS)
-    yield from (c for c in every if c[0] not in LEARNED or c[-1] == "none")
+    """Every pair of two choices, with defaults that go with them for the other two."""
+    tables = (PRIORS, POSTERIORS, [*LIKELIHOODS, "normal:learn=true"], CORRUPTIONS)
+    found = {}
+    for first, second in itertools.combinations(range(4), 2):
+        for pair in itertools.product(tables[first], tables[second]):
+            given = dict(zip((first, second), pair, strict=True))
+            prior, posterior, likelihood, corruption = (
+                given.get(i, default) for i, default in enumerate(DEFAULT)
+            )
+            if prior in DISCRETE and 1 not in given:
+                posterior = prior
+            if posterior in DISCRETE and 0 not in given:
+                prior = posterior
+            if posterior == "exact-linear" and 2 not in given:
+                likelihood = "normal"
+            found[prior, posterior, likelihood, corruption] = None
+    return iter(found)
 
 
 def is_valid(combination: tuple[str, str, str, str]) -> bool:
@@ -318,9 +332,10 @@ def test_posterior_integrates_to_one(name: str) -> None:
     assert (q_z.batch_shape, q_z.event_shape) == ((4,), (1,))
     density = q_z.log_prob(grid[:, None, None].expand(-1, 4, 1)).exp()
     torch.testing.assert_close(integral(density, grid), torch.ones(4), rtol=0, atol=1e-8)
-    torch.testing.assert_close(
-        integral(density * grid[:, None], grid), system.encode(x).squeeze(1), rtol=0, atol=1e-8
-    )
+    # The mean of a spline is one over fixed draws; at its start the spline is nearly straight.
+    atol = 1e-3 if name == "nsf" else 1e-8
+    mean = integral(density * grid[:, None], grid)
+    torch.testing.assert_close(mean, system.encode(x).squeeze(1), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("name", [name for name in POSTERIORS if name not in DISCRETE])

@@ -10,7 +10,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 from torch.distributions import Categorical, Independent, TransformedDistribution, kl_divergence
 
-from pyroae.distributions import OneHots
+from pyroae.distributions import OneHots, marginals
 from pyroae.errors import DataError
 from pyroae.evaluation.blocks import Data, blocks, rows_of
 from pyroae.evaluation.checks import check_terms, filled
@@ -38,16 +38,19 @@ class Diagnostics:
         distortion: −E_q log p(x|z) of each datum, `[N]`, nats.
         rate: E_q[log q(z|x) − log p(z)] of each datum, `[N]`, nats; for a Delta guide −log p(z),
             the MAP penalty.
-        kl_per_unit: The mean over the data of each unit's KL(q ‖ p), `[U]`, nats; the sum is the
-            mean rate. If the density of a site is not a product over its units, as that of a flow,
-            each unit has an equal share of the site's KL. NaN for a Delta.
+        kl_per_unit: The mean over the data of KL(q(z_j|x) ‖ p(z_j)) of each unit, `[U]`, nats. With
+            the total correlation the sum is the mean rate. NaN for the units of a site for which
+            it is unknown; `undefined` says why.
         activity: Var_x(E_q[z_j|x]) of each unit, `[U]`, summed over the states of a categorical
             variable. The variance is over the data for which the unit is not masked.
         threshold: The activity above which a unit is active.
-        is_share: Whether `kl_per_unit` is such an equal share, `[U]`, so that only the sum over the
-            site is meaningful.
+        total_correlation: KL(q(z|x) ‖ Π_j q(z_j|x)), the mean over the data and the sum over the
+            sites, `[]`, nats: 0 where q is a product over its units; NaN where it is unknown.
+        undefined: For each site without a KL per unit, a sentence that says why.
 
     References:
+        Watanabe 1960, Information theoretical analysis of multivariate correlation, for the total
+            correlation.
         Alemi et al. 2018, Fixing a broken ELBO, for rate and distortion.
         Burda, Grosse & Salakhutdinov 2016, Importance weighted autoencoders, for active units.
     """
@@ -57,7 +60,8 @@ class Diagnostics:
     kl_per_unit: Tensor
     activity: Tensor
     threshold: float
-    is_share: Tensor | None = None
+    total_correlation: Tensor | None = None
+    undefined: tuple[str, ...] = ()
 
     __repr__ = short_repr("active_units")
 
@@ -87,7 +91,12 @@ def diagnose(
         −ELBO = distortion + rate = −E_q log p(x|z) + E_q[log q(z|x) − log p(z)]
 
     Distortion and rate are means over draws. The KL of a unit is in closed form if torch has one
-    and the guide draws the site's parents before it; otherwise it is a mean over the draws.
+    and the guide draws the site's parents before it; otherwise it is a mean over the draws. Where
+    the elements of z are dependent under q(z|x), it is that of the marginals, known for Gaussians
+    and mixtures of diagonal Gaussians; together with the total correlation they are the rate:
+
+        E_q[log q(z|x) − log p(z)] = Σ_j KL(q(z_j|x) ‖ p(z_j)) + KL(q(z|x) ‖ Π_j q(z_j|x))
+
     E_q[z|x] is in closed form or a mean over draws, whose variance is subtracted from the activity.
     Units of several latent sites are concatenated in the guide's order.
 
@@ -130,14 +139,15 @@ def diagnose(
             rate.append((weights.log_post - weights.log_prior).double().mean(0))
             _check(distortion[-1] + rate[-1], sum(map(len, rate[:-1])))
             units.append([_units(traces, name, len(block[0])) for name in _common(traces)])
-    kl, activity, shares = zip(*map(_joined, zip(*units, strict=True)), strict=True)
+    kl, activity, correlation, undefined = zip(*map(_joined, zip(*units, strict=True)), strict=True)
     return Diagnostics(
         torch.cat(distortion).cpu(),
         torch.cat(rate).cpu(),
         torch.cat(kl).cpu(),
         torch.cat(activity).cpu(),
         threshold,
-        torch.cat(shares).cpu(),
+        torch.stack(correlation).sum().cpu(),
+        tuple(filter(None, undefined)),
     )
 
 
@@ -156,14 +166,15 @@ class _Units:
 
     kl: `[N, U]`, the mean over particles, 0 where masked. mean: `[N, U, S]`, E_q of each state (S
     is the number of categories, else 1). noise: `[N, U, S]`, the Monte-Carlo variance of `mean`.
-    unmasked: `[N, U]`. is_share: whether the KL is an equal share of the site's.
+    unmasked: `[N, U]`. correlation: `[N]`, the total correlation. undefined: why the KL is nan.
     """
 
     kl: Tensor
     mean: Tensor
     noise: Tensor
     unmasked: Tensor
-    is_share: bool
+    correlation: Tensor
+    undefined: str | None
 
 
 def _common(traces: Traces) -> list[str]:
@@ -172,11 +183,11 @@ def _common(traces: Traces) -> list[str]:
     return [name for name, _ in traces.sites(traces.guide, observed=False) if name in of_model]
 
 
-def _joined(parts: tuple[_Units, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """KL and activity of a site's units over all data, `[U]` each, and whether they are shares."""
-    kl, mean, noise, unmasked = (
+def _joined(parts: tuple[_Units, ...]) -> tuple[Tensor, Tensor, Tensor, str | None]:
+    """KL and activity of a site's units over all data, `[U]` each, and its total correlation."""
+    kl, mean, noise, unmasked, correlation = (
         torch.cat([getattr(part, name) for part in parts])
-        for name in ("kl", "mean", "noise", "unmasked")
+        for name in ("kl", "mean", "noise", "unmasked", "correlation")
     )
     weight = (unmasked / unmasked.sum(0).clamp_min(1)).unsqueeze(-1)
     mean, noise = (torch.where(unmasked.unsqueeze(-1), t, 0.0) for t in (mean, noise))
@@ -186,13 +197,14 @@ def _joined(parts: tuple[_Units, ...]) -> tuple[Tensor, Tensor, Tensor]:
     return (
         kl.mean(0),
         activity.clamp_min(0).sum(-1),
-        torch.full_like(kl[0], parts[0].is_share, dtype=torch.bool),
+        correlation.mean(),
+        parts[0].undefined,
     )
 
 
 def _units(traces: Traces, name: str, num_data: int) -> _Units:
     p, q = traces.model.nodes[name], traces.guide.nodes[name]
-    kl, is_share = _kl(traces, name, p, q)
+    kl, correlation, undefined = _kl(traces, name, p, q)
     mean, noise = _mean(q)
     mask = mask_of(name, q)
     kl = _rows(traces, q, kl)
@@ -213,26 +225,60 @@ def _units(traces: Traces, name: str, num_data: int) -> _Units:
         mean.mean(0).expand(*shape, -1),
         between.expand(*shape, -1),
         unmasked[0].expand(shape),
-        is_share,
+        _rows(traces, q, correlation).sum(2).mean(0).expand(num_data),
+        undefined,
     )
 
 
-def _kl(traces: Traces, name: str, p: Site, q: Site) -> tuple[Tensor, bool]:
-    """The KL of each unit in the shape of the site, 0 where masked, and whether it is a share."""
+def _kl(traces: Traces, name: str, p: Site, q: Site) -> tuple[Tensor, Tensor, str | None]:
+    """The KL of each unit in the shape of the site, the total correlation, and why they are nan.
+
+    The total correlation has the batch shape of the site. Both are 0 where masked.
+    """
     of_q, of_p, mask = _without_mask(q["fn"]), _without_mask(p["fn"]), mask_of(name, q)
     if isinstance(base_distribution(of_q), Delta):
-        return torch.full_like(q["value"], math.nan, dtype=torch.float64), False
-    kl = _closed(of_q, of_p) if _in_order(traces, name) else None
+        return *_unknown(q), f"the guide's site '{name}' is a Delta, which has no density"
+    log_ratio = log_density(name, q) - log_density(name, p)
+    product = of_q if _elementwise(of_q, q["value"]) is not None else marginals(of_q)
+    if math.prod(of_q.event_shape) == 1:
+        kl = _closed(of_q, of_p) if _in_order(traces, name) else None
+        kl = log_ratio.reshape(*log_ratio.shape, *[1] * len(of_q.event_shape)) if kl is None else kl
+        return _masked(kl.double(), mask), torch.zeros_like(log_ratio, dtype=torch.float64), None
+    if product is None:
+        return *_unknown(q), _dependent("guide", name, of_q, " and its marginals are unknown")
+    other = _elementwise(of_p, q["value"])
+    if other is None:
+        return *_unknown(q), _dependent(
+            "model", name, of_p, ", so that its units have no prior of their own"
+        )
+    kl = _closed(product, of_p) if _in_order(traces, name) else None
     if kl is None:
-        one, other = _elementwise(of_q, q["value"]), _elementwise(of_p, q["value"])
-        kl = None if one is None or other is None else one - other
-    if kl is not None:
-        return _masked(kl.double(), mask), False
-    whole = _masked((log_density(name, q) - log_density(name, p)).double(), mask)
-    shape = q["fn"].event_shape
-    return (whole / math.prod(shape)).reshape(*whole.shape, *[1] * len(shape)).expand(
-        *whole.shape, *shape
-    ), True
+        one = _elementwise(product, q["value"])
+        assert one is not None
+        kl = one - other
+    correlation = _correlation(of_q, product, q["value"])
+    return _masked(kl.double(), mask), _masked(correlation.double(), mask), None
+
+
+def _unknown(q: Site) -> tuple[Tensor, Tensor]:
+    """A KL per unit and a total correlation that are nan."""
+    nan = torch.full_like(q["value"], math.nan, dtype=torch.float64)
+    return nan, nan.new_full(q["fn"].batch_shape, math.nan)
+
+
+def _dependent(program: str, name: str, fn: Any, words: str) -> str:
+    kind = type(base_distribution(fn)).__name__
+    return f"the density of the {program}'s site '{name}' ({kind}) is no product over units{words}"
+
+
+def _correlation(of_q: Any, product: Any, value: Tensor) -> Tensor:
+    """KL(q ‖ Π_j q_j) in the batch shape of q: in closed form, or log q − Σ_j log q_j at draws."""
+    if product is of_q:
+        return value.new_zeros(of_q.batch_shape)
+    try:
+        return product.entropy() - of_q.entropy()
+    except NotImplementedError:
+        return of_q.log_prob(value) - product.log_prob(value)
 
 
 def _in_order(traces: Traces, name: str) -> bool:

@@ -318,9 +318,7 @@ def _units(
 ) -> tuple[Unit, ...]:
     """KL and activity of each latent unit."""
     diagnostics = diagnose(model, guide, args, threshold=activity_threshold)
-    assert diagnostics.is_share is not None
-    kl_per_unit = diagnostics.kl_per_unit.masked_fill(diagnostics.is_share, math.nan)
-    rows = zip(kl_per_unit.tolist(), diagnostics.activity.tolist(), strict=True)
+    rows = zip(diagnostics.kl_per_unit.tolist(), diagnostics.activity.tolist(), strict=True)
     return tuple(
         Unit(j, kl, activity, not kl >= kl_threshold and activity < activity_threshold)
         for j, (kl, activity) in enumerate(rows)

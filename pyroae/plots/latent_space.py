@@ -1,6 +1,7 @@
 """Figures of the latent space: posterior means, the learned manifold, KL of units, filters."""
 
 import math
+from textwrap import wrap
 
 import matplotlib
 import numpy as np
@@ -162,8 +163,9 @@ def manifold(autoencoder: Autoencoder, num: int = 20, *, ax: Target | None = Non
 def kl_per_unit(diagnostics: Diagnostics, *, ax: Target | None = None) -> Figure:
     """Draw KL(q ‖ p) of each latent unit, in nats, as sorted bars; inactive units are grey.
 
-    Where no unit has a KL (Delta guides), the bars are the activities Var_x(E_q[z_j|x]), with their
-    threshold as a line.
+    The title has the total correlation, where the units are dependent under q(z|x). Where no unit
+    has a KL (flows and Delta guides), the title says why, and the bars are the activities
+    Var_x(E_q[z_j|x]), with their threshold as a line.
 
     Args:
         diagnostics: The result of `diagnose`.
@@ -179,13 +181,13 @@ def kl_per_unit(diagnostics: Diagnostics, *, ax: Target | None = None) -> Figure
     )
     place = canvas(ax, (min(10.0, 4.4 + 0.16 * len(kl)), 3.6))
     axes = plain(place.panels[0])
-    axes.set_title(f"{diagnostics.active_units} of {len(kl)} units active")
+    axes.set_title(
+        "\n".join([f"{diagnostics.active_units} of {len(kl)} units active", *_notes(diagnostics)])
+    )
     if np.isnan(kl).all():
         draw_bars(axes, activity, activity > threshold)
         axes.axhline(threshold, color=INK, linewidth=1, linestyle="--")
-        axes.set(
-            yscale="log", ylabel="variance of the posterior mean\n(this guide has no KL by unit)"
-        )
+        axes.set(yscale="log", ylabel="variance of the posterior mean\n(no KL by unit)")
         axes.set_ylim(min([threshold, *activity[activity > 0]]) / 2)
     else:
         draw_bars(axes, kl, activity > threshold)
@@ -194,6 +196,15 @@ def kl_per_unit(diagnostics: Diagnostics, *, ax: Target | None = None) -> Figure
     handles = [Patch(color=colour, label=name) for colour, name in names.items()]
     place.legend(handles, "outside lower center", ncols=2)
     return place.figure
+
+
+def _notes(diagnostics: Diagnostics) -> list[str]:
+    """Why units have no KL, and the total correlation, as lines of a title."""
+    lines = [wrap(f"No KL: {reason}", 60) for reason in diagnostics.undefined]
+    correlation = diagnostics.total_correlation
+    if correlation is not None and correlation > 0:
+        lines.append([f"total correlation {correlation:.3g} nats"])
+    return [line for part in lines for line in part]
 
 
 def filters(autoencoder: Autoencoder, num: int = 64, *, ax: Target | None = None) -> Figure:

@@ -123,7 +123,8 @@ def test_sites_drawn_in_another_order(first: str) -> None:
     )
     assert found.rate.mean().item() == pytest.approx(exact, abs=0.01)
     assert found.kl_per_unit.sum().item() == pytest.approx(exact, abs=0.01)
-    assert not found.is_share.any()  # type: ignore[union-attr]
+    assert not found.undefined
+    assert found.total_correlation == 0
     order = [1, 0] if first == "b" else [0, 1]
     torch.testing.assert_close(
         found.activity, mean.var(0, correction=0)[order], rtol=0.01, atol=0.01
@@ -176,7 +177,8 @@ def test_an_elementwise_flow() -> None:
     torch.testing.assert_close(
         found.activity, (0.25 * X.var(correction=0)).expand(2), rtol=0, atol=0.02
     )
-    assert not found.is_share.any()  # type: ignore[union-attr]
+    assert not found.undefined
+    assert found.total_correlation == 0
 
 
 @pytest.mark.parametrize("num_particles", [1, 10])
@@ -188,23 +190,71 @@ def test_the_noise_of_draws_is_no_activity(num_particles: int) -> None:
     assert (found.activity < 2e-3).all()
 
 
-@pytest.mark.parametrize("q", [mixture, coupled])
-def test_densities_that_are_no_product(q: Any) -> None:
-    """Flows raised NotImplementedError, mixtures gave NaN: units share the site's KL, from the
-    draws of the rate.
-    """
+def gaussian(x: Tensor) -> Any:
+    """The density of `coupled`, with a covariance matrix."""
+    root = torch.tensor([[0.8, 0.0], [0.5, 0.6]], dtype=torch.float64)
+    return dist.MultivariateNormal(torch.stack([x, 0 * x], -1), scale_tril=root)
+
+
+def low_rank(x: Tensor) -> Any:
+    """The same density again: diag(σ²) + v vᵀ = [[0.64, 0.4], [0.4, 0.61]]."""
+    factor = torch.tensor([[0.7], [0.4 / 0.7]], dtype=torch.float64)
+    diagonal = torch.tensor([0.64, 0.61], dtype=torch.float64) - factor[:, 0] ** 2
+    return dist.LowRankMultivariateNormal(torch.stack([x, 0 * x], -1), factor, diagonal)
+
+
+@pytest.mark.parametrize("q", [gaussian, low_rank])
+def test_a_gaussian_with_covariance_has_the_kl_of_its_marginals(q: Any) -> None:
+    """In closed form; and with the total correlation they add up to the KL of the site."""
     model, guide = of_one_site(q, standard)
+    found = diagnose(model, guide, X, num_particles=3, seed=0)
+    expected = torch.stack([normal_kl(X, 0.8).mean(), normal_kl(0 * X, 0.61**0.5).mean()])
+    torch.testing.assert_close(found.kl_per_unit, expected)
+    correlation = 0.5 * math.log(0.64 * 0.61 / (0.64 * 0.61 - 0.16))
+    assert found.total_correlation.item() == pytest.approx(correlation)  # type: ignore[union-attr]
+    prior = dist.MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())
+    whole = torch.distributions.kl_divergence(gaussian(X), prior).mean().item()
+    assert expected.sum().item() + correlation == pytest.approx(whole)
+    assert not found.undefined
+
+
+def test_a_mixture_has_the_kl_of_its_marginals() -> None:
+    """At the draws of the rate, to which they add up with the total correlation; each against an
+    integral.
+    """
+    model, guide = of_one_site(mixture, standard)
     found = diagnose(model, guide, X, num_particles=4000, seed=0)
-    draws = q(X).sample((200_000,))
-    kl = (q(X).log_prob(draws) - standard(X).log_prob(draws)).mean()
-    assert found.kl_per_unit.sum().item() == pytest.approx(kl.item(), abs=0.03)
-    assert found.kl_per_unit.sum().item() == pytest.approx(found.rate.mean().item())
-    assert found.is_share.all()  # type: ignore[union-attr]
+    assert found.total_correlation is not None
+    total = found.kl_per_unit.sum() + found.total_correlation
+    torch.testing.assert_close(total, found.rate.mean())
+    loc, share = components(X)
+    line = torch.linspace(-12, 12, 2401, dtype=torch.float64)[:, None, None]
+    log_p = dist.Normal(0.0, 1.0).log_prob(line[..., 0])
+    for unit in range(2):
+        parts = dist.Normal(loc[..., unit], 0.6).log_prob(line)
+        log_q = (parts + share.log()).logsumexp(-1)
+        kl = torch.trapezoid(log_q.exp() * (log_q - log_p), line[:, 0, 0], dim=0).mean()
+        assert found.kl_per_unit[unit].item() == pytest.approx(kl.item(), abs=0.03)
+    assert found.total_correlation > 0.01
+
+
+def test_a_flow_has_no_kl_by_unit() -> None:
+    """Not an equal share of the site's KL, which says nothing of the unit; and the reason."""
+    model, guide = of_one_site(coupled, standard)
+    found = diagnose(model, guide, X, num_particles=4000, seed=0)
+    draws = coupled(X).sample((200_000,))
+    kl = (coupled(X).log_prob(draws) - standard(X).log_prob(draws)).mean()
+    assert found.rate.mean().item() == pytest.approx(kl.item(), abs=0.03)
+    assert found.kl_per_unit.isnan().all()
+    assert found.total_correlation.isnan()  # type: ignore[union-attr]
+    assert len(found.undefined) == 1
+    assert "guide's site 'z'" in found.undefined[0]
+    assert "its marginals are unknown" in found.undefined[0]
     torch.testing.assert_close(
         found.activity, draws.mean(0).var(0, correction=0), rtol=0, atol=0.03
     )
     units = information(model, guide, X, seed=0).units
-    assert all(math.isnan(unit.kl) for unit in units)  # a share says nothing of its unit
+    assert all(math.isnan(unit.kl) for unit in units)
     assert len(units) == 2
 
 
@@ -230,7 +280,9 @@ def test_a_mixture_as_the_prior() -> None:
         lambda x: dist.Normal(x[:, None].expand(-1, 2), 0.5).to_event(1), lambda x: mixture(x * 0)
     )
     found = diagnose(model, guide, X, num_particles=1000, seed=0)
-    assert found.kl_per_unit.sum().item() == pytest.approx(found.rate.mean().item())
+    assert found.rate.isfinite().all()
+    assert found.kl_per_unit.isnan().all()
+    assert "model's site 'z'" in found.undefined[0]
 
 
 def test_a_categorical_site_is_one_unit() -> None:
