@@ -124,8 +124,6 @@ class Autoencoder(nn.Module):
                 self.linear_gaussian()
             except UndefinedLikelihoodError as error:
                 raise ConfigError(f"the exact linear posterior cannot be used: {error}") from None
-        if len(self.layers) > 1:
-            self.p_z()  # refuses a prior that is made of a q(z_L|x) without a density
 
     def _check_choices(self, tied: bool) -> None:
         """Refuse choices that exclude each other, before anything is built."""
@@ -142,6 +140,12 @@ class Autoencoder(nn.Module):
             raise ConfigError(
                 f"the layers {self.layers} need real z and weights that are not tied, not "
                 f"{'tied weights' if tied else self.prior}"
+            )
+        is_of_posterior = type(self.prior).of is not priors.Prior.of
+        if len(self.layers) > 1 and is_of_posterior and not self.hierarchy.top_first:
+            raise ConfigError(
+                f"{self.prior} is made of q({site_of(len(self.layers))}|x): it needs a hierarchy "
+                f"whose guide draws the top layer first, as TopDown(), not {self.hierarchy}"
             )
         self.hierarchy.check(self.posterior, self.layers)
 
@@ -197,19 +201,19 @@ class Autoencoder(nn.Module):
         return self.likelihood.distribution(self.decoder(z), self.learned_likelihood)
 
     def q_z(self, x: Tensor) -> TorchDistribution:
-        """Return the approximate posterior q(z|x), or q(z_L|x) of the top layer.
+        """Return the approximate posterior q(z|x), or that of the layer that is drawn first.
 
         Args:
             x: Data, shape `[N, d]` or `[N, *shape]`.
 
         Returns:
-            A distribution with batch shape `[N]` and event shape `[m]`, or `[m_L]`.
+            A distribution with batch shape `[N]` and event shape `[m]`. With several layers it is
+                q(z_1|x) of a guide from the bottom up, q(z_L|x) of one from the top down.
 
         Raises:
             DataError: x has another shape or dtype than the system takes.
-            ConfigError: The hierarchy is bottom-up, where q(z_L|x) is a mixture over other layers.
         """
-        return self.hierarchy.top(self._like_weights("x", self.flat(x)), self)
+        return self.hierarchy.first(self._like_weights("x", self.flat(x)), self)
 
     def _values_down(self, z: Tensor, layer: int, draw: Draw) -> Tensor:
         """A value of z, from a value of a layer, through the layers between them."""

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol, cast
+from typing import ClassVar, Protocol, cast
 
 import pyro.distributions as dist
 import torch
@@ -73,6 +73,7 @@ class Layer(nn.Module):
         self.learned_posterior = learned_posterior
         self.size_below, self.latent = sizes
         self.scale = scale
+        self.register_buffer("zeros", torch.zeros(self.latent), persistent=False)
 
     def gaussian_below(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return μ and log σ² of p(z_{l-1} | z_l).
@@ -113,6 +114,21 @@ class Layer(nn.Module):
         return (loc[:-1] - loc[-1]).t(), loc[-1], (0.5 * log_variance[-1, 0]).exp()
 
 
+@dataclass(frozen=True)
+class FirstLayer:
+    """What the posterior of z_1 sees of an autoencoder with several layers.
+
+    Attributes:
+        encoder: The map from data to the parameters of q(z_1 | x).
+        learned_posterior: Parameters of that posterior beside the encoder's.
+        zeros: Zeros of shape `[m_1]`.
+    """
+
+    encoder: nn.Module
+    learned_posterior: nn.Module
+    zeros: Tensor
+
+
 class Layered(Encoding, Protocol):
     """The parts of an autoencoder that a hierarchy may use.
 
@@ -124,6 +140,11 @@ class Layered(Encoding, Protocol):
     posterior: Posterior
     upper: nn.ModuleList
 
+    @property
+    def zeros(self) -> Tensor:
+        """Zeros of shape `[m_L]`, which give dtype and device of the weights."""
+        ...
+
 
 @dataclass(frozen=True)
 class Hierarchy(ABC):
@@ -131,8 +152,8 @@ class Hierarchy(ABC):
 
         model: z_L ~ p(z_L),  z_l ~ N(μ(z_{l+1}), diag σ(z_{l+1})²),  x ~ p(x | z_1)
 
-    To add one, write a frozen dataclass with `outputs`, `layers` and `infer`, and register it with
-    `@HIERARCHIES.register("name")`.
+    To add one, write a frozen dataclass with `check`, `outputs`, `layers`, `infer` and `first`, and
+    register it with `@HIERARCHIES.register("name")`.
 
     Attributes:
         widths: The widths of the hidden layers of each map up between two layers of z; the map down
@@ -140,6 +161,8 @@ class Hierarchy(ABC):
         activation: The function between them.
         scale: σ of p(z_l | z_{l+1}), the same for all features; None if it is a function of
             z_{l+1}.
+        top_first: Whether the guide draws the top layer first, given x alone; a prior that is made
+            of the posterior, such as the VampPrior, needs this.
 
     Raises:
         ConfigError: A width is below 1, the activation is unknown, or the scale is not positive and
@@ -156,6 +179,7 @@ class Hierarchy(ABC):
     widths: tuple[int, ...] = (100, 100)
     activation: str = "tanh"
     scale: float | None = None
+    top_first: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if any(not isinstance(width, int) or width < 1 for width in self.widths):
@@ -234,18 +258,15 @@ class Hierarchy(ABC):
         """
 
     @abstractmethod
-    def top(self, x: Tensor, system: Layered) -> dist.TorchDistribution:
-        """Return q(z_L | x) of the layer that the prior is over.
+    def first(self, x: Tensor, system: Layered) -> dist.TorchDistribution:
+        """Return the guide's distribution of the layer that it draws first, given x alone.
 
         Args:
             x: Data, shape `[..., d]`.
             system: The autoencoder.
 
         Returns:
-            A distribution with batch shape `[...]` and event shape `[m_L]`.
-
-        Raises:
-            ConfigError: It is a mixture over the layers below.
+            A distribution with batch shape `[...]` and the layer's event shape.
         """
 
 
@@ -292,20 +313,19 @@ class BottomUp(Hierarchy):
 
     def infer(self, x: Tensor, system: Layered, draw: Draw) -> list[Tensor]:
         """Take z_1 from q(z_1 | x), then each z_l from q(z_l | z_{l-1})."""
-        values = [draw(site_of(1), system.posterior.distribution(x, system))]
+        values = [draw(site_of(1), self.first(x, system))]
         for number, layer in enumerate(system.upper, 2):
             of_layer = system.posterior.distribution(values[-1], cast(Encoding, layer))
             values.append(draw(site_of(number), of_layer))
         return values
 
-    def top(self, x: Tensor, system: Layered) -> dist.TorchDistribution:
-        """Return q(z|x) of one layer; refused with several."""
+    def first(self, x: Tensor, system: Layered) -> dist.TorchDistribution:
+        """Return q(z_1 | x)."""
         if not len(system.upper):
             return system.posterior.distribution(x, system)
-        raise ConfigError(
-            f"q({site_of(len(system.upper) + 1)}|x) of a bottom-up hierarchy is a mixture over the "
-            "layers below, without a density in closed form: what needs it takes TopDown()"
-        )
+        zeros = system.zeros.new_zeros(cast(Layer, system.upper[0]).size_below)
+        layer = FirstLayer(system.encoder, system.learned_posterior, zeros)
+        return system.posterior.distribution(x, cast(Encoding, layer))
 
 
 @HIERARCHIES.register("top-down")
@@ -328,6 +348,8 @@ class TopDown(Hierarchy):
     >>> system.q_z(torch.zeros(6, 4)).event_shape  # q(z2|x)
     torch.Size([2])
     """
+
+    top_first: ClassVar[bool] = True
 
     def check(self, posterior: Posterior, sizes: Sequence[int]) -> None:
         """Refuse a posterior other than a diagonal Gaussian."""
@@ -367,7 +389,7 @@ class TopDown(Hierarchy):
             values.insert(0, draw(site_of(number), _normal(*gaussian)))
         return values
 
-    def top(self, x: Tensor, system: Layered) -> dist.TorchDistribution:
+    def first(self, x: Tensor, system: Layered) -> dist.TorchDistribution:
         """Return q(z_L | x) = N(μ̂_L, σ̂_L²)."""
         return _normal(*self._estimates(x, system)[-1])
 
