@@ -46,6 +46,7 @@ class Diagnostics:
         threshold: The activity above which a unit is active.
         is_share: Whether `kl_per_unit` is such an equal share, `[U]`, so that only the sum over the
             site is meaningful.
+        site: The name of the site of each unit, `[U]`.
 
     References:
         Alemi et al. 2018, Fixing a broken ELBO, for rate and distortion.
@@ -58,6 +59,7 @@ class Diagnostics:
     activity: Tensor
     threshold: float
     is_share: Tensor | None = None
+    site: tuple[str, ...] = ()
 
     __repr__ = short_repr("active_units")
 
@@ -70,6 +72,29 @@ class Diagnostics:
     def active_units(self) -> int:
         """The number of units with Var_x(E_q[z_j|x]) above the threshold."""
         return int((self.activity > self.threshold).sum())
+
+    @property
+    def rate_per_site(self) -> dict[str, float]:
+        """The sum of `kl_per_unit` over the units of each site, nats; in expectation they add up to the rate.
+
+        A site whose parents the guide draws after it has E_q[log q − log p], which may be negative:
+        it is no divergence.
+        """
+        return {name: float(kl.sum()) for name, kl in self._per_site(self.kl_per_unit).items()}
+
+    @property
+    def active_per_site(self) -> dict[str, int]:
+        """The number of active units of each site."""
+        return {
+            name: int((activity > self.threshold).sum())
+            for name, activity in self._per_site(self.activity).items()
+        }
+
+    def _per_site(self, values: Tensor) -> dict[str, Tensor]:
+        """The values of the units of each site, in the guide's order."""
+        return {
+            name: values[[site == name for site in self.site]] for name in dict.fromkeys(self.site)
+        }
 
 
 def diagnose(
@@ -129,7 +154,8 @@ def diagnose(
             distortion.append(-weights.log_lik.double().mean(0))
             rate.append((weights.log_post - weights.log_prior).double().mean(0))
             _check(distortion[-1] + rate[-1], sum(map(len, rate[:-1])))
-            units.append([_units(traces, name, len(block[0])) for name in _common(traces)])
+            names = _common(traces)
+            units.append([_units(traces, name, len(block[0])) for name in names])
     kl, activity, shares = zip(*map(_joined, zip(*units, strict=True)), strict=True)
     return Diagnostics(
         torch.cat(distortion).cpu(),
@@ -138,6 +164,7 @@ def diagnose(
         torch.cat(activity).cpu(),
         threshold,
         torch.cat(shares).cpu(),
+        tuple(name for name, part in zip(names, shares, strict=True) for _ in part),
     )
 
 
