@@ -8,6 +8,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "denoising-ae",
         "ppca",
         "vae",
+        "hierarchical-vae",
         "discrete-vae",
     ),
     "prior": (
@@ -51,6 +52,10 @@ NAMES: dict[str, tuple[str, ...]] = {
         "gaussian",
         "masking",
         "salt-and-pepper",
+    ),
+    "hierarchy": (
+        "bottom-up",
+        "top-down",
     ),
     "map": (
         "linear",

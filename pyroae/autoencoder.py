@@ -5,7 +5,7 @@ decoder).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pyro
@@ -15,8 +15,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyroae import corruptions, likelihoods, posteriors, priors
+from pyroae import corruptions, likelihoods, linear_gaussian, posteriors, priors
+from pyroae.distributions import REAL
 from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError
+from pyroae.hierarchies import BottomUp, Draw, Hierarchy, Layer, site_of
 from pyroae.nn import MLP, Linear, Map, Tied, set_output_bias
 
 
@@ -26,6 +28,9 @@ class Autoencoder(nn.Module):
         model: z_n ~ p(z), x_n ~ p(x | decoder(z_n))
         guide: z_n ~ q(z | encoder(x̃_n)),   n in the plate "data"
 
+    With several latent layers, p(z) is p(z_L) p(z_{L-1} | z_L) ... p(z_1 | z_2), of which `prior`
+    is p(z_L); see `pyroae.hierarchies`.
+
     `model` and `guide` are ordinary Pyro programs. The parameters stay in this module and never
     enter Pyro's global store. The corruption x → x̃ acts in training mode only: `eval()` turns it
     off.
@@ -33,15 +38,17 @@ class Autoencoder(nn.Module):
     Args:
         shape: The shape of one datum, with d features in all. Data are passed as `[N, d]` or
             `[N, *shape]`.
-        latent: m, the size of z.
-        prior: p(z); N(0, I) by default.
-        posterior: q(z|x); a diagonal Gaussian by default.
+        latent: m, the size of z; for several layers m_1, ..., m_L, from the data upwards.
+        prior: p(z), or p(z_L) of the top layer; N(0, I) by default.
+        posterior: q(z|x), of each layer; a diagonal Gaussian by default.
         likelihood: p(x|z); Bernoulli by default.
         corruption: The corruption of the guide's input; none by default.
         encoder: The form of the encoder; `MLP()` by default.
         decoder: The form of the decoder; the encoder's form by default.
         tied: Whether the decoder's weights are the encoder's, transposed.
         weight_prior: A Gaussian prior on the decoder's weights, for MAP; none by default.
+        hierarchy: The maps between layers of z, and the order of the guide; `BottomUp()` by
+            default.
 
     Raises:
         ConfigError: The choices cannot be combined, or a size is below 1.
@@ -54,7 +61,7 @@ class Autoencoder(nn.Module):
     def __init__(
         self,
         shape: int | tuple[int, ...],
-        latent: int,
+        latent: int | Sequence[int],
         *,
         prior: priors.Prior | None = None,
         posterior: posteriors.Posterior | None = None,
@@ -64,20 +71,23 @@ class Autoencoder(nn.Module):
         decoder: Map | None = None,
         tied: bool = False,
         weight_prior: priors.GaussianWeights | None = None,
+        hierarchy: Hierarchy | None = None,
     ) -> None:
         super().__init__()
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.features = math.prod(self.shape)
-        self.latent = latent
-        if latent < 1 or self.features < 1:
+        self.layers = (latent,) if isinstance(latent, int) else tuple(latent)
+        if not self.layers or min(*self.layers, self.features) < 1:
             raise ConfigError(
                 f"latent and data need at least one dimension, not {latent} and {self.shape}"
             )
+        self.latent = self.layers[0]
         self.prior = prior or priors.Normal()
         self.posterior = posterior or posteriors.Diagonal()
         self.likelihood = likelihood or likelihoods.Bernoulli()
         self.corruption = corruption or corruptions.Identity()
         self.weight_prior = weight_prior
+        self.hierarchy = hierarchy or BottomUp()
         self.encoder_map = encoder or MLP()
         self.decoder_map = decoder or self.encoder_map
         if tied and self.decoder_map != self.encoder_map:
@@ -89,15 +99,9 @@ class Autoencoder(nn.Module):
 
     def _build(self, tied: bool) -> None:
         """Build the maps and the learned parts of the choices; refuse invalid combinations."""
-        prior_support, posterior_support = (
-            part.support(self.latent) for part in (self.prior, self.posterior)
-        )
-        if prior_support != posterior_support:
-            raise ConfigError(
-                f"{self.prior} as the prior is over {prior_support} z, {self.posterior} as the "
-                f"posterior over {posterior_support} z"
-            )
-        outputs = self.posterior.outputs(self.latent)
+        top = self.layers[-1]
+        self._check_choices(tied)
+        outputs = self.hierarchy.outputs(self.posterior, self.layers)
         self.encoder = self.encoder_map.encoder(self.shape, outputs) if outputs else nn.Identity()
         decoded = self.likelihood.layout(self.shape)
         if tied and (not outputs or decoded != (self.shape, 1)):
@@ -109,10 +113,11 @@ class Autoencoder(nn.Module):
             if tied
             else self.decoder_map.decoder(self.latent, *decoded)
         )
-        self.learned_prior = self.prior.learned(self.latent, self.features)
+        self.learned_prior = self.prior.learned(top, self.features)
         self.learned_posterior = self.posterior.learned(self.latent)
         self.learned_likelihood = self.likelihood.learned(self.features)
-        self.register_buffer("_zeros", torch.zeros(self.latent), persistent=False)
+        self.upper = nn.ModuleList(self.hierarchy.layers(self.posterior, self.layers))
+        self.register_buffer("_zeros", torch.zeros(top), persistent=False)
         self.to(torch.get_default_dtype())
         self.prior.check(self)
         if isinstance(self.posterior, posteriors.ExactLinear):
@@ -120,6 +125,30 @@ class Autoencoder(nn.Module):
                 self.linear_gaussian()
             except UndefinedLikelihoodError as error:
                 raise ConfigError(f"the exact linear posterior cannot be used: {error}") from None
+
+    def _check_choices(self, tied: bool) -> None:
+        """Refuse choices that exclude each other, before anything is built."""
+        prior_support, posterior_support = (
+            part.support(size)
+            for part, size in ((self.prior, self.layers[-1]), (self.posterior, self.latent))
+        )
+        if prior_support != posterior_support:
+            raise ConfigError(
+                f"{self.prior} as the prior is over {prior_support} z, {self.posterior} as the "
+                f"posterior over {posterior_support} z"
+            )
+        if len(self.layers) > 1 and (tied or prior_support != REAL):
+            raise ConfigError(
+                f"the layers {self.layers} need real z and weights that are not tied, not "
+                f"{'tied weights' if tied else self.prior}"
+            )
+        is_of_posterior = type(self.prior).of is not priors.Prior.of
+        if len(self.layers) > 1 and is_of_posterior and not self.hierarchy.top_first:
+            raise ConfigError(
+                f"{self.prior} is made of q({site_of(len(self.layers))}|x): it needs a hierarchy "
+                f"whose guide draws the top layer first, as TopDown(), not {self.hierarchy}"
+            )
+        self.hierarchy.check(self.posterior, self.layers)
 
     def start_at(self, mean: Tensor, x: Tensor | None = None) -> "Autoencoder":
         """Set the decoder's last bias so that the mean of p(x|z) starts at the mean of the data.
@@ -142,16 +171,16 @@ class Autoencoder(nn.Module):
 
     @property
     def zeros(self) -> Tensor:
-        """Zeros of shape `[m]`, which give size, dtype and device of z."""
+        """Zeros of shape `[m]`, which give size, dtype and device of z, or of the top layer."""
         return cast(Tensor, self._zeros)
 
     # The three distributions, and the two Pyro programs built from them.
 
     def p_z(self) -> TorchDistribution:
-        """Return the prior p(z).
+        """Return the prior p(z), or p(z_L) of the top layer.
 
         Returns:
-            A distribution with event shape `[m]`.
+            A distribution with event shape `[m]`, or `[m_L]`.
 
         >>> Autoencoder(4, latent=2).p_z().event_shape
         torch.Size([2])
@@ -173,22 +202,34 @@ class Autoencoder(nn.Module):
         return self.likelihood.distribution(self.decoder(z), self.learned_likelihood)
 
     def q_z(self, x: Tensor) -> TorchDistribution:
-        """Return the approximate posterior q(z|x).
+        """Return the approximate posterior q(z|x), or that of the layer that is drawn first.
 
         Args:
             x: Data, shape `[N, d]` or `[N, *shape]`.
 
         Returns:
-            A distribution with batch shape `[N]` and event shape `[m]`.
+            A distribution with batch shape `[N]` and event shape `[m]`. With several layers it is
+                q(z_1|x) of a guide from the bottom up, q(z_L|x) of one from the top down.
 
         Raises:
             DataError: x has another shape or dtype than the system takes.
         """
-        x = self.likelihood.encoded(self._like_weights("x", self.flat(x)))
-        return self.posterior.distribution(x, self)
+        return self.hierarchy.first(self._encoded(x), self)
+
+    def _encoded(self, x: Tensor) -> Tensor:
+        """Data as the encoder sees them."""
+        return self.likelihood.encoded(self._like_weights("x", self.flat(x)))
+
+    def _values_down(self, z: Tensor, layer: int, draw: Draw) -> Tensor:
+        """A value of z, from a value of a layer, through the layers between them."""
+        for number in range(layer - 1, 0, -1):
+            z = draw(site_of(number), cast(Layer, self.upper[number - 1]).below(z))
+        return z
 
     def model(self, x: Tensor) -> None:
         """Run p(z) p(x|z) as a Pyro program, with the plate `data` and the sites `z` and `x`.
+
+        The sites of further layers of z are `z2`, `z3`, ..., from the data upwards.
 
         With a weight prior there is also the site `decoder_weights` outside the plate, scaled by
         N / num_data.
@@ -206,11 +247,12 @@ class Autoencoder(nn.Module):
             with poutine.scale(scale=len(x) / self.weight_prior.num_data):
                 pyro.sample("decoder_weights", self.weight_prior.distribution(weights), obs=weights)
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", self.p_z())
+            top = len(self.layers)
+            z = self._values_down(pyro.sample(site_of(top), self.p_z()), top, pyro.sample)
             pyro.sample("x", self.p_x(z), obs=x)
 
     def guide(self, x: Tensor) -> None:
-        """Run q(z|x̃) as a Pyro program, with the plate `data` and the site `z`.
+        """Run q(z|x̃) as a Pyro program, with the plate `data` and the site `z` of each layer.
 
         In training mode x̃ is the corrupted x, else x.
 
@@ -223,48 +265,85 @@ class Autoencoder(nn.Module):
         announce_parameters("autoencoder", self)
         x = self.flat(x)
         with pyro.plate("data", len(x)):
-            pyro.sample("z", self.q_z(self.corruption(x) if self.training else x))
+            x = self._encoded(self.corruption(x) if self.training else x)
+            self.hierarchy.infer(x, self, pyro.sample)
 
     # Encoder and decoder as functions of tensors.
 
+    def encode(self, x: Tensor, layer: int = 1) -> Tensor:
+        """Return the mean of q(z|x), or the value of another layer in `codes`.
+
+        Args:
+            x: Data, shape `[N, d]` or `[N, *shape]`, with finite values.
+            layer: l, the layer, from 1 at the data upwards.
+
+        Returns:
+            The means, shape `[N, m_l]`.
+
+        Raises:
+            DataError: x has another shape or dtype than the system takes, or is not finite.
+            ConfigError: There is no such layer.
+        """
+        self._check_layer(layer)
+        return self.codes(x)[layer - 1]
+
     @torch.no_grad()
-    def encode(self, x: Tensor) -> Tensor:
-        """Return the mean of q(z|x).
+    def codes(self, x: Tensor) -> list[Tensor]:
+        """Return the means of q for all layers of z, each given the means of those before it.
 
         Args:
             x: Data, shape `[N, d]` or `[N, *shape]`, with finite values.
 
         Returns:
-            The means, shape `[N, m]`.
+            A tensor of shape `[N, m_l]` for each layer, from the data upwards.
 
         Raises:
             DataError: x has another shape or dtype than the system takes, or is not finite.
+
+        >>> vae = Autoencoder(4, latent=(3, 2))
+        >>> [code.shape for code in vae.codes(torch.zeros(5, 4))]
+        [torch.Size([5, 3]), torch.Size([5, 2])]
         """
-        _check_finite("x", self.flat(x))
+        x = self.flat(x)
+        _check_finite("x", x)
         # Without validation: the mean does not need a scale that is 0 in single precision.
         with pyro.validation_enabled(False):
-            return self.q_z(x).mean
+            return self.hierarchy.infer(self._encoded(x), self, lambda _, q: q.mean)
 
     @torch.no_grad()
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, layer: int = 1) -> Tensor:
         """Return the mean of p(x|z), or of categories the most probable code.
 
+        For another layer than that of the data, z is the mean of p(z|z_l).
+
         Args:
-            z: Latent features, shape `[..., m]`, with finite values.
+            z: Latent features of the layer, shape `[..., m_l]`, with finite values.
+            layer: l, the layer, from 1 at the data upwards.
 
         Returns:
             The means, shape `[..., d]`.
 
         Raises:
             DataError: z has another shape or dtype than the system takes, or is not finite.
+            ConfigError: There is no such layer.
+
+        >>> Autoencoder(4, latent=(3, 2)).decode(torch.zeros(5, 2), layer=2).shape
+        torch.Size([5, 4])
         """
+        self._check_layer(layer)
         _check_numbers("z", z)
-        if z.shape[-1:] != (self.latent,):
+        size = self.layers[layer - 1]
+        if z.shape[-1:] != (size,):
             raise DataError(
-                f"z has the shape {tuple(z.shape)}; this autoencoder decodes [..., {self.latent}]"
+                f"z has the shape {tuple(z.shape)}; this autoencoder decodes [..., {size}]"
             )
         _check_finite("z", z)
-        return self.likelihood.point(self.p_x(self._like_weights("z", z)))
+        z = self._values_down(self._like_weights("z", z), layer, lambda _, p: p.mean)
+        return self.likelihood.point(self.p_x(z))
+
+    def _check_layer(self, layer: int) -> None:
+        if layer not in range(1, len(self.layers) + 1):
+            raise ConfigError(f"there is no layer {layer} of z; there are 1 to {len(self.layers)}")
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Return the mean of p(x|z), or the most probable code, at the mean of q(z|x).
@@ -302,14 +381,16 @@ class Autoencoder(nn.Module):
                 "a Flat prior cannot be sampled: it is not a probability distribution; "
                 "train with a Normal prior (ppca, vae) to draw samples"
             )
-        p_x = self.p_x(self.p_z().sample((num_samples,)))
+        z = self.p_z().sample((num_samples,))
+        p_x = self.p_x(self._values_down(z, len(self.layers), lambda _, p: p.sample()))
         return p_x.sample() if noise else self.likelihood.point(p_x)
 
     def linear_gaussian(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return W, b and σ of x|z ~ N(W z + b, σ²I).
 
         Returns:
-            W, shape `[d, m]`, b, shape `[d]`, and σ, shape `[]`, all differentiable.
+            W, shape `[d, m]`, b, shape `[d]`, and σ, shape `[]`, all differentiable. With several
+                layers W and b are those of `linear_gaussian.collapsed`.
 
         Raises:
             UndefinedLikelihoodError: Prior, likelihood or decoder is not linear-Gaussian; the
@@ -323,7 +404,8 @@ class Autoencoder(nn.Module):
         """Return W, b and σ of x|z ~ N(W z + b, σ²I), whatever the prior of z.
 
         Returns:
-            W, shape `[d, m]`, b, shape `[d]`, and σ, shape `[]`, all differentiable.
+            W, shape `[d, m]`, b, shape `[d]`, and σ, shape `[]`, all differentiable. Of several
+                layers of z the top one is z; the others are summed out, and are part of the noise.
 
         Raises:
             UndefinedLikelihoodError: Likelihood or decoder is not linear-Gaussian; the message
@@ -341,12 +423,18 @@ class Autoencoder(nn.Module):
             raise UndefinedLikelihoodError(
                 f"closed forms need one σ for all features; the likelihood is {self.likelihood}"
             )
-        zeros = self.zeros
-        bias = self.decoder(zeros)
-        weight = (
-            self.decoder(torch.eye(self.latent, dtype=zeros.dtype, device=zeros.device)) - bias
-        ).t()
-        return weight, bias, self.likelihood.sigma(bias, self.learned_likelihood)
+        if len(self.layers) > 1 and (self.hierarchy.widths or self.hierarchy.scale is None):
+            raise UndefinedLikelihoodError(
+                f"closed forms need a linear-Gaussian system; the hierarchy is {self.hierarchy}, "
+                "not one without widths and with a fixed scale"
+            )
+        like = self.zeros
+        bias = self.decoder(torch.zeros(self.latent, dtype=like.dtype, device=like.device))
+        points = torch.eye(self.latent, dtype=like.dtype, device=like.device)
+        weight = (self.decoder(points) - bias).t()
+        scale = self.likelihood.sigma(bias, self.learned_likelihood)
+        upper = [cast(Layer, layer).linear_gaussian() for layer in self.upper]
+        return *linear_gaussian.collapsed(weight, bias, upper), scale
 
     def flat(self, x: Tensor) -> Tensor:
         """Return data as `[N, d]`.
@@ -383,14 +471,13 @@ class Autoencoder(nn.Module):
     def _decoder_weights(self) -> list[Tensor]:
         """The weights of the decoder without its biases."""
         shared = self.decoder.shared_weights() if isinstance(self.decoder, Tied) else []
-        return shared + [p for p in self.decoder.parameters() if p.dim() > 1]
+        maps = [self.decoder, *(layer.decoder for layer in self.upper)]
+        return shared + [p for one in maps for p in one.parameters() if p.dim() > 1]
 
 
 def _not_linear_gaussian(part: str, choice: Any, required: str) -> str:
     """The message for a choice of which there are no closed forms."""
-    return (
-        f"closed forms need a linear-Gaussian system; the {part} is {choice}, not {required}"
-    )
+    return f"closed forms need a linear-Gaussian system; the {part} is {choice}, not {required}"
 
 
 def _check_numbers(name: str, values: Any) -> None:

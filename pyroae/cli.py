@@ -451,6 +451,8 @@ def _reader(hint: Any) -> tuple[Callable[[str], Any], str]:
     """How the text of an option becomes a value of that type, and what its help calls it."""
     if hint == bool | str:
         return lambda text: {"true": True, "false": False}.get(text, text), "NAME"
+    if hint == int | tuple[int, ...]:
+        return _one_or_several(int), "N,N"
     if get_origin(hint) is UnionType:
         hint = next(kind for kind in get_args(hint) if kind is not NoneType)
     if get_origin(hint) is tuple:

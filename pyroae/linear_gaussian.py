@@ -7,6 +7,7 @@ References:
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,6 +80,38 @@ def marginal(weight: Tensor, bias: Tensor, scale: Tensor) -> LowRankMultivariate
     tensor(-1.5155)
     """
     return LowRankMultivariateNormal(bias, weight, (scale**2).expand(bias.shape))
+
+
+def collapsed(
+    weight: Tensor, bias: Tensor, upper: Sequence[tuple[Tensor, Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Return W̃ and b̃ of a hierarchy whose layers are integrated out.
+
+        z_L = ε_L,   z_l = A_l z_{l+1} + a_l + s_l ε_l,   W z_1 + b = W̃ (ε_L, ..., ε_1) + b̃
+
+    The ε_l ~ N(0, I) are independent, so that p(x) = N(b̃, W̃W̃ᵀ + σ²I); with two layers
+    W̃ = (W A, s W) and b̃ = W a + b.
+
+    Args:
+        weight: W, shape `[d, m_1]`.
+        bias: b, shape `[d]`.
+        upper: (A_l, a_l, s_l), shapes `[m_l, m_{l+1}]`, `[m_l]` and `[]`, from the data upwards.
+
+    Returns:
+        W̃, shape `[d, m_L + ... + m_1]`, and b̃, shape `[d]`; W and b where `upper` is empty.
+
+    >>> one = torch.ones(1, 1)
+    >>> collapsed(2 * one, one[0], [(3 * one, one[0], torch.tensor(0.5))])
+    (tensor([[6., 1.]]), tensor([3.]))
+    """
+    if not upper:
+        return weight, bias
+    sizes = [weight.shape[1], *(a.shape[1] for a, _, _ in upper)]
+    factor, mean = torch.eye(sizes[-1]).to(weight), torch.zeros(sizes[-1]).to(weight)
+    for matrix, offset, scale in reversed(upper):
+        noise = scale * torch.eye(len(offset)).to(weight)
+        factor, mean = torch.cat([matrix @ factor, noise], 1), matrix @ mean + offset
+    return weight @ factor, weight @ mean + bias
 
 
 @dataclass(frozen=True)

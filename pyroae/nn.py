@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from pyroae.activations import ACTIVATIONS
-from pyroae.data.image_folders import is_channels_last
 from pyroae.errors import ConfigError, unknown_name
 from pyroae.registry import Registry
 
@@ -237,6 +236,24 @@ class Conv(Map):
                 "convolutions of stride 2"
             )
         return image, sizes
+
+
+def is_channels_last(shape: tuple[int, ...]) -> bool:
+    """Tell whether data of a shape are images (height, width, channels).
+
+    Folders of images and TensorFlow have this layout. It is assumed if the last of three dimensions
+    is at most 4 and the smallest; otherwise the layout is (channels, height, width).
+
+    Args:
+        shape: The shape of one datum.
+
+    Returns:
+        Whether the last dimension is that of the channels.
+
+    >>> is_channels_last((28, 28, 3)), is_channels_last((3, 28, 28)), is_channels_last((64, 4, 4))
+    (True, False, False)
+    """
+    return len(shape) == 3 and shape[2] <= 4 and shape[2] < min(shape[:2])
 
 
 class Atoms(nn.Module):

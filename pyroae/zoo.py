@@ -15,6 +15,7 @@ from pyroae.autoencoder import Autoencoder
 from pyroae.config import RunConfig
 from pyroae.data.dataset import Dataset
 from pyroae.errors import ConfigError, unknown_name
+from pyroae.hierarchies import HIERARCHIES, Hierarchy
 from pyroae.nn import MAPS, MLP, Linear, Map, Tied
 from pyroae.programs.named import program_named
 from pyroae.registry import Registry
@@ -375,6 +376,62 @@ def vae(data: Data, latent: int, **choices: Unpack[Choices]) -> Autoencoder:
     return _build(vae, data, latent, row, choices)
 
 
+def hierarchical_vae(
+    data: Data,
+    latent: int | Sequence[int] = (100, 50),
+    hierarchy: Hierarchy | None = None,
+    **choices: Unpack[Choices],
+) -> Autoencoder:
+    """A VAE with several layers of z.
+
+        z_L ~ N(0, I),   z_l | z_{l+1} ~ N(μ(z_{l+1}), diag σ(z_{l+1})²),   x ~ p(x | z_1)
+
+    The defaults are the network with two layers of Burda et al. 2016: x-200-200-z(100)-100-100-
+    z2(50), and back.
+
+    Args:
+        data: A data set, at whose mean the decoder's output starts, or the shape of one datum.
+        latent: m_1, ..., m_L, the sizes of the layers from the data upwards; one number m stands
+            for two layers, of m and max(1, m // 2).
+        hierarchy: The maps between the layers and the order of the guide; None for `BottomUp()`.
+        **choices: Settings in place of the defaults below.
+
+    Keyword Args:
+        prior (Prior): p(z_L) of the top layer; default `Normal()`.
+        posterior (Posterior): Of each layer; default `Diagonal()`.
+        likelihood (Likelihood): p(x|z_1); default `Bernoulli()`.
+        corruption (Corruption): Of the guide's input; default none.
+        encoder (Map): The form of the encoder of z_1; default `MLP((200, 200), "tanh")`.
+        decoder (Map): The form of the decoder of z_1; default the encoder's form.
+        hidden (tuple[int, ...]): The widths of the hidden layers between the data and z_1, reversed
+            in the decoder, in place of `encoder`; default (200, 200).
+        tied (bool): False, as tied weights are refused.
+        weight_prior (GaussianWeights): A prior on the weights of decoder and maps down; default
+            none.
+
+    Returns:
+        A new autoencoder.
+
+    Raises:
+        ConfigError: A setting is unknown, or the settings cannot be combined.
+
+    References:
+        Burda, Grosse & Salakhutdinov 2016, Importance Weighted Autoencoders.
+        Sønderby, Raiko, Maaløe, Sønderby & Winther 2016, Ladder Variational Autoencoders.
+
+    >>> hierarchical_vae(784).layers, hierarchical_vae(784, latent=20).layers
+    ((100, 50), (20, 10))
+    """
+    row = {
+        "prior": priors.Normal(),
+        "posterior": posteriors.Diagonal(),
+        "likelihood": likelihoods.Bernoulli(),
+        "hierarchy": hierarchy,
+    }
+    layers = (latent, max(1, latent // 2)) if isinstance(latent, int) else tuple(latent)
+    return _build(hierarchical_vae, data, layers, row, choices)
+
+
 def discrete_vae(
     data: Data, latent: int, categories: int | None = None, **choices: Unpack[Choices]
 ) -> Autoencoder:
@@ -428,11 +485,16 @@ def discrete_vae(
 def _build(
     system: Callable[..., Autoencoder],
     data: Data,
-    latent: int,
+    latent: int | tuple[int, ...],
     row: Mapping[str, Any],
     choices: Mapping[str, Any],
 ) -> Autoencoder:
     """The autoencoder of a row of the table, with choices in place of the row's."""
+    if not isinstance(latent, int) and len(latent) > 1 and system is not hierarchical_vae:
+        raise ConfigError(
+            f"zoo.{system.__name__} has one layer of z, not {tuple(latent)}: layers are those of "
+            "hierarchical_vae"
+        )
     own = list(inspect.signature(system).parameters)[2:-1]
     for name in choices:
         if name not in Choices.__annotations__:
@@ -473,6 +535,7 @@ for _name, _system in (
     ("denoising-ae", denoising_autoencoder),
     ("ppca", ppca),
     ("vae", vae),
+    ("hierarchical-vae", hierarchical_vae),
     ("discrete-vae", discrete_vae),
 ):
     SYSTEMS.register(_name)(_system)
@@ -537,7 +600,20 @@ def from_config(config: RunConfig, data: Data) -> Autoencoder:
         )
     if config.system == "sparse-ae":
         choices["rate"] = config.sparsity
+    if config.hierarchy is not None or config.system == "hierarchical-vae":
+        choices["hierarchy"] = _hierarchy(config)
     return SYSTEMS[config.system](data, config.latent, **choices)
+
+
+def _hierarchy(config: RunConfig) -> Hierarchy:
+    """The hierarchy that a configuration names; refused for a system of the zoo with one layer."""
+    builder = SYSTEMS[config.system]
+    if "hierarchy" not in inspect.signature(builder).parameters:
+        raise ConfigError(
+            f"the system '{config.system}' takes no hierarchy: '{config.hierarchy}' is for "
+            "hierarchical-vae"
+        )
+    return HIERARCHIES.parse(config.hierarchy or "bottom-up", activation=config.activation)
 
 
 LINEAR = ("linear-ae", "ppca")
@@ -558,9 +634,10 @@ def unused_settings(config: RunConfig) -> tuple[str, ...]:
     """
     if config.program is not None:
         return ()  # every setting of a system is refused beside a program
-    sparsity = () if config.system == "sparse-ae" else ("sparsity",)
+    unused = () if config.system == "sparse-ae" else ("sparsity",)
     is_linear = config.system in LINEAR or (config.map or "").startswith("linear")
-    return (*sparsity, "activation") if is_linear else sparsity
+    is_layered = config.system == "hierarchical-vae"
+    return (*unused, "activation") if is_linear and not is_layered else unused
 
 
 def likelihood_of(config: RunConfig) -> likelihoods.Likelihood:
@@ -582,7 +659,7 @@ def likelihood_of(config: RunConfig) -> likelihoods.Likelihood:
         return likelihoods.LIKELIHOODS.parse(config.likelihood)
     return (
         likelihoods.Bernoulli()
-        if config.system in ("vae", "discrete-vae")
+        if config.system in ("vae", "hierarchical-vae", "discrete-vae")
         else likelihoods.Normal(learn=config.system == "ppca")
     )
 
@@ -617,7 +694,8 @@ def refuse_too_large(config: RunConfig, features: int) -> None:
     Traceback (most recent call last):
     pyroae.errors.ConfigError: weights, gradients and moments of maps of these widths ...
     """
-    widths = [features, *(config.hidden or ()), config.latent]
+    latent = (config.latent,) if isinstance(config.latent, int) else config.latent
+    widths = [features, *(config.hidden or ()), *latent]
     weights = 16 * 2 * sum(one * other for one, other in pairwise(widths))
     draws = 4 * config.num_particles * config.batch_size * max(widths)
     memory = (

@@ -8,6 +8,7 @@ from typing import Any
 
 from pyroae.corruptions import CORRUPTIONS
 from pyroae.data.named_datasets import DATASETS
+from pyroae.hierarchies import HIERARCHIES
 from pyroae.likelihoods import LIKELIHOODS
 from pyroae.nn import ACTIVATIONS, MAPS
 from pyroae.objectives import BOUNDS, GRADIENTS, OBJECTIVES
@@ -27,7 +28,8 @@ def table() -> str:
         "NAMES: dict[str, tuple[str, ...]] = {",
     ]
     registries: tuple[Registry[Any], ...] = (
-        *(SYSTEMS, PRIORS, POSTERIORS, LIKELIHOODS, CORRUPTIONS, MAPS, ACTIVATIONS),
+        *(SYSTEMS, PRIORS, POSTERIORS, LIKELIHOODS, CORRUPTIONS, HIERARCHIES),
+        *(MAPS, ACTIVATIONS),
         *(OBJECTIVES, BOUNDS, GRADIENTS, DATASETS),
     )
     for registry in registries:

@@ -51,7 +51,8 @@ OTHER: dict[str, Any] = {
     "split_seed": 6,
     "objective": "analytic-kl",
     "num_particles": 8,
-    "latent": 9,
+    "latent": (9, 4),
+    "hierarchy": "top-down:widths=[7],scale=0.5",
     "map": "conv",
     "hidden": (12, 13),
     "activation": "relu",
@@ -186,6 +187,10 @@ def test_refused_training_settings(
     ("values", "words"),
     [
         ({"latent": 0}, "latent must be at least 1, not 0"),
+        ({"latent": (3, 0)}, "latent must be at least 1, not 0"),
+        ({"latent": ()}, "latent takes the size of at least one layer, not an empty list"),
+        ({"latent": (3, 1.5)}, r"latent takes int \| tuple\[int, ...\], not \(3, 1.5\)"),
+        ({"hierarchy": "top-dwn"}, "unknown hierarchy 'top-dwn': did you mean 'top-down'"),
         ({"num_particles": 0}, "num_particles must be at least 1, not 0"),
         ({"split_seed": -1}, "split_seed must be at least 0, not -1"),
         ({"system": "vea"}, "unknown system 'vea': did you mean 'vae'"),
@@ -258,7 +263,9 @@ def test_config_needs_no_torch() -> None:
 
 
 def test_every_setting_reaches_the_system() -> None:
-    made = zoo.from_config(RunConfig(**{**OTHER, "tied": False}), (8, 8))
+    made = zoo.from_config(
+        RunConfig(**{**OTHER, "tied": False, "latent": 9, "hierarchy": None}), (8, 8)
+    )
     assert made.latent == 9
     assert made.encoder_map == nn.Conv((12, 13), activation="relu")
     assert made.decoder_map == nn.Linear(unit_norm=True)
@@ -286,6 +293,22 @@ def test_every_system_can_be_named(name: str) -> None:
             "the maps of ppca are linear: map 'mlp' and hidden layers do not apply",
         ),
         ({"system": "linear-ae", "hidden": (5,)}, "the maps of linear-ae are linear"),
+        (
+            {"latent": (3, 2)},
+            r"zoo.vae has one layer of z, not \(3, 2\): layers are those of hierarchical_vae",
+        ),
+        (
+            {"hierarchy": "top-down"},
+            "the system 'vae' takes no hierarchy: 'top-down' is for hierarchical-vae",
+        ),
+        (
+            {"system": "hierarchical-vae", "hierarchy": "top-down:scale=0"},
+            "the scale of p\\(z|z2\\) must be positive and finite",
+        ),
+        (
+            {"system": "hierarchical-vae", "posterior": "point"},
+            "each of the 2 layers needs a posterior with a density",
+        ),
         ({"map": "linear", "hidden": (5,)}, "a linear map has no hidden layers"),
         ({"map": "conv"}, "a conv map needs images"),
         ({"prior": "laplas"}, "unknown prior 'laplas': did you mean 'laplace'"),

@@ -159,13 +159,26 @@ def _folder(
     return folder
 
 
+def _labels(found: Evaluation) -> dict[str, str]:
+    """The labels of figures, with those of each layer of z after those of all."""
+    labels = {}
+    for name, label in LABELS.items():
+        labels[name] = label
+        if name in ("rate", "active_units"):
+            sites = dict.fromkeys(found.diagnostics.site)
+            labels |= {f"{name}_{site}": f"{label}, {site}" for site in sorted(sites)}
+    return labels
+
+
 def _table(found: Evaluation) -> Table:
     table = Table("in nats per datum", "estimate", "± SE", box=box.SIMPLE_HEAD)
-    for name, label in LABELS.items():
+    for name, label in _labels(found).items():
         if name in found.results:
             result = found.results[name]
             spread = "" if math.isnan(result.se) else f"{result.se:.3f}"
-            table.add_row(label, f"{result.estimate:.{0 if name in COUNTS else 3}f}", spread)
+            table.add_row(
+                label, f"{result.estimate:.{0 if name.startswith(COUNTS) else 3}f}", spread
+            )
     return table
 
 

@@ -41,7 +41,7 @@ OF_DATA = (
 
 
 OF_SYSTEM = (
-    *("system", "latent", "map", "hidden", "activation", "tied"),
+    *("system", "latent", "hierarchy", "map", "hidden", "activation", "tied"),
     *("prior", "posterior", "likelihood", "corruption", "sparsity"),
 )
 """Settings of a system of the zoo, which a program does not have."""
@@ -70,7 +70,8 @@ class RunConfig(TrainConfig):
         bound: The bound of an estimator without a name.
         gradient: The gradient for `bound`; by default pathwise.
         num_particles: K, draws of z per datum in the objective.
-        latent: m, the dimension of z.
+        latent: m, the dimension of z; of several layers m_1, m_2, ..., from the data upwards.
+        hierarchy: The maps between layers of z, and the order of the guide.
         map: The form of encoder and decoder.
         hidden: Widths of the encoder's hidden layers; the decoder's are in reverse order.
         activation: The activation between layers.
@@ -124,7 +125,12 @@ class RunConfig(TrainConfig):
         None, "gradient that goes with --bound (default: pathwise)", kind="gradient"
     )
     num_particles: int = option(1, "draws of z per datum in the objective")
-    latent: int = option(20, "dimension of z")
+    latent: int | tuple[int, ...] = option(
+        20, "dimension of z; of several layers A,B from the data upwards"
+    )
+    hierarchy: str | None = option(
+        None, "guide of several layers, for example top-down:widths=[100]", kind="hierarchy"
+    )
     map: str | None = option(None, "form of encoder and decoder", kind="map")
     hidden: tuple[int, ...] | None = option(
         None, "widths of the encoder's hidden layers; the decoder's in reverse"
@@ -150,10 +156,10 @@ class RunConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         import_all(self.modules)
-        for name in ("latent", "num_particles"):
-            at_least(name, getattr(self, name), 1)
+        at_least("num_particles", self.num_particles, 1)
+        self._check_layers()
         at_least("split_seed", self.split_seed, 0)
-        for kind in ("system", "activation", "map"):
+        for kind in ("system", "activation", "map", "hierarchy"):
             if getattr(self, kind) is not None:
                 check_name(kind, getattr(self, kind))
         self._check_objective()
@@ -171,6 +177,13 @@ class RunConfig(TrainConfig):
             raise ConfigError(
                 f"value_range takes two numbers, LOW below HIGH, not {self.value_range}"
             )
+
+    def _check_layers(self) -> None:
+        sizes = (self.latent,) if isinstance(self.latent, int) else self.latent
+        if not sizes:
+            raise ConfigError("latent takes the size of at least one layer, not an empty list")
+        for size in sizes:
+            at_least("latent", size, 1)
 
     def _check_objective(self) -> None:
         if self.bound is None and self.gradient is not None:

@@ -25,24 +25,6 @@ The result is grey or coloured, with 8 bits per channel and without transparency
 """
 
 
-def is_channels_last(shape: tuple[int, ...]) -> bool:
-    """Tell whether data of a shape are images (height, width, channels).
-
-    Folders of images and TensorFlow have this layout. It is assumed if the last of three dimensions
-    is at most 4 and the smallest; otherwise the layout is (channels, height, width).
-
-    Args:
-        shape: The shape of one datum.
-
-    Returns:
-        Whether the last dimension is that of the channels.
-
-    >>> is_channels_last((28, 28, 3)), is_channels_last((3, 28, 28)), is_channels_last((64, 4, 4))
-    (True, False, False)
-    """
-    return len(shape) == 3 and shape[2] <= 4 and shape[2] < min(shape[:2])
-
-
 @dataclass(frozen=True, eq=False)
 class Images:
     """N images of one size, of type uint8.

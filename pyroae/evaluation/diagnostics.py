@@ -1,7 +1,8 @@
 """Split the bound into distortion, rate and the KL of each latent unit; count the active units."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -47,6 +48,10 @@ class Diagnostics:
         total_correlation: KL(q(z|x) ‖ Π_j q(z_j|x)), the mean over the data and the sum over the
             sites, `[]`, nats: 0 where q is a product over its units; NaN where it is unknown.
         undefined: For each site without a KL per unit, a sentence that says why.
+        site: The name of the site of each unit, `[U]`.
+        rate_per_site: E_q[log q − log p] of each site, nats; in expectation they add up to the
+            rate. Where the guide draws a site's parents after it, this is no divergence and may be
+            negative.
 
     References:
         Watanabe 1960, Information theoretical analysis of multivariate correlation, for the total
@@ -62,6 +67,8 @@ class Diagnostics:
     threshold: float
     total_correlation: Tensor | None = None
     undefined: tuple[str, ...] = ()
+    site: tuple[str, ...] = ()
+    rate_per_site: Mapping[str, float] = field(default_factory=dict)
 
     __repr__ = short_repr("active_units")
 
@@ -74,6 +81,15 @@ class Diagnostics:
     def active_units(self) -> int:
         """The number of units with Var_x(E_q[z_j|x]) above the threshold."""
         return int((self.activity > self.threshold).sum())
+
+    @property
+    def active_per_site(self) -> dict[str, int]:
+        """The number of active units of each site, in the guide's order."""
+        active = (self.activity > self.threshold).tolist()
+        return {
+            name: sum(a for a, site in zip(active, self.site, strict=True) if site == name)
+            for name in dict.fromkeys(self.site)
+        }
 
 
 def diagnose(
@@ -138,8 +154,11 @@ def diagnose(
             distortion.append(-weights.log_lik.double().mean(0))
             rate.append((weights.log_post - weights.log_prior).double().mean(0))
             _check(distortion[-1] + rate[-1], sum(map(len, rate[:-1])))
-            units.append([_units(traces, name, len(block[0])) for name in _common(traces)])
-    kl, activity, correlation, undefined = zip(*map(_joined, zip(*units, strict=True)), strict=True)
+            names = _common(traces)
+            units.append([_units(traces, name, len(block[0])) for name in names])
+    kl, activity, correlation, rates, undefined = zip(
+        *map(_joined, zip(*units, strict=True)), strict=True
+    )
     return Diagnostics(
         torch.cat(distortion).cpu(),
         torch.cat(rate).cpu(),
@@ -148,6 +167,8 @@ def diagnose(
         threshold,
         torch.stack(correlation).sum().cpu(),
         tuple(filter(None, undefined)),
+        tuple(name for name, part in zip(names, kl, strict=True) for _ in part),
+        dict(zip(names, rates, strict=True)),
     )
 
 
@@ -166,7 +187,8 @@ class _Units:
 
     kl: `[N, U]`, the mean over particles, 0 where masked. mean: `[N, U, S]`, E_q of each state (S
     is the number of categories, else 1). noise: `[N, U, S]`, the Monte-Carlo variance of `mean`.
-    unmasked: `[N, U]`. correlation: `[N]`, the total correlation. undefined: why the KL is nan.
+    unmasked: `[N, U]`. correlation: `[N]`, the total correlation. log_ratio: `[N]`, the mean over
+    particles of log q − log p. undefined: why the KL is nan.
     """
 
     kl: Tensor
@@ -174,6 +196,7 @@ class _Units:
     noise: Tensor
     unmasked: Tensor
     correlation: Tensor
+    log_ratio: Tensor
     undefined: str | None
 
 
@@ -183,12 +206,13 @@ def _common(traces: Traces) -> list[str]:
     return [name for name, _ in traces.sites(traces.guide, observed=False) if name in of_model]
 
 
-def _joined(parts: tuple[_Units, ...]) -> tuple[Tensor, Tensor, Tensor, str | None]:
-    """KL and activity of a site's units over all data, `[U]` each, and its total correlation."""
-    kl, mean, noise, unmasked, correlation = (
+def _joined(parts: tuple[_Units, ...]) -> tuple[Tensor, Tensor, Tensor, float, str | None]:
+    """KL and activity of a site's units over all data, `[U]` each, total correlation and rate."""
+    kl, mean, noise, unmasked, correlation, log_ratio = (
         torch.cat([getattr(part, name) for part in parts])
-        for name in ("kl", "mean", "noise", "unmasked", "correlation")
+        for name in ("kl", "mean", "noise", "unmasked", "correlation", "log_ratio")
     )
+    rates = kl.sum(1) + correlation if parts[0].undefined is None else log_ratio
     weight = (unmasked / unmasked.sum(0).clamp_min(1)).unsqueeze(-1)
     mean, noise = (torch.where(unmasked.unsqueeze(-1), t, 0.0) for t in (mean, noise))
     spread = ((mean - (weight * mean).sum(0)).square() * weight).sum(0)
@@ -198,6 +222,7 @@ def _joined(parts: tuple[_Units, ...]) -> tuple[Tensor, Tensor, Tensor, str | No
         kl.mean(0),
         activity.clamp_min(0).sum(-1),
         correlation.mean(),
+        float(rates.mean()),
         parts[0].undefined,
     )
 
@@ -220,12 +245,14 @@ def _units(traces: Traces, name: str, num_data: int) -> _Units:
         )
     between = mean.var(0) / len(mean) if len(mean) > 1 else noise[0]
     shape = (num_data, *kl.shape[2:])
+    log_ratio = _masked((log_density(name, q) - log_density(name, p)).double(), mask)
     return _Units(
         kl.mean(0).expand(shape),
         mean.mean(0).expand(*shape, -1),
         between.expand(*shape, -1),
         unmasked[0].expand(shape),
         _rows(traces, q, correlation).sum(2).mean(0).expand(num_data),
+        _rows(traces, q, log_ratio).sum(2).mean(0).expand(num_data),
         undefined,
     )
 

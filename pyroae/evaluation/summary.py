@@ -248,9 +248,22 @@ class _Evaluator:
             self._mean(name, getattr(diagnostics, name), ELBO_DRAWS, seconds)
         units = diagnostics.active_units
         self.results.append(Result("active_units", units, math.nan, self.num_data, 0, seconds))
+        if isinstance(system, Autoencoder) and len(system.layers) > 1:
+            self._of_layers(diagnostics, seconds)
         for name, values in errors.items():
             self._mean(name, values, 0, seconds)
         return diagnostics
+
+    def _of_layers(self, diagnostics: Diagnostics, seconds: float) -> None:
+        """The rate and the number of active units of each layer of z."""
+        for name, values, draws in (
+            ("rate", diagnostics.rate_per_site, ELBO_DRAWS),
+            ("active_units", diagnostics.active_per_site, 0),
+        ):
+            for site, value in sorted(values.items()):
+                self.results.append(
+                    Result(f"{name}_{site}", value, math.nan, self.num_data, draws, seconds)
+                )
 
     def _importance(self, evaluation: Evaluation) -> Evaluation:
         settings, model = self.settings, self.system.model

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from pyroae.data.image_folders import is_channels_last
+from pyroae.nn import is_channels_last
 from pyroae.runtime.files import guarded
 from pyroae.training.state import Epoch
 

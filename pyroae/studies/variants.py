@@ -80,7 +80,7 @@ def _parsed(text: str) -> tuple[str, tuple[Any, ...]]:
 
 def _alternatives(name: str, text: str) -> list[str]:
     """The values in a text; a comma also stands between the settings of a choice."""
-    if is_list(name):
+    if is_list(name) or (may_be_list(name) and ";" in text):
         return [f"[{part.strip()}]" for part in text.split(";")]
     parts: list[str] = []
     for part in text.split(","):
@@ -108,7 +108,20 @@ def is_list(name: str) -> bool:
     Returns:
         True for settings such as `hidden`.
     """
-    return get_origin(_kind(name)) is tuple
+    return get_origin(_kinds(name)[0]) is tuple
+
+
+def may_be_list(name: str) -> bool:
+    """Whether the value of a setting is a list or something else.
+
+    Args:
+        name: the name of a setting of `RunConfig`.
+
+    Returns:
+        True for `latent`, a number or the sizes of several layers, and for settings such as
+            `hidden`.
+    """
+    return any(get_origin(kind) is tuple for kind in _kinds(name))
 
 
 def is_number(name: str) -> bool:
@@ -120,14 +133,14 @@ def is_number(name: str) -> bool:
     Returns:
         True for settings such as `lr`.
     """
-    return _kind(name) in (int, float)
+    return _kinds(name)[0] in (int, float)
 
 
-def _kind(name: str) -> Any:
+def _kinds(name: str) -> list[Any]:
+    """The types of a setting's values other than None."""
     hint = get_type_hints(RunConfig)[name]
-    if get_origin(hint) is UnionType:
-        hint = next(kind for kind in get_args(hint) if kind is not type(None))
-    return hint
+    kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    return [kind for kind in kinds if kind is not type(None)]
 
 
 def _value(value: Any) -> Any:
@@ -142,7 +155,8 @@ def split_grid(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, t
     """Split settings into those with one value, and those with several, which are tuned.
 
     Args:
-        settings: settings by name; a list of numbers where one is expected is a grid.
+        settings: settings by name; a list of numbers where one is expected is a grid. A list for
+            `latent` is no grid: it is the sizes of several layers.
 
     Returns:
         The settings, and the values of each tuned setting.
@@ -155,12 +169,17 @@ def split_grid(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, t
     names = {field.name for field in fields(RunConfig)}
     for name, value in settings.items():
         key = str(name).replace("-", "_")
-        if isinstance(value, list | tuple) and key in names and is_number(key):
+        if isinstance(value, list | tuple) and key in names and _takes_grid(key):
             grid[key] = tuple(value)
         else:
             single[name] = value
     check_grid(grid)
     return single, grid
+
+
+def _takes_grid(name: str) -> bool:
+    """Whether a list is several values of a setting, not one."""
+    return is_number(name) and not may_be_list(name)
 
 
 def check_grid(grid: Mapping[str, Any]) -> None:

@@ -92,8 +92,7 @@ def test_a_dict_trains_as_its_tensors(compiled: bool) -> None:
         assert tensor.equal(resumed.state_dict()[name])
     programs: list[tuple[Any, Any]] = [(flat, (X, COUNTS)), (nested, NESTED)]
     values = [
-        log_likelihood(p.model, p.guide, x, num_particles=20, seed=0).log_px
-        for p, x in programs
+        log_likelihood(p.model, p.guide, x, num_particles=20, seed=0).log_px for p, x in programs
     ]
     assert values[0].equal(values[1])
 
