@@ -8,6 +8,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "denoising-ae",
         "ppca",
         "vae",
+        "conditional-vae",
         "discrete-vae",
     ),
     "prior": (

@@ -6,6 +6,7 @@ decoder).
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import pyro
@@ -42,9 +43,15 @@ class Autoencoder(nn.Module):
         decoder: The form of the decoder; the encoder's form by default.
         tied: Whether the decoder's weights are the encoder's, transposed.
         weight_prior: A Gaussian prior on the decoder's weights, for MAP; none by default.
+        condition: C, the size of what x is conditioned on. With C > 0 model and guide take (x, c)
+            with c `[N, C]`, and are p(z) p(x | decoder(z, c)) and q(z | encoder(x̃, c)).
 
     Raises:
         ConfigError: The choices cannot be combined, or a size is below 1.
+
+    References:
+        Sohn, Lee & Yan 2015, Learning Structured Output Representation using Deep Conditional
+            Generative Models.
 
     >>> vae = Autoencoder((8, 8), latent=2)
     >>> vae.reconstruct(torch.zeros(5, 64)).shape
@@ -64,6 +71,7 @@ class Autoencoder(nn.Module):
         decoder: Map | None = None,
         tied: bool = False,
         weight_prior: priors.GaussianWeights | None = None,
+        condition: int = 0,
     ) -> None:
         super().__init__()
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -73,6 +81,9 @@ class Autoencoder(nn.Module):
             raise ConfigError(
                 f"latent and data need at least one dimension, not {latent} and {self.shape}"
             )
+        if condition < 0:
+            raise ConfigError(f"the size of a condition must be at least 0, not {condition}")
+        self.condition = condition
         self.prior = prior or priors.Normal()
         self.posterior = posterior or posteriors.Diagonal()
         self.likelihood = likelihood or likelihoods.Bernoulli()
@@ -98,16 +109,17 @@ class Autoencoder(nn.Module):
                 f"posterior over {posterior_support} z"
             )
         outputs = self.posterior.outputs(self.latent)
-        self.encoder = self.encoder_map.encoder(self.shape, outputs) if outputs else nn.Identity()
+        self.encoder = self._encoder(outputs) if outputs else nn.Identity()
         decoded = self.likelihood.layout(self.shape)
-        if tied and (not outputs or decoded != (self.shape, 1)):
+        if tied and (not outputs or self.condition or decoded != (self.shape, 1)):
             raise ConfigError(
-                "tied weights need an encoder, and a likelihood with one output per feature"
+                "tied weights need an encoder, no condition, and a likelihood with one output per "
+                "feature"
             )
         self.decoder = (
             Tied(self.encoder, self.latent)
             if tied
-            else self.decoder_map.decoder(self.latent, *decoded)
+            else self.decoder_map.decoder(self.latent + self.condition, *decoded)
         )
         self.learned_prior = self.prior.learned(self.latent, self.features)
         self.learned_posterior = self.posterior.learned(self.latent)
@@ -116,9 +128,14 @@ class Autoencoder(nn.Module):
         self.to(torch.get_default_dtype())
         if isinstance(self.posterior, posteriors.ExactLinear):
             try:
-                self.linear_gaussian()
+                self.linear_gaussian(self.zeros.new_zeros(1, self.condition))
             except UndefinedLikelihoodError as error:
                 raise ConfigError(f"the exact linear posterior cannot be used: {error}") from None
+
+    def _encoder(self, outputs: int) -> nn.Module:
+        if not self.condition:
+            return self.encoder_map.encoder(self.shape, outputs)
+        return self.encoder_map.conditional_encoder(self.shape, self.condition, outputs)
 
     def start_at(self, mean: Tensor, x: Tensor | None = None) -> "Autoencoder":
         """Set the decoder's last bias so that the mean of p(x|z) starts at the mean of the data.
@@ -157,35 +174,47 @@ class Autoencoder(nn.Module):
         """
         return self.prior.of(self)
 
-    def p_x(self, z: Tensor) -> TorchDistribution:
-        """Return the likelihood p(x|z).
+    def p_x(self, z: Tensor, c: Tensor | None = None) -> TorchDistribution:
+        """Return the likelihood p(x|z), or p(x|z, c).
 
         Args:
             z: Latent features, shape `[..., m]`.
+            c: The conditions of a conditional system, shape `[C]` or `[..., C]`; they are expanded
+                over the leading dimensions of z, such as particles.
 
         Returns:
             A distribution with batch shape `[...]` and event shape `[d]`.
 
+        Raises:
+            DataError: c is missing or of another shape than the system takes.
+
         >>> Autoencoder(4, latent=2).p_x(torch.zeros(5, 3, 2)).batch_shape
         torch.Size([5, 3])
         """
-        return self.likelihood.distribution(self.decoder(z), self.learned_likelihood)
+        return self.likelihood.distribution(
+            self.decoder(self._joined(z, c)), self.learned_likelihood
+        )
 
-    def q_z(self, x: Tensor) -> TorchDistribution:
-        """Return the approximate posterior q(z|x).
+    def q_z(self, x: Tensor, c: Tensor | None = None) -> TorchDistribution:
+        """Return the approximate posterior q(z|x), or q(z|x, c).
 
         Args:
             x: Data, shape `[N, d]` or `[N, *shape]`.
+            c: The conditions of a conditional system, shape `[N, C]`.
 
         Returns:
             A distribution with batch shape `[N]` and event shape `[m]`.
 
         Raises:
-            DataError: x has another shape or dtype than the system takes.
+            DataError: x or c has another shape or dtype than the system takes.
         """
-        return self.posterior.distribution(self._like_weights("x", self.flat(x)), self)
+        x = self._like_weights("x", self.flat(x))
+        self.check_condition(c)
+        if c is None:
+            return self.posterior.distribution(x, self)
+        return self.posterior.distribution(x, _AtCondition(self, c))
 
-    def model(self, x: Tensor) -> None:
+    def model(self, x: Tensor, c: Tensor | None = None) -> None:
         """Run p(z) p(x|z) as a Pyro program, with the plate `data` and the sites `z` and `x`.
 
         With a weight prior there is also the site `decoder_weights` outside the plate, scaled by
@@ -193,9 +222,10 @@ class Autoencoder(nn.Module):
 
         Args:
             x: Data, shape `[N, d]` or `[N, *shape]`.
+            c: The conditions of a conditional system, shape `[N, C]`.
 
         Raises:
-            DataError: x has another shape than the system takes.
+            DataError: x or c has another shape than the system takes.
         """
         announce_parameters("autoencoder", self)
         x = self.flat(x)
@@ -205,32 +235,34 @@ class Autoencoder(nn.Module):
                 pyro.sample("decoder_weights", self.weight_prior.distribution(weights), obs=weights)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.p_z())
-            pyro.sample("x", self.p_x(z), obs=x)
+            pyro.sample("x", self.p_x(z, c), obs=x)
 
-    def guide(self, x: Tensor) -> None:
+    def guide(self, x: Tensor, c: Tensor | None = None) -> None:
         """Run q(z|x̃) as a Pyro program, with the plate `data` and the site `z`.
 
         In training mode x̃ is the corrupted x, else x.
 
         Args:
             x: Data, shape `[N, d]` or `[N, *shape]`.
+            c: The conditions of a conditional system, shape `[N, C]`, which are not corrupted.
 
         Raises:
-            DataError: x has another shape or dtype than the system takes.
+            DataError: x or c has another shape or dtype than the system takes.
         """
         announce_parameters("autoencoder", self)
         x = self.flat(x)
         with pyro.plate("data", len(x)):
-            pyro.sample("z", self.q_z(self.corruption(x) if self.training else x))
+            pyro.sample("z", self.q_z(self.corruption(x) if self.training else x, c))
 
     # Encoder and decoder as functions of tensors.
 
     @torch.no_grad()
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Return the mean of q(z|x).
 
         Args:
             x: Data, shape `[N, d]` or `[N, *shape]`, with finite values.
+            c: The conditions of a conditional system, shape `[N, C]`.
 
         Returns:
             The means, shape `[N, m]`.
@@ -241,14 +273,15 @@ class Autoencoder(nn.Module):
         _check_finite("x", self.flat(x))
         # Without validation: the mean does not need a scale that is 0 in single precision.
         with pyro.validation_enabled(False):
-            return self.q_z(x).mean
+            return self.q_z(x, c).mean
 
     @torch.no_grad()
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         """Return the mean of p(x|z).
 
         Args:
             z: Latent features, shape `[..., m]`, with finite values.
+            c: The conditions of a conditional system, shape `[C]` or `[..., C]`.
 
         Returns:
             The means, shape `[..., d]`.
@@ -262,13 +295,14 @@ class Autoencoder(nn.Module):
                 f"z has the shape {tuple(z.shape)}; this autoencoder decodes [..., {self.latent}]"
             )
         _check_finite("z", z)
-        return self.p_x(self._like_weights("z", z)).mean
+        return self.p_x(self._like_weights("z", z), c).mean
 
-    def reconstruct(self, x: Tensor) -> Tensor:
+    def reconstruct(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Return the mean of p(x|z) at the mean of q(z|x).
 
         Args:
             x: Data, shape `[N, d]` or `[N, *shape]`, with finite values.
+            c: The conditions of a conditional system, shape `[N, C]`.
 
         Returns:
             The reconstructions, shape `[N, d]`.
@@ -276,14 +310,16 @@ class Autoencoder(nn.Module):
         Raises:
             DataError: x has another shape or dtype than the system takes, or is not finite.
         """
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x, c), c)
 
     @torch.no_grad()
-    def sample(self, num_samples: int, *, noise: bool = False) -> Tensor:
+    def sample(self, num_samples: int, c: Tensor | None = None, *, noise: bool = False) -> Tensor:
         """Return the means of p(x|z), or draws of x, for z drawn from the prior.
 
         Args:
             num_samples: The number of draws of z.
+            c: The conditions of a conditional system: one for all, shape `[C]`, or one for each
+                sample, shape `[num_samples, C]`.
             noise: Whether to draw x from p(x|z) instead of returning its mean.
 
         Returns:
@@ -291,23 +327,42 @@ class Autoencoder(nn.Module):
 
         Raises:
             UndefinedLikelihoodError: The prior is Flat, which cannot be sampled.
+            DataError: c is missing or of another shape than the system takes.
 
         >>> Autoencoder(4, latent=2).sample(3).shape
         torch.Size([3, 4])
+        """
+        p_x = self.p_x(self.draws_of_z(num_samples), c)
+        return p_x.sample() if noise else p_x.mean
+
+    def draws_of_z(self, num_samples: int) -> Tensor:
+        """Return draws of z from the prior.
+
+        Args:
+            num_samples: The number of draws.
+
+        Returns:
+            Draws, shape `[num_samples, m]`.
+
+        Raises:
+            UndefinedLikelihoodError: The prior is Flat, which cannot be sampled.
         """
         if isinstance(self.prior, priors.Flat):
             raise UndefinedLikelihoodError(
                 "a Flat prior cannot be sampled: it is not a probability distribution; "
                 "train with a Normal prior (ppca, vae) to draw samples"
             )
-        p_x = self.p_x(self.p_z().sample((num_samples,)))
-        return p_x.sample() if noise else p_x.mean
+        return self.p_z().sample((num_samples,))
 
-    def linear_gaussian(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return W, b and σ of x|z ~ N(W z + b, σ²I).
+    def linear_gaussian(self, c: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return W, b and σ of x|z ~ N(W z + b, σ²I), or of x|z, c with b = b(c).
+
+        Args:
+            c: The conditions of a conditional system, shape `[N, C]`.
 
         Returns:
-            W, shape `[d, m]`, b, shape `[d]`, and σ, shape `[]`, all differentiable.
+            W, shape `[d, m]`, b, shape `[d]` or `[N, d]` with conditions, and σ, shape `[]`, all
+                differentiable.
 
         Raises:
             UndefinedLikelihoodError: Prior, likelihood or decoder is not linear-Gaussian; the
@@ -325,11 +380,49 @@ class Autoencoder(nn.Module):
                 )
         assert isinstance(self.likelihood, likelihoods.Normal)
         zeros = self.zeros
-        bias = self.decoder(zeros)
-        weight = (
-            self.decoder(torch.eye(self.latent, dtype=zeros.dtype, device=zeros.device)) - bias
-        ).t()
+        bias = self.decoder(self._joined(zeros if c is None else zeros.expand(len(c), -1), c))
+        units = torch.eye(self.latent, dtype=zeros.dtype, device=zeros.device)
+        points = torch.cat([units, zeros[None]])
+        outputs = self.decoder(nn.functional.pad(points, (0, self.condition)))
+        weight = (outputs[:-1] - outputs[-1]).t()
         return weight, bias, self.likelihood.sigma(bias, self.learned_likelihood)
+
+    def check_condition(self, c: Tensor | None) -> None:
+        """Refuse conditions that the system does not take.
+
+        Args:
+            c: Conditions, shape `[..., C]`, or None.
+
+        Raises:
+            DataError: c is given and the system has no condition, or is missing, or of another
+                size or dtype.
+        """
+        if c is None and self.condition:
+            raise DataError(
+                f"this autoencoder is conditional: give c, of shape [N, {self.condition}], beside x"
+            )
+        if c is None:
+            return
+        if not self.condition:
+            raise DataError("a condition c is given, but this autoencoder has none")
+        _check_numbers("c", c)
+        if not c.dim() or c.shape[-1] != self.condition:
+            raise DataError(
+                f"c has the shape {tuple(c.shape)}; this autoencoder takes [N, {self.condition}]"
+            )
+
+    def _joined(self, values: Tensor, c: Tensor | None) -> Tensor:
+        """Values `[..., k]` and their conditions side by side, `[..., k + C]`."""
+        self.check_condition(c)
+        if c is None:
+            return values
+        c = self._like_weights("c", c)
+        if c.dim() > values.dim() or c.shape[:-1] != values.shape[values.dim() - c.dim() : -1]:
+            raise DataError(
+                f"c has the shape {tuple(c.shape)}, which does not fit data or draws of the shape "
+                f"{tuple(values.shape[:-1])}"
+            )
+        return torch.cat([values, c.expand(*values.shape[:-1], -1)], -1)
 
     def flat(self, x: Tensor) -> Tensor:
         """Return data as `[N, d]`.
@@ -367,6 +460,24 @@ class Autoencoder(nn.Module):
         """The weights of the decoder without its biases."""
         shared = self.decoder.shared_weights() if isinstance(self.decoder, Tied) else []
         return shared + [p for p in self.decoder.parameters() if p.dim() > 1]
+
+
+@dataclass(frozen=True)
+class _AtCondition:
+    """The parts of a conditional autoencoder that a posterior uses, at conditions c `[N, C]`."""
+
+    system: Autoencoder
+    c: Tensor
+
+    def encoder(self, x: Tensor) -> Tensor:
+        return self.system.encoder(self.system._joined(x, self.c))
+
+    @property
+    def learned_posterior(self) -> nn.Module:
+        return self.system.learned_posterior
+
+    def linear_gaussian(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.system.linear_gaussian(self.c)
 
 
 def _check_numbers(name: str, values: Any) -> None:

@@ -9,15 +9,16 @@ from pyroae.errors import DataError
 
 
 @torch.no_grad()
-def exact_log_likelihood(autoencoder: Autoencoder, x: Tensor) -> Tensor:
+def exact_log_likelihood(autoencoder: Autoencoder, x: Tensor, c: Tensor | None = None) -> Tensor:
     """Compute log p(x_n) of a linear-Gaussian system in closed form.
 
-        log p(x_n) = log N(x_n; b, W Wᵀ + σ² I)
+        log p(x_n) = log N(x_n; b, W Wᵀ + σ² I),   b = b(c_n) for a conditional system
 
     Args:
         autoencoder: A system with a standard normal prior, a linear decoder z ↦ W z + b, and a
             normal likelihood with scale σ.
         x: Data `[N, ...]`.
+        c: The conditions `[N, C]` of a conditional system.
 
     Returns:
         log p(x) of each datum, `[N]`, float64, in nats.
@@ -37,7 +38,7 @@ def exact_log_likelihood(autoencoder: Autoencoder, x: Tensor) -> Tensor:
     pyroae.errors.UndefinedLikelihoodError: closed forms need a linear-Gaussian system; ...
     """
     parts, flat = (
-        (part.double() for part in autoencoder.linear_gaussian()),
+        (part.double() for part in autoencoder.linear_gaussian(c)),
         autoencoder.flat(x).double(),
     )
     if not len(flat) or flat.is_meta:

@@ -155,7 +155,8 @@ def evaluate(
         UndefinedLikelihoodError: For a method in `settings.methods` that is not defined for the
             system.
         ConfigError: For something that is not a system, or arguments that are not one tuple.
-        DataError: For an `Autoencoder` and data that are not a single tensor.
+        DataError: For an `Autoencoder` and data that are not a single tensor, or, where it has a
+            condition, not a pair.
 
     >>> import torch
     >>> from pyroae import zoo
@@ -181,9 +182,10 @@ def evaluate(
     structure = structure_of(x, {}, pair.model)
     if not isinstance(pair, Autoencoder):
         pair = SimpleNamespace(model=structure(pair.model), guide=structure(pair.guide))
-    elif isinstance(structure, Structure) or len(structure.tensors) > 1:
+    elif isinstance(structure, Structure) or len(structure.tensors) > 1 + bool(pair.condition):
+        takes = "a pair of tensors (x, c)" if pair.condition else "one tensor"
         raise DataError(
-            f"an Autoencoder takes one tensor, not {len(structure.tensors)} in a {type(x).__name__}"
+            f"this Autoencoder takes {takes}, not {len(structure.tensors)} in a {type(x).__name__}"
         )
     return _Evaluator(
         pair, structure.tensors, settings or EvaluationSettings(), progress, share
@@ -239,7 +241,7 @@ class _Evaluator:
             )
             if not isinstance(system, Autoencoder):
                 return diagnostics, None
-            error = (system.reconstruct(x[0]) - system.flat(x[0])).double().square().sum(1)
+            error = (system.reconstruct(*x) - system.flat(x[0])).double().square().sum(1)
             return diagnostics, error.cpu()
 
         (diagnostics, error), seconds = self._by_each(work)
@@ -292,7 +294,7 @@ class _Evaluator:
         """
         system, settings = self.system, self.settings
         if isinstance(system, Autoencoder) and system.prior.support(system.latent) == REAL:
-            return exact_log_likelihood(system, self.x[0])
+            return exact_log_likelihood(system, *self.x)
         limit = LIMIT if settings.methods is not None else min(LIMIT, settings.num_particles)
         return enumerated_log_likelihood(
             system.model, system.guide, self.x, limit=limit, progress=self.progress

@@ -1,6 +1,7 @@
 """Figures of systems, likelihoods, gradients and comparisons (matplotlib)."""
 
 from pyroae.plots.comparison import differences, learning_curves, tuning_curves
+from pyroae.plots.conditional import class_samples
 from pyroae.plots.gradients import gradient_curves
 from pyroae.plots.latent_space import filters, kl_per_unit, latent_scatter, manifold
 from pyroae.plots.likelihood import (
@@ -17,6 +18,7 @@ from pyroae.plots.systems import reconstructions, sample_grids, samples, trainin
 __all__ = [
     "along_training",
     "bound_curve",
+    "class_samples",
     "differences",
     "extremes",
     "filters",

@@ -10,7 +10,7 @@ import yaml
 
 from pyroae.errors import ConfigError, unknown_name
 
-RECORD = ("fingerprint", "shape", "versions")
+RECORD = ("fingerprint", "shape", "condition_names", "versions")
 """What config.yaml of a run holds beside its settings."""
 
 

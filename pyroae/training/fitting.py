@@ -143,7 +143,8 @@ def data_for(
     """Return data in the form that a system is trained on.
 
     Args:
-        system: an Autoencoder takes a Dataset, other programs a Dataset or their arguments.
+        system: an Autoencoder takes a Dataset, a conditional one also a pair (x, c); other programs
+            take a Dataset or their arguments.
         given: a Dataset, arguments, a tensor or a tuple of tensors, each of shape [N, ...].
 
     Returns:
@@ -153,9 +154,11 @@ def data_for(
         return given
     if isinstance(system, Autoencoder):
         tensors = given.tensors if isinstance(given, Arguments) else given
-        return Dataset.from_array(
-            tensors[0] if isinstance(tensors, tuple) and len(tensors) == 1 else tensors
-        )
+        if not isinstance(tensors, tuple):
+            return Dataset.from_array(tensors)
+        if len(tensors) == 2 and system.condition:
+            return Dataset.from_array(tensors[0]).conditioned_on(tensors[1])
+        return Dataset.from_array(tensors[0] if len(tensors) == 1 else tensors)
     if isinstance(given, Arguments):
         return given
     return Arguments(given if isinstance(given, tuple) else (given,))
