@@ -85,6 +85,7 @@ def linear_autoencoder(data: Data, latent: int, **choices: Unpack[Choices]) -> A
         decoder (Map): The form of the decoder; default the encoder's form.
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+        condition (int): C, the size of a condition c; default that of the data set, or 0.
 
     Returns:
         A new autoencoder.
@@ -125,6 +126,7 @@ def autoencoder(data: Data, latent: int, **choices: Unpack[Choices]) -> Autoenco
             decoder, in place of `encoder`; default (200, 200).
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+        condition (int): C, the size of a condition c; default that of the data set, or 0.
 
     Returns:
         A new autoencoder.
@@ -167,6 +169,7 @@ def deep_autoencoder(
         hidden (tuple[int, ...]): The same as `widths`, which it replaces.
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+        condition (int): C, the size of a condition c; default that of the data set, or 0.
 
     Returns:
         A new autoencoder.
@@ -212,6 +215,7 @@ def sparse_autoencoder(
             default (200, 200).
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+        condition (int): C, the size of a condition c; default that of the data set, or 0.
 
     Returns:
         A new autoencoder.
@@ -268,6 +272,7 @@ def denoising_autoencoder(
             decoder, in place of `encoder`; default (200, 200).
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+        condition (int): C, the size of a condition c; default that of the data set, or 0.
 
     Returns:
         A new autoencoder.
@@ -306,6 +311,7 @@ def ppca(data: Data, latent: int, exact: bool = False, **choices: Unpack[Choices
         decoder (Map): The form of the decoder; default the encoder's form.
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+        condition (int): C, the size of a condition c; default that of the data set, or 0.
 
     Returns:
         A new autoencoder.
@@ -349,6 +355,7 @@ def vae(data: Data, latent: int, **choices: Unpack[Choices]) -> Autoencoder:
             decoder, in place of `encoder`; default (200, 200).
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+        condition (int): C, the size of a condition c; default that of the data set, or 0.
 
     Returns:
         A new autoencoder.
@@ -401,6 +408,7 @@ def conditional_vae(data: Data, latent: int, **choices: Unpack[Choices]) -> Auto
         decoder (Map): The form of the decoder; default the encoder's form.
         hidden (tuple[int, ...]): The widths of the encoder's hidden layers, reversed in the
             decoder, in place of `encoder`; default (200, 200).
+        tied (bool): Refused: tied weights have no condition.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
 
     Returns:
@@ -457,6 +465,7 @@ def discrete_vae(
             decoder, in place of `encoder`; default (200, 200).
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+        condition (int): C, the size of a condition c; default that of the data set, or 0.
 
     Returns:
         A new autoencoder.

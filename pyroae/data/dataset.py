@@ -52,8 +52,8 @@ class Dataset:
     labels: np.ndarray | None = None
     dynamic: bool = False
     stream: Stream | None = field(default=None, repr=False)
-    condition: Tensor | None = None
-    condition_names: tuple[str, ...] = ()
+    condition: Tensor | None = field(default=None, repr=False)
+    condition_names: tuple[str, ...] = field(default=(), repr=False)
 
     __repr__ = short_repr()
 
