@@ -212,7 +212,7 @@ class Autoencoder(nn.Module):
         self.check_condition(c)
         if c is None:
             return self.posterior.distribution(x, self)
-        return self.posterior.distribution(x, _AtCondition(self, c))
+        return self.posterior.distribution(x, self.at_condition(c))
 
     def model(self, x: Tensor, c: Tensor | None = None) -> None:
         """Run p(z) p(x|z) as a Pyro program, with the plate `data` and the sites `z` and `x`.
@@ -410,6 +410,17 @@ class Autoencoder(nn.Module):
             raise DataError(
                 f"c has the shape {tuple(c.shape)}; this autoencoder takes [N, {self.condition}]"
             )
+
+    def at_condition(self, c: Tensor) -> posteriors.Encoding:
+        """Return the parts of the autoencoder that a posterior uses, at given conditions.
+
+        Args:
+            c: Conditions, shape `[..., C]`.
+
+        Returns:
+            The encoder of x alone, the posterior's learned module, and W, b(c) and σ.
+        """
+        return _AtCondition(self, c)
 
     def _joined(self, values: Tensor, c: Tensor | None) -> Tensor:
         """Values `[..., k]` and their conditions side by side, `[..., k + C]`."""
