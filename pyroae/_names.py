@@ -9,6 +9,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "ppca",
         "vae",
         "hierarchical-vae",
+        "conditional-vae",
         "discrete-vae",
     ),
     "prior": (

@@ -6,6 +6,7 @@ decoder).
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import pyro
@@ -49,9 +50,15 @@ class Autoencoder(nn.Module):
         weight_prior: A Gaussian prior on the decoder's weights, for MAP; none by default.
         hierarchy: The maps between layers of z, and the order of the guide; `BottomUp()` by
             default.
+        condition: C, the size of what x is conditioned on. With C > 0 model and guide take (x, c)
+            with c `[N, C]`, and are p(z) p(x | decoder(z, c)) and q(z | encoder(x̃, c)).
 
     Raises:
         ConfigError: The choices cannot be combined, or a size is below 1.
+
+    References:
+        Sohn, Lee & Yan 2015, Learning Structured Output Representation using Deep Conditional
+            Generative Models.
 
     >>> vae = Autoencoder((8, 8), latent=2)
     >>> vae.reconstruct(torch.zeros(5, 64)).shape
@@ -72,6 +79,7 @@ class Autoencoder(nn.Module):
         tied: bool = False,
         weight_prior: priors.GaussianWeights | None = None,
         hierarchy: Hierarchy | None = None,
+        condition: int = 0,
     ) -> None:
         super().__init__()
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -82,6 +90,9 @@ class Autoencoder(nn.Module):
                 f"latent and data need at least one dimension, not {latent} and {self.shape}"
             )
         self.latent = self.layers[0]
+        if condition < 0:
+            raise ConfigError(f"the size of a condition must be at least 0, not {condition}")
+        self.condition = condition
         self.prior = prior or priors.Normal()
         self.posterior = posterior or posteriors.Diagonal()
         self.likelihood = likelihood or likelihoods.Bernoulli()
@@ -102,16 +113,17 @@ class Autoencoder(nn.Module):
         top = self.layers[-1]
         self._check_choices(tied)
         outputs = self.hierarchy.outputs(self.posterior, self.layers)
-        self.encoder = self.encoder_map.encoder(self.shape, outputs) if outputs else nn.Identity()
+        self.encoder = self._encoder(outputs) if outputs else nn.Identity()
         decoded = self.likelihood.layout(self.shape)
-        if tied and (not outputs or decoded != (self.shape, 1)):
+        if tied and (not outputs or self.condition or decoded != (self.shape, 1)):
             raise ConfigError(
-                "tied weights need an encoder, and a likelihood with one output per feature"
+                "tied weights need an encoder, no condition, and a likelihood with one output per "
+                "feature"
             )
         self.decoder = (
             Tied(self.encoder, self.latent)
             if tied
-            else self.decoder_map.decoder(self.latent, *decoded)
+            else self.decoder_map.decoder(self.latent + self.condition, *decoded)
         )
         self.learned_prior = self.prior.learned(top, self.features)
         self.learned_posterior = self.posterior.learned(self.latent)
@@ -122,7 +134,7 @@ class Autoencoder(nn.Module):
         self.prior.check(self)
         if isinstance(self.posterior, posteriors.ExactLinear):
             try:
-                self.linear_gaussian()
+                self.linear_gaussian(self.zeros.new_zeros(1, self.condition))
             except UndefinedLikelihoodError as error:
                 raise ConfigError(f"the exact linear posterior cannot be used: {error}") from None
 
@@ -143,12 +155,22 @@ class Autoencoder(nn.Module):
                 f"{'tied weights' if tied else self.prior}"
             )
         is_of_posterior = type(self.prior).of is not priors.Prior.of
+        if is_of_posterior and self.condition:
+            raise ConfigError(
+                f"{self.prior} is made of q(z|x), which a conditional system does not have: its "
+                "guide is q(z|x, c)"
+            )
         if len(self.layers) > 1 and is_of_posterior and not self.hierarchy.top_first:
             raise ConfigError(
                 f"{self.prior} is made of q({site_of(len(self.layers))}|x): it needs a hierarchy "
                 f"whose guide draws the top layer first, as TopDown(), not {self.hierarchy}"
             )
         self.hierarchy.check(self.posterior, self.layers)
+
+    def _encoder(self, outputs: int) -> nn.Module:
+        if not self.condition:
+            return self.encoder_map.encoder(self.shape, outputs)
+        return self.encoder_map.conditional_encoder(self.shape, self.condition, outputs)
 
     def start_at(self, mean: Tensor, x: Tensor | None = None) -> "Autoencoder":
         """Set the decoder's last bias so that the mean of p(x|z) starts at the mean of the data.
@@ -187,38 +209,51 @@ class Autoencoder(nn.Module):
         """
         return self.prior.of(self)
 
-    def p_x(self, z: Tensor) -> TorchDistribution:
-        """Return the likelihood p(x|z).
+    def p_x(self, z: Tensor, c: Tensor | None = None) -> TorchDistribution:
+        """Return the likelihood p(x|z), or p(x|z, c).
 
         Args:
             z: Latent features, shape `[..., m]`.
+            c: The conditions of a conditional system, shape `[C]` or `[..., C]`; they are expanded
+                over the leading dimensions of z, such as particles.
 
         Returns:
             A distribution with batch shape `[...]` and event shape `[d]`.
 
+        Raises:
+            DataError: c is missing or of another shape than the system takes.
+
         >>> Autoencoder(4, latent=2).p_x(torch.zeros(5, 3, 2)).batch_shape
         torch.Size([5, 3])
         """
-        return self.likelihood.distribution(self.decoder(z), self.learned_likelihood)
+        return self.likelihood.distribution(
+            self.decoder(self._joined(z, c)), self.learned_likelihood
+        )
 
-    def q_z(self, x: Tensor) -> TorchDistribution:
+    def q_z(self, x: Tensor, c: Tensor | None = None) -> TorchDistribution:
         """Return the approximate posterior q(z|x), or that of the layer that is drawn first.
 
         Args:
             x: Data, shape `[N, d]` or `[N, *shape]`.
+            c: The conditions of a conditional system, shape `[N, C]`.
 
         Returns:
             A distribution with batch shape `[N]` and event shape `[m]`. With several layers it is
                 q(z_1|x) of a guide from the bottom up, q(z_L|x) of one from the top down.
 
         Raises:
-            DataError: x has another shape or dtype than the system takes.
+            DataError: x or c has another shape or dtype than the system takes.
         """
-        return self.hierarchy.first(self._encoded(x), self)
+        return self.hierarchy.first(self._encoded(x), self._at(c))
 
     def _encoded(self, x: Tensor) -> Tensor:
         """Data as the encoder sees them."""
         return self.likelihood.encoded(self._like_weights("x", self.flat(x)))
+
+    def _at(self, c: Tensor | None) -> "Autoencoder":
+        """The autoencoder as posteriors see it, at given conditions."""
+        self.check_condition(c)
+        return self if c is None else cast(Autoencoder, _AtCondition(self, c))
 
     def _values_down(self, z: Tensor, layer: int, draw: Draw) -> Tensor:
         """A value of z, from a value of a layer, through the layers between them."""
@@ -226,7 +261,7 @@ class Autoencoder(nn.Module):
             z = draw(site_of(number), cast(Layer, self.upper[number - 1]).below(z))
         return z
 
-    def model(self, x: Tensor) -> None:
+    def model(self, x: Tensor, c: Tensor | None = None) -> None:
         """Run p(z) p(x|z) as a Pyro program, with the plate `data` and the sites `z` and `x`.
 
         The sites of further layers of z are `z2`, `z3`, ..., from the data upwards.
@@ -236,9 +271,10 @@ class Autoencoder(nn.Module):
 
         Args:
             x: Data, shape `[N, d]` or `[N, *shape]`.
+            c: The conditions of a conditional system, shape `[N, C]`.
 
         Raises:
-            DataError: x has another shape than the system takes.
+            DataError: x or c has another shape than the system takes.
         """
         announce_parameters("autoencoder", self)
         x = self.flat(x)
@@ -249,32 +285,34 @@ class Autoencoder(nn.Module):
         with pyro.plate("data", len(x)):
             top = len(self.layers)
             z = self._values_down(pyro.sample(site_of(top), self.p_z()), top, pyro.sample)
-            pyro.sample("x", self.p_x(z), obs=x)
+            pyro.sample("x", self.p_x(z, c), obs=x)
 
-    def guide(self, x: Tensor) -> None:
+    def guide(self, x: Tensor, c: Tensor | None = None) -> None:
         """Run q(z|x̃) as a Pyro program, with the plate `data` and the site `z` of each layer.
 
         In training mode x̃ is the corrupted x, else x.
 
         Args:
             x: Data, shape `[N, d]` or `[N, *shape]`.
+            c: The conditions of a conditional system, shape `[N, C]`, which are not corrupted.
 
         Raises:
-            DataError: x has another shape or dtype than the system takes.
+            DataError: x or c has another shape or dtype than the system takes.
         """
         announce_parameters("autoencoder", self)
         x = self.flat(x)
         with pyro.plate("data", len(x)):
             x = self._encoded(self.corruption(x) if self.training else x)
-            self.hierarchy.infer(x, self, pyro.sample)
+            self.hierarchy.infer(x, self._at(c), pyro.sample)
 
     # Encoder and decoder as functions of tensors.
 
-    def encode(self, x: Tensor, layer: int = 1) -> Tensor:
+    def encode(self, x: Tensor, c: Tensor | None = None, *, layer: int = 1) -> Tensor:
         """Return the mean of q(z|x), or the value of another layer in `codes`.
 
         Args:
             x: Data, shape `[N, d]` or `[N, *shape]`, with finite values.
+            c: The conditions of a conditional system, shape `[N, C]`.
             layer: l, the layer, from 1 at the data upwards.
 
         Returns:
@@ -285,14 +323,15 @@ class Autoencoder(nn.Module):
             ConfigError: There is no such layer.
         """
         self._check_layer(layer)
-        return self.codes(x)[layer - 1]
+        return self.codes(x, c)[layer - 1]
 
     @torch.no_grad()
-    def codes(self, x: Tensor) -> list[Tensor]:
+    def codes(self, x: Tensor, c: Tensor | None = None) -> list[Tensor]:
         """Return the means of q for all layers of z, each given the means of those before it.
 
         Args:
             x: Data, shape `[N, d]` or `[N, *shape]`, with finite values.
+            c: The conditions of a conditional system, shape `[N, C]`.
 
         Returns:
             A tensor of shape `[N, m_l]` for each layer, from the data upwards.
@@ -308,16 +347,17 @@ class Autoencoder(nn.Module):
         _check_finite("x", x)
         # Without validation: the mean does not need a scale that is 0 in single precision.
         with pyro.validation_enabled(False):
-            return self.hierarchy.infer(self._encoded(x), self, lambda _, q: q.mean)
+            return self.hierarchy.infer(self._encoded(x), self._at(c), lambda _, q: q.mean)
 
     @torch.no_grad()
-    def decode(self, z: Tensor, layer: int = 1) -> Tensor:
+    def decode(self, z: Tensor, c: Tensor | None = None, *, layer: int = 1) -> Tensor:
         """Return the mean of p(x|z), or of categories the most probable code.
 
         For another layer than that of the data, z is the mean of p(z|z_l).
 
         Args:
             z: Latent features of the layer, shape `[..., m_l]`, with finite values.
+            c: The conditions of a conditional system, shape `[C]` or `[..., C]`.
             layer: l, the layer, from 1 at the data upwards.
 
         Returns:
@@ -339,17 +379,18 @@ class Autoencoder(nn.Module):
             )
         _check_finite("z", z)
         z = self._values_down(self._like_weights("z", z), layer, lambda _, p: p.mean)
-        return self.likelihood.point(self.p_x(z))
+        return self.likelihood.point(self.p_x(z, c))
 
     def _check_layer(self, layer: int) -> None:
         if layer not in range(1, len(self.layers) + 1):
             raise ConfigError(f"there is no layer {layer} of z; there are 1 to {len(self.layers)}")
 
-    def reconstruct(self, x: Tensor) -> Tensor:
+    def reconstruct(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Return the mean of p(x|z), or the most probable code, at the mean of q(z|x).
 
         Args:
             x: Data, shape `[N, d]` or `[N, *shape]`, with finite values.
+            c: The conditions of a conditional system, shape `[N, C]`.
 
         Returns:
             The reconstructions, shape `[N, d]`.
@@ -357,14 +398,16 @@ class Autoencoder(nn.Module):
         Raises:
             DataError: x has another shape or dtype than the system takes, or is not finite.
         """
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x, c), c)
 
     @torch.no_grad()
-    def sample(self, num_samples: int, *, noise: bool = False) -> Tensor:
+    def sample(self, num_samples: int, c: Tensor | None = None, *, noise: bool = False) -> Tensor:
         """Return what `decode` returns, or draws of x, for z drawn from the prior.
 
         Args:
             num_samples: The number of draws of z.
+            c: The conditions of a conditional system: one for all, shape `[C]`, or one for each
+                sample, shape `[num_samples, C]`.
             noise: Whether to draw x from p(x|z) instead of decoding z.
 
         Returns:
@@ -372,9 +415,25 @@ class Autoencoder(nn.Module):
 
         Raises:
             UndefinedLikelihoodError: The prior is Flat, which cannot be sampled.
+            DataError: c is missing or of another shape than the system takes.
 
         >>> Autoencoder(4, latent=2).sample(3).shape
         torch.Size([3, 4])
+        """
+        p_x = self.p_x(self.draws_of_z(num_samples), c)
+        return p_x.sample() if noise else p_x.mean
+
+    def draws_of_z(self, num_samples: int) -> Tensor:
+        """Return draws of z from the prior.
+
+        Args:
+            num_samples: The number of draws.
+
+        Returns:
+            Draws, shape `[num_samples, m]`.
+
+        Raises:
+            UndefinedLikelihoodError: The prior is Flat, which cannot be sampled.
         """
         if isinstance(self.prior, priors.Flat):
             raise UndefinedLikelihoodError(
@@ -382,15 +441,18 @@ class Autoencoder(nn.Module):
                 "train with a Normal prior (ppca, vae) to draw samples"
             )
         z = self.p_z().sample((num_samples,))
-        p_x = self.p_x(self._values_down(z, len(self.layers), lambda _, p: p.sample()))
-        return p_x.sample() if noise else self.likelihood.point(p_x)
+        return self._values_down(z, len(self.layers), lambda _, p: p.sample())
 
-    def linear_gaussian(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return W, b and σ of x|z ~ N(W z + b, σ²I).
+    def linear_gaussian(self, c: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return W, b and σ of x|z ~ N(W z + b, σ²I), or of x|z, c with b = b(c).
+
+        Args:
+            c: The conditions of a conditional system, shape `[N, C]`.
 
         Returns:
-            W, shape `[d, m]`, b, shape `[d]`, and σ, shape `[]`, all differentiable. With several
-                layers W and b are those of `linear_gaussian.collapsed`.
+            W, shape `[d, m]`, b, shape `[d]` or `[N, d]` with conditions, and σ, shape `[]`, all
+                differentiable. With several layers W and b are those of
+                `linear_gaussian.collapsed`.
 
         Raises:
             UndefinedLikelihoodError: Prior, likelihood or decoder is not linear-Gaussian; the
@@ -398,14 +460,18 @@ class Autoencoder(nn.Module):
         """
         if not isinstance(self.prior, priors.Normal):
             raise UndefinedLikelihoodError(_not_linear_gaussian("prior", self.prior, "Normal"))
-        return self.linear_likelihood()
+        return self.linear_likelihood(c)
 
-    def linear_likelihood(self) -> tuple[Tensor, Tensor, Tensor]:
+    def linear_likelihood(self, c: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return W, b and σ of x|z ~ N(W z + b, σ²I), whatever the prior of z.
 
+        Args:
+            c: The conditions of a conditional system, shape `[N, C]`.
+
         Returns:
-            W, shape `[d, m]`, b, shape `[d]`, and σ, shape `[]`, all differentiable. Of several
-                layers of z the top one is z; the others are summed out, and are part of the noise.
+            W, shape `[d, m]`, b, shape `[d]` or `[N, d]` with conditions, and σ, shape `[]`, all
+                differentiable. With several layers W and b are those of
+                `linear_gaussian.collapsed`.
 
         Raises:
             UndefinedLikelihoodError: Likelihood or decoder is not linear-Gaussian; the message
@@ -428,13 +494,52 @@ class Autoencoder(nn.Module):
                 f"closed forms need a linear-Gaussian system; the hierarchy is {self.hierarchy}, "
                 "not one without widths and with a fixed scale"
             )
-        like = self.zeros
-        bias = self.decoder(torch.zeros(self.latent, dtype=like.dtype, device=like.device))
-        points = torch.eye(self.latent, dtype=like.dtype, device=like.device)
-        weight = (self.decoder(points) - bias).t()
+        origin = self.zeros.new_zeros(self.latent)
+        bias = self.decoder(self._joined(origin if c is None else origin.expand(len(c), -1), c))
+        units = torch.eye(self.latent, dtype=origin.dtype, device=origin.device)
+        points = torch.cat([units, origin[None]])
+        outputs = self.decoder(nn.functional.pad(points, (0, self.condition)))
+        weight = (outputs[:-1] - outputs[-1]).t()
         scale = self.likelihood.sigma(bias, self.learned_likelihood)
         upper = [cast(Layer, layer).linear_gaussian() for layer in self.upper]
         return *linear_gaussian.collapsed(weight, bias, upper), scale
+
+    def check_condition(self, c: Tensor | None) -> None:
+        """Refuse conditions that the system does not take.
+
+        Args:
+            c: Conditions, shape `[..., C]`, or None.
+
+        Raises:
+            DataError: c is given and the system has no condition, or is missing, or of another
+                size or dtype.
+        """
+        if c is None and self.condition:
+            raise DataError(
+                f"this autoencoder is conditional: give c, of shape [N, {self.condition}], beside x"
+            )
+        if c is None:
+            return
+        if not self.condition:
+            raise DataError("a condition c is given, but this autoencoder has none")
+        _check_numbers("c", c)
+        if not c.dim() or c.shape[-1] != self.condition:
+            raise DataError(
+                f"c has the shape {tuple(c.shape)}; this autoencoder takes [N, {self.condition}]"
+            )
+
+    def _joined(self, values: Tensor, c: Tensor | None) -> Tensor:
+        """Values `[..., k]` and their conditions side by side, `[..., k + C]`."""
+        self.check_condition(c)
+        if c is None:
+            return values
+        c = self._like_weights("c", c)
+        if c.dim() > values.dim() or c.shape[:-1] != values.shape[values.dim() - c.dim() : -1]:
+            raise DataError(
+                f"c has the shape {tuple(c.shape)}, which does not fit data or draws of the shape "
+                f"{tuple(values.shape[:-1])}"
+            )
+        return torch.cat([values, c.expand(*values.shape[:-1], -1)], -1)
 
     def flat(self, x: Tensor) -> Tensor:
         """Return data as `[N, d]`.
@@ -478,6 +583,23 @@ class Autoencoder(nn.Module):
 def _not_linear_gaussian(part: str, choice: Any, required: str) -> str:
     """The message for a choice of which there are no closed forms."""
     return f"closed forms need a linear-Gaussian system; the {part} is {choice}, not {required}"
+
+
+@dataclass(frozen=True)
+class _AtCondition:
+    """The parts of a conditional autoencoder that a posterior uses, at conditions c `[N, C]`."""
+
+    system: Autoencoder
+    c: Tensor
+
+    def encoder(self, x: Tensor) -> Tensor:
+        return self.system.encoder(self.system._joined(x, self.c))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.system, name)
+
+    def linear_gaussian(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.system.linear_gaussian(self.c)
 
 
 def _check_numbers(name: str, values: Any) -> None:

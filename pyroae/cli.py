@@ -326,6 +326,9 @@ def _sample(sample: Parser) -> None:
     _add_int(sample, "--num", "how many", 64)
     sample.add_argument("--noise", action="store_true", help="draws of x, not means of p(x|z)")
     _add_int(sample, "--seed", "of the draws", 0)
+    sample.add_argument(
+        "--label", metavar="LABEL", help="draw for this label (default: for each label)"
+    )
     _add_out(sample, ".png, .npy or .csv (default: RUN/figures/samples.png)")
 
 

@@ -44,6 +44,30 @@ class Map(ABC):
             ConfigError: The map is not defined for data of this shape.
         """
 
+    def conditional_encoder(
+        self, shape: tuple[int, ...], condition: int, outputs: int
+    ) -> nn.Module:
+        """Return a new module from data and their condition to the parameters of q(z|x, c).
+
+        By default the condition is C more features of a flat datum; a map of images takes it as
+        constant planes.
+
+        Args:
+            shape: The shape of one datum, with d features in all.
+            condition: C, the size of the condition.
+            outputs: The number of outputs.
+
+        Returns:
+            A module from `[..., d + C]` to `[..., outputs]`.
+
+        Raises:
+            ConfigError: The map is not defined for such data.
+
+        >>> MLP((20,)).conditional_encoder((8, 8), 10, outputs=4)(torch.zeros(3, 74)).shape
+        torch.Size([3, 4])
+        """
+        return self.encoder((math.prod(shape) + condition,), outputs)
+
     @abstractmethod
     def decoder(self, latent: int, shape: tuple[int, ...], outputs: int) -> nn.Module:
         """Return a new module from z to the parameters of p(x|z).
@@ -189,6 +213,14 @@ class Conv(Map):
             if is_channels_last(shape)
             else Images(image, net)
         )
+
+    def conditional_encoder(
+        self, shape: tuple[int, ...], condition: int, outputs: int
+    ) -> nn.Module:
+        """Return an encoder of images with C more channels, each of which is constant."""
+        (channels, height, width), _ = self._sizes(shape)
+        net = self.encoder((channels + condition, height, width), outputs)
+        return Planes(shape, condition, net)
 
     def decoder(self, latent: int, shape: tuple[int, ...], outputs: int) -> nn.Module:
         """Return two linear layers and transposed convolutions to `[..., outputs * d]`."""
@@ -369,6 +401,33 @@ class Images(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the network's output, flattened, for flat images x `[..., c * h * w]`."""
         return self.net(x.reshape(-1, *self.image)).reshape(*x.shape[:-1], -1)
+
+
+class Planes(nn.Module):
+    """Apply a network for images to images and a condition, as constant channels after theirs.
+
+    Args:
+        shape: The shape of one image: (h, w), (c, h, w), or (h, w, c) where `is_channels_last`.
+        condition: C, the size of the condition.
+        net: A network on flat images of shape (c + C, h, w).
+
+    >>> Planes((2, 2), 3, nn.Identity())(torch.arange(7.0)[None]).reshape(4, 4)[1:].tolist()
+    [[4.0, 4.0, 4.0, 4.0], [5.0, 5.0, 5.0, 5.0], [6.0, 6.0, 6.0, 6.0]]
+    """
+
+    def __init__(self, shape: tuple[int, ...], condition: int, net: nn.Module) -> None:
+        super().__init__()
+        self.shape, self.condition, self.net = shape, condition, net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the network's output for flat images and conditions `[..., d + C]`."""
+        images, c = x[..., : -self.condition], x[..., -self.condition :]
+        images = images.unflatten(-1, self.shape)
+        if is_channels_last(self.shape):
+            images = images.movedim(-1, -3)
+        images = images.reshape(*c.shape[:-1], -1, *images.shape[-2:])
+        planes = c[..., None, None].expand(*c.shape, *images.shape[-2:])
+        return self.net(torch.cat([images, planes], -3).flatten(-3))
 
 
 class ChannelsFirst(nn.Module):

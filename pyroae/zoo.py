@@ -36,6 +36,7 @@ class MapChoices(TypedDict, total=False):
         hidden: The widths of the hidden layers of encoder and decoder, in place of `encoder`.
         tied: Whether the decoder's weights are the encoder's, transposed.
         weight_prior: A Gaussian prior on the decoder's weights.
+        condition: C, the size of the condition; by default that of the data set.
     """
 
     prior: priors.Prior | None
@@ -46,6 +47,7 @@ class MapChoices(TypedDict, total=False):
     hidden: int | Sequence[int] | None
     tied: bool
     weight_prior: priors.GaussianWeights | None
+    condition: int
 
 
 class Choices(MapChoices, total=False):
@@ -84,6 +86,7 @@ def linear_autoencoder(data: Data, latent: int, **choices: Unpack[Choices]) -> A
         decoder (Map): The form of the decoder; default the encoder's form.
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+        condition (int): C, the size of a condition c; default that of the data set, or 0.
 
     Returns:
         A new autoencoder.
@@ -124,6 +127,7 @@ def autoencoder(data: Data, latent: int, **choices: Unpack[Choices]) -> Autoenco
             decoder, in place of `encoder`; default (200, 200).
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+        condition (int): C, the size of a condition c; default that of the data set, or 0.
 
     Returns:
         A new autoencoder.
@@ -166,6 +170,7 @@ def deep_autoencoder(
         hidden (tuple[int, ...]): The same as `widths`, which it replaces.
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+        condition (int): C, the size of a condition c; default that of the data set, or 0.
 
     Returns:
         A new autoencoder.
@@ -211,6 +216,7 @@ def sparse_autoencoder(
             default (200, 200).
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+        condition (int): C, the size of a condition c; default that of the data set, or 0.
 
     Returns:
         A new autoencoder.
@@ -267,6 +273,7 @@ def denoising_autoencoder(
             decoder, in place of `encoder`; default (200, 200).
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+        condition (int): C, the size of a condition c; default that of the data set, or 0.
 
     Returns:
         A new autoencoder.
@@ -305,6 +312,7 @@ def ppca(data: Data, latent: int, exact: bool = False, **choices: Unpack[Choices
         decoder (Map): The form of the decoder; default the encoder's form.
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+        condition (int): C, the size of a condition c; default that of the data set, or 0.
 
     Returns:
         A new autoencoder.
@@ -348,6 +356,7 @@ def vae(data: Data, latent: int, **choices: Unpack[Choices]) -> Autoencoder:
             decoder, in place of `encoder`; default (200, 200).
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+        condition (int): C, the size of a condition c; default that of the data set, or 0.
 
     Returns:
         A new autoencoder.
@@ -432,6 +441,62 @@ def hierarchical_vae(
     return _build(hierarchical_vae, data, layers, row, choices)
 
 
+def conditional_vae(data: Data, latent: int, **choices: Unpack[Choices]) -> Autoencoder:
+    """A conditional variational autoencoder, whose model and guide take (x, c).
+
+        loss per datum: −E_q log p(x|z, c) + KL(q(z|x, c) ‖ N(0, I))
+
+    Encoder and decoder take [x, c] and [z, c]; a convolutional encoder takes c as constant planes.
+    The prior of z does not depend on c.
+
+    Args:
+        data: A data set with a condition, at whose mean the output starts, or the shape of one
+            datum, with `condition`.
+        latent: m, the size of z.
+        **choices: Settings in place of the defaults below.
+
+    Keyword Args:
+        condition (int): C, the size of c; default that of the data set.
+        prior (Prior): p(z); default `Normal()`.
+        posterior (Posterior): q(z|x, c); default `Diagonal()`.
+        likelihood (Likelihood): p(x|z, c); default `Bernoulli()`.
+        corruption (Corruption): Of the guide's x; default none.
+        encoder (Map): The form of the encoder; default `MLP((200, 200), "tanh")`.
+        decoder (Map): The form of the decoder; default the encoder's form.
+        hidden (tuple[int, ...]): The widths of the encoder's hidden layers, reversed in the
+            decoder, in place of `encoder`; default (200, 200).
+        tied (bool): Refused: tied weights have no condition.
+        weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+
+    Returns:
+        A new autoencoder.
+
+    Raises:
+        ConfigError: There is no condition, a setting is unknown, or the settings cannot be
+            combined.
+
+    References:
+        Sohn, Lee & Yan 2015, Learning Structured Output Representation using Deep Conditional
+            Generative Models.
+
+    >>> system = conditional_vae(64, latent=3, condition=10)
+    >>> system.sample(5, torch.eye(10)[3]).shape
+    torch.Size([5, 64])
+    """
+    given = data.condition if isinstance(data, Dataset) else None
+    if given is None and not choices.get("condition"):
+        raise ConfigError(
+            "a conditional VAE needs a condition: load the data with condition='labels' or names "
+            "of columns, or give its size, as in zoo.conditional_vae(64, 2, condition=10)"
+        )
+    row = {
+        "prior": priors.Normal(),
+        "posterior": posteriors.Diagonal(),
+        "likelihood": likelihoods.Bernoulli(),
+    }
+    return _build(conditional_vae, data, latent, row, choices)
+
+
 def discrete_vae(
     data: Data, latent: int, categories: int | None = None, **choices: Unpack[Choices]
 ) -> Autoencoder:
@@ -457,6 +522,7 @@ def discrete_vae(
             decoder, in place of `encoder`; default (200, 200).
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
+        condition (int): C, the size of a condition c; default that of the data set, or 0.
 
     Returns:
         A new autoencoder.
@@ -501,6 +567,8 @@ def _build(
             known = [*own, *Choices.__annotations__]
             raise unknown_name(f"setting of zoo.{system.__name__}", name, known)
     settings = {**row, **choices}
+    if isinstance(data, Dataset) and data.condition is not None:
+        settings.setdefault("condition", data.condition.shape[1])
     if (hidden := settings.pop("hidden", None)) is not None:
         settings["encoder"] = _perceptron(system.__name__, row, choices, hidden)
     if not isinstance(data, Dataset):
@@ -536,17 +604,19 @@ for _name, _system in (
     ("ppca", ppca),
     ("vae", vae),
     ("hierarchical-vae", hierarchical_vae),
+    ("conditional-vae", conditional_vae),
     ("discrete-vae", discrete_vae),
 ):
     SYSTEMS.register(_name)(_system)
 
 
-def system_from(config: RunConfig, data: Data) -> nn.Module:
+def system_from(config: RunConfig, data: Data, condition: int = 0) -> nn.Module:
     """Return the system or the program that a configuration names.
 
     Args:
         config: The configuration.
         data: A Dataset, or the shape of one datum; of no use to a program.
+        condition: The size of the condition, where `data` is a shape.
 
     Returns:
         A new Autoencoder, or a module with the program's `model` and `guide`; initial weights are
@@ -557,15 +627,16 @@ def system_from(config: RunConfig, data: Data) -> nn.Module:
     """
     if config.program is not None:
         return program_named(config.program)
-    return from_config(config, data)
+    return from_config(config, data, condition)
 
 
-def from_config(config: RunConfig, data: Data) -> Autoencoder:
+def from_config(config: RunConfig, data: Data, condition: int = 0) -> Autoencoder:
     """Return the system that a configuration names.
 
     Args:
         config: The settings of a run.
         data: A data set, at whose mean the decoder's output starts, or the shape of one datum.
+        condition: The size of the condition, where `data` is a shape.
 
     Returns:
         A new autoencoder.
@@ -582,6 +653,8 @@ def from_config(config: RunConfig, data: Data) -> Autoencoder:
     shape = data.shape if isinstance(data, Dataset) else data
     refuse_too_large(config, shape if isinstance(shape, int) else math.prod(shape))
     choices: dict[str, Any] = {"tied": config.tied} if config.tied else {}
+    if condition:
+        choices["condition"] = condition
     for name, registry in (
         ("prior", priors.PRIORS),
         ("posterior", posteriors.POSTERIORS),
@@ -659,7 +732,7 @@ def likelihood_of(config: RunConfig) -> likelihoods.Likelihood:
         return likelihoods.LIKELIHOODS.parse(config.likelihood)
     return (
         likelihoods.Bernoulli()
-        if config.system in ("vae", "hierarchical-vae", "discrete-vae")
+        if config.system in ("vae", "hierarchical-vae", "conditional-vae", "discrete-vae")
         else likelihoods.Normal(learn=config.system == "ppca")
     )
 

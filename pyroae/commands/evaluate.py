@@ -412,7 +412,7 @@ def figures(system: Any, dataset: Dataset | Arguments, found: Evaluation) -> dic
             system, x, labels=labels, shape=dataset.shape
         ),
         "columns": lambda: plots.column_errors(system, x),
-        "samples": lambda: plots.samples(system, x=x, shape=dataset.shape),
+        "samples": lambda: _samples(system, dataset, x),
         "manifold": lambda: plots.manifold(system),
         "latent_scatter": lambda: plots.latent_scatter(system, x, labels),
         "kl_per_unit": lambda: plots.kl_per_unit(found.diagnostics),
@@ -426,6 +426,14 @@ def figures(system: Any, dataset: Dataset | Arguments, found: Evaluation) -> dic
         except PyroaeError:
             continue
     return figures
+
+
+def _samples(system: Any, dataset: Dataset | Arguments, x: tuple[Tensor, ...]) -> Figure:
+    """Samples; of a system that is conditioned on one-hot labels, a row per label."""
+    names = getattr(dataset, "condition_names", ())
+    if isinstance(system, Autoencoder) and names and bool((x[1].square().sum(1) == 1).all()):
+        return plots.class_samples(system, names)
+    return plots.samples(system, x=x, shape=dataset.shape)
 
 
 def _likelihood_figures(

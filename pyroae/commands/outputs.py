@@ -13,6 +13,7 @@ from torch import Tensor
 from pyroae import plots
 from pyroae.autoencoder import Autoencoder
 from pyroae.config import Part, at_least_one
+from pyroae.data.conditions import FROM_LABELS
 from pyroae.data.dataset import Dataset
 from pyroae.errors import ConfigError
 from pyroae.inference_data import to_datatree
@@ -31,28 +32,37 @@ CPU = torch.device("cpu")
 
 
 @own_parameters()
-def sample(run_directory: str, num: int, noise: bool, seed: int, out: str | None) -> None:
+def sample(
+    run_directory: str,
+    num: int,
+    noise: bool,
+    seed: int,
+    out: str | None,
+    label: str | None = None,
+) -> None:
     """Write draws from the prior, decoded.
 
-    A program is run at the covariates of the first test data, at most as many as there are.
+    A program, and a system that is conditioned on columns, have the covariates of the first test
+    data, at most as many as there are. A system that is conditioned on labels is drawn for each
+    label, in a picture a row per label, or for one of them.
 
     Args:
         run_directory: The run.
         num: How many.
         noise: Whether to write draws of x, not means of p(x|z).
         seed: Seed of the draws.
+        label: The label of all draws; by default each label in turn.
         out: A .png, .npy or .csv file; by default RUN/figures/samples.png.
 
     Raises:
-        PyroaeError: For a flat prior, and for a file that cannot be written.
+        PyroaeError: For a flat prior, a label that the run has not, and for a file that cannot be
+            written.
     """
     at_least_one("num", num)
     run = Run(run_directory)
+    place = None if label is None else _place_of(label, run)
     if run.config.program is None:
-        system = run.autoencoder()
-        torch.manual_seed(seed)
-        x = system.sample(num, noise=noise)
-        _write(x, run, out, "samples.png", lambda: plots.samples(system, num, seed))
+        _sample_system(run, num, noise, seed, out, place)
         return
     part = part_of(run, Part(num_data=num))
     program: Any = trained(run, None, part)
@@ -61,6 +71,53 @@ def sample(run_directory: str, num: int, noise: bool, seed: int, out: str | None
         values = _columns(predicted(program.model, None, args, noise=noise))
     _write(
         values, run, out, "samples.png", lambda: plots.samples(program, num, seed, args, part.shape)
+    )
+
+
+def _place_of(label: str, run: Run) -> int:
+    """The place of a label in the one-hot condition of a run."""
+    if run.config.condition != FROM_LABELS or run.config.program is not None:
+        raise ConfigError(
+            f"--label needs a system that is conditioned on labels; '{run.path}' was trained "
+            "without --condition labels"
+        )
+    if label not in run.condition_names:
+        raise ConfigError(
+            f"the label '{label}' was never seen in training, whose labels are "
+            f"{', '.join(run.condition_names)}"
+        )
+    return run.condition_names.index(label)
+
+
+def _sample_system(
+    run: Run, num: int, noise: bool, seed: int, out: str | None, place: int | None
+) -> None:
+    """Write samples of a system of the zoo."""
+    system, names = run.autoencoder(), run.condition_names
+    labels: np.ndarray | None = None
+    c: Tensor | None = None
+    if run.config.condition == FROM_LABELS:
+        index = np.arange(num) % len(names) if place is None else np.full(num, place)
+        labels, c = np.asarray(names)[index], torch.eye(len(names))[index]
+    elif run.config.condition is not None:
+        c = arguments_in(part_of(run, Part(num_data=num)))[1]
+    if c is not None:
+        (c,) = like_parameters(system, (c,))
+    count = num if c is None else len(c)
+    torch.manual_seed(seed)
+    x = system.sample(count, c, noise=noise)
+    by_class = labels is not None and place is None
+    _write(
+        x,
+        run,
+        out,
+        "samples.png",
+        lambda: (
+            plots.class_samples(system, names, max(1, num // len(names)), seed)
+            if by_class
+            else plots.samples(system, count, seed, c)
+        ),
+        labels,
     )
 
 
@@ -81,7 +138,7 @@ def reconstruct(run_directory: str, part: Part, out: str | None) -> None:
     system: Any = trained(run, part.checkpoint, dataset)
     args = like_parameters(system, arguments_in(dataset))
     if isinstance(system, Autoencoder):
-        x = system.reconstruct(args[0])
+        x = system.reconstruct(*args)
     else:
         with fork_random(CPU, 0):
             x = _columns(predicted(system.model, system.guide, args))
@@ -116,7 +173,7 @@ def encode(run_directory: str, part: Part, out: str | None) -> None:
         tree = _draws(system, dataset)
         guarded(path, lambda file: tree.to_netcdf(file, engine="h5netcdf"))
     elif isinstance(system, Autoencoder):
-        _write_table(path, system.encode(args[0]), labels, "z")
+        _write_table(path, system.encode(*args), labels, "z")
     else:
         with fork_random(CPU, 0):
             means = encoded(system.guide, args)
@@ -150,13 +207,18 @@ def _columns(sites: dict[str, Tensor]) -> Tensor:
 
 
 def _write(
-    x: Tensor, run: Run, out: str | None, default: str, picture: Callable[[], Figure]
+    x: Tensor,
+    run: Run,
+    out: str | None,
+    default: str,
+    picture: Callable[[], Figure],
+    labels: np.ndarray | None = None,
 ) -> None:
     path = Path(out) if out else run.path / "figures" / default
     if path.suffix == ".png":
         save(picture(), path)
     else:
-        _write_table(path, x, None, "x")
+        _write_table(path, x, labels, "x")
     say(f"{len(x)}: {path}")
 
 

@@ -35,7 +35,7 @@ WHERE = ("accelerator", "data_root", "devices", "imports", "num_nodes", "strateg
 
 OF_DATA = (
     *("data", "data_root", "value_range", "binarize"),
-    *("valid_fraction", "test_fraction", "split_seed"),
+    *("valid_fraction", "test_fraction", "split_seed", "condition"),
 )
 """Settings of the data, which all trainings of a comparison share."""
 
@@ -66,6 +66,7 @@ class RunConfig(TrainConfig):
         valid_fraction: Share of the training data held out for validation.
         test_fraction: Share held out for evaluation of data without a test set of their own.
         split_seed: Seed of the splits and of the fixed binary draws.
+        condition: What the data are conditioned on: `labels`, or columns of a table.
         objective: The ELBO estimator: a name with its settings, or BOUND+GRADIENT.
         bound: The bound of an estimator without a name.
         gradient: The gradient for `bound`; by default pathwise.
@@ -115,6 +116,9 @@ class RunConfig(TrainConfig):
         0.1, "share of data without a test set of its own held out for evaluation"
     )
     split_seed: int = option(0, "of the splits and of the fixed binary draws")
+    condition: str | None = option(
+        None, "what x and z are conditioned on: labels, or COLUMN[,COLUMN...] of a table"
+    )
     objective: str = option(
         "trace-elbo", "ELBO estimator, as name, name:key=value or BOUND+GRADIENT", kind="objective"
     )

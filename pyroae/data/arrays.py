@@ -19,6 +19,7 @@ class Source:
         values: The values `[N, ...]`.
         labels: The labels `[N]`, or None.
         test: The test set, if the source has its own; its data have the shape of the training data.
+        columns: The names of the features of a table, one for each; empty for other sources.
 
     Raises:
         DataError: If the data of the test set have another shape than the training data, or exactly
@@ -29,6 +30,7 @@ class Source:
     values: np.ndarray
     labels: np.ndarray | None = None
     test: "Source | None" = None
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.test is None:

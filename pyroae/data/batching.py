@@ -39,7 +39,8 @@ def batches(
         device: The device of the batches; by default that of the data.
 
     Returns:
-        An iterator over tensors `[B, d]`. Each datum is in one batch of the epoch.
+        An iterator over tensors `[B, d]`, without conditions. Each datum is in one batch of the
+        epoch.
 
     Raises:
         DataError: If the data are streamed from a file which has changed or cannot be read.
@@ -49,7 +50,7 @@ def batches(
     >>> [len(batch) for batch in epoch], sorted(torch.cat(epoch).flatten().tolist())
     ([2, 2, 1], [0.0, 1.0, 2.0, 3.0, 4.0])
     """
-    return (x for (x,) in served(dataset, batch_size, seed=seed, epoch=epoch, device=device))
+    return (x for x, *_ in served(dataset, batch_size, seed=seed, epoch=epoch, device=device))
 
 
 def served(
@@ -78,12 +79,13 @@ def served(
 
     Returns:
         An iterator over tuples of tensors `[b, ...]`, where b is this process's part of B. A
-        `Dataset` gives tuples of one tensor `[b, d]`.
+        `Dataset` gives x `[b, d]`, and with a condition (x, c), of which only x is drawn anew by
+        dynamic binarization.
 
     Raises:
         DataError: If the data are streamed from a file which has changed or cannot be read.
     """
-    tensors = data.tensors if isinstance(data, Arguments) else (data.x,)
+    tensors = data.tensors
     target = torch.device(device or tensors[0].device)
     binarize: _Binarize = _unchanged
     if isinstance(data, Dataset) and data.dynamic:
@@ -125,9 +127,8 @@ def _indexed(
     for first, last in _chunks(own, device, sum(t[:1].numel() for t in tensors)):
         parts = [len(i) for i in own[first:last]]
         chunk, rows = rows[: sum(parts)], rows[sum(parts) :]
-        columns = [
-            binarize(t.index_select(0, chunk), start + first, sizes[first:last]) for t in tensors
-        ]
+        x, *others = (t.index_select(0, chunk) for t in tensors)
+        columns = [binarize(x, start + first, sizes[first:last]), *others]
         yield from zip(*(t.split(parts) for t in columns), strict=True)
 
 
@@ -142,7 +143,7 @@ def _transferred(
     """Transfer batches to the device by a DataLoader."""
     loaded = _loaded(tensors, [i[share.of(len(i))] for i in index], device)
     for number, (i, batch) in enumerate(zip(index, loaded, strict=True), start):
-        yield tuple(binarize(t, number, [len(i)]) for t in batch)
+        yield (binarize(batch[0], number, [len(i)]), *batch[1:])
 
 
 def _chunks(index: Sequence[Tensor], device: torch.device, width: int) -> Iterator[tuple[int, int]]:
@@ -273,7 +274,7 @@ def resident(data: Dataset | Arguments, device: torch.device) -> Dataset | Argum
         The data on `device`; or `data` unchanged if `device` is a GPU and they take more than half
         of its free memory.
     """
-    size = sum(t.nbytes for t in (data.tensors if isinstance(data, Arguments) else (data.x,)))
+    size = sum(t.nbytes for t in data.tensors)
     if device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] / 2:
         return data
     return data.to(device)

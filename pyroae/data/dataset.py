@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyroae.data.arrays import Source, labels_of
+from pyroae.data.arrays import Source, array_of, labels_of
 from pyroae.data.preprocessing import (
     bernoulli_draw,
     check_finite,
@@ -38,6 +38,8 @@ class Dataset:
         dynamic: Whether x holds the probabilities of ones, from which each batch is a new Bernoulli
             draw.
         stream: The rows on disk of data larger than memory; None for data in memory.
+        condition: What x is conditioned on, c `[N, C]`, in the type of x; None without a condition.
+        condition_names: The name of each element of c: a class or a column; empty if unknown.
 
     References:
         Salakhutdinov and Murray (2008), On the Quantitative Analysis of Deep Belief Networks, for
@@ -50,6 +52,8 @@ class Dataset:
     labels: np.ndarray | None = None
     dynamic: bool = False
     stream: Stream | None = field(default=None, repr=False)
+    condition: Tensor | None = field(default=None, repr=False)
+    condition_names: tuple[str, ...] = field(default=(), repr=False)
 
     __repr__ = short_repr()
 
@@ -119,8 +123,13 @@ class Dataset:
                 f"the {len(self)} data of {self.name} are larger than memory: "
                 "first(count) gives some of them"
             )
-        labels = None if self.labels is None else self.labels[index]
-        return replace(self, x=self.x[torch.from_numpy(index)], labels=labels)
+        rows = torch.from_numpy(index)
+        return replace(
+            self,
+            x=self.x[rows],
+            labels=None if self.labels is None else self.labels[index],
+            condition=None if self.condition is None else self.condition[rows],
+        )
 
     def first(self, count: int) -> Self:
         """Select the first data; those of a stream are read into memory.
@@ -150,9 +159,51 @@ class Dataset:
             device: The device of `x` in the result.
 
         Returns:
-            The same data set with `x` on `device`.
+            The same data set with `x` and the condition on `device`.
         """
-        return replace(self, x=self.x.to(device))
+        condition = None if self.condition is None else self.condition.to(device)
+        return replace(self, x=self.x.to(device), condition=condition)
+
+    def conditioned_on(self, c: Any, names: tuple[str, ...] = ()) -> Self:
+        """Give each datum a condition.
+
+        Args:
+            c: The conditions, `[N, C]`.
+            names: The name of each element of c.
+
+        Returns:
+            The same data with the condition.
+
+        Raises:
+            DataError: If the data are larger than memory, or c does not have one row of finite
+                numbers for each datum.
+
+        >>> data = Dataset.from_array([[1.0], [2.0]]).conditioned_on([[0.0, 1.0], [1.0, 0.0]])
+        >>> [tuple(t.shape) for t in data.tensors]
+        [(2, 1), (2, 2)]
+        """
+        if self.stream is not None:
+            raise DataError(
+                f"the {len(self)} data of {self.name} are larger than memory: they cannot have a "
+                "condition"
+            )
+        values = array_of(c)
+        if values.ndim != 2 or len(values) != len(self) or not values.shape[1]:
+            raise DataError(
+                f"the condition of {self.name} has the shape {values.shape}; it needs a row for "
+                f"each datum, [{len(self)}, C]"
+            )
+        if values.dtype.kind not in "buif" or not np.isfinite(values).all():
+            raise DataError(
+                f"the condition of {self.name} holds values that are not finite numbers"
+            )
+        condition = torch.tensor(values, dtype=self.x.dtype, device=self.x.device)
+        return replace(self, condition=condition, condition_names=names)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The arguments of a program: x `[N, d]`, and c `[N, C]` if there is a condition."""
+        return (self.x,) if self.condition is None else (self.x, self.condition)
 
     @property
     def mean(self) -> Tensor:

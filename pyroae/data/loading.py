@@ -10,6 +10,7 @@ import torch
 
 from pyroae.config import BINARIZATIONS
 from pyroae.data.arrays import Source
+from pyroae.data.conditions import Condition, Conditioning, separated
 from pyroae.data.dataset import Dataset, binarized, dataset_of, source_limits
 from pyroae.data.preprocessing import check_range, held_out_count, limits_of, rescaled
 from pyroae.data.scan import check_train_part, held_out_rows, scan, stored_source
@@ -53,6 +54,7 @@ def load(
     seed: int = 0,
     data_root: str | Path = "data",
     value_range: tuple[float, float] | None = None,
+    condition: str | Conditioning | None = None,
 ) -> Splits:
     """Load training, validation and test data.
 
@@ -77,13 +79,17 @@ def load(
         value_range: The values (low, high) that are mapped to 0 and 1; (0, 1) leaves all values as
             stored, which counts and codes of type uint8 need. With None, uint8 values of which one
             exceeds 1 are mapped from [0, 255] to [0, 1], and other values are unchanged.
+        condition: What the data are conditioned on: `labels`, as one-hot vectors, or names of
+            columns of a table, separated by commas, which are then no features. None for no
+            condition, or that of a `Dataset`.
 
     Returns:
-        The three parts, values `[n, d]` each.
+        The three parts, values `[n, d]` each, and conditions `[n, C]`.
 
     Raises:
         DataError: If the source cannot be read, or its values are not finite numbers, are empty or
-            constant, or are outside [0, 1] and to be binarized, or no training data are left.
+            constant, or are outside [0, 1] and to be binarized, or no training data are left; or
+            the condition cannot be made, as in `separated`.
         ConfigError: If a name is unknown, or a fraction, the seed or the range is not accepted.
 
     >>> digits = load("digits", binarize="dynamic")
@@ -93,7 +99,13 @@ def load(
     _check_arguments(source, binarize, seed)
     if isinstance(source, Dataset) and source.dynamic and binarize == "none":
         binarize = "dynamic"
+    how = Conditioning.named(condition) if isinstance(condition, str) else condition
     stored = stored_source(source)
+    if stored is not None and how is not None:
+        raise DataError(
+            f"{stored.name} is larger than memory and read in slices: it cannot have a condition; "
+            "give a part of it that fits into memory"
+        )
     if stored is not None:
         return _load_streamed(stored, binarize, valid, test, seed, value_range)
     shape = source.shape if isinstance(source, Dataset) else None
@@ -102,17 +114,48 @@ def load(
         if isinstance(source, Dataset)
         else read(source, data_root)
     )
+    digest = _fingerprint(raw)
+    raw, given = _separated(raw, how)
     limits = source_limits(raw, value_range)
-    whole = dataset_of(raw, limits, shape)
+    whole = _conditioned(dataset_of(raw, limits, shape), given[0] if given else None)
+    if isinstance(source, Dataset) and source.condition is not None and how is None:
+        whole = whole.conditioned_on(source.condition, source.condition_names)
     bits = np.random.PCG64(seed)
     train, valid_part, test_part = _split(whole, valid, 0 if raw.test is not None else test, bits)
     if raw.test is not None:
-        test_part = dataset_of(raw.test, limits, shape)
+        test_part = _conditioned(dataset_of(raw.test, limits, shape), given[1] if given else None)
     if binarize != "none":
         train = binarized(train, binarize, bits)
     valid_part = _binarized_once(valid_part, binarize, bits)
     test_part = _binarized_once(test_part, binarize, bits)
-    return Splits(train, valid_part, test_part, _fingerprint(raw), binarize)
+    return Splits(train, valid_part, test_part, _with_condition(digest, given), binarize)
+
+
+def _separated(raw: Source, how: Conditioning | None) -> tuple[Source, list[Condition]]:
+    """The source without its condition, and the conditions of the data and of the test set."""
+    if how is None:
+        return raw, []
+    rest, first = separated(replace(raw, test=None), how)
+    if raw.test is None:
+        return rest, [first]
+    known = how if how.columns else replace(how, classes=first.names)
+    test, second = separated(raw.test, known)
+    return replace(rest, test=test), [first, second]
+
+
+def _conditioned(dataset: Dataset, condition: Condition | None) -> Dataset:
+    return (
+        dataset if condition is None else dataset.conditioned_on(condition.values, condition.names)
+    )
+
+
+def _with_condition(digest: str, conditions: list[Condition]) -> str:
+    """The fingerprint of data and conditions; of data alone where there are none."""
+    found = hashlib.sha256(digest.encode())
+    for condition in conditions:
+        found.update(f"{condition.names}{condition.values.shape}".encode())
+        found.update(np.ascontiguousarray(condition.values).tobytes())
+    return found.hexdigest()[:16] if conditions else digest
 
 
 def _check_arguments(source: Any, binarize: str, seed: int) -> None:

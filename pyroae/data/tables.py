@@ -45,7 +45,8 @@ def read_table(name: str, title: str, table: pd.DataFrame) -> Source:
         if has_missing
         else values.to_numpy(common_dtype(values))
     )
-    return Source(name, array, None if label is None else table.iloc[:, label].to_numpy())
+    labels = None if label is None else table.iloc[:, label].to_numpy()
+    return Source(name, array, labels, columns=tuple(str(column) for column in values.columns))
 
 
 def columns_of(title: str, columns: Iterable[Any]) -> tuple[list[int], int | None]:

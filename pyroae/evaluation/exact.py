@@ -11,10 +11,10 @@ from pyroae.programs.context import evaluating
 
 
 @torch.no_grad()
-def exact_log_likelihood(autoencoder: Autoencoder, x: Tensor) -> Tensor:
+def exact_log_likelihood(autoencoder: Autoencoder, x: Tensor, c: Tensor | None = None) -> Tensor:
     """Compute log p(x_n) of a linear-Gaussian system in closed form.
 
-        log p(x_n) = log N(x_n; b, W Wᵀ + σ² I)
+        log p(x_n) = log N(x_n; b, W Wᵀ + σ² I),   b = b(c_n) for a conditional system
         log p(x_n) = log Σ_c π_c N(x_n; W μ_c + b, W Σ_c Wᵀ + σ² I)
 
     The second is that of a mixture of Gaussians as the prior, Σ_c π_c N(z; μ_c, Σ_c), which is also
@@ -24,6 +24,7 @@ def exact_log_likelihood(autoencoder: Autoencoder, x: Tensor) -> Tensor:
         autoencoder: A system with a standard normal prior or a mixture of Gaussians, a linear
             decoder z ↦ W z + b, and a normal likelihood with scale σ.
         x: Data `[N, ...]`.
+        c: The conditions `[N, C]` of a conditional system.
 
     Returns:
         log p(x) of each datum, `[N]`, float64, in nats.
@@ -43,7 +44,7 @@ def exact_log_likelihood(autoencoder: Autoencoder, x: Tensor) -> Tensor:
     pyroae.errors.UndefinedLikelihoodError: closed forms need a linear-Gaussian system; ...
     """
     mixture = _gaussians(autoencoder)
-    parts = autoencoder.linear_gaussian() if mixture is None else autoencoder.linear_likelihood()
+    parts = autoencoder.linear_gaussian(c) if mixture is None else autoencoder.linear_likelihood(c)
     flat = autoencoder.flat(x).double()
     if not len(flat) or flat.is_meta:
         raise DataError(

@@ -155,7 +155,8 @@ def evaluate(
         UndefinedLikelihoodError: For a method in `settings.methods` that is not defined for the
             system.
         ConfigError: For something that is not a system, or arguments that are not one tuple.
-        DataError: For an `Autoencoder` and data that are not a single tensor.
+        DataError: For an `Autoencoder` and data that are not a single tensor, or, where it has a
+            condition, not a pair.
 
     >>> import torch
     >>> from pyroae import zoo
@@ -181,9 +182,10 @@ def evaluate(
     structure = structure_of(x, {}, pair.model)
     if not isinstance(pair, Autoencoder):
         pair = SimpleNamespace(model=structure(pair.model), guide=structure(pair.guide))
-    elif isinstance(structure, Structure) or len(structure.tensors) > 1:
+    elif isinstance(structure, Structure) or len(structure.tensors) > 1 + bool(pair.condition):
+        takes = "a pair of tensors (x, c)" if pair.condition else "one tensor"
         raise DataError(
-            f"an Autoencoder takes one tensor, not {len(structure.tensors)} in a {type(x).__name__}"
+            f"this Autoencoder takes {takes}, not {len(structure.tensors)} in a {type(x).__name__}"
         )
     return _Evaluator(
         pair, structure.tensors, settings or EvaluationSettings(), progress, share
@@ -241,7 +243,7 @@ class _Evaluator:
             )
             if not isinstance(system, Autoencoder):
                 return diagnostics, {}
-            return diagnostics, reconstruction_errors(system, x[0])
+            return diagnostics, reconstruction_errors(system, *x)
 
         (diagnostics, errors), seconds = self._by_each(work)
         for name in ("nelbo", "distortion", "rate"):
@@ -306,7 +308,7 @@ class _Evaluator:
         """
         system, settings = self.system, self.settings
         if isinstance(system, Autoencoder) and system.prior.support(system.latent) == REAL:
-            return exact_log_likelihood(system, self.x[0])
+            return exact_log_likelihood(system, *self.x)
         limit = LIMIT if settings.methods is not None else min(LIMIT, settings.num_particles)
         return enumerated_log_likelihood(
             system.model, system.guide, self.x, limit=limit, progress=self.progress
@@ -383,19 +385,22 @@ class _Evaluator:
         )
 
 
-def reconstruction_errors(system: Autoencoder, x: Tensor) -> dict[str, Tensor]:
+def reconstruction_errors(
+    system: Autoencoder, x: Tensor, c: Tensor | None = None
+) -> dict[str, Tensor]:
     """Compare data with their reconstructions.
 
     Args:
         system: The system.
         x: Data, `[N, d]` or `[N, *shape]`.
+        c: The conditions of a conditional system, `[N, C]`.
 
     Returns:
         `squared_error`, summed over the features that are no codes, and `wrong_codes`, the share
         of wrong codes among the others, `[N]` each; one is left out where there is no such feature.
     """
     codes = system.likelihood.codes(system.features)
-    difference = (system.reconstruct(x) - system.flat(x)).double().cpu()
+    difference = (system.reconstruct(x, c) - system.flat(x)).double().cpu()
     errors = {}
     if not codes.all():
         errors["squared_error"] = difference[:, ~codes].square().sum(1)

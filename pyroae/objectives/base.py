@@ -203,24 +203,30 @@ class ObjectiveBase(ELBO):
         guide: Program,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        num_particles: int | None = None,
         **passing: Any,
     ) -> Traces:
-        nesting = self._nesting_of(model, guide, args, kwargs) if self.num_particles > 1 else 0
+        count = num_particles or self.num_particles
+        nesting = self._nesting_of(model, guide, args, kwargs) if count > 1 else 0
         shared, joint = self._globals_of(model, guide, args, kwargs), self._is_joint
         traces = run(
             model,
             guide,
             args,
             kwargs,
-            self.num_particles,
+            count,
             nesting,
             shared=shared,
             joint=joint,
             **passing,
         )
-        if is_validation_enabled():
+        if is_validation_enabled() and not self._sums(traces):
             warn_of_enumeration(traces.guide)
         return traces
+
+    def _sums(self, traces: Traces) -> bool:
+        """Whether sites that are marked for enumeration are summed, not drawn."""
+        return False
 
     @property
     def _is_joint(self) -> bool:

@@ -10,6 +10,13 @@ from pyroae.errors import ProgramError
 from pyroae.objectives.base import Bound, ObjectiveBase, check_reparameterized, weak_reference
 from pyroae.objectives.bounds import ELBO as ELBOBound
 from pyroae.objectives.bounds import BoundFunction
+from pyroae.objectives.enumerated import (
+    Enumeration,
+    check_others,
+    enumeration_in,
+    expected,
+    log_probabilities,
+)
 from pyroae.objectives.gradients import Coefficients, Gradient, Pathwise, Score
 from pyroae.objectives.scores import elbo_scores, has_path, moves_support, score_terms
 from pyroae.objectives.surrogates import Detached, Scaled, at_fixed_draws, path_through_log_post
@@ -24,7 +31,7 @@ from pyroae.programs.sites import (
     undeclared,
     undeclared_words,
 )
-from pyroae.runtime.randomness import fork_random
+from pyroae.runtime.randomness import fork_random, random_state, set_random_state
 from pyroae.weights import LogWeights, reduce_log_weights
 
 TINY = 1e-20
@@ -83,9 +90,10 @@ class Objective(ObjectiveBase):
         self.bound_function, self.gradient, self.joint = bound, gradient or Pathwise(), joint
         self.gradient.check(bound)
         self._mixed: tuple[Any, bool] | None = None
+        self._enumerations: tuple[Any, dict[tuple[Any, ...], Enumeration]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_mixed": None}
+        return {**super().__getstate__(), "_mixed": None, "_enumerations": None}
 
     @property
     def is_elbo(self) -> bool:
@@ -131,6 +139,8 @@ class Objective(ObjectiveBase):
 
     def bound(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Bound:
         """Run guide and model, and estimate the bound and its gradient by the pair."""
+        if self._sums_out:
+            return self._by_paths(model, guide, args, kwargs)
         if self.gradient.detached and not self._takes_paths(model, guide, args, kwargs):
             attached = self._globals_of(model, guide, args, kwargs)
             return self._by_score(self._run(model, guide, args, kwargs, handler=Detached(attached)))
@@ -164,6 +174,58 @@ class Objective(ObjectiveBase):
         ):
             surrogate = surrogate + (scale * _cut(coefficients.learning) * terms).sum()
         return Bound(value, surrogate)
+
+    @property
+    def _sums_out(self) -> bool:
+        """Whether the pair is defined with an exact sum over discrete sites of the guide."""
+        return self._is_elbo_of_paths and not self.joint
+
+    def _sums(self, traces: Traces) -> bool:
+        """Whether the marked sites of a guide are summed, not drawn."""
+        return self._sums_out and bool(enumeration_in(traces).sizes)
+
+    def _by_paths(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Bound:
+        """The bound of a pathwise pair, with the marked sites of the guide summed exactly.
+
+        Whether there are any is seen in a run, and remembered by guide and number of arguments. If
+        there are, that run is repeated with the same random numbers.
+        """
+        key, known = (len(args), *kwargs), self._enumerations
+        if known is None or known[0]() != guide:
+            known = self._enumerations = (weak_reference(guide), {})
+        found = known[1].get(key)
+        if found is None or not found.sizes:
+            device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
+            before = random_state(device) if found is None else None
+            traces = self._run(model, guide, args, kwargs)
+            found = known[1].setdefault(key, enumeration_in(traces))
+            if not found.sizes:
+                return self.estimate(traces)
+            if before is not None:
+                set_random_state(before, device)
+        return self._summed_out(found, model, guide, args, kwargs)
+
+    def _summed_out(
+        self,
+        enumeration: Enumeration,
+        model: Program,
+        guide: Program,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Bound:
+        """The bound with the marked sites summed exactly, which is its own surrogate."""
+        count = enumeration.total * self.num_particles
+        handler = enumeration.handler(self.num_particles)
+        traces = self._run(model, guide, args, kwargs, count, handler=handler)
+        self._check(traces)
+        check_others(traces, enumeration, self._name)
+        weights = reduce_log_weights(traces)
+        log_q = log_probabilities(traces, weights, enumeration)
+        log_weight = weights.log_weight.unflatten(0, log_q.shape[:2])
+        value = weights.total(self.bound_function.value(expected(log_weight, log_q)))
+        return Bound(value, value)
 
     def _global_term(
         self,

@@ -2,6 +2,7 @@
 
 from pyroae.plots.columns import column_errors
 from pyroae.plots.comparison import differences, learning_curves, tuning_curves
+from pyroae.plots.conditional import class_samples
 from pyroae.plots.gradients import gradient_curves
 from pyroae.plots.latent_space import filters, kl_per_unit, latent_scatter, manifold
 from pyroae.plots.likelihood import (
@@ -18,6 +19,7 @@ from pyroae.plots.systems import reconstructions, sample_grids, samples, trainin
 __all__ = [
     "along_training",
     "bound_curve",
+    "class_samples",
     "column_errors",
     "differences",
     "extremes",

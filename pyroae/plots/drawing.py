@@ -129,8 +129,9 @@ def draw_grid(
     shape: tuple[int, ...],
     limits: tuple[float, float],
     colours: str = "gray",
+    columns: int | None = None,
 ) -> None:
-    """Draw data in a square grid, row by row: images, or curves over the features.
+    """Draw data in a grid, row by row: images, or curves over the features.
 
     Args:
         axes: The axes to draw on.
@@ -138,8 +139,9 @@ def draw_grid(
         shape: The shape of one datum.
         limits: The values that are drawn black and white, or at the lower and upper edge.
         colours: A colour map of matplotlib.
+        columns: The number of columns; by default that of a square grid.
     """
-    columns = math.ceil(math.sqrt(len(values)))
+    columns = columns or math.ceil(math.sqrt(len(values)))
     axes.set(xticks=[], yticks=[], aspect="equal")
     axes.spines[:].set_visible(False)
     if is_image(shape):

@@ -66,9 +66,9 @@ def latent_scatter(
         DataError: If the numbers of data and labels differ.
     """
     if isinstance(autoencoder, Autoencoder):
-        x = data_to_draw(autoencoder, x)
+        args = data_to_draw(autoencoder, x)
         with evaluating(autoencoder):
-            means = to_array(autoencoder.encode(x))
+            means = to_array(autoencoder.encode(*args))
     else:
         _, guide, args = program_arguments(autoencoder, x)
         with fork_random(args[0].device, 0):
@@ -254,7 +254,7 @@ def _filters(autoencoder: Autoencoder) -> tuple[np.ndarray, tuple[int, ...], str
             autoencoder.latent + 1, autoencoder.latent, dtype=like.dtype, device=like.device
         )  # the last is 0
         with torch.no_grad():
-            outputs = decoder(points)
+            outputs = decoder(nn.functional.pad(points, (0, autoencoder.condition)))
         return (
             to_array(outputs[:-1] - outputs[-1]),
             autoencoder.shape,
@@ -266,7 +266,9 @@ def _filters(autoencoder: Autoencoder) -> tuple[np.ndarray, tuple[int, ...], str
             "this system has no filters to draw: "
             "its decoder is not linear, its encoder has no first layer"
         )
-    weight = to_array(first.weight)
+    weight = to_array(first.weight)  # without the weights of the condition
+    inputs = autoencoder.features if isinstance(first, nn.Linear) else first.in_channels
+    weight = weight[:, : inputs - autoencoder.condition * isinstance(first, nn.Conv2d)]
     if isinstance(first, nn.Linear):
         return weight, autoencoder.shape, "First layer of the encoder, by hidden unit"
     shape = weight.shape[1:] if is_image(weight.shape[1:]) else weight.shape[2:]

@@ -30,7 +30,7 @@ from pyroae.plots.drawing import (
 )
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.context import evaluating
-from pyroae.programs.pair import System
+from pyroae.programs.pair import System, like_parameters
 from pyroae.programs.predictive import predicted
 from pyroae.programs.sites import Program
 from pyroae.runtime.randomness import fork_random
@@ -106,11 +106,15 @@ def reconstructions(
         ConfigError: If no observed site has the size of an argument.
     """
     if isinstance(autoencoder, Autoencoder):
-        x = data_to_draw(autoencoder, x, max(num, 0))
+        x, *c = data_to_draw(autoencoder, x, max(num, 0))
         shape = autoencoder.shape
         with evaluating(autoencoder), fork_random(x.device, 0):
             seen = autoencoder.corruption(x)
-            rows = {"input": x, "corrupted": seen, "reconstruction": autoencoder.reconstruct(seen)}
+            rows = {
+                "input": x,
+                "corrupted": seen,
+                "reconstruction": autoencoder.reconstruct(seen, *c),
+            }
         if isinstance(autoencoder.corruption, Identity):
             del rows["corrupted"]
     else:
@@ -148,7 +152,9 @@ def samples(
         num: The number of draws; of a program at most the number of data.
         seed: Seed of the draws.
         x: Of a program all its arguments: it is run at their first `num` data, whose covariates it
-            uses, and its first observed site is drawn. Unused for an Autoencoder.
+            uses, and its first observed site is drawn. Of a conditional Autoencoder (x, c), or c
+            alone: the samples have the first `num` conditions, or all the condition c `[C]`. Unused
+            for other Autoencoders.
         shape: Of one datum of a program, where it is an image.
         ax: The Axes to draw into; None for a new figure.
 
@@ -158,14 +164,16 @@ def samples(
     Raises:
         UndefinedLikelihoodError: Under a Flat prior, which cannot be sampled.
         DataError: Where `num` is below 1.
-        ConfigError: For a program without x.
+        ConfigError: For a program without x, and a conditional Autoencoder without c.
 
     >>> figure = samples(Autoencoder((8, 8), latent=2), num=9)
     >>> figure.axes[0].images[0].get_array().shape  # three rows of 8 pixels and the gaps
     (26, 26)
     """
     if isinstance(autoencoder, Autoencoder):
-        return sample_grids({"Samples from the prior": autoencoder}, num, seed, ax=ax)
+        c = _conditions(autoencoder, x, num)
+        count = num if c is None or c.dim() == 1 else len(c)
+        return sample_grids({"Samples from the prior": autoencoder}, count, seed, c, ax=ax)
     if x is None:
         raise ConfigError("samples of a program are drawn at its arguments: give them as x")
     model, _, args = program_arguments(autoencoder, x, num)
@@ -181,6 +189,7 @@ def sample_grids(
     autoencoders: Mapping[str, Autoencoder],
     num: int = 100,
     seed: int = 0,
+    c: Tensor | None = None,
     *,
     ax: Target | None = None,
 ) -> Figure:
@@ -192,6 +201,7 @@ def sample_grids(
         autoencoders: Systems by name.
         num: The number of draws per system.
         seed: Seed of the draws.
+        c: The conditions of conditional systems, `[C]` or `[num, C]`.
         ax: One Axes per system, or a SubFigure, to draw into; None for a new figure.
 
     Returns:
@@ -214,38 +224,51 @@ def sample_grids(
     place = canvas(ax, size, rows, columns, count=count, dpi=200)
     for axes, (name, autoencoder) in zip(place.panels, autoencoders.items(), strict=True):
         with evaluating(autoencoder), fork_random(next(autoencoder.parameters()).device, seed):
-            values = to_array(autoencoder.sample(num))
+            values = to_array(autoencoder.sample(num, c))
         draw_grid(axes, values, autoencoder.shape, limits_of(values))
         axes.set_title(name)
     return place.figure
 
 
+def _conditions(
+    autoencoder: Autoencoder, x: Tensor | tuple[Tensor, ...] | None, num: int
+) -> Tensor | None:
+    """The conditions of samples, `[C]` or `[num, C]`; None for a system without a condition."""
+    if not autoencoder.condition:
+        return None
+    c = x[-1] if isinstance(x, tuple) else x
+    if c is None:
+        raise ConfigError("samples of a conditional system are drawn at conditions: give x=(x, c)")
+    (c,) = like_parameters(autoencoder, (c,))
+    return c if c.dim() == 1 else c[:num]
+
+
 def data_to_draw(
     autoencoder: Autoencoder, x: Tensor | tuple[Tensor, ...], num: int | None = None
-) -> Tensor:
+) -> tuple[Tensor, ...]:
     """Return the data of a figure, in the dtype and on the device of the system.
 
     Args:
         autoencoder: The system.
-        x: Data, `[N, d]` or `[N, *shape]`, or a tuple with this one tensor.
+        x: Data, `[N, d]` or `[N, *shape]`, or a tuple of these and, for a conditional system, the
+            conditions `[N, C]`.
         num: The number of data, from the first on; None takes all.
 
     Returns:
-        Flat data, `[num, d]`.
+        Flat data, `[num, d]`, and their conditions if the system has any.
 
     Raises:
         ConfigError: For a system that is no Autoencoder.
-        DataError: Where there are no data, or several arguments.
+        DataError: Where there are no data, more arguments than the system takes, or no conditions.
     """
     refuse_programs(autoencoder)
-    if isinstance(x, tuple) and len(x) == 1:
-        x = x[0]
-    if not isinstance(x, Tensor):
-        raise DataError(f"a figure is of one tensor of data [N, d], not of a {type(x).__name__}")
-    x = x[:num]
+    args = x if isinstance(x, tuple) else (x,)
+    if not all(isinstance(t, Tensor) for t in args) or len(args) != 1 + bool(autoencoder.condition):
+        what = "data [N, d] and conditions [N, C]" if autoencoder.condition else "data [N, d]"
+        raise DataError(f"a figure is of {what}, not of a {type(x).__name__}")
+    x, *c = like_parameters(autoencoder, tuple(t[:num] for t in args))
     refuse_none("data", len(x))
-    like = next(autoencoder.parameters())
-    return autoencoder.flat(x.to(like.device, like.dtype))
+    return autoencoder.flat(x), *c
 
 
 def refuse_programs(system: Any) -> None:

@@ -189,7 +189,8 @@ def warn_of_enumeration(guide: poutine.Trace) -> None:
     if marked:
         warnings.warn(
             f"the sites {', '.join(marked)} of the guide are marked for enumeration, but drawn: "
-            "use TraceEnum_ELBO to sum over them, or leave the mark out",
+            "trace-elbo sums over sites with one value per datum, TraceEnum_ELBO over "
+            "others; or leave the mark out",
             stacklevel=2,
         )
 

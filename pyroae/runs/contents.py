@@ -42,7 +42,8 @@ def write_config(path: Path, config: RunConfig, splits: Splits) -> None:
     Args:
         path: The run directory.
         config: The settings.
-        splits: The data, of which the fingerprint and the shape of a datum are recorded.
+        splits: The data, of which the fingerprint, the shape of a datum and the names of the
+            condition are recorded.
 
     Raises:
         RunError: If the file cannot be written.
@@ -50,6 +51,7 @@ def write_config(path: Path, config: RunConfig, splits: Splits) -> None:
     record = {
         "fingerprint": splits.fingerprint,
         "shape": list(splits.train.shape),
+        "condition_names": list(getattr(splits.train, "condition_names", ())),
         "versions": versions(),
     }
     text = yaml.safe_dump({**config.to_dict(), **record}, sort_keys=False)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pyroae import zoo
 from pyroae.config import Part, RunConfig, snapshot_name
+from pyroae.data.conditions import Conditioning
 from pyroae.data.dataset import Dataset
 from pyroae.data.loading import Splits, load, split_arguments
 from pyroae.data.sources import named
@@ -82,13 +83,15 @@ def load_run(path: str | Path, checkpoint: str | None = None) -> LoadedRun:
     return LoadedRun(run.config, system, splits, run.history(), results, snapshots)
 
 
-def splits_of(config: RunConfig, data: str | None = None) -> Splits:
+def splits_of(config: RunConfig, data: str | None = None, names: tuple[str, ...] = ()) -> Splits:
     """Load the data of a configuration.
 
     Args:
         config: The configuration. For a program, a dataset whose function returns a tuple of
             arrays gives the arguments of the program; data are not binarized unless it says so.
         data: Other data, prepared as the configuration says; None for its own.
+        names: The classes of a condition on labels that a run was trained with; by default those
+            of the data.
 
     Returns:
         Training, validation and test data.
@@ -110,11 +113,19 @@ def splits_of(config: RunConfig, data: str | None = None) -> Splits:
         seed=config.split_seed,
         data_root=config.data_root,
         value_range=value_range_of(config),
+        condition=_conditioning(config, names),
     )
 
 
+def _conditioning(config: RunConfig, names: tuple[str, ...]) -> Conditioning | None:
+    if config.condition is None:
+        return None
+    how = Conditioning.named(config.condition)
+    return how if how.columns else replace(how, classes=names)
+
+
 def _several(config: RunConfig, name: str, arrays: tuple[object, ...]) -> Splits:
-    for setting in ("binarize", "value_range"):
+    for setting in ("binarize", "value_range", "condition"):
         if getattr(config, setting) not in (None, "none"):
             raise DataError(
                 f"{setting} is for data of one array; '{name}' has several, for the arguments of "
@@ -183,7 +194,7 @@ def trained(
     if run.config.program is None:
         return run.autoencoder(checkpoint)
     part = splits_of(run.config).train if part is None else part
-    system = zoo.system_from(run.config, run.shape)
+    system = zoo.system_from(run.config, run.shape, len(run.condition_names))
     find_parameters(system, part, run.config)
     run.restore(system, checkpoint)
     return system
@@ -210,9 +221,9 @@ def arguments_in(part: Dataset | Arguments) -> tuple[Tensor, ...]:
         part: Data.
 
     Returns:
-        x `[N, d]` of a Dataset alone, else every tensor `[N, ...]`.
+        x `[N, d]` of a Dataset, and its condition c if it has one, else every tensor `[N, ...]`.
     """
-    return part.tensors if isinstance(part, Arguments) else (part.x,)
+    return part.tensors
 
 
 def placed(system: nn.Module, part: Dataset | Arguments, device: torch.device) -> Data:
@@ -224,10 +235,10 @@ def placed(system: nn.Module, part: Dataset | Arguments, device: torch.device) -
         device: The device.
 
     Returns:
-        One tensor for a Dataset, else a tuple of tensors.
+        One tensor for a Dataset without a condition, else a tuple of tensors.
     """
     args = like_parameters(system, tuple(t.to(device) for t in arguments_in(part)))
-    return args if isinstance(part, Arguments) else args[0]
+    return args if isinstance(part, Arguments) or len(args) > 1 else args[0]
 
 
 @contextmanager
@@ -292,7 +303,8 @@ def part_of(run: Run, part: Part) -> Dataset | Arguments:
         DataError: If the run's data have changed, there is no such part, or other data are not of
             the same width.
     """
-    splits = splits_of(run.config, part.data)
+    names = () if part.data is None else run.condition_names
+    splits = splits_of(run.config, part.data, names)
     if part.data is None:
         same_data(run, splits)
     found: Dataset | Arguments | None = getattr(splits, part.split)

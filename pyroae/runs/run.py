@@ -48,6 +48,8 @@ class Run:
         config: The settings.
         fingerprint: The fingerprint of the data.
         shape: The shape of one datum.
+        condition_names: The name of each element of the condition: a class or a column; empty
+            without a condition.
         versions: The versions of the software that the run was started or resumed with, by name.
 
     Raises:
@@ -64,6 +66,7 @@ class Run:
             record = yaml.safe_load(file.read_text())
             self.fingerprint = str(record["fingerprint"])
             self.shape = tuple(int(n) for n in record["shape"])
+            self.condition_names = tuple(str(n) for n in record.get("condition_names", ()))
             self.versions: dict[str, str] = dict(record.get("versions", {}))
         except (ConfigError, KeyError, TypeError, ValueError) as error:
             raise RunError(
@@ -226,7 +229,7 @@ class Run:
             ConfigError: For the run of a program.
             RunError: If the checkpoint cannot be read, or is of another system.
         """
-        system = zoo.from_config(self.config, self.shape)
+        system = zoo.from_config(self.config, self.shape, len(self.condition_names))
         self.restore(system, checkpoint)
         return system
 

@@ -14,7 +14,7 @@ OUTSIDE = r",(?![^\[]*\])(?![^(]*\))"
 """Commas between settings: those outside of brackets and parentheses."""
 
 
-RECORD = ("fingerprint", "shape", "versions")
+RECORD = ("fingerprint", "shape", "condition_names", "versions")
 """What config.yaml of a run holds beside its settings."""
 
 

@@ -112,9 +112,8 @@ def fingerprint_of(data: Any) -> str:
     if isinstance(data, Dataset) and data.stream is not None:
         return f"{len(data)} data of {data.name}"
     dynamic = isinstance(data, Dataset) and data.dynamic
-    x = data.x if isinstance(data, Dataset) else data
     found = sha256(b"dynamic" if dynamic else b"")
-    for tensor in x.tensors if isinstance(x, Arguments) else (x,):
+    for tensor in (data,) if isinstance(data, torch.Tensor) else data.tensors:
         found.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return found.hexdigest()[:16]

@@ -46,12 +46,12 @@ def first_of(data: Dataset | Arguments | Tensor, count: int | None) -> Any:
         count: how many; None for all.
 
     Returns:
-        A tensor [count, ...], or a tuple of the arguments of a program.
+        A tensor [count, ...], or a tuple of the arguments of a program or of x and c.
     """
-    if isinstance(data, Arguments):
-        return tuple(t[:count] for t in data.tensors)
-    x = data.x if isinstance(data, Dataset) else data
-    return x[:count]
+    if isinstance(data, Tensor):
+        return data[:count]
+    first = tuple(t[:count] for t in data.tensors)
+    return first if isinstance(data, Arguments) or len(first) > 1 else first[0]
 
 
 def score(
@@ -175,7 +175,7 @@ def _exact(system: System, x: tuple[Tensor, ...]) -> Tensor:
     """The closed form of a linear-Gaussian system, or the sum over few discrete latents, [N]."""
     if isinstance(system, Autoencoder):
         try:
-            return exact_log_likelihood(system, x[0])
+            return exact_log_likelihood(system, *x)
         except UndefinedLikelihoodError:
             pass
     return enumerated_log_likelihood(system.model, system.guide, x, limit=FEW_VALUES)

@@ -166,7 +166,8 @@ def data_for(system: nn.Module, given: Data) -> Dataset | Arguments:
     """Return data in the form that a system is trained on.
 
     Args:
-        system: an Autoencoder takes a Dataset, other programs a Dataset or their arguments.
+        system: an Autoencoder takes a Dataset, a conditional one also a pair (x, c); other programs
+            take a Dataset or their arguments.
         given: a Dataset, arguments, a tensor, a dict of tensors, or a tuple of these.
 
     Returns:
@@ -181,9 +182,11 @@ def data_for(system: nn.Module, given: Data) -> Dataset | Arguments:
         if isinstance(given, dict) or getattr(given, "structure", None) is not None:
             raise DataError("an autoencoder takes a Dataset or a tensor [N, d], not a dict")
         tensors = given.tensors if isinstance(given, Arguments) else given
-        return Dataset.from_array(
-            tensors[0] if isinstance(tensors, tuple) and len(tensors) == 1 else tensors
-        )
+        if not isinstance(tensors, tuple):
+            return Dataset.from_array(tensors)
+        if len(tensors) == 2 and system.condition:
+            return Dataset.from_array(tensors[0]).conditioned_on(tensors[1])
+        return Dataset.from_array(tensors[0] if len(tensors) == 1 else tensors)
     if isinstance(given, Arguments):
         return given
     return Arguments.of(given)

@@ -210,15 +210,16 @@ def check_data(autoencoder: Autoencoder, dataset: Dataset, what: str) -> None:
         what: a name for them, for the message.
 
     Raises:
-        DataError: for another width, or values outside the support of the likelihood.
+        DataError: for another width, a condition that is missing or of another width, or values
+            outside the support of the likelihood.
     """
+    autoencoder.check_condition(dataset.condition)
     autoencoder.flat(dataset.x[:1])
     autoencoder.likelihood.check(dataset.x.round() if dataset.dynamic else dataset.x, what)
 
 
 def _sample_of(train: Dataset | Arguments, config: TrainConfig) -> tuple[Tensor, ...]:
     """A batch for the trial run; dynamic data, which are probabilities, are rounded."""
-    if isinstance(train, Arguments):
-        return tuple(t[: config.batch_size] for t in train.tensors)
-    x = train.x[: config.batch_size]
-    return (x.round() if train.dynamic else x,)
+    x, *others = (t[: config.batch_size] for t in train.tensors)
+    is_dynamic = isinstance(train, Dataset) and train.dynamic
+    return (x.round() if is_dynamic else x, *others)

@@ -47,7 +47,6 @@ class Validator:
         if self.data is None:
             return math.nan, math.nan, math.nan
         system, share, device = self.step.system, self.step.share, self.fabric.device
-        tensors = self.data.tensors if isinstance(self.data, Arguments) else (self.data.x,)
         sums = torch.zeros(3, dtype=torch.float64)
         with (
             evaluating(system),
@@ -55,7 +54,7 @@ class Validator:
             pyro.validation_enabled(False),
             self.fabric.autocast(),
         ):
-            for part in zip(*(t.split(VALIDATION_BATCH) for t in tensors), strict=True):
+            for part in zip(*(t.split(VALIDATION_BATCH) for t in self.data.tensors), strict=True):
                 self.step.size = size = len(part[0])
                 args = like_parameters(system, tuple(t[share.of(size)] for t in part))
                 counts = share.weight(size) * size / share.world / len(args[0])
