@@ -18,11 +18,13 @@ NAMES: dict[str, tuple[str, ...]] = {
         "categorical",
     ),
     "posterior": (
+        "bernoulli",
+        "categorical",
         "point",
         "diagonal",
         "exact-linear",
-        "bernoulli",
-        "categorical",
+        "soft-threshold",
+        "top-k",
     ),
     "likelihood": (
         "bernoulli",

@@ -17,7 +17,8 @@ from torch.distributions import constraints
 
 from pyroae import corruptions, likelihoods, posteriors, priors
 from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError
-from pyroae.nn import MLP, Linear, Map, Tied, set_output_bias
+from pyroae.nn import MLP, Atoms, Linear, Map, Tied, set_output_bias
+from pyroae.posteriors.sparse import Sparsity, is_point, sparsity
 
 
 class Autoencoder(nn.Module):
@@ -123,6 +124,8 @@ class Autoencoder(nn.Module):
     def start_at(self, mean: Tensor, x: Tensor | None = None) -> "Autoencoder":
         """Set the decoder's last bias so that the mean of p(x|z) starts at the mean of the data.
 
+        A dictionary of atoms starts at directions of data from their mean.
+
         Args:
             mean: The mean of the data, shape `[d]`.
             x: Some of the data, shape `[n, d]`, at which the learned parts of prior and likelihood
@@ -137,6 +140,9 @@ class Autoencoder(nn.Module):
         x = mean[None] if x is None else x
         set_output_bias(self.decoder, self.likelihood.start(self.learned_likelihood, mean, x))
         self.prior.start(self.learned_prior, x)
+        for layer in self.decoder.modules():
+            if isinstance(layer, Atoms) and len(layer.bias) == len(mean):
+                layer.start_at(x - mean)
         return self
 
     @property
@@ -242,6 +248,26 @@ class Autoencoder(nn.Module):
         # Without validation: the mean does not need a scale that is 0 in single precision.
         with pyro.validation_enabled(False):
             return self.q_z(x).mean
+
+    def sparsity(self, x: Tensor) -> Sparsity | None:
+        """Measure how many codes are exactly 0, and how often each unit is used.
+
+        Args:
+            x: Data, shape `[N, d]` or `[N, *shape]`, with finite values.
+
+        Returns:
+            The share of zeros of each datum, `[N]`, and the uses of each unit, `[m]`; None where
+                the posterior is not a point mass.
+
+        Raises:
+            DataError: x has another shape or dtype than the system takes, or is not finite.
+
+        >>> Autoencoder(4, latent=2, posterior=posteriors.TopK(1)).sparsity(torch.ones(3, 4)).zeros
+        tensor([0.5000, 0.5000, 0.5000], dtype=torch.float64)
+        """
+        codes = self.encode(x)
+        with torch.no_grad():
+            return sparsity(codes.cpu()) if is_point(self.q_z(x[:1])) else None
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ from pyroae.runs.snapshots import weights_along_training
 from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import WHOLE, say
 from pyroae.training.preflight import check_data
+from pyroae.training.validation import DEAD
 
 LABELS = {
     "nll": "NLL by importance sampling",
@@ -66,6 +67,8 @@ LABELS = {
     "marginal_kl_upper": "KL(q(z) ‖ p(z)), upper",
     "active_units": "active units",
     "squared_error": "squared error",
+    "zero_share": "share of codes that are exactly 0",
+    "live_share": "share of units that are not 0 for some datum",
 }
 
 
@@ -206,6 +209,8 @@ def _notes(found: Evaluation) -> list[str]:
         notes.append(
             "the lower bound on the mutual information is at its limit, log N: give more data"
         )
+    if "live_share" in found.results and not found.results["live_share"].estimate:
+        notes.append(DEAD)
     if found.undefined:
         notes.append(f"no log-likelihood: {found.undefined}")
     return notes

@@ -27,6 +27,7 @@ from pyroae.evaluation.importance.proposals import proposal_named
 from pyroae.evaluation.importance.streams import Z
 from pyroae.evaluation.inference_gaps import Gaps, gaps
 from pyroae.evaluation.mutual_information import Information, information
+from pyroae.posteriors.sparse import Sparsity
 from pyroae.programs.arguments import Structure, structure_of
 from pyroae.programs.pair import System
 from pyroae.programs.sites import Program
@@ -133,7 +134,8 @@ def evaluate(
 ) -> Evaluation:
     """Compute bound, rate, distortion, active units, reconstruction error and log-likelihoods.
 
-    Closed forms and the reconstruction error exist for an `Autoencoder` only. `exact` is the closed
+    Closed forms and the reconstruction error exist for an `Autoencoder` only; the share of codes
+    that are exactly 0 and the share of live units for one with a point posterior. `exact` is the closed
     form of a linear-Gaussian system, or the sum over all values of latents that are all discrete.
 
     Args:
@@ -233,22 +235,26 @@ class _Evaluator:
     def _diagnosed(self) -> Diagnostics:
         system, x = self.system, self.x
 
-        def work() -> tuple[Diagnostics, Tensor | None]:
+        def work() -> tuple[Diagnostics, Tensor | None, Sparsity | None]:
             diagnostics = diagnose(
                 system.model, system.guide, x, num_particles=ELBO_DRAWS, seed=self.settings.seed
             )
             if not isinstance(system, Autoencoder):
-                return diagnostics, None
+                return diagnostics, None, None
             error = (system.reconstruct(x[0]) - system.flat(x[0])).double().square().sum(1)
-            return diagnostics, error.cpu()
+            return diagnostics, error.cpu(), system.sparsity(x[0])
 
-        (diagnostics, error), seconds = self._by_each(work)
+        (diagnostics, error, sparsity), seconds = self._by_each(work)
         for name in ("nelbo", "distortion", "rate"):
             self._mean(name, getattr(diagnostics, name), ELBO_DRAWS, seconds)
         units = diagnostics.active_units
         self.results.append(Result("active_units", units, math.nan, self.num_data, 0, seconds))
         if error is not None:
             self._mean("squared_error", error, 0, seconds)
+        if sparsity is not None:
+            self._mean("zero_share", sparsity.zeros, 0, seconds)
+            live = sparsity.live_share
+            self.results.append(Result("live_share", live, math.nan, self.num_data, 0, seconds))
         return diagnostics
 
     def _importance(self, evaluation: Evaluation) -> Evaluation:
