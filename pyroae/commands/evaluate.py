@@ -404,7 +404,7 @@ def figures(system: Any, dataset: Dataset | Arguments, found: Evaluation) -> dic
         "manifold": lambda: plots.manifold(system),
         "latent_scatter": lambda: plots.latent_scatter(system, x, labels),
         "kl_per_unit": lambda: plots.kl_per_unit(found.diagnostics),
-        "filters": lambda: plots.filters(system),
+        "filters": lambda: plots.filters(system, x=x),
         **_likelihood_figures(dataset, found),
     }
     figures = {}

@@ -135,8 +135,9 @@ def evaluate(
     """Compute bound, rate, distortion, active units, reconstruction error and log-likelihoods.
 
     Closed forms and the reconstruction error exist for an `Autoencoder` only; the share of codes
-    that are exactly 0 and the share of live units for one with a point posterior. `exact` is the closed
-    form of a linear-Gaussian system, or the sum over all values of latents that are all discrete.
+    that are exactly 0 and the share of live units for one with a point posterior. `exact` is the
+    closed form of a linear-Gaussian system, or the sum over all values of latents that are all
+    discrete.
 
     Args:
         system: An `Autoencoder`, a module with a model and a guide, or a pair (model, guide) of
