@@ -34,6 +34,8 @@ NAMES: dict[str, tuple[str, ...]] = {
         "full-rank",
         "low-rank",
         "mixture",
+        "soft-threshold",
+        "top-k",
     ),
     "likelihood": (
         "bernoulli",

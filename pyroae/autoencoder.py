@@ -20,7 +20,8 @@ from pyroae import corruptions, likelihoods, linear_gaussian, posteriors, priors
 from pyroae.distributions import REAL
 from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError
 from pyroae.hierarchies import BottomUp, Draw, Hierarchy, Layer, site_of
-from pyroae.nn import MLP, Linear, Map, Tied, set_output_bias
+from pyroae.nn import MLP, Atoms, Linear, Map, Tied, set_output_bias
+from pyroae.posteriors.sparse import Sparsity, is_point, sparsity
 
 
 class Autoencoder(nn.Module):
@@ -175,6 +176,8 @@ class Autoencoder(nn.Module):
     def start_at(self, mean: Tensor, x: Tensor | None = None) -> "Autoencoder":
         """Set the decoder's last bias so that the mean of p(x|z) starts at the mean of the data.
 
+        A dictionary of atoms starts at directions of data from their mean.
+
         Args:
             mean: The mean of the data, shape `[d]`.
             x: Some of the data, shape `[n, d]`, at which the learned parts of prior and likelihood
@@ -189,6 +192,9 @@ class Autoencoder(nn.Module):
         x = mean[None] if x is None else x
         set_output_bias(self.decoder, self.likelihood.start(self.learned_likelihood, mean, x))
         self.prior.start(self.learned_prior, x)
+        for layer in self.decoder.modules():
+            if isinstance(layer, Atoms) and len(layer.bias) == len(mean):
+                layer.start_at(x - mean)
         return self
 
     @property
@@ -324,6 +330,28 @@ class Autoencoder(nn.Module):
         """
         self._check_layer(layer)
         return self.codes(x, c)[layer - 1]
+
+    def sparsity(self, x: Tensor, c: Tensor | None = None) -> Sparsity | None:
+        """Measure how many codes are exactly 0, and how often each unit is used.
+
+        Args:
+            x: Data, shape `[N, d]` or `[N, *shape]`, with finite values.
+            c: The conditions of a conditional system, shape `[N, C]`.
+
+        Returns:
+            The share of zeros of each datum, `[N]`, and the uses of each unit, `[m]`; None where
+                the posterior is not a point mass.
+
+        Raises:
+            DataError: x has another shape or dtype than the system takes, or is not finite.
+
+        >>> Autoencoder(4, latent=2, posterior=posteriors.TopK(1)).sparsity(torch.ones(3, 4)).zeros
+        tensor([0.5000, 0.5000, 0.5000], dtype=torch.float64)
+        """
+        codes = self.encode(x, c)
+        with torch.no_grad():
+            of_one = self.q_z(x[:1], None if c is None else c[:1])
+        return sparsity(codes.cpu()) if is_point(of_one) else None
 
     @torch.no_grad()
     def codes(self, x: Tensor, c: Tensor | None = None) -> list[Tensor]:

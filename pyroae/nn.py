@@ -310,6 +310,23 @@ class Atoms(nn.Module):
         self.weight = nn.Parameter(_linear(latent, outputs).weight.detach().clone())
         self.bias = nn.Parameter(torch.zeros(outputs))
 
+    @torch.no_grad()
+    def start_at(self, directions: Tensor) -> None:
+        """Start the atoms at the directions of data, drawn without replacement, in place.
+
+        Atoms that point to data explain something of them from the first step on, so that fewer
+        units die than with random atoms.
+
+        Args:
+            directions: Data minus their mean, shape `[n, outputs]`; rows of 0 are not used. Atoms
+                for which there are none keep their random start.
+        """
+        lengths = directions.norm(dim=1, keepdim=True)
+        units = (directions / lengths)[lengths.squeeze(1) > 0]
+        chosen = units[torch.randperm(len(units))[: self.weight.shape[1]].to(units.device)].t()
+        first = self.weight[:, : chosen.shape[1]]
+        first.copy_(chosen * first.norm(dim=0))
+
     @property
     def atoms(self) -> Tensor:
         """The dictionary D, shape `[outputs, m]`, with columns of length 1."""

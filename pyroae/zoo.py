@@ -189,11 +189,15 @@ def deep_autoencoder(
 
 
 def sparse_autoencoder(
-    data: Data, latent: int, rate: float = 1.0, **choices: Unpack[Choices]
+    data: Data, latent: int, rate: float = RunConfig.sparsity, **choices: Unpack[Choices]
 ) -> Autoencoder:
     """A sparse autoencoder: MAP under a Laplace prior, which is the L1 penalty.
 
         loss per datum: ½‖x − g(f(x))‖² + (d/2) log 2π + λ‖f(x)‖₁ + m log(2/λ)
+
+    f is the encoder, soft-thresholded at λσ², the proximal map of the prior: codes below it are
+    exactly 0. Where λσ² exceeds what an atom can explain of any datum, every code is 0; then lower
+    the rate.
 
     With a free decoder this loss can be evaded: z shrinks, the decoder's weights grow, and the
     penalty vanishes. Therefore the decoder is a dictionary of unit-norm atoms, or another form with
@@ -202,12 +206,13 @@ def sparse_autoencoder(
     Args:
         data: A data set, at whose mean the output starts, or the shape of one datum.
         latent: m, the size of z; it may exceed d.
-        rate: λ, the rate of the Laplace prior.
+        rate: λ, the rate of the Laplace prior, in nats per unit of z.
         **choices: Settings in place of the defaults below.
 
     Keyword Args:
         prior (Prior): p(z); default `Laplace(rate)`.
-        posterior (Posterior): q(z|x); default `Point()`.
+        posterior (Posterior): q(z|x); default `SoftThreshold(λσ²)`, with the rate of the prior and
+            the start of σ, where the likelihood is a Normal, else σ = 1. `TopK` keeps k codes.
         likelihood (Likelihood): p(x|z); default `Normal(scale=1)`.
         corruption (Corruption): Of the guide's input; default none.
         encoder (Map): The form of the encoder; default `MLP((200, 200), "tanh")`.
@@ -228,11 +233,14 @@ def sparse_autoencoder(
     References:
         Olshausen & Field 1996, Emergence of Simple-Cell Receptive Field Properties by Learning a
             Sparse Code for Natural Images.
+        Gregor & LeCun 2010, Learning Fast Approximations of Sparse Coding.
 
-    >>> sparse_autoencoder(64, latent=100, rate=0.5).prior
-    Laplace(rate=0.5)
+    >>> system = sparse_autoencoder(64, latent=100, rate=0.5)
+    >>> system.prior, system.posterior
+    (Laplace(rate=0.5), SoftThreshold(threshold=0.5, learn=False))
     """
-    row = {**_AUTOENCODER, "prior": priors.Laplace(rate)}
+    prior = choices.get("prior", priors.Laplace(rate))
+    row = {**_AUTOENCODER, "prior": prior, "posterior": _proximal(prior, choices)}
     if not choices.get("tied"):
         row["decoder"] = Linear(unit_norm=True)
     system = _build(sparse_autoencoder, data, latent, row, choices)
@@ -245,6 +253,16 @@ def sparse_autoencoder(
             "GaussianWeights(scale=1, num_data=N)"
         )
     return system
+
+
+def _proximal(prior: priors.Prior | None, choices: Mapping[str, Any]) -> posteriors.Posterior:
+    """The posterior of a sparse autoencoder: soft-thresholded at λσ² under a Laplace prior."""
+    if not isinstance(prior, priors.Laplace):
+        return posteriors.Point()
+    likelihood = choices.get("likelihood")
+    scale = likelihood.scale if isinstance(likelihood, likelihoods.Normal) else 1.0
+    start = 1.0 if isinstance(scale, str) else scale
+    return posteriors.SoftThreshold(prior.rate * start**2)
 
 
 def denoising_autoencoder(

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pyroae import corruptions, likelihoods, priors, zoo
+from pyroae import corruptions, likelihoods, posteriors, priors, zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.hierarchies import BottomUp, TopDown
 from pyroae.nn import MLP, Conv, Linear
@@ -23,6 +23,12 @@ SYSTEMS = {
     "deep-ae": lambda: zoo.deep_autoencoder(D, M, widths=(8, 6, 5)),
     "bernoulli-ae": lambda: zoo.autoencoder(D, M, encoder=MAPS, likelihood=likelihoods.Bernoulli()),
     "sparse-ae": lambda: zoo.sparse_autoencoder(D, 20, rate=0.5, encoder=MAPS),
+    "sparse-ae-top-k": lambda: zoo.sparse_autoencoder(
+        D, 20, encoder=MAPS, posterior=posteriors.TopK(4)
+    ),
+    "sparse-ae-learned": lambda: zoo.sparse_autoencoder(
+        D, 20, encoder=MAPS, posterior=posteriors.SoftThreshold(0.1, learn=True)
+    ),
     "sparse-ae-map": lambda: zoo.sparse_autoencoder(
         D, M, encoder=MAPS, decoder=MAPS, weight_prior=GaussianWeights(1.0, num_data=50)
     ),

@@ -23,7 +23,8 @@ from pyroae.likelihoods import LIKELIHOODS, Bernoulli, ContinuousBernoulli, Like
 from pyroae.likelihoods import Normal as NormalLikelihood
 from pyroae.nn import MLP, Linear, Map
 from pyroae.objectives import TraceELBO, parse_objective
-from pyroae.posteriors import POSTERIORS, Diagonal, ExactLinear, Point
+from pyroae.posteriors import POSTERIORS, Diagonal, ExactLinear, Point, SoftThreshold
+from pyroae.posteriors.sparse import sparsity
 from pyroae.priors import PRIORS, Flat, GaussianWeights, Laplace
 from pyroae.priors import Normal as NormalPrior
 from pyroae.registry import Registry
@@ -33,7 +34,8 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 REGISTRIES: list[Registry[Any]] = [PRIORS, POSTERIORS, LIKELIHOODS, CORRUPTIONS]
 EVERY = [(registry, name) for registry in REGISTRIES for name in registry]
-IMPROPER, POINT, DISCRETE = ("flat",), ("point",), ("bernoulli", "categorical")
+IMPROPER, DISCRETE = ("flat",), ("bernoulli", "categorical")
+POINT = ("point", "soft-threshold", "top-k")
 CONTINUOUS = [name for name in PRIORS if name not in (*IMPROPER, *DISCRETE)]
 DEFAULT = ("normal", "diagonal", "bernoulli", "none")
 N, D, M = 8, 5, 3
@@ -357,6 +359,47 @@ def test_point_is_the_encoder() -> None:
     assert (q_z.log_prob(z + 1e-3) == -math.inf).all()
 
 
+def test_soft_threshold_is_the_proximal_map_of_the_laplace_prior() -> None:
+    """z = argmin ½(z − a)² + θ|z|, compared with the minimum over a grid of steps of 1e-3."""
+    system, x = build(("laplace", "soft-threshold:threshold=0.3", "normal", "none")), 2 * binary()
+    z, a = system.encode(x), system.encoder(x)
+    grid = torch.arange(-4000, 4001) / 1000
+    cost = 0.5 * (grid - a[..., None]).square() + 0.3 * grid.abs()
+    assert (z - grid[cost.argmin(-1)]).abs().max() <= 0.5e-3 + 1e-9
+    assert 0 < (z == 0).double().mean() < 1
+    torch.testing.assert_close(z == 0, a.abs() <= 0.3)
+    assert (system.q_z(x).log_prob(z) == 0).all()
+
+
+def test_learned_thresholds_have_the_gradient_of_the_proximal_map() -> None:
+    """dz/dθ_j = −sign(a_j) where |a_j| > θ_j, else 0; the parameter is log θ_j."""
+    system, x = build(("laplace", "soft-threshold:learn=true", "normal", "none")), binary()
+    (parameter,) = system.learned_posterior.parameters()
+    torch.testing.assert_close(parameter.exp(), torch.full((M,), 0.1))
+    (gradient,) = torch.autograd.grad(system.q_z(x).rsample().sum(), [parameter])
+    a = system.encoder(x)
+    expected = -(a.sign() * (a.abs() > 0.1)).sum(0) * 0.1
+    assert (expected != 0).any()
+    torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("k", [1, 2, M])
+def test_top_k_keeps_the_largest_outputs(k: int) -> None:
+    system, x = build(("flat", f"top-k:k={k}", "normal", "none")), torch.randn(N, D)
+    z, a = system.q_z(x).sample(), system.encoder(x)
+    order = a.abs().sort(dim=1, descending=True).indices
+    for row, (codes, outputs) in enumerate(zip(z, a, strict=True)):
+        torch.testing.assert_close(codes[order[row, :k]], outputs[order[row, :k]])
+        assert (codes[order[row, k:]] == 0).all()
+
+
+def test_sparsity_counts_zeros_and_live_units() -> None:
+    found = sparsity(torch.tensor([[0.0, 1e-30, 0.0, -2.0], [0.0, 0.0, 0.0, 3.0]]))
+    assert found.zeros.tolist() == [0.5, 0.75]
+    assert (found.uses.tolist(), found.live_share) == ([0, 0.5, 0, 1], 0.5)
+    assert build(("normal", "diagonal", "normal", "none")).sparsity(binary()) is None
+
+
 def test_diagonal_is_mean_plus_deviation_times_noise() -> None:
     system, x = build(("normal", "diagonal", "normal", "none")), torch.randn(N, D)
     mean, log_variance = system.encoder(x).split(M, dim=1)
@@ -603,11 +646,12 @@ def test_corruption_reaches_the_guide_only_and_in_training_only(name: str) -> No
     ("make", "words"),
     [
         (Laplace, "the rate of a Laplace prior must be positive"),
+        (SoftThreshold, "the threshold of a soft-threshold posterior must be positive"),
         (NormalLikelihood, "the scale of a Normal likelihood must be positive"),
         (Gaussian, "the scale of a Gaussian corruption must be positive"),
         (lambda value: GaussianWeights(value, 10), "a weight prior takes a positive scale"),
     ],
-    ids=["laplace", "normal", "gaussian", "weights"],
+    ids=["laplace", "threshold", "normal", "gaussian", "weights"],
 )
 def test_refused_scales(make: Any, words: str, value: float) -> None:
     with pytest.raises(ConfigError, match=words):
@@ -621,6 +665,13 @@ def test_refused_probabilities(make: Any, value: float) -> None:
         ConfigError, match=rf"the probability of a corruption must be in \(0, 1\], not {value}"
     ):
         make(value)
+
+
+def test_refused_numbers_of_codes() -> None:
+    with pytest.raises(ConfigError, match="k of a top-k posterior must be at least 1, not 0"):
+        POSTERIORS.parse("top-k:k=0")
+    with pytest.raises(ConfigError, match="cannot keep k = 4 of 3 latent features"):
+        build(("flat", "top-k:k=4", "normal", "none"))
 
 
 def test_weight_prior_needs_data() -> None:

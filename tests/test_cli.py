@@ -404,6 +404,10 @@ TRAIN = {
         ["--system", "ppca", "--hidden", "5"],
         "the maps of ppca are linear",
     ),
+    "a rate without a sparse autoencoder": (
+        ["--sparsity", "2"],
+        "sparsity makes no difference for the system 'vae': leave it out or choose another",
+    ),
     "a sparse decoder": (
         ["--system", "sparse-ae", "--tied", "--sparsity", "-1"],
         "must be positive",

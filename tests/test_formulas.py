@@ -67,14 +67,16 @@ def test_autoencoder_is_squared_error(name: str) -> None:
 
 @pytest.mark.parametrize("name", ELBOS)
 def test_sparse_autoencoder_adds_the_l1_penalty(name: str) -> None:
-    x, system = torch.rand(N, D), zoo.sparse_autoencoder(D, 8, rate=2.5, encoder=MAPS)
+    x, system = torch.rand(N, D), zoo.sparse_autoencoder(D, 8, rate=0.3, encoder=MAPS)
     decoder = system.decoder[0]  # type: ignore[index]
 
     def formula() -> Tensor:
-        z = oracles.mlp(x, layers(system.encoder))
+        a = oracles.mlp(x, layers(system.encoder))
+        z = torch.where(a > 0.3, a - 0.3, torch.where(a < -0.3, a + 0.3, 0.0))
+        assert 0 < (z == 0).double().mean() < 1
         atoms = decoder.weight / decoder.weight.square().sum(0).sqrt()
         return (
-            oracles.normal_nll(x, z @ atoms.T + decoder.bias) + oracles.laplace_penalty(z, 2.5)
+            oracles.normal_nll(x, z @ atoms.T + decoder.bias) + oracles.laplace_penalty(z, 0.3)
         ).sum()
 
     assert_agrees(system, x, formula, name)
@@ -82,12 +84,15 @@ def test_sparse_autoencoder_adds_the_l1_penalty(name: str) -> None:
 
 @pytest.mark.parametrize("name", ELBOS)
 def test_sparse_autoencoder_with_a_weight_prior(name: str) -> None:
+    from pyroae.posteriors import Point
     from pyroae.priors import GaussianWeights
 
     prior = GaussianWeights(scale=0.7, num_data=100)
     x, system = (
         torch.rand(N, D),
-        zoo.sparse_autoencoder(D, 4, encoder=MAPS, decoder=MAPS, weight_prior=prior),
+        zoo.sparse_autoencoder(
+            D, 4, rate=1.0, posterior=Point(), encoder=MAPS, decoder=MAPS, weight_prior=prior
+        ),
     )
 
     def formula() -> Tensor:

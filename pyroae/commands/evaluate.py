@@ -41,6 +41,7 @@ from pyroae.runs.snapshots import weights_along_training
 from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import WHOLE, say
 from pyroae.training.preflight import check_data
+from pyroae.training.validation import DEAD
 
 LABELS = {
     "nll": "NLL by importance sampling",
@@ -69,6 +70,8 @@ LABELS = {
     "wrong_codes": "share of wrong codes",
     "bits_per_dimension": "bits per dimension",
     "bits_per_dimension_bound": "bits per dimension, by the negative ELBO",
+    "zero_share": "share of codes that are exactly 0",
+    "live_share": "share of units that are not 0 for some datum",
 }
 
 
@@ -222,6 +225,8 @@ def _notes(found: Evaluation) -> list[str]:
         notes.append(
             "the lower bound on the mutual information is at its limit, log N: give more data"
         )
+    if "live_share" in found.results and not found.results["live_share"].estimate:
+        notes.append(DEAD)
     if found.undefined:
         notes.append(f"no log-likelihood: {found.undefined}")
     return notes
@@ -416,7 +421,7 @@ def figures(system: Any, dataset: Dataset | Arguments, found: Evaluation) -> dic
         "manifold": lambda: plots.manifold(system),
         "latent_scatter": lambda: plots.latent_scatter(system, x, labels),
         "kl_per_unit": lambda: plots.kl_per_unit(found.diagnostics),
-        "filters": lambda: plots.filters(system),
+        "filters": lambda: plots.filters(system, x=x),
         **_likelihood_figures(dataset, found),
     }
     figures = {}

@@ -199,8 +199,31 @@ def train(
     else:
         if out is None:
             raise ConfigError("give --out, the run directory to write")
-        run, result = train_run(RunConfig.from_mapping(settings), Path(out), overwrite)
+        config = RunConfig.from_mapping(settings)
+        refuse_unused(config)
+        run, result = train_run(config, Path(out), overwrite)
     say(_summary(run, result))
+
+
+def refuse_unused(config: RunConfig) -> None:
+    """Refuse a setting that is changed and has no effect on the system of the configuration.
+
+    Args:
+        config: The settings of a new run.
+
+    Raises:
+        ConfigError: For the first such setting.
+
+    >>> refuse_unused(RunConfig(system="vae", sparsity=2.0))
+    Traceback (most recent call last):
+    pyroae.errors.ConfigError: sparsity makes no difference for the system 'vae': leave it out ...
+    """
+    for name in zoo.unused_settings(config):
+        if getattr(config, name) != getattr(RunConfig, name):
+            raise ConfigError(
+                f"{name} makes no difference for the system '{config.system}': leave it out or "
+                "choose another --system"
+            )
 
 
 def resumed(what: str, out: str | None, overwrite: bool, resume: str) -> Path:

@@ -81,7 +81,8 @@ class RunConfig(TrainConfig):
         posterior: q(z|x).
         likelihood: p(x|z).
         corruption: The corruption of the guide's input.
-        sparsity: λ, the rate of the Laplace prior of a sparse autoencoder.
+        sparsity: λ, the rate of the Laplace prior of a sparse autoencoder, and the threshold of
+            its codes.
 
     Raises:
         ConfigError: For a value of another type or out of range, an unknown name, a module that
@@ -154,7 +155,7 @@ class RunConfig(TrainConfig):
         None, "of the guide's input, for example masking:probability=0.25", kind="corruption"
     )
     sparsity: float = option(
-        1.0, "rate of the Laplace prior of a sparse autoencoder: its L1 penalty"
+        0.25, "rate of the Laplace prior of a sparse autoencoder: its L1 penalty and threshold"
     )
 
     def __post_init__(self) -> None:

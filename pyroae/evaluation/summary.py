@@ -27,6 +27,7 @@ from pyroae.evaluation.importance.proposals import proposal_named
 from pyroae.evaluation.importance.streams import Z
 from pyroae.evaluation.inference_gaps import Gaps, gaps
 from pyroae.evaluation.mutual_information import Information, information
+from pyroae.posteriors.sparse import Sparsity
 from pyroae.programs.arguments import Structure, structure_of
 from pyroae.programs.pair import System
 from pyroae.programs.sites import Program
@@ -133,8 +134,10 @@ def evaluate(
 ) -> Evaluation:
     """Compute bound, rate, distortion, active units, reconstruction error and log-likelihoods.
 
-    Closed forms and the reconstruction error exist for an `Autoencoder` only. `exact` is the closed
-    form of a linear-Gaussian system, or the sum over all values of latents that are all discrete.
+    Closed forms and the reconstruction error exist for an `Autoencoder` only; the share of codes
+    that are exactly 0 and the share of live units for one with a point posterior. `exact` is the
+    closed form of a linear-Gaussian system, or the sum over all values of latents that are all
+    discrete.
 
     Args:
         system: An `Autoencoder`, a module with a model and a guide, or a pair (model, guide) of
@@ -237,15 +240,15 @@ class _Evaluator:
     def _diagnosed(self) -> Diagnostics:
         system, x = self.system, self.x
 
-        def work() -> tuple[Diagnostics, dict[str, Tensor]]:
+        def work() -> tuple[Diagnostics, dict[str, Tensor], Sparsity | None]:
             diagnostics = diagnose(
                 system.model, system.guide, x, num_particles=ELBO_DRAWS, seed=self.settings.seed
             )
             if not isinstance(system, Autoencoder):
-                return diagnostics, {}
-            return diagnostics, reconstruction_errors(system, *x)
+                return diagnostics, {}, None
+            return diagnostics, reconstruction_errors(system, *x), system.sparsity(*x)
 
-        (diagnostics, errors), seconds = self._by_each(work)
+        (diagnostics, errors, sparsity), seconds = self._by_each(work)
         for name in ("nelbo", "distortion", "rate"):
             self._mean(name, getattr(diagnostics, name), ELBO_DRAWS, seconds)
         units = diagnostics.active_units
@@ -254,6 +257,10 @@ class _Evaluator:
             self._of_layers(diagnostics, seconds)
         for name, values in errors.items():
             self._mean(name, values, 0, seconds)
+        if sparsity is not None:
+            self._mean("zero_share", sparsity.zeros, 0, seconds)
+            live = sparsity.live_share
+            self.results.append(Result("live_share", live, math.nan, self.num_data, 0, seconds))
         return diagnostics
 
     def _of_layers(self, diagnostics: Diagnostics, seconds: float) -> None:

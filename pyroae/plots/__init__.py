@@ -4,7 +4,7 @@ from pyroae.plots.columns import column_errors
 from pyroae.plots.comparison import differences, learning_curves, tuning_curves
 from pyroae.plots.conditional import class_samples
 from pyroae.plots.gradients import gradient_curves
-from pyroae.plots.latent_space import filters, kl_per_unit, latent_scatter, manifold
+from pyroae.plots.latent_space import kl_per_unit, latent_scatter, manifold
 from pyroae.plots.likelihood import (
     bound_curve,
     extremes,
@@ -14,6 +14,7 @@ from pyroae.plots.likelihood import (
     sandwich,
 )
 from pyroae.plots.snapshots import along_training, gradients_along_training
+from pyroae.plots.sparsity import filters, sparsity_sweep
 from pyroae.plots.systems import reconstructions, sample_grids, samples, training_curves
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "sample_grids",
     "samples",
     "sandwich",
+    "sparsity_sweep",
     "training_curves",
     "tuning_curves",
 ]

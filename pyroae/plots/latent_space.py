@@ -1,6 +1,5 @@
-"""Figures of the latent space: posterior means, the learned manifold, KL of units, filters."""
+"""Figures of the latent space: posterior means, the learned manifold, KL of units."""
 
-import math
 from textwrap import wrap
 
 import matplotlib
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from pyroae.autoencoder import Autoencoder
 from pyroae.errors import ConfigError, DataError
 from pyroae.evaluation.diagnostics import Diagnostics
-from pyroae.nn import Atoms, Tied
 from pyroae.plots.canvas import Canvas, Target, canvas
 from pyroae.plots.drawing import (
     BLUE,
@@ -22,7 +20,6 @@ from pyroae.plots.drawing import (
     draw_bars,
     draw_grid,
     draw_scatter,
-    is_image,
     label_colours,
     limits_of,
     plain,
@@ -205,75 +202,3 @@ def _notes(diagnostics: Diagnostics) -> list[str]:
     if correlation is not None and correlation > 0:
         lines.append([f"total correlation {correlation:.3g} nats"])
     return [line for part in lines for line in part]
-
-
-def filters(autoencoder: Autoencoder, num: int = 64, *, ax: Target | None = None) -> Figure:
-    """Draw learned filters, on a colour map with 0 in its middle.
-
-    These are the columns of a linear decoder or the atoms of a dictionary; otherwise the weights of
-    the first layer of the encoder, one image per hidden unit, or per kernel of a convolution.
-
-    Args:
-        autoencoder: The system.
-        num: The number of filters, from the first on.
-        ax: The Axes to draw into; None for a new figure.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ConfigError: For a system that has neither.
-        DataError: Where `num` is below 1.
-    """
-    refuse_programs(autoencoder)
-    values, shape, title = _filters(autoencoder)
-    values = values[: max(num, 0)]
-    refuse_none("filters", len(values))
-    largest = float(np.abs(values).max()) or 1.0
-    place = canvas(ax, (5, 4.6))
-    axes = place.panels[0]
-    draw_grid(axes, values, shape, (-largest, largest), "RdBu_r")
-    axes.set_title(title)
-    if is_image(shape) and len(axes.images[0].get_shape()) == 2:
-        axes.figure.colorbar(axes.images[0], ax=axes, label="weight", shrink=0.6)
-    return place.figure
-
-
-def _filters(autoencoder: Autoencoder) -> tuple[np.ndarray, tuple[int, ...], str]:
-    """Filters `[n, ...]`, the shape of one filter, and a title."""
-    decoder, encoder = autoencoder.decoder, autoencoder.encoder
-    layers = [
-        m
-        for m in (encoder if isinstance(decoder, Tied) else decoder).modules()
-        if not list(m.children())
-    ]
-    is_linear = [type(m) for m in layers] in ([nn.Linear], [Atoms])
-    if is_linear and autoencoder.likelihood.layout(autoencoder.shape) == (autoencoder.shape, 1):
-        like = next(autoencoder.parameters())
-        points = torch.eye(
-            autoencoder.latent + 1, autoencoder.latent, dtype=like.dtype, device=like.device
-        )  # the last is 0
-        with torch.no_grad():
-            outputs = decoder(nn.functional.pad(points, (0, autoencoder.condition)))
-        return (
-            to_array(outputs[:-1] - outputs[-1]),
-            autoencoder.shape,
-            "Decoder columns, by latent unit",
-        )
-    first = next((m for m in encoder.modules() if isinstance(m, nn.Linear | nn.Conv2d)), None)
-    if first is None:
-        raise ConfigError(
-            "this system has no filters to draw: "
-            "its decoder is not linear, its encoder has no first layer"
-        )
-    weight = to_array(first.weight)  # without the weights of the condition
-    inputs = autoencoder.features if isinstance(first, nn.Linear) else first.in_channels
-    weight = weight[:, : inputs - autoencoder.condition * isinstance(first, nn.Conv2d)]
-    if isinstance(first, nn.Linear):
-        return weight, autoencoder.shape, "First layer of the encoder, by hidden unit"
-    shape = weight.shape[1:] if is_image(weight.shape[1:]) else weight.shape[2:]
-    return (
-        weight.reshape(-1, math.prod(shape)),
-        shape,
-        "First convolution of the encoder, by kernel",
-    )

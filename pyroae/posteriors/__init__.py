@@ -5,6 +5,7 @@ from pyroae.posteriors.discrete import Bernoulli, Categorical
 from pyroae.posteriors.flows import IAF, NSF, Flow
 from pyroae.posteriors.gaussian import Diagonal, ExactLinear, FullRank, LowRank, Point
 from pyroae.posteriors.mixture import GaussianMixture, Mixture
+from pyroae.posteriors.sparse import SoftThreshold, TopK
 
 __all__ = [
     "IAF",
@@ -22,4 +23,6 @@ __all__ = [
     "Mixture",
     "Point",
     "Posterior",
+    "SoftThreshold",
+    "TopK",
 ]

@@ -25,7 +25,7 @@ from pyroae.training.plan import Plan
 from pyroae.training.running_loss import Losses
 from pyroae.training.state import Epoch, Progressed, State, write_csv
 from pyroae.training.stepping import Stepper
-from pyroae.training.validation import Validator
+from pyroae.training.validation import Validator, warn_if_dead
 
 AGREE_EVERY = 20
 """Steps after which several processes exchange what a clock or a signal asks for."""
@@ -85,6 +85,7 @@ class Trainer:
         batches: the batches of each epoch.
         stepper: takes the steps.
         validate: evaluates the validation data.
+        sample: the validation data, or the training data where there are none.
         nonfinite: handles losses and weights that are not finite.
         seconds: the time of the training so far.
     """
@@ -104,6 +105,7 @@ class Trainer:
         self.share = self.stepper.share
         self.batches = Minibatches(train, config, step.system, fabric.device, self.share)
         self.validate = Validator(step, valid, fabric, config.seed)
+        self.sample = train if valid is None else valid
         self.nonfinite = NonFiniteHandler(self.stepper, self.batches)
         self.seconds = 0.0
 
@@ -162,6 +164,8 @@ class Trainer:
         if self.config.keep == "best" and state.best_weights:
             load_weights(self.system, state.best_weights)
         self.system.eval()
+        if self.share.rank == 0:
+            warn_if_dead(self.system, self.sample)
         return FitResult(
             self.system,
             tuple(state.history),

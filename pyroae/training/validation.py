@@ -1,13 +1,15 @@
 """The negative bound, the distortion and the rate of the validation data."""
 
 import math
+import warnings
 from typing import cast
 
 import pyro
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyroae.autoencoder import Autoencoder
 from pyroae.data.dataset import Dataset
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.context import evaluating
@@ -17,6 +19,13 @@ from pyroae.training.forward import Step
 
 VALIDATION_BATCH = 1000
 """Data that are evaluated at once."""
+
+
+DEAD = (
+    "every latent unit is dead: all codes are exactly 0, and no gradient revives them; lower the "
+    "rate of the Laplace prior (sparsity) or the threshold of the posterior, and train again"
+)
+"""What is said where every unit is dead."""
 
 
 class Validator:
@@ -63,3 +72,18 @@ class Validator:
             sums = cast(Tensor, self.fabric.all_reduce(sums.to(device), reduce_op="sum")).cpu()
         nelbo, distortion, rate = (sums / len(self.data)).tolist()
         return nelbo, distortion, rate
+
+
+def warn_if_dead(system: nn.Module, data: Dataset | Arguments) -> None:
+    """Warn where every code of a point posterior is exactly 0, so that it says nothing of the data.
+
+    Args:
+        system: the trained system; nothing is done for what is no Autoencoder.
+        data: data, of which the first ones in memory are encoded.
+    """
+    if not isinstance(system, Autoencoder) or not isinstance(data, Dataset):
+        return
+    args = like_parameters(system, tuple(t[:VALIDATION_BATCH] for t in data.tensors))
+    found = system.sparsity(*args) if args[0].isfinite().all() else None
+    if found is not None and not found.live_share:
+        warnings.warn(DEAD, stacklevel=2)

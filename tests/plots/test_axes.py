@@ -70,6 +70,8 @@ def examples() -> dict[str, tuple[int, Callable[..., Figure]]]:
     along = {0: by_group, 10: by_group}
     evaluation = evaluate(linear, y, EvaluationSettings(num_particles=10))
     evaluations = {0: evaluation, 10: evaluation}
+    sparse = zoo.sparse_autoencoder(6, 2)
+    sweep = {rate: evaluate(sparse, y, EvaluationSettings(num_particles=10)) for rate in (0.1, 1)}
     grid = {"lr": (0.1, 0.01), "kl_warmup": (0, 5)}
     trials = [
         Trial("iwae@8", {"lr": lr, "kl_warmup": warmup}, Interval(nll, nll - 1, nll + 1), 10, 1.0)
@@ -98,6 +100,7 @@ def examples() -> dict[str, tuple[int, Callable[..., Figure]]]:
         "sample_grids": (2, lambda ax=None: plots.sample_grids({"a": vae, "b": vae}, 4, ax=ax)),
         "samples": (1, lambda ax=None: plots.samples(vae, num=4, ax=ax)),
         "sandwich": (1, lambda ax=None: plots.sandwich({"ELBO": (-9.0, 0.1)}, ax=ax)),
+        "sparsity_sweep": (2, lambda ax=None: plots.sparsity_sweep(sweep, 4.0, ax=ax)),
         "training_curves": (2, lambda ax=None: plots.training_curves({"a": HISTORY}, ax=ax)),
         "tuning_curves": (2, lambda ax=None: plots.tuning_curves(tuning, ax=ax)),
     }

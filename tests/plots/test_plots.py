@@ -22,6 +22,7 @@ from pyroae import corruptions, likelihoods, plots, posteriors, priors, zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.errors import ConfigError, DataError, RunError, UndefinedLikelihoodError
 from pyroae.evaluation.diagnostics import Diagnostics, diagnose
+from pyroae.evaluation.summary import EvaluationSettings, evaluate
 from pyroae.nn import MLP, Conv, Linear
 from pyroae.plots import drawing
 from pyroae.training.state import Epoch
@@ -431,6 +432,39 @@ def test_atoms_are_drawn_with_length_one_around_zero() -> None:
     np.testing.assert_allclose(lengths, 1, rtol=1e-5)
     low, high = axes.images[0].get_clim()
     assert low == -high == -np.nanmax(np.abs(pixels(axes)))
+
+
+def test_atoms_are_sorted_by_use_and_dead_ones_crossed_out() -> None:
+    """Codes |f(x)| = 0, 2, 1, 1 of four units: one dead, one used by both data, two by one each."""
+    x = torch.eye(20)[:2]
+    system = zoo.sparse_autoencoder(SHAPE, 4, rate=0.5, encoder=Linear())
+    with torch.no_grad():
+        weight = system.encoder[0].weight.zero_()  # type: ignore[index]
+        weight[1, :2], weight[2, 0], weight[3, 1] = 2.5, -1.5, 1.5
+    axes = plots.filters(system, x=x).axes[0]
+    atoms = system.decoder[0].atoms.detach().T.reshape(4, *SHAPE)  # type: ignore[index]
+    for place, unit in enumerate((1, 2, 3, 0)):
+        np.testing.assert_allclose(cell(axes, *divmod(place, 2)), atoms[unit], atol=1e-6)
+    lines = [line.get_xydata().tolist() for line in axes.get_lines()]
+    assert lines == [[[0.5, 0.0], [1.0, 0.5]], [[0.5, 0.5], [1.0, 0.0]]]
+    assert "3 of 4 units alive" in axes.get_title()
+
+
+def test_the_sweep_draws_the_results_of_each_rate() -> None:
+    x, settings = torch.randn(5, 6), EvaluationSettings(num_particles=10)
+    found = {
+        rate: evaluate(zoo.sparse_autoencoder(6, 4, rate=rate), x, settings) for rate in (2.0, 0.1)
+    }
+    shares, error = plots.sparsity_sweep(found, mean_error=9.0).axes
+    for axes, number, name in ((shares, 0, "zero_share"), (shares, 1, "live_share"),
+                               (error, 0, "squared_error")):  # fmt: skip
+        rates, values = axes.get_lines()[number].get_data()
+        assert list(rates) == [0.1, 2.0]
+        assert list(values) == [found[rate].results[name].estimate for rate in rates]
+    assert set(error.get_lines()[1].get_ydata()) == {9.0}
+    vae = evaluate(zoo.vae(6, 2), (x > 0).float(), settings)
+    with pytest.raises(DataError, match="systems with a point posterior"):
+        plots.sparsity_sweep({0.1: vae})
 
 
 def test_tied_columns_are_the_encoders_rows() -> None:
