@@ -53,11 +53,15 @@ class Autoencoder(nn.Module):
             default.
         condition: C, the size of what x is conditioned on. With C > 0 model and guide take (x, c)
             with c `[N, C]`, and are p(z) p(x | decoder(z, c)) and q(z | encoder(x̃, c)).
+        missing: Whether values of x may be missing, NaN. The model is then p(z) p(x_o|z) of what is
+            observed; the encoder sees the mean of the training data at missing features.
 
     Raises:
         ConfigError: The choices cannot be combined, or a size is below 1.
 
     References:
+        Mattei & Frellsen 2019, MIWAE: Deep Generative Modelling and Imputation of Incomplete Data
+            Sets, for the bound of what is observed.
         Sohn, Lee & Yan 2015, Learning Structured Output Representation using Deep Conditional
             Generative Models.
 
@@ -81,6 +85,7 @@ class Autoencoder(nn.Module):
         weight_prior: priors.GaussianWeights | None = None,
         hierarchy: Hierarchy | None = None,
         condition: int = 0,
+        missing: bool = False,
     ) -> None:
         super().__init__()
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -93,7 +98,7 @@ class Autoencoder(nn.Module):
         self.latent = self.layers[0]
         if condition < 0:
             raise ConfigError(f"the size of a condition must be at least 0, not {condition}")
-        self.condition = condition
+        self.condition, self.missing = condition, missing
         self.prior = prior or priors.Normal()
         self.posterior = posterior or posteriors.Diagonal()
         self.likelihood = likelihood or likelihoods.Bernoulli()
@@ -131,11 +136,15 @@ class Autoencoder(nn.Module):
         self.learned_likelihood = self.likelihood.learned(self.features)
         self.upper = nn.ModuleList(self.hierarchy.layers(self.posterior, self.layers))
         self.register_buffer("_zeros", torch.zeros(top), persistent=False)
+        if self.missing:
+            self.register_buffer("fill", torch.zeros(self.features))
         self.to(torch.get_default_dtype())
         self.prior.check(self)
         if isinstance(self.posterior, posteriors.ExactLinear):
             try:
-                self.linear_gaussian(self.zeros.new_zeros(1, self.condition))
+                self.linear_gaussian(
+                    self.zeros.new_zeros(1, self.condition) if self.condition else None
+                )
             except UndefinedLikelihoodError as error:
                 raise ConfigError(f"the exact linear posterior cannot be used: {error}") from None
 
@@ -167,6 +176,8 @@ class Autoencoder(nn.Module):
                 f"whose guide draws the top layer first, as TopDown(), not {self.hierarchy}"
             )
         self.hierarchy.check(self.posterior, self.layers)
+        if self.missing:
+            self.likelihood.check_missing()
 
     def _encoder(self, outputs: int) -> nn.Module:
         if not self.condition:
@@ -195,6 +206,8 @@ class Autoencoder(nn.Module):
         for layer in self.decoder.modules():
             if isinstance(layer, Atoms) and len(layer.bias) == len(mean):
                 layer.start_at(x - mean)
+        if self.missing:
+            cast(Tensor, self.fill).copy_(mean)
         return self
 
     @property
@@ -252,9 +265,31 @@ class Autoencoder(nn.Module):
         """
         return self.hierarchy.first(self._encoded(x), self._at(c))
 
-    def _encoded(self, x: Tensor) -> Tensor:
+    def _encoded(self, x: Tensor, *, corrupt: bool = False) -> Tensor:
         """Data as the encoder sees them."""
-        return self.likelihood.encoded(self._like_weights("x", self.flat(x)))
+        x = self._like_weights("x", self.flat(x))
+        seen = self.corruption(x) if corrupt else x
+        if not self.missing:
+            return self.likelihood.encoded(seen)
+        if self.posterior.takes_missing:
+            return torch.where(x.isnan(), x, seen)
+        return self.likelihood.encoded(torch.where(x.isnan(), cast(Tensor, self.fill), seen))
+
+    def of_observed(self, p_x: TorchDistribution, x: Tensor) -> tuple[TorchDistribution, Tensor]:
+        """Return the distribution of what is observed, and data with a value at each feature.
+
+        Args:
+            p_x: p(x|z), batch shape `[..., N]`.
+            x: Data, shape `[N, d]`, NaN where missing.
+
+        Returns:
+            p(x_o|z) of the observed features, and x with 0 at missing ones, which has no influence;
+                both unchanged unless `missing` is set.
+        """
+        if not self.missing:
+            return p_x, x
+        is_observed = ~x.isnan()
+        return likelihoods.Observed(p_x, is_observed), torch.where(is_observed, x, 0.0)
 
     def _at(self, c: Tensor | None) -> "Autoencoder":
         """The autoencoder as posteriors see it, at given conditions."""
@@ -291,7 +326,8 @@ class Autoencoder(nn.Module):
         with pyro.plate("data", len(x)):
             top = len(self.layers)
             z = self._values_down(pyro.sample(site_of(top), self.p_z()), top, pyro.sample)
-            pyro.sample("x", self.p_x(z, c), obs=x)
+            p_x, values = self.of_observed(self.p_x(z, c), x)
+            pyro.sample("x", p_x, obs=values)
 
     def guide(self, x: Tensor, c: Tensor | None = None) -> None:
         """Run q(z|x̃) as a Pyro program, with the plate `data` and the site `z` of each layer.
@@ -308,8 +344,8 @@ class Autoencoder(nn.Module):
         announce_parameters("autoencoder", self)
         x = self.flat(x)
         with pyro.plate("data", len(x)):
-            x = self._encoded(self.corruption(x) if self.training else x)
-            self.hierarchy.infer(x, self._at(c), pyro.sample)
+            seen = self._encoded(x, corrupt=self.training)
+            self.hierarchy.infer(seen, self._at(c), pyro.sample)
 
     # Encoder and decoder as functions of tensors.
 
@@ -372,7 +408,7 @@ class Autoencoder(nn.Module):
         [torch.Size([5, 3]), torch.Size([5, 2])]
         """
         x = self.flat(x)
-        _check_finite("x", x)
+        _check_finite("x", x.nan_to_num(nan=0.0, posinf=math.inf) if self.missing else x)
         # Without validation: the mean does not need a scale that is 0 in single precision.
         with pyro.validation_enabled(False):
             return self.hierarchy.infer(self._encoded(x), self._at(c), lambda _, q: q.mean)

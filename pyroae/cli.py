@@ -344,6 +344,23 @@ def _encode(encode: Parser) -> None:
     _add_out(encode, ".npy, .csv or .nc (default: RUN/latents.csv)")
 
 
+def _impute(impute: Parser) -> None:
+    _add_run(impute)
+    impute.add_argument(
+        "--data", metavar="FILE", required=True, help="data whose missing values are filled"
+    )
+    impute.add_argument(
+        "--out",
+        metavar="FILE",
+        required=True,
+        help=".csv or .parquet with the filled table; .npz with errors and intervals too",
+    )
+    _add_int(impute, "--num-particles", "draws of z per datum", 1000)
+    _add_int(impute, "--num-imputations", "multiple imputations, below the means in the table", 0)
+    _add_int(impute, "--seed", "of the draws", 0)
+    impute.add_argument("--checkpoint", metavar="NAME", help="which weights (default: the kept)")
+
+
 def _reproduce(reproduce: Parser) -> None:
     reproduce.add_argument(
         "run_directory", metavar="RUN", help="directory of a run that was evaluated"
@@ -375,6 +392,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "sample": ("draw from the prior and decode", _sample),
     "reconstruct": ("encode and decode data", _reconstruct),
     "encode": ("posterior means (and scales) of the latent features", _encode),
+    "impute": ("fill the missing values of a table", _impute),
     "reproduce": (
         "train and evaluate a run again from its directory; compare every figure",
         _reproduce,

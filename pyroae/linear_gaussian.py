@@ -18,29 +18,83 @@ from pyroae.errors import ConfigError
 from pyroae.runtime.short_repr import short_repr
 
 
-def posterior(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and Cholesky factor of the exact posterior p(z|x).
+def posterior(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor,
+    is_observed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return mean and Cholesky factor of the exact posterior p(z|x), or p(z|x_o).
 
         z|x ~ N(M⁻¹Wᵀ(x − b), σ²M⁻¹),   M = WᵀW + σ²I
+
+    Given some features only, W and b have the rows of these features.
 
     Args:
         x: Data, shape `[..., d]`.
         weight: W, shape `[d, m]`.
         bias: b, shape `[d]`.
         scale: σ, shape `[]`.
+        is_observed: Which features are observed, shape `[..., d]`; None for all. x may have any
+            value at the others.
 
     Returns:
-        The mean, shape `[..., m]`, and the lower Cholesky factor of the covariance, shape `[m, m]`.
+        The mean, shape `[..., m]`, and the lower Cholesky factor of the covariance, shape `[m, m]`,
+            or `[..., m, m]` given some features.
 
     >>> posterior(torch.tensor([[1.0]]), torch.eye(1), torch.zeros(1), torch.tensor(1.0))[0]
     tensor([[0.5000]])
     """
-    inner = weight.t() @ weight + scale**2 * torch.eye(
-        weight.shape[1], dtype=weight.dtype, device=weight.device
-    )
-    root = torch.linalg.cholesky(inner)
-    loc = torch.cholesky_solve(weight.t() @ (x - bias).unsqueeze(-1), root).squeeze(-1)
+    weight, residual = _of_observed(x - bias, weight, is_observed)
+    root = _root(weight, scale)
+    loc = torch.cholesky_solve(weight.mT @ residual.unsqueeze(-1), root).squeeze(-1)
     return loc, torch.linalg.cholesky(scale**2 * torch.cholesky_inverse(root))
+
+
+def _of_observed(
+    residual: Tensor, weight: Tensor, is_observed: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """W and x − b with 0 in the rows of missing features."""
+    if is_observed is None:
+        return weight, residual
+    return is_observed.unsqueeze(-1) * weight, torch.where(is_observed, residual, 0.0)
+
+
+def _root(weight: Tensor, scale: Tensor) -> Tensor:
+    """The Cholesky factor of M = WᵀW + σ²I."""
+    unit = torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device)
+    return torch.linalg.cholesky(weight.mT @ weight + scale**2 * unit)
+
+
+def observed_log_prob(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, is_observed: Tensor
+) -> Tensor:
+    """Return log p(x_o) of the observed features.
+
+        log p(x_o) = log N(x_o; b_o, W_o W_oᵀ + σ²I)
+
+    Args:
+        x: Data, shape `[..., d]`, with any value at missing features.
+        weight: W, shape `[..., d, m]`.
+        bias: b, shape `[..., d]`.
+        scale: σ, shape `[]`.
+        is_observed: Which features are observed, shape `[..., d]`.
+
+    Returns:
+        The log-density, in nats, shape `[...]`; 0 where nothing is observed.
+
+    >>> x, one = torch.tensor([[1.0, torch.nan]]), torch.ones(2, 1)
+    >>> observed_log_prob(x, one, torch.zeros(2), torch.tensor(1.0), ~x.isnan())  # N(1; 0, 2)
+    tensor([-1.5155])
+    """
+    weight, residual = _of_observed(x - bias, weight, is_observed)
+    root, count = _root(weight, scale), is_observed.sum(-1)
+    inner = torch.linalg.solve_triangular(root, weight.mT @ residual.unsqueeze(-1), upper=False)
+    square = (residual.square().sum(-1) - inner.square().sum((-2, -1))) / scale**2
+    log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    log_det = log_det + 2 * (count - weight.shape[-1]) * scale.log()
+    return -0.5 * (square + log_det + count * math.log(2 * math.pi))
 
 
 def posterior_distribution(

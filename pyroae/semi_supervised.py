@@ -28,7 +28,8 @@ class M2(Autoencoder):
         guide: y_n ~ q(y | classifier(x_n)), z_n ~ q(z | encoder(x_n, y_n))
 
     `model` and `guide` take (x, y), where y is one-hot, and 0 where the label is missing. The
-    guide's y is marked for enumeration, so that the ELBO sums over it exactly (`objectives.enumerated`):
+    guide's y is marked for enumeration, so that the ELBO sums over it exactly
+    (`objectives.enumerated`):
 
         labelled:    L(x, y) = E_q [log p(y) p(x|z, y) p(z) − log q(z|x, y)] ≤ log p(x, y)
         unlabelled:  U(x) = Σ_y q(y|x) [L(x, y) − log q(y|x)] ≤ log p(x)
@@ -90,7 +91,7 @@ class M2(Autoencoder):
         Returns:
             A one-hot distribution with batch shape `[N]` and event shape `[C]`.
         """
-        return dist.OneHotCategorical(logits=self._log_q(self._like_weights("x", self.flat(x))))
+        return dist.OneHotCategorical(logits=self._log_q(self._encoded(x)))
 
     def q_z(self, x: Tensor, c: Tensor | None = None) -> TorchDistribution:
         """Return q(z|x, y), or the mixture Σ_y q(y|x) q(z|x, y) without y.
@@ -104,10 +105,13 @@ class M2(Autoencoder):
         """
         if c is not None:
             return super().q_z(x, c)
-        x = self._like_weights("x", self.flat(x))
-        every = self._classes(x)
-        wide = x.unsqueeze(-2).expand(*every.shape[:-1], -1)
-        return _mixture(self._log_q(x), self._posterior(wide, every))
+        return self._summed(self._encoded(x))
+
+    def _summed(self, seen: Tensor) -> TorchDistribution:
+        """Σ_y q(y|x) q(z|x, y) of data as the encoder sees them."""
+        every = self._classes(seen)
+        wide = seen.unsqueeze(-2).expand(*every.shape[:-1], -1)
+        return _mixture(self._log_q(seen), self._posterior(wide, every))
 
     def p_x(self, z: Tensor, c: Tensor | None = None) -> TorchDistribution:
         """Return p(x|z, y), or the mixture Σ_y p(y) p(x|z, y) without y.
@@ -147,10 +151,12 @@ class M2(Autoencoder):
         with pyro.plate("data", len(x)):
             y = pyro.sample("y", dist.OneHotCategorical(logits=torch.zeros_like(c)))
             z = pyro.sample("z", self.p_z())
-            pyro.sample("x", self.p_x(z, y), obs=x)
+            p_x, values = self.of_observed(self.p_x(z, y), x)
+            pyro.sample("x", p_x, obs=values)
             pyro.factor("label", IMPOSSIBLE * (c * (1 - y)).sum(-1))
             if self.training and self.alpha:
-                pyro.factor("classification", self.alpha * (c * self._log_q(x)).sum(-1))
+                log_q = self._log_q(self._encoded(x))
+                pyro.factor("classification", self.alpha * (c * log_q).sum(-1))
 
     def guide(self, x: Tensor, c: Tensor | None = None) -> None:
         """Run the guide as a Pyro program: the sites y and z, or z for x alone.
@@ -166,11 +172,10 @@ class M2(Autoencoder):
         """
         announce_parameters("autoencoder", self)
         self.check_condition(c)
-        x = self._like_weights("x", self.flat(x))
-        seen = self.corruption(x) if self.training else x
+        seen = self._encoded(x, corrupt=self.training)
         if c is None:
             with pyro.plate("data", len(x)):
-                pyro.sample("z", self.q_z(seen))
+                pyro.sample("z", self._summed(seen))
             return
         is_known = c.sum(-1, keepdim=True) > 0
         logits = torch.where(is_known, IMPOSSIBLE * (1 - c), self._log_q(seen))
@@ -202,7 +207,7 @@ class M2(Autoencoder):
         Returns:
             The places of the classes, whole numbers, shape `[N]`.
         """
-        return self._log_q(self._like_weights("x", self.flat(x))).argmax(-1)
+        return self._log_q(self._encoded(x)).argmax(-1)
 
     def reconstruct(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Return the mean of p(x|z, y) at the mean of q(z|x, y), at the class y of `classify`.
@@ -249,7 +254,7 @@ class M2(Autoencoder):
 
     def _posterior(self, x: Tensor, y: Tensor) -> TorchDistribution:
         """q(z|x, y) for x `[..., d]` and y `[..., C]`."""
-        return self.hierarchy.first(self.likelihood.encoded(x), self._at(y))
+        return self.hierarchy.first(x, self._at(y))
 
     def _classes(self, like: Tensor) -> Tensor:
         """Every class for each row of `[..., k]`, one-hot, shape `[..., C, C]`."""

@@ -37,6 +37,7 @@ class MapChoices(TypedDict, total=False):
         tied: Whether the decoder's weights are the encoder's, transposed.
         weight_prior: A Gaussian prior on the decoder's weights.
         condition: C, the size of the condition; by default that of the data set.
+        missing: Whether values of x may be missing, NaN; by default as the data set says.
     """
 
     prior: priors.Prior | None
@@ -48,6 +49,7 @@ class MapChoices(TypedDict, total=False):
     tied: bool
     weight_prior: priors.GaussianWeights | None
     condition: int
+    missing: bool
 
 
 class Choices(MapChoices, total=False):
@@ -87,6 +89,7 @@ def linear_autoencoder(data: Data, latent: int, **choices: Unpack[Choices]) -> A
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
         condition (int): C, the size of a condition c; default that of the data set, or 0.
+        missing (bool): Whether values of x may be missing, NaN; default as the data set says.
 
     Returns:
         A new autoencoder.
@@ -128,6 +131,7 @@ def autoencoder(data: Data, latent: int, **choices: Unpack[Choices]) -> Autoenco
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
         condition (int): C, the size of a condition c; default that of the data set, or 0.
+        missing (bool): Whether values of x may be missing, NaN; default as the data set says.
 
     Returns:
         A new autoencoder.
@@ -171,6 +175,7 @@ def deep_autoencoder(
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
         condition (int): C, the size of a condition c; default that of the data set, or 0.
+        missing (bool): Whether values of x may be missing, NaN; default as the data set says.
 
     Returns:
         A new autoencoder.
@@ -222,6 +227,7 @@ def sparse_autoencoder(
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
         condition (int): C, the size of a condition c; default that of the data set, or 0.
+        missing (bool): Whether values of x may be missing, NaN; default as the data set says.
 
     Returns:
         A new autoencoder.
@@ -292,6 +298,7 @@ def denoising_autoencoder(
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
         condition (int): C, the size of a condition c; default that of the data set, or 0.
+        missing (bool): Whether values of x may be missing, NaN; default as the data set says.
 
     Returns:
         A new autoencoder.
@@ -331,6 +338,7 @@ def ppca(data: Data, latent: int, exact: bool = False, **choices: Unpack[Choices
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
         condition (int): C, the size of a condition c; default that of the data set, or 0.
+        missing (bool): Whether values of x may be missing, NaN; default as the data set says.
 
     Returns:
         A new autoencoder.
@@ -375,6 +383,7 @@ def vae(data: Data, latent: int, **choices: Unpack[Choices]) -> Autoencoder:
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
         condition (int): C, the size of a condition c; default that of the data set, or 0.
+        missing (bool): Whether values of x may be missing, NaN; default as the data set says.
 
     Returns:
         A new autoencoder.
@@ -475,6 +484,7 @@ def conditional_vae(data: Data, latent: int, **choices: Unpack[Choices]) -> Auto
 
     Keyword Args:
         condition (int): C, the size of c; default that of the data set.
+        missing (bool): Whether values of x may be missing, NaN; default as the data set says.
         prior (Prior): p(z); default `Normal()`.
         posterior (Posterior): q(z|x, c); default `Diagonal()`.
         likelihood (Likelihood): p(x|z, c); default `Bernoulli()`.
@@ -541,6 +551,7 @@ def discrete_vae(
         tied (bool): Whether the decoder's weights are the encoder's, transposed; default False.
         weight_prior (GaussianWeights): A prior on the decoder's weights; default none.
         condition (int): C, the size of a condition c; default that of the data set, or 0.
+        missing (bool): Whether values of x may be missing, NaN; default as the data set says.
 
     Returns:
         A new autoencoder.
@@ -587,13 +598,15 @@ def _build(
     settings = {**row, **choices}
     if isinstance(data, Dataset) and data.condition is not None:
         settings.setdefault("condition", data.condition.shape[1])
+    if isinstance(data, Dataset) and data.missing:
+        settings.setdefault("missing", True)
     if (hidden := settings.pop("hidden", None)) is not None:
         settings["encoder"] = _perceptron(system.__name__, row, choices, hidden)
     if not isinstance(data, Dataset):
         return Autoencoder(data, latent, **settings)
     result = Autoencoder(data.shape, latent, **settings)
     dtype = next(result.parameters()).dtype
-    return result.start_at(data.mean.to(dtype), data.x.to(dtype))
+    return result.start_at(data.mean.to(dtype), data.filled.to(dtype))
 
 
 def _perceptron(
@@ -673,6 +686,8 @@ def from_config(config: RunConfig, data: Data, condition: int = 0) -> Autoencode
     choices: dict[str, Any] = {"tied": config.tied} if config.tied else {}
     if condition:
         choices["condition"] = condition
+    if config.missing:
+        choices["missing"] = True
     for name, registry in (
         ("prior", priors.PRIORS),
         ("posterior", posteriors.POSTERIORS),

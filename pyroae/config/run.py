@@ -35,7 +35,7 @@ WHERE = ("accelerator", "data_root", "devices", "imports", "num_nodes", "strateg
 
 OF_DATA = (
     *("data", "data_root", "value_range", "binarize"),
-    *("valid_fraction", "test_fraction", "split_seed", "condition"),
+    *("valid_fraction", "test_fraction", "split_seed", "condition", "missing"),
 )
 """Settings of the data, which all trainings of a comparison share."""
 
@@ -67,6 +67,7 @@ class RunConfig(TrainConfig):
         test_fraction: Share held out for evaluation of data without a test set of their own.
         split_seed: Seed of the splits and of the fixed binary draws.
         condition: What the data are conditioned on: `labels`, or columns of a table.
+        missing: Whether NaN, and an empty cell of a table, is a missing value.
         objective: The ELBO estimator: a name with its settings, or BOUND+GRADIENT.
         bound: The bound of an estimator without a name.
         gradient: The gradient for `bound`; by default pathwise.
@@ -119,6 +120,9 @@ class RunConfig(TrainConfig):
     split_seed: int = option(0, "of the splits and of the fixed binary draws")
     condition: str | None = option(
         None, "what x and z are conditioned on: labels, or COLUMN[,COLUMN...] of a table"
+    )
+    missing: bool = option(
+        False, "whether NaN, and an empty cell, is a missing value, which is left out of the bound"
     )
     objective: str = option(
         "trace-elbo", "ELBO estimator, as name, name:key=value or BOUND+GRADIENT", kind="objective"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyroae.data.dataset import Dataset
+from pyroae.data.missing import keep_missing
 from pyroae.data.shuffling import Windows, streamed
 from pyroae.programs.arguments import Arguments
 from pyroae.runtime.processes import WHOLE, Share
@@ -90,6 +91,8 @@ def served(
     binarize: _Binarize = _unchanged
     if isinstance(data, Dataset) and data.dynamic:
         binarize = partial(DynamicBinarization(seed, epoch, target).draw, share=share)
+        if data.missing:
+            binarize = partial(_binarize_observed, binarize)
     if isinstance(data, Dataset) and data.stream is not None:
         parts = streamed(data.stream, batch_size, epoch_seed(seed, epoch), start, share)
         return (
@@ -103,6 +106,10 @@ def served(
 
 type _Binarize = Callable[[Tensor, int, Sequence[int]], Tensor]
 """Maps rows of successive batches, the number of the first one and the size of each to rows."""
+
+
+def _binarize_observed(binarize: _Binarize, x: Tensor, first: int, sizes: Sequence[int]) -> Tensor:
+    return keep_missing(x, binarize(x, first, sizes))
 
 
 def _unchanged(x: Tensor, first: int, sizes: Sequence[int]) -> Tensor:

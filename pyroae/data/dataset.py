@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyroae.data.arrays import Source, array_of, labels_of
+from pyroae.data.missing import check_columns, hot_deck, keep_missing
 from pyroae.data.preprocessing import (
     bernoulli_draw,
     check_finite,
@@ -40,6 +41,7 @@ class Dataset:
         stream: The rows on disk of data larger than memory; None for data in memory.
         condition: What x is conditioned on, c `[N, C]`, in the type of x; None without a condition.
         condition_names: The name of each element of c: a class or a column; empty if unknown.
+        missing: Whether values may be missing, NaN in x.
 
     References:
         Salakhutdinov and Murray (2008), On the Quantitative Analysis of Deep Belief Networks, for
@@ -54,6 +56,7 @@ class Dataset:
     stream: Stream | None = field(default=None, repr=False)
     condition: Tensor | None = field(default=None, repr=False)
     condition_names: tuple[str, ...] = field(default=(), repr=False)
+    missing: bool = field(default=False, repr=False)
 
     __repr__ = short_repr()
 
@@ -62,7 +65,12 @@ class Dataset:
 
     @classmethod
     def from_array(
-        cls, values: Any, labels: Any = None, name: str = "array", value_range: Any = None
+        cls,
+        values: Any,
+        labels: Any = None,
+        name: str = "array",
+        value_range: Any = None,
+        missing: bool = False,
     ) -> Self:
         """Make a data set from an array, a tensor or another source without a test set.
 
@@ -74,6 +82,7 @@ class Dataset:
             name: The name of the data set.
             value_range: The values (low, high) that are mapped to 0 and 1; (0, 1) leaves all values
                 as stored. None for the rule above.
+            missing: Whether NaN is a missing value; else it is refused.
 
         Returns:
             The data set, with the values flattened to `[N, d]`.
@@ -102,9 +111,7 @@ class Dataset:
         source = replace(
             source, name=name, labels=source.labels if labels is None else labels_of(labels)
         )
-        return cls(
-            source.name, *to_tensor(source, source_limits(source, value_range)), source.labels
-        )
+        return dataset_of(source, source_limits(source, value_range), missing=missing)  # type: ignore[return-value]
 
     def subset(self, index: np.ndarray) -> Self:
         """Select data by their row numbers.
@@ -207,12 +214,25 @@ class Dataset:
 
     @property
     def mean(self) -> Tensor:
-        """The mean of each feature, `[d]`; for data larger than memory, before binarization."""
-        return self.x.mean(0) if self.stream is None else self.stream.mean
+        """The mean of each feature, `[d]`; for data larger than memory, before binarization.
+
+        Missing values are left out.
+        """
+        if self.stream is not None:
+            return self.stream.mean
+        return self.x.nanmean(0) if self.missing else self.x.mean(0)
+
+    @property
+    def filled(self) -> Tensor:
+        """X without missing values, `[N, d]`: these are random observed ones of their column."""
+        return hot_deck(self.x) if self.missing else self.x
 
 
 def dataset_of(
-    source: Source, limits: tuple[float, float] | None, shape: tuple[int, ...] | None = None
+    source: Source,
+    limits: tuple[float, float] | None,
+    shape: tuple[int, ...] | None = None,
+    missing: bool = False,
 ) -> Dataset:
     """Check and rescale the values of a source.
 
@@ -220,16 +240,17 @@ def dataset_of(
         source: The values `[N, ...]` and labels.
         limits: The values that are mapped to 0 and 1; None leaves the values unchanged.
         shape: The shape of one datum; by default that of the values.
+        missing: Whether NaN is a missing value.
 
     Returns:
         The data set, with values `[N, d]`.
 
     Raises:
         DataError: If the values are not finite numbers, empty or constant, or the number of labels
-            is not N.
+            is not N, or a column has missing values only.
     """
-    x, own_shape = to_tensor(source, limits)
-    return Dataset(source.name, x, shape or own_shape, source.labels)
+    x, own_shape = to_tensor(source, limits, missing)
+    return Dataset(source.name, x, shape or own_shape, source.labels, missing=missing)
 
 
 def source_limits(source: Source, value_range: Any) -> tuple[float, float] | None:
@@ -250,12 +271,15 @@ def source_limits(source: Source, value_range: Any) -> tuple[float, float] | Non
     return limits_of(values.dtype, largest, value_range)
 
 
-def to_tensor(source: Source, limits: tuple[float, float] | None) -> tuple[Tensor, tuple[int, ...]]:
+def to_tensor(
+    source: Source, limits: tuple[float, float] | None, missing: bool = False
+) -> tuple[Tensor, tuple[int, ...]]:
     """Convert the values of a source to a checked floating-point tensor.
 
     Args:
         source: The values `[N, ...]` and labels.
         limits: The values that are mapped to 0 and 1; None leaves the values unchanged.
+        missing: Whether NaN is a missing value.
 
     Returns:
         The values `[N, d]` in torch's default type, and the shape of one datum.
@@ -270,8 +294,11 @@ def to_tensor(source: Source, limits: tuple[float, float] | None) -> tuple[Tenso
         raise DataError(f"{name} has {len(values)} data and {len(source.labels)} labels")
     flat = values.reshape(len(values), -1)
     x = to_floating(flat, torch.get_default_dtype())
-    check_finite(flat, x, name)
-    check_spread(name, x.min(), x.max(), x.size)
+    observed = x[~np.isnan(x)] if missing else x
+    if missing:
+        check_columns(torch.from_numpy(x), name)
+    check_finite(flat, np.where(np.isnan(x), 0, x) if missing else x, name)
+    check_spread(name, observed.min(), observed.max(), observed.size)
     return rescaled(torch.from_numpy(x), limits), tuple(int(n) for n in values.shape[1:])
 
 
@@ -291,10 +318,13 @@ def binarized(dataset: Dataset, binarize: str, bits: np.random.PCG64) -> Dataset
     Raises:
         DataError: If a value is outside [0, 1].
     """
-    x = dataset.x
-    check_unit(dataset.name, x.min(), x.max())
+    x, filled = dataset.x, dataset.filled
+    check_unit(dataset.name, filled.min(), filled.max())
     if binarize == "dynamic":
         return replace(dataset, dynamic=True)
-    if binarize == "threshold":
-        return replace(dataset, x=thresholded(x))
-    return replace(dataset, x=torch.from_numpy(bernoulli_draw(x, bits)).to(x.dtype))
+    changed = (
+        thresholded(x)
+        if binarize == "threshold"
+        else torch.from_numpy(bernoulli_draw(x, bits)).to(x.dtype)
+    )
+    return replace(dataset, x=keep_missing(x, changed) if dataset.missing else changed)

@@ -55,6 +55,7 @@ def load(
     data_root: str | Path = "data",
     value_range: tuple[float, float] | None = None,
     condition: str | Conditioning | None = None,
+    missing: bool = False,
 ) -> Splits:
     """Load training, validation and test data.
 
@@ -82,6 +83,7 @@ def load(
         condition: What the data are conditioned on: `labels`, as one-hot vectors, or names of
             columns of a table, separated by commas, which are then no features. None for no
             condition, or that of a `Dataset`.
+        missing: Whether NaN, and an empty cell of a table, is a missing value; else it is refused.
 
     Returns:
         The three parts, values `[n, d]` each, and conditions `[n, C]`.
@@ -106,6 +108,11 @@ def load(
             f"{stored.name} is larger than memory and read in slices: it cannot have a condition; "
             "give a part of it that fits into memory"
         )
+    if stored is not None and missing:
+        raise DataError(
+            f"{stored.name} is larger than memory and read in slices: it cannot have missing "
+            "values; give a part of it that fits into memory"
+        )
     if stored is not None:
         return _load_streamed(stored, binarize, valid, test, seed, value_range)
     shape = source.shape if isinstance(source, Dataset) else None
@@ -117,13 +124,16 @@ def load(
     digest = _fingerprint(raw)
     raw, given = _separated(raw, how)
     limits = source_limits(raw, value_range)
-    whole = _conditioned(dataset_of(raw, limits, shape), given[0] if given else None)
+    missing = missing or (isinstance(source, Dataset) and source.missing)
+    whole = _conditioned(dataset_of(raw, limits, shape, missing), given[0] if given else None)
     if isinstance(source, Dataset) and source.condition is not None and how is None:
         whole = whole.conditioned_on(source.condition, source.condition_names)
     bits = np.random.PCG64(seed)
     train, valid_part, test_part = _split(whole, valid, 0 if raw.test is not None else test, bits)
     if raw.test is not None:
-        test_part = _conditioned(dataset_of(raw.test, limits, shape), given[1] if given else None)
+        test_part = _conditioned(
+            dataset_of(raw.test, limits, shape, missing), given[1] if given else None
+        )
     if binarize != "none":
         train = binarized(train, binarize, bits)
     valid_part = _binarized_once(valid_part, binarize, bits)

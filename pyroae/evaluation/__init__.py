@@ -12,6 +12,7 @@ from pyroae.evaluation.gradient_lab.groups import parameter_groups
 from pyroae.evaluation.gradient_lab.measure import measure_gradients, measure_slopes
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_likelihood
 from pyroae.evaluation.importance.proposals import Local, Mixture, heavy_tailed, widened
+from pyroae.evaluation.imputation import Imputation, impute
 from pyroae.evaluation.inference_gaps import Gaps, gaps
 from pyroae.evaluation.mutual_information import Information, information
 from pyroae.evaluation.summary import Evaluation, evaluate
@@ -24,6 +25,7 @@ __all__ = [
     "Evaluation",
     "EvaluationSettings",
     "Gaps",
+    "Imputation",
     "Information",
     "LikelihoodEstimate",
     "Local",
@@ -37,6 +39,7 @@ __all__ = [
     "exact_log_likelihood",
     "gaps",
     "heavy_tailed",
+    "impute",
     "information",
     "log_likelihood",
     "measure_gradients",

@@ -6,6 +6,7 @@ from torch import Tensor
 from pyroae import linear_gaussian
 from pyroae.autoencoder import Autoencoder
 from pyroae.errors import DataError
+from pyroae.evaluation.blocks import CHUNK
 from pyroae.priors import MixtureDistribution
 from pyroae.programs.context import evaluating
 
@@ -18,7 +19,8 @@ def exact_log_likelihood(autoencoder: Autoencoder, x: Tensor, c: Tensor | None =
         log p(x_n) = log Σ_c π_c N(x_n; W μ_c + b, W Σ_c Wᵀ + σ² I)
 
     The second is that of a mixture of Gaussians as the prior, Σ_c π_c N(z; μ_c, Σ_c), which is also
-    a VampPrior whose posteriors are Gaussian.
+    a VampPrior whose posteriors are Gaussian. Where values are missing, it is log p of the observed
+    features: W and b have their rows only.
 
     Args:
         autoencoder: A system with a standard normal prior or a mixture of Gaussians, a linear
@@ -50,7 +52,7 @@ def exact_log_likelihood(autoencoder: Autoencoder, x: Tensor, c: Tensor | None =
         raise DataError(
             f"x has no data: its shape is {tuple(flat.shape)}, on the device {flat.device}"
         )
-    finite = flat.isfinite().all(-1)
+    finite = (flat.isfinite() | (flat.isnan() & autoencoder.missing)).all(-1)
     if not finite.all():
         n = int((~finite).nonzero()[0])
         raise DataError(
@@ -58,10 +60,25 @@ def exact_log_likelihood(autoencoder: Autoencoder, x: Tensor, c: Tensor | None =
         )
     weight, bias, scale = (part.double() for part in parts)
     if mixture is None:
-        return linear_gaussian.marginal(weight, bias, scale).log_prob(flat).cpu()
+        return _log_prob(flat, weight, bias, scale).cpu()
     log_weights, loc, tril = (part.double() for part in mixture)
-    each = linear_gaussian.marginal(weight @ tril, loc @ weight.t() + bias, scale)
-    return (log_weights + each.log_prob(flat[:, None])).logsumexp(-1).cpu()
+    each = _log_prob(flat[:, None], weight @ tril, loc @ weight.t() + bias, scale)
+    return (log_weights + each).logsumexp(-1).cpu()
+
+
+def _log_prob(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
+    """Log p of what is observed of x `[N, ..., d]`, for W `[..., d, m]`."""
+    if not x.isnan().any():
+        return linear_gaussian.marginal(weight, bias, scale).log_prob(x)
+    rows = max(1, CHUNK // weight.numel())
+    biases = bias.split(rows) if bias.dim() == 2 and len(bias) == len(x) else None
+    parts = [
+        linear_gaussian.observed_log_prob(
+            part, weight, bias if biases is None else biases[i], scale, ~part.isnan()
+        )
+        for i, part in enumerate(x.split(rows))
+    ]
+    return torch.cat(parts)
 
 
 def _gaussians(autoencoder: Autoencoder) -> tuple[Tensor, Tensor, Tensor] | None:

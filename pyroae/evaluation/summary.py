@@ -403,16 +403,18 @@ def reconstruction_errors(
         c: The conditions of a conditional system, `[N, C]`.
 
     Returns:
-        `squared_error`, summed over the features that are no codes, and `wrong_codes`, the share
-        of wrong codes among the others, `[N]` each; one is left out where there is no such feature.
+        `squared_error`, summed over the observed features that are no codes, and `wrong_codes`,
+        the share of wrong codes among the others, `[N]` each; one is left out where there is no
+        such feature.
     """
     codes = system.likelihood.codes(system.features)
     difference = (system.reconstruct(x, c) - system.flat(x)).double().cpu()
     errors = {}
     if not codes.all():
-        errors["squared_error"] = difference[:, ~codes].square().sum(1)
+        errors["squared_error"] = difference[:, ~codes].square().nansum(1)
     if codes.any():
-        errors["wrong_codes"] = (difference[:, codes] != 0).double().mean(1)
+        wrong = torch.where(difference.isnan(), difference, (difference != 0).double())
+        errors["wrong_codes"] = wrong[:, codes].nanmean(1)
     return errors
 
 

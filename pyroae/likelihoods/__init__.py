@@ -7,6 +7,7 @@ from pyroae.likelihoods.continuous import Laplace, Normal, Student
 from pyroae.likelihoods.counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from pyroae.likelihoods.images import DiscretizedLogistic
 from pyroae.likelihoods.mixed import Mixed
+from pyroae.likelihoods.observed import Observed
 from pyroae.likelihoods.scales import LocationScale, OptimalScale
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Mixed",
     "NegativeBinomial",
     "Normal",
+    "Observed",
     "OptimalScale",
     "Poisson",
     "Student",

@@ -134,6 +134,13 @@ class Likelihood(ABC):
         """
         self.check(x, what)
 
+    def check_missing(self) -> None:  # noqa: B027
+        """Refuse missing values where the likelihood is not a product over features.
+
+        Raises:
+            ConfigError: The likelihood needs all features of a datum; the message says why.
+        """
+
     def point(self, p_x: dist.TorchDistribution) -> Tensor:
         """Return the x that stands for p(x|z) in a reconstruction: its mean.
 

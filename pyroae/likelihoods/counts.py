@@ -112,6 +112,13 @@ class Counts(Likelihood):
         cast(CountParts, learned).log_total.copy_(mean.sum().clamp_min(1e-6).log())
         return self.bias(mean)
 
+    def check_missing(self) -> None:
+        """Refuse an observed library size, which is a sum over all features."""
+        if self.library == "observed":
+            raise ConfigError(
+                "the total of a datum with missing values is not observed: use library=none"
+            )
+
     def encoded(self, x: Tensor) -> Tensor:
         """Return log(1 + x), which the encoder sees in place of counts."""
         return torch.log1p(x.clamp_min(0))

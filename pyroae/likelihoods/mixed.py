@@ -180,6 +180,11 @@ class Mixed(Likelihood):
             [part.start(module, own, columns) for module, (part, own), (_, columns) in groups]
         )
 
+    def check_missing(self) -> None:
+        """Refuse missing values where one of the likelihoods does."""
+        for part, _ in self.groups:
+            part.check_missing()
+
     def point(self, p_x: dist.TorchDistribution) -> Tensor:
         """Return the mean of each column, or its most probable code, shape `[..., d]`."""
         parts = zip(self.groups, cast(Columns, p_x).parts, strict=True)

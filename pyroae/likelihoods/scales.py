@@ -134,6 +134,14 @@ class LocationScale(Likelihood):
         """Whether there is one σ for all features and all z."""
         return self.scale not in ("feature", "decoder")
 
+    def check_missing(self) -> None:
+        """Refuse an optimal scale: its rule counts all features of each datum."""
+        if self.scale == "optimal":
+            raise ConfigError(
+                f"the optimal scale of a {type(self).__name__} likelihood is the mean error of all "
+                "features: with missing values use scale=learned or scale=feature"
+            )
+
     def bias(self, mean: Tensor) -> Tensor:
         """Return the mean itself, and log σ = 0 from a decoder, shape `[outputs * d]`."""
         return torch.cat([mean, *[torch.zeros_like(mean)] * (self.outputs - 1)])

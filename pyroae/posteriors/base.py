@@ -1,7 +1,7 @@
 """What a posterior q(z|x) is: a distribution made of the encoder's outputs and learned parts."""
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import pyro.distributions as dist
 from torch import Tensor, nn
@@ -20,10 +20,12 @@ class Encoding(Protocol):
     Attributes:
         encoder: The map from data to the parameters of q(z|x).
         learned_posterior: The module that `Posterior.learned` returned.
+        missing: Whether values of x may be missing.
     """
 
     encoder: nn.Module
     learned_posterior: nn.Module
+    missing: bool
 
     @property
     def zeros(self) -> Tensor:
@@ -52,7 +54,13 @@ class Posterior(ABC):
     ...         return dist.Normal(system.encoder(x), 1.0).to_event(1)
     >>> UnitVariance().outputs(latent=2)
     2
+
+    Attributes:
+        takes_missing: Whether `distribution` takes x with NaN at missing features; else these are
+            filled before.
     """
+
+    takes_missing: ClassVar[bool] = False
 
     def outputs(self, latent: int) -> int:
         """Return the number of outputs of the encoder.

@@ -73,13 +73,19 @@ class ExactLinear(Posterior):
         Tipping & Bishop 1999, Probabilistic Principal Component Analysis.
     """
 
+    takes_missing = True
+
     def outputs(self, latent: int) -> int:
         """Return 0: there is no encoder."""
         return 0
 
     def distribution(self, x: Tensor, system: Encoding) -> dist.TorchDistribution:
-        """Return the exact posterior of the system's W, b and σ, event shape `[m]`."""
-        loc, tril = linear_gaussian.posterior(x, *system.linear_gaussian())
+        """Return the exact posterior of the system's W, b and σ, event shape `[m]`.
+
+        Where values may be missing it is that given the observed features, p(z|x_o).
+        """
+        is_observed = ~x.isnan() if system.missing else None
+        loc, tril = linear_gaussian.posterior(x, *system.linear_gaussian(), is_observed)
         return dist.MultivariateNormal(loc, scale_tril=tril)
 
 

@@ -114,6 +114,7 @@ def splits_of(config: RunConfig, data: str | None = None, names: tuple[str, ...]
         data_root=config.data_root,
         value_range=value_range_of(config),
         condition=_conditioning(config, names),
+        missing=config.missing,
     )
 
 
@@ -125,8 +126,8 @@ def _conditioning(config: RunConfig, names: tuple[str, ...]) -> Conditioning | N
 
 
 def _several(config: RunConfig, name: str, arrays: tuple[object, ...]) -> Splits:
-    for setting in ("binarize", "value_range", "condition"):
-        if getattr(config, setting) not in (None, "none"):
+    for setting in ("binarize", "value_range", "condition", "missing"):
+        if getattr(config, setting) not in (None, "none", False):
             raise DataError(
                 f"{setting} is for data of one array; '{name}' has several, for the arguments of "
                 f"'{config.program}': prepare them where they are made"
@@ -320,6 +321,30 @@ def part_of(run: Run, part: Part) -> Dataset | Arguments:
             f"{trained_on}"
         )
     return _in_memory(found, run, part.num_data).first(part.num_data or len(found))
+
+
+def whole_of(run: Run, data: str) -> Dataset:
+    """Return all rows of other data in their order, prepared as those of a run.
+
+    Args:
+        run: The run of a system of the zoo.
+        data: A name or a file.
+
+    Returns:
+        The data, black and white in one fixed draw where the run's data are drawn dynamically.
+
+    Raises:
+        DataError: If they cannot be read, or are not of the width of the run's data.
+    """
+    config = run.config.but(valid_fraction=0.0, test_fraction=0.0)
+    found = _in_memory(splits_of(config, data, run.condition_names).train, run, None)
+    assert isinstance(found, Dataset)
+    if math.prod(found.shape) != math.prod(run.shape):
+        raise DataError(
+            f"{found.name} has {math.prod(found.shape)} features per datum; the run '{run.path}' "
+            f"was trained on {math.prod(run.shape)}"
+        )
+    return found
 
 
 def _in_memory(part: Dataset | Arguments, run: Run, num_data: int | None) -> Dataset | Arguments:

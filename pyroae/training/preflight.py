@@ -14,7 +14,7 @@ from pyroae.autoencoder import Autoencoder
 from pyroae.config import TrainConfig
 from pyroae.data.dataset import Dataset
 from pyroae.distributed.fabric import fabric_of
-from pyroae.errors import ConfigError, ProgramError
+from pyroae.errors import ConfigError, DataError, ProgramError
 from pyroae.objectives.apply import refuse_untrained
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.context import evaluating
@@ -214,8 +214,14 @@ def check_data(autoencoder: Autoencoder, dataset: Dataset, what: str) -> None:
             outside the support of the likelihood.
     """
     autoencoder.check_condition(dataset.condition)
+    if dataset.missing and not autoencoder.missing:
+        raise DataError(
+            f"{what} has missing values, for which the autoencoder was not made: make it from "
+            "these data, or with missing=True"
+        )
     autoencoder.flat(dataset.x[:1])
-    autoencoder.likelihood.check(dataset.x.round() if dataset.dynamic else dataset.x, what)
+    observed = dataset.filled
+    autoencoder.likelihood.check(observed.round() if dataset.dynamic else observed, what)
 
 
 def _sample_of(train: Dataset | Arguments, config: TrainConfig) -> tuple[Tensor, ...]:

@@ -1,0 +1,129 @@
+"""The command `impute`: the missing values of a table, filled."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pyroae.autoencoder import Autoencoder
+from pyroae.config.checks import at_least_one
+from pyroae.data.conditions import Conditioning
+from pyroae.data.dataset import Dataset, source_limits
+from pyroae.data.sources import read
+from pyroae.errors import ConfigError, DataError
+from pyroae.evaluation.imputation import Imputation
+from pyroae.evaluation.imputation import impute as impute_missing
+from pyroae.programs.pair import like_parameters
+from pyroae.runs.loading import own_parameters, trained, value_range_of, whole_of
+from pyroae.runs.run import Run
+from pyroae.runtime.files import guarded
+from pyroae.runtime.processes import say
+
+SUFFIXES = (".csv", ".parquet", ".npz")
+"""The kinds of files that are written."""
+
+
+@own_parameters()
+def impute(
+    run_directory: str,
+    data: str,
+    out: str,
+    num_particles: int,
+    num_imputations: int,
+    seed: int,
+    checkpoint: str | None,
+) -> None:
+    """Write data with their missing values filled, in the units of the file.
+
+    A table has a row per datum; with multiple imputations it is repeated below, and the column
+    `imputation` counts them from 1, the means having 0. A .npz file holds `x`, `se`, `low`, `high`,
+    `draws`, `is_missing` and `ess` of `Imputation`.
+
+    Args:
+        run_directory: The run of a system that was trained with `--missing`.
+        data: A name or a file.
+        out: A .csv, .parquet or .npz file.
+        num_particles: K, draws of z per datum.
+        num_imputations: M, the number of multiple imputations.
+        seed: The seed of the draws.
+        checkpoint: The weights; None for those that the training kept.
+
+    Raises:
+        PyroaeError: For a run without missing values, data that cannot be read, and a file that
+            cannot be written.
+    """
+    path = Path(out)
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"'{out}' is not of a kind that is written: {', '.join(SUFFIXES)} are")
+    at_least_one("num_particles", num_particles)
+    run = Run(run_directory)
+    if run.config.program is not None or not run.config.missing:
+        raise ConfigError(
+            f"the run '{run.path}' was not trained for missing values: train a system with "
+            "--missing"
+        )
+    dataset = whole_of(run, data)
+    system = trained(run, checkpoint, dataset)
+    assert isinstance(system, Autoencoder)
+    found = impute_missing(
+        system,
+        like_parameters(system, dataset.tensors),
+        num_particles=num_particles,
+        num_imputations=num_imputations,
+        seed=seed,
+        progress=True,
+    )
+    _write(path, found, dataset, run, data)
+    count, bad = int(found.is_missing.sum()), len(found.unreliable)
+    say(f"{count} values of {len(dataset)} data filled: {path}")
+    if bad:
+        say(
+            f"warning: {bad} data have fewer than 10 effective draws; give more --num-particles, "
+            "or do not use their imputation"
+        )
+
+
+def _write(path: Path, found: Imputation, dataset: Dataset, run: Run, data: str) -> None:
+    """Write the imputation in the units of the source."""
+    source = read(data, run.config.data_root)
+    low, high = source_limits(source, value_range_of(run.config)) or (0.0, 1.0)
+    unit = high - low
+    arrays = {
+        name: low + unit * getattr(found, name).numpy() for name in ("x", "low", "high", "draws")
+    }
+    others = {"is_missing": found.is_missing.numpy(), "ess": found.ess.numpy()}
+    if path.suffix == ".npz":
+        arrays |= {"se": unit * found.se.numpy(), **others}
+        guarded(path, lambda file: _save(file, arrays))
+        return
+    table = _table(arrays["x"], _names(source.columns, run, arrays["x"].shape[1]), dataset)
+    tables = [table] + [
+        table.assign(**dict(zip(table.columns[: draw.shape[1]], draw.T, strict=True)))
+        for draw in arrays["draws"]
+    ]
+    if len(tables) > 1:
+        tables = [one.assign(imputation=number) for number, one in enumerate(tables)]
+    whole = pd.concat(tables, ignore_index=True)
+    if path.suffix == ".csv":
+        guarded(path, lambda file: whole.to_csv(file, index=False))
+    else:
+        guarded(path, lambda file: whole.to_parquet(file, index=False))
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with path.open("wb") as file:  # np.savez would add a suffix to a path
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _names(columns: tuple[str, ...], run: Run, count: int) -> list[str]:
+    """The names of the features, without those of the condition."""
+    given = () if run.config.condition is None else Conditioning.named(run.config.condition).columns
+    names = [name for name in columns if name not in given]
+    if columns and len(names) != count:
+        raise DataError(f"the table has {len(names)} columns of features, the run {count}")
+    return names or [f"x{i}" for i in range(count)]
+
+
+def _table(x: np.ndarray, names: list[str], dataset: Dataset) -> pd.DataFrame:
+    table = pd.DataFrame(x, columns=names)
+    return table if dataset.labels is None else table.assign(label=dataset.labels)
