@@ -39,6 +39,7 @@ from pyroae.likelihoods import (
 )
 from pyroae.likelihoods.count_distributions import MeanNegativeBinomial
 from pyroae.likelihoods.scales import RATE
+from pyroae.nn import MLP
 from pyroae.objectives import TraceELBO, parse_objective
 from pyroae.plots import column_errors
 from pyroae.posteriors import Point
@@ -171,11 +172,12 @@ def test_the_traced_step_is_the_eager_step(text: str) -> None:
         )
         pyro.set_rng_seed(1)
         losses = [step.step(x, divisor=30.0)]
-        for _ in range(3):
-            losses.append(
-                step.step(x, divisor=30.0) if backend else step.eager_step((x,), None, 30.0)
-            )
-        results.append((torch.stack(losses), torch.cat([p.flatten() for p in system.parameters()])))
+        losses += [
+            step.step(x, divisor=30.0) if backend else step.eager_step((x,), None, 30.0)
+            for _ in range(3)
+        ]
+        weights = torch.cat([p.flatten() for p in system.parameters()])
+        results.append((torch.stack(losses), weights))
     assert results[0][0][-1] < results[0][0][0]
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
@@ -343,16 +345,21 @@ def test_optimal_scale_is_the_running_mean_of_the_error(
     """Of a deterministic system whose weights stand still, in closed form after T steps."""
     x = 2 * torch.randn(40, D)
     system = Autoencoder(
-        D, 2, prior=Flat(), posterior=Point(), likelihood=LIKELIHOODS.parse(f"{text}:scale=optimal")
+        D,
+        2,
+        prior=Flat(),
+        posterior=Point(),
+        likelihood=LIKELIHOODS.parse(f"{text}:scale=optimal"),
+        encoder=MLP((4,)),
     )
     error = (x - system.reconstruct(x)).abs().pow(power).mean().item()
     assert abs(error - 1) > 0.05
     config = TrainConfig(
-        epochs=30, lr=1e-30, batch_size=40, precision="64-true", compile=False, **settings
+        epochs=12, lr=1e-30, batch_size=40, precision="64-true", compile=False, **settings
     )
     fit(system, Dataset.from_array(x), config=config, progress=False)
     found = system.learned_likelihood.log_scale.exp().pow(power).item()
-    assert found == pytest.approx(error + (1 - RATE) ** 30 * (1 - error), rel=1e-9)
+    assert found == pytest.approx(error + (1 - RATE) ** 12 * (1 - error), rel=1e-9)
 
 
 def trained(text: str, x: Tensor, objective: str = "trace-elbo", **settings: Any) -> Autoencoder:
@@ -376,10 +383,10 @@ def test_optimal_scale_is_the_mean_squared_error_at_convergence() -> None:
     x = torch.randn(200, 2) @ torch.randn(2, 6) + 0.3 * torch.randn(200, 6)
     system = zoo.ppca(Dataset.from_array(x), 2, exact=True, likelihood=Normal("optimal"))
     scale = system.learned_likelihood.log_scale
-    *_, best = linear_gaussian.maximum_likelihood(x, 2)
+    best = linear_gaussian.maximum_likelihood(x, 2).scale
     assert scale.exp().item() > 2 * best.item()
     config = TrainConfig(
-        epochs=200, batch_size=200, lr=0.03, schedule="linear", precision="64-true", compile=False
+        epochs=40, batch_size=50, lr=0.03, schedule="linear", precision="64-true", compile=False
     )
     fit(system, Dataset.from_array(x), config=config, progress=False)
     assert scale.exp().item() == pytest.approx(best.item(), rel=0.02)
@@ -404,7 +411,7 @@ def test_optimal_scale_of_an_importance_weighted_bound_has_its_weights() -> None
     scale = system.learned_likelihood.log_scale
     assert scale.grad is not None
     found = scale.exp().square() * (1 - scale.grad / 6 / D)
-    torch.testing.assert_close(found.detach(), expected)
+    torch.testing.assert_close(found.detach().squeeze(), expected)
 
 
 def test_optimal_scale_is_frozen_in_evaluation() -> None:
