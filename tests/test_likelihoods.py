@@ -3,15 +3,16 @@ codes and mixed tables from a file to a score.
 """
 
 import math
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyro
 import pytest
 import scipy.stats
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyroae import linear_gaussian, zoo
 from pyroae.autoencoder import Autoencoder
@@ -94,6 +95,11 @@ def system_for(text: str, x: Tensor | None = None) -> Autoencoder:
     return zoo.vae(Dataset.from_array(x), latent=2, hidden=(6,), likelihood=likelihood)
 
 
+def given(optimizer: torch.optim.Optimizer, _: Any) -> torch.optim.Optimizer:
+    """An optimizer that was made before."""
+    return optimizer
+
+
 # Every likelihood
 
 
@@ -136,7 +142,7 @@ def test_training_starts_at_the_data(text: str) -> None:
     x = data_for(text)
     system = system_for(text, x)
     with torch.no_grad():
-        system.decoder[-1].weight.zero_()
+        cast(nn.Sequential, system.decoder)[-1].weight.zero_()
     p_x = system.p_x(torch.zeros(2))
     codes = system.likelihood.codes(D)
     center = p_x.mean if not text.startswith("discretized") else system.decoder(torch.zeros(2))[:D]
@@ -168,7 +174,7 @@ def test_the_traced_step_is_the_eager_step(text: str) -> None:
         system = system_for(text, x)
         optimizer = optimizer_of(TrainConfig(lr=0.01), system)
         step = Compiled(
-            system, TraceELBO(2), lambda _, o=optimizer: o, grad_clip=1.0, backend="eager"
+            system, TraceELBO(2), partial(given, optimizer), grad_clip=1.0, backend="eager"
         )
         pyro.set_rng_seed(1)
         losses = [step.step(x, divisor=30.0)]
@@ -217,9 +223,9 @@ def test_zero_inflated_negative_binomial_formula() -> None:
     likelihood, x = ZeroInflatedNegativeBinomial(), torch.tensor([[0.0, 3.0, 0.0, 120.0]])
     output, learned = torch.randn(1, 8), likelihood.learned(4)
     with torch.no_grad():
-        learned.log_dispersion.copy_(torch.tensor([-1.0, 0.5, 2.0, 5.0]))
+        cast(Tensor, learned.log_dispersion).copy_(torch.tensor([-1.0, 0.5, 2.0, 5.0]))
     mean, gate = output[0, :4].exp().numpy(), torch.sigmoid(output[0, 4:]).numpy()
-    theta = learned.log_dispersion.detach().exp().numpy()
+    theta = cast(Tensor, learned.log_dispersion).detach().exp().numpy()
     nb = scipy.stats.nbinom.pmf(x[0].numpy(), theta, theta / (theta + mean))
     expected = np.log(gate * (x[0].numpy() == 0) + (1 - gate) * nb)
     found = log_prob(likelihood, output, x, learned)
@@ -229,12 +235,12 @@ def test_zero_inflated_negative_binomial_formula() -> None:
 def test_discretized_logistic_formula() -> None:
     """In the bulk, where the plain formula has its digits; and at the open bins."""
     x, location, scale = torch.arange(256) / 255, torch.linspace(0.3, 0.7, 256), 0.08
-    found = DiscretizedLogistic(scale).distribution(location, torch.nn.Module()).base_dist
+    found = DiscretizedLogistic(scale).distribution(location, nn.Module()).base_dist
     upper = torch.sigmoid((x + 1 / 510 - location) / scale)
     lower = torch.sigmoid((x - 1 / 510 - location) / scale)
     upper[-1], lower[0] = 1.0, 0.0
     torch.testing.assert_close(found.log_prob(x), (upper - lower).log(), rtol=1e-8, atol=1e-8)
-    far = DiscretizedLogistic(1e-3).distribution(torch.tensor([0.0]), torch.nn.Module())
+    far = DiscretizedLogistic(1e-3).distribution(torch.tensor([0.0]), nn.Module())
     inside = far.log_prob(torch.tensor([128 / 255])).item()  # a logistic tail: −a + log(e^w − 1)
     a, width = (128 / 255 + 1 / 510) / 1e-3, (1 / 255) / 1e-3
     assert inside == pytest.approx(-a + math.log(math.expm1(width)), rel=1e-8)
@@ -245,7 +251,7 @@ def test_other_formulas() -> None:
     counts, scale = torch.poisson(torch.full((5, D), 4.0)), torch.rand(D) + 0.5
     learned = Normal("feature").learned(D)
     with torch.no_grad():
-        learned["log_scale"].copy_(scale.log())
+        cast(Tensor, learned.log_scale).copy_(scale.log())
     values: list[tuple[Any, Tensor, Tensor, Any, Any]] = [
         (Normal("feature"), output, real, learned, scipy.stats.norm(output, scale).logpdf),
         (
@@ -328,7 +334,7 @@ def test_continuous_ones_integrate_to_one(text: str) -> None:
 
 
 def test_mean_of_grey_values_is_the_sum_over_all() -> None:
-    p_x = DiscretizedLogistic(0.3).distribution(torch.tensor([-0.2, 0.1, 0.9]), torch.nn.Module())
+    p_x = DiscretizedLogistic(0.3).distribution(torch.tensor([-0.2, 0.1, 0.9]), nn.Module())
     grid = torch.arange(256) / 255
     mass = p_x.base_dist.log_prob(grid[:, None].expand(256, 3)).exp()
     torch.testing.assert_close(p_x.mean, (mass * grid[:, None]).sum(0))
@@ -358,8 +364,13 @@ def test_optimal_scale_is_the_running_mean_of_the_error(
         epochs=12, lr=1e-30, batch_size=40, precision="64-true", compile=False, **settings
     )
     fit(system, Dataset.from_array(x), config=config, progress=False)
-    found = system.learned_likelihood.log_scale.exp().pow(power).item()
+    found = log_scale_of(system).exp().pow(power).item()
     assert found == pytest.approx(error + (1 - RATE) ** 12 * (1 - error), rel=1e-9)
+
+
+def log_scale_of(system: Autoencoder) -> Tensor:
+    """The parameter log σ."""
+    return cast(Tensor, system.learned_likelihood.log_scale)
 
 
 def trained(text: str, x: Tensor, objective: str = "trace-elbo", **settings: Any) -> Autoencoder:
@@ -382,7 +393,7 @@ def test_optimal_scale_is_the_mean_squared_error_at_convergence() -> None:
     """Of a linear-Gaussian system, the maximum-likelihood σ of pPCA in closed form."""
     x = torch.randn(200, 2) @ torch.randn(2, 6) + 0.3 * torch.randn(200, 6)
     system = zoo.ppca(Dataset.from_array(x), 2, exact=True, likelihood=Normal("optimal"))
-    scale = system.learned_likelihood.log_scale
+    scale = log_scale_of(system)
     best = linear_gaussian.maximum_likelihood(x, 2).scale
     assert scale.exp().item() > 2 * best.item()
     config = TrainConfig(
@@ -408,7 +419,7 @@ def test_optimal_scale_of_an_importance_weighted_bound_has_its_weights() -> None
         log_w = p_x.log_prob(x) + system.p_z().log_prob(z) - q_z.log_prob(z)
         errors = (p_x.mean - x).square().mean(-1)
         expected = (log_w.softmax(0) * errors).sum(0).mean()
-    scale = system.learned_likelihood.log_scale
+    scale = log_scale_of(system)
     assert scale.grad is not None
     found = scale.exp().square() * (1 - scale.grad / 6 / D)
     torch.testing.assert_close(found.detach().squeeze(), expected)
@@ -440,12 +451,12 @@ def test_a_resumed_training_is_the_same_to_the_last_bit(text: str) -> None:
 def test_a_user_s_optimizer_learns_the_optimal_scale() -> None:
     """As `pyro.infer.SVI` steps it: by its gradient."""
     system, x = system_for("normal:scale=optimal"), data_for("normal")
-    before = system.learned_likelihood.log_scale.item()
+    before = log_scale_of(system).item()
     svi = pyro.infer.SVI(
         system.model, system.guide, pyro.optim.Adam({"lr": 0.01}), pyro.infer.Trace_ELBO()
     )
     svi.step(x)
-    assert abs(system.learned_likelihood.log_scale.item() - before) == pytest.approx(0.01, rel=1e-3)
+    assert abs(log_scale_of(system).item() - before) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_scaled_gradients_are_refused() -> None:
@@ -635,7 +646,8 @@ def test_errors_of_codes_are_counted_and_not_squared() -> None:
 def test_figure_of_the_errors_of_columns() -> None:
     x = data_for(MIXED)
     system = system_for(MIXED, x)
-    heights = [bar.get_height() for bar in column_errors(system, x).axes[0].patches]
+    bars: list[Any] = list(column_errors(system, x).axes[0].patches)
+    heights = [bar.get_height() for bar in bars]
     found = system.reconstruct(x)
     expected = (found - x)[:, 0].square().mean().sqrt() / x[:, 0].std(correction=0)
     assert heights[0] == pytest.approx(expected.item())

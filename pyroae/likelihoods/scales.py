@@ -97,8 +97,8 @@ class LocationScale(Likelihood):
         if self.scale == "optimal":
             return OptimalScale(features, self.power)
         sizes = {"learned": 1, "feature": features}
-        if self.scale in sizes:
-            return nn.ParameterDict({"log_scale": torch.zeros(sizes[cast(str, self.scale)])})
+        if isinstance(self.scale, str) and self.scale in sizes:
+            return nn.ParameterDict({"log_scale": torch.zeros(sizes[self.scale])})
         return nn.ParameterDict()
 
     def location_and_scale(self, output: Tensor, learned: nn.Module) -> tuple[Tensor, Tensor]:
