@@ -102,6 +102,12 @@ def cases(train: Dataset) -> dict[str, tuple[Callable[[], Any], str, Any, dict[s
             {},
         ),
         "denoising": (of(system="denoising-ae"), "trace-elbo", train, {"nonfinite": "skip"}),
+        "optimal": (
+            of(likelihood="normal:scale=optimal"),
+            "iwae:num_particles=3",
+            train,
+            {"grad_clip": 5.0},
+        ),
         "pair": (lambda: (model, guide), "trace-elbo", regression(), {}),
         "sizeless": (lambda: (sizeless_model, sizeless_guide), "trace-elbo", regression(), {}),
         "compiled": (of(), "trace-elbo", train, {"compile": True}),

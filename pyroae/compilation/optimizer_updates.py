@@ -287,12 +287,13 @@ def closed_form_steps(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     Returns:
         A function that takes the steps of these parameters; the optimizer leaves them alone.
     """
-    steps = []
+    steps: list[tuple[ClosedForm, Tensor, Tensor | None]] = []
     for group in optimizer.param_groups:
         rule = closed_form_of(group)
-        for parameter in group["params"] if rule is not None else ():
-            steps.append((rule, parameter, parameter.grad))
-            parameter.grad = None
+        if rule is not None:
+            steps += [(rule, parameter, parameter.grad) for parameter in group["params"]]
+    for _, parameter, _ in steps:
+        parameter.grad = None
 
     def take() -> None:
         with torch.no_grad():

@@ -55,7 +55,7 @@ class Normal(LocationScale):
             )
 
     def learned(self, features: int) -> nn.Module:
-        """Return a module with log σ, shape `[]` or `[d]`, if σ is learned or optimal."""
+        """Return a module with log σ, shape `[]`, `[1]` or `[d]`, if σ is learned or optimal."""
         if self.learn:
             return nn.ParameterDict({"log_scale": torch.tensor(math.log(float(self.scale)))})
         return super().learned(features)

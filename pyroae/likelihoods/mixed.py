@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pyro.distributions as dist
 import torch
@@ -47,7 +47,7 @@ class Columns(dist.TorchDistribution):
     (torch.Size([5]), torch.Size([5]), torch.Size([5, 5]))
     """
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_rsample = False
 
     def __init__(self, parts: Sequence[dist.TorchDistribution]) -> None:

@@ -45,7 +45,7 @@ class OptimalScale(nn.Module):
 
     def __init__(self, features: int, power: int) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.log_scale = nn.Parameter(torch.zeros(1))
         self.power, self.rate = power, RATE / features
 
     def group(self) -> dict[str, Any]:
@@ -93,12 +93,13 @@ class LocationScale(Likelihood):
         return 2 if self.scale == "decoder" else 1
 
     def learned(self, features: int) -> nn.Module:
-        """Return a module with log σ, shape `[]` or `[d]`, if σ is learned or optimal."""
+        """Return a module with log σ, shape `[1]` or `[d]`, if σ is learned or optimal."""
         if self.scale == "optimal":
             return OptimalScale(features, self.power)
-        shapes = {"learned": (), "feature": (features,)}
-        shape = shapes.get(cast(str, self.scale))
-        return nn.ParameterDict({} if shape is None else {"log_scale": torch.zeros(shape)})
+        sizes = {"learned": 1, "feature": features}
+        if isinstance(self.scale, str) and self.scale in sizes:
+            return nn.ParameterDict({"log_scale": torch.zeros(sizes[self.scale])})
+        return nn.ParameterDict()
 
     def location_and_scale(self, output: Tensor, learned: nn.Module) -> tuple[Tensor, Tensor]:
         """Split the decoder's output.
@@ -126,7 +127,8 @@ class LocationScale(Likelihood):
             σ, shape `[]`, or `[d]` with a parameter per feature.
         """
         if hasattr(learned, "log_scale"):
-            return cast(Tensor, learned.log_scale).exp()
+            sigma = cast(Tensor, learned.log_scale).exp()
+            return sigma.squeeze(-1) if self.scale in ("learned", "optimal") else sigma
         return like.new_full((), cast(float, self.scale))
 
     @property
@@ -165,8 +167,8 @@ class LocationScale(Likelihood):
         if self.scale == "decoder":
             return torch.cat([mean, each.log()])
         with torch.no_grad():
-            log_scale = cast(Tensor, learned.log_scale)
-            log_scale.copy_((each if log_scale.dim() else overall.squeeze(0)).log())
+            log_scale = each if self.scale == "feature" else overall
+            cast(Tensor, learned.log_scale).copy_(log_scale.log())
         return bias
 
     @abstractmethod

@@ -181,7 +181,9 @@ def several(out: Path, *words: str, launcher: tuple[str, ...] = ()) -> dict[str,
     ("world", "names"),
     [
         (2, ["dreg", "pair", "sizeless"]),
-        pytest.param(2, ["vae", "vimco", "categorical", "denoising"], marks=pytest.mark.slow),
+        pytest.param(
+            2, ["vae", "vimco", "categorical", "denoising", "optimal"], marks=pytest.mark.slow
+        ),
         pytest.param(4, ["dreg", "vimco", "denoising", "pair"], marks=pytest.mark.slow),
     ],
 )
@@ -198,7 +200,7 @@ def test_they_train_as_one_process_on_the_same_batches(
 
 @pytest.mark.slow
 def test_fully_sharded(tmp_path: Path) -> None:
-    found = several(tmp_path / "out", "2", "fsdp", "32-true", "dreg", "denoising")
+    found = several(tmp_path / "out", "2", "fsdp", "32-true", "dreg", "denoising", "optimal")
     assert max(found.values()) < 1e-3
 
 
