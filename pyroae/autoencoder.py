@@ -383,9 +383,7 @@ class Autoencoder(nn.Module):
 
 def _not_linear_gaussian(part: str, choice: Any, required: str) -> str:
     """The message for a choice of which there are no closed forms."""
-    return (
-        f"closed forms need a linear-Gaussian system; the {part} is {choice}, not {required}"
-    )
+    return f"closed forms need a linear-Gaussian system; the {part} is {choice}, not {required}"
 
 
 def _check_numbers(name: str, values: Any) -> None:

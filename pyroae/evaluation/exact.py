@@ -43,9 +43,7 @@ def exact_log_likelihood(autoencoder: Autoencoder, x: Tensor) -> Tensor:
     pyroae.errors.UndefinedLikelihoodError: closed forms need a linear-Gaussian system; ...
     """
     mixture = _gaussians(autoencoder)
-    parts = (
-        autoencoder.linear_gaussian() if mixture is None else autoencoder.linear_likelihood()
-    )
+    parts = autoencoder.linear_gaussian() if mixture is None else autoencoder.linear_likelihood()
     flat = autoencoder.flat(x).double()
     if not len(flat) or flat.is_meta:
         raise DataError(
