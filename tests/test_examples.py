@@ -31,10 +31,10 @@ def test_own_choice() -> None:
 
     try:
         assert example("own_choice").main(["--epochs", "15"]) < 27
-        made = PRIORS.parse("student:freedom=3")
+        made = PRIORS.parse("logistic:scale=3")
         assert isinstance(made, Prior)
     finally:
-        PRIORS._choices.pop("student", None)
+        PRIORS._choices.pop("logistic", None)
 
 
 def test_latent_sizes(tmp_path: Path) -> None:

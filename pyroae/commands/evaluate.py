@@ -422,6 +422,7 @@ def figures(system: Any, dataset: Dataset | Arguments, found: Evaluation) -> dic
         "latent_scatter": lambda: plots.latent_scatter(system, x, labels),
         "kl_per_unit": lambda: plots.kl_per_unit(found.diagnostics),
         "filters": lambda: plots.filters(system, x=x),
+        "pseudo_inputs": lambda: plots.pseudo_inputs(system),
         **_likelihood_figures(dataset, found),
     }
     figures = {}

@@ -13,6 +13,7 @@ from pyroae.plots.likelihood import (
     rate_distortion,
     sandwich,
 )
+from pyroae.plots.prior import pseudo_inputs
 from pyroae.plots.snapshots import along_training, gradients_along_training
 from pyroae.plots.sparsity import filters, sparsity_sweep
 from pyroae.plots.systems import reconstructions, sample_grids, samples, training_curves
@@ -33,6 +34,7 @@ __all__ = [
     "learning_curves",
     "likelihood_per_datum",
     "manifold",
+    "pseudo_inputs",
     "rate_distortion",
     "reconstructions",
     "sample_grids",

@@ -25,6 +25,7 @@ from pyroae.plots.drawing import (
     plain,
     to_array,
 )
+from pyroae.plots.prior import draw_prior
 from pyroae.plots.systems import (
     Labels,
     data_to_draw,
@@ -47,6 +48,9 @@ def latent_scatter(
     ax: Target | None = None,
 ) -> Figure:
     """Draw means of q(z|x): the two units of the largest variance over the data, or a histogram.
+
+    Of an Autoencoder with two latent units, lines of equal density of the prior are drawn too; they
+    enclose 50, 90 and 99 % of its probability within the limits of the figure.
 
     Args:
         autoencoder: An Autoencoder, a module with a model and a guide, or a pair of programs, whose
@@ -85,6 +89,8 @@ def latent_scatter(
         axes.set(title="Latent space", xlabel="z[0], posterior mean", ylabel="data")
     else:
         draw_scatter(axes, means, np.array(colours)[ranks])
+        if isinstance(autoencoder, Autoencoder) and means.shape[1] == 2:
+            draw_prior(axes, autoencoder)
     if labels is not None:
         _label_legend(place, names, colours)
     return place.figure

@@ -56,13 +56,13 @@ class Laplace(Likelihood):
         pass
 
 
-@PRIORS.register("student_t")
+@PRIORS.register("own_logistic")
 @dataclass(frozen=True)
-class Student(Prior):
-    freedom: float = 4.0
+class Logistic(Prior):
+    scale: float = 0.5
 
     def distribution(self, zeros, learned):
-        return dist.StudentT(self.freedom, zeros, zeros + 1).to_event(1)
+        return dist.Logistic(zeros, zeros + self.scale).to_event(1)
 
 
 @BOUNDS.register("squashed2")
@@ -169,7 +169,7 @@ def guide(x):
 FEW = ["--epochs", "2", "--batch-size", "20", "--accelerator", "cpu"]
 SCORED = ["--score-particles", "20", "--score-data", "10", "--budget", "epochs:2"]
 OWN = ["--data", "own-waves:count=80", "--likelihood", "own-laplace:scale=0.4"]
-SMALL = ["--prior", "student_t:freedom=3", "--latent", "2", "--hidden", "8"]
+SMALL = ["--prior", "own_logistic:scale=3", "--latent", "2", "--hidden", "8"]
 
 
 @pytest.fixture(autouse=True)

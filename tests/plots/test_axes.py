@@ -27,6 +27,7 @@ from pyroae.evaluation.summary import EvaluationSettings, evaluate
 from pyroae.nn import MLP
 from pyroae.objectives.named import iwae
 from pyroae.plots.canvas import canvas
+from pyroae.priors import Vamp
 from pyroae.training.state import Epoch
 
 HISTORY = [Epoch(i, 10 * i, 0.1 * i, 9.0 / i, 10.0 / i, 8.0 / i, 2.0 / i) for i in (1, 2, 3)]
@@ -37,6 +38,7 @@ def examples() -> dict[str, tuple[int, Callable[..., Figure]]]:
     """The number of panels of each plot, and the plot with all other arguments."""
     torch.manual_seed(0)
     vae, linear = zoo.vae((4, 5), 2, encoder=MLP((7,))), zoo.ppca(6, 2)
+    vamp = zoo.vae((4, 5), 2, encoder=MLP((7,)), prior=Vamp(5))
     x, y = (torch.rand(6, 20) < 0.4).float(), torch.randn(8, 6)
     estimate = log_likelihood(linear.model, linear.guide, y, num_particles=300, seed=0)
     parameters = dict(linear.named_parameters())
@@ -95,6 +97,7 @@ def examples() -> dict[str, tuple[int, Callable[..., Figure]]]:
         "learning_curves": (3, lambda ax=None: plots.learning_curves(comparison, ax=ax)),
         "likelihood_per_datum": (2, lambda ax=None: plots.likelihood_per_datum(estimate, ax=ax)),
         "manifold": (1, lambda ax=None: plots.manifold(vae, num=3, ax=ax)),
+        "pseudo_inputs": (1, lambda ax=None: plots.pseudo_inputs(vamp, num=4, ax=ax)),
         "rate_distortion": (1, lambda ax=None: plots.rate_distortion({"a": (1.0, 8.0)}, ax=ax)),
         "reconstructions": (6, lambda ax=None: plots.reconstructions(vae, x, num=3, ax=ax)),
         "sample_grids": (2, lambda ax=None: plots.sample_grids({"a": vae, "b": vae}, 4, ax=ax)),
