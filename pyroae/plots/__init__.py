@@ -11,6 +11,7 @@ from pyroae.plots.likelihood import (
     rate_distortion,
     sandwich,
 )
+from pyroae.plots.posteriors import posterior
 from pyroae.plots.snapshots import along_training, gradients_along_training
 from pyroae.plots.systems import reconstructions, sample_grids, samples, training_curves
 
@@ -28,6 +29,7 @@ __all__ = [
     "learning_curves",
     "likelihood_per_datum",
     "manifold",
+    "posterior",
     "rate_distortion",
     "reconstructions",
     "sample_grids",
