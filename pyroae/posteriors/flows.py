@@ -137,7 +137,8 @@ class FlowPosterior(Posterior):
     The encoder's outputs are μ, log σ² and h. The networks of T are `learned_posterior`; their last
     layers start near 0, where T is the identity, and the posterior a diagonal Gaussian. Consecutive
     transforms have the elements of z in opposite orders. A draw and its log-density cost one pass
-    through the networks, the log-density of another value m passes (see `Flow`).
+    through the networks, the log-density of another value m passes, or 2 with `coupling` (see
+    `Flow`).
 
     Attributes:
         transforms: L, the number of transforms.
@@ -146,6 +147,8 @@ class FlowPosterior(Posterior):
         layers: The number of hidden layers of each network.
         context: The size of h, the encoder's outputs that condition the networks.
         activation: The function between layers: tanh, relu, elu, gelu, silu, softplus or sigmoid.
+        coupling: Whether each transform moves one half of z given the other half, instead of each
+            element given all elements before it.
 
     Raises:
         ConfigError: A number is below 1, or `activation` is unknown.
@@ -156,6 +159,7 @@ class FlowPosterior(Posterior):
     layers: int = 1
     context: int = 8
     activation: str = "elu"
+    coupling: bool = False
 
     def __post_init__(self) -> None:
         names = ("transforms", "hidden", "layers", "context")
@@ -191,6 +195,7 @@ class FlowPosterior(Posterior):
                 features=latent,
                 context=self.context,
                 order=order.flip(0) if reverse else order,
+                passes=2 if self.coupling else None,
                 hidden_features=[self.hidden] * self.layers,
                 activation=ACTIVATIONS[self.activation],
                 **self._univariate(),
@@ -230,12 +235,13 @@ class NSF(FlowPosterior):
 
         T_l(y)_j = spline(y_j; knots_lj(y_<j; h)) for |y_j| ≤ 5, else y_j
 
-    It is autoregressive, as `IAF`. Its splines represent skewed and multimodal posteriors. Their
-    derivatives at the knots are between 0.1 and 10, so that rounding errors of the inverse stay small in single
-    precision.
+    With `coupling` y_<j are the elements of the other half, if it comes before that of j. The
+    splines represent skewed and multimodal posteriors. Their derivatives at the knots are between
+    0.1 and 10, so that rounding errors of the inverse stay small in single precision.
 
     Attributes:
         bins: The number of pieces of each spline.
+        coupling: As of `FlowPosterior`, but True by default.
 
     Raises:
         ConfigError: A number is below 1, or `activation` is unknown.
@@ -247,6 +253,7 @@ class NSF(FlowPosterior):
     12
     """
 
+    coupling: bool = True
     bins: int = 8
 
     def __post_init__(self) -> None:
