@@ -31,6 +31,14 @@ FLOWS = (
 )
 NAMES = ("full-rank", "low-rank:rank=2", "mixture:components=3", *FLOWS[:2])
 EVERY = pytest.mark.parametrize("name", NAMES)
+SAMPLED = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name.startswith(("low", "nsf")) else [])
+        for name in NAMES
+    ],
+)
+"""Every posterior; two of them in the slow tests only."""
 
 
 def build(name: str, latent: int = M, bend: float = 0.4) -> Autoencoder:
@@ -364,16 +372,16 @@ def test_kl_of_units_of_a_ppca_are_those_of_the_exact_posterior() -> None:
 # Evaluators, dtypes, settings
 
 
-@EVERY
+@SAMPLED
 def test_evaluators_agree_with_quadrature(name: str) -> None:
     """IS and AIS from the guide within their errors; the mean of q is that of its draws."""
     system, x = build(name, latent=2, bend=0.1), binary()
     exact = pyroae.quadrature(system.model, system.guide, x).log_px
     found = pyroae.log_likelihood(system.model, system.guide, x, num_particles=2000, seed=0)
     assert ((found.log_px - exact).abs() < 5 * found.se + 1e-3).all()
-    settings = AISSettings(num_chains=32, num_distributions=50, leapfrog_steps=2, start="guide")
+    settings = AISSettings(num_chains=16, num_distributions=20, leapfrog_steps=2, start="guide")
     annealed = pyroae.ais(system.model, system.guide, x, settings=settings, seed=0, compile=False)
-    assert ((annealed.log_px - exact).abs() < 5 * annealed.se + 0.01).all()
+    assert ((annealed.log_px - exact).abs() < 5 * annealed.se + 0.02).all()
     draws = system.q_z(x).sample((4000,))
     error = draws.std(0) / math.sqrt(4000)
     assert ((draws.mean(0) - system.encode(x)).abs() < 5 * error + 0.02 * draws.std(0)).all()
@@ -393,7 +401,7 @@ def test_single_precision_stays_single(name: str) -> None:
     torch.testing.assert_close(q_z.log_prob(z.clone())[0].double(), double, rtol=1e-3, atol=1e-3)
 
 
-@EVERY
+@SAMPLED
 def test_compiled_training_is_that_of_eager_code(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
