@@ -229,6 +229,9 @@ class Autoencoder(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """Return the mean of q(z|x).
 
+        It is in closed form but for flows, for which it is the mean over 64 fixed draws
+        (`posteriors.Flow.mean`), the same in every call.
+
         Args:
             x: Data, shape `[N, d]` or `[N, *shape]`, with finite values.
 

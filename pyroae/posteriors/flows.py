@@ -218,7 +218,7 @@ class IAF(FlowPosterior):
     up to the scale σ(x).
 
     References:
-        Kingma et al. 2016, Improving Variational Inference with Inverse Autoregressive Flow.
+        Kingma et al. 2016, Improved Variational Inference with Inverse Autoregressive Flow.
 
     >>> IAF(transforms=3).outputs(latent=2)
     12

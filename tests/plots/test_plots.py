@@ -552,7 +552,6 @@ def test_contours_of_an_exact_posterior_are_those_of_the_true_one() -> None:
         )
         assert (one.shape == other.shape and np.allclose(one, other, atol=1e-6)) == equal
         assert axes.get_title() == "Posterior of datum 1"
-    torch.set_default_dtype(torch.float64)
     system = zoo.ppca(5, 2, exact=True)
     vertices = np.concatenate(
         [p.vertices for p in plots.posterior(system, x).axes[0].collections[0].get_paths()]
