@@ -427,6 +427,16 @@ def test_compiled_training_is_that_of_eager_code(
     torch.testing.assert_close(one, other)
 
 
+@EVERY
+def test_mixed_precision_trains(name: str) -> None:
+    """Outputs of the encoder in bfloat16: no triangular system is solved in it."""
+    torch.set_default_dtype(torch.float32)
+    system = build(name, bend=0.1)
+    config = TrainConfig(epochs=1, batch_size=N, precision="bf16-mixed", keep="last")
+    result = pyroae.fit(system, binary().float(), parse_objective("stl"), config)
+    assert math.isfinite(result.history[-1].train_nelbo)
+
+
 def test_importing_zuko_leaves_validation_as_it_was() -> None:
     """Its import turns the validation of all distributions off."""
     IAF().learned(2)

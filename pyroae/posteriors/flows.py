@@ -74,8 +74,11 @@ class Flow(dist.TorchDistribution):
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "Flow":
         """Return the same flow with another batch shape."""
-        parts = (t.expand(*batch_shape, t.shape[-1]) for t in (self.loc, self.scale, self.context))
-        return Flow(*parts, self.transform, validate_args=False)
+        loc, scale, context = (
+            part.expand(*batch_shape, part.shape[-1])
+            for part in (self.loc, self.scale, self.context)
+        )
+        return Flow(loc, scale, context, self.transform, validate_args=False)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Return draws with their path gradient, shape `sample_shape + [..., m]`."""
@@ -183,7 +186,7 @@ class FlowPosterior(Posterior):
 
     def distribution(self, x: Tensor, system: Encoding) -> dist.TorchDistribution:
         """Return the flow, event shape `[m]`."""
-        loc, scale, context = location_and_scale(system.encoder(x), len(system.zeros))
+        loc, scale, context = location_and_scale(system.encoder(x), system.zeros)
         return Flow(loc, scale, context, system.learned_posterior)
 
     def _transform(self, latent: int, reverse: bool) -> nn.Module:
@@ -269,7 +272,7 @@ class NSF(FlowPosterior):
 def _zuko() -> Any:
     """Import zuko, and undo that its import turns off the validation of all distributions."""
     validates = Distribution._validate_args
-    import zuko
+    import zuko  # type: ignore[import-untyped]
 
     Distribution.set_default_validate_args(validates)
     return zuko
