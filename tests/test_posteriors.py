@@ -10,7 +10,6 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 import pyroae
 from pyroae import AISSettings, TrainConfig, priors, zoo
@@ -153,18 +152,6 @@ def test_gaussians_are_those_of_their_covariance() -> None:
     expected = log_variance.exp().diag_embed() + factor @ factor.mT
     torch.testing.assert_close(system.q_z(x).covariance_matrix, expected)
     torch.testing.assert_close(system.q_z(x).mean, loc)
-
-
-@pytest.mark.parametrize("name", ["full-rank", "low-rank:rank=2"])
-def test_kl_of_a_gaussian_with_covariance_is_in_closed_form(name: str) -> None:
-    q_z = build(name).q_z(binary())
-    scale = torch.tensor([0.5, 1.0, 2.0])
-    p_z = dist.Normal(torch.tensor([0.0, 1.0, -1.0]), scale).to_event(1)
-    one = torch.distributions.MultivariateNormal(q_z.mean, q_z.covariance_matrix)
-    other = torch.distributions.MultivariateNormal(p_z.mean, scale.diag().square())
-    torch.testing.assert_close(kl_divergence(q_z, p_z), kl_divergence(one, other))
-    with pytest.raises(NotImplementedError):
-        kl_divergence(q_z, dist.Laplace(torch.zeros(M), 1.0).to_event(1))
 
 
 # Gradients
