@@ -352,6 +352,9 @@ class Autoencoder(nn.Module):
     def encode(self, x: Tensor, c: Tensor | None = None, *, layer: int = 1) -> Tensor:
         """Return the mean of q(z|x), or the value of another layer in `codes`.
 
+        It is in closed form but for flows, for which it is the mean over 64 fixed draws
+        (`posteriors.Flow.mean`), the same in every call.
+
         Args:
             x: Data, shape `[N, d]` or `[N, *shape]`, with finite values.
             c: The conditions of a conditional system, shape `[N, C]`.

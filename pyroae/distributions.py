@@ -93,21 +93,6 @@ def _kl(one: OneHots, other: OneHots) -> Tensor:
     return kl_divergence(one.variables, other.variables).sum(-1)
 
 
-@register_kl(MultivariateNormal, Independent)
-@register_kl(LowRankMultivariateNormal, Independent)
-def _kl_of_gaussian(one: MultivariateNormal, other: Independent) -> Tensor:
-    """The KL to independent Gaussians N(m_j, s_j²): the cross-entropy minus the entropy.
-
-    −E log p = Σ_j [log √(2π) s_j + (Σ_jj + (μ_j − m_j)²) / 2s_j²]
-    """
-    base = other.base_dist
-    if not isinstance(base, _Normal) or len(other.event_shape) != 1:
-        raise NotImplementedError
-    squares = (one.variance + (one.mean - base.loc) ** 2) / (2 * base.scale**2)
-    cross = base.scale.log() + 0.5 * math.log(2 * math.pi) + squares
-    return cross.sum(-1) - one.entropy()
-
-
 def marginals(fn: Any) -> Any:
     """Return the product of the marginal distributions of the elements of z.
 

@@ -13,6 +13,7 @@ from pyroae.plots.likelihood import (
     rate_distortion,
     sandwich,
 )
+from pyroae.plots.posteriors import posterior
 from pyroae.plots.prior import pseudo_inputs
 from pyroae.plots.snapshots import along_training, gradients_along_training
 from pyroae.plots.sparsity import filters, sparsity_sweep
@@ -34,6 +35,7 @@ __all__ = [
     "learning_curves",
     "likelihood_per_datum",
     "manifold",
+    "posterior",
     "pseudo_inputs",
     "rate_distortion",
     "reconstructions",

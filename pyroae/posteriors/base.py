@@ -139,21 +139,22 @@ def check_counts(what: str, **counts: int) -> None:
             raise ConfigError(f"{name} of {what} must be at least 1, not {count}")
 
 
-def location_and_scale(outputs: Tensor, latent: int) -> tuple[Tensor, Tensor, Tensor]:
+def location_and_scale(outputs: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Split the outputs of an encoder into μ, σ and the rest.
 
     Args:
         outputs: μ, log σ² and further outputs, shape `[..., 2m + r]`.
-        latent: m, the size of z.
+        zeros: Zeros of shape `[m]`, whose dtype the results have: under automatic mixed precision
+            the outputs are of a lower precision, in which triangular systems are not solved.
 
     Returns:
         μ and σ, shape `[..., m]`, and the rest, shape `[..., r]`.
 
     >>> import torch
-    >>> loc, scale, rest = location_and_scale(torch.zeros(5, 7), latent=2)
+    >>> loc, scale, rest = location_and_scale(torch.zeros(5, 7), torch.zeros(2))
     >>> loc.shape, scale[0].tolist(), rest.shape
     (torch.Size([5, 2]), [1.0, 1.0], torch.Size([5, 3]))
     """
-    rest = outputs.shape[-1] - 2 * latent
-    loc, log_variance, others = outputs.split([latent, latent, rest], -1)
+    sizes = [len(zeros), len(zeros), outputs.shape[-1] - 2 * len(zeros)]
+    loc, log_variance, others = outputs.to(zeros.dtype).split(sizes, -1)
     return loc, (0.5 * log_variance).exp(), others

@@ -114,7 +114,7 @@ class FullRank(Posterior):
 
     def distribution(self, x: Tensor, system: Encoding) -> dist.TorchDistribution:
         """Return N(μ(x), L(x) L(x)ᵀ), event shape `[m]`."""
-        loc, scale, lower = location_and_scale(system.encoder(x), len(system.zeros))
+        loc, scale, lower = location_and_scale(system.encoder(x), system.zeros)
         tril = scale.unsqueeze(-1) * _unit_lower(lower, loc)
         return dist.MultivariateNormal(loc, scale_tril=tril)
 
@@ -162,7 +162,7 @@ class LowRank(Posterior):
 
     def distribution(self, x: Tensor, system: Encoding) -> dist.TorchDistribution:
         """Return N(μ(x), diag σ(x)² + V(x) V(x)ᵀ), event shape `[m]`."""
-        loc, scale, factor = location_and_scale(system.encoder(x), len(system.zeros))
+        loc, scale, factor = location_and_scale(system.encoder(x), system.zeros)
         return dist.LowRankMultivariateNormal(loc, factor.unflatten(-1, (-1, self.rank)), scale**2)
 
 

@@ -49,7 +49,7 @@ class Mixture(Posterior):
     def distribution(self, x: Tensor, system: Encoding) -> dist.TorchDistribution:
         """Return the mixture, event shape `[m]`."""
         size = len(system.zeros) * self.components
-        outputs = system.encoder(x).split([size, size, self.components], -1)
+        outputs = system.encoder(x).to(system.zeros.dtype).split([size, size, self.components], -1)
         loc, log_variance = (part.unflatten(-1, (self.components, -1)) for part in outputs[:2])
         return GaussianMixture(
             dist.Categorical(logits=outputs[2]),

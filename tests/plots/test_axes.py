@@ -98,6 +98,7 @@ def examples() -> dict[str, tuple[int, Callable[..., Figure]]]:
         "likelihood_per_datum": (2, lambda ax=None: plots.likelihood_per_datum(estimate, ax=ax)),
         "manifold": (1, lambda ax=None: plots.manifold(vae, num=3, ax=ax)),
         "pseudo_inputs": (1, lambda ax=None: plots.pseudo_inputs(vamp, num=4, ax=ax)),
+        "posterior": (1, lambda ax=None: plots.posterior(vae, x, ax=ax)),
         "rate_distortion": (1, lambda ax=None: plots.rate_distortion({"a": (1.0, 8.0)}, ax=ax)),
         "reconstructions": (6, lambda ax=None: plots.reconstructions(vae, x, num=3, ax=ax)),
         "sample_grids": (2, lambda ax=None: plots.sample_grids({"a": vae, "b": vae}, 4, ax=ax)),

@@ -567,3 +567,59 @@ def test_a_figure_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot write"):
         drawing.save_both(plots.rate_distortion({"a": (1.0, 8.0)}), tmp_path / "file" / "a")
+
+
+# Posteriors
+
+
+def test_contours_of_an_exact_posterior_are_those_of_the_true_one() -> None:
+    """Both densities in the box of the picture; and of a diagonal they differ."""
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    x = torch.randn(3, 5)
+    for system, equal in ((zoo.ppca(5, 2, exact=True), True), (zoo.ppca(5, 2), False)):
+        figure = plots.posterior(system, x, 1)
+        (axes,) = figure.axes
+        of_p, of_q = axes.collections
+        one, other = (
+            np.concatenate([path.vertices for path in part.get_paths()]) for part in (of_p, of_q)
+        )
+        assert (one.shape == other.shape and np.allclose(one, other, atol=1e-6)) == equal
+        assert axes.get_title() == "Posterior of datum 1"
+    system = zoo.ppca(5, 2, exact=True)
+    vertices = np.concatenate(
+        [p.vertices for p in plots.posterior(system, x).axes[0].collections[0].get_paths()]
+    )
+    q_z = system.q_z(x[:1])
+    standard = torch.linalg.solve_triangular(
+        q_z.scale_tril[0], (torch.from_numpy(vertices) - q_z.mean).T, upper=False
+    )
+    radius = standard.norm(dim=0)  # χ with 2 degrees of freedom: √(−2 log(1 − share))
+    expected = torch.tensor([(2 * math.log(20)) ** 0.5, (2 * math.log(2)) ** 0.5])
+    distance = (radius[:, None] - expected).abs().amin(1)
+    assert distance.max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: vae(latent=3), "a latent space of 2 dimensions; this one has 3"),
+        (lambda: zoo.autoencoder(SHAPE, 2, encoder=SMALL), "contours need a density of z given x"),
+        (lambda: zoo.discrete_vae(SHAPE, 2, encoder=SMALL), "contours need a density of z given x"),
+    ],
+)
+def test_contours_need_a_density_on_a_plane(make: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        plots.posterior(make(), data(3))
+    with pytest.raises(DataError, match="there is no datum 3: x has 3"):
+        plots.posterior(vae(), data(3), 3)
+
+
+def test_a_flow_says_why_it_has_no_kl_by_unit() -> None:
+    system = vae(posterior=posteriors.IAF(hidden=4))
+    diagnostics = diagnose(system.model, system.guide, data(30), num_particles=2, seed=0)
+    axes = plots.kl_per_unit(diagnostics).axes[0]
+    assert "its marginals are unknown" in axes.get_title().replace("\n", " ")
+    system = vae(posterior=posteriors.FullRank())
+    diagnostics = diagnose(system.model, system.guide, data(30), num_particles=2, seed=0)
+    assert "total correlation" in plots.kl_per_unit(diagnostics).axes[0].get_title()

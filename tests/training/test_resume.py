@@ -49,6 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "binarize": "dynamic",
         "likelihood": "bernoulli",
     },
+    "flow": {"posterior": "iaf:hidden=6", "objective": "stl"},
     "double": {"precision": "64-true"},
     "steps": {"max_steps": 17},
 }
@@ -104,6 +105,19 @@ def stopped_at(config: RunConfig, splits: Splits, run: Run, step: int) -> State:
     with pytest.raises(Stop):
         trained(config, splits, Keeper(save, "", minutes=0))
     return run.state()
+
+
+POSTERIORS = ("full-rank", "low-rank:rank=2", "mixture", "nsf:hidden=6,bins=4")
+"""Beside "flow" of the settings, in slow tests."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_resumed_with_another_posterior(tmp_path: Path, splits: Splits, posterior: str) -> None:
+    config = CONFIG.but(posterior=posterior, objective="dreg", num_particles=3)
+    whole = trained(config, splits)
+    run = Run.create(tmp_path / "run", config, splits)
+    assert same(trained(config, splits, state=stopped_at(config, splits, run, 10)), whole)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
