@@ -75,10 +75,10 @@ class Diagnostics:
 
     @property
     def rate_per_site(self) -> dict[str, float]:
-        """The sum of `kl_per_unit` over the units of each site, nats; in expectation they add up to the rate.
+        """The sum of `kl_per_unit` over the units of each site, nats; together the mean rate.
 
-        A site whose parents the guide draws after it has E_q[log q − log p], which may be negative:
-        it is no divergence.
+        Closed forms and means over draws agree in expectation only. A site whose parents the guide
+        draws after it has E_q[log q − log p], which may be negative: it is no divergence.
         """
         return {name: float(kl.sum()) for name, kl in self._per_site(self.kl_per_unit).items()}
 

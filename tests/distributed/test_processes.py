@@ -181,7 +181,9 @@ def several(out: Path, *words: str, launcher: tuple[str, ...] = ()) -> dict[str,
     ("world", "names"),
     [
         (2, ["dreg", "pair", "sizeless"]),
-        pytest.param(2, ["vae", "vimco", "categorical", "denoising"], marks=pytest.mark.slow),
+        pytest.param(
+            2, ["vae", "vimco", "categorical", "denoising", "layers"], marks=pytest.mark.slow
+        ),
         pytest.param(4, ["dreg", "vimco", "denoising", "pair"], marks=pytest.mark.slow),
     ],
 )

@@ -49,6 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "binarize": "dynamic",
         "likelihood": "bernoulli",
     },
+    "layers": {"system": "hierarchical-vae", "latent": (3, 2), "hierarchy": "top-down:widths=[4]"},
     "double": {"precision": "64-true"},
     "steps": {"max_steps": 17},
 }
