@@ -18,6 +18,7 @@ SECTIONS = [
     ("results.md", "Compare models in ArviZ"),
     ("results.md", "Figures for a paper"),
     ("comparison.md", "In Python"),
+    ("hierarchies.md", "In Python"),
 ]
 SMALLER = (
     (r"epochs=\d+", "epochs=1"),
