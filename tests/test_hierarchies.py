@@ -516,7 +516,7 @@ def test_a_run_of_the_command_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["100,", "a,b", "5,,2"])
 def test_sizes_that_are_no_numbers(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         main(["train", "--latent", text])
     words = f"argument --latent: invalid number or comma-separated numbers value: '{text}'"
     assert words in capsys.readouterr().err
