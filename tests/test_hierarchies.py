@@ -63,7 +63,7 @@ def linear(
     return system
 
 
-def marginal(system: Autoencoder) -> MultivariateNormal:
+def marginal(system: Any) -> MultivariateNormal:
     """p(x) from the covariances of the layers, one after the other."""
     mean = torch.zeros(system.layers[-1])
     covariance = torch.eye(system.layers[-1])
@@ -98,9 +98,9 @@ def test_collapsed_layers_have_the_covariance_of_draws() -> None:
     torch.testing.assert_close(x.T.cov(), weight @ weight.T, atol=0.05, rtol=0.02)
 
 
-def at_posterior(guide: type[Hierarchy]) -> Autoencoder:
+def at_posterior(guide: type[Hierarchy]) -> Any:
     """Layers of one unit, whose guide is the exact posterior in either order."""
-    system = linear(guide, (1, 1), features=1, scale=0.7)
+    system: Any = linear(guide, (1, 1), features=1, scale=0.7)
     with torch.no_grad():
         (w,), b = system.decoder[0].weight[0], system.decoder[0].bias[0]
         layer = system.upper[0]
@@ -367,7 +367,8 @@ def test_compiled_estimates_are_those_of_eager_code(guide: type[Hierarchy]) -> N
 
 @BOTH
 def test_codes_and_decodings_of_layers(guide: type[Hierarchy]) -> None:
-    system, x = small(guide((3,))), binary(7)
+    system: Any = small(guide((3,)))
+    x = binary(7)
     codes = system.codes(x)
     assert [tuple(code.shape) for code in codes] == [(7, size) for size in SIZES]
     for layer, code in enumerate(codes, 1):
