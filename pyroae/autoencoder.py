@@ -90,7 +90,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.features = math.prod(self.shape)
-        self.layers = (latent,) if isinstance(latent, int) else tuple(latent)
+        self.layers = tuple(latent) if isinstance(latent, Sequence) else (latent,)
         if not self.layers or min(*self.layers, self.features) < 1:
             raise ConfigError(
                 f"latent and data need at least one dimension, not {latent} and {self.shape}"
@@ -643,7 +643,7 @@ class Autoencoder(nn.Module):
     def _decoder_weights(self) -> list[Tensor]:
         """The weights of the decoder without its biases."""
         shared = self.decoder.shared_weights() if isinstance(self.decoder, Tied) else []
-        maps = [self.decoder, *(layer.decoder for layer in self.upper)]
+        maps = [self.decoder, *(cast(Layer, layer).decoder for layer in self.upper)]
         return shared + [p for one in maps for p in one.parameters() if p.dim() > 1]
 
 

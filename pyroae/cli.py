@@ -473,7 +473,7 @@ def _reader(hint: Any) -> tuple[Callable[[str], Any], str]:
     if hint == bool | str:
         return lambda text: {"true": True, "false": False}.get(text, text), "NAME"
     if hint == int | tuple[int, ...]:
-        return _one_or_several(int), "N,N"
+        return _layers, "N,N"
     if get_origin(hint) is UnionType:
         hint = next(kind for kind in get_args(hint) if kind is not NoneType)
     if get_origin(hint) is tuple:
@@ -499,6 +499,14 @@ def _one_or_several(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
     read.__name__ = kind.__name__
     return read
+
+
+def _layers(text: str) -> int | tuple[int, ...]:
+    """A size, or the sizes of several layers."""
+    return tuple(int(part) for part in text.split(",")) if "," in text else int(text)
+
+
+_layers.__name__ = "number or comma-separated numbers"
 
 
 def _mapping(text: str) -> dict[str, Any]:

@@ -410,8 +410,8 @@ class TopDown(Hierarchy):
     def _estimates(self, x: Tensor, system: Layered) -> list[tuple[Tensor, Tensor]]:
         """μ̂_l and log σ̂_l² of each layer, from the data upwards."""
         output, estimates = system.encoder(x), []
-        for layer in system.upper:
-            size = cast(Layer, layer).size_below
+        for layer in (cast(Layer, one) for one in system.upper):
+            size = layer.size_below
             rest = output.shape[-1] - 2 * size
             loc, log_variance, features = output.split([size, size, rest], dim=-1)
             estimates.append((loc, log_variance))

@@ -464,7 +464,7 @@ def hierarchical_vae(
         "likelihood": likelihoods.Bernoulli(),
         "hierarchy": hierarchy,
     }
-    layers = (latent, max(1, latent // 2)) if isinstance(latent, int) else tuple(latent)
+    layers = tuple(latent) if isinstance(latent, Sequence) else (latent, max(1, latent // 2))
     return _build(hierarchical_vae, data, layers, row, choices)
 
 
@@ -580,12 +580,12 @@ def discrete_vae(
 def _build(
     system: Callable[..., Autoencoder],
     data: Data,
-    latent: int | tuple[int, ...],
+    latent: int | Sequence[int],
     row: Mapping[str, Any],
     choices: Mapping[str, Any],
 ) -> Autoencoder:
     """The autoencoder of a row of the table, with choices in place of the row's."""
-    if not isinstance(latent, int) and len(latent) > 1 and system is not hierarchical_vae:
+    if isinstance(latent, Sequence) and len(latent) > 1 and system is not hierarchical_vae:
         raise ConfigError(
             f"zoo.{system.__name__} has one layer of z, not {tuple(latent)}: layers are those of "
             "hierarchical_vae"

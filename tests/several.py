@@ -110,6 +110,12 @@ def cases(train: Dataset) -> dict[str, tuple[Callable[[], Any], str, Any, dict[s
         ),
         "pair": (lambda: (model, guide), "trace-elbo", regression(), {}),
         "sizeless": (lambda: (sizeless_model, sizeless_guide), "trace-elbo", regression(), {}),
+        "layers": (
+            of(system="hierarchical-vae", latent=(3, 2), hierarchy="top-down:widths=[4]"),
+            "dreg:num_particles=3",
+            train,
+            {},
+        ),
         "compiled": (of(), "trace-elbo", train, {"compile": True}),
     }
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyroae import corruptions, likelihoods, posteriors, priors, zoo
 from pyroae.autoencoder import Autoencoder
-from pyroae.hierarchies import BottomUp, TopDown
+from pyroae.hierarchies import TopDown
 from pyroae.nn import MLP, Conv, Linear
 from pyroae.priors import GaussianWeights, Laplace
 
@@ -45,7 +45,6 @@ SYSTEMS = {
     "vae-normal": lambda: zoo.vae(
         D, M, encoder=MAPS, likelihood=likelihoods.Normal(0.3, learn=True)
     ),
-    "vae-layers": lambda: zoo.hierarchical_vae(D, (M, 2), BottomUp((4,)), encoder=MAPS),
     "vae-ladder": lambda: zoo.hierarchical_vae(D, (M, 2), TopDown((4,)), encoder=MAPS),
     "vae-continuous": lambda: zoo.vae(
         D, M, encoder=MAPS, likelihood=likelihoods.ContinuousBernoulli()

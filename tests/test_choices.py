@@ -19,6 +19,7 @@ from pyroae.autoencoder import Autoencoder
 from pyroae.corruptions import CORRUPTIONS, Gaussian, Masking, SaltAndPepper
 from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError
 from pyroae.evaluation.diagnostics import diagnose
+from pyroae.hierarchies import HIERARCHIES
 from pyroae.likelihoods import LIKELIHOODS, Bernoulli, ContinuousBernoulli, Likelihood
 from pyroae.likelihoods import Normal as NormalLikelihood
 from pyroae.nn import MLP, Linear, Map
@@ -32,7 +33,7 @@ from tests import oracles
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-REGISTRIES: list[Registry[Any]] = [PRIORS, POSTERIORS, LIKELIHOODS, CORRUPTIONS]
+REGISTRIES: list[Registry[Any]] = [PRIORS, POSTERIORS, LIKELIHOODS, CORRUPTIONS, HIERARCHIES]
 EVERY = [(registry, name) for registry in REGISTRIES for name in registry]
 IMPROPER, DISCRETE = ("flat",), ("bernoulli", "categorical")
 POINT = ("point", "soft-threshold", "top-k")

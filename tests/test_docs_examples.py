@@ -19,6 +19,7 @@ SECTIONS = [
     ("results.md", "Figures for a paper"),
     ("comparison.md", "In Python"),
     ("posteriors.md", "Posteriors"),
+    ("hierarchies.md", "In Python"),
 ]
 SMALLER = (
     (r"epochs=\d+", "epochs=1"),

@@ -2,17 +2,23 @@
 part of the package on both guides.
 """
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pytest
 import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from pyroae import ais, log_likelihood, zoo
+from pyroae import ais, bdmc, log_likelihood, plots, priors, zoo
 from pyroae.autoencoder import Autoencoder
-from pyroae.config import AISSettings
+from pyroae.cli import main
+from pyroae.compilation.svi import Compiled
+from pyroae.config import AISSettings, RunConfig, TrainConfig
+from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError
 from pyroae.evaluation.adaptive_quadrature import quadrature
 from pyroae.evaluation.diagnostics import diagnose
 from pyroae.evaluation.exact import exact_log_likelihood
@@ -20,6 +26,14 @@ from pyroae.evaluation.inference_gaps import gaps
 from pyroae.hierarchies import BottomUp, Hierarchy, TopDown, precision_weighted
 from pyroae.likelihoods import Normal
 from pyroae.nn import MLP, Linear
+from pyroae.objectives import OBJECTIVES
+from pyroae.objectives.apply import bound_of
+from pyroae.posteriors import ExactLinear, Point
+from pyroae.programs.traces import run
+from pyroae.runs.run import Run
+from pyroae.studies.variants import split_grid, variants_of
+from pyroae.training.fitting import fit
+from pyroae.training.lockstep import fit_ensemble
 from pyroae.weights import log_weights
 from tests import oracles
 
@@ -49,7 +63,7 @@ def linear(
     return system
 
 
-def marginal(system: Autoencoder) -> MultivariateNormal:
+def marginal(system: Any) -> MultivariateNormal:
     """p(x) from the covariances of the layers, one after the other."""
     mean = torch.zeros(system.layers[-1])
     covariance = torch.eye(system.layers[-1])
@@ -84,9 +98,9 @@ def test_collapsed_layers_have_the_covariance_of_draws() -> None:
     torch.testing.assert_close(x.T.cov(), weight @ weight.T, atol=0.05, rtol=0.02)
 
 
-def at_posterior(guide: type[Hierarchy]) -> Autoencoder:
+def at_posterior(guide: type[Hierarchy]) -> Any:
     """Layers of one unit, whose guide is the exact posterior in either order."""
-    system = linear(guide, (1, 1), features=1, scale=0.7)
+    system: Any = linear(guide, (1, 1), features=1, scale=0.7)
     with torch.no_grad():
         (w,), b = system.decoder[0].weight[0], system.decoder[0].bias[0]
         layer = system.upper[0]
@@ -207,8 +221,6 @@ def test_log_weights_by_hand(guide: type[Hierarchy]) -> None:
 
 def log_weights_traces(system: Autoencoder, x: Tensor) -> dict[str, Tensor]:
     """The draws of 7 particles by site, `[7, 4, m]`."""
-    from pyroae.programs.traces import run
-
     traces = run(system.model, system.guide, (x,), {}, 7)
     return {name: traces.guide.nodes[name]["value"].detach() for name in ("z", "z2", "z3")}
 
@@ -235,3 +247,306 @@ def test_kl_by_layer(guide: type[Hierarchy]) -> None:
         mean, scale = system.q_z(x).mean, system.q_z(x).stddev
         top = oracles.gaussian_kl(mean, scale).mean().item()
         assert found.rate_per_site["z3"] == pytest.approx(top, rel=1e-10)
+
+
+# Training.
+
+
+def binary(num_data: int = 40) -> Tensor:
+    return (torch.rand(num_data, D) < torch.linspace(0.1, 0.9, D)).double()
+
+
+@BOTH
+@pytest.mark.parametrize("objective", ["analytic-kl", "iwae", "dreg"])
+def test_a_training_raises_the_bound(guide: type[Hierarchy], objective: str) -> None:
+    system, x = small(guide((4,)), (3, 2)), binary()
+    before = {name: p.clone() for name, p in system.named_parameters()}
+    config = TrainConfig(epochs=6, batch_size=20, lr=0.02, precision="64-true")
+    history = fit(system, x, OBJECTIVES[objective](num_particles=3), config).history
+    assert history[-1].train_nelbo < history[0].train_nelbo
+    for name, parameter in system.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+
+
+@BOTH
+@pytest.mark.parametrize("objective", ["analytic-kl", "dreg", "vimco"])
+def test_a_graph_has_the_numbers_of_eager_code(guide: type[Hierarchy], objective: str) -> None:
+    system, x = small(guide((4,), scale=0.5), (3, 2)), binary(6)
+    estimator = OBJECTIVES[objective](num_particles=3)
+    graphs = Compiled(system, estimator, backend="eager")
+    pyro.set_rng_seed(5)
+    value, gradients = graphs.value_and_grads(x)
+    assert graphs.is_compiled
+    pyro.set_rng_seed(5)
+    expected, surrogate = bound_of(system, estimator, (x,))
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-10, atol=0)
+    wanted = torch.autograd.grad(-surrogate, list(system.parameters()))
+    for one, other in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.slow
+@BOTH
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+@pytest.mark.parametrize("compile", [False, True])
+def test_every_objective_trains(guide: type[Hierarchy], objective: str, compile: bool) -> None:
+    """Compiled trainings end at the weights of eager ones, to 1e-5."""
+    ends = []
+    for setting in {False, compile}:
+        torch.manual_seed(0)
+        system, x = small(guide((4,)), (3, 2)), binary()
+        config = TrainConfig(
+            epochs=5, batch_size=20, lr=0.01, precision="64-true", keep="last", compile=setting
+        )
+        history = fit(system, x, OBJECTIVES[objective](num_particles=4), config).history
+        assert history[-1].train_nelbo < history[0].train_nelbo
+        ends.append(torch.cat([p.detach().flatten() for p in system.parameters()]))
+    torch.testing.assert_close(ends[0], ends[-1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@BOTH
+def test_an_ensemble_trains_as_its_members_do(guide: type[Hierarchy]) -> None:
+    config = TrainConfig(epochs=3, batch_size=20, precision="64-true", compile=True, keep="last")
+
+    def member(seed: int) -> Autoencoder:
+        torch.manual_seed(seed)
+        return small(guide((4,)), (3, 2))
+
+    x = binary()
+    members = [member(seed) for seed in (0, 1)]
+    together = fit_ensemble(members, x, OBJECTIVES["iwae"](3), config, seeds=(0, 1))
+    for seed, result in enumerate(together):
+        alone = member(seed)
+        fit(alone, x, OBJECTIVES["iwae"](3), replace(config, seed=seed, compile=False))
+        for one, other in zip(result.system.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.slow
+@BOTH
+def test_gradients_along_draws_have_one_mean(guide: type[Hierarchy]) -> None:
+    """STL for K = 1 and DReG for K = 4 have the means of pathwise gradients, to 4.5 errors."""
+    system, x = small(guide((3,)), (2, 2)), binary(1).expand(2000, D)
+    parameters = list(system.encoder.parameters())
+    for name, plain, k in (("stl", "trace-elbo", 1), ("dreg", "iwae", 4)):
+        means = []
+        for objective in (name, plain):
+            estimator, rows = OBJECTIVES[objective](num_particles=k), []
+            for _ in range(60):
+                _, surrogate = bound_of(system, estimator, (x,))
+                gradients = torch.autograd.grad(surrogate, parameters)
+                rows.append(torch.cat([g.flatten() for g in gradients]) / len(x))
+            means.append((torch.stack(rows).mean(0), torch.stack(rows).var(0) / len(rows)))
+        (one, first), (other, second) = means
+        z = (one - other) / (first + second).sqrt().clamp_min(1e-12)
+        assert other.abs().max() > 1e-3
+        assert z.abs().max() < 4.5
+
+
+@pytest.mark.slow
+@BOTH
+def test_compiled_estimates_are_those_of_eager_code(guide: type[Hierarchy]) -> None:
+    system, x = small(guide((4,)), (3, 2)), binary(5)
+    settings = AISSettings(4, 6)
+    for estimate, arguments in (
+        (log_likelihood, {"num_particles": 200}),
+        (ais, {"settings": settings}),
+    ):
+        one, other = (
+            estimate(system.model, system.guide, x, seed=0, compile=compile, **arguments)
+            for compile in (False, True)
+        )
+        torch.testing.assert_close(one.log_px, other.log_px, rtol=1e-5, atol=1e-5)
+    gap = bdmc(system.model, system.guide, x, settings=settings, seed=0)
+    assert gap.mean_gap > -3 * gap.mean_gap_se
+
+
+# Codes and decodings.
+
+
+@BOTH
+def test_codes_and_decodings_of_layers(guide: type[Hierarchy]) -> None:
+    system: Any = small(guide((3,)))
+    x = binary(7)
+    codes = system.codes(x)
+    assert [tuple(code.shape) for code in codes] == [(7, size) for size in SIZES]
+    for layer, code in enumerate(codes, 1):
+        torch.testing.assert_close(system.encode(x, layer), code)
+        assert system.decode(code.expand(2, 7, -1), layer).shape == (2, 7, D)
+    with torch.no_grad():
+        below = system.upper[0].below(system.upper[1].below(codes[2]).mean).mean
+    torch.testing.assert_close(system.decode(codes[2], 3), system.decode(below))
+    torch.testing.assert_close(system.reconstruct(x), system.decode(codes[0]))
+    assert system.sample(3).shape == (3, D)
+    first = codes[0] if guide is BottomUp else codes[2]
+    torch.testing.assert_close(system.q_z(x).mean, first)
+    assert system.p_z().event_shape == (SIZES[-1],)
+    with pytest.raises(ConfigError, match="there is no layer 4 of z; there are 1 to 3"):
+        system.encode(x, 4)
+    with pytest.raises(DataError, match=r"this autoencoder decodes \[..., 3\]"):
+        system.decode(codes[0], 2)
+
+
+@BOTH
+def test_single_precision_stays_single(guide: type[Hierarchy]) -> None:
+    system, x = small(guide((3,), scale=0.3)).float(), binary(4).float()
+    weights = log_weights(system.model, system.guide, x, num_particles=3)
+    assert weights.log_weight.dtype == torch.float32
+    traces = run(system.model, system.guide, (x,), {}, 3)
+    for name, size in zip(("z", "z2", "z3"), SIZES, strict=True):
+        value = traces.guide.nodes[name]["value"]
+        assert (value.dtype, value.shape) == (torch.float32, (3, 4, size))
+
+
+def test_one_layer_in_a_tuple_is_one_layer() -> None:
+    systems = []
+    for make in (
+        lambda: zoo.vae(D, 3, encoder=MLP((6,))),
+        lambda: small(BottomUp(), (3,)),
+        lambda: small(TopDown(), (3,)),
+    ):
+        torch.manual_seed(0)
+        systems.append(make())
+    x = binary(4)
+    for system in systems[1:]:
+        assert system.latent == 3
+        assert list(system.state_dict()) == list(systems[0].state_dict())
+        torch.testing.assert_close(system.encode(x), systems[0].encode(x))
+
+
+def test_manifold_and_scatter_of_the_top_layer() -> None:
+    system, x = small(TopDown((3,)), (4, 2)), binary(9)
+    axes = plots.manifold(system, num=3).axes[0]
+    assert axes.get_xlabel().startswith("z2[0]")
+    assert plots.latent_scatter(system, x, layer=2).axes[0].get_xlabel().startswith("z2[0]")
+    assert plots.latent_scatter(system, x).axes[0].get_xlabel().startswith("z[")
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: small(BottomUp(), ()), "at least one dimension"),
+        (lambda: small(BottomUp(), (3, 0)), "at least one dimension"),
+        (lambda: small(BottomUp(), posterior=Point()), "posterior with a density and an encoder"),
+        (lambda: small(TopDown(), posterior=Point()), "combines diagonal Gaussians"),
+        (
+            lambda: small(BottomUp(), posterior=ExactLinear(), likelihood=Normal()),
+            "posterior with a density and an encoder",
+        ),
+        (lambda: small(BottomUp(), tied=True), "real z and weights that are not tied, not tied"),
+        (lambda: small(BottomUp(), prior=priors.Bernoulli()), "as the prior is over binary z"),
+        (
+            lambda: Autoencoder(
+                D, (3, 2), prior=priors.Bernoulli(), posterior=zoo.posteriors.Bernoulli()
+            ),
+            r"real z and weights that are not tied, not Bernoulli\(",
+        ),
+        (lambda: BottomUp((3, 0)), "each width of a hierarchy must be at least 1"),
+        (lambda: BottomUp(scale=0.0), "the scale of p\\(z|z2\\) must be positive and finite"),
+        (lambda: TopDown(activation="rely"), "unknown activation 'rely'"),
+        (lambda: small(BottomUp(), prior=OfPosterior()), "draws the top layer first, as TopDown"),
+        (
+            lambda: RunConfig(program="tests.registered_names:table", latent=(3, 2)),
+            "is the whole of model and guide: leave out latent",
+        ),
+        (
+            lambda: RunConfig(program="tests.registered_names:table", hierarchy="top-down"),
+            "is the whole of model and guide: leave out hierarchy",
+        ),
+    ],
+)
+def test_what_is_refused(make: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make()
+
+
+class OfPosterior(priors.Normal):
+    """A prior that is made of the posterior: q(z|x) at x = 0."""
+
+    def of(self, system: Any) -> Any:
+        q_z = system.q_z(torch.zeros(1, D))
+        return q_z.expand(()) if q_z.batch_shape == () else _first(q_z)
+
+
+def _first(q_z: Any) -> Any:
+    base = q_z.base_dist
+    return type(base)(base.loc[0], base.scale[0]).to_event(1)
+
+
+def test_a_prior_of_the_posterior_is_that_of_the_top_layer() -> None:
+    system = small(TopDown((3,)), prior=OfPosterior())
+    assert system.p_z().event_shape == (SIZES[-1],)
+    estimate = log_likelihood(system.model, system.guide, binary(3), num_particles=20)
+    assert estimate.log_px.isfinite().all()
+
+
+def test_closed_forms_need_linear_layers() -> None:
+    system = small(BottomUp(), encoder=Linear(), likelihood=Normal())
+    with pytest.raises(UndefinedLikelihoodError, match="the hierarchy is BottomUp"):
+        exact_log_likelihood(system, binary(3))
+
+
+# The command line.
+
+
+def commands(path: Path) -> list[str]:
+    """The words of a small training; its data are a file."""
+    generator = np.random.default_rng(0)
+    np.save(path / "data.npy", generator.random((150, 16)).astype("float32"))
+    words = ["--data", str(path / "data.npy"), "--system", "hierarchical-vae", "--latent", "4,2"]
+    words += ["--hierarchy", "top-down:widths=[5]", "--hidden", "8", "--batch-size", "30"]
+    return [*words, "--epochs", "2"]
+
+
+def test_a_run_of_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    assert main(["train", *commands(tmp_path), "--out", str(path)]) == 0
+    assert Run(path).config.latent == (4, 2)
+    assert Run(path).autoencoder().hierarchy == TopDown((5,))
+    assert RunConfig.from_yaml(path / "config.yaml") == Run(path).config
+    assert main(["encode", str(path), "--out", str(tmp_path / "z.csv")]) == 0
+    header = (tmp_path / "z.csv").read_text().splitlines()[0]
+    assert header == "z0,z1,z2,z3,z2_0,z2_1"
+    assert main(["sample", str(path), "--num", "4", "--out", str(tmp_path / "x.npy")]) == 0
+    assert np.load(tmp_path / "x.npy").shape == (4, 16)
+
+
+@pytest.mark.parametrize("text", ["100,", "a,b", "5,,2"])
+def test_sizes_that_are_no_numbers(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["train", "--latent", text])
+    words = f"argument --latent: invalid number or comma-separated numbers value: '{text}'"
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_every_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Evaluated by every method, reported, reproduced and compared."""
+    path = str(tmp_path / "run")
+    assert main(["train", *commands(tmp_path), "--out", path]) == 0
+    methods = ["--method", "is,ais,bdmc,gaps", "--num-chains", "4", "--num-distributions", "6"]
+    few = ["--num-data", "5", "--num-particles", "20"]
+    assert main(["evaluate", path, *methods, *few]) == 0
+    shown = capsys.readouterr().out
+    for label in ("rate, z2", "active units, z", "active units, z2"):
+        assert label in shown
+    figures = {file.stem for file in (tmp_path / "run" / "figures").iterdir()}
+    assert {"manifold", "latent_scatter", "latent_scatter_z2"} <= figures
+    assert main(["reproduce", path]) == 0
+    assert main(["reconstruct", path, "--out", str(tmp_path / "x.npy")]) == 0
+    assert main(["gradients", path, "--num-data", "3", "--objectives", "dreg"]) == 0
+    vary = ["--objectives", "iwae", "--num-particles", "2", "--seeds", "1", "--budget", "epochs:1"]
+    vary += ["--vary", "latent=4,2;3"]
+    words = commands(tmp_path)[:-2]
+    assert main(["compare", *words, *vary, "--out", str(tmp_path / "study")]) == 0
+
+
+def test_lists_of_latent_in_studies() -> None:
+    """Commas separate values, semicolons values that are lists; a list alone is no grid."""
+    assert [v["latent"] for v in variants_of(["latent=2,5"]).values()] == [2, 5]
+    assert [v["latent"] for v in variants_of(["latent=5,2;8"]).values()] == [(5, 2), (8,)]
+    assert split_grid({"latent": (5, 2)}) == ({"latent": (5, 2)}, {})

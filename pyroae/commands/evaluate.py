@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from pyroae.evaluation.importance.likelihood import LikelihoodEstimate
 from pyroae.evaluation.importance.streams import LEAST_ESS, LEAST_FOR_PSIS
 from pyroae.evaluation.summary import Evaluation
 from pyroae.evaluation.summary import evaluate as evaluate_system
+from pyroae.hierarchies import site_of
 from pyroae.inference_data import to_datatree
 from pyroae.plots import likelihood as likelihood_plots
 from pyroae.plots.drawing import save
@@ -179,9 +181,8 @@ def _table(found: Evaluation) -> Table:
         if name in found.results:
             result = found.results[name]
             spread = "" if math.isnan(result.se) else f"{result.se:.3f}"
-            table.add_row(
-                label, f"{result.estimate:.{0 if name.startswith(COUNTS) else 3}f}", spread
-            )
+            digits = 0 if name.startswith(COUNTS) else 3
+            table.add_row(label, f"{result.estimate:.{digits}f}", spread)
     return table
 
 
@@ -420,6 +421,7 @@ def figures(system: Any, dataset: Dataset | Arguments, found: Evaluation) -> dic
         "samples": lambda: _samples(system, dataset, x),
         "manifold": lambda: plots.manifold(system),
         "latent_scatter": lambda: plots.latent_scatter(system, x, labels),
+        **_scatters_above(system, x, labels),
         "kl_per_unit": lambda: plots.kl_per_unit(found.diagnostics),
         "filters": lambda: plots.filters(system, x=x),
         "pseudo_inputs": lambda: plots.pseudo_inputs(system),
@@ -440,6 +442,15 @@ def _samples(system: Any, dataset: Dataset | Arguments, x: tuple[Tensor, ...]) -
     if isinstance(system, Autoencoder) and names and bool((x[1].square().sum(1) == 1).all()):
         return plots.class_samples(system, names)
     return plots.samples(system, x=x, shape=dataset.shape)
+
+
+def _scatters_above(system: Any, x: Any, labels: Any) -> dict[str, Callable[[], Figure]]:
+    """The scatter plots of the layers above z, where the system has such layers."""
+    num_layers = len(system.layers) if isinstance(system, Autoencoder) else 1
+    return {
+        f"latent_scatter_{site_of(n)}": partial(plots.latent_scatter, system, x, labels, layer=n)
+        for n in range(2, num_layers + 1)
+    }
 
 
 def _likelihood_figures(

@@ -1,7 +1,7 @@
 """Commands that write what a trained system gives: `sample`, `reconstruct`, `encode`, `report`."""
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pyroae.config import Part, at_least_one
 from pyroae.data.conditions import FROM_LABELS
 from pyroae.data.dataset import Dataset
 from pyroae.errors import ConfigError
+from pyroae.hierarchies import site_of
 from pyroae.inference_data import to_datatree
 from pyroae.plots.drawing import save
 from pyroae.programs.arguments import Arguments
@@ -155,6 +156,9 @@ def reconstruct(run_directory: str, part: Part, out: str | None) -> None:
 def encode(run_directory: str, part: Part, out: str | None) -> None:
     """Write posterior means to .npy, means and labels to .csv, draws with their weights to .nc.
 
+    Means of several layers of z are side by side, from the data upwards: columns z0, z1, ...,
+    z2_0, z2_1, ....
+
     Args:
         run_directory: The run.
         part: The data and the weights.
@@ -173,11 +177,13 @@ def encode(run_directory: str, part: Part, out: str | None) -> None:
         tree = _draws(system, dataset)
         guarded(path, lambda file: tree.to_netcdf(file, engine="h5netcdf"))
     elif isinstance(system, Autoencoder):
-        _write_table(path, system.encode(*args), labels, "z")
+        codes = system.codes(*args)
+        names = [f"{site_of(n)}{'_' if n > 1 else ''}" for n in range(1, len(codes) + 1)]
+        _write_table(path, torch.cat(codes, 1), labels, _columns_of(names, codes))
     else:
         with fork_random(CPU, 0):
             means = encoded(system.guide, args)
-        _write_table(path, means, labels, "z")
+        _write_table(path, means, labels, _columns_of(["z"], [means]))
     say(f"{len(dataset)} data: {path}")
 
 
@@ -218,25 +224,37 @@ def _write(
     if path.suffix == ".png":
         save(picture(), path)
     else:
-        _write_table(path, x, labels, "x")
+        _write_table(path, x, labels, _columns_of(["x"], [x]))
     say(f"{len(x)}: {path}")
 
 
-def _write_table(path: Path, values: Tensor, labels: np.ndarray | None, letter: str) -> None:
+def _columns_of(prefixes: Sequence[str], parts: Sequence[Tensor]) -> list[str]:
+    """Names of the columns of parts `[N, m]` side by side, each numbered from 0."""
+    return [
+        f"{prefix}{i}"
+        for prefix, part in zip(prefixes, parts, strict=True)
+        for i in range(part.shape[1])
+    ]
+
+
+def _write_table(
+    path: Path, values: Tensor, labels: np.ndarray | None, names: Sequence[str]
+) -> None:
     array = values.cpu().numpy()
     if path.suffix == ".npy":
         guarded(path, lambda file: np.save(file, array))
     elif path.suffix == ".csv":
-        guarded(path, lambda file: _write_csv(file, array, labels, letter))
+        guarded(path, lambda file: _write_csv(file, array, labels, names))
     else:
         raise ConfigError(f"'{path}' is not of a kind that this command writes; .npy and .csv are")
 
 
-def _write_csv(path: Path, array: np.ndarray, labels: np.ndarray | None, letter: str) -> None:
-    names = [f"{letter}{i}" for i in range(array.shape[1])] + ([] if labels is None else ["label"])
+def _write_csv(
+    path: Path, array: np.ndarray, labels: np.ndarray | None, names: Sequence[str]
+) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(names)
+        writer.writerow([*names, *([] if labels is None else ["label"])])
         writer.writerows(
             [*row, *([] if labels is None else [labels[i]])] for i, row in enumerate(array.tolist())
         )

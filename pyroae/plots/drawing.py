@@ -237,19 +237,20 @@ def draw_curves(axes: Axes, runs: Mapping[str, Sequence[Epoch]], fields: tuple[s
     axes.legend(handles=list(handles.values()), frameon=False)
 
 
-def draw_scatter(axes: Axes, means: np.ndarray, colours: np.ndarray) -> None:
+def draw_scatter(axes: Axes, means: np.ndarray, colours: np.ndarray, site: str = "z") -> None:
     """Draw two units of posterior means: both of two, otherwise those of the largest variance.
 
     Args:
         axes: The axes to draw on.
         means: Posterior means, `[N, m]` with m ≥ 2.
         colours: A colour per datum, `[N]`.
+        site: The name of the site, for the labels of the axes.
     """
     two = means.shape[1] == 2
     first, second = (0, 1) if two else np.argsort(-means.var(0), kind="stable")[:2]
     axes.scatter(means[:, first], means[:, second], s=8, c=colours, alpha=0.8, linewidths=0)
     axes.set_title("Latent space" if two else "Latent space, the two units of the largest variance")
-    axes.set(xlabel=f"z[{first}], posterior mean", ylabel=f"z[{second}], posterior mean")
+    axes.set(xlabel=f"{site}[{first}], posterior mean", ylabel=f"{site}[{second}], posterior mean")
 
 
 def draw_bars(axes: Axes, heights: np.ndarray, active: np.ndarray) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyroae.autoencoder import Autoencoder
 from pyroae.errors import ConfigError, DataError
 from pyroae.evaluation.diagnostics import Diagnostics
+from pyroae.hierarchies import site_of
 from pyroae.plots.canvas import Canvas, Target, canvas
 from pyroae.plots.drawing import (
     BLUE,
@@ -45,6 +46,7 @@ def latent_scatter(
     x: Tensor | tuple[Tensor, ...],
     labels: Labels | None = None,
     *,
+    layer: int = 1,
     ax: Target | None = None,
 ) -> Figure:
     """Draw means of q(z|x): the two units of the largest variance over the data, or a histogram.
@@ -58,6 +60,7 @@ def latent_scatter(
         x: `[N, d]` or `[N, *shape]`; of a program all its arguments.
         labels: `[N]`, by which points are coloured; up to 20 distinct ones have a legend, more a
             colour bar of their ranks.
+        layer: The layer of an Autoencoder with several layers of z, from 1 at the data upwards.
         ax: The Axes to draw into; None for a new figure.
 
     Returns:
@@ -69,7 +72,7 @@ def latent_scatter(
     if isinstance(autoencoder, Autoencoder):
         args = data_to_draw(autoencoder, x)
         with evaluating(autoencoder):
-            means = to_array(autoencoder.encode(*args))
+            means = to_array(autoencoder.encode(*args, layer=layer))
     else:
         _, guide, args = program_arguments(autoencoder, x)
         with fork_random(args[0].device, 0):
@@ -86,10 +89,12 @@ def latent_scatter(
         axes.hist(
             [means[ranks == i, 0] for i in range(len(names))], 40, stacked=True, color=colours
         )
-        axes.set(title="Latent space", xlabel="z[0], posterior mean", ylabel="data")
+        xlabel = f"{site_of(layer)}[0], posterior mean"
+        axes.set(title="Latent space", xlabel=xlabel, ylabel="data")
     else:
-        draw_scatter(axes, means, np.array(colours)[ranks])
-        if isinstance(autoencoder, Autoencoder) and means.shape[1] == 2:
+        draw_scatter(axes, means, np.array(colours)[ranks], site_of(layer))
+        is_top = isinstance(autoencoder, Autoencoder) and layer == len(autoencoder.layers)
+        if is_top and means.shape[1] == 2:
             draw_prior(axes, autoencoder)
     if labels is not None:
         _label_legend(place, names, colours)
@@ -118,7 +123,8 @@ def manifold(autoencoder: Autoencoder, num: int = 20, *, ax: Target | None = Non
     Both axes are quantiles of N(0, 1) from 0.02 to 0.98. z[0] increases to the right, z[1] upwards.
 
     Args:
-        autoencoder: A system with two latent units and a Normal prior.
+        autoencoder: A system with two latent units and a Normal prior. With several layers the
+            plane is that of the top layer, and layers below are at their means.
         num: The number of quantiles per axis.
         ax: The Axes to draw into; None for a new figure.
 
@@ -133,10 +139,11 @@ def manifold(autoencoder: Autoencoder, num: int = 20, *, ax: Target | None = Non
         Kingma and Welling (2014), Auto-encoding variational Bayes, figure 4.
     """
     refuse_programs(autoencoder)
-    if autoencoder.latent != 2:
+    top = len(autoencoder.layers)
+    if autoencoder.layers[-1] != 2:
         raise ConfigError(
-            "a manifold is drawn of a latent space of 2 dimensions; "
-            f"this one has {autoencoder.latent}"
+            f"a manifold is drawn of {site_of(top)} with 2 dimensions; "
+            f"this one has {autoencoder.layers[-1]}"
         )
     if not isinstance(autoencoder.prior, Normal):
         raise ConfigError(
@@ -150,15 +157,15 @@ def manifold(autoencoder: Autoencoder, num: int = 20, *, ax: Target | None = Non
     )
     with evaluating(autoencoder):
         values = to_array(
-            autoencoder.decode(torch.cartesian_prod(quantiles.flip(0), quantiles).flip(-1))
+            autoencoder.decode(torch.cartesian_prod(quantiles.flip(0), quantiles).flip(-1), top)
         )
     place = canvas(ax, (5, 5), dpi=200)
     axes = place.panels[0]
     draw_grid(axes, values, autoencoder.shape, limits_of(values))
     axes.set(
         title="Learned manifold",
-        xlabel="z[0], quantiles 0.02 to 0.98 →",
-        ylabel="z[1], quantiles 0.02 to 0.98 →",
+        xlabel=f"{site_of(top)}[0], quantiles 0.02 to 0.98 →",
+        ylabel=f"{site_of(top)}[1], quantiles 0.02 to 0.98 →",
     )
     return place.figure
 

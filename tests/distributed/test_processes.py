@@ -182,7 +182,9 @@ def several(out: Path, *words: str, launcher: tuple[str, ...] = ()) -> dict[str,
     [
         (2, ["dreg", "pair", "sizeless"]),
         pytest.param(
-            2, ["vae", "vimco", "categorical", "denoising", "optimal"], marks=pytest.mark.slow
+            2,
+            ["vae", "vimco", "categorical", "denoising", "optimal", "layers"],
+            marks=pytest.mark.slow,
         ),
         pytest.param(4, ["dreg", "vimco", "denoising", "pair"], marks=pytest.mark.slow),
     ],

@@ -50,6 +50,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "likelihood": "bernoulli",
     },
     "flow": {"posterior": "iaf:hidden=6", "objective": "stl"},
+    "layers": {"system": "hierarchical-vae", "latent": (3, 2), "hierarchy": "top-down:widths=[4]"},
     "double": {"precision": "64-true"},
     "steps": {"max_steps": 17},
 }
