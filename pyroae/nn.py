@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pyroae.data.image_folders import is_channels_last
+from pyroae.data.image_channels import AXES, axis_of
 from pyroae.errors import ConfigError, unknown_name
 from pyroae.registry import Registry
 
@@ -154,13 +154,15 @@ class MLP(Map):
 class Conv(Map):
     """Convolutions with stride 2 and one hidden layer.
 
-    It takes images of shape (height, width) or (channels, height, width), and of shape
-    (height, width, channels) where `is_channels_last` recognizes them.
+    It takes images of shape (height, width), (channels, height, width) or (height, width,
+    channels).
 
     Attributes:
         channels: The channels of the encoder's convolutions; the decoder has them in reverse order.
         width: The width of the hidden layer.
         activation: The function between layers: tanh, relu, elu, gelu, silu, softplus or sigmoid.
+        axis: Where the data have their channels, `first` or `last`; None to find it from the shape
+            by `channel_axis`.
 
     Raises:
         ConfigError: `activation` is unknown, `channels` is empty, or a number is below 1.
@@ -172,8 +174,11 @@ class Conv(Map):
     channels: tuple[int, ...] = (32, 64)
     width: int = 256
     activation: str = "elu"
+    axis: str | None = None
 
     def __post_init__(self) -> None:
+        if self.axis is not None and self.axis not in AXES:
+            raise unknown_name("axis of channels", self.axis, AXES)
         if self.activation not in ACTIVATIONS:
             raise unknown_name("activation", self.activation, ACTIVATIONS)
         if not self.channels or min(*self.channels, self.width) < 1:
@@ -183,7 +188,7 @@ class Conv(Map):
 
     def encoder(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         """Return convolutions and two linear layers from `[..., d]` to `[..., outputs]`."""
-        image, sizes = self._sizes(shape)
+        image, sizes, is_last = self._sizes(shape)
         counts = [image[0], *self.channels]
         layers: list[nn.Module] = []
         for before, after in pairwise(counts):
@@ -200,14 +205,12 @@ class Conv(Map):
         ]
         net = nn.Sequential(*layers, *head)
         return (
-            Images(shape, nn.Sequential(ChannelsFirst(), *net))
-            if is_channels_last(shape)
-            else Images(image, net)
+            Images(shape, nn.Sequential(ChannelsFirst(), *net)) if is_last else Images(image, net)
         )
 
     def decoder(self, latent: int, shape: tuple[int, ...], outputs: int) -> nn.Module:
         """Return two linear layers and transposed convolutions to `[..., outputs * d]`."""
-        image, sizes = self._sizes(shape)
+        image, sizes, is_last = self._sizes(shape)
         inner = (self.channels[-1], *sizes[-1])
         act = ACTIVATIONS[self.activation]
         layers: list[nn.Module] = []
@@ -222,7 +225,7 @@ class Conv(Map):
                     before, after, 4, stride=2, padding=1, output_padding=extra, bias=False
                 ),
             ]
-        if is_channels_last(shape):
+        if is_last:
             layers.append(ChannelsLast(outputs))
         head = nn.Sequential(
             _linear(latent, self.width), act(), _linear(self.width, math.prod(inner))
@@ -231,17 +234,17 @@ class Conv(Map):
             head, Images(inner, nn.Sequential(*layers)), Offset(outputs * math.prod(shape))
         )
 
-    def _sizes(self, shape: tuple[int, ...]) -> tuple[tuple[int, int, int], list[tuple[int, int]]]:
-        """The image's (channels, height, width), and height and width before each convolution."""
+    def _sizes(
+        self, shape: tuple[int, ...]
+    ) -> tuple[tuple[int, int, int], list[tuple[int, int]], bool]:
+        """The image's (c, h, w), h and w before each convolution, whether channels are last."""
         if len(shape) not in (2, 3):
             raise ConfigError(
                 "a conv map needs images (height, width), (channels, height, width) or "
                 f"(height, width, channels), not data of shape {shape}"
             )
-        image = cast(
-            tuple[int, int, int],
-            (shape[2], *shape[:2]) if is_channels_last(shape) else (1, *shape)[-3:],
-        )
+        is_last = len(shape) == 3 and axis_of(shape, self.axis) == AXES["last"]
+        image = cast(tuple[int, int, int], (shape[2], *shape[:2]) if is_last else (1, *shape)[-3:])
         sizes = [image[1:]]
         for _ in self.channels:
             sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
@@ -250,7 +253,7 @@ class Conv(Map):
                 f"images of {image[1]}×{image[2]} are too small for {len(self.channels)} "
                 "convolutions of stride 2"
             )
-        return image, sizes
+        return image, sizes, is_last
 
 
 class Atoms(nn.Module):

@@ -19,6 +19,8 @@ class Source:
         values: The values `[N, ...]`.
         labels: The labels `[N]`, or None.
         test: The test set, if the source has its own; its data have the shape of the training data.
+        limits: The values that are mapped to 0 and 1 unless the user gives others; None for the
+            rule of `limits_of`.
 
     Raises:
         DataError: If the data of the test set have another shape than the training data, or exactly
@@ -29,6 +31,7 @@ class Source:
     values: np.ndarray
     labels: np.ndarray | None = None
     test: "Source | None" = None
+    limits: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.test is None:

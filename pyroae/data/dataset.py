@@ -38,6 +38,8 @@ class Dataset:
         dynamic: Whether x holds the probabilities of ones, from which each batch is a new Bernoulli
             draw.
         stream: The rows on disk of data larger than memory; None for data in memory.
+        channels: Where images have their channels, `first` or `last`, where that was asked for;
+            None to find it from the shape.
 
     References:
         Salakhutdinov and Murray (2008), On the Quantitative Analysis of Deep Belief Networks, for
@@ -50,6 +52,7 @@ class Dataset:
     labels: np.ndarray | None = None
     dynamic: bool = False
     stream: Stream | None = field(default=None, repr=False)
+    channels: str | None = field(default=None, repr=False)
 
     __repr__ = short_repr()
 
@@ -188,11 +191,13 @@ def source_limits(source: Source, value_range: Any) -> tuple[float, float] | Non
         value_range: The limits of the user; None if there are none.
 
     Returns:
-        As `limits_of`.
+        Those of the source where it has some and the user gives none; else as `limits_of`.
 
     Raises:
         ConfigError: If `value_range` is not a pair of finite numbers in ascending order.
     """
+    if value_range is None and source.limits is not None:
+        return source.limits
     values = source.values
     largest = values.max() if values.dtype == np.uint8 and values.size else 0
     return limits_of(values.dtype, largest, value_range)

@@ -110,11 +110,12 @@ def splits_of(config: RunConfig, data: str | None = None) -> Splits:
         seed=config.split_seed,
         data_root=config.data_root,
         value_range=config.value_range,  # type: ignore[arg-type]
+        channels=config.channels,  # type: ignore[arg-type]
     )
 
 
 def _several(config: RunConfig, name: str, arrays: tuple[object, ...]) -> Splits:
-    for setting in ("binarize", "value_range"):
+    for setting in ("binarize", "value_range", "channels"):
         if getattr(config, setting) not in (None, "none"):
             raise DataError(
                 f"{setting} is for data of one array; '{name}' has several, for the arguments of "
