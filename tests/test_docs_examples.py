@@ -18,6 +18,8 @@ SECTIONS = [
     ("results.md", "Compare models in ArviZ"),
     ("results.md", "Figures for a paper"),
     ("comparison.md", "In Python"),
+    ("sparse.md", "In Python"),
+    ("own-data.md", "Images"),
 ]
 SMALLER = (
     (r"epochs=\d+", "epochs=1"),

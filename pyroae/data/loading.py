@@ -137,11 +137,11 @@ def _with_channels(splits: Splits, channels: str | None) -> Splits:
     if channels not in AXES:
         return splits
     check_channels(splits.train.shape, channels, splits.train.name)
-    parts = {
-        name: None if part is None else replace(part, channels=channels)
-        for name, part in (("valid", splits.valid), ("test", splits.test))
-    }
-    return replace(splits, train=replace(splits.train, channels=channels), **parts)
+    valid, test = (
+        None if part is None else replace(part, channels=channels)
+        for part in (splits.valid, splits.test)
+    )
+    return replace(splits, train=replace(splits.train, channels=channels), valid=valid, test=test)
 
 
 def _check_arguments(source: Any, binarize: str, seed: int, channels: str | None) -> None:

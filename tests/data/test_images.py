@@ -13,7 +13,9 @@ from pyroae import cli, load, zoo
 from pyroae.data import scan
 from pyroae.data.image_channels import channel_axis
 from pyroae.errors import ConfigError, DataError, PyroaeError
-from pyroae.nn import Conv
+from pyroae.inference_data import to_datatree
+from pyroae.likelihoods import Normal
+from pyroae.nn import MLP, Conv
 
 DRAW = np.random.default_rng(0)
 COLOURS = DRAW.integers(0, 256, (5, 6, 3)).astype(np.uint8)
@@ -234,6 +236,20 @@ def test_where_channels_are_found() -> None:
     assert {channel_axis(shape) for shape in first} == {0}
     for shape in ((3, 28, 3), (4, 4, 4), (28, 28, 5), (64, 4, 4), (28, 28), (784,)):
         assert channel_axis(shape) is None
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (4, 5, 3)])
+def test_the_data_tree_has_rows_columns_and_channels(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(2, *shape)
+    system = zoo.autoencoder(shape, 2, encoder=MLP((3,)), likelihood=Normal(1.0))
+    tree = to_datatree(system.model, system.guide, x.flatten(1), shape=shape, seed=0)
+    observed = tree["observed_data"]["x"]
+    names = ["channel", "row", "column"] if shape[0] == 3 else ["row", "column", "channel"]
+    for flat, place in enumerate(np.ndindex(shape)):
+        pixel = observed.isel(pixel=flat)
+        assert tuple(int(pixel[name]) for name in names) == place
+        np.testing.assert_allclose(pixel.values.reshape(-1, 2)[0], x[(slice(None), *place)])
 
 
 # The command line.
