@@ -81,8 +81,8 @@ def to_grey(values: np.ndarray, name: str) -> np.ndarray:
     Raises:
         DataError: The values are not such images.
 
-    >>> to_grey(np.full((1, 2, 2, 3), [255, 0, 0], np.uint8), "red images").tolist()
-    [[[76, 76], [76, 76]]]
+    >>> to_grey(np.full((1, 4, 4, 3), [255, 0, 0], np.uint8), "red images")[0, 0].tolist()
+    [76, 76, 76, 76]
     """
     if values.ndim == 3:
         return values
