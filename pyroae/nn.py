@@ -279,19 +279,21 @@ class Atoms(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     @torch.no_grad()
-    def start_at(self, directions: Tensor) -> None:
-        """Start the atoms at the directions of data, drawn without replacement, in place.
+    def start_at(self, x: Tensor, mean: Tensor) -> None:
+        """Start the atoms at the directions of data from their mean, drawn without replacement.
 
         Atoms that point to data explain something of them from the first step on, so that fewer
-        units die than with random atoms.
+        units die than with random atoms. Atoms for which there are no data keep their random start.
 
         Args:
-            directions: Data minus their mean, shape `[n, outputs]`; rows of 0 are not used. Atoms
-                for which there are none keep their random start.
+            x: Data, shape `[n, outputs]`; those equal to the mean are not used.
+            mean: The mean of the data, shape `[outputs]`.
         """
-        lengths = directions.norm(dim=1, keepdim=True)
-        units = (directions / lengths)[lengths.squeeze(1) > 0]
-        chosen = units[torch.randperm(len(units))[: self.weight.shape[1]].to(units.device)].t()
+        latent = self.weight.shape[1]
+        some = torch.randperm(len(x))[: 4 * latent].to(x.device)
+        directions = x[some] - mean
+        lengths = directions.norm(dim=1)
+        chosen = (directions / lengths[:, None])[lengths > 0][:latent].t()
         first = self.weight[:, : chosen.shape[1]]
         first.copy_(chosen * first.norm(dim=0))
 

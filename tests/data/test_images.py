@@ -249,7 +249,7 @@ def test_the_data_tree_has_rows_columns_and_channels(shape: tuple[int, ...]) -> 
     for flat, place in enumerate(np.ndindex(shape)):
         pixel = observed.isel(pixel=flat)
         assert tuple(int(pixel[name]) for name in names) == place
-        np.testing.assert_allclose(pixel.values.reshape(-1, 2)[0], x[(slice(None), *place)])
+        np.testing.assert_allclose(pixel.to_numpy().reshape(-1, 2)[0], x[(slice(None), *place)])
 
 
 # The command line.
