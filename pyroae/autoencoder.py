@@ -205,7 +205,7 @@ class Autoencoder(nn.Module):
         self.prior.start(self.learned_prior, x)
         for layer in self.decoder.modules():
             if isinstance(layer, Atoms) and len(layer.bias) == len(mean):
-                layer.start_at(x - mean)
+                layer.start_at(x, mean)
         if self.missing:
             cast(Tensor, self.fill).copy_(mean)
         return self

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from pyroae.data.image_channels import channel_axis
 from pyroae.errors import ProgramError
 from pyroae.evaluation.blocks import CHUNK, Data, blocks
 from pyroae.evaluation.checks import check_terms, filled
@@ -86,7 +87,7 @@ def to_datatree(
         guide: The Pyro program q(z|x).
         x: The data `[N, ...]`, or the arguments of model and guide as in `log_likelihood`.
         labels: The label of each datum, `[N]`, which becomes a coordinate of datum.
-        shape: The shape of an image, which gives each pixel a row and a column.
+        shape: The shape of an image, which gives each pixel a row and a column, and a channel.
         statistics: Per-datum statistics by name, `[N]` each, such as log_px.
         simulated: Per-datum statistics of simulated data by name, `[N]` each.
         num_draws: The number of draws per datum.
@@ -349,11 +350,14 @@ def _pixel_dim(name: str, values: np.ndarray, width: int) -> str:
 
 
 def _with_coordinates(tree: Any, labels: np.ndarray | None, shape: tuple[int, ...]) -> Any:
-    """Add labels, and rows and columns of pixels; simulated data have no labels."""
+    """Add labels, and rows, columns and channels of pixels; simulated data have no labels."""
     extra: dict[str, Any] = {} if labels is None else {"label": ("datum", np.asarray(labels))}
-    if len(shape) == 2:
-        row, column = np.unravel_index(np.arange(shape[0] * shape[1]), shape)
-        extra |= {"row": ("pixel", row), "column": ("pixel", column)}
+    axis, names = channel_axis(shape), ["row", "column"]
+    if len(shape) == 2 or axis is not None:
+        if axis is not None:
+            names.insert(axis, "channel")
+        places = np.unravel_index(np.arange(math.prod(shape)), shape)
+        extra |= {name: ("pixel", place) for name, place in zip(names, places, strict=True)}
     for group in tree.groups:
         data = tree[group].to_dataset()
         unlabelled = group.strip("/") == "simulated"

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import cast
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyroae.activations import ACTIVATIONS
+from pyroae.data.image_channels import AXES, axis_of
 from pyroae.errors import ConfigError, unknown_name
 from pyroae.registry import Registry
 
@@ -163,13 +164,15 @@ class MLP(Map):
 class Conv(Map):
     """Convolutions with stride 2 and one hidden layer.
 
-    It takes images of shape (height, width) or (channels, height, width), and of shape
-    (height, width, channels) where `is_channels_last` recognizes them.
+    It takes images of shape (height, width), (channels, height, width) or (height, width,
+    channels).
 
     Attributes:
         channels: The channels of the encoder's convolutions; the decoder has them in reverse order.
         width: The width of the hidden layer.
         activation: The function between layers: tanh, relu, elu, gelu, silu, softplus or sigmoid.
+        axis: Where the data have their channels, `first` or `last`; None to find it from the shape
+            by `channel_axis`.
 
     Raises:
         ConfigError: `activation` is unknown, `channels` is empty, or a number is below 1.
@@ -181,8 +184,11 @@ class Conv(Map):
     channels: tuple[int, ...] = (32, 64)
     width: int = 256
     activation: str = "elu"
+    axis: str | None = None
 
     def __post_init__(self) -> None:
+        if self.axis is not None and self.axis not in AXES:
+            raise unknown_name("axis of channels", self.axis, AXES)
         if self.activation not in ACTIVATIONS:
             raise unknown_name("activation", self.activation, ACTIVATIONS)
         if not self.channels or min(*self.channels, self.width) < 1:
@@ -192,7 +198,7 @@ class Conv(Map):
 
     def encoder(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         """Return convolutions and two linear layers from `[..., d]` to `[..., outputs]`."""
-        image, sizes = self._sizes(shape)
+        image, sizes, is_last = self._sizes(shape)
         counts = [image[0], *self.channels]
         layers: list[nn.Module] = []
         for before, after in pairwise(counts):
@@ -209,22 +215,21 @@ class Conv(Map):
         ]
         net = nn.Sequential(*layers, *head)
         return (
-            Images(shape, nn.Sequential(ChannelsFirst(), *net))
-            if is_channels_last(shape)
-            else Images(image, net)
+            Images(shape, nn.Sequential(ChannelsFirst(), *net)) if is_last else Images(image, net)
         )
 
     def conditional_encoder(
         self, shape: tuple[int, ...], condition: int, outputs: int
     ) -> nn.Module:
         """Return an encoder of images with C more channels, each of which is constant."""
-        (channels, height, width), _ = self._sizes(shape)
-        net = self.encoder((channels + condition, height, width), outputs)
-        return Planes(shape, condition, net)
+        (channels, height, width), _, is_last = self._sizes(shape)
+        first = replace(self, axis="first")
+        net = first.encoder((channels + condition, height, width), outputs)
+        return Planes(shape, condition, net, is_last)
 
     def decoder(self, latent: int, shape: tuple[int, ...], outputs: int) -> nn.Module:
         """Return two linear layers and transposed convolutions to `[..., outputs * d]`."""
-        image, sizes = self._sizes(shape)
+        image, sizes, is_last = self._sizes(shape)
         inner = (self.channels[-1], *sizes[-1])
         act = ACTIVATIONS[self.activation]
         layers: list[nn.Module] = []
@@ -239,7 +244,7 @@ class Conv(Map):
                     before, after, 4, stride=2, padding=1, output_padding=extra, bias=False
                 ),
             ]
-        if is_channels_last(shape):
+        if is_last:
             layers.append(ChannelsLast(outputs))
         head = nn.Sequential(
             _linear(latent, self.width), act(), _linear(self.width, math.prod(inner))
@@ -248,17 +253,17 @@ class Conv(Map):
             head, Images(inner, nn.Sequential(*layers)), Offset(outputs * math.prod(shape))
         )
 
-    def _sizes(self, shape: tuple[int, ...]) -> tuple[tuple[int, int, int], list[tuple[int, int]]]:
-        """The image's (channels, height, width), and height and width before each convolution."""
+    def _sizes(
+        self, shape: tuple[int, ...]
+    ) -> tuple[tuple[int, int, int], list[tuple[int, int]], bool]:
+        """The image's (c, h, w), h and w before each convolution, whether channels are last."""
         if len(shape) not in (2, 3):
             raise ConfigError(
                 "a conv map needs images (height, width), (channels, height, width) or "
                 f"(height, width, channels), not data of shape {shape}"
             )
-        image = cast(
-            tuple[int, int, int],
-            (shape[2], *shape[:2]) if is_channels_last(shape) else (1, *shape)[-3:],
-        )
+        is_last = len(shape) == 3 and axis_of(shape, self.axis) == AXES["last"]
+        image = cast(tuple[int, int, int], (shape[2], *shape[:2]) if is_last else (1, *shape)[-3:])
         sizes = [image[1:]]
         for _ in self.channels:
             sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
@@ -267,25 +272,7 @@ class Conv(Map):
                 f"images of {image[1]}×{image[2]} are too small for {len(self.channels)} "
                 "convolutions of stride 2"
             )
-        return image, sizes
-
-
-def is_channels_last(shape: tuple[int, ...]) -> bool:
-    """Tell whether data of a shape are images (height, width, channels).
-
-    Folders of images and TensorFlow have this layout. It is assumed if the last of three dimensions
-    is at most 4 and the smallest; otherwise the layout is (channels, height, width).
-
-    Args:
-        shape: The shape of one datum.
-
-    Returns:
-        Whether the last dimension is that of the channels.
-
-    >>> is_channels_last((28, 28, 3)), is_channels_last((3, 28, 28)), is_channels_last((64, 4, 4))
-    (True, False, False)
-    """
-    return len(shape) == 3 and shape[2] <= 4 and shape[2] < min(shape[:2])
+        return image, sizes, is_last
 
 
 class Atoms(nn.Module):
@@ -311,19 +298,21 @@ class Atoms(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     @torch.no_grad()
-    def start_at(self, directions: Tensor) -> None:
-        """Start the atoms at the directions of data, drawn without replacement, in place.
+    def start_at(self, x: Tensor, mean: Tensor) -> None:
+        """Start the atoms at the directions of data from their mean, drawn without replacement.
 
         Atoms that point to data explain something of them from the first step on, so that fewer
-        units die than with random atoms.
+        units die than with random atoms. Atoms for which there are no data keep their random start.
 
         Args:
-            directions: Data minus their mean, shape `[n, outputs]`; rows of 0 are not used. Atoms
-                for which there are none keep their random start.
+            x: Data, shape `[n, outputs]`; those equal to the mean are not used.
+            mean: The mean of the data, shape `[outputs]`.
         """
-        lengths = directions.norm(dim=1, keepdim=True)
-        units = (directions / lengths)[lengths.squeeze(1) > 0]
-        chosen = units[torch.randperm(len(units))[: self.weight.shape[1]].to(units.device)].t()
+        latent = self.weight.shape[1]
+        some = torch.randperm(len(x))[: 4 * latent].to(x.device)
+        directions = x[some] - mean
+        lengths = directions.norm(dim=1)
+        chosen = (directions / lengths[:, None])[lengths > 0][:latent].t()
         first = self.weight[:, : chosen.shape[1]]
         first.copy_(chosen * first.norm(dim=0))
 
@@ -424,23 +413,26 @@ class Planes(nn.Module):
     """Apply a network for images to images and a condition, as constant channels after theirs.
 
     Args:
-        shape: The shape of one image: (h, w), (c, h, w), or (h, w, c) where `is_channels_last`.
+        shape: The shape of one image: (h, w), (c, h, w) or (h, w, c).
         condition: C, the size of the condition.
         net: A network on flat images of shape (c + C, h, w).
+        is_last: Whether the shape is (h, w, c).
 
     >>> Planes((2, 2), 3, nn.Identity())(torch.arange(7.0)[None]).reshape(4, 4)[1:].tolist()
     [[4.0, 4.0, 4.0, 4.0], [5.0, 5.0, 5.0, 5.0], [6.0, 6.0, 6.0, 6.0]]
     """
 
-    def __init__(self, shape: tuple[int, ...], condition: int, net: nn.Module) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], condition: int, net: nn.Module, is_last: bool = False
+    ) -> None:
         super().__init__()
-        self.shape, self.condition, self.net = shape, condition, net
+        self.shape, self.condition, self.net, self.is_last = shape, condition, net, is_last
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the network's output for flat images and conditions `[..., d + C]`."""
         images, c = x[..., : -self.condition], x[..., -self.condition :]
         images = images.unflatten(-1, self.shape)
-        if is_channels_last(self.shape):
+        if self.is_last:
             images = images.movedim(-1, -3)
         images = images.reshape(*c.shape[:-1], -1, *images.shape[-2:])
         planes = c[..., None, None].expand(*c.shape, *images.shape[-2:])

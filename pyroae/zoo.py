@@ -14,9 +14,10 @@ from pyroae import corruptions, likelihoods, posteriors, priors
 from pyroae.autoencoder import Autoencoder
 from pyroae.config import RunConfig
 from pyroae.data.dataset import Dataset
+from pyroae.data.image_channels import AXES
 from pyroae.errors import ConfigError, unknown_name
 from pyroae.hierarchies import HIERARCHIES, Hierarchy
-from pyroae.nn import MAPS, MLP, Linear, Map, Tied
+from pyroae.nn import MAPS, MLP, Conv, Linear, Map, Tied
 from pyroae.programs.named import program_named
 from pyroae.registry import Registry
 
@@ -604,6 +605,9 @@ def _build(
         settings["encoder"] = _perceptron(system.__name__, row, choices, hidden)
     if not isinstance(data, Dataset):
         return Autoencoder(data, latent, **settings)
+    for name in ("encoder", "decoder"):
+        if isinstance(form := settings.get(name), Conv) and form.axis is None:
+            settings[name] = replace(form, axis=data.channels)
     result = Autoencoder(data.shape, latent, **settings)
     dtype = next(result.parameters()).dtype
     return result.start_at(data.mean.to(dtype), data.filled.to(dtype))
@@ -773,14 +777,17 @@ def likelihood_of(config: RunConfig) -> likelihoods.Likelihood:
 def _map(config: RunConfig) -> Map:
     """The form of the encoder that a configuration names."""
     name = config.map or "mlp"
+    given: dict[str, Any] = {"activation": config.activation}
+    if config.channels in AXES:
+        given["axis"] = config.channels
     if config.hidden is None:
-        return MAPS.parse(name, activation=config.activation)
+        return MAPS.parse(name, **given)
     if name == "linear":
         raise ConfigError("a linear map has no hidden layers")
     widths = {"channels" if name == "conv" else "widths": config.hidden}
     if not widths.keys() & inspect.signature(MAPS[name.partition(":")[0]]).parameters.keys():
         raise ConfigError(f"the map '{name}' takes no widths: leave out hidden layers")
-    return MAPS.parse(name, activation=config.activation, **widths)
+    return MAPS.parse(name, **given, **widths)
 
 
 def refuse_too_large(config: RunConfig, features: int) -> None:

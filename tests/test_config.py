@@ -45,6 +45,7 @@ OTHER: dict[str, Any] = {
     "data": "some file, with: signs.csv",
     "data_root": "elsewhere",
     "value_range": (0.0, 16.0),
+    "channels": "last",
     "binarize": "none",
     "valid_fraction": 0.0,
     "test_fraction": 0.25,
@@ -267,7 +268,7 @@ def test_every_setting_reaches_the_system() -> None:
         RunConfig(**{**OTHER, "tied": False, "latent": 9, "hierarchy": None}), (8, 8)
     )
     assert made.latent == 9
-    assert made.encoder_map == nn.Conv((12, 13), activation="relu")
+    assert made.encoder_map == nn.Conv((12, 13), activation="relu", axis="last")
     assert made.decoder_map == nn.Linear(unit_norm=True)
     # A prior that is named wins over the one that `sparsity` makes.
     assert [repr(c) for c in (made.prior, made.posterior, made.likelihood, made.corruption)] == [

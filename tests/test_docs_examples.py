@@ -20,6 +20,8 @@ SECTIONS = [
     ("comparison.md", "In Python"),
     ("posteriors.md", "Posteriors"),
     ("hierarchies.md", "In Python"),
+    ("sparse.md", "In Python"),
+    ("own-data.md", "Images"),
 ]
 SMALLER = (
     (r"epochs=\d+", "epochs=1"),

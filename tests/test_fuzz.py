@@ -92,7 +92,15 @@ LIKELY: dict[str, st.SearchStrategy[Any]] = {
     ),
     "posterior": st.none()
     | st.sampled_from(
-        ["point", "diagonal", "exact-linear", "bernoulli", "categorical:categories=1"]
+        [
+            "point",
+            "soft-threshold",
+            "top-k",
+            "diagonal",
+            "exact-linear",
+            "bernoulli",
+            "categorical:categories=1",
+        ]
     ),
     "likelihood": st.none()
     | st.sampled_from(["bernoulli", "normal", "normal:scale=0", "continuous-bernoulli", "poisson"]),

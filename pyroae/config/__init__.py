@@ -12,6 +12,7 @@ from pyroae.config.evaluation import (
 )
 from pyroae.config.run import (
     BINARIZATIONS,
+    CHANNELS,
     OF_DATA,
     PER_TRAINING,
     WHERE,
@@ -27,6 +28,7 @@ from pyroae.runtime.settings_text import RECORD, called, parse_yaml, program_par
 __all__ = [
     "ALL",
     "BINARIZATIONS",
+    "CHANNELS",
     "OF_DATA",
     "PER_TRAINING",
     "RECORD",

@@ -16,6 +16,10 @@ BINARIZATIONS = ("none", "threshold", "dynamic", "static")
 """How data become black and white."""
 
 
+CHANNELS = ("first", "last", "grey")
+"""Where images have their channels, or that colours become grey."""
+
+
 PER_TRAINING = (
     "objective",
     "bound",
@@ -34,7 +38,7 @@ WHERE = ("accelerator", "data_root", "devices", "imports", "num_nodes", "strateg
 
 
 OF_DATA = (
-    *("data", "data_root", "value_range", "binarize"),
+    *("data", "data_root", "value_range", "channels", "binarize"),
     *("valid_fraction", "test_fraction", "split_seed", "condition", "missing"),
 )
 """Settings of the data, which all trainings of a comparison share."""
@@ -62,6 +66,8 @@ class RunConfig(TrainConfig):
         data_root: The folder of torchvision's datasets.
         value_range: LOW and HIGH of the data, which are mapped to 0 and 1. Where it is None, uint8
             values are mapped from [0, 255], but counts and codes are left as stored.
+        channels: Where images have their channels, for shapes that do not tell: first or last; or
+            grey, which converts colours to grey.
         binarize: How grey data become black and white; by default dynamic under a Bernoulli.
         valid_fraction: Share of the training data held out for validation.
         test_fraction: Share held out for evaluation of data without a test set of their own.
@@ -103,12 +109,15 @@ class RunConfig(TrainConfig):
     system: str = option("vae", "what to train", kind="system")
     data: str = option(
         "digits",
-        "a dataset, or the path of a .npy, .npz, .csv or .parquet file",
+        "a dataset, or the path of a .npy, .npz, .csv or .parquet file or a folder of images",
         kind="dataset",
     )
     data_root: str = option("data", "folder in which torchvision keeps its datasets")
     value_range: tuple[float, ...] | None = option(
         None, "LOW,HIGH of the data, mapped to 0,1; 0,1 leaves values as stored"
+    )
+    channels: str | None = option(
+        None, "of images: first or last, if the shape does not tell; or grey", CHANNELS
     )
     binarize: str | None = option(
         None, "grey to black and white; by default dynamic under a Bernoulli", BINARIZATIONS
@@ -175,6 +184,8 @@ class RunConfig(TrainConfig):
         self._check_program()
         if self.binarize is not None:
             one_of("binarization", self.binarize, BINARIZATIONS)
+        if self.channels is not None:
+            one_of("place of channels", self.channels, CHANNELS)
         for width in self.hidden or ():
             at_least("hidden", width, 1)
         for name in ("valid_fraction", "test_fraction"):

@@ -20,6 +20,8 @@ class Source:
         labels: The labels `[N]`, or None.
         test: The test set, if the source has its own; its data have the shape of the training data.
         columns: The names of the features of a table, one for each; empty for other sources.
+        limits: The values that are mapped to 0 and 1 unless the user gives others; None for the
+            rule of `limits_of`.
 
     Raises:
         DataError: If the data of the test set have another shape than the training data, or exactly
@@ -31,6 +33,7 @@ class Source:
     labels: np.ndarray | None = None
     test: "Source | None" = None
     columns: tuple[str, ...] = ()
+    limits: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.test is None:

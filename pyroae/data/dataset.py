@@ -42,6 +42,8 @@ class Dataset:
         condition: What x is conditioned on, c `[N, C]`, in the type of x; None without a condition.
         condition_names: The name of each element of c: a class or a column; empty if unknown.
         missing: Whether values may be missing, NaN in x.
+        channels: Where images have their channels, `first` or `last`, where that was asked for;
+            None to find it from the shape.
 
     References:
         Salakhutdinov and Murray (2008), On the Quantitative Analysis of Deep Belief Networks, for
@@ -57,6 +59,7 @@ class Dataset:
     condition: Tensor | None = field(default=None, repr=False)
     condition_names: tuple[str, ...] = field(default=(), repr=False)
     missing: bool = field(default=False, repr=False)
+    channels: str | None = field(default=None, repr=False)
 
     __repr__ = short_repr()
 
@@ -261,11 +264,13 @@ def source_limits(source: Source, value_range: Any) -> tuple[float, float] | Non
         value_range: The limits of the user; None if there are none.
 
     Returns:
-        As `limits_of`.
+        Those of the source where it has some and the user gives none; else as `limits_of`.
 
     Raises:
         ConfigError: If `value_range` is not a pair of finite numbers in ascending order.
     """
+    if value_range is None and source.limits is not None:
+        return source.limits
     values = source.values
     largest = values.max() if values.dtype == np.uint8 and values.size else 0
     return limits_of(values.dtype, largest, value_range)

@@ -1,5 +1,6 @@
-"""Folders of images as arrays of bytes."""
+"""Folders of images as arrays of integers."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,43 +11,60 @@ from pyroae.errors import DataError
 from pyroae.runtime.files import words
 
 MODES = {
-    "L": "L",
     "1": "L",
+    "L": "L",
     "LA": "L",
+    "La": "L",
     "RGB": "RGB",
+    "RGBX": "RGB",
     "RGBA": "RGB",
+    "RGBa": "RGB",
     "P": "RGB",
+    "PA": "RGB",
     "CMYK": "RGB",
     "YCbCr": "RGB",
 }
-"""The modes of PIL that are read, and the mode to which each is converted.
+"""The modes of PIL with 8 bits per channel, and the mode to which each is converted."""
 
-The result is grey or coloured, with 8 bits per channel and without transparency.
-"""
+
+DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
+"""The modes of PIL with 16 bits and one channel."""
+
+
+_LAID_ON_WHITE: set[Path] = set()
+"""Folders of which it has been said that their transparent pixels are laid on white."""
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """N images of one size, of type uint8.
+    """N images of one size, all grey or all in colour.
+
+    They are turned as their EXIF data say. Transparent pixels are laid on white, and a warning says
+    so. Colours of 16 bits are read with 8.
 
     Attributes:
         path: The folder.
         files: The paths of the images, `[N]`, ordered by class and by name.
         labels: The names of the folders of the images, `[N]`; None without folders of classes.
         shape: The shape of an image: (H, W) in grey, (H, W, 3) in colour.
+        dtype: uint8, or uint16 for grey images of 16 bits.
+        grey: Whether colours are converted to grey.
     """
 
     path: Path
     files: np.ndarray
     labels: np.ndarray | None
     shape: tuple[int, ...]
+    dtype: np.dtype
+    grey: bool
 
     @classmethod
-    def of(cls, path: Path) -> "Images":
+    def of(cls, path: Path, *, grey: bool = False) -> "Images":
         """Find the images of a folder, or of its folders, as torchvision's ImageFolder does.
 
         Args:
             path: A folder that holds images, or one folder per class with images.
+            grey: Whether colours are converted to grey.
 
         Returns:
             The images; the first one determines the shape.
@@ -76,10 +94,16 @@ class Images:
             raise DataError(
                 f"the folder '{path}' holds no images: {', '.join(IMG_EXTENSIONS)} are read"
             )
-        return cls(path, np.array(files), labels, _pixels(files[0]).shape)
+        first = _pixels(files[0], grey, path)
+        return cls(path, np.array(files), labels, first.shape, first.dtype, grey)
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """Black and white of 16 bits, which are mapped to 0 and 1; None for 8 bits."""
+        return (0.0, 65535.0) if self.dtype == np.uint16 else None
 
     @property
     def name(self) -> str:
@@ -94,18 +118,20 @@ class Images:
             stop: The number of the image after the last.
 
         Returns:
-            The images `[stop - first, H, W]` or `[stop - first, H, W, 3]`, uint8.
+            The images `[stop - first, H, W]` or `[stop - first, H, W, 3]`, of type `dtype`.
 
         Raises:
-            DataError: If an image cannot be read or has another size; the message names the file.
+            DataError: If an image cannot be read or differs in size, channels or bits from the
+                first; the message names the file.
         """
-        values = np.empty((stop - first, *self.shape), np.uint8)
+        values = np.empty((stop - first, *self.shape), self.dtype)
         for out, file in zip(values, self.files[first:stop], strict=True):
-            pixels = _pixels(file)
-            if pixels.shape != self.shape:
+            pixels = _pixels(file, self.grey, self.path)
+            if (pixels.shape, pixels.dtype) != (self.shape, self.dtype):
                 raise DataError(
-                    f"'{file}' is {_size(pixels.shape)}, '{self.files[0]}' is {_size(self.shape)}: "
-                    "images of one size are needed"
+                    f"'{file}' is {_size(pixels.shape, pixels.dtype)}, '{self.files[0]}' is "
+                    f"{_size(self.shape, self.dtype)}: images of one size are needed, all grey or "
+                    "all in colour; channels 'grey' reads colours as grey"
                 )
             out[...] = pixels
         return values
@@ -124,22 +150,47 @@ def _in_classes(path: Path) -> tuple[list[str], np.ndarray | None]:
     return [file for file, _ in folder.samples], np.array(folder.classes)[folder.targets]
 
 
-def _pixels(file: str) -> np.ndarray:
-    """The pixels of an image, `[H, W]` or `[H, W, 3]`."""
-    from PIL import Image
+def _pixels(file: str, grey: bool, folder: Path) -> np.ndarray:
+    """The pixels of an image, `[H, W]` or `[H, W, 3]`, uint8, or uint16 for grey of 16 bits."""
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(file) as image:
-            if image.mode in MODES:
-                return np.asarray(image.convert(MODES[image.mode]))
             mode = image.mode
+            if mode in DEEP:
+                return np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)
+            if mode in MODES:
+                opaque = _on_white(ImageOps.exif_transpose(image), file, folder)
+                return np.asarray(opaque.convert("L" if grey else MODES[mode]))
+    except Warning:
+        raise
     except Exception as error:  # PIL may raise anything on a damaged file
         raise DataError(f"cannot read '{file}': {words(error)}") from None
     raise DataError(
         f"'{file}' is an image of mode {mode}: "
-        "grey and coloured images of 8 bits per channel are read"
+        "grey images of 8 or 16 bits and coloured ones of 8 bits per channel are read"
     )
 
 
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]}×{shape[0]} in {'colour' if len(shape) > 2 else 'grey'}"
+def _on_white(image: Any, file: str, folder: Path) -> Any:
+    """An image without transparency: laid on white where it has transparent pixels."""
+    if not image.has_transparency_data:
+        return image
+    from PIL import Image
+
+    coloured = image.convert("RGBA")
+    if coloured.getextrema()[3][0] == 255:
+        return coloured
+    if folder not in _LAID_ON_WHITE:
+        _LAID_ON_WHITE.add(folder)
+        warnings.warn(
+            f"'{file}' has transparent pixels: such images are laid on white", stacklevel=2
+        )
+    white = Image.new("RGBA", coloured.size, "white")
+    white.alpha_composite(coloured)
+    return white
+
+
+def _size(shape: tuple[int, ...], dtype: np.dtype) -> str:
+    kind = "in colour" if len(shape) > 2 else "in grey"
+    return f"{shape[1]}×{shape[0]} {kind}{' of 16 bits' if dtype == np.uint16 else ''}"

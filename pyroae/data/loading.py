@@ -8,10 +8,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pyroae.config import BINARIZATIONS
+from pyroae.config import BINARIZATIONS, CHANNELS
 from pyroae.data.arrays import Source
 from pyroae.data.conditions import Condition, Conditioning, separated
 from pyroae.data.dataset import Dataset, binarized, dataset_of, source_limits
+from pyroae.data.image_channels import AXES, check_channels, to_grey
 from pyroae.data.preprocessing import check_range, held_out_count, limits_of, rescaled
 from pyroae.data.scan import check_train_part, held_out_rows, scan, stored_source
 from pyroae.data.sources import read
@@ -22,6 +23,7 @@ from pyroae.programs.arguments import Arguments
 from pyroae.runtime.short_repr import short_repr
 
 Binarization = Literal["none", "threshold", "dynamic", "static"]
+Channels = Literal["first", "last", "grey"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ def load(
     seed: int = 0,
     data_root: str | Path = "data",
     value_range: tuple[float, float] | None = None,
+    channels: Channels | None = None,
     condition: str | Conditioning | None = None,
     missing: bool = False,
 ) -> Splits:
@@ -80,6 +83,9 @@ def load(
         value_range: The values (low, high) that are mapped to 0 and 1; (0, 1) leaves all values as
             stored, which counts and codes of type uint8 need. With None, uint8 values of which one
             exceeds 1 are mapped from [0, 255] to [0, 1], and other values are unchanged.
+        channels: `first` or `last`: where images have their channels, for shapes that do not tell;
+            `grey`: colours are converted to grey images `[n, H, W]`; None to find the channels from
+            the shape.
         condition: What the data are conditioned on: `labels`, as one-hot vectors, or names of
             columns of a table, separated by commas, which are then no features. None for no
             condition, or that of a `Dataset`.
@@ -98,28 +104,27 @@ def load(
     >>> len(digits.train), len(digits.valid), len(digits.test), digits.train.shape
     (1455, 162, 180, (8, 8))
     """
-    _check_arguments(source, binarize, seed)
-    if isinstance(source, Dataset) and source.dynamic and binarize == "none":
-        binarize = "dynamic"
+    _check_arguments(source, binarize, seed, channels)
+    grey = channels == "grey"
+    if isinstance(source, Dataset):
+        binarize = "dynamic" if source.dynamic and binarize == "none" else binarize
+        channels = source.channels if channels is None else channels  # type: ignore[assignment]
     how = Conditioning.named(condition) if isinstance(condition, str) else condition
-    stored = stored_source(source)
-    if stored is not None and how is not None:
-        raise DataError(
-            f"{stored.name} is larger than memory and read in slices: it cannot have a condition; "
-            "give a part of it that fits into memory"
-        )
-    if stored is not None and missing:
-        raise DataError(
-            f"{stored.name} is larger than memory and read in slices: it cannot have missing "
-            "values; give a part of it that fits into memory"
-        )
+    stored = stored_source(source, grey=grey)
+    for what, given_here in (("a condition", how is not None), ("missing values", missing)):
+        if stored is not None and given_here:
+            raise DataError(
+                f"{stored.name} is larger than memory and read in slices: it cannot have {what}; "
+                "give a part of it that fits into memory"
+            )
     if stored is not None:
-        return _load_streamed(stored, binarize, valid, test, seed, value_range)
-    shape = source.shape if isinstance(source, Dataset) else None
+        streamed = _load_streamed(stored, binarize, valid, test, seed, value_range)
+        return _with_channels(streamed, channels)
+    shape = source.shape if isinstance(source, Dataset) and not grey else None
     raw = (
-        Source(source.name, source.x.numpy(), source.labels)
+        _source_of(source, grey)
         if isinstance(source, Dataset)
-        else read(source, data_root)
+        else read(source, data_root, grey=grey)
     )
     digest = _fingerprint(raw)
     raw, given = _separated(raw, how)
@@ -138,7 +143,8 @@ def load(
         train = binarized(train, binarize, bits)
     valid_part = _binarized_once(valid_part, binarize, bits)
     test_part = _binarized_once(test_part, binarize, bits)
-    return Splits(train, valid_part, test_part, _with_condition(digest, given), binarize)
+    splits = Splits(train, valid_part, test_part, _with_condition(digest, given), binarize)
+    return _with_channels(splits, channels)
 
 
 def _separated(raw: Source, how: Conditioning | None) -> tuple[Source, list[Condition]]:
@@ -168,9 +174,31 @@ def _with_condition(digest: str, conditions: list[Condition]) -> str:
     return found.hexdigest()[:16] if conditions else digest
 
 
-def _check_arguments(source: Any, binarize: str, seed: int) -> None:
+def _source_of(data: Dataset, grey: bool) -> Source:
+    """The values of a data set, flat; in grey as images."""
+    values = data.x.numpy()
+    if grey:
+        values = to_grey(values.reshape(len(values), *data.shape), data.name)
+    return Source(data.name, values, data.labels)
+
+
+def _with_channels(splits: Splits, channels: str | None) -> Splits:
+    """Splits whose parts say where images have their channels, if that was asked for."""
+    if channels not in AXES:
+        return splits
+    check_channels(splits.train.shape, channels, splits.train.name)
+    valid, test = (
+        None if part is None else replace(part, channels=channels)
+        for part in (splits.valid, splits.test)
+    )
+    return replace(splits, train=replace(splits.train, channels=channels), valid=valid, test=test)
+
+
+def _check_arguments(source: Any, binarize: str, seed: int, channels: str | None) -> None:
     if binarize not in BINARIZATIONS:
         raise unknown_name("binarization", binarize, BINARIZATIONS)
+    if channels is not None and channels not in CHANNELS:
+        raise unknown_name("place of channels", channels, CHANNELS)
     if isinstance(source, Splits):
         raise DataError("these data are split already; give the data before the split")
     if seed < 0:
@@ -268,6 +296,8 @@ def _load_streamed(
     held_out = np.sort(np.concatenate(rows))
     result = scan(stored, held_out)
     limits = limits_of(stored.dtype, result.high, value_range)
+    if value_range is None and stored.limits is not None:
+        limits = stored.limits
     shape = tuple(int(n) for n in stored.shape[1:])
     mean = rescaled(torch.from_numpy(result.mean), limits).to(torch.get_default_dtype())
     stream = Stream(stored, mean, limits, held_out, binarize, seed)

@@ -30,11 +30,12 @@ HEAD = 4 * 2**20
 """Bytes in single precision of the first training rows, which serve as a sample in memory."""
 
 
-def stored_source(source: Any) -> Stored | None:
+def stored_source(source: Any, *, grey: bool = False) -> Stored | None:
     """Open a file or a folder that is larger than memory.
 
     Args:
         source: Any source that `load` accepts.
+        grey: Whether images are converted to grey, which only folders of images can be.
 
     Returns:
         The stored rows, if `source` is the path of a `.npy` or `.parquet` file or of a folder of
@@ -47,17 +48,24 @@ def stored_source(source: Any) -> Stored | None:
     if path is None or not path.exists():
         return None
     try:
-        stored = _opened(path)
+        stored = _opened(path, grey)
     except DataError:
         raise
     except Exception:  # reading the file into memory then fails with a message
         return None
-    return stored if stored is not None and len(stored) * stored.features * 4 > IN_MEMORY else None
+    if stored is None or len(stored) * stored.features * 4 <= IN_MEMORY:
+        return None
+    if grey and not isinstance(stored, StoredImages) and len(stored.shape) != 3:
+        raise DataError(
+            f"'{path}' is larger than memory: only folders of images are converted to grey while "
+            "they are read; store the file in grey"
+        )
+    return stored
 
 
-def _opened(path: Path) -> Stored | None:
+def _opened(path: Path, grey: bool) -> Stored | None:
     if path.is_dir():
-        return StoredImages(Images.of(path))
+        return StoredImages(Images.of(path, grey=grey))
     if path.suffix == ".npy":
         return StoredArray(path)
     if path.suffix == ".parquet":

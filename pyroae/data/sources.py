@@ -9,6 +9,7 @@ import torch
 
 from pyroae.data.archives import read_npy, read_npz
 from pyroae.data.arrays import Source, array_of, labels_of
+from pyroae.data.image_channels import to_grey
 from pyroae.data.image_folders import Images
 from pyroae.data.named_datasets import DATASETS
 from pyroae.errors import DataError, PyroaeError, unknown_name
@@ -24,7 +25,7 @@ def _read_tables(path: Path) -> Source:
 _READERS = {".npy": read_npy, ".npz": read_npz, ".csv": _read_tables, ".parquet": _read_tables}
 
 
-def read(source: Any, data_root: str | Path = "data") -> Source:
+def read(source: Any, data_root: str | Path = "data", *, grey: bool = False) -> Source:
     """Read a source into memory.
 
     Args:
@@ -33,6 +34,7 @@ def read(source: Any, data_root: str | Path = "data") -> Source:
             in which a column may hold the labels; a pair (values, labels) or a TensorDataset of
             these; a pair of such pairs, the second of which is the test set.
         data_root: The folder of torchvision's data sets.
+        grey: Whether images are converted to grey, `[N, H, W]`.
 
     Returns:
         The values `[N, ...]`, the labels `[N]` and the test set, as far as the source has them.
@@ -44,13 +46,25 @@ def read(source: Any, data_root: str | Path = "data") -> Source:
     >>> read(([[0.0, 1.0], [2.0, 3.0]], [7, 8])).labels
     array([7, 8])
     """
+    if grey:
+        return _in_grey(_read(source, data_root, grey))
+    return _read(source, data_root, grey)
+
+
+def _in_grey(source: Source) -> Source:
+    test = None if source.test is None else _in_grey(source.test)
+    return replace(source, values=to_grey(source.values, source.name), test=test)
+
+
+def _read(source: Any, data_root: str | Path, grey: bool) -> Source:
+    """The source as it is; a folder of images in grey, if that is asked for."""
     made = named(source, data_root)
     if isinstance(made, Source):
         return made
     if made is not source:
-        return replace(read(made, data_root), name=str(source))
+        return replace(_read(made, data_root, grey), name=str(source))
     if isinstance(source, str | Path):
-        return _read_path(Path(source))
+        return _read_path(Path(source), grey)
     if isinstance(source, torch.utils.data.TensorDataset):
         source = source.tensors if len(source.tensors) > 1 else source.tensors[0]
     if not isinstance(source, tuple):
@@ -118,10 +132,11 @@ def _read_values(values: Any) -> Source:
     return Source("array", array_of(values))
 
 
-def _read_path(path: Path) -> Source:
+def _read_path(path: Path, grey: bool) -> Source:
     if path.is_dir():
-        images = Images.of(path)
-        return Source(images.name, images.read(0, len(images)), images.labels)
+        images = Images.of(path, grey=grey)
+        values = images.read(0, len(images))
+        return Source(images.name, values, images.labels, limits=images.limits)
     if path.suffix not in _READERS:
         if path.exists():
             raise DataError(

@@ -48,9 +48,12 @@ class Stored(ABC):
     Attributes:
         max_open_runs: The number of runs that may be open at once.
         row_bytes: The size of a row in bytes.
+        limits: The values that are mapped to 0 and 1 unless the user gives others; None for the
+            rule of `limits_of`.
     """
 
     max_open_runs = 1
+    limits: tuple[float, float] | None = None
 
     def __init__(
         self,
@@ -248,9 +251,9 @@ class StoredImages(Stored):
     """
 
     def __init__(self, images: Images) -> None:
-        self.images = images
+        self.images, self.limits = images, images.limits
         shape = (len(images), *images.shape)
-        super().__init__(images.path, images.name, np.dtype(np.uint8), shape, _even(len(images), 1))
+        super().__init__(images.path, images.name, images.dtype, shape, _even(len(images), 1))
 
     def reader(self, labels: bool) -> Reader:
         """Make a reader of images, and of the names of their folders as labels."""

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from pyroae.nn import is_channels_last
+from pyroae.data.image_channels import AXES, channel_axis
 from pyroae.runtime.files import guarded
 from pyroae.training.state import Epoch
 
@@ -72,14 +72,13 @@ def is_image(shape: tuple[int, ...]) -> bool:
         shape: The shape of one datum.
 
     Returns:
-        True for (height, width), and for three dimensions with 1 or 3 channels, first or last.
+        True for (height, width), and for three dimensions with 1, 3 or 4 channels, first or last.
 
     >>> is_image((8, 8)), is_image((3, 8, 8)), is_image((8, 8, 3)), is_image((20,))
     (True, True, True, False)
     """
-    return len(shape) == 2 or (
-        len(shape) == 3 and (shape[2] if is_channels_last(shape) else shape[0]) in (1, 3)
-    )
+    axis = channel_axis(shape)
+    return len(shape) == 2 or (axis is not None and shape[axis] in (1, 3, 4))
 
 
 def limits_of(values: np.ndarray) -> tuple[float, float]:
@@ -107,9 +106,9 @@ def tile(values: np.ndarray, shape: tuple[int, ...], columns: int) -> np.ndarray
         columns: Images per row.
 
     Returns:
-        The array, `[H, W]`, or `[H, W, 3]` for colour images.
+        The array, `[H, W]`, or `[H, W, 3]` for colour images; of 4 channels the first three.
     """
-    if is_channels_last(shape):
+    if channel_axis(shape) == AXES["last"]:
         values = values.reshape(-1, *shape).transpose(0, 3, 1, 2)
         shape = (shape[2], *shape[:2])
     channels, height, width = (1, *shape)[-3:]
@@ -120,7 +119,7 @@ def tile(values: np.ndarray, shape: tuple[int, ...], columns: int) -> np.ndarray
     )
     tiled = cells.reshape(rows, columns, height + 1, width + 1, channels).swapaxes(1, 2)
     image = tiled.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
-    return image[..., 0] if channels == 1 else image
+    return image[..., 0] if channels == 1 else image[..., :3]
 
 
 def draw_grid(

@@ -113,6 +113,7 @@ def splits_of(config: RunConfig, data: str | None = None, names: tuple[str, ...]
         seed=config.split_seed,
         data_root=config.data_root,
         value_range=value_range_of(config),
+        channels=config.channels,  # type: ignore[arg-type]
         condition=_conditioning(config, names),
         missing=config.missing,
     )
@@ -126,7 +127,7 @@ def _conditioning(config: RunConfig, names: tuple[str, ...]) -> Conditioning | N
 
 
 def _several(config: RunConfig, name: str, arrays: tuple[object, ...]) -> Splits:
-    for setting in ("binarize", "value_range", "condition", "missing"):
+    for setting in ("binarize", "value_range", "channels", "condition", "missing"):
         if getattr(config, setting) not in (None, "none", False):
             raise DataError(
                 f"{setting} is for data of one array; '{name}' has several, for the arguments of "

@@ -445,7 +445,7 @@ def test_atoms_are_sorted_by_use_and_dead_ones_crossed_out() -> None:
     atoms = system.decoder[0].atoms.detach().T.reshape(4, *SHAPE)  # type: ignore[index]
     for place, unit in enumerate((1, 2, 3, 0)):
         np.testing.assert_allclose(cell(axes, *divmod(place, 2)), atoms[unit], atol=1e-6)
-    lines = [line.get_xydata().tolist() for line in axes.get_lines()]
+    lines = [np.asarray(line.get_xydata()).tolist() for line in axes.get_lines()]
     assert lines == [[[0.5, 0.0], [1.0, 0.5]], [[0.5, 0.5], [1.0, 0.0]]]
     assert "3 of 4 units alive" in axes.get_title()
 
@@ -458,10 +458,10 @@ def test_the_sweep_draws_the_results_of_each_rate() -> None:
     shares, error = plots.sparsity_sweep(found, mean_error=9.0).axes
     for axes, number, name in ((shares, 0, "zero_share"), (shares, 1, "live_share"),
                                (error, 0, "squared_error")):  # fmt: skip
-        rates, values = axes.get_lines()[number].get_data()
+        rates, values = map(np.asarray, axes.get_lines()[number].get_data())
         assert list(rates) == [0.1, 2.0]
         assert list(values) == [found[rate].results[name].estimate for rate in rates]
-    assert set(error.get_lines()[1].get_ydata()) == {9.0}
+    assert set(np.asarray(error.get_lines()[1].get_ydata())) == {9.0}
     vae = evaluate(zoo.vae(6, 2), (x > 0).float(), settings)
     with pytest.raises(DataError, match="systems with a point posterior"):
         plots.sparsity_sweep({0.1: vae})

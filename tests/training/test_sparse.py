@@ -8,11 +8,14 @@ import torch
 
 import pyroae
 from pyroae import zoo
+from pyroae._names import NAMES
 from pyroae.autoencoder import Autoencoder
 from pyroae.config import EvaluationSettings, TrainConfig
 from pyroae.data.loading import Splits
+from pyroae.errors import PyroaeError
 from pyroae.evaluation.summary import evaluate
 from pyroae.nn import MLP
+from pyroae.objectives import parse_objective
 from pyroae.posteriors import Posterior, SoftThreshold, TopK
 from pyroae.training.fitting import fit
 from pyroae.training.state import State
@@ -20,6 +23,9 @@ from pyroae.training.state import State
 POSTERIORS = pytest.mark.parametrize(
     "posterior", [SoftThreshold(0.25), SoftThreshold(0.1, learn=True), TopK(3)], ids=str
 )
+
+NEED_A_DENSITY = ("dreg", "rws", "rws-dreg", "vimco", "score", "tvo")
+"""Objectives that follow the density of the guide's draws, which a Delta does not have."""
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +146,20 @@ def test_the_threshold_is_that_of_the_prior(choices: dict[str, Any], threshold: 
     posterior = made(6, 9, **choices).posterior
     assert isinstance(posterior, SoftThreshold)
     assert posterior.threshold == pytest.approx(threshold)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(NAMES["objective"]))
+@POSTERIORS
+def test_every_objective_trains_or_refuses_a_point(
+    digits: Splits, posterior: Posterior, name: str
+) -> None:
+    """Those that need the density of q refuse a Delta in words; the others lower their loss."""
+    system, objective = system_of(digits, posterior), parse_objective(name, 2)
+    config = TrainConfig(epochs=2, seed=1)
+    if name in NEED_A_DENSITY:
+        with pytest.raises(PyroaeError, match="its site 'z' is a Delta"):
+            fit(system, digits, objective, config, progress=False)
+        return
+    history = fit(system, digits, objective, config, progress=False).history
+    assert history[1].train_nelbo < history[0].train_nelbo
