@@ -10,6 +10,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "vae",
         "conditional-vae",
         "discrete-vae",
+        "m2",
     ),
     "prior": (
         "flat",

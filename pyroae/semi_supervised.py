@@ -27,8 +27,9 @@ class M2(Autoencoder):
         model: y_n ~ Uniform{1, …, C}, z_n ~ p(z), x_n ~ p(x | decoder(z_n, y_n))
         guide: y_n ~ q(y | classifier(x_n)), z_n ~ q(z | encoder(x_n, y_n))
 
-    `model` and `guide` take (x, y), where y is one-hot, and 0 where the label is missing. The guide's
-    y is marked for enumeration, so that the ELBO sums over it exactly (`objectives.enumerated`):
+    `model` and `guide` take (x, y), where y is one-hot, and 0 where the label is missing. The y of
+    the guide is marked for enumeration, so that the ELBO sums over it exactly
+    (`objectives.enumerated`):
 
         labelled:    L(x, y) = E_q [log p(y) p(x|z, y) p(z) − log q(z|x, y)] ≤ log p(x, y)
         unlabelled:  U(x) = Σ_y q(y|x) [L(x, y) − log q(y|x)] ≤ log p(x)
@@ -203,9 +204,7 @@ class M2(Autoencoder):
         return super().reconstruct(x, y)
 
     @torch.no_grad()
-    def sample(
-        self, num_samples: int, c: Tensor | None = None, *, noise: bool = False
-    ) -> Tensor:
+    def sample(self, num_samples: int, c: Tensor | None = None, *, noise: bool = False) -> Tensor:
         """Return the means of p(x|z, y), or draws of x, for z and y drawn from their priors.
 
         Args:
@@ -230,7 +229,7 @@ class M2(Autoencoder):
         return super().linear_gaussian(c)
 
     def _log_q(self, x: Tensor) -> Tensor:
-        """log q(y|x), shape `[N, C]`."""
+        """The log-probabilities q(y|x), shape `[N, C]`."""
         return cast(Tensor, self.classifier(x)).log_softmax(-1)
 
     def _posterior(self, x: Tensor, y: Tensor) -> TorchDistribution:

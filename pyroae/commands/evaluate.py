@@ -66,6 +66,7 @@ LABELS = {
     "marginal_kl_upper": "KL(q(z) ‖ p(z)), upper",
     "active_units": "active units",
     "squared_error": "squared error",
+    "accuracy": "accuracy of the classes",
 }
 
 
@@ -300,7 +301,16 @@ def _evaluated(
         check_data(system, dataset, dataset.name)
     x = placed(system, dataset, device)
     share = WHOLE if fabric is None else share_of(fabric)
-    return system, x, evaluate_system(system, x, settings, progress=True, share=share)
+    found = evaluate_system(
+        system,
+        x,
+        settings,
+        progress=True,
+        share=share,
+        labels=getattr(dataset, "labels", None),
+        classes=run.condition_names,
+    )
+    return system, x, found
 
 
 def _device(run: Run, fabric: Fabric | None) -> torch.device:
@@ -414,7 +424,8 @@ def figures(system: Any, dataset: Dataset | Arguments, found: Evaluation) -> dic
 def _samples(system: Any, dataset: Dataset | Arguments, x: tuple[Tensor, ...]) -> Figure:
     """Samples; of a system that is conditioned on one-hot labels, a row per label."""
     names = getattr(dataset, "condition_names", ())
-    if isinstance(system, Autoencoder) and names and bool((x[1].square().sum(1) == 1).all()):
+    one_hot = len(x) == 1 or bool((x[1].square().sum(1) == 1).all())
+    if isinstance(system, Autoencoder) and names and one_hot:
         return plots.class_samples(system, names)
     return plots.samples(system, x=x, shape=dataset.shape)
 
