@@ -11,14 +11,13 @@ from typing import Any, TypedDict, Unpack, cast
 from torch import nn
 
 from pyroae import corruptions, likelihoods, posteriors, priors
-from pyroae.autoencoder import Autoencoder
+from pyroae.autoencoder import M2, Autoencoder
 from pyroae.config import SEMI_SUPERVISED, RunConfig
 from pyroae.data.dataset import Dataset
 from pyroae.errors import ConfigError, unknown_name
 from pyroae.nn import MAPS, MLP, Linear, Map, Tied
 from pyroae.programs.named import program_named
 from pyroae.registry import Registry
-from pyroae.semi_supervised import M2
 
 Data = Dataset | int | tuple[int, ...]
 """A data set, at whose mean the decoder's output starts, or the shape of one datum."""

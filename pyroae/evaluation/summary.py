@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyroae.autoencoder import Autoencoder
+from pyroae.autoencoder import Autoencoder, correct_classes
 from pyroae.config import EvaluationSettings
 from pyroae.distributed.work_sharing import first_result
 from pyroae.distributions import REAL
@@ -33,7 +33,6 @@ from pyroae.programs.pair import System
 from pyroae.programs.sites import Program
 from pyroae.runtime.processes import WHOLE, Share
 from pyroae.runtime.short_repr import short_repr
-from pyroae.semi_supervised import correct_classes
 
 ELBO_DRAWS = 10
 """The number of draws per datum for rate and distortion."""

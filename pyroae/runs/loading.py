@@ -122,7 +122,14 @@ def splits_of(config: RunConfig, data: str | None = None, names: tuple[str, ...]
 
 
 def is_semi_supervised(config: RunConfig) -> bool:
-    """Return whether the system of a configuration learns from labels that may be missing."""
+    """Return whether the system of a configuration learns from labels that may be missing.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        True for M2.
+    """
     return config.program is None and config.system == SEMI_SUPERVISED
 
 

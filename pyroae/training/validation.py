@@ -8,12 +8,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from pyroae.autoencoder import correct_classes
 from pyroae.data.dataset import Dataset
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.context import evaluating
 from pyroae.programs.pair import like_parameters
 from pyroae.runtime.randomness import fork_random
-from pyroae.semi_supervised import correct_classes
 from pyroae.training.forward import Step
 
 VALIDATION_BATCH = 1000

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyroae import likelihoods, zoo
+from pyroae.autoencoder import M2, correct_classes
 from pyroae.cli import main
 from pyroae.config import AISSettings, RunConfig, TrainConfig
 from pyroae.data.conditions import Conditioning
@@ -21,7 +22,6 @@ from pyroae.errors import PyroaeError
 from pyroae.evaluation import ais, diagnose, gaps, log_likelihood, quadrature
 from pyroae.nn import MLP
 from pyroae.objectives import TraceELBO, parse_objective
-from pyroae.semi_supervised import M2, correct_classes
 from pyroae.training import State, fit
 
 X = np.random.default_rng(1).random((40, 16))

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyroae.autoencoder import Autoencoder, announce_parameters
+from pyroae.autoencoder.system import Autoencoder, announce_parameters
 from pyroae.data.conditions import label_text
 from pyroae.errors import ConfigError, UndefinedLikelihoodError
 
