@@ -422,6 +422,7 @@ def conditional_vae(data: Data, latent: int, **choices: Unpack[Choices]) -> Auto
         Sohn, Lee & Yan 2015, Learning Structured Output Representation using Deep Conditional
             Generative Models.
 
+    >>> import torch
     >>> system = conditional_vae(64, latent=3, condition=10)
     >>> system.sample(5, torch.eye(10)[3]).shape
     torch.Size([5, 64])

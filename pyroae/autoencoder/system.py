@@ -128,7 +128,8 @@ class Autoencoder(nn.Module):
         self.to(torch.get_default_dtype())
         if isinstance(self.posterior, posteriors.ExactLinear):
             try:
-                self.linear_gaussian(self.zeros.new_zeros(1, self.condition))
+                at = self.zeros.new_zeros(1, self.condition) if self.condition else None
+                self.linear_gaussian(at)
             except UndefinedLikelihoodError as error:
                 raise ConfigError(f"the exact linear posterior cannot be used: {error}") from None
 
