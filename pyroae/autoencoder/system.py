@@ -421,7 +421,7 @@ class Autoencoder(nn.Module):
         Returns:
             The encoder of x alone, the posterior's learned module, and W, b(c) and σ.
         """
-        return _AtCondition(self, c)
+        return cast(posteriors.Encoding, _AtCondition(self, c))
 
     def _joined(self, values: Tensor, c: Tensor | None) -> Tensor:
         """Values `[..., k]` and their conditions side by side, `[..., k + C]`."""
@@ -476,7 +476,7 @@ class Autoencoder(nn.Module):
 
 @dataclass(frozen=True)
 class _AtCondition:
-    """The parts of a conditional autoencoder that a posterior uses, at conditions c `[N, C]`."""
+    """A conditional autoencoder as a posterior sees it: with an encoder of x alone, at c."""
 
     system: Autoencoder
     c: Tensor
@@ -484,12 +484,11 @@ class _AtCondition:
     def encoder(self, x: Tensor) -> Tensor:
         return self.system.encoder(self.system._joined(x, self.c))
 
-    @property
-    def learned_posterior(self) -> nn.Module:
-        return self.system.learned_posterior
-
     def linear_gaussian(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.system.linear_gaussian(self.c)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.system, name)
 
 
 def _check_numbers(name: str, values: Any) -> None:

@@ -182,6 +182,7 @@ def several(out: Path, *words: str, launcher: tuple[str, ...] = ()) -> dict[str,
     [
         (2, ["dreg", "pair", "sizeless"]),
         pytest.param(2, ["vae", "vimco", "categorical", "denoising"], marks=pytest.mark.slow),
+        pytest.param(2, ["conditional", "m2"], marks=pytest.mark.slow),
         pytest.param(4, ["dreg", "vimco", "denoising", "pair"], marks=pytest.mark.slow),
     ],
 )
