@@ -262,7 +262,8 @@ def test_config_needs_no_torch() -> None:
 
 
 def test_every_setting_reaches_the_system() -> None:
-    made = zoo.from_config(RunConfig(**{**OTHER, "tied": False}), (8, 8))
+    sparse = {"system": "sparse-ae", "condition": None, "num_labels": None, "tied": False}
+    made = zoo.from_config(RunConfig(**{**OTHER, **sparse}), (8, 8))
     assert made.latent == 9
     assert made.encoder_map == nn.Conv((12, 13), activation="relu")
     assert made.decoder_map == nn.Linear(unit_norm=True)
