@@ -11,6 +11,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "hierarchical-vae",
         "conditional-vae",
         "discrete-vae",
+        "m2",
     ),
     "prior": (
         "flat",

@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, cast
 
 from torch import nn
 
 from pyroae import corruptions, likelihoods, posteriors, priors
-from pyroae.autoencoder import Autoencoder
-from pyroae.config import RunConfig
+from pyroae.autoencoder import M2, Autoencoder
+from pyroae.config import SEMI_SUPERVISED, RunConfig
 from pyroae.data.dataset import Dataset
 from pyroae.data.image_channels import AXES
 from pyroae.errors import ConfigError, unknown_name
@@ -508,6 +508,7 @@ def conditional_vae(data: Data, latent: int, **choices: Unpack[Choices]) -> Auto
         Sohn, Lee & Yan 2015, Learning Structured Output Representation using Deep Conditional
             Generative Models.
 
+    >>> import torch
     >>> system = conditional_vae(64, latent=3, condition=10)
     >>> system.sample(5, torch.eye(10)[3]).shape
     torch.Size([5, 64])
@@ -524,6 +525,70 @@ def conditional_vae(data: Data, latent: int, **choices: Unpack[Choices]) -> Auto
         "likelihood": likelihoods.Bernoulli(),
     }
     return _build(conditional_vae, data, latent, row, choices)
+
+
+def m2(data: Data, latent: int, classification: float = 0.1, **choices: Unpack[Choices]) -> M2:
+    """The semi-supervised model M2: a VAE with a class y that is observed for some data.
+
+        loss per labelled datum:   −E_q log p(x, y, z)/q(z|x, y) − α log q(y|x)
+        loss per unlabelled datum: −Σ_y q(y|x) [E_q log p(x, y, z)/q(z|x, y) − log q(y|x)]
+
+    Args:
+        data: A data set whose condition is one-hot labels, 0 where they are missing, as from
+            `partly_labelled`; or the shape of one datum, with `condition`.
+        latent: m, the size of z.
+        classification: α = classification · N / N_labelled is the weight of the classification
+            term; α = classification for the shape of one datum.
+        **choices: Settings in place of the defaults below.
+
+    Keyword Args:
+        condition (int): C, the number of classes; default that of the data set.
+        prior (Prior): p(z); default `Normal()`.
+        posterior (Posterior): q(z|x, y); default `Diagonal()`.
+        likelihood (Likelihood): p(x|z, y); default `Bernoulli()`.
+        corruption (Corruption): Of the guide's x; default none.
+        encoder (Map): The form of encoder and classifier; default `MLP((200, 200), "tanh")`.
+        decoder (Map): The form of the decoder; default the encoder's form.
+        hidden (tuple[int, ...]): The widths of the encoder's hidden layers, reversed in the
+            decoder, in place of `encoder`; default (200, 200).
+        tied (bool): Refused: tied weights have no condition.
+        weight_prior (GaussianWeights): Refused: M2 has none.
+
+    Returns:
+        A new system, with `classify`.
+
+    Raises:
+        ConfigError: There are no classes, none of the data has a label, a setting is unknown, or
+            the settings cannot be combined.
+
+    References:
+        Kingma, Rezende, Mohamed & Welling 2014, Semi-Supervised Learning with Deep Generative
+            Models.
+
+    >>> m2(64, latent=3, condition=10).classifier[-1]
+    Linear(in_features=200, out_features=10, bias=True)
+    """
+    if choices.get("weight_prior") is not None:
+        raise ConfigError("M2 has no weight_prior: leave it out")
+    given = data.condition if isinstance(data, Dataset) else None
+    if given is None and not choices.get("condition"):
+        raise ConfigError(
+            "M2 needs labels: load the data with condition='labels', or give the number of "
+            "classes, as in zoo.m2(64, 2, condition=10)"
+        )
+    ratio = 1.0
+    if given is not None:
+        num_labelled = int((given.sum(1) > 0).sum())
+        if not num_labelled:
+            raise ConfigError("M2 learns from labels, and none of the training data has one")
+        ratio = len(given) / num_labelled
+    row = {
+        "prior": priors.Normal(),
+        "posterior": posteriors.Diagonal(),
+        "likelihood": likelihoods.Bernoulli(),
+        "alpha": classification * ratio,
+    }
+    return cast(M2, _build(m2, data, latent, row, choices))
 
 
 def discrete_vae(
@@ -603,12 +668,15 @@ def _build(
         settings.setdefault("missing", True)
     if (hidden := settings.pop("hidden", None)) is not None:
         settings["encoder"] = _perceptron(system.__name__, row, choices, hidden)
+    kind: Callable[..., Autoencoder] = Autoencoder
+    if system is m2:
+        kind, settings["classes"] = M2, settings.pop("condition")
     if not isinstance(data, Dataset):
-        return Autoencoder(data, latent, **settings)
+        return kind(data, latent, **settings)
     for name in ("encoder", "decoder"):
         if isinstance(form := settings.get(name), Conv) and form.axis is None:
             settings[name] = replace(form, axis=data.channels)
-    result = Autoencoder(data.shape, latent, **settings)
+    result = kind(data.shape, latent, **settings)
     dtype = next(result.parameters()).dtype
     return result.start_at(data.mean.to(dtype), data.filled.to(dtype))
 
@@ -641,6 +709,7 @@ for _name, _system in (
     ("hierarchical-vae", hierarchical_vae),
     ("conditional-vae", conditional_vae),
     ("discrete-vae", discrete_vae),
+    ("m2", m2),
 ):
     SYSTEMS.register(_name)(_system)
 
@@ -712,6 +781,8 @@ def from_config(config: RunConfig, data: Data, condition: int = 0) -> Autoencode
         choices["rate"] = config.sparsity
     if config.hierarchy is not None or config.system == "hierarchical-vae":
         choices["hierarchy"] = _hierarchy(config)
+    if config.system == SEMI_SUPERVISED:
+        choices["classification"] = config.classification
     return SYSTEMS[config.system](data, config.latent, **choices)
 
 
@@ -740,11 +811,13 @@ def unused_settings(config: RunConfig) -> tuple[str, ...]:
         Names of settings.
 
     >>> unused_settings(RunConfig(system="vae")), unused_settings(RunConfig(system="sparse-ae"))
-    (('sparsity',), ())
+    (('sparsity', 'classification'), ('classification',))
     """
     if config.program is not None:
         return ()  # every setting of a system is refused beside a program
     unused = () if config.system == "sparse-ae" else ("sparsity",)
+    if config.system != SEMI_SUPERVISED:
+        unused = (*unused, "classification")
     is_linear = config.system in LINEAR or (config.map or "").startswith("linear")
     is_layered = config.system == "hierarchical-vae"
     return (*unused, "activation") if is_linear and not is_layered else unused
@@ -769,7 +842,7 @@ def likelihood_of(config: RunConfig) -> likelihoods.Likelihood:
         return likelihoods.LIKELIHOODS.parse(config.likelihood)
     return (
         likelihoods.Bernoulli()
-        if config.system in ("vae", "hierarchical-vae", "conditional-vae", "discrete-vae")
+        if config.system in ("vae", "hierarchical-vae", "conditional-vae", "discrete-vae", "m2")
         else likelihoods.Normal(learn=config.system == "ppca")
     )
 

@@ -10,6 +10,7 @@ differences to OUT, as JSON.
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,11 @@ def regression() -> tuple[Tensor, Tensor]:
 
 def cases(train: Dataset) -> dict[str, tuple[Callable[[], Any], str, Any, dict[str, Any]]]:
     """By name: a system, an objective, data, settings."""
+    labelled, train = train, replace(train, condition=None)
 
-    def of(**settings: Any) -> Callable[[], Any]:
+    def of(data: Dataset = train, **settings: Any) -> Callable[[], Any]:
         return lambda: zoo.from_config(
-            RunConfig(**{"latent": 3, "hidden": (20,), **settings}), train
+            RunConfig(**{"latent": 3, "hidden": (20,), **settings}), data
         )
 
     return {
@@ -117,15 +119,18 @@ def cases(train: Dataset) -> dict[str, tuple[Callable[[], Any], str, Any, dict[s
             {},
         ),
         "compiled": (of(), "trace-elbo", train, {"compile": True}),
+        "conditional": (of(labelled, system="conditional-vae"), "trace-elbo", labelled, {}),
+        "m2": (of(labelled, system="m2"), "trace-elbo", labelled, {}),
     }
 
 
 def differences(world: int, strategy: str, precision: str, names: list[str]) -> dict[str, float]:
     """The largest difference of any weight, relative to the largest of its tensor."""
-    digits, found = load("digits", binarize="dynamic"), {}
+    digits, found = load("digits", binarize="dynamic", condition="labels"), {}
     for name in names:
         make, objective, data, settings = cases(digits.train.first(NUM_DATA))[name]
-        valid = None if name in ("pair", "sizeless") else digits.valid
+        valid = None if name in ("pair", "sizeless", "conditional") else digits.valid
+        valid = None if valid is None else replace(valid, condition=None)
         weights, histories = [], []
         for devices in (world, 1):
             pyro.clear_param_store()

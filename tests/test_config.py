@@ -17,6 +17,7 @@ from pyroae.data.loading import load
 from pyroae.errors import ConfigError
 from pyroae.training import optimizers
 from tests import registered_names
+from tests.systems import OF_CONDITIONS
 
 OTHER: dict[str, Any] = {
     "epochs": 7,
@@ -41,7 +42,7 @@ OTHER: dict[str, Any] = {
     "strategy": "ddp",
     "nonfinite": "skip",
     "save_minutes": 0.5,
-    "system": "sparse-ae",
+    "system": "m2",
     "data": "some file, with: signs.csv",
     "data_root": "elsewhere",
     "value_range": (0.0, 16.0),
@@ -63,6 +64,9 @@ OTHER: dict[str, Any] = {
     "likelihood": "normal:scale=0.1",
     "corruption": "masking:probability=0.5",
     "sparsity": 0.01,
+    "condition": "labels",
+    "num_labels": 50,
+    "classification": 0.5,
 }
 PAIR = {"bound": "jvi:order=2", "gradient": "doubly-reparameterized"}
 """In place of an objective."""
@@ -264,9 +268,9 @@ def test_config_needs_no_torch() -> None:
 
 
 def test_every_setting_reaches_the_system() -> None:
-    made = zoo.from_config(
-        RunConfig(**{**OTHER, "tied": False, "latent": 9, "hierarchy": None}), (8, 8)
-    )
+    given = {"system": "sparse-ae", "condition": None, "num_labels": None, "tied": False}
+    given |= {"latent": 9, "hierarchy": None, "missing": False}
+    made = zoo.from_config(RunConfig(**{**OTHER, **given}), (8, 8))
     assert made.latent == 9
     assert made.encoder_map == nn.Conv((12, 13), activation="relu", axis="last")
     assert made.decoder_map == nn.Linear(unit_norm=True)
@@ -281,9 +285,11 @@ def test_every_setting_reaches_the_system() -> None:
 
 @pytest.mark.parametrize("name", NAMES["system"])
 def test_every_system_can_be_named(name: str) -> None:
-    system = zoo.from_config(RunConfig(system=name, latent=3), 6)
+    condition = 4 if name in OF_CONDITIONS else 0
+    system = zoo.from_config(RunConfig(system=name, latent=3), 6, condition)
     assert zoo.likelihood_of(RunConfig(system=name)) == system.likelihood
-    assert system.encode(torch.zeros(2, 6)).shape == (2, 3)
+    c = (torch.eye(4)[:2],) if condition else ()
+    assert system.encode(torch.zeros(2, 6), *c).shape == (2, 3)
 
 
 @pytest.mark.parametrize(

@@ -103,3 +103,8 @@ def test_the_example_of_snapshots_runs(tmp_path: Path, monkeypatch: pytest.Monke
     (code, *_) = re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
     exec(compile(code, "runs.md", "exec"), {"__name__": "__main__"})
     assert (tmp_path / "along_training.png").is_file()
+
+
+def test_the_page_of_conditions_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_blocks((DOCS / "conditions.md").read_text(), "conditions.md", 3)

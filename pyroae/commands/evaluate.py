@@ -74,6 +74,7 @@ LABELS = {
     "bits_per_dimension_bound": "bits per dimension, by the negative ELBO",
     "zero_share": "share of codes that are exactly 0",
     "live_share": "share of units that are not 0 for some datum",
+    "accuracy": "accuracy of the classes",
 }
 
 
@@ -322,7 +323,16 @@ def _evaluated(
         check_data(system, dataset, dataset.name)
     x = placed(system, dataset, device)
     share = WHOLE if fabric is None else share_of(fabric)
-    return system, x, evaluate_system(system, x, settings, progress=True, share=share)
+    found = evaluate_system(
+        system,
+        x,
+        settings,
+        progress=True,
+        share=share,
+        labels=getattr(dataset, "labels", None),
+        classes=run.condition_names,
+    )
+    return system, x, found
 
 
 def _device(run: Run, fabric: Fabric | None) -> torch.device:
@@ -439,7 +449,8 @@ def figures(system: Any, dataset: Dataset | Arguments, found: Evaluation) -> dic
 def _samples(system: Any, dataset: Dataset | Arguments, x: tuple[Tensor, ...]) -> Figure:
     """Samples; of a system that is conditioned on one-hot labels, a row per label."""
     names = getattr(dataset, "condition_names", ())
-    if isinstance(system, Autoencoder) and names and bool((x[1].square().sum(1) == 1).all()):
+    one_hot = len(x) == 1 or bool((x[1].square().sum(1) == 1).all())
+    if isinstance(system, Autoencoder) and names and one_hot:
         return plots.class_samples(system, names)
     return plots.samples(system, x=x, shape=dataset.shape)
 

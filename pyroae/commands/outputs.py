@@ -22,7 +22,14 @@ from pyroae.plots.drawing import save
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.pair import like_parameters
 from pyroae.programs.predictive import encoded, predicted
-from pyroae.runs.loading import arguments_in, own_parameters, part_of, placed, trained
+from pyroae.runs.loading import (
+    arguments_in,
+    is_semi_supervised,
+    own_parameters,
+    part_of,
+    placed,
+    trained,
+)
 from pyroae.runs.report import write_report
 from pyroae.runs.run import Run
 from pyroae.runtime.files import guarded
@@ -77,10 +84,10 @@ def sample(
 
 def _place_of(label: str, run: Run) -> int:
     """The place of a label in the one-hot condition of a run."""
-    if run.config.condition != FROM_LABELS or run.config.program is not None:
+    if not _has_labels(run):
         raise ConfigError(
             f"--label needs a system that is conditioned on labels; '{run.path}' was trained "
-            "without --condition labels"
+            "without"
         )
     if label not in run.condition_names:
         raise ConfigError(
@@ -90,6 +97,12 @@ def _place_of(label: str, run: Run) -> int:
     return run.condition_names.index(label)
 
 
+def _has_labels(run: Run) -> bool:
+    """Whether the condition of a system of the zoo is one-hot labels."""
+    is_of_labels = run.config.condition == FROM_LABELS or is_semi_supervised(run.config)
+    return is_of_labels and run.config.program is None
+
+
 def _sample_system(
     run: Run, num: int, noise: bool, seed: int, out: str | None, place: int | None
 ) -> None:
@@ -97,7 +110,7 @@ def _sample_system(
     system, names = run.autoencoder(), run.condition_names
     labels: np.ndarray | None = None
     c: Tensor | None = None
-    if run.config.condition == FROM_LABELS:
+    if _has_labels(run):
         index = np.arange(num) % len(names) if place is None else np.full(num, place)
         labels, c = np.asarray(names)[index], torch.eye(len(names))[index]
     elif run.config.condition is not None:

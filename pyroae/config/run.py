@@ -37,16 +37,20 @@ WHERE = ("accelerator", "data_root", "devices", "imports", "num_nodes", "strateg
 """Settings of where and how a run is carried out, on which its figures do not depend."""
 
 
+SEMI_SUPERVISED = "m2"
+"""The system that learns from labels of which some are missing."""
+
+
 OF_DATA = (
     *("data", "data_root", "value_range", "channels", "binarize"),
-    *("valid_fraction", "test_fraction", "split_seed", "condition", "missing"),
+    *("valid_fraction", "test_fraction", "split_seed", "condition", "num_labels", "missing"),
 )
 """Settings of the data, which all trainings of a comparison share."""
 
 
 OF_SYSTEM = (
     *("system", "latent", "hierarchy", "map", "hidden", "activation", "tied"),
-    *("prior", "posterior", "likelihood", "corruption", "sparsity"),
+    *("prior", "posterior", "likelihood", "corruption", "sparsity", "classification"),
 )
 """Settings of a system of the zoo, which a program does not have."""
 
@@ -73,6 +77,7 @@ class RunConfig(TrainConfig):
         test_fraction: Share held out for evaluation of data without a test set of their own.
         split_seed: Seed of the splits and of the fixed binary draws.
         condition: What the data are conditioned on: `labels`, or columns of a table.
+        num_labels: Labels of the training data that M2 sees, as many of each class; by default all.
         missing: Whether NaN, and an empty cell of a table, is a missing value.
         objective: The ELBO estimator: a name with its settings, or BOUND+GRADIENT.
         bound: The bound of an estimator without a name.
@@ -90,6 +95,7 @@ class RunConfig(TrainConfig):
         corruption: The corruption of the guide's input.
         sparsity: λ, the rate of the Laplace prior of a sparse autoencoder, and the threshold of
             its codes.
+        classification: The weight of the classification loss of M2: α = weight · N / N_labelled.
 
     Raises:
         ConfigError: For a value of another type or out of range, an unknown name, a module that
@@ -129,6 +135,9 @@ class RunConfig(TrainConfig):
     split_seed: int = option(0, "of the splits and of the fixed binary draws")
     condition: str | None = option(
         None, "what x and z are conditioned on: labels, or COLUMN[,COLUMN...] of a table"
+    )
+    num_labels: int | None = option(
+        None, "labels of the training data that m2 sees, as many of each class (default: all)"
     )
     missing: bool = option(
         False, "whether NaN, and an empty cell, is a missing value, which is left out of the bound"
@@ -171,6 +180,10 @@ class RunConfig(TrainConfig):
         0.25, "rate of the Laplace prior of a sparse autoencoder: its L1 penalty and threshold"
     )
 
+    classification: float = option(
+        0.1, "weight of the classification loss of m2, times N / N_labelled"
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         import_all(self.modules)
@@ -182,6 +195,7 @@ class RunConfig(TrainConfig):
                 check_name(kind, getattr(self, kind))
         self._check_objective()
         self._check_program()
+        self._check_labels()
         if self.binarize is not None:
             one_of("binarization", self.binarize, BINARIZATIONS)
         if self.channels is not None:
@@ -226,6 +240,19 @@ class RunConfig(TrainConfig):
                     f"the program '{self.program}' is the whole of model and guide: leave out "
                     f"{name}, or write settings of the program as MODULE:NAME:key=value"
                 )
+
+    def _check_labels(self) -> None:
+        is_m2 = self.system == SEMI_SUPERVISED and self.program is None
+        if is_m2 and self.condition not in (None, "labels"):
+            raise ConfigError(
+                f"{self.system} learns from labels: leave out the condition '{self.condition}'"
+            )
+        if self.num_labels is not None and not is_m2:
+            raise ConfigError(
+                f"num_labels hides labels from {SEMI_SUPERVISED}; {self.system} uses all or none"
+            )
+        if self.classification < 0:
+            raise ConfigError(f"classification must be at least 0, not {self.classification}")
 
     @property
     def modules(self) -> tuple[str, ...]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyroae.autoencoder import Autoencoder
+from pyroae.autoencoder import Autoencoder, correct_classes
 from pyroae.config import EvaluationSettings
 from pyroae.distributed.work_sharing import first_result
 from pyroae.distributions import REAL
@@ -131,6 +132,8 @@ def evaluate(
     *,
     progress: bool = False,
     share: Share = WHOLE,
+    labels: np.ndarray | None = None,
+    classes: tuple[str, ...] = (),
 ) -> Evaluation:
     """Compute bound, rate, distortion, active units, reconstruction error and log-likelihoods.
 
@@ -150,6 +153,8 @@ def evaluate(
         share: The rank of this process and the number of processes that call this function with
             the same arguments. They share the work of `is`, `ais` and `bdmc`, and each does the
             rest. The result is the same on all.
+        labels: The labels `[N]` of data that M2 classifies; None if they are unknown.
+        classes: The class of each element of its y.
 
     Returns:
         The figures by name, in nats per datum, and the per-datum estimates, `[N]` each.
@@ -190,9 +195,11 @@ def evaluate(
         raise DataError(
             f"this Autoencoder takes {takes}, not {len(structure.tensors)} in a {type(x).__name__}"
         )
-    return _Evaluator(
+    evaluator = _Evaluator(
         pair, structure.tensors, settings or EvaluationSettings(), progress, share
-    ).run()
+    )
+    evaluator.classify(labels, classes)
+    return evaluator.run()
 
 
 class _Evaluator:
@@ -210,6 +217,14 @@ class _Evaluator:
         self.num_data = len(args[0])
         self.progress = progress and share.rank == 0
         self.results: list[Result] = []
+
+    def classify(self, labels: np.ndarray | None, classes: tuple[str, ...]) -> None:
+        """Add the share of labelled data whose class is found, for a system that has classes."""
+        found, seconds = self._by_each(
+            lambda: correct_classes(self.system, self.x[0], labels, classes)
+        )
+        if found is not None:
+            self._mean("accuracy", found, 0, seconds)
 
     def run(self) -> Evaluation:
         """Run the methods; without a list of methods skip those that are not defined."""

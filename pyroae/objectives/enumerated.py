@@ -8,8 +8,8 @@ which is run as S·K particles. The gradient follows the paths of z and every q(
 term is needed.
 
 For the importance-weighted bound the sum would be within the weight, w̄_k = Σ_s q(y_s | ·) w_ks, in
-which q(y_s | ·) cancels: it would not be trained. Therefore only the ELBO sums; other estimators
-draw y.
+which q(y_s | ·) cancels: it would not be trained. Therefore only the ELBO sums; the other
+estimators draw y.
 
 References:
     Kingma, Rezende, Mohamed & Welling 2014, Semi-Supervised Learning with Deep Generative Models.

@@ -163,8 +163,8 @@ def samples(
 
     Raises:
         UndefinedLikelihoodError: Under a Flat prior, which cannot be sampled.
-        DataError: Where `num` is below 1.
-        ConfigError: For a program without x, and a conditional Autoencoder without c.
+        DataError: Where `num` is below 1, and for a conditional Autoencoder without c.
+        ConfigError: For a program without x.
 
     >>> figure = samples(Autoencoder((8, 8), latent=2), num=9)
     >>> figure.axes[0].images[0].get_array().shape  # three rows of 8 pixels and the gaps
@@ -236,9 +236,11 @@ def _conditions(
     """The conditions of samples, `[C]` or `[num, C]`; None for a system without a condition."""
     if not autoencoder.condition:
         return None
-    c = x[-1] if isinstance(x, tuple) else x
-    if c is None:
-        raise ConfigError("samples of a conditional system are drawn at conditions: give x=(x, c)")
+    is_alone = isinstance(x, Tensor) and x.shape[-1] == autoencoder.condition
+    c = x[1] if isinstance(x, tuple) and len(x) == 2 else x if is_alone else None
+    if not isinstance(c, Tensor):
+        autoencoder.check_condition(None)
+        return None
     (c,) = like_parameters(autoencoder, (c,))
     return c if c.dim() == 1 else c[:num]
 
@@ -263,9 +265,9 @@ def data_to_draw(
     """
     refuse_programs(autoencoder)
     args = x if isinstance(x, tuple) else (x,)
-    if not all(isinstance(t, Tensor) for t in args) or len(args) != 1 + bool(autoencoder.condition):
-        what = "data [N, d] and conditions [N, C]" if autoencoder.condition else "data [N, d]"
-        raise DataError(f"a figure is of {what}, not of a {type(x).__name__}")
+    if not all(isinstance(t, Tensor) for t in args) or not 1 <= len(args) <= 2:
+        raise DataError(f"a figure is of data [N, d], not of a {type(x).__name__} of {len(x)}")
+    autoencoder.check_condition(args[1] if len(args) == 2 else None)
     x, *c = like_parameters(autoencoder, tuple(t[:num] for t in args))
     refuse_none("data", len(x))
     return autoencoder.flat(x), *c

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from pyroae import zoo
-from pyroae.config import Part, RunConfig, snapshot_name
+from pyroae.config import SEMI_SUPERVISED, Part, RunConfig, snapshot_name
 from pyroae.data.conditions import Conditioning
 from pyroae.data.dataset import Dataset
 from pyroae.data.loading import Splits, load, split_arguments
+from pyroae.data.partial_labels import partly_labelled
 from pyroae.data.sources import named
 from pyroae.errors import DataError, RunError
 from pyroae.evaluation.blocks import Data
@@ -105,7 +106,7 @@ def splits_of(config: RunConfig, data: str | None = None, names: tuple[str, ...]
         arrays = named(source, config.data_root)
         if isinstance(arrays, tuple):
             return _several(config, source, arrays)
-    return load(
+    splits = load(
         source,
         binarize=binarization_of(config),  # type: ignore[arg-type]
         valid=config.valid_fraction,
@@ -117,9 +118,26 @@ def splits_of(config: RunConfig, data: str | None = None, names: tuple[str, ...]
         condition=_conditioning(config, names),
         missing=config.missing,
     )
+    if not is_semi_supervised(config):
+        return splits
+    return partly_labelled(splits, config.num_labels if data is None else None, config.split_seed)
+
+
+def is_semi_supervised(config: RunConfig) -> bool:
+    """Return whether the system of a configuration learns from labels that may be missing.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        True for M2.
+    """
+    return config.program is None and config.system == SEMI_SUPERVISED
 
 
 def _conditioning(config: RunConfig, names: tuple[str, ...]) -> Conditioning | None:
+    if is_semi_supervised(config):
+        return Conditioning(classes=names, optional=True)
     if config.condition is None:
         return None
     how = Conditioning.named(config.condition)
@@ -321,6 +339,8 @@ def part_of(run: Run, part: Part) -> Dataset | Arguments:
             f"{found.name} has {width} features per datum; the run '{run.path}' was trained on "
             f"{trained_on}"
         )
+    if is_semi_supervised(run.config) and isinstance(found, Dataset):
+        found = replace(found, condition=None)  # p(x) is evaluated: classes are summed
     return _in_memory(found, run, part.num_data).first(part.num_data or len(found))
 
 

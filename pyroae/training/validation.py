@@ -9,7 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from pyroae.autoencoder import Autoencoder
+from pyroae.autoencoder import Autoencoder, correct_classes
 from pyroae.data.dataset import Dataset
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.context import evaluating
@@ -43,7 +43,7 @@ class Validator:
     ) -> None:
         self.step, self.data, self.fabric, self.seed = step, data, fabric, seed
 
-    def __call__(self) -> tuple[float, float, float]:
+    def __call__(self) -> tuple[float, float, float, float]:
         """Return the mean negative bound, distortion and rate at full KL weight.
 
             distortion = −E log p(x|z),  rate = E[log q(z|x) − log p(z)]
@@ -51,10 +51,11 @@ class Validator:
         Collective: every process has to call it.
 
         Returns:
-            Three means over the validation data, in nats per datum; nan without data.
+            Three means over the validation data, in nats per datum, and the share of labelled data
+            whose class M2 finds; nan without data, and for other systems.
         """
         if self.data is None:
-            return math.nan, math.nan, math.nan
+            return math.nan, math.nan, math.nan, math.nan
         system, share, device = self.step.system, self.step.share, self.fabric.device
         sums = torch.zeros(3, dtype=torch.float64)
         with (
@@ -71,7 +72,17 @@ class Validator:
         if share.world > 1:
             sums = cast(Tensor, self.fabric.all_reduce(sums.to(device), reduce_op="sum")).cpu()
         nelbo, distortion, rate = (sums / len(self.data)).tolist()
-        return nelbo, distortion, rate
+        return nelbo, distortion, rate, self._accuracy()
+
+    def _accuracy(self) -> float:
+        if not isinstance(self.data, Dataset):
+            return math.nan
+        (x,) = like_parameters(self.step.system, (self.data.x,))
+        with evaluating(self.step.system), self.fabric.autocast():
+            correct = correct_classes(
+                self.step.system, x, self.data.labels, self.data.condition_names
+            )
+        return math.nan if correct is None else correct.mean().item()
 
 
 def warn_if_dead(system: nn.Module, data: Dataset | Arguments) -> None:

@@ -186,6 +186,7 @@ def several(out: Path, *words: str, launcher: tuple[str, ...] = ()) -> dict[str,
             ["vae", "vimco", "categorical", "denoising", "optimal", "layers"],
             marks=pytest.mark.slow,
         ),
+        pytest.param(2, ["conditional", "m2"], marks=pytest.mark.slow),
         pytest.param(4, ["dreg", "vimco", "denoising", "pair"], marks=pytest.mark.slow),
     ],
 )

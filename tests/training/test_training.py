@@ -280,6 +280,7 @@ def test_history_is_written(binary: Splits, tmp_path: Path) -> None:
         "valid_nelbo",
         "distortion",
         "rate",
+        "accuracy",
     ]
     assert [float(r["valid_nelbo"]) for r in rows] == [e.valid_nelbo for e in result.history]
     assert [int(r["step"]) for r in rows] == [15, 30]

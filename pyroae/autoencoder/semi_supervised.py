@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyroae.autoencoder import Autoencoder, announce_parameters
+from pyroae.autoencoder.system import Autoencoder, announce_parameters
 from pyroae.data.conditions import label_text
 from pyroae.errors import ConfigError, UndefinedLikelihoodError
 
@@ -27,8 +27,8 @@ class M2(Autoencoder):
         model: y_n ~ Uniform{1, …, C}, z_n ~ p(z), x_n ~ p(x | decoder(z_n, y_n))
         guide: y_n ~ q(y | classifier(x_n)), z_n ~ q(z | encoder(x_n, y_n))
 
-    `model` and `guide` take (x, y), where y is one-hot, and 0 where the label is missing. The
-    guide's y is marked for enumeration, so that the ELBO sums over it exactly
+    `model` and `guide` take (x, y), where y is one-hot, and 0 where the label is missing. The y of
+    the guide is marked for enumeration, so that the ELBO sums over it exactly
     (`objectives.enumerated`):
 
         labelled:    L(x, y) = E_q [log p(y) p(x|z, y) p(z) − log q(z|x, y)] ≤ log p(x, y)
@@ -249,7 +249,7 @@ class M2(Autoencoder):
         return super().linear_gaussian(c)
 
     def _log_q(self, x: Tensor) -> Tensor:
-        """Log q(y|x), shape `[N, C]`."""
+        """The log-probabilities q(y|x), shape `[N, C]`."""
         return cast(Tensor, self.classifier(x)).log_softmax(-1)
 
     def _posterior(self, x: Tensor, y: Tensor) -> TorchDistribution:

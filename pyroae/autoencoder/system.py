@@ -142,9 +142,8 @@ class Autoencoder(nn.Module):
         self.prior.check(self)
         if isinstance(self.posterior, posteriors.ExactLinear):
             try:
-                self.linear_gaussian(
-                    self.zeros.new_zeros(1, self.condition) if self.condition else None
-                )
+                at = self.zeros.new_zeros(1, self.condition) if self.condition else None
+                self.linear_gaussian(at)
             except UndefinedLikelihoodError as error:
                 raise ConfigError(f"the exact linear posterior cannot be used: {error}") from None
 
@@ -654,7 +653,7 @@ def _not_linear_gaussian(part: str, choice: Any, required: str) -> str:
 
 @dataclass(frozen=True)
 class _AtCondition:
-    """The parts of a conditional autoencoder that a posterior uses, at conditions c `[N, C]`."""
+    """A conditional autoencoder as a posterior sees it: with an encoder of x alone, at c."""
 
     system: Autoencoder
     c: Tensor
