@@ -83,6 +83,7 @@ def examples() -> dict[str, tuple[int, Callable[..., Figure]]]:
     return {
         "along_training": (2, lambda ax=None: plots.along_training(evaluations, 10, ax=ax)),
         "bound_curve": (1, lambda ax=None: plots.bound_curve({"guide": estimate}, ax=ax)),
+        "column_errors": (2, lambda ax=None: plots.column_errors(linear, y, ax=ax)),
         "differences": (1, lambda ax=None: plots.differences(comparison, ax=ax)),
         "extremes": (6, lambda ax=None: plots.extremes(x, torch.arange(6), (4, 5), 3, ax=ax)),
         "filters": (1, lambda ax=None: plots.filters(vae, ax=ax)),
