@@ -16,7 +16,7 @@ from pyroae.config import SEMI_SUPERVISED, RunConfig
 from pyroae.data.dataset import Dataset
 from pyroae.data.image_channels import AXES
 from pyroae.errors import ConfigError, unknown_name
-from pyroae.hierarchies import HIERARCHIES, Hierarchy
+from pyroae.autoencoder.hierarchies import HIERARCHIES, Hierarchy
 from pyroae.nn import MAPS, MLP, Conv, Linear, Map, Tied
 from pyroae.programs.named import program_named
 from pyroae.registry import Registry

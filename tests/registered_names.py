@@ -8,7 +8,7 @@ from typing import Any
 
 from pyroae.corruptions import CORRUPTIONS
 from pyroae.data.named_datasets import DATASETS
-from pyroae.hierarchies import HIERARCHIES
+from pyroae.autoencoder.hierarchies import HIERARCHIES
 from pyroae.likelihoods import LIKELIHOODS
 from pyroae.nn import ACTIVATIONS, MAPS
 from pyroae.objectives import BOUNDS, GRADIENTS, OBJECTIVES

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyroae import corruptions, likelihoods, posteriors, priors, zoo
 from pyroae.autoencoder import Autoencoder
-from pyroae.hierarchies import TopDown
+from pyroae.autoencoder.hierarchies import TopDown
 from pyroae.nn import MLP, Conv, Linear
 from pyroae.priors import GaussianWeights, Laplace
 

@@ -19,7 +19,7 @@ from pyroae.autoencoder import Autoencoder
 from pyroae.corruptions import CORRUPTIONS, Gaussian, Masking, SaltAndPepper
 from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError
 from pyroae.evaluation.diagnostics import diagnose
-from pyroae.hierarchies import HIERARCHIES
+from pyroae.autoencoder.hierarchies import HIERARCHIES
 from pyroae.likelihoods import LIKELIHOODS, Bernoulli, ContinuousBernoulli, Likelihood
 from pyroae.likelihoods import Normal as NormalLikelihood
 from pyroae.nn import MLP, Linear, Map

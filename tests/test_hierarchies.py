@@ -23,7 +23,7 @@ from pyroae.evaluation.adaptive_quadrature import quadrature
 from pyroae.evaluation.diagnostics import diagnose
 from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.inference_gaps import gaps
-from pyroae.hierarchies import BottomUp, Hierarchy, TopDown, precision_weighted
+from pyroae.autoencoder.hierarchies import BottomUp, Hierarchy, TopDown, precision_weighted
 from pyroae.likelihoods import Normal
 from pyroae.nn import MLP, Linear
 from pyroae.objectives import OBJECTIVES

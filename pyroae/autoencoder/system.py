@@ -19,7 +19,7 @@ from torch.distributions import constraints
 from pyroae import corruptions, likelihoods, linear_gaussian, posteriors, priors
 from pyroae.distributions import REAL
 from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError
-from pyroae.hierarchies import BottomUp, Draw, Hierarchy, Layer, site_of
+from pyroae.autoencoder.hierarchies import BottomUp, Draw, Hierarchy, Layer, site_of
 from pyroae.nn import MLP, Atoms, Linear, Map, Tied, set_output_bias
 from pyroae.posteriors.sparse import Sparsity, is_point, sparsity
 
@@ -31,7 +31,7 @@ class Autoencoder(nn.Module):
         guide: z_n ~ q(z | encoder(x̃_n)),   n in the plate "data"
 
     With several latent layers, p(z) is p(z_L) p(z_{L-1} | z_L) ... p(z_1 | z_2), of which `prior`
-    is p(z_L); see `pyroae.hierarchies`.
+    is p(z_L); see `pyroae.autoencoder.hierarchies`.
 
     `model` and `guide` are ordinary Pyro programs. The parameters stay in this module and never
     enter Pyro's global store. The corruption x → x̃ acts in training mode only: `eval()` turns it

@@ -30,7 +30,7 @@ from pyroae.evaluation.importance.likelihood import LikelihoodEstimate
 from pyroae.evaluation.importance.streams import LEAST_ESS, LEAST_FOR_PSIS
 from pyroae.evaluation.summary import Evaluation
 from pyroae.evaluation.summary import evaluate as evaluate_system
-from pyroae.hierarchies import site_of
+from pyroae.autoencoder.hierarchies import site_of
 from pyroae.inference_data import to_datatree
 from pyroae.plots import likelihood as likelihood_plots
 from pyroae.plots.drawing import save

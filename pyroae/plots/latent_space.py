@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyroae.autoencoder import Autoencoder
 from pyroae.errors import ConfigError, DataError
 from pyroae.evaluation.diagnostics import Diagnostics
-from pyroae.hierarchies import site_of
+from pyroae.autoencoder.hierarchies import site_of
 from pyroae.plots.canvas import Canvas, Target, canvas
 from pyroae.plots.drawing import (
     BLUE,
@@ -157,7 +157,7 @@ def manifold(autoencoder: Autoencoder, num: int = 20, *, ax: Target | None = Non
     )
     with evaluating(autoencoder):
         values = to_array(
-            autoencoder.decode(torch.cartesian_prod(quantiles.flip(0), quantiles).flip(-1), top)
+            autoencoder.decode(torch.cartesian_prod(quantiles.flip(0), quantiles).flip(-1), layer=top)
         )
     place = canvas(ax, (5, 5), dpi=200)
     axes = place.panels[0]
