@@ -41,7 +41,7 @@ def binary(num_data: int = 5) -> Tensor:
     return (torch.rand(num_data, D) < 0.5).double()
 
 
-def system_of(prior: Prior | str, latent: int = M, **choices: Any) -> Autoencoder:
+def system_of(prior: Prior | str, latent: int = M, **choices: Any) -> Any:
     """A small system whose parameters are away from their start."""
     prior = PRIORS.parse(prior) if isinstance(prior, str) else prior
     system = Autoencoder(D, latent, prior=prior, **{"encoder": MLP((5,)), **choices})
@@ -51,7 +51,7 @@ def system_of(prior: Prior | str, latent: int = M, **choices: Any) -> Autoencode
     return system
 
 
-def linear_system(prior: Prior) -> Autoencoder:
+def linear_system(prior: Prior) -> Any:
     return system_of(prior, likelihood=NormalLikelihood(0.7), encoder=Linear())
 
 
@@ -118,7 +118,7 @@ def test_mixture_is_the_sum_of_its_gaussians() -> None:
 @pytest.mark.parametrize("learn", [False, True])
 def test_vamp_is_the_mixture_of_its_posteriors(learn: bool) -> None:
     system, z = system_of(Vamp(4, learn=learn)), torch.randn(3, 7, M)
-    pseudo = system.learned_prior
+    pseudo: Any = system.learned_prior
     weights = pseudo.logits.softmax(0)
     assert (weights.std() > 0.01) == learn
     each = [system.q_z(u[None]).log_prob(z).exp() for u in pseudo()]
@@ -179,7 +179,7 @@ def test_exact_log_likelihood_of_a_mixture(prior: Prior) -> None:
     torch.testing.assert_close(weights.log_weight, expected.expand(3, -1), rtol=0, atol=1e-8)
 
 
-def _exact_posterior(system: Autoencoder, logs: Tensor) -> Any:
+def _exact_posterior(system: Any, logs: Tensor) -> Any:
     """The guide p(z|x), a mixture of Gaussians, from log N(x; component c), `[C, N]`."""
     weight, bias, sigma = system.linear_likelihood()
     p_z = system.p_z()
@@ -342,7 +342,7 @@ def test_pseudo_inputs_start_at_data_and_stay_in_their_range() -> None:
     grey = torch.rand(30, D)
     system = system_of(Vamp(7))
     system.start_at(grey.mean(0), grey)
-    pseudo = system.learned_prior
+    pseudo: Any = system.learned_prior
     distance = (pseudo()[:, None] - grey.clamp(0.01, 0.99)).abs().amax(-1)
     assert distance.min(1).values.max() < 1e-9
     assert len(set(distance.argmin(1).tolist())) == 7
@@ -414,7 +414,12 @@ def test_compiled_training_is_that_of_eager_code(
     from pyroae.compilation import svi
 
     made: list[Any] = []
-    monkeypatch.setattr(svi, "inductor", lambda graph, *_: made.append(graph) or graph)
+
+    def keep(graph: Any, *_: Any) -> Any:
+        made.append(graph)
+        return graph
+
+    monkeypatch.setattr(svi, "inductor", keep)
     eager, compiled = (trained(text, digits, objective, compile=c) for c in (False, True))
     assert made
     weights = zip(

@@ -1,7 +1,7 @@
 """Normalizing flows of zuko as priors."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -35,7 +35,7 @@ class FlowDistribution(dist.TorchDistribution):
     torch.Size([3])
     """
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.real_vector
     has_rsample = True
 
@@ -101,7 +101,7 @@ class Flow(Prior):
     def learned(self, latent: int, features: int) -> nn.Module:
         """Return the flow of zuko, near the identity."""
         name, settings = KINDS[self.kind]
-        flow: nn.Module = getattr(zuko_flows(), name)(
+        flow: Any = getattr(zuko_flows(), name)(
             latent,
             transforms=self.transforms,
             hidden_features=(self.hidden, self.hidden),

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import pyro.distributions as dist
 import torch
@@ -39,7 +39,7 @@ class MixtureDistribution(dist.TorchDistribution):
     (tensor([-1.4189, -1.4189, -1.4189]), torch.Size([5, 1]))
     """
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.real_vector
     has_rsample = False
 
