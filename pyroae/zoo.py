@@ -12,11 +12,11 @@ from torch import nn
 
 from pyroae import corruptions, likelihoods, posteriors, priors
 from pyroae.autoencoder import M2, Autoencoder
+from pyroae.autoencoder.hierarchies import HIERARCHIES, Hierarchy
 from pyroae.config import SEMI_SUPERVISED, RunConfig
 from pyroae.data.dataset import Dataset
 from pyroae.data.image_channels import AXES
 from pyroae.errors import ConfigError, unknown_name
-from pyroae.autoencoder.hierarchies import HIERARCHIES, Hierarchy
 from pyroae.nn import MAPS, MLP, Conv, Linear, Map, Tied
 from pyroae.programs.named import program_named
 from pyroae.registry import Registry

@@ -6,9 +6,9 @@ python -m tests.registered_names
 from pathlib import Path
 from typing import Any
 
+from pyroae.autoencoder.hierarchies import HIERARCHIES
 from pyroae.corruptions import CORRUPTIONS
 from pyroae.data.named_datasets import DATASETS
-from pyroae.autoencoder.hierarchies import HIERARCHIES
 from pyroae.likelihoods import LIKELIHOODS
 from pyroae.nn import ACTIVATIONS, MAPS
 from pyroae.objectives import BOUNDS, GRADIENTS, OBJECTIVES

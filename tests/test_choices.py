@@ -16,10 +16,10 @@ from torch import Tensor
 
 from pyroae import linear_gaussian, zoo
 from pyroae.autoencoder import Autoencoder
+from pyroae.autoencoder.hierarchies import HIERARCHIES
 from pyroae.corruptions import CORRUPTIONS, Gaussian, Masking, SaltAndPepper
 from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError
 from pyroae.evaluation.diagnostics import diagnose
-from pyroae.autoencoder.hierarchies import HIERARCHIES
 from pyroae.likelihoods import LIKELIHOODS, Bernoulli, ContinuousBernoulli, Likelihood
 from pyroae.likelihoods import Normal as NormalLikelihood
 from pyroae.nn import MLP, Linear, Map

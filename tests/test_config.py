@@ -65,6 +65,7 @@ OTHER: dict[str, Any] = {
     "corruption": "masking:probability=0.5",
     "sparsity": 0.01,
     "condition": "labels",
+    "missing": True,
     "num_labels": 50,
     "classification": 0.5,
 }

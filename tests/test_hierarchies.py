@@ -15,6 +15,7 @@ from torch.distributions import MultivariateNormal
 
 from pyroae import ais, bdmc, log_likelihood, plots, priors, zoo
 from pyroae.autoencoder import Autoencoder
+from pyroae.autoencoder.hierarchies import BottomUp, Hierarchy, TopDown, precision_weighted
 from pyroae.cli import main
 from pyroae.compilation.svi import Compiled
 from pyroae.config import AISSettings, RunConfig, TrainConfig
@@ -23,7 +24,6 @@ from pyroae.evaluation.adaptive_quadrature import quadrature
 from pyroae.evaluation.diagnostics import diagnose
 from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.inference_gaps import gaps
-from pyroae.autoencoder.hierarchies import BottomUp, Hierarchy, TopDown, precision_weighted
 from pyroae.likelihoods import Normal
 from pyroae.nn import MLP, Linear
 from pyroae.objectives import OBJECTIVES

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyroae import corruptions, likelihoods, linear_gaussian, posteriors, priors
+from pyroae.autoencoder.hierarchies import BottomUp, Draw, Hierarchy, Layer, site_of
 from pyroae.distributions import REAL
 from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError
-from pyroae.autoencoder.hierarchies import BottomUp, Draw, Hierarchy, Layer, site_of
 from pyroae.nn import MLP, Atoms, Linear, Map, Tied, set_output_bias
 from pyroae.posteriors.sparse import Sparsity, is_point, sparsity
 

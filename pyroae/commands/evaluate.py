@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pyroae import plots
 from pyroae.autoencoder import Autoencoder
+from pyroae.autoencoder.hierarchies import site_of
 from pyroae.commands.snapshots import write_evaluations
 from pyroae.config import ALL, EvaluationSettings, Part, TrainConfig
 from pyroae.data.dataset import Dataset
@@ -30,7 +31,6 @@ from pyroae.evaluation.importance.likelihood import LikelihoodEstimate
 from pyroae.evaluation.importance.streams import LEAST_ESS, LEAST_FOR_PSIS
 from pyroae.evaluation.summary import Evaluation
 from pyroae.evaluation.summary import evaluate as evaluate_system
-from pyroae.autoencoder.hierarchies import site_of
 from pyroae.inference_data import to_datatree
 from pyroae.plots import likelihood as likelihood_plots
 from pyroae.plots.drawing import save

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pyroae import plots
 from pyroae.autoencoder import Autoencoder
+from pyroae.autoencoder.hierarchies import site_of
 from pyroae.config import Part, at_least_one
 from pyroae.data.conditions import FROM_LABELS
 from pyroae.data.dataset import Dataset
 from pyroae.errors import ConfigError
-from pyroae.autoencoder.hierarchies import site_of
 from pyroae.inference_data import to_datatree
 from pyroae.plots.drawing import save
 from pyroae.programs.arguments import Arguments

@@ -10,9 +10,9 @@ from matplotlib.patches import Patch
 from torch import Tensor, nn
 
 from pyroae.autoencoder import Autoencoder
+from pyroae.autoencoder.hierarchies import site_of
 from pyroae.errors import ConfigError, DataError
 from pyroae.evaluation.diagnostics import Diagnostics
-from pyroae.autoencoder.hierarchies import site_of
 from pyroae.plots.canvas import Canvas, Target, canvas
 from pyroae.plots.drawing import (
     BLUE,
@@ -157,7 +157,9 @@ def manifold(autoencoder: Autoencoder, num: int = 20, *, ax: Target | None = Non
     )
     with evaluating(autoencoder):
         values = to_array(
-            autoencoder.decode(torch.cartesian_prod(quantiles.flip(0), quantiles).flip(-1), layer=top)
+            autoencoder.decode(
+                torch.cartesian_prod(quantiles.flip(0), quantiles).flip(-1), layer=top
+            )
         )
     place = canvas(ax, (5, 5), dpi=200)
     axes = place.panels[0]
