@@ -1,6 +1,8 @@
 """Distributions that Pyro lacks: one-hot vectors, continuous Bernoulli by logits, flat density."""
 
 import math
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import pyro.distributions as dist
@@ -24,6 +26,24 @@ BINARY = "binary"
 
 REAL = "real"
 """The support of real z."""
+
+
+def zuko() -> ModuleType:
+    """Import zuko, the library of normalizing flows, without its effect on other distributions.
+
+    Its import turns off the validation of all distributions of torch and Pyro, which is restored
+    here.
+
+    Returns:
+        The package `zuko`.
+
+    >>> zuko().flows.MAF(features=2).transform is not None
+    True
+    """
+    validates = torch.distributions.Distribution._validate_args
+    zuko = import_module("zuko")
+    torch.distributions.Distribution.set_default_validate_args(validates)
+    return zuko
 
 
 class OneHots(dist.TorchDistribution):

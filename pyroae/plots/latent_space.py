@@ -156,11 +156,8 @@ def manifold(autoencoder: Autoencoder, num: int = 20, *, ax: Target | None = Non
         torch.linspace(0.02, 0.98, num, dtype=like.dtype, device=like.device)
     )
     with evaluating(autoencoder):
-        values = to_array(
-            autoencoder.decode(
-                torch.cartesian_prod(quantiles.flip(0), quantiles).flip(-1), layer=top
-            )
-        )
+        points = torch.cartesian_prod(quantiles.flip(0), quantiles).flip(-1)
+        values = to_array(autoencoder.decode(points, layer=top))
     place = canvas(ax, (5, 5), dpi=200)
     axes = place.panels[0]
     draw_grid(axes, values, autoencoder.shape, limits_of(values))

@@ -8,9 +8,10 @@ from typing import Any, cast
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
+from torch.distributions import constraints
 
 from pyroae.activations import ACTIVATIONS
+from pyroae.distributions import zuko
 from pyroae.errors import unknown_name
 from pyroae.posteriors.base import (
     POSTERIORS,
@@ -182,7 +183,7 @@ class FlowPosterior(Posterior):
             with torch.no_grad():
                 layers[-1].weight.mul_(0.01)
                 layers[-1].bias.zero_()
-        return _zuko().lazy.LazyComposedTransform(*parts)
+        return zuko().lazy.LazyComposedTransform(*parts)
 
     def distribution(self, x: Tensor, system: Encoding) -> dist.TorchDistribution:
         """Return the flow, event shape `[m]`."""
@@ -194,7 +195,7 @@ class FlowPosterior(Posterior):
         order = torch.arange(latent)
         return cast(
             nn.Module,
-            _zuko().flows.MaskedAutoregressiveTransform(
+            zuko().flows.MaskedAutoregressiveTransform(
                 features=latent,
                 context=self.context,
                 order=order.flip(0) if reverse else order,
@@ -265,14 +266,5 @@ class NSF(FlowPosterior):
 
     def _univariate(self) -> dict[str, Any]:
         shapes = ((self.bins,), (self.bins,), (self.bins - 1,))
-        spline = partial(_zuko().transforms.MonotonicRQSTransform, slope=SLOPE)
+        spline = partial(zuko().transforms.MonotonicRQSTransform, slope=SLOPE)
         return {"univariate": spline, "shapes": shapes}
-
-
-def _zuko() -> Any:
-    """Import zuko, and undo that its import turns off the validation of all distributions."""
-    validates = Distribution._validate_args
-    import zuko  # type: ignore[import-untyped]
-
-    Distribution.set_default_validate_args(validates)
-    return zuko

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyroae.distributions import zuko
 from pyroae.errors import ConfigError, unknown_name
 from pyroae.priors.base import PRIORS, Prior
 
@@ -101,7 +102,7 @@ class Flow(Prior):
     def learned(self, latent: int, features: int) -> nn.Module:
         """Return the flow of zuko, near the identity."""
         name, settings = KINDS[self.kind]
-        flow: Any = getattr(zuko_flows(), name)(
+        flow: Any = getattr(zuko().flows, name)(
             latent,
             transforms=self.transforms,
             hidden_features=(self.hidden, self.hidden),
@@ -118,19 +119,3 @@ class Flow(Prior):
     def distribution(self, zeros: Tensor, learned: nn.Module) -> dist.TorchDistribution:
         """Return the flow's distribution, event shape `[m]`."""
         return FlowDistribution(learned())
-
-
-def zuko_flows() -> Any:
-    """Import `zuko.flows` without its effect on other distributions.
-
-    Importing zuko turns off the validation of all distributions of torch and Pyro. It is restored
-    here.
-
-    Returns:
-        The module.
-    """
-    validates = torch.distributions.Distribution._validate_args
-    import zuko.flows
-
-    torch.distributions.Distribution.set_default_validate_args(validates)
-    return zuko.flows
