@@ -54,7 +54,7 @@ def combinations() -> Iterator[tuple[str, str, str, str]]:
     """Every pair of two choices, with defaults that go with them for the other two."""
     names = [TEXTS.get(name, name) for name in LIKELIHOODS]
     tables = (PRIORS, POSTERIORS, [*names, "normal:learn=true"], CORRUPTIONS)
-    found = {}
+    found: dict[tuple[str, str, str, str], None] = {}
     for first, second in itertools.combinations(range(4), 2):
         for pair in itertools.product(tables[first], tables[second]):
             given = dict(zip((first, second), pair, strict=True))

@@ -269,8 +269,8 @@ def test_config_needs_no_torch() -> None:
 
 
 def test_every_setting_reaches_the_system() -> None:
-    given = {"system": "sparse-ae", "condition": None, "num_labels": None, "tied": False}
-    given |= {"latent": 9, "hierarchy": None, "missing": False}
+    given: dict[str, Any] = {"system": "sparse-ae", "condition": None, "num_labels": None}
+    given |= {"latent": 9, "hierarchy": None, "missing": False, "tied": False}
     made = zoo.from_config(RunConfig(**{**OTHER, **given}), (8, 8))
     assert made.latent == 9
     assert made.encoder_map == nn.Conv((12, 13), activation="relu", axis="last")

@@ -90,7 +90,7 @@ def test_importance_sampling_of_observed_features() -> None:
     system, x = linear(exact=False)
     expected, _, _ = by_hand(system, x)
     with torch.no_grad():  # a guide of its own, far from the posterior
-        system.encoder[0].weight.mul_(0.1)  # type: ignore[union-attr,index,operator]
+        system.encoder.get_parameter("0.weight").mul_(0.1)
     found = log_likelihood(system.model, system.guide, x, num_particles=20_000, seed=0)
     assert ((found.log_px - expected) / found.se).abs().max() < 5
 
@@ -197,7 +197,8 @@ def test_a_pca_with_holes_is_learned() -> None:
 def test_compiled_and_resumed_trainings_are_the_same() -> None:
     data = Dataset.from_array(holes((torch.rand(60, D) < 0.4).float()), missing=True)
     config = TrainConfig(epochs=3, batch_size=25, keep="last")
-    systems, states = [], []
+    systems: list[Autoencoder] = []
+    states: list[Any] = []
     for compiled in (False, True):
         torch.manual_seed(8)
         systems.append(zoo.vae(data, M, hidden=(4,)))
@@ -233,7 +234,7 @@ def test_binarization_keeps_missing_values() -> None:
     for binarize in ("threshold", "static", "dynamic"):
         splits = load(
             Dataset.from_array(holes(grey), missing=True),
-            binarize=binarize,  # type: ignore[arg-type]
+            binarize=binarize,
         )
         assert splits.test is not None
         share = splits.test.x.isnan().float().mean()
@@ -360,7 +361,7 @@ def test_what_cannot_be() -> None:
         impute(zoo.vae(3, 1, missing=True), x, num_particles=1)
     with pytest.raises(ConfigError, match="does not say how its features factorize"):
         observed_log_prob(
-            MultivariateNormal(torch.zeros(3), torch.eye(3)),  # type: ignore[arg-type]
+            MultivariateNormal(torch.zeros(3), torch.eye(3)),
             torch.zeros(3),
             torch.ones(3, dtype=torch.bool),
         )

@@ -245,14 +245,9 @@ def test_mixture_draws_have_the_gradient_of_their_mean() -> None:
     z = torch.cartesian_prod(line, line)
     exact = (q().log_prob(z).exp() * f(z)).sum() * (line[1] - line[0]) ** 2
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(exact, leaves)])
-    estimates = torch.stack(
-        [
-            torch.cat(
-                [g.flatten() for g in torch.autograd.grad(f(q().rsample((400,))).mean(), leaves)]
-            )
-            for _ in range(60)
-        ]
-    )
+    many = torch.Size((400,))
+    gradients = [torch.autograd.grad(f(q().rsample(many)).mean(), leaves) for _ in range(60)]
+    estimates = torch.stack([torch.cat([g.flatten() for g in each]) for each in gradients])
     error = estimates.std(0) / math.sqrt(60)
     assert (expected.abs() > 10 * error).sum() > 10
     assert ((estimates.mean(0) - expected).abs() < 4.5 * error).all()
@@ -284,7 +279,7 @@ def of_columns(posterior: Posterior, latent: int = 2) -> tuple[Autoencoder, Tens
     torch.manual_seed(5)
     common, own = torch.randn(4, 1), torch.randn(4, latent)
     with torch.no_grad():
-        system.decoder[0].weight.copy_(common + 0.28 * own)
+        system.decoder.get_parameter("0.weight").copy_(common + 0.28 * own)
         for parameter in system.learned_likelihood.parameters():
             parameter.copy_(torch.full_like(parameter, math.log(0.6)))
         x = system.sample(500, noise=True)
@@ -461,5 +456,6 @@ def test_tied_weights_are_those_of_the_mean(name: str) -> None:
     """The first m outputs of the encoder are the mean, or the mean of the first component."""
     system = Autoencoder(D, M, posterior=POSTERIORS.parse(name), encoder=Linear(), tied=True)
     z = torch.randn(N, M)
-    weight = system.encoder[0].weight[:M]
-    torch.testing.assert_close(system.decoder(z), z @ weight + system.decoder.bias)
+    weight = system.encoder.get_parameter("0.weight")[:M]
+    bias = system.decoder.get_parameter("biases.0")
+    torch.testing.assert_close(system.decoder(z), z @ weight + bias)

@@ -127,21 +127,16 @@ def impute(
         for block in blocks(args, size):
             parts.append(_imputed(autoencoder, block, num_particles, num_imputations))
             bar.update(sum(len(part[0]) for part in parts))
-    x_filled, se, low, high, draws, ess = zip(*parts, strict=True)
+    *columns, draws = zip(*parts, strict=True)
+    filled, se, low, high, ess = (torch.cat(part).cpu() for part in columns)
     is_missing = args[0].isnan().cpu()
-    columns = [torch.cat(part).cpu() for part in (x_filled, se, low, high)]
-    return Imputation(
-        *columns,
-        draws=torch.cat(draws, 1).cpu(),
-        is_missing=is_missing,
-        ess=torch.cat(ess).cpu(),
-    )
+    return Imputation(filled, se, low, high, torch.cat(draws, 1).cpu(), is_missing, ess)
 
 
 def _imputed(
     system: Autoencoder, block: tuple[Tensor, ...], num_particles: int, num_imputations: int
 ) -> tuple[Tensor, ...]:
-    """Filled data, errors, quantiles, multiple imputations and ESS of one block."""
+    """Filled data, errors, quantiles, ESS and multiple imputations of one block."""
     traces = run(system.model, system.guide, block, {}, num_particles)
     log_weight = reduce_log_weights(traces).log_weight.double()
     if not log_weight.isfinite().any(0).all():
@@ -164,7 +159,7 @@ def _imputed(
         chosen = torch.multinomial(weight.t(), num_imputations, replacement=True)
         rows = torch.arange(len(x), device=x.device)
         draws = torch.where(is_missing, drawn[chosen.t(), rows], x)
-    return filled[0], se, filled[1], filled[2], draws, 1 / weight.square().sum(0)
+    return filled[0], se, filled[1], filled[2], 1 / weight.square().sum(0), draws
 
 
 def _whole(fn: Any) -> Any:

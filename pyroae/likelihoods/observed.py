@@ -1,6 +1,6 @@
 """The likelihood of the features that are observed."""
 
-from typing import cast
+from typing import ClassVar, cast
 
 import pyro.distributions as dist
 import torch
@@ -33,7 +33,7 @@ class Observed(dist.TorchDistribution):
     True
     """
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_rsample = False
 
     def __init__(self, whole: dist.TorchDistribution, is_observed: Tensor) -> None:

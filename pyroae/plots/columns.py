@@ -56,11 +56,12 @@ def column_errors(
             f"a figure of the errors of columns is of tables of at most {MOST} columns, not of "
             f"data of shape {autoencoder.shape}"
         )
-    x = data_to_draw(autoencoder, x)
+    args = data_to_draw(autoencoder, x)
     with evaluating(autoencoder):
-        found = autoencoder.reconstruct(x)
+        found = autoencoder.reconstruct(*args)
     codes = to_array(autoencoder.likelihood.codes(autoencoder.features)).astype(bool)
-    data, means = to_array(x), to_array(found)
+    means = to_array(found)
+    data = np.where(np.isnan(to_array(args[0])), means, to_array(args[0]))
     place = canvas(ax, (8.4, 3.4), 1, 2)
     bars, points = place.panels
     labels = [str(j) for j in range(data.shape[1])] if names is None else list(names)

@@ -93,8 +93,7 @@ def latent_scatter(
         axes.set(title="Latent space", xlabel=xlabel, ylabel="data")
     else:
         draw_scatter(axes, means, np.array(colours)[ranks], site_of(layer))
-        is_top = isinstance(autoencoder, Autoencoder) and layer == len(autoencoder.layers)
-        if is_top and means.shape[1] == 2:
+        if isinstance(autoencoder, Autoencoder) and autoencoder.layers[layer - 1 :] == (2,):
             draw_prior(axes, autoencoder)
     if labels is not None:
         _label_legend(place, names, colours)

@@ -10,7 +10,7 @@ from pyroae.errors import ConfigError, DataError
 from pyroae.plots.canvas import Target, canvas
 from pyroae.plots.drawing import BLUE, INK, plain, to_array
 from pyroae.plots.systems import data_to_draw, refuse_programs
-from pyroae.posteriors import Point
+from pyroae.posteriors import Point, SoftThreshold, TopK
 from pyroae.programs.context import evaluating
 
 SHARES = (0.95, 0.5)
@@ -43,11 +43,11 @@ def posterior(
     """
     refuse_programs(autoencoder)
     _check(autoencoder)
-    x = data_to_draw(autoencoder, x)
-    if not 0 <= index < len(x):
-        raise DataError(f"there is no datum {index}: x has {len(x)}")
+    args = data_to_draw(autoencoder, x)
+    if not 0 <= index < len(args[0]):
+        raise DataError(f"there is no datum {index}: x has {len(args[0])}")
     with evaluating(autoencoder), torch.no_grad():
-        one = autoencoder.flat(x)[index : index + 1]
+        one = tuple(t[index : index + 1] for t in args)
         corner = autoencoder.zeros.new_tensor([5.0, 5.0])
         z, *densities = _lattice(autoencoder, one, -corner, corner)
         z, of_q, of_p = _lattice(autoencoder, one, *_box(z, densities))
@@ -69,25 +69,28 @@ def posterior(
 
 def _check(autoencoder: Autoencoder) -> None:
     """Refuse systems without a density over a plane."""
-    if autoencoder.latent != 2:
+    if autoencoder.layers != (2,):
         raise ConfigError(
             "contours are drawn of a latent space of 2 dimensions; this one has "
-            f"{autoencoder.latent}"
+            f"{', '.join(map(str, autoencoder.layers))}"
         )
-    if isinstance(autoencoder.posterior, Point) or autoencoder.p_z().support.is_discrete:
+    is_point = isinstance(autoencoder.posterior, Point | SoftThreshold | TopK)
+    if is_point or autoencoder.p_z().support.is_discrete:
         raise ConfigError(
             f"contours need a density of z given x; {autoencoder.posterior} has none on the plane"
         )
 
 
 def _lattice(
-    autoencoder: Autoencoder, x: Tensor, low: Tensor, high: Tensor
+    autoencoder: Autoencoder, one: tuple[Tensor, ...], low: Tensor, high: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The points of a lattice, `[P, 2]`, and the probabilities of q(z|x) and p(z|x), `[P]` each."""
+    x, *c = one
     steps = torch.linspace(0, 1, POINTS, dtype=low.dtype, device=low.device)
     z = torch.cartesian_prod(*(a + (b - a) * steps for a, b in zip(low, high, strict=True)))
-    log_q = autoencoder.q_z(x).expand((len(z), 1)).log_prob(z[:, None])[:, 0]
-    log_joint = autoencoder.p_z().log_prob(z) + autoencoder.p_x(z).log_prob(x)
+    log_q = autoencoder.q_z(*one).expand((len(z), 1)).log_prob(z[:, None])[:, 0]
+    p_x, values = autoencoder.of_observed(autoencoder.p_x(z, *c), x)
+    log_joint = autoencoder.p_z().log_prob(z) + p_x.log_prob(values)
     return z, log_q.softmax(0), log_joint.softmax(0)
 
 

@@ -125,7 +125,7 @@ COLUMNS = "Decoder columns, by latent unit"
 def _uses(autoencoder: Autoencoder, x: Tensor | tuple[Tensor, ...]) -> np.ndarray | None:
     """The share of the data that use each unit, `[m]`; None without a point posterior."""
     with evaluating(autoencoder):
-        found = autoencoder.sparsity(data_to_draw(autoencoder, x))
+        found = autoencoder.sparsity(*data_to_draw(autoencoder, x))
     return None if found is None else to_array(found.uses)
 
 

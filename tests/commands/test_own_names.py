@@ -359,7 +359,7 @@ def test_in_python(here: Path) -> None:
     assert run.results == {}
     assert run.data.test is not None
     system: Any = run.system
-    x: Any = run.data.test.tensors  # type: ignore[attr-defined]
+    x: Any = run.data.test.tensors
     pair = (system.model, system.guide)
     settings = pyroae.EvaluationSettings(num_particles=10)
     for given in (system, pair):

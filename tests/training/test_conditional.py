@@ -56,7 +56,7 @@ def test_log_px_of_a_linear_gaussian_decoder_is_exact_at_every_condition() -> No
     covariance = weight @ weight.t() + sigma**2 * torch.eye(4)
     means = torch.stack([system.decoder(torch.cat([torch.zeros(2), one])) for one in c])
     log_px = MultivariateNormal(means, covariance).log_prob(x).detach()
-    close = {"rtol": 0.0, "atol": 1e-8}
+    close: dict[str, Any] = {"rtol": 0.0, "atol": 1e-8}
     torch.testing.assert_close(exact_log_likelihood(system, x, c), log_px, **close)
     weights = log_weights(system.model, system.guide, x, c, num_particles=3).log_weight
     torch.testing.assert_close(weights.detach(), log_px.expand(3, 6), **close)
@@ -116,7 +116,7 @@ def test_a_compiled_training_is_the_eager_one(objective: str) -> None:
             small(), DATA, parse_objective(objective, 2), CONFIG, compile=compiled, progress=False
         )
         losses.append([row.train_nelbo for row in result.history])
-    np.testing.assert_allclose(*losses, rtol=1e-5)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
 def test_a_resumed_training_is_the_uninterrupted_one() -> None:
@@ -131,7 +131,7 @@ def test_a_resumed_training_is_the_uninterrupted_one() -> None:
 
 def test_pairs_of_tensors_train_a_conditional_system() -> None:
     x, c = (DATA.train.x > 0.5).float(), DATA.train.condition
-    result = fit(small(), (x, c), config=CONFIG, progress=False)  # type: ignore[arg-type]
+    result = fit(small(), (x, c), config=CONFIG, progress=False)
     assert result.history[1].train_nelbo < result.history[0].train_nelbo
 
 
