@@ -2,10 +2,12 @@
 each by name.
 """
 
+import importlib.util
 import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -106,6 +108,17 @@ VALID = pytest.mark.parametrize(
 
 
 # Every choice
+
+
+def test_the_page_of_all_choices_is_that_of_the_registries() -> None:
+    """docs/choices.md, as `python docs/_choices.py` writes it."""
+    file = Path(__file__).parents[1] / "docs" / "_choices.py"
+    spec = importlib.util.spec_from_file_location("_choices", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text(encoding="utf-8") == module.page()
 
 
 @pytest.mark.parametrize(

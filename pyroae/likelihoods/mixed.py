@@ -221,7 +221,7 @@ class Mixed(Likelihood):
 
 @LIKELIHOODS.register("mixed")
 def mixed(columns: str) -> Mixed:
-    """Return the mixed likelihood that a text writes.
+    """A table whose columns have different likelihoods, written as a text.
 
     Args:
         columns: Groups of columns, as in `normal*3+categorical(5)+bernoulli*2`.
@@ -231,6 +231,9 @@ def mixed(columns: str) -> Mixed:
 
     Raises:
         ConfigError: The text is not of this form, or a likelihood in it is not known.
+
+    References:
+        Nazábal et al. 2020, Handling Incomplete Heterogeneous Data using VAEs.
 
     >>> mixed("student(freedom=3,scale=learned)*2").groups
     ((Student(freedom=3, scale='learned'), 2),)
