@@ -445,6 +445,8 @@ def hierarchical_vae(
         tied (bool): False, as tied weights are refused.
         weight_prior (GaussianWeights): A prior on the weights of decoder and maps down; default
             none.
+        condition (int): C, the size of a condition c; default that of the data set, or 0.
+        missing (bool): Whether values of x may be missing, NaN; default as the data set says.
 
     Returns:
         A new autoencoder.
@@ -543,6 +545,7 @@ def m2(data: Data, latent: int, classification: float = 0.1, **choices: Unpack[C
 
     Keyword Args:
         condition (int): C, the number of classes; default that of the data set.
+        missing (bool): Whether values of x may be missing, NaN; default as the data set says.
         prior (Prior): p(z); default `Normal()`.
         posterior (Posterior): q(z|x, y); default `Diagonal()`.
         likelihood (Likelihood): p(x|z, y); default `Bernoulli()`.

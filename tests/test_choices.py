@@ -44,7 +44,7 @@ DEFAULT = ("normal", "diagonal", "bernoulli", "none")
 N, D, M = 8, 5, 3
 BASIC = ("bernoulli", "continuous-bernoulli", "normal")
 """Likelihoods of one output per feature; tests/test_likelihoods.py runs over all."""
-TEXTS = {"mixed": "mixed:columns=normal(feature)*2+categorical+bernoulli*2"}
+TEXTS = {"top-k": "top-k:k=3", "mixed": "mixed:columns=normal(feature)*2+categorical+bernoulli*2"}
 """Choices that need settings."""
 
 
@@ -55,7 +55,8 @@ def integral(density: Tensor, grid: Tensor) -> Tensor:
 def combinations() -> Iterator[tuple[str, str, str, str]]:
     """Every pair of two choices, with defaults that go with them for the other two."""
     names = [TEXTS.get(name, name) for name in LIKELIHOODS]
-    tables = (PRIORS, POSTERIORS, [*names, "normal:learn=true"], CORRUPTIONS)
+    posteriors = [TEXTS.get(name, name) for name in POSTERIORS]
+    tables = (PRIORS, posteriors, [*names, "normal:learn=true"], CORRUPTIONS)
     found: dict[tuple[str, str, str, str], None] = {}
     for first, second in itertools.combinations(range(4), 2):
         for pair in itertools.product(tables[first], tables[second]):
@@ -80,7 +81,7 @@ def is_valid(combination: tuple[str, str, str, str]) -> bool:
     prior, posterior, likelihood, _ = combination
     if prior in DISCRETE or posterior in DISCRETE:
         return prior == posterior
-    if prior == "vamp" and posterior == "point":
+    if prior == "vamp" and posterior.partition(":")[0] in POINT:
         return False
     return posterior != "exact-linear" or (prior == "normal" and likelihood.startswith("normal"))
 

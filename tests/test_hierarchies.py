@@ -372,20 +372,20 @@ def test_codes_and_decodings_of_layers(guide: type[Hierarchy]) -> None:
     codes = system.codes(x)
     assert [tuple(code.shape) for code in codes] == [(7, size) for size in SIZES]
     for layer, code in enumerate(codes, 1):
-        torch.testing.assert_close(system.encode(x, layer), code)
-        assert system.decode(code.expand(2, 7, -1), layer).shape == (2, 7, D)
+        torch.testing.assert_close(system.encode(x, layer=layer), code)
+        assert system.decode(code.expand(2, 7, -1), layer=layer).shape == (2, 7, D)
     with torch.no_grad():
         below = system.upper[0].below(system.upper[1].below(codes[2]).mean).mean
-    torch.testing.assert_close(system.decode(codes[2], 3), system.decode(below))
+    torch.testing.assert_close(system.decode(codes[2], layer=3), system.decode(below))
     torch.testing.assert_close(system.reconstruct(x), system.decode(codes[0]))
     assert system.sample(3).shape == (3, D)
     first = codes[0] if guide is BottomUp else codes[2]
     torch.testing.assert_close(system.q_z(x).mean, first)
     assert system.p_z().event_shape == (SIZES[-1],)
     with pytest.raises(ConfigError, match="there is no layer 4 of z; there are 1 to 3"):
-        system.encode(x, 4)
+        system.encode(x, layer=4)
     with pytest.raises(DataError, match=r"this autoencoder decodes \[..., 3\]"):
-        system.decode(codes[0], 2)
+        system.decode(codes[0], layer=2)
 
 
 @BOTH

@@ -449,8 +449,8 @@ def figures(system: Any, dataset: Dataset | Arguments, found: Evaluation) -> dic
 def _samples(system: Any, dataset: Dataset | Arguments, x: tuple[Tensor, ...]) -> Figure:
     """Samples; of a system that is conditioned on one-hot labels, a row per label."""
     names = getattr(dataset, "condition_names", ())
-    one_hot = len(x) == 1 or bool((x[1].square().sum(1) == 1).all())
-    if isinstance(system, Autoencoder) and names and one_hot:
+    is_conditional = isinstance(system, Autoencoder) and len(names) > 0
+    if is_conditional and (len(x) == 1 or bool((x[1].square().sum(1) == 1).all())):
         return plots.class_samples(system, names)
     return plots.samples(system, x=x, shape=dataset.shape)
 

@@ -56,7 +56,7 @@ class Imputation:
     @property
     def unreliable(self) -> Tensor:
         """Numbers of data with fewer than 10 effective draws: do not trust their imputation."""
-        return (self.is_missing.any(1) & ~(self.ess >= 10)).nonzero().flatten()
+        return (self.is_missing.any(-1) & ~(self.ess >= 10)).nonzero().flatten()
 
 
 def impute(

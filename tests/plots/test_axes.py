@@ -39,6 +39,7 @@ def examples() -> dict[str, tuple[int, Callable[..., Figure]]]:
     torch.manual_seed(0)
     vae, linear = zoo.vae((4, 5), 2, encoder=MLP((7,))), zoo.ppca(6, 2)
     vamp = zoo.vae((4, 5), 2, encoder=MLP((7,)), prior=Vamp(5))
+    of_class = zoo.conditional_vae((4, 5), 2, encoder=MLP((7,)), condition=2)
     x, y = (torch.rand(6, 20) < 0.4).float(), torch.randn(8, 6)
     estimate = log_likelihood(linear.model, linear.guide, y, num_particles=300, seed=0)
     parameters = dict(linear.named_parameters())
@@ -83,6 +84,7 @@ def examples() -> dict[str, tuple[int, Callable[..., Figure]]]:
     return {
         "along_training": (2, lambda ax=None: plots.along_training(evaluations, 10, ax=ax)),
         "bound_curve": (1, lambda ax=None: plots.bound_curve({"guide": estimate}, ax=ax)),
+        "class_samples": (1, lambda ax=None: plots.class_samples(of_class, "ab", 3, ax=ax)),
         "column_errors": (2, lambda ax=None: plots.column_errors(linear, y, ax=ax)),
         "differences": (1, lambda ax=None: plots.differences(comparison, ax=ax)),
         "extremes": (6, lambda ax=None: plots.extremes(x, torch.arange(6), (4, 5), 3, ax=ax)),

@@ -260,7 +260,7 @@ def test_evaluate_refuses_in_words(line: Line) -> None:
         evaluate(line.model, line.guide, X)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"all arguments of the programs as one tuple"):
         evaluate(line, X, Y)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="an Autoencoder takes one tensor, not 2 in a tuple"):
+    with pytest.raises(DataError, match="this Autoencoder takes one tensor, not 2 in a tuple"):
         evaluate(zoo.ppca(2, latent=1), (X, Y))
     system = zoo.ppca(2, latent=1)
     settings = EvaluationSettings(num_particles=10)
@@ -319,7 +319,7 @@ def test_figures_of_tuples_and_of_programs(line: Line) -> None:
     module: Any = line
     for draw in (plots.reconstructions, plots.latent_scatter):
         assert draw(system, (X,)).axes
-        with pytest.raises(DataError, match="a figure is of one tensor"):
+        with pytest.raises(DataError, match="a condition c is given, but this autoencoder"):
             draw(system, (X, Y))
         with pytest.raises(ProgramError, match=r"the guide fails: TypeError: .* argument: 'y'"):
             draw(programs, X)

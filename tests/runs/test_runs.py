@@ -71,7 +71,7 @@ def test_state_round_trip(tmp_path: Path, splits: Splits, config: RunConfig) -> 
         progress=False,
     )
     found = run.state()
-    assert found.history == states[-1].history
+    assert str(found.history) == str(states[-1].history)  # which may hold nan
     assert found.best_epoch == states[-1].best_epoch > 0
     for name, value in states[-1].weights.items():
         assert torch.equal(value, found.weights[name])

@@ -14,6 +14,7 @@ from pyroae.errors import ConfigError
 from pyroae.nn import MLP, Linear, Map
 from pyroae.posteriors import Encoding, Posterior
 from pyroae.registry import Registry
+from pyroae.runtime.short_repr import short_repr
 
 HIERARCHIES: "Registry[Hierarchy]" = Registry("hierarchy")
 """The table of hierarchies by name."""
@@ -141,6 +142,8 @@ class FirstLayer:
     encoder: nn.Module
     learned_posterior: nn.Module
     zeros: Tensor
+
+    __repr__ = short_repr()
 
 
 class Layered(Encoding, Protocol):
