@@ -175,6 +175,7 @@ def test_programs_that_run_particle_by_particle_are_summed_too() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_summed_site_trains_under_compilation_as_without() -> None:
     losses = []
     for compiled in (False, True):

@@ -108,7 +108,8 @@ def test_planes_of_channels_last_images_are_those_of_channels_first() -> None:
     torch.testing.assert_close(one(flat[0]), other(flat[1]))
 
 
-@pytest.mark.parametrize("objective", ["trace-elbo", pytest.param("dreg", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["trace-elbo", "dreg"])
 def test_a_compiled_training_is_the_eager_one(objective: str) -> None:
     losses = []
     for compiled in (False, True):

@@ -70,7 +70,7 @@ def pair_of(kind: Callable[[], Flat]) -> Any:
         return kind()
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_dict_trains_as_its_tensors(compiled: bool) -> None:
     config = TrainConfig(epochs=2, batch_size=25, compile=compiled)
     states: list[Any] = []
