@@ -45,10 +45,10 @@ SYSTEMS = {
     "vae-normal": lambda: zoo.vae(
         D, M, encoder=MAPS, likelihood=likelihoods.Normal(0.3, learn=True)
     ),
-    "vae-ladder": lambda: zoo.hierarchical_vae(D, (M, 2), TopDown((4,)), encoder=MAPS),
     "vae-continuous": lambda: zoo.vae(
         D, M, encoder=MAPS, likelihood=likelihoods.ContinuousBernoulli()
     ),
+    "vae-ladder": lambda: zoo.hierarchical_vae(D, (M, 2), TopDown((4,)), encoder=MAPS),
 }
 DISCRETE = {
     "discrete-vae": lambda: zoo.discrete_vae(D, M, encoder=MAPS),

@@ -99,6 +99,7 @@ def assert_alike(one: Path, other: Path) -> None:
 # On Ray.
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
     """The first process that trains is killed; its cell is run again.
 
