@@ -119,6 +119,31 @@ def posterior_distribution(
     return MultivariateNormal(loc, scale_tril=tril)
 
 
+def conditional_mean(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, is_observed: Tensor
+) -> Tensor:
+    """Return E[x | x_o], the observed features themselves and the mean of the others given them.
+
+        E[x_m | x_o] = b_m + W_m M_o⁻¹ W_oᵀ(x_o − b_o),   M_o = W_oᵀW_o + σ²I
+
+    Args:
+        x: Data, shape `[..., d]`, with any value at missing features.
+        weight: W, shape `[d, m]`.
+        bias: b, shape `[d]`.
+        scale: σ, shape `[]`.
+        is_observed: Which features are observed, shape `[..., d]`.
+
+    Returns:
+        The filled data, shape `[..., d]`.
+
+    >>> x, one = torch.tensor([1.0, torch.nan]), torch.ones(2, 1)
+    >>> conditional_mean(x, one, torch.zeros(2), torch.tensor(1.0), ~x.isnan())
+    tensor([1.0000, 0.5000])
+    """
+    loc, _ = posterior(x, weight, bias, scale, is_observed)
+    return torch.where(is_observed, x, bias + loc @ weight.mT)
+
+
 def marginal(weight: Tensor, bias: Tensor, scale: Tensor) -> LowRankMultivariateNormal:
     """Return the evidence p(x) = N(b, WWᵀ + σ²I).
 

@@ -19,6 +19,7 @@ from pyroae import (
     fit,
     impute,
     likelihoods,
+    linear_gaussian,
     load,
     load_run,
     log_likelihood,
@@ -258,6 +259,9 @@ def test_imputation_against_the_conditional_gaussian() -> None:
     _, mean, variance = by_hand(system, x)
     found = impute(system, x, num_particles=4000, num_imputations=400, seed=0)
     gap = x.isnan()
+    parts = [part.detach() for part in system.linear_gaussian()]
+    exact = linear_gaussian.conditional_mean(x, *parts, ~gap)
+    torch.testing.assert_close(exact[gap], mean[gap], rtol=0, atol=1e-10)
     torch.testing.assert_close(found.x[~gap], x[~gap])
     z = ((found.x - mean) / found.se)[gap]
     assert z.abs().max() < 5

@@ -67,6 +67,7 @@ LABELS = {
     "mutual_information_upper": "mutual information, upper",
     "marginal_kl_lower": "KL(q(z) ‖ p(z)), lower",
     "marginal_kl_upper": "KL(q(z) ‖ p(z)), upper",
+    "total_correlation": "total correlation of q(z|x)",
     "active_units": "active units",
     "squared_error": "squared error",
     "wrong_codes": "share of wrong codes",

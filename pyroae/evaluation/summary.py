@@ -268,6 +268,12 @@ class _Evaluator:
             self._mean(name, getattr(diagnostics, name), ELBO_DRAWS, seconds)
         units = diagnostics.active_units
         self.results.append(Result("active_units", units, math.nan, self.num_data, 0, seconds))
+        correlation = diagnostics.total_correlation
+        if correlation is not None and correlation > 0:  # NaN where it is unknown
+            value = correlation.item()
+            self.results.append(
+                Result("total_correlation", value, math.nan, self.num_data, ELBO_DRAWS, seconds)
+            )
         if isinstance(system, Autoencoder) and len(system.layers) > 1:
             self._of_layers(diagnostics, seconds)
         for name, values in errors.items():
