@@ -564,7 +564,7 @@ def test_mnist_study(mnist_root: Path) -> None:
     """
     flags = ["--objectives", "trace-elbo,iwae,dreg,vimco,rws", "--num-particles", "8"]
     flags += ["--seeds", "3", "--budget", "evaluations:1.6e6", "--score-data", "500"]
-    flags += ["--lr", "3e-4,1e-3,3e-3", "--tune-on", "valid", "--jobs", "2"]
+    flags += ["--lr", "1e-3,3e-3,1e-2", "--tune-on", "valid", "--jobs", "2"]
     net = ["--latent", "50", "--hidden", "200,200", "--batch-size", "100"]
     path = Path("runs/mnist-comparison")
     going_on = ["--resume", str(path)] if (path / "study.yaml").is_file() else ["--out", str(path)]
