@@ -186,7 +186,7 @@ def test_members_of_an_ensemble_have_snapshots(splits: Splits) -> None:
         alone = fit(
             vae(splits, seed),
             splits,
-            config=TrainConfig(epochs=1, batch_size=50, seed=seed, keep="last", compile=True),
+            config=TrainConfig(epochs=1, batch_size=50, seed=seed, keep="last"),
             progress=False,
         ).system.state_dict()
         for name, value in result.snapshots[1].items():
