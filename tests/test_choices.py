@@ -103,9 +103,7 @@ def binary() -> Tensor:
     return (torch.rand(N, D) < 0.5).double()
 
 
-VALID = pytest.mark.parametrize(
-    "combination", [c for c in combinations() if is_valid(c)], ids=" ".join
-)
+TOGETHER = [c for c in combinations() if is_valid(c)]
 
 
 # Every choice
@@ -134,7 +132,7 @@ def test_choice_is_a_frozen_value(registry: Registry[Any], name: str) -> None:
             setattr(one, field.name, 0)
 
 
-@VALID
+@pytest.mark.parametrize("combination", TOGETHER, ids=" ".join)
 def test_gradient_reaches_every_parameter(combination: tuple[str, str, str, str]) -> None:
     system = build(combination)
     objective = parse_objective("vimco") if combination[0] in DISCRETE else TraceELBO()
@@ -147,7 +145,11 @@ def test_gradient_reaches_every_parameter(combination: tuple[str, str, str, str]
         assert (parameter.grad != 0).any(), name
 
 
-@VALID
+@pytest.mark.parametrize(
+    "combination",
+    [pytest.param(c, marks=pytest.mark.slow if i % 4 else ()) for i, c in enumerate(TOGETHER)],
+    ids=" ".join,
+)
 def test_state_goes_from_one_system_to_another(combination: tuple[str, str, str, str]) -> None:
     one, two, x = build(combination), build(combination), binary()
     with torch.no_grad():

@@ -66,6 +66,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Popen[bytes]]:
     return processes
 
 
+@pytest.mark.slow
 def test_a_killed_process_changes_nothing(
     tmp_path: Path, started: list[Popen[bytes]], capsys: pytest.CaptureFixture[str]
 ) -> None:
