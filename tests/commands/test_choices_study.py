@@ -22,7 +22,7 @@ def test_choices_on_mnist(mnist_root: Path) -> None:
     scored = ["--score-data", "200", "--score-subset", "60", "--jobs", "2"]
     flags = ["--config", str(STUDY), "--data-root", str(mnist_root), *scored, *going_on]
     assert main(["compare", *flags]) == 0
-    with (path / "ranking.csv").open(newline="") as file:
+    with (path / "comparison.csv").open(newline="") as file:
         rows = {row["variant"]: row for row in csv.DictReader(file)}
     assert len(rows) == 7
     assert all(80 < float(row["nll"]) < 110 for row in rows.values())
