@@ -1,8 +1,10 @@
 """Figures of a comparison of trainings: paired differences with intervals, and learning curves."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from itertools import cycle
+from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -19,6 +21,10 @@ from pyroae.plots.drawing import GREY, INK, RUNS, plain
 
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 """Dashes of lines, by the rank of K."""
+
+
+WIDTH = 34
+"""Characters in a line of an entry's name."""
 
 
 def differences(
@@ -57,8 +63,9 @@ def differences(
     rows = [row for row in comparison.ranking(baseline) if row.entry != baseline]
     if not rows:
         raise DataError(f"there is nothing to compare with the baseline, {baseline}")
-    colours = _colours(comparison)
-    place = canvas(ax, (6.4, 1.1 + 0.34 * len(rows)))
+    colours, labels = _colours(comparison), _labels(comparison.entries)
+    longest = max(len(line) for row in rows for line in labels[row.entry].splitlines())
+    place = canvas(ax, (4.9 + 0.085 * longest, 1.1 + 0.34 * len(rows)))
     axes = plain(place.panels[0])
     axes.axvline(0, color=INK, linewidth=0.8)
     for i, row in enumerate(rows):
@@ -77,12 +84,23 @@ def differences(
             color="0.35",
             fontsize="x-small",
         )
-    axes.set_yticks(range(len(rows)), [str(row.entry) for row in rows])
+    axes.set_yticks(range(len(rows)), [labels[row.entry] for row in rows])
     axes.set(
         ylim=(len(rows) - 0.5, -0.5),
-        xlabel=f"NLL less that of {baseline}, nats per datum: left is better",
+        xlabel=f"NLL less that of {' '.join(labels[baseline].splitlines())},\n"
+        "nats per datum: left is better",
     )
     return place.figure
+
+
+def _labels(entries: Sequence[Entry]) -> dict[Entry, str]:
+    """The names of entries, without objective and K where all have the same ones, in lines."""
+    shared = len({entry[:2] for entry in entries}) == 1 and all(entry.variant for entry in entries)
+    texts = {entry: entry.variant if shared else str(entry) for entry in entries}
+    return {
+        entry: fill(text.replace(", ", ",").replace(",", ", "), WIDTH)
+        for entry, text in texts.items()
+    }
 
 
 def learning_curves(comparison: Comparison, *, ax: Target | None = None) -> Figure:
