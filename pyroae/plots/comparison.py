@@ -97,10 +97,8 @@ def _labels(entries: Sequence[Entry]) -> dict[Entry, str]:
     """The names of entries, without objective and K where all have the same ones, in lines."""
     shared = len({entry[:2] for entry in entries}) == 1 and all(entry.variant for entry in entries)
     texts = {entry: entry.variant if shared else str(entry) for entry in entries}
-    return {
-        entry: fill(text.replace(", ", ",").replace(",", ", "), WIDTH)
-        for entry, text in texts.items()
-    }
+    spaced = {entry: re.sub(", *", ", ", text) for entry, text in texts.items()}
+    return {entry: fill(text, WIDTH) for entry, text in spaced.items()}
 
 
 def learning_curves(comparison: Comparison, *, ax: Target | None = None) -> Figure:
