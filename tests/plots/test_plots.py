@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from pyroae import corruptions, likelihoods, plots, posteriors, priors, zoo
 from pyroae.autoencoder import Autoencoder
+from pyroae.comparison.results import Cell, Comparison, Outcome
+from pyroae.comparison.scores import Score
 from pyroae.errors import ConfigError, DataError, RunError, UndefinedLikelihoodError
 from pyroae.evaluation.diagnostics import Diagnostics, diagnose
 from pyroae.evaluation.summary import EvaluationSettings, evaluate
@@ -623,3 +625,22 @@ def test_a_flow_says_why_it_has_no_kl_by_unit() -> None:
     system = vae(posterior=posteriors.FullRank())
     diagnostics = diagnose(system.model, system.guide, data(30), num_particles=2, seed=0)
     assert "total correlation" in plots.kl_per_unit(diagnostics).axes[0].get_title()
+
+
+def test_names_of_variants_stand_for_entries_of_one_estimator() -> None:
+    """In lines, so that the differences have room; with several estimators their names stay."""
+    variants = ("posterior=diagonal", "system=hierarchical-vae,latent=100x50")
+
+    def labels(*names: str) -> list[str]:
+        outcomes = tuple(
+            Outcome(
+                Cell(name, 1, 0, variant), Score(torch.rand(5), torch.zeros(5)), {}, 1, 1, 1, 1.0
+            )
+            for name in names
+            for variant in variants
+        )
+        (axes,) = plots.differences(Comparison(outcomes)).axes
+        return [label.get_text() for label in axes.get_yticklabels()]
+
+    assert labels("iwae") == ["system=hierarchical-vae,\nlatent=100x50"]
+    assert sum(text.startswith("iwae, K = 1") for text in labels("iwae", "dreg")) == 1
