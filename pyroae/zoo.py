@@ -16,6 +16,7 @@ from pyroae.autoencoder.hierarchies import HIERARCHIES, Hierarchy
 from pyroae.config import SEMI_SUPERVISED, RunConfig
 from pyroae.data.dataset import Dataset
 from pyroae.data.image_channels import AXES
+from pyroae.data.missing import check_columns
 from pyroae.errors import ConfigError, unknown_name
 from pyroae.nn import MAPS, MLP, Conv, Linear, Map, Tied
 from pyroae.programs.named import program_named
@@ -668,6 +669,7 @@ def _build(
     if isinstance(data, Dataset) and data.condition is not None:
         settings.setdefault("condition", data.condition.shape[1])
     if isinstance(data, Dataset) and data.missing:
+        check_columns(data.x, data.name)
         settings.setdefault("missing", True)
     if (hidden := settings.pop("hidden", None)) is not None:
         settings["encoder"] = _perceptron(system.__name__, row, choices, hidden)

@@ -336,6 +336,22 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert (arrays["se"][arrays["is_missing"]] > 0).all()
     assert "values of 200 data filled" in capsys.readouterr().out
     assert main(["impute", str(run), "--data", str(path), "--out", str(tmp_path / "a.txt")]) == 2
+    one = tmp_path / "one.csv"
+    one.write_text("height,width,depth\n5.5,,4.5\n")
+    assert (
+        main(["impute", str(run), "--data", str(one), "--out", str(tmp_path / "one.parquet")]) == 0
+    )
+    assert 3 < pd.read_parquet(tmp_path / "one.parquet")["width"].item() < 7
+
+
+def test_held_out_data_may_lack_a_column() -> None:
+    x = torch.rand(40, 3)
+    train, valid = (Dataset.from_array(part, missing=True) for part in (x[:30], x[30:].clone()))
+    valid.x[:, 2] = torch.nan
+    vae = zoo.vae(train, 1, hidden=(4,), likelihood=likelihoods.Normal("learned"), missing=True)
+    config = TrainConfig(epochs=1, batch_size=10)
+    result = fit(vae, train, config=config, valid=valid, progress=False)
+    assert math.isfinite(result.history[0].valid_nelbo)
 
 
 # Bad input
@@ -344,8 +360,18 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_what_cannot_be() -> None:
     x = torch.rand(20, 3)
     x[:, 1] = torch.nan
+    empty = Dataset.from_array(x, missing=True)
     with pytest.raises(DataError, match="column 1 of array has no observed value: leave it out"):
-        Dataset.from_array(x, missing=True)
+        zoo.vae(empty, 1, likelihood=likelihoods.Normal())
+    with pytest.raises(DataError, match=r"column 1 of array .training data. has no observed value"):
+        fit(
+            zoo.vae(3, 1, likelihood=likelihoods.Normal(), missing=True),
+            empty,
+            config=TrainConfig(batch_size=10),
+            progress=False,
+        )
+    with pytest.raises(DataError, match="array has no observed value"):
+        Dataset.from_array(torch.full((2, 3), torch.nan), missing=True)
     x[0, 1], x[1, 0] = 1.0, math.inf
     with pytest.raises(DataError, match="holds inf at row 1, column 0"):
         Dataset.from_array(x, missing=True)

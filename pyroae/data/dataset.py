@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyroae.data.arrays import Source, array_of, labels_of
-from pyroae.data.missing import check_columns, hot_deck, keep_missing
+from pyroae.data.missing import hot_deck, keep_missing
 from pyroae.data.preprocessing import (
     bernoulli_draw,
     check_finite,
@@ -227,7 +227,10 @@ class Dataset:
 
     @property
     def filled(self) -> Tensor:
-        """X without missing values, `[N, d]`: these are random observed ones of their column."""
+        """X without missing values, `[N, d]`: these are random observed ones of their column.
+
+        They are 0 in a column without any observed value.
+        """
         return hot_deck(self.x) if self.missing else self.x
 
 
@@ -250,7 +253,7 @@ def dataset_of(
 
     Raises:
         DataError: If the values are not finite numbers, empty or constant, or the number of labels
-            is not N, or a column has missing values only.
+            is not N, or all values are missing.
     """
     x, own_shape = to_tensor(source, limits, missing)
     return Dataset(source.name, x, shape or own_shape, source.labels, missing=missing)
@@ -300,8 +303,8 @@ def to_tensor(
     flat = values.reshape(len(values), -1)
     x = to_floating(flat, torch.get_default_dtype())
     observed = x[~np.isnan(x)] if missing else x
-    if missing:
-        check_columns(torch.from_numpy(x), name)
+    if not observed.size:
+        raise DataError(f"{name} has no observed value")
     check_finite(flat, np.where(np.isnan(x), 0, x) if missing else x, name)
     check_spread(name, observed.min(), observed.max(), observed.size)
     return rescaled(torch.from_numpy(x), limits), tuple(int(n) for n in values.shape[1:])

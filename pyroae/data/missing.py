@@ -49,7 +49,7 @@ def hot_deck(x: Tensor, seed: int = 0) -> Tensor:
     independently.
 
     Args:
-        x: The values, `[n, d]`, NaN where missing; every column has an observed value.
+        x: The values, `[n, d]`, NaN where missing; a column without observed values becomes 0.
         seed: The seed of the draws.
 
     Returns:
@@ -61,7 +61,7 @@ def hot_deck(x: Tensor, seed: int = 0) -> Tensor:
     filled, draws = x.clone(), np.random.default_rng(seed)
     for column in x.isnan().any(0).nonzero().flatten().tolist():
         values, is_missing = x[:, column], x[:, column].isnan()
-        observed = values[~is_missing]
+        observed = values[~is_missing] if not is_missing.all() else values.new_zeros(1)
         chosen = torch.from_numpy(draws.integers(len(observed), size=int(is_missing.sum())))
         filled[is_missing, column] = observed[chosen.to(x.device)]
     return filled

@@ -141,7 +141,8 @@ class Mixed(Likelihood):
         if torch.Size(shape).numel() != self.features:
             raise ConfigError(
                 f"the groups of the mixed likelihood have {self.features} columns, the data "
-                f"{torch.Size(shape).numel()}: give a likelihood for every column"
+                f"{torch.Size(shape).numel()}: give a likelihood for every column (one that is "
+                "named as labels is no feature)"
             )
         return (sum(self._outputs()),), 1
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pyroae.autoencoder import Autoencoder
 from pyroae.config import TrainConfig
 from pyroae.data.dataset import Dataset
+from pyroae.data.missing import check_columns
 from pyroae.distributed.fabric import fabric_of
 from pyroae.errors import ConfigError, DataError, ProgramError
 from pyroae.objectives.apply import refuse_untrained
@@ -188,6 +189,8 @@ def check(
             f"of {config.max_steps}: the KL weight would never reach 1"
         )
     if isinstance(system, Autoencoder):
+        if isinstance(train, Dataset) and train.missing:
+            check_columns(train.x, f"{train.name} (training data)")
         for part, dataset in (("training", train), ("validation", valid)):
             if isinstance(dataset, Dataset):
                 check_data(system, dataset, f"{dataset.name} ({part} data)")
