@@ -9,7 +9,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyroae.autoencoder.system import Autoencoder, announce_parameters
+from pyroae.autoencoder.parameters import announce_parameters
+from pyroae.autoencoder.system import Autoencoder
 from pyroae.data.conditions import label_text
 from pyroae.errors import ConfigError, UndefinedLikelihoodError
 

@@ -5,7 +5,7 @@ decoder).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,10 +14,11 @@ import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from pyroae import corruptions, likelihoods, linear_gaussian, posteriors, priors
 from pyroae.autoencoder.hierarchies import BottomUp, Draw, Hierarchy, Layer, site_of
+from pyroae.autoencoder.input_checks import check_finite, check_numbers
+from pyroae.autoencoder.parameters import announce_parameters
 from pyroae.distributions import REAL
 from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError
 from pyroae.nn import MLP, Atoms, Linear, Map, Tied, set_output_bias
@@ -410,7 +411,7 @@ class Autoencoder(nn.Module):
         [torch.Size([5, 3]), torch.Size([5, 2])]
         """
         x = self.flat(x)
-        _check_finite("x", x.nan_to_num(nan=0.0, posinf=math.inf) if self.missing else x)
+        check_finite("x", x.nan_to_num(nan=0.0, posinf=math.inf) if self.missing else x)
         # Without validation: the mean does not need a scale that is 0 in single precision.
         with pyro.validation_enabled(False):
             return self.hierarchy.infer(self._encoded(x), self._at(c), lambda _, q: q.mean)
@@ -437,13 +438,13 @@ class Autoencoder(nn.Module):
         torch.Size([5, 4])
         """
         self._check_layer(layer)
-        _check_numbers("z", z)
+        check_numbers("z", z)
         size = self.layers[layer - 1]
         if z.shape[-1:] != (size,):
             raise DataError(
                 f"z has the shape {tuple(z.shape)}; this autoencoder decodes [..., {size}]"
             )
-        _check_finite("z", z)
+        check_finite("z", z)
         z = self._values_down(self._like_weights("z", z), layer, lambda _, p: p.mean)
         return self.likelihood.point(self.p_x(z, c))
 
@@ -588,7 +589,7 @@ class Autoencoder(nn.Module):
             return
         if not self.condition:
             raise DataError("a condition c is given, but this autoencoder has none")
-        _check_numbers("c", c)
+        check_numbers("c", c)
         if not c.dim() or c.shape[-1] != self.condition:
             raise DataError(
                 f"c has the shape {tuple(c.shape)}; this autoencoder takes [N, {self.condition}]"
@@ -619,7 +620,7 @@ class Autoencoder(nn.Module):
         Raises:
             DataError: x has another shape, or is not a dense tensor of real numbers.
         """
-        _check_numbers("x", x)
+        check_numbers("x", x)
         if x.shape[1:] == self.shape and x.dim() > 2:
             x = x.flatten(1)
         if x.dim() != 2 or x.shape[-1] != self.features:
@@ -666,59 +667,3 @@ class _AtCondition:
 
     def linear_gaussian(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.system.linear_gaussian(self.c)
-
-
-def _check_numbers(name: str, values: Any) -> None:
-    """Refuse everything but dense tensors of real numbers."""
-    if not isinstance(values, Tensor):
-        raise DataError(f"{name} is a {type(values).__name__}; an autoencoder takes a torch tensor")
-    if values.is_complex() or values.layout != torch.strided:
-        kind = (
-            f"sparse ({values.layout})" if values.layout != torch.strided else f"of {values.dtype}"
-        )
-        raise DataError(f"{name} is {kind}; an autoencoder takes a dense tensor of real numbers")
-
-
-def _check_finite(name: str, values: Tensor) -> None:
-    """Refuse values that are not finite, and name the index of the first."""
-    if values.is_meta:
-        raise DataError(f"{name} is on the device 'meta': it has no values")
-    finite = values.isfinite()
-    if not finite.all():
-        at = tuple(int(i) for i in (~finite).nonzero()[0])
-        raise DataError(
-            f"{name} holds {values[at].item()} at {list(at)}: every value must be finite"
-        )
-
-
-def announce_parameters(name: str, module: nn.Module) -> None:
-    """Report a module's parameters to Pyro's handlers without using the global parameter store.
-
-    `pyro.module` registers by name in the global store, so that a second module of the same name is
-    silently not trained. Here `pyro.infer.SVI` and `poutine.trace` see the same param sites, but
-    modules in one process do not share them.
-
-    Args:
-        name: The prefix of the param sites' names.
-        module: The module whose parameters require a gradient.
-
-    >>> model = Autoencoder(4, latent=2).model
-    >>> trace = poutine.trace(model).get_trace(torch.zeros(3, 4))
-    >>> "autoencoder.decoder.0.bias" in trace.nodes
-    True
-    """
-    if not poutine.runtime.am_i_wrapped():
-        return
-    for parameter_name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            full = f"{name}.{parameter_name}"
-            poutine.runtime.effectful(_alias(parameter), type="param")(
-                full, parameter, constraint=constraints.real, name=full
-            )
-
-
-def _alias(parameter: nn.Parameter) -> Callable[..., Tensor]:
-    """A function that returns the parameter's value, from which SVI finds the parameter."""
-    value = parameter.detach()
-    value.unconstrained = lambda: parameter  # type: ignore[attr-defined]
-    return lambda *_, **__: value
