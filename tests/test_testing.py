@@ -165,8 +165,10 @@ def wrong_sign(bound: BoundFunction, gradient: Gradient) -> Objective:
 class DrawsNotStopped(Objective):
     """A score-function estimator whose draws carry a gradient too."""
 
-    def bound(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Bound:
-        return self._by_score(self._run(model, guide, args, kwargs))
+    def estimate_on(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Bound:
+        return self._by_score(self.run(model, guide, args, kwargs))
 
 
 def missing_detach(bound: BoundFunction, gradient: Gradient) -> Objective:

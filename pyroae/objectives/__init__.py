@@ -31,6 +31,7 @@ from pyroae.objectives.gradients import (
     WakeSleep,
 )
 from pyroae.objectives.pair import Objective
+from pyroae.objectives.program_gradient import ProgramGradient
 from pyroae.objectives.trace_elbo import TraceELBO
 
 # The module of the named pairs registers them, with what is imported above.
@@ -58,6 +59,7 @@ __all__ = [
     "Objective",
     "ObjectiveBase",
     "Pathwise",
+    "ProgramGradient",
     "Renyi",
     "Score",
     "StickingTheLanding",

@@ -2,26 +2,30 @@
 
 import warnings
 from abc import abstractmethod
+from collections.abc import Hashable
 from inspect import ismethod
 from typing import Any, NamedTuple, final
 from weakref import WeakMethod, ref
 
+import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.util import warn_if_nan
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives.scores import has_path
+from pyroae.programs.context import evaluating
 from pyroae.programs.global_sites import globals_of
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.particle_check import plate_nesting
 from pyroae.programs.particles import LOOP
 from pyroae.programs.site_checks import warn_of_enumeration
-from pyroae.programs.sites import Program, base_distribution
+from pyroae.programs.sites import KINDS, Program, base_distribution
 from pyroae.programs.traces import run
 from pyroae.registry import Registry
+from pyroae.runtime.randomness import fork_random
 
 OBJECTIVES: "Registry[ObjectiveBase]" = Registry("objective")
 
@@ -81,6 +85,7 @@ class ObjectiveBase(ELBO):
         self._shapes: set[tuple[tuple[int, ...], ...]] = set()
         self._globals: frozenset[str] | None = None
         self._programs: tuple[Any, Any] | None = None
+        self._controls: nn.Module | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the caches about programs, which can be neither copied nor pickled."""
@@ -105,6 +110,72 @@ class ObjectiveBase(ELBO):
     def is_per_datum(self) -> bool:
         """Whether the bound of a batch is the sum of the bounds of its data."""
         return True
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of latent sites that the objective takes, a part of `KINDS`."""
+        return KINDS
+
+    @property
+    def evaluations(self) -> float:
+        """The mean number of decoder evaluations per datum of one estimate; by default K."""
+        return float(self.num_particles)
+
+    @property
+    def learns(self) -> bool:
+        """Whether the objective has parameters of its own: then it defines `make_controls`."""
+        return False
+
+    @property
+    def controls(self) -> nn.Module | None:
+        """What the objective itself learns, such as a baseline; None before `prepare`, or always.
+
+        Its parameters are announced to Pyro, stepped, saved and compiled like the model's. They
+        receive their gradient from the surrogate, and are not part of the bound.
+        """
+        return self._controls
+
+    @property
+    def variant(self) -> Hashable:
+        """What the next estimate depends on beside its arguments; a compiled graph is made for it.
+
+        It changes in `next_step` alone, as the random number of particles of a multilevel bound.
+        """
+        return ()
+
+    def next_step(self) -> None:
+        """Draw on the host, from torch's generator of the CPU, what `variant` names."""
+        return
+
+    def make_controls(self, traces: Traces, args: tuple[Any, ...]) -> nn.Module:
+        """Make the module that the objective learns.
+
+        Args:
+            traces: One run of guide and model.
+            args: Positional arguments of both programs.
+
+        Returns:
+            A module on the device and of the precision of the arguments, the same for the same
+                programs and shapes.
+        """
+        raise NotImplementedError
+
+    def prepare(self, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
+        """Make the controls, once, from a run that leaves generators and buffers unchanged.
+
+        Args:
+            model: A Pyro program p(z) p(x|z).
+            guide: A Pyro program q(z|x).
+            args: Positional arguments of both programs.
+            kwargs: Keyword arguments of both programs.
+        """
+        if self._controls is not None or not self.learns:
+            return
+        device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
+        with fork_random(device, 0):
+            with evaluating(model, guide), poutine.block():
+                traces = run(model, guide, args, kwargs)
+            self._controls = self.make_controls(traces, args)
 
     @abstractmethod
     def estimate(self, traces: Traces) -> Bound:
@@ -135,7 +206,25 @@ class ObjectiveBase(ELBO):
         Raises:
             ProgramError: The objective does not apply to the program; the message names the site.
         """
-        return self.estimate(self._run(model, guide, args, kwargs))
+        self.prepare(model, guide, args, kwargs)
+        return self.estimate_on(model, guide, args, kwargs)
+
+    def estimate_on(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Bound:
+        """Return the bound and the surrogate of the programs, by as many runs as are needed.
+
+        Args:
+            model: A Pyro program p(z) p(x|z).
+            guide: A Pyro program q(z|x) with the same latent sites.
+            args: Positional arguments of both programs.
+            kwargs: Keyword arguments of both programs.
+
+        Returns:
+            The bound over all data, in nats, and its surrogate, both of shape `[]`; by default
+                those of `estimate` for one run.
+        """
+        return self.estimate(self.run(model, guide, args, kwargs))
 
     @final
     def differentiable_loss(
@@ -197,7 +286,7 @@ class ObjectiveBase(ELBO):
         warn_if_nan(loss, "loss")
         return loss
 
-    def _run(
+    def run(
         self,
         model: Program,
         guide: Program,
@@ -206,19 +295,24 @@ class ObjectiveBase(ELBO):
         num_particles: int | None = None,
         **passing: Any,
     ) -> Traces:
+        """Run guide and model with the particles, global draws and checks of this objective.
+
+        Args:
+            model: A Pyro program p(z) p(x|z).
+            guide: A Pyro program q(z|x) with the same latent sites.
+            args: Positional arguments of both programs.
+            kwargs: Keyword arguments of both programs.
+            num_particles: The number of particles; None for K.
+            **passing: `handler`, `drawn` and `through`, as of `programs.execution.RunOptions`.
+
+        Returns:
+            The traces of guide and model.
+        """
         count = num_particles or self.num_particles
         nesting = self._nesting_of(model, guide, args, kwargs) if count > 1 else 0
         shared, joint = self._globals_of(model, guide, args, kwargs), self._is_joint
         traces = run(
-            model,
-            guide,
-            args,
-            kwargs,
-            count,
-            nesting,
-            shared=shared,
-            joint=joint,
-            **passing,
+            model, guide, args, kwargs, count, nesting, shared=shared, joint=joint, **passing
         )
         if is_validation_enabled() and not self._sums(traces):
             warn_of_enumeration(traces.guide)
@@ -282,7 +376,7 @@ class ObjectiveBase(ELBO):
     def _get_trace(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[poutine.Trace, poutine.Trace]:
-        traces = self._run(model, guide, args, kwargs)
+        traces = self.run(model, guide, args, kwargs)
         return traces.model, traces.guide
 
 

@@ -10,13 +10,15 @@ them whole, with c_k.
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyroae.errors import ConfigError
 from pyroae.objectives.bounds import ELBO, IWAE, TVO, BoundFunction
+from pyroae.programs.paired_traces import Traces
+from pyroae.programs.sites import KINDS
 from pyroae.registry import Registry
 from pyroae.runtime.short_repr import short_repr
 
@@ -63,12 +65,35 @@ class Gradient(ABC):
             depend on φ, as those of Uniform(0, φ), so that the score of q does not have mean 0.
         takes_globals: Whether the estimator is defined for the bound of each datum given one draw
             of the latent sites outside the data plate.
+        independent: Whether the estimator assumes that the K draws of a datum are independent and
+            identically distributed; those that do are refused where draws are stratified or
+            coupled.
+        learns: Whether the estimator has parameters of its own, from `make_controls`.
     """
 
     reparameterized: ClassVar[bool] = False
     detached: ClassVar[bool] = False
     takes_moving_support: ClassVar[bool] = False
     takes_globals: ClassVar[bool] = False
+    independent: ClassVar[bool] = True
+    learns: ClassVar[bool] = False
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of latent sites that are taken: continuous, binary, categorical."""
+        return frozenset({"continuous"}) if self.reparameterized else KINDS
+
+    def make_controls(self, traces: Traces, args: tuple[Any, ...]) -> nn.Module:
+        """Make what the estimator learns, such as a baseline, where `learns` is True.
+
+        Args:
+            traces: One run of guide and model.
+            args: Positional arguments of both programs.
+
+        Returns:
+            A module on the device and of the precision of the arguments.
+        """
+        raise NotImplementedError
 
     @property
     def inclusive(self) -> bool:
@@ -157,6 +182,7 @@ class Pathwise(Gradient):
 
     takes_moving_support: ClassVar[bool] = True
     takes_globals: ClassVar[bool] = True
+    independent: ClassVar[bool] = False
 
     def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
         """Return c_k for θ and for P_k − s_k, with F as the learning signal."""
@@ -187,6 +213,7 @@ class StickingTheLanding(Gradient):
 
     reparameterized: ClassVar[bool] = True
     takes_globals: ClassVar[bool] = True
+    independent: ClassVar[bool] = False
 
     def unbiased(self, bound: BoundFunction) -> bool:
         """Return whether the bound is the ELBO, or K is 1."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyroae.errors import ProgramError
 from pyroae.objectives.base import Bound, ObjectiveBase, check_reparameterized, weak_reference
@@ -18,6 +18,7 @@ from pyroae.objectives.enumerated import (
     log_probabilities,
 )
 from pyroae.objectives.gradients import Coefficients, Gradient, Pathwise, Score
+from pyroae.objectives.program_gradient import ProgramGradient
 from pyroae.objectives.scores import elbo_scores, has_path, moves_support, score_terms
 from pyroae.objectives.surrogates import Detached, Scaled, at_fixed_draws, path_through_log_post
 from pyroae.programs.context import evaluating
@@ -111,6 +112,20 @@ class Objective(ObjectiveBase):
         return not self.joint
 
     @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of latent sites that the gradient takes."""
+        return self.gradient.kinds
+
+    @property
+    def learns(self) -> bool:
+        """Whether the gradient has parameters of its own."""
+        return self.gradient.learns
+
+    def make_controls(self, traces: Traces, args: tuple[Any, ...]) -> nn.Module:
+        """Return the module that the gradient learns."""
+        return self.gradient.make_controls(traces, args)
+
+    @property
     def _is_joint(self) -> bool:
         return self.joint
 
@@ -123,7 +138,7 @@ class Objective(ObjectiveBase):
 
     def estimate(self, traces: Traces) -> Bound:
         """Return the bound and its derivative, plus score terms for draws without a path."""
-        self._check(traces)
+        self.check(traces)
         weights = reduce_log_weights(traces)
         log_weight = _with_cut_gradient(weights.log_weight)
         value = weights.total(self.bound_function.value(log_weight))
@@ -137,18 +152,22 @@ class Objective(ObjectiveBase):
             scores = None
         return Bound(value, value if scores is None else value + scores)
 
-    def bound(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Bound:
+    def estimate_on(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Bound:
         """Run guide and model, and estimate the bound and its gradient by the pair."""
+        if isinstance(self.gradient, ProgramGradient):
+            return self.gradient.estimate_on(self, model, guide, args, kwargs)
         if self._sums_out:
             return self._by_paths(model, guide, args, kwargs)
         if self.gradient.detached and not self._takes_paths(model, guide, args, kwargs):
             attached = self._globals_of(model, guide, args, kwargs)
-            return self._by_score(self._run(model, guide, args, kwargs, handler=Detached(attached)))
+            return self._by_score(self.run(model, guide, args, kwargs, handler=Detached(attached)))
         if isinstance(self.gradient, Pathwise | Score):
-            return self.estimate(self._run(model, guide, args, kwargs))
+            return self.estimate(self.run(model, guide, args, kwargs))
         scaled = Scaled()
-        traces = self._run(model, guide, args, kwargs, through=scaled)
-        self._check(traces)
+        traces = self.run(model, guide, args, kwargs, through=scaled)
+        self.check(traces)
         weights, value, coefficients = self._parts(traces)
         theta = torch.where(coefficients.theta.abs() < TINY, TINY, coefficients.theta)
         scale, log_joint = weights.scale, weights.log_lik + weights.log_prior
@@ -199,7 +218,7 @@ class Objective(ObjectiveBase):
         if found is None or not found.sizes:
             device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
             before = random_state(device) if found is None else None
-            traces = self._run(model, guide, args, kwargs)
+            traces = self.run(model, guide, args, kwargs)
             found = known[1].setdefault(key, enumeration_in(traces))
             if not found.sizes:
                 return self.estimate(traces)
@@ -218,8 +237,8 @@ class Objective(ObjectiveBase):
         """The bound with the marked sites summed exactly, which is its own surrogate."""
         count = enumeration.total * self.num_particles
         handler = enumeration.handler(self.num_particles)
-        traces = self._run(model, guide, args, kwargs, count, handler=handler)
-        self._check(traces)
+        traces = self.run(model, guide, args, kwargs, count, handler=handler)
+        self.check(traces)
         check_others(traces, enumeration, self._name)
         weights = reduce_log_weights(traces)
         log_q = log_probabilities(traces, weights, enumeration)
@@ -248,7 +267,7 @@ class Objective(ObjectiveBase):
 
     def _by_score(self, traces: Traces) -> Bound:
         """The bound and its surrogate where the draws are stopped."""
-        self._check(traces)
+        self.check(traces)
         self._check_deltas(traces)
         weights, value, coefficients = self._parts(traces)
         theta = _cut(coefficients.theta)
@@ -326,7 +345,7 @@ class Objective(ObjectiveBase):
         if self._mixed is None or self._mixed[0]() != guide:
             device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
             with fork_random(device), evaluating(model, guide), poutine.block():
-                traces = self._run(model, guide, args, kwargs)
+                traces = self.run(model, guide, args, kwargs)
                 paths = {
                     has_path(site["fn"]) for _, site in traces.draws() if traces.is_local(site)
                 }
@@ -348,8 +367,15 @@ class Objective(ObjectiveBase):
     def _is_elbo_of_paths(self) -> bool:
         return isinstance(self.bound_function, ELBOBound) and isinstance(self.gradient, Pathwise)
 
-    def _check(self, traces: Traces) -> None:
-        """Refuse programs to which the pair does not apply."""
+    def check(self, traces: Traces) -> None:
+        """Refuse programs to which the pair does not apply.
+
+        Args:
+            traces: The traces of guide and model.
+
+        Raises:
+            ProgramError: The pair does not apply; the message names the site.
+        """
         name = self._name
         if self.gradient.reparameterized:
             check_reparameterized(traces, name)

@@ -17,6 +17,9 @@ Site = dict[str, Any]
 """A site of a Pyro trace, as a dict of its message."""
 
 
+KINDS = frozenset({"continuous", "binary", "categorical"})
+"""The kinds of latent sites: with draws that carry a path gradient, Bernoulli, and categorical."""
+
 PARTICLES = "num_particles_vectorized"
 """Name of the plate of the particles."""
 

@@ -119,7 +119,7 @@ def test_all_particles_have_one_draw_of_the_globals_and_their_own_of_the_rest() 
     model, guide = programs(x, wider=1.5, seen=seen)
     assert globals_of(model, guide, (x,), {}).names == {"w"}
     objective = OBJECTIVES["iwae"](num_particles=5)
-    traces = objective._run(model, guide, (x,), {})
+    traces = objective.run(model, guide, (x,), {})
     w, z = (traces.guide.nodes[name]["value"] for name in "wz")
     assert w.shape == (5, 1)
     assert (w == w[0]).all()
@@ -137,7 +137,7 @@ def test_a_program_without_a_plate_is_one_datum_and_has_no_globals() -> None:
     assert not globals_of(model, guide, (torch.tensor(0.5),), {}).names
     w = (
         OBJECTIVES["iwae"](num_particles=5)
-        ._run(model, guide, (torch.tensor(0.5),), {})
+        .run(model, guide, (torch.tensor(0.5),), {})
         .guide.nodes["w"]["value"]
     )
     assert w.std() > 0
@@ -176,7 +176,7 @@ def test_the_bound_of_each_datum_is_tighter_than_that_of_all_data_as_one() -> No
             ).item()
     joint = OBJECTIVES["trace-elbo"](num_particles=64)
     with torch.no_grad():
-        traces = joint._run(model, guide, (x,), {})
+        traces = joint.run(model, guide, (x,), {})
         weights = joint_log_weights(traces)
     assert 0 < gap[64] < gap[8] / 3 < gap[1] / 9
     assert gap[64] < exact.item() - weights.logsumexp(0).item() + torch.tensor(64.0).log().item()
@@ -193,7 +193,7 @@ def test_all_data_are_one_datum_on_request(gradient: Any) -> None:
     torch.manual_seed(1)
     value = objective.bound(*guided, x).value.item()
     torch.manual_seed(1)
-    weights = joint_log_weights(OBJECTIVES["trace-elbo"](num_particles=4)._run(*guided, (x,), {}))
+    weights = joint_log_weights(OBJECTIVES["trace-elbo"](num_particles=4).run(*guided, (x,), {}))
     assert value == pytest.approx(weights.logsumexp(0).item() - math.log(4), abs=1e-9)
     assert not objective.is_per_datum
 

@@ -325,7 +325,7 @@ class _Laboratory:
                     f"{replicates} replicates"
                 )
             of_reference = stream if name == reference else of_reference
-            evaluations = objectives[name].num_particles * len(self.args[0])
+            evaluations = round(objectives[name].evaluations * len(self.args[0]))
             results[name] = stream.statistics(of_reference, seed, seconds, evaluations)
         return {name: results[name] for name in objectives}
 
