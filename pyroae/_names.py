@@ -78,6 +78,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "objective": (
         "analytic-kl",
         "beta-elbo",
+        "mlmc",
         "trace-elbo",
         "stl",
         "iwae",
@@ -102,6 +103,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "ciwae",
         "jvi",
         "tvo",
+        "mlmc",
     ),
     "gradient": (
         "pathwise",
@@ -112,6 +114,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "wake-sleep-doubly-reparameterized",
         "covariance",
         "two-bounds",
+        "base-bound",
     ),
     "dataset": (
         "digits",

@@ -30,6 +30,7 @@ from pyroae.objectives.gradients import (
     TwoBounds,
     WakeSleep,
 )
+from pyroae.objectives.multilevel import MLMC, BaseBound
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.program_gradient import ProgramGradient
 from pyroae.objectives.trace_elbo import TraceELBO
@@ -45,9 +46,11 @@ __all__ = [
     "IWAE",
     "JVI",
     "MIWAE",
+    "MLMC",
     "OBJECTIVES",
     "TVO",
     "AnalyticKL",
+    "BaseBound",
     "BetaELBO",
     "Bound",
     "BoundFunction",

@@ -8,6 +8,7 @@ IWAE(num_particles=4)
 """
 
 from pyroae.config import pair_of
+from pyroae.objectives import multilevel
 from pyroae.objectives.analytic_kl import AnalyticKL
 from pyroae.objectives.base import OBJECTIVES, ObjectiveBase
 from pyroae.objectives.beta_elbo import BetaELBO
@@ -34,6 +35,9 @@ analytic_kl = AnalyticKL
 
 beta_elbo = BetaELBO
 """The ELBO with a weight on the KL: the class `BetaELBO` under its name in the registry."""
+
+mlmc = multilevel.mlmc
+"""Randomized multilevel Monte Carlo: the pair `MLMC` × `BaseBound`."""
 
 
 def parse_objective(text: str, num_particles: int | None = None) -> ObjectiveBase:

@@ -1,5 +1,6 @@
 """A bound times a gradient: the estimator of every valid pair."""
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -121,6 +122,20 @@ class Objective(ObjectiveBase):
         """Whether the gradient has parameters of its own."""
         return self.gradient.learns
 
+    @property
+    def evaluations(self) -> float:
+        """The mean number of particles of the bound."""
+        return self.bound_function.evaluations
+
+    @property
+    def variant(self) -> Hashable:
+        """The number of particles of the next estimate; K, unless the bound draws it."""
+        return self._count
+
+    def next_step(self) -> None:
+        """Draw the number of particles, where it is random."""
+        self._count = self.bound_function.draw_particles()
+
     def make_controls(self, traces: Traces, args: tuple[Any, ...]) -> nn.Module:
         """Return the module that the gradient learns."""
         return self.gradient.make_controls(traces, args)
@@ -131,7 +146,8 @@ class Objective(ObjectiveBase):
 
     @property
     def _shares_globals(self) -> bool:
-        several = self.num_particles > 1 and not self._is_elbo_of_paths
+        bound = self.bound_function
+        several = (bound.num_particles > 1 or bound.is_random) and not self._is_elbo_of_paths
         return (
             not self.joint and self.gradient.takes_globals and (several or self.gradient.detached)
         )
