@@ -77,6 +77,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     "objective": (
         "analytic-kl",
+        "dais",
         "beta-elbo",
         "mlmc",
         "trace-elbo",

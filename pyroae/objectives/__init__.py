@@ -4,6 +4,7 @@ The registry `OBJECTIVES` and the module `pyroae.objectives.named` list them by 
 """
 
 from pyroae.objectives.analytic_kl import AnalyticKL
+from pyroae.objectives.annealed import DAIS
 from pyroae.objectives.base import OBJECTIVES, Bound, ObjectiveBase
 from pyroae.objectives.beta_elbo import BetaELBO
 from pyroae.objectives.bounds import (
@@ -41,6 +42,7 @@ from pyroae.objectives.named import parse_objective  # isort: skip
 __all__ = [
     "BOUNDS",
     "CIWAE",
+    "DAIS",
     "ELBO",
     "GRADIENTS",
     "IWAE",

@@ -53,8 +53,15 @@ def _cut(coefficient: Tensor) -> Tensor:
     return torch.where(coefficient.abs() < TINY, 0.0, coefficient)
 
 
-def _with_cut_gradient(log_weight: Tensor) -> Tensor:
-    """The same log-weights, with a hook that applies `_cut` to their gradient."""
+def with_cut_gradient(log_weight: Tensor) -> Tensor:
+    """Return log-weights whose gradient is set to 0 where it is below `TINY`.
+
+    Args:
+        log_weight: Log-weights, any shape.
+
+    Returns:
+        The same log-weights, with a hook on their gradient.
+    """
     if log_weight.requires_grad:
         log_weight = log_weight.clone()
         log_weight.register_hook(_cut)
@@ -156,7 +163,7 @@ class Objective(ObjectiveBase):
         """Return the bound and its derivative, plus score terms for draws without a path."""
         self.check(traces)
         weights = reduce_log_weights(traces)
-        log_weight = _with_cut_gradient(weights.log_weight)
+        log_weight = with_cut_gradient(weights.log_weight)
         value = weights.total(self.bound_function.value(log_weight))
         if self._is_elbo_of_paths:
             scores = elbo_scores(traces, weights)
