@@ -140,12 +140,18 @@ class ObjectiveBase(ELBO):
     def variant(self) -> Hashable:
         """What the next estimate depends on beside its arguments; a compiled graph is made for it.
 
-        It changes in `next_step` alone, as the random number of particles of a multilevel bound.
+        It changes in `next_step` alone, as the random number of particles of a multilevel bound. An
+        objective that draws nothing on the host has the variant (), and no other has.
         """
         return ()
 
     def next_step(self) -> None:
-        """Draw on the host, from torch's generator of the CPU, what `variant` names."""
+        """Draw on the host, from torch's generator of the CPU, what `variant` names.
+
+        `loss`, `loss_and_grads` and `differentiable_loss` call it before their estimate, and every
+        step of `pyroae.fit` and `pyroae.compile` does, once; `bound` does not. A draw depends on
+        no draw before it.
+        """
         return
 
     def make_controls(self, traces: Traces, args: tuple[Any, ...]) -> nn.Module:
@@ -193,7 +199,7 @@ class ObjectiveBase(ELBO):
         """
 
     def bound(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Bound:
-        """Run guide and model, and estimate the bound and its gradient.
+        """Run guide and model, and estimate the bound and its gradient, in the present variant.
 
         Args:
             model: A Pyro program p(z) p(x|z).
@@ -242,6 +248,7 @@ class ObjectiveBase(ELBO):
         Returns:
             The loss over all data, in nats, differentiable, shape `[]`.
         """
+        self.next_step()
         value, surrogate = self.bound(model, guide, *args, **kwargs)
         return -(surrogate + (value - surrogate).detach())
 
@@ -261,6 +268,7 @@ class ObjectiveBase(ELBO):
         Returns:
             The loss over all data, in nats.
         """
+        self.next_step()
         loss = -self.bound(model, guide, *args, **kwargs).value.item()
         warn_if_nan(loss, "loss")
         return loss
@@ -280,6 +288,7 @@ class ObjectiveBase(ELBO):
         Returns:
             The negative bound over all data, in nats.
         """
+        self.next_step()
         value, surrogate = self.bound(model, guide, *args, **kwargs)
         if surrogate.requires_grad:
             (-surrogate).backward(retain_graph=self.retain_graph)

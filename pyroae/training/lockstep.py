@@ -19,6 +19,7 @@ from pyroae.data.loading import Splits
 from pyroae.distributed.fabric import default_dtype, fabric_of
 from pyroae.errors import ConfigError, NonFiniteLossError
 from pyroae.objectives import TraceELBO
+from pyroae.objectives.apply import variant_of
 from pyroae.programs.pair import Pair, flattened, like, system_of
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.randomness import fork_random
@@ -143,6 +144,7 @@ def is_worth_batching(
     - if members would take different numbers of steps (`patience`, `max_seconds`);
     - if gradients are scaled (`16-mixed`), shared by processes or inspected (`nonfinite="skip"`);
     - for an optimizer that cannot be part of a graph, and for a pair of programs;
+    - for an objective that draws a variant on the host, in which members would differ;
     - if compilation is turned off or does not pay: with `compile="auto"` an ensemble needs 5,000
       steps, those of all members counted;
     - on a CPU, which the step of one member can fill: with convolutions, or if
@@ -158,7 +160,8 @@ def is_worth_batching(
     Returns:
         Whether `fit_ensemble` trains them in one graph.
     """
-    if members < 2 or isinstance(system, Pair) or not config.compile:
+    is_pair = isinstance(system, Pair)
+    if members < 2 or is_pair or not config.compile or variant_of(objective) != ():
         return False
     if (
         config.patience is not None

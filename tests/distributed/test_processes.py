@@ -180,7 +180,7 @@ def several(out: Path, *words: str, launcher: tuple[str, ...] = ()) -> dict[str,
 @pytest.mark.parametrize(
     ("world", "names"),
     [
-        (2, ["dreg", "pair", "sizeless"]),
+        (2, ["dreg", "pair", "sizeless", "random"]),
         pytest.param(
             2,
             ["vae", "vimco", "categorical", "denoising", "optimal", "layers"],

@@ -85,7 +85,7 @@ def measure_gradients(
         x: The data `[N, ...]`, or the arguments of model and guide as in `log_likelihood`. All data
             are passed to both programs at once.
         objectives: Objectives by name. Replicate r of each starts from the same seed, so that the
-            noise is paired at equal K.
+            noise is paired at equal K. One that draws on the host draws for each replicate.
         parameters: Leaf tensors by name, such as `dict(system.named_parameters())`. A parameter
             that the bound does not depend on has the gradient 0.
         groups: Names of parameters by group, as of `parameter_groups`. None for one group, "all".
@@ -332,6 +332,7 @@ class _Laboratory:
     def gradient(self, objective: ObjectiveBase, seed: int) -> Tensor:
         """The gradient of the bound per datum, `[P]`, with the noise of a seed."""
         start_random(self.args[0].device, seed)
+        objective.next_step()
         surrogate = objective.bound(self.model, self.guide, *self.args).surrogate
         if not surrogate.requires_grad:
             raise ProgramError(
