@@ -26,13 +26,13 @@ class Leapfrog(nn.Module):
 
     Attributes:
         log_step: log ε_t, shape `[T]`.
-        increments: Logits of β_t − β_{t−1}, shape `[T]`, initially equal.
+        increments: Logits of β_t − β_{t−1} for t = 1..T+1, shape `[T + 1]`, initially equal.
     """
 
     def __init__(self, steps: int, step_size: float, like: Tensor) -> None:
         super().__init__()
         self.log_step = nn.Parameter(like.new_full((steps,), math.log(step_size)))
-        self.increments = nn.Parameter(like.new_zeros(steps))
+        self.increments = nn.Parameter(like.new_zeros(steps + 1))
 
 
 @OBJECTIVES.register("dais")
@@ -41,7 +41,7 @@ class DAIS(ObjectiveBase):
 
     Each of K chains starts at a draw u_0 of the guide, in unconstrained coordinates, with a
     momentum v_0 ~ N(0, I), and makes T leapfrog steps along π_t ∝ q^(1−β_t) p(x, ·)^β_t, without
-    acceptance or rejection:
+    acceptance or rejection (β_0 = 0 is the guide, and β_{T+1} = 1 the model):
 
         u' = u_{t−1} + ½ ε_t v_{t−1},   v'_t = v_{t−1} + ε_t ∂ log π_t(u'),   u_t = u' + ½ ε_t v'_t
         v_t = γ v'_t + √(1 − γ²) ξ_t,   ξ_t ~ N(0, I)
@@ -70,7 +70,7 @@ class DAIS(ObjectiveBase):
         step_size: ε_t > 0, in unconstrained coordinates; where it is learned, its initial value.
         damping: γ in [0, 1): the part of a momentum that is kept.
         learn: Whether ε_t and β_t are learned, each for each t, through the bound; otherwise
-            ε_t is fixed and β_t = t/T.
+            ε_t is fixed and β_t = t/(T + 1).
         bound: F, the bound over the chains' weights, by its name among the bounds.
 
     Raises:
@@ -194,16 +194,16 @@ class DAIS(ObjectiveBase):
             like: A tensor of the device and precision of the result.
 
         Returns:
-            ε and β, `[T]` each; β rises to 1.
+            ε and β, `[T]` each; β rises between 0 and 1.
 
-        >>> DAIS(steps=4).schedule(torch.zeros(()))[1]
-        tensor([0.2500, 0.5000, 0.7500, 1.0000])
+        >>> DAIS(steps=3).schedule(torch.zeros(()))[1]
+        tensor([0.2500, 0.5000, 0.7500])
         """
         controls = self.controls
         if isinstance(controls, Leapfrog):
-            return controls.log_step.exp(), controls.increments.softmax(0).cumsum(0)
+            return controls.log_step.exp(), controls.increments.softmax(0).cumsum(0)[:-1]
         ramp = torch.arange(1, self.steps + 1, dtype=like.dtype, device=like.device)
-        return like.new_full((self.steps,), self.step_size), ramp / max(self.steps, 1)
+        return like.new_full((self.steps,), self.step_size), ramp / (self.steps + 1)
 
 
 def _check(traces: Traces) -> None:

@@ -136,8 +136,8 @@ class Objective(ObjectiveBase):
 
     @property
     def variant(self) -> Hashable:
-        """The number of particles of the next estimate; K, unless the bound draws it."""
-        return self._count
+        """The number of particles of the next estimate where the bound draws it, () elsewhere."""
+        return self._count if self.bound_function.is_random else ()
 
     def next_step(self) -> None:
         """Draw the number of particles, where it is random."""
