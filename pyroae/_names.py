@@ -77,7 +77,9 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     "objective": (
         "analytic-kl",
+        "dais",
         "beta-elbo",
+        "mlmc",
         "trace-elbo",
         "stl",
         "iwae",
@@ -102,6 +104,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "ciwae",
         "jvi",
         "tvo",
+        "mlmc",
     ),
     "gradient": (
         "pathwise",
@@ -112,6 +115,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "wake-sleep-doubly-reparameterized",
         "covariance",
         "two-bounds",
+        "base-bound",
     ),
     "dataset": (
         "digits",

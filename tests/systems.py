@@ -70,6 +70,7 @@ FOR_DISCRETE = (
     "vimco",
     "score",
     "tvo",
+    "mlmc",
 )
 """Named objectives that train them."""
 OF_CONDITIONS = ("conditional-vae", "m2")

@@ -20,7 +20,8 @@ from pyroae.errors import ProgramError, UndefinedLikelihoodError
 from pyroae.evaluation.blocks import part_of, rows_of
 from pyroae.programs.context import evaluating
 from pyroae.programs.global_sites import globals_of
-from pyroae.programs.masks import in_support, mask_of, where_unmasked
+from pyroae.programs.latents import stand_ins
+from pyroae.programs.masks import mask_of, where_unmasked
 from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import Program, Site, base_distribution, is_delta, samples
 from pyroae.programs.traces import at_values, run
@@ -280,22 +281,6 @@ def check_terms(
     with evaluating(model, guide), fork_random(args[0].device), pyro.validation_enabled(False):
         while first < total:
             first += chunk_size.fitted(checked)
-
-
-def stand_ins(traces: Traces) -> dict[str, Tensor]:
-    """Choose a value in the support of each observed site that has a mask.
-
-    Args:
-        traces: One run of model and guide.
-
-    Returns:
-        The values, by the name of the site.
-    """
-    return {
-        name: in_support(site)
-        for name, site in traces.sites(traces.model, observed=True)
-        if traces.is_local(site) and site["value"].numel() and mask_of(name, site) is not None
-    }
 
 
 def filled(traces: Traces) -> Traces:

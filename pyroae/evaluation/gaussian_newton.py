@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyroae.evaluation.blocks import rows_of
-from pyroae.evaluation.latents import Latents
+from pyroae.programs.latents import Latents
 from pyroae.programs.sites import Program
 from pyroae.runtime.short_repr import short_repr
 

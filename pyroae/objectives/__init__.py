@@ -4,6 +4,7 @@ The registry `OBJECTIVES` and the module `pyroae.objectives.named` list them by 
 """
 
 from pyroae.objectives.analytic_kl import AnalyticKL
+from pyroae.objectives.annealed import DAIS
 from pyroae.objectives.base import OBJECTIVES, Bound, ObjectiveBase
 from pyroae.objectives.beta_elbo import BetaELBO
 from pyroae.objectives.bounds import (
@@ -30,6 +31,7 @@ from pyroae.objectives.gradients import (
     TwoBounds,
     WakeSleep,
 )
+from pyroae.objectives.multilevel import MLMC, BaseBound
 from pyroae.objectives.nvil import NVIL
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.program_gradient import ProgramGradient
@@ -41,15 +43,18 @@ from pyroae.objectives.named import parse_objective  # isort: skip
 __all__ = [
     "BOUNDS",
     "CIWAE",
+    "DAIS",
     "ELBO",
     "GRADIENTS",
     "IWAE",
     "JVI",
     "MIWAE",
+    "MLMC",
     "NVIL",
     "OBJECTIVES",
     "TVO",
     "AnalyticKL",
+    "BaseBound",
     "BetaELBO",
     "Bound",
     "BoundFunction",

@@ -83,6 +83,7 @@ class ObjectiveBase(ELBO):
                 f"num_particles must be a whole number of at least 1, not {num_particles!r}"
             )
         super().__init__(num_particles=num_particles, vectorize_particles=True)
+        self._count = num_particles
         self._nesting = 0
         self._shapes: set[tuple[tuple[int, ...], ...]] = set()
         self._globals: frozenset[str] | None = None
@@ -337,13 +338,13 @@ class ObjectiveBase(ELBO):
             guide: A Pyro program q(z|x) with the same latent sites.
             args: Positional arguments of both programs.
             kwargs: Keyword arguments of both programs.
-            num_particles: The number of particles; None for K.
+            num_particles: The number of particles; None for K, or the drawn number.
             **passing: `handler`, `drawn` and `through`, as of `programs.execution.RunOptions`.
 
         Returns:
             The traces of guide and model.
         """
-        count = num_particles or self.num_particles
+        count = num_particles or self._count
         nesting = self._nesting_of(model, guide, args, kwargs) if count > 1 else 0
         shared, joint = self._globals_of(model, guide, args, kwargs), self._is_joint
         traces = run(

@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ class BoundFunction(ABC):
     Attributes:
         num_particles: K, the number of log-weights per datum.
         least_particles: The smallest K at which F is defined.
+        is_random: Whether the number of log-weights is random, drawn by `draw_particles`.
 
     Raises:
         ConfigError: `num_particles` is not a whole number, or below `least_particles`.
@@ -45,6 +47,7 @@ class BoundFunction(ABC):
 
     num_particles: int
     least_particles: int = 1
+    is_random: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         count = self.num_particles
@@ -75,6 +78,19 @@ class BoundFunction(ABC):
     def is_symmetric(self) -> bool:
         """Whether F is invariant to the order of the particles."""
         return True
+
+    @property
+    def evaluations(self) -> float:
+        """The mean number of log-weights per datum: K, unless it is random."""
+        return float(self.num_particles)
+
+    def draw_particles(self) -> int:
+        """Draw the number of log-weights of the next estimate, from torch's generator of the CPU.
+
+        Returns:
+            The number of log-weights per datum; K, unless it is random.
+        """
+        return self.num_particles
 
     @abstractmethod
     def value(self, log_weight: Tensor) -> Tensor:

@@ -8,7 +8,9 @@ IWAE(num_particles=4)
 """
 
 from pyroae.config import pair_of
+from pyroae.objectives import multilevel
 from pyroae.objectives.analytic_kl import AnalyticKL
+from pyroae.objectives.annealed import DAIS
 from pyroae.objectives.base import OBJECTIVES, ObjectiveBase
 from pyroae.objectives.beta_elbo import BetaELBO
 from pyroae.objectives.bounds import BOUNDS, CIWAE, ELBO, IWAE, JVI, MIWAE, TVO, Renyi
@@ -35,6 +37,12 @@ analytic_kl = AnalyticKL
 
 beta_elbo = BetaELBO
 """The ELBO with a weight on the KL: the class `BetaELBO` under its name in the registry."""
+
+dais = DAIS
+"""Differentiable annealed importance sampling: the class `DAIS` under its name in the registry."""
+
+mlmc = multilevel.mlmc
+"""Randomized multilevel Monte Carlo: the pair `MLMC` × `BaseBound`."""
 
 
 def parse_objective(text: str, num_particles: int | None = None) -> ObjectiveBase:

@@ -1,5 +1,6 @@
 """A bound times a gradient: the estimator of every valid pair."""
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -52,8 +53,15 @@ def _cut(coefficient: Tensor) -> Tensor:
     return torch.where(coefficient.abs() < TINY, 0.0, coefficient)
 
 
-def _with_cut_gradient(log_weight: Tensor) -> Tensor:
-    """The same log-weights, with a hook that applies `_cut` to their gradient."""
+def with_cut_gradient(log_weight: Tensor) -> Tensor:
+    """Return log-weights whose gradient is set to 0 where it is below `TINY`.
+
+    Args:
+        log_weight: Log-weights, any shape.
+
+    Returns:
+        The same log-weights, with a hook on their gradient.
+    """
     if log_weight.requires_grad:
         log_weight = log_weight.clone()
         log_weight.register_hook(_cut)
@@ -121,6 +129,20 @@ class Objective(ObjectiveBase):
         """Whether the gradient has parameters of its own."""
         return self.gradient.learns
 
+    @property
+    def evaluations(self) -> float:
+        """The mean number of particles of the bound."""
+        return self.bound_function.evaluations
+
+    @property
+    def variant(self) -> Hashable:
+        """The number of particles of the next estimate where the bound draws it, () elsewhere."""
+        return self._count if self.bound_function.is_random else ()
+
+    def next_step(self) -> None:
+        """Draw the number of particles, where it is random."""
+        self._count = self.bound_function.draw_particles()
+
     def make_controls(self, traces: Traces, args: tuple[Any, ...]) -> nn.Module:
         """Return the module that the gradient learns."""
         return self.gradient.make_controls(traces, args)
@@ -131,7 +153,8 @@ class Objective(ObjectiveBase):
 
     @property
     def _shares_globals(self) -> bool:
-        several = self.num_particles > 1 and not self._is_elbo_of_paths
+        bound = self.bound_function
+        several = (bound.num_particles > 1 or bound.is_random) and not self._is_elbo_of_paths
         return (
             not self.joint and self.gradient.takes_globals and (several or self.gradient.detached)
         )
@@ -140,7 +163,7 @@ class Objective(ObjectiveBase):
         """Return the bound and its derivative, plus score terms for draws without a path."""
         self.check(traces)
         weights = reduce_log_weights(traces)
-        log_weight = _with_cut_gradient(weights.log_weight)
+        log_weight = with_cut_gradient(weights.log_weight)
         value = weights.total(self.bound_function.value(log_weight))
         if self._is_elbo_of_paths:
             scores = elbo_scores(traces, weights)

@@ -21,9 +21,9 @@ from pyroae.evaluation.enumeration import enumerated_log_likelihood
 from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_likelihood
 from pyroae.evaluation.importance.proposals import Local
-from pyroae.evaluation.latents import Latents
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.context import evaluating
+from pyroae.programs.latents import Latents
 from pyroae.programs.pair import System
 from pyroae.runtime.randomness import fork_random
 from pyroae.studies.curves import Curve, placed

@@ -23,13 +23,13 @@ from pyroae.evaluation import blocks, checks
 from pyroae.evaluation.annealing import bounds as ais_module
 from pyroae.evaluation.annealing import checkpoint, hmc
 from pyroae.evaluation.annealing.bounds import ais, bdmc
-from pyroae.evaluation.annealing.path import Path as AnnealingPath
 from pyroae.evaluation.annealing.results import BlockResult
 from pyroae.evaluation.importance import sampler as sampling
 from pyroae.evaluation.importance import tasks
 from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.evaluation.importance.proposals import Local, Mixture, widened
 from pyroae.evaluation.summary import evaluate
+from pyroae.programs.annealing_path import Path as AnnealingPath
 from pyroae.programs.traces import prior_of
 from pyroae.runtime.processes import WHOLE, Share
 from tests.shares import in_processes, played

@@ -18,9 +18,9 @@ from pyroae.evaluation import blocks
 from pyroae.evaluation.adaptive_quadrature import quadrature
 from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.inference_gaps import Gaps, PerDatum, gaps
-from pyroae.evaluation.latents import Latents
 from pyroae.evaluation.local import LocalGaussian, fit_local
 from pyroae.nn import MLP
+from pyroae.programs.latents import Latents
 from pyroae.programs.sites import Program
 from tests.evaluation.importance import test_proposals
 from tests.objectives.test_objectives import DATA, hierarchical

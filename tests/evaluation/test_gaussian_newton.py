@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from pyroae.evaluation.gaussian_newton import AVERAGED, directions
-from pyroae.evaluation.latents import Latents
 from pyroae.evaluation.local import LocalGaussian, fit_local
+from pyroae.programs.latents import Latents
 from pyroae.programs.sites import Program
 
 pytestmark = pytest.mark.usefixtures("float64")

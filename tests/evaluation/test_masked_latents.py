@@ -23,11 +23,11 @@ from pyroae.evaluation.diagnostics import diagnose
 from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.evaluation.importance.proposals import Local, Mixture
 from pyroae.evaluation.inference_gaps import gaps
-from pyroae.evaluation.latents import Latents
 from pyroae.evaluation.local import fit_local
 from pyroae.evaluation.mutual_information import information
 from pyroae.inference_data import to_datatree
 from pyroae.objectives import OBJECTIVES
+from pyroae.programs.latents import Latents
 from pyroae.programs.traces import prior_of
 
 Args = tuple[Tensor, ...]

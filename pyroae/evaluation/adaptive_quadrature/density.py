@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyroae.evaluation.blocks import rows_of
-from pyroae.evaluation.latents import Latents
+from pyroae.programs.latents import Latents
 from pyroae.programs.sites import Program
 
 NUM_DRAWS = 256

@@ -15,9 +15,9 @@ from pyroae.evaluation.adaptive_quadrature.grid import Box
 from pyroae.evaluation.adaptive_quadrature.trapezoid import FIRST_CELLS, Integral, integrate
 from pyroae.evaluation.blocks import Data, arguments_of, blocks, rows_of
 from pyroae.evaluation.checks import check_program
-from pyroae.evaluation.latents import Latents
 from pyroae.evaluation.trial import nesting_of
 from pyroae.programs.context import evaluating
+from pyroae.programs.latents import Latents
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import prior_of
 from pyroae.runtime.progress import Progress

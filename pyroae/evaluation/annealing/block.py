@@ -17,10 +17,10 @@ from pyroae.evaluation.annealing.hmc import (
     run_pilot,
     segments,
 )
-from pyroae.evaluation.annealing.path import Densities, Path, Point
 from pyroae.evaluation.annealing.plan import Plan
 from pyroae.evaluation.annealing.results import BlockResult
 from pyroae.evaluation.annealing.simulation import replaced, simulate
+from pyroae.programs.annealing_path import Densities, Path, Point
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.traces import prior_of, run
 from pyroae.runtime.randomness import random_state, set_random_state

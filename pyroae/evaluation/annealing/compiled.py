@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pyroae.compilation.codegen import Graph, inductor, try_compile
 from pyroae.compilation.tracing import trace_to_graph
-from pyroae.evaluation.annealing.path import Densities, Path, Point
 from pyroae.evaluation.annealing.plan import Plan
-from pyroae.evaluation.latents import Latents
+from pyroae.programs.annealing_path import Densities, Path, Point
+from pyroae.programs.latents import Latents
 from pyroae.programs.pair import Pair
 from pyroae.programs.traces import prior_of
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyroae.config import AISSettings
-from pyroae.evaluation.annealing.path import Densities, Point
+from pyroae.programs.annealing_path import Densities, Point
 
 SEGMENTS = 50
 """Largest number of segments of a path; each segment has its own step size."""

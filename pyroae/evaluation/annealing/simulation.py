@@ -8,7 +8,7 @@ from pyroae.errors import ConfigError, ProgramError
 from pyroae.evaluation.annealing.plan import Plan
 from pyroae.evaluation.annealing.results import BlockResult
 from pyroae.evaluation.checks import is_one
-from pyroae.evaluation.latents import Latents
+from pyroae.programs.latents import Latents
 from pyroae.programs.masks import where_unmasked
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.sites import base_distribution

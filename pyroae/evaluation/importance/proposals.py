@@ -17,8 +17,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError, unknown_name
-from pyroae.evaluation.latents import Latents
 from pyroae.evaluation.local import fit_local
+from pyroae.programs.latents import Latents
 from pyroae.programs.sites import Program, base_distribution
 from pyroae.programs.traces import log_post_of, prior_of, run
 from pyroae.weights import reduce_log_weights

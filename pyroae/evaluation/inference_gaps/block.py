@@ -9,8 +9,8 @@ from torch import Tensor
 from pyroae.evaluation.blocks import rows_of
 from pyroae.evaluation.importance.streams import WeightStream, is_reliable
 from pyroae.evaluation.inference_gaps.estimates import FamilyGaps, PerDatum
-from pyroae.evaluation.latents import Latents
 from pyroae.evaluation.local import Family, LocalGaussian, fit_local
+from pyroae.programs.latents import Latents
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import run
 from pyroae.weights import reduce_log_weights

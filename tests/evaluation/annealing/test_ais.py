@@ -21,9 +21,9 @@ from pyroae.evaluation.annealing import bounds as ais_module
 from pyroae.evaluation.annealing import hmc
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.estimates import BDMC, AISEstimate
-from pyroae.evaluation.annealing.path import Path
 from pyroae.evaluation.blocks import block_seed
 from pyroae.evaluation.exact import exact_log_likelihood
+from pyroae.programs.annealing_path import Path
 from tests.systems import system_and_data
 
 pytestmark = pytest.mark.usefixtures("float64")

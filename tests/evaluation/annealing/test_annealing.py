@@ -23,8 +23,8 @@ from pyroae.evaluation.annealing import bounds as ais_module
 from pyroae.evaluation.annealing import checkpoint, hmc
 from pyroae.evaluation.annealing.block import Block
 from pyroae.evaluation.annealing.bounds import ais, bdmc
-from pyroae.evaluation.annealing.path import Path as AnnealingPath
 from pyroae.evaluation.annealing.plan import Plan
+from pyroae.programs.annealing_path import Path as AnnealingPath
 from pyroae.runtime.signals import DeferredSignals
 from tests.evaluation.annealing.test_ais import TINY, ppca
 

@@ -7,12 +7,12 @@ Shapes: C chains, N data, D elements of u per datum. Densities are in nats.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from pyroae.evaluation.latents import Latents
+from pyroae.programs.latents import Latents
 from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import log_post_of
@@ -108,13 +108,18 @@ class Path:
     Args:
         latents: The latent sites of the block as a vector u.
         guide: The program q(z|x) at which the path starts; None for a path from the prior.
-        args: Arguments of the guide, `[N, ...]` each.
+        args: Positional arguments of the guide.
+        kwargs: Keyword arguments of the guide.
     """
 
     def __init__(
-        self, latents: Latents, guide: Program | None = None, args: tuple[Tensor, ...] = ()
+        self,
+        latents: Latents,
+        guide: Program | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> None:
-        self.latents, self._guide, self._args = latents, guide, args
+        self.latents, self._guide, self._args, self._kwargs = latents, guide, args, kwargs or {}
 
     def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate the two densities of the path, differentiably.
@@ -128,7 +133,7 @@ class Path:
         joint = self.latents.log_joint(u)
         if self._guide is None:
             return joint.log_prior, joint.log_lik
-        log_guide = self._log_guide(self._guide, u)
+        log_guide = self.log_guide(u)
         return log_guide, joint.total - log_guide
 
     @torch.enable_grad()
@@ -146,8 +151,33 @@ class Path:
         log_start, log_ratio = self.log_densities(u)
         return _gradient(log_start + beta * log_ratio, u)
 
-    def _log_guide(self, guide: Program, u: Tensor) -> Tensor:
-        """Evaluate log q(z|x) |dz/du|, `[C, N]`."""
+    @torch.enable_grad()
+    def differentiable_gradient(self, u: Tensor, beta: Tensor) -> Tensor:
+        """Evaluate the gradient of the path as a function of u, β and all parameters.
+
+        Args:
+            u: Positions, `[C, N, D]`.
+            beta: β, shape `[]`.
+
+        Returns:
+            ∂ log f_β / ∂u, `[C, N, D]`, with a graph of its own.
+        """
+        u = u if u.requires_grad else u.detach().requires_grad_()
+        log_start, log_ratio = self.log_densities(u)
+        value = (log_start + beta * log_ratio).sum()
+        return torch.autograd.grad(value, u, create_graph=True)[0]
+
+    def log_guide(self, u: Tensor) -> Tensor:
+        """Evaluate the density of the guide.
+
+        Args:
+            u: Positions, `[C, N, D]`.
+
+        Returns:
+            log q(z|x) |dz/du|, `[C, N]`, in nats.
+        """
+        guide = self._guide
+        assert guide is not None
         transformed = self.latents._transformed(u)
         traces: Traces = self.latents._traces
         values = {name: value for name, (value, _) in transformed.items()}
@@ -160,7 +190,7 @@ class Path:
             drawn.nodes.update(
                 {name: {**drawn.nodes[name], "value": value} for name, value in values.items()}
             )
-            total = log_post_of(replace(traces, drawn=drawn), guide, self._args, {})
+            total = log_post_of(replace(traces, drawn=drawn), guide, self._args, self._kwargs)
         return sum(self.latents.jacobians(transformed), total)
 
 

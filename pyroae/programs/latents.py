@@ -14,8 +14,7 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import Transform
 
 from pyroae.errors import ProgramError
-from pyroae.evaluation.checks import stand_ins
-from pyroae.programs.masks import mask_of, where_unmasked
+from pyroae.programs.masks import in_support, mask_of, where_unmasked
 from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import Program, Site, base_distribution
 from pyroae.programs.traces import at_values, run
@@ -76,7 +75,8 @@ class Latents:
             used in place of new ones.
 
     Attributes:
-        start: The draws of the guide in that run, as u `[K, N, D]`.
+        draws: The draws of the guide in that run, as u `[K, N, D]`, differentiable.
+        start: The same, detached.
         active: `[N, D]`, False for elements that a mask of the model leaves out; None without such
             masks. Inactive elements have no density and are no coordinates: they stay at 0 for any
             u, and the gradient there is 0.
@@ -102,11 +102,52 @@ class Latents:
         *,
         like: "Latents | None" = None,
     ) -> None:
-        self._model, self._args = model, args
         drawn = None if like is None else like._traces.drawn
-        self._traces: Traces = run(model, guide, args, {}, num_particles, nesting, drawn=drawn)
+        traces = run(model, guide, args, {}, num_particles, nesting, drawn=drawn)
+        self._read(model, traces, args, {}, like is not None)
+        if like is not None:
+            self._stand_ins = like._stand_ins
+
+    @classmethod
+    def of_run(
+        cls,
+        model: Program,
+        traces: Traces,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        known: bool = False,
+    ) -> "Latents":
+        """Arrange the latent sites of a run, whose draws `draws` keeps differentiable.
+
+        Args:
+            model: The Pyro program p(z) p(x|z).
+            traces: A run of a guide and this model.
+            args: Positional arguments of the model.
+            kwargs: Keyword arguments of the model.
+            known: The supports are known to be the same for all data, and are not checked again.
+
+        Returns:
+            The latents.
+
+        Raises:
+            ProgramError: As of the class.
+        """
+        latents = cls.__new__(cls)
+        latents._read(model, traces, args, kwargs, known)
+        return latents
+
+    def _read(
+        self,
+        model: Program,
+        traces: Traces,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        known: bool,
+    ) -> None:
+        self._model, self._args, self._kwargs, self._traces = model, args, kwargs, traces
         self._parts = [
-            _Part(name, transform_of(name, site, known=like is not None), ())
+            _Part(name, transform_of(name, site, known=known), ())
             for name, site in self._traces.sites(self._traces.model, observed=False)
         ]
         if not self._parts:
@@ -125,11 +166,10 @@ class Latents:
         self._parts = [
             _Part(p.name, p.transform, tuple(unconstrained[p.name].shape[2:])) for p in self._parts
         ]
-        self.start = torch.cat([_rows(u) for u in unconstrained.values()], 2).detach()
+        self.draws = torch.cat([_rows(u) for u in unconstrained.values()], 2)
+        self.start = self.draws.detach()
         self.active = self._unmasked(unconstrained)
-        self._stand_ins: dict[str, Tensor] = (
-            stand_ins(self._traces) if like is None else like._stand_ins
-        )
+        self._stand_ins: dict[str, Tensor] = stand_ins(self._traces)
 
     @property
     def num_data(self) -> int:
@@ -163,7 +203,7 @@ class Latents:
         """
         transformed = self._transformed(u)
         values = {name: value for name, (value, _) in transformed.items()}
-        traces = at_values(self._traces, self._model, self._args, {}, values)
+        traces = at_values(self._traces, self._model, self._args, self._kwargs, values)
         observed = {
             n: s for n, s in traces.sites(traces.model, observed=True) if traces.is_local(s)
         }
@@ -270,6 +310,22 @@ class Latents:
         _, data = self._frame(part.name)
         value = value.movedim(0, 1) if self._traces.num_particles > 1 else value.squeeze(0)
         return value.squeeze(0) if data is None else value.movedim(0, data)
+
+
+def stand_ins(traces: Traces) -> dict[str, Tensor]:
+    """Choose a value in the support of each observed site that has a mask.
+
+    Args:
+        traces: One run of model and guide.
+
+    Returns:
+        The values, by the name of the site.
+    """
+    return {
+        name: in_support(site)
+        for name, site in traces.sites(traces.model, observed=True)
+        if traces.is_local(site) and site["value"].numel() and mask_of(name, site) is not None
+    }
 
 
 def transform_of(name: str, site: Site, *, known: bool = False) -> Transform:
