@@ -129,7 +129,7 @@ def _reason(name: str, check: str, reasons: dict[str, str]) -> str:
     of_draws = ("the value is the bound of", "the particles may change places")
     if "over all states" in check and objective.kinds == {"continuous"}:
         return "it takes continuous draws alone."
-    if check == "SVI's loss is the loss" and objective.variant != ():
+    if check == "SVI's loss is the loss":
         return "K is random, and SVI draws another one."
     if not isinstance(objective, Objective):
         return "it is not a pair of a bound and a gradient."

@@ -103,7 +103,7 @@ class ObjectiveBase(ELBO):
 
     @property
     def is_unbiased(self) -> bool:
-        """Whether the bound's mean is log p(x) for every guide, and its gradient's that of it."""
+        """Whether the bound's mean is log p(x) for every guide, and the θ-gradient's ∂ log p(x)."""
         return False
 
     @property

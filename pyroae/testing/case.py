@@ -29,6 +29,7 @@ class Case:
 
     Attributes:
         noise: Noise for K particles and the data, shape `[K, N, D]`.
+        is_random: Whether the objective draws on the host, such as a number of particles.
 
     >>> from pyroae.objectives import IWAE
     >>> from pyroae.testing.gaussian import Toy
@@ -39,7 +40,7 @@ class Case:
 
     def __init__(self, objective: ObjectiveBase, toy: ToyProgram, x: Tensor) -> None:
         self.objective = fresh(objective)
-        self.toy, self.x = toy, x
+        self.toy, self.x, self.is_random = toy, x, _is_random(self.objective)
         self.noise = torch.randn(objective.num_particles, len(x), toy.noise_size)
         # The first run also runs the programs to find their plates.
         with torch.random.fork_rng([]):
@@ -91,9 +92,8 @@ class Case:
             Whether that is so: not for gradients that draw in their own way, such as coupled or
                 auxiliary draws, and not where runs with different seeds differ all the same.
         """
-        if isinstance(self.objective, Objective) and isinstance(
-            self.objective.gradient, ProgramGradient
-        ):
+        pair = self.objective if isinstance(self.objective, Objective) else None
+        if self.is_random or (pair and isinstance(pair.gradient, ProgramGradient)):
             return False
         self.toy.noise = self.noise
         runs = [torch.cat([g.reshape(-1) for g in self.run(seed=seed)]) for seed in range(4)]
@@ -116,7 +116,7 @@ class Case:
                 data.
         """
         x = self.x
-        if self.objective.variant != ():
+        if self.is_random:
             count, x = 8 * count, x[: max(1, len(x) // 8)]
         rows = [self.run(x) for _ in range(count)]
         losses, gradients = (torch.stack(part) / len(x) for part in zip(*rows, strict=True))
@@ -135,3 +135,13 @@ def fresh(objective: ObjectiveBase) -> Any:
     other = copy.copy(objective)
     other._controls = None
     return other
+
+
+def _is_random(objective: ObjectiveBase) -> bool:
+    """Whether an objective's steps differ in what it draws on the host."""
+    before, variants = torch.get_rng_state(), set()
+    for _ in range(30):
+        objective.next_step()
+        variants.add(objective.variant)
+    torch.set_rng_state(before)
+    return len(variants) > 1

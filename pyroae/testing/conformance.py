@@ -118,7 +118,7 @@ def _checks(objective: ObjectiveBase, unbiased: bool | None) -> Iterator[Check]:
     if "continuous" in objective.kinds:
         yield from value_means(objective)
         if unbiased or (unbiased is None and (objective.is_elbo or objective.is_unbiased)):
-            yield from gradient_means(objective)
+            yield from gradient_means(objective, unbiased)
         elif pair is not None and pair.gradient.same_mean(pair.bound_function):
             yield from stated_means(pair)
     if pair is not None and pair.bound_function.trend is not None:

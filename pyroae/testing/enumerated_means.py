@@ -72,13 +72,12 @@ def enumerated_means(
     if objective.is_unbiased:
         exact = toy.log_evidence(x[None])
         yield zero("the mean value is log p(x)", (losses + exact)[:, None], name)
-        yield zero(
-            "the mean gradient is that of log p(x)", gradients - _of_evidence(toy, x[None]), name
-        )
+        rows = (gradients - _of_evidence(toy, x[None]))[:, : None if unbiased else toy.num_theta]
+        yield zero("the mean gradient is that of log p(x)", rows, name)
         return
     bound = _bound_of(objective)
     exact = None if bound is None else mean_value(bound, toy.states(x))
-    if bound is None or exact is None:
+    if bound is None or exact is None or case.is_random:
         return
     yield zero("the mean value is the sum over all states", (losses + exact)[:, None], name)
     if unbiased or (unbiased is None and objective.is_elbo):
