@@ -79,6 +79,8 @@ NAMES: dict[str, tuple[str, ...]] = {
         "analytic-kl",
         "beta-elbo",
         "trace-elbo",
+        "disarm",
+        "arm",
         "stl",
         "iwae",
         "iwae-stl",
@@ -112,6 +114,8 @@ NAMES: dict[str, tuple[str, ...]] = {
         "wake-sleep-doubly-reparameterized",
         "covariance",
         "two-bounds",
+        "disarm",
+        "arm",
     ),
     "dataset": (
         "digits",

@@ -68,6 +68,7 @@ class Gradient(ABC):
         independent: Whether the estimator assumes that the K draws of a datum are independent and
             identically distributed; those that do are refused where draws are stratified or
             coupled.
+        coupled: Whether the estimator couples the draws of a datum, so that their order matters.
         learns: Whether the estimator has parameters of its own, from `make_controls`.
     """
 
@@ -76,6 +77,7 @@ class Gradient(ABC):
     takes_moving_support: ClassVar[bool] = False
     takes_globals: ClassVar[bool] = False
     independent: ClassVar[bool] = True
+    coupled: ClassVar[bool] = False
     learns: ClassVar[bool] = False
 
     @property

@@ -103,8 +103,8 @@ class Objective(ObjectiveBase):
 
     @property
     def is_symmetric(self) -> bool:
-        """Whether the bound is invariant to the order of the particles."""
-        return self.bound_function.is_symmetric
+        """Whether bound and gradient are invariant to the order of the particles."""
+        return self.bound_function.is_symmetric and not self.gradient.coupled
 
     @property
     def is_per_datum(self) -> bool:
