@@ -81,6 +81,8 @@ NAMES: dict[str, tuple[str, ...]] = {
         "trace-elbo",
         "disarm",
         "arm",
+        "selbo",
+        "siwae",
         "stl",
         "iwae",
         "iwae-stl",
@@ -104,6 +106,8 @@ NAMES: dict[str, tuple[str, ...]] = {
         "ciwae",
         "jvi",
         "tvo",
+        "selbo",
+        "siwae",
     ),
     "gradient": (
         "pathwise",

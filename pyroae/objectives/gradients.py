@@ -218,8 +218,8 @@ class StickingTheLanding(Gradient):
     independent: ClassVar[bool] = False
 
     def unbiased(self, bound: BoundFunction) -> bool:
-        """Return whether the bound is the ELBO, or K is 1."""
-        return isinstance(bound, ELBO) or bound.num_particles == 1
+        """Return whether the bound's mean is the ELBO for every K, or K is 1."""
+        return bound.trend == 0 or bound.num_particles == 1
 
     def same_mean(self, bound: BoundFunction) -> tuple[tuple[float, Gradient], ...]:
         """Return `Pathwise` plus `WakeSleep` for IWAE with K > 1, else the default."""

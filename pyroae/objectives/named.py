@@ -25,6 +25,7 @@ from pyroae.objectives.gradients import (
     WakeSleep,
 )
 from pyroae.objectives.pair import Objective
+from pyroae.objectives.siwae import selbo, siwae  # noqa: F401
 from pyroae.objectives.trace_elbo import TraceELBO
 
 trace_elbo = TraceELBO
