@@ -82,10 +82,10 @@ class SIWAE(StratifiedBound):
 
         F = log Σ_c π_c (1/T) Σ_t w_ct
 
-    It is a lower bound of log p(x). With equal shares its mean is at least that of IWAE with as many
-    draws of the mixture, as log x = ∫ (e^{−s} − e^{−sx})/s ds and the geometric mean of the
-    components' Laplace transforms is below their mean. Where a share is small, its T draws count
-    little, and the mean can be below that of IWAE.
+    It is a lower bound of log p(x). With equal shares its mean is at least that of IWAE with as
+    many draws of the mixture: log x = ∫ (e^{−s} − e^{−sx})/s ds, and the geometric mean of the
+    components' Laplace transforms is below their arithmetic mean. Where a share is small, its T
+    draws count little, and the mean can be below that of IWAE.
 
     Attributes:
         num_particles: K = C T, a multiple of the number of components.
