@@ -400,9 +400,9 @@ def test_refusals() -> None:
     for count in (1, 3):
         with pytest.raises(ConfigError, match=f"num_particles must be even, not {count}"):
             OBJECTIVES["disarm"](num_particles=count)
-    with pytest.raises(ProgramError, match="takes Bernoulli sites.* none: its site 'z' is a Norm"):
+    with pytest.raises(ProgramError, match=r"takes Bernoulli sites.* none: its site 'z' is a Norm"):
         OBJECTIVES["disarm"](num_particles=2).bound(*one_site(dist.Normal(torch.zeros(3), 1.0)))
-    with pytest.raises(ProgramError, match="takes Bernoulli sites.*site 'z' is a Categorical"):
+    with pytest.raises(ProgramError, match=r"takes Bernoulli sites.*site 'z' is a Categorical"):
         OBJECTIVES["arm"](num_particles=2).bound(*one_site(dist.Categorical(torch.ones(3, 4))))
     spread = dist.TransformedDistribution(
         dist.Bernoulli(torch.full((3,), 0.5)), [dist.transforms.AffineTransform(0.0, 2.0)]
