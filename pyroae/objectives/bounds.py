@@ -32,6 +32,9 @@ class BoundFunction(ABC):
         num_particles: K, the number of log-weights per datum.
         least_particles: The smallest K at which F is defined.
         is_random: Whether the number of log-weights is random, drawn by `draw_particles`.
+        stratified: Whether the draws are stratified: equally many from each component of a mixture.
+        independent: Whether F assumes that the K draws of a datum are independent and identically
+            distributed.
 
     Raises:
         ConfigError: `num_particles` is not a whole number, or below `least_particles`.
@@ -48,6 +51,8 @@ class BoundFunction(ABC):
     num_particles: int
     least_particles: int = 1
     is_random: ClassVar[bool] = False
+    stratified: ClassVar[bool] = False
+    independent: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         count = self.num_particles
@@ -473,6 +478,7 @@ class JVI(BoundFunction):
 
     num_particles: int = 8
     order: int = 1
+    independent: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2):

@@ -68,6 +68,7 @@ class Gradient(ABC):
         independent: Whether the estimator assumes that the K draws of a datum are independent and
             identically distributed; those that do are refused where draws are stratified or
             coupled.
+        coupled: Whether the estimator couples the draws of a datum, so that their order matters.
         learns: Whether the estimator has parameters of its own, from `make_controls`.
     """
 
@@ -76,6 +77,7 @@ class Gradient(ABC):
     takes_moving_support: ClassVar[bool] = False
     takes_globals: ClassVar[bool] = False
     independent: ClassVar[bool] = True
+    coupled: ClassVar[bool] = False
     learns: ClassVar[bool] = False
 
     @property
@@ -216,8 +218,8 @@ class StickingTheLanding(Gradient):
     independent: ClassVar[bool] = False
 
     def unbiased(self, bound: BoundFunction) -> bool:
-        """Return whether the bound is the ELBO, or K is 1."""
-        return isinstance(bound, ELBO) or bound.num_particles == 1
+        """Return whether the bound's mean is the ELBO for every K, or K is 1."""
+        return bound.trend == 0 or bound.num_particles == 1
 
     def same_mean(self, bound: BoundFunction) -> tuple[tuple[float, Gradient], ...]:
         """Return `Pathwise` plus `WakeSleep` for IWAE with K > 1, else the default."""

@@ -14,6 +14,7 @@ from pyroae.objectives.annealed import DAIS
 from pyroae.objectives.base import OBJECTIVES, ObjectiveBase
 from pyroae.objectives.beta_elbo import BetaELBO
 from pyroae.objectives.bounds import BOUNDS, CIWAE, ELBO, IWAE, JVI, MIWAE, TVO, Renyi
+from pyroae.objectives.disarm import arm, disarm  # noqa: F401
 from pyroae.objectives.gradients import (
     GRADIENTS,
     Covariance,
@@ -27,6 +28,7 @@ from pyroae.objectives.gradients import (
 )
 from pyroae.objectives.nvil import nvil  # noqa: F401
 from pyroae.objectives.pair import Objective
+from pyroae.objectives.siwae import selbo, siwae  # noqa: F401
 from pyroae.objectives.trace_elbo import TraceELBO
 
 trace_elbo = TraceELBO

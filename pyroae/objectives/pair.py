@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyroae.errors import ProgramError
+from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives.base import Bound, ObjectiveBase, check_reparameterized, weak_reference
 from pyroae.objectives.bounds import ELBO as ELBOBound
 from pyroae.objectives.bounds import BoundFunction
@@ -18,9 +18,17 @@ from pyroae.objectives.enumerated import (
     expected,
     log_probabilities,
 )
-from pyroae.objectives.gradients import Coefficients, Gradient, Pathwise, Score
+from pyroae.objectives.gradients import (
+    Coefficients,
+    Gradient,
+    Pathwise,
+    Score,
+    StickingTheLanding,
+)
 from pyroae.objectives.program_gradient import ProgramGradient
 from pyroae.objectives.scores import elbo_scores, has_path, moves_support, score_terms
+from pyroae.objectives.strata import Strata
+from pyroae.objectives.stratified import StratifiedBound
 from pyroae.objectives.surrogates import Detached, Scaled, at_fixed_draws, path_through_log_post
 from pyroae.programs.context import evaluating
 from pyroae.programs.paired_traces import Traces, log_density, terms_of
@@ -68,6 +76,24 @@ def with_cut_gradient(log_weight: Tensor) -> Tensor:
     return log_weight
 
 
+def _check_draws(bound: BoundFunction, gradient: Gradient) -> None:
+    """Refuse a pair of which one part couples or stratifies the draws and the other forbids it."""
+    one, other = type(bound).__name__, type(gradient).__name__
+    if gradient.coupled and (bound.independent or bound.stratified):
+        raise ConfigError(
+            f"{other} couples the draws of a datum, and {one} "
+            + ("stratifies them" if bound.stratified else "needs independent ones")
+        )
+    if bound.stratified and gradient.independent:
+        raise ConfigError(
+            f"{other} needs independent, identically distributed draws, and {one} stratifies them "
+            "by the components of a mixture: use Pathwise"
+        )
+    taken = isinstance(gradient, Pathwise | StickingTheLanding) and gradient.unbiased(bound)
+    if bound.stratified and not taken:
+        raise ConfigError(f"{other} is not an estimator of the gradient of {one}: use Pathwise")
+
+
 class Objective(ObjectiveBase):
     """A bound times a gradient: every valid pair is an estimator.
 
@@ -98,6 +124,7 @@ class Objective(ObjectiveBase):
         super().__init__(bound.num_particles)
         self.bound_function, self.gradient, self.joint = bound, gradient or Pathwise(), joint
         self.gradient.check(bound)
+        _check_draws(bound, self.gradient)
         self._mixed: tuple[Any, bool] | None = None
         self._enumerations: tuple[Any, dict[tuple[Any, ...], Enumeration]] | None = None
 
@@ -116,8 +143,8 @@ class Objective(ObjectiveBase):
 
     @property
     def is_symmetric(self) -> bool:
-        """Whether the bound is invariant to the order of the particles."""
-        return self.bound_function.is_symmetric
+        """Whether bound and gradient are invariant to the order of the particles."""
+        return self.bound_function.is_symmetric and not self.gradient.coupled
 
     @property
     def is_per_datum(self) -> bool:
@@ -126,8 +153,9 @@ class Objective(ObjectiveBase):
 
     @property
     def kinds(self) -> frozenset[str]:
-        """The kinds of latent sites that the gradient takes."""
-        return self.gradient.kinds
+        """The kinds of latent sites that bound and gradient take."""
+        of_paths = frozenset({"continuous"})
+        return of_paths if self.bound_function.stratified else self.gradient.kinds
 
     @property
     def learns(self) -> bool:
@@ -186,6 +214,8 @@ class Objective(ObjectiveBase):
         """Run guide and model, and estimate the bound and its gradient by the pair."""
         if isinstance(self.gradient, ProgramGradient):
             return self.gradient.estimate_on(self, model, guide, args, kwargs)
+        if isinstance(self.bound_function, StratifiedBound):
+            return self._stratified(self.bound_function, model, guide, args, kwargs)
         if self._sums_out:
             return self._by_paths(model, guide, args, kwargs)
         if self.gradient.detached and not self._takes_paths(model, guide, args, kwargs):
@@ -221,6 +251,36 @@ class Objective(ObjectiveBase):
         ):
             surrogate = surrogate + (scale * _cut(coefficients.learning) * terms).sum()
         return Bound(value, surrogate)
+
+    def _stratified(
+        self,
+        bound: StratifiedBound,
+        model: Program,
+        guide: Program,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Bound:
+        """The bound of stratified draws, differentiated along the paths, shares included.
+
+        Sticking the landing leaves out the score of q, whose mean under the shares is 0.
+        """
+        strata = Strata(self.num_particles, type(bound).__name__)
+        traces = self.run(model, guide, args, kwargs, handler=strata)
+        self.check(traces)
+        log_ratio = strata.log_ratio(traces)
+        weights = reduce_log_weights(traces)
+        log_weight = _with_cut_gradient(weights.log_weight)
+        value = weights.total(bound.weighted(log_weight, log_ratio))
+        if isinstance(self.gradient, Pathwise):
+            return Bound(value, value)
+        share, log_weight = log_ratio.exp() / self.num_particles, log_weight.detach()
+        coefficient = weights.scale * share.detach()
+        terms = coefficient * (weights.log_lik + weights.log_prior)
+        if weights.log_terms is not None:
+            terms = terms - coefficient * weights.log_terms
+        through = path_through_log_post(traces, guide, args, kwargs, coefficient)
+        surrogate = (terms + weights.scale * share * log_weight).sum() - through
+        return Bound(value, surrogate + self._global_term(traces, weights, guide, args, kwargs))
 
     @property
     def _sums_out(self) -> bool:
@@ -405,7 +465,7 @@ class Objective(ObjectiveBase):
             ProgramError: The pair does not apply; the message names the site.
         """
         name = self._name
-        if self.gradient.reparameterized:
+        if self.gradient.reparameterized and not self.bound_function.stratified:
             check_reparameterized(traces, name)
         for site_name, site in traces.draws():
             takes = self.gradient.takes_moving_support and has_path(site["fn"])

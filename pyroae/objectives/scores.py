@@ -9,6 +9,7 @@ References:
         Algorithms.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -194,18 +195,35 @@ def elbo_scores(traces: Traces, weights: LogWeights) -> Tensor | None:
     }
     if not scored:
         return None
-    signals = [
+    signals = elbo_signals(traces, {name: site for name, (site, _) in scored.items()})
+    terms = []
+    for name, (site, term) in scored.items():
+        terms.append((signals[name] * term).sum() / traces.num_particles)
+        if not site["fn"].has_rsample:  # removes −c_k s_k, of mean 0 because c_k is constant
+            terms.append(traces.total(site, traces.reduce(site, weights.densities[name])))
+    return sum(terms[1:], terms[0])
+
+
+def elbo_signals(traces: Traces, sites: Mapping[str, Site]) -> dict[str, Tensor]:
+    """Return the learning signal of draws under the ELBO: the terms of log w in their plates.
+
+    Args:
+        traces: The traces of guide and model, with K particles.
+        sites: Sites of the guide by name.
+
+    Returns:
+        The signals by name, in nats, scaled and detached; each has the batch dimensions of its
+            site, of size 1 where they are not those of a plate.
+    """
+    terms = [
         (site, sign * _scaled(site))
         for trace, sign in ((traces.model, 1), (traces.guide, -1))
         for site in samples(trace)
     ]
-    terms = []
-    for name, (site, term) in scored.items():
-        signal = sum(_within(site, other, value) for other, value in signals)
-        terms.append((signal * term).sum() / traces.num_particles)
-        if not site["fn"].has_rsample:  # removes −c_k s_k, of mean 0 because c_k is constant
-            terms.append(traces.total(site, traces.reduce(site, weights.densities[name])))
-    return sum(terms[1:], terms[0])
+    return {
+        name: sum((_within(site, *term) for term in terms[1:]), _within(site, *terms[0]))
+        for name, site in sites.items()
+    }
 
 
 def _scaled(site: Site) -> Tensor:
