@@ -2,7 +2,7 @@
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from inspect import ismethod
 from typing import Any, NamedTuple, final
 from weakref import WeakMethod, ref
@@ -86,10 +86,12 @@ class ObjectiveBase(ELBO):
         self._globals: frozenset[str] | None = None
         self._programs: tuple[Any, Any] | None = None
         self._controls: nn.Module | None = None
+        self._checked: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the caches about programs, which can be neither copied nor pickled."""
-        return {**vars(self), "_nesting": 0, "_shapes": set(), "_globals": None, "_programs": None}
+        empty = {"_nesting": 0, "_shapes": set(), "_globals": None, "_programs": None}
+        return {**vars(self), **empty, "_checked": None}
 
     @property
     def is_evidence(self) -> bool:
@@ -317,6 +319,20 @@ class ObjectiveBase(ELBO):
         if is_validation_enabled() and not self._sums(traces):
             warn_of_enumeration(traces.guide)
         return traces
+
+    def check_once(self, guide: Program, check: Callable[[], None]) -> None:
+        """Run a check of the programs that needs trial runs, once for each guide.
+
+        Args:
+            guide: The guide.
+            check: Raises ProgramError for programs to which the objective does not apply.
+
+        Raises:
+            ProgramError: That of the check.
+        """
+        if self._checked is None or self._checked() != guide:
+            check()
+            self._checked = weak_reference(guide)
 
     def _sums(self, traces: Traces) -> bool:
         """Whether sites that are marked for enumeration are summed, not drawn."""

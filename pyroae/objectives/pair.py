@@ -117,6 +117,11 @@ class Objective(ObjectiveBase):
         return self.gradient.kinds
 
     @property
+    def evaluations(self) -> float:
+        """The mean number of decoder evaluations per datum of one estimate."""
+        return self.gradient.evaluations(self.bound_function)
+
+    @property
     def learns(self) -> bool:
         """Whether the gradient has parameters of its own."""
         return self.gradient.learns
