@@ -97,6 +97,17 @@ class Gradient(ABC):
         """
         raise NotImplementedError
 
+    def evaluations(self, bound: BoundFunction) -> float:
+        """Return the mean number of decoder evaluations per datum of one estimate.
+
+        Args:
+            bound: The bound F.
+
+        Returns:
+            By default K.
+        """
+        return float(bound.num_particles)
+
     @property
     def inclusive(self) -> bool:
         """Whether φ descends KL(p ‖ q) rather than ascends F.

@@ -15,6 +15,8 @@ from pyroae.objectives.base import OBJECTIVES, ObjectiveBase
 from pyroae.objectives.beta_elbo import BetaELBO
 from pyroae.objectives.bounds import BOUNDS, CIWAE, ELBO, IWAE, JVI, MIWAE, TVO, Renyi
 from pyroae.objectives.disarm import arm, disarm  # noqa: F401
+from pyroae.objectives.control_variates import rebar as rebar
+from pyroae.objectives.control_variates import relax as relax
 from pyroae.objectives.gradients import (
     GRADIENTS,
     Covariance,
@@ -29,6 +31,8 @@ from pyroae.objectives.gradients import (
 from pyroae.objectives.nvil import nvil  # noqa: F401
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.siwae import selbo, siwae  # noqa: F401
+from pyroae.objectives.relaxations import gumbel_softmax as gumbel_softmax
+from pyroae.objectives.relaxations import straight_through as straight_through
 from pyroae.objectives.trace_elbo import TraceELBO
 
 trace_elbo = TraceELBO

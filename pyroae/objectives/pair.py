@@ -158,6 +158,11 @@ class Objective(ObjectiveBase):
         return of_paths if self.bound_function.stratified else self.gradient.kinds
 
     @property
+    def evaluations(self) -> float:
+        """The mean number of decoder evaluations per datum of one estimate."""
+        return self.gradient.evaluations(self.bound_function)
+
+    @property
     def learns(self) -> bool:
         """Whether the gradient has parameters of its own."""
         return self.gradient.learns

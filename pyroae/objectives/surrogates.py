@@ -128,11 +128,18 @@ def path_through_log_post(
 def _depends(log_posts: list[Tensor], values: list[Tensor]) -> bool:
     """Whether a log-density, evaluated at a leaf, still depends on the draw of some site."""
     draws = {value.grad_fn for value in values}
-    return any(node in draws for log_post in log_posts for node in _graph(log_post))
+    return any(node in draws for log_post in log_posts for node in graph_of(log_post))
 
 
-def _graph(tensor: Tensor) -> set[Any]:
-    """The nodes of a tensor's autograd graph."""
+def graph_of(tensor: Tensor) -> set[Any]:
+    """Return the nodes of a tensor's autograd graph.
+
+    Args:
+        tensor: Any tensor.
+
+    Returns:
+        The nodes; none where the tensor requires no gradient.
+    """
     seen: set[Any] = set()
     todo = [tensor.grad_fn]
     while todo:

@@ -1,0 +1,465 @@
+"""The ELBO of discrete latents with a learned control variate: REBAR and RELAX.
+
+f = log w. The derivative of −log q(b) in f with respect to φ has mean 0 at fixed b, and is left out
+of f everywhere, in the control variate too: log q has its logits stopped.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyroae.errors import ConfigError, ProgramError
+from pyroae.objectives.base import OBJECTIVES, Bound, ObjectiveBase
+from pyroae.objectives.bounds import ELBO, BoundFunction
+from pyroae.objectives.discrete_sites import ALTERNATIVES, DiscreteSite, Variables, discrete_sites
+from pyroae.objectives.gradients import GRADIENTS
+from pyroae.objectives.learned_controls import (
+    ControlVariate,
+    NetworkOfDraws,
+    network_input,
+    score,
+    to_logits,
+)
+from pyroae.objectives.pair import Objective
+from pyroae.objectives.program_gradient import ProgramGradient
+from pyroae.objectives.relaxations import DISCRETE, check_temperature
+from pyroae.objectives.relaxed_runs import RelaxedDraws, at_relaxed, linear, relaxed_weights
+from pyroae.programs.paired_traces import Traces, terms_of
+from pyroae.programs.sites import Program
+from pyroae.programs.traces import at_values
+from pyroae.programs.trial_runs import is_close, trial_mode
+from pyroae.runtime.randomness import fork_random
+from pyroae.weights import LogWeights, reduce_log_weights
+
+TRIAL_PARTICLES = 8
+"""Particles of the trial run that shows whether the sites of a guide are independent."""
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class HardRun:
+    """What one run at hard draws gives to the control variate.
+
+    Attributes:
+        traces: The traces of guide and model.
+        sites: The discrete sites of the guide.
+        logits: Their logits as leaves of a new graph.
+        states: The draws b, of the shapes of the logits.
+        learning: f(b), in nats, shape `[K, N]`.
+    """
+
+    traces: Traces
+    sites: dict[str, DiscreteSite]
+    logits: dict[str, Tensor]
+    states: dict[str, Tensor]
+    learning: Tensor
+
+    def variables(self, name: str) -> Variables:
+        """Return the variables of a site at the leaves."""
+        return self.sites[name].at(self.logits[name])
+
+
+class ControlVariateGradient(ProgramGradient):
+    """A gradient at the logits by a control variate c that is learned.
+
+        g = (f(b) − c(z̃)) ∂_l log q(b) + ∂_l c(z) − ∂_l c(z̃),   b = H(z),   z̃ ~ q(z | b)
+    """
+
+    learns: ClassVar[bool] = True
+    temperature: float
+    coupled_noise: bool
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Binary and one-hot sites."""
+        return DISCRETE
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The name of the gradient, for messages."""
+
+    @property
+    def _at_relaxed(self) -> bool:
+        """Whether c has f in it, so that the model runs at relaxed states."""
+        return True
+
+    def check(self, bound: BoundFunction) -> None:
+        """Refuse bounds other than the ELBO."""
+        if not isinstance(bound, ELBO):
+            raise ConfigError(
+                f"{type(self).__name__} is defined for the ELBO, not for {type(bound).__name__}: "
+                "use Score, whose baselines take every bound"
+            )
+
+    def evaluations(self, bound: BoundFunction) -> float:
+        """Return K for each set of draws: b, and if f is in c, z and z̃, which may be one."""
+        relaxed = (1 if self.coupled_noise else 2) if self._at_relaxed else 0
+        return float(bound.num_particles * (1 + relaxed))
+
+    def estimate_on(
+        self,
+        objective: ObjectiveBase,
+        model: Program,
+        guide: Program,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Bound:
+        """Return the ELBO of the hard draws, and the surrogate for θ, φ and the control variate."""
+        trial = partial(self._check_parents, objective, model, guide, args, kwargs)
+        objective.check_once(guide, trial)
+        traces = objective.run(model, guide, args, kwargs)
+        sites = self._sites_of(objective, traces)
+        weights = reduce_log_weights(traces)
+        value = weights.total(weights.log_weight.mean(0)).detach()
+        if not torch.is_grad_enabled():
+            return Bound(value, value)
+        theta = weights.total((weights.log_lik + weights.log_prior).mean(0))
+        run = HardRun(
+            traces,
+            sites,
+            {n: s.variables.logits.detach().requires_grad_() for n, s in sites.items()},
+            {n: s.unpack(traces.guide.nodes[n]["value"]) for n, s in sites.items()},
+            weights.log_weight.detach(),
+        )
+        controls = objective.controls
+        assert isinstance(controls, ControlVariate)
+        gradients = self._gradients(run, controls, model, args, kwargs)
+        return Bound(
+            value,
+            theta
+            + _at_logits(run, weights, gradients)
+            - _of_controls(run, weights, gradients, controls),
+        )
+
+    def _sites_of(self, objective: ObjectiveBase, traces: Traces) -> dict[str, DiscreteSite]:
+        """The discrete sites of a guide that has no others."""
+        sites = discrete_sites(traces, self.name)
+        assert isinstance(objective, Objective)
+        objective.check(traces)
+        for name, _ in terms_of(traces):
+            raise ProgramError(
+                f"{self.name} takes guides that consist of draws; the site '{name}' of the guide "
+                f"is none: {ALTERNATIVES}"
+            )
+        return sites
+
+    def _gradients(
+        self,
+        run: HardRun,
+        controls: ControlVariate,
+        model: Program,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> dict[str, Tensor]:
+        """g by site, of the shape of the logits, differentiable in the control variate."""
+        evaluate = partial(self._control, run, controls, model, args, kwargs)
+        z, conditional = self._relaxed_draws(run)
+        if self.coupled_noise:  # the same point: its derivative is that of c(z) − c(z̃)
+            at_conditional = difference = evaluate(
+                {n: z[n].detach() + (z[n] - conditional[n]) for n in z}
+            )
+        else:
+            at_conditional = evaluate(conditional)
+            difference = evaluate(z) - at_conditional
+        paths = torch.autograd.grad(
+            difference.sum(), list(run.logits.values()), create_graph=True, materialize_grads=True
+        )
+        signal = run.learning - at_conditional
+        return {
+            name: path + self._score_term(run, name, signal)
+            for (name, path) in zip(run.logits, paths, strict=True)
+        }
+
+    def _score_term(self, run: HardRun, name: str, signal: Tensor) -> Tensor:
+        """(f(b) − c(z̃)) ∂_l log q(b), with the derivative in closed form."""
+        site, variables = run.traces.guide.nodes[name], run.sites[name].at(run.logits[name].detach())
+        factor = to_logits(run.traces, site, variables.logits, signal)
+        return factor * score(variables, run.states[name])
+
+    def _relaxed_draws(self, run: HardRun) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """z and z̃ by site, as functions of the logits.
+
+        z given b has the distribution of z = l + noise where b is drawn first. z̃ has noise of its
+        own, or, coupled, the noise for which it equals z.
+        """
+        z, conditional = {}, {}
+        for name, states in run.states.items():
+            variables = run.variables(name)
+            noise = variables.noise()
+            drawn = variables.given(states, noise)
+            z[name] = drawn.detach() + (variables.logits - variables.logits.detach())
+            own = drawn if self.coupled_noise else variables.given(states, variables.noise())
+            conditional[name] = own
+        return z, conditional
+
+    def _control(
+        self,
+        run: HardRun,
+        controls: ControlVariate,
+        model: Program,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        z: Mapping[str, Tensor],
+    ) -> Tensor:
+        """c(z), in nats, shape `[K, N]`."""
+        total = torch.zeros_like(run.learning)
+        if self._at_relaxed:
+            total = total + controls.scale * self._relaxed_learning(
+                run, controls, model, args, kwargs, z
+            )
+        if controls.network is not None:
+            soft = {n: run.variables(n).soft(z[n]) for n in z}
+            means = {n: run.variables(n).soft(run.logits[n].detach()) for n in z}
+            total = total + controls.network(
+                network_input(run.traces, run.sites, soft),
+                network_input(run.traces, run.sites, means),
+            )
+        return total
+
+    def _relaxed_learning(
+        self,
+        run: HardRun,
+        controls: ControlVariate,
+        model: Program,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        z: Mapping[str, Tensor],
+    ) -> Tensor:
+        """f(σ_λ(z)), with the logits of log q stopped."""
+        temperature = controls.temperature
+        values = {n: s.pack(run.variables(n).soft(z[n], temperature)) for n, s in run.sites.items()}
+        again = at_relaxed(
+            self.name, partial(at_values, run.traces, model, args, kwargs, values)
+        )
+        stopped = {name: logits.detach() for name, logits in run.logits.items()}
+        return relaxed_weights(again, run.sites, linear, self.name, stopped).log_weight
+
+    def _check_parents(
+        self,
+        objective: ObjectiveBase,
+        model: Program,
+        guide: Program,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Refuse logits that depend on other draws of the guide."""
+        device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
+        spread = RelaxedDraws(_spread)
+        with fork_random(device), trial_mode(training=True), poutine.block():
+            traces = objective.run(model, guide, args, kwargs, TRIAL_PARTICLES, handler=spread)
+        for name, site in discrete_sites(traces, self.name).items():
+            logits = site.variables.logits
+            if not is_close(logits, logits[:1].expand_as(logits)):
+                raise ProgramError(
+                    f"{self.name} needs independent sites; the logits of the guide's site '{name}' "
+                    "differ between particles, as where they depend on other draws of the guide: "
+                    f"{ALTERNATIVES}"
+                )
+
+
+def _spread(variables: Variables, z: Tensor) -> Tensor:
+    """States with equal probabilities, whatever the logits are."""
+    return variables.hard(z - variables.logits)
+
+
+def _at_logits(run: HardRun, weights: LogWeights, gradients: Mapping[str, Tensor]) -> Tensor:
+    """Σ g · l over all data, with g stopped."""
+    total = torch.zeros_like(run.learning[0, 0])
+    for name, gradient in gradients.items():
+        factor = _factor(run, weights, name)
+        total = total + (factor * gradient.detach() * run.sites[name].variables.logits).sum()
+    return total
+
+
+def _of_controls(
+    run: HardRun, weights: LogWeights, gradients: Mapping[str, Tensor], controls: ControlVariate
+) -> Tensor:
+    """A number whose gradient is that of Σ g² with respect to the control variate alone."""
+    parameters = [p for p in controls.parameters() if p.requires_grad]
+    squares = [(_factor(run, weights, n) * g.square()).sum() for n, g in gradients.items()]
+    if not parameters:
+        return torch.zeros_like(squares[0])
+    found = torch.autograd.grad(squares, parameters, allow_unused=True)
+    terms = [(g * p).sum() for g, p in zip(found, parameters, strict=True) if g is not None]
+    return sum(terms[1:], terms[0])
+
+
+def _factor(run: HardRun, weights: LogWeights, name: str) -> Tensor:
+    """The scale of each datum over K, to broadcast with the logits of a site."""
+    factor = weights.scale * torch.ones_like(run.learning) / len(run.learning)
+    return to_logits(run.traces, run.traces.guide.nodes[name], run.logits[name], factor)
+
+
+@GRADIENTS.register("rebar")
+@dataclass(frozen=True)
+class Rebar(ControlVariateGradient):
+    """The score function with the relaxed bound as its control variate.
+
+        l: (f(b) − η f(σ_λ(z̃))) ∂_l log q(b) + η ∂_l f(σ_λ(z)) − η ∂_l f(σ_λ(z̃))
+
+    f = log w without the derivative of log q; z = l + noise, b = H(z), z̃ ~ q(z | b). K particles
+    give the mean of K such estimates. η and log λ descend Σ g², an unbiased estimate of the
+    second moment of the gradient at the logits, per datum. Unbiased for every η and λ.
+
+    Attributes:
+        scale: η at the start.
+        temperature: λ > 0 at the start.
+        coupled_noise: Whether z̃ has the noise for which z̃ = z, so that one evaluation of the
+            decoder serves both; otherwise noise of its own.
+
+    Raises:
+        ConfigError: The temperature is not positive.
+
+    References:
+        Tucker, Mnih, Maddison, Lawson & Sohl-Dickstein 2017, REBAR: Low-Variance, Unbiased Gradient
+            Estimates for Discrete Latent Variable Models.
+
+    >>> Rebar().evaluations(ELBO(4)), Rebar(coupled_noise=False).evaluations(ELBO(4))
+    (8.0, 12.0)
+    """
+
+    scale: float = 1.0
+    temperature: float = 0.5
+    coupled_noise: bool = True
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+
+    @property
+    def name(self) -> str:
+        """The name in the registry."""
+        return "rebar"
+
+    def make_controls(self, traces: Traces, args: tuple[Any, ...]) -> nn.Module:
+        """Return η and log λ."""
+        sites = discrete_sites(traces, self.name)
+        like = next(iter(sites.values())).variables.logits
+        return ControlVariate(self.scale, self.temperature, None, like)
+
+
+@GRADIENTS.register("relax")
+@dataclass(frozen=True)
+class Relax(ControlVariateGradient):
+    """The score function with a network, and the relaxed bound, as its control variate.
+
+        l: (f(b) − c(z̃)) ∂_l log q(b) + ∂_l c(z) − ∂_l c(z̃),   c(z) = η f(σ_λ(z)) + r_ρ(z)
+
+    Notation and claims are those of `Rebar`; ρ descends Σ g² as well.
+
+    Attributes:
+        scale: η at the start.
+        temperature: λ > 0 at the start.
+        hidden: The number of hidden units of r_ρ.
+        relaxed: Whether f is in c; without it the model runs at hard draws only, which any model
+            takes.
+        coupled_noise: As of `Rebar`.
+
+    Raises:
+        ConfigError: The temperature is not positive, or `hidden` is below 1.
+
+    References:
+        Grathwohl, Choi, Wu, Roeder & Duvenaud 2018, Backpropagation through the Void: Optimizing
+            Control Variates for Black-Box Gradient Estimation.
+
+    >>> Relax().evaluations(ELBO(4)), Relax(relaxed=False).evaluations(ELBO(4))
+    (8.0, 4.0)
+    """
+
+    scale: float = 1.0
+    temperature: float = 0.5
+    hidden: int = 32
+    relaxed: bool = True
+    coupled_noise: bool = True
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+        if not isinstance(self.hidden, int) or self.hidden < 1:
+            raise ConfigError(f"hidden must be a whole number of at least 1, not {self.hidden!r}")
+
+    @property
+    def name(self) -> str:
+        """The name in the registry."""
+        return "relax"
+
+    @property
+    def _at_relaxed(self) -> bool:
+        return self.relaxed
+
+    def make_controls(self, traces: Traces, args: tuple[Any, ...]) -> nn.Module:
+        """Return η, log λ and the network, whose unit is one nat per observed element."""
+        sites = discrete_sites(traces, self.name)
+        states = {name: site.variables.logits for name, site in sites.items()}
+        inputs = network_input(traces, sites, states)
+        observed = sum(s["value"].numel() for _, s in traces.sites(traces.model, observed=True))
+        unit = max(1.0, observed / inputs[..., 0].numel())
+        network = NetworkOfDraws(inputs.shape[-1], self.hidden, unit, inputs)
+        scale = self.scale if self.relaxed else None
+        return ControlVariate(scale, self.temperature, network, inputs)
+
+
+@OBJECTIVES.register("rebar")
+def rebar(
+    num_particles: int = 1,
+    scale: float = 1.0,
+    temperature: float = 0.5,
+    coupled_noise: bool = True,
+) -> Objective:
+    """REBAR: the ELBO by the score function, with the relaxed bound as control variate.
+
+    Args:
+        num_particles: K, the number of draws of z per datum.
+        scale: η at the start.
+        temperature: λ at the start.
+        coupled_noise: Whether z̃ equals z, so that one relaxed evaluation serves both.
+
+    Returns:
+        ELBO × Rebar.
+
+    Raises:
+        ConfigError: The temperature is not positive.
+
+    References:
+        Tucker et al. 2017, REBAR: Low-Variance, Unbiased Gradient Estimates for Discrete Latent
+            Variable Models.
+    """
+    return Objective(ELBO(num_particles), Rebar(scale, temperature, coupled_noise))
+
+
+@OBJECTIVES.register("relax")
+def relax(
+    num_particles: int = 1,
+    scale: float = 1.0,
+    temperature: float = 0.5,
+    hidden: int = 32,
+    relaxed: bool = True,
+    coupled_noise: bool = True,
+) -> Objective:
+    """RELAX: the ELBO by the score function, with a network in the control variate.
+
+    Args:
+        num_particles: K, the number of draws of z per datum.
+        scale: η at the start.
+        temperature: λ at the start.
+        hidden: The number of hidden units of the network.
+        relaxed: Whether the control variate has the relaxed bound in it.
+        coupled_noise: Whether z̃ equals z, so that one relaxed evaluation serves both.
+
+    Returns:
+        ELBO × Relax.
+
+    Raises:
+        ConfigError: The temperature is not positive, or `hidden` is below 1.
+
+    References:
+        Grathwohl et al. 2018, Backpropagation through the Void: Optimizing Control Variates for
+            Black-Box Gradient Estimation.
+    """
+    return Objective(ELBO(num_particles), Relax(scale, temperature, hidden, relaxed, coupled_noise))
