@@ -79,6 +79,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "analytic-kl",
         "beta-elbo",
         "trace-elbo",
+        "enumerate",
         "stl",
         "iwae",
         "iwae-stl",
@@ -112,6 +113,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "wake-sleep-doubly-reparameterized",
         "covariance",
         "two-bounds",
+        "enumerate",
     ),
     "dataset": (
         "digits",

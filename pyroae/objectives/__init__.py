@@ -17,6 +17,7 @@ from pyroae.objectives.bounds import (
     BoundFunction,
     Renyi,
 )
+from pyroae.objectives.enumerated import Enumerate
 from pyroae.objectives.gradients import (
     GRADIENTS,
     Coefficients,
@@ -55,6 +56,7 @@ __all__ = [
     "Covariance",
     "DoublyReparameterized",
     "DoublyReparameterizedWakeSleep",
+    "Enumerate",
     "Gradient",
     "Objective",
     "ObjectiveBase",

@@ -12,6 +12,7 @@ from pyroae.objectives.analytic_kl import AnalyticKL
 from pyroae.objectives.base import OBJECTIVES, ObjectiveBase
 from pyroae.objectives.beta_elbo import BetaELBO
 from pyroae.objectives.bounds import BOUNDS, CIWAE, ELBO, IWAE, JVI, MIWAE, TVO, Renyi
+from pyroae.objectives.enumerate import enumerate_
 from pyroae.objectives.gradients import (
     GRADIENTS,
     Covariance,
@@ -34,6 +35,10 @@ analytic_kl = AnalyticKL
 
 beta_elbo = BetaELBO
 """The ELBO with a weight on the KL: the class `BetaELBO` under its name in the registry."""
+
+
+enumerate = enumerate_
+"""The ELBO with exact sums over discrete sites: `enumerate_` under its name in the registry."""
 
 
 def parse_objective(text: str, num_particles: int | None = None) -> ObjectiveBase:
