@@ -107,6 +107,31 @@ def enumerated_log_likelihood(
     return torch.cat(parts).cpu()
 
 
+def check_enumerable(
+    model: Program, guide: Program | None, x: Data, *, limit: int = LIMIT
+) -> JointValues:
+    """Refuse a program whose latents of one datum cannot be summed, without the sum.
+
+    Args:
+        model: The Pyro program p(z) p(x|z).
+        guide: A program over the same sites; None for the prior.
+        x: Data, `[N, ...]`, or a tuple of all arguments, of which the first datum is used.
+        limit: The largest number of joint values.
+
+    Returns:
+        The joint values.
+
+    Raises:
+        UndefinedLikelihoodError: As of `enumerated_log_likelihood`.
+    """
+    structure = structure_of(x, {}, model)
+    program, first = structure(model), part_of(structure.tensors, range(1))
+    other = prior_of(program) if guide is None else structure(guide)
+    with evaluating(program, other), fork_random(first[0].device, 0):
+        with pyro.validation_enabled(False):
+            return JointValues(run(program, other, first, {}), limit)
+
+
 class _Sum:
     """The sum over all values for all data, in blocks of data and chunks of values."""
 

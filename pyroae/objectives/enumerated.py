@@ -104,10 +104,12 @@ class Enumeration:
     Attributes:
         parts: The elements of each site; empty if nothing is summed.
         plate: The data plate; None for a program without one.
+        is_whole: Whether the guide has no other draws.
     """
 
     parts: tuple[Elements, ...] = ()
     plate: CondIndepStackFrame | None = None
+    is_whole: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -119,6 +121,10 @@ class Enumeration:
         """S, the number of joint values."""
         return total_of(self.parts)
 
+    def repeats(self, num_particles: int) -> int:
+        """Return the number of runs for each joint value: K, or 1 where there is no other draw."""
+        return 1 if self.is_whole else num_particles
+
     def handler(self, num_particles: int) -> "Values":
         """Return a handler that gives the guide the joint values in place of draws.
 
@@ -128,7 +134,7 @@ class Enumeration:
         Returns:
             A handler for one run with S·K particles.
         """
-        return Values(self, num_particles)
+        return Values(self, self.repeats(num_particles))
 
 
 def marked_in(traces: Traces) -> Enumeration:
@@ -150,7 +156,7 @@ def marked_in(traces: Traces) -> Enumeration:
     ]
     parts = tuple(part for part in found if isinstance(part, Elements))
     is_possible = len(parts) == len(found) and total_of(parts) <= MOST
-    return Enumeration(parts, traces.plate) if is_possible else Enumeration()
+    return _enumeration(traces, parts) if is_possible else Enumeration()
 
 
 def discrete_in(traces: Traces, limit: int) -> Enumeration:
@@ -174,13 +180,18 @@ def discrete_in(traces: Traces, limit: int) -> Enumeration:
             if isinstance(part, str):
                 raise ProgramError(f"enumerate cannot sum over the guide's site '{name}': {part}")
             parts.append(part)
-    found = Enumeration(tuple(parts), traces.plate)
+    found = _enumeration(traces, tuple(parts))
     if found.total > limit:
         raise ProgramError(
             f"{size_words(found.parts)} per datum, more than the limit of {limit:,} of enumerate: "
             f"set a higher limit, or use an estimator that draws them, such as vimco"
         )
     return found
+
+
+def _enumeration(traces: Traces, parts: tuple[Elements, ...]) -> Enumeration:
+    is_whole = bool(parts) and len(parts) == sum(1 for _ in traces.draws())
+    return Enumeration(parts, traces.plate, is_whole)
 
 
 def _elements(traces: Traces, name: str, site: Site) -> Elements | str:

@@ -120,10 +120,23 @@ class Objective(ObjectiveBase):
 
     @property
     def evaluations(self) -> float:
-        """Mean decoder evaluations per datum: K, or S·K for the S joint values of the last run."""
+        """Mean decoder evaluations per datum: K, or S·K for the S joint values that are summed.
+
+        They are known after the first estimate; they are S where the guide has no other draws.
+        """
+        found = self._found
+        counts = (one.total * one.repeats(self.num_particles) for one in found)
+        return float(max(counts, default=self.num_particles))
+
+    @property
+    def is_noiseless(self) -> bool:
+        """Whether all draws of the guide are summed, as found in the last estimate."""
+        return bool(self._found) and all(one.is_whole for one in self._found)
+
+    @property
+    def _found(self) -> list[Enumeration]:
         known = self._enumerations
-        totals = [] if known is None else [found.total for found in known[1].values()]
-        return float(self.num_particles * max(totals, default=1))
+        return [] if known is None else list(known[1].values())
 
     @property
     def learns(self) -> bool:
@@ -236,7 +249,8 @@ class Objective(ObjectiveBase):
                 return self.estimate(traces)
             if before is not None:
                 set_random_state(before, device)
-        count, handler = found.total * self.num_particles, found.handler(self.num_particles)
+        count = found.total * found.repeats(self.num_particles)
+        handler = found.handler(self.num_particles)
         traces = self.run(model, guide, args, kwargs, count, handler=handler)
         self.check(traces)
         weights, log_weight = summed_out(traces, found, self._name)
