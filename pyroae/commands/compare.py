@@ -412,7 +412,12 @@ def _of_scores(comparison: Comparison, scoring: Scoring) -> list[str]:
     ]
 
 
-NAMES = {"local": "local Gaussian fits", "ais": "annealing", "exact": "exact values"}
+NAMES = {
+    "local": "local Gaussian fits",
+    "ais": "annealing",
+    "exact": "exact values",
+    "enumeration": "exact sums",
+}
 """What the notes call the methods of the correction."""
 
 

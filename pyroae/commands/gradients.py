@@ -42,6 +42,10 @@ MAIN = ("θ", "φ", "shared")
 """The groups of parameters that are always shown."""
 
 
+EXACT = "enumerate"
+"""The objective whose gradient has no noise where all latent sites are discrete."""
+
+
 MOST = 10**12
 """Upper limit of the seed, so that every replicate has a seed of its own."""
 
@@ -148,7 +152,10 @@ def _measured(
 
 
 def _makers(settings: GradientSettings) -> dict[str, Callable[[int], ObjectiveBase]]:
-    return {name: partial(parse_objective, name) for name in settings.names}
+    names, reference = list(settings.names), settings.reference
+    if reference is not None and reference not in names:
+        names.append(reference)
+    return {name: partial(parse_objective, name) for name in names}
 
 
 def _refuse_delta(run: Run, system: Autoencoder) -> None:
@@ -175,9 +182,28 @@ def _checked(settings: GradientSettings) -> str:
         raise ConfigError(f"seed must be at least 0 and below {MOST:.0e}, not {settings.seed}")
     if reference is None:
         return "iwae" if "iwae" in names else names[0]
-    if reference not in names:
-        raise unknown_name("reference", reference, names)
+    if _is_exact(reference):
+        _refuse_other_bounds(settings, reference)
+    elif reference not in names:
+        raise unknown_name("reference", reference, [*names, EXACT])
     return reference
+
+
+def _is_exact(reference: str) -> bool:
+    return reference == EXACT or reference.startswith(f"{EXACT}:")
+
+
+def _refuse_other_bounds(settings: GradientSettings, reference: str) -> None:
+    """Refuse objectives whose bound is not the ELBO, the bound of the exact reference."""
+    largest = max(settings.num_particles)
+    for name, make in _makers(settings).items():
+        objective = make(largest)
+        if largest > 1 and not objective.is_elbo:
+            raise ConfigError(
+                f"--reference {reference} is the exact gradient of the ELBO, and '{name}' with "
+                f"K = {largest} has another bound, whose exact gradient is a sum over tuples of K "
+                "values: compare estimators of the ELBO, or take K = 1"
+            )
 
 
 def _files(run: Run, out: str | None, name: str) -> Files:

@@ -23,6 +23,7 @@ METHODS = {
     "local": "importance sampling, corrected by Gaussians fitted to the posterior of each datum",
     "ais": "importance sampling, corrected by annealing from the guide",
     "exact": "exact values",
+    "enumeration": "exact sums",
 }
 """What a table says of the method of the scores."""
 

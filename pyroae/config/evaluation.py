@@ -113,6 +113,7 @@ class GradientSettings:
         num_particles: Numbers of particles K.
         replicates: Draws of each gradient.
         reference: The objective that the bias is measured from; by default iwae, or the first.
+            "enumerate" may be given although it is not compared: it is exact for discrete latents.
         seed: Seed of the draws.
         control_steps: Steps on what an objective learns, at the weights of the run, before its
             gradients are measured.
@@ -125,7 +126,7 @@ class GradientSettings:
     num_particles: tuple[int, ...] = option((1, 4, 16, 64, 256), "numbers of particles K")
     replicates: int = option(1000, "draws of each gradient")
     reference: str | None = option(
-        None, "what the bias is measured from (default: iwae, or the first)"
+        None, "what the bias is measured from (default: iwae, or the first; enumerate: exact)"
     )
     seed: int = option(0, "of the draws")
     control_steps: int = option(500, "steps on a baseline that an objective learns, beforehand")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pyroae.config.checks import one_of, option
 from pyroae.errors import ConfigError
 
-SCORE_METHODS = ("auto", "is", "local", "ais", "exact")
+SCORE_METHODS = ("auto", "is", "local", "ais", "exact", "enumeration")
 """What corrects the scores of importance sampling; `is` leaves them uncorrected."""
 
 
@@ -24,6 +24,7 @@ class Scoring:
     trainings, removes this. The stronger estimate is by
 
     - `exact`: the closed form of a linear-Gaussian system, or a sum over discrete latents;
+    - `enumeration`: a sum over discrete latents of up to 2^22 joint values, for all data;
     - `local`: importance sampling from a Gaussian fitted to the posterior of each datum;
     - `ais`: annealing from the guide;
     - `auto`: `exact` where it is defined, else `local`, or `is` where some latent is discrete;

@@ -2,32 +2,33 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
-from torch.distributions import TransformedDistribution
 
-from pyroae.distributions import OneHots
 from pyroae.errors import DataError, ProgramError, UndefinedLikelihoodError
 from pyroae.evaluation.blocks import Data, part_of, rows_of
 from pyroae.evaluation.checks import check_program
+from pyroae.evaluation.joint_values import JointValues, log_densities
+from pyroae.evaluation.shared_states import SharedStates
 from pyroae.evaluation.trial import nesting_of
 from pyroae.programs.arguments import structure_of
 from pyroae.programs.context import evaluating
-from pyroae.programs.masks import mask_of
-from pyroae.programs.paired_traces import Traces, log_density
-from pyroae.programs.sites import Program, Site, base_distribution, is_discrete
+from pyroae.programs.sites import Program
 from pyroae.programs.traces import at_values, prior_of, run
 from pyroae.runtime.memory import ChunkSize
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.randomness import fork_random
 
-LIMIT = 2**16
+LIMIT = 2**22
 """The largest number of joint values of the latents of a datum, by default."""
+
+
+SHARED = 2**8
+"""The number of joint values from which on it is tried whether all data share distributions."""
 
 
 SLACK = 1e-3
@@ -90,77 +91,45 @@ def enumerated_log_likelihood(
         traces = run(model, guide, part_of(args, range(1)), {})
         if traces.plate is None and len(args[0]) > 1:
             raise UndefinedLikelihoodError("no plate holds the data: single data have no log p(x)")
-        values = _Values(traces, limit)
+        values = JointValues(traces, limit)
         check_program(model, guide, args, "start")
         nesting = max(nesting_of(model, program, args) for program in (guide, prior_of(model)))
+        shared = SharedStates(model, guide, args, values, nesting)
+        if values.total >= SHARED and shared.is_valid():
+            with Progress("enumeration", values.total, progress) as bar:
+                log_pz, log_px = shared.log_sums(bar)
+            _check_sum(log_pz[None], 0)
+            _check_finite(log_px, 0)
+            return log_px.cpu()
         total = _Sum(model, guide, args, values, nesting)
         with Progress("enumeration", len(args[0]), progress) as bar:
             parts = list(total.over_data(bar))
     return torch.cat(parts).cpu()
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The elements of a site, all with the same states.
+def check_enumerable(
+    model: Program, guide: Program | None, x: Data, *, limit: int = LIMIT
+) -> JointValues:
+    """Refuse a program whose latents of one datum cannot be summed, without the sum.
 
-    states: `[S, ...]`, the values of one element.
-    count: E, the number of elements of a datum.
+    Args:
+        model: The Pyro program p(z) p(x|z).
+        guide: A program over the same sites; None for the prior.
+        x: Data, `[N, ...]`, or a tuple of all arguments, of which the first datum is used.
+        limit: The largest number of joint values.
+
+    Returns:
+        The joint values.
+
+    Raises:
+        UndefinedLikelihoodError: As of `enumerated_log_likelihood`.
     """
-
-    name: str
-    states: Tensor
-    count: int
-
-
-class _Values:
-    """All joint values of the latent sites of a datum, numbered from 0.
-
-    Made from one run with one datum. Raises UndefinedLikelihoodError for a site without finitely
-    many values, and for more than `limit` joint values.
-    """
-
-    def __init__(self, traces: Traces, limit: int) -> None:
-        sites = list(traces.sites(traces.model, observed=False))
-        for name, site in sites:
-            if not traces.is_local(site):
-                raise UndefinedLikelihoodError(
-                    f"the latent site '{name}' lies outside the data plate: single data have no "
-                    "log p(x)"
-                )
-        if not sites:
-            raise UndefinedLikelihoodError("the program has no latent site")
-        self.parts = [_part(name, site) for name, site in sites]
-        self.total = math.prod(len(part.states) ** part.count for part in self.parts)
-        if self.total > limit:
-            names = ", ".join(f"'{part.name}'" for part in self.parts)
-            raise UndefinedLikelihoodError(
-                f"the latent sites {names} have {_count(self.total)} joint values, more than the "
-                f"{limit:,} that are summed over: use log_likelihood"
-            )
-
-    def chunk(self, traces: Traces, first: int) -> dict[str, Tensor]:
-        """The values from a number on, one for each particle, in the shapes of the program."""
-        index = torch.arange(first, first + traces.num_particles).clamp(max=self.total - 1)
-        values = {}
-        for part in self.parts:
-            base = len(part.states) ** torch.arange(part.count)
-            digits = index[:, None] // base % len(part.states)
-            index = index // len(part.states) ** part.count
-            elements = part.states[digits.to(part.states.device)]
-            values[part.name] = _as_in_program(traces, part.name, elements)
-        return values
-
-    def log_masked(self, traces: Traces) -> Tensor | float:
-        """The logarithm of the number of values of the masked elements of each datum, `[N]`."""
-        total: Tensor | float = 0.0
-        for part in self.parts:
-            site = traces.model.nodes[part.name]
-            mask = mask_of(part.name, site)
-            if mask is not None:
-                events = site["fn"].event_shape.numel() // part.states[0].numel()
-                term = (~mask).double() * events * math.log(len(part.states))
-                total = total + traces.summed(site, term)[0]
-        return total
+    structure = structure_of(x, {}, model)
+    program, first = structure(model), part_of(structure.tensors, range(1))
+    other = prior_of(program) if guide is None else structure(guide)
+    with evaluating(program, other), fork_random(first[0].device, 0):
+        with pyro.validation_enabled(False):
+            return JointValues(run(program, other, first, {}), limit)
 
 
 class _Sum:
@@ -171,7 +140,7 @@ class _Sum:
         model: Program,
         guide: Program,
         args: tuple[Tensor, ...],
-        values: _Values,
+        values: JointValues,
         nesting: int,
     ) -> None:
         self._programs, self._args = (model, guide), args
@@ -198,72 +167,14 @@ class _Sum:
         empty = torch.full((len(block[0]),), -math.inf, dtype=torch.float64)
         log_pz = log_px = empty.to(block[0].device)
         for start in range(0, values.total, count):
-            at = at_values(traces, programs[0], block, {}, values.chunk(traces, start))
-            log_prior, log_joint = (term[: values.total - start] for term in _log_densities(at))
+            index = torch.arange(start, start + count)
+            at = at_values(traces, programs[0], block, {}, values.at(traces, index))
+            log_prior, log_joint = (term[: values.total - start] for term in log_densities(at))
             log_pz = torch.logaddexp(log_pz, log_prior.logsumexp(0))
             log_px = torch.logaddexp(log_px, log_joint.logsumexp(0))
         masked = values.log_masked(run(*programs, block, {}))
         _check_sum(log_pz - masked, first)
         return log_px - masked
-
-
-def _part(name: str, site: Site) -> _Part:
-    """The elements of a site in a run with one datum."""
-    fn = site["fn"]
-    element = base_distribution(fn)
-    kind = type(element).__name__
-    if isinstance(element, OneHots):
-        element = element.variables
-    if not is_discrete(element):
-        raise UndefinedLikelihoodError(
-            f"the latent site '{name}' is continuous ({kind}): a sum over all values needs latents "
-            "that are all discrete"
-        )
-    try:
-        if _is_transformed(fn) or not element.has_enumerate_support:
-            raise NotImplementedError
-        states = element.enumerate_support(expand=False)
-    except NotImplementedError:
-        raise UndefinedLikelihoodError(
-            f"the latent site '{name}' does not have finitely many values that are known ({kind}): "
-            "a sum over all values needs Bernoulli, Categorical or OneHotCategorical sites"
-        ) from None
-    size = math.prod(element.event_shape)
-    states = states.reshape(-1, *element.event_shape).to(site["value"].dtype)
-    return _Part(name, states, site["value"].numel() // size)
-
-
-def _is_transformed(fn: Any) -> bool:
-    """Whether values are transforms of those of the innermost distribution."""
-    while hasattr(fn, "base_dist"):
-        if isinstance(fn, TransformedDistribution):
-            return True
-        fn = fn.base_dist
-    return False
-
-
-def _as_in_program(traces: Traces, name: str, elements: Tensor) -> Tensor:
-    """Elements `[K, E, ...]` as the value of a site, the same for all data."""
-    site = traces.model.nodes[name]
-    shape = list(site["value"].shape)
-    one_datum = list(shape)
-    if traces.plate is not None:
-        one_datum[len(shape) - site["fn"].event_dim + traces.plate.dim] = 1
-    return elements.reshape(one_datum).expand(shape)
-
-
-def _log_densities(traces: Traces) -> tuple[Tensor, Tensor]:
-    """The terms log p(z) and log p(x, z), `[K, N]`, float64; both are -inf where p(z) is zero."""
-    log_prior, log_lik = (
-        sum(
-            traces.reduce(site, log_density(name, site)).double()
-            for name, site in traces.sites(traces.model, observed=observed)
-            if traces.is_local(site)
-        )
-        for observed in (False, True)
-    )
-    log_prior = torch.as_tensor(log_prior, dtype=torch.float64)
-    return log_prior, torch.where(log_prior == -math.inf, log_prior, log_prior + log_lik)
 
 
 def _check_sum(log_pz: Tensor, first: int) -> None:
@@ -284,7 +195,3 @@ def _check_finite(log_px: Tensor, first: int) -> None:
             f"log p(x) of datum {first + int(wrong.nonzero()[0])} is not finite: its density is "
             "not a number for some value of the latents, or zero for all"
         )
-
-
-def _count(number: int) -> str:
-    return f"{number:,}" if number < 10**15 else f"{number:.1e}" if number < 10**300 else "too many"

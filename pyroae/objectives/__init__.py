@@ -18,6 +18,7 @@ from pyroae.objectives.bounds import (
     BoundFunction,
     Renyi,
 )
+from pyroae.objectives.enumerated import Enumerate
 from pyroae.objectives.gradients import (
     GRADIENTS,
     Coefficients,
@@ -62,6 +63,7 @@ __all__ = [
     "Covariance",
     "DoublyReparameterized",
     "DoublyReparameterizedWakeSleep",
+    "Enumerate",
     "Gradient",
     "Objective",
     "ObjectiveBase",

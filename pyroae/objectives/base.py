@@ -132,6 +132,11 @@ class ObjectiveBase(ELBO):
         return float(self.num_particles)
 
     @property
+    def is_noiseless(self) -> bool:
+        """Whether bound and gradient depend on no draw, as found in the last estimate."""
+        return False
+
+    @property
     def learns(self) -> bool:
         """Whether the objective has parameters of its own: then it defines `make_controls`."""
         return False

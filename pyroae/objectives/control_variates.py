@@ -69,7 +69,7 @@ class HardRun:
 class ControlVariateGradient(ProgramGradient):
     """A gradient at the logits by a control variate c that is learned.
 
-        g = (f(b) − c(z̃)) ∂_l log q(b) + ∂_l c(z) − ∂_l c(z̃),   b = H(z),   z̃ ~ q(z | b)
+    g = (f(b) − c(z̃)) ∂_l log q(b) + ∂_l c(z) − ∂_l c(z̃),   b = H(z),   z̃ ~ q(z | b)
     """
 
     learns: ClassVar[bool] = True
@@ -159,7 +159,7 @@ class ControlVariateGradient(ProgramGradient):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> dict[str, Tensor]:
-        """g by site, of the shape of the logits, differentiable in the control variate."""
+        """G by site, of the shape of the logits, differentiable in the control variate."""
         evaluate = partial(self._control, run, controls, model, args, kwargs)
         z, conditional = self._relaxed_draws(run)
         if self.coupled_noise:  # the same point: its derivative is that of c(z) − c(z̃)
@@ -180,12 +180,15 @@ class ControlVariateGradient(ProgramGradient):
 
     def _score_term(self, run: HardRun, name: str, signal: Tensor) -> Tensor:
         """(f(b) − c(z̃)) ∂_l log q(b), with the derivative in closed form."""
-        site, variables = run.traces.guide.nodes[name], run.sites[name].at(run.logits[name].detach())
+        site, variables = (
+            run.traces.guide.nodes[name],
+            run.sites[name].at(run.logits[name].detach()),
+        )
         factor = to_logits(run.traces, site, variables.logits, signal)
         return factor * score(variables, run.states[name])
 
     def _relaxed_draws(self, run: HardRun) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """z and z̃ by site, as functions of the logits.
+        """Z and z̃ by site, as functions of the logits.
 
         z given b has the distribution of z = l + noise where b is drawn first. z̃ has noise of its
         own, or, coupled, the noise for which it equals z.
@@ -236,9 +239,7 @@ class ControlVariateGradient(ProgramGradient):
         """f(σ_λ(z)), with the logits of log q stopped."""
         temperature = controls.temperature
         values = {n: s.pack(run.variables(n).soft(z[n], temperature)) for n, s in run.sites.items()}
-        again = at_relaxed(
-            self.name, partial(at_values, run.traces, model, args, kwargs, values)
-        )
+        again = at_relaxed(self.name, partial(at_values, run.traces, model, args, kwargs, values))
         stopped = {name: logits.detach() for name, logits in run.logits.items()}
         return relaxed_weights(again, run.sites, linear, self.name, stopped).log_weight
 

@@ -104,9 +104,9 @@ class Gradient(ABC):
             bound: The bound F.
 
         Returns:
-            By default K.
+            By default the mean number of particles of the bound.
         """
-        return float(bound.num_particles)
+        return bound.evaluations
 
     @property
     def inclusive(self) -> bool:

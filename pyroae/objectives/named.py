@@ -8,15 +8,14 @@ IWAE(num_particles=4)
 """
 
 from pyroae.config import pair_of
-from pyroae.objectives import multilevel
 from pyroae.objectives.analytic_kl import AnalyticKL
 from pyroae.objectives.annealed import DAIS
 from pyroae.objectives.base import OBJECTIVES, ObjectiveBase
 from pyroae.objectives.beta_elbo import BetaELBO
 from pyroae.objectives.bounds import BOUNDS, CIWAE, ELBO, IWAE, JVI, MIWAE, TVO, Renyi
-from pyroae.objectives.disarm import arm, disarm  # noqa: F401
-from pyroae.objectives.control_variates import rebar as rebar
-from pyroae.objectives.control_variates import relax as relax
+from pyroae.objectives.control_variates import rebar, relax
+from pyroae.objectives.disarm import arm, disarm
+from pyroae.objectives.enumerate import enumerate_
 from pyroae.objectives.gradients import (
     GRADIENTS,
     Covariance,
@@ -28,12 +27,45 @@ from pyroae.objectives.gradients import (
     TwoBounds,
     WakeSleep,
 )
-from pyroae.objectives.nvil import nvil  # noqa: F401
+from pyroae.objectives.multilevel import mlmc
+from pyroae.objectives.nvil import nvil
 from pyroae.objectives.pair import Objective
-from pyroae.objectives.siwae import selbo, siwae  # noqa: F401
-from pyroae.objectives.relaxations import gumbel_softmax as gumbel_softmax
-from pyroae.objectives.relaxations import straight_through as straight_through
+from pyroae.objectives.relaxations import gumbel_softmax, straight_through
+from pyroae.objectives.siwae import selbo, siwae
 from pyroae.objectives.trace_elbo import TraceELBO
+
+__all__ = [
+    "analytic_kl",
+    "arm",
+    "beta_elbo",
+    "ciwae",
+    "dais",
+    "disarm",
+    "dreg",
+    "enumerate",
+    "gumbel_softmax",
+    "iwae",
+    "iwae_stl",
+    "jvi",
+    "miwae",
+    "mlmc",
+    "nvil",
+    "parse_objective",
+    "piwae",
+    "rebar",
+    "relax",
+    "renyi",
+    "rws",
+    "rws_dreg",
+    "score",
+    "selbo",
+    "siwae",
+    "stl",
+    "straight_through",
+    "trace_elbo",
+    "tvo",
+    "vimco",
+]
 
 trace_elbo = TraceELBO
 """ELBO × Pathwise: the class `TraceELBO` under its name in the registry."""
@@ -47,8 +79,9 @@ beta_elbo = BetaELBO
 dais = DAIS
 """Differentiable annealed importance sampling: the class `DAIS` under its name in the registry."""
 
-mlmc = multilevel.mlmc
-"""Randomized multilevel Monte Carlo: the pair `MLMC` × `BaseBound`."""
+
+enumerate = enumerate_
+"""The ELBO with exact sums over discrete sites: `enumerate_` under its name in the registry."""
 
 
 def parse_objective(text: str, num_particles: int | None = None) -> ObjectiveBase:

@@ -1,6 +1,7 @@
 """A bound times a gradient: the estimator of every valid pair."""
 
 from collections.abc import Hashable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,11 +13,11 @@ from pyroae.objectives.base import Bound, ObjectiveBase, check_reparameterized, 
 from pyroae.objectives.bounds import ELBO as ELBOBound
 from pyroae.objectives.bounds import BoundFunction
 from pyroae.objectives.enumerated import (
+    Enumerate,
     Enumeration,
-    check_others,
-    enumeration_in,
-    expected,
-    log_probabilities,
+    discrete_in,
+    marked_in,
+    summed_out,
 )
 from pyroae.objectives.gradients import (
     Coefficients,
@@ -31,6 +32,7 @@ from pyroae.objectives.strata import Strata
 from pyroae.objectives.stratified import StratifiedBound
 from pyroae.objectives.surrogates import Detached, Scaled, at_fixed_draws, path_through_log_post
 from pyroae.programs.context import evaluating
+from pyroae.programs.model_sums import SumMissing
 from pyroae.programs.paired_traces import Traces, log_density, terms_of
 from pyroae.programs.sites import (
     Program,
@@ -159,18 +161,28 @@ class Objective(ObjectiveBase):
 
     @property
     def evaluations(self) -> float:
-        """The mean number of decoder evaluations per datum of one estimate."""
-        return self.gradient.evaluations(self.bound_function)
+        """Mean decoder evaluations per datum of one estimate.
+
+        For S joint values that are summed they are S·K, or S where the guide has no other draws,
+        which is known after the first estimate.
+        """
+        counts = [one.total * one.repeats(self.num_particles) for one in self._found]
+        return float(max(counts)) if counts else self.gradient.evaluations(self.bound_function)
+
+    @property
+    def is_noiseless(self) -> bool:
+        """Whether all draws of the guide are summed, as found in the last estimate."""
+        return bool(self._found) and all(one.is_whole for one in self._found)
+
+    @property
+    def _found(self) -> list[Enumeration]:
+        known = self._enumerations
+        return [] if known is None else list(known[1].values())
 
     @property
     def learns(self) -> bool:
         """Whether the gradient has parameters of its own."""
         return self.gradient.learns
-
-    @property
-    def evaluations(self) -> float:
-        """The mean number of particles of the bound."""
-        return self.bound_function.evaluations
 
     @property
     def variant(self) -> Hashable:
@@ -222,7 +234,9 @@ class Objective(ObjectiveBase):
         if isinstance(self.bound_function, StratifiedBound):
             return self._stratified(self.bound_function, model, guide, args, kwargs)
         if self._sums_out:
-            return self._by_paths(model, guide, args, kwargs)
+            every = SumMissing() if isinstance(self.gradient, Enumerate) else nullcontext()
+            with every:
+                return self._by_paths(model, guide, args, kwargs)
         if self.gradient.detached and not self._takes_paths(model, guide, args, kwargs):
             attached = self._globals_of(model, guide, args, kwargs)
             return self._by_score(self.run(model, guide, args, kwargs, handler=Detached(attached)))
@@ -274,7 +288,7 @@ class Objective(ObjectiveBase):
         self.check(traces)
         log_ratio = strata.log_ratio(traces)
         weights = reduce_log_weights(traces)
-        log_weight = _with_cut_gradient(weights.log_weight)
+        log_weight = with_cut_gradient(weights.log_weight)
         value = weights.total(bound.weighted(log_weight, log_ratio))
         if isinstance(self.gradient, Pathwise):
             return Bound(value, value)
@@ -294,50 +308,43 @@ class Objective(ObjectiveBase):
 
     def _sums(self, traces: Traces) -> bool:
         """Whether the marked sites of a guide are summed, not drawn."""
-        return self._sums_out and bool(enumeration_in(traces).sizes)
+        return self._sums_out and bool(self._enumeration_in(traces).parts)
 
     def _by_paths(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Bound:
         """The bound of a pathwise pair, with the marked sites of the guide summed exactly.
 
-        Whether there are any is seen in a run, and remembered by guide and number of arguments. If
-        there are, that run is repeated with the same random numbers.
+        Which there are is seen in a run, and remembered by guide and shapes. If there are any, that
+        run is repeated with the same random numbers.
         """
-        key, known = (len(args), *kwargs), self._enumerations
+        shapes = (a.shape[1:] if isinstance(a, Tensor) else a for a in (*args, *kwargs.values()))
+        key, known = (*kwargs, *map(str, shapes)), self._enumerations
         if known is None or known[0]() != guide:
             known = self._enumerations = (weak_reference(guide), {})
         found = known[1].get(key)
-        if found is None or not found.sizes:
+        if found is None or not found.parts:
             device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
             before = random_state(device) if found is None else None
             traces = self.run(model, guide, args, kwargs)
-            found = known[1].setdefault(key, enumeration_in(traces))
-            if not found.sizes:
+            found = known[1].setdefault(key, self._enumeration_in(traces))
+            if not found.parts:
                 return self.estimate(traces)
             if before is not None:
                 set_random_state(before, device)
-        return self._summed_out(found, model, guide, args, kwargs)
-
-    def _summed_out(
-        self,
-        enumeration: Enumeration,
-        model: Program,
-        guide: Program,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Bound:
-        """The bound with the marked sites summed exactly, which is its own surrogate."""
-        count = enumeration.total * self.num_particles
-        handler = enumeration.handler(self.num_particles)
+        count = found.total * found.repeats(self.num_particles)
+        handler = found.handler(self.num_particles)
         traces = self.run(model, guide, args, kwargs, count, handler=handler)
         self.check(traces)
-        check_others(traces, enumeration, self._name)
-        weights = reduce_log_weights(traces)
-        log_q = log_probabilities(traces, weights, enumeration)
-        log_weight = weights.log_weight.unflatten(0, log_q.shape[:2])
-        value = weights.total(self.bound_function.value(expected(log_weight, log_q)))
+        weights, log_weight = summed_out(traces, found, self._name)
+        value = weights.total(self.bound_function.value(log_weight))
         return Bound(value, value)
+
+    def _enumeration_in(self, traces: Traces) -> Enumeration:
+        """The sites of a guide that the pair sums: all discrete ones, or those that are marked."""
+        if isinstance(self.gradient, Enumerate):
+            return discrete_in(traces, self.gradient.limit)
+        return marked_in(traces)
 
     def _global_term(
         self,
@@ -458,7 +465,9 @@ class Objective(ObjectiveBase):
 
     @property
     def _is_elbo_of_paths(self) -> bool:
-        return isinstance(self.bound_function, ELBOBound) and isinstance(self.gradient, Pathwise)
+        return isinstance(self.bound_function, ELBOBound) and isinstance(
+            self.gradient, Pathwise | Enumerate
+        )
 
     def check(self, traces: Traces) -> None:
         """Refuse programs to which the pair does not apply.

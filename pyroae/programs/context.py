@@ -10,12 +10,15 @@ from pyro.contrib.easyguide import EasyGuide
 from pyro.poutine.messenger import Messenger
 from torch import nn
 
+from pyroae.programs.model_sums import SumMissing
 from pyroae.programs.sites import Program
 
 
 @contextmanager
 def evaluating(*programs: Program) -> Iterator[None]:
     """Disable gradients and set the programs' modules to evaluation mode.
+
+    Discrete sites of a model that its guide lacks are summed out, marked for enumeration or not.
 
     Args:
         *programs: Models or guides; the modules are those that `owner_of` finds.
@@ -24,7 +27,7 @@ def evaluating(*programs: Program) -> Iterator[None]:
         None, in the context; the modes are restored on exit.
     """
     owners = [owner for owner in map(owner_of, programs) if owner is not None]
-    with torch.no_grad(), evaluation_mode(*owners):
+    with torch.no_grad(), evaluation_mode(*owners), SumMissing():
         yield
 
 

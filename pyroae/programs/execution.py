@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyroae.errors import BrokenProgramError, PyroaeError
 from pyroae.programs.context import forget_plates, owner_of
+from pyroae.programs.model_sums import is_summed, with_sums
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.particles import LOOP, SharedDraws, run_in_loop
 from pyroae.programs.site_checks import (
@@ -24,6 +25,7 @@ from pyroae.programs.site_checks import (
     check_event_shapes,
     check_match,
     check_plate,
+    check_sums,
     check_whole,
     warn_of_plates,
 )
@@ -114,6 +116,7 @@ def _checked(
     plate = None if joint else data_plate(sites)
     if plate is not None:
         check_plate(model, guide, plate)
+        check_sums(model, plate)
     if is_validation_enabled():
         check_declared(model, guide)
         warn_of_plates(model_run, guide_run)
@@ -167,12 +170,29 @@ def trace_program(
     if num_particles > 1 and nesting >= LOOP:
         one_run = partial(trace_program, program, args, kwargs, 1, 0, what=what)
         return run_in_loop(one_run, num_particles, nesting - LOOP, seen, shared)
-    owner = owner_of(program)
     if num_particles > 1:
         program = pyro.plate(PARTICLES, num_particles, dim=-1 - nesting)(program)
+    retrace = partial(_trace, program, args, kwargs, what)
+    trace = retrace(seen)
+    given = seen if what == "model" else None
+    names = [name for name, site in trace.nodes.items() if is_summed(site, given)]
+    return with_sums(trace, names, retrace) if names else trace
+
+
+def _trace(
+    program: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    what: str,
+    seen: poutine.Trace | None,
+    handler: Messenger | None = None,
+) -> poutine.Trace:
+    """Run a program once; report an error of its own with the last site."""
+    owner = owner_of(program)
     tracer = poutine.trace(program if seen is None else poutine.replay(program, trace=seen))
     try:
-        return tracer.get_trace(*args, **kwargs)
+        with handler or nullcontext():
+            return tracer.get_trace(*args, **kwargs)
     except Exception as raised:  # often because a site is of another shape in the guide
         forget_plates(owner)
         if is_out_of_memory(raised):

@@ -7,6 +7,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import site_is_subsample
 
 from pyroae.errors import ProgramError
+from pyroae.programs.model_sums import Summed
 from pyroae.programs.sites import (
     Site,
     base_distribution,
@@ -69,9 +70,8 @@ def _enumeration_hint(name: str, model: poutine.Trace) -> str:
     if not (site["infer"].get("enumerate") or getattr(site["fn"], "has_enumerate_support", False)):
         return ""
     return (
-        f": sites are not enumerated in the model here; give the guide a site '{name}', which "
-        'TraceEnum_ELBO sums out with infer={"enumerate": "parallel"}, or use pyro.infer.SVI with '
-        "TraceEnum_ELBO"
+        f': mark it with infer={{"enumerate": "parallel"}} in the model, so that it is summed '
+        f"out of p(x, z), or give the guide a site '{name}'"
     )
 
 
@@ -147,6 +147,27 @@ def check_plate(model: poutine.Trace, guide: poutine.Trace, plate: CondIndepStac
                 )
 
 
+def check_sums(model: poutine.Trace, plate: CondIndepStackFrame) -> None:
+    """Refuse discrete sites outside the data plate that are summed out of the model.
+
+    Args:
+        model: A trace of the model.
+        plate: The data plate.
+
+    Raises:
+        ProgramError: Names the site.
+    """
+    for site in samples(model):
+        fn = site["fn"]
+        if isinstance(fn, Summed) and plate in plates_of(site) and plate.name not in fn.plates:
+            raise ProgramError(
+                f"the model's site '{fn.parent}', which is summed out, lies outside the data plate "
+                f"'{plate.name}', and '{site['name']}' within depends on it: the data are not "
+                f"independent given the other sites; give the guide a site '{fn.parent}', or treat "
+                "all data as one datum (joint=True)"
+            )
+
+
 def check_whole(sites: list[Site]) -> None:
     """Refuse subsampled plates where all data are one datum.
 
@@ -189,8 +210,8 @@ def warn_of_enumeration(guide: poutine.Trace) -> None:
     if marked:
         warnings.warn(
             f"the sites {', '.join(marked)} of the guide are marked for enumeration, but drawn: "
-            "trace-elbo sums over sites with one value per datum, TraceEnum_ELBO over "
-            "others; or leave the mark out",
+            "trace-elbo and enumerate sum over sites with finitely many values and no mask, if "
+            "their joint values are few; or leave the mark out",
             stacklevel=2,
         )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyroae.errors import ProgramError
 from pyroae.programs.execution import RunOptions, run_pair, trace_program
+from pyroae.programs.model_sums import SUMMED
 from pyroae.programs.paired_traces import Traces, log_density, terms_of
 from pyroae.programs.particle_check import plate_nesting
 from pyroae.programs.site_checks import check_match
@@ -174,6 +175,8 @@ def _with_values(trace: poutine.Trace, values: Mapping[str, Tensor]) -> poutine.
 def prior_of(model: Program) -> Program:
     """Make the prior p(z) of a model a guide, by hiding its observed sites.
 
+    Sites that are marked for enumeration are summed out of it: p(z) = Σ_y p(y, z).
+
     Args:
         model: A Pyro program.
 
@@ -187,6 +190,9 @@ def prior_of(model: Program) -> Program:
     >>> torch.equal(weights.log_prior, weights.log_post)
     True
     """
+    marked = poutine.infer_config(
+        model, lambda site: {SUMMED: True} if site["infer"].get("enumerate") else {}
+    )
     return poutine.block(
-        model, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"]
+        marked, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"]
     )

@@ -17,7 +17,7 @@ from pyroae.errors import ConfigError, ProgramError, PyroaeError, UndefinedLikel
 from pyroae.evaluation.annealing.bounds import ais
 from pyroae.evaluation.blocks import Data, arguments_of, blocks
 from pyroae.evaluation.diagnostics import diagnose
-from pyroae.evaluation.enumeration import enumerated_log_likelihood
+from pyroae.evaluation.enumeration import check_enumerable, enumerated_log_likelihood
 from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_likelihood
 from pyroae.evaluation.importance.proposals import Local
@@ -115,7 +115,7 @@ def corrected(
     method = method_for(system, x, scoring)
     if method == "is":
         return score
-    count = num_data if method == "exact" else scoring.subset_of(num_data)
+    count = num_data if method in ("exact", "enumeration") else scoring.subset_of(num_data)
     index = _subset(num_data, count, scoring.seed)
     part = tuple(t[index.to(t.device)] for t in arguments_of(x))
     estimate = _ESTIMATES[method](cast(System, system), part, scoring, progress)
@@ -134,6 +134,11 @@ Estimate = tuple[Tensor, Tensor, Tensor]
 
 def _exactly(system: System, x: tuple[Tensor, ...], scoring: Scoring, progress: bool) -> Estimate:
     log_px = _exact(system, x)
+    return log_px, torch.zeros_like(log_px), torch.ones_like(log_px, dtype=torch.bool)
+
+
+def _summed(system: System, x: tuple[Tensor, ...], scoring: Scoring, progress: bool) -> Estimate:
+    log_px = enumerated_log_likelihood(system.model, system.guide, x, progress=progress)
     return log_px, torch.zeros_like(log_px), torch.ones_like(log_px, dtype=torch.bool)
 
 
@@ -159,6 +164,7 @@ def _annealed(system: System, x: tuple[Tensor, ...], scoring: Scoring, progress:
 
 _ESTIMATES: dict[str, Callable[[System, tuple[Tensor, ...], Scoring, bool], Estimate]] = {
     "exact": _exactly,
+    "enumeration": _summed,
     "local": _locally,
     "ais": _annealed,
 }
@@ -190,7 +196,7 @@ def method_for(system: nn.Module, x: Data, scoring: Scoring) -> str:
         scoring: how they are scored.
 
     Returns:
-        `exact`, `local`, `ais` or `is`.
+        `exact`, `enumeration`, `local`, `ais` or `is`.
 
     Raises:
         ConfigError: if the method of `scoring` does not apply to the system.
@@ -217,6 +223,8 @@ def _try_method(name: str, system: nn.Module, x: tuple[Tensor, ...]) -> None:
     with evaluating(system), fork_random(x[0].device, 0), torch.no_grad():
         if name == "exact":
             _exact(programs, x)
+        elif name == "enumeration":
+            check_enumerable(programs.model, programs.guide, x)
         else:
             Latents(programs.model, programs.guide, x)
 

@@ -8,12 +8,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor, nn
 
 from pyroae.config import TrainConfig
 from pyroae.errors import ProgramError
 from pyroae.objectives import TraceELBO, parse_objective
 from pyroae.objectives.enumerated import Enumeration
+from pyroae.programs.supports import Elements
 from pyroae.training import fit
 
 N, S, MARK = 4, 3, {"enumerate": "parallel"}
@@ -88,7 +90,9 @@ def test_bound_and_gradient_are_those_of_brute_force(num_particles: int) -> None
     objective._nesting = 1  # the draws are given for S·K particles: no trial runs
     objective._shapes.add(((N,),))
     objective._programs = (lambda: toy.model, lambda: toy.guide)
-    objective._enumerations = (lambda: toy.guide, {(1,): Enumeration({"y": S})})
+    plate = CondIndepStackFrame("data", -1, N, None)
+    found = Enumeration((Elements("y", S, 1),), plate)
+    objective._enumerations = (lambda: toy.guide, {("torch.Size([])",): found})
     value, surrogate = objective.bound(toy.model, toy.guide, x)
     log_w, log_q = toy.log_parts(x, toy.noise)
     expected = (log_q.exp() * log_w).sum(0).mean(0).sum()
@@ -210,10 +214,11 @@ def test_other_estimators_draw_marked_sites_with_a_warning(objective: str) -> No
         parse_objective(objective, 2).bound(toy.model, toy.guide, torch.randn(N))
 
 
-def test_a_site_in_a_nested_plate_is_drawn_with_a_warning() -> None:
+def test_marked_sites_outside_the_data_plate_are_drawn_with_a_warning() -> None:
     def program(x: Tensor) -> None:
-        with pyro.plate("data", len(x), dim=-1), pyro.plate("inner", 2, dim=-2):
-            pyro.sample("y", dist.Bernoulli(0.5), infer=MARK)
+        pyro.sample("y", dist.Bernoulli(0.5), infer=MARK)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("b", dist.Normal(0.0, 1.0))
 
     with pytest.warns(UserWarning, match="are marked for enumeration, but drawn"):
         TraceELBO().bound(program, program, torch.zeros(3))
