@@ -12,6 +12,7 @@ from pyroae.objectives.analytic_kl import AnalyticKL
 from pyroae.objectives.base import OBJECTIVES, ObjectiveBase
 from pyroae.objectives.beta_elbo import BetaELBO
 from pyroae.objectives.bounds import BOUNDS, CIWAE, ELBO, IWAE, JVI, MIWAE, TVO, Renyi
+from pyroae.objectives.gdreg import gdreg  # noqa: F401
 from pyroae.objectives.gradients import (
     GRADIENTS,
     Covariance,
@@ -23,10 +24,10 @@ from pyroae.objectives.gradients import (
     TwoBounds,
     WakeSleep,
 )
-from pyroae.objectives.ovis import ovis, ovis_mc
+from pyroae.objectives.ovis import ovis, ovis_mc  # noqa: F401
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.trace_elbo import TraceELBO
-from pyroae.objectives.vargrad import vargrad
+from pyroae.objectives.vargrad import vargrad  # noqa: F401
 
 trace_elbo = TraceELBO
 """ELBO × Pathwise: the class `TraceELBO` under its name in the registry."""
