@@ -16,6 +16,7 @@ from pyroae.objectives.bounds import BOUNDS, CIWAE, ELBO, IWAE, JVI, MIWAE, TVO,
 from pyroae.objectives.control_variates import rebar, relax
 from pyroae.objectives.disarm import arm, disarm
 from pyroae.objectives.enumerate import enumerate_
+from pyroae.objectives.gdreg import gdreg
 from pyroae.objectives.gradients import (
     GRADIENTS,
     Covariance,
@@ -29,10 +30,12 @@ from pyroae.objectives.gradients import (
 )
 from pyroae.objectives.multilevel import mlmc
 from pyroae.objectives.nvil import nvil
+from pyroae.objectives.ovis import ovis, ovis_mc
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.relaxations import gumbel_softmax, straight_through
 from pyroae.objectives.siwae import selbo, siwae
 from pyroae.objectives.trace_elbo import TraceELBO
+from pyroae.objectives.vargrad import vargrad
 
 __all__ = [
     "analytic_kl",
@@ -43,6 +46,7 @@ __all__ = [
     "disarm",
     "dreg",
     "enumerate",
+    "gdreg",
     "gumbel_softmax",
     "iwae",
     "iwae_stl",
@@ -50,6 +54,8 @@ __all__ = [
     "miwae",
     "mlmc",
     "nvil",
+    "ovis",
+    "ovis_mc",
     "parse_objective",
     "piwae",
     "rebar",
@@ -64,6 +70,7 @@ __all__ = [
     "straight_through",
     "trace_elbo",
     "tvo",
+    "vargrad",
     "vimco",
 ]
 

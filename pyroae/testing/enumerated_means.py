@@ -75,9 +75,9 @@ def enumerated_means(
         rows = (gradients - _of_evidence(toy, x[None]))[:, : None if unbiased else toy.num_theta]
         yield zero("the mean gradient is that of log p(x)", rows, name)
         return
-    bound = _bound_of(objective)
+    bound = _bound_of(case)
     exact = None if bound is None else mean_value(bound, toy.states(x))
-    if bound is None or exact is None or case.is_random:
+    if bound is None or exact is None:
         return
     yield zero("the mean value is the sum over all states", (losses + exact)[:, None], name)
     if unbiased or (unbiased is None and objective.is_elbo):
@@ -107,10 +107,11 @@ def _stated(objective: Objective, case: Case, gradients: Tensor) -> Iterator[Che
         )
 
 
-def _bound_of(objective: ObjectiveBase) -> BoundFunction | None:
-    """The bound whose mean the value has; None where there is no such claim."""
+def _bound_of(case: Case) -> BoundFunction | None:
+    """The bound of K draws whose mean the value has; None where there is no such claim."""
+    objective = case.objective
     if isinstance(objective, Objective):
-        return objective.bound_function
+        return None if case.is_random else objective.bound_function
     return ELBO(1) if objective.is_elbo else None
 
 
