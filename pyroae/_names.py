@@ -78,9 +78,9 @@ NAMES: dict[str, tuple[str, ...]] = {
     "objective": (
         "analytic-kl",
         "beta-elbo",
-        "trace-elbo",
         "disarm",
         "arm",
+        "trace-elbo",
         "selbo",
         "siwae",
         "stl",

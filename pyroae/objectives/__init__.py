@@ -17,6 +17,7 @@ from pyroae.objectives.bounds import (
     BoundFunction,
     Renyi,
 )
+from pyroae.objectives.disarm import ARM, DisARM
 from pyroae.objectives.gradients import (
     GRADIENTS,
     Coefficients,
@@ -32,12 +33,14 @@ from pyroae.objectives.gradients import (
 )
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.program_gradient import ProgramGradient
+from pyroae.objectives.stratified import SELBO, SIWAE
 from pyroae.objectives.trace_elbo import TraceELBO
 
 # The module of the named pairs registers them, with what is imported above.
 from pyroae.objectives.named import parse_objective  # isort: skip
 
 __all__ = [
+    "ARM",
     "BOUNDS",
     "CIWAE",
     "ELBO",
@@ -46,6 +49,8 @@ __all__ = [
     "JVI",
     "MIWAE",
     "OBJECTIVES",
+    "SELBO",
+    "SIWAE",
     "TVO",
     "AnalyticKL",
     "BetaELBO",
@@ -53,6 +58,7 @@ __all__ = [
     "BoundFunction",
     "Coefficients",
     "Covariance",
+    "DisARM",
     "DoublyReparameterized",
     "DoublyReparameterizedWakeSleep",
     "Gradient",
