@@ -409,6 +409,6 @@ def test_compiled_code_has_the_numbers_of_eager_code(objective: Objective) -> No
 def test_claims() -> None:
     for name in ("selbo", "siwae"):
         objective = OBJECTIVES[name](num_particles=4)
-        assert objective.kinds == {"continuous"}
+        assert objective.kinds == {"mixture"}
         assert not objective.is_symmetric
         assert objective.is_elbo == (name == "selbo")
