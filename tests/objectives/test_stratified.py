@@ -34,6 +34,7 @@ from pyroae.objectives.strata import Strata
 from pyroae.objectives.stratified import SELBO, SIWAE
 from pyroae.posteriors import Mixture
 from pyroae.posteriors.mixture import GaussianMixture
+from pyroae.testing import ConformanceError, check_objective
 from pyroae.training.fitting import fit
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -284,6 +285,19 @@ def test_broken_copies_are_caught(broken: str, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(Strata, "_diagonal", first)
     _, gradient = elbo(Toy(1))
     assert standardized(ran(Objective(SELBO(4)), Toy(20_000))[1], gradient) > 10
+
+
+@pytest.mark.parametrize("bound", [SELBO(4), SIWAE(4)])
+def test_broken_copies_do_not_conform(
+    bound: BoundFunction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_ratio = Strata.log_ratio
+    monkeypatch.setattr(Strata, "log_ratio", lambda self, t: log_ratio(self, t).detach())
+    with pytest.raises(ConformanceError, match="the mean gradient is that of the sum over all"):
+        check_objective(Objective(bound))
+    monkeypatch.setattr(Strata, "log_ratio", lambda self, t: torch.zeros_like(log_ratio(self, t)))
+    with pytest.raises(ConformanceError, match="the mean value is the sum over all states"):
+        check_objective(Objective(bound))
 
 
 # Refusals.
