@@ -251,7 +251,7 @@ TABLES: dict[str, tuple[Estimate, tuple[str, ...], tuple[Column, ...]]] = {
     ),
     "bernoulli": (
         bernoulli,
-        names_of("binary"),
+        tuple(name for name in names_of("binary") if name != "disarm"),  # of variance 0 at q = 1/2
         (
             *(
                 Column("mean, K = 8", 8, "phi"),

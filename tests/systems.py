@@ -12,6 +12,7 @@ from pyroae import corruptions, likelihoods, posteriors, priors, zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.autoencoder.hierarchies import TopDown
 from pyroae.nn import MLP, Conv, Linear
+from pyroae.objectives import OBJECTIVES
 from pyroae.priors import GaussianWeights, Laplace
 
 D, M = 16, 3
@@ -58,6 +59,10 @@ DISCRETE = {
     "discrete-vae-categorical": lambda: zoo.discrete_vae(D, 6, categories=3, encoder=MAPS),
 }
 """Systems whose draws carry no gradient."""
+MIXTURES = {
+    "vae-mixture": lambda: zoo.vae(D, M, encoder=MAPS, posterior=posteriors.Mixture(components=2)),
+}
+"""Systems that the bounds of stratified draws train too."""
 FOR_DISCRETE = (
     "trace-elbo",
     "iwae",
@@ -73,14 +78,34 @@ FOR_DISCRETE = (
     "mlmc",
 )
 """Named objectives that train them."""
+FOR_BINARY = tuple(n for n, make in OBJECTIVES.items() if make(num_particles=4).kinds == {"binary"})
+"""Named objectives that train those with Bernoulli latents, and no others."""
+FOR_MIXTURES = tuple(
+    n for n, make in OBJECTIVES.items() if make(num_particles=4).kinds == {"mixture"}
+)
+"""Named objectives that need a mixture as guide."""
+FOR_GAUSSIANS = [name for name in OBJECTIVES if name not in (*FOR_BINARY, *FOR_MIXTURES)]
+"""Named objectives that train a guide of Gaussians."""
 OF_CONDITIONS = ("conditional-vae", "m2")
 """Systems of (x, c), which tests/training/test_conditional.py and test_m2.py check."""
 ZOO: dict[str, Callable[[], Autoencoder]] = {
     **{n: partial(build, D, M) for n, build in zoo.SYSTEMS.items() if n not in OF_CONDITIONS},
     **SYSTEMS,
     **DISCRETE,
+    **MIXTURES,
 }
 """All of them, and whatever else of x alone the zoo has a name for."""
+
+
+def suited_to(objective: str) -> str:
+    """A system that a named objective trains."""
+    suited = {
+        **dict.fromkeys(FOR_BINARY, "discrete-vae"),
+        **dict.fromkeys(FOR_MIXTURES, "vae-mixture"),
+    }
+    return suited.get(objective, "vae")
+
+
 PROPER = [name for name in SYSTEMS if name.startswith(("ppca", "vae"))]
 
 

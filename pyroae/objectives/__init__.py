@@ -18,6 +18,7 @@ from pyroae.objectives.bounds import (
     BoundFunction,
     Renyi,
 )
+from pyroae.objectives.disarm import ARM, DisARM
 from pyroae.objectives.enumerated import Enumerate
 from pyroae.objectives.gradients import (
     GRADIENTS,
@@ -36,12 +37,14 @@ from pyroae.objectives.multilevel import MLMC, BaseBound
 from pyroae.objectives.nvil import NVIL
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.program_gradient import ProgramGradient
+from pyroae.objectives.stratified import SELBO, SIWAE
 from pyroae.objectives.trace_elbo import TraceELBO
 
 # The module of the named pairs registers them, with what is imported above.
 from pyroae.objectives.named import parse_objective  # isort: skip
 
 __all__ = [
+    "ARM",
     "BOUNDS",
     "CIWAE",
     "DAIS",
@@ -53,6 +56,8 @@ __all__ = [
     "MLMC",
     "NVIL",
     "OBJECTIVES",
+    "SELBO",
+    "SIWAE",
     "TVO",
     "AnalyticKL",
     "BaseBound",
@@ -61,6 +66,7 @@ __all__ = [
     "BoundFunction",
     "Coefficients",
     "Covariance",
+    "DisARM",
     "DoublyReparameterized",
     "DoublyReparameterizedWakeSleep",
     "Enumerate",

@@ -123,7 +123,11 @@ class ObjectiveBase(ELBO):
 
     @property
     def kinds(self) -> frozenset[str]:
-        """The kinds of latent sites that the objective takes, a part of `KINDS`."""
+        """The kinds of latent sites that the objective takes.
+
+        They are a part of `KINDS`; a bound of stratified draws needs `mixture`, continuous sites
+        that are mixtures.
+        """
         return KINDS
 
     @property

@@ -162,8 +162,8 @@ class Objective(ObjectiveBase):
     @property
     def kinds(self) -> frozenset[str]:
         """The kinds of latent sites that bound and gradient take."""
-        of_paths = frozenset({"continuous"})
-        return of_paths if self.bound_function.stratified else self.gradient.kinds
+        mixtures = frozenset({"mixture"})
+        return mixtures if self.bound_function.stratified else self.gradient.kinds
 
     @property
     def evaluations(self) -> float:

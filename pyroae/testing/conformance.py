@@ -17,6 +17,7 @@ from pyroae.testing.enumerated_means import (
 from pyroae.testing.gaussian import Toy
 from pyroae.testing.gaussian_means import gradient_means, stated_means, trend, value_means
 from pyroae.testing.mixed import MixedToy
+from pyroae.testing.mixture import MixtureToy
 from pyroae.testing.structure import structure
 from pyroae.testing.toy_program import EnumerableToy, ToyProgram
 
@@ -28,7 +29,8 @@ def check_objective(
 
     The oracles use up to four toy programs, selected by `objective.kinds`: a linear-Gaussian one,
     for which closed forms exist, and one each with Bernoulli, with categorical, and with a discrete
-    and a continuous latent site, for which expectations are sums over all states:
+    and a continuous latent site, for which expectations are sums over all states. Bounds of
+    stratified draws run on one with a mixture as guide instead:
 
     - Value: it is F of hand-computed log-weights (for a pair) and log p(x) at the exact posterior.
       Its mean is that of the bound, by the sum over all K-tuples of states; the ELBO, or below
@@ -98,6 +100,7 @@ def toys_of(objective: ObjectiveBase) -> list[ToyProgram]:
     toys: list[ToyProgram] = [Toy()] if "continuous" in kinds else []
     toys += [BernoulliToy()] if "binary" in kinds else []
     toys += [CategoricalToy()] if "categorical" in kinds else []
+    toys += [MixtureToy()] if "mixture" in kinds else []
     if "continuous" in kinds and len(kinds) > 1:
         toys.append(MixedToy(binary="binary" in kinds))
     return toys

@@ -1,5 +1,6 @@
 """Exact means of bounds and gradients on enumerable toys: sums over all K-tuples of states."""
 
+import math
 from functools import lru_cache
 from itertools import combinations_with_replacement, product
 from math import comb, factorial, prod
@@ -10,6 +11,7 @@ from torch import Tensor
 from pyroae.objectives.bounds import BoundFunction
 from pyroae.objectives.gradients import Gradient
 from pyroae.objectives.program_gradient import ProgramGradient
+from pyroae.objectives.stratified import StratifiedBound
 from pyroae.testing.toy_program import EnumerableToy, States
 
 MOST = 200_000
@@ -46,7 +48,7 @@ def tuples(num_states: int, num_particles: int, symmetric: bool) -> tuple[Tensor
 
 
 def mean_value(bound: BoundFunction, states: States) -> Tensor | None:
-    """Return E F for K independent draws of the guide.
+    """Return E F for K draws of the guide, independent or stratified as the bound takes them.
 
         Σ_{s_1, …, s_K} q(s_1) ⋯ q(s_K) F(log w_{s_1}, …, log w_{s_K})
 
@@ -57,12 +59,29 @@ def mean_value(bound: BoundFunction, states: States) -> Tensor | None:
     Returns:
         The mean in nats, shape `[]`, differentiable; None for too many tuples.
     """
+    if isinstance(bound, StratifiedBound):
+        return _stratified_mean(bound, states)
     found = tuples(len(states.log_prob), bound.num_particles, bound.is_symmetric)
     if found is None:
         return None
     index, log_orders = found
     probability = (states.log_prob[index].sum(0) + log_orders).exp()
     return (probability * bound.value((states.log_p - states.log_q)[index])).sum()
+
+
+def _stratified_mean(bound: StratifiedBound, states: States) -> Tensor | None:
+    """E F for K/C draws of each component."""
+    assert states.log_share is not None
+    components, count = states.components, bound.num_particles
+    size = len(states.log_prob) // components
+    found = tuples(size, count, False)
+    if found is None:
+        return None
+    component = torch.arange(count) * components // count
+    index = found[0] + size * component[:, None]
+    probability = (states.log_prob - states.log_share)[index].sum(0).exp()
+    log_ratio = states.log_share[index] + math.log(components)
+    return (probability * bound.weighted((states.log_p - states.log_q)[index], log_ratio)).sum()
 
 
 def mean_gradient(

@@ -111,11 +111,16 @@ class States(NamedTuple):
             quadrature, shape `[S]`.
         log_q: log q(z|x), shape `[S]`.
         log_p: log p(x, z), shape `[S]`.
+        log_share: The logarithm of the share of the state's component, shape `[S]`, for a guide
+            that is a mixture; the states are in the order of the components. None for others.
+        components: C, the number of components, each with as many states.
     """
 
     log_prob: Tensor
     log_q: Tensor
     log_p: Tensor
+    log_share: Tensor | None = None
+    components: int = 1
 
 
 class EnumerableToy(ToyProgram):

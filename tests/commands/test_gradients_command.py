@@ -22,9 +22,10 @@ from pyroae.data.dataset import Dataset
 from pyroae.evaluation.gradient_lab.groups import parameter_groups
 from pyroae.evaluation.gradient_lab.measure import measure_slopes
 from pyroae.evaluation.gradient_lab.slopes import SNRCurve
-from pyroae.objectives import OBJECTIVES, parse_objective
+from pyroae.objectives import parse_objective
 from pyroae.runs.loading import part_of
 from pyroae.runs.run import Run
+from tests.systems import FOR_GAUSSIANS
 
 FEW = [
     "--objectives",
@@ -308,7 +309,7 @@ def test_evaluations_are_the_rows_that_the_decoder_sees(trained: Path) -> None:
     system.decoder.register_forward_hook(
         lambda _module, _inputs, output: seen.append(output[..., 0].numel())
     )
-    for name in OBJECTIVES:
+    for name in FOR_GAUSSIANS:
         objective = parse_objective(name, 4)
         objective.loss_and_grads(system.model, system.guide, x)  # which finds the plates, once
         seen.clear()

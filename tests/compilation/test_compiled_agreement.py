@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from pyro.distributions import Delta
+from pyro.distributions import Bernoulli, Delta, MixtureSameFamily
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -29,7 +29,17 @@ from pyroae.objectives import (
 from pyroae.objectives.apply import bound_of
 from pyroae.programs.sites import base_distribution
 from tests.conftest import sample_of
-from tests.systems import DISCRETE, FOR_DISCRETE, PROPER, SYSTEMS, ZOO, system_and_data
+from tests.systems import (
+    DISCRETE,
+    FOR_BINARY,
+    FOR_DISCRETE,
+    FOR_GAUSSIANS,
+    FOR_MIXTURES,
+    PROPER,
+    SYSTEMS,
+    ZOO,
+    system_and_data,
+)
 
 AGREEMENT = 1e-5
 
@@ -40,7 +50,7 @@ def made(objective: str) -> ObjectiveBase:
 
 def refused_by(name: str) -> set[str]:
     """Objectives that cannot train a system: a Delta has no density to follow; draws without a
-    gradient have no path.
+    gradient have no path; others need Bernoulli latents, or a mixture.
     """
     system, x = system_and_data(name)
     q = system.q_z(x)
@@ -49,15 +59,20 @@ def refused_by(name: str) -> set[str]:
         for name in OBJECTIVES
         if isinstance(estimator := made(name), Objective)
     }
+    special = {*FOR_BINARY, *FOR_MIXTURES}
+    if isinstance(base_distribution(q), Bernoulli):
+        special -= set(FOR_BINARY)
+    if isinstance(base_distribution(q), MixtureSameFamily):
+        special -= set(FOR_MIXTURES)
     if isinstance(base_distribution(q), Delta):
         along_draws = (DoublyReparameterized, DoublyReparameterizedWakeSleep)
-        return {
+        return special | {
             name
             for name, gradient in pairs.items()
             if gradient.detached or isinstance(gradient, along_draws)
         }
     along_path = {name for name in OBJECTIVES if name not in pairs or pairs[name].reparameterized}
-    return set() if q.has_rsample else along_path
+    return special if q.has_rsample else special | along_path
 
 
 REFUSED = {name: refused_by(name) for name in ZOO}
@@ -154,13 +169,17 @@ def test_every_objective_is_traced_to_the_numbers_of_eager_code(name: str) -> No
 
 def test_which_pairs_are_refused() -> None:
     """The autoencoders' Delta guides refuse the objectives for discrete latents, and discrete
-    latents all the others.
+    latents all the others; some objectives need binary latents, or a mixture as guide.
     """
     points = set(SYSTEMS) - {*PROPER, "denoising-vae"}
-    for name in (*SYSTEMS, *DISCRETE):
+    others = set(OBJECTIVES) - set(FOR_GAUSSIANS)
+    for name in SYSTEMS:
         along_draws = {"rws", "vimco", "score", "tvo", "dreg", "rws-dreg"}
-        without_path = set(OBJECTIVES) - set(FOR_DISCRETE) if name in DISCRETE else set()
-        assert REFUSED[name] == (along_draws if name in points else without_path), name
+        assert REFUSED[name] == (along_draws | others if name in points else others), name
+    for name in DISCRETE:
+        taken = {*FOR_DISCRETE, *(() if name == "discrete-vae-categorical" else FOR_BINARY)}
+        assert REFUSED[name] == set(OBJECTIVES) - taken, name
+    assert REFUSED["vae-mixture"] == set(FOR_BINARY)
     words = f"{len(PAIRS)} of the {len(OBJECTIVES) * len(ZOO)} pairs"
     assert words in (Path(__file__).parents[2] / "docs" / "compiled.md").read_text().replace(
         "\n  ", " "

@@ -9,6 +9,8 @@ from pyroae import zoo
 from pyroae._names import NAMES
 from pyroae.data.dataset import Dataset
 from pyroae.objectives import parse_objective
+from pyroae.posteriors import Diagonal, Mixture
+from tests.systems import suited_to
 
 
 def _watch(out: torch.Tensor, seen: list[torch.Tensor]) -> None:
@@ -23,7 +25,10 @@ def test_no_gradient_is_subnormal(name: str) -> None:
     """
     torch.manual_seed(0)
     x = (torch.rand(8, 784) < 0.5).float()
-    system = zoo.vae(Dataset.from_array(x), latent=5)
+    data, name_of_system = Dataset.from_array(x), suited_to(name)
+    posterior = Mixture() if name_of_system == "vae-mixture" else Diagonal()
+    discrete = name_of_system == "discrete-vae"
+    system = zoo.discrete_vae(data, 5) if discrete else zoo.vae(data, 5, posterior=posterior)
     with torch.no_grad():
         for parameter in system.decoder.parameters():
             parameter.mul_(3.0)

@@ -31,6 +31,7 @@ from pyroae.objectives import (
 )
 from pyroae.objectives.apply import KLWeight, bound_of
 from pyroae.objectives.disarm import ARM, AntitheticGradient, DisARM
+from pyroae.testing import ConformanceError, check_objective
 from pyroae.training.fitting import fit
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -347,6 +348,12 @@ def test_broken_copies_are_caught(broken: AntitheticGradient) -> None:
     toy = Several(20_000)
     Objective(ELBO(4), broken).loss_and_grads(toy.model, toy.guide)
     assert standardized(toy.gradients(), enumerated(plain)[1]) > 10
+
+
+@pytest.mark.parametrize("broken", [WrongSign(), NoHalf(), WrongSide(), ScoreOfPairs()])
+def test_broken_copies_do_not_conform(broken: AntitheticGradient) -> None:
+    with pytest.raises(ConformanceError, match="the mean gradient is that of the sum over all"):
+        check_objective(Objective(ELBO(4), broken))
 
 
 class SameUniforms(antithetic_bits.AntitheticBits):

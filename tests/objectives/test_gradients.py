@@ -38,6 +38,7 @@ from pyroae.objectives import (
     WakeSleep,
 )
 from tests.objectives.test_objectives import DATA, hierarchical
+from tests.systems import FOR_GAUSSIANS
 
 pytestmark = pytest.mark.usefixtures("float64")
 BOUNDS = [
@@ -387,7 +388,7 @@ def pairs() -> list[Objective]:
         TwoBounds(),
     ]
     found = [Objective(bound, gradient) for bound in BOUNDS for gradient in gradients]
-    named = (make(num_particles=4) for make in OBJECTIVES.values())
+    named = (OBJECTIVES[name](num_particles=4) for name in FOR_GAUSSIANS)
     return [*found, *(objective for objective in named if isinstance(objective, Objective))]
 
 

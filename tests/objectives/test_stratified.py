@@ -34,6 +34,7 @@ from pyroae.objectives.strata import Strata
 from pyroae.objectives.stratified import SELBO, SIWAE
 from pyroae.posteriors import Mixture
 from pyroae.posteriors.mixture import GaussianMixture
+from pyroae.testing import ConformanceError, check_objective
 from pyroae.training.fitting import fit
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -286,6 +287,19 @@ def test_broken_copies_are_caught(broken: str, monkeypatch: pytest.MonkeyPatch) 
     assert standardized(ran(Objective(SELBO(4)), Toy(20_000))[1], gradient) > 10
 
 
+@pytest.mark.parametrize("bound", [SELBO(4), SIWAE(4)])
+def test_broken_copies_do_not_conform(
+    bound: BoundFunction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_ratio = Strata.log_ratio
+    monkeypatch.setattr(Strata, "log_ratio", lambda self, t: log_ratio(self, t).detach())
+    with pytest.raises(ConformanceError, match="the mean gradient is that of the sum over all"):
+        check_objective(Objective(bound))
+    monkeypatch.setattr(Strata, "log_ratio", lambda self, t: torch.zeros_like(log_ratio(self, t)))
+    with pytest.raises(ConformanceError, match="the mean value is the sum over all states"):
+        check_objective(Objective(bound))
+
+
 # Refusals.
 
 
@@ -409,6 +423,6 @@ def test_compiled_code_has_the_numbers_of_eager_code(objective: Objective) -> No
 def test_claims() -> None:
     for name in ("selbo", "siwae"):
         objective = OBJECTIVES[name](num_particles=4)
-        assert objective.kinds == {"continuous"}
+        assert objective.kinds == {"mixture"}
         assert not objective.is_symmetric
         assert objective.is_elbo == (name == "selbo")

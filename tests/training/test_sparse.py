@@ -8,7 +8,6 @@ import torch
 
 import pyroae
 from pyroae import zoo
-from pyroae._names import NAMES
 from pyroae.autoencoder import Autoencoder
 from pyroae.config import EvaluationSettings, TrainConfig
 from pyroae.data.loading import Splits
@@ -19,6 +18,7 @@ from pyroae.objectives import parse_objective
 from pyroae.posteriors import Posterior, SoftThreshold, TopK
 from pyroae.training.fitting import fit
 from pyroae.training.state import State
+from tests.systems import FOR_GAUSSIANS
 
 POSTERIORS = pytest.mark.parametrize(
     "posterior", [SoftThreshold(0.25), SoftThreshold(0.1, learn=True), TopK(3)], ids=str
@@ -149,7 +149,7 @@ def test_the_threshold_is_that_of_the_prior(choices: dict[str, Any], threshold: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(NAMES["objective"]))
+@pytest.mark.parametrize("name", FOR_GAUSSIANS)
 @POSTERIORS
 def test_every_objective_trains_or_refuses_a_point(
     digits: Splits, posterior: Posterior, name: str
