@@ -126,6 +126,14 @@ def cases(train: Dataset) -> dict[str, Case]:
         "compiled": (of(), "trace-elbo", train, {"compile": True}),
         "conditional": (of(labelled, system="conditional-vae"), "trace-elbo", labelled, {}),
         "random": (of(), RandomParticles, train, {}),
+        "nvil": (of(system="discrete-vae"), "nvil:num_particles=2,normalize=true", train, {}),
+        "nvil vae": (of(), "nvil:num_particles=2", train, {}),
+        "nvil compiled": (
+            of(system="discrete-vae"),
+            "nvil:num_particles=2",
+            train,
+            {"compile": True},
+        ),
         "m2": (of(labelled, system="m2"), "trace-elbo", labelled, {}),
     }
 

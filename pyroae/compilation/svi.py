@@ -23,9 +23,16 @@ from pyroae.compilation.graph_calls import GraphCall, KnownGradients, SeparateOp
 from pyroae.compilation.optimizer_updates import Update, closed_form_steps
 from pyroae.compilation.tracing import UntraceableError, trace_to_graph
 from pyroae.errors import ConfigError
-from pyroae.objectives.apply import bound_of, next_step, refuse_untrained, variant_of
+from pyroae.objectives.apply import (
+    bound_of,
+    controls_of,
+    next_step,
+    refuse_untrained,
+    variant_of,
+)
 from pyroae.objectives.base import Bound
 from pyroae.programs.arguments import flatten_arguments, unflatten_arguments
+from pyroae.programs.controlled import with_controls
 from pyroae.programs.pair import Pair, System, same_buffers, system_of
 from pyroae.programs.sites import Program
 from pyroae.runtime.randomness import fork_random
@@ -153,7 +160,8 @@ class Compiled:
         """List the trained parameters.
 
         Returns:
-            Names and parameters of the programs' modules and, after the first run, of Pyro's store.
+            Names and parameters of the programs' modules and, after the first run, of Pyro's store
+            and of the objective, if it learns.
         """
         return dict(self._parameters) or _trained(self.system)
 
@@ -415,6 +423,7 @@ class Compiled:
                     "pyro.module"
                 )
             refuse_untrained(self.system, self.objective, positional, kwargs)
+        self.system = with_controls(self.system, controls_of(self.objective))
         self._parameters = _trained(self.system)
         self._modules = list(self.system.modules())
         if self._make_optimizer is not None:

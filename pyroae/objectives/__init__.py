@@ -32,6 +32,7 @@ from pyroae.objectives.gradients import (
     WakeSleep,
 )
 from pyroae.objectives.multilevel import MLMC, BaseBound
+from pyroae.objectives.nvil import NVIL
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.program_gradient import ProgramGradient
 from pyroae.objectives.trace_elbo import TraceELBO
@@ -49,6 +50,7 @@ __all__ = [
     "JVI",
     "MIWAE",
     "MLMC",
+    "NVIL",
     "OBJECTIVES",
     "TVO",
     "AnalyticKL",

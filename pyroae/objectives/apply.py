@@ -72,6 +72,28 @@ def bound_of(
         return Bound(bound.detach(), bound)
 
 
+def controls_of(objective: ELBO) -> nn.Module | None:
+    """Return what an objective learns.
+
+    Args:
+        objective: An objective of pyroae or of Pyro.
+
+    Returns:
+        Its `controls`; None for an objective that learns nothing.
+    """
+    return objective.controls if isinstance(objective, ObjectiveBase) else None
+
+
+def forget_controls(objective: ELBO) -> None:
+    """Drop what an objective has learned; nothing for an ELBO of Pyro.
+
+    Args:
+        objective: An objective of pyroae or of Pyro.
+    """
+    if isinstance(objective, ObjectiveBase):
+        objective.forget_controls()
+
+
 def next_step(objective: ELBO) -> None:
     """Draw what the next estimate of an objective depends on; nothing for an ELBO of Pyro.
 

@@ -15,7 +15,9 @@ from pyro.util import warn_if_nan
 from torch import Tensor, nn
 
 from pyroae.errors import ConfigError, ProgramError
+from pyroae.objectives.learned import ObjectiveModule, announce
 from pyroae.objectives.scores import has_path
+from pyroae.programs.arguments import flatten_arguments
 from pyroae.programs.context import evaluating
 from pyroae.programs.global_sites import globals_of
 from pyroae.programs.paired_traces import Traces
@@ -132,7 +134,8 @@ class ObjectiveBase(ELBO):
         """What the objective itself learns, such as a baseline; None before `prepare`, or always.
 
         Its parameters are announced to Pyro, stepped, saved and compiled like the model's. They
-        receive their gradient from the surrogate, and are not part of the bound.
+        receive their gradient from the surrogate, and are not part of the bound. They belong to one
+        pair of programs: `fit` makes them anew, elsewhere `forget_controls` does.
         """
         return self._controls
 
@@ -163,12 +166,14 @@ class ObjectiveBase(ELBO):
 
         Returns:
             A module on the device and of the precision of the arguments, the same for the same
-                programs and shapes.
+                programs and arguments. Parameters have one dimension or more, for `fsdp`.
         """
         raise NotImplementedError
 
     def prepare(self, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
         """Make the controls, once, from a run that leaves generators and buffers unchanged.
+
+        What is random in them is drawn from the seed 0: they are the same in every process.
 
         Args:
             model: A Pyro program p(z) p(x|z).
@@ -178,11 +183,18 @@ class ObjectiveBase(ELBO):
         """
         if self._controls is not None or not self.learns:
             return
-        device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
+        values, _ = flatten_arguments(args, kwargs)
+        device = next((a.device for a in values if isinstance(a, Tensor)), torch.device("cpu"))
+        with fork_random(device), evaluating(model, guide), poutine.block():
+            run(model, guide, args, kwargs)  # parameters that programs draw start as without this
         with fork_random(device, 0):
             with evaluating(model, guide), poutine.block():
                 traces = run(model, guide, args, kwargs)
             self._controls = self.make_controls(traces, args)
+
+    def forget_controls(self) -> None:
+        """Drop what the objective has learned; its next estimate makes the controls anew."""
+        self._controls = None
 
     @abstractmethod
     def estimate(self, traces: Traces) -> Bound:
@@ -197,6 +209,18 @@ class ObjectiveBase(ELBO):
         Raises:
             ProgramError: The objective does not apply to the program; the message names the site.
         """
+
+    def __call__(self, model: Program, guide: Program) -> ObjectiveModule:
+        """Return the objective of two modules as a module, whose call is the differentiable loss.
+
+        Args:
+            model: The module of the model.
+            guide: The module of the guide.
+
+        Returns:
+            A module whose parameters include those that the objective learns.
+        """
+        return ObjectiveModule(model, guide, self)
 
     def bound(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Bound:
         """Run guide and model, and estimate the bound and its gradient, in the present variant.
@@ -214,6 +238,8 @@ class ObjectiveBase(ELBO):
             ProgramError: The objective does not apply to the program; the message names the site.
         """
         self.prepare(model, guide, args, kwargs)
+        if self._controls is not None:
+            announce(self._controls)
         return self.estimate_on(model, guide, args, kwargs)
 
     def estimate_on(

@@ -25,6 +25,7 @@ from pyroae.objectives.gradients import (
     TwoBounds,
     WakeSleep,
 )
+from pyroae.objectives.nvil import nvil  # noqa: F401
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.trace_elbo import TraceELBO
 

@@ -19,11 +19,11 @@ from pyroae.data.loading import Splits
 from pyroae.distributed.fabric import default_dtype, fabric_of
 from pyroae.errors import ConfigError, NonFiniteLossError
 from pyroae.objectives import TraceELBO
-from pyroae.objectives.apply import variant_of
+from pyroae.objectives.apply import forget_controls, variant_of
 from pyroae.programs.pair import Pair, flattened, like, system_of
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.randomness import fork_random
-from pyroae.training.fitting import Data, fit, returned, train_and_valid
+from pyroae.training.fitting import Data, fit, returned, train_and_valid, trained_module
 from pyroae.training.forward import Step
 from pyroae.training.minibatches import grouped
 from pyroae.training.optimizers import optimizer_of
@@ -76,7 +76,8 @@ def fit_ensemble(
     Args:
         systems: modules with a `model` and a `guide`, alike but for their weights.
         data: as in `fit`, the same for all.
-        objective: as in `fit`; by default `TraceELBO()`.
+        objective: as in `fit`; by default `TraceELBO()`. Each member has a copy of its own, and
+            learns what the objective learns anew; the given one does not change.
         config: as in `fit`; `seed` is replaced by `seeds`.
         seeds: the seed of each system.
         valid: as in `fit`.
@@ -110,25 +111,28 @@ def fit_ensemble(
         )
     configs = [replace(config, seed=seed) for seed in seeds]
     parts = [train_and_valid(module, data, valid) for module in modules]
-    systems, modules = modules, [flattened(m, parts[0][0]) for m in modules]
+    objectives = [deepcopy(objective) for _ in modules]
     if not is_worth_batching(modules[0], objective, config, len(parts[0][0]), len(modules)):
         return [
-            _alone(i, systems[i], data, objective, one, valid, on_epoch, progress)
+            _alone(i, modules[i], data, objectives[i], one, valid, on_epoch, progress)
             for i, one in enumerate(configs)
         ]
-    sizes = [
-        check(m, *part, objective, one)
-        for m, part, one in zip(modules, parts, configs, strict=True)
-    ]
+    sizes = []
+    for module, part, own, one in zip(modules, parts, objectives, configs, strict=True):
+        forget_controls(own)
+        sizes.append(check(flattened(module, part[0]), *part, own, one))
+    train = parts[0][0]
+    systems, modules = (
+        modules,
+        [trained_module(m, train, own) for m, own in zip(modules, objectives, strict=True)],
+    )
     fabrics = [fabric_of(one) for one in configs]
     with fork_random(fabrics[0].device), default_dtype(config):
-        train, trainers, streams = resident(parts[0][0], fabrics[0].device), [], []
-        for module, one, fabric, size, (_, held_out) in zip(
-            modules, configs, fabrics, sizes, parts, strict=True
+        train, trainers, streams = resident(train, fabrics[0].device), [], []
+        for module, own, one, fabric, size, (_, held_out) in zip(
+            modules, objectives, configs, fabrics, sizes, parts, strict=True
         ):
-            trainers.append(
-                Trainer(Step(module, deepcopy(objective), size), one, fabric, train, held_out)
-            )
+            trainers.append(Trainer(Step(module, own, size), one, fabric, train, held_out))
             streams.append(Stream(fabric.device))
         results = _Lockstep(trainers, streams).run(on_epoch, progress)
     return [returned(*pair) for pair in zip(results, systems, strict=True)]
