@@ -70,6 +70,11 @@ class BoundFunction(ABC):
         return False
 
     @property
+    def is_unbiased(self) -> bool:
+        """Whether E F = log p(x) for every guide."""
+        return False
+
+    @property
     def trend(self) -> int | None:
         """How E F changes with K: 1 never falls, −1 never rises, 0 constant, None no claim."""
         return None

@@ -110,6 +110,11 @@ class Objective(ObjectiveBase):
         return self.bound_function.trend == 0
 
     @property
+    def is_unbiased(self) -> bool:
+        """Whether the bound's mean is log p(x) for every guide."""
+        return self.bound_function.is_unbiased
+
+    @property
     def is_symmetric(self) -> bool:
         """Whether the bound is invariant to the order of the particles."""
         return self.bound_function.is_symmetric
