@@ -80,6 +80,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "dais",
         "beta-elbo",
         "mlmc",
+        "nvil",
         "trace-elbo",
         "stl",
         "iwae",
@@ -116,6 +117,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "covariance",
         "two-bounds",
         "base-bound",
+        "nvil",
     ),
     "dataset": (
         "digits",

@@ -198,7 +198,7 @@ def evaluations_per_datum(objective: ELBO) -> float:
 
     >>> from pyroae.objectives import parse_objective
     >>> evaluations_per_datum(parse_objective("dais:steps=3", num_particles=2))
-    8.0
+    10.0
     """
     is_own = isinstance(objective, ObjectiveBase)
     return objective.evaluations if is_own else float(objective.num_particles)
