@@ -22,8 +22,9 @@ class Budget:
     """The limit of each training of a comparison.
 
     Attributes:
-        kind: `epochs`, passes over the data, whatever K; `evaluations` of the decoder, K per datum
-            and step; or `seconds` of training, without validation and evaluation.
+        kind: `epochs`, passes over the data, whatever K; `evaluations` of the decoder, of which
+            each objective states a mean number per datum and step; or `seconds` of training,
+            without validation and evaluation.
         amount: The limit in this unit, positive; a whole number for epochs.
 
     Raises:
@@ -72,11 +73,11 @@ class Budget:
     def __str__(self) -> str:
         return f"{self.kind}:{self.amount:g}"
 
-    def limits(self, num_particles: int, num_data: int, batch_size: int) -> dict[str, Any]:
+    def limits(self, per_datum: float, num_data: int, batch_size: int) -> dict[str, Any]:
         """Convert the budget to limits of a `TrainConfig`.
 
         Args:
-            num_particles: K in training.
+            per_datum: Decoder evaluations per datum and step, `ObjectiveBase.evaluations`.
             num_data: N, the number of training data.
             batch_size: The number of data in a batch.
 
@@ -86,19 +87,20 @@ class Budget:
         Raises:
             ConfigError: For fewer evaluations than one step needs.
 
-        >>> Budget("evaluations", 1e5).limits(num_particles=8, num_data=1000, batch_size=100)
+        >>> Budget("evaluations", 1e5).limits(per_datum=8, num_data=1000, batch_size=100)
         {'epochs': 13, 'max_steps': 125, 'max_seconds': None}
         """
         if self.kind == "seconds":
             return {"epochs": ENDLESS, "max_steps": None, "max_seconds": self.amount}
         if self.kind == "epochs":
             return {"epochs": int(self.amount), "max_steps": None, "max_seconds": None}
-        passes, rest = divmod(int(self.amount), num_particles * num_data)
-        steps = passes * math.ceil(num_data / batch_size) + rest // (num_particles * batch_size)
+        passes, rest = divmod(int(self.amount), per_datum * num_data)
+        steps = int(passes) * math.ceil(num_data / batch_size)
+        steps += int(rest // (per_datum * batch_size))
         if not steps:
             raise ConfigError(
                 f"a budget of {self.amount:g} evaluations is less than one step of {batch_size} "
-                f"data with K = {num_particles}"
+                f"data at {per_datum:g} evaluations per datum"
             )
         return {
             "epochs": math.ceil(steps / math.ceil(num_data / batch_size)),
@@ -107,23 +109,23 @@ class Budget:
         }
 
 
-def evaluations_of(steps: int, num_particles: int, num_data: int, batch_size: int) -> int:
+def evaluations_of(steps: int, per_datum: float, num_data: int, batch_size: int) -> int:
     """Count the decoder evaluations of a number of steps.
 
     The last batch of an epoch may be smaller.
 
     Args:
         steps: The number of steps.
-        num_particles: K in training.
+        per_datum: Decoder evaluations per datum and step, `ObjectiveBase.evaluations`.
         num_data: N, the number of training data.
         batch_size: The number of data in a batch.
 
     Returns:
-        The number of evaluations, K per datum and step.
+        The number of evaluations; its mean where it is random.
 
     >>> # 250 data in three steps, then 100 data
-    >>> evaluations_of(steps=4, num_particles=8, num_data=250, batch_size=100)
+    >>> evaluations_of(steps=4, per_datum=8, num_data=250, batch_size=100)
     2800
     """
     passes, rest = divmod(steps, math.ceil(num_data / batch_size))
-    return num_particles * (passes * num_data + rest * batch_size)
+    return round(per_datum * (passes * num_data + rest * batch_size))

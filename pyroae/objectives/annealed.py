@@ -14,6 +14,7 @@ from pyroae.programs.annealing_path import Path
 from pyroae.programs.latents import Latents
 from pyroae.programs.paired_traces import Traces, terms_of
 from pyroae.programs.sites import Program
+from pyroae.weights import reduce_log_weights
 
 
 class Leapfrog(nn.Module):
@@ -57,9 +58,9 @@ class DAIS(ObjectiveBase):
     steps, because the leapfrog does not preserve the energy.
 
     All parameters follow the derivative of F through the chains, with second derivatives of the
-    densities. One estimate evaluates the decoder T + 1 times per chain: T times with a gradient for
-    z, and once at u_T. (The first run of the model, at u_0, evaluates it once more; nothing depends
-    on the result, and a compiled step leaves it out.)
+    densities. One estimate evaluates the decoder T + 2 times per chain: at u_0 without a gradient,
+    which finds the latent sites, T times with a gradient for z, and at u_T. A compiled step leaves
+    out the first, on which no result depends.
 
     `bound` raises ProgramError, naming the site, for discrete latent sites, latent sites outside
     the data plate, and terms of the guide that are not densities of draws of the model's sites.
@@ -88,7 +89,7 @@ class DAIS(ObjectiveBase):
     >>> DAIS(num_particles=2, steps=3).loss(system.model, system.guide, x) > 0
     True
     >>> DAIS(num_particles=2, steps=3).evaluations
-    8.0
+    10.0
     """
 
     def __init__(
@@ -135,8 +136,8 @@ class DAIS(ObjectiveBase):
 
     @property
     def evaluations(self) -> float:
-        """K (T + 1)."""
-        return float(self.num_particles * (self.steps + 1))
+        """K (T + 2); K at T = 0."""
+        return float(self.num_particles * (self.steps + 2 if self.steps else 1))
 
     @property
     def learns(self) -> bool:
@@ -159,8 +160,11 @@ class DAIS(ObjectiveBase):
         """Run the chains, and return F of their weights as its own surrogate."""
         traces = self.run(model, guide, args, kwargs)
         _check(traces)
-        latents = Latents.of_run(model, traces, args, kwargs)
-        log_weight = self.log_weights(Path(latents, guide, args, kwargs))
+        if self.steps:
+            latents = Latents.of_run(model, traces, args, kwargs)
+            log_weight = self.log_weights(Path(latents, guide, args, kwargs))
+        else:
+            log_weight = reduce_log_weights(traces).log_weight
         value = (traces.scale * self.bound_function.value(with_cut_gradient(log_weight))).sum()
         return Bound(value, value)
 

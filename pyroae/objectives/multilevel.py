@@ -93,6 +93,11 @@ class MLMC(BoundFunction):
             )
 
     @property
+    def is_unbiased(self) -> bool:
+        """Whether E F = log p(x): without a last level."""
+        return self.max_level is None
+
+    @property
     def is_symmetric(self) -> bool:
         """Whether F is invariant to the order of the particles: it has groups and halves."""
         return False

@@ -7,6 +7,7 @@ from hashlib import sha256
 from typing import Any, cast
 
 import torch
+from pyro.infer import ELBO
 from torch import nn
 
 from pyroae.autoencoder import Autoencoder
@@ -186,7 +187,26 @@ def check_seeds(seeds: Sequence[int]) -> None:
         raise ConfigError(f"seeds are different whole numbers of at least 0, not {as_list(seeds)}")
 
 
-def config_of(cell: Cell, base: TrainConfig, budget: Budget, num_data: int) -> TrainConfig:
+def evaluations_per_datum(objective: ELBO) -> float:
+    """Return the mean number of decoder evaluations per datum of a training step.
+
+    Args:
+        objective: an objective of pyroae or of Pyro.
+
+    Returns:
+        What the objective states; K for an ELBO of Pyro.
+
+    >>> from pyroae.objectives import parse_objective
+    >>> evaluations_per_datum(parse_objective("dais:steps=3", num_particles=2))
+    10.0
+    """
+    is_own = isinstance(objective, ObjectiveBase)
+    return objective.evaluations if is_own else float(objective.num_particles)
+
+
+def config_of(
+    cell: Cell, base: TrainConfig, budget: Budget, num_data: int, objective: ELBO
+) -> TrainConfig:
     """Return the configuration of a cell under a budget.
 
     Args:
@@ -194,6 +214,7 @@ def config_of(cell: Cell, base: TrainConfig, budget: Budget, num_data: int) -> T
         base: the configuration that all cells share.
         budget: replaces its epochs and limits.
         num_data: the number of training data.
+        objective: the objective of the cell.
 
     Returns:
         The configuration.
@@ -201,9 +222,8 @@ def config_of(cell: Cell, base: TrainConfig, budget: Budget, num_data: int) -> T
     Raises:
         ConfigError: if the budget is less than one step.
     """
-    return replace(
-        base, seed=cell.seed, **budget.limits(cell.num_particles, num_data, base.batch_size)
-    )
+    limits = budget.limits(evaluations_per_datum(objective), num_data, base.batch_size)
+    return replace(base, seed=cell.seed, **limits)
 
 
 def new_system(make: Callable[[], Any], seed: int) -> nn.Module:

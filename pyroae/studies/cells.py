@@ -16,6 +16,7 @@ from pyroae.comparison.results import Cell, Outcome, Point
 from pyroae.config import TrainConfig
 from pyroae.errors import ConfigError
 from pyroae.objectives.base import ObjectiveBase
+from pyroae.studies.cell_setup import evaluations_per_datum
 from pyroae.studies.curves import Curve
 from pyroae.training.checkpointing import MINUTES, Keeper
 from pyroae.training.fitting import fit
@@ -162,7 +163,8 @@ class CellRunner:
             return [self._finish(*pair) for pair in zip(curves, results, strict=True)]
 
     def _curve(self, cell: Cell) -> Curve:
-        return Curve(self.system(cell), self.along, cell, self.config(cell), len(self.train))
+        config, evaluations = self.config(cell), evaluations_per_datum(self.objective(cell))
+        return Curve(self.system(cell), self.along, cell, config, len(self.train), evaluations)
 
     def _fit(self, curve: Curve, saved: Callable[[], None] | None, progress: bool) -> FitResult:
         cell, store = curve.cell, self.store

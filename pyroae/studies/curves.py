@@ -37,6 +37,7 @@ class Curve:
         cell: the training in its comparison.
         config: the configuration of the training.
         num_data: the number of training data.
+        evaluations: decoder evaluations per datum and step.
         points: the points so far.
     """
 
@@ -45,6 +46,7 @@ class Curve:
     cell: Cell
     config: TrainConfig
     num_data: int
+    evaluations: float
     points: list[Point] = field(default_factory=list)
 
     __repr__ = short_repr()
@@ -81,9 +83,7 @@ class Curve:
         likelihood = log_likelihood(
             system.model, system.guide, x, num_particles=CURVE_PARTICLES, seed=0
         )
-        evaluations = evaluations_of(
-            step, self.cell.num_particles, self.num_data, self.config.batch_size
-        )
+        evaluations = evaluations_of(step, self.evaluations, self.num_data, self.config.batch_size)
         self.points.append(Point(epoch, step, seconds, evaluations, likelihood.nll))
 
 

@@ -243,7 +243,7 @@ def outcome_of(curve: Curve, result: FitResult, score: Score, figures: dict[str,
     """
     row = result.history[-1]
     evaluations = evaluations_of(
-        row.step, curve.cell.num_particles, curve.num_data, curve.config.batch_size
+        row.step, curve.evaluations, curve.num_data, curve.config.batch_size
     )
     return Outcome(
         curve.cell,

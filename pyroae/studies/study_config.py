@@ -103,7 +103,8 @@ class StudyConfig:
         if binarization_of(settings) != shared:
             settings = settings.but(binarize=shared)
         settings = self._same_range(settings)
-        config = config_of(cell, settings, Budget.parse(self.budget), num_data)
+        objective = parse_objective(cell.objective, cell.num_particles)
+        config = config_of(cell, settings, Budget.parse(self.budget), num_data, objective)
         assert isinstance(config, RunConfig)
         return replace(config, objective=cell.objective, num_particles=cell.num_particles)
 

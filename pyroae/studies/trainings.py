@@ -332,7 +332,8 @@ class _Trainings:
         """Return the configuration of a cell."""
         chosen = {} if self.tuning is None else self.tuning.best(cell.entry.short).settings
         base = replace(self.base, **{**self.variants[cell.variant].settings, **chosen})
-        return config_of(cell, base, self.budget, len(self.parts.train))
+        objective = self.at_k[cell.num_particles][cell.objective]
+        return config_of(cell, base, self.budget, len(self.parts.train), objective)
 
     def for_tuning(self, cells: Sequence[Cell], grid: Grid) -> "tuple[_Trainings, list[Cell]]":
         """Return the trainings at every point of the grid, which are scored on validation data."""

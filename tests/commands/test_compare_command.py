@@ -365,7 +365,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "small budget": (
         ["--budget", "evaluations:10"],
-        "a budget of 10 evaluations is less than one step of 100 data with K = 1",
+        "a budget of 10 evaluations is less than one step of 100 data at 1 evaluations per datum",
     ),
     "baseline": (
         ["--baseline", "vimco@8"],

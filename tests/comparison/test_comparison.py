@@ -23,6 +23,7 @@ from pyroae.comparison.results import (
 )
 from pyroae.comparison.scores import Score
 from pyroae.errors import ConfigError, DataError
+from pyroae.objectives import parse_objective
 from pyroae.plots.comparison import differences, learning_curves
 from pyroae.studies.comparison_tree import comparison_to_datatree
 
@@ -202,6 +203,15 @@ def test_a_budget_of_evaluations_is_spent(num_particles: int, amount: float) -> 
     assert (limits["epochs"] - 1) * 10 < limits["max_steps"] <= limits["epochs"] * 10
 
 
+def test_a_budget_counts_what_an_objective_states() -> None:
+    """17.66 evaluations per datum of mlmc with K₀ = 8, K (T + 2) of dais."""
+    limits = Budget("evaluations", 1e6).limits(parse_objective("mlmc", 8).evaluations, 1000, 100)
+    assert limits["max_steps"] == 566
+    assert evaluations_of(566, parse_objective("mlmc", 8).evaluations, 1000, 100) == 999378
+    dais = parse_objective("dais:steps=4", 2)
+    assert Budget("evaluations", 1e6).limits(dais.evaluations, 1000, 100)["max_steps"] == 833
+
+
 def test_other_budgets() -> None:
     assert Budget.parse("epochs:20").limits(8, 1000, 100) == {
         "epochs": 20,
@@ -235,7 +245,8 @@ def test_wrong_budgets(text: str, words: str) -> None:
 
 def test_a_budget_below_one_step() -> None:
     with pytest.raises(
-        ConfigError, match=r"6000 evaluations is less than one step of 100 data with K = 64"
+        ConfigError,
+        match=r"6000 evaluations is less than one step of 100 data at 64 evaluations per datum",
     ):
         Budget("evaluations", 6000).limits(64, 1000, 100)
 

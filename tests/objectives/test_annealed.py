@@ -23,6 +23,7 @@ from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives import DAIS, IWAE, Objective, TraceELBO, parse_objective
 from pyroae.objectives.annealed import Leapfrog
 from pyroae.programs.annealing_path import Path
+from pyroae.weights import log_weights
 from tests.objectives.test_oracles import Given
 from tests.systems import system_and_data
 
@@ -100,6 +101,12 @@ def weights_of(
     return objective.last - features * LOG_P
 
 
+def joint_log_weight(features: int, size: int = 20_000) -> Tensor:
+    """log (w / p) of the guide's draws themselves, with the seed's own draws, `[size]`."""
+    model, guide = toy(size, features)
+    return log_weights(model, guide).log_weight[0] - features * LOG_P
+
+
 def deviation(values: Tensor, expected: float) -> float:
     """The distance of a mean of independent values from the expected one, in standard errors."""
     return abs(values.mean().item() - expected) / (values.std().item() / math.sqrt(len(values)))
@@ -126,11 +133,15 @@ def test_broken_copies_have_biased_weights(broken: type[Recorded]) -> None:
 def test_the_mean_is_below_log_p_and_rises_with_the_number_of_transitions() -> None:
     """ε = 0.5, D = 10: paired by the guide's draws, which the seed gives to all of them."""
     gaps = {}
-    for steps in (0, 4, 8, 16):
+    for steps in (1, 4, 8, 16):
         objective = Recorded(1, steps, 0.5, learn=False, bound="elbo")
         gaps[steps] = weights_of(objective, 20_000, 10)[0]
+        bound = objective.bound_function.value(objective.last) - 10 * LOG_P
+        assert torch.equal(bound, gaps[steps])
+    torch.manual_seed(0)
+    gaps[0] = joint_log_weight(10)
     assert deviation(gaps[0], -1.128) < 5
-    for steps, other in ((0, 4), (4, 8), (8, 16)):
+    for steps, other in ((0, 1), (1, 4), (4, 8), (8, 16)):
         rise = gaps[other] - gaps[steps]
         assert rise.mean() > 5 * rise.std() / math.sqrt(len(rise))
         assert gaps[other].mean() < -5 * gaps[other].std() / math.sqrt(len(rise))

@@ -124,7 +124,7 @@ def test_a_curve_leaves_the_training_alone(digits: Splits) -> None:
     vae = zoo.vae(digits.train, **SMALL)
     vae.train()
     before = torch.get_rng_state()
-    curve = Curve(vae, digits.train.x[:20].round(), Cell("iwae", 1, 0), TrainConfig(), 100)
+    curve = Curve(vae, digits.train.x[:20].round(), Cell("iwae", 1, 0), TrainConfig(), 100, 1.0)
     curve.add(1, 1, 0.5)
     curve.add(1, 1, 0.5)
     assert len(curve.points) == 1
