@@ -12,8 +12,6 @@ from pyroae.objectives.analytic_kl import AnalyticKL
 from pyroae.objectives.base import OBJECTIVES, ObjectiveBase
 from pyroae.objectives.beta_elbo import BetaELBO
 from pyroae.objectives.bounds import BOUNDS, CIWAE, ELBO, IWAE, JVI, MIWAE, TVO, Renyi
-from pyroae.objectives.control_variates import rebar as rebar
-from pyroae.objectives.control_variates import relax as relax
 from pyroae.objectives.gradients import (
     GRADIENTS,
     Covariance,
@@ -26,8 +24,8 @@ from pyroae.objectives.gradients import (
     WakeSleep,
 )
 from pyroae.objectives.pair import Objective
-from pyroae.objectives.relaxations import gumbel_softmax as gumbel_softmax
-from pyroae.objectives.relaxations import straight_through as straight_through
+from pyroae.objectives.rebar import rebar, relax  # noqa: F401
+from pyroae.objectives.relaxations import gumbel_softmax, straight_through  # noqa: F401
 from pyroae.objectives.trace_elbo import TraceELBO
 
 trace_elbo = TraceELBO

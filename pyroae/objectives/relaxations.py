@@ -117,7 +117,7 @@ class GumbelSoftmax(Relaxation):
         weights = relaxed_weights(traces, sites, density, name)
         surrogate = weights.total(function.value(weights.log_weight))
         with torch.no_grad():
-            again = RelaxedDraws(hard, draws.noise)
+            again = RelaxedDraws(_hard, draws.noise)
             exact = reduce_log_weights(run(handler=again, drawn=traces.drawn))
             value = exact.total(function.value(exact.log_weight))
         return Bound(value, surrogate)
@@ -137,8 +137,8 @@ def _function(objective: ObjectiveBase) -> BoundFunction:
     return objective.bound_function
 
 
-def hard(variables: Variables, z: Tensor) -> Tensor:
-    """Return the states H(z)."""
+def _hard(variables: Variables, z: Tensor) -> Tensor:
+    """The states H(z)."""
     return variables.hard(z)
 
 
