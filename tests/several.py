@@ -24,9 +24,10 @@ from pyroae.config import RunConfig, TrainConfig
 from pyroae.data.dataset import Dataset
 from pyroae.data.loading import load
 from pyroae.distributed.fabric import gather_tensors
-from pyroae.objectives import parse_objective
+from pyroae.objectives import ObjectiveBase, parse_objective
 from pyroae.runtime.processes import is_first
 from pyroae.training.fitting import fit
+from tests.random_particles import RandomParticles
 
 NUM_DATA = 103  # with batches of 25 the last has 3: fewer than four processes
 
@@ -74,8 +75,12 @@ def regression() -> tuple[Tensor, Tensor]:
     return x, x.sum(1) + torch.randn(NUM_DATA, generator=generator)
 
 
-def cases(train: Dataset) -> dict[str, tuple[Callable[[], Any], str, Any, dict[str, Any]]]:
-    """By name: a system, an objective, data, settings."""
+Case = tuple[Callable[[], Any], str | Callable[[], ObjectiveBase], Any, dict[str, Any]]
+"""A system, an objective, data, settings."""
+
+
+def cases(train: Dataset) -> dict[str, Case]:
+    """By name."""
     labelled, train = train, replace(train, condition=None)
 
     def of(data: Dataset = train, **settings: Any) -> Callable[[], Any]:
@@ -120,11 +125,20 @@ def cases(train: Dataset) -> dict[str, tuple[Callable[[], Any], str, Any, dict[s
         ),
         "compiled": (of(), "trace-elbo", train, {"compile": True}),
         "conditional": (of(labelled, system="conditional-vae"), "trace-elbo", labelled, {}),
+        "random": (of(), RandomParticles, train, {}),
+        "nvil": (of(system="discrete-vae"), "nvil:num_particles=2,normalize=true", train, {}),
+        "nvil vae": (of(), "nvil:num_particles=2", train, {}),
+        "nvil compiled": (
+            of(system="discrete-vae"),
+            "nvil:num_particles=2",
+            train,
+            {"compile": True},
+        ),
         "m2": (of(labelled, system="m2"), "trace-elbo", labelled, {}),
     }
 
 
-def of_choice(text: str, train: Dataset) -> tuple[Callable[[], Any], str, Any, dict[str, Any]]:
+def of_choice(text: str, train: Dataset) -> Case:
     """A VAE with one choice, as `prior=vamp:components=4`."""
     part, _, choice = text.partition("=")
     train = replace(train, condition=None)
@@ -132,6 +146,11 @@ def of_choice(text: str, train: Dataset) -> tuple[Callable[[], Any], str, Any, d
     if choice.partition(":")[0] in ("point", "soft-threshold", "top-k"):
         settings["prior"] = "laplace"
     return lambda: zoo.from_config(RunConfig(**settings), train), "trace-elbo", train, {}
+
+
+def objective_of(which: str | Callable[[], ObjectiveBase]) -> ObjectiveBase:
+    """By its name, or made."""
+    return parse_objective(which) if isinstance(which, str) else which()
 
 
 def differences(world: int, strategy: str, precision: str, names: list[str]) -> dict[str, float]:
@@ -158,9 +177,7 @@ def differences(world: int, strategy: str, precision: str, names: list[str]) -> 
                 keep="last",
                 **settings,
             )
-            result = fit(
-                make(), data, parse_objective(objective), config, valid=valid, progress=False
-            )
+            result = fit(make(), data, objective_of(objective), config, valid=valid, progress=False)
             weights.append(gather_tensors(dict(result.system.state_dict())))
             histories.append([round(e.train_nelbo, 3) for e in result.history])
         assert histories[0] == histories[1], (name, histories)

@@ -142,6 +142,7 @@ def _measured(
         replicates=settings.replicates,
         seed=settings.seed,
         reference=reference,
+        control_steps=settings.control_steps,
         progress=True,
     )
 
@@ -168,6 +169,8 @@ def _checked(settings: GradientSettings) -> str:
         raise ConfigError(f"an objective is given twice: {', '.join(names)}")
     if settings.replicates < BATCHES:
         raise ConfigError(f"replicates must be at least {BATCHES}, not {settings.replicates}")
+    if settings.control_steps < 0:
+        raise ConfigError(f"control_steps must be at least 0, not {settings.control_steps}")
     if not 0 <= settings.seed < MOST:
         raise ConfigError(f"seed must be at least 0 and below {MOST:.0e}, not {settings.seed}")
     if reference is None:

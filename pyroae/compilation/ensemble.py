@@ -32,6 +32,7 @@ from pyroae.compilation.optimizer_updates import Update
 from pyroae.compilation.svi import Compiled, Traced
 from pyroae.compilation.tracing import reason_of
 from pyroae.errors import is_refusal
+from pyroae.objectives.apply import next_step, variant_of
 from pyroae.runtime.randomness import fork_random, random_state, set_random_state
 
 Batches = Sequence[tuple[Tensor, ...]]
@@ -83,7 +84,8 @@ class Ensemble:
 
     The first step runs eagerly, member by member; the graph is made at the second, once for each
     shape of batch. From then on the parameters are parts of stacks, until `separate`. Members that
-    cannot be vectorized are stepped sequentially, with one warning.
+    cannot be vectorized are stepped sequentially, with one warning. Those whose objective draws a
+    variant on the host are too, without a warning, each with a variant of its own.
 
     Args:
         members: The compiled steps, each with parameters and an optimizer of its own.
@@ -204,6 +206,7 @@ class Ensemble:
         losses = []
         for member, stream, args in zip(self.members, self.streams, batches, strict=True):
             with stream.in_use(), pyro.validation_enabled(False):
+                next_step(member.objective)
                 losses.append(member.eager_step(args, kl_weight, divisor))
         return losses
 
@@ -238,7 +241,8 @@ class Ensemble:
 
     def _compiled(self, batches: Batches, kl_weight: float | None, divisor: float) -> Run:
         # The members' own graphs hold their parameters, which must not become parts of stacks.
-        if self._one_by_one in self._runs.values():
+        has_variants = variant_of(self.members[0].objective) != ()
+        if has_variants or self._one_by_one in self._runs.values():
             return self._one_by_one
         pairs, device = list(zip(self.members, batches, strict=True)), device_of(batches[0])
         traced = try_compile(

@@ -5,7 +5,7 @@ of its gradient, without Pyro's handlers. `torch._inductor` compiles them. One g
 shape of batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -23,9 +23,16 @@ from pyroae.compilation.graph_calls import GraphCall, KnownGradients, SeparateOp
 from pyroae.compilation.optimizer_updates import Update, closed_form_steps
 from pyroae.compilation.tracing import UntraceableError, trace_to_graph
 from pyroae.errors import ConfigError
-from pyroae.objectives.apply import bound_of, refuse_untrained
+from pyroae.objectives.apply import (
+    bound_of,
+    controls_of,
+    next_step,
+    refuse_untrained,
+    variant_of,
+)
 from pyroae.objectives.base import Bound
 from pyroae.programs.arguments import flatten_arguments, unflatten_arguments
+from pyroae.programs.controlled import with_controls
 from pyroae.programs.pair import Pair, System, same_buffers, system_of
 from pyroae.programs.sites import Program
 from pyroae.runtime.randomness import fork_random
@@ -153,7 +160,8 @@ class Compiled:
         """List the trained parameters.
 
         Returns:
-            Names and parameters of the programs' modules and, after the first run, of Pyro's store.
+            Names and parameters of the programs' modules and, after the first run, of Pyro's store
+            and of the objective, if it learns.
         """
         return dict(self._parameters) or _trained(self.system)
 
@@ -173,6 +181,23 @@ class Compiled:
         Returns:
             The negative bound before the step, over `divisor`, in nats: a scalar tensor, without
             waiting for the device.
+        """
+        next_step(self.objective)
+        return self.step_as_drawn(*args, kl_weight=kl_weight, divisor=divisor, **kwargs)
+
+    def step_as_drawn(
+        self, *args: Any, kl_weight: float | None = None, divisor: float = 1.0, **kwargs: Any
+    ) -> Tensor:
+        """Take one step in the present variant of the objective, which `step` draws first.
+
+        Args:
+            *args: As of `step`.
+            kl_weight: As of `step`.
+            divisor: As of `step`.
+            **kwargs: As of `step`.
+
+        Returns:
+            As of `step`.
         """
         args = self._flat(args, kwargs)
         if not self._parameters:
@@ -195,9 +220,11 @@ class Compiled:
         before: Callable[[int], float | None] | None = None,
         divisor: float = 1.0,
     ) -> Tensor:
-        """Take the steps that S calls of `step` take; on a GPU by one launch.
+        """Take the steps that S calls of `step` take; on a GPU by one launch for each variant.
 
-        Once the step is compiled, the host then needs no time between steps.
+        Once the step is compiled, the host then needs no time between steps. The variants of the
+        objective are drawn in the order of the steps; successive steps of one variant are one
+        launch.
 
         Args:
             *args: Arguments of the programs, tensors `[S, B, ...]`; step i is on row i.
@@ -209,34 +236,28 @@ class Compiled:
             The negative bound before each step, over `divisor`, `[S]`, in nats.
         """
         losses: list[Tensor] = []
+        launch = _Launch(self, args)
         for i, row in enumerate(zip(*args, strict=True)):
+            next_step(self.objective)
             kl_weight = before(i) if before is not None else None
-            graph = (
-                self._graphs.get(("step", divisor, *self.key(self._flat(row, {}), kl_weight)))
-                if self._parameters
-                else None
-            )
-            is_recorded = isinstance(graph, GraphCall) and graph.recorded is not None
-            if i == 0 and self.has_stepped and is_recorded:
-                return self._recorded_steps(cast(GraphCall, graph), args, kl_weight, before)
-            losses.append(self.step(*row, kl_weight=kl_weight, divisor=divisor))
-        return torch.stack(losses)
+            graph = launch.graph
+            if not launch.steps or variant_of(self.objective) != launch.variant:
+                losses += launch.run()
+                graph = self._recorded(row, kl_weight, divisor)
+            if graph is None:
+                losses.append(self.step_as_drawn(*row, kl_weight=kl_weight, divisor=divisor))
+            else:
+                launch.add(graph, i, kl_weight)
+        return torch.stack([*losses, *launch.run()])
 
-    def _recorded_steps(
-        self,
-        call: GraphCall,
-        args: tuple[Tensor, ...],
-        kl_weight: float | None,
-        before: Callable[[int], float | None] | None,
-    ) -> Tensor:
-        """Steps of one graph; kl_weight is that of the first step, whose rates are already set."""
-        update = cast(Update, call.update)
-        weights, numbers = [kl_weight], [update.numbers()]
-        for i in range(1, len(args[0])):
-            weights.append(before(i) if before is not None else None)
-            numbers.append(update.numbers(ahead=i))
-        inputs = [*args, *self.weights(None if kl_weight is None else cast(list[float], weights))]
-        return call.run_steps([inputs[i] for i in call.where], numbers)[0]
+    def _recorded(
+        self, row: tuple[Tensor, ...], kl_weight: float | None, divisor: float
+    ) -> GraphCall | None:
+        """The recorded graph of the next step; None where there is none yet."""
+        if not self._parameters or not self.has_stepped:
+            return None
+        graph = self._graphs.get(("step", divisor, *self.key(self._flat(row, {}), kl_weight)))
+        return graph if isinstance(graph, GraphCall) and graph.recorded is not None else None
 
     def loss_and_grads(self, *args: Any, kl_weight: float | None = None, **kwargs: Any) -> Tensor:
         """Compute the loss and add its gradient to the parameters' `grad`.
@@ -268,7 +289,13 @@ class Compiled:
             The bound over all data, a scalar, in nats, and the gradient of its negative surrogate
             for each of `parameters`, of its shape.
         """
-        args = self._flat(args, kwargs)
+        next_step(self.objective)
+        return self._value_and_grads(self._flat(args, kwargs), kl_weight)
+
+    def _value_and_grads(
+        self, args: tuple[Any, ...], kl_weight: float | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The bound and its gradients, in the present variant of the objective."""
         if not self._parameters:
             self._find_parameters(args)
         key = ("gradients", *self.key(args, kl_weight))
@@ -283,6 +310,8 @@ class Compiled:
     def bound(self, *args: Any, kl_weight: float | None = None) -> Bound:
         """Compute a bound whose `backward` gives the graph's gradients, for distributed training.
 
+        Like `bound` of an objective, it takes the present variant.
+
         Args:
             *args: Arguments of the programs, as of `step`.
             kl_weight: Weight of log p and log q of the latent sites; None for none.
@@ -290,7 +319,7 @@ class Compiled:
         Returns:
             Value and surrogate, scalars, in nats; the surrogate can be scaled.
         """
-        value, grads = self.value_and_grads(*args, kl_weight=kl_weight)
+        value, grads = self._value_and_grads(self._flat(args, {}), kl_weight)
         return Bound(
             value, cast(Tensor, KnownGradients.apply(value, grads, *self._parameters.values()))
         )
@@ -305,6 +334,7 @@ class Compiled:
         Returns:
             The negative bound over all data, a scalar without gradient, in nats.
         """
+        next_step(self.objective)
         args = self._flat(args, kwargs)
         with torch.no_grad(), pyro.validation_enabled(False), self.precision():
             return -self._bound(args, None).value
@@ -393,6 +423,7 @@ class Compiled:
                     "pyro.module"
                 )
             refuse_untrained(self.system, self.objective, positional, kwargs)
+        self.system = with_controls(self.system, controls_of(self.objective))
         self._parameters = _trained(self.system)
         self._modules = list(self.system.modules())
         if self._make_optimizer is not None:
@@ -440,7 +471,8 @@ class Compiled:
             kl_weight: Weight of the KL; only whether there is one matters.
 
         Returns:
-            Shapes, types and devices of tensors, other values, and the modes of the modules.
+            Shapes, types and devices of tensors, other values, the modes of the modules, and the
+            variant of the objective.
         """
         parts = [(tuple(a.shape), a.dtype, a.device) if isinstance(a, Tensor) else a for a in args]
         like = next(iter(self._parameters.values()))
@@ -451,6 +483,7 @@ class Compiled:
             like.dtype,
             like.device,
             tuple(m.training for m in self._modules),
+            variant_of(self.objective),
         )
 
     def _compiled(
@@ -563,6 +596,40 @@ class Compiled:
                 f"the buffer '{changed[0]}' is changed by a run, as by batch normalization"
             )
         return [g is not None for g in grads]
+
+
+class _Launch:
+    """Successive steps of one recorded graph, which are one launch."""
+
+    def __init__(self, compiled: Compiled, args: tuple[Tensor, ...]) -> None:
+        self.compiled, self.args = compiled, args
+        self.graph: GraphCall | None = None
+        self.variant: Hashable = ()
+        self.steps: list[int] = []
+        self.weights: list[float | None] = []
+        self.numbers: list[list[list[float]]] = []
+
+    def add(self, graph: GraphCall, step: int, kl_weight: float | None) -> None:
+        """Add a step, whose rates are set; the graph is that of the steps before it."""
+        self.graph, self.variant = graph, variant_of(self.compiled.objective)
+        self.numbers.append(cast(Update, graph.update).numbers(ahead=len(self.steps)))
+        self.steps.append(step)
+        self.weights.append(kl_weight)
+
+    def run(self) -> list[Tensor]:
+        """Take the steps that were added, none or several; their losses."""
+        if not self.steps:
+            return []
+        graph, weights = cast(GraphCall, self.graph), self.weights
+        rows = slice(self.steps[0], self.steps[-1] + 1)
+        has_weight = weights[0] is not None
+        inputs = [
+            *(argument[rows] for argument in self.args),
+            *self.compiled.weights(cast(list[float], weights) if has_weight else None),
+        ]
+        losses = graph.run_steps([inputs[i] for i in graph.where], self.numbers)[0]
+        self.steps, self.weights, self.numbers = [], [], []
+        return list(losses.unbind())
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,8 @@ class GradientSettings:
         replicates: Draws of each gradient.
         reference: The objective that the bias is measured from; by default iwae, or the first.
         seed: Seed of the draws.
+        control_steps: Steps on what an objective learns, at the weights of the run, before its
+            gradients are measured.
 
     >>> GradientSettings().names
     ('iwae', 'dreg', 'stl', 'vimco')
@@ -126,6 +128,7 @@ class GradientSettings:
         None, "what the bias is measured from (default: iwae, or the first)"
     )
     seed: int = option(0, "of the draws")
+    control_steps: int = option(500, "steps on a baseline that an objective learns, beforehand")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from pyroae.objectives.gradients import (
     TwoBounds,
     WakeSleep,
 )
+from pyroae.objectives.nvil import NVIL
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.program_gradient import ProgramGradient
 from pyroae.objectives.trace_elbo import TraceELBO
@@ -45,6 +46,7 @@ __all__ = [
     "IWAE",
     "JVI",
     "MIWAE",
+    "NVIL",
     "OBJECTIVES",
     "TVO",
     "AnalyticKL",

@@ -1,6 +1,6 @@
 """Apply any objective to a system, optionally with a weight on the KL."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -70,6 +70,54 @@ def bound_of(
         with torch.enable_grad():  # TraceEnum_ELBO raises an error without it
             bound = -cast(Any, objective).differentiable_loss(model, guide, *args, **kwargs)
         return Bound(bound.detach(), bound)
+
+
+def controls_of(objective: ELBO) -> nn.Module | None:
+    """Return what an objective learns.
+
+    Args:
+        objective: An objective of pyroae or of Pyro.
+
+    Returns:
+        Its `controls`; None for an objective that learns nothing.
+    """
+    return objective.controls if isinstance(objective, ObjectiveBase) else None
+
+
+def forget_controls(objective: ELBO) -> None:
+    """Drop what an objective has learned; nothing for an ELBO of Pyro.
+
+    Args:
+        objective: An objective of pyroae or of Pyro.
+    """
+    if isinstance(objective, ObjectiveBase):
+        objective.forget_controls()
+
+
+def next_step(objective: ELBO) -> None:
+    """Draw what the next estimate of an objective depends on; nothing for an ELBO of Pyro.
+
+    Args:
+        objective: An objective of pyroae or of Pyro.
+    """
+    if isinstance(objective, ObjectiveBase):
+        objective.next_step()
+
+
+def variant_of(objective: ELBO) -> Hashable:
+    """Return what the next estimate of an objective depends on beside its arguments.
+
+    Args:
+        objective: An objective of pyroae or of Pyro.
+
+    Returns:
+        Its `variant`; () for an objective that draws nothing on the host.
+
+    >>> from pyroae import TraceELBO
+    >>> variant_of(TraceELBO())
+    ()
+    """
+    return objective.variant if isinstance(objective, ObjectiveBase) else ()
 
 
 def refuse_untrained(

@@ -15,7 +15,9 @@ from pyro.util import warn_if_nan
 from torch import Tensor, nn
 
 from pyroae.errors import ConfigError, ProgramError
+from pyroae.objectives.learned import ObjectiveModule, announce
 from pyroae.objectives.scores import has_path
+from pyroae.programs.arguments import flatten_arguments
 from pyroae.programs.context import evaluating
 from pyroae.programs.global_sites import globals_of
 from pyroae.programs.paired_traces import Traces
@@ -133,7 +135,8 @@ class ObjectiveBase(ELBO):
         """What the objective itself learns, such as a baseline; None before `prepare`, or always.
 
         Its parameters are announced to Pyro, stepped, saved and compiled like the model's. They
-        receive their gradient from the surrogate, and are not part of the bound.
+        receive their gradient from the surrogate, and are not part of the bound. They belong to one
+        pair of programs: `fit` makes them anew, elsewhere `forget_controls` does.
         """
         return self._controls
 
@@ -141,12 +144,18 @@ class ObjectiveBase(ELBO):
     def variant(self) -> Hashable:
         """What the next estimate depends on beside its arguments; a compiled graph is made for it.
 
-        It changes in `next_step` alone, as the random number of particles of a multilevel bound.
+        It changes in `next_step` alone, as the random number of particles of a multilevel bound. An
+        objective that draws nothing on the host has the variant (), and no other has.
         """
         return ()
 
     def next_step(self) -> None:
-        """Draw on the host, from torch's generator of the CPU, what `variant` names."""
+        """Draw on the host, from torch's generator of the CPU, what `variant` names.
+
+        `loss`, `loss_and_grads` and `differentiable_loss` call it before their estimate, and every
+        step of `pyroae.fit` and `pyroae.compile` does, once; `bound` does not. A draw depends on
+        no draw before it.
+        """
         return
 
     def make_controls(self, traces: Traces, args: tuple[Any, ...]) -> nn.Module:
@@ -158,12 +167,14 @@ class ObjectiveBase(ELBO):
 
         Returns:
             A module on the device and of the precision of the arguments, the same for the same
-                programs and shapes.
+                programs and arguments. Parameters have one dimension or more, for `fsdp`.
         """
         raise NotImplementedError
 
     def prepare(self, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
         """Make the controls, once, from a run that leaves generators and buffers unchanged.
+
+        What is random in them is drawn from the seed 0: they are the same in every process.
 
         Args:
             model: A Pyro program p(z) p(x|z).
@@ -173,11 +184,18 @@ class ObjectiveBase(ELBO):
         """
         if self._controls is not None or not self.learns:
             return
-        device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
+        values, _ = flatten_arguments(args, kwargs)
+        device = next((a.device for a in values if isinstance(a, Tensor)), torch.device("cpu"))
+        with fork_random(device), evaluating(model, guide), poutine.block():
+            run(model, guide, args, kwargs)  # parameters that programs draw start as without this
         with fork_random(device, 0):
             with evaluating(model, guide), poutine.block():
                 traces = run(model, guide, args, kwargs)
             self._controls = self.make_controls(traces, args)
+
+    def forget_controls(self) -> None:
+        """Drop what the objective has learned; its next estimate makes the controls anew."""
+        self._controls = None
 
     @abstractmethod
     def estimate(self, traces: Traces) -> Bound:
@@ -193,8 +211,20 @@ class ObjectiveBase(ELBO):
             ProgramError: The objective does not apply to the program; the message names the site.
         """
 
+    def __call__(self, model: Program, guide: Program) -> ObjectiveModule:
+        """Return the objective of two modules as a module, whose call is the differentiable loss.
+
+        Args:
+            model: The module of the model.
+            guide: The module of the guide.
+
+        Returns:
+            A module whose parameters include those that the objective learns.
+        """
+        return ObjectiveModule(model, guide, self)
+
     def bound(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Bound:
-        """Run guide and model, and estimate the bound and its gradient.
+        """Run guide and model, and estimate the bound and its gradient, in the present variant.
 
         Args:
             model: A Pyro program p(z) p(x|z).
@@ -209,6 +239,8 @@ class ObjectiveBase(ELBO):
             ProgramError: The objective does not apply to the program; the message names the site.
         """
         self.prepare(model, guide, args, kwargs)
+        if self._controls is not None:
+            announce(self._controls)
         return self.estimate_on(model, guide, args, kwargs)
 
     def estimate_on(
@@ -243,6 +275,7 @@ class ObjectiveBase(ELBO):
         Returns:
             The loss over all data, in nats, differentiable, shape `[]`.
         """
+        self.next_step()
         value, surrogate = self.bound(model, guide, *args, **kwargs)
         return -(surrogate + (value - surrogate).detach())
 
@@ -262,6 +295,7 @@ class ObjectiveBase(ELBO):
         Returns:
             The loss over all data, in nats.
         """
+        self.next_step()
         loss = -self.bound(model, guide, *args, **kwargs).value.item()
         warn_if_nan(loss, "loss")
         return loss
@@ -281,6 +315,7 @@ class ObjectiveBase(ELBO):
         Returns:
             The negative bound over all data, in nats.
         """
+        self.next_step()
         value, surrogate = self.bound(model, guide, *args, **kwargs)
         if surrogate.requires_grad:
             (-surrogate).backward(retain_graph=self.retain_graph)

@@ -23,6 +23,7 @@ from pyroae.objectives.gradients import (
     TwoBounds,
     WakeSleep,
 )
+from pyroae.objectives.nvil import nvil  # noqa: F401
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.rebar import rebar, relax  # noqa: F401
 from pyroae.objectives.relaxations import gumbel_softmax, straight_through  # noqa: F401

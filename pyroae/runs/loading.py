@@ -23,6 +23,7 @@ from pyroae.evaluation.summary import Result
 from pyroae.likelihoods import Bernoulli
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.context import evaluating
+from pyroae.programs.controlled import without_controls
 from pyroae.programs.pair import Pair, like_parameters
 from pyroae.runs.run import Run
 from pyroae.runs.snapshots import Snapshots
@@ -284,7 +285,8 @@ def fits(run: Run, state: State, system: nn.Module) -> None:
         RunError: If its weights have other names or shapes.
     """
     shapes = {name: tuple(v.shape) for name, v in system.state_dict().items()}
-    if shapes != {name: tuple(v.shape) for name, v in state.weights.items()}:
+    weights = without_controls(state.weights, system)
+    if shapes != {name: tuple(v.shape) for name, v in weights.items()}:
         raise RunError(
             f"the checkpoint of '{run.path}' is of another system: its weights have other names or "
             "shapes"

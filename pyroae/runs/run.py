@@ -16,6 +16,7 @@ from pyroae.config import ALL, WHERE, RunConfig, snapshot_epoch, snapshot_name
 from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, RunError
 from pyroae.evaluation.summary import Result
+from pyroae.programs.controlled import without_controls
 from pyroae.runs.contents import (
     FILES,
     STATE,
@@ -236,6 +237,8 @@ class Run:
     def restore(self, system: nn.Module, checkpoint: str | None = None) -> None:
         """Load the trained weights into a system, in place, and put it into `eval()` mode.
 
+        What the objective has learned is left out.
+
         Args:
             system: A new system of the run; of a program, with its parameters found.
             checkpoint: As in `autoencoder`.
@@ -245,7 +248,7 @@ class Run:
         """
         if checkpoint is None:
             checkpoint = self.config.keep if self.checkpoint("best").is_file() else "last"
-        weights = self._weights(checkpoint)
+        weights = without_controls(self._weights(checkpoint), system)
         try:
             dtypes = {w.dtype for w in weights.values() if w.is_floating_point()}
             if len(dtypes) == 1:

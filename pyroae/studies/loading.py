@@ -11,6 +11,7 @@ from pyroae.comparison.results import Cell, Comparison, Outcome
 from pyroae.comparison.tuning import Tuning, combinations
 from pyroae.config import read_yaml
 from pyroae.errors import ConfigError, RunError
+from pyroae.programs.controlled import without_controls
 from pyroae.programs.pair import Pair
 from pyroae.runs.loading import load_run
 from pyroae.runtime.short_repr import short_repr
@@ -97,7 +98,7 @@ class LoadedStudy:
             self.path, lambda cell: {}, self.comparison.tuning
         ).trained(cell)
         try:
-            system.load_state_dict(weights)
+            system.load_state_dict(without_controls(weights, system))
         except RuntimeError as error:
             raise RunError(
                 f"the weights of {cell} in '{self.path}' are of another system than `make` "

@@ -16,7 +16,9 @@ from pyroae.data.loading import Splits
 from pyroae.distributed.fabric import default_dtype, launch_fabric
 from pyroae.errors import ConfigError, DataError
 from pyroae.objectives import TraceELBO
+from pyroae.objectives.apply import controls_of, forget_controls
 from pyroae.programs.arguments import Arguments
+from pyroae.programs.controlled import with_controls, without_controls
 from pyroae.programs.pair import flattened, system_of
 from pyroae.programs.sites import Program
 from pyroae.runtime.randomness import fork_all_random
@@ -62,7 +64,8 @@ def fit(
             tensor, a dict of tensors, or a tuple of these, the positional arguments of a program,
             are trained on as a whole. Tensors have the shape [N, ...].
         objective: an Objective, or an ELBO of Pyro with a `differentiable_loss`; by default
-            `TraceELBO()`.
+            `TraceELBO()`. One that learns parameters of its own starts anew, or from `state`; what
+            it has learned in the training is afterwards its `controls`.
         config: the configuration; by default `TrainConfig()`.
         valid: validation data, in the forms of `data`.
         state: the state to resume from; None starts the training.
@@ -99,8 +102,9 @@ def fit(
     with fork_all_random(torch.device("cpu"), config.seed):
         module = system_of(system)
         train, held_out = train_and_valid(module, data, valid)
-        original, module = module, flattened(module, train)
-        size = check(module, train, held_out, objective, config)
+        forget_controls(objective)
+        size = check(flattened(module, train), train, held_out, objective, config)
+        original, module = module, trained_module(module, train, objective)
         fabric = launch_fabric(config)
         with fork_all_random(fabric.device, config.seed), default_dtype(config):
             step = Step(module, objective, size)
@@ -110,18 +114,36 @@ def fit(
     return returned(result, original)
 
 
+def trained_module(system: nn.Module, train: Dataset | Arguments, objective: ELBO) -> nn.Module:
+    """Return the module that a training steps and saves.
+
+    Args:
+        system: the user's system.
+        train: the training data.
+        objective: the objective, which has made what it learns.
+
+    Returns:
+        The system with the parameters that the objective learns, and with flat arguments.
+    """
+    return flattened(with_controls(system, controls_of(objective)), train)
+
+
 def returned(result: FitResult, system: nn.Module) -> FitResult:
-    """Return a result with the user's system in the place of one with flat arguments.
+    """Return a result with the user's system in the place of the module that was trained.
 
     Args:
         result: the result of a training.
         system: the user's system, which shares the parameters.
 
     Returns:
-        The result; the system is in the mode of the trained one.
+        The result; the system is in the mode of the trained one. Its snapshots are weights of the
+        system, without those of the objective.
     """
     system.training = result.system.training
-    return replace(result, system=system)
+    snapshots = {
+        epoch: without_controls(weights, system) for epoch, weights in result.snapshots.items()
+    }
+    return replace(result, system=system, snapshots=snapshots)
 
 
 def train_and_valid(

@@ -19,10 +19,11 @@ from pyroae.data.loading import Splits
 from pyroae.distributed.fabric import default_dtype, fabric_of
 from pyroae.errors import ConfigError, NonFiniteLossError
 from pyroae.objectives import TraceELBO
+from pyroae.objectives.apply import forget_controls, variant_of
 from pyroae.programs.pair import Pair, flattened, like, system_of
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.randomness import fork_random
-from pyroae.training.fitting import Data, fit, returned, train_and_valid
+from pyroae.training.fitting import Data, fit, returned, train_and_valid, trained_module
 from pyroae.training.forward import Step
 from pyroae.training.minibatches import grouped
 from pyroae.training.optimizers import optimizer_of
@@ -75,7 +76,8 @@ def fit_ensemble(
     Args:
         systems: modules with a `model` and a `guide`, alike but for their weights.
         data: as in `fit`, the same for all.
-        objective: as in `fit`; by default `TraceELBO()`.
+        objective: as in `fit`; by default `TraceELBO()`. Each member has a copy of its own, and
+            learns what the objective learns anew; the given one does not change.
         config: as in `fit`; `seed` is replaced by `seeds`.
         seeds: the seed of each system.
         valid: as in `fit`.
@@ -109,25 +111,28 @@ def fit_ensemble(
         )
     configs = [replace(config, seed=seed) for seed in seeds]
     parts = [train_and_valid(module, data, valid) for module in modules]
-    systems, modules = modules, [flattened(m, parts[0][0]) for m in modules]
+    objectives = [deepcopy(objective) for _ in modules]
     if not is_worth_batching(modules[0], objective, config, len(parts[0][0]), len(modules)):
         return [
-            _alone(i, systems[i], data, objective, one, valid, on_epoch, progress)
+            _alone(i, modules[i], data, objectives[i], one, valid, on_epoch, progress)
             for i, one in enumerate(configs)
         ]
-    sizes = [
-        check(m, *part, objective, one)
-        for m, part, one in zip(modules, parts, configs, strict=True)
-    ]
+    sizes = []
+    for module, part, own, one in zip(modules, parts, objectives, configs, strict=True):
+        forget_controls(own)
+        sizes.append(check(flattened(module, part[0]), *part, own, one))
+    train = parts[0][0]
+    systems, modules = (
+        modules,
+        [trained_module(m, train, own) for m, own in zip(modules, objectives, strict=True)],
+    )
     fabrics = [fabric_of(one) for one in configs]
     with fork_random(fabrics[0].device), default_dtype(config):
-        train, trainers, streams = resident(parts[0][0], fabrics[0].device), [], []
-        for module, one, fabric, size, (_, held_out) in zip(
-            modules, configs, fabrics, sizes, parts, strict=True
+        train, trainers, streams = resident(train, fabrics[0].device), [], []
+        for module, own, one, fabric, size, (_, held_out) in zip(
+            modules, objectives, configs, fabrics, sizes, parts, strict=True
         ):
-            trainers.append(
-                Trainer(Step(module, deepcopy(objective), size), one, fabric, train, held_out)
-            )
+            trainers.append(Trainer(Step(module, own, size), one, fabric, train, held_out))
             streams.append(Stream(fabric.device))
         results = _Lockstep(trainers, streams).run(on_epoch, progress)
     return [returned(*pair) for pair in zip(results, systems, strict=True)]
@@ -143,6 +148,7 @@ def is_worth_batching(
     - if members would take different numbers of steps (`patience`, `max_seconds`);
     - if gradients are scaled (`16-mixed`), shared by processes or inspected (`nonfinite="skip"`);
     - for an optimizer that cannot be part of a graph, and for a pair of programs;
+    - for an objective that draws a variant on the host, in which members would differ;
     - if compilation is turned off or does not pay: with `compile="auto"` an ensemble needs 5,000
       steps, those of all members counted;
     - on a CPU, which the step of one member can fill: with convolutions, or if
@@ -158,7 +164,8 @@ def is_worth_batching(
     Returns:
         Whether `fit_ensemble` trains them in one graph.
     """
-    if members < 2 or isinstance(system, Pair) or not config.compile:
+    is_pair = isinstance(system, Pair)
+    if members < 2 or is_pair or not config.compile or variant_of(objective) != ():
         return False
     if (
         config.patience is not None

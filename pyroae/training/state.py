@@ -66,7 +66,7 @@ class State:
     The order of the data is no part of it: it depends on the seed and the epoch alone.
 
     Attributes:
-        weights: the `state_dict` of the system.
+        weights: the `state_dict` of the system, and under `objective.` what the objective learns.
         optimizer: the `state_dict` of the optimizer.
         random: the states of the generators of Python, NumPy and torch, as `all_random_states`
             returns them.

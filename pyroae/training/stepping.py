@@ -14,6 +14,7 @@ from pyroae.compilation.optimizer_updates import closed_form_steps
 from pyroae.compilation.svi import Compiled
 from pyroae.config import TrainConfig
 from pyroae.distributed.fabric import gather_tensors, load_optimizer, load_weights, share_of
+from pyroae.objectives.apply import next_step, variant_of
 from pyroae.runtime.randomness import all_random_states, set_all_random_states
 from pyroae.training.forward import Step
 from pyroae.training.minibatches import Batch
@@ -135,12 +136,20 @@ class Stepper:
             As an item of `take`.
         """
         kl_weight, self.forward.size = self.begin(step, seconds), size
+        self._next_step()
         graphs = self._graphs_for(size)
         if graphs is not None:
             return self._compiled(graphs, step, args, kl_weight)
         with pyro.validation_enabled(step == 0):
             factor = self.share.weight(size) / self.forward.num_data(args)
             return self._eager(args, kl_weight, factor)
+
+    def _next_step(self) -> None:
+        """Draw the variant of the objective: in every process that of the first one."""
+        objective = self.forward.objective
+        if self.share.world > 1 and variant_of(objective) != ():
+            torch.set_rng_state(self.fabric.broadcast(torch.get_rng_state()))
+        next_step(objective)
 
     def _graphs_for(self, size: int) -> Compiled | None:
         is_compiled = self.graphs is not None and self.plan.is_worth_compiling(size)
@@ -157,10 +166,10 @@ class Stepper:
     ) -> Tensor:
         divisor = self.forward.num_data(args)
         if not graphs.is_new(*args, kl_weight=kl_weight, divisor=divisor):
-            return graphs.step(*args, kl_weight=kl_weight, divisor=divisor)
+            return graphs.step_as_drawn(*args, kl_weight=kl_weight, divisor=divisor)
         self.show(step, "compiling the step")
         begun = time.monotonic()
-        loss = graphs.step(*args, kl_weight=kl_weight, divisor=divisor)
+        loss = graphs.step_as_drawn(*args, kl_weight=kl_weight, divisor=divisor)
         self.compile_seconds += time.monotonic() - begun
         return loss
 

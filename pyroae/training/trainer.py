@@ -164,7 +164,8 @@ class Trainer:
         if self.config.keep == "best" and state.best_weights:
             load_weights(self.system, state.best_weights)
         self.system.eval()
-        if self.share.rank == 0:
+        # One process alone cannot run a system whose parameters are sharded.
+        if self.share.rank == 0 and self.config.strategy != "fsdp":
             warn_if_dead(self.system, self.sample)
         return FitResult(
             self.system,

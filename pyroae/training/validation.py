@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyroae.autoencoder import Autoencoder, correct_classes
 from pyroae.data.dataset import Dataset
+from pyroae.objectives.apply import next_step
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.context import evaluating
 from pyroae.programs.pair import like_parameters
@@ -65,6 +66,7 @@ class Validator:
             self.fabric.autocast(),
         ):
             for part in zip(*(t.split(VALIDATION_BATCH) for t in self.data.tensors), strict=True):
+                next_step(self.step.objective)
                 self.step.size = size = len(part[0])
                 args = like_parameters(system, tuple(t[share.of(size)] for t in part))
                 counts = share.weight(size) * size / share.world / len(args[0])

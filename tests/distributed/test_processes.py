@@ -180,7 +180,7 @@ def several(out: Path, *words: str, launcher: tuple[str, ...] = ()) -> dict[str,
 @pytest.mark.parametrize(
     ("world", "names"),
     [
-        (2, ["dreg", "pair", "sizeless"]),
+        (2, ["dreg", "pair", "sizeless", "random", "nvil"]),
         pytest.param(
             2,
             ["vae", "vimco", "categorical", "denoising", "optimal", "layers"],
@@ -203,7 +203,9 @@ def test_they_train_as_one_process_on_the_same_batches(
 
 @pytest.mark.slow
 def test_fully_sharded(tmp_path: Path) -> None:
-    found = several(tmp_path / "out", "2", "fsdp", "32-true", "dreg", "denoising", "optimal")
+    found = several(
+        tmp_path / "out", "2", "fsdp", "32-true", "dreg", "denoising", "optimal", "nvil"
+    )
     assert max(found.values()) < 1e-3
 
 
@@ -217,7 +219,9 @@ def test_started_by_torchrun(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_compiled(tmp_path: Path) -> None:
-    assert several(tmp_path / "out", "2", "ddp", "64-true", "compiled")["compiled"] < 1e-6
+    names = ["compiled", "nvil compiled"]
+    found = several(tmp_path / "out", "2", "ddp", "64-true", *names)
+    assert max(found.values()) < 1e-6
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from pyroae.config.checks import as_list, different_numbers
 from pyroae.errors import ConfigError, ProgramError, unknown_name
 from pyroae.evaluation.blocks import Data
+from pyroae.evaluation.gradient_lab.control_training import train_controls
 from pyroae.evaluation.gradient_lab.groups import check_leaves
 from pyroae.evaluation.gradient_lab.slopes import Slope, SNRCurve, curve, slope
 from pyroae.evaluation.gradient_lab.statistics import (
@@ -46,6 +47,10 @@ __all__ = [
 ]
 
 
+SEEDS = 1_000_003
+"""The distance between the seeds of the replicates of two measurements."""
+
+
 Results = dict[str, dict[str, GradientStatistics]]
 """Gradient statistics by objective and group."""
 
@@ -61,12 +66,14 @@ def measure_gradients(
     replicates: int = 1000,
     seed: int = 0,
     reference: str | None = None,
+    control_steps: int = 0,
     progress: bool = False,
     **kwargs: Any,
 ) -> dict[str, dict[str, GradientStatistics]]:
     """Measure the distribution of each objective's gradient over draws of z.
 
-    Parameters and data are fixed.
+    Parameters and data are fixed. Gradients are those of model and guide, not of what an objective
+    itself learns.
 
         Δ_r = (1/N) ∇ surrogate(x; noise r)
         SNR = mean_p |E Δ_p| / σ(Δ_p)
@@ -85,7 +92,7 @@ def measure_gradients(
         x: The data `[N, ...]`, or the arguments of model and guide as in `log_likelihood`. All data
             are passed to both programs at once.
         objectives: Objectives by name. Replicate r of each starts from the same seed, so that the
-            noise is paired at equal K.
+            noise is paired at equal K. One that draws on the host draws for each replicate.
         parameters: Leaf tensors by name, such as `dict(system.named_parameters())`. A parameter
             that the bound does not depend on has the gradient 0.
         groups: Names of parameters by group, as of `parameter_groups`. None for one group, "all".
@@ -93,6 +100,9 @@ def measure_gradients(
         seed: The seed of the draws and of the bootstrap.
         reference: The name of the objective whose mean gradient the bias is measured from, in
             paired differences. None for no bias.
+        control_steps: Steps of Adam on what an objective learns, such as a baseline, before its
+            gradients are measured. By default it is used as the objective holds it: as it was
+            trained, or as `prepare` makes it.
         progress: Whether a progress bar is shown.
         kwargs: Keyword arguments of the programs: tensors `[N, ...]` and constants.
 
@@ -122,9 +132,10 @@ def measure_gradients(
     """
     groups = {"all": tuple(parameters)} if groups is None else groups
     _check(objectives, parameters, groups, replicates, reference)
+    _check_steps(control_steps)
     structure = structure_of(x, kwargs, model)
     laboratory = _Laboratory(
-        structure(model), structure(guide), structure.tensors, parameters, groups
+        structure(model), structure(guide), structure.tensors, parameters, groups, control_steps
     )
     with (
         fork_random(laboratory.args[0].device),
@@ -147,6 +158,7 @@ def measure_slopes(
     replicates: int = 1000,
     seed: int = 0,
     reference: str | None = None,
+    control_steps: int = 0,
     progress: bool = False,
     **kwargs: Any,
 ) -> dict[str, dict[str, SNRCurve]]:
@@ -168,6 +180,9 @@ def measure_slopes(
         replicates: The number of gradients per objective and K, at least 20.
         seed: The seed of the draws and of the bootstrap.
         reference: A name in `make`; the bias is measured at each K at which it is defined.
+        control_steps: Steps of Adam on what an objective learns, such as a baseline, before its
+            gradients are measured. By default it is used as the objective holds it: as it was
+            trained, or as `prepare` makes it.
         progress: Whether a progress bar is shown.
         kwargs: Keyword arguments of the programs: tensors `[N, ...]` and constants.
 
@@ -200,10 +215,11 @@ def measure_slopes(
     """
     groups = {"all": tuple(parameters)} if groups is None else groups
     _check(make, parameters, groups, replicates, reference)
+    _check_steps(control_steps)
     at_k = defined_at(make, ks)
     structure = structure_of(x, kwargs, model)
     laboratory = _Laboratory(
-        structure(model), structure(guide), structure.tensors, parameters, groups
+        structure(model), structure(guide), structure.tensors, parameters, groups, control_steps
     )
     total = replicates * sum(map(len, at_k.values()))
     results: dict[int, Results] = {}
@@ -296,7 +312,9 @@ class _Laboratory:
         args: tuple[Tensor, ...],
         parameters: Mapping[str, Tensor],
         groups: Mapping[str, Sequence[str]],
+        control_steps: int,
     ) -> None:
+        self.control_steps = control_steps
         self.model, self.guide, self.args, self.parameters = model, guide, args, parameters
         used = {name for names in groups.values() for name in names}
         self.names = [name for name in parameters if name in used]
@@ -314,6 +332,7 @@ class _Laboratory:
         of_reference: Stream | None = None
         results = {}
         for name in sorted(objectives, key=lambda name: name != reference):  # the reference first
+            self._train_controls(objectives[name], seed * SEEDS + replicates)
             self.gradient(objectives[name], seed)  # work that is done once is not timed
             stream = Stream(self.groups, of_reference)
             seconds = self._collect(
@@ -329,9 +348,15 @@ class _Laboratory:
             results[name] = stream.statistics(of_reference, seed, seconds, evaluations)
         return {name: results[name] for name in objectives}
 
+    def _train_controls(self, objective: ObjectiveBase, seed: int) -> None:
+        """Train what an objective learns, with draws of a seed that no replicate has."""
+        steps = self.control_steps
+        train_controls(objective, self.model, self.guide, self.args, steps=steps, seed=seed)
+
     def gradient(self, objective: ObjectiveBase, seed: int) -> Tensor:
         """The gradient of the bound per datum, `[P]`, with the noise of a seed."""
         start_random(self.args[0].device, seed)
+        objective.next_step()
         surrogate = objective.bound(self.model, self.guide, *self.args).surrogate
         if not surrogate.requires_grad:
             raise ProgramError(
@@ -360,7 +385,7 @@ class _Laboratory:
             _synchronize(self.args[0])
             started = time.perf_counter()
             with pyro.validation_enabled(False):
-                gradient = self.gradient(objective, seed * 1_000_003 + r)
+                gradient = self.gradient(objective, seed * SEEDS + r)
             _synchronize(self.args[0])
             spent[batch] += time.perf_counter() - started
             stream.add(batch, gradient)
@@ -388,6 +413,13 @@ def _parts(sizes: Mapping[str, int], groups: Mapping[str, Sequence[str]]) -> dic
 def _synchronize(x: Tensor) -> None:
     if x.device.type == "cuda":
         torch.cuda.synchronize(x.device)
+
+
+def _check_steps(control_steps: int) -> None:
+    if not isinstance(control_steps, int) or control_steps < 0:
+        raise ConfigError(
+            f"control_steps must be a whole number of at least 0, not {control_steps!r}"
+        )
 
 
 def _check(
