@@ -47,6 +47,11 @@ class AnalyticKL(ObjectiveBase):
 
     is_elbo = True
 
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of latent sites: those whose draws carry a path gradient."""
+        return frozenset({"continuous"})
+
     def estimate(self, traces: Traces) -> Bound:
         """Return the bound, in nats, as its own surrogate."""
         check_reparameterized(traces, "analytic-kl")

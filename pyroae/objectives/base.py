@@ -106,6 +106,11 @@ class ObjectiveBase(ELBO):
         return False
 
     @property
+    def is_unbiased(self) -> bool:
+        """Whether the bound's mean is log p(x) for every guide, and the θ-gradient's ∂ log p(x)."""
+        return False
+
+    @property
     def is_symmetric(self) -> bool:
         """Whether the bound is invariant to the order of the particles."""
         return True

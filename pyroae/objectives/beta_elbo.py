@@ -79,6 +79,11 @@ class BetaELBO(ObjectiveBase):
         """Whether there are no free bits, which act on the mean over the batch."""
         return self.free_bits == 0
 
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of latent sites: those whose draws carry a path gradient."""
+        return frozenset({"continuous"})
+
     def estimate(self, traces: Traces) -> Bound:
         """Return the value, in nats, as its own surrogate."""
         check_reparameterized(traces, "beta-elbo")

@@ -19,7 +19,13 @@ from pyroae.objectives.enumerated import (
 )
 from pyroae.objectives.gradients import Coefficients, Gradient, Pathwise, Score
 from pyroae.objectives.program_gradient import ProgramGradient
-from pyroae.objectives.scores import elbo_scores, has_path, moves_support, score_terms
+from pyroae.objectives.scores import (
+    elbo_scores,
+    has_path,
+    moves_support,
+    score_mean_zero,
+    score_terms,
+)
 from pyroae.objectives.surrogates import Detached, Scaled, at_fixed_draws, path_through_log_post
 from pyroae.programs.context import evaluating
 from pyroae.programs.paired_traces import Traces, log_density, terms_of
@@ -102,6 +108,11 @@ class Objective(ObjectiveBase):
         return self.bound_function.trend == 0
 
     @property
+    def is_unbiased(self) -> bool:
+        """Whether the bound's mean is log p(x) for every guide."""
+        return self.bound_function.is_unbiased
+
+    @property
     def is_symmetric(self) -> bool:
         """Whether the bound is invariant to the order of the particles."""
         return self.bound_function.is_symmetric
@@ -153,6 +164,8 @@ class Objective(ObjectiveBase):
             coefficients = self.gradient.coefficients(self.bound_function, log_weight.detach())
             assert coefficients.learning is not None
             scores = (weights.scale * _cut(coefficients.learning) * terms).sum()
+            if isinstance(self.gradient, Score) and self.bound_function.constant_slopes:
+                scores = scores + score_mean_zero(traces, weights)
         else:
             scores = None
         return Bound(value, value if scores is None else value + scores)
@@ -273,8 +286,27 @@ class Objective(ObjectiveBase):
     def _by_score(self, traces: Traces) -> Bound:
         """The bound and its surrogate where the draws are stopped."""
         self.check(traces)
+        return self.follow_scores(traces, *self._parts(traces))
+
+    def follow_scores(
+        self, traces: Traces, weights: LogWeights, value: Tensor, coefficients: Coefficients
+    ) -> Bound:
+        """Return the surrogate of coefficients of scores, for a run whose draws are stopped.
+
+        Args:
+            traces: The traces of guide and model.
+            weights: Their log-weights.
+            value: The bound over all data, in nats, shape `[]`.
+            coefficients: The coefficients, each of shape `[K, N]`.
+
+        Returns:
+            The bound and its surrogate.
+
+        Raises:
+            ProgramError: The guide has terms that are not densities of draws and for which the
+                gradient is not defined; the message names the site.
+        """
         self._check_deltas(traces)
-        weights, value, coefficients = self._parts(traces)
         theta = _cut(coefficients.theta)
         terms = theta * (weights.log_lik + weights.log_prior)
         if weights.log_terms is not None:

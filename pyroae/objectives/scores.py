@@ -203,9 +203,26 @@ def elbo_scores(traces: Traces, weights: LogWeights) -> Tensor | None:
     for name, (site, term) in scored.items():
         signal = sum(_within(site, other, value) for other, value in signals)
         terms.append((signal * term).sum() / traces.num_particles)
-        if not site["fn"].has_rsample:  # removes −c_k s_k, of mean 0 because c_k is constant
-            terms.append(traces.total(site, traces.reduce(site, weights.densities[name])))
-    return sum(terms[1:], terms[0])
+    return sum(terms[1:], terms[0]) + score_mean_zero(traces, weights)
+
+
+def score_mean_zero(traces: Traces, weights: LogWeights) -> Tensor | float:
+    """Return the term that removes −c_k s_k, of mean 0 for a bound with constant slopes c_k = 1/K.
+
+    Args:
+        traces: The traces of guide and model, with K particles.
+        weights: The log-weights of the traces.
+
+    Returns:
+        The mean over the particles of log q of all draws without a path gradient, over all data, in
+            nats, shape `[]`; 0 where there are none.
+    """
+    terms = [
+        traces.total(site, traces.reduce(site, weights.densities[name]))
+        for name, site in traces.draws()
+        if not site["fn"].has_rsample
+    ]
+    return sum(terms[1:], terms[0]) if terms else 0.0
 
 
 def _scaled(site: Site) -> Tensor:

@@ -1,0 +1,88 @@
+"""The result of a check, and the comparisons that checks are made of."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class ConformanceError(AssertionError):
+    """An objective fails checks; the message names each with its figures."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of one check.
+
+    Attributes:
+        name: What the check asserts.
+        passed: Whether the assertion holds.
+        detail: The figures, such as the difference in standard errors, and the toy program.
+
+    >>> equal("one is one", torch.ones(1), torch.ones(1)).passed
+    True
+    """
+
+    name: str
+    passed: bool
+    detail: str
+
+
+def equal(name: str, actual: Tensor, expected: Tensor, of: str = "") -> Check:
+    """Check that two tensors agree to rounding.
+
+    Args:
+        name: What is asserted.
+        actual: The tensor of the objective.
+        expected: Its right value, of the same shape.
+        of: The toy program, for the detail.
+
+    Returns:
+        The check.
+    """
+    worst = (actual - expected).abs().max().item()
+    close = torch.allclose(actual, expected, rtol=1e-7, atol=1e-9)
+    found = f"found {_short(actual)}, expected {_short(expected)}"
+    return Check(name, close, _of(f"differs by {worst:.3g}, {found}", of))
+
+
+def zero(name: str, replicates: Tensor, of: str = "") -> Check:
+    """Check that the mean of replicates is 0 in every column, to 5 standard errors.
+
+    Args:
+        name: What is asserted.
+        replicates: Independent rows, shape `[R, P]`.
+        of: The toy program, for the detail.
+
+    Returns:
+        The check.
+
+    >>> zero("0.1 is 0", torch.tensor([[0.1], [0.1]])).passed
+    False
+    """
+    z = replicates.mean(0).abs() / (replicates.std(0) / math.sqrt(len(replicates)) + 1e-9)
+    return Check(name, bool(z.max() < 5), _of(f"off by {z.max():.1f} standard errors", of))
+
+
+def not_below(name: str, replicates: Tensor, of: str = "") -> Check:
+    """Check that the mean of replicates is 0 or more, to 5 standard errors.
+
+    Args:
+        name: What is asserted.
+        replicates: Independent numbers, shape `[R]`.
+        of: The toy program, for the detail.
+
+    Returns:
+        The check.
+    """
+    z = -replicates.mean() / (replicates.std() / math.sqrt(len(replicates)) + 1e-9)
+    return Check(name, bool(z < 5), _of(f"off by {z:.1f} standard errors", of))
+
+
+def _of(detail: str, toy: str) -> str:
+    return f"{detail} ({toy})" if toy else detail
+
+
+def _short(values: Tensor) -> str:
+    return ", ".join(f"{v:.6g}" for v in values.flatten()[:3].tolist())
