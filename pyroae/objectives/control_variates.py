@@ -70,6 +70,7 @@ class ControlVariateGradient(ProgramGradient):
     """
 
     learns: ClassVar[bool] = True
+    takes_dependent: ClassVar[bool] = False
     temperature: float
     coupled_noise: bool
 

@@ -69,6 +69,9 @@ class Gradient(ABC):
             identically distributed; those that do are refused where draws are stratified or
             coupled.
         learns: Whether the estimator has parameters of its own, from `make_controls`.
+        takes_dependent: Whether the logits of a discrete site may depend on other draws.
+        exact_at_posterior: Whether the mean gradient is that of log p(x) at the exact posterior;
+            gradients of relaxed draws are biased there too.
     """
 
     reparameterized: ClassVar[bool] = False
@@ -77,6 +80,8 @@ class Gradient(ABC):
     takes_globals: ClassVar[bool] = False
     independent: ClassVar[bool] = True
     learns: ClassVar[bool] = False
+    takes_dependent: ClassVar[bool] = True
+    exact_at_posterior: ClassVar[bool] = True
 
     @property
     def kinds(self) -> frozenset[str]:

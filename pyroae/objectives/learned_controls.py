@@ -42,7 +42,7 @@ class NetworkOfDraws(nn.Module):
 
         r(z) = unit · (offset + w · tanh(W [σ_1(z), σ_1(l)] + a)),   l with its gradient stopped
 
-    It starts at 0.
+    It starts near 0.
 
     Args:
         size: The number of logits of a datum.
@@ -59,7 +59,7 @@ class NetworkOfDraws(nn.Module):
         self.inner = nn.Linear(2 * size, hidden, device=like.device, dtype=like.dtype)
         self.outer = nn.Linear(hidden, 1, device=like.device, dtype=like.dtype)
         self.unit = unit
-        nn.init.zeros_(self.outer.weight)
+        nn.init.normal_(self.outer.weight, std=0.01)
         nn.init.zeros_(self.outer.bias)
 
     def forward(self, soft: Tensor, means: Tensor) -> Tensor:

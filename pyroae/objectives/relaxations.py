@@ -39,6 +39,7 @@ class Relaxation(ProgramGradient):
     """A biased gradient through relaxed draws, of the ELBO or IWAE."""
 
     independent: ClassVar[bool] = False
+    exact_at_posterior: ClassVar[bool] = False
 
     @property
     def kinds(self) -> frozenset[str]:
