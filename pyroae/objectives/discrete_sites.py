@@ -3,7 +3,8 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -57,6 +58,10 @@ class Variables(ABC):
             states: b, of the shape of the logits.
             noise: Noise of `noise`, independent of the states.
         """
+
+    def score(self, states: Tensor) -> Tensor:
+        """Return ∂ log q(b) / ∂l = b − E b, of the shape of the logits."""
+        return states - self.soft(self.logits)
 
     @abstractmethod
     def linear(self, value: Tensor) -> Tensor:
@@ -206,30 +211,33 @@ def discrete_site(fn: object) -> DiscreteSite | None:
     """
     if isinstance(fn, Stacked):
         return _stacked(fn)
-    if isinstance(fn, Bernoulli):
-        return DiscreteSite(Binary(fn.logits), lambda term: term)
-    if isinstance(fn, OneHots):
-        return DiscreteSite(OneOf(fn.logits), lambda term: term.sum(-1), is_flat=True)
-    if isinstance(fn, OneHotCategorical):
-        return DiscreteSite(OneOf(fn.logits), lambda term: term)
-    inner = discrete_site(getattr(fn, "base_dist", None))
-    if inner is None:
-        return None
+    for kind, make in _KINDS.items():
+        if isinstance(fn, kind):
+            return make(fn)
+    inner = discrete_site(fn.base_dist) if hasattr(fn, "base_dist") else None
+    return None if inner is None else _wrapped(fn, inner)
+
+
+_KINDS: dict[type, Callable[[Any], DiscreteSite]] = {
+    Bernoulli: lambda fn: DiscreteSite(Binary(fn.logits), lambda term: term),
+    OneHots: lambda fn: DiscreteSite(OneOf(fn.logits), lambda term: term.sum(-1), is_flat=True),
+    OneHotCategorical: lambda fn: DiscreteSite(OneOf(fn.logits), lambda term: term),
+}
+
+
+def _wrapped(fn: Any, inner: DiscreteSite) -> DiscreteSite | None:
+    """The variables of a distribution around another one; None where they are no longer these."""
     reduce = inner.reduce
     if isinstance(fn, Independent):
         events = fn.reinterpreted_batch_ndims
-        return DiscreteSite(
-            inner.variables, lambda term: sum_rightmost(reduce(term), events), inner.is_flat
-        )
+        return replace(inner, reduce=lambda term: sum_rightmost(reduce(term), events))
     if isinstance(fn, dist.MaskedDistribution):
         mask = fn._mask
-        return DiscreteSite(
-            inner.variables, lambda term: scale_and_mask(reduce(term), mask=mask), inner.is_flat
-        )
+        return replace(inner, reduce=lambda term: scale_and_mask(reduce(term), mask=mask))
     if isinstance(fn, dist.ExpandedDistribution):
         logits = inner.variables.logits
         own = logits.shape[len(fn.base_dist.batch_shape) :]
-        return DiscreteSite(inner.at(logits.expand(*fn.batch_shape, *own)), reduce, inner.is_flat)
+        return replace(inner, variables=inner.at(logits.expand(*fn.batch_shape, *own)))
     return None
 
 
@@ -263,7 +271,8 @@ def discrete_sites(traces: Traces, objective: str) -> dict[str, DiscreteSite]:
         The variables by the name of the site.
 
     Raises:
-        ProgramError: A site is continuous, an index, or another distribution without a relaxation.
+        ProgramError: A site is continuous, an index, or another distribution without a relaxation;
+            or the guide draws nothing.
     """
     found = {}
     for name, site in traces.draws():
@@ -272,6 +281,8 @@ def discrete_sites(traces: Traces, objective: str) -> dict[str, DiscreteSite]:
             kind = type(base_distribution(site["fn"])).__name__
             raise ProgramError(f"{objective} {_refusal(name, kind, site['fn'])}")
         found[name] = variables
+    if not found:
+        raise ProgramError(f"{objective} takes Bernoulli and one-hot sites; the guide draws none")
     return found
 
 

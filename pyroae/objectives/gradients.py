@@ -70,6 +70,9 @@ class Gradient(ABC):
             coupled.
         coupled: Whether the estimator couples the draws of a datum, so that their order matters.
         learns: Whether the estimator has parameters of its own, from `make_controls`.
+        takes_dependent: Whether the logits of a discrete site may depend on other draws.
+        exact_at_posterior: Whether the mean gradient is that of log p(x) at the exact posterior;
+            gradients of relaxed draws are biased there too.
     """
 
     reparameterized: ClassVar[bool] = False
@@ -79,6 +82,8 @@ class Gradient(ABC):
     independent: ClassVar[bool] = True
     coupled: ClassVar[bool] = False
     learns: ClassVar[bool] = False
+    takes_dependent: ClassVar[bool] = True
+    exact_at_posterior: ClassVar[bool] = True
 
     @property
     def kinds(self) -> frozenset[str]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pyroae.objectives.discrete_sites import DiscreteSite, Variables
+from pyroae.objectives.discrete_sites import DiscreteSite
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.particles import has_particles
 from pyroae.programs.sites import Site
@@ -42,7 +42,7 @@ class NetworkOfDraws(nn.Module):
 
         r(z) = unit · (offset + w · tanh(W [σ_1(z), σ_1(l)] + a)),   l with its gradient stopped
 
-    It starts at 0.
+    It starts near 0.
 
     Args:
         size: The number of logits of a datum.
@@ -56,13 +56,10 @@ class NetworkOfDraws(nn.Module):
 
     def __init__(self, size: int, hidden: int, unit: float, like: Tensor) -> None:
         super().__init__()
-        options = {"device": like.device, "dtype": like.dtype}
-        self.inner, self.outer = (
-            nn.Linear(2 * size, hidden, **options),
-            nn.Linear(hidden, 1, **options),
-        )
+        self.inner = nn.Linear(2 * size, hidden, device=like.device, dtype=like.dtype)
+        self.outer = nn.Linear(hidden, 1, device=like.device, dtype=like.dtype)
         self.unit = unit
-        nn.init.zeros_(self.outer.weight)
+        nn.init.normal_(self.outer.weight, std=0.01)
         nn.init.zeros_(self.outer.bias)
 
     def forward(self, soft: Tensor, means: Tensor) -> Tensor:
@@ -94,8 +91,10 @@ def per_datum(traces: Traces, site: Site, states: Tensor) -> Tensor:
     if not has_particles(site):
         states, batch = states.unsqueeze(0), batch + 1
     if traces.plate is None:
-        return states.unsqueeze(1).flatten(2)
-    return states.movedim(batch + traces.plate.dim, 1).flatten(2)
+        states = states.unsqueeze(1)
+    else:
+        states = states.movedim(batch + traces.plate.dim, 1)
+    return states.unsqueeze(-1).flatten(2)
 
 
 def to_logits(traces: Traces, site: Site, logits: Tensor, values: Tensor) -> Tensor:
@@ -128,8 +127,3 @@ def network_input(
         A tensor `[K, N, D]`.
     """
     return torch.cat([per_datum(traces, traces.guide.nodes[n], states[n]) for n in sites], -1)
-
-
-def score(variables: Variables, states: Tensor) -> Tensor:
-    """Return ∂ log q(b) / ∂l = b − E b, of the shape of the logits."""
-    return states - variables.soft(variables.logits)

@@ -13,7 +13,6 @@ from pyroae.objectives.annealed import DAIS
 from pyroae.objectives.base import OBJECTIVES, ObjectiveBase
 from pyroae.objectives.beta_elbo import BetaELBO
 from pyroae.objectives.bounds import BOUNDS, CIWAE, ELBO, IWAE, JVI, MIWAE, TVO, Renyi
-from pyroae.objectives.control_variates import rebar, relax
 from pyroae.objectives.disarm import arm, disarm
 from pyroae.objectives.enumerate import enumerate_
 from pyroae.objectives.gdreg import gdreg
@@ -32,6 +31,7 @@ from pyroae.objectives.multilevel import mlmc
 from pyroae.objectives.nvil import nvil
 from pyroae.objectives.ovis import ovis, ovis_mc
 from pyroae.objectives.pair import Objective
+from pyroae.objectives.rebar import rebar, relax
 from pyroae.objectives.relaxations import gumbel_softmax, straight_through
 from pyroae.objectives.siwae import selbo, siwae
 from pyroae.objectives.trace_elbo import TraceELBO

@@ -39,6 +39,7 @@ class Relaxation(ProgramGradient):
     """A biased gradient through relaxed draws, of the ELBO or IWAE."""
 
     independent: ClassVar[bool] = False
+    exact_at_posterior: ClassVar[bool] = False
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -117,7 +118,7 @@ class GumbelSoftmax(Relaxation):
         weights = relaxed_weights(traces, sites, density, name)
         surrogate = weights.total(function.value(weights.log_weight))
         with torch.no_grad():
-            again = RelaxedDraws(hard, draws.noise)
+            again = RelaxedDraws(_hard, draws.noise)
             exact = reduce_log_weights(run(handler=again, drawn=traces.drawn))
             value = exact.total(function.value(exact.log_weight))
         return Bound(value, surrogate)
@@ -137,8 +138,8 @@ def _function(objective: ObjectiveBase) -> BoundFunction:
     return objective.bound_function
 
 
-def hard(variables: Variables, z: Tensor) -> Tensor:
-    """Return the states H(z)."""
+def _hard(variables: Variables, z: Tensor) -> Tensor:
+    """The states H(z)."""
     return variables.hard(z)
 
 

@@ -9,7 +9,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyroae.errors import BrokenProgramError, ProgramError
+from pyroae.errors import BrokenProgramError, ProgramError, own_error
 from pyroae.objectives.discrete_sites import (
     ALTERNATIVES,
     DiscreteSite,
@@ -176,7 +176,16 @@ def _check_paths(
 
 
 def linear(_name: str, site: DiscreteSite, states: Tensor) -> Tensor:
-    """Return log q of each variable, extended linearly between the states, in nats."""
+    """Return log q of each variable, extended linearly between the states.
+
+    Args:
+        _name: The name of the site.
+        site: Its variables.
+        states: Their states, of the shape of the logits.
+
+    Returns:
+        The log-probabilities in nats, without the dimension of the states.
+    """
     return site.variables.linear(states)
 
 
@@ -191,12 +200,12 @@ def at_relaxed(objective: str, run: Callable[[], Traces]) -> Traces:
         The traces.
 
     Raises:
-        ProgramError: A program rejects values between the states.
+        BrokenProgramError: A program rejects values between the states.
     """
     try:
         return run()
     except BrokenProgramError as error:
-        raise ProgramError(
+        raise BrokenProgramError(
             f"{objective} runs the programs at values between the states, where {error}: "
             f"{ALTERNATIVES}"
-        ) from error
+        ) from own_error(error)

@@ -99,7 +99,9 @@ def toys_of(objective: ObjectiveBase) -> list[ToyProgram]:
     kinds = objective.kinds
     toys: list[ToyProgram] = [Toy()] if "continuous" in kinds else []
     toys += [BernoulliToy()] if "binary" in kinds else []
-    toys += [CategoricalToy()] if "categorical" in kinds else []
+    if "categorical" in kinds:
+        pair = objective if isinstance(objective, Objective) else None
+        toys.append(CategoricalToy(dependent=pair is None or pair.gradient.takes_dependent))
     toys += [MixtureToy()] if "mixture" in kinds else []
     if "continuous" in kinds and len(kinds) > 1:
         toys.append(MixedToy(binary="binary" in kinds))
@@ -113,7 +115,9 @@ def _checks(objective: ObjectiveBase, unbiased: bool | None) -> Iterator[Check]:
         if objective.is_evidence:
             yield from exact_posterior(objective, toy)
         # The slopes of a bound that is not smooth are discontinuous where all weights are equal.
-        if objective.is_evidence and (pair is None or pair.bound_function.smooth):
+        if objective.is_evidence and (
+            pair is None or (pair.bound_function.smooth and pair.gradient.exact_at_posterior)
+        ):
             yield from gradient_at_exact_posterior(objective, toy)
         yield from structure(objective, toy)
         if isinstance(toy, EnumerableToy):

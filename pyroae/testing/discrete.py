@@ -91,6 +91,9 @@ class CategoricalToy(EnumerableToy):
 
     Both are one-hot vectors, and the parameters in Cat are logits.
 
+    Args:
+        dependent: Whether u depends on y in the guide; otherwise D y is the mean of D's columns.
+
     Attributes:
         prior: a, shape `[3]`.
         prior_second: A, shape `[2, 3]`.
@@ -109,8 +112,9 @@ class CategoricalToy(EnumerableToy):
     theta = ("prior", "prior_second", "weight", "weight_second", "bias")
     noise_size = 5
 
-    def __init__(self) -> None:
+    def __init__(self, *, dependent: bool = True) -> None:
         super().__init__()
+        self.dependent = dependent
         self.prior = nn.Parameter(torch.tensor([0.3, -0.4, 0.1]))
         self.prior_second = nn.Parameter(torch.tensor([[0.2, -0.3, 0.5], [-0.1, 0.4, 0.0]]))
         weight = [[0.9, 0.1, -0.4], [-0.3, 0.8, 0.5], [0.5, 0.4, -0.3]]
@@ -134,12 +138,12 @@ class CategoricalToy(EnumerableToy):
         """Run q(y|x) q(u|y, x) as a Pyro program on x `[N, 3]`."""
         with self.plate(x):
             y = pyro.sample("y", category(x @ self.encode.T + self.shift, self, 0))
-            logits = x @ self.encode_second.T + y @ self.shift_second.T
+            logits = x @ self.encode_second.T + self._shift(y)
             pyro.sample("u", category(logits, self, 3))
 
     def at_posterior(self) -> "CategoricalToy":
         """Return a toy in which y and u are independent, and act on different features."""
-        toy = CategoricalToy()
+        toy = CategoricalToy(dependent=self.dependent)
         with torch.no_grad():
             toy.prior_second.copy_(toy.prior_second[:, :1].expand(2, 3))
             toy.weight[2] = 0.0
@@ -163,10 +167,14 @@ class CategoricalToy(EnumerableToy):
         log_q, log_p = self._densities(x, largest(noise[..., :3]), largest(noise[..., 3:]))
         return log_p - log_q
 
+    def _shift(self, y: Tensor) -> Tensor:
+        """D y, or the mean of D's columns."""
+        return y @ self.shift_second.T if self.dependent else self.shift_second.mean(1)
+
     def _densities(self, x: Tensor, y: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Log q(y, u|x) and log p(x, y, u) of one-hot values."""
         log_q = log_categorical(x @ self.encode.T + self.shift, y)
-        logits = x @ self.encode_second.T + y @ self.shift_second.T
+        logits = x @ self.encode_second.T + self._shift(y)
         log_q = log_q + log_categorical(logits, u)
         log_prior = log_categorical(self.prior, y) + log_categorical(y @ self.prior_second.T, u)
         loc = y @ self.weight.T + u @ self.weight_second.T + self.bias
