@@ -178,7 +178,7 @@ class ObjectiveBase(ELBO):
             return
         device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
         with fork_random(device, 0):
-            with evaluating(model, guide), poutine.block():
+            with poutine.block(), evaluating(model, guide):
                 traces = run(model, guide, args, kwargs)
             self._controls = self.make_controls(traces, args)
 
