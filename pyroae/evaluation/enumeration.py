@@ -127,9 +127,9 @@ def check_enumerable(
     structure = structure_of(x, {}, model)
     program, first = structure(model), part_of(structure.tensors, range(1))
     other = prior_of(program) if guide is None else structure(guide)
-    with evaluating(program, other), fork_random(first[0].device, 0):
-        with pyro.validation_enabled(False):
-            return JointValues(run(program, other, first, {}), limit)
+    silent = pyro.validation_enabled(False)
+    with evaluating(program, other), fork_random(first[0].device, 0), silent:
+        return JointValues(run(program, other, first, {}), limit)
 
 
 class _Sum:

@@ -90,10 +90,13 @@ class JointValues:
 
 
 def log_densities(traces: Traces) -> tuple[Tensor, Tensor]:
-    """Return log p(z) and log p(x, z), `[K, N]`, float64; both are -inf where p(z) is zero.
+    """Compute log p(z) and log p(x, z).
 
     Args:
         traces: A run of model and guide at joint values.
+
+    Returns:
+        Both in nats, `[K, N]`, float64; both are -inf where p(z) is zero.
     """
     log_prior, log_lik = (
         sum(

@@ -204,7 +204,7 @@ class ObjectiveBase(ELBO):
         with fork_random(device), evaluating(model, guide), poutine.block():
             run(model, guide, args, kwargs)  # parameters that programs draw start as without this
         with fork_random(device, 0):
-            with evaluating(model, guide), poutine.block():
+            with poutine.block(), evaluating(model, guide):
                 traces = run(model, guide, args, kwargs)
             self._controls = self.make_controls(traces, args)
 

@@ -471,7 +471,7 @@ class Objective(ObjectiveBase):
             return False
         if self._mixed is None or self._mixed[0]() != guide:
             device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
-            with fork_random(device), evaluating(model, guide), poutine.block():
+            with fork_random(device), poutine.block(), evaluating(model, guide):
                 traces = self.run(model, guide, args, kwargs)
                 paths = {
                     has_path(site["fn"]) for _, site in traces.draws() if traces.is_local(site)

@@ -146,6 +146,7 @@ def trace_program(
     seen: poutine.Trace | None,
     shared: Collection[str] = (),
     what: str = "model",
+    given: bool | None = None,
 ) -> poutine.Trace:
     """Run a program once with all its particles, or K times as one stacked trace.
 
@@ -157,7 +158,8 @@ def trace_program(
         nesting: The number of plate dimensions, plus LOOP for K runs; not used for K = 1.
         seen: A trace whose draws the run repeats; None to draw all.
         shared: Names of sites that have one draw for all of K runs.
-        what: "model" or "guide", for the error.
+        what: "model" or "guide".
+        given: Whether `seen` holds all draws of a guide; None if it is not None.
 
     Returns:
         The trace, with the subsample sites of plates.
@@ -168,14 +170,15 @@ def trace_program(
         RuntimeError: If memory runs out: the error of torch.
     """
     if num_particles > 1 and nesting >= LOOP:
-        one_run = partial(trace_program, program, args, kwargs, 1, 0, what=what)
+        given = seen is not None
+        one_run = partial(trace_program, program, args, kwargs, 1, 0, what=what, given=given)
         return run_in_loop(one_run, num_particles, nesting - LOOP, seen, shared)
     if num_particles > 1:
         program = pyro.plate(PARTICLES, num_particles, dim=-1 - nesting)(program)
     retrace = partial(_trace, program, args, kwargs, what)
     trace = retrace(seen)
-    given = seen if what == "model" else None
-    names = [name for name, site in trace.nodes.items() if is_summed(site, given)]
+    lacks = seen if seen is not None and given is not False else None
+    names = [n for n, site in trace.nodes.items() if is_summed(site, lacks, what == "model")]
     return with_sums(trace, names, retrace) if names else trace
 
 

@@ -93,5 +93,5 @@ def _differs(traces: Traces, site: Site) -> bool:
 def _trial(model: Program, guide: Program, args: tuple[Any, ...]) -> Iterator[None]:
     """Run trials in this context; generators and buffers are afterwards unchanged."""
     device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
-    with fork_random(device), evaluating(model, guide), poutine.block(), trial_mode():
+    with fork_random(device), poutine.block(), evaluating(model, guide), trial_mode():
         yield

@@ -347,7 +347,8 @@ def transform_of(name: str, site: Site, *, known: bool = False) -> Transform:
         kind = type(base_distribution(site["fn"])).__name__
         raise ProgramError(
             f"the latent site '{name}' is discrete ({kind}): "
-            "this method needs latents that are all continuous"
+            "this method needs latents that are all continuous; mark it for enumeration in the "
+            "model and leave it out of the guide, so that it is summed out of p(x, z)"
         )
     inner: Any = support
     while isinstance(inner, constraints.independent):

@@ -5,6 +5,7 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from pyroae.programs.model_sums import SumMissing
 from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import ANY_SIZE, Program, samples
 from pyroae.programs.traces import prior_of, run
@@ -50,6 +51,7 @@ def mixed_site(
         fork_random(device),
         torch.autocast(device.type, enabled=False),
         poutine.block(),
+        SumMissing(),
         trial_mode(training=training),
     ):
         batch = run(model, guide, args, {})

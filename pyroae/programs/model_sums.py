@@ -25,6 +25,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.ops import packed
 from pyro.ops.contract import contract_to_tensor
+from pyro.ops.rings import LogRing
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -37,26 +38,29 @@ from pyroae.programs.supports import elements_of, joint_values, states_of
 MOST = 2**12
 """The largest number of states of an element with its events."""
 
-SUMMED = "_is_summed_out"
-"""The entry of `infer` that says that a site is summed out although no guide lacks it."""
+SUMMED, OF_PRIOR, MAY_BE_SUMMED = "_is_summed_out", "_is_of_prior", "_may_be_summed_out"
+"""Entries of `infer`: a marked site of a prior, any site of a prior, and a mark of `SumMissing`."""
 
 
-def is_summed(site: Site, seen: poutine.Trace | None) -> bool:
+def is_summed(site: Site, seen: poutine.Trace | None, of_model: bool) -> bool:
     """Tell whether a site of a run is to be summed out.
 
     Args:
         site: A sample site of the run.
-        seen: The trace that a model was replayed against; None for a guide.
+        seen: The trace whose draws the run repeats; None where all sites were drawn.
+        of_model: Whether the run is that of a model; False for a guide, such as a prior.
 
     Returns:
-        True for a latent site that is marked for enumeration and has no draw in `seen`, and for
-            one that has the entry `SUMMED`.
+        True for a latent site of a model or a prior that is marked for enumeration and has no draw
+            in `seen`, and for a site of a prior that the program itself marks.
     """
     if site["type"] != "sample" or site["is_observed"] or site_is_subsample(site):
         return False
     infer = site["infer"]
     is_missing = seen is not None and site["name"] not in seen
-    return bool(infer.get(SUMMED) or (is_missing and infer.get("enumerate")))
+    can_be_missing = of_model or infer.get(OF_PRIOR)
+    is_marked = infer.get("enumerate") or infer.get(MAY_BE_SUMMED)
+    return bool(infer.get(SUMMED) or (is_missing and can_be_missing and is_marked))
 
 
 def with_sums(
@@ -126,7 +130,7 @@ class SumMissing(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         is_latent = not msg["is_observed"] and not site_is_subsample(msg)
         if is_latent and states_of(msg["fn"]) is not None:
-            msg["infer"] = {"enumerate": "parallel", **msg["infer"]}
+            msg["infer"] = {MAY_BE_SUMMED: True, **msg["infer"]}
 
 
 class Summed(TorchDistribution):
@@ -288,8 +292,12 @@ class _Sums:
     def _contracted(self, component: _Component, names: Iterable[str]) -> Tensor:
         """Log Σ_y Π of the densities of some sites; dimensions of inner plates have size 1."""
         names = list(names)
-        all_dims = {d for name in names for d in range(-self._terms[name].dim(), 0)}
-        symbols = {dim: get_symbol(i) for i, dim in enumerate(sorted(all_dims))}
+        sizes: dict[int, int] = {}
+        for name in names:
+            for i, size in enumerate(reversed(self._terms[name].shape)):
+                sizes[-1 - i] = max(size, sizes.get(-1 - i, 1))
+        symbols = {dim: get_symbol(i) for i, dim in enumerate(sorted(sizes))}
+        ring = LogRing(dim_to_size={symbols[dim]: size for dim, size in sizes.items()})
         tree: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
         for name in names:
             term = self._terms[name]
@@ -300,7 +308,7 @@ class _Sums:
         sums = {symbols[d] for d in component.dims if d in symbols}
         target = frozenset(symbols[d] for d in self._target(component) if d in symbols)
         try:
-            result = contract_to_tensor(tree, sums, target_ordinal=target)
+            result = contract_to_tensor(tree, sums, target_ordinal=target, ring=ring)
         except (NotImplementedError, ValueError) as error:
             words = " ".join(str(error).split())
             raise ProgramError(

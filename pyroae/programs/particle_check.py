@@ -67,8 +67,8 @@ def plate_nesting(
     )
     with (
         fork_random(device),
-        evaluating(model, guide),
         poutine.block(),
+        evaluating(model, guide),
         trial_mode(),
         full_precision,
     ):

@@ -163,8 +163,7 @@ def check_sums(model: poutine.Trace, plate: CondIndepStackFrame) -> None:
             raise ProgramError(
                 f"the model's site '{fn.parent}', which is summed out, lies outside the data plate "
                 f"'{plate.name}', and '{site['name']}' within depends on it: the data are not "
-                f"independent given the other sites; give the guide a site '{fn.parent}', or treat "
-                "all data as one datum (joint=True)"
+                f"independent given the other sites; give the guide a site '{fn.parent}'"
             )
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.distributions import TransformedDistribution
 
-from pyroae.distributions import OneHots
 from pyroae.programs.sites import base_distribution, is_discrete
 
 
@@ -39,10 +38,10 @@ def element_of(fn: Any) -> Any:
         fn: A distribution.
 
     Returns:
-        The innermost distribution; one categorical variable for `OneHots`.
+        The innermost distribution; its `variables` where it is a vector of several, as `OneHots`.
     """
     element = base_distribution(fn)
-    return element.variables if isinstance(element, OneHots) else element
+    return getattr(element, "variables", element)
 
 
 def states_of(fn: Any) -> Tensor | None:
@@ -115,12 +114,25 @@ def joint_values(parts: tuple[Elements, ...], index: Tensor) -> dict[str, Tensor
 
 
 def total_of(parts: tuple[Elements, ...]) -> int:
-    """Return the number of joint values of several sites."""
+    """Return the number of joint values of several sites.
+
+    Args:
+        parts: The sites.
+
+    Returns:
+        The product of their sizes; 1 without sites.
+    """
     return math.prod(part.size for part in parts)
 
 
 def size_words(parts: tuple[Elements, ...]) -> str:
     """Say in words how many joint values sites have, and which sites they are.
+
+    Args:
+        parts: The sites, at least one.
+
+    Returns:
+        A sentence without its end.
 
     >>> size_words((Elements("z", 2, 20), Elements("y", 10, 1)))
     "the latent sites 'z' (2^20) and 'y' (10) have 10,485,760 joint values"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyroae.errors import ProgramError
 from pyroae.programs.execution import RunOptions, run_pair, trace_program
-from pyroae.programs.model_sums import SUMMED
+from pyroae.programs.model_sums import OF_PRIOR, SUMMED
 from pyroae.programs.paired_traces import Traces, log_density, terms_of
 from pyroae.programs.particle_check import plate_nesting
 from pyroae.programs.site_checks import check_match
@@ -191,7 +191,7 @@ def prior_of(model: Program) -> Program:
     True
     """
     marked = poutine.infer_config(
-        model, lambda site: {SUMMED: True} if site["infer"].get("enumerate") else {}
+        model, lambda site: {OF_PRIOR: True, SUMMED: bool(site["infer"].get("enumerate"))}
     )
     return poutine.block(
         marked, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"]

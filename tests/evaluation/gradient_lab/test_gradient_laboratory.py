@@ -812,3 +812,32 @@ def test_figure_tells_many_estimators_apart() -> None:
     widths = [line.get_linewidth() for line in figure.axes[0].lines[:12]]
     assert widths == sorted(widths, reverse=True)
     assert len(set(widths)) == 12
+
+
+def test_an_exact_reference_makes_the_bias_known() -> None:
+    """Against `enumerate`: evaluated twice, without noise; its distance is that of the estimator."""
+    torch.manual_seed(0)
+    system = zoo.discrete_vae(6, latent=3, decoder=MLP((4,)))
+    x = (torch.rand(8, 6) < 0.3).float()
+    exact, calls = parse_objective("enumerate"), list[int]()
+    bound = exact.bound
+    exact.bound = lambda *args: calls.append(1) or bound(*args)  # type: ignore[method-assign]
+    objectives = {"score": parse_objective("elbo+score", 4), "enumerate": exact}
+    found = measure_gradients(
+        system.model,
+        system.guide,
+        x,
+        objectives,
+        parameters=dict(system.named_parameters()),
+        replicates=200,
+        reference="enumerate",
+    )
+    assert len(calls) == 4  # two trial runs, and two that are compared
+    of_exact, score = found["enumerate"]["all"], found["score"]["all"]
+    assert of_exact.snr == math.inf
+    assert of_exact.bias == 0.0
+    assert of_exact.evaluations == 8 * len(x)
+    noise = (score.variance.sum() / 200).sqrt().item()
+    assert score.bias_se == pytest.approx(noise, rel=0.3)
+    assert score.bias_interval[0] == 0.0
+    assert score.bias < 3 * score.bias_se
