@@ -63,28 +63,15 @@ MIXTURES = {
     "vae-mixture": lambda: zoo.vae(D, M, encoder=MAPS, posterior=posteriors.Mixture(components=2)),
 }
 """Systems that the bounds of stratified draws train too."""
-FOR_DISCRETE = (
-    "trace-elbo",
-    "iwae",
-    "renyi",
-    "miwae",
-    "ciwae",
-    "piwae",
-    "jvi",
-    "rws",
-    "vimco",
-    "score",
-    "tvo",
-    "mlmc",
-)
+KINDS = {name: make(num_particles=4).kinds for name, make in OBJECTIVES.items()}
+"""The kinds of latent sites that each named objective takes."""
+FOR_DISCRETE = tuple(name for name, kinds in KINDS.items() if "categorical" in kinds)
 """Named objectives that train them."""
-FOR_BINARY = tuple(n for n, make in OBJECTIVES.items() if make(num_particles=4).kinds == {"binary"})
+FOR_BINARY = tuple(name for name, kinds in KINDS.items() if kinds == {"binary"})
 """Named objectives that train those with Bernoulli latents, and no others."""
-FOR_MIXTURES = tuple(
-    n for n, make in OBJECTIVES.items() if make(num_particles=4).kinds == {"mixture"}
-)
+FOR_MIXTURES = tuple(name for name, kinds in KINDS.items() if kinds == {"mixture"})
 """Named objectives that need a mixture as guide."""
-FOR_GAUSSIANS = [name for name in OBJECTIVES if name not in (*FOR_BINARY, *FOR_MIXTURES)]
+FOR_GAUSSIANS = tuple(name for name, kinds in KINDS.items() if "continuous" in kinds)
 """Named objectives that train a guide of Gaussians."""
 OF_CONDITIONS = ("conditional-vae", "m2")
 """Systems of (x, c), which tests/training/test_conditional.py and test_m2.py check."""
@@ -99,11 +86,9 @@ ZOO: dict[str, Callable[[], Autoencoder]] = {
 
 def suited_to(objective: str) -> str:
     """A system that a named objective trains."""
-    suited = {
-        **dict.fromkeys(FOR_BINARY, "discrete-vae"),
-        **dict.fromkeys(FOR_MIXTURES, "vae-mixture"),
-    }
-    return suited.get(objective, "vae")
+    if objective in FOR_GAUSSIANS:
+        return "vae"
+    return "vae-mixture" if objective in FOR_MIXTURES else "discrete-vae"
 
 
 PROPER = [name for name in SYSTEMS if name.startswith(("ppca", "vae"))]
