@@ -78,6 +78,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "objective": (
         "analytic-kl",
         "beta-elbo",
+        "nvil",
         "trace-elbo",
         "stl",
         "iwae",
@@ -112,6 +113,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "wake-sleep-doubly-reparameterized",
         "covariance",
         "two-bounds",
+        "nvil",
     ),
     "dataset": (
         "digits",
