@@ -20,6 +20,7 @@ from pyroae.objectives import (
     IWAE,
     JVI,
     MIWAE,
+    NVIL,
     OBJECTIVES,
     SELBO,
     SIWAE,
@@ -72,6 +73,7 @@ GRADIENTS = [
     *(Score("none"), Score("leave-one-out"), Score("arithmetic"), Score("geometric")),
     *(WakeSleep(), DoublyReparameterizedWakeSleep(), Covariance()),
     *(DisARM(), ARM()),
+    *(NVIL(8), NVIL(0), NVIL(8, normalize=True)),
 ]
 
 
