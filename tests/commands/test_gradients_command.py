@@ -388,6 +388,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "replicates": (["--replicates", "19"], "replicates must be at least 20, not 19"),
     "reference": (["--reference", "stll"], "unknown reference 'stll'"),
     "near reference": (["--reference", "drge"], "unknown reference 'drge': did you mean 'dreg'?"),
+    "exact reference": (
+        ["--objectives", "iwae", "--num-particles", "4", "--reference", "enumerate"],
+        "'iwae' with K = 4 has another bound, whose exact gradient is a sum over tuples of K",
+    ),
     "negative seed": (["--seed", "-1"], "seed must be at least 0 and below 1e+12, not -1"),
     "large seed": (["--seed", "9" * 13], "seed must be at least 0 and below 1e+12"),
     "no data": (["--num-data", "0"], "num_data must be at least 1, not 0"),

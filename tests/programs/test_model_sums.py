@@ -11,8 +11,9 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyroae.config import TrainConfig
 from pyroae.errors import ProgramError
 from pyroae.evaluation.adaptive_quadrature import quadrature
 from pyroae.evaluation.enumeration import enumerated_log_likelihood
@@ -20,6 +21,7 @@ from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.objectives import parse_objective
 from pyroae.programs import model_sums
 from pyroae.programs.traces import prior_of, run
+from pyroae.training import fit
 from pyroae.weights import log_weights
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -288,3 +290,41 @@ def test_a_sum_without_the_prior_of_the_site_is_caught(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(model_sums._Sums, "_contracted", broken)
     assert abs(parse_objective("trace-elbo").loss(toy.both, toy.guide, X) - pyros) > 0.1
+
+
+class Mixture(nn.Module):
+    """A mixture in the latent space, with a linear guide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.means = nn.Parameter(torch.tensor([-1.0, 0.5, 2.0]))
+        self.logits = nn.Parameter(torch.zeros(3))
+        self.slope = nn.Parameter(torch.tensor(0.3))
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(logits=self.logits), infer=MARK)
+            z = pyro.sample("z", dist.Normal(self.means[y], 0.7))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.slope * x, 1.0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["iwae", "dreg", "vimco"])
+def test_a_summed_site_trains_under_compilation_as_without(name: str) -> None:
+    losses = []
+    for compiled in (False, True):
+        pyro.set_rng_seed(0)
+        result = fit(
+            Mixture(),
+            (torch.linspace(-2.0, 3.0, 16),),
+            parse_objective(name, 4),
+            TrainConfig(epochs=3, batch_size=8, lr=0.05),
+            compile=compiled,
+            progress=False,
+        )
+        losses.append([row.train_nelbo for row in result.history])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)

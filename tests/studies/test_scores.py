@@ -23,6 +23,7 @@ from pyroae import (
     Variant,
     ais,
     compare_training,
+    enumerated_log_likelihood,
     exact_log_likelihood,
     load,
     load_study,
@@ -296,6 +297,24 @@ def test_the_method_is_what_the_system_allows() -> None:
     with pytest.raises(ConfigError, match=r"'exact' cannot be used here"):
         method_for(zoo.vae(digits.train, latent=2), x, Scoring(method="exact"))
     assert method_for(zoo.ppca(64, latent=2), x, Scoring(method="is")) == "is"
+    assert method_for(zoo.discrete_vae(digits.train, 20), x, auto) == "is"
+    by_sums = Scoring(method="enumeration")
+    assert method_for(zoo.discrete_vae(digits.train, 20), x, by_sums) == "enumeration"
+    with pytest.raises(ConfigError, match=r"'enumeration' cannot be used here: .*more than the"):
+        method_for(zoo.discrete_vae(digits.train, 24), x, by_sums)
+
+
+def test_scores_by_exact_sums_have_no_error() -> None:
+    """They replace importance sampling for all data; the bound of a poor guide is corrected."""
+    torch.manual_seed(0)
+    system, x = zoo.discrete_vae(6, latent=10), (torch.rand(20, 6) < 0.4).float()
+    scoring = Scoring(num_particles=5, num_data=None, method="enumeration")
+    likelihood = log_likelihood(system.model, system.guide, x, num_particles=5, seed=0)
+    found = corrected(likelihood, system, x, scoring)
+    truth = enumerated_log_likelihood(system.model, None, x)
+    assert found.method == "enumeration"
+    assert found.error == 0.0
+    assert found.nll == pytest.approx(-truth.mean().item(), abs=1e-9)
 
 
 def test_a_subset_larger_than_the_data() -> None:

@@ -815,10 +815,10 @@ def test_figure_tells_many_estimators_apart() -> None:
 
 
 def test_an_exact_reference_makes_the_bias_known() -> None:
-    """Against `enumerate`: evaluated twice, without noise; its distance is that of the estimator."""
+    """Against `enumerate`, evaluated twice, only the estimator itself has noise."""
     torch.manual_seed(0)
     system = zoo.discrete_vae(6, latent=3, decoder=MLP((4,)))
-    x = (torch.rand(8, 6) < 0.3).float()
+    x = (torch.rand(8, 6) < 0.3).to(torch.get_default_dtype())
     exact, calls = parse_objective("enumerate"), list[int]()
     bound = exact.bound
     exact.bound = lambda *args: calls.append(1) or bound(*args)  # type: ignore[method-assign]
