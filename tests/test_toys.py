@@ -246,7 +246,7 @@ def test_a_wrong_number_of_evaluations_is_caught() -> None:
     with pytest.raises(ConformanceError, match="evaluations are those that are stated: off by"):
         check_objective(RandomSize(stated=2.5))
     with pytest.raises(ConformanceError, match="evaluations are those that are stated: off by"):
-        check_objective(RandomSize(share=0.5))
+        check_objective(RandomSize(share=0.6))
 
 
 class WrongProbability(RandomSize):

@@ -68,6 +68,11 @@ class BoundFunction(ABC):
         return True
 
     @property
+    def constant_slopes(self) -> bool:
+        """Whether every slope c_k is 1/K, so that Σ_k c_k s_k has mean 0."""
+        return False
+
+    @property
     def is_lower(self) -> bool:
         """Whether E F ≤ log p(x) for every guide."""
         return False
@@ -180,6 +185,7 @@ class ELBO(BoundFunction):
     num_particles: int = 1
     is_lower = True
     trend = 0
+    constant_slopes = True
 
     def value(self, log_weight: Tensor) -> Tensor:
         """Return the mean log-weight, in nats, shape `[N]`."""
@@ -192,6 +198,11 @@ class ELBO(BoundFunction):
     def curvature(self, log_weight: Tensor) -> Tensor:
         """Return 0, shape `[K, N]`."""
         return torch.zeros_like(log_weight)
+
+    def without(self, log_weight: Tensor, fill: Tensor | None) -> Tensor:
+        """Return F₋ₖ in time linear in K, in nats, shape `[K, N]`."""
+        count, rest = len(log_weight), log_weight.sum(0) - log_weight
+        return rest / (count - 1) if fill is None else (rest + fill) / count
 
 
 @BOUNDS.register("iwae")
@@ -214,6 +225,11 @@ class IWAE(BoundFunction):
     num_particles: int = 8
     is_lower = True
     trend = 1
+
+    @property
+    def constant_slopes(self) -> bool:
+        """Whether K is 1."""
+        return self.num_particles == 1
 
     def value(self, log_weight: Tensor) -> Tensor:
         """Return the log-mean-exp of the log-weights, in nats, shape `[N]`."""
@@ -270,6 +286,11 @@ class Renyi(BoundFunction):
             raise ConfigError(f"alpha of a Rényi bound must be below infinity, not {self.alpha}")
 
     @property
+    def constant_slopes(self) -> bool:
+        """Whether α or K is 1."""
+        return self.alpha == 1 or self.num_particles == 1
+
+    @property
     def smooth(self) -> bool:
         """Whether α is finite: the slopes of the maximum are discontinuous."""
         return self.alpha > -math.inf
@@ -306,6 +327,17 @@ class Renyi(BoundFunction):
             return torch.zeros_like(log_weight)
         weight = self.slope(log_weight)
         return (1 - self.alpha) * weight * (1 - weight)
+
+    def without(self, log_weight: Tensor, fill: Tensor | None) -> Tensor:
+        """Return F₋ₖ in time linear in K, in nats, shape `[K, N]`."""
+        if self.alpha == 1:
+            return ELBO(self.num_particles).without(log_weight, fill)
+        if self.alpha == -math.inf:
+            others = _largest_of_others(log_weight)
+            return others if fill is None else torch.maximum(others, fill)
+        order = 1 - self.alpha
+        powers = None if fill is None else order * fill
+        return IWAE(self.num_particles).without(order * log_weight, powers) / order
 
 
 @BOUNDS.register("miwae")
@@ -344,6 +376,11 @@ class MIWAE(BoundFunction):
                 f"num_particles of {self.num_particles} cannot be split into {self.groups} equal "
                 "groups"
             )
+
+    @property
+    def constant_slopes(self) -> bool:
+        """Whether M is K."""
+        return self.groups == self.num_particles
 
     @property
     def is_symmetric(self) -> bool:
@@ -413,6 +450,11 @@ class CIWAE(BoundFunction):
         if not 0 <= self.beta <= 1:
             raise ConfigError(f"beta of CIWAE must be in [0, 1], not {self.beta}")
 
+    @property
+    def constant_slopes(self) -> bool:
+        """Whether β or K is 1."""
+        return self.beta == 1 or self.num_particles == 1
+
     def value(self, log_weight: Tensor) -> Tensor:
         """Return β ELBO + (1 − β) IWAE, in nats, shape `[N]`."""
         return self.beta * log_weight.mean(0) + (1 - self.beta) * log_mean_exp(log_weight)
@@ -428,12 +470,11 @@ class CIWAE(BoundFunction):
 
     def without(self, log_weight: Tensor, fill: Tensor | None) -> Tensor:
         """Return F₋ₖ in time linear in K, in nats, shape `[K, N]`."""
-        count = len(log_weight)
-        rest = log_weight.sum(0) - log_weight
-        mean = rest / (count - 1) if fill is None else (rest + fill) / count
-        return self.beta * mean + (1 - self.beta) * IWAE(self.num_particles).without(
-            log_weight, fill
+        mean, log_mean = (
+            part.without(log_weight, fill)
+            for part in (ELBO(self.num_particles), IWAE(self.num_particles))
         )
+        return self.beta * mean + (1 - self.beta) * log_mean
 
 
 @BOUNDS.register("jvi")
@@ -549,6 +590,17 @@ class TVO(BoundFunction):
         ]
         return torch.stack(terms).sum(0)
 
+    def without(self, log_weight: Tensor, fill: Tensor | None) -> Tensor:
+        """Return F₋ₖ in time linear in K, in nats, shape `[K, N]`."""
+        terms = []
+        for beta, after in pairwise(self.betas()):
+            mean = _mean_of_others(beta * log_weight, log_weight)
+            if fill is not None:
+                share = (beta * fill - log_sum_of_others(beta * log_weight)).sigmoid()
+                mean = mean + share * (fill - mean)
+            terms.append((after - beta) * mean)
+        return torch.stack(terms).sum(0)
+
 
 def log_mean_exp(log_weight: Tensor, dim: int = 0) -> Tensor:
     """Return log (1/K) Σ_k exp(log w_k) along one dimension.
@@ -586,6 +638,28 @@ def log_sum_of_others(log_weight: Tensor, dim: int = 0) -> Tensor:
     # The share of each of the other weights, at most a half.
     share = (log_weight - total).masked_fill(is_best, -math.inf).exp()
     return torch.where(is_best, of_best, total + torch.log1p(-share))
+
+
+def _mean_of_others(logits: Tensor, values: Tensor) -> Tensor:
+    """Σ_{j≠k} p_j v_j / Σ_{j≠k} p_j with p = softmax of logits, for each k, `[K, N]`.
+
+    Exact also where one p dominates: the mean without the largest is computed by itself.
+    """
+    best = logits.argmax(0, keepdim=True)
+    is_best = torch.zeros_like(logits, dtype=torch.bool).scatter(0, best, True)
+    of_best = (logits.masked_fill(is_best, -math.inf).softmax(0) * values).sum(0)
+    weight = logits.softmax(0)
+    share = weight.masked_fill(is_best, 0.0)  # at most a half
+    of_others = ((weight * values).sum(0) - share * values) / (1 - share)
+    return torch.where(is_best, of_best, of_others)
+
+
+def _largest_of_others(log_weight: Tensor) -> Tensor:
+    """max_{j≠k} log w_j for each k, `[K, N]`."""
+    best = log_weight.argmax(0, keepdim=True)
+    is_best = torch.zeros_like(log_weight, dtype=torch.bool).scatter(0, best, True)
+    of_best = log_weight.masked_fill(is_best, -math.inf).max(0).values
+    return torch.where(is_best, of_best, log_weight.max(0).values)
 
 
 def _pairs_left_out(log_weight: Tensor) -> Tensor:

@@ -97,6 +97,17 @@ class Gradient(ABC):
         """
         raise NotImplementedError
 
+    def evaluations(self, bound: BoundFunction) -> float:
+        """Return the mean number of decoder evaluations per datum of one estimate.
+
+        Args:
+            bound: The bound F.
+
+        Returns:
+            By default K.
+        """
+        return float(bound.num_particles)
+
     @property
     def inclusive(self) -> bool:
         """Whether φ descends KL(p ‖ q) rather than ascends F.
@@ -306,7 +317,8 @@ class Score(Gradient):
 
         φ: Σ_k (F − F₋ₖ) s_k − Σ_k c_k s_k
 
-    Where some draws carry a path gradient and others do not, the former follow their paths,
+    The last sum is left out for bounds of constant slopes, such as the ELBO, where its mean is 0:
+    the estimator with the baseline `leave-one-out` is then VarGrad. Where some draws carry a path gradient and others do not, the former follow their paths,
     Σ c_k P_k, and only the latter take the learning signal; their scores are differentiated through
     the draws that they depend on. A guide whose draws all carry a path gradient is followed by
     scores alone; use `Pathwise` to follow the paths. Draws outside the data plate follow their
@@ -322,6 +334,7 @@ class Score(Gradient):
 
     References:
         Mnih & Rezende 2016, Variational Inference for Monte Carlo Objectives (VIMCO).
+        Richter et al. 2020, VarGrad: A Low-Variance Gradient Estimator for Variational Inference.
 
     >>> Score("leave-one-out").coefficients(ELBO(2), torch.tensor([[0.0], [2.0]])).learning
     tensor([[-1.],
@@ -352,13 +365,14 @@ class Score(Gradient):
             )
 
     def coefficients(self, bound: BoundFunction, log_weight: Tensor) -> Coefficients:
-        """Return c_k for θ and for P_k − s_k, with F − F₋ₖ as the learning signal."""
+        """Return c_k for θ and, if not constant, for P_k − s_k; F − F₋ₖ is the signal."""
         slope = bound.slope(log_weight)
         value = bound.value(log_weight)
         learning = value.expand_as(log_weight)
         if self.baseline != "none":
             learning = learning - bound.without(log_weight, self._fill(log_weight))
-        return Coefficients(slope, whole=slope, learning=learning)
+        whole = None if bound.constant_slopes else slope
+        return Coefficients(slope, whole=whole, learning=learning)
 
     def _fill(self, log_weight: Tensor) -> Tensor | None:
         """The log-weights that replace log w_k in F₋ₖ, `[K, N]`; None to leave particle k out."""

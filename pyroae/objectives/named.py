@@ -24,9 +24,11 @@ from pyroae.objectives.gradients import (
     TwoBounds,
     WakeSleep,
 )
+from pyroae.objectives.ovis import ovis, ovis_mc
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.siwae import selbo, siwae  # noqa: F401
 from pyroae.objectives.trace_elbo import TraceELBO
+from pyroae.objectives.vargrad import vargrad
 
 trace_elbo = TraceELBO
 """ELBO × Pathwise: the class `TraceELBO` under its name in the registry."""

@@ -25,7 +25,13 @@ from pyroae.objectives.gradients import (
     StickingTheLanding,
 )
 from pyroae.objectives.program_gradient import ProgramGradient
-from pyroae.objectives.scores import elbo_scores, has_path, moves_support, score_terms
+from pyroae.objectives.scores import (
+    elbo_scores,
+    has_path,
+    moves_support,
+    score_mean_zero,
+    score_terms,
+)
 from pyroae.objectives.strata import Strata
 from pyroae.objectives.stratified import StratifiedBound
 from pyroae.objectives.surrogates import Detached, Scaled, at_fixed_draws, path_through_log_post
@@ -150,6 +156,11 @@ class Objective(ObjectiveBase):
         return mixtures if self.bound_function.stratified else self.gradient.kinds
 
     @property
+    def evaluations(self) -> float:
+        """The mean number of decoder evaluations per datum of one estimate."""
+        return self.gradient.evaluations(self.bound_function)
+
+    @property
     def learns(self) -> bool:
         """Whether the gradient has parameters of its own."""
         return self.gradient.learns
@@ -181,6 +192,8 @@ class Objective(ObjectiveBase):
             coefficients = self.gradient.coefficients(self.bound_function, log_weight.detach())
             assert coefficients.learning is not None
             scores = (weights.scale * _cut(coefficients.learning) * terms).sum()
+            if isinstance(self.gradient, Score) and self.bound_function.constant_slopes:
+                scores = scores + score_mean_zero(traces, weights)
         else:
             scores = None
         return Bound(value, value if scores is None else value + scores)
@@ -333,8 +346,27 @@ class Objective(ObjectiveBase):
     def _by_score(self, traces: Traces) -> Bound:
         """The bound and its surrogate where the draws are stopped."""
         self.check(traces)
+        return self.follow_scores(traces, *self._parts(traces))
+
+    def follow_scores(
+        self, traces: Traces, weights: LogWeights, value: Tensor, coefficients: Coefficients
+    ) -> Bound:
+        """Return the surrogate of coefficients of scores, for a run whose draws are stopped.
+
+        Args:
+            traces: The traces of guide and model.
+            weights: Their log-weights.
+            value: The bound over all data, in nats, shape `[]`.
+            coefficients: The coefficients, each of shape `[K, N]`.
+
+        Returns:
+            The bound and its surrogate.
+
+        Raises:
+            ProgramError: The guide has terms that are not densities of draws and for which the
+                gradient is not defined; the message names the site.
+        """
         self._check_deltas(traces)
-        weights, value, coefficients = self._parts(traces)
         theta = _cut(coefficients.theta)
         terms = theta * (weights.log_lik + weights.log_prior)
         if weights.log_terms is not None:

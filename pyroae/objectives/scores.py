@@ -196,12 +196,8 @@ def elbo_scores(traces: Traces, weights: LogWeights) -> Tensor | None:
     if not scored:
         return None
     signals = elbo_signals(traces, {name: site for name, (site, _) in scored.items()})
-    terms = []
-    for name, (site, term) in scored.items():
-        terms.append((signals[name] * term).sum() / traces.num_particles)
-        if not site["fn"].has_rsample:  # removes −c_k s_k, of mean 0 because c_k is constant
-            terms.append(traces.total(site, traces.reduce(site, weights.densities[name])))
-    return sum(terms[1:], terms[0])
+    terms = [(signals[name] * term).sum() for name, (_, term) in scored.items()]
+    return sum(terms[1:], terms[0]) / traces.num_particles + score_mean_zero(traces, weights)
 
 
 def elbo_signals(traces: Traces, sites: Mapping[str, Site]) -> dict[str, Tensor]:
@@ -224,6 +220,25 @@ def elbo_signals(traces: Traces, sites: Mapping[str, Site]) -> dict[str, Tensor]
         name: sum((_within(site, *term) for term in terms[1:]), _within(site, *terms[0]))
         for name, site in sites.items()
     }
+
+
+def score_mean_zero(traces: Traces, weights: LogWeights) -> Tensor | float:
+    """Return the term that removes −c_k s_k, of mean 0 for a bound with constant slopes c_k = 1/K.
+
+    Args:
+        traces: The traces of guide and model, with K particles.
+        weights: The log-weights of the traces.
+
+    Returns:
+        The mean over the particles of log q of all draws without a path gradient, over all data, in
+            nats, shape `[]`; 0 where there are none.
+    """
+    terms = [
+        traces.total(site, traces.reduce(site, weights.densities[name]))
+        for name, site in traces.draws()
+        if not site["fn"].has_rsample
+    ]
+    return sum(terms[1:], terms[0]) if terms else 0.0
 
 
 def _scaled(site: Site) -> Tensor:

@@ -105,8 +105,8 @@ class Case:
     def replicates(self, count: int = REPLICATES) -> tuple[Tensor, Tensor]:
         """Return independent losses and gradients per datum, for data that are copies of one.
 
-        All data of a run share what the objective draws on the host: where it does, eight times as
-        many runs have an eighth of the data each.
+        All data of a run share what the objective draws on the host: where it does, four times as
+        many runs have a quarter of the data each.
 
         Args:
             count: R, the number of runs.
@@ -117,7 +117,7 @@ class Case:
         """
         x = self.x
         if self.is_random:
-            count, x = 8 * count, x[: max(1, len(x) // 8)]
+            count, x = 4 * count, x[: max(1, len(x) // 4)]
         rows = [self.run(x) for _ in range(count)]
         losses, gradients = (torch.stack(part) / len(x) for part in zip(*rows, strict=True))
         return losses, gradients

@@ -161,7 +161,7 @@ def _at(case: Case, draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _evaluations(case: Case) -> Check:
     """The mean number of decoder evaluations per datum is the one that is stated."""
     name, found = "the decoder evaluations are those that are stated", []
-    for seed in range(8 * REPLICATES):
+    for seed in range(4 * REPLICATES):
         case.toy.evaluations = 0.0
         case.run(seed=seed)
         found.append(case.toy.evaluations)
