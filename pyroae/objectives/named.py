@@ -13,6 +13,7 @@ from pyroae.objectives.base import OBJECTIVES, ObjectiveBase
 from pyroae.objectives.beta_elbo import BetaELBO
 from pyroae.objectives.bounds import BOUNDS, CIWAE, ELBO, IWAE, JVI, MIWAE, TVO, Renyi
 from pyroae.objectives.disarm import arm, disarm  # noqa: F401
+from pyroae.objectives.gdreg import gdreg  # noqa: F401
 from pyroae.objectives.gradients import (
     GRADIENTS,
     Covariance,
@@ -24,11 +25,11 @@ from pyroae.objectives.gradients import (
     TwoBounds,
     WakeSleep,
 )
-from pyroae.objectives.ovis import ovis, ovis_mc
+from pyroae.objectives.ovis import ovis, ovis_mc  # noqa: F401
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.siwae import selbo, siwae  # noqa: F401
 from pyroae.objectives.trace_elbo import TraceELBO
-from pyroae.objectives.vargrad import vargrad
+from pyroae.objectives.vargrad import vargrad  # noqa: F401
 
 trace_elbo = TraceELBO
 """ELBO × Pathwise: the class `TraceELBO` under its name in the registry."""
