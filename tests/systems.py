@@ -75,6 +75,9 @@ FOR_DISCRETE = (
     "vimco",
     "score",
     "tvo",
+    "ovis",
+    "ovis-mc",
+    "vargrad",
 )
 """Named objectives that train them."""
 FOR_BINARY = tuple(n for n, make in OBJECTIVES.items() if make(num_particles=4).kinds == {"binary"})
