@@ -21,7 +21,7 @@ from pyroae.objectives.bounds import ELBO, BoundFunction
 from pyroae.objectives.gradients import GRADIENTS
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.program_gradient import ProgramGradient
-from pyroae.objectives.scores import elbo_signals, has_path
+from pyroae.objectives.scores import elbo_signals, has_path, score_mean_zero
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.sites import Program, Site, base_distribution
 from pyroae.programs.trial_runs import is_close, trial_mode
@@ -106,8 +106,7 @@ class AntitheticGradient(ProgramGradient):
             first, second = signal.chunk(2)
             difference = (first - second).reshape(*first.shape, *[1] * len(site["fn"].event_shape))
             terms.append((difference * factor * logit).sum() / len(one))
-            terms.append(traces.total(site, traces.reduce(site, weights.densities[name])))
-        return sum(terms[1:], terms[0])
+        return sum(terms[1:], terms[0]) + score_mean_zero(traces, weights)
 
     def _binary_sites(self, traces: Traces) -> dict[str, Site]:
         """The Bernoulli sites of the guide; refuses others without a path gradient."""

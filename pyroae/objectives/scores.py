@@ -196,10 +196,8 @@ def elbo_scores(traces: Traces, weights: LogWeights) -> Tensor | None:
     if not scored:
         return None
     signals = elbo_signals(traces, {name: site for name, (site, _) in scored.items()})
-    terms = [
-        (signals[name] * term).sum() / traces.num_particles for name, (_, term) in scored.items()
-    ]
-    return sum(terms[1:], terms[0]) + score_mean_zero(traces, weights)
+    terms = [(signals[name] * term).sum() for name, (_, term) in scored.items()]
+    return sum(terms[1:], terms[0]) / traces.num_particles + score_mean_zero(traces, weights)
 
 
 def elbo_signals(traces: Traces, sites: Mapping[str, Site]) -> dict[str, Tensor]:

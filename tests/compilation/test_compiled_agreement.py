@@ -175,6 +175,7 @@ def test_which_pairs_are_refused() -> None:
     others = set(OBJECTIVES) - set(FOR_GAUSSIANS)
     for name in SYSTEMS:
         along_draws = {"rws", "vimco", "score", "tvo", "dreg", "rws-dreg"}
+        along_draws |= {"ovis", "ovis-mc", "vargrad"}
         assert REFUSED[name] == (along_draws | others if name in points else others), name
     for name in DISCRETE:
         taken = {*FOR_DISCRETE, *(() if name == "discrete-vae-categorical" else FOR_BINARY)}

@@ -25,7 +25,9 @@ from pyroae.objectives import (
     IWAE,
     JVI,
     OBJECTIVES,
+    Gradient,
     Objective,
+    Score,
     TraceELBO,
     antithetic_bits,
 )
@@ -42,7 +44,7 @@ BOTH = pytest.mark.parametrize("gradient", [DisARM(), ARM()], ids=["disarm", "ar
 # One bit.
 
 
-def of_one_bit(gradient: AntitheticGradient, logit: float, num: int, pairs: int = 1) -> Tensor:
+def of_one_bit(gradient: Gradient, logit: float, num: int, pairs: int = 1) -> Tensor:
     """Gradients with respect to the logit, `[num]`; f(1) − f(0) is 1 − logit."""
     logits = torch.full((num,), logit, requires_grad=True)
 
@@ -86,6 +88,16 @@ def test_mean_and_variance_of_one_bit(
     assert found.mean().item() == pytest.approx(mean, abs=5 * (variance / num) ** 0.5)
     spread = (found - mean).square()
     assert spread.mean().item() == pytest.approx(variance, abs=5 * spread.std().item() / num**0.5)
+
+
+@pytest.mark.parametrize("logit", [0.0, 1.7])
+def test_variance_of_leave_one_out(logit: float) -> None:
+    """Δ² p (1 − p) (½ − p (1 − p)) with two draws, 1/16 at logit 0: above that of DisARM."""
+    found = of_one_bit(Score("leave-one-out"), logit, 200_000)
+    p = torch.sigmoid(torch.tensor(logit)).item()
+    variance = (1 - logit) ** 2 * p * (1 - p) * (0.5 - p * (1 - p))
+    assert found.var().item() == pytest.approx(variance, rel=0.03)
+    assert variances(logit)[DisARM] < variances(logit)[ARM] < variance
 
 
 def test_the_variance_of_arm_is_never_smaller() -> None:

@@ -171,7 +171,8 @@ def test_the_mean_weight_is_p() -> None:
     """E exp F = p(x), for shares that are not equal."""
     toy = Toy(1, logits=(1.5, 0.0))
     toy.parameters["b"].data.zero_()
-    bounds = [-Objective(SIWAE(4)).loss(toy.model, toy.guide) for _ in range(3000)]
+    objective = Objective(SIWAE(4))
+    bounds = [-objective.loss(toy.model, toy.guide) for _ in range(3000)]
     weights = (torch.tensor(bounds) - LOG_P).exp()
     assert weights.mean().item() == pytest.approx(1.0, abs=5 * weights.std().item() / 3000**0.5)
 
