@@ -71,6 +71,7 @@ FOR_DISCRETE = (
     "score",
     "tvo",
     "mlmc",
+    "nvil",
 )
 """Named objectives that train them."""
 OF_CONDITIONS = ("conditional-vae", "m2")
