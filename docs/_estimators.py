@@ -26,8 +26,9 @@ NAMES = ("trace-elbo", *(name for name in OBJECTIVES if name != "trace-elbo"))
 
 
 def names_of(kind: str) -> tuple[str, ...]:
-    """Return the names of the estimators that take a kind of latent sites."""
-    return tuple(name for name in NAMES if kind in OBJECTIVES[name](num_particles=2).kinds)
+    """Return the names of the estimators of a fixed K that take a kind of latent sites."""
+    made = {name: OBJECTIVES[name](num_particles=2) for name in NAMES}
+    return tuple(n for n, made in made.items() if kind in made.kinds and made.variant == ())
 
 
 PAGES = Path(__file__).parent / "estimators"

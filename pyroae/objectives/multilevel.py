@@ -68,6 +68,7 @@ class MLMC(BoundFunction):
     decay: float = 1.5
     max_level: int | None = None
     is_random: ClassVar[bool] = True
+    independent: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

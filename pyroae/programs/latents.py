@@ -92,6 +92,8 @@ class Latents:
     (torch.Size([5, 3, 2]), torch.Size([5, 3]))
     """
 
+    _stand_ins: dict[str, Tensor]
+
     def __init__(
         self,
         model: Program,
@@ -169,7 +171,7 @@ class Latents:
         self.draws = torch.cat([_rows(u) for u in unconstrained.values()], 2)
         self.start = self.draws.detach()
         self.active = self._unmasked(unconstrained)
-        self._stand_ins: dict[str, Tensor] = stand_ins(self._traces)
+        self._stand_ins = stand_ins(self._traces)
 
     @property
     def num_data(self) -> int:

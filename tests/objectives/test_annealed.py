@@ -323,6 +323,18 @@ def test_the_learned_step_sizes_tighten_the_bound() -> None:
     assert after > -0.6
 
 
+def test_svi_learns_the_step_sizes() -> None:
+    model, guide = toy(100, 10)
+    objective = DAIS(1, steps=3, step_size=0.02, bound="elbo")
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), objective)
+    torch.manual_seed(7)
+    losses = [svi.step() for _ in range(100)]
+    controls = objective.controls
+    assert isinstance(controls, Leapfrog)
+    assert controls.log_step.exp().min() > 0.2
+    assert sum(losses[-20:]) / 2000 < sum(losses[:20]) / 2000 - 0.2
+
+
 def test_svi_trains_a_system() -> None:
     torch.manual_seed(8)
     system, x = system_and_data("vae", 64)
