@@ -169,17 +169,16 @@ def gaussian(objective: ObjectiveBase, size: int) -> dict[str, Tensor | float]:
     b = torch.zeros(size, dtype=torch.float64, requires_grad=True)
     zeros = torch.zeros(size, dtype=torch.float64)
 
-    def model() -> None:
+    def model(x: Tensor) -> None:
         with pyro.plate("data", size):
             z = pyro.sample("z", dist.Normal(zeros, 1.0))
-            pyro.sample("x", dist.Normal(z + b, 1.0), obs=zeros + 1)
+            pyro.sample("x", dist.Normal(z + b, 1.0), obs=x)
 
-    def guide() -> None:
+    def guide(x: Tensor) -> None:
         with pyro.plate("data", size):
             pyro.sample("z", dist.Normal(m, (zeros + 2 / 3).sqrt()))
 
-    objective.next_step()
-    loss = objective.loss_and_grads(model, guide)
+    loss = objective.loss_and_grads(model, guide, zeros + 1)
     assert m.grad is not None
     assert b.grad is not None
     return {"gap": -loss / size - LOG_P, "phi": -m.grad, "theta": -b.grad}
@@ -193,17 +192,16 @@ def bernoulli(objective: ObjectiveBase, size: int) -> dict[str, Tensor | float]:
     logit = torch.zeros(size, dtype=torch.float64, requires_grad=True)
     zeros = torch.zeros(size, dtype=torch.float64)
 
-    def model() -> None:
+    def model(x: Tensor) -> None:
         with pyro.plate("data", size):
             z = pyro.sample("z", dist.Bernoulli(zeros + 0.5))
-            pyro.sample("x", dist.Normal(2 * z, 1.0), obs=zeros + 2)
+            pyro.sample("x", dist.Normal(2 * z, 1.0), obs=x)
 
-    def guide() -> None:
+    def guide(x: Tensor) -> None:
         with pyro.plate("data", size):
             pyro.sample("z", dist.Bernoulli(logits=logit))
 
-    objective.next_step()
-    objective.loss_and_grads(model, guide)
+    objective.loss_and_grads(model, guide, zeros + 2)
     assert logit.grad is not None
     return {"phi": -logit.grad}
 

@@ -127,7 +127,6 @@ def cases(train: Dataset) -> dict[str, Case]:
         "conditional": (of(labelled, system="conditional-vae"), "trace-elbo", labelled, {}),
         "random": (of(), RandomParticles, train, {}),
         "nvil": (of(system="discrete-vae"), "nvil:num_particles=2,normalize=true", train, {}),
-        "nvil vae": (of(), "nvil:num_particles=2", train, {}),
         "nvil compiled": (
             of(system="discrete-vae"),
             "nvil:num_particles=2",

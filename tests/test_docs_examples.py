@@ -22,6 +22,7 @@ SECTIONS = [
     ("hierarchies.md", "In Python"),
     ("sparse.md", "In Python"),
     ("own-data.md", "Images"),
+    ("own-choice.md", "Objectives that learn"),
 ]
 SMALLER = (
     (r"epochs=\d+", "epochs=1"),

@@ -19,6 +19,7 @@ from pyroae.objectives import (
     IWAE,
     JVI,
     MIWAE,
+    NVIL,
     OBJECTIVES,
     TVO,
     AnalyticKL,
@@ -65,6 +66,7 @@ GRADIENTS = [
     ),
     *(Score("none"), Score("leave-one-out"), Score("arithmetic"), Score("geometric")),
     *(WakeSleep(), DoublyReparameterizedWakeSleep(), Covariance()),
+    *(NVIL(8), NVIL(0), NVIL(8, normalize=True)),
 ]
 
 
