@@ -33,6 +33,8 @@ from pyroae.objectives.gradients import (
 from pyroae.objectives.nvil import NVIL
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.program_gradient import ProgramGradient
+from pyroae.objectives.rebar import Rebar, Relax
+from pyroae.objectives.relaxations import GumbelSoftmax, StraightThrough
 from pyroae.objectives.trace_elbo import TraceELBO
 
 # The module of the named pairs registers them, with what is imported above.
@@ -58,13 +60,17 @@ __all__ = [
     "DoublyReparameterized",
     "DoublyReparameterizedWakeSleep",
     "Gradient",
+    "GumbelSoftmax",
     "Objective",
     "ObjectiveBase",
     "Pathwise",
     "ProgramGradient",
+    "Rebar",
+    "Relax",
     "Renyi",
     "Score",
     "StickingTheLanding",
+    "StraightThrough",
     "TraceELBO",
     "TwoBounds",
     "WakeSleep",

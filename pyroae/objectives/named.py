@@ -24,12 +24,12 @@ from pyroae.objectives.gradients import (
     WakeSleep,
 )
 from pyroae.objectives.nvil import nvil  # noqa: F401
-from pyroae.objectives.ovis import ovis, ovis_mc
+from pyroae.objectives.ovis import ovis, ovis_mc  # noqa: F401
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.rebar import rebar, relax  # noqa: F401
 from pyroae.objectives.relaxations import gumbel_softmax, straight_through  # noqa: F401
 from pyroae.objectives.trace_elbo import TraceELBO
-from pyroae.objectives.vargrad import vargrad
+from pyroae.objectives.vargrad import vargrad  # noqa: F401
 
 trace_elbo = TraceELBO
 """ELBO × Pathwise: the class `TraceELBO` under its name in the registry."""
