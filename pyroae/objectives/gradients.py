@@ -321,7 +321,9 @@ class Score(Gradient):
         φ: Σ_k (F − F₋ₖ) s_k − Σ_k c_k s_k
 
     The last sum is left out for bounds of constant slopes, such as the ELBO, where its mean is 0:
-    the estimator with the baseline `leave-one-out` is then VarGrad. Where some draws carry a path gradient and others do not, the former follow their paths,
+    the estimator with the baseline `leave-one-out` is then VarGrad.
+
+    Where some draws carry a path gradient and others do not, the former follow their paths,
     Σ c_k P_k, and only the latter take the learning signal; their scores are differentiated through
     the draws that they depend on. A guide whose draws all carry a path gradient is followed by
     scores alone; use `Pathwise` to follow the paths. Draws outside the data plate follow their

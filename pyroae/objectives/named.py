@@ -12,6 +12,7 @@ from pyroae.objectives.analytic_kl import AnalyticKL
 from pyroae.objectives.base import OBJECTIVES, ObjectiveBase
 from pyroae.objectives.beta_elbo import BetaELBO
 from pyroae.objectives.bounds import BOUNDS, CIWAE, ELBO, IWAE, JVI, MIWAE, TVO, Renyi
+from pyroae.objectives.gdreg import gdreg  # noqa: F401
 from pyroae.objectives.gradients import (
     GRADIENTS,
     Covariance,

@@ -200,7 +200,7 @@ def elbo_scores(traces: Traces, weights: LogWeights) -> Tensor | None:
         for site in samples(trace)
     ]
     terms = []
-    for name, (site, term) in scored.items():
+    for site, term in scored.values():
         signal = sum(_within(site, other, value) for other, value in signals)
         terms.append((signal * term).sum() / traces.num_particles)
     return sum(terms[1:], terms[0]) + score_mean_zero(traces, weights)
