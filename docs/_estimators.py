@@ -130,6 +130,9 @@ def _reason(name: str, check: str, reasons: dict[str, str]) -> str:
     of_draws = ("the value is the bound of", "the particles may change places")
     if "over all states" in check and objective.kinds == {"continuous"}:
         return "it takes continuous draws alone."
+    of_gaussian = ("the mean value is below log p(x)", "the mean gradient is the bound's")
+    if check in of_gaussian and "continuous" not in objective.kinds:
+        return "it takes discrete draws alone, whose means are sums over all states."
     if check == "SVI's loss is the loss":
         return "K is random, and SVI draws another one."
     if not isinstance(objective, Objective):

@@ -37,6 +37,8 @@ from pyroae.objectives.multilevel import MLMC, BaseBound
 from pyroae.objectives.nvil import NVIL
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.program_gradient import ProgramGradient
+from pyroae.objectives.rebar import Rebar, Relax
+from pyroae.objectives.relaxations import GumbelSoftmax, StraightThrough
 from pyroae.objectives.stratified import SELBO, SIWAE
 from pyroae.objectives.trace_elbo import TraceELBO
 
@@ -71,13 +73,17 @@ __all__ = [
     "DoublyReparameterizedWakeSleep",
     "Enumerate",
     "Gradient",
+    "GumbelSoftmax",
     "Objective",
     "ObjectiveBase",
     "Pathwise",
     "ProgramGradient",
+    "Rebar",
+    "Relax",
     "Renyi",
     "Score",
     "StickingTheLanding",
+    "StraightThrough",
     "TraceELBO",
     "TwoBounds",
     "WakeSleep",
