@@ -35,6 +35,7 @@ from pyroae.testing import (
     check_objective,
 )
 from pyroae.testing.expectations import mean_gradient, mean_value, tuples
+from pyroae.testing.toy_program import States
 from pyroae.weights import log_weights, reduce_log_weights
 
 TOYS = [BernoulliToy, CategoricalToy, MixedToy, lambda: MixedToy(binary=False)]
@@ -73,6 +74,12 @@ def test_the_posterior_of_a_toy_is_exact(make: Any) -> None:
     torch.testing.assert_close(weights, toy.log_evidence(x).expand(7, 5), atol=1e-9, rtol=0)
 
 
+def _mean(bound: BoundFunction, states: States) -> Tensor:
+    mean = mean_value(bound, states)
+    assert mean is not None
+    return mean
+
+
 @pytest.mark.parametrize("bound", [ELBO(3), IWAE(3), MIWAE(4, 2)])
 def test_means_over_tuples_are_brute_force(bound: BoundFunction) -> None:
     states = CategoricalToy().states(torch.randn(3))
@@ -80,7 +87,7 @@ def test_means_over_tuples_are_brute_force(bound: BoundFunction) -> None:
     rows = [list(row) for row in itertools.product(range(6), repeat=bound.num_particles)]
     terms = [states.log_prob[r].sum().exp() * bound.value(log_w[r][:, None])[0] for r in rows]
     expected = torch.stack(terms).sum()
-    assert mean_value(bound, states).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert _mean(bound, states).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 def test_means_are_left_out_beyond_a_number_of_tuples() -> None:
@@ -92,6 +99,7 @@ def test_means_are_left_out_beyond_a_number_of_tuples() -> None:
 def test_gradients_of_sums_are_finite_differences(make: Any) -> None:
     toy, x, bound = make(), torch.randn(3), IWAE(2)
     found = mean_gradient(Pathwise(), bound, toy, x)
+    assert found is not None
     at = 0
     for parameter in toy.parameters():
         for index in range(parameter.numel()):
@@ -99,7 +107,7 @@ def test_gradients_of_sums_are_finite_differences(make: Any) -> None:
                 ends = []
                 for step in (1e-5, -2e-5):
                     parameter.view(-1)[index] += step
-                    ends.append(mean_value(bound, toy.states(x)).item())
+                    ends.append(_mean(bound, toy.states(x)).item())
                 parameter.view(-1)[index] += 1e-5
             assert found[at].item() == pytest.approx((ends[0] - ends[1]) / 2e-5, abs=1e-7)
             at += 1
@@ -319,6 +327,6 @@ def test_the_posterior_of_bits_has_the_closed_form() -> None:
         toy.prior.zero_()
         toy.weight[:, 1:] = 0.0
     squares = [((x[0] - toy.bias - on * toy.weight[:, 0]) ** 2).sum() for on in (0, 1)]
-    density = sum(0.5 * torch.exp(-s / (2 * 0.49)) for s in squares)
+    density = torch.stack([0.5 * torch.exp(-s / (2 * 0.49)) for s in squares]).sum()
     expected = density.log() - 1.5 * math.log(2 * math.pi * 0.49)
     assert toy.log_evidence(x).item() == pytest.approx(expected.item(), abs=1e-12)

@@ -1,6 +1,7 @@
 """Checks of means over draws on enumerable toys, and at the exact posterior of every toy."""
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -70,8 +71,8 @@ def enumerated_means(
     losses, gradients = case.replicates()
     x, name = case.x[0], case.name
     if objective.is_unbiased:
-        exact = toy.log_evidence(x[None])
-        yield zero("the mean value is log p(x)", (losses + exact)[:, None], name)
+        log_px = toy.log_evidence(x[None])
+        yield zero("the mean value is log p(x)", (losses + log_px)[:, None], name)
         rows = (gradients - _of_evidence(toy, x[None]))[:, : None if unbiased else toy.num_theta]
         yield zero("the mean gradient is that of log p(x)", rows, name)
         return
@@ -92,7 +93,8 @@ def enumerated_means(
 
 def _stated(objective: Objective, case: Case, gradients: Tensor) -> Iterator[Check]:
     """The mean φ-gradient of a biased pair is the one that it names."""
-    bound, toy, total = objective.bound_function, case.toy, 0.0
+    bound, toy = objective.bound_function, cast(EnumerableToy, case.toy)
+    total = torch.zeros(())
     parts = objective.gradient.same_mean(bound)
     for share, other in parts:
         mean = mean_gradient(other, bound, toy, case.x[0])

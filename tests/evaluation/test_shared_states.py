@@ -24,12 +24,13 @@ def both(
     """log p(x) in the shared form and in the plain one; whether the former was taken."""
     taken = list[bool]()
     right = shared_states.SharedStates.is_valid
+
+    def recorded(self: shared_states.SharedStates) -> bool:
+        taken.append(right(self))
+        return taken[-1]
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            shared_states.SharedStates,
-            "is_valid",
-            lambda self: taken.append(right(self)) or taken[-1],
-        )
+        patch.setattr(shared_states.SharedStates, "is_valid", recorded)
         one = enumerated_log_likelihood(model, None, x)
         patch.setattr(enumeration, "SHARED", 2**60)
         other = enumerated_log_likelihood(model, None, x)

@@ -30,8 +30,9 @@ def prepared(setting: str, particles: int, toy: TwoSites, steps: int = 0) -> Obj
     objective = Objective(ELBO(particles), SETTINGS[setting])
     objective.prepare(toy.model, toy.guide, (X,), {})
     assert objective.controls is not None
-    if objective.controls.network is not None:
-        for parameter in objective.controls.network.parameters():
+    network = objective.controls.network
+    if isinstance(network, nn.Module):
+        for parameter in network.parameters():
             nn.init.normal_(parameter, std=0.3)
     optimizer = torch.optim.Adam(objective.controls.parameters(), lr=0.05)
     small = Objective(ELBO(20), SETTINGS[setting])
@@ -145,7 +146,7 @@ def test_the_controls_descend_the_second_moment(setting: str, flat: bool) -> Non
                 )
             return kept(run, weights, gradients)
 
-        control_variates._at_logits = keep
+        control_variates._at_logits = keep  # type: ignore[assignment]
         try:
             pyro.set_rng_seed(4)
             _, surrogate = objective.bound(toy.model, toy.guide, X)
@@ -216,7 +217,12 @@ def test_the_decoder_runs_as_often_as_is_said(setting: str, monkeypatch: Any) ->
     objective = prepared(setting, 50, toy)
     objective.bound(toy.model, toy.guide, X)
     seen, decode = [], toy.decode
-    monkeypatch.setattr(toy, "decode", lambda a, c: seen.append(len(a)) or decode(a, c))
+
+    def counted(*states: Any) -> Any:
+        seen.append(len(states[0]))
+        return decode(*states)
+
+    monkeypatch.setattr(toy, "decode", counted)
     objective.bound(toy.model, toy.guide, X)
     assert sum(seen) == objective.evaluations
 

@@ -488,7 +488,8 @@ def test_compiled_code_has_the_numbers_of_eager_code(gradient: AntitheticGradien
         if compiled:
             graphs = Compiled(system, objective, backend="eager")
             torch.manual_seed(5)
-            value, grads = graphs.value_and_grads(binary())
+            value, gradients = graphs.value_and_grads(binary())
+            grads = list(gradients)
             assert graphs.is_compiled
         else:
             objective.bound(system.model, system.guide, binary())

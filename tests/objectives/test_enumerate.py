@@ -19,8 +19,6 @@ from pyroae.nn import MLP
 from pyroae.objectives import enumerated, parse_objective
 from tests.programs.test_model_sums import MARK, Given, N, Toy, X
 
-ZEROS = {"allow_unused": True, "materialize_grads": True}
-
 
 class Toy2(Toy):
     """Guides over discrete sites."""
@@ -93,7 +91,10 @@ def test_bound_and_gradient_are_those_of_pyro(model: str, guide: str, depth: int
     pyros = TraceEnum_ELBO(max_plate_nesting=depth).differentiable_loss(*marked, X)
     ours = parse_objective("enumerate", k).differentiable_loss(*programs, X)
     torch.testing.assert_close(ours, pyros, rtol=0, atol=1e-10)
-    one, other = (torch.autograd.grad(loss, toy.parameters, **ZEROS) for loss in (ours, pyros))
+    one, other = (
+        torch.autograd.grad(loss, toy.parameters, allow_unused=True, materialize_grads=True)
+        for loss in (ours, pyros)
+    )
     torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
     assert sum(bool(g.abs().max() > 1e-3) for g in one) >= 2
 
@@ -118,7 +119,10 @@ def test_bits_and_one_hot_vectors_equal_brute_force(categories: int | None, obje
     value, surrogate = found.bound(system.model, system.guide, x)
     torch.testing.assert_close(value, expected, rtol=0, atol=1e-10)
     parameters = list(system.parameters())
-    one, other = (torch.autograd.grad(b, parameters, **ZEROS) for b in (surrogate, expected))
+    one, other = (
+        torch.autograd.grad(b, parameters, allow_unused=True, materialize_grads=True)
+        for b in (surrogate, expected)
+    )
     torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
     assert found.is_noiseless
     assert found.evaluations == len(codes)
@@ -150,9 +154,11 @@ def test_a_sum_without_the_weights_q_is_caught(monkeypatch: pytest.MonkeyPatch) 
     def loss() -> Tensor:
         return parse_objective("enumerate").differentiable_loss(toy.two, toy.two_guide, X)
 
-    expected = torch.autograd.grad(loss(), toy.parameters, **ZEROS)
+    expected = torch.autograd.grad(
+        loss(), toy.parameters, allow_unused=True, materialize_grads=True
+    )
     monkeypatch.setattr(enumerated, "expected", lambda w, q: right(w, q.detach()))
-    found = torch.autograd.grad(loss(), toy.parameters, **ZEROS)
+    found = torch.autograd.grad(loss(), toy.parameters, allow_unused=True, materialize_grads=True)
     assert max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)) > 1e-3
 
 

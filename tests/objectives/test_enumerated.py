@@ -98,9 +98,9 @@ def test_bound_and_gradient_are_those_of_brute_force(num_particles: int) -> None
     expected = (log_q.exp() * log_w).sum(0).mean(0).sum()
     torch.testing.assert_close(value, expected, rtol=0, atol=1e-8)
     parameters = list(toy.parameters())
-    found = torch.autograd.grad(surrogate, parameters)
+    grads = torch.autograd.grad(surrogate, parameters)
     correct = torch.autograd.grad(expected, parameters)
-    for one, other in zip(found, correct, strict=True):
+    for one, other in zip(grads, correct, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-8)
     assert all(bool(one.abs().max() > 1e-3) for one in correct)
 

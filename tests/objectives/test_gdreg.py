@@ -45,6 +45,9 @@ class Hierarchy(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.tensor(value)))
         self.noise: Tensor | None = None
 
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name)
+
     prior = ("m", "t", "a", "b", "s")
 
     def model(self, x: Tensor) -> None:
@@ -147,7 +150,8 @@ def by_hand(toy: Hierarchy, x: Tensor, z: Tensor, u: Tensor, num_particles: int)
 
 
 def test_the_gradient_is_the_formula_draw_by_draw() -> None:
-    toy, x, drawn = Hierarchy(), torch.tensor([0.4, -1.1, 2.0]), {}
+    toy, x = Hierarchy(), torch.tensor([0.4, -1.1, 2.0])
+    drawn: dict[str, Tensor] = {}
 
     def guide(x: Tensor) -> None:
         toy.guide(x)
@@ -186,6 +190,7 @@ def test_transforms_of_priors_are_those_of_their_draws(make: Any) -> None:
     z = p.rsample()
     expected = torch.autograd.grad(z.sum(), [a, b], retain_graph=True)
     drawn = through_prior(p, z)
+    assert drawn is not None
     torch.testing.assert_close(drawn, z)
     for found, value in zip(torch.autograd.grad(drawn.sum(), [a, b]), expected, strict=True):
         torch.testing.assert_close(found, value)
@@ -208,12 +213,12 @@ def test_a_prior_without_a_transform_keeps_its_plain_gradient() -> None:
     rate, loc = (torch.tensor(v, requires_grad=True) for v in (1.3, 0.2))
     for posterior in (lambda x: dist.LogNormal(loc + 0 * x, 0.5), lambda x: dist.LogNormal(x, 0.5)):
         model, guide = one_site(lambda: dist.Gamma(2.0, rate), posterior)
-        found = []
+        found: list[Tensor] = []
         for gradient in (GeneralizedDoublyReparameterized(), DoublyReparameterized()):
             torch.manual_seed(3)
             rate.grad = loc.grad = None
             Objective(IWAE(4), gradient).loss_and_grads(model, guide, torch.ones(5))
-            found.append(rate.grad if loc.grad is None else torch.stack([rate.grad, loc.grad]))
+            found.append(torch.stack([leaf.grad for leaf in (rate, loc) if leaf.grad is not None]))
         torch.testing.assert_close(*found)
 
 

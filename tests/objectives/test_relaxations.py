@@ -69,10 +69,10 @@ def test_concrete_densities_are_those_of_torch(temperature: float) -> None:
     torch.testing.assert_close(
         Binary(logits).concrete(z, temperature), base.log_prob(z / temperature)
     )
-    base = torch.distributions.relaxed_categorical.ExpRelaxedCategorical(
+    other = torch.distributions.relaxed_categorical.ExpRelaxedCategorical(
         torch.tensor(temperature), logits=logits
     )
-    expected = base.log_prob((z / temperature).log_softmax(-1))
+    expected = other.log_prob((z / temperature).log_softmax(-1))
     torch.testing.assert_close(OneOf(logits.log_softmax(-1)).concrete(z, temperature), expected)
 
 
@@ -106,7 +106,12 @@ def test_the_value_is_the_exact_bound(name: str, flat: bool) -> None:
 def test_the_value_is_at_states(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     toy, seen = TwoSites(), []
     decode = toy.decode
-    monkeypatch.setattr(toy, "decode", lambda a, c: seen.append((a, c)) or decode(a, c))
+
+    def recorded(*states: Any) -> Any:
+        seen.append(states)
+        return decode(*states)
+
+    monkeypatch.setattr(toy, "decode", recorded)
     objective = parse_objective(name, 50)
     objective.bound(toy.model, toy.guide, X)
     last = torch.cat([part.flatten() for part in seen[-1]])

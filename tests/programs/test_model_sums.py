@@ -122,8 +122,10 @@ def test_bound_and_gradient_are_those_of_pyro(
     pyros = TraceEnum_ELBO(max_plate_nesting=depth).differentiable_loss(*programs, X)
     ours = parse_objective(objective).differentiable_loss(*programs, X)
     torch.testing.assert_close(ours, pyros, rtol=0, atol=1e-10)
-    zeros = {"allow_unused": True, "materialize_grads": True}
-    one, other = (torch.autograd.grad(loss, toy.parameters, **zeros) for loss in (ours, pyros))
+    one, other = (
+        torch.autograd.grad(loss, toy.parameters, allow_unused=True, materialize_grads=True)
+        for loss in (ours, pyros)
+    )
     torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
     assert sum(bool(g.abs().max() > 1e-3) for g in one) >= 2
 
