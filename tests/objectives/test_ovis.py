@@ -24,8 +24,8 @@ from pyroae.objectives import (
     parse_objective,
 )
 from pyroae.objectives.bounds import BoundFunction
+from pyroae.objectives.named import vargrad
 from pyroae.objectives.ovis import OVIS, OVISMonteCarlo, log_rest, ovis, ovis_mc
-from pyroae.objectives.vargrad import vargrad
 from pyroae.testing import ConformanceError, check_objective
 from tests.test_estimator_pages import pages
 
