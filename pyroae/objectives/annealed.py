@@ -112,7 +112,6 @@ class DAIS(ObjectiveBase):
         self.bound_function = BOUNDS.parse(bound, num_particles=num_particles)
         if self.bound_function.is_random:
             raise ConfigError(f"dais takes a bound of a fixed number of particles, not '{bound}'")
-        self._known: tuple[Any, Any] | None = None
 
     @property
     def is_evidence(self) -> bool:

@@ -112,7 +112,7 @@ class ControlVariateGradient(ProgramGradient):
     ) -> Bound:
         """Return the ELBO of the hard draws, and the surrogate for θ, φ and the control variate."""
         trial = partial(self._check_parents, objective, model, guide, args, kwargs)
-        objective.check_once(guide, trial)
+        objective.cache.get("independence", (guide,), trial)
         traces = objective.run(model, guide, args, kwargs)
         sites = self._sites_of(objective, traces)
         weights = reduce_log_weights(traces)

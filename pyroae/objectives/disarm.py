@@ -80,9 +80,8 @@ class AntitheticGradient(ProgramGradient):
         kwargs: dict[str, Any],
     ) -> Bound:
         """Return the ELBO of K draws in pairs, and its surrogate."""
-        objective.check_once(
-            guide, partial(self._check_parents, objective, model, guide, args, kwargs)
-        )
+        trial = partial(self._check_parents, objective, model, guide, args, kwargs)
+        objective.cache.get("independence", (guide,), trial)
         bits = AntitheticBits(objective.num_particles)
         traces = objective.run(model, guide, args, kwargs, handler=bits)
         sites = self._binary_sites(traces)

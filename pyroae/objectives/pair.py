@@ -9,7 +9,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyroae.errors import ConfigError, ProgramError
-from pyroae.objectives.base import Bound, ObjectiveBase, check_reparameterized, weak_reference
+from pyroae.objectives.base import Bound, ObjectiveBase, check_reparameterized
 from pyroae.objectives.bounds import ELBO as ELBOBound
 from pyroae.objectives.bounds import BoundFunction
 from pyroae.objectives.enumerated import (
@@ -133,11 +133,6 @@ class Objective(ObjectiveBase):
         self.bound_function, self.gradient, self.joint = bound, gradient or Pathwise(), joint
         self.gradient.check(bound)
         _check_draws(bound, self.gradient)
-        self._mixed: tuple[Any, bool] | None = None
-        self._enumerations: tuple[Any, dict[tuple[Any, ...], Enumeration]] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_mixed": None, "_enumerations": None}
 
     @property
     def is_elbo(self) -> bool:
@@ -182,8 +177,7 @@ class Objective(ObjectiveBase):
 
     @property
     def _found(self) -> list[Enumeration]:
-        known = self._enumerations
-        return [] if known is None else list(known[1].values())
+        return list((self.cache.latest("enumerations") or {}).values())
 
     @property
     def learns(self) -> bool:
@@ -327,15 +321,14 @@ class Objective(ObjectiveBase):
         run is repeated with the same random numbers.
         """
         shapes = (a.shape[1:] if isinstance(a, Tensor) else a for a in (*args, *kwargs.values()))
-        key, known = (*kwargs, *map(str, shapes)), self._enumerations
-        if known is None or known[0]() != guide:
-            known = self._enumerations = (weak_reference(guide), {})
-        found = known[1].get(key)
+        key = (*kwargs, *map(str, shapes))
+        known: dict[tuple[Any, ...], Enumeration] = self.cache.get("enumerations", (guide,), dict)
+        found = known.get(key)
         if found is None or not found.parts:
             device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
             before = random_state(device) if found is None else None
             traces = self.run(model, guide, args, kwargs)
-            found = known[1].setdefault(key, self._enumeration_in(traces))
+            found = known.setdefault(key, self._enumeration_in(traces))
             if not found.parts:
                 return self.estimate(traces)
             if before is not None:
@@ -469,15 +462,15 @@ class Objective(ObjectiveBase):
         """Whether only some draws in the data plate carry a path gradient; cached per guide."""
         if not isinstance(self.gradient, Score):
             return False
-        if self._mixed is None or self._mixed[0]() != guide:
+
+        def find() -> bool:
             device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
             with fork_random(device), poutine.block(), evaluating(model, guide):
                 traces = self.run(model, guide, args, kwargs)
-                paths = {
-                    has_path(site["fn"]) for _, site in traces.draws() if traces.is_local(site)
-                }
-                self._mixed = (weak_reference(guide), len(paths) == 2)
-        return self._mixed[1]
+            draws = [site["fn"] for _, site in traces.draws() if traces.is_local(site)]
+            return len(set(map(has_path, draws))) == 2
+
+        return self.cache.get("mixed", (guide,), find)
 
     def _parts(self, traces: Traces) -> tuple[LogWeights, Tensor, Coefficients]:
         """The log-weights, and from them, detached, the bound and the coefficients."""
