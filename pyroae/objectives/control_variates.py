@@ -15,7 +15,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError
-from pyroae.objectives.base import Bound, ObjectiveBase
+from pyroae.objectives.base import Bound
 from pyroae.objectives.bounds import ELBO, BoundFunction
 from pyroae.objectives.discrete_sites import ALTERNATIVES, DiscreteSite, Variables, discrete_sites
 from pyroae.objectives.learned_controls import (
@@ -104,7 +104,7 @@ class ControlVariateGradient(ProgramGradient):
 
     def estimate_on(
         self,
-        objective: ObjectiveBase,
+        objective: Objective,
         model: Program,
         guide: Program,
         args: tuple[Any, ...],
@@ -137,10 +137,9 @@ class ControlVariateGradient(ProgramGradient):
             - _of_controls(run, weights, gradients, controls),
         )
 
-    def _sites_of(self, objective: ObjectiveBase, traces: Traces) -> dict[str, DiscreteSite]:
+    def _sites_of(self, objective: Objective, traces: Traces) -> dict[str, DiscreteSite]:
         """The discrete sites of a guide that has no others."""
         sites = discrete_sites(traces, self.name)
-        assert isinstance(objective, Objective)
         objective.check(traces)
         for name, _ in terms_of(traces):
             raise ProgramError(
@@ -243,7 +242,7 @@ class ControlVariateGradient(ProgramGradient):
 
     def _check_parents(
         self,
-        objective: ObjectiveBase,
+        objective: Objective,
         model: Program,
         guide: Program,
         args: tuple[Any, ...],

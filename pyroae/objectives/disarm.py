@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives.antithetic_bits import AntitheticBits, SpreadBits, logits_of
-from pyroae.objectives.base import OBJECTIVES, Bound, ObjectiveBase
+from pyroae.objectives.base import OBJECTIVES, Bound
 from pyroae.objectives.bounds import ELBO, BoundFunction
 from pyroae.objectives.gradients import GRADIENTS
 from pyroae.objectives.pair import Objective
@@ -73,7 +73,7 @@ class AntitheticGradient(ProgramGradient):
 
     def estimate_on(
         self,
-        objective: ObjectiveBase,
+        objective: Objective,
         model: Program,
         guide: Program,
         args: tuple[Any, ...],
@@ -131,7 +131,7 @@ class AntitheticGradient(ProgramGradient):
 
     def _check_parents(
         self,
-        objective: ObjectiveBase,
+        objective: Objective,
         model: Program,
         guide: Program,
         args: tuple[Any, ...],

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyroae.errors import ConfigError
 from pyroae.objectives.base import OBJECTIVES, Bound
 from pyroae.objectives.bounds import IWAE, BoundFunction, log_sum_of_others
+from pyroae.objectives.coefficient_surrogates import along_scores
 from pyroae.objectives.gradients import GRADIENTS, Coefficients, Gradient, Pathwise, WakeSleep
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.program_gradient import ProgramGradient
@@ -142,14 +143,14 @@ class OVISMonteCarlo(ProgramGradient):
 
     def estimate_on(
         self,
-        objective: Any,
+        objective: Objective,
         model: Program,
         guide: Program,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Bound:
         """Run K + S draws, the last S of which make the baseline alone."""
-        bound: BoundFunction = objective.bound_function
+        bound = objective.bound_function
         count = bound.num_particles
         traces = objective.run(
             model, guide, args, kwargs, count + self.auxiliary, handler=Detached()
@@ -163,8 +164,7 @@ class OVISMonteCarlo(ProgramGradient):
             learning=torch.cat([self.signal(log_weight, others), none]),
         )
         value = weights.total(bound.value(log_weight)).detach()
-        result: Bound = objective.follow_scores(traces, weights, value, coefficients)
-        return result
+        return Bound(value, along_scores(objective, traces, weights, coefficients))
 
 
 def log_rest(log_weight: Tensor) -> Tensor:
