@@ -11,12 +11,12 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives.base import Bound
 from pyroae.objectives.bounds import ELBO, BoundFunction
+from pyroae.objectives.dependent_logits import TRIAL_PARTICLES, dependent_site
 from pyroae.objectives.discrete_sites import ALTERNATIVES, DiscreteSite, Variables, discrete_sites
 from pyroae.objectives.learned_controls import (
     ControlVariate,
@@ -30,12 +30,7 @@ from pyroae.objectives.relaxed_runs import RelaxedDraws, at_relaxed, linear, rel
 from pyroae.programs.paired_traces import Traces, terms_of
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import at_values
-from pyroae.programs.trial_runs import is_close, trial_mode
-from pyroae.runtime.randomness import fork_random
 from pyroae.weights import LogWeights, reduce_log_weights
-
-TRIAL_PARTICLES = 8
-"""Particles of the trial run that shows whether the sites of a guide are independent."""
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -249,18 +244,18 @@ class ControlVariateGradient(ProgramGradient):
         kwargs: dict[str, Any],
     ) -> None:
         """Refuse logits that depend on other draws of the guide."""
-        device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
         spread = RelaxedDraws(_spread)
-        with fork_random(device), trial_mode(training=True), poutine.block():
-            traces = objective.run(model, guide, args, kwargs, TRIAL_PARTICLES, handler=spread)
-        for name, site in discrete_sites(traces, self.name).items():
-            logits = site.variables.logits
-            if not is_close(logits, logits[:1].expand_as(logits)):
-                raise ProgramError(
-                    f"{self.name} needs independent sites; the logits of the guide's site '{name}' "
-                    "differ between particles, as where they depend on other draws of the guide: "
-                    f"{ALTERNATIVES}"
-                )
+        run = partial(objective.run, model, guide, args, kwargs, TRIAL_PARTICLES, handler=spread)
+        name = dependent_site(run, self._logits, args)
+        if name is not None:
+            raise ProgramError(
+                f"{self.name} needs independent sites; the logits of the guide's site '{name}' "
+                f"depend on other draws of the guide: {ALTERNATIVES}"
+            )
+
+    def _logits(self, traces: Traces) -> dict[str, Tensor]:
+        """The logits of the sites of the guide."""
+        return {n: site.variables.logits for n, site in discrete_sites(traces, self.name).items()}
 
 
 def _spread(variables: Variables, z: Tensor) -> Tensor:

@@ -11,25 +11,20 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives.antithetic_bits import AntitheticBits, SpreadBits, logits_of
 from pyroae.objectives.base import OBJECTIVES, Bound
 from pyroae.objectives.bounds import ELBO, BoundFunction
+from pyroae.objectives.dependent_logits import TRIAL_PARTICLES, dependent_site
 from pyroae.objectives.gradients import GRADIENTS
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.program_gradient import ProgramGradient
 from pyroae.objectives.scores import elbo_signals, has_path, score_mean_zero
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.sites import Program, Site, base_distribution
-from pyroae.programs.trial_runs import is_close, trial_mode
-from pyroae.runtime.randomness import fork_random
 from pyroae.weights import LogWeights, reduce_log_weights
-
-TRIAL_PARTICLES = 8
-"""Particles of the trial run that shows whether the bits of a guide are independent."""
 
 
 class AntitheticGradient(ProgramGradient):
@@ -138,20 +133,21 @@ class AntitheticGradient(ProgramGradient):
         kwargs: dict[str, Any],
     ) -> None:
         """Refuse logits that depend on draws of the guide, which differ within a pair."""
-        device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
-        with fork_random(device), trial_mode(training=True), poutine.block():
-            traces = objective.run(
-                model, guide, args, kwargs, TRIAL_PARTICLES, handler=SpreadBits()
+        run = partial(
+            objective.run, model, guide, args, kwargs, TRIAL_PARTICLES, handler=SpreadBits()
+        )
+        name = dependent_site(run, self._logits, args)
+        if name is not None:
+            raise ProgramError(
+                f"{type(self).__name__} draws in antithetic pairs, which share their logits; "
+                f"the logits of the guide's site '{name}' depend on other draws of the guide: use "
+                "score, vimco or rws"
             )
-        for name, site in self._binary_sites(traces).items():
-            logits = logits_of(site["fn"])
-            assert logits is not None
-            if not is_close(logits, logits[:1].expand_as(logits)):
-                raise ProgramError(
-                    f"{type(self).__name__} draws in antithetic pairs, which share their logits; "
-                    f"the logits of the guide's site '{name}' differ between particles, as where "
-                    "they depend on other draws of the guide: use score, vimco or rws"
-                )
+
+    def _logits(self, traces: Traces) -> dict[str, Tensor]:
+        """The logits of the Bernoulli sites of the guide."""
+        found = {n: logits_of(site["fn"]) for n, site in self._binary_sites(traces).items()}
+        return {name: logits for name, logits in found.items() if logits is not None}
 
 
 @GRADIENTS.register("disarm")

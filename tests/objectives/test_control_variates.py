@@ -289,11 +289,11 @@ def chain(second: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize("name", ["rebar", "relax", "elbo+relax:relaxed=false"])
 @pytest.mark.parametrize("particles", [1, 3])
 def test_dependent_sites(name: str, particles: int) -> None:
-    table = torch.tensor([0.0, 1.0])
-    for second in (lambda a: a, lambda a: table[a.long()]):
-        with pytest.raises(ProgramError, match=r"independent sites; .* site 'b' differ"):
+    table, weight = torch.tensor([0.0, 1.0]), torch.zeros((), requires_grad=True)
+    for second in (lambda a: a, lambda a: table[a.long()], lambda a: weight * a):
+        with pytest.raises(ProgramError, match=r"independent sites; .* site 'b' depend"):
             parse_objective(name, particles).bound(*chain(second))
-    parse_objective(name, particles).bound(*chain(lambda a: 0 * a))
+    parse_objective(name, particles).bound(*chain(torch.zeros_like))
 
 
 def test_sites_that_are_no_draws() -> None:
