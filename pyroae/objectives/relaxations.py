@@ -111,7 +111,7 @@ class GumbelSoftmax(Relaxation):
         name, function = "gumbel-softmax", objective.bound_function
         draws = RelaxedDraws(self._soft)
         run = partial(objective.run, model, guide, args, kwargs)
-        traces = at_relaxed(name, partial(run, handler=draws))
+        traces = at_relaxed(name, partial(run, handler=draws), run)
         sites = discrete_sites(traces, name)
         objective.check(traces)
         density = partial(self._density, draws) if self.density == "concrete" else linear

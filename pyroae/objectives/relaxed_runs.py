@@ -189,22 +189,28 @@ def linear(_name: str, site: DiscreteSite, states: Tensor) -> Tensor:
     return site.variables.linear(states)
 
 
-def at_relaxed(objective: str, run: Callable[[], Traces]) -> Traces:
+def at_relaxed(
+    objective: str, run: Callable[[], Traces], at_states: Callable[[], Traces] | None = None
+) -> Traces:
     """Run programs at relaxed states, and say so where they fail.
 
     Args:
         objective: The name of the objective, for the message.
         run: Runs the programs.
+        at_states: Runs them at states, if they have not run there before: programs that fail there
+            too fail for another reason than the relaxation.
 
     Returns:
         The traces.
 
     Raises:
-        BrokenProgramError: A program rejects values between the states.
+        BrokenProgramError: A program fails at states, or rejects values between them.
     """
     try:
         return run()
     except BrokenProgramError as error:
+        if at_states is not None:
+            at_states()
         raise BrokenProgramError(
             f"{objective} runs the programs at values between the states, where {error}: "
             f"{ALTERNATIVES}"
