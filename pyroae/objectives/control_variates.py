@@ -16,8 +16,7 @@ from torch import Tensor
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives.base import Bound
 from pyroae.objectives.bounds import ELBO, BoundFunction
-from pyroae.objectives.dependent_logits import TRIAL_PARTICLES, dependent_site
-from pyroae.objectives.discrete_sites import ALTERNATIVES, DiscreteSite, Variables, discrete_sites
+from pyroae.objectives.dependent_logits import dependent_site
 from pyroae.objectives.learned_controls import (
     ControlVariate,
     network_input,
@@ -26,7 +25,14 @@ from pyroae.objectives.learned_controls import (
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.program_gradient import ProgramGradient
 from pyroae.objectives.relaxations import DISCRETE
-from pyroae.objectives.relaxed_runs import RelaxedDraws, at_relaxed, linear, relaxed_weights
+from pyroae.objectives.relaxed_runs import (
+    ALTERNATIVES,
+    at_relaxed,
+    discrete_sites,
+    linear,
+    relaxed_weights,
+)
+from pyroae.programs.discrete_variables import DiscreteSite, Variables
 from pyroae.programs.paired_traces import Traces, terms_of
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import at_values
@@ -244,8 +250,7 @@ class ControlVariateGradient(ProgramGradient):
         kwargs: dict[str, Any],
     ) -> None:
         """Refuse logits that depend on other draws of the guide."""
-        spread = RelaxedDraws(_spread)
-        run = partial(objective.run, model, guide, args, kwargs, TRIAL_PARTICLES, handler=spread)
+        run = partial(objective.run, model, guide, args, kwargs)
         name = dependent_site(run, self._logits, args)
         if name is not None:
             raise ProgramError(
@@ -256,11 +261,6 @@ class ControlVariateGradient(ProgramGradient):
     def _logits(self, traces: Traces) -> dict[str, Tensor]:
         """The logits of the sites of the guide."""
         return {n: site.variables.logits for n, site in discrete_sites(traces, self.name).items()}
-
-
-def _spread(variables: Variables, z: Tensor) -> Tensor:
-    """States with equal probabilities, whatever the logits are."""
-    return variables.hard(z - variables.logits)
 
 
 def _at_logits(run: HardRun, weights: LogWeights, gradients: Mapping[str, Tensor]) -> Tensor:

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError
-from pyroae.objectives.antithetic_bits import AntitheticBits, SpreadBits, logits_of
+from pyroae.objectives.antithetic_bits import AntitheticBits
 from pyroae.objectives.base import OBJECTIVES, Bound
 from pyroae.objectives.bounds import ELBO, BoundFunction
-from pyroae.objectives.dependent_logits import TRIAL_PARTICLES, dependent_site
+from pyroae.objectives.dependent_logits import dependent_site
 from pyroae.objectives.gradients import GRADIENTS
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.program_gradient import ProgramGradient
 from pyroae.objectives.scores import elbo_signals, has_path, score_mean_zero
+from pyroae.programs.discrete_variables import binary_logits
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.sites import Program, Site, base_distribution
 from pyroae.weights import LogWeights, reduce_log_weights
@@ -91,7 +92,7 @@ class AntitheticGradient(ProgramGradient):
         terms = []
         for name, signal in elbo_signals(traces, sites).items():
             site = sites[name]
-            logits = logits_of(site["fn"])
+            logits = binary_logits(site["fn"])
             assert logits is not None
             one, other = site["value"].chunk(2)
             logit = logits.chunk(2)[0]
@@ -107,7 +108,7 @@ class AntitheticGradient(ProgramGradient):
         sites, others = {}, []
         for name, site in traces.draws():
             words = f"'{name}' is a {type(base_distribution(site['fn'])).__name__}"
-            if logits_of(site["fn"]) is not None:
+            if binary_logits(site["fn"]) is not None:
                 sites[name] = site
             elif has_path(site["fn"]):
                 others.append(words)
@@ -133,9 +134,7 @@ class AntitheticGradient(ProgramGradient):
         kwargs: dict[str, Any],
     ) -> None:
         """Refuse logits that depend on draws of the guide, which differ within a pair."""
-        run = partial(
-            objective.run, model, guide, args, kwargs, TRIAL_PARTICLES, handler=SpreadBits()
-        )
+        run = partial(objective.run, model, guide, args, kwargs)
         name = dependent_site(run, self._logits, args)
         if name is not None:
             raise ProgramError(
@@ -146,7 +145,7 @@ class AntitheticGradient(ProgramGradient):
 
     def _logits(self, traces: Traces) -> dict[str, Tensor]:
         """The logits of the Bernoulli sites of the guide."""
-        found = {n: logits_of(site["fn"]) for n, site in self._binary_sites(traces).items()}
+        found = {n: binary_logits(site["fn"]) for n, site in self._binary_sites(traces).items()}
         return {name: logits for name, logits in found.items() if logits is not None}
 
 

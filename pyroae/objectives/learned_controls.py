@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pyroae.objectives.discrete_sites import DiscreteSite
+from pyroae.programs.discrete_variables import DiscreteSite
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.particles import has_particles
 from pyroae.programs.sites import Site

@@ -10,11 +10,17 @@ from torch import Tensor
 from pyroae.errors import ConfigError
 from pyroae.objectives.base import OBJECTIVES, Bound
 from pyroae.objectives.bounds import ELBO, IWAE, BoundFunction
-from pyroae.objectives.discrete_sites import DiscreteSite, Variables, discrete_sites
 from pyroae.objectives.gradients import GRADIENTS
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.program_gradient import ProgramGradient
-from pyroae.objectives.relaxed_runs import RelaxedDraws, at_relaxed, linear, relaxed_weights
+from pyroae.objectives.relaxed_runs import (
+    RelaxedDraws,
+    at_relaxed,
+    discrete_sites,
+    linear,
+    relaxed_weights,
+)
+from pyroae.programs.discrete_variables import DiscreteSite, Variables
 from pyroae.programs.sites import Program
 from pyroae.weights import reduce_log_weights
 
