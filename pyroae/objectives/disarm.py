@@ -6,6 +6,7 @@ says, so that the value is the ELBO of K draws.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -76,10 +77,11 @@ class AntitheticGradient(ProgramGradient):
         kwargs: dict[str, Any],
     ) -> Bound:
         """Return the ELBO of K draws in pairs, and its surrogate."""
-        trial = partial(self._check_parents, objective, model, guide, args, kwargs)
+        run = partial(objective.run, model, guide, args, kwargs)
+        trial = partial(self._check_parents, run, args)
         objective.cache.get("independence", (guide,), trial)
         bits = AntitheticBits(objective.num_particles)
-        traces = objective.run(model, guide, args, kwargs, handler=bits)
+        traces = run(handler=bits)
         sites = self._binary_sites(traces)
         weights = reduce_log_weights(traces)
         value = weights.total(weights.log_weight.mean(0))
@@ -125,16 +127,8 @@ class AntitheticGradient(ProgramGradient):
             )
         return sites
 
-    def _check_parents(
-        self,
-        objective: Objective,
-        model: Program,
-        guide: Program,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
+    def _check_parents(self, run: Callable[..., Traces], args: tuple[Any, ...]) -> None:
         """Refuse logits that depend on draws of the guide, which differ within a pair."""
-        run = partial(objective.run, model, guide, args, kwargs)
         name = dependent_site(run, self._logits, args)
         if name is not None:
             raise ProgramError(
