@@ -112,7 +112,7 @@ class NVIL(ProgramGradient):
         """The baseline of each datum, `[N]`, or of all, `[1]`."""
         if baseline.network is None:
             return baseline(None)
-        features = features_of(args, log_weight.shape[1]).to(log_weight)
+        features = features_of(args, log_weight.shape[1]).to(baseline.constant)
         width = baseline.network[0].in_features
         if features.shape[1] != width:
             raise ProgramError(
