@@ -166,9 +166,10 @@ class Baseline(nn.Module):
 
     def __init__(self, width: int, hidden: int, log_weight: Tensor, normalize: bool) -> None:
         super().__init__()
-        finite = log_weight[log_weight.isfinite()]
-        finite = finite if len(finite) else log_weight.new_zeros(1)
-        center, spread = finite.mean(), finite.std(correction=0)
+        finite = log_weight.isfinite()
+        count = finite.sum().clamp_min(1)
+        center = log_weight.where(finite, 0.0).sum() / count
+        spread = (log_weight.where(finite, center) - center).square().sum().div(count).sqrt()
         unit = torch.maximum(spread, center.abs() / 10).clamp_min(1.0)
         self.network: nn.Sequential | None = None
         if hidden:
