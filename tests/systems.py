@@ -74,7 +74,17 @@ FOR_MIXTURES = tuple(name for name, kinds in KINDS.items() if kinds == {"mixture
 FOR_GAUSSIANS = tuple(name for name, kinds in KINDS.items() if "continuous" in kinds)
 """Named objectives that train a guide of Gaussians."""
 CONFORMING = (
-    *("beta-elbo", "dais", "disarm", "enumerate", "gdreg", "gumbel-softmax", "mlmc", "nvil"),
+    *(
+        "beta-elbo",
+        "dais",
+        "disarm",
+        "dreg",
+        "enumerate",
+        "gdreg",
+        "gumbel-softmax",
+        "mlmc",
+        "nvil",
+    ),
     *("arm", "ovis", "relax", "rws", "rws-dreg", "selbo", "siwae", "tvo"),
 )
 """Named objectives whose conformance every run of the tests checks: one for each way to estimate;

@@ -65,7 +65,7 @@ def _reaches_parameters(case: Case) -> Check:
         left = [name for name in left if name not in reached]
         with torch.no_grad():  # a layer that starts at 0 passes no gradient on
             for p in controls.parameters():
-                p -= 0.0 if p.grad is None else 0.01 * p.grad.sign()
+                p.sub_(0.0 if p.grad is None else 0.01 * p.grad.sign())
     controls.load_state_dict(start)
     return Check(
         "a gradient reaches every parameter",
