@@ -223,10 +223,10 @@ class WrongShare(OVIS):
 class OwnDrawInBaseline(OVISMonteCarlo):
     """The baseline's sum of others contains z_k."""
 
-    def signal(self, log_weight: Tensor, others: Tensor) -> Tensor:
+    def parts(self, log_weight: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         total = torch.logaddexp(log_weight[:, None], others)
-        baseline = (total - (others - total).exp()).mean(1)
-        return log_weight.logsumexp(0) - log_weight.softmax(0) - baseline
+        learning = log_weight.logsumexp(0) - total.mean(1)
+        return learning, log_weight.softmax(0) - (others - total).exp().mean(1)
 
 
 @pytest.mark.parametrize(
