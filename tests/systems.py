@@ -73,6 +73,23 @@ FOR_MIXTURES = tuple(name for name, kinds in KINDS.items() if kinds == {"mixture
 """Named objectives that need a mixture as guide."""
 FOR_GAUSSIANS = tuple(name for name, kinds in KINDS.items() if "continuous" in kinds)
 """Named objectives that train a guide of Gaussians."""
+CONFORMING = (
+    *(
+        "beta-elbo",
+        "dais",
+        "disarm",
+        "dreg",
+        "enumerate",
+        "gdreg",
+        "gumbel-softmax",
+        "mlmc",
+        "nvil",
+    ),
+    *("arm", "ovis", "relax", "rws", "rws-dreg", "selbo", "siwae", "tvo"),
+)
+"""Named objectives whose conformance every run of the tests checks: one for each way to estimate;
+`make study` checks all.
+"""
 OF_CONDITIONS = ("conditional-vae", "m2")
 """Systems of (x, c), which tests/training/test_conditional.py and test_m2.py check."""
 ZOO: dict[str, Callable[[], Autoencoder]] = {

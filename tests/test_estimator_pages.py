@@ -28,6 +28,7 @@ from pyroae.objectives import (
 from pyroae.testing import check_objective
 from pyroae.training.fitting import fit
 from pyroae.training.trainer import FitResult
+from tests.systems import CONFORMING
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = DOCS / "estimators"
@@ -110,7 +111,10 @@ def test_settings_and_their_defaults(name: str) -> None:
 # (2) Conformance.
 
 
-@each
+@pytest.mark.parametrize(
+    "name",
+    [n if n in CONFORMING else pytest.param(n, marks=pytest.mark.slow) for n in NAMES],
+)
 def test_passed_checks_are_those_that_ran(name: str) -> None:
     assert pages.read(page(name)).passed == pages.checks_of(name)
 

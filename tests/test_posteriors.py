@@ -180,7 +180,7 @@ def reference(system: Autoencoder, x: Tensor, objective: str) -> Tensor:
         return (log_joint - without_cache(system, x, z)).logsumexp(0).sum()
     others = (log_w.sum(0) - log_w) / (K - 1)
     if objective == "score":
-        return ((log_w.mean(0) - others) * score - score / K).sum()
+        return ((log_w.mean(0) - others) * score).sum()  # −score / K has mean 0
     assert objective == "vimco"
     total = log_w.logsumexp(0)
     rest = torch.stack(

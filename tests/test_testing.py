@@ -48,6 +48,7 @@ from pyroae.programs.sites import Program
 from pyroae.testing import ConformanceError, check_objective
 from pyroae.weights import LogWeights, reduce_log_weights
 from tests.conftest import sample_of
+from tests.systems import CONFORMING
 
 BOUNDS = [
     ELBO(4),
@@ -93,14 +94,14 @@ def test_pairs_are_many() -> None:
 
 def test_the_sample_has_every_bound_and_gradient() -> None:
     """Those of the pairs and of the named objectives that `make test` runs, the latter in
-    tests/test_estimator_pages.py; `make study` runs all.
+    tests/test_estimator_pages.py; `make study` runs all, and named ones that are no pair here.
     """
     run = [p.values[0] for p in sample_of(pairs(), 6) if not p.marks]
     run += [
-        o for name in OBJECTIVES if isinstance(o := OBJECTIVES[name](num_particles=2), Objective)
+        o for name in CONFORMING if isinstance(o := OBJECTIVES[name](num_particles=2), Objective)
     ]
-    assert {type(o.bound_function) for o in run} == {type(o.bound_function) for o in pairs()}
-    assert {type(o.gradient) for o in run} == {type(o.gradient) for o in pairs()}
+    assert {type(o.bound_function) for o in run} >= {type(o.bound_function) for o in pairs()}
+    assert {type(o.gradient) for o in run} >= {type(o.gradient) for o in pairs()}
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_every_valid_pair_conforms(objective: Objective) -> None:
     assert len(named) >= 14
 
 
-@pytest.mark.parametrize(("name", "num_particles"), sample_of(product(OBJECTIVES, (2, 6)), 5))
+@pytest.mark.parametrize(("name", "num_particles"), sample_of(product(OBJECTIVES, (2, 6)), 9))
 def test_every_named_objective_conforms(name: str, num_particles: int) -> None:
     """All of them with K = 4: tests/test_estimator_pages.py."""
     assert all(

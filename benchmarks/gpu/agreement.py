@@ -14,7 +14,7 @@ from benchmarks.gpu.draws import HostDraws
 from pyroae.compilation.svi import Compiled
 from pyroae.errors import ProgramError
 from pyroae.objectives import OBJECTIVES
-from tests.systems import ZOO, system_and_data
+from tests.systems import DISCRETE, KINDS, MIXTURES, ZOO, system_and_data
 
 NUM_PARTICLES = 4
 DOUBLE, SINGLE = 1e-9, 1e-5
@@ -28,7 +28,17 @@ COVERING = (
 """Pairs whose code is compiled first: each kind of prior, posterior, likelihood, map and gradient
 is in one of them.
 """
-PAIRS = tuple(product(ZOO, OBJECTIVES))
+
+
+def is_trained(system: str, objective: str) -> bool:
+    """Whether the objective takes the kind of latent sites of the system."""
+    if system in DISCRETE:
+        return ("categorical" if system.endswith("categorical") else "binary") in KINDS[objective]
+    kinds = {"continuous", "mixture"} if system in MIXTURES else {"continuous"}
+    return bool(kinds & KINDS[objective])
+
+
+PAIRS = tuple(pair for pair in product(ZOO, OBJECTIVES) if is_trained(*pair))
 OTHER_DRAWS = ("discrete-vae", "discrete-vae-learned", "denoising-vae")
 """Systems with Bernoulli draws, which compiled code of a GPU makes in another way: there are no
 equal numbers to compare.

@@ -350,6 +350,12 @@ def _notes(
     ]
     notes += [f"another bound than that of {reference}: {', '.join(other)}"] if other else []
     notes += [f"by design not the gradient of their bound: {', '.join(biased)}"] if biased else []
+    costs = [
+        f"{name} {objective.evaluations * num_data:.4g} at K = {objective.num_particles}"
+        for name, objective in at.items()
+        if objective.evaluations != objective.num_particles
+    ]
+    notes += [f"other numbers of evaluations of the decoder: {', '.join(costs)}"] if costs else []
     return notes
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives.base import OBJECTIVES, Bound, ObjectiveBase, check_reparameterized
 from pyroae.objectives.bounds import BOUNDS
-from pyroae.objectives.pair import with_cut_gradient
+from pyroae.objectives.surrogates import with_cut_gradient
 from pyroae.programs.annealing_path import Path
 from pyroae.programs.latents import Latents
 from pyroae.programs.paired_traces import Traces, terms_of
@@ -112,7 +112,6 @@ class DAIS(ObjectiveBase):
         self.bound_function = BOUNDS.parse(bound, num_particles=num_particles)
         if self.bound_function.is_random:
             raise ConfigError(f"dais takes a bound of a fixed number of particles, not '{bound}'")
-        self._known: tuple[Any, Any] | None = None
 
     @property
     def is_evidence(self) -> bool:

@@ -2,10 +2,9 @@
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Hashable
-from inspect import ismethod
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, final
-from weakref import WeakMethod, ref
 
 import torch
 from pyro import poutine
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives.learned import ObjectiveModule, announce
+from pyroae.objectives.program_cache import ProgramCache
 from pyroae.objectives.scores import has_path
 from pyroae.programs.arguments import flatten_arguments
 from pyroae.programs.context import evaluating
@@ -54,6 +54,19 @@ class Bound(NamedTuple):
     surrogate: Tensor
 
 
+@dataclass
+class Nesting:
+    """The plates of a pair of programs, as trial runs show them.
+
+    Attributes:
+        depth: The number of plate dimensions, plus LOOP where particles are run one by one.
+        shapes: The shapes of the arguments of these trial runs.
+    """
+
+    depth: int = 1
+    shapes: set[tuple[tuple[int, ...], ...]] = field(default_factory=set)
+
+
 class ObjectiveBase(ELBO):
     """An ELBO estimator for `pyro.infer.SVI`, `objective(model, guide)` and `pyroae.fit`.
 
@@ -63,6 +76,9 @@ class ObjectiveBase(ELBO):
 
     Args:
         num_particles: K, the number of draws of z per datum, vectorized.
+
+    Attributes:
+        cache: What trial runs have shown about the programs, such as their plates.
 
     Raises:
         ConfigError: `num_particles` is not a whole number of at least 1.
@@ -84,17 +100,8 @@ class ObjectiveBase(ELBO):
             )
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self._count = num_particles
-        self._nesting = 0
-        self._shapes: set[tuple[tuple[int, ...], ...]] = set()
-        self._globals: frozenset[str] | None = None
-        self._programs: tuple[Any, Any] | None = None
         self._controls: nn.Module | None = None
-        self._checked: Any = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the caches about programs, which can be neither copied nor pickled."""
-        empty = {"_nesting": 0, "_shapes": set(), "_globals": None, "_programs": None}
-        return {**vars(self), **empty, "_checked": None}
+        self.cache = ProgramCache()
 
     @property
     def is_evidence(self) -> bool:
@@ -370,20 +377,6 @@ class ObjectiveBase(ELBO):
             warn_of_enumeration(traces.guide)
         return traces
 
-    def check_once(self, guide: Program, check: Callable[[], None]) -> None:
-        """Run a check of the programs that needs trial runs, once for each guide.
-
-        Args:
-            guide: The guide.
-            check: Raises ProgramError for programs to which the objective does not apply.
-
-        Raises:
-            ProgramError: That of the check.
-        """
-        if self._checked is None or self._checked() != guide:
-            check()
-            self._checked = weak_reference(guide)
-
     def _sums(self, traces: Traces) -> bool:
         """Whether sites that are marked for enumeration are summed, not drawn."""
         return False
@@ -407,12 +400,12 @@ class ObjectiveBase(ELBO):
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> int:
         """The number of plate dimensions, plus LOOP; cached per pair of programs and shapes."""
-        self._forget_others(model, guide)
+        known = self.cache.get("nesting", (model, guide), Nesting)
         shapes = tuple(tuple(a.shape) for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
-        if shapes not in self._shapes and self._nesting < LOOP:
-            self._nesting = max(self._nesting, 1, plate_nesting(model, guide, args, kwargs))
-            self._shapes.add(shapes)
-        return self._nesting
+        if shapes not in known.shapes and known.depth < LOOP:
+            known.depth = max(known.depth, plate_nesting(model, guide, args, kwargs))
+            known.shapes.add(shapes)
+        return known.depth
 
     def _globals_of(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -420,46 +413,25 @@ class ObjectiveBase(ELBO):
         """Names of the sites whose one draw all particles share; cached per pair of programs."""
         if not self._shares_globals:
             return frozenset()
-        self._forget_others(model, guide)
-        if self._globals is None:
+
+        def find() -> frozenset[str]:
             outside = globals_of(model, guide, args, kwargs)
             if outside.hold_all_draws:
                 warnings.warn(
                     f"the guide draws {sorted(outside.names)} outside the data plate and nothing "
                     "inside it: given these draws all particles are the same, and the bound of any "
                     f"number of them is the ELBO; for a tighter one use {self._request}",
-                    stacklevel=2,
+                    stacklevel=4,
                 )
-            self._globals = outside.names
-        return self._globals
+            return outside.names
 
-    def _forget_others(self, model: Program, guide: Program) -> None:
-        cached = self._programs
-        if cached is None or [cached[0](), cached[1]()] != [model, guide]:
-            self._nesting, self._shapes, self._globals = 0, set(), None
-            self._programs = (weak_reference(model), weak_reference(guide))
+        return self.cache.get("globals", (model, guide), find)
 
     def _get_trace(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[poutine.Trace, poutine.Trace]:
         traces = self.run(model, guide, args, kwargs)
         return traces.model, traces.guide
-
-
-def weak_reference(program: Program) -> Any:
-    """Return a weak reference to a program.
-
-    Args:
-        program: A model or a guide: a function, a bound method or a callable object.
-
-    Returns:
-        A callable that returns the program, or None once it is deleted. For an object that takes no
-            weak reference it always returns None.
-    """
-    try:
-        return WeakMethod(program) if ismethod(program) else ref(program)
-    except TypeError:
-        return lambda: None
 
 
 def check_reparameterized(traces: Traces, objective: str) -> None:

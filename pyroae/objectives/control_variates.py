@@ -5,19 +5,18 @@ of f everywhere, in the control variate too: log q has its logits stopped.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError
-from pyroae.objectives.base import Bound, ObjectiveBase
+from pyroae.objectives.base import Bound
 from pyroae.objectives.bounds import ELBO, BoundFunction
-from pyroae.objectives.discrete_sites import ALTERNATIVES, DiscreteSite, Variables, discrete_sites
+from pyroae.objectives.dependent_logits import dependent_site
 from pyroae.objectives.learned_controls import (
     ControlVariate,
     network_input,
@@ -26,18 +25,18 @@ from pyroae.objectives.learned_controls import (
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.program_gradient import ProgramGradient
 from pyroae.objectives.relaxations import DISCRETE
-from pyroae.objectives.relaxed_runs import RelaxedDraws, at_relaxed, linear, relaxed_weights
+from pyroae.objectives.relaxed_runs import (
+    ALTERNATIVES,
+    at_relaxed,
+    discrete_sites,
+    linear,
+    relaxed_weights,
+)
+from pyroae.programs.discrete_variables import DiscreteSite, Variables
 from pyroae.programs.paired_traces import Traces, terms_of
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import at_values
-from pyroae.programs.trial_runs import is_close, trial_mode
-from pyroae.runtime.randomness import fork_random
 from pyroae.weights import LogWeights, reduce_log_weights
-
-TRIAL_PARTICLES = 8
-"""Particles of the trial run that shows whether the sites of a guide are independent."""
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ class HardRun:
         logits: Their logits as leaves of a new graph.
         states: The draws b, of the shapes of the logits.
         learning: f(b), in nats, shape `[K, N]`.
+        at_values: Runs the model again at other values of the sites.
     """
 
     traces: Traces
@@ -57,6 +57,7 @@ class HardRun:
     logits: dict[str, Tensor]
     states: dict[str, Tensor]
     learning: Tensor
+    at_values: Callable[[dict[str, Tensor]], Traces]
 
     def variables(self, name: str) -> Variables:
         """Return the variables of a site at the leaves."""
@@ -104,43 +105,44 @@ class ControlVariateGradient(ProgramGradient):
 
     def estimate_on(
         self,
-        objective: ObjectiveBase,
+        objective: Objective,
         model: Program,
         guide: Program,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Bound:
         """Return the ELBO of the hard draws, and the surrogate for θ, φ and the control variate."""
-        trial = partial(self._check_parents, objective, model, guide, args, kwargs)
-        objective.check_once(guide, trial)
-        traces = objective.run(model, guide, args, kwargs)
+        run = partial(objective.run, model, guide, args, kwargs)
+        trial = partial(self._check_parents, run, args)
+        objective.cache.get("independence", (guide,), trial)
+        traces = run()
         sites = self._sites_of(objective, traces)
         weights = reduce_log_weights(traces)
         value = weights.total(weights.log_weight.mean(0)).detach()
         if not torch.is_grad_enabled():
             return Bound(value, value)
         theta = weights.total((weights.log_lik + weights.log_prior).mean(0))
-        run = HardRun(
+        hard = HardRun(
             traces,
             sites,
             {n: s.variables.logits.detach().requires_grad_() for n, s in sites.items()},
             {n: s.unpack(traces.guide.nodes[n]["value"]) for n, s in sites.items()},
             weights.log_weight.detach(),
+            partial(at_values, traces, model, args, kwargs),
         )
         controls = objective.controls
         assert isinstance(controls, ControlVariate)
-        gradients = self._gradients(run, controls, model, args, kwargs)
+        gradients = self._gradients(hard, controls)
         return Bound(
             value,
             theta
-            + _at_logits(run, weights, gradients)
-            - _of_controls(run, weights, gradients, controls),
+            + _at_logits(hard, weights, gradients)
+            - _of_controls(hard, weights, gradients, controls),
         )
 
-    def _sites_of(self, objective: ObjectiveBase, traces: Traces) -> dict[str, DiscreteSite]:
+    def _sites_of(self, objective: Objective, traces: Traces) -> dict[str, DiscreteSite]:
         """The discrete sites of a guide that has no others."""
         sites = discrete_sites(traces, self.name)
-        assert isinstance(objective, Objective)
         objective.check(traces)
         for name, _ in terms_of(traces):
             raise ProgramError(
@@ -153,12 +155,9 @@ class ControlVariateGradient(ProgramGradient):
         self,
         run: HardRun,
         controls: ControlVariate,
-        model: Program,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
     ) -> dict[str, Tensor]:
         """The estimate g by site, of the shape of the logits, differentiable in the controls."""
-        evaluate = partial(self._control, run, controls, model, args, kwargs)
+        evaluate = partial(self._control, run, controls)
         z, conditional = self._relaxed_draws(run)
         if self.coupled_noise:  # the same point: its derivative is that of c(z) − c(z̃)
             at_conditional = difference = evaluate(
@@ -205,17 +204,12 @@ class ControlVariateGradient(ProgramGradient):
         self,
         run: HardRun,
         controls: ControlVariate,
-        model: Program,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
         z: Mapping[str, Tensor],
     ) -> Tensor:
         """c(z), in nats, shape `[K, N]`."""
         total = torch.zeros_like(run.learning)
         if self._at_relaxed:
-            total = total + controls.scale * self._relaxed_learning(
-                run, controls, model, args, kwargs, z
-            )
+            total = total + controls.scale * self._relaxed_learning(run, controls, z)
         if controls.network is not None:
             soft = {n: run.variables(n).soft(z[n]) for n in z}
             means = {n: run.variables(n).soft(run.logits[n].detach()) for n in z}
@@ -229,44 +223,27 @@ class ControlVariateGradient(ProgramGradient):
         self,
         run: HardRun,
         controls: ControlVariate,
-        model: Program,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
         z: Mapping[str, Tensor],
     ) -> Tensor:
         """f(σ_λ(z)), with the logits of log q stopped."""
         temperature = controls.temperature
         values = {n: s.pack(run.variables(n).soft(z[n], temperature)) for n, s in run.sites.items()}
-        again = at_relaxed(self.name, partial(at_values, run.traces, model, args, kwargs, values))
+        again = at_relaxed(self.name, partial(run.at_values, values))
         stopped = {name: logits.detach() for name, logits in run.logits.items()}
         return relaxed_weights(again, run.sites, linear, self.name, stopped).log_weight
 
-    def _check_parents(
-        self,
-        objective: ObjectiveBase,
-        model: Program,
-        guide: Program,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
+    def _check_parents(self, run: Callable[..., Traces], args: tuple[Any, ...]) -> None:
         """Refuse logits that depend on other draws of the guide."""
-        device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
-        spread = RelaxedDraws(_spread)
-        with fork_random(device), trial_mode(training=True), poutine.block():
-            traces = objective.run(model, guide, args, kwargs, TRIAL_PARTICLES, handler=spread)
-        for name, site in discrete_sites(traces, self.name).items():
-            logits = site.variables.logits
-            if not is_close(logits, logits[:1].expand_as(logits)):
-                raise ProgramError(
-                    f"{self.name} needs independent sites; the logits of the guide's site '{name}' "
-                    "differ between particles, as where they depend on other draws of the guide: "
-                    f"{ALTERNATIVES}"
-                )
+        name = dependent_site(run, self._logits, args)
+        if name is not None:
+            raise ProgramError(
+                f"{self.name} needs independent sites; the logits of the guide's site '{name}' "
+                f"depend on other draws of the guide: {ALTERNATIVES}"
+            )
 
-
-def _spread(variables: Variables, z: Tensor) -> Tensor:
-    """States with equal probabilities, whatever the logits are."""
-    return variables.hard(z - variables.logits)
+    def _logits(self, traces: Traces) -> dict[str, Tensor]:
+        """The logits of the sites of the guide."""
+        return {n: site.variables.logits for n, site in discrete_sites(traces, self.name).items()}
 
 
 def _at_logits(run: HardRun, weights: LogWeights, gradients: Mapping[str, Tensor]) -> Tensor:

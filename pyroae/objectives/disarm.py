@@ -6,30 +6,27 @@ says, so that the value is the ELBO of K draws.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyroae.errors import ConfigError, ProgramError
-from pyroae.objectives.antithetic_bits import AntitheticBits, SpreadBits, logits_of
-from pyroae.objectives.base import OBJECTIVES, Bound, ObjectiveBase
+from pyroae.objectives.antithetic_bits import AntitheticBits
+from pyroae.objectives.base import OBJECTIVES, Bound
 from pyroae.objectives.bounds import ELBO, BoundFunction
+from pyroae.objectives.dependent_logits import dependent_site
 from pyroae.objectives.gradients import GRADIENTS
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.program_gradient import ProgramGradient
 from pyroae.objectives.scores import elbo_signals, has_path, score_mean_zero
+from pyroae.programs.discrete_variables import binary_logits
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.sites import Program, Site, base_distribution
-from pyroae.programs.trial_runs import is_close, trial_mode
-from pyroae.runtime.randomness import fork_random
 from pyroae.weights import LogWeights, reduce_log_weights
-
-TRIAL_PARTICLES = 8
-"""Particles of the trial run that shows whether the bits of a guide are independent."""
 
 
 class AntitheticGradient(ProgramGradient):
@@ -73,18 +70,18 @@ class AntitheticGradient(ProgramGradient):
 
     def estimate_on(
         self,
-        objective: ObjectiveBase,
+        objective: Objective,
         model: Program,
         guide: Program,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Bound:
         """Return the ELBO of K draws in pairs, and its surrogate."""
-        objective.check_once(
-            guide, partial(self._check_parents, objective, model, guide, args, kwargs)
-        )
+        run = partial(objective.run, model, guide, args, kwargs)
+        trial = partial(self._check_parents, run, args)
+        objective.cache.get("independence", (guide,), trial)
         bits = AntitheticBits(objective.num_particles)
-        traces = objective.run(model, guide, args, kwargs, handler=bits)
+        traces = run(handler=bits)
         sites = self._binary_sites(traces)
         weights = reduce_log_weights(traces)
         value = weights.total(weights.log_weight.mean(0))
@@ -97,7 +94,7 @@ class AntitheticGradient(ProgramGradient):
         terms = []
         for name, signal in elbo_signals(traces, sites).items():
             site = sites[name]
-            logits = logits_of(site["fn"])
+            logits = binary_logits(site["fn"])
             assert logits is not None
             one, other = site["value"].chunk(2)
             logit = logits.chunk(2)[0]
@@ -113,7 +110,7 @@ class AntitheticGradient(ProgramGradient):
         sites, others = {}, []
         for name, site in traces.draws():
             words = f"'{name}' is a {type(base_distribution(site['fn'])).__name__}"
-            if logits_of(site["fn"]) is not None:
+            if binary_logits(site["fn"]) is not None:
                 sites[name] = site
             elif has_path(site["fn"]):
                 others.append(words)
@@ -130,29 +127,20 @@ class AntitheticGradient(ProgramGradient):
             )
         return sites
 
-    def _check_parents(
-        self,
-        objective: ObjectiveBase,
-        model: Program,
-        guide: Program,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
+    def _check_parents(self, run: Callable[..., Traces], args: tuple[Any, ...]) -> None:
         """Refuse logits that depend on draws of the guide, which differ within a pair."""
-        device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
-        with fork_random(device), trial_mode(training=True), poutine.block():
-            traces = objective.run(
-                model, guide, args, kwargs, TRIAL_PARTICLES, handler=SpreadBits()
+        name = dependent_site(run, self._logits, args)
+        if name is not None:
+            raise ProgramError(
+                f"{type(self).__name__} draws in antithetic pairs, which share their logits; "
+                f"the logits of the guide's site '{name}' depend on other draws of the guide: use "
+                "score, vimco or rws"
             )
-        for name, site in self._binary_sites(traces).items():
-            logits = logits_of(site["fn"])
-            assert logits is not None
-            if not is_close(logits, logits[:1].expand_as(logits)):
-                raise ProgramError(
-                    f"{type(self).__name__} draws in antithetic pairs, which share their logits; "
-                    f"the logits of the guide's site '{name}' differ between particles, as where "
-                    "they depend on other draws of the guide: use score, vimco or rws"
-                )
+
+    def _logits(self, traces: Traces) -> dict[str, Tensor]:
+        """The logits of the Bernoulli sites of the guide."""
+        found = {n: binary_logits(site["fn"]) for n, site in self._binary_sites(traces).items()}
+        return {name: logits for name, logits in found.items() if logits is not None}
 
 
 @GRADIENTS.register("disarm")

@@ -75,7 +75,7 @@ class GeneralizedDoublyReparameterized(ProgramGradient):
 
     def estimate_on(
         self,
-        objective: Any,
+        objective: Objective,
         model: Program,
         guide: Program,
         args: tuple[Any, ...],
@@ -88,11 +88,11 @@ class GeneralizedDoublyReparameterized(ProgramGradient):
             leaves[site["name"]] = site["value"].detach().requires_grad_()
             return leaves[site["name"]]
 
-        traces: Traces = objective.run(model, guide, args, kwargs, through=leaf)
+        traces = objective.run(model, guide, args, kwargs, through=leaf)
         objective.check(traces)
         _check_draws(traces)
         weights = reduce_log_weights(traces)
-        bound: BoundFunction = objective.bound_function
+        bound = objective.bound_function
         log_weight = weights.log_weight.detach()
         slope, curvature = bound.slope(log_weight), bound.curvature(log_weight)
         value = weights.total(bound.value(log_weight)).detach()

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from pyroae.objectives.discrete_sites import DiscreteSite
+from pyroae.errors import ProgramError
+from pyroae.programs.discrete_variables import DiscreteSite
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.particles import has_particles
 from pyroae.programs.sites import Site
@@ -71,8 +72,18 @@ class NetworkOfDraws(nn.Module):
 
         Returns:
             r in nats, shape `[K, N]`.
+
+        Raises:
+            ProgramError: The network was made for another number of logits.
         """
-        hidden = torch.tanh(self.inner(torch.cat([soft, means.detach()], -1)))
+        inputs = torch.cat([soft, means.detach()], -1).to(self.inner.weight)
+        if inputs.shape[-1] != self.inner.in_features:
+            raise ProgramError(
+                f"the network of relax was made for {self.inner.in_features // 2} logits per "
+                f"datum, not {soft.shape[-1]}: use another objective for each pair of programs, or "
+                "call forget_controls()"
+            )
+        hidden = torch.tanh(self.inner(inputs))
         return self.unit * self.outer(hidden).squeeze(-1)
 
 

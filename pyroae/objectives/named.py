@@ -14,7 +14,7 @@ from pyroae.objectives.base import OBJECTIVES, ObjectiveBase
 from pyroae.objectives.beta_elbo import BetaELBO
 from pyroae.objectives.bounds import BOUNDS, CIWAE, ELBO, IWAE, JVI, MIWAE, TVO, Renyi
 from pyroae.objectives.disarm import arm, disarm
-from pyroae.objectives.enumerate import enumerate_
+from pyroae.objectives.enumerated import MOST, Enumerate
 from pyroae.objectives.gdreg import gdreg
 from pyroae.objectives.gradients import (
     GRADIENTS,
@@ -33,9 +33,8 @@ from pyroae.objectives.ovis import ovis, ovis_mc
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.rebar import rebar, relax
 from pyroae.objectives.relaxations import gumbel_softmax, straight_through
-from pyroae.objectives.siwae import selbo, siwae
+from pyroae.objectives.stratified import SELBO, SIWAE
 from pyroae.objectives.trace_elbo import TraceELBO
-from pyroae.objectives.vargrad import vargrad
 
 __all__ = [
     "analytic_kl",
@@ -85,10 +84,6 @@ beta_elbo = BetaELBO
 
 dais = DAIS
 """Differentiable annealed importance sampling: the class `DAIS` under its name in the registry."""
-
-
-enumerate = enumerate_
-"""The ELBO with exact sums over discrete sites: `enumerate_` under its name in the registry."""
 
 
 def parse_objective(text: str, num_particles: int | None = None) -> ObjectiveBase:
@@ -379,3 +374,102 @@ def tvo(num_particles: int = 8, partitions: int = 5, first: float = 0.01) -> Obj
         Masrani, Le & Wood 2019, The Thermodynamic Variational Objective.
     """
     return Objective(TVO(num_particles, partitions, first), Covariance())
+
+
+@OBJECTIVES.register("vargrad")
+def vargrad(num_particles: int = 2) -> Objective:
+    """The ELBO, whose φ-gradient is that of the log-variance loss.
+
+        φ: −½ ∂_φ (1/(K−1)) Σ_k (log w_k − mean log w)² with the draws stopped
+           = (1/(K−1)) Σ_k (log w_k − mean log w) s_k
+
+    It is `score` under another name, equal draw by draw, and takes discrete latent variables.
+
+    Args:
+        num_particles: K, the number of draws of z per datum, at least 2.
+
+    Returns:
+        ELBO × Score("leave-one-out").
+
+    Raises:
+        ConfigError: `num_particles` is below 2.
+
+    References:
+        Richter, Boustati, Nüsken, Ruiz & Akyildiz 2020, VarGrad: A Low-Variance Gradient Estimator
+            for Variational Inference.
+
+    >>> vargrad(num_particles=4).gradient
+    Score(baseline='leave-one-out')
+    """
+    return Objective(ELBO(num_particles), Score("leave-one-out"))
+
+
+@OBJECTIVES.register("selbo")
+def selbo(num_particles: int = 8) -> Objective:
+    """The stratified ELBO of a mixture posterior: equally many draws from each component.
+
+    Args:
+        num_particles: K, the number of draws of z per datum, a multiple of the number of
+            components.
+
+    Returns:
+        SELBO × Pathwise.
+
+    References:
+        Morningstar, Vikram, Ham, Gallagher & Dillon 2021, Automatic Differentiation Variational
+            Inference with Mixtures.
+    """
+    return Objective(SELBO(num_particles), Pathwise())
+
+
+@OBJECTIVES.register("siwae")
+def siwae(num_particles: int = 8) -> Objective:
+    """The stratified importance-weighted bound of a mixture posterior.
+
+    Args:
+        num_particles: K, the number of draws of z per datum, a multiple of the number of
+            components.
+
+    Returns:
+        SIWAE × Pathwise.
+
+    References:
+        Morningstar, Vikram, Ham, Gallagher & Dillon 2021, Automatic Differentiation Variational
+            Inference with Mixtures.
+    """
+    return Objective(SIWAE(num_particles), Pathwise())
+
+
+@OBJECTIVES.register("enumerate")
+def enumerate_(num_particles: int = 1, limit: int = MOST) -> Objective:
+    """ELBO × Enumerate: the ELBO with every discrete site of the guide summed exactly.
+
+        L = Σ_n (1/K) Σ_k Σ_s q(y_s | x_n) [log p(x_n, y_s, z_ks) − log q(y_s, z_ks | x_n)]
+
+    The bound is in nats, over all data. y_1, …, y_S are the joint values of the discrete sites of a
+    datum, marked or not; the model runs S·K times per datum. Where all latent sites are discrete,
+    value and gradient have no noise.
+
+    Args:
+        num_particles: K, the number of draws of the continuous sites for each joint value.
+        limit: The largest S; a guide with more joint values is refused.
+
+    Returns:
+        The objective.
+
+    References:
+        Kingma, Rezende, Mohamed & Welling 2014, Semi-Supervised Learning with Deep Generative
+            Models.
+
+    >>> import torch
+    >>> from pyroae import zoo
+    >>> system, x = zoo.discrete_vae(4, latent=3), torch.ones(2, 4)
+    >>> losses = [enumerate_().loss(system.model, system.guide, x) for _ in range(2)]
+    >>> losses[0] == losses[1]
+    True
+    """
+    return Objective(ELBO(num_particles), Enumerate(limit))
+
+
+enumerate = enumerate_
+"""The ELBO with exact sums over discrete sites: `enumerate_` under its name in the registry."""

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from pyroae.errors import ConfigError, ProgramError
-from pyroae.objectives.base import OBJECTIVES, Bound, ObjectiveBase
+from pyroae.objectives.base import OBJECTIVES, Bound
 from pyroae.objectives.bounds import ELBO, BoundFunction
-from pyroae.objectives.gradients import GRADIENTS
+from pyroae.objectives.coefficient_surrogates import along_scores
+from pyroae.objectives.gradients import GRADIENTS, Coefficients
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.program_gradient import ProgramGradient
-from pyroae.objectives.scores import score_terms
 from pyroae.objectives.surrogates import Detached
 from pyroae.programs.arguments import flatten_arguments
 from pyroae.programs.paired_traces import Traces
@@ -88,7 +88,7 @@ class NVIL(ProgramGradient):
 
     def estimate_on(
         self,
-        objective: ObjectiveBase,
+        objective: Objective,
         model: Program,
         guide: Program,
         args: tuple[Any, ...],
@@ -96,29 +96,23 @@ class NVIL(ProgramGradient):
     ) -> Bound:
         """Return the ELBO, and the surrogate of θ, φ and the baseline."""
         traces = objective.run(model, guide, args, kwargs, handler=Detached())
-        pair = cast(Objective, objective)
-        pair.check(traces)
-        pair._check_deltas(traces)
+        objective.check(traces)
         weights = reduce_log_weights(traces)
         log_weight = weights.log_weight.detach()
-        baseline, count = cast(Baseline, objective.controls), len(log_weight)
+        baseline = cast(Baseline, objective.controls)
         error = log_weight - self._baseline(baseline, args, log_weight)
-        followed = weights.log_lik + weights.log_prior
-        if weights.log_terms is not None:
-            followed = followed - weights.log_terms
-        scores = score_terms(traces, weights, every=True)
-        if scores is not None:
-            followed = followed + self._signal(baseline, error) * scores
-        losses = self.weight * self._losses(baseline, error)
-        surrogate = (weights.scale * (followed - losses) / count).sum() + weights.log_global.mean()
-        value = weights.total(pair.bound_function.value(log_weight)).detach()
-        return Bound(value, surrogate)
+        slope = objective.bound_function.slope(log_weight)
+        coefficients = Coefficients(slope, learning=slope * self._signal(baseline, error))
+        surrogate = along_scores(objective, traces, weights, coefficients)
+        losses = slope * self._losses(baseline, error)
+        value = weights.total(objective.bound_function.value(log_weight)).detach()
+        return Bound(value, surrogate - self.weight * (weights.scale * losses).sum())
 
     def _baseline(self, baseline: "Baseline", args: tuple[Any, ...], log_weight: Tensor) -> Tensor:
         """The baseline of each datum, `[N]`, or of all, `[1]`."""
         if baseline.network is None:
             return baseline(None)
-        features = features_of(args, log_weight.shape[1]).to(log_weight)
+        features = features_of(args, log_weight.shape[1]).to(baseline.constant)
         width = baseline.network[0].in_features
         if features.shape[1] != width:
             raise ProgramError(
@@ -166,9 +160,10 @@ class Baseline(nn.Module):
 
     def __init__(self, width: int, hidden: int, log_weight: Tensor, normalize: bool) -> None:
         super().__init__()
-        finite = log_weight[log_weight.isfinite()]
-        finite = finite if len(finite) else log_weight.new_zeros(1)
-        center, spread = finite.mean(), finite.std(correction=0)
+        finite = log_weight.isfinite()  # masked, not indexed, which would read it on the host
+        count = finite.sum().clamp_min(1)
+        center = log_weight.where(finite, 0.0).sum() / count
+        spread = ((log_weight - center).square().where(finite, 0.0).sum() / count).sqrt()
         unit = torch.maximum(spread, center.abs() / 10).clamp_min(1.0)
         self.network: nn.Sequential | None = None
         if hidden:

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyroae.errors import ConfigError
 from pyroae.objectives.base import OBJECTIVES, Bound
 from pyroae.objectives.bounds import IWAE, BoundFunction, log_sum_of_others
+from pyroae.objectives.coefficient_surrogates import along_scores
 from pyroae.objectives.gradients import GRADIENTS, Coefficients, Gradient, Pathwise, WakeSleep
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.program_gradient import ProgramGradient
@@ -122,34 +123,37 @@ class OVISMonteCarlo(ProgramGradient):
         """Return K + S."""
         return float(bound.num_particles + self.auxiliary)
 
-    def signal(self, log_weight: Tensor, others: Tensor) -> Tensor:
-        """Return d_k − c_k.
+    def parts(self, log_weight: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the two parts of d_k − c_k, of which the second enters with a minus.
+
+        The first is the learning signal of the draws. The second multiplies the derivative of
+        log w_k, in which log q may have an exponent (a scale or a mask of a single site).
 
         Args:
             log_weight: Log-weights of the K draws in nats, shape `[K, N]`.
             others: Log-weights of the auxiliary draws in nats, shape `[S, N]`.
 
         Returns:
-            The learning signal, shape `[K, N]`.
+            log Σ_j w_j and ŵ_k, each minus its mean with z⁽ˢ⁾ in place of z_k, shape `[K, N]`.
 
-        >>> OVISMonteCarlo(1).signal(torch.zeros(2, 1), torch.zeros(1, 1)).flatten()
-        tensor([0., 0.])
+        >>> first, second = OVISMonteCarlo(1).parts(torch.zeros(2, 1), torch.zeros(1, 1))
+        >>> first.flatten(), second.flatten()
+        (tensor([0., 0.]), tensor([0., 0.]))
         """
-        rest = log_sum_of_others(log_weight)
-        total = torch.logaddexp(rest[:, None], others)
-        baseline = (total - (others - total).exp()).mean(1)
-        return log_weight.logsumexp(0) - log_weight.softmax(0) - baseline
+        total = torch.logaddexp(log_sum_of_others(log_weight)[:, None], others)
+        learning = log_weight.logsumexp(0) - total.mean(1)
+        return learning, log_weight.softmax(0) - (others - total).exp().mean(1)
 
     def estimate_on(
         self,
-        objective: Any,
+        objective: Objective,
         model: Program,
         guide: Program,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Bound:
         """Run K + S draws, the last S of which make the baseline alone."""
-        bound: BoundFunction = objective.bound_function
+        bound = objective.bound_function
         count = bound.num_particles
         traces = objective.run(
             model, guide, args, kwargs, count + self.auxiliary, handler=Detached()
@@ -157,14 +161,12 @@ class OVISMonteCarlo(ProgramGradient):
         objective.check(traces)
         weights = reduce_log_weights(traces)
         log_weight, others = weights.log_weight.detach().split([count, self.auxiliary])
-        none = torch.zeros_like(others)
-        coefficients = Coefficients(
-            torch.cat([bound.slope(log_weight), none]),
-            learning=torch.cat([self.signal(log_weight, others), none]),
-        )
+        learning, whole = self.parts(log_weight, others)
+        of_each = (bound.slope(log_weight), whole, learning)
+        theta, whole, learning = (torch.cat([c, torch.zeros_like(others)]) for c in of_each)
+        coefficients = Coefficients(theta, whole=whole, learning=learning)
         value = weights.total(bound.value(log_weight)).detach()
-        result: Bound = objective.follow_scores(traces, weights, value, coefficients)
-        return result
+        return Bound(value, along_scores(objective, traces, weights, coefficients))
 
 
 def log_rest(log_weight: Tensor) -> Tensor:

@@ -1,14 +1,17 @@
 """Gradients that run the programs in their own way, such as those with coupled draws."""
 
 from abc import abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from pyroae.objectives.base import Bound, ObjectiveBase
+from pyroae.objectives.base import Bound
 from pyroae.objectives.bounds import BoundFunction
 from pyroae.objectives.gradients import Coefficients, Gradient
 from pyroae.programs.sites import Program
+
+if TYPE_CHECKING:
+    from pyroae.objectives.pair import Objective
 
 
 class ProgramGradient(Gradient):
@@ -22,7 +25,7 @@ class ProgramGradient(Gradient):
     @abstractmethod
     def estimate_on(
         self,
-        objective: ObjectiveBase,
+        objective: "Objective",
         model: Program,
         guide: Program,
         args: tuple[Any, ...],

@@ -9,11 +9,11 @@ from pyroae.errors import ConfigError
 from pyroae.objectives.base import OBJECTIVES
 from pyroae.objectives.bounds import ELBO
 from pyroae.objectives.control_variates import ControlVariateGradient
-from pyroae.objectives.discrete_sites import discrete_sites
 from pyroae.objectives.gradients import GRADIENTS
 from pyroae.objectives.learned_controls import ControlVariate, NetworkOfDraws, network_input
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.relaxations import check_temperature
+from pyroae.objectives.relaxed_runs import discrete_sites
 from pyroae.programs.paired_traces import Traces
 
 

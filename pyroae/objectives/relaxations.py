@@ -8,13 +8,19 @@ import torch
 from torch import Tensor
 
 from pyroae.errors import ConfigError
-from pyroae.objectives.base import OBJECTIVES, Bound, ObjectiveBase
+from pyroae.objectives.base import OBJECTIVES, Bound
 from pyroae.objectives.bounds import ELBO, IWAE, BoundFunction
-from pyroae.objectives.discrete_sites import DiscreteSite, Variables, discrete_sites
 from pyroae.objectives.gradients import GRADIENTS
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.program_gradient import ProgramGradient
-from pyroae.objectives.relaxed_runs import RelaxedDraws, at_relaxed, linear, relaxed_weights
+from pyroae.objectives.relaxed_runs import (
+    RelaxedDraws,
+    at_relaxed,
+    discrete_sites,
+    linear,
+    relaxed_weights,
+)
+from pyroae.programs.discrete_variables import DiscreteSite, Variables
 from pyroae.programs.sites import Program
 from pyroae.weights import reduce_log_weights
 
@@ -101,17 +107,17 @@ class GumbelSoftmax(Relaxation):
 
     def estimate_on(
         self,
-        objective: ObjectiveBase,
+        objective: Objective,
         model: Program,
         guide: Program,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Bound:
         """Return the bound of the hard draws, and that of the relaxed draws as the surrogate."""
-        name, function = "gumbel-softmax", _function(objective)
+        name, function = "gumbel-softmax", objective.bound_function
         draws = RelaxedDraws(self._soft)
         run = partial(objective.run, model, guide, args, kwargs)
-        traces = at_relaxed(name, partial(run, handler=draws))
+        traces = at_relaxed(name, partial(run, handler=draws), run)
         sites = discrete_sites(traces, name)
         objective.check(traces)
         density = partial(self._density, draws) if self.density == "concrete" else linear
@@ -130,12 +136,6 @@ class GumbelSoftmax(Relaxation):
         self, draws: RelaxedDraws, name: str, site: DiscreteSite, _states: Tensor
     ) -> Tensor:
         return site.variables.concrete(draws.z_of(name, site), self.temperature)
-
-
-def _function(objective: ObjectiveBase) -> BoundFunction:
-    """The bound of a pair."""
-    assert isinstance(objective, Objective)
-    return objective.bound_function
 
 
 def _hard(variables: Variables, z: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class StraightThrough(Relaxation):
 
     def estimate_on(
         self,
-        objective: ObjectiveBase,
+        objective: Objective,
         model: Program,
         guide: Program,
         args: tuple[Any, ...],
@@ -191,7 +191,7 @@ class StraightThrough(Relaxation):
         sites = discrete_sites(traces, name)
         objective.check(traces)
         weights = relaxed_weights(traces, sites, linear, name)
-        value = weights.total(_function(objective).value(weights.log_weight))
+        value = weights.total(objective.bound_function.value(weights.log_weight))
         return Bound(value, value)
 
     def _states(self, variables: Variables, z: Tensor) -> Tensor:

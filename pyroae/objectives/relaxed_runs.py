@@ -10,17 +10,15 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyroae.errors import BrokenProgramError, ProgramError, own_error
-from pyroae.objectives.discrete_sites import (
-    ALTERNATIVES,
-    DiscreteSite,
-    Variables,
-    discrete_site,
-)
 from pyroae.objectives.surrogates import graph_of
+from pyroae.programs.discrete_variables import DiscreteSite, Variables, discrete_site
 from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.particles import is_draw
-from pyroae.programs.sites import Site, base_distribution
+from pyroae.programs.sites import Site, base_distribution, is_discrete
 from pyroae.weights import LogWeights, reduce_log_weights
+
+ALTERNATIVES = "use vimco, score or rws, which need no value between the states"
+"""What to use in place of a relaxation, for messages."""
 
 Form = Callable[[Variables, Tensor], Tensor]
 """States of variables at z = logits + noise."""
@@ -189,23 +187,64 @@ def linear(_name: str, site: DiscreteSite, states: Tensor) -> Tensor:
     return site.variables.linear(states)
 
 
-def at_relaxed(objective: str, run: Callable[[], Traces]) -> Traces:
+def at_relaxed(
+    objective: str, run: Callable[[], Traces], at_states: Callable[[], Traces] | None = None
+) -> Traces:
     """Run programs at relaxed states, and say so where they fail.
 
     Args:
         objective: The name of the objective, for the message.
         run: Runs the programs.
+        at_states: Runs them at states, if they have not run there before: programs that fail there
+            too fail for another reason than the relaxation.
 
     Returns:
         The traces.
 
     Raises:
-        BrokenProgramError: A program rejects values between the states.
+        BrokenProgramError: A program fails at states, or rejects values between them.
     """
     try:
         return run()
     except BrokenProgramError as error:
+        if at_states is not None:
+            at_states()
         raise BrokenProgramError(
             f"{objective} runs the programs at values between the states, where {error}: "
             f"{ALTERNATIVES}"
         ) from own_error(error)
+
+
+def discrete_sites(traces: Traces, objective: str) -> dict[str, DiscreteSite]:
+    """Return the variables of every draw of the guide.
+
+    Args:
+        traces: The traces of guide and model.
+        objective: The name of the objective, for the message.
+
+    Returns:
+        The variables by the name of the site.
+
+    Raises:
+        ProgramError: A site is continuous, an index, or another distribution without a relaxation;
+            or the guide draws nothing.
+    """
+    found = {}
+    for name, site in traces.draws():
+        variables = discrete_site(site["fn"])
+        if variables is None:
+            kind = type(base_distribution(site["fn"])).__name__
+            raise ProgramError(f"{objective} {_refusal(name, kind, site['fn'])}")
+        found[name] = variables
+    if not found:
+        raise ProgramError(f"{objective} takes Bernoulli and one-hot sites; the guide draws none")
+    return found
+
+
+def _refusal(name: str, kind: str, fn: object) -> str:
+    which = f"takes Bernoulli and one-hot sites; the guide's site '{name}' ({kind})"
+    if kind == "Categorical":
+        return f"{which} is an index, between whose values there are none: use OneHotCategorical"
+    if not is_discrete(fn):
+        return f"{which} is continuous: use trace-elbo, iwae or dreg, or score for mixed guides"
+    return f"{which} has no relaxation: {ALTERNATIVES}"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import ExpandedDistribution, MaskedDistribution, MixtureOfDiagNormals
+from pyro.distributions import MixtureOfDiagNormals
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -13,10 +13,7 @@ from pyroae.errors import ProgramError
 from pyroae.objectives.scores import has_path
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.particles import has_particles, is_draw
-from pyroae.programs.sites import base_distribution
-
-WRAPPERS = (torch.distributions.Independent, MaskedDistribution, ExpandedDistribution)
-"""Distributions whose draws are those of the distribution that they wrap."""
+from pyroae.programs.sites import base_distribution, unwrapped
 
 
 def mixture_in(distribution: Any) -> tuple[Tensor, Any] | None:
@@ -34,8 +31,7 @@ def mixture_in(distribution: Any) -> tuple[Tensor, Any] | None:
     >>> mixture_in(mixture)[0].exp()
     tensor([0.5000, 0.5000])
     """
-    while isinstance(distribution, WRAPPERS):
-        distribution = distribution.base_dist
+    distribution = unwrapped(distribution)
     if isinstance(distribution, torch.distributions.MixtureSameFamily):
         shares = distribution.mixture_distribution.logits
         return shares.log_softmax(-1), distribution.component_distribution

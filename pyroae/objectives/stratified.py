@@ -8,12 +8,22 @@ which they receive their gradient. No draw is made of the component.
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from pyroae.objectives.base import Bound
 from pyroae.objectives.bounds import BOUNDS, BoundFunction, log_mean_exp
+from pyroae.objectives.coefficient_surrogates import global_term
+from pyroae.objectives.gradients import Pathwise
+from pyroae.objectives.strata import Strata
+from pyroae.objectives.surrogates import path_through_log_post, with_cut_gradient
+from pyroae.programs.sites import Program
+from pyroae.weights import reduce_log_weights
+
+if TYPE_CHECKING:
+    from pyroae.objectives.pair import Objective
 
 
 class StratifiedBound(BoundFunction):
@@ -37,6 +47,49 @@ class StratifiedBound(BoundFunction):
         Returns:
             The bound of each datum, in nats, shape `[N]`.
         """
+
+    def estimate_on(
+        self,
+        pair: "Objective",
+        model: Program,
+        guide: Program,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Bound:
+        """Return the bound of stratified draws, differentiated along the paths, shares included.
+
+        Sticking the landing leaves out the score of q, whose mean under the shares is 0.
+
+        Args:
+            pair: This bound and its gradient.
+            model: A Pyro program p(z) p(x|z).
+            guide: A Pyro program q(z|x) with the same latent sites.
+            args: Positional arguments of both programs.
+            kwargs: Keyword arguments of both programs.
+
+        Returns:
+            The bound over all data, in nats, and its surrogate, both of shape `[]`.
+
+        Raises:
+            ProgramError: The guide has no mixture to stratify; the message names its sites.
+        """
+        strata = Strata(self.num_particles, type(self).__name__)
+        traces = pair.run(model, guide, args, kwargs, handler=strata)
+        pair.check(traces)
+        log_ratio = strata.log_ratio(traces)
+        weights = reduce_log_weights(traces)
+        log_weight = with_cut_gradient(weights.log_weight)
+        value = weights.total(self.weighted(log_weight, log_ratio))
+        if isinstance(pair.gradient, Pathwise):
+            return Bound(value, value)
+        share, log_weight = log_ratio.exp() / self.num_particles, log_weight.detach()
+        coefficient = weights.scale * share.detach()
+        terms = coefficient * (weights.log_lik + weights.log_prior)
+        if weights.log_terms is not None:
+            terms = terms - coefficient * weights.log_terms
+        through = path_through_log_post(traces, guide, args, kwargs, coefficient)
+        surrogate = (terms + weights.scale * share * log_weight).sum() - through
+        return Bound(value, surrogate + global_term(traces, weights, guide, args, kwargs))
 
     def value(self, log_weight: Tensor) -> Tensor:
         """Return F for a mixture with equal shares, in nats, shape `[N]`."""

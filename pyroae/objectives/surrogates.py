@@ -11,6 +11,43 @@ from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import Program, Site, is_delta
 from pyroae.programs.traces import guide_at
 
+TINY = 1e-20
+"""Coefficients below this size are set to 0: in a sum in single precision they have no effect.
+
+For θ, whose coefficient is a divisor, they are set to this size.
+"""
+
+
+def without_tiny(coefficient: Tensor) -> Tensor:
+    """Return coefficients, with 0 in the place of those below `TINY`.
+
+    In the backward pass through the networks they would become subnormal numbers, whose products
+    take many processors a hundred times as long: a step of IWAE with K = 64 took four times as
+    long.
+
+    Args:
+        coefficient: Coefficients, any shape.
+
+    Returns:
+        The coefficients, of the same shape.
+    """
+    return torch.where(coefficient.abs() < TINY, 0.0, coefficient)
+
+
+def with_cut_gradient(log_weight: Tensor) -> Tensor:
+    """Return log-weights whose gradient is set to 0 where it is below `TINY`.
+
+    Args:
+        log_weight: Log-weights, any shape.
+
+    Returns:
+        The same log-weights, with a hook on their gradient.
+    """
+    if log_weight.requires_grad:
+        log_weight = log_weight.clone()
+        log_weight.register_hook(without_tiny)
+    return log_weight
+
 
 class Detached(Messenger):
     """Stop the gradient of the values that the guide draws, for score-function estimators.

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
+from pyro.distributions import Delta, ExpandedDistribution, MaskedDistribution
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
+from torch.distributions import Independent
 
 Program = Callable[..., Any]
 """A Pyro model or guide: a function, a module, or a method of one."""
@@ -94,6 +95,20 @@ def base_distribution(distribution: Any) -> Any:
         The innermost distribution inside wrappers such as Independent, Expanded and Masked.
     """
     while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def unwrapped(distribution: Any) -> Any:
+    """Return the distribution whose draws are those of another one, whatever their shape.
+
+    Args:
+        distribution: A Pyro or torch distribution.
+
+    Returns:
+        What is inside Independent, an expansion and a mask; a transformed distribution stays whole.
+    """
+    while isinstance(distribution, Independent | ExpandedDistribution | MaskedDistribution):
         distribution = distribution.base_dist
     return distribution
 

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, cast
 
+import pyro
 import torch
 from pyro.infer import ELBO
 from torch import nn
@@ -18,12 +20,12 @@ from pyroae.config.checks import as_list, different_numbers
 from pyroae.data.dataset import Dataset
 from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, DataError
-from pyroae.evaluation.blocks import arguments_of
+from pyroae.evaluation.blocks import Data, arguments_of
 from pyroae.evaluation.checks import check_program
 from pyroae.objectives.base import ObjectiveBase
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.context import evaluating
-from pyroae.programs.pair import System, system_of
+from pyroae.programs.pair import Pair, System, system_of
 from pyroae.runtime.randomness import fork_random
 from pyroae.studies.curves import placed
 from pyroae.studies.scoring import first_of, method_for
@@ -187,25 +189,42 @@ def check_seeds(seeds: Sequence[int]) -> None:
         raise ConfigError(f"seeds are different whole numbers of at least 0, not {as_list(seeds)}")
 
 
-def evaluations_per_datum(objective: ELBO) -> float:
+def evaluations_per_datum(objective: ELBO, system: nn.Module, x: Data) -> float:
     """Return the mean number of decoder evaluations per datum of a training step.
+
+    An objective that sums over discrete sites knows it after an estimate: one is made for one
+    datum, with a copy of the objective. Generators and parameters are as before.
 
     Args:
         objective: an objective of pyroae or of Pyro.
+        system: the system that is trained.
+        x: data [N, ...], or a tuple of the arguments of a program; the first datum is taken.
 
     Returns:
-        What the objective states; K for an ELBO of Pyro.
+        What the objective states for the system; K for an ELBO of Pyro.
 
+    >>> from pyroae import zoo
     >>> from pyroae.objectives import parse_objective
-    >>> evaluations_per_datum(parse_objective("dais:steps=3", num_particles=2))
+    >>> x = torch.ones(2, 4)
+    >>> evaluations_per_datum(parse_objective("dais:steps=3", 2), zoo.vae(4, latent=2), x)
     10.0
+    >>> evaluations_per_datum(parse_objective("enumerate", 2), zoo.discrete_vae(4, latent=3), x)
+    8.0
     """
-    is_own = isinstance(objective, ObjectiveBase)
-    return objective.evaluations if is_own else float(objective.num_particles)
+    if not isinstance(objective, ObjectiveBase):
+        return float(objective.num_particles)
+    copy = deepcopy(objective)
+    args = tuple(arg[:1] for arg in arguments_of(placed(system, x)))
+    programs = cast(System, system)
+    with pyro.get_param_store().scope(), evaluating(system), fork_random(args[0].device):
+        if isinstance(system, Pair):
+            system.find_parameters(*args)
+        copy.bound(programs.model, programs.guide, *args)
+    return copy.evaluations
 
 
 def config_of(
-    cell: Cell, base: TrainConfig, budget: Budget, num_data: int, objective: ELBO
+    cell: Cell, base: TrainConfig, budget: Budget, num_data: int, per_datum: Callable[[], float]
 ) -> TrainConfig:
     """Return the configuration of a cell under a budget.
 
@@ -214,7 +233,7 @@ def config_of(
         base: the configuration that all cells share.
         budget: replaces its epochs and limits.
         num_data: the number of training data.
-        objective: the objective of the cell.
+        per_datum: returns the decoder evaluations per datum of a step; called for a budget of them.
 
     Returns:
         The configuration.
@@ -222,8 +241,8 @@ def config_of(
     Raises:
         ConfigError: if the budget is less than one step.
     """
-    limits = budget.limits(evaluations_per_datum(objective), num_data, base.batch_size)
-    return replace(base, seed=cell.seed, **limits)
+    evaluations = per_datum() if budget.kind == "evaluations" else 1.0
+    return replace(base, seed=cell.seed, **budget.limits(evaluations, num_data, base.batch_size))
 
 
 def new_system(make: Callable[[], Any], seed: int) -> nn.Module:

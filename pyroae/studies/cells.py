@@ -163,8 +163,9 @@ class CellRunner:
             return [self._finish(*pair) for pair in zip(curves, results, strict=True)]
 
     def _curve(self, cell: Cell) -> Curve:
-        config, evaluations = self.config(cell), evaluations_per_datum(self.objective(cell))
-        return Curve(self.system(cell), self.along, cell, config, len(self.train), evaluations)
+        system, objective = self.system(cell), self.objective(cell)
+        evaluations = evaluations_per_datum(objective, self.system(cell), self.along)
+        return Curve(system, self.along, cell, self.config(cell), len(self.train), evaluations)
 
     def _fit(self, curve: Curve, saved: Callable[[], None] | None, progress: bool) -> FitResult:
         cell, store = curve.cell, self.store

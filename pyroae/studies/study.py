@@ -46,6 +46,7 @@ from pyroae.studies.cell_setup import (
     Parts,
     check_cell,
     check_scoring,
+    evaluations_per_datum,
     new_system,
 )
 from pyroae.studies.cells import CellRunner, CellStore
@@ -246,7 +247,11 @@ class Study:
                 return str(error)
 
     def _run_config(self, cell: Cell) -> RunConfig:
-        return self.config.run_config(cell, len(self.parts.train))
+        def per_datum(config: RunConfig) -> float:
+            system = new_system(lambda: zoo.system_from(config, self.splits.train), cell.seed)
+            return evaluations_per_datum(_objective(cell), system, first_of(self.parts.held_out, 1))
+
+        return self.config.run_config(cell, len(self.parts.train), per_datum)
 
     def _system(self, cell: Cell) -> nn.Module:
         config = self._run_config(cell)

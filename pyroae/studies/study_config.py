@@ -1,6 +1,6 @@
 """The configuration of a study: all that decides its figures, as study.yaml holds it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Self
@@ -50,7 +50,8 @@ class StudyConfig:
     Raises:
         ConfigError: for settings that are not accepted.
 
-    >>> StudyConfig(settings_of({"latent": 2}), seeds=(0,)).run_config(Cell("iwae", 8, 0), 100).seed
+    >>> study = StudyConfig(settings_of({"latent": 2}), seeds=(0,))
+    >>> study.run_config(Cell("iwae", 8, 0), 100, lambda settings: 8.0).seed
     0
     """
 
@@ -87,12 +88,16 @@ class StudyConfig:
                 )
         return config
 
-    def run_config(self, cell: Cell, num_data: int) -> RunConfig:
+    def run_config(
+        self, cell: Cell, num_data: int, per_datum: Callable[[RunConfig], float]
+    ) -> RunConfig:
         """Return the settings of one training.
 
         Args:
             cell: the training.
             num_data: the number of training data, on which its number of steps depends.
+            per_datum: returns the decoder evaluations per datum of a step of the cell for its
+                system's settings; called for a budget of evaluations.
 
         Returns:
             The settings, with the objective, K, seed and limits of the cell.
@@ -103,8 +108,8 @@ class StudyConfig:
         if binarization_of(settings) != shared:
             settings = settings.but(binarize=shared)
         settings = self._same_range(settings)
-        objective = parse_objective(cell.objective, cell.num_particles)
-        config = config_of(cell, settings, Budget.parse(self.budget), num_data, objective)
+        budget = Budget.parse(self.budget)
+        config = config_of(cell, settings, budget, num_data, lambda: per_datum(settings))
         assert isinstance(config, RunConfig)
         return replace(config, objective=cell.objective, num_particles=cell.num_particles)
 

@@ -38,6 +38,7 @@ from pyroae.studies.cell_setup import (
     config_of,
     described,
     described_system,
+    evaluations_per_datum,
     fingerprint_of,
     new_system,
 )
@@ -333,7 +334,18 @@ class _Trainings:
         chosen = {} if self.tuning is None else self.tuning.best(cell.entry.short).settings
         base = replace(self.base, **{**self.variants[cell.variant].settings, **chosen})
         objective = self.at_k[cell.num_particles][cell.objective]
-        return config_of(cell, base, self.budget, len(self.parts.train), objective)
+
+        def per_datum() -> float:
+            x = first_of(self.parts.held_out, 1)
+            return evaluations_per_datum(objective, self._system(cell), x)
+
+        return config_of(cell, base, self.budget, len(self.parts.train), per_datum)
+
+    def _system(self, cell: Cell) -> Any:
+        """The untrained system of a cell."""
+        return flattened(
+            new_system(self.variants[cell.variant].make, cell.seed), self.parts.arranged
+        )
 
     def for_tuning(self, cells: Sequence[Cell], grid: Grid) -> "tuple[_Trainings, list[Cell]]":
         """Return the trainings at every point of the grid, which are scored on validation data."""
@@ -404,9 +416,7 @@ class _Trainings:
         parts, scoring = self.parts, self.scoring
         x = first_of(parts.held_out, scoring.num_data)
         return CellRunner(
-            system=lambda cell: flattened(
-                new_system(self.variants[cell.variant].make, cell.seed), parts.arranged
-            ),
+            system=self._system,
             objective=lambda cell: self.at_k[cell.num_particles][cell.objective],
             config=self.config,
             score=lambda curve, result: score(curve, result, x, scoring),

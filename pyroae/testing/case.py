@@ -90,10 +90,13 @@ class Case:
 
         Returns:
             Whether that is so: not for gradients that draw in their own way, such as coupled or
-                auxiliary draws, and not where runs with different seeds differ all the same.
+                auxiliary draws, not where no draw enters, and not where runs with different seeds
+                differ all the same.
         """
         pair = self.objective if isinstance(self.objective, Objective) else None
-        if self.is_random or (pair and isinstance(pair.gradient, ProgramGradient)):
+        if self.is_random or self.objective.is_noiseless:
+            return False
+        if pair and isinstance(pair.gradient, ProgramGradient):
             return False
         self.toy.noise = self.noise
         runs = [torch.cat([g.reshape(-1) for g in self.run(seed=seed)]) for seed in range(4)]

@@ -57,8 +57,11 @@ def mean_value(bound: BoundFunction, states: States) -> Tensor | None:
         states: The states of one datum.
 
     Returns:
-        The mean in nats, shape `[]`, differentiable; None for too many tuples.
+        The mean in nats, shape `[]`, differentiable; None for too many tuples, and for a bound that
+            is not smooth where the states are nodes of a quadrature.
     """
+    if not (bound.smooth or states.exact):
+        return None
     if isinstance(bound, StratifiedBound):
         return _stratified_mean(bound, states)
     found = tuples(len(states.log_prob), bound.num_particles, bound.is_symmetric)
@@ -115,6 +118,8 @@ def mean_gradient(
 
 def _scores(gradient: Gradient, bound: BoundFunction, states: States) -> Tensor | None:
     """The mean of the surrogate of an estimator that follows scores alone."""
+    if not (bound.smooth or states.exact):
+        return None
     found = tuples(len(states.log_prob), bound.num_particles, bound.is_symmetric)
     if found is None:
         return None

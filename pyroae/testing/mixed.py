@@ -117,7 +117,8 @@ class MixedToy(EnumerableToy):
         z = z.detach() if stopped else z
         log_q, log_p = self._densities(x, y, z)
         log_y = log_categorical(x @ self.encode.T + self.shift, y)
-        return States(log_y + (weights / weights.sum()).log().repeat(2), log_q, log_p)
+        log_prob = log_y + (weights / weights.sum()).log().repeat(2)
+        return States(log_prob, log_q, log_p, exact=False)
 
     def log_weights(self, x: Tensor, noise: Tensor) -> Tensor:
         """Return the log-weights, shape `[K, N]`."""

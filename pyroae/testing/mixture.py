@@ -94,7 +94,7 @@ class MixtureToy(EnumerableToy):
         log_share = (x @ self.encode.T + self.shift).log_softmax(-1).repeat_interleave(NODES)
         log_q, log_p = self._densities(x, z)
         log_prob = log_share + (weights / weights.sum()).log().repeat(2)
-        return States(log_prob, log_q, log_p, log_share, 2)
+        return States(log_prob, log_q, log_p, log_share, 2, exact=False)
 
     def log_weights(self, x: Tensor, noise: Tensor) -> Tensor:
         """Return the log-weights at draws of components by the sign of noise, shape `[K, N]`."""

@@ -1,11 +1,13 @@
 """Checks that hold for every single draw: scales, sums over data, orders, and agreeing paths."""
 
+import copy
 from collections.abc import Iterator
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer import SVI
+from torch import nn
 
 from pyroae.objectives.base import ObjectiveBase
 from pyroae.objectives.pair import Objective
@@ -47,21 +49,24 @@ def _value(case: Case) -> Check:
 
 
 def _reaches_parameters(case: Case) -> Check:
-    bare = {name for name, _ in case.toy.named_parameters()}
-    controls = case.objective.controls
-    bare |= {f"controls.{name}" for name, _ in controls.named_parameters()} if controls else set()
-    order = list(bare)
+    controls = case.objective.controls or nn.Module()
+    modules = {"": case.toy, "controls.": controls}
+    left = [prefix + name for prefix, of in modules.items() for name, _ in of.named_parameters()]
+    start = copy.deepcopy(controls.state_dict())
     for seed in range(3):  # the draws of one run may all be equal
-        if controls is not None:
-            controls.zero_grad()
+        controls.zero_grad()
         case.run(seed=seed)
-        modules = [("", case.toy), ("controls.", controls)]
-        for prefix, module in modules:
-            for name, p in module.named_parameters() if module is not None else ():
-                if p.grad is not None and p.grad.abs().max() > 0:
-                    bare.discard(prefix + name)
-    names = [name for name, _ in case.toy.named_parameters()] + order
-    left = [name for name in dict.fromkeys(names) if name in bare]
+        reached = {
+            prefix + name
+            for prefix, module in modules.items()
+            for name, p in module.named_parameters()
+            if p.grad is not None and p.grad.abs().max() > 0
+        }
+        left = [name for name in left if name not in reached]
+        with torch.no_grad():  # a layer that starts at 0 passes no gradient on
+            for p in controls.parameters():
+                p.sub_(0.0 if p.grad is None else 0.01 * p.grad.sign())
+    controls.load_state_dict(start)
     return Check(
         "a gradient reaches every parameter",
         not left,

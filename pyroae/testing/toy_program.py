@@ -114,6 +114,8 @@ class States(NamedTuple):
         log_share: The logarithm of the share of the state's component, shape `[S]`, for a guide
             that is a mixture; the states are in the order of the components. None for others.
         components: C, the number of components, each with as many states.
+        exact: Whether the sum is the expectation; False for a quadrature, which is accurate for
+            smooth functions alone.
     """
 
     log_prob: Tensor
@@ -121,6 +123,7 @@ class States(NamedTuple):
     log_p: Tensor
     log_share: Tensor | None = None
     components: int = 1
+    exact: bool = True
 
 
 class EnumerableToy(ToyProgram):

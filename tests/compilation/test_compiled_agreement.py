@@ -35,6 +35,7 @@ from tests.systems import (
     FOR_DISCRETE,
     FOR_GAUSSIANS,
     FOR_MIXTURES,
+    KINDS,
     PROPER,
     SYSTEMS,
     ZOO,
@@ -49,34 +50,28 @@ def made(objective: str) -> ObjectiveBase:
 
 
 def refused_by(name: str) -> set[str]:
-    """Objectives that cannot train a system: a Delta has no density to follow; draws without a
-    gradient have no path; others need Bernoulli latents, or a mixture.
+    """Objectives that cannot train a system: those that take other kinds of latents, and, as a
+    Delta has no density to follow, for such a guide those that follow it.
     """
     system, x = system_and_data(name)
     q = system.q_z(x)
-    pairs = {
-        name: estimator.gradient
-        for name in OBJECTIVES
-        if isinstance(estimator := made(name), Objective)
+    base = base_distribution(q)
+    if isinstance(base, MixtureSameFamily):
+        kinds = {"continuous", "mixture"}
+    else:
+        discrete = "binary" if isinstance(base, Bernoulli) else "categorical"
+        kinds = {"continuous" if q.has_rsample else discrete}
+    others = {objective for objective in OBJECTIVES if not KINDS[objective] & kinds}
+    if not isinstance(base, Delta):
+        return others
+    along_draws = (DoublyReparameterized, DoublyReparameterizedWakeSleep)
+    pairs = {o: pair for o in OBJECTIVES if isinstance(pair := made(o), Objective)}
+    follow = {
+        o
+        for o, pair in pairs.items()
+        if pair.gradient.detached or isinstance(pair.gradient, along_draws)
     }
-    special = {*FOR_BINARY, *FOR_MIXTURES}
-    if isinstance(base_distribution(q), Bernoulli):
-        special -= set(FOR_BINARY)
-    if isinstance(base_distribution(q), MixtureSameFamily):
-        special -= set(FOR_MIXTURES)
-    if isinstance(base_distribution(q), Delta):
-        along_draws = (DoublyReparameterized, DoublyReparameterizedWakeSleep)
-        return (
-            special
-            | {"dais"}
-            | {
-                name
-                for name, gradient in pairs.items()
-                if gradient.detached or isinstance(gradient, along_draws)
-            }
-        )
-    along_path = {name for name in OBJECTIVES if name not in pairs or pairs[name].reparameterized}
-    return special if q.has_rsample else special | along_path
+    return {*others, *follow, "dais", "gdreg"}
 
 
 REFUSED = {name: refused_by(name) for name in ZOO}
@@ -177,18 +172,18 @@ def test_every_objective_is_traced_to_the_numbers_of_eager_code(name: str) -> No
 
 def test_which_pairs_are_refused() -> None:
     """The autoencoders' Delta guides refuse the objectives for discrete latents, and discrete
-    latents all the others; some objectives need binary latents, or a mixture as guide.
+    latents all the others; some objectives need discrete or binary latents, or a mixture as guide.
     """
     points = set(SYSTEMS) - {*PROPER, "denoising-vae"}
     others = set(OBJECTIVES) - set(FOR_GAUSSIANS)
     for name in SYSTEMS:
         along_draws = {"rws", "vimco", "score", "tvo", "dreg", "rws-dreg"}
-        along_draws |= {"ovis", "ovis-mc", "vargrad", "dais"}
+        along_draws |= {"ovis", "ovis-mc", "vargrad", "nvil", "dais", "gdreg"}
         assert REFUSED[name] == (along_draws | others if name in points else others), name
     for name in DISCRETE:
         taken = {*FOR_DISCRETE, *(() if name == "discrete-vae-categorical" else FOR_BINARY)}
         assert REFUSED[name] == set(OBJECTIVES) - taken, name
-    assert REFUSED["vae-mixture"] == set(FOR_BINARY)
+    assert REFUSED["vae-mixture"] == others - set(FOR_MIXTURES)
     words = f"{len(PAIRS)} of the {len(OBJECTIVES) * len(ZOO)} pairs"
     assert words in (Path(__file__).parents[2] / "docs" / "compiled.md").read_text().replace(
         "\n  ", " "

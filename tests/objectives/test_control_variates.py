@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pyroae import zoo
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives import ELBO, IWAE, Objective, control_variates, parse_objective
 from pyroae.objectives.rebar import Rebar, Relax
@@ -295,11 +296,11 @@ def chain(second: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize("name", ["rebar", "relax", "elbo+relax:relaxed=false"])
 @pytest.mark.parametrize("particles", [1, 3])
 def test_dependent_sites(name: str, particles: int) -> None:
-    table = torch.tensor([0.0, 1.0])
-    for second in (lambda a: a, lambda a: table[a.long()]):
-        with pytest.raises(ProgramError, match=r"independent sites; .* site 'b' differ"):
+    table, weight = torch.tensor([0.0, 1.0]), torch.zeros((), requires_grad=True)
+    for second in (lambda a: a, lambda a: table[a.long()], lambda a: weight * a):
+        with pytest.raises(ProgramError, match=r"independent sites; .* site 'b' depend"):
             parse_objective(name, particles).bound(*chain(second))
-    parse_objective(name, particles).bound(*chain(lambda a: 0 * a))
+    parse_objective(name, particles).bound(*chain(torch.zeros_like))
 
 
 def test_sites_that_are_no_draws() -> None:
@@ -326,3 +327,17 @@ def test_settings() -> None:
         Objective(IWAE(4), Rebar())
     with pytest.raises(ConfigError, match="hidden must be a whole number of at least 1"):
         Relax(hidden=0)
+
+
+@pytest.mark.parametrize("name", ["relax", "nvil"])
+def test_what_is_learned_takes_another_precision_and_refuses_another_size(name: str) -> None:
+    objective, x = parse_objective(name), torch.eye(4)
+    for dtype in (torch.float32, torch.float64):
+        system = zoo.discrete_vae(4, latent=2).to(dtype)
+        loss = objective.differentiable_loss(system.model, system.guide, x.to(dtype))
+        assert loss.dtype == dtype
+        loss.backward()
+    size = 5 if name == "nvil" else 4
+    other = zoo.discrete_vae(size, latent=3).double()
+    with pytest.raises(ProgramError, match="was made for"):
+        objective.loss(other.model, other.guide, torch.eye(size, dtype=torch.float64))

@@ -446,14 +446,33 @@ def chained(parity: bool) -> Callable[[], None]:
 @pytest.mark.parametrize("parity", [False, True])
 def test_bits_that_depend_on_bits_are_refused(parity: bool) -> None:
     program = chained(parity)
-    with pytest.raises(ProgramError, match="the logits of the guide's site 'c' differ between"):
+    with pytest.raises(
+        ProgramError, match="the logits of the guide's site 'c' depend on other draws"
+    ):
         OBJECTIVES["disarm"](num_particles=2).bound(program, program)
 
 
 def test_bits_that_depend_on_a_continuous_draw_are_refused() -> None:
     model, guide, _ = mixed(3, bit_first=False)
-    with pytest.raises(ProgramError, match="the logits of the guide's site 'y' differ between"):
+    with pytest.raises(
+        ProgramError, match="the logits of the guide's site 'y' depend on other draws"
+    ):
         OBJECTIVES["disarm"](num_particles=2).bound(model, guide)
+
+
+@BOTH
+def test_a_dependence_with_weights_that_are_0_at_first_is_refused(
+    gradient: AntitheticGradient,
+) -> None:
+    weight = torch.zeros((), requires_grad=True)
+
+    def program() -> None:
+        with pyro.plate("data", 3):
+            a = pyro.sample("a", dist.Bernoulli(torch.full((3,), 0.5)))
+            pyro.sample("c", dist.Bernoulli(logits=weight * a))
+
+    with pytest.raises(ProgramError, match="the logits of the guide's site 'c' depend on other"):
+        Objective(ELBO(2), gradient).bound(program, program)
 
 
 # Training.

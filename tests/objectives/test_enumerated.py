@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pyroae.config import TrainConfig
 from pyroae.errors import ProgramError
 from pyroae.objectives import TraceELBO, parse_objective
+from pyroae.objectives.base import Nesting
 from pyroae.objectives.enumerated import Enumeration
 from pyroae.programs.supports import Elements
 from pyroae.training import fit
@@ -87,12 +88,11 @@ def test_bound_and_gradient_are_those_of_brute_force(num_particles: int) -> None
     toy = Mixture().double()
     x, toy.noise = torch.randn(N), torch.randn(num_particles, N)
     objective = TraceELBO(num_particles)
-    objective._nesting = 1  # the draws are given for S·K particles: no trial runs
-    objective._shapes.add(((N,),))
-    objective._programs = (lambda: toy.model, lambda: toy.guide)
+    # The draws are given for S·K particles: no trial runs.
+    objective.cache.get("nesting", (toy.model, toy.guide), lambda: Nesting(1, {((N,),)}))
     plate = CondIndepStackFrame("data", -1, N, None)
     found = Enumeration((Elements("y", S, 1),), plate)
-    objective._enumerations = (lambda: toy.guide, {("torch.Size([])",): found})
+    objective.cache.get("enumerations", (toy.guide,), lambda: {("torch.Size([])",): found})
     value, surrogate = objective.bound(toy.model, toy.guide, x)
     log_w, log_q = toy.log_parts(x, toy.noise)
     expected = (log_q.exp() * log_w).sum(0).mean(0).sum()

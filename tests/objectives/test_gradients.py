@@ -410,6 +410,7 @@ def test_splitting_and_permuting_the_batch_changes_nothing(
         objective, "_nesting_of", lambda *_: 1
     )  # trial runs have one or two particles, and the noise has four
     monkeypatch.setattr(objective, "_globals_of", lambda *_: frozenset())
+    objective.prepare(system.model, system.guide, (x,), {})
 
     def run(index: Tensor) -> tuple[Tensor, Tensor]:
         def guide(x: Tensor) -> None:

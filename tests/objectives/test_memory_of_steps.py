@@ -3,11 +3,10 @@
 import gc
 
 import pytest
-import torch
 from torch import Tensor
 
-from pyroae import zoo
 from pyroae.objectives import OBJECTIVES
+from tests.systems import suited_to, system_and_data
 
 
 def tensors() -> int:
@@ -18,8 +17,8 @@ def tensors() -> int:
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 @pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
 def test_steps_keep_no_tensor(name: str) -> None:
-    x = torch.rand(6, 4).round()
-    system, objective = zoo.vae(4, 2, hidden=(5,)), OBJECTIVES[name](4)
+    system, x = system_and_data(suited_to(name))
+    objective = OBJECTIVES[name](4)
 
     def step() -> None:
         objective.differentiable_loss(system.model, system.guide, x).backward()

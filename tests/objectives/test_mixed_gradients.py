@@ -232,8 +232,7 @@ def test_paths_reduce_the_spread() -> None:
     p = [torch.full((SIZE,), v, requires_grad=True) for v in VALUES[:4]]
     estimator = Objective(ELBO(4), Score())
     guide = y_first(p)
-    estimator.bound(model, guide, torch.full((SIZE,), 0.8))
-    estimator._mixed = (lambda: guide, False)  # as before: scores everywhere
+    estimator.cache.get("mixed", (guide,), lambda: False)  # scores everywhere
     estimator.loss_and_grads(model, guide, torch.full((SIZE,), 0.8))
     alone = -torch.stack([leaf.grad for leaf in p])  # type: ignore[misc]
     assert (alone.mean(1) - mixed.mean(1)).abs().max() < 4.5 * alone.std(1).max() / math.sqrt(SIZE)

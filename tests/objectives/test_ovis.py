@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from pyroae.errors import ConfigError
@@ -24,8 +25,8 @@ from pyroae.objectives import (
     parse_objective,
 )
 from pyroae.objectives.bounds import BoundFunction
+from pyroae.objectives.named import vargrad
 from pyroae.objectives.ovis import OVIS, OVISMonteCarlo, log_rest, ovis, ovis_mc
-from pyroae.objectives.vargrad import vargrad
 from pyroae.testing import ConformanceError, check_objective
 from tests.test_estimator_pages import pages
 
@@ -73,7 +74,8 @@ def test_a_dominant_weight_is_exact() -> None:
 
 def test_the_auxiliary_baseline_is_the_mean_over_replaced_draws() -> None:
     log_weight, others = torch.randn(4, 3), torch.randn(5, 3)
-    found = OVISMonteCarlo(5).signal(log_weight, others)
+    first, second = OVISMonteCarlo(5).parts(log_weight, others)
+    found = first - second
     for k in range(4):
         replaced = []
         for s in range(5):
@@ -82,6 +84,41 @@ def test_the_auxiliary_baseline_is_the_mean_over_replaced_draws() -> None:
             replaced.append(w.exp().mean(0).log() - w.softmax(0)[k])
         d = log_weight.exp().mean(0).log() - log_weight.softmax(0)[k]
         torch.testing.assert_close(found[k], d - torch.stack(replaced).mean(0))
+
+
+@pytest.mark.parametrize("name", ["ovis:num_particles=2", "ovis-mc:num_particles=2,auxiliary=3"])
+@pytest.mark.parametrize("exponent", [0.0, 0.3])
+def test_a_site_with_an_exponent_has_the_enumerated_gradient(name: str, exponent: float) -> None:
+    logit, num = torch.tensor(2.0, requires_grad=True), 20_000
+    mask = bool(exponent)
+
+    def program(logit: Tensor) -> Tensor:
+        with poutine.scale(scale=exponent or 1.0), poutine.mask(mask=mask):
+            return pyro.sample("z", dist.Bernoulli(logits=logit))
+
+    def model() -> None:
+        with pyro.plate("data", num):
+            z = program(torch.tensor(-0.5))
+            pyro.sample("x", dist.Normal(1.5 * z, 1.0), obs=torch.ones(num))
+
+    def guide() -> None:
+        with pyro.plate("data", num):
+            program(logit)
+
+    bits = torch.tensor([0.0, 1.0])
+    q, p = (dist.Bernoulli(logits=a).log_prob(bits) for a in (logit, torch.tensor(-0.5)))
+    log_w = dist.Normal(1.5 * bits, 1.0).log_prob(torch.tensor(1.0)) + exponent * (p - q)
+    pairs = torch.cartesian_prod(torch.arange(2), torch.arange(2))
+    bound = (q[pairs].sum(1).exp() * (log_w[pairs].logsumexp(1) - math.log(2))).sum()
+    (expected,) = torch.autograd.grad(bound, logit)
+    torch.manual_seed(0)
+    objective, found = parse_objective(name), []
+    for _ in range(40):
+        surrogate = objective.bound(model, guide).surrogate / num
+        found.append(torch.autograd.grad(surrogate, logit)[0])
+    error = torch.stack(found).std() / math.sqrt(40)
+    assert error < 0.05 * expected.abs()
+    assert (torch.stack(found).mean() - expected).abs() < 4 * error
 
 
 def moments(which: str, objective: Objective, size: int = 40_000) -> tuple[float, float, float]:
@@ -186,10 +223,10 @@ class WrongShare(OVIS):
 class OwnDrawInBaseline(OVISMonteCarlo):
     """The baseline's sum of others contains z_k."""
 
-    def signal(self, log_weight: Tensor, others: Tensor) -> Tensor:
+    def parts(self, log_weight: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         total = torch.logaddexp(log_weight[:, None], others)
-        baseline = (total - (others - total).exp()).mean(1)
-        return log_weight.logsumexp(0) - log_weight.softmax(0) - baseline
+        learning = log_weight.logsumexp(0) - total.mean(1)
+        return learning, log_weight.softmax(0) - (others - total).exp().mean(1)
 
 
 @pytest.mark.parametrize(

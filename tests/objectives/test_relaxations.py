@@ -12,8 +12,8 @@ from torch import Tensor
 from pyroae.compilation.tracing import trace_to_graph
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives import ELBO, IWAE, JVI, Objective, parse_objective
-from pyroae.objectives.discrete_sites import Binary, OneOf, discrete_site
 from pyroae.objectives.relaxations import GumbelSoftmax, StraightThrough
+from pyroae.programs.discrete_variables import Binary, OneOf, discrete_site
 from tests.objectives.relaxed_toys import TwoSites, X, deviation, estimates, gradients
 from tests.systems import system_and_data
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pyroae import TrainConfig, fit
 from pyroae.data.batching import served
 from pyroae.errors import ConfigError, DataError, ProgramError
-from pyroae.objectives import OBJECTIVES
+from pyroae.objectives import OBJECTIVES, ObjectiveBase
 from pyroae.objectives.apply import KLWeight
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.traces import run
@@ -110,27 +110,37 @@ def announce(programs: Programs) -> None:
 
 
 def parameters() -> dict[str, Tensor]:
-    """What an optimizer moves, by its name in Pyro's store."""
+    """What an optimizer moves of the programs, by its name in Pyro's store."""
     return {
-        name: value.detach().clone() for name, value in pyro.get_param_store().named_parameters()
+        name: value.detach().clone()
+        for name, value in pyro.get_param_store().named_parameters()
+        if not name.startswith("objective_")
     }
 
 
+def learned(objective: ObjectiveBase) -> dict[str, Tensor]:
+    """What an optimizer moves of the objective itself."""
+    return {} if objective.controls is None else dict(objective.controls.state_dict())
+
+
 def trained(
-    programs: Programs, data: tuple[Tensor, ...], name: str = "trace-elbo", **settings: Any
+    programs: Programs,
+    data: tuple[Tensor, ...],
+    chosen: str | ObjectiveBase = "trace-elbo",
+    **settings: Any,
 ) -> FitResult:
     given: dict[str, Any] = {"epochs": 2, "batch_size": 30, "lr": 0.02, "seed": 3, **settings}
     return fit(
         programs,
         data,
-        OBJECTIVES[name](num_particles=given.pop("k", 4)),
+        OBJECTIVES[chosen](num_particles=given.pop("k", 4)) if isinstance(chosen, str) else chosen,
         TrainConfig(**given),
         progress=False,
     )
 
 
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], rtol: float = 1e-9) -> None:
-    assert one.keys() == other.keys() == {*parameters()}
+    assert one.keys() == other.keys()
     for name, value in one.items():
         torch.testing.assert_close(
             value, other[name], rtol=rtol, atol=rtol, msg=f"{name}: {value} and {other[name]}"
@@ -164,7 +174,9 @@ def by_hand(programs: Programs, data: tuple[Tensor, ...], objective: Any) -> Non
     loss = objective(*programs)
     with fork_random(torch.device("cpu")):
         announce(programs)
-    optimizer = torch.optim.Adam([p for _, p in pyro.get_param_store().named_parameters()], lr=0.02)
+    own = [] if objective.controls is None else list(objective.controls.parameters())
+    stored = [p for _, p in pyro.get_param_store().named_parameters()]
+    optimizer = torch.optim.Adam([*stored, *own], lr=0.02)
     for epoch in (1, 2):
         for args in served(Arguments(data), 30, seed=3, epoch=epoch):
             optimizer.zero_grad()
@@ -178,15 +190,22 @@ def test_fit_svi_and_a_loop_by_hand_take_the_same_steps(name: str) -> None:
     data = measured()
     announce(study())
     start = parameters()
-    history = trained(study(), data, name, precision="64-true").history
-    by_fit = parameters()
+    objective = OBJECTIVES[name](num_particles=4)
+    history = trained(study(), data, objective, precision="64-true").history
+    by_fit, learned_by_fit = parameters(), learned(objective)
+    assert bool(learned_by_fit) == objective.learns
     assert all(math.isfinite(epoch.train_nelbo) for epoch in history)
     assert all(not by_fit[n].equal(start[n]) for n in start), "every parameter has moved"
     for path in (by_svi, by_hand):
         programs = study()
         pyro.set_rng_seed(3)
-        path(programs, data, OBJECTIVES[name](num_particles=4))
+        objective = OBJECTIVES[name](num_particles=4)
+        with fork_random(torch.device("cpu")):  # as in the trial run of fit
+            announce(programs)
+            objective.prepare(*programs, tuple(t[:30] for t in data), {})
+        path(programs, data, objective)
         assert_same(by_fit, parameters(), rtol=1e-7)
+        assert_same(learned_by_fit, learned(objective), rtol=1e-7)
 
 
 def test_the_seed_decides_a_training() -> None:

@@ -22,7 +22,7 @@ from pyroae.data.dataset import Dataset
 from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, DataError, ProgramError, UndefinedLikelihoodError
 from pyroae.nn import MLP
-from pyroae.objectives import OBJECTIVES
+from pyroae.objectives import OBJECTIVES, parse_objective
 from pyroae.objectives.named import dreg, iwae, vimco
 from pyroae.studies.cell_files import CellDirectory
 from pyroae.studies.curves import Curve
@@ -329,3 +329,20 @@ def test_held_out_data_of_another_width(digits: Splits) -> None:
             held_out=other,
             budget=Budget("epochs", 1),
         )
+
+
+def test_sums_over_states_are_counted_in_the_budget() -> None:
+    x = (torch.rand(40, 9, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    comparison = compare_training(
+        {name: partial(zoo.discrete_vae, 9, latent=m) for name, m in (("m2", 2), ("m4", 4))},
+        train=x,
+        held_out=x[:5],
+        objectives={"enumerate": lambda k: parse_objective("enumerate", k)},
+        ks=(2,),
+        seeds=(0,),
+        budget=Budget("evaluations", 1280),
+        config=TrainConfig(batch_size=20),
+        progress=False,
+    )
+    spent = {o.cell.variant: (o.steps, o.evaluations) for o in comparison.outcomes}
+    assert spent == {"m2": (16, 1280), "m4": (4, 1280)}

@@ -96,9 +96,9 @@ class GradientStatistics:
         offset: The bias from the reference; nan without one.
         replicates: The number of gradients R.
         seconds: The time of one gradient, median over batches.
-        evaluations: The number of decoder evaluations for one gradient, K N, since an objective
-            runs the model once. Other work, such as a second run of a hierarchical guide, counts in
-            `seconds` only.
+        evaluations: The mean number of decoder evaluations for one gradient, N times what the
+            objective states per datum. Other work, such as a second run of a hierarchical guide,
+            counts in `seconds` only.
 
     References:
         Rainforth et al. 2018, Tighter variational bounds are not necessarily better.

@@ -14,10 +14,7 @@ from torch.distributions import Bernoulli, Independent, OneHotCategorical
 from torch.nn.functional import softplus
 
 from pyroae.distributions import OneHots
-from pyroae.errors import ProgramError
-from pyroae.programs.paired_traces import Traces
 from pyroae.programs.particles import Stacked
-from pyroae.programs.sites import base_distribution, is_discrete
 
 
 def _uniform(like: Tensor) -> Tensor:
@@ -41,6 +38,10 @@ class Variables(ABC):
     @abstractmethod
     def noise(self) -> Tensor:
         """Return independent noise of the shape of the logits, for which H(l + noise) ~ q."""
+
+    @abstractmethod
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Return the first and the last state of all variables, of the shape of the logits."""
 
     @abstractmethod
     def hard(self, z: Tensor) -> Tensor:
@@ -88,6 +89,10 @@ class Binary(Variables):
         u = _uniform(self.logits)
         return u.log() - (-u).log1p()
 
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Return 0 and 1."""
+        return torch.zeros_like(self.logits), torch.ones_like(self.logits)
+
     def hard(self, z: Tensor) -> Tensor:
         """Return 1 where z > 0, else 0."""
         return (z > 0).to(z.dtype)
@@ -130,6 +135,12 @@ class OneOf(Variables):
     def noise(self) -> Tensor:
         """Return standard Gumbel noise."""
         return -(-_uniform(self.logits).log()).log()
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Return the one-hot vectors of the first and the last state."""
+        order = torch.arange(self.logits.shape[-1], device=self.logits.device)
+        order = order.to(self.logits).expand_as(self.logits)
+        return self.hard(-order), self.hard(order)
 
     def hard(self, z: Tensor) -> Tensor:
         """Return the one-hot vector of the largest element."""
@@ -257,39 +268,21 @@ def _stacked(fn: Stacked) -> DiscreteSite | None:
     return DiscreteSite(sites[0].at(logits), reduce, sites[0].is_flat)
 
 
-ALTERNATIVES = "use vimco, score or rws, which need no value between the states"
-
-
-def discrete_sites(traces: Traces, objective: str) -> dict[str, DiscreteSite]:
-    """Return the variables of every draw of the guide.
+def binary_logits(fn: Any) -> Tensor | None:
+    """Return the logits of a Bernoulli distribution.
 
     Args:
-        traces: The traces of guide and model.
-        objective: The name of the objective, for the message.
+        fn: A distribution of Pyro or torch, or that of a site in several runs.
 
     Returns:
-        The variables by the name of the site.
+        Its logits, of the batch and event shape; None where it is no Bernoulli.
 
-    Raises:
-        ProgramError: A site is continuous, an index, or another distribution without a relaxation;
-            or the guide draws nothing.
+    >>> binary_logits(dist.Bernoulli(torch.full((2,), 0.5)).to_event(1))
+    tensor([0., 0.])
+    >>> binary_logits(dist.Normal(0.0, 1.0)) is None
+    True
     """
-    found = {}
-    for name, site in traces.draws():
-        variables = discrete_site(site["fn"])
-        if variables is None:
-            kind = type(base_distribution(site["fn"])).__name__
-            raise ProgramError(f"{objective} {_refusal(name, kind, site['fn'])}")
-        found[name] = variables
-    if not found:
-        raise ProgramError(f"{objective} takes Bernoulli and one-hot sites; the guide draws none")
-    return found
-
-
-def _refusal(name: str, kind: str, fn: object) -> str:
-    which = f"takes Bernoulli and one-hot sites; the guide's site '{name}' ({kind})"
-    if kind == "Categorical":
-        return f"{which} is an index, between whose values there are none: use OneHotCategorical"
-    if not is_discrete(fn):
-        return f"{which} is continuous: use trace-elbo, iwae or dreg, or score for mixed guides"
-    return f"{which} has no relaxation: {ALTERNATIVES}"
+    site = discrete_site(fn)
+    if site is None or not isinstance(site.variables, Binary):
+        return None
+    return site.variables.logits.expand(fn.batch_shape + fn.event_shape)
