@@ -326,7 +326,7 @@ class Objective(ObjectiveBase):
         Which there are is seen in a run, and remembered by guide and shapes. If there are any, that
         run is repeated with the same random numbers.
         """
-        shapes = (a.shape[1:] if isinstance(a, Tensor) else a for a in (*args, *kwargs.values()))
+        shapes = (a.shape if isinstance(a, Tensor) else a for a in (*args, *kwargs.values()))
         key, known = (*kwargs, *map(str, shapes)), self._enumerations
         if known is None or known[0]() != guide:
             known = self._enumerations = (weak_reference(guide), {})
