@@ -75,8 +75,8 @@ class DAIS(ObjectiveBase):
         bound: F, the bound over the chains' weights, by its name among the bounds.
 
     Raises:
-        ConfigError: A setting lies outside its range, or F is not known, or takes a random number
-            of particles.
+        ConfigError: A setting lies outside its range, or F is not known, takes a random number of
+            particles, or draws from the components of a mixture.
 
     References:
         Zhang, Hsu, Li, Finn & Grosse 2021, Differentiable Annealed Importance Sampling and the
@@ -112,6 +112,8 @@ class DAIS(ObjectiveBase):
         self.bound_function = BOUNDS.parse(bound, num_particles=num_particles)
         if self.bound_function.is_random:
             raise ConfigError(f"dais takes a bound of a fixed number of particles, not '{bound}'")
+        if self.bound_function.stratified:
+            raise ConfigError(f"dais draws from the guide, not from each component, as '{bound}'")
 
     @property
     def is_evidence(self) -> bool:

@@ -49,8 +49,8 @@ class MLMC(BoundFunction):
             probability that is left out is 2^(−r (L + 1)).
 
     Raises:
-        ConfigError: `decay` lies outside (1, 2), or `max_level` is not a whole number of at least 0
-            of at most `MOST_PARTICLES` draws.
+        ConfigError: `decay` lies outside (1, 2), `max_level` is not a whole number of at least 0,
+            or the first or last level has more than `MOST_PARTICLES` draws.
 
     References:
         Goda & Ishikawa 2019, Multilevel Monte Carlo estimation of log marginal likelihood.
@@ -81,6 +81,11 @@ class MLMC(BoundFunction):
             raise ConfigError(
                 f"a roulette of infinite variance: with decay = {self.decay} the levels are drawn "
                 "too rarely for their size; decay must lie in (1, 2)"
+            )
+        if self.num_particles > MOST_PARTICLES:
+            raise ConfigError(
+                f"mlmc takes at most {MOST_PARTICLES:,} particles at level 0, not "
+                f"{self.num_particles:,}"
             )
         last = self.max_level
         if last is None:

@@ -214,7 +214,7 @@ class Objective(ObjectiveBase):
         Which there are is seen in a run, and remembered by guide and shapes. If there are any, that
         run is repeated with the same random numbers.
         """
-        shapes = (a.shape[1:] if isinstance(a, Tensor) else a for a in (*args, *kwargs.values()))
+        shapes = (a.shape if isinstance(a, Tensor) else a for a in (*args, *kwargs.values()))
         key = (*kwargs, *map(str, shapes))
         known: dict[tuple[Any, ...], Enumeration] = self.cache.get("enumerations", (guide,), dict)
         found = known.get(key)

@@ -22,7 +22,7 @@ import torch
 from opt_einsum import get_symbol  # type: ignore[import-untyped]
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions.util import broadcast_shape, scale_and_mask
 from pyro.ops import packed
 from pyro.ops.contract import contract_to_tensor
 from pyro.ops.rings import LogRing
@@ -194,11 +194,11 @@ class _Sums:
         self._trace, self._drawn, self._names, self._depth = trace, drawn, names, depth
         self._terms: dict[str, Tensor] = {}
         for name, site in trace.nodes.items():
-            if site["type"] == "sample" and not site_is_subsample(site):
-                term = log_density(name, site)
-                if name in names or _state_dims(term, depth):
-                    mask = None if name in names else site["mask"]
-                    self._terms[name] = scale_and_mask(term, mask=mask)
+            if site["type"] != "sample" or site_is_subsample(site):
+                continue
+            if name in names or _state_dims(_batch_shape(site), depth):
+                mask = None if name in names else site["mask"]
+                self._terms[name] = scale_and_mask(log_density(name, site), mask=mask)
 
     def trace(self) -> poutine.Trace:
         """The trace without the summed sites; the others have their densities after the sum."""
@@ -222,7 +222,7 @@ class _Sums:
         """Group the sites by shared dimensions of states."""
         groups: list[tuple[set[int], list[str]]] = []
         for name, term in self._terms.items():
-            dims, members = _state_dims(term, self._depth), [name]
+            dims, members = _state_dims(term.shape, self._depth), [name]
             for group in [g for g in groups if g[0] & dims]:
                 groups.remove(group)
                 dims, members = dims | group[0], group[1] + members
@@ -339,5 +339,14 @@ def _plates(site: Site) -> list[Any]:
     return [f for f in site["cond_indep_stack"] if f.vectorized]
 
 
-def _state_dims(term: Tensor, depth: int) -> set[int]:
-    return {d for d in range(-term.dim(), -depth) if term.shape[d] > 1}
+def _batch_shape(site: Site) -> tuple[int, ...]:
+    """The shape of the log-density of a site at its value."""
+    fn, value = site["fn"], site["value"]
+    shape: tuple[int, ...] = broadcast_shape(
+        fn.batch_shape, value.shape[: value.dim() - len(fn.event_shape)]
+    )
+    return shape
+
+
+def _state_dims(shape: tuple[int, ...], depth: int) -> set[int]:
+    return {d for d in range(-len(shape), -depth) if shape[d] > 1}

@@ -370,6 +370,7 @@ def test_fit_trains_a_system(text: str, compiled: bool) -> None:
         ("dais:steps=-1", "steps of dais must be a whole number of at least 0, not -1"),
         ("dais:step_size=0", "step_size of dais must be positive and finite, not 0"),
         ("dais:damping=1", r"damping of dais must lie in \[0, 1\), not 1"),
+        ("dais:bound=siwae", "dais draws from the guide, not from each component, as 'siwae'"),
         ("dais:bound=mlmc", "dais takes a bound of a fixed number of particles, not 'mlmc'"),
         ("dais:bound=abc", "abc"),
     ],

@@ -1,6 +1,7 @@
 """The objective `enumerate`: against brute force and Pyro's `TraceEnum_ELBO`."""
 
 import itertools
+import math
 from typing import Any
 
 import pyro
@@ -238,3 +239,27 @@ def test_other_bounds_are_refused(text: str) -> None:
         parse_objective(text)
     with pytest.raises(ConfigError, match="limit must be a whole number of at least 1, not 0"):
         parse_objective("enumerate:limit=0")
+
+
+def test_a_program_without_a_plate_is_summed_anew_for_other_sizes() -> None:
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Bernoulli(logits=torch.zeros(len(x))).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("z", dist.Bernoulli(logits=x).to_event(1))
+
+    objective = parse_objective("enumerate")
+    for size in (2, 4, 3):
+        x = torch.linspace(-1.0, 1.0, size)
+        expected = sum(
+            dist.Bernoulli(logits=one).log_prob(z).exp()
+            * (
+                dist.Normal(z, 1.0).log_prob(one)
+                - math.log(2)
+                - dist.Bernoulli(logits=one).log_prob(z)
+            )
+            for one in x
+            for z in torch.tensor([0.0, 1.0])
+        )
+        torch.testing.assert_close(objective.bound(model, guide, x).value, expected)

@@ -408,6 +408,7 @@ def test_a_level_that_is_too_large_is_refused_and_named(monkeypatch: pytest.Monk
         ("mlmc:decay=2", "a roulette of infinite variance: with decay = 2"),
         ("mlmc:max_level=-1", "max_level must be a whole number of at least 0, not -1"),
         ("mlmc:max_level=20", "max_level = 20 has 8,388,608 particles, more than 65,536"),
+        ("mlmc:num_particles=65537", "at most 65,536 particles at level 0, not 65,537"),
         ("iwae+base-bound", "the base bound is defined for MLMC, not for IWAE"),
     ],
 )

@@ -1,5 +1,6 @@
 """Gumbel-softmax and straight-through: exact values, limits, measured bias, refusals."""
 
+import math
 from typing import Any
 
 import pyro
@@ -284,6 +285,23 @@ def test_a_prior_without_values_between_the_states() -> None:
     for name in ("gumbel-softmax", "straight-through", "rebar"):
         with pytest.raises(ProgramError, match="site 'z', where its distribution Poisson"):
             parse_objective(name, 2).bound(model, guide)
+
+
+@pytest.mark.parametrize("name", ["gumbel-softmax", "straight-through", "rebar"])
+def test_a_site_of_the_model_is_summed_beside_relaxed_draws(name: str) -> None:
+    def model() -> None:
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.4)))
+            y = pyro.sample("y", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(z + 2 * y, 1.0), obs=torch.ones(3))
+
+    def guide() -> None:
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Bernoulli(logits=LOGIT + 40.0))
+
+    value = parse_objective(name, 2).bound(model, guide).value
+    mixed = (0.7 + 0.3 * math.exp(-2.0)) / math.sqrt(2 * math.pi)
+    assert value.item() == pytest.approx(3 * (math.log(mixed) + math.log(0.4)), rel=1e-6)
 
 
 def test_settings() -> None:
