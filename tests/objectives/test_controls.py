@@ -375,8 +375,15 @@ def test_a_graph_with_generated_code() -> None:
 
 
 @pytest.mark.usefixtures("traced")
-@pytest.mark.parametrize("compile", [False, True])
-@pytest.mark.parametrize("make", [made, by_dict])
+@pytest.mark.parametrize(
+    ("make", "compile"),
+    [
+        (made, True),
+        (by_dict, False),
+        pytest.param(made, False, marks=pytest.mark.slow),
+        pytest.param(by_dict, True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_training_ends_the_same(
     compile: bool, make: Callable[[], tuple[Any, Any]]
 ) -> None:
@@ -418,7 +425,10 @@ def test_a_submodule_of_the_same_name_is_refused() -> None:
     fit(system, x, pyroae.objectives.named.score(), config_of(epochs=1), progress=False)
 
 
-@pytest.mark.parametrize("prior", ["bernoulli", "bernoulli:learn=true"])
+@pytest.mark.parametrize(
+    "prior",
+    [pytest.param("bernoulli", marks=pytest.mark.slow), "bernoulli:learn=true"],
+)
 def test_a_command(tmp_path: Path, prior: str) -> None:
     """Trained, resumed, evaluated, and its gradients measured; the run's system is a plain one."""
     settings = ["--system", "discrete-vae", "--latent", "3", "--hidden", "5", "--prior", prior]
