@@ -274,7 +274,7 @@ class WrongProbability(RandomSize):
 
     def estimate_on(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Bound:
         value, surrogate = super().estimate_on(model, guide, args, kwargs)
-        weight = 1.5 if self.size == 4 else 0.5
+        weight = 2.0 if self.size == 4 else 1.0
         return Bound(weight * value, weight * surrogate)
 
 
