@@ -244,16 +244,41 @@ def test_compile_by_an_elbo_that_sums_discrete_sites_out() -> None:
     "objective", [TraceELBO(), TraceEnum_ELBO(max_plate_nesting=1)], ids=["pyroae", "Pyro"]
 )
 def test_latents_enumerated_in_the_model(objective: Any) -> None:
+    """The bound of a guide without latents is log p(x): the sum over the components."""
+
     def empty(x: Tensor) -> None:
         pass
 
+    log_joint = WEIGHTS.log() + dist.Normal(torch.tensor([-1.0, 1.0]), 1.0).log_prob(X[:, None])
+    exact = -log_joint.logsumexp(1).sum().item()
+    config = TrainConfig(epochs=1, batch_size=4)
+    history = fit((mixture, empty), X, objective, config, progress=False).history
+    assert history[0].train_nelbo == pytest.approx(exact / 4, rel=1e-5)
+    pyro.clear_param_store()
+    loss = compile(mixture, empty, objective).step(X)
+    assert loss.item() == pytest.approx(exact, rel=1e-5)
+
+
+def test_latents_that_neither_the_guide_draws_nor_the_model_sums() -> None:
+    """An objective of Pyro warns of such a site itself."""
+    objective = TraceELBO()
+
+    def empty(x: Tensor) -> None:
+        pass
+
+    def unmarked(x: Tensor) -> None:
+        means = pyro.param("means", torch.tensor([-1.0, 1.0]))
+        with pyro.plate("data", len(x)):
+            which = pyro.sample("which", dist.Categorical(WEIGHTS))
+            pyro.sample("x", dist.Normal(means[which], 1.0), obs=x)
+
     words = (
-        "latent site 'which' has no counterpart in the guide.*not enumerated in the model.*"
-        "give the guide a site 'which'"
+        r"latent site 'which' has no counterpart in the guide.*mark it with infer=.*"
+        "or give the guide a site 'which'"
     )
     for work in (
-        lambda: fit((mixture, empty), X, objective, TrainConfig(batch_size=4), progress=False),
-        lambda: compile(mixture, empty, objective).step(X),
+        lambda: fit((unmarked, empty), X, objective, TrainConfig(batch_size=4), progress=False),
+        lambda: compile(unmarked, empty, objective).step(X),
     ):
         with pytest.raises(ProgramError, match=words):
             work()
