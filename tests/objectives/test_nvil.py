@@ -93,7 +93,7 @@ def trained(objective: Objective, toy: Toy, steps: int = 600) -> Objective:
     return objective
 
 
-TOYS = ({}, {"scale": 3.0}, {"observed": False})
+TOYS: tuple[dict[str, Any], ...] = ({}, {"scale": 3.0}, {"observed": False})
 BASELINES = ((8, 0), (8, 600), (0, 600))
 """The number of hidden units, and of steps of training."""
 
