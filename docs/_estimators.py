@@ -253,7 +253,7 @@ TABLES: dict[str, tuple[Estimate, tuple[str, ...], tuple[Column, ...]]] = {
     ),
     "bernoulli": (
         bernoulli,
-        tuple(name for name in names_of("binary") if name != "disarm"),  # of variance 0 at q = 1/2
+        tuple(n for n in names_of("binary") if n not in ("disarm", "enumerate", "nvil")),
         (
             *(
                 Column("mean, K = 8", 8, "phi"),

@@ -24,6 +24,7 @@ from pyroae.objectives.gradients import GRADIENTS, DoublyReparameterized
 from pyroae.objectives.pair import Objective
 from pyroae.objectives.prior_transforms import through_prior
 from pyroae.objectives.program_gradient import ProgramGradient
+from pyroae.objectives.surrogates import without_tiny
 from pyroae.programs.paired_traces import Traces, log_density, terms_of
 from pyroae.programs.sites import Program, Site, same_scale
 from pyroae.programs.traces import guide_at
@@ -94,7 +95,8 @@ class GeneralizedDoublyReparameterized(ProgramGradient):
         weights = reduce_log_weights(traces)
         bound = objective.bound_function
         log_weight = weights.log_weight.detach()
-        slope, curvature = bound.slope(log_weight), bound.curvature(log_weight)
+        slope = without_tiny(bound.slope(log_weight))
+        curvature = without_tiny(bound.curvature(log_weight))
         value = weights.total(bound.value(log_weight)).detach()
         log_joint = weights.log_lik + weights.log_prior
         of_joint = _gradients(log_joint, leaves)

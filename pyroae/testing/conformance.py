@@ -1,6 +1,6 @@
 """Conformance checks of ELBO estimators against oracles, for user-defined objectives as well."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 
@@ -23,7 +23,11 @@ from pyroae.testing.toy_program import EnumerableToy, ToyProgram
 
 
 def check_objective(
-    objective: ObjectiveBase, *, unbiased: bool | None = None, seed: int = 0
+    objective: ObjectiveBase,
+    *,
+    unbiased: bool | None = None,
+    seed: int = 0,
+    kinds: Collection[str] | None = None,
 ) -> list[Check]:
     """Check an objective against every oracle that applies, in float64.
 
@@ -55,6 +59,7 @@ def check_objective(
         unbiased: Whether the mean gradient is the gradient of the bound's mean; None for the claim
             of the pair's gradient, or for `is_elbo` where the objective is not a pair.
         seed: The seed of all draws.
+        kinds: The kinds of latent sites of the toys; None for all that the objective takes.
 
     Returns:
         The results of the oracles, all passed.
@@ -72,7 +77,7 @@ def check_objective(
     torch.set_default_dtype(torch.float64)
     try:
         with fork_random(torch.device("cpu"), seed):
-            checks = list(_checks(objective, unbiased))
+            checks = list(_checks(objective, unbiased, toys_of(objective, kinds)))
     finally:
         torch.set_default_dtype(before)
     failed = [f"{check.name}: {check.detail}" for check in checks if not check.passed]
@@ -81,11 +86,12 @@ def check_objective(
     return checks
 
 
-def toys_of(objective: ObjectiveBase) -> list[ToyProgram]:
+def toys_of(objective: ObjectiveBase, kinds: Collection[str] | None = None) -> list[ToyProgram]:
     """Return the toys whose latent sites are of the kinds that an objective takes.
 
     Args:
         objective: The objective.
+        kinds: A part of its kinds; None for all.
 
     Returns:
         The toys; the mixed one where continuous sites and a kind of discrete ones are taken.
@@ -96,7 +102,7 @@ def toys_of(objective: ObjectiveBase) -> list[ToyProgram]:
     >>> [type(toy).__name__ for toy in toys_of(AnalyticKL())]
     ['Toy']
     """
-    kinds = objective.kinds
+    kinds = objective.kinds if kinds is None else objective.kinds & set(kinds)
     toys: list[ToyProgram] = [Toy()] if "continuous" in kinds else []
     toys += [BernoulliToy()] if "binary" in kinds else []
     if "categorical" in kinds:
@@ -108,10 +114,12 @@ def toys_of(objective: ObjectiveBase) -> list[ToyProgram]:
     return toys
 
 
-def _checks(objective: ObjectiveBase, unbiased: bool | None) -> Iterator[Check]:
+def _checks(
+    objective: ObjectiveBase, unbiased: bool | None, toys: list[ToyProgram]
+) -> Iterator[Check]:
     """The checks that apply to an objective by its claims."""
     pair = objective if isinstance(objective, Objective) else None
-    for toy in toys_of(objective):
+    for toy in toys:
         if objective.is_evidence:
             yield from exact_posterior(objective, toy)
         # The slopes of a bound that is not smooth are discontinuous where all weights are equal.

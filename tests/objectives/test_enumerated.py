@@ -92,7 +92,7 @@ def test_bound_and_gradient_are_those_of_brute_force(num_particles: int) -> None
     objective.cache.get("nesting", (toy.model, toy.guide), lambda: Nesting(1, {((N,),)}))
     plate = CondIndepStackFrame("data", -1, N, None)
     found = Enumeration((Elements("y", S, 1),), plate)
-    objective.cache.get("enumerations", (toy.guide,), lambda: {("torch.Size([])",): found})
+    objective.cache.get("enumerations", (toy.guide,), lambda: {(f"torch.Size([{N}])",): found})
     value, surrogate = objective.bound(toy.model, toy.guide, x)
     log_w, log_q = toy.log_parts(x, toy.noise)
     expected = (log_q.exp() * log_w).sum(0).mean(0).sum()

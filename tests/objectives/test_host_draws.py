@@ -184,7 +184,7 @@ def test_steps_of_a_new_variant_are_compiled_between_launches() -> None:
 
 
 @pytest.mark.usefixtures("traced")
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_resumed_training_draws_the_same(compile: bool) -> None:
     def trained(
         state: State | None = None, on_epoch: Any = None

@@ -117,6 +117,7 @@ def test_mean_and_variance_are_those_of_enumeration(
     assert ((squares.mean(1) - variance).abs() <= 5 * spread + 1e-9).all()
 
 
+@pytest.mark.slow
 def test_a_baseline_of_the_data_reduces_the_variance() -> None:
     """None 1.80, a constant 0.17, a network 0.12; 0.11 at the mean of log w, which it learns."""
     toy = Toy()
