@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyroae import objectives
 from pyroae.errors import ConfigError
 from pyroae.objectives import (
     ARM,
@@ -42,6 +43,7 @@ from pyroae.objectives import (
     StickingTheLanding,
     TwoBounds,
     WakeSleep,
+    parse_objective,
 )
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.sites import Program
@@ -118,6 +120,33 @@ def test_every_valid_pair_conforms(objective: Objective) -> None:
     }
     assert bool(named & of_bound) == objective.gradient.unbiased(objective.bound_function)
     assert len(named) >= 14
+
+
+def registered_pairs() -> list[str]:
+    """The pairs of registered bounds and gradients, with their defaults, that are defined and are
+    not among those above.
+    """
+    above = {(type(o.bound_function), type(o.gradient)) for o in pairs()}
+    found = []
+    for bound, gradient in product(objectives.BOUNDS, objectives.GRADIENTS):
+        try:
+            pair = parse_objective(f"{bound}+{gradient}", 4)
+        except ConfigError:
+            continue
+        assert isinstance(pair, Objective)
+        if (type(pair.bound_function), type(pair.gradient)) not in above:
+            found.append(f"{bound}+{gradient}")
+    return found
+
+
+@pytest.mark.parametrize("text", sample_of(registered_pairs(), 6))
+def test_every_registered_pair_conforms(text: str) -> None:
+    assert check_objective(parse_objective(text, 4))
+
+
+def test_two_bounds_of_a_random_number_of_particles_are_refused() -> None:
+    with pytest.raises(ConfigError, match="has a random number of particles"):
+        parse_objective("mlmc+two-bounds", 4)
 
 
 @pytest.mark.parametrize(("name", "num_particles"), sample_of(product(OBJECTIVES, (2, 6)), 13))

@@ -529,6 +529,14 @@ class TwoBounds(Gradient):
 
     takes_moving_support: ClassVar[bool] = True
 
+    def check(self, bound: BoundFunction) -> None:
+        """Refuse bounds of a random K: θ would follow IWAE of that K, and φ nothing in the mean."""
+        if bound.is_random:
+            raise ConfigError(
+                f"{type(bound).__name__} has a random number of particles, of which IWAE is no "
+                "unbiased θ-gradient: use BaseBound, whose θ follows the bound"
+            )
+
     def unbiased(self, bound: BoundFunction) -> bool:
         """Return False: θ does not follow F."""
         return False
