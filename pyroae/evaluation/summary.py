@@ -51,6 +51,13 @@ class Result:
         num_data: N.
         num_particles: K, the number of draws or chains per datum; 0 if nothing is drawn.
         seconds: The time of the method.
+        method: The method, with the settings that tell it from others of its kind, such as
+            `is` or `ais, 1000 distributions`.
+        monte_carlo_se: The standard error for these data, from the draws alone; nan where it is
+            not known or nothing is drawn.
+        data: The name of the data; empty if it is not known.
+        split: Their part: test, valid or train.
+        checkpoint: The weights; empty for those that the training kept.
     """
 
     name: str
@@ -59,6 +66,11 @@ class Result:
     num_data: int
     num_particles: int
     seconds: float
+    method: str = ""
+    monte_carlo_se: float = math.nan
+    data: str = ""
+    split: str = ""
+    checkpoint: str = ""
 
 
 @dataclass(frozen=True)

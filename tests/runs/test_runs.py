@@ -143,7 +143,7 @@ def test_overwriting_removes_the_run_and_nothing_else(run: Run, splits: Splits) 
 
 def test_results(run: Run) -> None:
     results = [
-        Result("nll", 92.1, 0.8, 1000, 5000, 3.2),
+        Result("nll", 92.1, 0.8, 1000, 5000, 3.2, "is", 0.01, "mnist", "test", "best"),
         Result("active_units", 19.0, math.nan, 1000, 0, 1.0),
     ]
     run.write_results(results)
@@ -155,6 +155,11 @@ def test_results(run: Run) -> None:
         "num_data": 1000,
         "num_particles": 5000,
         "seconds": 3.2,
+        "method": "is",
+        "monte_carlo_se": 0.01,
+        "data": "mnist",
+        "split": "test",
+        "checkpoint": "best",
     }
     assert rows[1]["se"] is None
     assert str(run.results()) == str(results)
