@@ -175,8 +175,8 @@ def _notes(found: Calibration) -> list[str]:
     settings, rows = found.settings, len(found.quantities)
     notes = [
         "shift, spread: mean and sd of Φ⁻¹(p), 0 and 1 where q is the posterior; spread above 1: q "
-        "is too narrow; in 50 %: how often the central 50 % of q hold the truth; p: the smallest of "
-        "three tests, adjusted for all tests of all rows",
+        "is too narrow; in 50 %: how often the central 50 % of q hold the truth; p: the smallest "
+        "of three tests, adjusted for all tests of all rows",
         "this is about data that the model simulates, and says nothing about other data",
     ]
     if rows > SHOWN:

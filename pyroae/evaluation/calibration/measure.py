@@ -34,6 +34,10 @@ from pyroae.runtime.randomness import fork_random
 DEFAULTS = CalibrationSettings()
 
 
+FEW = 20
+"""The number of data of the simulation that checks the programs."""
+
+
 def measure_calibration(
     model: Program,
     guide: Program,
@@ -121,7 +125,7 @@ def _plan(
         _refuse_factors(traces)
     latent = traces.sites(traces.model, observed=False)
     joint = traces.plate is None or not all(traces.is_local(site) for _, site in latent)
-    few = args if joint else tuple(a[:2] if len(a) > 1 else torch.cat([a, a]) for a in args)
+    few = args if joint else tuple(a[torch.arange(FEW) % len(a)] for a in args)
     if not joint:
         _check_amortized(model, guide, few)
     check_terms(model, guide, args)

@@ -204,8 +204,10 @@ def check_reads_data(plan: Plan, pair: Pair) -> None:
                 f"the density of the site '{name}' depends on observed values other than its own, "
                 "as in an autoregressive model: x drawn from this model is not x of its density"
             )
-    if plan.settings.draws != "guide":
-        return  # weights correct any guide
+    pairs = zip(pair.args, pair.guide_args, strict=True)
+    unchanged = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
+    if plan.settings.draws != "guide" or unchanged:
+        return  # weights correct any guide; where all is masked, nothing can be seen
     blind = _blind_sites(plan, pair)
     outside = [name for name in blind if not pair.true.is_local(pair.true.guide.nodes[name])]
     draws = dict(pair.true.sites(pair.true.guide, observed=False))
