@@ -145,10 +145,10 @@ def _table(found: Calibration) -> Table:
     """A row for each quantity, at most `SHOWN`, those with the smallest p-values."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    names = [f"in {100 * p:.0f} %" for p in PROBABILITIES]
-    for column in ("shift", "spread", *names, "p"):
+    intervals = " ".join(f"{100 * p:3.0f}" for p in PROBABILITIES)
+    for column in ("shift", "spread, 95 %", f"{intervals} %", "p"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("verdict", overflow="fold")
+    table.add_column("verdict")
     quantities = list(found.quantities)
     if len(quantities) > SHOWN:
         worst = sorted(quantities, key=_least)[:SHOWN]
@@ -157,8 +157,8 @@ def _table(found: Calibration) -> Table:
         table.add_row(
             each.name,
             f"{each.shift.value:+.2f}",
-            f"{each.spread.value:.2f} ({each.spread.low:.2f} to {each.spread.high:.2f})",
-            *(f"{covered.value:.3f}" for covered in each.coverage),
+            f"{each.spread.value:.2f} ({each.spread.low:.2f}, {each.spread.high:.2f})",
+            " ".join(f"{100 * covered.value:3.0f}" for covered in each.coverage) + "  ",
             f"{_least(each):.2g}",
             each.verdict.removesuffix(" within noise"),
         )
@@ -175,8 +175,8 @@ def _notes(found: Calibration) -> list[str]:
     settings, rows = found.settings, len(found.quantities)
     notes = [
         "shift, spread: mean and sd of Φ⁻¹(p), 0 and 1 where q is the posterior; spread above 1: q "
-        "is too narrow; in 50 %: how often the central 50 % of q hold the truth; p: the smallest "
-        "of three tests, adjusted for all tests of all rows",
+        "is too narrow; 50, 80, 95 %: how often central intervals of q hold the truth; p: the "
+        "smallest of three tests, adjusted for all tests of all rows",
         "this is about data that the model simulates, and says nothing about other data",
     ]
     if rows > SHOWN:
