@@ -21,6 +21,7 @@ SECTIONS = [
     ("posteriors.md", "Posteriors"),
     ("hierarchies.md", "In Python"),
     ("sparse.md", "In Python"),
+    ("calibration.md", "In Python"),
     ("own-data.md", "Images"),
     ("own-choice.md", "Objectives that learn"),
 ]
