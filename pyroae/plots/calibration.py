@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -52,7 +53,12 @@ def calibration_summary(found: Calibration, *, ax: Target | None = None) -> Figu
     _bands(ecdf, covered, found.settings.num_simulations)
     for quantity, p in tested:
         colour, order = styles[quantity.name]
-        line = {"color": colour, "linewidth": 1.2, "zorder": order, "drawstyle": "steps-post"}
+        line: dict[str, Any] = {
+            "color": colour,
+            "linewidth": 1.2,
+            "zorder": order,
+            "drawstyle": "steps-post",
+        }
         at = np.sort(p)
         share = np.arange(1, len(p) + 1) / len(p)
         ecdf.plot([0, *at, 1], [0, *(share - at), 0], **line)

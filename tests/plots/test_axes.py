@@ -19,7 +19,9 @@ from pyroae import plots, zoo
 from pyroae.comparison.results import Cell, Comparison, Outcome, Point
 from pyroae.comparison.scores import Interval, Score
 from pyroae.comparison.tuning import Trial, Tuning
+from pyroae.config import CalibrationSettings
 from pyroae.errors import ConfigError
+from pyroae.evaluation.calibration import measure_calibration
 from pyroae.evaluation.diagnostics import diagnose
 from pyroae.evaluation.gradient_lab.measure import measure_slopes
 from pyroae.evaluation.importance.likelihood import log_likelihood
@@ -47,6 +49,9 @@ def examples() -> dict[str, tuple[int, Callable[..., Figure]]]:
         linear.model, linear.guide, y, {"iwae": iwae}, ks=(1, 4), parameters=parameters,
         replicates=20,
     )  # fmt: skip
+    ranks = measure_calibration(
+        linear.model, linear.guide, y, settings=CalibrationSettings("guide", 40, 20)
+    )
     units = diagnose(vae.model, vae.guide, x, seed=0)
     points = (Point(1, 1, 0.1, 8, 3.0), Point(2, 2, 0.2, 16, 2.0))
     comparison = Comparison(
@@ -84,6 +89,11 @@ def examples() -> dict[str, tuple[int, Callable[..., Figure]]]:
     return {
         "along_training": (2, lambda ax=None: plots.along_training(evaluations, 10, ax=ax)),
         "bound_curve": (1, lambda ax=None: plots.bound_curve({"guide": estimate}, ax=ax)),
+        "calibration_histograms": (
+            2,
+            lambda ax=None: plots.calibration_histograms(ranks, 2, ax=ax),
+        ),
+        "calibration_summary": (3, lambda ax=None: plots.calibration_summary(ranks, ax=ax)),
         "class_samples": (1, lambda ax=None: plots.class_samples(of_class, "ab", 3, ax=ax)),
         "column_errors": (2, lambda ax=None: plots.column_errors(linear, y, ax=ax)),
         "differences": (1, lambda ax=None: plots.differences(comparison, ax=ax)),

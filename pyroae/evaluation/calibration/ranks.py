@@ -47,8 +47,8 @@ def p_values(
     """
     width = slack * truth.abs().clamp(min=1)
     below, equal = draws < truth - width, (draws - truth).abs() <= width
+    count: Tensor | int = len(draws)
     if weights is None:
-        count = len(draws)
         low, same = below.sum(0).double(), equal.sum(0).double()
     else:
         shape = (*weights.shape, *[1] * (draws.dim() - 2))
