@@ -1,5 +1,6 @@
 """Settings of runs, trainings and evaluations: plain data, without torch."""
 
+from pyroae.config.calibration import CalibrationSettings
 from pyroae.config.checks import at_least_one
 from pyroae.config.evaluation import (
     ALL,
@@ -38,6 +39,7 @@ __all__ = [
     "SEMI_SUPERVISED",
     "WHERE",
     "AISSettings",
+    "CalibrationSettings",
     "EvaluationSettings",
     "GradientSettings",
     "Part",

@@ -139,21 +139,37 @@ def check_proposal(
         ProgramError: For plates under which log p(x) does not exist, with the name of the site.
     """
     check_evidence(traces, held_out=held_out)
-    deltas = [name for name, site in traces.deltas() if traces.is_local(site)]
+    for name in points_of(traces, guide, args):
+        raise UndefinedLikelihoodError(
+            f"log p(x) cannot be estimated with this guide: its site '{name}' is a Delta, "
+            "which has no density as a proposal; give another guide over the same sites as "
+            "the proposal"
+        )
+
+
+def points_of(
+    traces: Traces, guide: Program | None, args: tuple[Any, ...], *, all_sites: bool = False
+) -> list[str]:
+    """List the Deltas of a guide that depend on none of its draws.
+
+    Args:
+        traces: One run of model and guide.
+        guide: The guide of the run. None accepts all Deltas if the guide has an auxiliary draw.
+        args: The arguments of the run.
+        all_sites: Whether sites outside the data plate are listed too.
+
+    Returns:
+        Names of these sites, in the order of the guide.
+    """
+    deltas = [name for name, site in traces.deltas() if all_sites or traces.is_local(site)]
     if not deltas:
-        return
+        return []
     if guide is not None:
         accepted = _functions_of_draws(guide, args)
     else:
         auxiliary = any(name not in traces.model.nodes for name, _ in traces.draws())
         accepted = set(deltas) if auxiliary else set()
-    for name in deltas:
-        if name not in accepted:
-            raise UndefinedLikelihoodError(
-                f"log p(x) cannot be estimated with this guide: its site '{name}' is a Delta, "
-                "which has no density as a proposal; give another guide over the same sites as "
-                "the proposal"
-            )
+    return [name for name in deltas if name not in accepted]
 
 
 def check_globals(model: Program, guide: Program, args: tuple[Tensor, ...]) -> bool:

@@ -19,7 +19,8 @@ from pyroae.evaluation.annealing.hmc import (
 )
 from pyroae.evaluation.annealing.plan import Plan
 from pyroae.evaluation.annealing.results import BlockResult
-from pyroae.evaluation.annealing.simulation import replaced, simulate
+from pyroae.evaluation.annealing.simulation import simulate
+from pyroae.evaluation.simulated_data import replaced
 from pyroae.programs.annealing_path import Densities, Path, Point
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.traces import prior_of, run
@@ -168,7 +169,10 @@ class Block:
         data, traces = self.result.x, self._traces
         plate = 0 if traces.plate is None else traces.plate.dim
         dims = {name: plate - traces.model.nodes[name]["fn"].event_dim for name in data}
-        guide_args = None if self.plan.guide is None else replaced(self.args, traces, data)
+        guide_args = None
+        if self.plan.guide is not None:
+            hints = {"use": 'start="guide"', "instead": 'use start="prior"'}
+            guide_args = replaced(self.args, traces, data, **hints)
         return BlockArguments(self.args, guide_args, data, dims)
 
     @cached_property

@@ -1,0 +1,13 @@
+"""Calibration of amortized posteriors on simulated data: VSBC and SBC.
+
+- `measure`: `measure_calibration`.
+- `simulation`: simulated pairs (z, x), and draws of q(z|x).
+- `ranks`: ranks of the truth among draws, as p-values.
+- `uniformity`: tests of p-values.
+- `results`: what it returns.
+"""
+
+from pyroae.evaluation.calibration.measure import measure_calibration
+from pyroae.evaluation.calibration.results import Calibration, Quantity
+
+__all__ = ["Calibration", "Quantity", "measure_calibration"]
