@@ -14,6 +14,7 @@ from pyroae.plots.likelihood import (
     sandwich,
 )
 from pyroae.plots.posteriors import posterior
+from pyroae.plots.predictive import predictive_check
 from pyroae.plots.prior import pseudo_inputs
 from pyroae.plots.snapshots import along_training, gradients_along_training
 from pyroae.plots.sparsity import filters, sparsity_sweep
@@ -36,6 +37,7 @@ __all__ = [
     "likelihood_per_datum",
     "manifold",
     "posterior",
+    "predictive_check",
     "pseudo_inputs",
     "rate_distortion",
     "reconstructions",
