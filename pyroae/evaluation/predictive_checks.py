@@ -1,7 +1,8 @@
 """Predictive checks: test statistics of the data beside those of data that the model draws."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,10 +11,10 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyroae.errors import ConfigError, ProgramError
+from pyroae.errors import BrokenProgramError, ConfigError, ProgramError, PyroaeError
 from pyroae.evaluation.blocks import Data, blocks, rows_of
 from pyroae.evaluation.simulated_data import simulated
-from pyroae.evaluation.statistics_of_data import STATISTICS, Statistic, of_set_rows_and_columns
+from pyroae.evaluation.statistics_of_data import STATISTICS, Statistic, applied, views_of
 from pyroae.likelihoods.observed import observed_features
 from pyroae.programs.arguments import structure_of
 from pyroae.programs.context import evaluating
@@ -182,13 +183,13 @@ def predictive_check(
         replicates = _Replicates(*programs, args, site)
         data = replicates.data()
         tallies = {
-            name: _Tally(name, statistic, data)
+            name: _Tally(name, statistic, views_of(data))
             for name, statistic in (STATISTICS if statistics is None else statistics).items()
         }
         for _ in range(num_draws):
-            drawn = torch.where(data.isnan(), data, replicates.draw())
+            views = views_of(torch.where(data.isnan(), data, replicates.draw()))
             for tally in tallies.values():
-                tally.add(drawn)
+                tally.add(views)
     group = "prior_predictive" if guide is None else "posterior_predictive"
     found = {name: tally.result() for name, tally in tallies.items()}
     return PredictiveCheck(group, replicates.site, found)
@@ -224,29 +225,35 @@ class _Replicates:
 
     def _values(self, part: tuple[Tensor, ...], traces: Traces) -> dict[str, Tensor]:
         """Draws of the observed sites of a block, in the shape of the program."""
-        if self.guide is None:
-            return simulated(self.model, part, traces)[0]
-        drawn = poutine.trace(self.guide).get_trace(*part)
-        return simulated(poutine.replay(self.model, trace=drawn), part, traces)[0]
+        try:
+            if self.guide is None:
+                return simulated(self.model, part, traces)[0]
+            drawn = poutine.trace(self.guide).get_trace(*part)
+            return simulated(poutine.replay(self.model, trace=drawn), part, traces)[0]
+        except PyroaeError:
+            raise
+        except Exception as error:  # whatever a distribution of the user's program raises
+            words = " ".join(str(error).split())[:300]
+            raise BrokenProgramError(
+                f"the observed sites cannot be drawn: {type(error).__name__}: {words}"
+            ) from error
 
 
 class _Tally:
     """Counts how often a statistic of replicates exceeds, or equals, that of the data."""
 
-    def __init__(self, name: str, statistic: Statistic, data: Tensor) -> None:
-        self.of: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] = lambda x: (
-            of_set_rows_and_columns(name, statistic, x)
-        )
+    def __init__(self, name: str, statistic: Statistic, data: tuple[Tensor, ...]) -> None:
+        self.of = partial(applied, name, statistic)
         self.observed, *self.each = self.of(data)
         self.ranks = [torch.full_like(one, 0.5) for one in self.each]
         self.draws: list[Tensor] = []
 
-    def add(self, drawn: Tensor) -> None:
-        """Compare one replicate."""
+    def add(self, drawn: tuple[Tensor, ...]) -> None:
+        """Compare one replicate, given as views."""
         whole, *each = self.of(drawn)
         self.draws.append(whole)
-        for rank, one, observed in zip(self.ranks, each, self.each, strict=True):
-            rank += _exceeds(one, observed)
+        exceeds = [_exceeds(*pair) for pair in zip(each, self.each, strict=True)]
+        self.ranks = [rank + one for rank, one in zip(self.ranks, exceeds, strict=True)]
 
     def result(self) -> CheckedStatistic:
         """The p-values."""

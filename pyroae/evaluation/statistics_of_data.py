@@ -1,6 +1,6 @@
 """Test statistics of data: the mean, the spread, extremes and the share of zeros."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -24,7 +24,7 @@ def mean(x: Tensor) -> Tensor:
     >>> mean(torch.tensor([[1.0, torch.nan], [2.0, 3.0]]))
     tensor(2.)
     """
-    return x.flatten(-2).nanmean(-1)
+    return _mean(x.flatten(-2))
 
 
 def sd(x: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def sd(x: Tensor) -> Tensor:
     tensor(1.4142)
     """
     values = x.flatten(-2)
-    return (values - values.nanmean(-1, keepdim=True)).square().nanmean(-1).sqrt()
+    return _mean((values - _mean(values).unsqueeze(-1)).square()).sqrt()
 
 
 def zeros(x: Tensor) -> Tensor:
@@ -55,7 +55,8 @@ def zeros(x: Tensor) -> Tensor:
     >>> zeros(torch.tensor([[0.0, torch.nan], [0.0, 4.0]]))
     tensor(0.6667)
     """
-    return mean(torch.where(x.isnan(), x, (x == 0).to(x.dtype)))
+    is_zero = (x == 0).to(x.dtype)
+    return mean(torch.where(x.isnan(), x, is_zero) if _has_missing(x) else is_zero)
 
 
 def least(x: Tensor) -> Tensor:
@@ -86,6 +87,8 @@ def largest(x: Tensor) -> Tensor:
     tensor(3.)
     """
     values = x.flatten(-2)
+    if not _has_missing(x):
+        return values.amax(-1)
     found = torch.where(values.isnan(), -torch.inf, values).amax(-1)
     return torch.where(values.isnan().all(-1), torch.nan, found)
 
@@ -105,7 +108,7 @@ def spread(x: Tensor) -> Tensor:
     >>> spread(torch.tensor([[0.0, 2.0], [5.0, 5.0]]))
     tensor(2.)
     """
-    return sd(x.nanmean(-1, keepdim=True))
+    return sd(_mean(x).unsqueeze(-1))
 
 
 STATISTICS: Mapping[str, Statistic] = MappingProxyType(
@@ -114,29 +117,52 @@ STATISTICS: Mapping[str, Statistic] = MappingProxyType(
 """The statistics of a predictive check by default."""
 
 
-def of_set_rows_and_columns(
-    name: str, statistic: Statistic, x: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Apply a statistic to all data, to each datum and to each feature.
+def views_of(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return data as one set, as N sets of one datum, and as d sets of one feature.
+
+    Args:
+        x: Data, shape `[N, d]`.
+
+    Returns:
+        Tensors of the shapes `[N, d]`, `[N, 1, d]` and `[d, N, 1]`.
+
+    >>> [tuple(view.shape) for view in views_of(torch.zeros(3, 4))]
+    [(3, 4), (3, 1, 4), (4, 3, 1)]
+    """
+    return x, x.unsqueeze(1), x.t().contiguous().unsqueeze(2)
+
+
+def applied(name: str, statistic: Statistic, views: Sequence[Tensor]) -> list[Tensor]:
+    """Apply a statistic to several views of data.
 
     Args:
         name: The name of the statistic, for the error.
         statistic: A function from `[..., N, d]` to `[...]`.
-        x: Data, shape `[N, d]`.
+        views: Data, shape `[..., N, d]` each.
 
     Returns:
-        T(x), shape `[]`; T of each datum, shape `[N]`; and of each feature, shape `[d]`; float64.
+        For each view the statistics, shape `[...]`, float64.
 
     Raises:
         ConfigError: The statistic does not return one number for each data set.
     """
     found = []
-    for data, shape in ((x, ()), (x.unsqueeze(1), x.shape[:1]), (x.t().unsqueeze(2), x.shape[1:])):
+    for data in views:
         value = torch.as_tensor(statistic(data))
-        if value.shape != shape:
+        if value.shape != data.shape[:-2]:
             raise ConfigError(
                 f"the statistic '{name}' has the shape {tuple(value.shape)} for data of the shape "
                 f"{tuple(data.shape)}: it takes [..., N, d] and returns [...]"
             )
         found.append(value.double())
-    return found[0], found[1], found[2]
+    return found
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean of what is not missing, over the last dimension."""
+    return values.nanmean(-1) if _has_missing(values) else values.mean(-1)
+
+
+def _has_missing(values: Tensor) -> bool:
+    """Whether there may be a NaN; the sum is cheaper than a search."""
+    return bool(values.sum().isnan())

@@ -4,6 +4,7 @@ from pyroae.plots.columns import column_errors
 from pyroae.plots.comparison import differences, learning_curves, tuning_curves
 from pyroae.plots.conditional import class_samples
 from pyroae.plots.gradients import gradient_curves
+from pyroae.plots.latent_paths import interpolation, traversals
 from pyroae.plots.latent_space import kl_per_unit, latent_scatter, manifold
 from pyroae.plots.likelihood import (
     bound_curve,
@@ -30,6 +31,7 @@ __all__ = [
     "filters",
     "gradient_curves",
     "gradients_along_training",
+    "interpolation",
     "khat",
     "kl_per_unit",
     "latent_scatter",
@@ -46,5 +48,6 @@ __all__ = [
     "sandwich",
     "sparsity_sweep",
     "training_curves",
+    "traversals",
     "tuning_curves",
 ]

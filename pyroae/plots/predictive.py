@@ -1,6 +1,7 @@
 """Figures of predictive checks: statistics of the data beside those of replicates."""
 
 import math
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,14 +25,15 @@ KINDS = {
 def predictive_check(*checks: PredictiveCheck, ax: Target | None = None) -> Figure:
     """Draw the statistics of the data as lines, and histograms of those of replicates.
 
-    There is a panel per statistic. Its title has the p-values with their Monte-Carlo errors.
+    There is a panel per statistic, with the p-values and their Monte-Carlo errors above it.
     Statistics that are the same for the data and all replicates, such as the largest pixel of
     binary images, are left out.
 
     Args:
         checks: Results of `pyroae.predictive_check` with the same statistics on the same data:
             prior predictive, posterior predictive, or both.
-        ax: An Axes for each statistic that varies, or a SubFigure, to draw into; None for a new figure.
+        ax: An Axes for each statistic that varies, or a SubFigure, to draw into; None for a new
+            figure.
 
     Returns:
         The figure.
@@ -53,7 +55,7 @@ def predictive_check(*checks: PredictiveCheck, ax: Target | None = None) -> Figu
         raise DataError("a figure of several predictive checks needs the same statistics in each")
     names = [n for n in names if not all(check.statistics[n].is_constant for check in checks)]
     refuse_none("statistics that vary", len(names))
-    columns = min(3, len(names))
+    columns = 2 if len(names) == 4 else min(3, len(names))
     rows = math.ceil(len(names) / columns)
     place = canvas(ax, (3.0 * columns, 2.5 * rows + 0.4), rows, columns, count=len(names))
     for axes, name in zip(place.panels, names, strict=True):
@@ -68,15 +70,16 @@ def predictive_check(*checks: PredictiveCheck, ax: Target | None = None) -> Figu
 
 
 def _draw(axes: Axes, name: str, checks: tuple[PredictiveCheck, ...]) -> None:
-    """Histograms of one statistic on common bins, and the line of the data."""
+    """Histograms of one statistic, and the line of the data."""
     found = [check.statistics[name] for check in checks]
-    every = np.concatenate([to_array(one.draws) for one in found])
-    bins = np.histogram_bin_edges(every[np.isfinite(every)], bins=25)
     for check, one in zip(checks, found, strict=True):
-        colour, _ = KINDS[check.group]
-        axes.hist(to_array(one.draws), bins=bins.tolist(), color=colour, alpha=0.6)
+        values = to_array(one.draws)
+        style: dict[str, Any] = {"color": KINDS[check.group][0], "alpha": 0.6, "density": True}
+        axes.hist(values[np.isfinite(values)], bins=15, **style)
     axes.axvline(found[0].observed, color=INK, linewidth=1.5)
     axes.set(xlabel=name, yticks=[])
     axes.spines["left"].set_visible(False)
-    p_values = [f"p = {one.p:.3f} ± {one.p_se:.3f}" for one in found]
-    axes.set_title("\n".join(p_values), fontsize="small")
+    for i, (check, one) in enumerate(zip(checks, found, strict=True)):
+        text, (colour, _) = f"p = {one.p:.3f} ± {one.p_se:.3f}", KINDS[check.group]
+        place: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "fontsize": "small"}
+        axes.text(0.5, 1.02 + 0.1 * i, text, color=colour, **place)

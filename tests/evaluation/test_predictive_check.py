@@ -17,7 +17,7 @@ from pyroae.evaluation import predictive_checks
 from pyroae.evaluation.predictive_checks import predictive_check
 from pyroae.evaluation.statistics_of_data import STATISTICS, mean
 from pyroae.nn import MLP
-from tests.systems import ZOO, system_and_data
+from tests.systems import system_and_data
 
 D = 4
 MEAN = {"mean": mean}
@@ -200,6 +200,28 @@ def test_bad_input_is_refused() -> None:
 
     with pytest.raises(ProgramError, match="does not draw the latent site 'y'"):
         predictive_check(mixture, empty, x)
+
+
+class Undrawn(dist.Normal):
+    """A density without draws."""
+
+    has_rsample = False
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        raise NotImplementedError("no draws")
+
+    def expand(self, batch_shape: tuple[int, ...], _instance: object = None) -> "Undrawn":
+        return Undrawn(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
+
+
+def test_what_a_program_raises_is_told() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", Undrawn(z, torch.ones_like(z)), obs=x)
+
+    with pytest.raises(ProgramError, match="cannot be drawn: NotImplementedError: no draws"):
+        predictive_check(model, None, torch.zeros(3))
 
 
 def test_a_datatree_has_arviz_groups() -> None:
