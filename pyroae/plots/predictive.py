@@ -65,7 +65,7 @@ def predictive_check(*checks: PredictiveCheck, ax: Target | None = None) -> Figu
         for check in checks
     ]
     handles.append(Line2D([], [], color=INK, linewidth=1.5, label="data"))
-    place.legend(handles, "outside lower center", ncols=3)
+    place.legend(handles, "outside lower center", ncols=columns)
     return place.figure
 
 
