@@ -18,6 +18,7 @@ from pyroae._version import __version__
 from pyroae.config import (
     PER_TRAINING,
     AISSettings,
+    CalibrationSettings,
     EvaluationSettings,
     GradientSettings,
     Part,
@@ -175,6 +176,8 @@ def _run(name: str, options: dict[str, Any]) -> None:
     elif name == "evaluate":
         options["settings"] = EvaluationSettings.from_dict(options["settings"])
         options["imports"] = imports
+    elif name == "calibrate":
+        options["settings"] = CalibrationSettings(**options["settings"])
     elif name == "gradients":
         options["settings"] = GradientSettings(**options["settings"])
     if "part" in options:
@@ -257,6 +260,14 @@ def _gradients(gradients: Parser) -> None:
     gradients.add_argument(
         "--out", metavar="FILE", help="path without suffix of .csv, .nc and .png (default: in RUN)"
     )
+
+
+def _calibrate(calibrate: Parser) -> None:
+    _add_run(calibrate)
+    calibrate.settings("part", Part)
+    calibrate.settings("settings", CalibrationSettings)
+    text = "replace a calibration with other settings"
+    calibrate.add_argument("--overwrite", action="store_true", help=text)
 
 
 def _compare(compare: Parser) -> None:
@@ -384,6 +395,10 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "gradients": (
         "SNR, variance, bias and cost of ELBO estimators at the weights of a run",
         _gradients,
+    ),
+    "calibrate": (
+        "whether the posterior is calibrated on data that the model simulates (VSBC, SBC)",
+        _calibrate,
     ),
     "compare": (
         "estimators by what they train: same weights, batches, budget and metric",

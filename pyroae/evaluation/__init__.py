@@ -1,10 +1,15 @@
 """Evaluate any Pyro model and guide: log p(x), bounds, gaps, information and gradients."""
 
-from pyroae.config import AISSettings
+from pyroae.config import AISSettings, CalibrationSettings
 from pyroae.config.evaluation import EvaluationSettings
 from pyroae.evaluation.adaptive_quadrature import QuadratureEstimate, quadrature
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.estimates import BDMC, AISEstimate
+from pyroae.evaluation.calibration import (
+    Calibration,
+    calibration_to_datatree,
+    measure_calibration,
+)
 from pyroae.evaluation.diagnostics import Diagnostics, diagnose
 from pyroae.evaluation.enumeration import enumerated_log_likelihood
 from pyroae.evaluation.exact import exact_log_likelihood
@@ -22,6 +27,8 @@ __all__ = [
     "BDMC",
     "AISEstimate",
     "AISSettings",
+    "Calibration",
+    "CalibrationSettings",
     "Diagnostics",
     "Evaluation",
     "EvaluationSettings",
@@ -35,6 +42,7 @@ __all__ = [
     "QuadratureEstimate",
     "ais",
     "bdmc",
+    "calibration_to_datatree",
     "diagnose",
     "enumerated_log_likelihood",
     "evaluate",
@@ -44,6 +52,7 @@ __all__ = [
     "impute",
     "information",
     "log_likelihood",
+    "measure_calibration",
     "measure_gradients",
     "measure_slopes",
     "parameter_groups",

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.evaluation.checks import is_one
 from pyroae.programs.masks import where_unmasked
-from pyroae.programs.paired_traces import Traces
+from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import Program, Site, base_distribution
 
 Values = dict[str, Tensor]
@@ -22,7 +22,8 @@ def simulated(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Draw z and x from the model, given its arguments: (z, x) ~ p(z) p(x|z).
 
-    Sites outside the data plate and masked elements keep their observed values.
+    Sites outside the data plate and masked elements keep their observed values. A factor is
+    accepted where it is 0 at all that is drawn, as that of a label which is missing.
 
     Args:
         model: The Pyro program p(z) p(x|z).
@@ -42,14 +43,19 @@ def simulated(
         for name, site in observed.items()
         if traces.is_local(site) and not site["infer"].get("_deterministic")
     }
-    for name, site in local.items():
-        _check_drawable(name, site, traces)
+    factors = {n for n, s in local.items() if isinstance(base_distribution(s["fn"]), dist.Unit)}
+    for name in local.keys() - factors:
+        _check_drawable(name, local[name], traces)
     fixed = {name: site["value"] for name, site in observed.items() if not traces.is_local(site)}
     program = poutine.condition(poutine.uncondition(model), data=fixed)
     nodes = poutine.trace(program).get_trace(*args).nodes
+    for name in factors:
+        if bool((log_density(name, nodes[name]) != 0).any()):
+            raise ProgramError(f"the site '{name}' is a factor: no x can be drawn from the model")
     x = {  # masked elements keep the observed value
         name: where_unmasked(name, site, nodes[name]["value"].detach(), site["value"])
         for name, site in local.items()
+        if name not in factors
     }
     latent = traces.sites(traces.model, observed=False)
     return x, {name: nodes[name]["value"].detach() for name, _ in latent}
@@ -57,8 +63,6 @@ def simulated(
 
 def _check_drawable(name: str, site: Site, traces: Traces) -> None:
     """Refuse an observed site whose value cannot be drawn."""
-    if isinstance(base_distribution(site["fn"]), dist.Unit):
-        raise ProgramError(f"the site '{name}' is a factor: no x can be drawn from the model")
     if getattr(base_distribution(site["fn"]), "is_given_value", False):
         raise ProgramError(
             f"the density of the site '{name}' is given the total of its own value: draws from "
@@ -123,7 +127,7 @@ def _view(observed: Tensor, arg: Tensor, new: Tensor) -> Tensor | None:
         return None
     offset = observed.storage_offset() - arg.storage_offset()
     reach = sum((n - 1) * s for n, s in zip(observed.shape, observed.stride(), strict=True))
-    inside = 0 <= offset and offset + reach < arg.numel() and 0 not in observed.stride()
+    inside = offset >= 0 and offset + reach < arg.numel() and 0 not in observed.stride()
     return new.as_strided(observed.shape, observed.stride(), offset) if inside else None
 
 

@@ -1,5 +1,6 @@
 """Figures of systems, likelihoods, gradients and comparisons (matplotlib)."""
 
+from pyroae.plots.calibration import calibration_histograms, calibration_summary
 from pyroae.plots.columns import column_errors
 from pyroae.plots.comparison import differences, learning_curves, tuning_curves
 from pyroae.plots.conditional import class_samples
@@ -24,6 +25,8 @@ from pyroae.plots.systems import reconstructions, sample_grids, samples, trainin
 __all__ = [
     "along_training",
     "bound_curve",
+    "calibration_histograms",
+    "calibration_summary",
     "class_samples",
     "column_errors",
     "differences",

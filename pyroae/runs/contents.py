@@ -30,6 +30,10 @@ FILES = (
     "evaluation.yaml",
     "along_training.csv",
     "gradients_along_training.csv",
+    "calibration.json",
+    "calibration.nc",
+    "calibration_importance.json",
+    "calibration_importance.nc",
     "figures",
     "report.html",
 )

@@ -1,8 +1,8 @@
 """Data drawn from the model for an annealing run."""
 
+from pyro import poutine
 from torch import Tensor
 
-from pyro import poutine
 from pyroae.evaluation.annealing.plan import Plan
 from pyroae.evaluation.annealing.results import BlockResult
 from pyroae.evaluation.simulated_data import simulated

@@ -4,10 +4,11 @@
 - `simulation`: simulated pairs (z, x), and draws of q(z|x).
 - `ranks`: ranks of the truth among draws, as p-values.
 - `uniformity`: tests of p-values.
-- `results`: what it returns.
+- `results`: what it returns; `datatree` converts it.
 """
 
+from pyroae.evaluation.calibration.datatree import calibration_to_datatree
 from pyroae.evaluation.calibration.measure import measure_calibration
 from pyroae.evaluation.calibration.results import Calibration, Quantity
 
-__all__ = ["Calibration", "Quantity", "measure_calibration"]
+__all__ = ["Calibration", "Quantity", "calibration_to_datatree", "measure_calibration"]

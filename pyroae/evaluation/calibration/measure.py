@@ -27,10 +27,15 @@ from pyroae.programs.paired_traces import Traces
 from pyroae.programs.particle_check import plate_nesting
 from pyroae.programs.sites import Program, base_distribution
 from pyroae.programs.traces import run
+from pyroae.runtime.memory import once
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.randomness import fork_random
 
 DEFAULTS = CalibrationSettings()
+
+
+FEW = 20
+"""The number of data of the simulation that checks the programs."""
 
 
 def measure_calibration(
@@ -114,20 +119,32 @@ def _plan(
     model: Program, guide: Program, args: tuple[Tensor, ...], settings: CalibrationSettings
 ) -> Plan:
     """Check the programs, and find whether each datum is a repetition."""
-    first = part_of(args, range(1))
-    traces = run(model, guide, first, {})
-    _check(traces, guide, first)
+    traces = once(lambda: run(model, guide, args, {}), "one draw for each datum")
+    _check(traces, guide, args)
     if settings.draws == "guide":
         _refuse_factors(traces)
-    check_terms(model, guide, args)
     latent = traces.sites(traces.model, observed=False)
     joint = traces.plate is None or not all(traces.is_local(site) for _, site in latent)
+    few = args if joint else tuple(a[torch.arange(FEW) % len(a)] for a in args)
+    if not joint:
+        _check_amortized(model, guide, few)
+    check_terms(model, guide, args)
     nesting = plate_nesting(model, guide, args, {}) if joint else nesting_of(model, guide, args)
     plan = Plan(model, guide, nesting, joint, settings)
-    few = args if joint else tuple(a[:2] if len(a) > 1 else torch.cat([a, a]) for a in args)
     with fork_random(args[0].device, settings.seed):
         check_reads_data(plan, simulate(plan, few))
     return plan
+
+
+def _check_amortized(model: Program, guide: Program, few: tuple[Tensor, ...]) -> None:
+    """Refuse a guide that does not take other numbers of data."""
+    for number in (1, 2):
+        try:
+            run(model, guide, part_of(few, range(number)), {})
+        except ProgramError as error:
+            raise ProgramError(
+                f"calibration needs a guide that takes any data, and with {number} of them: {error}"
+            ) from error
 
 
 def _check(traces: Traces, guide: Program, args: tuple[Tensor, ...]) -> None:

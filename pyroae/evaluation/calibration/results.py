@@ -180,12 +180,12 @@ def _quantity(name: str, p: np.ndarray, tests: Tests, adjusted: Tests, level: fl
         none = Interval(math.nan, math.nan, math.nan)
         covered = (none,) * len(PROBABILITIES)
         return Quantity(name, len(p), none, none, covered, tests, adjusted, TOO_FEW)
-    from scipy.stats import chi2, t
+    from scipy.special import chdtri, stdtrit
 
     scores, degrees = normal_scores(p), len(p) - 1
     mean, deviation = float(scores.mean()), float(scores.std(ddof=1))
-    half = float(t.ppf(0.975, degrees)) * deviation / len(p) ** 0.5
-    ends = (deviation * (degrees / chi2.ppf(q, degrees)) ** 0.5 for q in (0.975, 0.025))
+    half = float(stdtrit(degrees, 0.975)) * deviation / len(p) ** 0.5
+    ends = (deviation * (degrees / chdtri(degrees, tail)) ** 0.5 for tail in (0.025, 0.975))
     return Quantity(
         name,
         len(p),

@@ -22,7 +22,7 @@ from pyroae.evaluation.calibration.ranks import (
 )
 from pyroae.evaluation.simulated_data import replaced, simulated
 from pyroae.programs.paired_traces import Traces, log_density
-from pyroae.programs.sites import Program
+from pyroae.programs.sites import Program, is_delta
 from pyroae.programs.traces import at_values, run
 from pyroae.runtime.randomness import fork_random
 from pyroae.weights import reduce_log_weights
@@ -160,7 +160,7 @@ def rank(plan: Plan, pair: Pair, datum: int = 0) -> Ranks:
     for name, _ in draws.sites(draws.model, observed=False):
         truth, value, masked = (_one(plan, t, datum) for t in _values(draws, pair.true, name))
         p = p_values(truth[0], value, torch.rand_like(truth[0].double()), weights)
-        columns.append(torch.where(masked[0], torch.nan, p).flatten(1))
+        columns.append(torch.where(masked[0], torch.nan, p).reshape(len(p), -1))
         varies.append((value != truth).any(0).any(0).flatten())
         names += element_names(name, tuple(truth.shape[2:]))
     at_true, at_draws = densities(true)[0], densities(whole)
@@ -204,17 +204,19 @@ def check_reads_data(plan: Plan, pair: Pair) -> None:
                 f"the density of the site '{name}' depends on observed values other than its own, "
                 "as in an autoregressive model: x drawn from this model is not x of its density"
             )
-    if plan.settings.draws != "guide":
-        return  # weights correct any guide
-    given, seen = (_guide_values(plan, args) for args in (pair.args, pair.guide_args))
-    blind = [name for name, value in seen.items() if torch.equal(value, given[name])]
-    outside = [n for n in blind if not pair.true.is_local(pair.true.model.nodes[n])]
-    if outside or len(blind) == len(seen):
+    pairs = zip(pair.args, pair.guide_args, strict=True)
+    unchanged = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
+    if plan.settings.draws != "guide" or unchanged:
+        return  # weights correct any guide; where all is masked, nothing can be seen
+    blind = _blind_sites(plan, pair)
+    outside = [name for name in blind if not pair.true.is_local(pair.true.guide.nodes[name])]
+    draws = dict(pair.true.sites(pair.true.guide, observed=False))
+    if outside or len(blind) == len(draws):
         where = "lies outside the data plate and " if outside else ""
         raise ProgramError(
-            f"the guide's site '{(outside or blind)[0]}' {where}has the same draws for any data: "
-            "it was fitted to one data set, and its calibration would need a fit to each simulated "
-            "one; give a guide that reads its parameters from the data"
+            f"the guide's site '{(outside or blind)[0]}' {where}has the same distribution for any "
+            "data: it was fitted to one data set, and its calibration would need a fit to each "
+            "simulated one; give a guide that reads its parameters from the data"
         )
 
 
@@ -222,7 +224,21 @@ def _latents(traces: Traces) -> Mapping[str, Tensor]:
     return {n: s["value"] for n, s in traces.sites(traces.model, observed=False)}
 
 
-def _guide_values(plan: Plan, args: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
-    """Latent values of the model from one run of the guide, always with the same noise."""
-    with fork_random(args[0].device, 0):
-        return _latents(run(plan.model, plan.guide, args, {}))
+def _blind_sites(plan: Plan, pair: Pair) -> list[str]:
+    """Latent sites of the guide with the same draws, of the same density, for other data."""
+
+    def run_with(args: tuple[Tensor, ...], drawn: poutine.Trace | None = None) -> Traces:
+        with fork_random(args[0].device, 0):
+            return run(plan.model, plan.guide, args, {}, drawn=drawn)
+
+    given, seen = run_with(pair.args), run_with(pair.guide_args)
+    again = run_with(pair.guide_args, given.drawn)
+    blind = []
+    for name, site in given.sites(given.guide, observed=False):
+        other = again.guide.nodes[name]
+        same_density = is_delta(site) or torch.equal(
+            log_density(name, site), log_density(name, other)
+        )
+        if same_density and torch.equal(site["value"], seen.guide.nodes[name]["value"]):
+            blind.append(name)
+    return blind
