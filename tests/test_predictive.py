@@ -115,6 +115,8 @@ def test_draws_of_ppca_have_its_moments() -> None:
     assert ((x.mean(0) - bias).abs() < 5 * (variance / draws).sqrt()).all()
     se = ((covariance**2 + variance[:, None] * variance) / draws).sqrt()
     assert ((x.T.cov() - covariance).abs() < 5 * se).all()
+    without_noise = system.sample(draws).T.cov()  # a broken copy is caught
+    assert ((without_noise - covariance).abs() > 5 * se).any()
     error = (decoded.mean(0) - system.decode(z)).abs()  # E[x̃|z] is the decoder's mean
     assert (error < 5 * scale / (draws / 4) ** 0.5).all()
     assert ((decoded.std(0) / scale - 1).abs() < 5 / (draws / 2) ** 0.5).all()

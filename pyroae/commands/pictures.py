@@ -17,7 +17,7 @@ from pyroae.evaluation.predictive_checks import predictive_check
 from pyroae.plots.drawing import is_image
 from pyroae.plots.latent_paths import MOST_UNITS, units_by_kl
 
-NUM_DATA, NUM_DRAWS = 200, 60
+NUM_DATA, NUM_DRAWS = 200, 40
 """The data and the replicates of a predictive check."""
 PAIRS = 5
 """The pairs of data between which z is interpolated."""
