@@ -19,7 +19,7 @@ from torch.distributions import (
 )
 from torch.distributions import Normal as _Normal
 
-from pyroae.errors import ConfigError
+from pyroae.errors import ConfigError, UndefinedLikelihoodError
 
 BINARY = "binary"
 """The support of z made of zeros and ones."""
@@ -271,3 +271,9 @@ class _Improper(dist.ImproperUniform):
 
     def log_prob(self, value: Tensor) -> Tensor:
         return (value.sum(-1) * 0).expand(value.shape[:-1])
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        raise UndefinedLikelihoodError(
+            "a Flat prior cannot be sampled: it is not a probability distribution; "
+            "train with a Normal prior (ppca, vae) to draw samples"
+        )

@@ -90,6 +90,9 @@ def test_train_and_evaluate_write_the_run_directory(run: Path) -> None:
         "latent_scatter",
         "kl_per_unit",
         "filters",
+        "predictive_check",
+        "interpolation",
+        "traversals",
     ):
         assert f"figures/{figure}.png" in files
     assert {"checkpoints/best.safetensors", "checkpoints/last.safetensors"} <= files

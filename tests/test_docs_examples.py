@@ -29,6 +29,7 @@ SMALLER = (
     (r"epochs=\d+", "epochs=1"),
     (r'"epochs", \d+', '"epochs", 1'),
     (r"num_particles=\d\d+", "num_particles=30"),
+    (r"num_draws=\d+", "num_draws=9"),
     (r"replicates=\d+", "replicates=40"),
     (r"ks=\(1, 8\)", "ks=(2,)"),
     (r"seeds=\(0, 1(, 2)?\)", "seeds=(0,)"),
@@ -48,7 +49,7 @@ def run_blocks(text: str, name: str, least: int) -> None:
     exec(compile(code, name, "exec"), {"__name__": "__main__"})
 
 
-@pytest.mark.parametrize("page", TUTORIALS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("page", [*TUTORIALS, DOCS / "predictive.md"], ids=lambda path: path.stem)
 def test_tutorials_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run_blocks(page.read_text(), page.name, 3)

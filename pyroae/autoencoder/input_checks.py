@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import pyro
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyroae.errors import DataError
@@ -49,3 +51,49 @@ def check_finite(name: str, values: Tensor) -> None:
         raise DataError(
             f"{name} holds {values[at].item()} at {list(at)}: every value must be finite"
         )
+
+
+def count_of_draws(conditions: int | None, size: int | None) -> int:
+    """Return how many data a model draws.
+
+    Args:
+        conditions: The number of conditions; None where there are none, or one for all data.
+        size: The number that was asked for; None for the default.
+
+    Returns:
+        The size, by default the number of conditions, or 1.
+
+    Raises:
+        DataError: The size is no whole number of at least 1, or not the number of conditions.
+
+    >>> count_of_draws(None, None), count_of_draws(5, None), count_of_draws(None, 3)
+    (1, 5, 3)
+    """
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        raise DataError(f"size, the number of data that are drawn, is at least 1, not {size!r}")
+    if conditions is not None and size not in (None, conditions):
+        raise DataError(f"the size is {size}, but c holds {conditions} conditions: leave it out")
+    return conditions or size or 1
+
+
+def sample_rows(count: int, name: str, p: TorchDistribution) -> Tensor:
+    """Run `pyro.sample` for a latent site, of which a handler may give draws: those of N data.
+
+    Args:
+        count: N, the number of data that the model draws.
+        name: The name of the site.
+        p: Its distribution.
+
+    Returns:
+        The value, shape `[..., N, m]`.
+
+    Raises:
+        DataError: The draws that are given are of another number of data.
+    """
+    z: Tensor = pyro.sample(name, p)
+    if z.dim() > 1 and z.shape[-2] not in (1, count):
+        raise DataError(
+            f"the draws of '{name}' are of {z.shape[-2]} data, but the model draws {count}: give "
+            f"size={z.shape[-2]}, as in Predictive(model, draws)(None, size={z.shape[-2]})"
+        )
+    return z

@@ -1,5 +1,6 @@
 """The semi-supervised model M2: a class y that is observed for some data and summed for others."""
 
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -130,30 +131,40 @@ class M2(Autoencoder):
         wide = z.unsqueeze(-2).expand(*every.shape[:-1], -1)
         return _mixture(every.new_zeros(every.shape[:-1]), super().p_x(wide, every))
 
-    def model(self, x: Tensor, c: Tensor | None = None) -> None:
+    def model(
+        self, x: Tensor | None = None, c: Tensor | None = None, *, size: int | None = None
+    ) -> None:
         """Run the model as a Pyro program: the sites y, z and x, or z and x for x alone.
 
         A label is an observation of y, the factor `label`. In training mode the classification term
-        is the factor `classification`.
+        is the factor `classification`. Where x is drawn, y is the label where there is one, with
+        the factor `label` log p(y), and there is no classification term.
 
         Args:
-            x: Data, shape `[N, d]` or `[N, *shape]`.
+            x: Data, shape `[N, d]` or `[N, *shape]`; None to draw x.
             c: One-hot labels, shape `[N, C]`, 0 where missing; None to sum over all y.
+            size: N where x is drawn, by default the number of labels, or 1; of no use with x.
 
         Raises:
-            DataError: x or c has another shape than the system takes.
+            DataError: x or c has another shape than the system takes, or `size` is not the number
+                of data.
         """
         if c is None:
-            super().model(x)
+            super().model(x, size=size)
             return
         announce_parameters("autoencoder", self)
-        self.check_condition(c)
-        x = self.flat(x)
-        with pyro.plate("data", len(x)):
-            y = pyro.sample("y", dist.OneHotCategorical(logits=torch.zeros_like(c)))
+        x = None if x is None else self.flat(x)
+        with pyro.plate("data", self._count(x, c, size)):
+            logits = torch.zeros_like(c)
+            if x is None:
+                logits = IMPOSSIBLE * (c.sum(-1, keepdim=True) - c)
+            y = pyro.sample("y", dist.OneHotCategorical(logits=logits))
             z = pyro.sample("z", self.p_z())
             p_x, values = self.of_observed(self.p_x(z, y), x)
             pyro.sample("x", p_x, obs=values)
+            if x is None:
+                pyro.factor("label", -math.log(self.condition) * c.sum(-1))
+                return
             pyro.factor("label", IMPOSSIBLE * (c * (1 - y)).sum(-1))
             if self.training and self.alpha:
                 log_q = self._log_q(self._encoded(x))

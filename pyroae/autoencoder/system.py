@@ -7,6 +7,7 @@ decoder).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import pyro
@@ -17,7 +18,12 @@ from torch import Tensor, nn
 
 from pyroae import corruptions, likelihoods, linear_gaussian, posteriors, priors
 from pyroae.autoencoder.hierarchies import BottomUp, Draw, Hierarchy, Layer, site_of
-from pyroae.autoencoder.input_checks import check_finite, check_numbers
+from pyroae.autoencoder.input_checks import (
+    check_finite,
+    check_numbers,
+    count_of_draws,
+    sample_rows,
+)
 from pyroae.autoencoder.parameters import announce_parameters
 from pyroae.distributions import REAL
 from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError
@@ -275,18 +281,20 @@ class Autoencoder(nn.Module):
             return torch.where(x.isnan(), x, seen)
         return self.likelihood.encoded(torch.where(x.isnan(), cast(Tensor, self.fill), seen))
 
-    def of_observed(self, p_x: TorchDistribution, x: Tensor) -> tuple[TorchDistribution, Tensor]:
+    def of_observed(
+        self, p_x: TorchDistribution, x: Tensor | None
+    ) -> tuple[TorchDistribution, Tensor | None]:
         """Return the distribution of what is observed, and data with a value at each feature.
 
         Args:
             p_x: p(x|z), batch shape `[..., N]`.
-            x: Data, shape `[N, d]`, NaN where missing.
+            x: Data, shape `[N, d]`, NaN where missing; None where x is drawn.
 
         Returns:
             p(x_o|z) of the observed features, and x with 0 at missing ones, which has no influence;
-                both unchanged unless `missing` is set.
+                both unchanged unless `missing` is set and x is given.
         """
-        if not self.missing:
+        if not self.missing or x is None:
             return p_x, x
         is_observed = ~x.isnan()
         return likelihoods.Observed(p_x, is_observed), torch.where(is_observed, x, 0.0)
@@ -302,37 +310,61 @@ class Autoencoder(nn.Module):
             z = draw(site_of(number), cast(Layer, self.upper[number - 1]).below(z))
         return z
 
-    def model(self, x: Tensor, c: Tensor | None = None) -> None:
+    def model(
+        self, x: Tensor | None = None, c: Tensor | None = None, *, size: int | None = None
+    ) -> None:
         """Run p(z) p(x|z) as a Pyro program, with the plate `data` and the sites `z` and `x`.
 
-        The sites of further layers of z are `z2`, `z3`, ..., from the data upwards.
+        The sites of further layers of z are `z2`, `z3`, ..., from the data upwards. Without x the
+        site `x` is drawn, so that `pyro.infer.Predictive` draws new data; values that may be
+        missing are drawn too.
 
         With a weight prior there is also the site `decoder_weights` outside the plate, scaled by
         N / num_data.
 
         Args:
-            x: Data, shape `[N, d]` or `[N, *shape]`.
-            c: The conditions of a conditional system, shape `[N, C]`.
+            x: Data, shape `[N, d]` or `[N, *shape]`; None to draw x.
+            c: The conditions of a conditional system, shape `[N, C]`; where x is drawn, also one
+                for all data, shape `[C]`.
+            size: N where x is drawn, by default the number of conditions, or 1; of no use with x.
 
         Raises:
-            DataError: x or c has another shape than the system takes.
+            DataError: x or c has another shape than the system takes, or `size` is not the number
+                of data.
+            UndefinedLikelihoodError: z is drawn from a Flat prior.
+
+        >>> draws = pyro.infer.Predictive(Autoencoder(4, latent=2).model, num_samples=64)(None)
+        >>> draws["x"].shape, draws["z"].shape  # 64 draws of one datum
+        (torch.Size([64, 1, 4]), torch.Size([64, 1, 2]))
         """
         announce_parameters("autoencoder", self)
-        x = self.flat(x)
+        x = None if x is None else self.flat(x)
+        count = self._count(x, c, size)
         if self.weight_prior is not None:
             weights = torch.cat([p.flatten() for p in self._decoder_weights()])
-            with poutine.scale(scale=len(x) / self.weight_prior.num_data):
+            with poutine.scale(scale=count / self.weight_prior.num_data):
                 pyro.sample("decoder_weights", self.weight_prior.distribution(weights), obs=weights)
-        with pyro.plate("data", len(x)):
+        with pyro.plate("data", count):
+            draw: Draw = pyro.sample if x is not None else partial(sample_rows, count)
             top = len(self.layers)
-            z = self._values_down(pyro.sample(site_of(top), self.p_z()), top, pyro.sample)
+            z = self._values_down(draw(site_of(top), self.p_z()), top, draw)
             p_x, values = self.of_observed(self.p_x(z, c), x)
             pyro.sample("x", p_x, obs=values)
+
+    def _count(self, x: Tensor | None, c: Tensor | None, size: int | None) -> int:
+        """N, the size of the plate; where x is drawn, that of the conditions, `size` or 1."""
+        self.check_condition(c)
+        if x is None:
+            return count_of_draws(None if c is None or c.dim() < 2 else len(c), size)
+        if size not in (None, len(x)):
+            raise DataError(f"the size is {size}, but x holds {len(x)} data: leave it out")
+        return len(x)
 
     def guide(self, x: Tensor, c: Tensor | None = None) -> None:
         """Run q(z|x̃) as a Pyro program, with the plate `data` and the site `z` of each layer.
 
-        In training mode x̃ is the corrupted x, else x.
+        In training mode x̃ is the corrupted x, else x. q is a function of x, so that
+        `Predictive(model, guide=guide)(None)` is refused.
 
         Args:
             x: Data, shape `[N, d]` or `[N, *shape]`.
@@ -502,11 +534,6 @@ class Autoencoder(nn.Module):
         Raises:
             UndefinedLikelihoodError: The prior is Flat, which cannot be sampled.
         """
-        if isinstance(self.prior, priors.Flat):
-            raise UndefinedLikelihoodError(
-                "a Flat prior cannot be sampled: it is not a probability distribution; "
-                "train with a Normal prior (ppca, vae) to draw samples"
-            )
         z = self.p_z().sample((num_samples,))
         return self._values_down(z, len(self.layers), lambda _, p: p.sample())
 

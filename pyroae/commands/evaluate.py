@@ -21,6 +21,7 @@ from torch import Tensor
 from pyroae import plots
 from pyroae.autoencoder import Autoencoder
 from pyroae.autoencoder.hierarchies import site_of
+from pyroae.commands.pictures import pictures
 from pyroae.commands.snapshots import write_evaluations
 from pyroae.config import ALL, EvaluationSettings, Part, TrainConfig
 from pyroae.data.dataset import Dataset
@@ -436,6 +437,7 @@ def figures(system: Any, dataset: Dataset | Arguments, found: Evaluation) -> dic
         "kl_per_unit": lambda: plots.kl_per_unit(found.diagnostics),
         "filters": lambda: plots.filters(system, x=x),
         "pseudo_inputs": lambda: plots.pseudo_inputs(system),
+        **pictures(system, x, found.diagnostics),
         **_likelihood_figures(dataset, found),
     }
     figures = {}

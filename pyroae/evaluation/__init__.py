@@ -20,6 +20,7 @@ from pyroae.evaluation.importance.proposals import Local, Mixture, heavy_tailed,
 from pyroae.evaluation.imputation import Imputation, impute
 from pyroae.evaluation.inference_gaps import Gaps, gaps
 from pyroae.evaluation.mutual_information import Information, information
+from pyroae.evaluation.predictive_checks import PredictiveCheck, predictive_check
 from pyroae.evaluation.summary import Evaluation, evaluate
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "LikelihoodEstimate",
     "Local",
     "Mixture",
+    "PredictiveCheck",
     "QuadratureEstimate",
     "ais",
     "bdmc",
@@ -54,6 +56,7 @@ __all__ = [
     "measure_gradients",
     "measure_slopes",
     "parameter_groups",
+    "predictive_check",
     "quadrature",
     "widened",
 ]

@@ -63,6 +63,20 @@ class Observed(dist.TorchDistribution):
         return self.whole.sample(sample_shape)
 
 
+def observed_features(fn: object) -> Tensor | None:
+    """Return which features of a site are observed.
+
+    Args:
+        fn: The distribution of the site, expanded or masked by Pyro.
+
+    Returns:
+        Booleans, shape `[..., d]`; None for another distribution than `Observed`.
+    """
+    while isinstance(fn, dist.MaskedDistribution | ExpandedDistribution):
+        fn = fn.base_dist
+    return fn.is_observed if isinstance(fn, Observed) else None
+
+
 def observed_log_prob(whole: dist.TorchDistribution, value: Tensor, is_observed: Tensor) -> Tensor:
     """Return log p of some features of a distribution with independent features.
 

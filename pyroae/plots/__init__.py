@@ -5,6 +5,7 @@ from pyroae.plots.columns import column_errors
 from pyroae.plots.comparison import differences, learning_curves, tuning_curves
 from pyroae.plots.conditional import class_samples
 from pyroae.plots.gradients import gradient_curves
+from pyroae.plots.latent_paths import interpolation, traversals
 from pyroae.plots.latent_space import kl_per_unit, latent_scatter, manifold
 from pyroae.plots.likelihood import (
     bound_curve,
@@ -15,6 +16,7 @@ from pyroae.plots.likelihood import (
     sandwich,
 )
 from pyroae.plots.posteriors import posterior
+from pyroae.plots.predictive import predictive_check
 from pyroae.plots.prior import pseudo_inputs
 from pyroae.plots.snapshots import along_training, gradients_along_training
 from pyroae.plots.sparsity import filters, sparsity_sweep
@@ -32,6 +34,7 @@ __all__ = [
     "filters",
     "gradient_curves",
     "gradients_along_training",
+    "interpolation",
     "khat",
     "kl_per_unit",
     "latent_scatter",
@@ -39,6 +42,7 @@ __all__ = [
     "likelihood_per_datum",
     "manifold",
     "posterior",
+    "predictive_check",
     "pseudo_inputs",
     "rate_distortion",
     "reconstructions",
@@ -47,5 +51,6 @@ __all__ = [
     "sandwich",
     "sparsity_sweep",
     "training_curves",
+    "traversals",
     "tuning_curves",
 ]

@@ -25,6 +25,8 @@ from pyroae.evaluation.calibration import measure_calibration
 from pyroae.evaluation.diagnostics import diagnose
 from pyroae.evaluation.gradient_lab.measure import measure_slopes
 from pyroae.evaluation.importance.likelihood import log_likelihood
+from pyroae.evaluation.predictive_checks import predictive_check
+from pyroae.evaluation.statistics_of_data import mean, sd
 from pyroae.evaluation.summary import EvaluationSettings, evaluate
 from pyroae.nn import MLP
 from pyroae.objectives.named import iwae
@@ -53,6 +55,7 @@ def examples() -> dict[str, tuple[int, Callable[..., Figure]]]:
         linear.model, linear.guide, y, settings=CalibrationSettings("guide", 40, 20)
     )
     units = diagnose(vae.model, vae.guide, x, seed=0)
+    check = predictive_check(linear.model, None, y, {"mean": mean, "sd": sd}, num_draws=9, seed=0)
     points = (Point(1, 1, 0.1, 8, 3.0), Point(2, 2, 0.2, 16, 2.0))
     comparison = Comparison(
         tuple(
@@ -104,6 +107,7 @@ def examples() -> dict[str, tuple[int, Callable[..., Figure]]]:
             2,
             lambda ax=None: plots.gradients_along_training(along, ax=ax),
         ),
+        "interpolation": (1, lambda ax=None: plots.interpolation(vae, x[:2], x[2:4], 3, ax=ax)),
         "khat": (1, lambda ax=None: plots.khat(estimate, ax=ax)),
         "kl_per_unit": (1, lambda ax=None: plots.kl_per_unit(units, ax=ax)),
         "latent_scatter": (1, lambda ax=None: plots.latent_scatter(vae, x, list("aabbcc"), ax=ax)),
@@ -112,6 +116,7 @@ def examples() -> dict[str, tuple[int, Callable[..., Figure]]]:
         "manifold": (1, lambda ax=None: plots.manifold(vae, num=3, ax=ax)),
         "pseudo_inputs": (1, lambda ax=None: plots.pseudo_inputs(vamp, num=4, ax=ax)),
         "posterior": (1, lambda ax=None: plots.posterior(vae, x, ax=ax)),
+        "predictive_check": (2, lambda ax=None: plots.predictive_check(check, ax=ax)),
         "rate_distortion": (1, lambda ax=None: plots.rate_distortion({"a": (1.0, 8.0)}, ax=ax)),
         "reconstructions": (6, lambda ax=None: plots.reconstructions(vae, x, num=3, ax=ax)),
         "sample_grids": (2, lambda ax=None: plots.sample_grids({"a": vae, "b": vae}, 4, ax=ax)),
@@ -119,6 +124,7 @@ def examples() -> dict[str, tuple[int, Callable[..., Figure]]]:
         "sandwich": (1, lambda ax=None: plots.sandwich({"ELBO": (-9.0, 0.1)}, ax=ax)),
         "sparsity_sweep": (2, lambda ax=None: plots.sparsity_sweep(sweep, 4.0, ax=ax)),
         "training_curves": (2, lambda ax=None: plots.training_curves({"a": HISTORY}, ax=ax)),
+        "traversals": (1, lambda ax=None: plots.traversals(vae, x, num=3, ax=ax)),
         "tuning_curves": (2, lambda ax=None: plots.tuning_curves(tuning, ax=ax)),
     }
 
