@@ -5,6 +5,7 @@ from pyroae.config.evaluation import EvaluationSettings
 from pyroae.evaluation.adaptive_quadrature import QuadratureEstimate, quadrature
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.estimates import BDMC, AISEstimate
+from pyroae.evaluation.annealing.rate_distortion import RateDistortion
 from pyroae.evaluation.diagnostics import Diagnostics, diagnose
 from pyroae.evaluation.enumeration import enumerated_log_likelihood
 from pyroae.evaluation.exact import exact_log_likelihood
@@ -31,6 +32,7 @@ __all__ = [
     "Local",
     "Mixture",
     "QuadratureEstimate",
+    "RateDistortion",
     "ais",
     "bdmc",
     "diagnose",

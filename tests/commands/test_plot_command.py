@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import arviz
 import numpy as np
@@ -35,10 +36,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_curve_is_in_results_and_the_tree(runs: Path) -> None:
     run = load_run(runs / "one")
+    system: Any = run.system
     assert run.data.test is not None
     x = run.data.test.x[:7]
     settings = AISSettings(4, 6, leapfrog_steps=2)
-    expected = ais(run.system.model, None, x, settings=settings, seed=0).rate_distortion
+    expected = ais(system.model, None, x, settings=settings, seed=0).rate_distortion
     assert expected is not None
     tree = arviz.from_netcdf(runs / "one" / "evaluation.nc")
     group = tree["rate_distortion"].to_dataset()

@@ -118,9 +118,15 @@ def test_rate_and_distortion_on_lines_of_equal_elbo() -> None:
     points = [line.get_xydata().tolist() for line in axes.get_lines() if line.get_marker() == "o"]  # type: ignore[union-attr]
     assert points == [[[10.0, 80.0]], [[20.0, 75.0]]]
     assert legend_of(axes)[:2] == ["a: ELBO −90.00", "b: ELBO −95.00"]
-    sums = [line.get_xy1()[1] for line in axes.get_lines() if isinstance(line, AxLine)]
+    sums = sums_of(axes)
     assert sums[:2] == [90, 95]  # a line of equal ELBO through each point
     assert len(sums) > 5
+
+
+def sums_of(axes: Axes) -> list[float]:
+    """R + D of each line of slope −1, from its point at R = 0."""
+    starts = [line.get_xy1() for line in axes.get_lines() if isinstance(line, AxLine)]
+    return [start[1] for start in starts if start is not None]
 
 
 def legend_of(axes: Axes) -> list[str]:
@@ -146,7 +152,7 @@ def test_a_curve_with_its_band_its_tangent_and_the_point_of_the_guide() -> None:
     line = next(line for line in axes.get_lines() if line.get_marker() == "D")
     assert np.asarray(line.get_xydata()).tolist() == [[4, 80], [9, 60], [12, 52]]
     assert legend_of(axes)[:2] == ["a: log p(x) −64.00", "a: ELBO −66.00"]
-    sums = [line.get_xy1()[1] for line in axes.get_lines() if isinstance(line, AxLine)]
+    sums = sums_of(axes)
     assert sums[:2] == [64, 66]
     (band,) = axes.collections
     half = 1.96 * math.hypot(0.2 / math.sqrt(2), 0.5 * 0.2**2)

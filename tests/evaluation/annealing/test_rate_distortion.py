@@ -35,8 +35,8 @@ def curve_of(found: Any) -> RateDistortion:
 def truth(system: Any, x: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
     """R and D in closed form, `[B, N]` each."""
     with torch.no_grad():
-        parameters = system.linear_gaussian()
-        pairs = [ppca_rate_distortion(x, *parameters, beta) for beta in betas.tolist()]
+        weight, bias, scale = system.linear_gaussian()
+        pairs = [ppca_rate_distortion(x, weight, bias, scale, b) for b in betas.tolist()]
     rates, distortions = zip(*pairs, strict=True)
     return torch.stack(rates), torch.stack(distortions)
 
