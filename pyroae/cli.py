@@ -382,6 +382,19 @@ def _reproduce(reproduce: Parser) -> None:
     reproduce.add_argument("--overwrite", action="store_true", help="replace the run that is there")
 
 
+FIGURES = {
+    "rate-distortion": "rate–distortion curves by annealing (evaluate --method ais)",
+}
+"""The figures of `pyroae plot`: what each shows."""
+
+
+def _plot(plot: Parser) -> None:
+    text = "; ".join(f"{name}: {about}" for name, about in FIGURES.items())
+    plot.add_argument("figure", metavar="FIGURE", choices=FIGURES, help=text)
+    plot.add_argument("runs", metavar="RUN", nargs="+", help="directories of evaluated runs")
+    _add_out(plot, ".png, .pdf or .svg (default: FIGURE.png)")
+
+
 COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "demo": (
         "train a VAE on the embedded digits under two ELBO estimators, evaluate and draw",
@@ -412,6 +425,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
         "train and evaluate a run again from its directory; compare every figure",
         _reproduce,
     ),
+    "plot": ("several evaluated runs in one figure", _plot),
     "report": (
         "one HTML page of a run: settings, results, figures",
         _add_run,

@@ -39,3 +39,19 @@ def mlp(x: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
         x = x @ weight.T + bias
         x = torch.tanh(x) if i < len(layers) - 1 else x
     return x
+
+
+def ppca_rate_distortion(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, beta: float
+) -> tuple[Tensor, Tensor]:
+    """R = KL(q ‖ p(z)) and D = −E_q log p(x|z) of q ∝ p(z) p(x|z)^β, `[N]` each:
+    q = N(β Σ Wᵀ(x − b)/σ², Σ), Σ = (I + β WᵀW/σ²)⁻¹.
+    """
+    precision = torch.eye(weight.shape[1]) + beta * weight.mT @ weight / scale**2
+    covariance = torch.linalg.inv(precision)
+    loc = beta * (x - bias) @ weight @ covariance / scale**2
+    trace = covariance.trace() - weight.shape[1]
+    rate = 0.5 * (loc.square().sum(-1) + trace + precision.logdet())
+    spread = (weight @ covariance @ weight.mT).trace()
+    square = ((x - bias - loc @ weight.mT).square().sum(-1) + spread) / scale**2
+    return rate, 0.5 * (square + x.shape[1] * (2 * math.pi * scale**2).log())

@@ -23,6 +23,7 @@ SECTIONS = [
     ("sparse.md", "In Python"),
     ("calibration.md", "In Python"),
     ("own-data.md", "Images"),
+    ("ais.md", "Rate and distortion"),
     ("own-choice.md", "Objectives that learn"),
 ]
 SMALLER = (

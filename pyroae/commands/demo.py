@@ -12,7 +12,6 @@ from pyroae.commands.train import train_run
 from pyroae.comparison.scores import Score
 from pyroae.config import EvaluationSettings, RunConfig, Scoring
 from pyroae.evaluation.summary import Evaluation
-from pyroae.plots import likelihood as likelihood_plots
 from pyroae.plots.drawing import save
 from pyroae.runs.loading import splits_of
 from pyroae.runs.run import refuse_taken
@@ -64,7 +63,7 @@ def demo(out: str, overwrite: bool, epochs: int, num_particles: int) -> None:
         name: tuple(found.results[of].estimate for of in ("rate", "distortion"))
         for name, (found, _) in results.items()
     }
-    save(likelihood_plots.rate_distortion(points), study / "figures" / "rate_distortion.png")
+    save(plots.rate_distortion(points), study / "figures" / "rate_distortion.png")
     Console().print(_comparison({name: results[name] for name in rows}, scores, num_particles))
     say(
         "NLL: corrected by local Gaussian fits to the posterior of every datum; correction: what "

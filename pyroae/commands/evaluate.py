@@ -27,6 +27,7 @@ from pyroae.config import ALL, EvaluationSettings, Part, TrainConfig
 from pyroae.data.dataset import Dataset
 from pyroae.distributed.fabric import launch_fabric, share_of
 from pyroae.errors import PyroaeError, RunError
+from pyroae.evaluation.annealing.estimates import AISEstimate
 from pyroae.evaluation.blocks import Data
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate
 from pyroae.evaluation.importance.streams import LEAST_ESS, LEAST_FOR_PSIS
@@ -37,6 +38,7 @@ from pyroae.plots import likelihood as likelihood_plots
 from pyroae.plots.drawing import save
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.pair import like_parameters
+from pyroae.runs.evaluated_curves import GROUP, to_group
 from pyroae.runs.loading import arguments_in, own_parameters, part_of, placed, trained
 from pyroae.runs.report import write_report
 from pyroae.runs.run import Run, device_of
@@ -59,6 +61,8 @@ LABELS = {
     "nelbo": "negative ELBO",
     "rate": "rate",
     "distortion": "distortion",
+    "rate_ais": "rate of the posterior, by annealing",
+    "distortion_ais": "distortion of the posterior, by annealing",
     "inference_gap": "inference gap",
     "amortization_gap": "amortization gap, diagonal q*",
     "approximation_gap": "approximation gap, diagonal q*",
@@ -219,6 +223,8 @@ def _notes(found: Evaluation) -> list[str]:
                     f"{len(bad)} of {len(annealed.ess)} data, which are not to be trusted: "
                     f"{_shown(bad)}"
                 )
+    if found.annealed is not None:
+        notes += _of_rate_distortion(found.annealed)
     if found.quadrature is not None and not bool(found.quadrature.converged.all()):
         notes.append(
             f"quadrature: {int((~found.quadrature.converged).sum())} data have not converged"
@@ -263,6 +269,20 @@ def _of_likelihood(estimate: LikelihoodEstimate) -> list[str]:
     ]
 
 
+def _of_rate_distortion(annealed: AISEstimate) -> list[str]:
+    """A sentence where there is no curve, or where parts of it are not to be trusted."""
+    curve = annealed.rate_distortion
+    if curve is None:
+        return ["no rate–distortion curve, as the path starts at the guide (--start prior has one)"]
+    bad = curve.unreliable.any(0).nonzero().flatten().tolist()
+    if not bad:
+        return []
+    return [
+        f"rate–distortion: at some β one chain has all the weight for {len(bad)} of "
+        f"{curve.rate.shape[1]} data, which are not to be trusted there: {_shown(bad)}"
+    ]
+
+
 def _shown(indices: list[int]) -> str:
     return ", ".join(map(str, indices[:20])) + (", …" if len(indices) > 20 else "")
 
@@ -303,6 +323,8 @@ def evaluate_run(
         simulated=simulated(found),
         seed=settings.seed,
     )
+    if found.annealed is not None and found.annealed.rate_distortion is not None:
+        tree[GROUP] = to_group(found.annealed.rate_distortion, getattr(dataset, "labels", None))
     run.write_results(list(found.results.values()))
     guarded(run.path / "evaluation.nc", lambda file: tree.to_netcdf(file, engine="h5netcdf"))
     for name, figure in figures(system, dataset.to(_device(run, fabric)), found).items():
@@ -489,7 +511,12 @@ def _likelihood_figures(
             makers["extremes"] = lambda: likelihood_plots.extremes(
                 dataset.x, estimate.log_px, dataset.shape, marked=bad
             )
-    if found.likelihood is not None or found.exact is not None:
+    if found.likelihood is not None or found.exact is not None or found.annealed is not None:
         point = tuple(found.results[name].estimate for name in ("rate", "distortion"))
-        makers["rate_distortion"] = lambda: likelihood_plots.rate_distortion({dataset.name: point})
+        curve = None if found.annealed is None else found.annealed.rate_distortion
+        makers["rate_distortion"] = lambda: plots.rate_distortion(
+            {"": point if curve is None else curve},
+            {"": point},
+            f"{len(dataset)} data of {dataset.name}",
+        )
     return makers

@@ -5,6 +5,7 @@ from pyroae.config.evaluation import EvaluationSettings
 from pyroae.evaluation.adaptive_quadrature import QuadratureEstimate, quadrature
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.estimates import BDMC, AISEstimate
+from pyroae.evaluation.annealing.rate_distortion import RateDistortion
 from pyroae.evaluation.calibration import (
     Calibration,
     calibration_to_datatree,
@@ -40,6 +41,7 @@ __all__ = [
     "Mixture",
     "PredictiveCheck",
     "QuadratureEstimate",
+    "RateDistortion",
     "ais",
     "bdmc",
     "calibration_to_datatree",

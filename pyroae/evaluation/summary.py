@@ -366,6 +366,10 @@ class _Evaluator:
     def _annealing(self, evaluation: Evaluation) -> Evaluation:
         estimate, chains = self._annealed(ais, "ais"), self.settings.annealing.num_chains
         self._mean("nll_ais", -estimate.log_px, chains, estimate.seconds)
+        curve = estimate.rate_distortion
+        if curve is not None:
+            self._mean("rate_ais", curve.rate[-1], chains, estimate.seconds)
+            self._mean("distortion_ais", curve.distortion[-1], chains, estimate.seconds)
         return replace(evaluation, annealed=estimate)
 
     def _bidirectional(self, evaluation: Evaluation) -> Evaluation:

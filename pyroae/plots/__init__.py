@@ -12,12 +12,12 @@ from pyroae.plots.likelihood import (
     extremes,
     khat,
     likelihood_per_datum,
-    rate_distortion,
     sandwich,
 )
 from pyroae.plots.posteriors import posterior
 from pyroae.plots.predictive import predictive_check
 from pyroae.plots.prior import pseudo_inputs
+from pyroae.plots.rate_distortion_curves import rate_distortion
 from pyroae.plots.snapshots import along_training, gradients_along_training
 from pyroae.plots.sparsity import filters, sparsity_sweep
 from pyroae.plots.systems import reconstructions, sample_grids, samples, training_curves

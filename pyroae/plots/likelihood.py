@@ -12,7 +12,17 @@ from torch import Tensor
 from pyroae.errors import DataError
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate
 from pyroae.plots.canvas import Target, canvas
-from pyroae.plots.drawing import BLUE, GREY, INK, RUNS, draw_datum, limits_of, plain, to_array
+from pyroae.plots.drawing import BLUE, INK, RUNS, draw_datum, limits_of, plain, to_array
+from pyroae.plots.rate_distortion_curves import rate_distortion
+
+__all__ = [
+    "bound_curve",
+    "extremes",
+    "khat",
+    "likelihood_per_datum",
+    "rate_distortion",
+    "sandwich",
+]
 
 BAD = RUNS[1]
 """The colour of unreliable data."""
@@ -255,40 +265,6 @@ def _rows_of_data(
                 fontsize="x-small",
                 color=BAD if n in marked else INK,
             )
-    return place.figure
-
-
-def rate_distortion(points: Mapping[str, Sequence[float]], *, ax: Target | None = None) -> Figure:
-    """Draw the rate and distortion of systems, with lines of equal ELBO = −(D + R).
-
-    Args:
-        points: (rate, distortion) of each system by name, in nats per datum.
-        ax: The Axes to draw into; None for a new figure.
-
-    Returns:
-        The figure.
-
-    References:
-        Alemi et al. (2018), Fixing a broken ELBO.
-
-    >>> rate_distortion({"vae": (20.0, 75.0), "sparse": (12.0, 90.0)}).axes[0].get_xlabel()
-    'rate, nats'
-    """
-    place = canvas(ax, (4.8, 4.0))
-    axes = plain(place.panels[0])
-    rates, distortions = (np.array([p[i] for p in points.values()]) for i in (0, 1))
-    span = max(np.ptp(rates), np.ptp(distortions), 0.1 * np.abs(rates + distortions).max(), 1e-3)
-    axes.set(xlim=(max(0.0, rates.min() - 0.3 * span), rates.max() + 0.4 * span))
-    axes.set(ylim=(distortions.min() - 0.3 * span, distortions.max() + 0.4 * span))
-    for total in np.linspace(
-        (rates + distortions).min() - 0.3 * span, (rates + distortions).max() + 0.3 * span, 7
-    ):
-        axes.axline((0, total), slope=-1, color=GREY, linewidth=0.8)
-    for i, (name, (rate, distortion)) in enumerate(points.items()):
-        axes.plot(rate, distortion, "o", color=RUNS[i % len(RUNS)])
-        text = f"{name}, ELBO {_nats(-rate - distortion)}"
-        axes.annotate(text, (rate, distortion), xytext=(6, 4), textcoords="offset points")
-    axes.set(xlabel="rate, nats", ylabel="distortion, nats")
     return place.figure
 
 

@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import AxLine
 from torch import Tensor
 
 from pyroae import zoo
 from pyroae.errors import DataError
+from pyroae.evaluation.annealing.rate_distortion import RateDistortion
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_likelihood
 from pyroae.evaluation.importance.streams import BoundCurve, Smoothed
 from pyroae.plots import likelihood as plots
@@ -113,7 +117,66 @@ def test_rate_and_distortion_on_lines_of_equal_elbo() -> None:
     (axes,) = plots.rate_distortion({"a": (10.0, 80.0), "b": (20.0, 75.0)}).axes
     points = [line.get_xydata().tolist() for line in axes.get_lines() if line.get_marker() == "o"]  # type: ignore[union-attr]
     assert points == [[[10.0, 80.0]], [[20.0, 75.0]]]
-    assert [text.get_text() for text in axes.texts] == ["a, ELBO −90.00", "b, ELBO −95.00"]
+    assert legend_of(axes)[:2] == ["a: ELBO −90.00", "b: ELBO −95.00"]
+    sums = sums_of(axes)
+    assert sums[:2] == [90, 95]  # a line of equal ELBO through each point
+    assert len(sums) > 5
+
+
+def sums_of(axes: Axes) -> list[float]:
+    """R + D of each line of slope −1, from its point at R = 0."""
+    starts = [line.get_xy1() for line in axes.get_lines() if isinstance(line, AxLine)]
+    return [start[1] for start in starts if start is not None]
+
+
+def legend_of(axes: Axes) -> list[str]:
+    legend = axes.get_legend()
+    assert legend is not None
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def curve_of(rates: list[float], distortions: list[float]) -> RateDistortion:
+    """Of two equal data, with an error of log Z of 0.2 each."""
+    rate, distortion = (
+        torch.tensor([v], dtype=torch.float64).mT.repeat(1, 2) for v in (rates, distortions)
+    )
+    error, ends = torch.full_like(rate, 0.2), torch.stack([rate, rate])
+    betas = torch.linspace(0, 1, len(rates), dtype=torch.float64)
+    return RateDistortion(betas, rate, distortion, error, error, error, ends, ends, 9 * error)
+
+
+def test_a_curve_with_its_band_its_tangent_and_the_point_of_the_guide() -> None:
+    """Temperatures whose errors exchange them are drawn in order, up to the posterior."""
+    curve = curve_of([0.0, 9.0, 4.0, 13.0, 12.0], [math.inf, 60.0, 80.0, 51.0, 52.0])
+    (axes,) = plots.rate_distortion({"a": curve}, {"a": (11.0, 55.0)}, "12 data").axes
+    line = next(line for line in axes.get_lines() if line.get_marker() == "D")
+    assert np.asarray(line.get_xydata()).tolist() == [[4, 80], [9, 60], [12, 52]]
+    assert legend_of(axes)[:2] == ["a: log p(x) −64.00", "a: ELBO −66.00"]
+    sums = sums_of(axes)
+    assert sums[:2] == [64, 66]
+    (band,) = axes.collections
+    half = 1.96 * math.hypot(0.2 / math.sqrt(2), 0.5 * 0.2**2)
+    assert band.get_paths()[0].get_extents().x0 == pytest.approx(4 - half)
+    assert band.get_paths()[0].get_extents().x1 == pytest.approx(12 + half)
+    assert axes.get_title() == "12 data"
+    low, high = axes.get_xlim()
+    assert low == 0
+    assert high > 12
+
+
+def test_nothing_of_a_rate_distortion_figure_is_cut_off() -> None:
+    """Every text lies within the figure, the labels of the lines beside the axes too."""
+    curve = curve_of([0.0, 9.0, 12.0], [500.0, 60.0, 52.0])
+    for curves in ({"a": curve}, {"a run with a long name": (10.0, 80.0)}):
+        figure = plots.rate_distortion(curves)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        (axes,) = figure.axes
+        assert len(axes.texts) >= 2
+        for text in (*axes.texts, axes.xaxis.label, axes.yaxis.label):
+            box = text.get_window_extent(canvas.get_renderer())
+            assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1, text.get_text()
+            assert figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1, text.get_text()
 
 
 def every_figure() -> dict[str, Figure]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyroae.errors import ProgramError
+from pyroae.evaluation.annealing.chain_summaries import COLUMNS, summarized_steps
 from pyroae.evaluation.annealing.compiled import BlockArguments, PathGraphs
 from pyroae.evaluation.annealing.hmc import (
     AfterMove,
@@ -64,6 +65,7 @@ class Block:
         if self.result.log_weights is None:
             chains = self._chains(steps, after_move)
             self.result.log_weights, self.result.accept = chains.log_weight, chains.accept
+            self.result.curve = chains.curve
         if self.plan.simulated and self.result.reverse is None:
             self.result.reverse = self._chains(steps, after_move, start=self.result.u).log_weight
         return self.result
@@ -130,6 +132,9 @@ class Block:
             point = path.at(drawn if start is None else start.expand(drawn.shape).contiguous())
             weight = torch.zeros_like(point.log_start, dtype=torch.float64)
             self.state = Chains(point, weight, torch.zeros_like(step_sizes))
+            if start is None and self.plan.guide is None:
+                rows = len(summarized_steps(self.plan.settings.num_distributions))
+                self.state.curve = weight.new_zeros(rows, weight.shape[1], len(COLUMNS))
         self._restore_random_state()
         chains = self.state
         assert isinstance(chains, Chains)

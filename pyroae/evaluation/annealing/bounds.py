@@ -10,6 +10,7 @@ from pyroae.compilation.codegen import should_compile
 from pyroae.config import AISSettings
 from pyroae.distributed.work_sharing import run_on_all
 from pyroae.errors import ConfigError
+from pyroae.evaluation.annealing.chain_summaries import summarized_steps
 from pyroae.evaluation.annealing.checkpoint import Checkpoint
 from pyroae.evaluation.annealing.driver import Annealing
 from pyroae.evaluation.annealing.estimates import BDMC, AISEstimate, ais_estimate, bdmc_estimate
@@ -186,6 +187,7 @@ def _anneal(
     def prepared() -> tuple[Preparation, Checkpoint]:
         preparation = prepare(model, guide, args, settings, simulated)
         data = {"seed": execution.seed, "data": preparation.fingerprint, "block": size}
+        data |= {"temperatures": len(summarized_steps(settings.num_distributions))}
         identity = {"kind": name, **asdict(settings), **data}
         return preparation, Checkpoint(execution.checkpoint, identity, seed, share)
 

@@ -3,19 +3,20 @@
 import math
 from dataclasses import dataclass
 
-import scipy.special
 import torch
 from torch import Tensor
 
 from pyroae.config import AISSettings
 from pyroae.errors import DataError
+from pyroae.evaluation.annealing.chain_summaries import LEAST_ESS, student_quantile
 from pyroae.evaluation.annealing.hmc import segments
+from pyroae.evaluation.annealing.rate_distortion import RateDistortion, curve_of
 from pyroae.evaluation.annealing.results import BlockResult
 from pyroae.evaluation.importance.likelihood import PerDatumEstimate
 from pyroae.runtime.short_repr import short_repr
 
-LEAST_ESS, LEAST_ACCEPTANCE = 2.0, 0.05
-"""Smallest ESS of the chains and smallest mean Pr(accept) of a datum that is reliable."""
+LEAST_ACCEPTANCE = 0.05
+"""Smallest mean Pr(accept) of a datum that is reliable."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class AISEstimate(PerDatumEstimate):
         step_sizes: Leapfrog step sizes, `[S, N]`.
         settings: The path and the moves.
         seconds: Wall-clock time of the run, including the time before an interruption.
+        rate_distortion: The rate–distortion curve of each datum; None for a path from the guide,
+            whose distributions are not those of the curve.
     """
 
     log_px: Tensor
@@ -41,6 +44,7 @@ class AISEstimate(PerDatumEstimate):
     step_sizes: Tensor
     settings: AISSettings
     seconds: float
+    rate_distortion: RateDistortion | None = None
 
     __repr__ = short_repr("nll", "monte_carlo_se")
 
@@ -50,7 +54,7 @@ class AISEstimate(PerDatumEstimate):
 
         log_px ± t se, where t is the quantile of Student's t with C − 1 degrees of freedom.
         """
-        reach = _student(len(self.log_weights)) * self.se
+        reach = student_quantile(len(self.log_weights)) * self.se
         return torch.stack([self.log_px - reach, self.log_px + reach])
 
     @property
@@ -172,6 +176,7 @@ def ais_estimate(result: BlockResult, settings: AISSettings, seconds: float) -> 
         result.step_sizes,
         settings,
         seconds,
+        None if result.curve is None else curve_of(result.curve, settings),
     )
 
 
@@ -212,7 +217,3 @@ def _check_finite(log_px: Tensor) -> None:
             f"the log-weights of datum {n} give log p(x) = {log_px[n].item()}: "
             "all chains miss it or one overflows"
         )
-
-
-def _student(count: int) -> float:
-    return float(scipy.special.stdtrit(count - 1, 0.975)) if count > 1 else math.nan

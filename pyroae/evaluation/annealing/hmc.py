@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pyroae.config import AISSettings
+from pyroae.evaluation.annealing.chain_summaries import summarize, summarized_steps
 from pyroae.programs.annealing_path import Densities, Point
 
 SEGMENTS = 50
@@ -155,12 +156,15 @@ class Chains:
         accept: Sum over the transitions of each segment of the mean Pr(accept) over chains,
             `[S, N]`, float64.
         done: The number of steps in β so far.
+        curve: Rate and distortion at B temperatures, `[B, N, 10]` (`summarize`); None where they
+            are not defined: on the reverse path, and on a path from the guide.
     """
 
     point: Point
     log_weight: Tensor
     accept: Tensor
     done: int = 0
+    curve: Tensor | None = None
 
     def weigh(self, difference: float) -> None:
         """Add (β_t − β_{t−1}) log (f_1/f_0)(u_{t−1}) to the log-weights.
@@ -169,6 +173,16 @@ class Chains:
             difference: β_t − β_{t−1}; negative on the reverse path.
         """
         self.log_weight = self.log_weight + difference * self.point.log_ratio.double()
+
+    def summarize(self, row: int, beta: float) -> None:
+        """Write rate and distortion at the current distribution into `curve`.
+
+        Args:
+            row: The row of `curve`.
+            beta: β, up to which the chains are weighted.
+        """
+        assert self.curve is not None
+        self.curve[row] = summarize(self.log_weight, self.point.log_ratio, beta)
 
     def move(
         self, path: Densities, beta: float, segment: int, step_size: Tensor, leapfrog_steps: int
@@ -235,8 +249,13 @@ def run_chains(
     betas, last = settings.betas, settings.num_distributions
     segment_of = segments(last) if last > 1 else []
     order = range(last, -1, -1) if reverse else range(last + 1)
+    row_of = {step: row for row, step in enumerate(summarized_steps(last))}
     for i, j in list(itertools.pairwise(order))[chains.done :]:
+        if chains.curve is not None and i == 0:
+            chains.summarize(0, betas[0])
         chains.weigh(betas[j] - betas[i])
+        if chains.curve is not None and j in row_of:  # before the move, which adds noise
+            chains.summarize(row_of[j], betas[j])
         chains.done += 1
         if 0 < j < last:
             segment = segment_of[j - 1]

@@ -19,6 +19,7 @@ class BlockResult:
         step_sizes: Leapfrog step sizes, `[S, N]`.
         accept: Sum of Pr(accept) over the transitions of each segment, `[S, N]`.
         log_weights: Log-weights of the forward chains, `[C, N]`, in nats.
+        curve: Rate and distortion along the path, `[B, N, 10]`; None on a path from the guide.
         reverse: Log-weights of the reverse chains, `[C, N]`, in nats.
     """
 
@@ -28,6 +29,7 @@ class BlockResult:
     step_sizes: Tensor | None = None
     accept: Tensor | None = None
     log_weights: Tensor | None = None
+    curve: Tensor | None = None
     reverse: Tensor | None = None
 
     @property
