@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyroae.evaluation.gradient_lab.measure import Results
 from pyroae.objectives.base import ObjectiveBase
-from pyroae.papers.estimates import is_wanted, mean_of, measured_parts
+from pyroae.papers.estimates import is_wanted, mean_of, measured_parts, of_one_datum
 from pyroae.papers.paper import PAPERS, Paper, Scale, Work
 from pyroae.papers.results import Claim, PaperRow
 from pyroae.papers.roeder_gradients import (
@@ -110,9 +110,10 @@ def values_of_gradients(results: Mapping[float, Results]) -> dict[str, Any]:
         stl, total = (found(name, parameter, times) for name in ("STL", "Monte-Carlo KL"))
         text = f"STL has less variance in {symbol} than the Monte-Carlo KL, {end}"
         values[text] = mean_of(total - stl)
-        one, other = (results[times][n][parameter].mean for n in ("STL", "Monte-Carlo KL"))
-        label = f"mean in {symbol}, STL − Monte-Carlo KL, {end}"
-        values[label] = mean_of((one - other) * len(one))
+        one, other = (
+            of_one_datum(results[times][name][parameter])[0] for name in ("STL", "Monte-Carlo KL")
+        )
+        values[f"mean in {symbol}, STL − Monte-Carlo KL, {end}"] = mean_of(one - other)
     means = {n: [found(n, "mean", v).mean().item() for v in results] for n in ESTIMATORS}
     return values | {"sweep": {"times": list(results), **means}}
 

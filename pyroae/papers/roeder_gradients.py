@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pyroae.evaluation.gradient_lab.measure import Results, measure_gradients
 from pyroae.objectives import AnalyticKL, ObjectiveBase, TraceELBO
 from pyroae.objectives.named import stl
+from pyroae.papers.estimates import of_one_datum
 
 WEIGHT, NOISE, DATUM = 1.0, 1.0, 1.0
 """w, s and x."""
@@ -204,8 +205,6 @@ def train(objective: ObjectiveBase, sizes: Sizes) -> Tensor:
 def variances(results: Mapping[float, Results], name: str, parameter: str, times: float) -> Tensor:
     """Return the variance of one datum's gradient, from each of the data.
 
-    The laboratory's gradients are those of a mean over N data.
-
     Args:
         results: What `measure` returns.
         name: A key of `ESTIMATORS`.
@@ -215,5 +214,4 @@ def variances(results: Mapping[float, Results], name: str, parameter: str, times
     Returns:
         Variances, in nats², `[N]`.
     """
-    one = results[times][name][parameter].variance
-    return one * len(one) ** 2
+    return of_one_datum(results[times][name][parameter])[1]

@@ -12,7 +12,7 @@ from pyroae.evaluation.gradient_lab.slopes import SNRCurve, curve
 from pyroae.evaluation.gradient_lab.statistics import GradientStatistics
 from pyroae.objectives.base import ObjectiveBase
 from pyroae.objectives.named import dreg, iwae, iwae_stl, rws, rws_dreg
-from pyroae.papers.estimates import Interval, jackknife_of
+from pyroae.papers.estimates import Interval, jackknife_of, of_one_datum
 from pyroae.papers.rainforth_toy import RainforthToy, toy_data
 from pyroae.papers.tucker_moments import DATUM, MEAN, Moments
 
@@ -180,8 +180,6 @@ def measure_toy(
 def moments_of(curves: Mapping[str, SNRCurve]) -> Moments:
     """Return the measured moments of each datum of the first model.
 
-    The laboratory's gradients are those of a mean over N data.
-
     Args:
         curves: Results of `measure_one`.
 
@@ -190,12 +188,8 @@ def moments_of(curves: Mapping[str, SNRCurve]) -> Moments:
     """
     moments = {}
     for name, one in curves.items():
-        count = len(one.statistics[0].mean)
-        means, variances = (
-            torch.stack([getattr(at_k, part) for at_k in one.statistics], 1).double()
-            for part in ("mean", "variance")
-        )
-        moments[name] = means * count, variances * count**2
+        means, variances = zip(*map(of_one_datum, one.statistics), strict=True)
+        moments[name] = torch.stack(means, 1), torch.stack(variances, 1)
     return moments
 
 
