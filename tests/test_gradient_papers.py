@@ -16,10 +16,14 @@ from torch import Tensor
 
 from pyroae.evaluation.gradient_lab.measure import Results
 from pyroae.evaluation.gradient_lab.slopes import SNRCurve
-from pyroae.objectives.named import iwae, iwae_stl, stl
+from pyroae.objectives.bounds import IWAE
+from pyroae.objectives.named import iwae, iwae_stl, score, stl, vimco
+from pyroae.papers import dong_2020 as dong
+from pyroae.papers import goda_2019 as goda
+from pyroae.papers import lievin_2020 as lievin
+from pyroae.papers import lievin_gradients, nowozin_2018, roeder_gradients, tucker_gradients
 from pyroae.papers import rainforth_2018_snr as rainforth
 from pyroae.papers import roeder_2017 as roeder
-from pyroae.papers import roeder_gradients, tucker_gradients
 from pyroae.papers import tucker_2019 as tucker
 from pyroae.papers.estimates import jackknife_of, mean_of, measured_parts
 from pyroae.papers.paper import PAPERS, Paper, Work
@@ -29,7 +33,10 @@ from pyroae.papers.tucker_moments import exact_moments
 
 KS = (2, 8, 32)
 ESTIMATORS = ("IWAE", "DReG", "STL", "RWS", "RWS-DReG")
-NAMES = ("rainforth-2018-snr", "tucker-2019", "roeder-2017")
+NAMES = (
+    *("rainforth-2018-snr", "tucker-2019", "roeder-2017"),
+    *("nowozin-2018", "dong-2020", "goda-2019", "lievin-2020"),
+)
 
 
 def measured(name: str, values: Mapping[str, Any]) -> dict[str, PaperRow | Claim]:
@@ -115,8 +122,8 @@ def test_rainforth_is_near_its_optimum() -> None:
 # Tucker.
 
 
-SMALL = tucker_gradients.Sizes(400, 50, 100, KS)
-"""20,000 gradients of one datum, 100 of the toy's 64 data, at each K."""
+SMALL = tucker_gradients.Sizes(400, 50, 60, KS)
+"""20,000 gradients of one datum, 60 of the toy's 64 data, at each K."""
 
 
 def of_two_draws() -> dict[str, tuple[float, float]]:
@@ -207,7 +214,7 @@ def test_tucker_in_one_dimension() -> None:
 
 
 def test_tucker_on_the_toy() -> None:
-    """100 gradients at each K.
+    """60 gradients at each K.
 
     Five elements: without bias, ‖bias‖ is 1 root mean square and below 2 of its errors.
     """
@@ -369,3 +376,170 @@ def test_a_measurement_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "variance in m, analytic KL, v = 0.5",
         "variance in log σ, analytic KL, v = 0.5",
     ]
+
+
+# Nowozin.
+
+
+def test_biases_of_the_jackknife_are_those_known() -> None:
+    """REFERENCES §4, item 1."""
+    known = {1: (-0.577216, None), 2: (-0.270363, 0.036490), 5: (-0.103320, 0.004106)}
+    for k, (of_iwae, of_jvi) in {**known, 10: (-0.050833, 0.000923)}.items():
+        assert nowozin_2018.exact_bias(k, 0) == pytest.approx(of_iwae, abs=5e-7)
+        if of_jvi is not None:
+            assert nowozin_2018.exact_bias(k, 1) == pytest.approx(of_jvi, abs=5e-7)
+
+
+def test_nowozin_in_small() -> None:
+    estimates = nowozin_2018.measure(nowozin_2018.Sizes(50_000, chunk=20_000))
+    assert len(estimates[10][1]) == 50_000
+    parts = measured("nowozin-2018", nowozin_2018.values_of(estimates))
+    assert len(parts) == 11
+    assert max(abs(deviation(part)) for part in parts.values()) < 4
+    assert all(
+        parts[c.text].verdict == "holds" for c in nowozin_2018.CLAIMS if "than IWAE" in c.text
+    )
+
+
+def test_nowozin_without_the_jackknife() -> None:
+    sizes = nowozin_2018.Sizes(20_000)
+    values = nowozin_2018.values_of(nowozin_2018.measure(sizes, lambda k, _: IWAE(k)))
+    parts = measured("nowozin-2018", values)
+    assert {parts[claim.text].verdict for claim in nowozin_2018.CLAIMS} == {"within noise"}
+    assert parts["bias of JVI-1, K = 5"].verdict == "differs"
+
+
+# Dong.
+
+
+@pytest.mark.parametrize("logit", dong.LOGITS)
+def test_exact_variances_are_sums_over_uniforms(logit: float) -> None:
+    """The three gradients as functions of one or two uniform numbers, on a grid."""
+    u = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+    bar, change = 1 / (1 + math.exp(logit)), 1 - logit
+    one, other = (u > bar).double(), (1 - u > bar).double()
+    first, second = one[:, None], one[None, :]
+    p = 1 - bar
+    gradients = {
+        "DisARM": change * (one - other) ** 2 * max(p, bar) / 2,
+        "ARM": change * (one - other) * (u - 0.5),
+        "leave-one-out": change * (first - second) * ((first - p) - (second - p)) / 2,
+    }
+    for name, gradient in gradients.items():
+        mean, variance = dong.exact_moments(name, logit)
+        assert gradient.mean().item() == pytest.approx(mean, rel=2e-3, abs=1e-9)
+        assert gradient.var(correction=0).item() == pytest.approx(variance, rel=4e-3, abs=1e-9)
+
+
+def test_dong_in_small() -> None:
+    values = dong.values_of(0.0, dong.measure(0.0, dong.Sizes(500, 20)))
+    parts = measured("dong-2020", values)
+    assert len(parts) == 8
+    assert {part.verdict for part in parts.values()} == {"agrees", "holds"}
+    other = parts["variance of leave-one-out, logit 0"]
+    assert other.derived == 1 / 16
+    assert abs(deviation(other)) < 4
+
+
+def test_dong_with_the_estimators_swapped() -> None:
+    swapped = {**dong.ESTIMATORS, "DisARM": score(2), "leave-one-out": dong.ESTIMATORS["DisARM"]}
+    parts = measured(
+        "dong-2020", dong.values_of(0.0, dong.measure(0.0, dong.Sizes(500, 20), swapped))
+    )
+    text = "DisARM has less variance than {}, logit 0"
+    assert {parts[text.format(other)].verdict for other in dong.OTHERS} == {"contradicted"}
+    assert parts["variance of DisARM, logit 0"].verdict == "differs"
+
+
+# Goda.
+
+
+def test_levels_sum_to_the_evidence() -> None:
+    """From ψ(1), the mean of one draw's logarithm, the levels lead to log p = 0."""
+    start = torch.digamma(torch.tensor(1.0, dtype=torch.float64)).item()
+    total = start + sum(goda.exact_level(level)[0] for level in range(1, 21))
+    assert total == pytest.approx(0.0, abs=1e-6)
+    ratio = goda.exact_level(19)[1] / goda.exact_level(20)[1]
+    assert ratio == pytest.approx(4, abs=1e-3)
+
+
+def test_goda_in_small() -> None:
+    sizes = goda.Sizes(2000, 2000)
+    values = goda.values_of(goda.measure_levels(sizes))
+    values["mean of the estimate"] = mean_of(goda.measure_roulette(sizes))
+    parts = measured("goda-2019", values)
+    assert len(parts) == len(goda.ROWS) + 2
+    assert max(abs(deviation(part)) for part in parts.values()) < 4
+    assert [parts[claim.text].verdict for claim in goda.CLAIMS] == ["holds", "holds"]
+
+
+def first_half(num_particles: int) -> Any:
+    """The IWAE bound of the first half alone."""
+
+    class Half:
+        def value(self, log_weight: Tensor) -> Tensor:
+            return IWAE(num_particles // 2).value(log_weight[: num_particles // 2])
+
+    return Half()
+
+
+def test_goda_without_the_second_half() -> None:
+    parts = measured(
+        "goda-2019", goda.values_of(goda.measure_levels(goda.Sizes(2000, 1), first_half))
+    )
+    assert parts[goda.BETTER].verdict != "holds"
+    assert parts["decay of E Δ², both halves"].verdict == "differs"
+    assert parts["E Δ², level 8"].verdict == "differs"
+
+
+# Liévin.
+
+
+def test_exact_moments_of_bits_are_those_known() -> None:
+    """REFERENCES §5: SNRs of OVIS and VIMCO; sums over both bits by hand at K = 2."""
+    known = lievin.exact()
+    for k, of_ovis, of_vimco in ((8, 4.0, 0.40), (64, 16.0, 0.146)):
+        assert known[f"Bernoulli: SNR, OVIS, K = {k}"] == pytest.approx(of_ovis, rel=0.01)
+        assert known[f"Bernoulli: SNR, VIMCO, K = {k}"] == pytest.approx(of_vimco, rel=0.01)
+    assert known["Gaussian: mean, OVIS, K = 8"] == pytest.approx(-0.0543, abs=2e-4)
+    assert known["Gaussian: mean, OVIS, K = 64"] == pytest.approx(-0.00651, abs=1e-5)
+    assert known["Gaussian: mean, OVIS, γ = 1, K = 8"] == pytest.approx(-0.463, abs=1e-3)
+    logit = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    bits = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    log_q = torch.distributions.Bernoulli(logits=logit).log_prob(bits)
+    log_w = torch.tensor([-2.0, 0.0], dtype=torch.float64) + math.log(0.5) - log_q
+    pairs = torch.cartesian_prod(torch.arange(2), torch.arange(2))
+    bound = (log_q[pairs].sum(1).exp() * log_w[pairs].logsumexp(1)).sum()
+    (expected,) = torch.autograd.grad(bound, logit)
+    for name in ("OVIS", "VIMCO"):
+        mean, _ = lievin_gradients.exact_bernoulli((2,))[name]
+        assert mean.item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_lievin_in_small() -> None:
+    sizes = lievin_gradients.Sizes(100, 20)
+    values = {}
+    for toy, measure in lievin.TOYS.items():
+        values |= lievin.values_of(toy, measure(sizes))
+    parts = measured("lievin-2020", values)
+    assert len(parts) == 24
+    known = [part for part in parts.values() if math.isfinite(part.derived)]
+    assert len(known) == 21
+    assert max(abs(deviation(part)) for part in known) < 4
+    assert {parts[claim.text].verdict for claim in lievin.claims()} == {"holds"}
+    rise = values["Gaussian: SNR, OVIS, K = 64"][0] / values["Gaussian: SNR, OVIS, K = 8"][0]
+    assert rise == pytest.approx(5.61 / 1.75, rel=0.15)
+
+
+def test_lievin_with_vimco_for_ovis() -> None:
+    swapped = {
+        **lievin_gradients.ESTIMATORS,
+        "OVIS": vimco,
+        "VIMCO": lievin_gradients.ESTIMATORS["OVIS"],
+    }
+    sizes = lievin_gradients.Sizes(100, 40)
+    values = lievin.values_of("Bernoulli", lievin_gradients.measure_bernoulli(sizes, swapped))
+    parts = measured("lievin-2020", values)
+    assert parts[f"Bernoulli: {lievin.RISES}"].verdict == "contradicted"
+    assert parts[f"Bernoulli: {lievin.ABOVE}, K = 64"].verdict == "contradicted"
+    assert parts["Bernoulli: SNR, OVIS, K = 8"].verdict == "differs"

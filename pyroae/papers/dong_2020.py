@@ -14,7 +14,8 @@ from torch import Tensor
 from pyroae.evaluation.gradient_lab.measure import measure_gradients
 from pyroae.objectives.base import ObjectiveBase
 from pyroae.objectives.named import arm, disarm, score
-from pyroae.papers.estimates import is_wanted, mean_of, measured_parts, of_one_datum
+from pyroae.papers.estimates import is_wanted, mean_of, measured_parts
+from pyroae.papers.moments import of_one_datum
 from pyroae.papers.paper import PAPERS, Paper, Scale, Work
 from pyroae.papers.results import Claim, PaperRow
 

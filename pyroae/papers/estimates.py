@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from pyroae.evaluation.gradient_lab.statistics import GradientStatistics
 from pyroae.papers.paper import Work
 from pyroae.papers.results import Claim, PaperRow
 
@@ -53,21 +52,6 @@ def jackknife_of(value: float, left_out: Tensor) -> Interval:
     count = len(left_out)
     error = 1.96 * ((count - 1) * left_out.double().var(correction=0)).sqrt().item()
     return value, value - error, value + error
-
-
-def of_one_datum(statistics: GradientStatistics) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of one datum's gradient, where each of N data has its own parameter.
-
-    The laboratory's gradients are those of a mean over the N data.
-
-    Args:
-        statistics: Statistics of the gradient of a parameter `[N]`.
-
-    Returns:
-        Mean in nats and variance in nats², `[N]` each, in double precision.
-    """
-    count = len(statistics.mean)
-    return statistics.mean.double() * count, statistics.variance.double() * count**2
 
 
 def negative(interval: Sequence[float]) -> Interval:

@@ -12,10 +12,13 @@ from torch import Tensor
 from pyroae.objectives.bounds import IWAE, MIWAE, BoundFunction
 from pyroae.objectives.multilevel import MLMC
 from pyroae.papers.estimates import Interval, is_wanted, jackknife_of, mean_of, measured_parts
+from pyroae.papers.moments import log_slope
 from pyroae.papers.paper import PAPERS, Paper, Scale, Work
 from pyroae.papers.results import Claim, PaperRow
 
 LEVELS = (1, 2, 3, 4, 5, 6, 7, 8)
+DRAWS = tuple(2**level for level in LEVELS)
+"""The numbers of weights of the levels."""
 SHOWN = (1, 4, 8)
 BLOCKS = 50
 """Blocks of draws, over which the jackknife leaves one out."""
@@ -65,23 +68,9 @@ def exact_level(level: int, *, antithetic: bool = True) -> tuple[float, float]:
     return mean, variance + mean**2
 
 
-def slope_of(squares: Tensor) -> Tensor:
-    """Fit the slope of log₂ E Δ_l² in the level by least squares.
-
-    Args:
-        squares: E Δ_l² at `LEVELS`, `[..., len(LEVELS)]`.
-
-    Returns:
-        The slopes, `[...]`.
-    """
-    direction = torch.tensor(LEVELS, dtype=torch.float64)
-    direction = direction - direction.mean()
-    return squares.log2() @ direction / direction.square().sum()
-
-
 def _exact_slope(antithetic: bool) -> float:
     squares = [exact_level(level, antithetic=antithetic)[1] for level in LEVELS]
-    return slope_of(torch.tensor(squares, dtype=torch.float64)).item()
+    return log_slope(torch.tensor(squares), DRAWS).item()
 
 
 SLOPES = {"both halves": _exact_slope(True), "one half": _exact_slope(False)}
@@ -107,7 +96,7 @@ ROWS = (
         PaperRow(
             "Levels",
             f"decay of E Δ², {name}",
-            "slope of log₂ E Δ² in the level",
+            "log-log slope of E Δ² in the number of draws",
             math.nan,
             tolerance=0.02,
             derived=slope,
@@ -201,7 +190,7 @@ def _slopes(differences: Tensor) -> tuple[float, Tensor]:
     """The slope of all draws, and without each block, `[BLOCKS]`."""
     blocks = differences.square().unflatten(0, (BLOCKS, -1)).mean(1)
     left_out = (blocks.sum(0) - blocks) / (BLOCKS - 1)
-    return slope_of(blocks.mean(0)).item(), slope_of(left_out)
+    return log_slope(blocks.mean(0), DRAWS).item(), log_slope(left_out, DRAWS)
 
 
 def _measure(work: Work) -> Iterator[PaperRow | Claim]:

@@ -6,10 +6,9 @@ from dataclasses import asdict
 from functools import cache, partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pyroae.papers.estimates import is_wanted, jackknife_of, measured_parts
+from pyroae.papers.estimates import is_wanted, measured_parts
 from pyroae.papers.lievin_gradients import (
     KS,
     Sizes,
@@ -17,9 +16,10 @@ from pyroae.papers.lievin_gradients import (
     measure_bernoulli,
     measure_gaussian,
 )
+from pyroae.papers.moments import Moments, jackknifed, log_slope
 from pyroae.papers.paper import PAPERS, Paper, Scale, Work
 from pyroae.papers.results import Claim, PaperRow
-from pyroae.papers.tucker_moments import Moments, exact_moments
+from pyroae.papers.tucker_moments import exact_moments
 
 SIZES = {"short": Sizes(1000, 40), "full": Sizes(4000, 100)}
 TOYS = {"Gaussian": measure_gaussian, "Bernoulli": measure_bernoulli}
@@ -35,9 +35,6 @@ def series_of(moments: Moments) -> dict[str, Tensor]:
     Returns:
         Values of shape `[...]` by label.
     """
-    log_k = torch.tensor(KS, dtype=torch.float64).log()
-    direction = log_k - log_k.mean()
-    direction = direction / direction.square().sum()
     snr = {name: mean.abs() / variance.sqrt() for name, (mean, variance) in moments.items()}
     values = {}
     for i, k in enumerate(KS):
@@ -46,7 +43,7 @@ def series_of(moments: Moments) -> dict[str, Tensor]:
             values[f"SNR, {name}, K = {k}"] = snr[name][..., i]
         values[f"{ABOVE}, K = {k}"] = (snr["OVIS"] / snr["VIMCO"])[..., i].log()
     for name, ratios in snr.items():
-        values[f"SNR, {name}, slope"] = ratios.log() @ direction
+        values[f"SNR, {name}, slope"] = log_slope(ratios, KS)
     values[RISES] = values["SNR, OVIS, slope"]
     return values
 
@@ -115,18 +112,7 @@ def values_of(toy: str, moments: Moments) -> dict[str, Any]:
     Returns:
         Estimates with intervals by label and text.
     """
-    count = len(moments["OVIS"][0])
-    whole = series_of({name: (m.mean(0), v.mean(0)) for name, (m, v) in moments.items()})
-    left_out = series_of(
-        {
-            name: ((m.sum(0) - m) / (count - 1), (v.sum(0) - v) / (count - 1))
-            for name, (m, v) in moments.items()
-        }
-    )
-    return {
-        f"{toy}: {label}": jackknife_of(value.item(), left_out[label])
-        for label, value in whole.items()
-    }
+    return {f"{toy}: {label}": one for label, one in jackknifed(moments, series_of).items()}
 
 
 def _measure(work: Work) -> Iterator[PaperRow | Claim]:
@@ -145,7 +131,7 @@ def _values(toy: str, sizes: Sizes, progress: bool) -> dict[str, Any]:
 
 
 NOTES = r"""
-The Gaussian latent is that of [Tucker 2019](#tucker-2019) in one dimension: z ~ N(0, 1), x|z ~ N(z,
+The Gaussian latent is that of Tucker 2019 in one dimension: z ~ N(0, 1), x|z ~ N(z,
 1), x = 1, q = N(0.8, 2/3), without reparameterization; the gradient is that of q's mean. The
 Bernoulli latent is z ~ Bernoulli(1/2), x|z ~ N(2 z, 1), x = 2, q = Bernoulli(1/2), with the
 gradient of q's logit; its moments are sums over the number of ones among K bits. The mean of OVIS

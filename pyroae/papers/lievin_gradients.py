@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from pyroae.evaluation.gradient_lab.measure import measure_slopes
 from pyroae.objectives.base import ObjectiveBase
 from pyroae.objectives.named import ovis, vimco
-from pyroae.papers.estimates import of_one_datum
+from pyroae.papers.moments import Moments, at_each_k
 from pyroae.papers.rainforth_toy import RainforthToy
-from pyroae.papers.tucker_moments import DATUM, MEAN, Moments
+from pyroae.papers.tucker_moments import DATUM, MEAN
 
 KS = (8, 16, 32, 64)
 
@@ -179,8 +179,4 @@ def _measure(
         seed=sizes.seed,
         progress=progress,
     )
-    moments = {}
-    for name, groups in curves.items():
-        means, variances = zip(*map(of_one_datum, groups["all"].statistics), strict=True)
-        moments[name] = torch.stack(means, 1), torch.stack(variances, 1)
-    return moments
+    return {name: at_each_k(groups["all"].statistics) for name, groups in curves.items()}

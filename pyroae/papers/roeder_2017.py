@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pyroae.evaluation.gradient_lab.measure import Results
 from pyroae.objectives.base import ObjectiveBase
-from pyroae.papers.estimates import is_wanted, mean_of, measured_parts, of_one_datum
+from pyroae.papers.estimates import is_wanted, mean_of, measured_parts
+from pyroae.papers.moments import of_one_datum
 from pyroae.papers.paper import PAPERS, Paper, Scale, Work
 from pyroae.papers.results import Claim, PaperRow
 from pyroae.papers.roeder_gradients import (

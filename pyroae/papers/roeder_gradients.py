@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyroae.evaluation.gradient_lab.measure import Results, measure_gradients
 from pyroae.objectives import AnalyticKL, ObjectiveBase, TraceELBO
 from pyroae.objectives.named import stl
-from pyroae.papers.estimates import of_one_datum
+from pyroae.papers.moments import of_one_datum
 
 WEIGHT, NOISE, DATUM = 1.0, 1.0, 1.0
 """w, s and x."""

@@ -12,9 +12,10 @@ from pyroae.evaluation.gradient_lab.slopes import SNRCurve, curve
 from pyroae.evaluation.gradient_lab.statistics import GradientStatistics
 from pyroae.objectives.base import ObjectiveBase
 from pyroae.objectives.named import dreg, iwae, iwae_stl, rws, rws_dreg
-from pyroae.papers.estimates import Interval, jackknife_of, of_one_datum
+from pyroae.papers.estimates import Interval
+from pyroae.papers.moments import Moments, at_each_k, jackknifed, log_slope
 from pyroae.papers.rainforth_toy import RainforthToy, toy_data
-from pyroae.papers.tucker_moments import DATUM, MEAN, Moments
+from pyroae.papers.tucker_moments import DATUM, MEAN
 
 DIMENSIONS, OFFSET, TOY_DATA = 5, 0.04, 64
 
@@ -84,15 +85,12 @@ def series_of(moments: Moments, ks: Sequence[int]) -> dict[str, Tensor]:
     Returns:
         By label, values of shape `[...]`.
     """
-    log_k = torch.tensor(ks, dtype=torch.float64).log()
-    direction = log_k - log_k.mean()
-    direction = direction / direction.square().sum()
     values = {}
     for name, function in SERIES.items():
         series = function(moments)
         values.update({f"{name}, K = {k}": series[..., i] for i, k in enumerate(ks)})
         if name.startswith(("SNR", "variance")):
-            values[f"{name}, slope"] = series.log() @ direction
+            values[f"{name}, slope"] = log_slope(series, ks)
     return values
 
 
@@ -177,22 +175,6 @@ def measure_toy(
     return measure(toy, x, sizes.ks, sizes.toy_replicates, sizes.seed, families, progress=progress)
 
 
-def moments_of(curves: Mapping[str, SNRCurve]) -> Moments:
-    """Return the measured moments of each datum of the first model.
-
-    Args:
-        curves: Results of `measure_one`.
-
-    Returns:
-        Mean and variance by estimator, shape `[N, len(ks)]` each, in nats.
-    """
-    moments = {}
-    for name, one in curves.items():
-        means, variances = zip(*map(of_one_datum, one.statistics), strict=True)
-        moments[name] = torch.stack(means, 1), torch.stack(variances, 1)
-    return moments
-
-
 def intervals_of(curves: Mapping[str, SNRCurve]) -> dict[str, Interval]:
     """Return every series of the first model with its interval, by the jackknife over data.
 
@@ -202,12 +184,5 @@ def intervals_of(curves: Mapping[str, SNRCurve]) -> dict[str, Interval]:
     Returns:
         Estimate and interval by label.
     """
-    moments, ks = moments_of(curves), curves["IWAE"].ks
-    count = len(moments["IWAE"][0])
-    whole = {name: (mean.mean(0), variance.mean(0)) for name, (mean, variance) in moments.items()}
-    rest = {
-        name: ((m.sum(0) - m) / (count - 1), (v.sum(0) - v) / (count - 1))
-        for name, (m, v) in moments.items()
-    }
-    values, left_out = series_of(whole, ks), series_of(rest, ks)
-    return {label: jackknife_of(value.item(), left_out[label]) for label, value in values.items()}
+    moments = {name: at_each_k(one.statistics) for name, one in curves.items()}
+    return jackknifed(moments, partial(series_of, ks=curves["IWAE"].ks))

@@ -7,13 +7,11 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from pyroae.papers.moments import Moments
 from pyroae.papers.rainforth_toy import VARIANCE
 
 MEAN, DATUM = 0.8, 1.0
 """The mean of q, and x."""
-
-Moments = dict[str, tuple[Tensor, Tensor]]
-"""Mean and variance of one datum's gradient at each K, `[..., len(ks)]`, by estimator."""
 
 
 def exact_moments(ks: Sequence[int]) -> Moments:
@@ -55,7 +53,7 @@ def exact_moments(ks: Sequence[int]) -> Moments:
         return values.sum(0) * (log_t[1] - log_t[0]) / math.gamma(p)
 
     others = expect(0, torch.ones_like(z))
-    moments: Moments = {}
+    moments = {}
     for name, parts in _terms(path, score).items():
         mean, square = torch.zeros_like(k), torch.zeros_like(k)
         for p, g in parts:
