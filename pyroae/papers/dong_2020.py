@@ -196,7 +196,11 @@ within 2 %.
 
 @PAPERS.register("dong-2020")
 def dong_2020() -> Paper:
-    """Dong 2020: DisARM has less variance than the leave-one-out and ARM."""
+    """Return the specification: DisARM has less variance than the leave-one-out and ARM.
+
+    Returns:
+        The specification.
+    """
     words = "{:,} gradients at each logit, of two draws each"
     protocols = {name: words.format(s.num_data * s.replicates) for name, s in SIZES.items()}
     return Paper(

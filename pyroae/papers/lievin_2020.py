@@ -71,7 +71,11 @@ def exact() -> dict[str, float]:
 
 
 def rows() -> tuple[PaperRow, ...]:
-    """Return the rows of both toys, each with its exact value."""
+    """Return the rows of both toys.
+
+    Returns:
+        Rows, each with its exact value.
+    """
     names = ("OVIS", "OVIS, γ = 1", "VIMCO")
     labels = [f"{toy}: mean, {name}, K = {k}" for toy in TOYS for name in names for k in LOOKED]
     labels += [f"Bernoulli: SNR, {name}, K = {k}" for name in ("OVIS", "VIMCO") for k in LOOKED]
@@ -89,7 +93,11 @@ def _row(label: str) -> PaperRow:
 
 
 def claims() -> tuple[Claim, ...]:
-    """Return the claims on both toys; derived values are those of the Bernoulli toy."""
+    """Return the claims on both toys.
+
+    Returns:
+        Claims; derived values are known for the Bernoulli toy.
+    """
     ratio = "logarithm of the ratio of SNRs"
     every = []
     for toy in TOYS:
@@ -142,7 +150,11 @@ the jackknife over the data; agreement is within 2 %.
 
 @PAPERS.register("lievin-2020")
 def lievin_2020() -> Paper:
-    """Liévin 2020: the SNR of OVIS rises with K, and is above that of VIMCO."""
+    """Return the specification: the SNR of OVIS rises with K, and is above that of VIMCO.
+
+    Returns:
+        The specification.
+    """
     words = "{:,} gradients of either toy at each of K = 8, 16, 32, 64"
     protocols = {name: words.format(s.num_data * s.replicates) for name, s in SIZES.items()}
     return Paper(

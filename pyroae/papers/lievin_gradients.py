@@ -84,7 +84,7 @@ def exact_bernoulli(ks: Sequence[int]) -> Moments:
 
     >>> mean, variance = exact_bernoulli((8,))["OVIS"]
     >>> f"{mean.item():.4f} {(mean / variance.sqrt()).item():.2f}"
-    '0.0581 4.03'
+    '0.0580 4.03'
     """
     columns: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in ESTIMATORS}
     for k in ks:

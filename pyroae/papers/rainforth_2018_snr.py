@@ -174,7 +174,11 @@ paper: its rate is that of Tucker 2019.
 
 @PAPERS.register("rainforth-2018-snr")
 def rainforth_2018_snr() -> Paper:
-    """Rainforth 2018: more particles help the gradient of θ and hurt that of φ."""
+    """Return the specification: more particles help the gradient of θ and hurt that of φ.
+
+    Returns:
+        The specification.
+    """
     words = "{} gradients of the data set at K = {} (IWAE, φ), {} at K = {} (DReG, φ and θ)"
     protocols = {
         name: words.format(s.replicates, _range(s.falling), s.few, _range(s.rising))

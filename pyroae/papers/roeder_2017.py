@@ -45,7 +45,7 @@ ROUNDING = 1e-12
 
 
 def _variance_row(parameter: str, name: str, times: float) -> PaperRow:
-    derived = round(exact_variance(name, parameter, times), 12)
+    derived = exact_variance(name, parameter, times)
     label = f"variance in {SYMBOLS[parameter]}, {name}, v = {times:g}"
     within = TOLERANCE[parameter] * derived if derived else ROUNDING
     return PaperRow("Variance", label, "nats²", math.nan, tolerance=within, derived=derived)
@@ -231,7 +231,11 @@ after SGD, and 0.02 nats of a difference of means of 0.
 
 @PAPERS.register("roeder-2017")
 def roeder_2017() -> Paper:
-    """Roeder 2017: the gradient of STL has no noise where q is the posterior."""
+    """Return the specification: the gradient of STL has no noise where q is the posterior.
+
+    Returns:
+        The specification.
+    """
     return Paper(
         "roeder-2017",
         "Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational "

@@ -112,7 +112,7 @@ def exact_variance(name: str, parameter: str, times: float) -> float:
     in_mean = {
         "Monte-Carlo KL": one**2 * v,
         "analytic KL": RATIO**2 * v,
-        "STL": (1 / v**0.5 - one * v**0.5) ** 2,
+        "STL": (1 - one * v) ** 2 / v,
     }
     in_scale = {
         "Monte-Carlo KL": 2 * one**2 * v**2,

@@ -52,7 +52,11 @@ def exact(ks: tuple[int, ...] = KS) -> dict[str, float]:
 
 
 def rows_of_one() -> tuple[PaperRow, ...]:
-    """Return the rows of the first model, each with its exact value."""
+    """Return the rows of the first model.
+
+    Returns:
+        Rows, each with its exact value.
+    """
     kinds = ("mean", "SNR")
     labels = [f"{kind}, {name}, K = {k}" for kind in kinds for name in DRAWN for k in (2, 8, 64)]
     pairs = ("variance, IWAE / DReG", "variance, RWS / RWS-DReG")
@@ -70,7 +74,11 @@ def _row(label: str, derived: float) -> PaperRow:
 
 
 def claims_of_one() -> tuple[Claim, ...]:
-    """Return the claims about the first model, each with its exact value."""
+    """Return the claims about the first model.
+
+    Returns:
+        Claims, each with its exact value.
+    """
     slope, ratio = "log-log slope, towards the claim", "logarithm of the ratio of variances"
     one = [
         Claim(FALLS, slope, derived=-exact()["SNR, IWAE, slope"]),
@@ -94,7 +102,11 @@ OF_MEAN = "‖bias‖ / ‖mean of DReG‖"
 
 
 def rows_of_toy() -> tuple[PaperRow, ...]:
-    """Return the rows of the toy: DReG's bias is 0."""
+    """Return the rows of the toy.
+
+    Returns:
+        Rows of the bias of DReG, which is 0.
+    """
     return tuple(
         PaperRow("Toy of 5 dimensions", label, OF_MEAN, math.nan, tolerance=0.0, derived=0.0)
         for label in (f"toy: bias of DReG, K = {k}" for k in ENDS)
@@ -102,7 +114,11 @@ def rows_of_toy() -> tuple[PaperRow, ...]:
 
 
 def claims_of_toy() -> tuple[Claim, ...]:
-    """Return the claims about the toy, with the slopes for large K."""
+    """Return the claims about the toy.
+
+    Returns:
+        Claims, with the slopes for large K.
+    """
     slope = "log-log slope, towards the claim"
     return (
         Claim(f"toy: {FALLS}", slope, derived=0.5),
@@ -262,7 +278,11 @@ as large as its error where there is no bias.
 
 @PAPERS.register("tucker-2019")
 def tucker_2019() -> Paper:
-    """Tucker 2019: DReG has IWAE's mean, and an SNR that does not fall with K."""
+    """Return the specification: DReG has IWAE's mean, and an SNR that does not fall with K.
+
+    Returns:
+        The specification.
+    """
     return Paper(
         "tucker-2019",
         "Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives",
