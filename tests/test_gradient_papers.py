@@ -60,6 +60,8 @@ def test_specifications(name: str) -> None:
     labels = [row.label for row in paper.rows]
     texts = [claim.text for claim in paper.claims]
     assert len({*labels, *texts}) == len(labels) + len(texts)
+    quantities = [part.quantity for part in (*paper.rows, *paper.claims)]
+    assert not [text for text in (*labels, *texts, *quantities) if "|" in text]  # cells of a table
     for row in paper.rows:
         assert row.tolerance >= 0
         assert math.isnan(row.printed) != math.isnan(row.derived), row.label

@@ -85,7 +85,7 @@ def rows() -> tuple[PaperRow, ...]:
 
 def _row(label: str) -> PaperRow:
     toy, _, rest = label.partition(": ")
-    unit = "nats" if rest.startswith("mean") else "|mean| / σ"
+    unit = "nats" if rest.startswith("mean") else "SNR"
     unit = "log-log slope in K" if rest.endswith("slope") else unit
     value = exact()[label]
     within = 0.02 * abs(value)

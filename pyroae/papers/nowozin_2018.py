@@ -80,7 +80,7 @@ def exact_bias(num_particles: int, order: int) -> float:
 def _less(num_particles: int, order: int) -> Claim:
     one, other = (abs(exact_bias(num_particles, m)) for m in (order - 1, order))
     text = f"{NAMES[order]} has less bias than {NAMES[order - 1]}, K = {num_particles}"
-    return Claim(text, "difference of |bias|, nats", derived=one - other)
+    return Claim(text, "difference of the sizes, nats", derived=one - other)
 
 
 ROWS = tuple(

@@ -30,7 +30,7 @@ SIZES = {"short": Sizes(1000, 100, 200), "full": Sizes(4000, 100, 600)}
 KS = SIZES["full"].ks
 ENDS = (KS[0], KS[-1])
 DRAWN = ("IWAE", "DReG", "STL")
-UNITS = {"mean": "nats", "SNR": "|mean| / σ", "variance": "ratio", "bias": "nats"}
+UNITS = {"mean": "nats", "SNR": "SNR", "variance": "ratio", "bias": "nats"}
 FALLS, RISES = "the SNR of IWAE falls with K", "the SNR of DReG does not fall with K"
 
 
