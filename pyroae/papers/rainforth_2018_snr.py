@@ -161,9 +161,9 @@ NOTES = r"""
 
 p(z) = N(μ, I), p(x|z) = N(z, I), q(z|x) = N(A x + b, (2/3) I), every parameter perturbed by N(0,
 0.01²) from its optimum. One draw is the gradient of the whole data set; the SNR of a parameter is
-|E Δ|/σ(Δ), and the SNR shown is its mean over the 20 elements of b for φ and of μ for θ. The
-θ-gradients of IWAE and DReG are the same for the same draws, so θ is measured once, in the run of
-DReG.
+the size of its mean over its standard deviation, and the SNR shown is a mean over the 20 elements
+of b for φ and of μ for θ. The θ-gradients of IWAE and DReG are the same for the same draws, so θ is
+measured once, in the run of DReG.
 
 The rates ∓1/2 are limits for large K: the tolerance of 0.1 is for that. Below K = 64 the bias at
 the perturbed optimum bends the rising curves. With R replicates an SNR of 0 is estimated as about
