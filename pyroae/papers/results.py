@@ -1,7 +1,10 @@
 """What was measured beside what a paper prints: numbers, claims and their verdicts."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
+
+from pyroae.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,24 @@ class PaperRow:
     high: float = math.nan
     tolerance: float = math.nan
     not_comparable: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What tells a row from the others of its paper: table, label and quantity."""
+        return self.table, self.label, self.quantity
+
+    def measured(self, estimate: float, low: float, high: float) -> Self:
+        """Return the row with what was measured.
+
+        Args:
+            estimate: The number measured here, in the unit of the quantity.
+            low: The lower end of its 95 % interval.
+            high: The upper end.
+
+        Returns:
+            A row of the same printed number.
+        """
+        return replace(self, estimate=estimate, low=low, high=high)
 
     @property
     def difference(self) -> float:
@@ -76,10 +97,28 @@ class Claim:
 
     text: str
     quantity: str
-    estimate: float
-    low: float
-    high: float
+    estimate: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
     derived: float = math.nan
+
+    @property
+    def key(self) -> str:
+        """What tells a claim from the others of its paper: its text."""
+        return self.text
+
+    def measured(self, estimate: float, low: float, high: float) -> Self:
+        """Return the claim with what was measured.
+
+        Args:
+            estimate: The measured difference, above 0 where the claim holds.
+            low: The lower end of its 95 % interval.
+            high: The upper end.
+
+        Returns:
+            The same claim.
+        """
+        return replace(self, estimate=estimate, low=low, high=high)
 
     @property
     def verdict(self) -> str:
@@ -108,3 +147,23 @@ class PaperResult:
     rows: tuple[PaperRow, ...]
     claims: tuple[Claim, ...]
     seconds: float
+
+    def updated(self, part: PaperRow | Claim, seconds: float) -> Self:
+        """Return the result with one more row or claim measured.
+
+        Args:
+            part: The row or claim; it replaces the one of the same key.
+            seconds: The time of the measurement so far.
+
+        Returns:
+            The result.
+
+        Raises:
+            ConfigError: If the paper has no such row or claim.
+        """
+        name = "rows" if isinstance(part, PaperRow) else "claims"
+        known = getattr(self, name)
+        if part.key not in [one.key for one in known]:
+            raise ConfigError(f"{self.paper} has none of its {name} with the key {part.key}")
+        parts = tuple(part if one.key == part.key else one for one in known)
+        return replace(self, **{name: parts}, seconds=seconds)
