@@ -5,8 +5,9 @@ A further paper is one more module: a function that returns a `Paper`, entered i
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ class Work:
         folder: The folder of this paper at this scale.
         data_root: The folder of torchvision's data sets.
         executor: Where trainings run.
-        only: The rows and claims to measure: those whose text contains this; empty for all.
+        only: The rows and claims to measure: those whose text has these words; empty for all.
         progress: Whether progress is shown.
+        how: The command that resumes the measurement, for the message after a signal.
 
-    >>> work = Work("short", Path("runs/papers/a-paper/short"), only="k = 1")
-    >>> work.wants("one layer, k = 1"), work.wants("two layers, k = 5")
+    >>> work = Work("short", Path("runs/papers/a-paper/short"), only="k = 5")
+    >>> work.wants("one layer, k = 5"), work.wants("one layer, k = 50")
     (True, False)
     """
 
@@ -40,6 +42,7 @@ class Work:
     executor: Executor = field(default_factory=Local)
     only: str = ""
     progress: bool = True
+    how: str = ""
 
     def wants(self, text: str) -> bool:
         """Return whether a row or claim is to be measured.
@@ -48,9 +51,10 @@ class Work:
             text: The label of the row, or the text of the claim.
 
         Returns:
-            Whether it contains `only`.
+            Whether it contains the words of `only`, in capitals or not.
         """
-        return self.only in text
+        words_of_only = rf"(?<!\w){re.escape(self.only)}(?!\w)"
+        return not self.only or re.search(words_of_only, text, re.IGNORECASE) is not None
 
     def kept(self, name: str, settings: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
         """Return what was measured before, or measure it and keep it.
@@ -101,10 +105,12 @@ class Scale:
     Attributes:
         protocol: Data, training, draws and seeds, in words.
         seconds: The estimated time on two cores.
+        differs: Why the printed numbers are not comparable at this scale; empty where they are.
     """
 
     protocol: str
     seconds: float
+    differs: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,8 +125,7 @@ class Paper:
         scales: What is measured at each scale: `short` and `full`.
         rows: The printed numbers, not measured.
         claims: The claims, not measured.
-        measure: Yields rows and claims, each with what was measured for it, as they are finished. A
-            row replaces that of the same table, label and quantity; a claim that of the same text.
+        measure: Yields rows and claims, each with what was measured for it, as they are finished.
         datasets: Names of the data sets that it needs, which are looked for before any work.
         notes: What differs from the paper's protocol, and how the intervals are made; Markdown.
     """
@@ -150,7 +155,11 @@ class Paper:
         """
         if scale not in self.scales:
             raise ConfigError(f"{self.name} has the scales {', '.join(self.scales)}, not '{scale}'")
-        return PaperResult(self.name, scale, self.rows, self.claims, math.nan)
+        differs = self.scales[scale].differs
+        rows = tuple(
+            replace(row, not_comparable=row.not_comparable or differs) for row in self.rows
+        )
+        return PaperResult(self.name, scale, rows, self.claims, math.nan)
 
 
 PAPERS: Registry[Paper] = Registry("paper")

@@ -19,8 +19,9 @@ class PaperRow:
         estimate: The number measured here; nan where it was not measured.
         low: The lower end of its 95 % interval.
         high: The upper end.
-        tolerance: The largest difference from the expected number that counts as agreement, beyond
-            the interval; nan where the protocol differs so that no agreement is expected.
+        tolerance: The largest difference from the expected number that counts as agreement, in the
+            unit of the quantity; 0 where the expected number must lie in the interval; nan where no
+            agreement is expected.
         not_comparable: Why the printed number cannot be compared, as a data file that is not at
             hand; empty where it can.
         derived: The value by theory, computed here and not printed in the paper; nan where it is
@@ -74,7 +75,8 @@ class PaperRow:
     def verdict(self) -> str:
         """One of `agrees`, `differs`, `not comparable`, `not measured` and `no number printed`.
 
-        A row without a tolerance is not comparable.
+        A row agrees if the expected number lies within `tolerance` of the estimate, or in its 95 %
+        interval. A row without a tolerance is not comparable.
         """
         if self.not_comparable or math.isnan(self.tolerance):
             return "not comparable"
@@ -82,9 +84,8 @@ class PaperRow:
             return "not measured"
         if math.isnan(self.expected):
             return "no number printed"
-        reach = self.tolerance
-        inside = self.low - reach <= self.expected <= self.high + reach
-        return "agrees" if inside else "differs"
+        is_near = abs(self.difference) <= self.tolerance
+        return "agrees" if is_near or self.low <= self.expected <= self.high else "differs"
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,11 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """`holds`, `within noise`, `contradicted`, or `not measured` where a number is missing."""
-        if not all(map(math.isfinite, (self.estimate, self.low, self.high))):
+        """`holds`, `within noise`, `contradicted`, or `not measured` where a number is missing.
+
+        An interval of infinite width, where the error of a score is not known, is noise.
+        """
+        if any(map(math.isnan, (self.estimate, self.low, self.high))):
             return "not measured"
         if self.low > 0:
             return "holds"
@@ -156,11 +160,16 @@ class PaperResult:
     claims: tuple[Claim, ...]
     seconds: float
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether any number was measured."""
+        return any(not math.isnan(part.estimate) for part in (*self.rows, *self.claims))
+
     def updated(self, part: PaperRow | Claim, seconds: float) -> Self:
         """Return the result with one more row or claim measured.
 
         Args:
-            part: The row or claim; it replaces the one of the same key.
+            part: The row or claim; its numbers become those of the one with the same key.
             seconds: The time of the measurement so far.
 
         Returns:
@@ -173,5 +182,6 @@ class PaperResult:
         known = getattr(self, name)
         if part.key not in [one.key for one in known]:
             raise ConfigError(f"{self.paper} has none of its {name} with the key {part.key}")
-        parts = tuple(part if one.key == part.key else one for one in known)
+        values = part.estimate, part.low, part.high
+        parts = tuple(one.measured(*values) if one.key == part.key else one for one in known)
         return replace(self, **{name: parts}, seconds=seconds)
