@@ -189,7 +189,7 @@ def rainforth_2018_snr() -> Paper:
         "Tighter Variational Bounds are Not Necessarily Better: the toy",
         "Rainforth, Kosiorek, Le, Maddison, Igl, Wood & Teh 2018, ICML",
         "1,024 data drawn from the toy itself, in 20 dimensions",
-        {"short": Scale(protocols["short"], 180), "full": Scale(protocols["full"], 900)},
+        {"short": Scale(protocols["short"], 40), "full": Scale(protocols["full"], 300)},
         ROWS,
         CLAIMS,
         _measure,
