@@ -201,13 +201,13 @@ def dong_2020() -> Paper:
     Returns:
         The specification.
     """
-    words = "{:,} gradients at each logit, of two draws each"
+    words = "{:,} gradients at each logit, of two draws each."
     protocols = {name: words.format(s.num_data * s.replicates) for name, s in SIZES.items()}
     return Paper(
         "dong-2020",
         "DisARM: An Antithetic Gradient Estimator for Binary Latent Variables",
         "Dong, Mnih & Tucker 2020, NeurIPS",
-        "one datum, x = 1.5",
+        "One datum, x = 1.5.",
         {"short": Scale(protocols["short"], 15), "full": Scale(protocols["full"], 100)},
         ROWS,
         CLAIMS,

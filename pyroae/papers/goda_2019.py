@@ -234,13 +234,13 @@ def goda_2019() -> Paper:
     Returns:
         The specification.
     """
-    words = "{:,} differences at each of the levels 1 to 8; {:,} randomized estimates"
+    words = "{:,} differences at each of the levels 1 to 8; {:,} randomized estimates."
     protocols = {name: words.format(s.draws, s.roulettes) for name, s in SIZES.items()}
     return Paper(
         "goda-2019",
         "Multilevel Monte Carlo estimation of log marginal likelihood",
         "Goda & Ishikawa 2019, arXiv",
-        "importance weights drawn from Gamma(1, 1)",
+        "Importance weights drawn from Gamma(1, 1).",
         {"short": Scale(protocols["short"], 10), "full": Scale(protocols["full"], 60)},
         ROWS,
         CLAIMS,

@@ -155,14 +155,14 @@ def lievin_2020() -> Paper:
     Returns:
         The specification.
     """
-    words = "{:,} gradients of either toy at each of K = 8, 16, 32, 64"
+    words = "{:,} gradients of either toy at each of K = 8, 16, 32, 64."
     protocols = {name: words.format(s.num_data * s.replicates) for name, s in SIZES.items()}
     return Paper(
         "lievin-2020",
         "Optimal Variance Control of the Score-Function Gradient Estimator for "
         "Importance-Weighted Bounds",
         "Liévin, Dittadi, Christensen & Winther 2020, NeurIPS",
-        "one datum: x = 1 for the Gaussian latent, x = 2 for the Bernoulli latent",
+        "One datum: x = 1 for the Gaussian latent, x = 2 for the Bernoulli latent.",
         {"short": Scale(protocols["short"], 10), "full": Scale(protocols["full"], 100)},
         rows(),
         claims(),

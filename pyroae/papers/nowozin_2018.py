@@ -194,13 +194,13 @@ def nowozin_2018() -> Paper:
     Returns:
         The specification.
     """
-    words = "{:,} estimates at each of K = 2, 5, 10"
+    words = "{:,} estimates at each of K = 2, 5, 10."
     return Paper(
         "nowozin-2018",
         "Debiasing Evidence Approximations: On Importance-weighted Autoencoders and Jackknife "
         "Variational Inference",
         "Nowozin 2018, ICLR",
-        "importance weights drawn from Gamma(1, 1)",
+        "Importance weights drawn from Gamma(1, 1).",
         {
             "short": Scale(words.format(SIZES["short"].draws), 20),
             "full": Scale(words.format(SIZES["full"].draws), 100),

@@ -179,7 +179,7 @@ def rainforth_2018_snr() -> Paper:
     Returns:
         The specification.
     """
-    words = "{} gradients of the data set at K = {} (IWAE, φ), {} at K = {} (DReG, φ and θ)"
+    words = "{} gradients of the data set at K = {} (IWAE, φ), {} at K = {} (DReG, φ and θ)."
     protocols = {
         name: words.format(s.replicates, _range(s.falling), s.few, _range(s.rising))
         for name, s in SIZES.items()
@@ -188,7 +188,7 @@ def rainforth_2018_snr() -> Paper:
         "rainforth-2018-snr",
         "Tighter Variational Bounds are Not Necessarily Better: the toy",
         "Rainforth, Kosiorek, Le, Maddison, Igl, Wood & Teh 2018, ICML",
-        "1,024 data drawn from the toy itself, in 20 dimensions",
+        "1,024 data drawn from the toy itself, in 20 dimensions.",
         {"short": Scale(protocols["short"], 40), "full": Scale(protocols["full"], 300)},
         ROWS,
         CLAIMS,

@@ -241,7 +241,7 @@ def roeder_2017() -> Paper:
         "Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational "
         "Inference",
         "Roeder, Wu & Duvenaud 2017, NeurIPS",
-        "one datum, x = 1",
+        "One datum, x = 1.",
         {"short": Scale(_protocol("short"), 15), "full": Scale(_protocol("full"), 40)},
         VARIANCE_ROWS + MEAN_ROWS + TRAINING_ROWS,
         VARIANCE_CLAIMS + TRAINING_CLAIMS,
@@ -254,5 +254,5 @@ def _protocol(scale: str) -> str:
     sizes = SIZES[scale]
     return (
         f"{sizes.num_data * sizes.replicates:,} gradients at each variance of q; "
-        f"{sizes.runs} runs of SGD of {sizes.steps:,} steps"
+        f"{sizes.runs} runs of SGD of {sizes.steps:,} steps."
     )

@@ -287,7 +287,7 @@ def tucker_2019() -> Paper:
         "tucker-2019",
         "Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives",
         "Tucker, Lawson, Gu & Maddison 2019, ICLR",
-        "x = 1 for the model in one dimension; 64 data drawn from the toy of 5 dimensions",
+        "x = 1 for the model in one dimension; 64 data drawn from the toy of 5 dimensions.",
         {
             "short": Scale(_protocol(SIZES["short"]), 60),
             "full": Scale(_protocol(SIZES["full"]), 150),
@@ -302,5 +302,5 @@ def tucker_2019() -> Paper:
 def _protocol(sizes: Sizes) -> str:
     return (
         f"{sizes.num_data * sizes.replicates:,} gradients in one dimension and "
-        f"{sizes.toy_replicates} of the toy's data set, at each of K = {', '.join(map(str, KS))}"
+        f"{sizes.toy_replicates} of the toy's data set, at each of K = {', '.join(map(str, KS))}."
     )
