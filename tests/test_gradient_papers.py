@@ -72,10 +72,13 @@ def test_specifications(name: str) -> None:
     assert all(claim.verdict == "not measured" for claim in paper.claims)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_results_of_the_short_scale(name: str) -> None:
-    """What is kept in the repository: all rows agree, all claims hold, all intervals are finite."""
-    result, record = read_result(RESULTS / f"{name}-short.json", PAPERS[name](), "short")
+MEASURED = (*((name, "short") for name in NAMES), ("tucker-2019", "full"), ("roeder-2017", "full"))
+
+
+@pytest.mark.parametrize(("name", "scale"), MEASURED)
+def test_results_in_the_repository(name: str, scale: str) -> None:
+    """All rows agree, all claims hold, all intervals are finite."""
+    result, record = read_result(RESULTS / f"{name}-{scale}.json", PAPERS[name](), scale)
     assert record["commit"]
     for part in (*result.rows, *result.claims):
         assert part.verdict in ("agrees", "holds"), part
