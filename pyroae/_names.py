@@ -152,5 +152,10 @@ NAMES: dict[str, tuple[str, ...]] = {
         "emnist",
         "omniglot",
     ),
+    "paper": (
+        "burda-2016",
+        "rainforth-2018",
+        "wu-2017",
+    ),
 }
 """Names by kind of choice, in the order of the registries."""
