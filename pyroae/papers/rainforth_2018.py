@@ -7,6 +7,7 @@ from typing import Any
 from pyroae.comparison.results import Entry
 from pyroae.comparison.scores import Interval, interval_of
 from pyroae.config import Scoring
+from pyroae.papers.burda_2016 import SCORING
 from pyroae.papers.paper import PAPERS, Paper, Scale, Work
 from pyroae.papers.results import Claim, PaperRow
 from pyroae.papers.trained import (
@@ -43,7 +44,7 @@ FULL = Protocol(
 SHORT = Protocol(
     {**SETTINGS, "lr": 2e-3, "schedule": "cosine"},
     epochs=2,
-    scoring=Scoring(num_particles=500, num_data=1000, subset=100),
+    scoring=SCORING,
 )
 DRAWS = {"full": 64, "short": 16}
 """T, the number of draws of z per image of every bound."""
@@ -187,8 +188,8 @@ def rainforth_2018() -> Paper:
             "short": Scale(
                 "T = 16 draws per image, M = K = 4, in place of 64 and 8; 2 epochs of batches of "
                 "20 (6,000 steps) with a learning rate that falls from 2e-3 to 0 as a cosine; "
-                "three seeds; the bound with 16 draws, and L_500 on the first 1,000 test images, "
-                "corrected on 100 of them by local Gaussian fits.",
+                "three seeds; the bound with 16 draws, and L_5000 on the first 400 test images, "
+                "corrected on 60 of them by local Gaussian fits.",
                 seconds=750,
                 differs="trained with 16 draws for 2 epochs; the paper has 64 draws and trains to "
                 "convergence",
