@@ -152,5 +152,17 @@ NAMES: dict[str, tuple[str, ...]] = {
         "emnist",
         "omniglot",
     ),
+    "paper": (
+        "burda-2016",
+        "dong-2020",
+        "goda-2019",
+        "lievin-2020",
+        "nowozin-2018",
+        "rainforth-2018",
+        "rainforth-2018-snr",
+        "roeder-2017",
+        "tucker-2019",
+        "wu-2017",
+    ),
 }
 """Names by kind of choice, in the order of the registries."""

@@ -182,8 +182,15 @@ def _run(name: str, options: dict[str, Any]) -> None:
         options["settings"] = GradientSettings(**options["settings"])
     if "part" in options:
         options["part"] = Part(**options["part"])
-    module = "outputs" if name in ("encode", "reconstruct", "report", "sample") else name
-    getattr(import_module(f"pyroae.commands.{module}"), name)(**options)
+    getattr(import_module(_module_of(name)), name)(**options)
+
+
+def _module_of(name: str) -> str:
+    """The module that has the function of a command."""
+    if name == "papers":
+        return "pyroae.papers.command"
+    is_output = name in ("encode", "reconstruct", "report", "sample")
+    return f"pyroae.commands.{'outputs' if is_output else name}"
 
 
 def make_parser() -> Parser:
@@ -287,20 +294,25 @@ def _compare(compare: Parser) -> None:
         metavar="NAME@K",
         help="what differences are from (default: the first, lowest K)",
     )
-    compare.in_group(
+    _add_place(compare, ", each with --cpus-per-cell threads")
+    compare.settings("settings", RunConfig, "imports", *PER_TRAINING, lists=True)
+
+
+def _add_place(parser: Parser, threads: str = "") -> None:
+    """The options that say where trainings run."""
+    parser.in_group(
         "place",
         "--executor",
         choices=("local", "ray"),
         help="where trainings run: here, or as tasks of a Ray cluster, with the same figures "
         "(default: local)",
     )
-    text = "trainings side by side on this machine, each with --cpus-per-cell threads (default: 1)"
-    compare.in_group("place", "--jobs", type=int, metavar="N", help=text)
+    text = f"trainings side by side on this machine{threads} (default: 1)"
+    parser.in_group("place", "--jobs", type=int, metavar="N", help=text)
     text = "of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT (default: this machine alone)"
-    compare.in_group("place", "--address", metavar="ADDRESS", help=text)
+    parser.in_group("place", "--address", metavar="ADDRESS", help=text)
     text = "on Ray, the share of a GPU per training, in [0, 1] (default: 1 where there are GPUs)"
-    compare.in_group("place", "--gpus-per-cell", type=float, metavar="X", help=text)
-    compare.settings("settings", RunConfig, "imports", *PER_TRAINING, lists=True)
+    parser.in_group("place", "--gpus-per-cell", type=float, metavar="X", help=text)
 
 
 def _study_options(compare: Parser) -> None:
@@ -395,6 +407,39 @@ def _plot(plot: Parser) -> None:
     _add_out(plot, ".png, .pdf or .svg (default: FIGURE.png)")
 
 
+def _papers(papers: Parser) -> None:
+    papers.add_argument("names", metavar="NAME", nargs="*", help="papers, or all of them: all")
+    papers.add_argument(
+        "--scale",
+        choices=("short", "full"),
+        default="short",
+        help="orderings in minutes, or the schedule of the paper (default: short)",
+    )
+    papers.add_argument(
+        "--rows", metavar="TEXT", default="", help="only rows whose label has these words"
+    )
+    papers.add_argument(
+        "--data-root",
+        metavar="DIR",
+        default=RunConfig.data_root,
+        help=f"folder in which torchvision keeps its datasets (default: {RunConfig.data_root})",
+    )
+    papers.add_argument(
+        "--out",
+        metavar="DIR",
+        default="runs/papers",
+        help="folder of all results; what is finished there is not measured again "
+        "(default: runs/papers)",
+    )
+    papers.add_argument(
+        "--overwrite", action="store_true", help="remove what was measured at this scale first"
+    )
+    papers.add_argument(
+        "--list", dest="listed", action="store_true", help="list the papers and their times"
+    )
+    _add_place(papers)
+
+
 COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "demo": (
         "train a VAE on the embedded digits under two ELBO estimators, evaluate and draw",
@@ -426,6 +471,10 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
         _reproduce,
     ),
     "plot": ("several evaluated runs in one figure", _plot),
+    "papers": (
+        "published tables again: measured beside the printed numbers, with verdicts",
+        _papers,
+    ),
     "report": (
         "one HTML page of a run: settings, results, figures",
         _add_run,

@@ -12,6 +12,7 @@ from pyroae.data.named_datasets import DATASETS
 from pyroae.likelihoods import LIKELIHOODS
 from pyroae.nn import ACTIVATIONS, MAPS
 from pyroae.objectives import BOUNDS, GRADIENTS, OBJECTIVES
+from pyroae.papers import PAPERS
 from pyroae.posteriors import POSTERIORS
 from pyroae.priors import PRIORS
 from pyroae.registry import Registry
@@ -30,7 +31,7 @@ def table() -> str:
     registries: tuple[Registry[Any], ...] = (
         *(SYSTEMS, PRIORS, POSTERIORS, LIKELIHOODS, CORRUPTIONS, HIERARCHIES),
         *(MAPS, ACTIVATIONS),
-        *(OBJECTIVES, BOUNDS, GRADIENTS, DATASETS),
+        *(OBJECTIVES, BOUNDS, GRADIENTS, DATASETS, PAPERS),
     )
     for registry in registries:
         own = [n for n, c in registry.items() if c.__module__.startswith(("pyroae.", "torch."))]

@@ -1,5 +1,6 @@
 """The command `train`: train a run, or continue it."""
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -256,8 +257,9 @@ def resumed(what: str, out: str | None, overwrite: bool, resume: str) -> Path:
 def _summary(run: Run, result: FitResult) -> str:
     last = result.history[result.best_epoch - 1] if result.best_epoch else result.history[-1]
     stopped = "stopped early; " if result.stopped_early else ""
-    bound = last.valid_nelbo if result.best_epoch else last.train_nelbo
-    which = "validation" if result.best_epoch else "training"
+    is_validated = not math.isnan(last.valid_nelbo)
+    bound = last.valid_nelbo if is_validated else last.train_nelbo
+    which = "validation" if is_validated else "training"
     skipped = (
         f"; {result.skipped} steps were left out, their loss or gradient not finite"
         if result.skipped

@@ -1,7 +1,10 @@
 """What was measured beside what a paper prints: numbers, claims and their verdicts."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
+
+from pyroae.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -16,10 +19,13 @@ class PaperRow:
         estimate: The number measured here; nan where it was not measured.
         low: The lower end of its 95 % interval.
         high: The upper end.
-        tolerance: The largest difference from the printed number that counts as agreement, beyond
-            the interval; nan where the protocol differs so that no agreement is expected.
+        tolerance: The largest difference from the expected number that counts as agreement, in the
+            unit of the quantity; 0 where the expected number must lie in the interval; nan where no
+            agreement is expected.
         not_comparable: Why the printed number cannot be compared, as a data file that is not at
             hand; empty where it can.
+        derived: The value by theory, computed here and not printed in the paper; nan where it is
+            not known. The estimate is compared with it where no number is printed.
 
     >>> row = PaperRow("Table 1", "VAE, k = 1", "NLL, nats", 86.76, 86.1, 85.9, 86.3, 1.0)
     >>> round(row.difference, 2), row.verdict
@@ -35,27 +41,51 @@ class PaperRow:
     high: float = math.nan
     tolerance: float = math.nan
     not_comparable: str = ""
+    derived: float = math.nan
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What tells a row from the others of its paper: table, label and quantity."""
+        return self.table, self.label, self.quantity
+
+    def measured(self, estimate: float, low: float, high: float) -> Self:
+        """Return the row with what was measured.
+
+        Args:
+            estimate: The number measured here, in the unit of the quantity.
+            low: The lower end of its 95 % interval.
+            high: The upper end.
+
+        Returns:
+            A row of the same printed number.
+        """
+        return replace(self, estimate=estimate, low=low, high=high)
+
+    @property
+    def expected(self) -> float:
+        """The printed number; where there is none, the derived one."""
+        return self.derived if math.isnan(self.printed) else self.printed
 
     @property
     def difference(self) -> float:
-        """The estimate minus the printed number; nan where one is missing."""
-        return self.estimate - self.printed
+        """The estimate minus the expected number; nan where one is missing."""
+        return self.estimate - self.expected
 
     @property
     def verdict(self) -> str:
         """One of `agrees`, `differs`, `not comparable`, `not measured` and `no number printed`.
 
-        A row without a tolerance is not comparable.
+        A row agrees if the expected number lies within `tolerance` of the estimate, or in its 95 %
+        interval. A row without a tolerance is not comparable.
         """
         if self.not_comparable or math.isnan(self.tolerance):
             return "not comparable"
         if math.isnan(self.estimate):
             return "not measured"
-        if math.isnan(self.printed):
+        if math.isnan(self.expected):
             return "no number printed"
-        reach = self.tolerance
-        inside = self.low - reach <= self.printed <= self.high + reach
-        return "agrees" if inside else "differs"
+        is_near = abs(self.difference) <= self.tolerance
+        return "agrees" if is_near or self.low <= self.expected <= self.high else "differs"
 
 
 @dataclass(frozen=True)
@@ -76,15 +106,36 @@ class Claim:
 
     text: str
     quantity: str
-    estimate: float
-    low: float
-    high: float
+    estimate: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
     derived: float = math.nan
 
     @property
+    def key(self) -> str:
+        """What tells a claim from the others of its paper: its text."""
+        return self.text
+
+    def measured(self, estimate: float, low: float, high: float) -> Self:
+        """Return the claim with what was measured.
+
+        Args:
+            estimate: The measured difference, above 0 where the claim holds.
+            low: The lower end of its 95 % interval.
+            high: The upper end.
+
+        Returns:
+            The same claim.
+        """
+        return replace(self, estimate=estimate, low=low, high=high)
+
+    @property
     def verdict(self) -> str:
-        """`holds`, `within noise`, `contradicted`, or `not measured` where a number is missing."""
-        if not all(map(math.isfinite, (self.estimate, self.low, self.high))):
+        """`holds`, `within noise`, `contradicted`, or `not measured` where a number is missing.
+
+        An interval of infinite width, where the error of a score is not known, is noise.
+        """
+        if any(map(math.isnan, (self.estimate, self.low, self.high))):
             return "not measured"
         if self.low > 0:
             return "holds"
@@ -108,3 +159,29 @@ class PaperResult:
     rows: tuple[PaperRow, ...]
     claims: tuple[Claim, ...]
     seconds: float
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether any number was measured."""
+        return any(not math.isnan(part.estimate) for part in (*self.rows, *self.claims))
+
+    def updated(self, part: PaperRow | Claim, seconds: float) -> Self:
+        """Return the result with one more row or claim measured.
+
+        Args:
+            part: The row or claim; its numbers become those of the one with the same key.
+            seconds: The time of the measurement so far.
+
+        Returns:
+            The result.
+
+        Raises:
+            ConfigError: If the paper has no such row or claim.
+        """
+        name = "rows" if isinstance(part, PaperRow) else "claims"
+        known = getattr(self, name)
+        if part.key not in [one.key for one in known]:
+            raise ConfigError(f"{self.paper} has none of its {name} with the key {part.key}")
+        values = part.estimate, part.low, part.high
+        parts = tuple(one.measured(*values) if one.key == part.key else one for one in known)
+        return replace(self, **{name: parts}, seconds=seconds)

@@ -28,7 +28,7 @@ from pyroae.evaluation.summary import evaluate as evaluate_system
 from pyroae.objectives import parse_objective
 from pyroae.programs.pair import like_parameters
 from pyroae.runs.contents import versions
-from pyroae.runs.loading import own_parameters, splits_of
+from pyroae.runs.loading import own_parameters, same_data, splits_of
 from pyroae.runs.run import Run
 from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import say
@@ -68,10 +68,18 @@ class Study:
         path: the directory.
         config: the configuration.
         splits: the data; by default they are loaded as the configuration says.
+        how: the command that resumes a training, for the message after a signal.
     """
 
-    def __init__(self, path: str | Path, config: StudyConfig, splits: Splits | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        config: StudyConfig,
+        splits: Splits | None = None,
+        how: str | None = None,
+    ) -> None:
         self.path, self.config = Path(path), config
+        self.how = f"pyroae compare --resume {self.path}" if how is None else how
         self.splits: Splits = splits_of(config.settings) if splits is None else splits
         parts = Parts.of(self.splits)
         self.parts = parts.tuning() if config.scored == "valid" else parts
@@ -99,8 +107,11 @@ class Study:
                 f"the configuration of the study '{path}' cannot be used: {error}"
             ) from None
 
-    def check(self) -> list[Cell]:
+    def check(self, cells: Sequence[Cell] | None = None) -> list[Cell]:
         """Refuse, before any training, what cannot be trained or scored.
+
+        Args:
+            cells: the cells that are checked; by default all of the configuration.
 
         Returns:
             The cells.
@@ -110,7 +121,7 @@ class Study:
             DataError: for data that the system does not accept.
             ProgramError: for programs that an objective does not support.
         """
-        cells = self.config.cells()
+        cells = self.config.cells() if cells is None else list(cells)
         check_names(cells)
         check_scoring(self.parts.held_out, self.config.scoring)
         for cell in cells:
@@ -235,7 +246,7 @@ class Study:
             valid=parts.valid,
             along=first_of(parts.held_out if parts.valid is None else parts.valid, CURVE_DATA),
             store=_Runs(self),
-            how=f"pyroae compare --resume {self.path}",
+            how=self.how,
             minutes=self.config.settings.save_minutes,
         )
         with _threads(self.config.cpus_per_cell), own_parameters():
@@ -302,10 +313,12 @@ class _Runs(CellStore):
             self._run = Run.create(path, config, self.study.splits, overwrite=True)
             return None, []
         run = self._run = Run(path)
-        if run.config.but(imports=config.imports) != config:
+        where = {name: getattr(config, name) for name in WHERE}
+        if run.config.but(**where) != config:
             raise ConfigError(
                 f"the settings of '{path}' are not those of the study: remove it to train it again"
             )
+        same_data(run, self.study.splits)
         return _state(run), read_curve(path / "curve.csv")
 
     def save(self, cell: Cell, state: State, points: Sequence[Point]) -> None:

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from pyroae.cli import main
-from pyroae.commands.compare import executor_of
 from pyroae.comparison.results import Cell, Outcome
 from pyroae.config import Scoring
 from pyroae.errors import ConfigError, DataError, RunError
@@ -24,6 +23,7 @@ from pyroae.runs.run import Run
 from pyroae.runtime.files import locked
 from pyroae.studies import ray_worker
 from pyroae.studies.cell_files import read_outcome
+from pyroae.studies.executor_names import executor_of
 from pyroae.studies.executors import Local
 from pyroae.studies.ray_executor import OnRay
 from pyroae.studies.ray_tasks import SENT, nbytes

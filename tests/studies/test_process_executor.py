@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from pyroae.cli import main
-from pyroae.commands.compare import executor_of
 from pyroae.comparison.results import Cell
 from pyroae.errors import DataError, InterruptedRunError
 from pyroae.studies import process_executor
+from pyroae.studies.executor_names import executor_of
 from pyroae.studies.executors import Local
 from pyroae.studies.process_executor import InProcesses
 from pyroae.studies.process_worker import Answer, Job, answer

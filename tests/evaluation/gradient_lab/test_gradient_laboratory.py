@@ -6,7 +6,6 @@ import gc
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,6 @@ from pyroae.objectives import ELBO, AnalyticKL, Bound, Objective, ObjectiveBase,
 from pyroae.objectives.named import dreg, iwae, iwae_stl, rws_dreg, stl, vimco
 from pyroae.plots.gradients import gradient_curves
 from tests.systems import system_and_data
-from tests.test_examples import example
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -322,36 +320,6 @@ def test_slopes_of_the_toy() -> None:
     assert [
         low < ratio < high for ratio, (low, high) in zip(found.snr, found.intervals, strict=True)
     ] == [True, True]
-
-
-def test_rainforth_in_small() -> None:
-    module = example("papers/rainforth_2018")
-    curves = module.measure(64, 200, falling=(4, 32), rising=(16, 128))
-    signs = {name: (curve.slope.low > 0) - (curve.slope.high < 0) for name, curve in curves.items()}
-    assert signs == {"IWAE φ": -1, "IWAE θ": 1, "DReG φ": 1}
-    axes = module.draw(curves).axes[0]
-    assert axes.get_xscale() == axes.get_yscale() == "log"
-    assert axes.lines[2].get_ydata().tolist() == curves["DReG φ"].snr
-
-
-@pytest.mark.slow
-def test_rainforth(tmp_path: Path) -> None:
-    """The published slopes, D = 20, N = 1024: intervals inside the bands."""
-    curves = example("papers/rainforth_2018").main(["--out", str(tmp_path / "rainforth.png")])
-    for name, low, high in (("IWAE φ", -0.6, -0.4), ("IWAE θ", 0.35, 0.6), ("DReG φ", 0.35, 0.6)):
-        assert low < curves[name].slope.low < curves[name].slope.high < high, name
-
-
-def test_rainforth_is_near_its_optimum() -> None:
-    module = example("papers/rainforth_2018")
-    x = torch.randn(2000, 20) + 1
-    system = module.Toy(x)
-    offsets = torch.cat(
-        [system.mu - x.mean(0), system.b - x.mean(0) / 2, (system.a - torch.eye(20) / 2).flatten()]
-    )
-    assert offsets.std().item() == pytest.approx(0.01, rel=0.15)
-    trace = pyro.poutine.trace(system.guide).get_trace(x)
-    assert trace.nodes["z"]["fn"].variance.unique().item() == pytest.approx(2 / 3)
 
 
 def test_wrong_settings() -> None:
