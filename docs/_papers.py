@@ -55,7 +55,7 @@ def overview(papers: Sequence[Paper]) -> str:
     for paper in papers:
         for result, record in results_of(paper):
             seconds = result.seconds if record else paper.scales[result.scale].seconds
-            verdicts = [part.verdict for part in (*result.rows, *result.claims)]
+            verdicts = [part.verdict for part in result.parts]
             counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
             lines.append(
                 (

@@ -82,7 +82,7 @@ def test_specifications_are_complete(name: str) -> None:
     assert paper.title
     assert paper.reference
     assert paper.data
-    keys = [part.key for part in (*paper.rows, *paper.claims)]
+    keys: list[Any] = [*(row.key for row in paper.rows), *(claim.key for claim in paper.claims)]
     assert keys
     assert len(keys) == len(set(keys))
     for row in paper.rows:
@@ -117,7 +117,7 @@ def test_printed_orderings_of_rainforth_and_wu() -> None:
 @pytest.mark.parametrize(
     ("protocol", "entries"),
     [
-        (burda_2016.SHORT, [one.entry for one in burda_2016.ROWS]),
+        (burda_2016.SHORT, [one.entry for one in burda_2016.ROWS_OF_SHORT]),
         (burda_2016.FULL, [one.entry for one in burda_2016.ROWS]),
         (rainforth_2018.SHORT, [rainforth_2018.entry(n, 16) for n in rainforth_2018.PRINTED]),
         (rainforth_2018.FULL, [rainforth_2018.entry(n, 64) for n in rainforth_2018.PRINTED]),
@@ -266,7 +266,7 @@ def test_results_are_restored_from_their_file(tmp_path: Path) -> None:
     file.write_text("{}")
     with pytest.raises(RunError, match="holds no result of a paper"):
         read_result(file, paper, "full")
-    with pytest.raises(ConfigError, match="none of its rows"):
+    with pytest.raises(ConfigError, match="has no row"):
         result.updated(PaperRow("Table 9", "x", "nats", 1.0), 1.0)
 
 
@@ -277,7 +277,7 @@ def test_section_of_the_page() -> None:
     short = short.updated(paper.claims[0].measured(2.4, 2.0, 2.8), 60.0)
     text = section(paper, [(short, record_of_here()), (paper.unmeasured("full"), {})])
     assert "| 86.76 | 101.50 | 100.00 to 103.00 | +14.74 | not comparable (1) |" in text
-    assert "(1) Not comparable: trained for 2 epochs; the paper trains for 3,280." in text
+    assert "(1) Not comparable: trained for 3 epochs; the paper trains for 3,280." in text
     assert "| 2.40 | 2.00 to 2.80 | holds |" in text
     assert "Not measured; estimated time 178 hours." in text
     assert [number(x) for x in (1234.5, -0.00651, 0.0, INF, NAN)] == [

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from pyroae.cli import main
-from pyroae.config import RunConfig
+from pyroae.config import AISSettings, RunConfig, Scoring
 from pyroae.data.named_datasets import DATASETS
 from pyroae.errors import DataError
 from pyroae.names import import_own
-from pyroae.papers import PAPERS
+from pyroae.papers import PAPERS, rainforth_2018, wu_2017
+from pyroae.papers.trained import Protocol
 from pyroae.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -256,3 +257,48 @@ def test_settings_of_the_run_of_a_cell(whole: Path) -> None:
     config = Run(whole / CELL).config
     assert isinstance(config, RunConfig)
     assert (config.latent, config.epochs, config.keep, config.num_particles) == (1, 4, "last", 2)
+
+
+def test_the_papers_of_the_package_on_digits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rainforth 2018 and Wu 2017 with a step or two of everything: all rows and claims come out."""
+    settings = {
+        **wu_2017.SHORT.protocol.settings,
+        "data": "digits",
+        "hidden": [8],
+        "compile": False,
+    }
+    settings["batch_size"] = 200
+    scoring = Scoring(num_particles=30, num_data=6, method="is")
+    tiny = Protocol({**settings, "system": "vae", "latent": 2}, 1, (0,), scoring)
+    monkeypatch.setattr(rainforth_2018, "SHORT", tiny)
+    monkeypatch.setitem(rainforth_2018.DRAWS, "short", 4)
+    variants = {"": {"system": "vae", "latent": 2}}
+    path = AISSettings(2, 4, leapfrog_steps=2)
+    sizes = wu_2017.Sizes(Protocol(settings, 1, (0,), scoring, variants), 2, path, 3)
+    monkeypatch.setattr(wu_2017, "SHORT", sizes)
+    monkeypatch.setattr(wu_2017, "IS_DRAWS", {"L_10000": 30, "L_100000": 60})
+    monkeypatch.setitem(DATASETS._choices, "mnist", DATASETS["digits"])
+    assert papers("rainforth-2018", "wu-2017", "--out", str(tmp_path)) == 0
+    for name, count in (("rainforth-2018", 18), ("wu-2017", 7)):
+        found = numbers(tmp_path / name / "short")
+        assert len(found) == count
+        assert all(isinstance(values[0], float) for values in found.values()), found
+    wu = tmp_path / "wu-2017" / "short"
+    kept = {
+        method: json.loads((wu / f"iwae-k2-seed0-{method}.json").read_text())["values"]
+        for method in ("AIS", "L_10000", "gap")
+    }
+    assert [len(values) for values in kept.values()] == [6, 6, 3]
+    difference = sum(kept["AIS"]) / 6 - sum(kept["L_10000"]) / 6
+    assert numbers(wu)["AIS above L_10000"][0] == pytest.approx(difference)
+    bounds = numbers(tmp_path / "rainforth-2018" / "short")
+    iwae, vae = (
+        bounds[f"('{name}', 'IWAE bound, nats per image')"][0]
+        for name in ("IWAE, K = 64", "VAE, 64 draws")
+    )
+    assert bounds["IWAE above VAE in the bound"][0] == pytest.approx(iwae - vae)
+    log_px = bounds["('IWAE, K = 64', 'log p(x), nats per image')"][0]
+    assert log_px > iwae - 1  # 30 draws of z, against 4
+    assert "not comparable: trained for 4 epochs with K = 5" in capsys.readouterr().out

@@ -52,11 +52,11 @@ an IWAE with K = 50, so that the error of its score is not known; with 5,000 dra
 
 SHORT = Protocol(
     {**SETTINGS, "lr": 2e-3, "schedule": "cosine"},
-    epochs=2,
+    epochs=3,
     scoring=SCORING,
-    variants=LAYERS,
+    variants={"one layer": LAYERS["one layer"]},
 )
-"""The paper's network in 6,000 steps, three seeds, the first 400 test images."""
+"""The paper's network in 9,000 steps, three seeds, the first 400 test images."""
 
 PRINTED: dict[tuple[str, str, int], tuple[float, int | None]] = {
     ("VAE and IWAE", "one layer", 1): (86.76, 19),
@@ -147,8 +147,9 @@ def _trained_claims() -> list[TrainedClaim]:
 
 ROWS, CLAIMS = _trained_rows(), _trained_claims()
 
-SKIPPED_IN_SHORT = entry("VAE", "two layers", 50)
-"""The most expensive row, on which the paper has its least differences; `short` leaves it out."""
+ROWS_OF_SHORT = [one for one in ROWS if one.entry.variant == "one layer"]
+"""The rows of `short`. With two layers k̂ flags about a third of the local fits, so that the error
+of a score is not known, and annealing takes longer than the training."""
 
 
 def _others() -> list[PaperRow]:
@@ -170,8 +171,7 @@ def _measure(work: Work) -> Iterator[PaperRow | Claim]:
     if work.scale == "full":
         yield from measure_trained(work, FULL, ROWS, CLAIMS)
     else:
-        rows = [one for one in ROWS if one.entry != SKIPPED_IN_SHORT]
-        yield from measure_trained(work, SHORT, rows, CLAIMS)
+        yield from measure_trained(work, SHORT, ROWS_OF_SHORT, CLAIMS)
 
 
 @PAPERS.register("burda-2016")
@@ -189,12 +189,12 @@ def burda_2016() -> Paper:
         "draws of the grey values; the 10,000 test images with one fixed draw.",
         {
             "short": Scale(
-                "The network of the paper, batches of 20, 2 epochs (6,000 steps) with a learning "
+                "The network of the paper, batches of 20, 3 epochs (9,000 steps) with a learning "
                 "rate that falls from 2e-3 to 0 as a cosine; three seeds; L_5000 on the first 400 "
-                "test images, corrected on 60 of them by local Gaussian fits. VAE, two layers, "
-                "k = 50 is left out.",
-                seconds=1500,
-                differs="trained for 2 epochs; the paper trains for 3,280",
+                "test images, corrected on 60 of them by local Gaussian fits. Rows of two "
+                "layers are left out.",
+                seconds=1200,
+                differs="trained for 3 epochs; the paper trains for 3,280",
             ),
             "full": Scale(
                 "The schedule of the paper: 3,280 epochs of batches of 20 (9.84 million steps), "
@@ -219,5 +219,6 @@ reproductions by others lie within 1 nat. Differences are paired by seed and tes
 are over seeds and test images, over test images alone where there is one seed; that of a claim is
 at least as wide as the error of its two corrected scores ([how](../comparison.md)). The seconds
 of `full` are those of all rows; `--rows "one layer, k = 1"` takes 9.84 million steps, about five
-hours of one core.
+hours of one core. With two layers k̂ flags about a third of the local fits, so that claims on them
+are not told by this correction: `short` leaves them out, and `full` calls them within noise.
 """

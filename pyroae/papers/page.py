@@ -62,23 +62,15 @@ def rows_table(rows: Sequence[PaperRow]) -> str:
     Returns:
         Markdown; why rows are not comparable follows as one sentence for each reason.
     """
-    head = (
-        "",
-        "quantity",
-        "printed",
-        "derived",
-        "measured",
-        "95 % interval",
-        "difference",
-        "verdict",
-    )
     reasons = list(dict.fromkeys(row.not_comparable for row in rows if row.not_comparable))
+    is_derived = not all(math.isnan(row.derived) for row in rows)
+    expected = ("printed", "derived")[: 1 + is_derived]
+    head = ("", "quantity", *expected, "measured", "95 % interval", "difference", "verdict")
     lines = [
         (
             f"{row.table}: {row.label}",
             row.quantity,
-            number(row.printed),
-            number(row.derived),
+            *map(number, (row.printed, row.derived)[: len(expected)]),
             number(row.estimate),
             interval(row),
             number(row.difference, sign=True),
@@ -87,8 +79,6 @@ def rows_table(rows: Sequence[PaperRow]) -> str:
         for row in rows
     ]
     notes = [f"({i}) Not comparable: {reason}." for i, reason in enumerate(reasons, 1)]
-    if all(math.isnan(row.derived) for row in rows):
-        head, lines = head[:3] + head[4:], [cells[:3] + cells[4:] for cells in lines]
     return "\n\n".join([markdown_table(head, lines), *notes])
 
 

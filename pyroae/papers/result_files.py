@@ -110,9 +110,11 @@ def read_result(file: Path, paper: Paper, scale: str) -> tuple[PaperResult, Reco
     try:
         content = json.loads(file.read_text())
         seconds = float(content["seconds"] or 0)
-        known = {(str(r["table"]), r["label"], r["quantity"]): r for r in content["rows"]}
+        known: dict[Any, Any] = {
+            (r["table"], r["label"], r["quantity"]): r for r in content["rows"]
+        }
         known |= {c["text"]: c for c in content["claims"]}
-        for part in (*result.rows, *result.claims):
+        for part in result.parts:
             if part.key in known:
                 values = (_number(known[part.key][n]) for n in ("estimate", "low", "high"))
                 result = result.updated(part.measured(*values), seconds)

@@ -163,7 +163,12 @@ class PaperResult:
     @property
     def is_measured(self) -> bool:
         """Whether any number was measured."""
-        return any(not math.isnan(part.estimate) for part in (*self.rows, *self.claims))
+        return any(not math.isnan(part.estimate) for part in self.parts)
+
+    @property
+    def parts(self) -> tuple[PaperRow | Claim, ...]:
+        """All rows and claims."""
+        return (*self.rows, *self.claims)
 
     def updated(self, part: PaperRow | Claim, seconds: float) -> Self:
         """Return the result with one more row or claim measured.
@@ -178,10 +183,10 @@ class PaperResult:
         Raises:
             ConfigError: If the paper has no such row or claim.
         """
-        name = "rows" if isinstance(part, PaperRow) else "claims"
-        known = getattr(self, name)
-        if part.key not in [one.key for one in known]:
-            raise ConfigError(f"{self.paper} has none of its {name} with the key {part.key}")
+        if part.key not in [one.key for one in self.parts]:
+            kind = "row" if isinstance(part, PaperRow) else "claim"
+            raise ConfigError(f"{self.paper} has no {kind} '{part.key}'")
         values = part.estimate, part.low, part.high
-        parts = tuple(one.measured(*values) if one.key == part.key else one for one in known)
-        return replace(self, **{name: parts}, seconds=seconds)
+        rows = tuple(r.measured(*values) if r.key == part.key else r for r in self.rows)
+        claims = tuple(c.measured(*values) if c.key == part.key else c for c in self.claims)
+        return replace(self, rows=rows, claims=claims, seconds=seconds)

@@ -212,7 +212,7 @@ def wu_2017() -> Paper:
                 "IWAE with K = 5, 784-200-200-50, 4 epochs of batches of 20, one seed; AIS from "
                 "the prior with 16 chains, 500 distributions, 10 leapfrog steps, acceptance 0.65, "
                 "on 40 test images; BDMC on 20 images that the model draws.",
-                seconds=600,
+                seconds=480,
                 differs="trained for 4 epochs with K = 5",
             ),
             "full": Scale(
