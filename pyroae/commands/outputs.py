@@ -32,6 +32,7 @@ from pyroae.runs.loading import (
 )
 from pyroae.runs.report import write_report
 from pyroae.runs.run import Run
+from pyroae.runs.trees import write_tree
 from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import say
 from pyroae.runtime.randomness import fork_random
@@ -188,7 +189,7 @@ def encode(run_directory: str, part: Part, out: str | None) -> None:
     labels = getattr(dataset, "labels", None)
     if path.suffix == ".nc":
         tree = _draws(system, dataset)
-        guarded(path, lambda file: tree.to_netcdf(file, engine="h5netcdf"))
+        write_tree(path, tree)
     elif isinstance(system, Autoencoder):
         codes = system.codes(*args)
         names = [f"{site_of(n)}{'_' if n > 1 else ''}" for n in range(1, len(codes) + 1)]

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,45 @@ def guarded(path: Path, write: Callable[[Path], object], *, previous: Path | Non
         write_whole(path, write, previous=previous)
     except (OSError, SafetensorError) as error:
         raise RunError(f"cannot write '{path}': {words(error)}") from None
+
+
+def write_together(
+    contents: Mapping[Path, bytes], moves: Mapping[Path, Path] | None = None
+) -> None:
+    """Write several files that belong together: all of them, or none if the disk is full.
+
+    Every file is written under a temporary name and flushed before the first is renamed. A process
+    that is killed between two renames leaves whole files, some of them the old ones.
+
+    Args:
+        contents: The content of each file; directories are created if they are missing.
+        moves: New names of present files, which are renamed first.
+
+    Raises:
+        RunError: If a file cannot be written; all present files are then unchanged.
+    """
+    temporaries: dict[Path, Path] = {}
+    path = Path()
+    try:
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporaries[path] = _temporary(path)
+            with temporaries[path].open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, new in (moves or {}).items():
+            new.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(new)
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
+        for folder in {path.parent for path in contents}:
+            _flush(folder)
+    except OSError as error:
+        raise RunError(f"cannot write '{path}': {words(error)}") from None
+    finally:
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
 
 
 def write_tensors(path: Path, kind: str, content: Any, *, previous: Path | None = None) -> None:
