@@ -28,8 +28,8 @@ from pyroae.evaluation.blocks import Data
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate
 from pyroae.evaluation.importance.streams import LEAST_ESS, LEAST_FOR_PSIS
 from pyroae.evaluation.labels import picture_of
-from pyroae.evaluation.results import Result, by_name
-from pyroae.evaluation.sandwich import sandwich_of
+from pyroae.evaluation.results import Result, by_name, shown
+from pyroae.evaluation.sandwich import SIDES, sandwich_of
 from pyroae.evaluation.summary import Evaluation
 from pyroae.evaluation.summary import evaluate as evaluate_system
 from pyroae.inference_data import to_datatree
@@ -283,24 +283,25 @@ def evaluate_run(
     tree, rows = files.united(describe(tree, found.results, files.part.attributes), rows)
     whole = replace(found, results=by_name(rows), likelihood=likelihood_in(tree))
     drawn = figures(system, dataset.to(_device(run, fabric)), whole, sandwich_of(rows))
-    files.write(rows, tree, _pictures(drawn, files.part, whole.results), options)
+    files.write(rows, tree, _pictures(drawn, files.part, rows), options)
     write_report(run)
     return found
 
 
 def _pictures(
-    drawn: Mapping[str, Figure], part: EvaluatedPart, results: Mapping[str, Result]
+    drawn: Mapping[str, Figure], part: EvaluatedPart, rows: Sequence[Result]
 ) -> dict[str, bytes]:
-    """Pictures as files, each with a line that says what it is of."""
-    pictures = {}
+    """Pictures as files, each with a line that says which data, method and K it is of."""
+    results, pictures = by_name(rows), {}
     for name, figure in drawn.items():
-        picture, of = picture_of(name), [part.title]
-        row = results.get(picture.result)
-        if row is not None:
-            of += [row.method, f"K = {row.num_particles:,}"]
-        pictures[name] = rendered(
-            figure, caption="; ".join(of), part=part.folder, Title=picture.label
-        )
+        picture = picture_of(name)
+        of = [results[picture.result]] if picture.result in results else []
+        if name == "sandwich":
+            of = [row for row in shown(rows) if row.name in SIDES or row.name == "bdmc_gap"]
+        methods = [f"{row.method}, K = {row.num_particles:,}" for row in of]
+        caption = "; ".join([part.title, *dict.fromkeys(methods)])
+        about = {"part": part.folder, "Title": picture.label}
+        pictures[name] = rendered(figure, caption=caption, **about)
     return pictures
 
 

@@ -11,7 +11,7 @@ from pyroae.config import read_yaml
 from pyroae.errors import RunError
 from pyroae.evaluation.results import Result, united
 from pyroae.runs.contents import results_text
-from pyroae.runs.parts import EvaluatedPart, Places, beside, places
+from pyroae.runs.parts import EvaluatedPart, beside, places
 from pyroae.runs.report import pictures_of
 from pyroae.runs.run import Run
 from pyroae.runs.trees import first_part, merged, read_tree, tree_bytes
@@ -46,7 +46,9 @@ class PartFiles:
             raise RunError(f"cannot write to '{run.path}': Permission denied")
         run.results()
         evaluations_of(run)
-        self._places()
+        first = first_part(run.path / "evaluation.nc")
+        own = set() if first is None else pictures_of(run.path / "figures", first)
+        self.places = places(run, part, first, own)
 
     def results(self) -> list[Result]:
         """Read the results of this part.
@@ -66,9 +68,8 @@ class PartFiles:
         Returns:
             The tree and the results of this part, of all evaluations.
         """
-        file = self._places().tree
-        is_own = file.is_file() and first_part(file) == self.part
-        old = read_tree(file) if is_own else None
+        file = self.places.tree
+        old = read_tree(file) if first_part(file) == self.part else None
         return merged(old, tree), united(self.results(), rows)
 
     def write(
@@ -89,7 +90,7 @@ class PartFiles:
         Raises:
             RunError: If a file cannot be written; all files are then unchanged.
         """
-        where = self._places()
+        where = self.places
         results = results_text(united(self.run.results(), rows))
         contents = {
             where.tree: tree_bytes(tree),
@@ -110,7 +111,7 @@ class PartFiles:
         Returns:
             The path of a .csv, beside the DataTree.
         """
-        return beside(self._places().tree, self.part, name)
+        return beside(self.places.tree, self.part, name)
 
     def picture(self, name: str) -> Path:
         """Return the path of a picture of this part.
@@ -121,12 +122,7 @@ class PartFiles:
         Returns:
             The path of a .png.
         """
-        return self._places().figures / f"{name}.png"
-
-    def _places(self) -> Places:
-        first = first_part(self.run.path / "evaluation.nc")
-        own = set() if first is None else pictures_of(self.run.path / "figures", first)
-        return places(self.run, self.part, first, own)
+        return self.places.figures / f"{name}.png"
 
 
 def evaluations_of(run: Run) -> list[dict[str, Any]]:

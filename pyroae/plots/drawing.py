@@ -309,14 +309,16 @@ def rendered(figure: Figure, suffix: str = ".png", caption: str = "", **about: s
         The content, in memory: a full disk cannot leave half of it.
     """
     metadata: dict[str, Any] = {"CreationDate": None} if suffix == ".pdf" else {}
+    options: dict[str, Any] = {}
     if caption:
-        width = max(40, int(19 * figure.get_figwidth()))
-        figure.supxlabel("\n".join(wrap(caption, width)), fontsize=6, color=INK)
+        lines = wrap(caption, max(40, int(19 * figure.get_figwidth())))
+        figure.text(0.5, -0.01, "\n".join(lines), fontsize=6, color=INK, ha="center", va="top")
+        options = {"bbox_inches": "tight", "pad_inches": 0.05}  # the line is below the figure
     if suffix == ".png":
         metadata = {**about, **({"Description": caption} if caption else {})}
     memory = io.BytesIO()
     with matplotlib.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(memory, format=suffix[1:], dpi=150, metadata=metadata)
+        figure.savefig(memory, format=suffix[1:], dpi=150, metadata=metadata, **options)
     return memory.getvalue()
 
 

@@ -28,14 +28,12 @@ _PAGE = """<!doctype html>
  img { max-width: 100%; margin: .5rem 0 1.5rem } details { margin: 1rem 0 }
  figcaption { font-weight: 600 } figure { margin: 0 } td.l { white-space: pre }
  section { border-top: 2px solid #888; margin-top: 2rem } h2 { font-size: 1.15rem }
- .of { color: #57606a; font-size: .85rem; margin: -1.2rem 0 1.5rem }
 </style>
 <h1>{{ run.config.program or run.config.system }} on {{ run.config.data }}</h1>
 <p>Trained with <b>{{ run.config.estimator }}</b>, K = {{ num_particles }}, {{ epochs }} epochs,
 data fingerprint {{ run.fingerprint }}.</p>
 {% macro picture(p) %}<figure><figcaption>{{ p.title }}</figcaption>
-<img alt="{{ p.title }}" src="data:image/png;base64,{{ p.image }}">
-{% if p.caption %}<p class="of">{{ p.caption }}</p>{% endif %}</figure>
+<img alt="{{ p.caption or p.title }}" src="data:image/png;base64,{{ p.image }}"></figure>
 {% endmacro %}
 {% for p in general %}{{ picture(p) }}{% endfor %}
 {% for section in sections %}<section><h2>{{ section.title }}</h2>
@@ -168,8 +166,7 @@ def texts_in(file: Path) -> dict[str, str]:
     """
     try:
         with Image.open(file) as image:
-            image.load()
-            return {str(name): str(text) for name, text in getattr(image, "text", {}).items()}
+            return {str(name): str(text) for name, text in image.info.items()}
     except (OSError, ValueError, SyntaxError):
         return {}
 

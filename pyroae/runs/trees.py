@@ -118,11 +118,15 @@ def first_part(path: Path) -> EvaluatedPart | None:
     """
     if not path.is_file():
         return None
-    from xarray import open_datatree
+    import h5netcdf
 
-    with _readable(path), open_datatree(path, engine="h5netcdf") as tree:
-        sizes = (tree[group].sizes.get("datum", 0) for group in tree.groups)
-        return EvaluatedPart.recorded(tree.attrs, max(sizes, default=0))
+    with _readable(path), h5netcdf.File(path, "r") as file:
+        sizes = [
+            group.dimensions["datum"].size
+            for group in file.groups.values()
+            if "datum" in group.dimensions
+        ]
+        return EvaluatedPart.recorded(dict(file.attrs), max(sizes, default=0))
 
 
 def describe(tree: "DataTree", results: Mapping[str, Result], attributes: Mapping[str, Any]) -> Any:
