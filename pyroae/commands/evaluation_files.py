@@ -15,7 +15,7 @@ from pyroae.runs.parts import EvaluatedPart, beside, places
 from pyroae.runs.report import pictures_of
 from pyroae.runs.run import Run
 from pyroae.runs.trees import first_part, merged, read_tree, tree_bytes
-from pyroae.runtime.files import write_together
+from pyroae.runtime.files import remove_temporaries, write_together
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -49,6 +49,13 @@ class PartFiles:
         first = first_part(run.path / "evaluation.nc")
         own = set() if first is None else pictures_of(run.path / "figures", first)
         self.places = places(run, part, first, own)
+        for folder in (
+            run.path,
+            run.path / "figures",
+            self.places.figures,
+            self.places.tree.parent,
+        ):
+            remove_temporaries(folder)
 
     def results(self) -> list[Result]:
         """Read the results of this part.

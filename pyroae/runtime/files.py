@@ -31,7 +31,7 @@ LOCK = ".lock"
 """The name of the lock file within a directory."""
 
 
-TEMPORARY = re.compile(r"^\.(.+)\.\d+(\.\w+)?$")
+TEMPORARY = re.compile(r"^\.(.+)\.(\d+)(\.\w+)?$")
 """The names of temporary files: hidden, with the number of the process."""
 
 
@@ -198,12 +198,31 @@ def locked(directory: Path, what: str) -> Iterator[None]:
         raise RunError(f"cannot write to '{directory}': {words(error)}") from None
     try:
         for folder in (directory, directory / "checkpoints"):
-            for file in folder.glob(".*") if folder.is_dir() else ():
-                if TEMPORARY.match(file.name):
-                    file.unlink(missing_ok=True)
+            remove_temporaries(folder, of_all=True)
         yield
     finally:
         lock.release()
+
+
+def remove_temporaries(folder: Path, *, of_all: bool = False) -> None:
+    """Remove temporary files of processes of this machine that were killed.
+
+    Args:
+        folder: The folder; nothing is done if it is missing.
+        of_all: Whether those of running processes are removed too.
+    """
+    for file in folder.glob(".*") if folder.is_dir() else ():
+        found = TEMPORARY.match(file.name)
+        if found and (of_all or not _is_running(int(found[2]))):
+            file.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return True
 
 
 def words(error: BaseException) -> str:
