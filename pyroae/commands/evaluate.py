@@ -104,8 +104,8 @@ def evaluate(
             say(f"{run.path}: the snapshot of epoch {epoch}")
             evaluations[epoch] = _evaluated(run, dataset, work(checkpoint), checkpoint, fabric)[2]
             if fabric.is_global_zero:
-                rows = evaluations[epoch].results.values()
-                run.write_results(replace(files.part, checkpoint=checkpoint).label(rows))
+                snapshot = replace(files.part, checkpoint=checkpoint)
+                run.write_results(snapshot.label(evaluations[epoch].results.values()))
     found = evaluate_run(
         run,
         dataset,

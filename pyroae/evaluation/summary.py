@@ -239,8 +239,8 @@ class _Evaluator:
         for name in ("nelbo", "distortion", "rate"):
             part = parts[name]
             self._mean(name, part.values, draws, seconds, monte_carlo_se=part.monte_carlo_se)
-        values = {name: parts[name].values for name in ("distortion", "rate")}
-        diagnostics = replace(diagnostics, **values)
+        distortion, rate = parts["distortion"].values, parts["rate"].values
+        diagnostics = replace(diagnostics, distortion=distortion, rate=rate)
         units = diagnostics.active_units
         self.results.append(Result("active_units", units, math.nan, self.num_data, 0, seconds))
         correlation = diagnostics.total_correlation
@@ -251,8 +251,8 @@ class _Evaluator:
             )
         if isinstance(system, Autoencoder) and len(system.layers) > 1:
             self._of_layers(diagnostics, seconds)
-        for name, values in errors.items():
-            self._mean(name, values, 0, seconds)
+        for name, error in errors.items():
+            self._mean(name, error, 0, seconds)
         if sparsity is not None:
             self._mean("zero_share", sparsity.zeros, 0, seconds)
             live = sparsity.live_share

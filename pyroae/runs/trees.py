@@ -118,7 +118,7 @@ def first_part(path: Path) -> EvaluatedPart | None:
     """
     if not path.is_file():
         return None
-    import h5netcdf
+    import h5netcdf  # type: ignore[import-untyped]
 
     with _readable(path), h5netcdf.File(path, "r") as file:
         sizes = [
@@ -144,7 +144,8 @@ def describe(tree: "DataTree", results: Mapping[str, Result], attributes: Mappin
 
     groups: dict[str, Any] = {}
     for path in tree.groups:
-        data, name = tree[path].to_dataset(inherit=False), path.strip("/")
+        group: Any = tree[path]
+        data, name = group.to_dataset(inherit=False), path.strip("/")
         for variable in data.data_vars:
             row = results.get(SOURCES.get(name) or _source(str(variable)))
             if row is not None:
@@ -174,7 +175,8 @@ def merged(old: "DataTree | None", new: "DataTree") -> "DataTree":
         return new
     groups = {}
     for path in sorted({*old.groups, *new.groups}):
-        parts = [t[path].to_dataset(inherit=False) for t in (old, new) if path in t.groups]
+        both: list[Any] = [tree[path] for tree in (old, new) if path in tree.groups]
+        parts = [group.to_dataset(inherit=False) for group in both]
         groups[path] = parts[0] if len(parts) == 1 else _united(*parts)
     return DataTree.from_dict(groups)
 

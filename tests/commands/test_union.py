@@ -113,7 +113,8 @@ def test_evaluations_in_any_order_leave_the_union(
     assert set(left) == set(right) == {"evaluation.nc", "evaluations/digits-test-8-last-epoch-2.nc"}
     assert all(same_trees(left[name], right[name]) for name in left)
     for name in ("figures/sandwich.png", "figures/bound_curve.png", "figures/khat.png"):
-        assert np.array_equal(*(np.asarray(Image.open(run / name)) for run in (one, other))), name
+        first, second = (np.asarray(Image.open(run / name)) for run in (one, other))
+        assert np.array_equal(first, second), name
     pages = [(run / "report.html").read_text() for run in (one, other)]
     cells, others = (re.findall('<h2>.*?</h2>|<td.*?</td>|alt=".*?"', page) for page in pages)
     assert cells == others
@@ -174,7 +175,7 @@ def test_fewer_draws_leave_the_draws_of_more(evaluated: Path, copy: Callable[[Pa
     run = copy(evaluated)
     evaluate(run, ["--num-particles", "40", "--num-data", "12"])
     assert [r.num_particles for r in Run(run).results() if r.name == "nll"] == [40, 60, 30]
-    tree = read_tree(run / "evaluation.nc")
+    tree: Any = read_tree(run / "evaluation.nc")
     assert tree["per_datum"]["draws"].values.tolist() == 12 * [60]
     assert tree["bound_curve"]["particles"].values[-1] == 60
     assert "K = 60" in pictures(run)["figures/bound_curve.png"]
