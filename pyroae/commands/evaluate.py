@@ -1,26 +1,24 @@
 """The command `evaluate`: log p(x) of a run by every method, as a table, files and figures."""
 
 import hashlib
-import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning_fabric import Fabric
 from matplotlib.figure import Figure
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from pyroae import plots
 from pyroae.autoencoder import Autoencoder
 from pyroae.autoencoder.hierarchies import site_of
+from pyroae.commands.evaluation_files import PartFiles
+from pyroae.commands.evaluation_tables import results_table, sandwich_table
 from pyroae.commands.pictures import pictures
 from pyroae.commands.snapshots import write_evaluations
 from pyroae.config import ALL, EvaluationSettings, Part, TrainConfig
@@ -28,67 +26,37 @@ from pyroae.data.dataset import Dataset
 from pyroae.distributed.fabric import launch_fabric, share_of
 from pyroae.errors import PyroaeError, RunError
 from pyroae.evaluation.annealing.estimates import AISEstimate
+from pyroae.evaluation.annealing.rate_distortion import RateDistortion
 from pyroae.evaluation.blocks import Data
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate
 from pyroae.evaluation.importance.streams import LEAST_ESS, LEAST_FOR_PSIS
+from pyroae.evaluation.labels import picture_of
+from pyroae.evaluation.results import Result, by_name, shown
+from pyroae.evaluation.sandwich import SIDES, sandwich_of
 from pyroae.evaluation.summary import Evaluation
 from pyroae.evaluation.summary import evaluate as evaluate_system
 from pyroae.inference_data import to_datatree
 from pyroae.plots import likelihood as likelihood_plots
-from pyroae.plots.drawing import save
+from pyroae.plots.drawing import rendered
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.pair import like_parameters
-from pyroae.runs.evaluated_curves import GROUP, to_group
-from pyroae.runs.loading import arguments_in, own_parameters, part_of, placed, trained
+from pyroae.runs.evaluated_curves import GROUP, curve_in, to_group
+from pyroae.runs.loading import (
+    arguments_in,
+    chosen,
+    own_parameters,
+    placed,
+    splits_for,
+    trained,
+)
+from pyroae.runs.parts import EvaluatedPart, by_part, name_of_data, weights_of
 from pyroae.runs.report import write_report
 from pyroae.runs.run import Run, device_of
 from pyroae.runs.snapshots import weights_along_training
-from pyroae.runtime.files import guarded
+from pyroae.runs.trees import curve_group, describe, likelihood_in
 from pyroae.runtime.processes import WHOLE, say
 from pyroae.training.preflight import check_data
 from pyroae.training.validation import DEAD
-
-LABELS = {
-    "nll": "NLL by importance sampling",
-    "nll_jackknife": "  bias removed by the jackknife",
-    "nll_psis": "  Pareto-smoothed",
-    "nll_ais": "NLL by annealing",
-    "nll_exact": "NLL, exact",
-    "nll_quadrature": "NLL by quadrature",
-    "bdmc_lower": "simulated data: log p(x), lower",
-    "bdmc_upper": "simulated data: log p(x), upper",
-    "bdmc_gap": "simulated data: BDMC gap",
-    "nelbo": "negative ELBO",
-    "rate": "rate",
-    "distortion": "distortion",
-    "rate_ais": "rate of the posterior, by annealing",
-    "distortion_ais": "distortion of the posterior, by annealing",
-    "inference_gap": "inference gap",
-    "amortization_gap": "amortization gap, diagonal q*",
-    "approximation_gap": "approximation gap, diagonal q*",
-    "amortization_gap_full_rank": "amortization gap, full-rank q*",
-    "approximation_gap_full_rank": "approximation gap, full-rank q*",
-    "mutual_information_lower": "mutual information, lower",
-    "mutual_information_upper": "mutual information, upper",
-    "marginal_kl_lower": "KL(q(z) ‖ p(z)), lower",
-    "marginal_kl_upper": "KL(q(z) ‖ p(z)), upper",
-    "total_correlation": "total correlation of q(z|x)",
-    "active_units": "active units",
-    "squared_error": "squared error",
-    "wrong_codes": "share of wrong codes",
-    "bits_per_dimension": "bits per dimension",
-    "bits_per_dimension_bound": "bits per dimension, by the negative ELBO",
-    "zero_share": "share of codes that are exactly 0",
-    "live_share": "share of units that are not 0 for some datum",
-    "accuracy": "accuracy of the classes",
-}
-
-
-COUNTS = ("active_units",)
-
-
-EVALUATION = "evaluation.yaml"
-"""The options of the last evaluation, by which `reproduce` repeats it."""
 
 
 @own_parameters()
@@ -101,10 +69,12 @@ def evaluate(
     devices: int = 1,
     num_nodes: int = 1,
 ) -> None:
-    """Evaluate a run: print one table, and write results.json, evaluation.nc and figures.
+    """Evaluate a run: print one table, and add to results.json, evaluation.nc and figures.
 
-    An annealing that was stopped continues when the same command is given again. With the
-    checkpoint `all` the snapshots of the run are evaluated too, in one more table, file and figure.
+    What is there of the same data and weights stays, beside the same figure, which is replaced;
+    the table has all of it. Other data have files of their own (`runs.parts`). An annealing that
+    was stopped continues when the same command is given again. With the checkpoint `all` the
+    snapshots of the run are evaluated too, in one more table, file and figure.
 
     Args:
         run_directory: The run.
@@ -120,8 +90,11 @@ def evaluate(
     """
     run = Run(run_directory)
     along = weights_along_training(run) if part.checkpoint == ALL else {}
-    part = replace(part, checkpoint=None) if along else part
-    dataset = part_of(run, part)
+    splits = splits_for(run, part)
+    dataset = chosen(run, part, splits)
+    data = name_of_data(dataset.name, None if part.data is None else splits.fingerprint)
+    weights = weights_of(run, None if along else part.checkpoint)
+    files = PartFiles(run, EvaluatedPart(data, part.split, len(dataset), weights))
     fabric = launch_fabric(
         TrainConfig(accelerator=run.config.accelerator, devices=devices, num_nodes=num_nodes)
     )
@@ -134,25 +107,50 @@ def evaluate(
         if checkpoint is not None:
             say(f"{run.path}: the snapshot of epoch {epoch}")
             evaluations[epoch] = _evaluated(run, dataset, work(checkpoint), checkpoint, fabric)[2]
+            if fabric.is_global_zero:
+                snapshot = replace(files.part, checkpoint=checkpoint)
+                run.write_results(snapshot.label(evaluations[epoch].results.values()))
     found = evaluate_run(
-        run, dataset, work(part.checkpoint), checkpoint=part.checkpoint, fabric=fabric
+        run,
+        dataset,
+        work(None if along else part.checkpoint),
+        checkpoint=None if along else part.checkpoint,
+        fabric=fabric,
+        files=files,
+        options={**settings.to_dict(), **asdict(part), "imports": list(imports)},
     )
     if not fabric.is_global_zero:
         return
-    given = {**settings.to_dict(), **asdict(part), "imports": list(imports)}
-    guarded(
-        run.path / EVALUATION, lambda file: file.write_text(yaml.safe_dump(given, sort_keys=False))
-    )
     shutil.rmtree(run.path / "annealing", ignore_errors=True)
-    say(f"{run.path}: {len(dataset)} data of {dataset.name}, {part.split} part")
-    Console().print(_table(found))
-    if len(found.sandwich()) > 2:
-        Console().print(_sandwich(found))
+    rows = files.results()
+    say(f"{run.path}: {files.part.title}")
+    Console().print(results_table(rows))
+    if len(sandwich_of(rows)) > 2:
+        Console().print(sandwich_table(rows))
     for line in _notes(found):
         say(line)
     if along:
         (kept,) = set(along) - set(evaluations)
-        write_evaluations(run, {epoch: evaluations.get(epoch, found) for epoch in along}, kept)
+        every = {epoch: evaluations.get(epoch, found) for epoch in along}
+        write_evaluations(run, files, _along(run, files, every, along), kept)
+
+
+def _along(
+    run: Run,
+    files: PartFiles,
+    evaluations: Mapping[int, Evaluation],
+    along: Mapping[int, str | None],
+) -> dict[int, Evaluation]:
+    """Evaluations with the results of all evaluations of the same data with the same weights."""
+    groups = by_part(run, run.results())
+    parts = {
+        epoch: files.part if name is None else replace(files.part, checkpoint=name)
+        for epoch, name in along.items()
+    }
+    return {
+        epoch: replace(found, results=by_name(groups[parts[epoch]]))
+        for epoch, found in evaluations.items()
+    }
 
 
 def _folder(
@@ -169,38 +167,6 @@ def _folder(
         except OSError as error:
             raise RunError(f"cannot write '{folder}': {error.strerror or error}") from None
     return folder
-
-
-def _labels(found: Evaluation) -> dict[str, str]:
-    """The labels of figures, with those of each layer of z after those of all."""
-    labels = {}
-    for name, label in LABELS.items():
-        labels[name] = label
-        if name in ("rate", "active_units"):
-            sites = dict.fromkeys(found.diagnostics.site)
-            labels |= {f"{name}_{site}": f"{label}, {site}" for site in sorted(sites)}
-    return labels
-
-
-def _table(found: Evaluation) -> Table:
-    table = Table("in nats per datum", "estimate", "± SE", box=box.SIMPLE_HEAD)
-    for name, label in _labels(found).items():
-        if name in found.results:
-            result = found.results[name]
-            spread = "" if math.isnan(result.se) else f"{result.se:.3f}"
-            digits = 0 if name.startswith(COUNTS) else 3
-            table.add_row(label, f"{result.estimate:.{digits}f}", spread)
-    return table
-
-
-def _sandwich(found: Evaluation) -> Table:
-    """Bounds and estimates of log p(x) on these data, the loosest first."""
-    table = Table(
-        "log p(x), nats per datum", "estimate", "± 95 %, Monte Carlo", box=box.SIMPLE_HEAD
-    )
-    for name, (value, half) in found.sandwich().items():
-        table.add_row(name, f"{value:.3f}", "" if math.isnan(half) else f"{half:.4f}")
-    return table
 
 
 def _notes(found: Evaluation) -> list[str]:
@@ -294,8 +260,10 @@ def evaluate_run(
     *,
     checkpoint: str | None = None,
     fabric: Fabric | None = None,
+    files: PartFiles | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Evaluate a run on data; the first process writes results.json, evaluation.nc and figures.
+    """Evaluate a run on data; the first process adds it to the files of the run.
 
     Args:
         run: The run.
@@ -303,6 +271,8 @@ def evaluate_run(
         settings: What is evaluated, and how.
         checkpoint: The weights; by default those that the training kept.
         fabric: The processes that share the work; None for one.
+        files: The files of these data with these weights; None for data of the run's test part.
+        options: The options of the command, to be recorded in evaluation.yaml; None for none.
 
     Returns:
         The evaluation, the same in all processes.
@@ -310,7 +280,12 @@ def evaluate_run(
     Raises:
         PyroaeError: For what cannot be evaluated.
     """
+    if files is None:
+        weights = weights_of(run, checkpoint)
+        files = PartFiles(run, EvaluatedPart(dataset.name, "test", len(dataset), weights))
     system, x, found = _evaluated(run, dataset, settings, checkpoint, fabric)
+    rows = files.part.label(found.results.values())
+    found = replace(found, results={row.name: row for row in rows})
     if fabric is not None and not fabric.is_global_zero:
         return found
     tree = to_datatree(
@@ -325,12 +300,33 @@ def evaluate_run(
     )
     if found.annealed is not None and found.annealed.rate_distortion is not None:
         tree[GROUP] = to_group(found.annealed.rate_distortion, getattr(dataset, "labels", None))
-    run.write_results(list(found.results.values()))
-    guarded(run.path / "evaluation.nc", lambda file: tree.to_netcdf(file, engine="h5netcdf"))
-    for name, figure in figures(system, dataset.to(_device(run, fabric)), found).items():
-        save(figure, run.path / "figures" / f"{name}.png")
+    if found.likelihood is not None:
+        tree["bound_curve"] = curve_group(found.likelihood)
+    tree, rows = files.united(describe(tree, found.results, files.part.attributes), rows)
+    whole = replace(found, results=by_name(rows), likelihood=likelihood_in(tree))
+    drawn = figures(
+        system, dataset.to(_device(run, fabric)), whole, sandwich_of(rows), curve_in(tree)
+    )
+    files.write(rows, tree, _pictures(drawn, files.part, rows), options)
     write_report(run)
     return found
+
+
+def _pictures(
+    drawn: Mapping[str, Figure], part: EvaluatedPart, rows: Sequence[Result]
+) -> dict[str, bytes]:
+    """Pictures as files, each with a line that says which data, method and K it is of."""
+    results, pictures = by_name(rows), {}
+    for name, figure in drawn.items():
+        picture = picture_of(name)
+        of = [results[picture.result]] if picture.result in results else []
+        if name == "sandwich":
+            of = [row for row in shown(rows) if row.name in SIDES or row.name == "bdmc_gap"]
+        methods = [f"{row.method}, K = {row.num_particles:,}" for row in of]
+        caption = "; ".join([part.title, *dict.fromkeys(methods)])
+        about = {"part": part.folder, "Title": picture.label}
+        pictures[name] = rendered(figure, caption=caption, **about)
+    return pictures
 
 
 def _evaluated(
@@ -433,13 +429,21 @@ def simulated(found: Evaluation) -> dict[str, Tensor]:
     }
 
 
-def figures(system: Any, dataset: Dataset | Arguments, found: Evaluation) -> dict[str, Figure]:
+def figures(
+    system: Any,
+    dataset: Dataset | Arguments,
+    found: Evaluation,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
+    curve: RateDistortion | None = None,
+) -> dict[str, Figure]:
     """Draw every picture that the system has.
 
     Args:
         system: The system, or a program.
         dataset: The data that it was evaluated on.
         found: The evaluation.
+        bounds: The bounds of log p(x); None for those of the evaluation.
+        curve: The rate–distortion curve; None for that of the evaluation, if it has one.
 
     Returns:
         Figures by name; one that the system does not have, such as samples from a flat prior, is
@@ -460,7 +464,8 @@ def figures(system: Any, dataset: Dataset | Arguments, found: Evaluation) -> dic
         "filters": lambda: plots.filters(system, x=x),
         "pseudo_inputs": lambda: plots.pseudo_inputs(system),
         **pictures(system, x, found.diagnostics),
-        **_likelihood_figures(dataset, found),
+        **_likelihood_figures(dataset, found, found.sandwich() if bounds is None else bounds),
+        **_rate_distortion(dataset, found, curve),
     }
     figures = {}
     for name, make in makers.items():
@@ -490,10 +495,9 @@ def _scatters_above(system: Any, x: Any, labels: Any) -> dict[str, Callable[[], 
 
 
 def _likelihood_figures(
-    dataset: Dataset | Arguments, found: Evaluation
+    dataset: Dataset | Arguments, found: Evaluation, bounds: Mapping[str, tuple[float, float]]
 ) -> dict[str, Callable[[], Figure]]:
     makers: dict[str, Callable[[], Figure]] = {}
-    bounds = found.sandwich()
     if len(bounds) > 1:
         makers["sandwich"] = lambda: likelihood_plots.sandwich(
             bounds, f"{len(dataset)} data of {dataset.name}"
@@ -511,12 +515,18 @@ def _likelihood_figures(
             makers["extremes"] = lambda: likelihood_plots.extremes(
                 dataset.x, estimate.log_px, dataset.shape, marked=bad
             )
-    if found.likelihood is not None or found.exact is not None or found.annealed is not None:
-        point = tuple(found.results[name].estimate for name in ("rate", "distortion"))
-        curve = None if found.annealed is None else found.annealed.rate_distortion
-        makers["rate_distortion"] = lambda: plots.rate_distortion(
-            {"": point if curve is None else curve},
-            {"": point},
-            f"{len(dataset)} data of {dataset.name}",
-        )
     return makers
+
+
+def _rate_distortion(
+    dataset: Dataset | Arguments, found: Evaluation, curve: RateDistortion | None
+) -> dict[str, Callable[[], Figure]]:
+    """The curve by annealing, and the point of the guide; without a curve the point alone."""
+    if curve is None and found.annealed is not None:
+        curve = found.annealed.rate_distortion
+    if curve is None and not {"nll", "nll_exact", "nll_ais"} & set(found.results):
+        return {}
+    point = tuple(found.results[name].estimate for name in ("rate", "distortion"))
+    title = f"{len(dataset)} data of {dataset.name}"
+    drawn = point if curve is None else curve
+    return {"rate_distortion": lambda: plots.rate_distortion({"": drawn}, {"": point}, title)}

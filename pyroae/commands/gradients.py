@@ -29,8 +29,10 @@ from pyroae.plots.snapshots import gradients_along_training
 from pyroae.posteriors import Point
 from pyroae.programs.arguments import Arguments
 from pyroae.runs.loading import own_parameters, part_of, placed, trained
+from pyroae.runs.parts import weights_of
 from pyroae.runs.run import Run, device_of
 from pyroae.runs.snapshots import weights_along_training
+from pyroae.runs.trees import write_tree
 from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import say
 from pyroae.training.preflight import check_data
@@ -110,14 +112,14 @@ def gradients(
         say(title)
         Console().print(gradients_table(found if by else _main(found)))
         say(_about_snr(next(iter(found.values())), reference))
-        _write_along(found, files, labels)
+        _write_along(found, files, labels, title)
         return
     curves = _measured(run, part.checkpoint, dataset, settings, reference)
     say(title)
     Console().print(_table(curves, reference, by == "module"))
     for line in _notes(_makers(settings), curves, reference, len(dataset)):
         say(line)
-    _write(curves, files, labels)
+    _write(curves, files, labels, f"{title}; weights: {weights_of(run, part.checkpoint)}")
 
 
 def _measured(
@@ -249,20 +251,22 @@ def _rows(tree: Any) -> Any:
     return rows[rows["seconds"].notna()].astype({"evaluations": int})
 
 
-def _write_along(found: Mapping[int, Curves], files: Files, labels: Mapping[str, Any]) -> None:
+def _write_along(
+    found: Mapping[int, Curves], files: Files, labels: Mapping[str, Any], caption: str
+) -> None:
     import pandas as pd
 
     rows = {e: _rows(gradients_to_datatree(curves, **labels)) for e, curves in found.items()}
     guarded(files.table, pd.concat(rows, names=["epoch"]).to_csv)
-    save(gradients_along_training(_main(found)), files.figure)
+    save(gradients_along_training(_main(found)), files.figure, caption)
     say(f"{files.table}, {files.figure}")
 
 
-def _write(curves: Curves, files: Files, labels: Mapping[str, Any]) -> None:
+def _write(curves: Curves, files: Files, labels: Mapping[str, Any], caption: str) -> None:
     tree = gradients_to_datatree(curves, **labels)
     guarded(files.table, _rows(tree).to_csv)
-    guarded(files.tree, lambda file: tree.to_netcdf(file, engine="h5netcdf"))
-    save(gradient_curves(_main({0: curves})[0]), files.figure)
+    write_tree(files.tree, tree)
+    save(gradient_curves(_main({0: curves})[0]), files.figure, caption)
     say(f"{files.table}, {files.tree}, {files.figure}")
 
 

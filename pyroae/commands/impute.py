@@ -1,5 +1,6 @@
 """The command `impute`: the missing values of a table, filled."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,7 @@ def _write(path: Path, found: Imputation, dataset: Dataset, run: Run, data: str)
     others = {"is_missing": found.is_missing.numpy(), "ess": found.ess.numpy()}
     if path.suffix == ".npz":
         arrays |= {"se": unit * found.se.numpy(), **others}
-        guarded(path, lambda file: _save(file, arrays))
+        guarded(path, lambda file: file.write_bytes(_archive(arrays)))
         return
     table = _table(arrays["x"], _names(source.columns, run, arrays["x"].shape[1]), dataset)
     tables = [table] + [
@@ -107,12 +108,15 @@ def _write(path: Path, found: Imputation, dataset: Dataset, run: Run, data: str)
     if path.suffix == ".csv":
         guarded(path, lambda file: whole.to_csv(file, index=False))
     else:
-        guarded(path, lambda file: whole.to_parquet(file, index=False))
+        content = whole.to_parquet(index=False)
+        guarded(path, lambda file: file.write_bytes(content))
 
 
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with path.open("wb") as file:  # np.savez would add a suffix to a path
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+def _archive(arrays: dict[str, np.ndarray]) -> bytes:
+    """The content of an .npz, in memory: an archive that is cut off complains when it is closed."""
+    memory = io.BytesIO()
+    np.savez(memory, **arrays)  # type: ignore[arg-type]
+    return memory.getvalue()
 
 
 def _names(columns: tuple[str, ...], run: Run, count: int) -> list[str]:

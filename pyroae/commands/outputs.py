@@ -30,8 +30,10 @@ from pyroae.runs.loading import (
     placed,
     trained,
 )
+from pyroae.runs.parts import EvaluatedPart, weights_of
 from pyroae.runs.report import write_report
 from pyroae.runs.run import Run
+from pyroae.runs.trees import write_tree
 from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import say
 from pyroae.runtime.randomness import fork_random
@@ -162,6 +164,9 @@ def reconstruct(run_directory: str, part: Part, out: str | None) -> None:
         out,
         "reconstructions.png",
         lambda: plots.reconstructions(system, args, shape=dataset.shape),
+        caption=EvaluatedPart(
+            dataset.name, part.split, len(dataset), weights_of(run, part.checkpoint)
+        ).title,
     )
 
 
@@ -188,7 +193,7 @@ def encode(run_directory: str, part: Part, out: str | None) -> None:
     labels = getattr(dataset, "labels", None)
     if path.suffix == ".nc":
         tree = _draws(system, dataset)
-        guarded(path, lambda file: tree.to_netcdf(file, engine="h5netcdf"))
+        write_tree(path, tree)
     elif isinstance(system, Autoencoder):
         codes = system.codes(*args)
         names = [f"{site_of(n)}{'_' if n > 1 else ''}" for n in range(1, len(codes) + 1)]
@@ -232,10 +237,11 @@ def _write(
     default: str,
     picture: Callable[[], Figure],
     labels: np.ndarray | None = None,
+    caption: str = "",
 ) -> None:
     path = Path(out) if out else run.path / "figures" / default
     if path.suffix == ".png":
-        save(picture(), path)
+        save(picture(), path, caption)
     else:
         _write_table(path, x, labels, _columns_of(["x"], [x]))
     say(f"{len(x)}: {path}")

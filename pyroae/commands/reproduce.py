@@ -1,6 +1,7 @@
 """The command `reproduce`: train and evaluate a run again, and compare every figure."""
 
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pyroae.commands.evaluate import EVALUATION, evaluate
+from pyroae.commands.evaluate import evaluate
+from pyroae.commands.evaluation_files import evaluations_of
 from pyroae.commands.train import train_run
-from pyroae.config import EvaluationSettings, Part, read_yaml
+from pyroae.config import EvaluationSettings, Part
 from pyroae.errors import RunError
-from pyroae.evaluation.summary import Result
+from pyroae.evaluation.results import Result
 from pyroae.names import import_all
 from pyroae.runs.contents import versions
 from pyroae.runs.loading import same_data, splits_of
@@ -21,7 +23,7 @@ from pyroae.runtime.processes import say
 
 
 def reproduce(run_directory: str, out: str | None, overwrite: bool) -> None:
-    """Train a run again from its directory alone, evaluate it again, and compare results.json.
+    """Train a run again from its directory alone, repeat its evaluations, and compare the results.
 
     Args:
         run_directory: A run that was evaluated.
@@ -33,57 +35,78 @@ def reproduce(run_directory: str, out: str | None, overwrite: bool) -> None:
         PyroaeError: If it cannot be trained or evaluated again.
     """
     run = Run(run_directory)
-    options = _options(run)
-    import_all(options.get("imports", ()))
-    settings = EvaluationSettings.from_dict(options)
-    part = Part(**{f.name: options[f.name] for f in fields(Part) if f.name in options})
+    evaluations = evaluations_of(run)
+    if not evaluations or not run.results():
+        raise RunError(f"'{run.path}' has no results to be compared with: evaluate it first")
+    for options in evaluations:
+        import_all(options.get("imports", ()))
+    given = [(EvaluationSettings.from_dict(one), _part(one), one) for one in evaluations]
     path = Path(out) if out is not None else run.path.with_name(f"{run.path.name}-again")
     refuse_taken(path, overwrite)
     same_data(run, splits_of(run.config))
     again, _ = train_run(run.config, path, overwrite)
-    evaluate(str(path), settings, part, imports=options.get("imports", ()))
-    before, after = _by_name(run), _by_name(again)
+    for settings, part, options in given:
+        evaluate(str(path), settings, part, imports=options.get("imports", ()))
+    _compare(run, again)
+
+
+def _part(options: Mapping[str, Any]) -> Part:
+    return Part(**{f.name: options[f.name] for f in fields(Part) if f.name in options})
+
+
+def _compare(run: Run, again: Run) -> None:
+    """Print all results of both runs. Raises RunError where one differs."""
+    old = [result for result in run.results() if result.data]
+    before = _by_key(old or run.results(), bool(old))
+    after = _by_key(again.results(), bool(old))
+    known = {result.checkpoint for result in again.results()}
+    lost = {key for key, result in before.items() if old and result.checkpoint not in known}
+    before = {key: result for key, result in before.items() if key not in lost}
     Console().print(_table(before, after))
+    if lost:
+        say(f"{len(lost)} figures are of weights that the run no longer has: they are not repeated")
     other = [
-        name
-        for name in {**before, **after}
-        if _figures(before.get(name)) != _figures(after.get(name))
+        key
+        for key in {**before, **after}
+        if (old or key in before) and _figures(before.get(key)) != _figures(after.get(key))
     ]
-    if other:
+    if other or not before:
         now = versions()
         changed = [f"{n} {v}, now {now.get(n)}" for n, v in run.versions.items() if now.get(n) != v]
         raise RunError(
-            f"{len(other)} of {len(before)} figures of '{run.path}' differ in '{path}': "
-            + ", ".join(other)
+            f"{len(other)} of {len(before)} figures of '{run.path}' differ in '{again.path}': "
+            + ", ".join(dict.fromkeys(str(key[0]) for key in other))
             + (f"; it was made with {'; '.join(changed)}" if changed else "")
         )
-    say(f"'{path}' has the figures of '{run.path}', to the last digit")
+    say(f"'{again.path}' has the figures of '{run.path}', to the last digit")
 
 
-def _options(run: Run) -> dict[str, Any]:
-    """How the run was evaluated. Raises RunError where it was not."""
-    file = run.path / EVALUATION
-    if not file.is_file() or not run.results():
-        raise RunError(f"'{run.path}' has no results to be compared with: evaluate it first")
-    return read_yaml(file)
-
-
-def _by_name(run: Run) -> dict[str, Result]:
-    return {result.name: result for result in run.results()}
+def _by_key(results: Iterable[Result], is_recorded: bool) -> dict[tuple[str | int, ...], Result]:
+    """Results by name and what they are of; earlier versions recorded N and K alone."""
+    return {
+        (result.name, *result.identity)
+        if is_recorded
+        else (result.name, result.num_data, result.num_particles): result
+        for result in results
+    }
 
 
 def _figures(result: Result | None) -> str | None:
-    """A figure without its seconds, as text, since nan differs from itself."""
-    return None if result is None else str({**asdict(result), "seconds": 0})
+    """A figure and its errors, as text, since nan differs from itself."""
+    return None if result is None else str((result.estimate, result.se))
 
 
-def _table(before: dict[str, Result], after: dict[str, Result]) -> Table:
+def _table(
+    before: Mapping[tuple[str | int, ...], Result], after: Mapping[tuple[str | int, ...], Result]
+) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=0)
     table.add_column("")
-    for column in ("before", "again", ""):
+    for column in ("N", "before", "again", ""):
         table.add_column(column, justify="right", no_wrap=True)
-    for name in {**before, **after}:
-        one, two = before.get(name), after.get(name)
+    for key in {**before, **after}:
+        one, two = before.get(key), after.get(key)
         same = "the same" if _figures(one) == _figures(two) else "differs"
-        table.add_row(name, *("" if r is None else f"{r.estimate:.6f}" for r in (one, two)), same)
+        values = ("" if r is None else f"{r.estimate:.6f}" for r in (one, two))
+        count = one or two
+        table.add_row(str(key[0]), "" if count is None else f"{count.num_data}", *values, same)
     return table

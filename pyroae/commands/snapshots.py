@@ -12,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pyroae import plots
+from pyroae.commands.evaluation_files import PartFiles
 from pyroae.evaluation.gradient_lab.slopes import SNRCurve
 from pyroae.evaluation.summary import Evaluation
-from pyroae.plots.drawing import save
+from pyroae.plots.drawing import rendered
 from pyroae.runs.report import write_report
 from pyroae.runs.run import Run
 from pyroae.runtime.files import guarded
@@ -36,11 +37,14 @@ COLUMNS = {
 """Columns of the table of evaluations, by the names of results."""
 
 
-def write_evaluations(run: Run, evaluations: Mapping[int, Evaluation], kept: int) -> None:
-    """Print a row per snapshot; write RUN/along_training.csv, the figure, and the report anew.
+def write_evaluations(
+    run: Run, files: PartFiles, evaluations: Mapping[int, Evaluation], kept: int
+) -> None:
+    """Print a row per snapshot; write along_training.csv, the figure, and the report anew.
 
     Args:
         run: The run.
+        files: The files of the data.
         evaluations: The evaluation of each snapshot, and of the kept weights, by epoch.
         kept: The epoch of the kept weights.
 
@@ -55,10 +59,12 @@ def write_evaluations(run: Run, evaluations: Mapping[int, Evaluation], kept: int
                 f"epoch {epoch}: the log p(x) of {bad.estimate:.0f} of {bad.num_data} data by "
                 "importance sampling is not to be trusted"
             )
-    table = run.path / "along_training.csv"
-    figure = run.path / "figures" / "along_training.png"
+    table, figure = files.table("along_training"), files.picture("along_training")
+    part = files.part
+    of = f"{part.num_data:,} data of {part.data}, {part.split} part, weights along the training"
+    drawn = rendered(plots.along_training(evaluations, kept), caption=of, part=part.folder)
     guarded(table, lambda file: _write_evaluations(file, evaluations, kept))
-    save(plots.along_training(evaluations, kept), figure)
+    guarded(figure, lambda file: file.write_bytes(drawn))
     write_report(run)
     say(f"{table}, {figure}")
 

@@ -20,14 +20,17 @@ from pyroae.evaluation.adaptive_quadrature import QuadratureEstimate, quadrature
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.estimates import BDMC, AISEstimate
 from pyroae.evaluation.blocks import Data
+from pyroae.evaluation.bound_parts import bound_parts
 from pyroae.evaluation.diagnostics import Diagnostics, diagnose
 from pyroae.evaluation.enumeration import LIMIT, enumerated_log_likelihood
 from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_likelihood
 from pyroae.evaluation.importance.proposals import proposal_named
-from pyroae.evaluation.importance.streams import Z
 from pyroae.evaluation.inference_gaps import Gaps, gaps
+from pyroae.evaluation.inference_gaps.estimates import PerDatum
 from pyroae.evaluation.mutual_information import Information, information
+from pyroae.evaluation.results import Result, method_of
+from pyroae.evaluation.sandwich import sandwich_of
 from pyroae.posteriors.sparse import Sparsity
 from pyroae.programs.arguments import Structure, structure_of
 from pyroae.programs.pair import System
@@ -35,42 +38,9 @@ from pyroae.programs.sites import Program
 from pyroae.runtime.processes import WHOLE, Share
 from pyroae.runtime.short_repr import short_repr
 
-ELBO_DRAWS = 10
-"""The number of draws per datum for rate and distortion."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """One figure of an evaluation, a mean over the data.
-
-    Attributes:
-        name: The name, such as `nll` or `rate`.
-        estimate: The value; in nats per datum for bounds, log-likelihoods and gaps.
-        se: The standard error as the mean of a sample of data, Monte-Carlo error included; nan if
-            there is none.
-        num_data: N.
-        num_particles: K, the number of draws or chains per datum; 0 if nothing is drawn.
-        seconds: The time of the method.
-        method: The method, with the settings that tell it from others of its kind, such as
-            `is` or `ais, 1000 distributions`.
-        monte_carlo_se: The standard error for these data, from the draws alone; nan where it is
-            not known or nothing is drawn.
-        data: The name of the data; empty if it is not known.
-        split: Their part: test, valid or train.
-        checkpoint: The weights; empty for those that the training kept.
-    """
-
-    name: str
-    estimate: float
-    se: float
-    num_data: int
-    num_particles: int
-    seconds: float
-    method: str = ""
-    monte_carlo_se: float = math.nan
-    data: str = ""
-    split: str = ""
-    checkpoint: str = ""
+UNIT_DRAWS, ELBO_DRAWS, GAP_DRAWS = 10, 100, 2000
+"""Draws per datum for the figures of latent units; for the ELBO, rate and distortion; for the gaps,
+and then for the ELBO too: an evaluation has one ELBO."""
 
 
 @dataclass(frozen=True)
@@ -107,34 +77,11 @@ class Evaluation:
     def sandwich(self) -> dict[str, tuple[float, float]]:
         """Collect the bounds and estimates of the mean log p(x), from the loosest up.
 
-        Intervals contain the Monte-Carlo error only. The upper bound comes from simulated data: the
-        BDMC gap of annealing on them is added to the estimate of annealing on the data.
-
         Returns:
-            By name, the estimate and half the width of its 95 % interval, in nats per datum; the
-            latter is nan if there is none.
+            By name, the estimate and half the width of its 95 % interval, in nats per datum, as of
+            `sandwich_of`; the latter is nan if there is none.
         """
-        bounds = {"ELBO": (-self.diagnostics.nelbo.mean().item(), math.nan)}
-        if self.gaps is not None:
-            bounds["ELBO"] = (self.gaps.elbo.mean, Z * self.gaps.elbo.monte_carlo_se)
-        if self.likelihood is not None:
-            bounds |= _of_likelihood(self.likelihood)
-        if self.gaps is not None and self.gaps.khat is not None:
-            bounds["IS, local proposal"] = (
-                self.gaps.log_px.mean,
-                Z * self.gaps.log_px.monte_carlo_se,
-            )
-        if self.annealed is not None:
-            bounds["AIS"] = (-self.annealed.nll, Z * self.annealed.monte_carlo_se)
-        if self.exact is not None:
-            bounds["exact"] = (self.exact.mean().item(), math.nan)
-        if self.quadrature is not None:
-            bounds["quadrature"] = (-self.quadrature.nll, self.quadrature.error.mean().item())
-        if self.annealed is not None and self.bidirectional is not None:
-            half = Z * math.hypot(self.annealed.monte_carlo_se, self.bidirectional.mean_gap_se)
-            upper = self.bidirectional.mean_gap - self.annealed.nll
-            bounds["AIS + BDMC gap, upper"] = (upper, half)
-        return bounds
+        return sandwich_of(self.results.values())
 
 
 def evaluate(
@@ -240,7 +187,7 @@ class _Evaluator:
 
     def run(self) -> Evaluation:
         """Run the methods; without a list of methods skip those that are not defined."""
-        evaluation = Evaluation({}, self._diagnosed())
+        evaluation = Evaluation({}, self._named("guide", self._diagnosed))
         methods = self.settings.methods
         steps: dict[str, Callable[[Evaluation], Evaluation]] = {
             "is": self._importance,
@@ -254,7 +201,9 @@ class _Evaluator:
             if methods is not None and method not in methods:
                 continue
             try:
-                evaluation = steps[method](evaluation)
+                evaluation = self._named(
+                    method_of(method, self.settings), steps[method], evaluation
+                )
             except UndefinedLikelihoodError as reason:
                 if methods is not None:
                     raise
@@ -264,32 +213,46 @@ class _Evaluator:
             self.results += bits_per_dimension(self.results, self.system.features)
         return replace(evaluation, results={result.name: result for result in self.results})
 
+    def _named[**P, T](self, method: str, step: Callable[P, T], *args: P.args, **kw: P.kwargs) -> T:
+        """Run a step; results that it adds without a method get this one."""
+        before = len(self.results)
+        outcome = step(*args, **kw)
+        added = self.results[before:]
+        self.results[before:] = [r if r.method else replace(r, method=method) for r in added]
+        return outcome
+
     def _diagnosed(self) -> Diagnostics:
-        system, x = self.system, self.x
+        system, x, seed = self.system, self.x, self.settings.seed
+        draws = GAP_DRAWS if "gaps" in (self.settings.methods or ()) else ELBO_DRAWS
 
-        def work() -> tuple[Diagnostics, dict[str, Tensor], Sparsity | None]:
+        def work() -> tuple[Diagnostics, dict[str, PerDatum], dict[str, Tensor], Sparsity | None]:
             diagnostics = diagnose(
-                system.model, system.guide, x, num_particles=ELBO_DRAWS, seed=self.settings.seed
+                system.model, system.guide, x, num_particles=UNIT_DRAWS, seed=seed
             )
+            parts = bound_parts(system.model, system.guide, x, num_particles=draws, seed=seed)
             if not isinstance(system, Autoencoder):
-                return diagnostics, {}, None
-            return diagnostics, reconstruction_errors(system, *x), system.sparsity(*x)
+                return diagnostics, parts, {}, None
+            return diagnostics, parts, reconstruction_errors(system, *x), system.sparsity(*x)
 
-        (diagnostics, errors, sparsity), seconds = self._by_each(work)
+        (diagnostics, parts, errors, sparsity), seconds = self._by_each(work)
+        self.elbo = PerDatum(-parts["nelbo"].values, parts["nelbo"].se)
         for name in ("nelbo", "distortion", "rate"):
-            self._mean(name, getattr(diagnostics, name), ELBO_DRAWS, seconds)
+            part = parts[name]
+            self._mean(name, part.values, draws, seconds, monte_carlo_se=part.monte_carlo_se)
+        distortion, rate = parts["distortion"].values, parts["rate"].values
+        diagnostics = replace(diagnostics, distortion=distortion, rate=rate)
         units = diagnostics.active_units
         self.results.append(Result("active_units", units, math.nan, self.num_data, 0, seconds))
         correlation = diagnostics.total_correlation
         if correlation is not None and correlation > 0:  # NaN where it is unknown
             value = correlation.item()
             self.results.append(
-                Result("total_correlation", value, math.nan, self.num_data, ELBO_DRAWS, seconds)
+                Result("total_correlation", value, math.nan, self.num_data, UNIT_DRAWS, seconds)
             )
         if isinstance(system, Autoencoder) and len(system.layers) > 1:
             self._of_layers(diagnostics, seconds)
-        for name, values in errors.items():
-            self._mean(name, values, 0, seconds)
+        for name, error in errors.items():
+            self._mean(name, error, 0, seconds)
         if sparsity is not None:
             self._mean("zero_share", sparsity.zeros, 0, seconds)
             live = sparsity.live_share
@@ -299,7 +262,7 @@ class _Evaluator:
     def _of_layers(self, diagnostics: Diagnostics, seconds: float) -> None:
         """The rate and the number of active units of each layer of z."""
         for name, values, draws in (
-            ("rate", diagnostics.rate_per_site, ELBO_DRAWS),
+            ("rate", diagnostics.rate_per_site, UNIT_DRAWS),
             ("active_units", diagnostics.active_per_site, 0),
         ):
             for site, value in sorted(values.items()):
@@ -324,17 +287,32 @@ class _Evaluator:
             share=self.share,
         )
         count, seconds = estimate.num_particles, estimate.seconds
-        self._mean("nll", -estimate.log_px, count, seconds)
+        error = estimate.monte_carlo_se
+        self._mean("nll", -estimate.log_px, count, seconds, monte_carlo_se=error)
+        self._at_fifty(estimate)
         for name, values in (
             ("nll_jackknife", estimate.jackknife),
             ("nll_psis", estimate.smoothed.log_px),
         ):
             if torch.isfinite(values).all():
-                self._mean(name, -values, count, seconds)
+                self._mean(name, -values, count, seconds, monte_carlo_se=error)
         self.results.append(
             Result("unreliable", len(estimate.unreliable), math.nan, self.num_data, count, seconds)
         )
         return replace(evaluation, likelihood=estimate)
+
+    def _at_fifty(self, estimate: LikelihoodEstimate) -> None:
+        """The bound of the guide at K = 50, by the same draws where there are more."""
+        ks, curve = estimate.curve.ks.tolist(), estimate.curve
+        if 50 not in ks[:-1] or self.settings.proposal != "guide":
+            return
+        at = ks.index(50)
+        row = Result("nll_50", -curve.bound[at].item(), math.nan, self.num_data, 50, 0.0)
+        method = f"{method_of('is', self.settings)}, of {estimate.num_particles} draws"
+        se = curve.se[at].item()
+        self.results.append(
+            replace(row, seconds=estimate.seconds, monte_carlo_se=se, method=method)
+        )
 
     def _exact(self, evaluation: Evaluation) -> Evaluation:
         log_px, seconds = self._by_each(self._exact_log_px)
@@ -365,17 +343,23 @@ class _Evaluator:
 
     def _annealing(self, evaluation: Evaluation) -> Evaluation:
         estimate, chains = self._annealed(ais, "ais"), self.settings.annealing.num_chains
-        self._mean("nll_ais", -estimate.log_px, chains, estimate.seconds)
+        error, seconds = estimate.monte_carlo_se, estimate.seconds
+        self._mean("nll_ais", -estimate.log_px, chains, seconds, monte_carlo_se=error)
         curve = estimate.rate_distortion
         if curve is not None:
-            self._mean("rate_ais", curve.rate[-1], chains, estimate.seconds)
-            self._mean("distortion_ais", curve.distortion[-1], chains, estimate.seconds)
+            for name in ("rate", "distortion"):
+                values, of_data = getattr(curve, name)[-1], getattr(curve, f"mean_{name}_error")
+                self._mean(
+                    f"{name}_ais", values, chains, seconds, monte_carlo_se=float(of_data[-1])
+                )
         return replace(evaluation, annealed=estimate)
 
     def _bidirectional(self, evaluation: Evaluation) -> Evaluation:
         estimate, chains = self._annealed(bdmc, "bdmc"), self.settings.annealing.num_chains
         for name in ("lower", "upper", "gap"):
-            self._mean(f"bdmc_{name}", getattr(estimate, name), chains, estimate.seconds)
+            values, seconds = getattr(estimate, name), estimate.seconds
+            error = estimate.forward.monte_carlo_se if name == "lower" else math.nan
+            self._mean(f"bdmc_{name}", values, chains, seconds, monte_carlo_se=error)
         return replace(evaluation, bidirectional=estimate)
 
     def _annealed[T](self, anneal: Callable[..., T], name: str) -> T:
@@ -399,12 +383,26 @@ class _Evaluator:
         log_px = evaluation.exact if evaluation.exact is not None else evaluation.quadrature
         programs, x = (self.system.model, self.system.guide), self.x
         common: Any = {"seed": self.settings.seed, "progress": self.progress}
-        gap, _ = self._by_each(lambda: gaps(*programs, x, log_px=log_px, **common))
+        gap, _ = self._by_each(
+            lambda: gaps(
+                *programs,
+                x,
+                log_px=log_px,
+                elbo=self.elbo,
+                num_particles=GAP_DRAWS,
+                **common,
+            )
+        )
+        known = (
+            "" if log_px is None else ", exact" if evaluation.exact is not None else ", quadrature"
+        )
+        if gap.khat is not None:
+            self._of_gap("nll_local", PerDatum(-gap.log_px.values, gap.log_px.se), gap, known)
         for which, family in gap.families.items():
             suffix = "" if which == "diagonal" else "_" + which.replace("-", "_")
-            self._mean(f"amortization_gap{suffix}", family.amortization.values, 0, gap.seconds)
-            self._mean(f"approximation_gap{suffix}", family.approximation.values, 0, gap.seconds)
-        self._mean("inference_gap", gap.inference.values, 0, gap.seconds)
+            self._of_gap(f"amortization_gap{suffix}", family.amortization, gap, known)
+            self._of_gap(f"approximation_gap{suffix}", family.approximation, gap, known)
+        self._of_gap("inference_gap", gap.inference, gap, known)
         info, _ = self._by_each(lambda: information(*programs, x, **common))
         bounds = (
             ("lower", info.lower, info.marginal_kl[0]),
@@ -422,10 +420,32 @@ class _Evaluator:
         started = time.monotonic()
         return first_result(self.share, lambda: (work(), time.monotonic() - started))
 
-    def _mean(self, name: str, values: Tensor, num_particles: int, seconds: float) -> None:
+    def _of_gap(self, name: str, quantity: PerDatum, gap: Gaps, known: str) -> None:
+        """A figure of the gaps; `known` is where log p(x) is from, if not from local proposals."""
+        self._mean(
+            name,
+            quantity.values,
+            GAP_DRAWS,
+            gap.seconds,
+            method=f"gaps{known}",
+            monte_carlo_se=quantity.monte_carlo_se,
+        )
+
+    def _mean(
+        self,
+        name: str,
+        values: Tensor,
+        num_particles: int,
+        seconds: float,
+        *,
+        method: str = "",
+        monte_carlo_se: float = math.nan,
+    ) -> None:
+        """Add the mean over the data; the method is that of the step if none is given."""
         se = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        mean, count = values.mean().item(), len(values)
         self.results.append(
-            Result(name, values.mean().item(), se, len(values), num_particles, seconds)
+            Result(name, mean, se, count, num_particles, seconds, method, monte_carlo_se)
         )
 
 
@@ -477,21 +497,13 @@ def bits_per_dimension(results: list[Result], features: int) -> list[Result]:
     named = (("bits_per_dimension", best), ("bits_per_dimension_bound", by_name.get("nelbo")))
     nats = features * math.log(2)
     return [
-        replace(result, name=name, estimate=result.estimate / nats, se=result.se / nats)
+        replace(
+            result,
+            name=name,
+            estimate=result.estimate / nats,
+            se=result.se / nats,
+            monte_carlo_se=result.monte_carlo_se / nats,
+        )
         for name, result in named
         if result is not None
     ]
-
-
-def _of_likelihood(estimate: LikelihoodEstimate) -> dict[str, tuple[float, float]]:
-    """The bounds at K = 50 and at K, and the two corrected estimates, if they are finite."""
-    curve, count = estimate.curve, estimate.num_particles
-    bounds = {}
-    if 50 in curve.ks.tolist() and count > 50:
-        index = curve.ks.tolist().index(50)
-        bounds["IWAE, K = 50"] = (curve.bound[index].item(), Z * curve.se[index].item())
-    half = Z * estimate.monte_carlo_se
-    bounds[f"IWAE, K = {count:,}"] = (-estimate.nll, half)
-    bounds["jackknife"] = (estimate.jackknife.mean().item(), half)
-    bounds["PSIS"] = (estimate.smoothed.log_px.mean().item(), half)
-    return {name: value for name, value in bounds.items() if math.isfinite(value[0])}

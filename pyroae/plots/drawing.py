@@ -3,9 +3,11 @@
 Nothing here computes statistics or runs a model.
 """
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
@@ -290,22 +292,49 @@ def label_colours(count: int) -> list[str]:
     ]
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure to a file, completely or not at all.
+def rendered(figure: Figure, suffix: str = ".png", caption: str = "", **about: str) -> bytes:
+    """Convert a figure to the content of a file.
 
     A PDF has its text as text (TrueType fonts) and no creation date: equal figures give equal
     files.
 
     Args:
         figure: The figure.
-        path: The file; its suffix is the format.
+        suffix: The format, as the suffix of a file.
+        caption: A line that is drawn below the figure, and is the `Description` of a PNG; empty for
+            none.
+        **about: Other texts to record in a PNG, by their names.
+
+    Returns:
+        The content, in memory: a full disk cannot leave half of it.
+    """
+    metadata: dict[str, Any] = {"CreationDate": None} if suffix == ".pdf" else {}
+    options: dict[str, Any] = {}
+    if caption:
+        lines = wrap(caption, max(40, int(19 * figure.get_figwidth())))
+        figure.text(0.5, -0.01, "\n".join(lines), fontsize=6, color=INK, ha="center", va="top")
+        options = {"bbox_inches": "tight", "pad_inches": 0.05}  # the line is below the figure
+    if suffix == ".png":
+        metadata = {**about, **({"Description": caption} if caption else {})}
+    memory = io.BytesIO()
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(memory, format=suffix[1:], dpi=150, metadata=metadata, **options)
+    return memory.getvalue()
+
+
+def save(figure: Figure, path: Path, caption: str = "") -> None:
+    """Write a figure to a file, completely or not at all.
+
+    Args:
+        figure: The figure.
+        path: The file; its suffix is the format, as of `rendered`.
+        caption: A line below the figure; empty for none.
 
     Raises:
         RunError: Where it cannot be written.
     """
-    metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
-    with matplotlib.rc_context({"pdf.fonttype": 42}):
-        guarded(path, lambda file: figure.savefig(file, dpi=150, metadata=metadata))
+    content = rendered(figure, path.suffix, caption)
+    guarded(path, lambda file: file.write_bytes(content))
 
 
 def save_both(figure: Figure, path: Path) -> list[Path]:

@@ -14,7 +14,7 @@ import yaml
 from pyroae._version import __version__
 from pyroae.config import RunConfig
 from pyroae.data.loading import Splits
-from pyroae.evaluation.summary import Result
+from pyroae.evaluation.results import Result
 from pyroae.runtime.files import guarded
 
 STATE = "state of a training"
@@ -27,6 +27,7 @@ FILES = (
     "checkpoints",
     "results.json",
     "evaluation.nc",
+    "evaluations",
     "evaluation.yaml",
     "along_training.csv",
     "gradients_along_training.csv",

@@ -16,7 +16,7 @@ from pyroae.runtime.files import words
 from pyroae.runtime.short_repr import short_repr
 
 if TYPE_CHECKING:
-    from xarray import Dataset
+    from xarray import Dataset, DataTree
 
 GROUP = "rate_distortion"
 """The group of the DataTree."""
@@ -95,6 +95,18 @@ def from_group(data: "Dataset") -> RateDistortion:
     return RateDistortion(betas=tensor("beta"), **fields, **intervals)
 
 
+def curve_in(tree: "DataTree") -> RateDistortion | None:
+    """Return the curve of a DataTree.
+
+    Args:
+        tree: The tree of an evaluation.
+
+    Returns:
+        The curve; None for a tree without one.
+    """
+    return from_group(tree[GROUP].to_dataset()) if GROUP in tree.children else None
+
+
 def curve_of_run(path: str | Path) -> EvaluatedCurve:
     """Read the curve of a run from its evaluation.nc.
 
@@ -118,9 +130,9 @@ def curve_of_run(path: str | Path) -> EvaluatedCurve:
         raise missing
     try:
         with xarray.open_datatree(file, engine="h5netcdf") as tree:
-            if GROUP not in tree.children:
+            curve = curve_in(tree)
+            if curve is None:
                 raise missing
-            curve = from_group(tree[GROUP].to_dataset())
             means = tree["per_datum"].to_dataset()[["rate", "distortion"]].mean()
             data = _hash(tree["observed_data"].to_dataset())
     except RunError:

@@ -19,12 +19,13 @@ from pyroae.data.partial_labels import partly_labelled
 from pyroae.data.sources import named
 from pyroae.errors import DataError, RunError
 from pyroae.evaluation.blocks import Data
-from pyroae.evaluation.summary import Result
+from pyroae.evaluation.results import Result
 from pyroae.likelihoods import Bernoulli
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.context import evaluating
 from pyroae.programs.controlled import without_controls
 from pyroae.programs.pair import Pair, like_parameters
+from pyroae.runs.parts import first_results
 from pyroae.runs.run import Run
 from pyroae.runs.snapshots import Snapshots
 from pyroae.runtime.randomness import fork_random
@@ -42,7 +43,8 @@ class LoadedRun:
         data: The data that it was trained on: Splits of Datasets; of Arguments for a program of
             several arguments.
         history: The finished epochs.
-        results: The figures of its evaluation by name; empty before an evaluation.
+        results: The figures of its evaluation by name, as of `first_results`; empty before an
+            evaluation. `Run(path).results()` has those of all parts of the data and methods.
         snapshots: The system after each epoch of `config.snapshots`: iterate over (epoch, system).
     """
 
@@ -78,11 +80,10 @@ def load_run(path: str | Path, checkpoint: str | None = None) -> LoadedRun:
     splits = splits_of(run.config)
     same_data(run, splits)
     system = trained(run, checkpoint, splits.train)
-    results = {result.name: result for result in run.results()}
     snapshots = Snapshots(
         run.snapshots, lambda epoch: trained(run, snapshot_name(epoch), splits.train)
     )
-    return LoadedRun(run.config, system, splits, run.history(), results, snapshots)
+    return LoadedRun(run.config, system, splits, run.history(), first_results(run), snapshots)
 
 
 def splits_of(config: RunConfig, data: str | None = None, names: tuple[str, ...] = ()) -> Splits:
@@ -325,10 +326,43 @@ def part_of(run: Run, part: Part) -> Dataset | Arguments:
         DataError: If the run's data have changed, there is no such part, or other data are not of
             the same width.
     """
+    return chosen(run, part, splits_for(run, part))
+
+
+def splits_for(run: Run, part: Part) -> Splits:
+    """Load the data that a command is about, in all their parts.
+
+    Args:
+        run: The run.
+        part: Which data.
+
+    Returns:
+        The run's own data, or other data prepared like them.
+
+    Raises:
+        DataError: If the run's data have changed, or other data cannot be read.
+    """
     names = () if part.data is None else run.condition_names
     splits = splits_of(run.config, part.data, names)
     if part.data is None:
         same_data(run, splits)
+    return splits
+
+
+def chosen(run: Run, part: Part, splits: Splits) -> Dataset | Arguments:
+    """Choose a part of loaded data.
+
+    Args:
+        run: The run.
+        part: Which part of the data, and how many.
+        splits: The data, as of `splits_for`.
+
+    Returns:
+        The data, as of `part_of`.
+
+    Raises:
+        DataError: If there is no such part, or other data are not of the same width.
+    """
     found: Dataset | Arguments | None = getattr(splits, part.split)
     if found is None:
         raise DataError(

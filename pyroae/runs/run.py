@@ -15,7 +15,7 @@ from pyroae.autoencoder import Autoencoder
 from pyroae.config import ALL, WHERE, RunConfig, snapshot_epoch, snapshot_name
 from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, RunError
-from pyroae.evaluation.summary import Result
+from pyroae.evaluation.results import Result, united
 from pyroae.programs.controlled import without_controls
 from pyroae.runs.contents import (
     FILES,
@@ -294,22 +294,25 @@ class Run:
         return self._state().history
 
     def write_results(self, results: Sequence[Result]) -> None:
-        """Write results.json, a list of objects with the fields of `Result`, and null for NaN.
+        """Add results to results.json, a list of objects with the fields of `Result`.
+
+        A result replaces that of the same identity: name, data, split, N, weights, method and K.
 
         Args:
             results: The results of an evaluation.
 
         Raises:
-            RunError: If the file cannot be written.
+            RunError: If the file cannot be read or written.
         """
-        text = results_text(results)
+        text = results_text(united(self.results(), results))
         guarded(self.path / "results.json", lambda file: file.write_text(text))
 
     def results(self) -> list[Result]:
         """Read results.json.
 
         Returns:
-            The results of the last evaluation; an empty list if there was none.
+            The results of all evaluations, in the order of `united`; an empty list if there was
+            none.
 
         Raises:
             RunError: If the file cannot be read.

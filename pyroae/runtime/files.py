@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ LOCK = ".lock"
 """The name of the lock file within a directory."""
 
 
-TEMPORARY = re.compile(r"^\.(.+)\.\d+(\.\w+)?$")
+TEMPORARY = re.compile(r"^\.(.+)\.(\d+)(\.\w+)?$")
 """The names of temporary files: hidden, with the number of the process."""
 
 
@@ -77,6 +77,45 @@ def guarded(path: Path, write: Callable[[Path], object], *, previous: Path | Non
         write_whole(path, write, previous=previous)
     except (OSError, SafetensorError) as error:
         raise RunError(f"cannot write '{path}': {words(error)}") from None
+
+
+def write_together(
+    contents: Mapping[Path, bytes], moves: Mapping[Path, Path] | None = None
+) -> None:
+    """Write several files that belong together: all of them, or none if the disk is full.
+
+    Every file is written under a temporary name and flushed before the first is renamed. A process
+    that is killed between two renames leaves whole files, some of them the old ones.
+
+    Args:
+        contents: The content of each file; directories are created if they are missing.
+        moves: New names of present files, which are renamed first.
+
+    Raises:
+        RunError: If a file cannot be written; all present files are then unchanged.
+    """
+    temporaries: dict[Path, Path] = {}
+    path = Path()
+    try:
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporaries[path] = _temporary(path)
+            with temporaries[path].open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, new in (moves or {}).items():
+            new.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(new)
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
+        for folder in {path.parent for path in contents}:
+            _flush(folder)
+    except OSError as error:
+        raise RunError(f"cannot write '{path}': {words(error)}") from None
+    finally:
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
 
 
 def write_tensors(path: Path, kind: str, content: Any, *, previous: Path | None = None) -> None:
@@ -159,12 +198,31 @@ def locked(directory: Path, what: str) -> Iterator[None]:
         raise RunError(f"cannot write to '{directory}': {words(error)}") from None
     try:
         for folder in (directory, directory / "checkpoints"):
-            for file in folder.glob(".*") if folder.is_dir() else ():
-                if TEMPORARY.match(file.name):
-                    file.unlink(missing_ok=True)
+            remove_temporaries(folder, of_all=True)
         yield
     finally:
         lock.release()
+
+
+def remove_temporaries(folder: Path, *, of_all: bool = False) -> None:
+    """Remove temporary files of processes of this machine that were killed.
+
+    Args:
+        folder: The folder; nothing is done if it is missing.
+        of_all: Whether those of running processes are removed too.
+    """
+    for file in folder.glob(".*") if folder.is_dir() else ():
+        found = TEMPORARY.match(file.name)
+        if found and (of_all or not _is_running(int(found[2]))):
+            file.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return True
 
 
 def words(error: BaseException) -> str:

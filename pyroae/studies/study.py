@@ -1,5 +1,6 @@
 """A study: a comparison on disk, with a run directory for each training; it can be resumed."""
 
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,12 +24,13 @@ from pyroae.config.evaluation import EvaluationSettings
 from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, DataError, NonFiniteLossError, RunError
 from pyroae.evaluation.blocks import arguments_of
-from pyroae.evaluation.summary import Result
+from pyroae.evaluation.results import Result
 from pyroae.evaluation.summary import evaluate as evaluate_system
 from pyroae.objectives import parse_objective
 from pyroae.programs.pair import like_parameters
 from pyroae.runs.contents import versions
 from pyroae.runs.loading import own_parameters, same_data, splits_of
+from pyroae.runs.parts import EvaluatedPart, weights_of
 from pyroae.runs.run import Run
 from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import say
@@ -284,17 +286,25 @@ class Study:
         figures = {name: evaluation.results[name].estimate for name in FIGURES}
         score = corrected(evaluation.likelihood, result.system, x, scoring, progress=progress)
         outcome = outcome_of(curve, result, score, figures)
-        Run(self.place(curve.cell)).write_results(
-            [*evaluation.results.values(), *_results(outcome, evaluation.results["nll"])]
-        )
+        run, rows = Run(self.place(curve.cell)), evaluation.results
+        found = [*rows.values(), *_results(outcome, rows["nll"])]
+        run.write_results(self._part(run, rows["nll"].num_data).label(found))
         return outcome
+
+    def _part(self, run: Run, num_data: int) -> EvaluatedPart:
+        """The data that a cell is scored on, and its weights."""
+        held_out, weights = self.parts.held_out, weights_of(run) if run.has_begun else ""
+        split = "valid" if held_out is self.parts.valid else "test"
+        return EvaluatedPart(getattr(held_out, "name", "data"), split, num_data, weights)
 
 
 def _results(outcome: Outcome, nll: Result) -> list[Result]:
     """The corrected NLL as a row of results.json; none without a correction."""
     if outcome.score.correction is None:
         return []
-    return [replace(nll, name="nll_corrected", estimate=outcome.nll, se=outcome.nll_se)]
+    method = f"{nll.method}, corrected by {outcome.score.method}"
+    row = replace(nll, name="nll_corrected", method=method, monte_carlo_se=math.nan)
+    return [replace(row, estimate=outcome.nll, se=outcome.nll_se)]
 
 
 class _Runs(CellStore):

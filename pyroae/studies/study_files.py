@@ -15,6 +15,7 @@ from pyroae.errors import RunError
 from pyroae.plots.comparison import differences, learning_curves, tuning_curves
 from pyroae.plots.drawing import save_both
 from pyroae.runs.contents import versions
+from pyroae.runs.trees import write_tree
 from pyroae.runtime.files import guarded
 from pyroae.studies.comparison_tree import comparison_to_datatree
 
@@ -40,7 +41,7 @@ def write_comparison(path: Path, comparison: Comparison, baseline: Entry | None 
     if comparison.tuning is not None:
         guarded(path / "tuning.csv", lambda file: _write_tuning(file, comparison))
     tree = comparison_to_datatree(comparison, base)
-    guarded(path / "comparison.nc", lambda file: tree.to_netcdf(file, engine="h5netcdf"))
+    write_tree(path / "comparison.nc", tree)
     _draw(path / "figures", comparison, base)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from pyroae import cli
+from pyroae.commands.evaluation_files import evaluations_of
+from pyroae.runs.run import Run
 
 SMALL = ["--latent", "2", "--hidden", "10", "--epochs", "3", "--kl-warmup", "1", "--seed", "4"]
 
@@ -40,6 +42,20 @@ def test_the_figures_are_the_same(tmp_path: Path, capsys: Any) -> None:
     assert "has the figures of" in capsys.readouterr().out
     assert figures(tmp_path / "run-again") == figures(run)
     assert len(figures(run)) > 6
+
+
+def test_every_evaluation_is_repeated(tmp_path: Path, capsys: Any) -> None:
+    """Of different data, of the same figure twice, and one of an earlier version."""
+    run = made(tmp_path / "run")
+    for options in (
+        ["--split", "valid", "--num-data", "10", "--num-particles", "20"],
+        ["--num-particles", "50", "--num-data", "40", "--seed", "3"],
+    ):
+        assert cli.main(["evaluate", str(run), *options]) == 0
+    assert [one["seed"] for one in evaluations_of(Run(run))] == [0, 3]
+    assert cli.main(["reproduce", str(run)]) == 0
+    assert figures(tmp_path / "run-again") == figures(run)
+    assert {row["split"] for row in figures(run)} == {"test", "valid"}
 
 
 def test_a_figure_that_differs_is_named(tmp_path: Path, capsys: Any) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from pyroae import EvaluationSettings, evaluate, load_run, plots
 from pyroae.cli import main
+from pyroae.commands.evaluation_files import evaluations_of
 from pyroae.errors import DataError
 from pyroae.evaluation.summary import Evaluation, Result
 from pyroae.runs.run import Run
@@ -64,11 +65,14 @@ def test_all_evaluates_the_snapshots_and_the_kept_weights(
 ) -> None:
     given = ["evaluate", str(run), *LIKELIHOOD]
     assert main(given) == 0
-    kept, options = Run(run).results(), (run / "evaluation.yaml").read_text()
+    kept, options = Run(run).results(), evaluations_of(Run(run))
     capsys.readouterr()
     assert main([*given, "--checkpoint", "all"]) == 0
-    assert same_figures(Run(run).results(), kept)
-    assert (run / "evaluation.yaml").read_text() == options  # `reproduce` repeats the kept weights
+    results = Run(run).results()
+    assert same_figures([r for r in results if r.checkpoint == "last, epoch 4"], kept)
+    snapshots = {"epoch-0000", "epoch-0001", "epoch-0003"}
+    assert {r.checkpoint for r in results} == snapshots | {"last, epoch 4"}
+    assert evaluations_of(Run(run)) == [*options, {**options[0], "checkpoint": "all"}]
     table = rows(run / "along_training.csv")
     assert [(row["epoch"], row["kept"]) for row in table] == [
         ("0", "false"),
@@ -91,8 +95,11 @@ def test_each_row_is_that_of_the_snapshot_alone(run: Path) -> None:
     table = {row["epoch"]: row for row in rows(run / "along_training.csv")}
     for name in ("epoch-1", "3"):
         assert main([*given, "--checkpoint", name]) == 0
+        epoch = name.removeprefix("epoch-")
         for result in Run(run).results():
-            written = table[name.removeprefix("epoch-")][result.name]
+            if result.checkpoint != f"epoch-{int(epoch):04d}":
+                continue
+            written = table[epoch][result.name]
             assert float(written) == result.estimate, result.name
     loaded = load_run(run)
     assert loaded.data.test is not None

@@ -142,9 +142,10 @@ def test_overwriting_removes_the_run_and_nothing_else(run: Run, splits: Splits) 
 
 
 def test_results(run: Run) -> None:
+    part = ("mnist", "test", "best")
     results = [
-        Result("nll", 92.1, 0.8, 1000, 5000, 3.2, "is", 0.01, "mnist", "test", "best"),
-        Result("active_units", 19.0, math.nan, 1000, 0, 1.0),
+        Result("nll", 92.1, 0.8, 1000, 5000, 3.2, "is", 0.01, *part),
+        Result("active_units", 19.0, math.nan, 1000, 0, 1.0, "guide", math.nan, *part),
     ]
     run.write_results(results)
     rows = json.loads((run.path / "results.json").read_text())
@@ -163,6 +164,9 @@ def test_results(run: Run) -> None:
     }
     assert rows[1]["se"] is None
     assert str(run.results()) == str(results)
+    again = Result("nll", 92.2, 0.8, 1000, 5000, 3.2, "is", 0.01, *part)
+    run.write_results([again])
+    assert str(run.results()) == str([again, results[1]])
     (run.path / "results.json").write_text("{")
     with pytest.raises(RunError, match="cannot be read"):
         run.results()

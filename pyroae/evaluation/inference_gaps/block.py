@@ -132,13 +132,19 @@ class BlockGaps:
     families: dict[Family, FamilyGaps]
 
 
-def block_gaps(block: Block, families: Sequence[Family], log_px: PerDatum | None) -> BlockGaps:
+def block_gaps(
+    block: Block,
+    families: Sequence[Family],
+    log_px: PerDatum | None,
+    elbo: PerDatum | None = None,
+) -> BlockGaps:
     """Compute all quantities of a block.
 
     Args:
         block: The programs and data.
         families: Names of families.
         log_px: log p(x) of the data of the block; None for importance sampling.
+        elbo: L[q] of the guide; None for draws of the guide.
 
     Returns:
         The quantities of each datum, on the CPU.
@@ -146,7 +152,8 @@ def block_gaps(block: Block, families: Sequence[Family], log_px: PerDatum | None
     full, fits = block.fits(families)
     proposals = [] if log_px is not None else [full.inflated(INFLATION)]
     weights = block.local_weights([*fits.values(), *proposals])
-    elbo = PerDatum.over_draws(block.guide_weights().cpu())
+    if elbo is None:
+        elbo = PerDatum.over_draws(block.guide_weights().cpu())
     likelihood = _importance_sampled(weights.pop()) if log_px is None else Likelihood(log_px)
     by_family = {
         name: _family_gaps(fit, log_weight.cpu(), elbo, likelihood)

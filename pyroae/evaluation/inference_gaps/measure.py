@@ -26,6 +26,7 @@ def gaps(
     x: Data,
     *,
     log_px: KnownLikelihood | Tensor | None = None,
+    elbo: PerDatum | None = None,
     families: Sequence[Family] = FAMILIES,
     num_particles: int = 2000,
     steps: int = 100,
@@ -49,6 +50,8 @@ def gaps(
         log_px: An estimate, such as that of `log_likelihood` or `quadrature`, or exact values
             `[N]`, in nats. With None, importance sampling with the full-rank q* as the proposal,
             its scale multiplied by 1.1.
+        elbo: L[q] of the guide by independent draws, such as the negative `nelbo` of `bound_parts`;
+            None for `num_particles` draws of its own.
         families: Names of families: `"diagonal"`, `"full-rank"`.
         num_particles: Draws per datum for each expectation, at least 2.
         steps: Largest number of steps of each fit.
@@ -62,7 +65,7 @@ def gaps(
         ConfigError: For an unknown family or too few draws.
         UndefinedLikelihoodError: For a Delta guide or an improper prior.
         ProgramError: For discrete or global latents.
-        DataError: Where `log_px` has another length, or a datum has no finite weights.
+        DataError: Where `log_px` or `elbo` has another length, or a datum has no finite weights.
 
     References:
         Cremer, Li and Duvenaud (2018), Inference suboptimality in variational autoencoders.
@@ -85,6 +88,10 @@ def gaps(
         )
     started, args = time.monotonic(), arguments_of(x)
     given = None if log_px is None else _given(log_px, len(args[0]))
+    if elbo is not None and elbo.values.shape != (len(args[0]),):
+        raise DataError(
+            f"elbo is of the shape {tuple(elbo.values.shape)}, where there are {len(args[0])} data"
+        )
     parts = []
     with (
         evaluating(model, guide),
@@ -98,19 +105,20 @@ def gaps(
             for span in spans(len(args[0]), size):
                 block = Block(model, guide, part_of(args, span), nesting, num_particles, steps)
                 known = None if given is None else _rows(given, span)
-                parts.append(block_gaps(block, families, known))
+                bound = None if elbo is None else _rows(elbo, span)
+                parts.append(block_gaps(block, families, known, bound))
                 bar.update(span.stop)
-    elbo = PerDatum.joined([part.elbo for part in parts])
+    bound = PerDatum.joined([part.elbo for part in parts])
     likelihood = PerDatum.joined([part.likelihood.log_px for part in parts])
-    _check_finite(elbo, likelihood)
+    _check_finite(bound, likelihood)
     by_family = {f: FamilyGaps.joined([part.families[f] for part in parts]) for f in families}
     khats = [part.likelihood.khat for part in parts if part.likelihood.khat is not None]
     flags = [part.likelihood.reliable for part in parts if part.likelihood.reliable is not None]
     reliable = torch.cat(flags) if given is None else _says_reliable(log_px, given)
     return Gaps(
-        elbo,
+        bound,
         likelihood,
-        likelihood.minus(elbo),
+        likelihood.minus(bound),
         by_family,
         torch.cat(khats) if khats else None,
         time.monotonic() - started,

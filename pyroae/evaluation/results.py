@@ -1,0 +1,169 @@
+"""One figure of an evaluation, which says what it is of; evaluations united without loss."""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+
+from pyroae.config import AISSettings, EvaluationSettings
+from pyroae.evaluation.labels import rank_of
+
+
+@dataclass(frozen=True)
+class Result:
+    """One figure of an evaluation, a mean over the data.
+
+    Attributes:
+        name: The name, such as `nll` or `rate`.
+        estimate: The value; in nats per datum for bounds, log-likelihoods and gaps.
+        se: The standard error as the mean of a sample of data, Monte-Carlo error included; nan if
+            there is none.
+        num_data: N.
+        num_particles: K, the number of draws or chains per datum; 0 if nothing is drawn.
+        seconds: The time of the method.
+        method: The method, with the settings that tell it from others of its kind, such as
+            `is, guide` or `ais, 1000 distributions`.
+        monte_carlo_se: The standard error for these data, from the draws alone; nan where it is
+            not known or nothing is drawn.
+        data: The name of the data, with a fingerprint if they are not those of the run; empty if
+            they are not known.
+        split: Their part: test, valid or train.
+        checkpoint: The weights, such as `best, epoch 57`; empty if they are not known.
+    """
+
+    name: str
+    estimate: float
+    se: float
+    num_data: int
+    num_particles: int
+    seconds: float
+    method: str = ""
+    monte_carlo_se: float = math.nan
+    data: str = ""
+    split: str = ""
+    checkpoint: str = ""
+
+    @property
+    def identity(self) -> tuple[str | int, ...]:
+        """What the figure is of: another one with the same identity replaces it."""
+        where = (self.data, self.split, self.num_data, self.checkpoint)
+        return (*where, self.name, self.method, self.num_particles)
+
+
+def united(before: Iterable[Result], after: Iterable[Result]) -> list[Result]:
+    """Unite the results of two evaluations.
+
+    Args:
+        before: The results that there are.
+        after: New results, each of which replaces the one of its identity.
+
+    Returns:
+        All results in the order of their data, split, N, weights, name and method: the same for
+        evaluations in any order.
+
+    >>> rows = [Result("nll", 90.0, 1.0, 10, k, 0.1, "is, guide") for k in (50, 5)]
+    >>> [row.num_particles for row in united(rows, [Result("nll", 91.0, 1.0, 10, 5, 0.2)])]
+    [5, 5, 50]
+    """
+    rows = {row.identity: row for row in (*before, *after)}
+    return sorted(rows.values(), key=_order)
+
+
+def shown(rows: Iterable[Result]) -> list[Result]:
+    """Choose the results that a table shows: of each figure and method that with the most draws.
+
+    Args:
+        rows: Results of one part of the data, with the same weights.
+
+    Returns:
+        A part of them, in the order of `united`.
+
+    >>> rows = [Result("nll", 90.0, 1.0, 10, k, 0.1, "is, guide") for k in (50, 5)]
+    >>> [row.num_particles for row in shown(rows)]
+    [50]
+    """
+    best = {(row.name, row.method): row for row in sorted(rows, key=_precision)}
+    return sorted(best.values(), key=_order)
+
+
+def by_name(rows: Iterable[Result]) -> dict[str, Result]:
+    """Choose one result of each name: that with the most draws.
+
+    Args:
+        rows: Results of one part of the data, with the same weights.
+
+    Returns:
+        Results by name. Of equal numbers of draws, that of the method with the larger numbers, such
+        as more distributions, is chosen.
+    """
+    return {row.name: row for row in sorted(rows, key=_precision)}
+
+
+def method_of(method: str, settings: EvaluationSettings) -> str:
+    """Name a method with the settings that tell it from others of its kind.
+
+    Args:
+        method: One of `METHODS`.
+        settings: The settings of the evaluation.
+
+    Returns:
+        The name: the proposal of importance sampling; of annealing the number of distributions and
+        the settings that are not the default.
+
+    >>> method_of("is", EvaluationSettings(retry="local"))
+    'is, guide, retry local'
+    >>> method_of("bdmc", EvaluationSettings(annealing=AISSettings(num_distributions=50)))
+    'bdmc, 50 distributions'
+    """
+    words = [method]
+    if method == "is":
+        words.append(settings.proposal)
+        words += [] if settings.retry is None else [f"retry {settings.retry}"]
+        words += [] if settings.tolerance is None else [f"tolerance {settings.tolerance:g}"]
+    if method in ("ais", "bdmc"):
+        of, usual = settings.annealing, AISSettings()
+        words.append(f"{of.num_distributions} distributions")
+        for name in (f.name for f in fields(of)):
+            value = getattr(of, name)
+            known = name in ("num_chains", "num_distributions")  # K, and above
+            if not known and value != getattr(usual, name):
+                words.append(name if value is True else f"{name} {value}")
+    return ", ".join(words)
+
+
+def settings_in(method: str) -> str:
+    """Return the settings in the name of a method.
+
+    Args:
+        method: A text of `method_of`.
+
+    Returns:
+        The text after the name of the method; empty if there is none.
+
+    >>> settings_in("ais, 50 distributions"), settings_in("exact")
+    ('50 distributions', '')
+    """
+    return method.partition(", ")[2]
+
+
+def precision(method: str, num_particles: int) -> tuple[int, Sequence[float], str]:
+    """Return a key by which the estimate with the most draws is the last.
+
+    Args:
+        method: The method, as of `method_of`.
+        num_particles: K.
+
+    Returns:
+        A key to sort by: K, the numbers in the method, and the method.
+    """
+    numbers = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", method)]
+    return num_particles, numbers, method
+
+
+def _precision(row: Result) -> tuple[int, Sequence[float], str]:
+    return precision(row.method, row.num_particles)
+
+
+def _order(row: Result) -> tuple[object, ...]:
+    where = (row.data, row.split, -row.num_data, row.checkpoint)
+    return (*where, rank_of(row.name), row.method, row.num_particles)
