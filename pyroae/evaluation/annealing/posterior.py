@@ -46,7 +46,8 @@ def systematic(log_weights: Tensor, uniform: Tensor) -> Tensor:
     total = log_weights.double().softmax(0).cumsum(0)
     share = (total / total[-1]).T.contiguous()
     at = (torch.arange(count, device=uniform.device) + uniform.double()[:, None]) / count
-    return torch.searchsorted(share, at, right=True).clamp_max(count - 1).T
+    below_one = at.clamp_max(1 - torch.finfo(at.dtype).eps)  # the sum may have been rounded up
+    return torch.searchsorted(share, below_one, right=True).clamp_max(count - 1).T
 
 
 @dataclass
