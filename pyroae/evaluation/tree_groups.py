@@ -20,6 +20,7 @@ from pyroae.evaluation.blocks import CHUNK, blocks
 from pyroae.evaluation.checks import filled, is_one
 from pyroae.programs.datum_values import by_datum, in_program
 from pyroae.programs.execution import trace_program
+from pyroae.programs.model_sums import MAY_BE_SUMMED
 from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.particles import is_draw
 from pyroae.programs.sites import Program, Site, base_distribution
@@ -294,8 +295,8 @@ class _Drawn(UnconditionMessenger):
 def _simulated(
     model: Program, traces: Traces, args: tuple[Tensor, ...], seen: poutine.Trace | None
 ) -> Mapping[str, Any]:
-    """The sites of a run of the model that draws x, and z where it is not given."""
-    whole = poutine.infer_config(model, lambda site: {"enumerate": None})
+    """The sites of a run of the model that draws x, and z where it is not given; none is summed."""
+    whole = poutine.infer_config(model, lambda site: {"enumerate": None, MAY_BE_SUMMED: False})
     program = _Drawn(drawable(traces))(whole)
     return trace_program(program, args, {}, traces.num_particles, traces.nesting, seen).nodes
 
