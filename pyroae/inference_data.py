@@ -161,7 +161,8 @@ def to_datatree(
         if count:
             groups |= prior_datasets(names, prior_groups(model, args, count))
         if posterior:
-            kept = spread(*next(iter(posterior.values())).shape[:2], count)
+            num_chains, each = next(iter(posterior.values())).shape[:2]
+            kept = spread(num_chains, each, count)
             found = posterior_groups(model, guide, args, posterior, kept)
             groups |= posterior_datasets(names, posterior, *found, kept)
     if annealed is not None:

@@ -1,5 +1,6 @@
 """Annealing of one block of data, in stages that can be saved after any move and resumed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -106,6 +107,7 @@ class Block:
 
         self.result = BlockResult.from_tensors(on_device(snapshot["found"]))
         self.random = snapshot["random"]
+        stages: dict[str, Callable[..., Pilot | Chains | Draws]]
         stages = {"log_step": Pilot, "log_weight": Chains, "kept": Draws}
         stage = next(stages[name] for name in snapshot["state"] if name in stages)
         point = Point(**on_device(snapshot["point"]))
