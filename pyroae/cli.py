@@ -28,6 +28,7 @@ from pyroae.config import (
     parse_yaml,
     read_yaml,
 )
+from pyroae.config.evaluation import POSTERIOR_DRAWS
 from pyroae.errors import InterruptedRunError, PyroaeError
 from pyroae.names import import_all, located, names_of
 
@@ -252,7 +253,7 @@ def _evaluate(evaluate: Parser) -> None:
     _add_run(evaluate)
     evaluate.settings("part", Part)
     evaluate.settings("settings", EvaluationSettings)
-    evaluate.settings("settings", AISSettings)
+    evaluate.settings("settings", AISSettings, posterior_draws=POSTERIOR_DRAWS)
     _add_int(evaluate, "--devices", "processes that importance sampling and annealing share", 1)
     _add_int(evaluate, "--num-nodes", "machines", 1)
 

@@ -1,32 +1,43 @@
 """Convert results to ArviZ DataTrees with named dimensions and units."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
 from pyroae.data.image_channels import channel_axis
-from pyroae.errors import ProgramError
-from pyroae.evaluation.blocks import CHUNK, Data, blocks
-from pyroae.evaluation.checks import check_terms, filled
+from pyroae.evaluation.annealing.estimates import AISEstimate
+from pyroae.evaluation.blocks import Data
+from pyroae.evaluation.checks import check_terms
 from pyroae.evaluation.gradient_lab.slopes import SNRCurve
 from pyroae.evaluation.gradient_lab.statistics import GradientStatistics
+from pyroae.evaluation.tree_datasets import (
+    Dimensions,
+    per_datum,
+    posterior_datasets,
+    prior_datasets,
+    sample_stats,
+)
+from pyroae.evaluation.tree_groups import (
+    Arrays,
+    Group,
+    guide_groups,
+    posterior_groups,
+    prior_groups,
+)
 from pyroae.programs.arguments import structure_of
 from pyroae.programs.context import evaluating
-from pyroae.programs.paired_traces import Traces
-from pyroae.programs.sites import PARTICLES, Program, Site, plates_of
-from pyroae.programs.traces import run
+from pyroae.programs.sites import Program
 from pyroae.runtime.randomness import fork_random
-from pyroae.weights import reduce_log_weights
 
 if TYPE_CHECKING:
     from xarray import DataTree
 
 
-Arrays = dict[str, np.ndarray]
-"""Arrays by name."""
+PREDICTIVE_BYTES, MOST_PREDICTIVE = 2**24, 100
+"""By default the draws of x in a predictive group take so many bytes, and are at most so many."""
 
 
 _NATS = "nats per datum"
@@ -61,26 +72,40 @@ def to_datatree(
     shape: tuple[int, ...] = (),
     statistics: Mapping[str, Tensor] | None = None,
     simulated: Mapping[str, Tensor] | None = None,
+    annealed: AISEstimate | None = None,
+    posterior: Mapping[str, Tensor] | None = None,
     num_draws: int = 100,
+    num_predictive: int | None = None,
     seed: int | None = None,
     **kwargs: Any,
 ) -> "DataTree":
-    """Draw from the guide at each datum, and return draws and log-weights as a DataTree.
+    """Collect draws of z and x, log-densities and statistics in a DataTree of ArviZ's schema.
 
-    The draws are from the guide, not from the posterior: weight them by exp(log_weight). There is
-    no group log_likelihood, and `arviz.loo` refuses the tree: as z is local, leaving out x_n would
-    estimate p(x_n) by the harmonic mean of p(x_n|z), which is wrong under the guide and has a large
-    or infinite variance under the posterior. `to_elpd` gives ArviZ the held-out log p(x).
+    The group posterior holds draws of p(z|x), all of equal weight: those of `annealed`, or
+    `posterior`. Without either it is missing, and `arviz.summary` has nothing to summarize. Draws
+    of the guide are in the group guide. They are independent, with the one dimension sample that
+    `arviz_base.from_numpyro_svi` has, and have weights: exp(log_weight) of sample_stats_guide.
+    There is no group log_likelihood, and `arviz.loo` refuses the tree: as z is local, leaving out
+    x_n would estimate p(x_n) by the harmonic mean of p(x_n|z), which has a large or infinite
+    variance. `to_elpd` gives ArviZ the held-out log p(x).
 
-    The groups are
+    The groups, with further dimensions of nested plates and events after datum:
 
-    - posterior: latent sites, with the dimensions chain, draw, datum, one for each nested plate,
-      and latent;
-    - sample_stats: log_weight = log_lik + log_prior − log_post, with log_lik = log p(x|z);
-    - observed_data: the tensors among the arguments, with the dimensions datum and pixel, by their
-      names in dicts and as keyword arguments, otherwise x, x_1, …;
-    - per_datum: `statistics`;
-    - simulated: the statistics of simulated data.
+    - posterior: z ~ p(z|x), by site (chain, draw, datum);
+    - sample_stats: of annealing, log_weight before resampling (weighted_chain, datum), its ess, the
+      acceptance_rate of the moves between draws, and whether these are unreliable (datum);
+    - log_prior: log p(z) of each site at the posterior draws (chain, draw, datum);
+    - posterior_predictive: x ~ p(x|z) from some of the posterior draws (chain, draw, datum);
+    - prior, prior_predictive: (z, x) ~ p(z) p(x|z) (chain, draw, datum);
+    - guide: z ~ q(z|x) (sample, datum);
+    - sample_stats_guide: log_weight = log_lik + log_prior − log_q, with log_lik = log p(x|z)
+      (sample, datum);
+    - observed_data: the tensors among the arguments (datum, pixel), by their names in dicts and as
+      keyword arguments, otherwise x, x_1, …, and the observed sites by theirs;
+    - per_datum: `statistics`; simulated: the statistics of simulated data.
+
+    What cannot be made is left out: the prior groups of a flat prior; x of factors, of scaled sites
+    and of counts that are given their total; x from posterior draws where sites are summed out.
 
     Args:
         model: The Pyro program p(z) p(x|z).
@@ -90,7 +115,12 @@ def to_datatree(
         shape: The shape of an image, which gives each pixel a row and a column, and a channel.
         statistics: Per-datum statistics by name, `[N]` each, such as log_px.
         simulated: Per-datum statistics of simulated data by name, `[N]` each.
-        num_draws: The number of draws per datum.
+        annealed: The result of `ais` for these data.
+        posterior: Other draws of p(z|x) by site, `[C, S, N, ...]`; by default those of `annealed`.
+        num_draws: The number of draws of the guide per datum.
+        num_predictive: The number of draws per datum in prior, prior_predictive and
+            posterior_predictive, or somewhat fewer in the last; 0 leaves the three out. By default
+            as many as take 16 MiB in each of the last two, at least 1 and at most 100.
         seed: The seed of the draws. The state of the caller's generators is restored.
         kwargs: Keyword arguments of the programs: tensors `[N, ...]` and constants.
 
@@ -100,47 +130,67 @@ def to_datatree(
     Raises:
         ProgramError: For a latent site outside the data plate, which has no value for each datum,
             and for scales and masks of latent sites; with the name of the site.
+        ConfigError: For posterior draws of other sites or data than those of the model.
 
     >>> import torch
-    >>> from pyroae import zoo
-    >>> system = zoo.ppca(4, latent=2)
-    >>> tree = to_datatree(system.model, system.guide, torch.zeros(3, 4), num_draws=5)
+    >>> from pyroae import AISSettings, ais, zoo
+    >>> system, x = zoo.ppca(4, latent=2), torch.zeros(3, 4)
+    >>> settings = AISSettings(4, 20, leapfrog_steps=3, posterior_draws=5)
+    >>> annealed = ais(system.model, None, x, settings=settings, seed=0)
+    >>> tree = to_datatree(system.model, system.guide, x, annealed=annealed, num_draws=5)
     >>> dict(tree["posterior"]["z"].sizes)
-    {'chain': 1, 'draw': 5, 'datum': 3, 'latent': 2}
+    {'chain': 4, 'draw': 5, 'datum': 3, 'latent': 2}
+    >>> dict(tree["guide"]["z"].sizes)
+    {'sample': 5, 'datum': 3, 'latent': 2}
     """
-    import arviz_base
-
     structure = structure_of(x, kwargs, model)
     model, guide, args = structure(model), structure(guide), structure.tensors
-    rows, count = max(1, CHUNK // max(256, args[0][0].numel()) // num_draws), len(args[0])
+    if posterior is None:
+        posterior = {} if annealed is None else annealed.posterior
     check_terms(model, guide, args, "parts")
     with evaluating(model, guide), fork_random(args[0].device, seed):
-        parts = [
-            _draw(filled(run(model, guide, part, {}, num_draws))) for part in blocks(args, rows)
-        ]
-    draws, densities = _concatenated(parts)
-    observed = {
-        name: tensor.detach().cpu().reshape(count, -1).numpy()
-        for name, tensor in structure.named().items()
-    }
-    width = args[0][0].numel()
-    tree = arviz_base.from_dict(
-        {
-            "posterior": draws,
-            "sample_stats": densities,
-            "observed_data": observed,
-        },
-        dims={
-            **_latent_dims(draws, parts[0][2]),
-            **{name: ["datum", _pixel_dim(name, v, width)] for name, v in observed.items()},
-            **{name: ["datum"] for name in densities},
-        },
-        coords={"datum": np.arange(count), "pixel": np.arange(width)},
-    )
+        draws, densities, sites = guide_groups(model, guide, args, num_draws)
+        observed = _observed(structure.named(), sites)
+        names = Dimensions(observed, draws, args[0])
+        groups = {
+            "guide": names.dataset(draws.arrays, "sample"),
+            "sample_stats_guide": names.dataset(densities, "sample"),
+            "observed_data": names.dataset(observed),
+        }
+        count = _num_predictive(sites) if num_predictive is None else num_predictive
+        if count:
+            groups |= prior_datasets(names, prior_groups(model, args, count))
+        if posterior:
+            num_chains, each = next(iter(posterior.values())).shape[:2]
+            kept = spread(num_chains, each, count)
+            found = posterior_groups(model, guide, args, posterior, kept)
+            groups |= posterior_datasets(names, posterior, *found, kept)
+    if annealed is not None:
+        groups["sample_stats"] = sample_stats(annealed)
     for group, columns in (("per_datum", statistics), ("simulated", simulated)):
         if columns:
-            tree[group] = _per_datum(columns)
-    return _with_coordinates(tree, labels, shape)
+            groups[group] = per_datum(columns)
+    return _tree(groups, labels, shape)
+
+
+def spread(num_chains: int, num_draws: int, total: int) -> tuple[np.ndarray, np.ndarray]:
+    """Choose chains and draws that are far apart.
+
+    Args:
+        num_chains: C.
+        num_draws: S.
+        total: How many pairs of a chain and a draw, at most.
+
+    Returns:
+        Indices of chains and of draws, both ascending; all pairs of them are meant.
+
+    >>> spread(4, 10, 8), spread(4, 10, 2)
+    ((array([0, 1, 2, 3]), array([4, 9])), (array([0, 2]), array([9])))
+    """
+    count = min(num_chains, total)
+    chains = np.arange(count) * num_chains // max(count, 1)
+    each = min(num_draws, total // num_chains) or 1
+    return chains, (np.arange(each) + 1) * num_draws // each - 1
 
 
 def gradients_to_datatree(
@@ -267,90 +317,38 @@ def _arrays(
     return arrays
 
 
-def _concatenated(parts: Sequence[tuple[Arrays, Arrays, Any]]) -> tuple[Arrays, Arrays]:
-    """Draws and log-densities of all blocks, with a dimension of size 1 for the chain."""
-    draws, densities = (
-        {name: np.concatenate([part[i][name] for part in parts], 1)[None] for name in parts[0][i]}
-        for i in (0, 1)
-    )
-    return draws, densities
+def _observed(arguments: Mapping[str, Tensor], sites: Group) -> Arrays:
+    """Arguments and observed sites as rows `[N, pixels]`.
 
-
-def _per_datum(columns: Mapping[str, Tensor]) -> Any:
-    """Statistics `[N]` by name as a Dataset with the dimension datum."""
-    import arviz_base
-
-    arrays = {name: values.detach().cpu().numpy() for name, values in columns.items()}
-    return arviz_base.dict_to_dataset(
-        arrays,
-        sample_dims=[],
-        dims={name: ["datum"] for name in arrays},
-        coords={"datum": np.arange(len(next(iter(arrays.values()))))},
-    )
-
-
-def _draw(traces: Traces) -> tuple[Arrays, Arrays, dict[str, list[str]]]:
-    """Latent values `[K, N, ...]`, parts of the log-weights `[K, N]`, and nested plates by site."""
-    weights = reduce_log_weights(traces)
-    count, draws, plates = traces.num_particles, {}, {}
-    for name, site in traces.sites(traces.guide, observed=False):
-        if not traces.is_local(site):
-            raise ProgramError(
-                f"the latent site '{name}' lies outside the data plate: it has no value for each "
-                "datum"
-            )
-        value, plates[name] = _by_datum(traces, site)
-        array = value.float().cpu().numpy()
-        draws[name] = np.broadcast_to(array, (count, *array.shape[1:]))
-    densities = {
-        name: getattr(weights, name).cpu().numpy()
-        for name in ("log_lik", "log_prior", "log_post", "log_weight")
+    An argument of the name of a site that has other values is renamed.
+    """
+    rows = {
+        name: value.detach().cpu().reshape(len(value), -1).numpy()
+        for name, value in arguments.items()
     }
-    return draws, densities, plates
+    for name, values in sites.arrays.items():
+        own = values[0].reshape(len(values[0]), -1)
+        same = name in rows and np.array_equal(rows[name].astype(own.dtype), own, equal_nan=True)
+        if name in rows and not same:
+            rows[f"{name}_argument"] = rows.pop(name)
+        if not same:
+            rows[name] = own
+    return rows
 
 
-def _by_datum(traces: Traces, site: Site) -> tuple[Tensor, list[str]]:
-    """The value of a site as `[K or 1, N, nested plates, event]`, and the names of those plates."""
-    batch, event = site["fn"].batch_shape, site["fn"].event_shape
-    frames = {frame.dim: frame.name for frame in plates_of(site)}
-    data = None if traces.plate is None else traces.plate.dim
-    nested = [dim for dim in range(-len(batch), 0) if dim in frames and dim != data]
-    first = traces.num_particles > 1 and any(
-        frame.name == PARTICLES for frame in site["cond_indep_stack"]
-    )
-    dims = [*([-len(batch)] if first else []), *([] if data is None else [data]), *nested]
-    value = site["value"].expand(*batch, *event)
-    order = [dim + len(batch) for dim in dims]
-    # dimensions of one element, of plates that the site is not in
-    rest = [i for i in range(len(batch)) if i not in order]
-    sizes = [batch[i] for i in order]
-    value = (
-        value.permute(*order, *rest, *range(len(batch), value.dim()))
-        .reshape(*sizes, -1, *event)
-        .squeeze(len(order))
-    )
-    value = value if data is not None else value.unsqueeze(int(first))
-    return value if first else value.unsqueeze(0), [frames[dim] for dim in nested]
+def _num_predictive(sites: Group) -> int:
+    """As many draws of x as take `PREDICTIVE_BYTES`."""
+    size = sum(values[0].size for values in sites.arrays.values()) * np.dtype(np.float32).itemsize
+    return max(1, min(MOST_PREDICTIVE, PREDICTIVE_BYTES // max(1, size)))
 
 
-def _latent_dims(draws: Arrays, plates: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """The dimensions of each latent site, those of chain and draw left out."""
-    dims = {}
-    for name, values in draws.items():
-        prefix = "latent" if len(draws) == 1 else f"{name}_latent"
-        count = values.ndim - 3 - len(plates[name])
-        events = [prefix] if count == 1 else [f"{prefix}_{i}" for i in range(count)]
-        dims[name] = ["datum", *plates[name], *events]
-    return dims
+def _tree(groups: Mapping[str, Any], labels: np.ndarray | None, shape: tuple[int, ...]) -> Any:
+    """Add labels of the data, and rows, columns and channels of pixels.
 
+    Simulated data have no labels.
+    """
+    from xarray import DataTree
 
-def _pixel_dim(name: str, values: np.ndarray, width: int) -> str:
-    """The dimension of the elements of a datum: "pixel" for tensors as wide as the first one."""
-    return "pixel" if values.shape[1] == width else f"{name}_pixel"
-
-
-def _with_coordinates(tree: Any, labels: np.ndarray | None, shape: tuple[int, ...]) -> Any:
-    """Add labels, and rows, columns and channels of pixels; simulated data have no labels."""
     extra: dict[str, Any] = {} if labels is None else {"label": ("datum", np.asarray(labels))}
     axis, names = channel_axis(shape), ["row", "column"]
     if len(shape) == 2 or axis is not None:
@@ -358,14 +356,13 @@ def _with_coordinates(tree: Any, labels: np.ndarray | None, shape: tuple[int, ..
             names.insert(axis, "channel")
         places = np.unravel_index(np.arange(math.prod(shape)), shape)
         extra |= {name: ("pixel", place) for name, place in zip(names, places, strict=True)}
-    for group in tree.groups:
-        data = tree[group].to_dataset()
-        unlabelled = group.strip("/") == "simulated"
+    complete = {}
+    for group, data in groups.items():
+        unlabelled = group in ("simulated", "prior", "prior_predictive")
         fitting = {
             name: coord
             for name, coord in extra.items()
             if coord[0] in data.dims and not (unlabelled and name == "label")
         }
-        if fitting:
-            tree[group] = data.assign_coords(fitting)
-    return tree
+        complete[group] = data.assign_coords(fitting)
+    return DataTree.from_dict(complete)

@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -21,6 +20,7 @@ from pyroae.errors import ConfigError, unknown_name
 from pyroae.nn import MAPS, MLP, Conv, Linear, Map, Tied
 from pyroae.programs.named import program_named
 from pyroae.registry import Registry
+from pyroae.runtime.memory import machine_memory
 
 Data = Dataset | int | tuple[int, ...]
 """A data set, at whose mean the decoder's output starts, or the shape of one datum."""
@@ -889,11 +889,7 @@ def refuse_too_large(config: RunConfig, features: int) -> None:
     widths = [features, *(config.hidden or ()), *latent]
     weights = 16 * 2 * sum(one * other for one, other in pairwise(widths))
     draws = 4 * config.num_particles * config.batch_size * max(widths)
-    memory = (
-        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if hasattr(os, "sysconf")
-        else 2**62
-    )
+    memory = machine_memory()
     for what, size in (
         ("weights, gradients and moments of maps of these widths (hidden, latent)", weights),
         (

@@ -330,14 +330,14 @@ def test_evaluators_of_linear_gaussian_programs(d: Gaussian) -> None:
     tree: Any = to_datatree(*pair, args, num_draws=5, seed=d.seed)
     names = [f"z{i}" for i in range(len(d.sizes))]
     z = torch.cat(
-        [torch.as_tensor(tree["posterior"][n].values[0]).reshape(5, d.num_data, -1) for n in names],
+        [torch.as_tensor(tree["guide"][n].values).reshape(5, d.num_data, -1) for n in names],
         -1,
     )
     ratio = torch.stack([p.log_prob(z[:, n]) for n, p in enumerate(posteriors)], 1) - q.log_prob(z)
     close(
-        torch.as_tensor(tree["sample_stats"]["log_weight"].values[0]), log_px + ratio, 1e-5
+        torch.as_tensor(tree["sample_stats_guide"]["log_weight"].values), log_px + ratio, 1e-5
     )  # z is kept in single precision
-    close(torch.as_tensor(tree["sample_stats"]["log_prior"].values[0]), prior.log_prob(z), 1e-5)
+    close(torch.as_tensor(tree["sample_stats_guide"]["log_prior"].values), prior.log_prob(z), 1e-5)
 
 
 @FEW

@@ -181,7 +181,7 @@ def test_encode(run: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose([[float(r["z0"]), float(r["z1"])] for r in rows], values, rtol=1e-6)
     assert {r["label"] for r in rows} <= set("0123456789")
     tree = arviz.from_netcdf(tmp_path / "z.nc")
-    assert dict(tree["posterior"]["z"].sizes) == {"chain": 1, "draw": 100, "datum": 9, "latent": 2}
+    assert dict(tree["guide"]["z"].sizes) == {"sample": 100, "datum": 9, "latent": 2}
     tree.close()
 
 

@@ -42,19 +42,19 @@ def test_holds_draws_weights_data_and_labels(tmp_path: Path) -> None:
     pyro.set_rng_seed(1)
     vae.eval()
     weights = log_weights(vae.model, vae.guide, x, num_particles=7)
-    assert values(tree, "posterior", "z").dims == ("chain", "draw", "datum", "latent")
-    assert values(tree, "posterior", "z").shape == (1, 7, 20, 3)
+    assert values(tree, "guide", "z").dims == ("sample", "datum", "latent")
+    assert values(tree, "guide", "z").shape == (7, 20, 3)
     np.testing.assert_allclose(
-        values(tree, "sample_stats", "log_lik")[0], weights.log_lik.detach(), rtol=1e-6
+        values(tree, "sample_stats_guide", "log_lik"), weights.log_lik.detach(), rtol=1e-6
     )
     np.testing.assert_allclose(
-        values(tree, "sample_stats", "log_weight")[0],
+        values(tree, "sample_stats_guide", "log_weight"),
         weights.log_weight.detach(),
         rtol=1e-5,
         atol=1e-5,
     )
     np.testing.assert_array_equal(values(tree, "observed_data", "x"), x)
-    np.testing.assert_array_equal(values(tree, "posterior", "label"), digits.labels[:20])
+    np.testing.assert_array_equal(values(tree, "guide", "label"), digits.labels[:20])
     np.testing.assert_array_equal(values(tree, "per_datum", "log_px"), estimate.log_px)
     assert values(tree, "observed_data", "column").values[:9].tolist() == [
         0,
@@ -70,7 +70,7 @@ def test_holds_draws_weights_data_and_labels(tmp_path: Path) -> None:
 
     tree.to_netcdf(tmp_path / "evaluation.nc", engine="h5netcdf")
     again = arviz.from_netcdf(tmp_path / "evaluation.nc")
-    np.testing.assert_array_equal(values(again, "posterior", "z"), values(tree, "posterior", "z"))
+    np.testing.assert_array_equal(values(again, "guide", "z"), values(tree, "guide", "z"))
     np.testing.assert_array_equal(values(again, "per_datum", "label"), digits.labels[:20])
     again.close()
 
@@ -83,23 +83,22 @@ def test_arviz_plots_draws_it() -> None:
 
     vae = zoo.vae(4, latent=2)
     tree = to_datatree(vae.model, vae.guide, torch.zeros(2, 4), num_draws=50, seed=0)
-    drawn = arviz_plots.plot_dist(tree, backend="matplotlib")
+    drawn = arviz_plots.plot_dist(tree, group="guide", sample_dims=["sample"], backend="matplotlib")
     assert len(drawn.viz["plot"]["z"].values.ravel()) == 4  # a panel for each datum and latent unit
 
 
 def test_slices_make_no_difference_to_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyroae.inference_data.CHUNK", 256 * 12)
+    monkeypatch.setattr("pyroae.evaluation.tree_groups.CHUNK", 256 * 12)
     vae = zoo.vae(4, latent=2)
     tree = to_datatree(
         vae.model, vae.guide, torch.rand(10, 4).round(), num_draws=5
     )  # two data at a time
-    assert dict(values(tree, "posterior", "z").sizes) == {
-        "chain": 1,
-        "draw": 5,
+    assert dict(values(tree, "guide", "z").sizes) == {
+        "sample": 5,
         "datum": 10,
         "latent": 2,
     }
-    assert len(np.unique(values(tree, "posterior", "z"))) == 100
+    assert len(np.unique(values(tree, "guide", "z"))) == 100
 
 
 def test_point_estimates() -> None:
@@ -107,9 +106,7 @@ def test_point_estimates() -> None:
     x = torch.rand(3, 4)
     tree = to_datatree(point.model, point.guide, x, num_draws=2)
     for draw in range(2):
-        np.testing.assert_allclose(
-            values(tree, "posterior", "z")[0, draw], point.encode(x), rtol=1e-6
-        )
+        np.testing.assert_allclose(values(tree, "guide", "z")[draw], point.encode(x), rtol=1e-6)
 
 
 def test_a_program_with_two_latent_sites() -> None:
@@ -125,10 +122,10 @@ def test_a_program_with_two_latent_sites() -> None:
             pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
     tree = to_datatree(model, guide, torch.arange(3.0), num_draws=4)
-    assert values(tree, "posterior", "a").dims == ("chain", "draw", "datum")
-    assert values(tree, "posterior", "b").dims == ("chain", "draw", "datum", "b_latent")
+    assert values(tree, "guide", "a").dims == ("sample", "datum")
+    assert values(tree, "guide", "b").dims == ("sample", "datum", "b_latent")
     np.testing.assert_allclose(
-        values(tree, "posterior", "a").mean(("chain", "draw")), [0.0, 1.0, 2.0], atol=1e-4
+        values(tree, "guide", "a").mean("sample"), [0.0, 1.0, 2.0], atol=1e-4
     )
 
 
@@ -137,7 +134,7 @@ def test_simulated_data_have_no_labels_of_the_data() -> None:
     system, x = zoo.ppca(4, latent=2), torch.zeros(3, 4)
     lower = {"lower": torch.zeros(5)}
     tree = to_datatree(system.model, system.guide, x, labels=np.arange(3), simulated=lower)
-    assert np.asarray(tree["posterior"]["label"]).tolist() == [0, 1, 2]
+    assert np.asarray(tree["guide"]["label"]).tolist() == [0, 1, 2]
     assert "label" not in tree["simulated"].coords
     assert tree["simulated"]["lower"].shape == (5,)
 
@@ -154,8 +151,8 @@ def test_loo_refuses_the_tree(tmp_path: Path) -> None:
             arviz.loo(one)
         with pytest.raises(TypeError, match="Encountered error"):
             arviz.compare({"one": one, "other": one})
-    parts = tree["sample_stats"]
+    parts = tree["sample_stats_guide"]
     np.testing.assert_allclose(
-        parts["log_weight"], parts["log_lik"] + parts["log_prior"] - parts["log_post"], rtol=1e-5
+        parts["log_weight"], parts["log_lik"] + parts["log_prior"] - parts["log_q"], rtol=1e-5
     )
     again.close()

@@ -24,10 +24,11 @@ from pyroae.commands.snapshots import write_evaluations
 from pyroae.config import ALL, EvaluationSettings, Part, TrainConfig
 from pyroae.data.dataset import Dataset
 from pyroae.distributed.fabric import launch_fabric, share_of
-from pyroae.errors import PyroaeError, RunError
+from pyroae.errors import PyroaeError, RunError, UndefinedLikelihoodError
 from pyroae.evaluation.annealing.estimates import AISEstimate
 from pyroae.evaluation.annealing.rate_distortion import RateDistortion
 from pyroae.evaluation.blocks import Data
+from pyroae.evaluation.exact import exact_posterior_draws
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate
 from pyroae.evaluation.importance.streams import LEAST_ESS, LEAST_FOR_PSIS
 from pyroae.evaluation.labels import picture_of
@@ -189,6 +190,11 @@ def _notes(found: Evaluation) -> list[str]:
                     f"{len(bad)} of {len(annealed.ess)} data, which are not to be trusted: "
                     f"{_shown(bad)}"
                 )
+            if len(bad := annealed.unreliable_posterior.tolist()):
+                notes.append(
+                    f"{name}: the draws of the posterior of {len(bad)} data are not to be trusted: "
+                    f"{_shown(bad)}"
+                )
     if found.annealed is not None:
         notes += _of_rate_distortion(found.annealed)
     if found.quadrature is not None and not bool(found.quadrature.converged.all()):
@@ -296,6 +302,8 @@ def evaluate_run(
         shape=dataset.shape,
         statistics=per_datum(found),
         simulated=simulated(found),
+        annealed=found.annealed,
+        posterior=exact_draws(system, x, found, settings),
         seed=settings.seed,
     )
     if found.annealed is not None and found.annealed.rate_distortion is not None:
@@ -353,6 +361,38 @@ def _evaluated(
         classes=run.condition_names,
     )
     return system, x, found
+
+
+def exact_draws(
+    system: Any, x: Data, found: Evaluation, settings: EvaluationSettings
+) -> dict[str, Tensor] | None:
+    """Draw from p(z|x) in closed form, where annealing has not drawn from it.
+
+    Args:
+        system: The system, or a program.
+        x: Its arguments.
+        found: Its evaluation.
+        settings: The numbers of chains and draws, and the seed.
+
+    Returns:
+        Draws by site; None without the closed form, and where annealing has draws.
+    """
+    along = settings.annealing
+    has_draws = found.annealed is not None and bool(found.annealed.posterior)
+    if has_draws or found.exact is None or not isinstance(system, Autoencoder):
+        return None
+    if not along.posterior_draws:
+        return None
+    try:
+        return exact_posterior_draws(
+            system,
+            *(x if isinstance(x, tuple) else (x,)),
+            num_chains=along.num_chains,
+            num_draws=along.posterior_draws,
+            seed=settings.seed,
+        )
+    except UndefinedLikelihoodError:
+        return None
 
 
 def _device(run: Run, fabric: Fabric | None) -> torch.device:

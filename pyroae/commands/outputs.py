@@ -172,7 +172,7 @@ def reconstruct(run_directory: str, part: Part, out: str | None) -> None:
 
 @own_parameters()
 def encode(run_directory: str, part: Part, out: str | None) -> None:
-    """Write posterior means to .npy, means and labels to .csv, draws with their weights to .nc.
+    """Write posterior means to .npy, means and labels to .csv, draws of q and weights to .nc.
 
     Means of several layers of z are side by side, from the data upwards: columns z0, z1, ...,
     z2_0, z2_1, ....

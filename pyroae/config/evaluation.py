@@ -31,6 +31,10 @@ CHECKPOINTS = ("best", "last", "previous")
 """Names of the weights of a run, beside its snapshots."""
 
 
+POSTERIOR_DRAWS = 20
+"""Draws of the posterior per chain that an evaluation by annealing keeps."""
+
+
 ALL = "all"
 """The name of all snapshots and the weights that the training kept."""
 
@@ -149,6 +153,9 @@ class AISSettings:
         leapfrog_steps: Leapfrog steps of each Hamiltonian move.
         target_acceptance: The mean acceptance probability that step sizes are tuned to.
         double: Whether to run in double precision.
+        posterior_draws: S, draws of p(z|x) that `ais` keeps of each chain after the path; 0 for
+            none.
+        thinning: Hamiltonian moves at β = 1 for each of these draws.
 
     Raises:
         ConfigError: For values out of range and unknown names.
@@ -167,18 +174,34 @@ class AISSettings:
     leapfrog_steps: int = option(10, "annealing: of each Hamiltonian move")
     target_acceptance: float = option(0.65, "annealing: of the moves")
     double: bool = option(False, "annealing: in double precision")
+    posterior_draws: int = option(0, "ais: draws of the posterior to keep per chain; 0: none")
+    thinning: int = option(5, "ais: Hamiltonian moves per draw of the posterior")
 
     def __post_init__(self) -> None:
-        for name in ("num_chains", "num_distributions", "leapfrog_steps"):
+        counts = {"num_chains": 1, "num_distributions": 1, "leapfrog_steps": 1}
+        counts |= {"posterior_draws": 0, "thinning": 1}
+        for name, least in counts.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}")
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigError(
+                    f"{name} must be a whole number of at least {least}, not {value!r}"
+                )
+        if self.posterior_draws and self.num_distributions == 1:
+            raise ConfigError(
+                "posterior_draws needs num_distributions of at least 2: with 1 there are no moves, "
+                "and no step size for draws of the posterior; give posterior_draws=0"
+            )
         if not 0 < self.target_acceptance < 1:
             raise ConfigError(
                 f"target_acceptance must lie between 0 and 1, not {self.target_acceptance!r}"
             )
         one_of("start", str(self.start), STARTS)
         one_of("schedule", str(self.schedule), PATHS)
+
+    @property
+    def posterior_moves(self) -> int:
+        """The number of moves at β = 1 that the posterior draws take."""
+        return self.posterior_draws * self.thinning
 
     @property
     def betas(self) -> list[float]:
@@ -207,7 +230,8 @@ class EvaluationSettings:
         proposal: What importance sampling draws from: guide, prior, wider, heavy-tailed,
             defensive or local.
         retry: The proposal for data whose k̂ is too high; None for no second attempt.
-        annealing: Settings of `ais` and `bdmc`.
+        annealing: Settings of `ais` and `bdmc`; by default with `POSTERIOR_DRAWS` draws of the
+            posterior per chain.
         seed: Seed of the draws.
         checkpoints: A folder in which annealing keeps its work, from which a stopped one resumes.
         compile: Whether `is`, `ais` and `bdmc` are compiled code; "auto" where it pays.
@@ -232,7 +256,9 @@ class EvaluationSettings:
     )
     proposal: str = option("guide", "what importance sampling draws from", PROPOSALS)
     retry: str | None = option(None, "the proposal for data whose k̂ is too high", PROPOSALS)
-    annealing: AISSettings = field(default_factory=AISSettings)
+    annealing: AISSettings = field(
+        default_factory=lambda: AISSettings(posterior_draws=POSTERIOR_DRAWS)
+    )
     seed: int = option(0, "of the draws")
     checkpoints: Path | None = None
     compile: bool | str = option(
@@ -271,7 +297,8 @@ class EvaluationSettings:
         methods = values.get("method", own.get("methods"))
         if isinstance(methods, str):
             methods = [name.strip() for name in methods.split(",")]
-        along = {f.name: values[f.name] for f in fields(AISSettings) if f.name in values}
+        along: dict[str, Any] = {"posterior_draws": POSTERIOR_DRAWS}
+        along |= {f.name: values[f.name] for f in fields(AISSettings) if f.name in values}
         along |= dict(values.get("annealing") or {})
         given = {"methods": None if methods is None else tuple(methods)}
         return cls(**{**own, **given, "annealing": AISSettings(**along)})

@@ -1,14 +1,15 @@
-"""Compute log p(x) of linear-Gaussian systems in closed form, with mixtures as priors too."""
+"""Compute log p(x) and draw from p(z|x) of linear-Gaussian systems in closed form."""
 
 import torch
 from torch import Tensor
 
 from pyroae import linear_gaussian
 from pyroae.autoencoder import Autoencoder
-from pyroae.errors import DataError
+from pyroae.errors import DataError, UndefinedLikelihoodError
 from pyroae.evaluation.blocks import CHUNK
 from pyroae.priors import MixtureDistribution
 from pyroae.programs.context import evaluating
+from pyroae.runtime.randomness import fork_random
 
 
 @torch.no_grad()
@@ -47,6 +48,66 @@ def exact_log_likelihood(autoencoder: Autoencoder, x: Tensor, c: Tensor | None =
     """
     mixture = _gaussians(autoencoder)
     parts = autoencoder.linear_gaussian(c) if mixture is None else autoencoder.linear_likelihood(c)
+    flat = _flat(autoencoder, x)
+    weight, bias, scale = (part.double() for part in parts)
+    if mixture is None:
+        return _log_prob(flat, weight, bias, scale).cpu()
+    log_weights, loc, tril = (part.double() for part in mixture)
+    each = _log_prob(flat[:, None], weight @ tril, loc @ weight.t() + bias, scale)
+    return (log_weights + each).logsumexp(-1).cpu()
+
+
+@torch.no_grad()
+def exact_posterior_draws(
+    autoencoder: Autoencoder,
+    x: Tensor,
+    c: Tensor | None = None,
+    *,
+    num_chains: int = 4,
+    num_draws: int = 100,
+    seed: int | None = None,
+) -> dict[str, Tensor]:
+    """Draw from the posterior of a linear-Gaussian system, independently.
+
+        z|x ~ N(M⁻¹Wᵀ(x − b), σ²M⁻¹),   M = WᵀW + σ²I
+
+    Given some features only, W and b have their rows only.
+
+    Args:
+        autoencoder: A system with a standard normal prior, one layer of z, a linear decoder
+            z ↦ W z + b, and a normal likelihood with scale σ.
+        x: Data `[N, ...]`.
+        c: The conditions `[N, C]` of a conditional system.
+        num_chains: C, parts of the draws that ArviZ may compare.
+        num_draws: S, draws of each part.
+        seed: Seed of the draws; the caller's generators are then left unchanged.
+
+    Returns:
+        The draws of the site z, `[C, S, N, m]`.
+
+    Raises:
+        UndefinedLikelihoodError: For another system, with the choice that is not linear-Gaussian.
+        DataError: For no data, or a datum that is not finite.
+
+    >>> from pyroae import zoo
+    >>> exact_posterior_draws(zoo.ppca(3, latent=1), torch.zeros(2, 3), num_draws=5)["z"].shape
+    torch.Size([4, 5, 2, 1])
+    """
+    if len(autoencoder.layers) > 1:
+        raise UndefinedLikelihoodError(
+            f"draws in closed form need one layer of z, not {len(autoencoder.layers)}"
+        )
+    weight, bias, scale = (part.double() for part in autoencoder.linear_gaussian(c))
+    flat = _flat(autoencoder, x)
+    observed = None if not flat.isnan().any() else ~flat.isnan()
+    loc, tril = linear_gaussian.posterior(flat, weight, bias, scale, observed)
+    with fork_random(flat.device, seed):
+        noise = torch.randn(num_chains, num_draws, *loc.shape, 1, dtype=loc.dtype).to(loc)
+    return {"z": (loc + (tril @ noise).squeeze(-1)).cpu()}
+
+
+def _flat(autoencoder: Autoencoder, x: Tensor) -> Tensor:
+    """Data as rows `[N, d]`, float64; raises DataError for what has no log p(x)."""
     flat = autoencoder.flat(x).double()
     if not len(flat) or flat.is_meta:
         raise DataError(
@@ -58,12 +119,7 @@ def exact_log_likelihood(autoencoder: Autoencoder, x: Tensor, c: Tensor | None =
         raise DataError(
             f"log p(x) of datum {n} does not exist: its value at the site 'x' is not finite"
         )
-    weight, bias, scale = (part.double() for part in parts)
-    if mixture is None:
-        return _log_prob(flat, weight, bias, scale).cpu()
-    log_weights, loc, tril = (part.double() for part in mixture)
-    each = _log_prob(flat[:, None], weight @ tril, loc @ weight.t() + bias, scale)
-    return (log_weights + each).logsumexp(-1).cpu()
+    return flat
 
 
 def _log_prob(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:

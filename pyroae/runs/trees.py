@@ -37,12 +37,17 @@ SOURCES = {
     "log_px_exact": "nll_exact",
     "log_px_quadrature": "nll_quadrature",
     "log_px_quadrature_error": "nll_quadrature",
+    "rate_distortion": "nll_ais",
     "simulated": "bdmc_gap",
 }
 """The result whose method and K a variable of `per_datum`, or a whole group, has.
 
 A variable with the name of a result has those of that result.
 """
+
+
+OF_DRAWS = ("posterior", "sample_stats", "log_prior", "posterior_predictive")
+"""Groups of the same draws of p(z|x), which come from one evaluation."""
 
 
 def tree_bytes(tree: "DataTree") -> bytes:
@@ -160,7 +165,9 @@ def merged(old: "DataTree | None", new: "DataTree") -> "DataTree":
     """Unite the trees of two evaluations of the same data with the same weights.
 
     A variable of the new tree replaces that of its name, unless the old one has more draws.
-    Variables whose dimensions have other coordinates than those of more draws are left out.
+    Variables whose dimensions have other coordinates than those of more draws are left out. The
+    groups of draws of p(z|x) are all of one evaluation: of annealing rather than of the closed
+    form, and of that with the most draws.
 
     Args:
         old: The tree that there is; None if there is none.
@@ -173,12 +180,23 @@ def merged(old: "DataTree | None", new: "DataTree") -> "DataTree":
 
     if old is None:
         return new
-    groups = {}
+    groups, drawn = {}, max(old, new, key=_draws) if _draws(old) != _draws(new) else new
     for path in sorted({*old.groups, *new.groups}):
-        both: list[Any] = [tree[path] for tree in (old, new) if path in tree.groups]
+        trees = (drawn,) if path.strip("/") in OF_DRAWS else (old, new)
+        both: list[Any] = [tree[path] for tree in trees if path in tree.groups]
+        if not both:
+            continue
         parts = [group.to_dataset(inherit=False) for group in both]
         groups[path] = parts[0] if len(parts) == 1 else _united(*parts)
     return DataTree.from_dict(groups)
+
+
+def _draws(tree: "DataTree") -> tuple[bool, bool, int]:
+    """Whether a tree has draws of p(z|x), whether by annealing, and how many for each datum."""
+    if "posterior" not in tree.children:
+        return False, False, 0
+    sizes = tree["posterior"].sizes
+    return True, "sample_stats" in tree.children, sizes["chain"] * sizes["draw"]
 
 
 def likelihood_in(tree: "DataTree") -> LikelihoodEstimate | None:

@@ -1,6 +1,7 @@
 """Reduce the amount of work done at once when memory runs out."""
 
 import gc
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,17 @@ WORDS = (
     "cublas_status_alloc_failed",
 )
 """Parts of the messages of those errors of torch's allocators that are not OutOfMemoryError."""
+
+
+def machine_memory() -> int:
+    """Return the physical memory of the machine.
+
+    Returns:
+        Bytes; 2⁶² where the system does not tell.
+    """
+    if not hasattr(os, "sysconf"):
+        return 2**62
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

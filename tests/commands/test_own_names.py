@@ -369,7 +369,7 @@ def test_in_python(here: Path) -> None:
         plots.latent_scatter(given, x)
     plots.kl_per_unit(pyroae.diagnose(*pair, x))
     tree = pyroae.to_datatree(*pair, x, num_draws=5)
-    assert tree["posterior"]["z"].sizes["datum"] == len(x[0]) == 9
+    assert tree["guide"]["z"].sizes["datum"] == len(x[0]) == 9
     phi = dict(system.named_parameters())
     groups = pyroae.parameter_groups(*pair, x, phi)
     assert set(groups) >= {"θ", "φ"}

@@ -148,8 +148,8 @@ def test_train_evaluate_gradients_and_reproduce() -> None:
     found = pyroae.log_likelihood(system.model, system.guide, x, num_particles=200, seed=0)
     assert found.nll == pytest.approx(figures("run")["nll"]["estimate"], abs=1e-6)
     tree = pyroae.to_datatree(system.model, system.guide, x, num_draws=5)
-    assert tree["posterior"]["z"].shape == (1, 5, 40, 2)
-    assert float(tree["posterior"]["u"].min()) > 0
+    assert tree["guide"]["z"].shape == (5, 40, 2)
+    assert float(tree["guide"]["u"].min()) > 0
     plots.latent_scatter(system, x)
     plots.samples(system, 4, x=x)
     plots.kl_per_unit(pyroae.diagnose(system.model, system.guide, x))

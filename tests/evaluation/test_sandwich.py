@@ -15,7 +15,7 @@ import torch
 from pyroae import zoo
 from pyroae.cli import main
 from pyroae.config import AISSettings, TrainConfig
-from pyroae.config.evaluation import METHODS, EvaluationSettings
+from pyroae.config.evaluation import METHODS, POSTERIOR_DRAWS, EvaluationSettings
 from pyroae.data.loading import load
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.evaluation.adaptive_quadrature import quadrature
@@ -141,6 +141,8 @@ def test_one_command_does_it_all(runs: Path, capsys: pytest.CaptureFixture[str])
     } <= set(data.data_vars)
     gaps_of = tree["simulated"]["upper"] - tree["simulated"]["lower"]
     np.testing.assert_allclose(float(gaps_of.mean()), results["bdmc_gap"]["estimate"], rtol=1e-5)
+    assert tree["posterior"]["z"].sizes["draw"] == POSTERIOR_DRAWS
+    assert tree["sample_stats"]["log_weight"].dims == ("weighted_chain", "datum")
     tree.close()
     figures = {file.stem for file in (runs / "vae" / "figures").glob("*.png")}
     assert {

@@ -190,14 +190,14 @@ def _gradients(
 def test_to_datatree(line: Line, form: str) -> None:
     expected = to_datatree(line.model, line.guide, (X, Y), num_draws=4, seed=0)
     tree = evaluated(to_datatree, InForm(line, form), form, num_draws=4, seed=0)
-    np.testing.assert_array_equal(tree["posterior"]["z"], expected["posterior"]["z"])
+    np.testing.assert_array_equal(tree["guide"]["z"], expected["guide"]["z"])
     names = {"dict": ["x", "y"], "keywords": ["x", "y"], "keyword": ["x", "y"]}.get(
         form, ["x", "x_1"]
     )
     assert list(tree["observed_data"].data_vars) == names
     assert tree["observed_data"]["x"].dims == ("datum", "pixel")
     np.testing.assert_array_equal(tree["observed_data"][names[1]].squeeze(), Y)
-    assert tree["sample_stats"]["log_lik"].dims == ("chain", "draw", "datum")
+    assert tree["sample_stats_guide"]["log_lik"].dims == ("sample", "datum")
 
 
 def test_the_module_of_a_program_is_found_through_its_structure(line: Line) -> None:
@@ -360,29 +360,25 @@ def transposed(x: Tensor, *, observed: bool) -> None:
 
 @pytest.mark.parametrize("rows", [100, 2])
 def test_nested_plates(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyroae.inference_data.CHUNK", 256 * 5 * rows)
+    monkeypatch.setattr("pyroae.evaluation.tree_groups.CHUNK", 256 * 5 * rows)
     x = torch.arange(12.0).reshape(4, 3)
     model, guide = (partial(repeated, observed=observed) for observed in (True, False))
     tree: Any = to_datatree(model, guide, x, num_draws=5, seed=0)
-    assert tree["posterior"]["level"].dims == ("chain", "draw", "datum")
-    assert tree["posterior"]["effect"].dims == ("chain", "draw", "datum", "times", "effect_latent")
-    assert tree["posterior"]["effect"].shape == (1, 5, 4, 3, 2)
-    level, effect = (
-        torch.tensor(tree["posterior"][name].to_numpy()[0]) for name in ("level", "effect")
-    )
+    assert tree["guide"]["level"].dims == ("sample", "datum")
+    assert tree["guide"]["effect"].dims == ("sample", "datum", "times", "effect_latent")
+    assert tree["guide"]["effect"].shape == (5, 4, 3, 2)
+    level, effect = (torch.tensor(tree["guide"][name].to_numpy()) for name in ("level", "effect"))
     expected = dist.Normal(level[..., None] + effect.sum(-1), 1.0).log_prob(x).sum(-1)
-    np.testing.assert_allclose(tree["sample_stats"]["log_lik"][0], expected, rtol=1e-5)
+    np.testing.assert_allclose(tree["sample_stats_guide"]["log_lik"], expected, rtol=1e-5)
 
 
 def test_a_nested_plate_to_the_left() -> None:
     x = torch.arange(12.0).reshape(4, 3)
     model, guide = (partial(transposed, observed=observed) for observed in (True, False))
     tree: Any = to_datatree(model, guide, x, num_draws=5, seed=0)
-    assert tree["posterior"]["scale"].dims == ("chain", "draw", "datum", "times")
-    expected = (
-        dist.Normal(torch.tensor(tree["posterior"]["scale"].to_numpy()[0]), 1.0).log_prob(x).sum(-1)
-    )
-    np.testing.assert_allclose(tree["sample_stats"]["log_lik"][0], expected, rtol=1e-5)
+    assert tree["guide"]["scale"].dims == ("sample", "datum", "times")
+    expected = dist.Normal(torch.tensor(tree["guide"]["scale"].to_numpy()), 1.0).log_prob(x).sum(-1)
+    np.testing.assert_allclose(tree["sample_stats_guide"]["log_lik"], expected, rtol=1e-5)
 
 
 def test_a_global_site_has_no_datum() -> None:

@@ -3,6 +3,7 @@
 - `settings`: the path, its schedule and its Hamiltonian moves.
 - `path`, `hmc`: densities along the path, transitions, the pilot and the chains.
 - `plan`, `preparation`: what is run for every block of data, and the checks before it.
+- `posterior`: resampling and moves at β = 1, for draws of p(z|x).
 - `block`, `simulation`, `driver`, `checkpoint`, `compiled`: the execution over blocks of data.
 - `bounds`, `estimates`: `ais`, `bdmc` and what they return.
 """

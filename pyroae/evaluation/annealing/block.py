@@ -1,5 +1,6 @@
 """Annealing of one block of data, in stages that can be saved after any move and resumed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -19,10 +20,12 @@ from pyroae.evaluation.annealing.hmc import (
     segments,
 )
 from pyroae.evaluation.annealing.plan import Plan
+from pyroae.evaluation.annealing.posterior import Draws, run_draws, site_values
 from pyroae.evaluation.annealing.results import BlockResult
 from pyroae.evaluation.annealing.simulation import simulate
 from pyroae.evaluation.simulated_data import replaced
 from pyroae.programs.annealing_path import Densities, Path, Point
+from pyroae.programs.latents import Latents
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.traces import prior_of, run
 from pyroae.runtime.randomness import random_state, set_random_state
@@ -30,7 +33,10 @@ from pyroae.runtime.randomness import random_state, set_random_state
 
 @dataclass
 class Block:
-    """One block of N data: simulation (where planned), pilot, forward chains, reverse chains.
+    """One block of N data, in stages.
+
+    The stages are simulation (where planned), pilot, forward chains, posterior draws (where asked
+    for) and reverse chains (where planned).
 
     Attributes:
         plan: The operations.
@@ -44,7 +50,7 @@ class Block:
     plan: Plan
     args: tuple[Tensor, ...]
     result: BlockResult = field(default_factory=BlockResult)
-    state: Pilot | Chains | None = None
+    state: Pilot | Chains | Draws | None = None
     random: Tensor | None = None
     graphs: PathGraphs | None = None
 
@@ -66,6 +72,10 @@ class Block:
             chains = self._chains(steps, after_move)
             self.result.log_weights, self.result.accept = chains.log_weight, chains.accept
             self.result.curve = chains.curve
+            if self.plan.posterior_moves:
+                self.state = Draws.of(chains, self.plan.settings.posterior_draws)
+        if isinstance(self.state, Draws):
+            self._posterior(self.state, steps[-1], after_move)
         if self.plan.simulated and self.result.reverse is None:
             self.result.reverse = self._chains(steps, after_move, start=self.result.u).log_weight
         return self.result
@@ -100,7 +110,9 @@ class Block:
 
         self.result = BlockResult.from_tensors(on_device(snapshot["found"]))
         self.random = snapshot["random"]
-        stage = Pilot if "log_step" in snapshot["state"] else Chains
+        stages: dict[str, Callable[..., Pilot | Chains | Draws]]
+        stages = {"log_step": Pilot, "log_weight": Chains, "kept": Draws}
+        stage = next(stages[name] for name in snapshot["state"] if name in stages)
         point = Point(**on_device(snapshot["point"]))
         self.state = stage(point, done=snapshot["done"], **on_device(snapshot["state"]))
 
@@ -109,9 +121,9 @@ class Block:
         settings, device = self.plan.settings, self.args[0].device
         if settings.num_distributions == 1:
             return torch.zeros(0, len(self.args[0]), dtype=torch.float64, device=device)
-        path, start = self._densities(self.plan.pilot_chains)
+        path, latents = self._densities(self.plan.pilot_chains)
         if self.state is None:
-            point = path.at(start)
+            point = path.at(latents.start)
             log_step = point.log_start.new_full(
                 (point.u.shape[1],), point.u.shape[2] ** -0.25, dtype=torch.float64
             ).log()
@@ -127,8 +139,9 @@ class Block:
         self, step_sizes: Tensor, after_move: AfterMove, start: Tensor | None = None
     ) -> Chains:
         """Chains at the end of the path; in reverse from `start` `[1, N, D]`, where it is given."""
-        path, drawn = self._densities(self.plan.settings.num_chains)
+        path, latents = self._densities(self.plan.settings.num_chains)
         if self.state is None:
+            drawn = latents.start
             point = path.at(drawn if start is None else start.expand(drawn.shape).contiguous())
             weight = torch.zeros_like(point.log_start, dtype=torch.float64)
             self.state = Chains(point, weight, torch.zeros_like(step_sizes))
@@ -144,17 +157,25 @@ class Block:
         self.state = None
         return chains
 
+    def _posterior(self, draws: Draws, step_size: Tensor, after_move: AfterMove) -> None:
+        """Move the resampled chains at β = 1, and keep their values by site."""
+        path, latents = self._densities(self.plan.settings.num_chains)
+        self._restore_random_state()
+        run_draws(path, draws, self.plan.settings, step_size, after_move)
+        self.result.posterior = site_values(latents, draws.kept)
+        self.result.posterior_accept, self.state = draws.accept, None
+
     def _restore_random_state(self) -> None:
         if self.random is not None:
             set_random_state(self.random, self.args[0].device)
             self.random = None
 
-    def _densities(self, num_chains: int) -> tuple[Densities, Tensor]:
-        """Densities of the path, and draws from f_0, `[C, N, D]`."""
+    def _densities(self, num_chains: int) -> tuple[Densities, Latents]:
+        """Densities of the path, and the latents, whose `start` are draws from f_0."""
         path = self._path(num_chains)
         if self.graphs is None:
-            return path, path.latents.start
-        return self.graphs.of(path, self._arguments, num_chains), path.latents.start
+            return path, path.latents
+        return self.graphs.of(path, self._arguments, num_chains), path.latents
 
     def _path(self, num_chains: int) -> Path:
         path = self._arguments.path(self.plan, num_chains)

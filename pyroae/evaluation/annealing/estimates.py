@@ -1,7 +1,7 @@
 """Results of annealed importance sampling: estimates of log p(x) and bounds on it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -34,6 +34,12 @@ class AISEstimate(PerDatumEstimate):
         seconds: Wall-clock time of the run, including the time before an interruption.
         rate_distortion: The rate–distortion curve of each datum; None for a path from the guide,
             whose distributions are not those of the curve.
+        posterior: Draws of p(z|x) by site, all of equal weight, `[C, S, N, *nested plates,
+            *event]`; empty without `settings.posterior_draws`. Chains of one ancestor start at the
+            same z and become independent by their moves only. Elements that a mask of the model
+            leaves out are NaN.
+        posterior_acceptance: Mean Pr(accept) of the moves between these draws, `[N]`; None without
+            them.
     """
 
     log_px: Tensor
@@ -45,6 +51,8 @@ class AISEstimate(PerDatumEstimate):
     settings: AISSettings
     seconds: float
     rate_distortion: RateDistortion | None = None
+    posterior: dict[str, Tensor] = field(default_factory=dict)
+    posterior_acceptance: Tensor | None = None
 
     __repr__ = short_repr("nll", "monte_carlo_se")
 
@@ -68,6 +76,19 @@ class AISEstimate(PerDatumEstimate):
         if self.settings.num_distributions == 1:  # a path without moves
             moves = torch.ones_like(moves)
         return (~((self.ess >= LEAST_ESS) & self.se.isfinite() & moves)).nonzero().flatten()
+
+    @property
+    def unreliable_posterior(self) -> Tensor:
+        """Indices of the data whose posterior draws are not reliable, int64; empty without draws.
+
+        These are the data with an ESS of the weights below 2, whose chains all start near one z,
+        and those with a mean acceptance of the moves at β = 1 below 0.05. Whether the chains of the
+        other data agree, R-hat and ESS of the draws tell.
+        """
+        if self.posterior_acceptance is None:
+            return torch.zeros(0, dtype=torch.int64)
+        is_good = (self.ess >= LEAST_ESS) & (self.posterior_acceptance >= LEAST_ACCEPTANCE)
+        return (~is_good).nonzero().flatten()
 
     @property
     def acceptance_rate(self) -> float:
@@ -167,6 +188,7 @@ def ais_estimate(result: BlockResult, settings: AISSettings, seconds: float) -> 
     ess = (2 * result.log_weights.logsumexp(0) - twice.logsumexp(0)).exp()
     segment_of = torch.tensor(segments(settings.num_distributions), dtype=torch.int64)
     moves = segment_of.bincount(minlength=len(result.accept))[:, None]
+    accept = result.posterior_accept
     return AISEstimate(
         log_px,
         se,
@@ -177,6 +199,8 @@ def ais_estimate(result: BlockResult, settings: AISSettings, seconds: float) -> 
         settings,
         seconds,
         None if result.curve is None else curve_of(result.curve, settings),
+        result.posterior,
+        None if accept is None else accept[0] / settings.posterior_moves,
     )
 
 

@@ -50,10 +50,19 @@ class Plan:
     @property
     def moves(self) -> int:
         """The number of times that a block calls its `after_move` callback."""
-        return self.pilot_moves + self.settings.num_distributions * (1 + self.simulated)
+        steps = self.settings.num_distributions * (1 + self.simulated)
+        return self.pilot_moves + steps + self.posterior_moves
+
+    @property
+    def posterior_moves(self) -> int:
+        """The number of moves for posterior draws; 0 for simulated data, which have none."""
+        return 0 if self.simulated else self.settings.posterior_moves
 
     def work(self, num_elements: int) -> int:
         """Estimate the cost of the gradients of a block, in elements of x that are processed.
+
+        Posterior draws are left out: whether they are asked for must not change log p̂, which has
+        other bits in compiled code.
 
         Args:
             num_elements: Elements of x in the data of the block.

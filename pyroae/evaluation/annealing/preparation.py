@@ -15,6 +15,7 @@ from torch import Tensor
 from pyroae.config import AISSettings
 from pyroae.errors import BrokenProgramError, ConfigError
 from pyroae.evaluation.annealing.plan import Plan
+from pyroae.evaluation.annealing.posterior import refuse_too_large
 from pyroae.evaluation.checks import check_evidence, check_proposal, check_terms
 from pyroae.evaluation.importance.sampler import LEAST
 from pyroae.evaluation.trial import nesting_of
@@ -64,7 +65,7 @@ def prepare(
         UndefinedLikelihoodError: For an improper prior, or a Delta guide to start from.
         ProgramError: Naming the site, for terms under which log p(x) does not exist.
         ConfigError: Where the programs do not run in double precision, or memory does not hold one
-            datum.
+            datum, or all posterior draws.
     """
     first = tuple(a[:1] for a in args)
     program = prior_of(model) if guide is None else guide
@@ -78,6 +79,8 @@ def prepare(
                 ) from error
             raise
         (check_evidence if guide is None else check_proposal)(traces)
+        if not simulated:
+            refuse_too_large(traces, len(args[0]), settings)
         check_terms(model, program, args, "path")
         nesting = nesting_of(model, program, args)
     programs = (model,) if guide is None else (model, guide)

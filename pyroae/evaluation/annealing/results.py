@@ -21,6 +21,8 @@ class BlockResult:
         log_weights: Log-weights of the forward chains, `[C, N]`, in nats.
         curve: Rate and distortion along the path, `[B, N, 10]`; None on a path from the guide.
         reverse: Log-weights of the reverse chains, `[C, N]`, in nats.
+        posterior: Draws of p(z|x) by site, `[C, S, N, *nested plates, *event]`.
+        posterior_accept: Sum of Pr(accept) over their moves, `[1, N]`.
     """
 
     x: dict[str, Tensor] = field(default_factory=dict)
@@ -31,6 +33,8 @@ class BlockResult:
     log_weights: Tensor | None = None
     curve: Tensor | None = None
     reverse: Tensor | None = None
+    posterior: dict[str, Tensor] = field(default_factory=dict)
+    posterior_accept: Tensor | None = None
 
     @property
     def num_data(self) -> int:
@@ -53,13 +57,14 @@ class BlockResult:
         """Return the tensors by name, as checkpoint files have them.
 
         Returns:
-            All tensors that are not None. The names of sites are `x/SITE` and `z/SITE`.
+            All tensors that are not None. The names of sites are `x/SITE`, `z/SITE` and
+            `posterior/SITE`.
 
         >>> list(BlockResult(x={"pixels": torch.zeros(2)}, reverse=torch.zeros(1)).tensors())
         ['reverse', 'x/pixels']
         """
         named = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        for kind in ("x", "z"):
+        for kind in ("x", "z", "posterior"):
             named |= {f"{kind}/{site}": v for site, v in getattr(self, kind).items()}
         return named
 
@@ -96,7 +101,15 @@ class BlockResult:
         if len(parts) == 1:
             return parts[0]
         named = [part.tensors() for part in parts]
-        dims = {name: data_dims[name[2:]] if "/" in name else 1 for name in named[0]}
+        dims = {name: _data_dim(name, data_dims) for name in named[0]}
         return cls.from_tensors(
             {name: torch.cat([part[name] for part in named], dim) for name, dim in dims.items()}
         )
+
+
+def _data_dim(name: str, data_dims: Mapping[str, int]) -> int:
+    """The dimension of the data of a tensor, by its name in `BlockResult.tensors`."""
+    kind, _, site = name.partition("/")
+    if not site:
+        return 1
+    return 2 if kind == "posterior" else data_dims[site]
