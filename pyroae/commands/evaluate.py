@@ -49,6 +49,8 @@ LABELS = {
     "nll": "NLL by importance sampling",
     "nll_jackknife": "  bias removed by the jackknife",
     "nll_psis": "  Pareto-smoothed",
+    "eubo": "log p(x) from above, EUBO",
+    "cubo": "log p(x) from above, CUBO",
     "nll_ais": "NLL by annealing",
     "nll_exact": "NLL, exact",
     "nll_quadrature": "NLL by quadrature",
@@ -200,7 +202,9 @@ def _sandwich(found: Evaluation) -> Table:
 
 def _notes(found: Evaluation) -> list[str]:
     """Sentences on how far the figures can be trusted."""
-    notes = _of_likelihood(found.likelihood) if found.likelihood is not None else []
+    notes = []
+    if found.likelihood is not None:
+        notes += [*_of_likelihood(found.likelihood), *_from_above(found.likelihood)]
     for name, annealed in (
         ("AIS", found.annealed),
         ("BDMC", found.bidirectional and found.bidirectional.forward),
@@ -260,6 +264,21 @@ def _of_likelihood(estimate: LikelihoodEstimate) -> list[str]:
         f"{len(bad)} of {len(estimate.draws)} data: neither their log p(x) nor its error is to be "
         f"trusted (--retry local, or --method ais): {_shown(bad)}",
     ]
+
+
+def _from_above(estimate: LikelihoodEstimate) -> list[str]:
+    """How far EUBO and CUBO can be trusted, one sentence each."""
+    total, notes = len(estimate.draws), []
+    for name, bound in (("EUBO", estimate.eubo), ("CUBO", estimate.cubo)):
+        flagged = f"{bound.num_flagged} of {total} data flagged"
+        if bound.is_reported:
+            notes.append(
+                f"{name}: an upper bound as K → ∞ only, biased by {bound.bias.mean():+.4f} here; "
+                f"{flagged}, {bound.num_without_interval} without an interval"
+            )
+        else:
+            notes.append(f"{name}: no mean, with {flagged}: k̂ is too high or not known")
+    return notes
 
 
 def _shown(indices: list[int]) -> str:
@@ -371,6 +390,10 @@ def per_datum(found: Evaluation) -> dict[str, Tensor]:
             "draws": estimate.draws,
         }
         of |= {"log_px_jackknife": estimate.jackknife, "log_px_psis": estimate.smoothed.log_px}
+        for name, bound in (("eubo", estimate.eubo), ("cubo", estimate.cubo)):
+            low, high = bound.interval
+            of |= {name: bound.values, f"{name}_se": bound.se, f"{name}_flagged": bound.flagged}
+            of |= {f"{name}_low": low, f"{name}_high": high}
     if found.annealed is not None:
         of |= {"log_px_ais": found.annealed.log_px, "log_px_ais_se": found.annealed.se}
         of |= {"acceptance": found.annealed.acceptance_per_datum}

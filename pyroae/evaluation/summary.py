@@ -23,6 +23,7 @@ from pyroae.evaluation.blocks import Data
 from pyroae.evaluation.diagnostics import Diagnostics, diagnose
 from pyroae.evaluation.enumeration import LIMIT, enumerated_log_likelihood
 from pyroae.evaluation.exact import exact_log_likelihood
+from pyroae.evaluation.importance.above import UpperBound
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_likelihood
 from pyroae.evaluation.importance.proposals import proposal_named
 from pyroae.evaluation.importance.streams import Z
@@ -107,8 +108,9 @@ class Evaluation:
     def sandwich(self) -> dict[str, tuple[float, float]]:
         """Collect the bounds and estimates of the mean log p(x), from the loosest up.
 
-        Intervals contain the Monte-Carlo error only. The upper bound comes from simulated data: the
-        BDMC gap of annealing on them is added to the estimate of annealing on the data.
+        Intervals contain the Monte-Carlo error only. One upper bound comes from simulated data: the
+        BDMC gap of annealing on them is added to the estimate of annealing on the data. EUBO and
+        CUBO are left out where more than half of the data are flagged.
 
         Returns:
             By name, the estimate and half the width of its 95 % interval, in nats per datum; the
@@ -134,7 +136,7 @@ class Evaluation:
             half = Z * math.hypot(self.annealed.monte_carlo_se, self.bidirectional.mean_gap_se)
             upper = self.bidirectional.mean_gap - self.annealed.nll
             bounds["AIS + BDMC gap, upper"] = (upper, half)
-        return bounds
+        return bounds | _from_above(self.likelihood)
 
 
 def evaluate(
@@ -331,6 +333,9 @@ class _Evaluator:
         ):
             if torch.isfinite(values).all():
                 self._mean(name, -values, count, seconds)
+        for name, bound in (("eubo", estimate.eubo), ("cubo", estimate.cubo)):
+            if bound.is_reported:
+                self._mean(name, bound.values, count, seconds)
         self.results.append(
             Result("unreliable", len(estimate.unreliable), math.nan, self.num_data, count, seconds)
         )
@@ -491,3 +496,14 @@ def _of_likelihood(estimate: LikelihoodEstimate) -> dict[str, tuple[float, float
     bounds["jackknife"] = (estimate.jackknife.mean().item(), half)
     bounds["PSIS"] = (estimate.smoothed.log_px.mean().item(), half)
     return {name: value for name, value in bounds.items() if math.isfinite(value[0])}
+
+
+def _from_above(estimate: LikelihoodEstimate | None) -> dict[str, tuple[float, float]]:
+    """EUBO and CUBO with the number of flagged data, where at most half are flagged."""
+    bounds = {}
+    for name in ("eubo", "cubo") if estimate is not None else ():
+        bound: UpperBound = getattr(estimate, name)
+        if bound.is_reported:
+            flagged = f", {bound.num_flagged} flagged" if bound.num_flagged else ""
+            bounds[f"{name.upper()}, upper{flagged}"] = (bound.mean, Z * bound.monte_carlo_se)
+    return bounds
