@@ -1,7 +1,7 @@
 """Any program: what comes back is right, by a slow reference, or it is refused in one sentence that
 names a site.
 
-`PYROAE_PROGRAMS` is the number of programs: 80, and 5,000 in `make study`.
+`PYROAE_PROGRAMS` is the number of programs: 50, and 5,000 in `make study`.
 """
 
 import math
@@ -38,7 +38,7 @@ from tests.slow_reference import Recorder, Reference, bound_of, log_mean_exp, re
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-COUNT = int(os.environ.get("PYROAE_PROGRAMS", "80"))
+COUNT = int(os.environ.get("PYROAE_PROGRAMS", "50"))
 LOOPED = "the particles are run sequentially"
 MANY = settings(
     max_examples=COUNT,
