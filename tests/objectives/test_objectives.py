@@ -19,7 +19,7 @@ from pyroae.autoencoder import announce_parameters
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives import OBJECTIVES, AnalyticKL, Objective, TraceELBO, named
 from pyroae.objectives.scores import moves_support
-from tests.covering import sampled
+from tests.covering import sampled, way_of
 from tests.systems import (
     DISCRETE,
     FOR_BINARY,
@@ -287,7 +287,13 @@ def test_no_host_synchronization(monkeypatch: pytest.MonkeyPatch) -> None:
             Trace_ELBO().loss_and_grads(system.model, system.guide, x)
 
 
-@pytest.mark.parametrize("objective", list(OBJECTIVES))
+OF_EACH_WAY = {way_of(name): name for name in OBJECTIVES}.values()
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [n if n in OF_EACH_WAY else pytest.param(n, marks=pytest.mark.slow) for n in OBJECTIVES],
+)
 def test_traces_into_one_graph(objective: str) -> None:
     system, x = system_and_data(suited_to(objective))
     estimator = OBJECTIVES[objective](num_particles=4)
