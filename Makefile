@@ -40,7 +40,7 @@ docs: setup
 	OMP_NUM_THREADS=1 $(BIN)/sphinx-build --fail-on-warning --quiet --fresh-env --doctree-dir site/.doctrees docs site
 
 pytest: setup
-	COVERAGE_CORE=sysmon OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow' --cov=pyroae --cov-report=
+	COVERAGE_CORE=sysmon OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not slow' --cov=pyroae --cov-report=
 	@echo "lines of pyroae that the tests run, %: $$($(BIN)/coverage report --format=total)"
 
 # Side by side: some tests wait for other processes, and types and docs use one core each.

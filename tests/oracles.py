@@ -55,3 +55,25 @@ def ppca_rate_distortion(
     spread = (weight @ covariance @ weight.mT).trace()
     square = ((x - bias - loc @ weight.mT).square().sum(-1) + spread) / scale**2
     return rate, 0.5 * (square + x.shape[1] * (2 * math.pi * scale**2).log())
+
+
+def gaussian_divergences(
+    q_loc: Tensor, q_cov: Tensor, p_loc: Tensor, p_cov: Tensor
+) -> tuple[Tensor, Tensor]:
+    """KL(p ‖ q) and ½ log E_q (p/q)² of Gaussians: EUBO − log p(x) and CUBO₂ − log p(x) where p is
+    the posterior.
+
+    With d = m_p − m_q, A = Σ_q⁻¹ and P = 2 Σ_p⁻¹ − A, which has to be positive definite,
+    log E_q (p/q)² = ½ (log|Σ_q| − 2 log|Σ_p| − log|P| + dᵀ(A + A P⁻¹ A) d).
+    """
+    shift, a = p_loc - q_loc, torch.linalg.inv(q_cov)
+    p = 2 * torch.linalg.inv(p_cov) - a
+    assert bool((torch.linalg.eigvalsh(p) > 0).all())
+
+    def form(matrix: Tensor) -> Tensor:
+        return torch.einsum("...i,...ij,...j->...", shift, matrix, shift)
+
+    trace = torch.einsum("...ij,...ji->...", a, p_cov)
+    kl = 0.5 * (trace + form(a) - shift.shape[-1] + q_cov.logdet() - p_cov.logdet())
+    chi = form(a + a @ torch.linalg.inv(p) @ a)
+    return kl, 0.25 * (q_cov.logdet() - 2 * p_cov.logdet() - p.logdet() + chi)

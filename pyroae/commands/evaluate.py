@@ -172,7 +172,9 @@ def _folder(
 
 def _notes(found: Evaluation) -> list[str]:
     """Sentences on how far the figures can be trusted."""
-    notes = _of_likelihood(found.likelihood) if found.likelihood is not None else []
+    notes = []
+    if found.likelihood is not None:
+        notes += [*_of_likelihood(found.likelihood), *_from_above(found.likelihood)]
     for name, annealed in (
         ("AIS", found.annealed),
         ("BDMC", found.bidirectional and found.bidirectional.forward),
@@ -253,6 +255,21 @@ def _of_rate_distortion(annealed: AISEstimate) -> list[str]:
         f"rate–distortion: at some β one chain has all the weight for {len(bad)} of "
         f"{curve.rate.shape[1]} data, which are not to be trusted there: {_shown(bad)}"
     ]
+
+
+def _from_above(estimate: LikelihoodEstimate) -> list[str]:
+    """How far EUBO and CUBO can be trusted, one sentence each."""
+    total, notes = len(estimate.draws), []
+    for name, bound in (("EUBO", estimate.eubo), ("CUBO", estimate.cubo)):
+        flagged = f"{bound.num_flagged} of {total} data flagged"
+        if bound.is_reported:
+            notes.append(
+                f"{name}: an upper bound as K → ∞ only, biased by {bound.bias.mean():+.4f} here; "
+                f"{flagged}, {bound.num_without_interval} without an interval"
+            )
+        else:
+            notes.append(f"{name}: no mean, with {flagged}: k̂ is too high or not known")
+    return notes
 
 
 def _shown(indices: list[int]) -> str:
@@ -430,6 +447,10 @@ def per_datum(found: Evaluation) -> dict[str, Tensor]:
             "draws": estimate.draws,
         }
         of |= {"log_px_jackknife": estimate.jackknife, "log_px_psis": estimate.smoothed.log_px}
+        for name, bound in (("eubo", estimate.eubo), ("cubo", estimate.cubo)):
+            low, high = bound.interval
+            of |= {name: bound.values, f"{name}_se": bound.se, f"{name}_flagged": bound.flagged}
+            of |= {f"{name}_low": low, f"{name}_high": high, f"{name}_bias": bound.bias}
     if found.annealed is not None:
         of |= {"log_px_ais": found.annealed.log_px, "log_px_ais_se": found.annealed.se}
         of |= {"acceptance": found.annealed.acceptance_per_datum}

@@ -10,6 +10,10 @@ LABELS = {
     "unreliable": "  data that are not to be trusted",
     "nll_corrected": "NLL, corrected by local proposals",
     "nll_local": "NLL by a proposal fitted to each datum",
+    "eubo": "log p(x) from above, EUBO",
+    "eubo_flagged": "  data that are flagged",
+    "cubo": "log p(x) from above, CUBO",
+    "cubo_flagged": "  data that are flagged",
     "nll_ais": "NLL by annealing",
     "nll_exact": "NLL, exact",
     "nll_quadrature": "NLL by quadrature",
@@ -47,7 +51,7 @@ PER_SITE = ("rate", "active_units", "latent_scatter")
 """Figures and pictures that there are for single sites too, whose name then follows theirs."""
 
 
-COUNTS = ("active_units", "unreliable")
+COUNTS = ("active_units", "unreliable", "eubo_flagged", "cubo_flagged")
 """Figures that are counts, and what their names begin with for single sites."""
 
 
@@ -122,7 +126,7 @@ def is_count(name: str) -> bool:
         name: The name of a result.
 
     Returns:
-        True for the active units, of a site too, and the unreliable data.
+        True for the active units, of a site too, and for unreliable and flagged data.
     """
     return name.startswith(COUNTS)
 

@@ -31,6 +31,8 @@ SIDES = {
     "nll_ais": Side("AIS"),
     "nll_exact": Side("exact"),
     "nll_quadrature": Side("quadrature"),
+    "eubo": Side("EUBO, upper", 1),
+    "cubo": Side("CUBO, upper", 1),
 }
 """The sides of the sandwich by the names of results, from the loosest lower bound up.
 
@@ -45,9 +47,10 @@ SINGLE = ("nelbo", "nll_50")
 def sandwich_of(rows: Iterable[Result]) -> dict[str, tuple[float, float]]:
     """Collect the bounds and estimates of the mean log p(x), from the loosest up.
 
-    Intervals contain the Monte-Carlo error only. The upper bound comes from simulated data: the
+    Intervals contain the Monte-Carlo error only. One upper bound comes from simulated data: the
     BDMC gap of annealing on them is added to the estimate of annealing with the same settings on
-    the data.
+    the data. EUBO and CUBO have the number of flagged data in their label; where most are flagged
+    there is no such result.
 
     Args:
         rows: Results of one part of the data with the same weights, of one or several evaluations.
@@ -67,7 +70,8 @@ def sandwich_of(rows: Iterable[Result]) -> dict[str, tuple[float, float]]:
             several = list(by_name(several).values())
         for row in several:
             half = Z * row.monte_carlo_se
-            bounds[_label(row, side, len(several))] = (side.sign * row.estimate, half)
+            label = _label(row, side, len(several)) + _flagged(row, rows)
+            bounds[label] = (side.sign * row.estimate, half)
     return bounds | _annealed_upper(rows)
 
 
@@ -83,6 +87,14 @@ def _label(row: Result, side: Side, count: int) -> str:
         label = label.replace("IWAE", "IS")
         return f"{label}, {settings}"
     return f"{label}, {settings}" if count > 1 and settings else label
+
+
+def _flagged(row: Result, rows: Iterable[Result]) -> str:
+    """The number of flagged data of a bound from above."""
+    name = f"{row.name}_flagged"
+    found = (one for one in rows if (one.name, one.method) == (name, row.method))
+    count = int(next((one.estimate for one in found), 0))
+    return f", {count} flagged" if count else ""
 
 
 def _annealed_upper(rows: Iterable[Result]) -> dict[str, tuple[float, float]]:

@@ -296,6 +296,14 @@ class _Evaluator:
         ):
             if torch.isfinite(values).all():
                 self._mean(name, -values, count, seconds, monte_carlo_se=error)
+        for name, bound in (("eubo", estimate.eubo), ("cubo", estimate.cubo)):
+            if bound.is_reported:
+                error = bound.monte_carlo_se
+                self._mean(name, bound.values, count, seconds, monte_carlo_se=error)
+            flagged = bound.num_flagged
+            self.results.append(
+                Result(f"{name}_flagged", flagged, math.nan, self.num_data, count, seconds)
+            )
         self.results.append(
             Result("unreliable", len(estimate.unreliable), math.nan, self.num_data, count, seconds)
         )

@@ -1,7 +1,7 @@
 """DataTrees as files: written through memory, read whole, and united group by group."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pyroae.errors import RunError
+from pyroae.evaluation.importance.above import UpperBound
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate
 from pyroae.evaluation.importance.streams import BoundCurve, Smoothed
 from pyroae.evaluation.results import Result, precision
@@ -20,7 +21,15 @@ if TYPE_CHECKING:
     from xarray import Dataset, DataTree
 
 
+_FROM_ABOVE = tuple(
+    f"{bound}{of}"
+    for bound in ("eubo", "cubo")
+    for of in ("", "_se", "_low", "_high", "_bias", "_flagged")
+)
+
+
 SOURCES = {
+    **dict.fromkeys(_FROM_ABOVE, "nll"),
     "log_px": "nll",
     "log_px_se": "nll",
     "log_px_low": "nll",
@@ -233,7 +242,15 @@ def likelihood_in(tree: "DataTree") -> LikelihoodEstimate | None:
         BoundCurve(*points),
         None,
         0.0,
+        *(_upper_bound(column, name) for name in ("eubo", "cubo")),
     )
+
+
+def _upper_bound(column: Callable[[str], torch.Tensor], name: str) -> UpperBound:
+    values, se, low, high, bias, flagged = (
+        column(f"{name}{of}") for of in ("", "_se", "_low", "_high", "_bias", "_flagged")
+    )
+    return UpperBound(values, se, torch.stack([low, high]), bias, flagged.bool())
 
 
 def curve_group(estimate: LikelihoodEstimate) -> "Dataset":

@@ -124,15 +124,32 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "in the middle of an epoch": {"max_steps": 5},
     "last weights": {"keep": "last"},
 }
+SEVERAL: dict[str, dict[str, Any]] = {
+    one: CONFIGS[one] | CONFIGS[other]
+    for one, other in (
+        ("clipped, scheduled", "AdamW"),
+        ("KL warm-up", "last batch smaller"),
+        ("SGD", "in the middle of an epoch"),
+        ("last weights", "plain"),
+    )
+}
+"""Every setting in one of few trainings, for `make test`; `make study` has each alone."""
 
 
 @pytest.mark.usefixtures("traced", "float64")
-@pytest.mark.parametrize("name", list(CONFIGS))
-def test_an_ensemble_is_its_members_trained_apart(name: str) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *SEVERAL.values(),
+        *(pytest.param(one, marks=pytest.mark.slow) for one in CONFIGS.values()),
+    ],
+    ids=[*(f"{name} and others" for name in SEVERAL), *CONFIGS],
+)
+def test_an_ensemble_is_its_members_trained_apart(settings: dict[str, Any]) -> None:
     """Three seeds, each with its own weights, order of the data, binarization and draws."""
     grey = torch.rand(40, D, generator=torch.Generator().manual_seed(5))
     splits = load(grey, binarize="dynamic", valid=0.2, test=0.1, value_range=(0.0, 1.0))
-    together, alone = both(SYSTEMS["vae"], partial(iwae, 3), config_of(**CONFIGS[name]), splits)
+    together, alone = both(SYSTEMS["vae"], partial(iwae, 3), config_of(**settings), splits)
     assert_alike(together, alone)
     assert together[0].compile_seconds > 0
 
@@ -151,7 +168,13 @@ CASES = [
 
 
 @pytest.mark.usefixtures("traced", "float64")
-@pytest.mark.parametrize(("name", "objective"), CASES)
+@pytest.mark.parametrize(
+    ("name", "objective"),
+    [
+        pytest.param(*case, marks=pytest.mark.slow) if case[0] in ("vae", "vae-normal") else case
+        for case in CASES
+    ],
+)
 def test_systems_and_estimators(name: str, objective: str) -> None:
     """Draws of every kind: normal, uniform, Bernoulli, categorical."""
     config = config_of(epochs=2)

@@ -130,11 +130,12 @@ def both_ways(share: Share) -> Any:
 
 @pytest.mark.usefixtures("in_blocks")
 @pytest.mark.parametrize("name", list(WORK))
-def test_every_process_finds_what_one_finds(name: str) -> None:
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
+def test_every_process_finds_what_one_finds(world: int, name: str) -> None:
+    """Two processes of gloo are below."""
     whole = WORK[name](WHOLE)
-    for world in (2, 3):
-        for found in played(world, WORK[name]):
-            assert_same(whole, found)
+    for found in played(world, WORK[name]):
+        assert_same(whole, found)
 
 
 @pytest.mark.usefixtures("in_blocks")

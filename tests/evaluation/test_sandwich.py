@@ -108,6 +108,8 @@ def test_one_command_does_it_all(runs: Path, capsys: pytest.CaptureFixture[str])
         "nll",
         "nll_psis",
         "nll_jackknife",
+        "eubo",
+        "cubo",
         "nll_ais",
         "nll_quadrature",
         "bdmc_lower",
@@ -122,6 +124,8 @@ def test_one_command_does_it_all(runs: Path, capsys: pytest.CaptureFixture[str])
     assert gap == pytest.approx(results["inference_gap"]["estimate"], abs=1e-9)
     for words in (
         "AIS + BDMC gap, upper",
+        "log p(x) from above, EUBO",
+        "CUBO: an upper bound as K → ∞ only",
         "IWAE, K = 50",
         "mutual information, lower",
         "acceptance",
@@ -135,6 +139,8 @@ def test_one_command_does_it_all(runs: Path, capsys: pytest.CaptureFixture[str])
     assert {
         "khat",
         "log_px_low",
+        "cubo_se",
+        "eubo_flagged",
         "log_px_ais",
         "log_px_quadrature",
         "approximation_gap_full_rank",

@@ -113,7 +113,8 @@ def test_each_cause_alone(bad: str) -> None:
 def columns(khat: list[float], log_px: list[float], ess: list[float]) -> Columns:
     log, k, e = (torch.tensor(v, dtype=torch.float64) for v in (log_px, khat, ess))
     pair = torch.stack([log, log])
-    return Columns(log, log * 0 + 0.1, pair, e, log, log, pair, k, torch.full(log.shape, 1000))
+    draws, sums = torch.full(log.shape, 1000), log.expand(8, -1)
+    return Columns(log, log * 0 + 0.1, pair, e, log, log, pair, k, draws, sums)
 
 
 def test_what_is_better_of_two_tries() -> None:

@@ -24,6 +24,7 @@ SETTINGS: dict[str, Any] = {
     "relax-network": Relax(relaxed=False),
 }
 each = pytest.mark.parametrize("setting", list(SETTINGS))
+slow = pytest.mark.slow
 
 
 def prepared(setting: str, particles: int, toy: TwoSites, steps: int = 0) -> Objective:
@@ -54,9 +55,18 @@ def far_from_exact(objective: Objective, toy: TwoSites, repeats: int = 40) -> tu
     return deviation(values, exact.detach()), deviation(found, gradients(exact, parameters))
 
 
-@each
-@pytest.mark.parametrize("flat", [False, True])
-@pytest.mark.parametrize("steps", [0, 30])
+CASES = [
+    (setting, flat, steps) for setting in SETTINGS for flat in (False, True) for steps in (0, 30)
+]
+
+
+@pytest.mark.parametrize(
+    ("setting", "flat", "steps"),
+    [
+        case if (i % 4 in (0, 3)) == (i // 4 % 2 == 0) else pytest.param(*case, marks=slow)
+        for i, case in enumerate(CASES)
+    ],
+)
 def test_the_mean_gradient_is_the_exact_one(setting: str, flat: bool, steps: int) -> None:
     """For θ and φ, within two plates, with scales and a mask, before and after training."""
     toy = TwoSites(flat)

@@ -19,6 +19,7 @@ from pyroae.autoencoder import announce_parameters
 from pyroae.errors import ConfigError, ProgramError
 from pyroae.objectives import OBJECTIVES, AnalyticKL, Objective, TraceELBO, named
 from pyroae.objectives.scores import moves_support
+from tests.covering import sampled, way_of
 from tests.systems import (
     DISCRETE,
     FOR_BINARY,
@@ -74,13 +75,15 @@ def test_equals_pyro(name: str, objective: str, num_particles: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "objective"),
-    [
-        *((n, o) for n in SYSTEMS for o in PYRO),
-        *((n, o) for n in PROPER for o in FOR_GAUSSIANS if o not in PYRO),
-        *((n, o) for n in DISCRETE for o in FOR_DISCRETE),
-        *(("discrete-vae", o) for o in FOR_BINARY),
-        *(("vae-mixture", o) for o in FOR_MIXTURES),
-    ],
+    sampled(
+        [
+            *((n, o) for n in SYSTEMS for o in PYRO),
+            *((n, o) for n in PROPER for o in FOR_GAUSSIANS if o not in PYRO),
+            *((n, o) for n in DISCRETE for o in FOR_DISCRETE),
+            *(("discrete-vae", o) for o in FOR_BINARY),
+            *(("vae-mixture", o) for o in FOR_MIXTURES),
+        ]
+    ),
 )
 def test_a_gradient_reaches_every_parameter(name: str, objective: str) -> None:
     system, x = system_and_data(name)
@@ -284,7 +287,13 @@ def test_no_host_synchronization(monkeypatch: pytest.MonkeyPatch) -> None:
             Trace_ELBO().loss_and_grads(system.model, system.guide, x)
 
 
-@pytest.mark.parametrize("objective", list(OBJECTIVES))
+OF_EACH_WAY = {way_of(name): name for name in OBJECTIVES}.values()
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [n if n in OF_EACH_WAY else pytest.param(n, marks=pytest.mark.slow) for n in OBJECTIVES],
+)
 def test_traces_into_one_graph(objective: str) -> None:
     system, x = system_and_data(suited_to(objective))
     estimator = OBJECTIVES[objective](num_particles=4)

@@ -17,6 +17,7 @@ from torch import Tensor
 from pyroae import zoo
 from pyroae.errors import DataError
 from pyroae.evaluation.annealing.rate_distortion import RateDistortion
+from pyroae.evaluation.importance.above import UpperBound
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_likelihood
 from pyroae.evaluation.importance.streams import BoundCurve, Smoothed
 from pyroae.plots import likelihood as plots
@@ -35,9 +36,9 @@ def estimate_of(
         torch.tensor([0.1, 0.05, math.nan]),
     )
     draws = torch.full((len(values),), num_particles)
-    return LikelihoodEstimate(
-        values, half / 2, interval, draws / 2.0, values + 0.5, smoothed, draws, curve, None, 0.1
-    )
+    above = UpperBound(values + 1, half / 2, interval + 1, half * 0, values > 0)
+    figures = (values, half / 2, interval, draws / 2.0, values + 0.5, smoothed, draws, curve)
+    return LikelihoodEstimate(*figures, None, 0.1, above, above)
 
 
 def test_likelihoods_are_sorted_with_their_intervals_and_flags() -> None:

@@ -16,6 +16,7 @@ from pyroae.distributed.work_sharing import gather_results
 from pyroae.errors import ConfigError
 from pyroae.evaluation.blocks import Data, base_seed
 from pyroae.evaluation.checks import check_evidence, check_globals, check_proposal, check_terms
+from pyroae.evaluation.importance.above import UpperBound, cubo, eubo
 from pyroae.evaluation.importance.per_datum import Columns
 from pyroae.evaluation.importance.proposals import Proposal
 from pyroae.evaluation.importance.sampler import LEAST, Sampler, programs_of
@@ -90,6 +91,9 @@ class LikelihoodEstimate(PerDatumEstimate):
         curve: The mean bound for each of several smaller K, in nats per datum.
         tolerance: The tolerance that was given, in nats per datum, or None.
         seconds: The time of the estimate.
+        eubo: The evidence upper bound E_{p(z|x)} log w, as of `above.eubo`, nats: a report with
+            flags, never a certificate. After a retry it is of the proposal that a datum kept.
+        cubo: The χ² upper bound ½ log E_q w², as of `above.cubo`, nats.
 
     References:
         Nowozin 2018, Debiasing evidence approximations, for the jackknife.
@@ -105,6 +109,8 @@ class LikelihoodEstimate(PerDatumEstimate):
     curve: BoundCurve
     tolerance: float | None
     seconds: float
+    eubo: UpperBound
+    cubo: UpperBound
 
     __repr__ = short_repr("nll", "monte_carlo_se", "num_particles")
 
@@ -268,6 +274,7 @@ def _retried(sampler: Sampler, columns: Columns, args: tuple[Tensor, ...]) -> Co
 def _estimate_of(
     columns: Columns, curve: BoundCurve, tolerance: float | None, seconds: float
 ) -> LikelihoodEstimate:
+    weights = (columns.above, columns.khat, columns.ess, columns.draws)
     return LikelihoodEstimate(
         columns.log_px,
         columns.se,
@@ -279,6 +286,8 @@ def _estimate_of(
         curve,
         tolerance,
         seconds,
+        eubo(*weights),
+        cubo(*weights),
     )
 
 

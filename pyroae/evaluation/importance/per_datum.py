@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyroae.evaluation.importance.above import UpperStream
 from pyroae.evaluation.importance.streams import BoundCurve, Smoothed, WeightStream, is_reliable
 
 Curve = dict[int, tuple[Tensor, Tensor]]
@@ -26,6 +27,7 @@ class Columns:
         smooth_interval: Its 95 % interval, `[2, N]`, nats.
         khat: The index k̂ of the tail of the weights, `[N]`.
         draws: The number of draws, `[N]`.
+        above: The sums from which upper bounds are computed, as of `UpperStream`, `[8, N]`.
     """
 
     log_px: Tensor
@@ -37,13 +39,15 @@ class Columns:
     smooth_interval: Tensor
     khat: Tensor
     draws: Tensor
+    above: Tensor
 
     @classmethod
-    def of(cls, stream: WeightStream) -> "Columns":
+    def of(cls, stream: WeightStream, upper: UpperStream) -> "Columns":
         """Read the estimates of a stream.
 
         Args:
             stream: The log-weights of one part.
+            upper: The same log-weights.
 
         Returns:
             The estimates, on the CPU.
@@ -57,9 +61,8 @@ class Columns:
             log_px - stream.jackknife_bias(),
         )
         draws = torch.full(log_px.shape, stream.count)
-        return cls(
-            *(t.cpu() for t in (*figures, smoothed.log_px, smoothed.interval, smoothed.khat, draws))
-        )
+        smooth = (smoothed.log_px, smoothed.interval, smoothed.khat)
+        return cls(*(t.cpu() for t in (*figures, *smooth, draws, upper.sums)))
 
     @classmethod
     def joined(cls, parts: "list[Columns]") -> "Columns":

@@ -20,6 +20,7 @@ from pyroae.compilation.codegen import should_compile
 from pyroae.distributed.work_sharing import distribute
 from pyroae.errors import DataError
 from pyroae.evaluation.blocks import FOR_CORE, FOR_GPU, block_seed, part_of, rows_of
+from pyroae.evaluation.importance.above import UpperStream
 from pyroae.evaluation.importance.per_datum import Columns, Curve, joined_curve
 from pyroae.evaluation.importance.plan import Plan, block_size
 from pyroae.evaluation.importance.proposals import Proposal
@@ -218,20 +219,21 @@ class _Runner:
     def _sampled(self, part: range, plan: Plan) -> tuple[Columns, Curve]:
         sampler, count, most = self.sampler, len(part), plan.num_particles
         device = self.tasks.args[0].device
-        stream = WeightStream(count, device, most)
+        stream, upper = WeightStream(count, device, most), UpperStream(count, device)
         curve = CurveStream(count, device, curve_sizes(most))
         flush = FLUSH if device.type == "cpu" else FLUSH * FOR_GPU
         least = flush if sampler.tolerance is None else 1
         for log_weight in _gathered(self._log_weights(part, plan), least, most):
             stream.add(log_weight)
             curve.add(log_weight)
+            upper.add(log_weight)
             self._show(stream.count * count)
             if sampler.is_enough(stream, count, plan.num_data):
                 break
         if sampler.tolerance is not None:
             self._cancel()
         self._done += most * count
-        return Columns.of(stream), {
+        return Columns.of(stream, upper), {
             k: (mean.cpu(), square.cpu()) for k, (mean, square) in curve.result().items()
         }
 

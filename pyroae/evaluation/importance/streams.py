@@ -131,8 +131,40 @@ def is_reliable(khat: Tensor, ess: Tensor, se: Tensor, draws: Tensor) -> Tensor:
     >>> is_reliable(khat, ess, 0.1 * ones, 1000 * ones).tolist()
     [True, False, False, True]
     """
-    constant = (ess >= (1 - ROUNDING) * draws) & (draws >= LEAST_FOR_PSIS)
-    return ((khat < khat_limit(draws)) | constant) & (ess >= LEAST_ESS) & se.isfinite()
+    light = (khat < khat_limit(draws)) | is_constant(ess, draws)
+    return light & (ess >= LEAST_ESS) & se.isfinite()
+
+
+def is_constant(ess: Tensor, draws: Tensor) -> Tensor:
+    """Tell where all weights are equal but for rounding, and enough to say so.
+
+    Args:
+        ess: The effective sample size of each datum, `[N]`.
+        draws: K of each datum, `[N]`.
+
+    Returns:
+        Booleans `[N]`; False where K < 25.
+
+    >>> is_constant(torch.tensor([99.99999, 99.0, 2.0]), torch.tensor([100, 100, 2])).tolist()
+    [True, False, False]
+    """
+    return (ess >= (1 - ROUNDING) * draws) & (draws >= LEAST_FOR_PSIS)
+
+
+def bessel_factor(count: int | Tensor) -> Tensor:
+    """Compute K/(K − 1), the factor that makes the variance of a sample unbiased.
+
+    Args:
+        count: K, of any shape.
+
+    Returns:
+        The factors, float64; nan where K = 1.
+
+    >>> bessel_factor(torch.tensor([1, 3])).tolist()
+    [nan, 1.5]
+    """
+    count = torch.as_tensor(count).double()
+    return torch.where(count > 1, count / (count - 1), math.nan)
 
 
 def curve_sizes(num_particles: int) -> list[int]:
@@ -285,7 +317,7 @@ class WeightStream:
         return Smoothed(smooth, smooth + skewed_interval(sums, self.count), khat)
 
 
-def skewed_interval(sums: Tensor, count: int) -> Tensor:
+def skewed_interval(sums: Tensor, count: int | Tensor) -> Tensor:
     """Compute the 95 % interval of log p(x) − log p̂(x) from the moments of the weights.
 
         t = (p̂ − p) / se,   g(t) = t + γ t²/3 + γ² t³/27 + γ/6,   γ = skewness / √K
@@ -295,7 +327,7 @@ def skewed_interval(sums: Tensor, count: int) -> Tensor:
 
     Args:
         sums: Σ w, Σ w² and Σ w³ of each datum, `[3, N]`, on any common scale of w.
-        count: K.
+        count: K, or that of each datum, `[N]`.
 
     Returns:
         The ends of the interval, `[2, N]`, nats; nan for K = 1.
@@ -304,7 +336,7 @@ def skewed_interval(sums: Tensor, count: int) -> Tensor:
         Hall 1992, On the removal of skewness by transformation.
     """
     se, skewness = _relative(sums, count)
-    gamma = (skewness / math.sqrt(count)).clamp_min(1e-9)
+    gamma = (skewness / count**0.5).clamp_min(1e-9)
     ends = []
     for z in (Z, -Z):
         inside = 1 + gamma * (z - gamma / 6)
@@ -404,14 +436,13 @@ def _moments(log_weight: Tensor, high: Tensor) -> Tensor:
     return torch.stack([weight.sum(0), square.sum(0), (square * weight).sum(0)])
 
 
-def _relative(sums: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _relative(sums: Tensor, count: int | Tensor) -> tuple[Tensor, Tensor]:
     """Relative standard error of the mean weight, and skewness of the weights, `[N]` each."""
     mean, square, cube = sums / count
     variance = (square / mean**2 - 1).clamp_min(0)
     third = cube / mean**3 - 3 * square / mean**2 + 2
     skewness = torch.where(variance > 0, third / variance.clamp_min(1e-300) ** 1.5, 0.0)
-    unbiased = count / (count - 1) if count > 1 else math.nan
-    return (variance * unbiased / count).sqrt(), skewness
+    return (variance * bessel_factor(count) / count).sqrt(), skewness
 
 
 def _finite(high: Tensor) -> Tensor:
