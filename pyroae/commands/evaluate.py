@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
@@ -44,6 +43,9 @@ from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import WHOLE, say
 from pyroae.training.preflight import check_data
 from pyroae.training.validation import DEAD
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 LABELS = {
     "nll": "NLL by importance sampling",
@@ -272,7 +274,7 @@ def evaluate_run(
     settings: EvaluationSettings,
     *,
     checkpoint: str | None = None,
-    fabric: Fabric | None = None,
+    fabric: "Fabric | None" = None,
 ) -> Evaluation:
     """Evaluate a run on data; the first process writes results.json, evaluation.nc and figures.
 
@@ -315,7 +317,7 @@ def _evaluated(
     dataset: Dataset | Arguments,
     settings: EvaluationSettings,
     checkpoint: str | None,
-    fabric: Fabric | None,
+    fabric: "Fabric | None",
 ) -> tuple[Any, Data, Evaluation]:
     """The system with the weights of a checkpoint, its arguments, and its evaluation."""
     device = _device(run, fabric)
@@ -336,7 +338,7 @@ def _evaluated(
     return system, x, found
 
 
-def _device(run: Run, fabric: Fabric | None) -> torch.device:
+def _device(run: Run, fabric: "Fabric | None") -> torch.device:
     """The device of this process, where there are several; else that of the run."""
     several = fabric is not None and fabric.world_size > 1
     return fabric.device if fabric is not None and several else device_of(run.config.accelerator)

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import scipy.special
 import torch
 from torch import Tensor
 
@@ -215,4 +214,6 @@ def _check_finite(log_px: Tensor) -> None:
 
 
 def _student(count: int) -> float:
+    import scipy.special
+
     return float(scipy.special.stdtrit(count - 1, 0.975)) if count > 1 else math.nan
