@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
@@ -58,6 +57,9 @@ from pyroae.runs.trees import curve_group, describe, likelihood_in
 from pyroae.runtime.processes import WHOLE, say
 from pyroae.training.preflight import check_data
 from pyroae.training.validation import DEAD
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 @own_parameters()
@@ -282,7 +284,7 @@ def evaluate_run(
     settings: EvaluationSettings,
     *,
     checkpoint: str | None = None,
-    fabric: Fabric | None = None,
+    fabric: "Fabric | None" = None,
     files: PartFiles | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Evaluation:
@@ -359,7 +361,7 @@ def _evaluated(
     dataset: Dataset | Arguments,
     settings: EvaluationSettings,
     checkpoint: str | None,
-    fabric: Fabric | None,
+    fabric: "Fabric | None",
 ) -> tuple[Any, Data, Evaluation]:
     """The system with the weights of a checkpoint, its arguments, and its evaluation."""
     device = _device(run, fabric)
@@ -412,7 +414,7 @@ def exact_draws(
         return None
 
 
-def _device(run: Run, fabric: Fabric | None) -> torch.device:
+def _device(run: Run, fabric: "Fabric | None") -> torch.device:
     """The device of this process, where there are several; else that of the run."""
     several = fabric is not None and fabric.world_size > 1
     return fabric.device if fabric is not None and several else device_of(run.config.accelerator)

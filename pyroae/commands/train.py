@@ -4,10 +4,9 @@ import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
 from pyroae import plots, zoo
@@ -28,6 +27,9 @@ from pyroae.training.fitting import fit
 from pyroae.training.preflight import check
 from pyroae.training.state import State
 from pyroae.training.trainer import FitResult
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 @own_parameters()
@@ -119,7 +121,7 @@ def _refuse_passed(run: Run, config: RunConfig, state: State) -> None:
         )
 
 
-def _writing(fabric: Fabric, path: Path) -> AbstractContextManager[None]:
+def _writing(fabric: "Fabric", path: Path) -> AbstractContextManager[None]:
     """A context in which this process, the first one, has the directory."""
     return locked(path, "run") if fabric.is_global_zero else nullcontext()
 
@@ -139,7 +141,7 @@ def _trained(
     system: nn.Module,
     splits: Splits,
     objective: ObjectiveBase,
-    fabric: Fabric,
+    fabric: "Fabric",
     state: State | None,
 ) -> FitResult:
     """The training itself: the first process saves."""

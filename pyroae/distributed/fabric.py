@@ -3,10 +3,9 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -14,8 +13,11 @@ from pyroae.config import TrainConfig
 from pyroae.errors import ConfigError
 from pyroae.runtime.processes import Share
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
-def fabric_of(config: TrainConfig) -> Fabric:
+
+def fabric_of(config: TrainConfig) -> "Fabric":
     """Make Lightning Fabric with the devices and the precision of a configuration.
 
     Args:
@@ -27,6 +29,8 @@ def fabric_of(config: TrainConfig) -> Fabric:
     Raises:
         ConfigError: If Fabric refuses the devices, the strategy or the precision.
     """
+    from lightning_fabric import Fabric
+
     strategy: Any = _fully_sharded(config) if config.strategy == "fsdp" else config.strategy
     settings: Any = {
         "devices": config.devices,
@@ -47,7 +51,7 @@ def fabric_of(config: TrainConfig) -> Fabric:
         ) from None
 
 
-def launch_fabric(config: TrainConfig) -> Fabric:
+def launch_fabric(config: TrainConfig) -> "Fabric":
     """Make Fabric and start the processes that torchrun or SLURM has not started already.
 
     Args:
@@ -72,7 +76,7 @@ def launch_fabric(config: TrainConfig) -> Fabric:
     return fabric
 
 
-def share_of(fabric: Fabric) -> Share:
+def share_of(fabric: "Fabric") -> Share:
     """Find the part of every batch that this process takes.
 
     Args:

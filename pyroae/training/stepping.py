@@ -3,11 +3,10 @@
 import math
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pyro
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from pyroae.compilation.optimizer_updates import closed_form_steps
@@ -21,6 +20,9 @@ from pyroae.training.minibatches import Batch
 from pyroae.training.optimizers import optimizer_of
 from pyroae.training.plan import Plan
 from pyroae.training.state import Progressed, State
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 STEPS_A_LAUNCH = 16
 """Steps in one launch on a GPU: they take longer than the host needs to prepare the next ones."""
@@ -45,7 +47,7 @@ class Stepper:
         show: called with a step and a message while that step is compiled.
     """
 
-    def __init__(self, step: Step, config: TrainConfig, fabric: Fabric, plan: Plan) -> None:
+    def __init__(self, step: Step, config: TrainConfig, fabric: "Fabric", plan: Plan) -> None:
         self.forward, self.config, self.fabric, self.plan = step, config, fabric, plan
         step.share = self.share = share_of(fabric)
         # before the optimizer: FSDP replaces the parameters

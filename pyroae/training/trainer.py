@@ -5,10 +5,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from pyroae.config import TrainConfig
@@ -26,6 +25,9 @@ from pyroae.training.running_loss import Losses
 from pyroae.training.state import Epoch, Progressed, State, write_csv
 from pyroae.training.stepping import Stepper
 from pyroae.training.validation import Validator, warn_if_dead
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 AGREE_EVERY = 20
 """Steps after which several processes exchange what a clock or a signal asks for."""
@@ -94,7 +96,7 @@ class Trainer:
         self,
         step: Step,
         config: TrainConfig,
-        fabric: Fabric,
+        fabric: "Fabric",
         train: Dataset | Arguments,
         valid: Dataset | Arguments | None,
     ) -> None:

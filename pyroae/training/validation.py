@@ -2,11 +2,10 @@
 
 import math
 import warnings
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pyro
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from pyroae.autoencoder import Autoencoder, correct_classes
@@ -17,6 +16,9 @@ from pyroae.programs.context import evaluating
 from pyroae.programs.pair import like_parameters
 from pyroae.runtime.randomness import fork_random
 from pyroae.training.forward import Step
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 VALIDATION_BATCH = 1000
 """Data that are evaluated at once."""
@@ -40,7 +42,7 @@ class Validator:
     """
 
     def __init__(
-        self, step: Step, data: Dataset | Arguments | None, fabric: Fabric, seed: int
+        self, step: Step, data: Dataset | Arguments | None, fabric: "Fabric", seed: int
     ) -> None:
         self.step, self.data, self.fabric, self.seed = step, data, fabric, seed
 

@@ -9,7 +9,6 @@ with the device. Shapes: C chains, N data. All values are in nats.
 
 import math
 
-import scipy.special
 import torch
 from torch import Tensor
 
@@ -107,7 +106,9 @@ def student_quantile(num_chains: int) -> float:
     >>> round(student_quantile(16), 3)
     2.131
     """
-    return float(scipy.special.stdtrit(num_chains - 1, 0.975)) if num_chains > 1 else math.nan
+    from scipy.special import stdtrit
+
+    return float(stdtrit(num_chains - 1, 0.975)) if num_chains > 1 else math.nan
 
 
 def _with_interval(value: Tensor, terms: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
