@@ -28,6 +28,7 @@ from pyroae.objectives import (
 from pyroae.testing import check_objective
 from pyroae.training.fitting import fit
 from pyroae.training.trainer import FitResult
+from tests.covering import way_of
 from tests.systems import CONFORMING
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -225,9 +226,14 @@ def test_command_lines_parse_to_the_estimator_of_the_page(name: str) -> None:
 # The measured tables.
 
 
+ROWS = [(which, name) for which, (_, names, _) in pages.TABLES.items() for name in names]
+OF_EACH_WAY = {(which, way_of(name)): (which, name) for which, name in ROWS}.values()
+"""A row of each table for each way of estimating, for `make test`; `make study` measures all."""
+
+
 @pytest.mark.parametrize(
     ("which", "name"),
-    [(which, name) for which, (_, names, _) in pages.TABLES.items() for name in names],
+    [row if row in OF_EACH_WAY else pytest.param(*row, marks=pytest.mark.slow) for row in ROWS],
 )
 def test_measured_tables(which: str, name: str) -> None:
     """Every figure again from 20,000 replicates: within 5 standard errors of both."""
