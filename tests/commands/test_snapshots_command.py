@@ -104,9 +104,9 @@ def test_each_row_is_that_of_the_snapshot_alone(run: Path) -> None:
     loaded = load_run(run)
     assert loaded.data.test is not None
     x, settings = loaded.data.test.x[:25], EvaluationSettings(num_particles=30)
-    for epoch, system in loaded.snapshots:
+    for at, system in loaded.snapshots:
         found = evaluate(system, x, settings)
-        assert float(table[str(epoch)]["nll"]) == found.results["nll"].estimate
+        assert float(table[str(at)]["nll"]) == found.results["nll"].estimate
     assert len({row["nll"] for row in table.values()}) == 4
 
 

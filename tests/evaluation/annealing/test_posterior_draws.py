@@ -243,11 +243,10 @@ def test_simplices_and_simulated_data() -> None:
     assert bdmc(program, None, x, settings=TINY, seed=0).forward.posterior == {}
 
 
-def assert_same(one: Any, other: Any, **tolerances: float) -> None:
-    tolerances = tolerances or {"rtol": 0.0, "atol": 0.0}
+def assert_same(one: Any, other: Any, rtol: float = 0.0, atol: float = 0.0) -> None:
     for name in ("log_px", "log_weights", "step_sizes", "posterior_acceptance"):
-        torch.testing.assert_close(getattr(one, name), getattr(other, name), **tolerances)
-    torch.testing.assert_close(one.posterior, other.posterior, **tolerances)
+        torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=rtol, atol=atol)
+    torch.testing.assert_close(one.posterior, other.posterior, rtol=rtol, atol=atol)
 
 
 def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
