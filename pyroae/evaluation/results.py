@@ -9,6 +9,12 @@ from pyroae.config import AISSettings, EvaluationSettings
 from pyroae.evaluation.labels import rank_of
 
 
+_NOT_NAMED = ("num_chains", "num_distributions", "posterior_draws", "thinning")
+"""Settings of annealing: K, the number that is always named, and the draws after the path, which
+do not change the estimate.
+"""
+
+
 @dataclass(frozen=True)
 class Result:
     """One figure of an evaluation, a mean over the data.
@@ -114,6 +120,8 @@ def method_of(method: str, settings: EvaluationSettings) -> str:
     'is, guide, retry local'
     >>> method_of("bdmc", EvaluationSettings(annealing=AISSettings(num_distributions=50)))
     'bdmc, 50 distributions'
+    >>> method_of("ais", EvaluationSettings(annealing=AISSettings(posterior_draws=9)))
+    'ais, 1000 distributions'
     """
     words = [method]
     if method == "is":
@@ -125,8 +133,7 @@ def method_of(method: str, settings: EvaluationSettings) -> str:
         words.append(f"{of.num_distributions} distributions")
         for name in (f.name for f in fields(of)):
             value = getattr(of, name)
-            known = name in ("num_chains", "num_distributions")  # K, and above
-            if not known and value != getattr(usual, name):
+            if name not in _NOT_NAMED and value != getattr(usual, name):
                 words.append(name if value is True else f"{name} {value}")
     return ", ".join(words)
 

@@ -107,10 +107,12 @@ def read_tree(path: Path) -> "DataTree":
     Raises:
         RunError: If the file cannot be read.
     """
-    from xarray import open_datatree
+    from xarray import DataTree, open_datatree
 
     with _readable(path), open_datatree(io.BytesIO(path.read_bytes()), engine="h5netcdf") as tree:
-        return tree.load()
+        # DataTree.load leaves out each variable that has the name of a group
+        groups = {name: tree[name].to_dataset(inherit=False).load() for name in tree.groups}
+        return DataTree.from_dict(groups)
 
 
 @contextmanager
