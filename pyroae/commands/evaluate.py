@@ -60,6 +60,7 @@ from pyroae.training.validation import DEAD
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from xarray import DataTree
 
 
 @own_parameters()
@@ -334,13 +335,13 @@ def evaluate_run(
     drawn = figures(
         system, dataset.to(_device(run, fabric)), whole, sandwich_of(rows), curve_in(tree)
     )
-    files.write(rows, tree, _pictures(drawn, files.part, rows), options)
+    files.write(rows, tree, _pictures(drawn, files.part, rows, tree), options)
     write_report(run)
     return found
 
 
 def _pictures(
-    drawn: Mapping[str, Figure], part: EvaluatedPart, rows: Sequence[Result]
+    drawn: Mapping[str, Figure], part: EvaluatedPart, rows: Sequence[Result], tree: "DataTree"
 ) -> dict[str, bytes]:
     """Pictures as files, each with a line that says which data, method and K it is of."""
     results, pictures = by_name(rows), {}
@@ -350,9 +351,14 @@ def _pictures(
         if name == "sandwich":
             of = [row for row in shown(rows) if row.name in SIDES or row.name == "bdmc_gap"]
         methods = [f"{row.method}, K = {row.num_particles:,}" for row in of]
+        if name == GROUP and name in tree.children:
+            about = tree[name]["rate"].attrs
+            methods = [f"curve: {about['method']}, K = {about['num_particles']:,}"] + [
+                f"point: {method}" for method in methods
+            ]
         caption = "; ".join([part.title, *dict.fromkeys(methods)])
-        about = {"part": part.folder, "Title": picture.label}
-        pictures[name] = rendered(figure, caption=caption, **about)
+        texts = {"part": part.folder, "Title": picture.label}
+        pictures[name] = rendered(figure, caption=caption, **texts)
     return pictures
 
 

@@ -49,8 +49,8 @@ def sandwich_of(rows: Iterable[Result]) -> dict[str, tuple[float, float]]:
 
     Intervals contain the Monte-Carlo error only. One upper bound comes from simulated data: the
     BDMC gap of annealing on them is added to the estimate of annealing with the same settings on
-    the data. EUBO and CUBO have the number of flagged data in their label; where most are flagged
-    there is no such result.
+    the data. EUBO and CUBO have the number of flagged data in their label; they are left out where
+    most data are flagged, by the evaluation with the most draws.
 
     Args:
         rows: Results of one part of the data with the same weights, of one or several evaluations.
@@ -63,16 +63,18 @@ def sandwich_of(rows: Iterable[Result]) -> dict[str, tuple[float, float]]:
     >>> sandwich_of([*rows, Result("nll_exact", 92.0, 1.0, 10, 0, 0.1, "exact")])
     {'ELBO': (-95.0, 0.195...), 'exact': (-92.0, nan)}
     """
-    rows, bounds = shown(rows), {}
+    every, bounds = list(rows), {}
+    rows = shown(every)
     for name, side in SIDES.items():
         several = [row for row in rows if row.name == name and math.isfinite(row.estimate)]
+        several = [row for row in several if not _is_withdrawn(row, rows)]
         if name in SINGLE:
             several = list(by_name(several).values())
         for row in several:
             half = Z * row.monte_carlo_se
             label = _label(row, side, len(several)) + _flagged(row, rows)
             bounds[label] = (side.sign * row.estimate, half)
-    return bounds | _annealed_upper(rows)
+    return bounds | _annealed_upper(every)
 
 
 def _label(row: Result, side: Side, count: int) -> str:
@@ -89,23 +91,35 @@ def _label(row: Result, side: Side, count: int) -> str:
     return f"{label}, {settings}" if count > 1 and settings else label
 
 
-def _flagged(row: Result, rows: Iterable[Result]) -> str:
-    """The number of flagged data of a bound from above."""
+def _flags(row: Result, rows: Iterable[Result]) -> list[Result]:
+    """The number of flagged data of a bound from above, of its method and the most draws."""
     name = f"{row.name}_flagged"
-    found = (one for one in rows if (one.name, one.method) == (name, row.method))
-    count = int(next((one.estimate for one in found), 0))
+    return [one for one in rows if (one.name, one.method) == (name, row.method)]
+
+
+def _is_withdrawn(row: Result, rows: Iterable[Result]) -> bool:
+    """Whether more draws flag most data, so that they have no such bound."""
+    return any(one.num_particles > row.num_particles for one in _flags(row, rows))
+
+
+def _flagged(row: Result, rows: Iterable[Result]) -> str:
+    count = int(sum(one.estimate for one in _flags(row, rows)))
     return f", {count} flagged" if count else ""
 
 
-def _annealed_upper(rows: Iterable[Result]) -> dict[str, tuple[float, float]]:
-    """The estimate of annealing plus the BDMC gap of annealing with the same settings."""
-    rows, bounds = list(rows), {}
-    gaps = {settings_in(r.method): r for r in rows if r.name == "bdmc_gap"}
-    annealed = [r for r in rows if r.name == "nll_ais" and settings_in(r.method) in gaps]
+def _annealed_upper(rows: list[Result]) -> dict[str, tuple[float, float]]:
+    """The estimate of annealing plus the BDMC gap of annealing with the same path and chains."""
+    gaps = {_annealing(row): row for row in rows if row.name == "bdmc_gap"}
+    annealed = shown(r for r in rows if r.name == "nll_ais" and _annealing(r) in gaps)
+    bounds = {}
     for row in annealed:
-        settings = settings_in(row.method)
-        gap = gaps[settings]
+        gap = gaps[_annealing(row)]
         half = Z * math.hypot(row.monte_carlo_se, gap.se)
-        label = "AIS + BDMC gap, upper" + (f", {settings}" if len(annealed) > 1 else "")
+        label = "AIS + BDMC gap, upper"
+        label += f", {settings_in(row.method)}" if len(annealed) > 1 else ""
         bounds[label] = (gap.estimate - row.estimate, half)
     return bounds
+
+
+def _annealing(row: Result) -> tuple[str, int]:
+    return settings_in(row.method), row.num_particles

@@ -39,20 +39,26 @@ SOURCES = {
     "ess": "nll",
     "khat": "nll",
     "draws": "nll",
-    "bound_curve": "nll",
     "log_px_ais": "nll_ais",
     "log_px_ais_se": "nll_ais",
     "acceptance": "nll_ais",
     "log_px_exact": "nll_exact",
     "log_px_quadrature": "nll_quadrature",
     "log_px_quadrature_error": "nll_quadrature",
-    "rate_distortion": "nll_ais",
-    "simulated": "bdmc_gap",
 }
-"""The result whose method and K a variable of `per_datum`, or a whole group, has.
+"""The result whose method and K a variable of `per_datum` has.
 
 A variable with the name of a result has those of that result.
 """
+
+
+GROUPS = {
+    "bound_curve": "nll",
+    "rate_distortion": "nll_ais",
+    "sample_stats": "nll_ais",
+    "simulated": "bdmc_gap",
+}
+"""The result whose method and K all variables of a group have."""
 
 
 OF_DRAWS = ("posterior", "sample_stats", "log_prior", "posterior_predictive")
@@ -159,11 +165,14 @@ def describe(tree: "DataTree", results: Mapping[str, Result], attributes: Mappin
     from xarray import DataTree
 
     groups: dict[str, Any] = {}
+    drawn = "nll_ais" if "sample_stats" in tree.children else "nll_exact"
+    sources = dict.fromkeys(OF_DRAWS, drawn) | GROUPS
     for path in tree.groups:
         group: Any = tree[path]
         data, name = group.to_dataset(inherit=False), path.strip("/")
         for variable in data.data_vars:
-            row = results.get(SOURCES.get(name) or _source(str(variable)))
+            of_datum = _source(str(variable)) if name == "per_datum" else ""
+            row = results.get(sources.get(name, of_datum))
             if row is not None:
                 about = {"method": row.method, "num_particles": row.num_particles}
                 data[variable].attrs |= about
@@ -203,11 +212,12 @@ def merged(old: "DataTree | None", new: "DataTree") -> "DataTree":
 
 
 def _draws(tree: "DataTree") -> tuple[bool, bool, int]:
-    """Whether a tree has draws of p(z|x), whether by annealing, and how many for each datum."""
+    """Whether a tree has draws of p(z|x), whether annealing, and how many draws for each datum."""
+    is_annealed = "sample_stats" in tree.children
     if "posterior" not in tree.children:
-        return False, False, 0
+        return False, is_annealed, 0
     sizes = tree["posterior"].sizes
-    return True, "sample_stats" in tree.children, sizes["chain"] * sizes["draw"]
+    return True, is_annealed, sizes["chain"] * sizes["draw"]
 
 
 def likelihood_in(tree: "DataTree") -> LikelihoodEstimate | None:
@@ -223,7 +233,7 @@ def likelihood_in(tree: "DataTree") -> LikelihoodEstimate | None:
     if not {"per_datum", "bound_curve"} <= groups:
         return None
     data, curve = tree["per_datum"].to_dataset(), tree["bound_curve"].to_dataset()
-    if not {name for name, of in SOURCES.items() if of == "nll"} <= {*data, "bound_curve"}:
+    if not {name for name, of in SOURCES.items() if of == "nll"} <= {*data}:
         return None
 
     def column(name: str) -> torch.Tensor:

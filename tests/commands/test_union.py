@@ -137,6 +137,9 @@ def test_each_row_tree_and_picture_says_what_it_is_of(evaluated: Path) -> None:
     captions = pictures(run)
     assert captions["figures/khat.png"] == f"{first.title}; is, guide, K = 60"
     assert "ais, 5 distributions, K = 2" in captions["figures/sandwich.png"]
+    assert captions["figures/rate_distortion.png"] == (
+        f"{first.title}; curve: ais, 5 distributions, K = 2; point: guide, K = 100"
+    )
     beside = f"figures/{second.folder}/khat.png"
     assert captions[beside] == f"{second.title}; is, guide, K = 30"
     for title, text in sections(run).items():
