@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from pyroae.config import AISSettings, EvaluationSettings
 from pyroae.evaluation.labels import rank_of
 
-
 _NOT_NAMED = ("num_chains", "num_distributions", "posterior_draws", "thinning")
 """Settings of annealing: K, the number that is always named, and the draws after the path, which
 do not change the estimate.
