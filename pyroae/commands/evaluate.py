@@ -161,7 +161,8 @@ def _folder(
     run: Run, dataset: Dataset | Arguments, settings: EvaluationSettings, checkpoint: str | None
 ) -> Path:
     """Where annealing keeps its work: a folder for these settings, weights and data alone."""
-    text = f"{settings.annealing} {settings.seed} {checkpoint} {len(dataset)}".encode()
+    weights = weights_of(run, checkpoint)
+    text = f"{settings.annealing} {settings.seed} {weights} {len(dataset)}".encode()
     data = b"".join(t.contiguous().numpy().tobytes() for t in arguments_in(dataset))
     mark = hashlib.sha256(text + data).hexdigest()[:12]
     folder = run.path / "annealing" / mark

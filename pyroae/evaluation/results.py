@@ -14,12 +14,6 @@ do not change the estimate.
 """
 
 
-_NOT_NAMED = ("num_chains", "num_distributions", "posterior_draws", "thinning")
-"""Settings of annealing: K, the number that is always named, and the draws after the path, which
-do not change the estimate.
-"""
-
-
 @dataclass(frozen=True)
 class Result:
     """One figure of an evaluation, a mean over the data.

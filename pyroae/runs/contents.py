@@ -29,6 +29,7 @@ FILES = (
     "evaluation.nc",
     "evaluations",
     "evaluation.yaml",
+    "annealing",
     "along_training.csv",
     "gradients_along_training.csv",
     "calibration.json",

@@ -54,7 +54,7 @@ A variable with the name of a result has those of that result.
 
 GROUPS = {
     "bound_curve": "nll",
-    "rate_distortion": "nll_ais",
+    "rate_distortion": "rate_ais",
     "sample_stats": "nll_ais",
     "simulated": "bdmc_gap",
 }

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pyroae import cli, load_run, plots
 from pyroae.errors import DataError
+from pyroae.evaluation.annealing.checkpoint import Checkpoint
 from pyroae.evaluation.results import Result
 from pyroae.evaluation.sandwich import sandwich_of
 from pyroae.runs.parts import by_part
@@ -198,6 +199,61 @@ def test_a_longer_training_is_another_part(evaluated: Path, copy: Callable[[Path
     )
     assert (run / "figures" / folder / "sandwich.png").is_file()
     assert [title.partition(" ")[0] for title in sections(run)] == ["8", "12", "8"]
+
+
+def test_annealing_that_was_stopped_does_not_go_on_with_other_weights(
+    trained: Path, copy: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copy(trained)
+
+    def stopped(self: Checkpoint, first: int, block: Any, *, now: bool = False) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "tick", stopped)
+        assert cli.main(["evaluate", str(run), *ANNEALED]) == 130
+    (left,) = (run / "annealing").iterdir()
+    assert cli.main(["train", "--resume", str(run), "--epochs", "3"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "tick", stopped)
+        assert cli.main(["evaluate", str(run), *ANNEALED]) == 130
+    assert len(set((run / "annealing").iterdir()) - {left}) == 1
+    evaluate(run, ANNEALED)
+    assert {r["checkpoint"] for r in rows(run)} == {"last, epoch 3"}
+
+
+def test_means_are_those_of_the_variables_with_the_same_method(tmp_path: Path) -> None:
+    """In whatever order: each variable has the method and K of a row, whose mean it has."""
+    few, run = ["--num-data", "6"], tmp_path / "run"
+    options = "--system conditional-vae --condition labels --latent 2 --hidden 8 --epochs 1"
+    assert cli.main(["train", *options.split(), "--out", str(run)]) == 0
+    annealed = ["--method", "ais", "--num-distributions", "6", *few]
+    evaluate(
+        run,
+        ["--num-particles", "60", "--proposal", "wider", *few],
+        [*annealed, "--num-chains", "4", "--start", "guide"],
+        ["--num-particles", "40", "--retry", "local", *few],
+        [*annealed, "--num-chains", "3", "--posterior-draws", "2"],
+    )
+    found = {(r["name"], r["method"], r["num_particles"]): r["estimate"] for r in rows(run)}
+    tree = read_tree(run / "evaluation.nc")
+    names = {"log_px": ("nll", -1), "log_px_ais": ("nll_ais", -1), "nelbo": ("nelbo", 1)}
+    for variable, (name, sign) in {**names, "rate": ("rate", 1)}.items():
+        values = tree["per_datum"][variable]
+        row = (name, values.attrs["method"], int(values.attrs["num_particles"]))
+        assert sign * float(values.mean()) == pytest.approx(found[row]), variable
+    ends = {name: tree["rate_distortion"][name][-1] for name in ("rate", "distortion")}
+    for name, values in ends.items():
+        row = (f"{name}_ais", values.attrs["method"], int(values.attrs["num_particles"]))
+        assert float(values.mean()) == pytest.approx(found[row])
+    log_px = -float(sum(values.mean() for values in ends.values()))
+    same = ("nll_ais", *row[1:])
+    assert log_px == pytest.approx(-found[same])
+    weights = tree["sample_stats"]["log_weight"]
+    assert weights.attrs == tree["posterior"]["z"].attrs
+    row = ("nll_ais", weights.attrs["method"], int(weights.attrs["num_particles"]))
+    mean = (np.logaddexp.reduce(weights.values, 0) - np.log(len(weights))).mean()
+    assert mean == pytest.approx(-found[row])
 
 
 def test_runs_of_earlier_versions_are_read(
