@@ -49,8 +49,8 @@ def sandwich_of(rows: Iterable[Result]) -> dict[str, tuple[float, float]]:
 
     Intervals contain the Monte-Carlo error only. One upper bound comes from simulated data: the
     BDMC gap of annealing on them is added to the estimate of annealing with the same settings on
-    the data. EUBO and CUBO have the number of flagged data in their label; where most are flagged
-    there is no such result.
+    the data. EUBO and CUBO have the number of flagged data in their label; where the evaluation
+    with the most draws flags most data there is no such bound.
 
     Args:
         rows: Results of one part of the data with the same weights, of one or several evaluations.
@@ -69,8 +69,12 @@ def sandwich_of(rows: Iterable[Result]) -> dict[str, tuple[float, float]]:
         if name in SINGLE:
             several = list(by_name(several).values())
         for row in several:
+            flags = _flags(row, rows)
+            if flags is not None and flags.num_particles > row.num_particles:
+                continue  # more draws do not report this bound
             half = Z * row.monte_carlo_se
-            label = _label(row, side, len(several)) + _flagged(row, rows)
+            count = "" if flags is None or not flags.estimate else f", {flags.estimate:.0f} flagged"
+            label = _label(row, side, len(several)) + count
             bounds[label] = (side.sign * row.estimate, half)
     return bounds | _annealed_upper(rows)
 
@@ -89,12 +93,10 @@ def _label(row: Result, side: Side, count: int) -> str:
     return f"{label}, {settings}" if count > 1 and settings else label
 
 
-def _flagged(row: Result, rows: Iterable[Result]) -> str:
-    """The number of flagged data of a bound from above."""
-    name = f"{row.name}_flagged"
-    found = (one for one in rows if (one.name, one.method) == (name, row.method))
-    count = int(next((one.estimate for one in found), 0))
-    return f", {count} flagged" if count else ""
+def _flags(row: Result, rows: Iterable[Result]) -> Result | None:
+    """The number of flagged data of a bound from above; None for other results."""
+    wanted = (f"{row.name}_flagged", row.method)
+    return next((one for one in rows if (one.name, one.method) == wanted), None)
 
 
 def _annealed_upper(rows: Iterable[Result]) -> dict[str, tuple[float, float]]:

@@ -46,7 +46,7 @@ SOURCES = {
     "log_px_exact": "nll_exact",
     "log_px_quadrature": "nll_quadrature",
     "log_px_quadrature_error": "nll_quadrature",
-    "rate_distortion": "nll_ais",
+    "rate_distortion": "rate_ais",
     "simulated": "bdmc_gap",
 }
 """The result whose method and K a variable of `per_datum`, or a whole group, has.
@@ -101,10 +101,12 @@ def read_tree(path: Path) -> "DataTree":
     Raises:
         RunError: If the file cannot be read.
     """
-    from xarray import open_datatree
+    from xarray import DataTree, open_datatree
 
     with _readable(path), open_datatree(io.BytesIO(path.read_bytes()), engine="h5netcdf") as tree:
-        return tree.load()
+        # DataTree.load leaves out a variable that has the name of a group, such as log_prior
+        groups = {name: tree[name].to_dataset(inherit=False).load() for name in tree.groups}
+        return DataTree.from_dict(groups)
 
 
 @contextmanager

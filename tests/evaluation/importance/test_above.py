@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pyroae import linear_gaussian, zoo
-from pyroae.commands.evaluate import _notes, _table, per_datum
+from pyroae.commands.evaluate import _notes, per_datum
+from pyroae.commands.evaluation_tables import results_table
 from pyroae.config.evaluation import EvaluationSettings
 from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.importance import above
@@ -292,7 +293,7 @@ def test_an_evaluation_has_them_as_upper_sides_of_log_px() -> None:
     bounds = found.sandwich()
     assert list(bounds)[-2:] == ["EUBO, upper", "CUBO, upper"]
     assert bounds["CUBO, upper"][0] == chi
-    table = _table(found)
+    table = results_table(found.results.values())
     assert "log p(x) from above, EUBO" in list(table.columns[0].cells)
     told = "\n".join(_notes(found))
     assert "EUBO: an upper bound as K → ∞ only" in told
