@@ -348,7 +348,7 @@ def _pictures(
     results, pictures = by_name(rows), {}
     for name, figure in drawn.items():
         picture = picture_of(name)
-        of = [results[picture.result]] if picture.result in results else []
+        of = [results[one] for one in picture.results if one in results]
         if name == "sandwich":
             of = [row for row in shown(rows) if row.name in SIDES or row.name == "bdmc_gap"]
         methods = [f"{row.method}, K = {row.num_particles:,}" for row in of]

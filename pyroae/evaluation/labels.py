@@ -61,21 +61,21 @@ class Picture:
 
     Attributes:
         label: Its title in the report.
-        result: The name of the result whose method and K are those of the picture; empty if it
+        results: The names of the results whose methods and K are those of the picture; empty if it
             depends on no draws, or on those of several methods, which it names itself.
     """
 
     label: str
-    result: str = ""
+    results: tuple[str, ...] = ()
 
 
 PICTURES = {
     "sandwich": Picture("Bounds and estimates of log p(x)"),
-    "bound_curve": Picture("The bound against K", "nll"),
-    "likelihood_per_datum": Picture("log p(x) of each datum", "nll"),
-    "khat": Picture("Pareto k̂ of each datum", "nll"),
-    "extremes": Picture("Data of the lowest and the highest log p(x)", "nll"),
-    "rate_distortion": Picture("Rate and distortion", "rate"),
+    "bound_curve": Picture("The bound against K", ("nll",)),
+    "likelihood_per_datum": Picture("log p(x) of each datum", ("nll",)),
+    "khat": Picture("Pareto k̂ of each datum", ("nll",)),
+    "extremes": Picture("Data of the lowest and the highest log p(x)", ("nll",)),
+    "rate_distortion": Picture("Rate and distortion", ("rate", "rate_ais")),
     "kl_per_unit": Picture("KL of each latent unit"),
     "latent_scatter": Picture("Posterior means"),
     "manifold": Picture("The learned manifold"),
@@ -148,7 +148,7 @@ def picture_of(name: str) -> Picture:
         return Picture(name.replace("_", " "))
     found = PICTURES[base]
     rest = "" if name == base else f", {name.removeprefix(f'{base}_')}"
-    return Picture(found.label + rest, found.result)
+    return Picture(found.label + rest, found.results)
 
 
 def picture_rank(name: str) -> tuple[int, str]:

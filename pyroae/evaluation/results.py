@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 from pyroae.config import AISSettings, EvaluationSettings
 from pyroae.evaluation.labels import rank_of
@@ -64,14 +64,17 @@ def united(before: Iterable[Result], after: Iterable[Result]) -> list[Result]:
 
     Returns:
         All results in the order of their data, split, N, weights, name and method: the same for
-        evaluations in any order.
+        evaluations in any order. An upper bound is left out where a new evaluation with the same
+        settings says that most of its data are flagged.
 
     >>> rows = [Result("nll", 90.0, 1.0, 10, k, 0.1, "is, guide") for k in (50, 5)]
     >>> [row.num_particles for row in united(rows, [Result("nll", 91.0, 1.0, 10, 5, 0.2)])]
     [5, 5, 50]
     """
     rows = {row.identity: row for row in (*before, *after)}
-    return sorted(rows.values(), key=_order)
+    flags = {identity: row.estimate for identity, row in rows.items()}
+    kept = (row for row in rows.values() if not _is_mostly_flagged(row, flags))
+    return sorted(kept, key=_order)
 
 
 def shown(rows: Iterable[Result]) -> list[Result]:
@@ -164,6 +167,12 @@ def precision(method: str, num_particles: int) -> tuple[int, Sequence[float], st
     """
     numbers = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", method)]
     return num_particles, numbers, method
+
+
+def _is_mostly_flagged(row: Result, flags: Mapping[tuple[str | int, ...], float]) -> bool:
+    """Whether more than half of the data of a bound are flagged; False for other results."""
+    count = flags.get(replace(row, name=f"{row.name}_flagged").identity, 0.0)
+    return count > row.num_data / 2
 
 
 def _precision(row: Result) -> tuple[int, Sequence[float], str]:

@@ -14,7 +14,7 @@ from PIL import Image
 from pyroae import cli, load_run, plots
 from pyroae.errors import DataError
 from pyroae.evaluation.annealing.checkpoint import Checkpoint
-from pyroae.evaluation.results import Result
+from pyroae.evaluation.results import Result, united
 from pyroae.evaluation.sandwich import sandwich_of
 from pyroae.runs.parts import by_part
 from pyroae.runs.report import texts_in
@@ -113,8 +113,11 @@ def test_evaluations_in_any_order_leave_the_union(
     left, right = trees(one), trees(other)
     assert set(left) == set(right) == {"evaluation.nc", "evaluations/digits-test-8-last-epoch-2.nc"}
     assert all(same_trees(left[name], right[name]) for name in left)
-    for name in ("figures/sandwich.png", "figures/bound_curve.png", "figures/khat.png"):
-        first, second = (np.asarray(Image.open(run / name)) for run in (one, other))
+    # the last evaluation of the second run has no annealing, that of the first no other pictures
+    for name in ("sandwich", "bound_curve", "khat", "rate_distortion"):
+        first, second = (
+            np.asarray(Image.open(run / "figures" / f"{name}.png")) for run in (one, other)
+        )
         assert np.array_equal(first, second), name
     pages = [(run / "report.html").read_text() for run in (one, other)]
     cells, others = (re.findall('<h2>.*?</h2>|<td.*?</td>|alt=".*?"', page) for page in pages)
@@ -306,3 +309,30 @@ def test_the_sandwich_of_rows() -> None:
     assert bounds["ELBO"] == (-95.2, pytest.approx(0.196, abs=1e-3))
     assert bounds["AIS + BDMC gap, upper"][0] == pytest.approx(-88.9)
     assert "AIS + BDMC gap, upper" not in sandwich_of([r for r in rows if r.estimate != 0.5])
+
+
+def test_upper_bounds_in_the_sandwich_say_how_many_data_are_flagged() -> None:
+    rows = [
+        row("nll", 91.0, "is, guide", 500),
+        row("eubo", -90.0, "is, guide", 500),
+        row("eubo_flagged", 0.0, "is, guide", 500),
+        row("cubo", -90.5, "is, guide", 500, 0.2),
+        row("cubo_flagged", 3.0, "is, guide", 500),
+    ]
+    bounds = sandwich_of(rows)
+    assert list(bounds) == ["IWAE, K = 500", "EUBO, upper", "CUBO, upper, 3 flagged"]
+    assert bounds["EUBO, upper"] == (-90.0, pytest.approx(0.196, abs=1e-3))
+    assert bounds["CUBO, upper, 3 flagged"] == (-90.5, pytest.approx(0.392, abs=1e-3))
+
+
+def test_an_upper_bound_that_is_not_reported_again_is_gone() -> None:
+    """With other draws, or with more of them, most of the 10 data are flagged."""
+    before = [row("cubo", -90.5, "is, guide", 500), row("cubo_flagged", 3.0, "is, guide", 500)]
+    again = [row("cubo_flagged", 6.0, "is, guide", 500)]
+    assert {r.name for r in united(before, again)} == {"cubo_flagged"}
+    assert {r.name for r in united(again, before)} == {"cubo", "cubo_flagged"}
+    half = [row("cubo_flagged", 5.0, "is, guide", 500)]
+    assert {r.name for r in united(before, half)} == {"cubo", "cubo_flagged"}
+    more = united(before, [row("cubo_flagged", 6.0, "is, guide", 5000)])
+    assert [r.num_particles for r in more if r.name == "cubo"] == [500]
+    assert sandwich_of(more) == {}

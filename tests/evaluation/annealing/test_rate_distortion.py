@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyroae.config import AISSettings
+from pyroae.config import AISSettings, EvaluationSettings
 from pyroae.evaluation.annealing import bounds as ais_module
 from pyroae.evaluation.annealing import checkpoint, hmc
 from pyroae.evaluation.annealing import compiled as compiled_path
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.chain_summaries import COLUMNS, summarize
 from pyroae.evaluation.annealing.rate_distortion import RateDistortion
+from pyroae.evaluation.summary import evaluate
 from tests.evaluation.annealing.test_ais import TINY, ppca, scales
 from tests.evaluation.annealing.test_annealing import Interruption, finished
 from tests.oracles import ppca_rate_distortion
@@ -238,3 +239,23 @@ def test_graphs_have_the_curve_of_eager_code(monkeypatch: pytest.MonkeyPatch) ->
         for compile in (True, False)
     ]
     assert_same(curve_of(run[0]), curve_of(run[1]), 1e-9)
+
+
+def test_the_results_of_an_evaluation_have_the_errors_of_the_chains() -> None:
+    system, x = ppca()
+    settings = EvaluationSettings(("ais",), annealing=TINY, seed=5)
+    found = evaluate(system, x, settings)
+    assert found.annealed is not None
+    curve = curve_of(found.annealed)
+    for name in ("rate", "distortion"):
+        result = found.results[f"{name}_ais"]
+        assert result.estimate == pytest.approx(getattr(curve, f"mean_{name}")[-1].item())
+        error = getattr(curve, f"mean_{name}_error")[-1].item()
+        assert result.monte_carlo_se == pytest.approx(error)
+        assert result.monte_carlo_se > 0
+        assert (result.method, result.num_particles) == (
+            found.results["nll_ais"].method,
+            TINY.num_chains,
+        )
+    total = found.results["rate_ais"].estimate + found.results["distortion_ais"].estimate
+    assert total == pytest.approx(found.results["nll_ais"].estimate)
