@@ -23,7 +23,7 @@ from pyroae.runs.trees import first_part, read_tree, write_tree
 
 SAMPLED = ["--num-particles", "60", "--num-data", "12"]
 ANNEALED = ["--method", "ais,bdmc", "--num-distributions", "5", "--num-chains", "2"]
-ANNEALED += ["--num-data", "12"]
+ANNEALED += ["--num-data", "12", "--posterior-draws", "3"]
 FEWER = ["--num-particles", "30", "--num-data", "8"]
 
 
@@ -193,6 +193,7 @@ def test_fewer_draws_leave_the_draws_of_more(evaluated: Path, copy: Callable[[Pa
     assert "K = 60" in pictures(run)["figures/bound_curve.png"]
 
 
+@pytest.mark.slow
 def test_a_longer_training_is_another_part(evaluated: Path, copy: Callable[[Path], Path]) -> None:
     run = copy(evaluated)
     assert cli.main(["train", "--resume", str(run), "--epochs", "3"]) == 0
