@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray
 from PIL import Image
 
 from pyroae import cli, load_run, plots
@@ -19,11 +20,11 @@ from pyroae.evaluation.sandwich import sandwich_of
 from pyroae.runs.parts import by_part
 from pyroae.runs.report import texts_in
 from pyroae.runs.run import Run
-from pyroae.runs.trees import first_part, read_tree
+from pyroae.runs.trees import first_part, read_tree, write_tree
 
 SAMPLED = ["--num-particles", "60", "--num-data", "12"]
 ANNEALED = ["--method", "ais,bdmc", "--num-distributions", "5", "--num-chains", "2"]
-ANNEALED += ["--num-data", "12"]
+ANNEALED += ["--num-data", "12", "--posterior-draws", "3"]
 FEWER = ["--num-particles", "30", "--num-data", "8"]
 
 
@@ -157,6 +158,17 @@ def test_each_row_tree_and_picture_says_what_it_is_of(evaluated: Path) -> None:
     assert load_run(run).results["nll"].num_data == 12
 
 
+def test_a_variable_with_the_name_of_a_group_is_read(tmp_path: Path) -> None:
+    """`DataTree.load` leaves such variables in the file, which is closed afterwards."""
+    one = xarray.Dataset({"log_prior": ("datum", [1.0, 2.0])}, attrs={"of": "q"})
+    tree = xarray.DataTree.from_dict({"/sample_stats_guide": one, "/log_prior": one})
+    tree.attrs["method"] = "is"
+    write_tree(tmp_path / "tree.nc", tree)
+    found = read_tree(tmp_path / "tree.nc")
+    write_tree(tmp_path / "again.nc", found)
+    assert found.identical(tree)
+
+
 def test_the_same_figure_is_replaced_and_others_stay(
     evaluated: Path, copy: Callable[[Path], Path]
 ) -> None:
@@ -188,6 +200,7 @@ def test_fewer_draws_leave_the_draws_of_more(evaluated: Path, copy: Callable[[Pa
     assert "K = 60" in pictures(run)["figures/bound_curve.png"]
 
 
+@pytest.mark.slow
 def test_a_longer_training_is_another_part(evaluated: Path, copy: Callable[[Path], Path]) -> None:
     run = copy(evaluated)
     assert cli.main(["train", "--resume", str(run), "--epochs", "3"]) == 0
