@@ -108,5 +108,5 @@ def unknown_name(kind: str, given: str, known: Iterable[str]) -> ConfigError:
     """
     names = list(known)
     near = get_close_matches(given, names, n=1, cutoff=0.5)
-    hint = f" did you mean '{near[0]}'?" if near else ""
-    return ConfigError(f"unknown {kind} '{given}':{hint} Known: {', '.join(names)}")
+    hint = f": did you mean '{near[0]}'? Known: " if near else "; known: "
+    return ConfigError(f"unknown {kind} '{given}'{hint}{', '.join(names)}")

@@ -58,7 +58,7 @@ def test_parse(shapes: Registry[Any], text: str, expected: Shape) -> None:
     ("text", "words"),
     [
         ("shap", "unknown shape 'shap': did you mean 'shape'"),
-        ("", "unknown shape '': Known: shape"),
+        ("", "unknown shape ''; known: shape"),
         ("shape:radios=2", "unknown setting of the shape 'shape' 'radios': did you mean 'radius'"),
         ("shape:radius", "'shape:radius' is not of the form name:key=value,key=value"),
         ("shape:radius=big", "shape 'shape': radius takes a number, not 'big'"),

@@ -133,6 +133,7 @@ def evaluate(
         Console().print(sandwich_table(rows))
     for line in _notes(found):
         say(line)
+    say(f"{run.path / 'report.html'}")
     if along:
         (kept,) = set(along) - set(evaluations)
         every = {epoch: evaluations.get(epoch, found) for epoch in along}

@@ -10,6 +10,8 @@ from pyroae.evaluation.labels import is_count, label_of
 from pyroae.evaluation.results import Result, shown
 from pyroae.evaluation.sandwich import sandwich_of
 
+WIDTH_OF_METHOD = 18  # so that words are not broken: "300 distributions"
+
 
 def results_table(rows: Iterable[Result]) -> Table:
     """Return the results of one part of the data.
@@ -21,10 +23,10 @@ def results_table(rows: Iterable[Result]) -> Table:
         A row per figure and method, of that with the most draws.
     """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("in nats per datum", no_wrap=True)
+    table.add_column("in nats per datum")
     for column in ("estimate", "± SE", "± MC", "K"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("method", overflow="fold")
+    table.add_column("method", min_width=WIDTH_OF_METHOD)
     for row in shown(rows):
         estimate = f"{row.estimate:.{0 if is_count(row.name) else 3}f}"
         count = f"{row.num_particles:,}" if row.num_particles else ""

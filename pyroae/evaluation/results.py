@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pyroae.config import AISSettings, EvaluationSettings
 from pyroae.evaluation.labels import rank_of
 
-_NOT_NAMED = ("num_chains", "num_distributions", "posterior_draws", "thinning")
+NOT_NAMED = ("num_chains", "num_distributions", "posterior_draws", "thinning")
 """Settings of annealing: K, the number that is always named, and the draws after the path, which
 do not change the estimate.
 """
@@ -116,7 +116,8 @@ def method_of(method: str, settings: EvaluationSettings) -> str:
 
     Returns:
         The name: the proposal of importance sampling; of annealing the number of distributions and
-        the settings that are not the default.
+        the settings that are not the default, without those of the draws of the posterior, which
+        do not change the estimate.
 
     >>> method_of("is", EvaluationSettings(retry="local"))
     'is, guide, retry local'
@@ -135,8 +136,9 @@ def method_of(method: str, settings: EvaluationSettings) -> str:
         words.append(f"{of.num_distributions} distributions")
         for name in (f.name for f in fields(of)):
             value = getattr(of, name)
-            if name not in _NOT_NAMED and value != getattr(usual, name):
-                words.append(name if value is True else f"{name} {value}")
+            if name not in NOT_NAMED and value != getattr(usual, name):
+                text = name.replace("_", " ")
+                words.append(text if value is True else f"{text} {value}")
     return ", ".join(words)
 
 

@@ -316,7 +316,7 @@ class _Evaluator:
             return
         at = ks.index(50)
         row = Result("nll_50", -curve.bound[at].item(), math.nan, self.num_data, 50, 0.0)
-        method = f"{method_of('is', self.settings)}, of {estimate.num_particles} draws"
+        method = f"{method_of('is', self.settings)}, of {estimate.num_particles:,} draws"
         se = curve.se[at].item()
         self.results.append(
             replace(row, seconds=estimate.seconds, monte_carlo_se=se, method=method)

@@ -312,7 +312,15 @@ def rendered(figure: Figure, suffix: str = ".png", caption: str = "", **about: s
     options: dict[str, Any] = {}
     if caption:
         lines = wrap(caption, max(40, int(19 * figure.get_figwidth())))
-        figure.text(0.5, -0.01, "\n".join(lines), fontsize=6, color=INK, ha="center", va="top")
+        figure.text(
+            0.5,
+            _bottom(figure) - 0.01,
+            "\n".join(lines),
+            fontsize=6,
+            color=INK,
+            ha="center",
+            va="top",
+        )
         options = {"bbox_inches": "tight", "pad_inches": 0.05}  # the line is below the figure
     if suffix == ".png":
         metadata = {**about, **({"Description": caption} if caption else {})}
@@ -320,6 +328,12 @@ def rendered(figure: Figure, suffix: str = ".png", caption: str = "", **about: s
     with matplotlib.rc_context({"pdf.fonttype": 42}):
         figure.savefig(memory, format=suffix[1:], dpi=150, metadata=metadata, **options)
     return memory.getvalue()
+
+
+def _bottom(figure: Figure) -> float:
+    """Where the figure ends, with what is drawn below its edge, as a fraction of its height."""
+    figure.draw_without_rendering()  # places the legends
+    return min(0.0, figure.get_tightbbox().y0 / figure.get_figheight())
 
 
 def save(figure: Figure, path: Path, caption: str = "") -> None:

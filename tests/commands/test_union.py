@@ -134,6 +134,7 @@ def test_each_row_tree_and_picture_says_what_it_is_of(evaluated: Path) -> None:
     methods = {(row.name, row.num_data): row.method for row in found}
     assert methods["nll", 12] == "is, guide"
     assert methods["nll_ais", 12] == "ais, 5 distributions"
+    assert methods["bdmc_gap", 12] == "bdmc, 5 distributions"
     named = {(row.name, row.num_data): row for row in found}
     for name in ("nelbo", "nll", "nll_ais"):
         assert 0 < named[name, 12].monte_carlo_se < 10
