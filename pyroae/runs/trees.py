@@ -111,7 +111,10 @@ def read_tree(path: Path) -> "DataTree":
 
     with _readable(path), open_datatree(io.BytesIO(path.read_bytes()), engine="h5netcdf") as tree:
         # DataTree.load leaves out each variable that has the name of a group
-        groups = {name: tree[name].to_dataset(inherit=False).load() for name in tree.groups}
+        nodes = [
+            node for node in (tree[name] for name in tree.groups) if isinstance(node, DataTree)
+        ]
+        groups = {node.path: node.to_dataset(inherit=False).load() for node in nodes}
         return DataTree.from_dict(groups)
 
 

@@ -259,14 +259,15 @@ def test_means_are_those_of_the_variables_with_the_same_method(tmp_path: Path) -
         values = tree["per_datum"][variable]
         row = (name, values.attrs["method"], int(values.attrs["num_particles"]))
         assert sign * float(values.mean()) == pytest.approx(found[row]), variable
-    ends = {name: tree["rate_distortion"][name][-1] for name in ("rate", "distortion")}
+    curve = tree["rate_distortion"].to_dataset()
+    ends = {name: curve[name][-1] for name in ("rate", "distortion")}
     for name, values in ends.items():
         row = (f"{name}_ais", values.attrs["method"], int(values.attrs["num_particles"]))
         assert float(values.mean()) == pytest.approx(found[row])
     log_px = -float(sum(values.mean() for values in ends.values()))
     same = ("nll_ais", *row[1:])
     assert log_px == pytest.approx(-found[same])
-    weights = tree["sample_stats"]["log_weight"]
+    weights = tree["sample_stats"].to_dataset()["log_weight"]
     assert weights.attrs == tree["posterior"]["z"].attrs
     row = ("nll_ais", weights.attrs["method"], int(weights.attrs["num_particles"]))
     mean = (np.logaddexp.reduce(weights.values, 0) - np.log(len(weights))).mean()

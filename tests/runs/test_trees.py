@@ -32,7 +32,9 @@ def tree_of(mark: float, chains: int, draws: int, *, annealed: bool) -> DataTree
 def marks(tree: DataTree) -> dict[str, set[float]]:
     """The values in the groups of draws."""
     return {
-        name: set(np.unique(tree[name]["z"].values)) for name in OF_DRAWS if name in tree.children
+        name: set(np.unique(tree[name].to_dataset()["z"].values))
+        for name in OF_DRAWS
+        if name in tree.children
     }
 
 
