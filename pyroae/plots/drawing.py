@@ -331,7 +331,9 @@ def rendered(figure: Figure, suffix: str = ".png", caption: str = "", **about: s
 
 
 def _bottom(figure: Figure) -> float:
-    """Where the figure ends, with what is drawn below its edge, as a fraction of its height."""
+    """Return the lowest point of what is drawn, 0 at the edge, as a fraction of the height."""
+    for legend in figure.legends:  # else a tight box moves them to its own edge, over the caption
+        legend.set_bbox_to_anchor((0.0, 0.0, 1.0, 1.0), figure.transFigure)
     figure.draw_without_rendering()  # places the legends
     return min(0.0, figure.get_tightbbox().y0 / figure.get_figheight())
 

@@ -25,3 +25,14 @@ def test_a_caption_is_below_a_text_outside_of_the_figure() -> None:
     below = pixels[last + 3 :]
     assert height - last > 10
     assert (below < 200).any(), "the caption"
+
+
+def test_a_caption_is_below_a_legend_outside_of_the_axes() -> None:
+    """A tight box must not move the legend to the edge where the caption is."""
+    figure = plt.figure(figsize=(5, 3.6), layout="constrained")
+    (line,) = figure.add_subplot().plot([0, 1], color="black")
+    figure.legend([line], ["units"], loc="outside lower center", labelcolor=(1, 0, 0))
+    last, height = lowest(rendered(figure, caption="180 data of digits"))
+    plain, full = lowest(rendered(figure))
+    assert height > full, "the caption has its own space"
+    assert height - last > full - plain + 10
