@@ -331,8 +331,11 @@ def rendered(figure: Figure, suffix: str = ".png", caption: str = "", **about: s
 
 
 def _bottom(figure: Figure) -> float:
-    """Where the figure ends, with what is drawn below its edge, as a fraction of its height."""
-    figure.draw_without_rendering()  # places the legends
+    """Return the lowest point of what is drawn, 0 at the edge, as a fraction of the height."""
+    figure.draw_without_rendering()  # the layout, with its space for legends, which is then kept
+    figure.set_layout_engine("none")
+    for legend in figure.legends:  # else a tight box moves them to its own edge, over the caption
+        legend.set_bbox_to_anchor((0.0, 0.0, 1.0, 1.0), figure.transFigure)
     return min(0.0, figure.get_tightbbox().y0 / figure.get_figheight())
 
 

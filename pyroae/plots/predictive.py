@@ -60,6 +60,7 @@ def predictive_check(*checks: PredictiveCheck, ax: Target | None = None) -> Figu
     place = canvas(ax, (3.0 * columns, 2.5 * rows + 0.4), rows, columns, count=len(names))
     for axes, name in zip(place.panels, names, strict=True):
         _draw(plain(axes), name, checks)
+        axes.locator_params(axis="x", nbins=4)
     handles: list[Patch | Line2D] = [
         Patch(color=KINDS[check.group][0], alpha=0.6, label=KINDS[check.group][1])
         for check in checks

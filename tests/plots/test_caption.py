@@ -25,3 +25,21 @@ def test_a_caption_is_below_a_text_outside_of_the_figure() -> None:
     below = pixels[last + 3 :]
     assert height - last > 10
     assert (below < 200).any(), "the caption"
+
+
+def test_a_caption_is_below_a_legend_outside_of_the_axes() -> None:
+    """A tight box must not move the legend to the edge where the caption is."""
+    figure = plt.figure(figsize=(5, 3.6), layout="constrained")
+    axes = figure.add_subplot(xlabel="unit")
+    axes.xaxis.label.set_color((0, 0, 1))
+    (line,) = axes.plot([0, 1], color="black")
+    figure.legend([line], ["units"], loc="outside lower center", labelcolor=(1, 0, 0))
+    plain, full = lowest(rendered(figure))
+    content = rendered(figure, caption="180 data of digits")
+    last, height = lowest(content)
+    assert height > full, "the caption has its own space"
+    assert height - last > full - plain + 10
+    pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+    is_blue = (pixels[..., 2] > 200) & (pixels[..., 0] < 60) & (pixels[..., 1] < 60)
+    is_red = (pixels[..., 0] > 200) & (pixels[..., 1] < 60) & (pixels[..., 2] < 60)
+    assert is_blue.any(1).nonzero()[0].max() < is_red.any(1).nonzero()[0].min(), "the label"
