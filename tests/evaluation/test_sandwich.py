@@ -124,7 +124,7 @@ def test_one_command_does_it_all(runs: Path, capsys: pytest.CaptureFixture[str])
     assert gap == pytest.approx(results["inference_gap"]["estimate"], abs=1e-9)
     for words in (
         "AIS + BDMC gap, upper",
-        "log p(x) from above, EUBO",
+        "log p(x) ≲ EUBO",
         "CUBO: an upper bound as K → ∞ only",
         "IWAE, K = 50",
         "mutual information, lower",

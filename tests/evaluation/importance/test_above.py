@@ -294,7 +294,7 @@ def test_an_evaluation_has_them_as_upper_sides_of_log_px() -> None:
     assert list(bounds)[-2:] == ["EUBO, upper", "CUBO, upper"]
     assert bounds["CUBO, upper"][0] == chi
     table = results_table(found.results.values())
-    assert "log p(x) from above, EUBO" in list(table.columns[0].cells)
+    assert "log p(x) ≲ EUBO" in list(table.columns[0].cells)
     told = "\n".join(_notes(found))
     assert "EUBO: an upper bound as K → ∞ only" in told
     assert "CUBO: an upper bound as K → ∞ only" in told
