@@ -87,7 +87,10 @@ def test_quadrature_importance_sampling_and_annealing_agree_datum_by_datum() -> 
     assert (exact.log_px - elbo).mean() > 0.05  # there was something to find
 
 
-def test_one_command_does_it_all(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_command_does_it_all(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")  # labels in one line each
     assert (
         main(
             [
