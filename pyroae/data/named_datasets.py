@@ -40,7 +40,8 @@ def _torchvision(name: str, make: Callable[[Any, str, bool, bool], Any]) -> None
                 reason = error
             except Exception as error:  # torchvision may raise anything on a damaged file
                 raise DataError(f"{name} in '{root}' is damaged: {words(error)}") from None
-        raise DataError(f"{name} is not in '{root}' and could not be downloaded: {words(reason)}")
+        cause = words(reason).partition(". ")[0].partition("\n")[0]
+        raise DataError(f"{name} is not in '{root}' and could not be downloaded: {cause}")
 
     @DATASETS.register(name)
     def load(root: Path) -> Source:

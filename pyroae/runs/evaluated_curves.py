@@ -1,4 +1,4 @@
-"""The rate–distortion curve in RUN/evaluation.nc: its group of the DataTree, and how it is read."""
+"""The rate–distortion curves in the DataTrees of a run: its group of the DataTree, and how it is read."""
 
 import hashlib
 from dataclasses import dataclass
@@ -107,43 +107,48 @@ def curve_in(tree: "DataTree") -> RateDistortion | None:
     return from_group(tree[GROUP].to_dataset()) if GROUP in tree.children else None
 
 
-def curve_of_run(path: str | Path) -> EvaluatedCurve:
-    """Read the curve of a run from its evaluation.nc.
+def curves_of_run(path: str | Path) -> list[EvaluatedCurve]:
+    """Read the curves of a run from the DataTrees of its evaluations.
 
     Args:
         path: The run directory.
 
     Returns:
-        The curve, the point of the guide, and a hash of the data.
+        For each part of the data that has a curve: the curve, the point of the guide, and a hash of
+        the data. That of evaluation.nc is the first.
 
     Raises:
         RunError: For what is no run, for a run without a curve, and for a file that cannot be read.
     """
+    folder = Run(path).path
+    files = [folder / "evaluation.nc", *sorted((folder / "evaluations").glob("*.nc"))]
+    found = [curve for file in files if file.is_file() for curve in _curve_of(file)]
+    if not found:
+        raise RunError(
+            f"the run '{path}' has no rate–distortion curve: 'pyroae evaluate {path} --method ais' "
+            "makes one"
+        )
+    return found
+
+
+def _curve_of(file: Path) -> list[EvaluatedCurve]:
+    """The curve of one DataTree, or none."""
     import xarray
 
-    file = Run(path).path / "evaluation.nc"
-    missing = RunError(
-        f"the run '{path}' has no rate–distortion curve: 'pyroae evaluate {path} --method ais' "
-        "makes one"
-    )
-    if not file.is_file():
-        raise missing
     try:
         with xarray.open_datatree(file, engine="h5netcdf") as tree:
             curve = curve_in(tree)
             if curve is None:
-                raise missing
+                return []
             means = tree["per_datum"].to_dataset()[["rate", "distortion"]].mean()
-            data = _hash(tree["observed_data"].to_dataset())
-    except RunError:
-        raise
+            point = float(means["rate"]), float(means["distortion"])
+            return [EvaluatedCurve(curve, point, _hash(tree["observed_data"].to_dataset()))]
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"'{file}' cannot be read: {words(error)}") from None
-    return EvaluatedCurve(curve, (float(means["rate"]), float(means["distortion"])), data)
 
 
 def curves_of_runs(paths: list[str]) -> dict[str, EvaluatedCurve]:
-    """Read the curves of several runs.
+    """Read the curves of several runs on the first data that all were evaluated on.
 
     Args:
         paths: The run directories.
@@ -152,22 +157,24 @@ def curves_of_runs(paths: list[str]) -> dict[str, EvaluatedCurve]:
         The curves by the names of the directories, or by their paths where two names are equal.
 
     Raises:
-        RunError: As `curve_of_run`.
+        RunError: As `curves_of_run`.
         ConfigError: For runs that were evaluated on different data, and for a run given twice.
     """
     if len({Path(path).resolve() for path in paths}) < len(paths):
         raise ConfigError("a run is given twice: give each run once")
-    found = {path: curve_of_run(path) for path in paths}
-    first = found[paths[0]].data
-    for path, each in found.items():
-        if each.data != first:
-            raise ConfigError(
-                f"'{paths[0]}' and '{path}' were evaluated on different data, so that their rates "
-                "and distortions cannot be compared: evaluate all on the same data and --split, "
-                "with the same --num-data"
-            )
+    found = {path: {each.data: each for each in curves_of_run(path)} for path in paths}
+    common = [data for data in found[paths[0]] if all(data in of_run for of_run in found.values())]
+    if not common:
+        strangers = [path for path in paths if not found[path].keys() & found[paths[0]].keys()]
+        other = strangers[0] if strangers else paths[-1]
+        raise ConfigError(
+            f"'{paths[0]}' and '{other}' were evaluated on different data, so that their rates "
+            "and distortions cannot be compared: evaluate all on the same data and --split, "
+            "with the same --num-data"
+        )
     names = [Path(path).resolve().name for path in paths]
-    return dict(zip(names if len({*names}) == len(names) else paths, found.values(), strict=True))
+    labels = names if len({*names}) == len(names) else paths
+    return {label: found[path][common[0]] for label, path in zip(labels, paths, strict=True)}
 
 
 def _hash(data: "Dataset") -> str:

@@ -14,7 +14,7 @@ from pyroae.cli import FIGURES, main
 from pyroae.commands import plot
 from pyroae.config import AISSettings
 from pyroae.evaluation.annealing.bounds import ais
-from pyroae.runs.evaluated_curves import curve_of_run, curves_of_runs
+from pyroae.runs.evaluated_curves import curves_of_run, curves_of_runs
 from pyroae.runs.loading import load_run
 
 PATH = ["--num-chains", "4", "--num-distributions", "6", "--leapfrog-steps", "2"]
@@ -49,7 +49,7 @@ def test_the_curve_is_in_results_and_the_tree(runs: Path) -> None:
     np.testing.assert_array_equal(group["beta"], settings.betas)
     np.testing.assert_array_equal(group["label"], tree["per_datum"]["label"])
     tree.close()
-    found = curve_of_run(runs / "one")
+    (found,) = curves_of_run(runs / "one")
     for name, value in vars(expected).items():
         torch.testing.assert_close(getattr(found.curve, name), value, rtol=1e-6, atol=1e-6)
     rows = {row["name"]: row for row in json.loads((runs / "one" / "results.json").read_text())}
@@ -115,6 +115,21 @@ def test_other_data_and_a_damaged_file_are_refused(
     Path(other, "evaluation.nc").write_bytes(b"no netCDF")
     assert main(["plot", "rate-distortion", one, other]) == 2
     assert "evaluation.nc' cannot be read" in capsys.readouterr().err
+
+
+def test_runs_are_drawn_on_the_data_that_all_have(runs: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(runs / "one", other)
+    tree = arviz.from_netcdf(runs / "one" / "evaluation.nc").load()
+    tree["observed_data"]["x"].values[0, 0] += 1
+    (other / "evaluations").mkdir()
+    (other / "evaluation.nc").rename(other / "evaluations" / "part.nc")
+    tree.to_netcdf(other / "evaluation.nc", engine="h5netcdf")
+    tree.close()
+    first, second = curves_of_run(other)
+    assert first.data != second.data
+    both = curves_of_runs([str(runs / "one"), str(other)])
+    assert {curve.data for curve in both.values()} == {second.data}
 
 
 def test_a_path_from_the_guide_has_a_point_and_a_sentence(
