@@ -105,7 +105,8 @@ def read_tree(path: Path) -> "DataTree":
 
     with _readable(path), open_datatree(io.BytesIO(path.read_bytes()), engine="h5netcdf") as tree:
         # DataTree.load leaves out a variable that has the name of a group, such as log_prior
-        groups = {name: tree[name].to_dataset(inherit=False).load() for name in tree.groups}
+        nodes = tree.subtree_with_keys
+        groups = {name: node.to_dataset(inherit=False).load() for name, node in nodes}
         return DataTree.from_dict(groups)
 
 
