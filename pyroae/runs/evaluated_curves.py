@@ -1,4 +1,4 @@
-"""The rate–distortion curves in the DataTrees of a run: its group of the DataTree, and how it is read."""
+"""The rate–distortion curves in the DataTrees of a run: their group, and how they are read."""
 
 import hashlib
 from dataclasses import dataclass

@@ -29,7 +29,7 @@ def tree_of(mark: float, chains: int, draws: int, *, annealed: bool) -> DataTree
     return DataTree.from_dict(groups)
 
 
-def marks(tree: DataTree) -> dict[str, set[float]]:
+def marks(tree: Any) -> dict[str, set[float]]:
     """The values in the groups of draws."""
     return {
         name: set(np.unique(tree[name].to_dataset()["z"].values))
