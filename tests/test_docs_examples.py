@@ -30,7 +30,7 @@ SMALLER = (
     (r"epochs=\d+", "epochs=1"),
     (r'"epochs", \d+', '"epochs", 1'),
     (r"num_particles=\d\d+", "num_particles=30"),
-    (r"num_draws=\d+", "num_draws=9"),
+    (r"num_draws=\d+", "num_draws=12"),
     (r"replicates=\d+", "replicates=40"),
     (r"ks=\(1, 8\)", "ks=(2,)"),
     (r"seeds=\(0, 1(, 2)?\)", "seeds=(0,)"),

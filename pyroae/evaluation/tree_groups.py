@@ -15,7 +15,12 @@ from pyro import poutine
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
-from pyroae.errors import BrokenProgramError, ConfigError, ProgramError
+from pyroae.errors import (
+    BrokenProgramError,
+    ConfigError,
+    ProgramError,
+    UndefinedLikelihoodError,
+)
 from pyroae.evaluation.blocks import CHUNK, blocks
 from pyroae.evaluation.checks import filled, is_one
 from pyroae.programs.datum_values import by_datum, in_program
@@ -162,6 +167,8 @@ def prior_groups(
     """
     try:
         return _by_blocks(partial(_of_prior, model), args, num_draws)
+    except UndefinedLikelihoodError:
+        return None
     except BrokenProgramError as error:
         if isinstance(error.__cause__, NotImplementedError):
             return None

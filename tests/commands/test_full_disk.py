@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +60,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
-    """No file may be larger than this, which a write past it reports like a full disk."""
+    """No file may be larger than this, which a write past it reports like a full disk.
+
+    Bytecode is not written meanwhile: Python would leave it cut off.
+    """
+    written, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
@@ -68,6 +73,7 @@ def full_disk(size: int) -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
+        sys.dont_write_bytecode = written
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))

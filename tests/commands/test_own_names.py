@@ -603,7 +603,6 @@ def test_a_run_of_version_0_1(here: Path) -> None:
     old = {"method": "is,exact", "num_particles": 10, "tolerance": None, "proposal": "guide"}
     old |= {"retry": None, "seed": 3, "compile": "auto", "annealing": {"num_chains": 2}}
     found = pyroae.EvaluationSettings.from_dict({**old, "data": None, "split": "test"})
-    assert found == pyroae.EvaluationSettings(
-        ("is", "exact"), 10, annealing=pyroae.AISSettings(num_chains=2), seed=3
-    )
+    annealing = pyroae.AISSettings(num_chains=2, posterior_draws=20)
+    assert found == pyroae.EvaluationSettings(("is", "exact"), 10, annealing=annealing, seed=3)
     assert pyroae.EvaluationSettings.from_dict(found.to_dict()) == found

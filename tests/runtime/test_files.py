@@ -105,7 +105,7 @@ path, previous = Path({str(path)!r}), Path({str(path.with_name("previous"))!r})
 write_tensors(path, "state", {{"a": torch.zeros(10_000)}}, previous=previous)
 """
     found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        [sys.executable, "-B", "-c", code], capture_output=True, text=True, check=False
     )
     assert f"RunError: cannot write '{path}': File too large" in found.stderr
     assert path.read_bytes() == before

@@ -185,7 +185,7 @@ def test_a_full_disk(run: Path, tmp_path: Path) -> None:
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     before = [Run(run).checkpoint(name).read_bytes() for name in ("last", "previous")]
-    command = [sys.executable, "-c", code, "train", "--resume", str(run), "--epochs", "5"]
+    command = [sys.executable, "-B", "-c", code, "train", "--resume", str(run), "--epochs", "5"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 2
     said = found.stderr.strip().splitlines()[-1]
