@@ -2,9 +2,8 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,33 +12,26 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
-from pyroae import plots
 from pyroae.autoencoder import Autoencoder
-from pyroae.autoencoder.hierarchies import site_of
+from pyroae.commands.evaluation_figures import figures
 from pyroae.commands.evaluation_files import PartFiles
+from pyroae.commands.evaluation_notes import notes_of
 from pyroae.commands.evaluation_tables import results_table, sandwich_table
-from pyroae.commands.pictures import pictures
 from pyroae.commands.snapshots import write_evaluations
 from pyroae.config import ALL, EvaluationSettings, Part, TrainConfig
 from pyroae.data.dataset import Dataset
 from pyroae.distributed.fabric import launch_fabric, share_of
-from pyroae.errors import PyroaeError, RunError, UndefinedLikelihoodError
-from pyroae.evaluation.annealing.estimates import AISEstimate
-from pyroae.evaluation.annealing.rate_distortion import RateDistortion
+from pyroae.errors import RunError, UndefinedLikelihoodError
 from pyroae.evaluation.blocks import Data
 from pyroae.evaluation.exact import exact_posterior_draws
-from pyroae.evaluation.importance.likelihood import LikelihoodEstimate
-from pyroae.evaluation.importance.streams import LEAST_ESS, LEAST_FOR_PSIS
 from pyroae.evaluation.labels import picture_of
 from pyroae.evaluation.results import Result, by_name, shown
 from pyroae.evaluation.sandwich import SIDES, sandwich_of
 from pyroae.evaluation.summary import Evaluation
 from pyroae.evaluation.summary import evaluate as evaluate_system
 from pyroae.inference_data import to_datatree
-from pyroae.plots import likelihood as likelihood_plots
 from pyroae.plots.drawing import rendered
 from pyroae.programs.arguments import Arguments
-from pyroae.programs.pair import like_parameters
 from pyroae.runs.evaluated_curves import GROUP, curve_in, to_group
 from pyroae.runs.loading import (
     arguments_in,
@@ -56,7 +48,6 @@ from pyroae.runs.snapshots import weights_along_training
 from pyroae.runs.trees import curve_group, describe, likelihood_in
 from pyroae.runtime.processes import WHOLE, say
 from pyroae.training.preflight import check_data
-from pyroae.training.validation import DEAD
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -131,7 +122,7 @@ def evaluate(
     Console().print(results_table(rows))
     if len(sandwich_of(rows)) > 2:
         Console().print(sandwich_table(rows))
-    for line in _notes(found):
+    for line in notes_of(found):
         say(line)
     say(f"{run.path / 'report.html'}")
     if along:
@@ -173,112 +164,6 @@ def _folder(
         except OSError as error:
             raise RunError(f"cannot write '{folder}': {error.strerror or error}") from None
     return folder
-
-
-def _notes(found: Evaluation) -> list[str]:
-    """Sentences on how far the figures can be trusted."""
-    notes = []
-    if found.likelihood is not None:
-        notes += [*_of_likelihood(found.likelihood), *_from_above(found.likelihood)]
-    for name, annealed in (
-        ("AIS", found.annealed),
-        ("BDMC", found.bidirectional and found.bidirectional.forward),
-    ):
-        if annealed:
-            settings, rate = annealed.settings, annealed.acceptance_rate
-            notes.append(
-                f"{name}: {settings.num_chains} chains, {settings.num_distributions:,} "
-                f"distributions, acceptance {rate:.2f} (target {settings.target_acceptance:.2f}), "
-                f"median ESS {annealed.ess.median():.1f}"
-            )
-            if len(bad := annealed.unreliable.tolist()):
-                notes.append(
-                    f"{name}: one chain has all the weight, or hardly a move is accepted, for "
-                    f"{len(bad)} of {len(annealed.ess)} data, which are not to be trusted: "
-                    f"{_shown(bad)}"
-                )
-            if len(bad := annealed.unreliable_posterior.tolist()):
-                notes.append(
-                    f"{name}: the draws of the posterior of {len(bad)} data are not to be trusted: "
-                    f"{_shown(bad)}"
-                )
-    if found.annealed is not None:
-        notes += _of_rate_distortion(found.annealed)
-    if found.quadrature is not None and not bool(found.quadrature.converged.all()):
-        notes.append(
-            f"quadrature: {int((~found.quadrature.converged).sum())} data have not converged"
-        )
-    if found.gaps is not None and len(bad := found.gaps.unreliable.tolist()):
-        notes.append(f"gaps: the log p(x) of {len(bad)} data is not to be trusted: {_shown(bad)}")
-    if found.information is not None and found.information.is_saturated:
-        notes.append(
-            "the lower bound on the mutual information is at its limit, log N: give more data"
-        )
-    if "live_share" in found.results and not found.results["live_share"].estimate:
-        notes.append(DEAD)
-    if found.undefined:
-        notes.append(f"no log-likelihood: {found.undefined}")
-    return notes
-
-
-def _of_likelihood(estimate: LikelihoodEstimate) -> list[str]:
-    count = estimate.num_particles
-    notes = [
-        f"K = {count:,}: error of the NLL for these data {estimate.error:.4f} (Monte Carlo "
-        f"{estimate.monte_carlo_se:.4f}, bias {estimate.bias:+.4f}), median ESS "
-        f"{estimate.ess.median():.0f}"
-    ]
-    if not estimate.is_within_tolerance:
-        notes.append(
-            f"the tolerance of {estimate.tolerance} is not reached: give more --num-particles, or "
-            "a better --proposal"
-        )
-    if count < LEAST_FOR_PSIS:
-        return [*notes, f"no k̂, which needs K ≥ {LEAST_FOR_PSIS}: no error can be trusted"]
-    bad = estimate.unreliable.tolist()
-    limit = float(estimate.khat_limit.min())
-    if not bad:
-        good = f"k̂ is below {limit:.2f} and the ESS is {LEAST_ESS:.0f} or more for all"
-        return [*notes, f"{good} {len(estimate.draws)} data: the errors may be trusted"]
-    return [
-        *notes,
-        f"k̂ is {limit:.2f} or more, or not known, or the ESS is below {LEAST_ESS:.0f}, for "
-        f"{len(bad)} of {len(estimate.draws)} data: neither their log p(x) nor its error is to be "
-        f"trusted (--retry local, or --method ais): {_shown(bad)}",
-    ]
-
-
-def _of_rate_distortion(annealed: AISEstimate) -> list[str]:
-    """A sentence where there is no curve, or where parts of it are not to be trusted."""
-    curve = annealed.rate_distortion
-    if curve is None:
-        return ["no rate–distortion curve, as the path starts at the guide (--start prior has one)"]
-    bad = curve.unreliable.any(0).nonzero().flatten().tolist()
-    if not bad:
-        return []
-    return [
-        f"rate–distortion: at some β one chain has all the weight for {len(bad)} of "
-        f"{curve.rate.shape[1]} data, which are not to be trusted there: {_shown(bad)}"
-    ]
-
-
-def _from_above(estimate: LikelihoodEstimate) -> list[str]:
-    """How far EUBO and CUBO can be trusted, one sentence each."""
-    total, notes = len(estimate.draws), []
-    for name, bound in (("EUBO", estimate.eubo), ("CUBO", estimate.cubo)):
-        flagged = f"{bound.num_flagged} of {total} data flagged"
-        if bound.is_reported:
-            notes.append(
-                f"{name}: an upper bound as K → ∞ only, biased by {bound.bias.mean():+.4f} here; "
-                f"{flagged}, {bound.num_without_interval} without an interval"
-            )
-        else:
-            notes.append(f"{name}: no mean, with {flagged}: k̂ is too high or not known")
-    return notes
-
-
-def _shown(indices: list[int]) -> str:
-    return ", ".join(map(str, indices[:20])) + (", …" if len(indices) > 20 else "")
 
 
 def evaluate_run(
@@ -498,106 +383,3 @@ def simulated(found: Evaluation) -> dict[str, Tensor]:
         "upper": both.upper,
         "upper_se": both.upper_se,
     }
-
-
-def figures(
-    system: Any,
-    dataset: Dataset | Arguments,
-    found: Evaluation,
-    bounds: Mapping[str, tuple[float, float]] | None = None,
-    curve: RateDistortion | None = None,
-) -> dict[str, Figure]:
-    """Draw every picture that the system has.
-
-    Args:
-        system: The system, or a program.
-        dataset: The data that it was evaluated on.
-        found: The evaluation.
-        bounds: The bounds of log p(x); None for those of the evaluation.
-        curve: The rate–distortion curve; None for that of the evaluation, if it has one.
-
-    Returns:
-        Figures by name; one that the system does not have, such as samples from a flat prior, is
-        left out.
-    """
-    x = like_parameters(system, arguments_in(dataset))
-    labels = getattr(dataset, "labels", None)
-    makers: dict[str, Callable[[], Figure]] = {
-        "reconstructions": lambda: plots.reconstructions(
-            system, x, labels=labels, shape=dataset.shape
-        ),
-        "columns": lambda: plots.column_errors(system, x),
-        "samples": lambda: _samples(system, dataset, x),
-        "manifold": lambda: plots.manifold(system),
-        "latent_scatter": lambda: plots.latent_scatter(system, x, labels),
-        **_scatters_above(system, x, labels),
-        "kl_per_unit": lambda: plots.kl_per_unit(found.diagnostics),
-        "filters": lambda: plots.filters(system, x=x),
-        "pseudo_inputs": lambda: plots.pseudo_inputs(system),
-        **pictures(system, x, found.diagnostics),
-        **_likelihood_figures(dataset, found, found.sandwich() if bounds is None else bounds),
-        **_rate_distortion(dataset, found, curve),
-    }
-    figures = {}
-    for name, make in makers.items():
-        try:
-            figures[name] = make()
-        except PyroaeError:
-            continue
-    return figures
-
-
-def _samples(system: Any, dataset: Dataset | Arguments, x: tuple[Tensor, ...]) -> Figure:
-    """Samples; of a system that is conditioned on one-hot labels, a row per label."""
-    names = getattr(dataset, "condition_names", ())
-    is_conditional = isinstance(system, Autoencoder) and len(names) > 0
-    if is_conditional and (len(x) == 1 or bool((x[1].square().sum(1) == 1).all())):
-        return plots.class_samples(system, names)
-    return plots.samples(system, x=x, shape=dataset.shape)
-
-
-def _scatters_above(system: Any, x: Any, labels: Any) -> dict[str, Callable[[], Figure]]:
-    """The scatter plots of the layers above z, where the system has such layers."""
-    num_layers = len(system.layers) if isinstance(system, Autoencoder) else 1
-    return {
-        f"latent_scatter_{site_of(n)}": partial(plots.latent_scatter, system, x, labels, layer=n)
-        for n in range(2, num_layers + 1)
-    }
-
-
-def _likelihood_figures(
-    dataset: Dataset | Arguments, found: Evaluation, bounds: Mapping[str, tuple[float, float]]
-) -> dict[str, Callable[[], Figure]]:
-    makers: dict[str, Callable[[], Figure]] = {}
-    if len(bounds) > 1:
-        makers["sandwich"] = lambda: likelihood_plots.sandwich(
-            bounds, f"{len(dataset)} data of {dataset.name}"
-        )
-    if found.likelihood is not None:
-        estimate = found.likelihood
-        levels: dict[str, float] = {
-            name: bounds[name][0] for name in ("AIS", "exact", "quadrature") if name in bounds
-        }
-        makers["likelihood_per_datum"] = lambda: likelihood_plots.likelihood_per_datum(estimate)
-        makers["bound_curve"] = lambda: likelihood_plots.bound_curve({"IWAE": estimate}, levels)
-        makers["khat"] = lambda: likelihood_plots.khat(estimate)
-        bad = estimate.unreliable.tolist()
-        if isinstance(dataset, Dataset):
-            makers["extremes"] = lambda: likelihood_plots.extremes(
-                dataset.x, estimate.log_px, dataset.shape, marked=bad
-            )
-    return makers
-
-
-def _rate_distortion(
-    dataset: Dataset | Arguments, found: Evaluation, curve: RateDistortion | None
-) -> dict[str, Callable[[], Figure]]:
-    """The curve by annealing, and the point of the guide; without a curve the point alone."""
-    if curve is None and found.annealed is not None:
-        curve = found.annealed.rate_distortion
-    if curve is None and not {"nll", "nll_exact", "nll_ais"} & set(found.results):
-        return {}
-    point = tuple(found.results[name].estimate for name in ("rate", "distortion"))
-    title = f"{len(dataset)} data of {dataset.name}"
-    drawn = point if curve is None else curve
-    return {"rate_distortion": lambda: plots.rate_distortion({"": drawn}, {"": point}, title)}

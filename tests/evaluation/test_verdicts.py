@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyroae import exact_log_likelihood, zoo
-from pyroae.commands.evaluate import _notes, _of_likelihood
+from pyroae.commands.evaluation_notes import _of_likelihood, notes_of
 from pyroae.config import AISSettings
 from pyroae.config.evaluation import EvaluationSettings
 from pyroae.evaluation.adaptive_quadrature import QuadratureEstimate
@@ -190,7 +190,7 @@ def test_the_notes_of_an_evaluation(tmp_path: Path) -> None:
     found = evaluate(
         system, x[:4], EvaluationSettings(("is", "ais", "gaps"), num_particles=100, annealing=along)
     )
-    told = "\n".join(_notes(found))
+    told = "\n".join(notes_of(found))
     assert "may be trusted" not in told
     assert "AIS: one chain has all the weight" in told
     assert found.results["unreliable"].estimate == 4

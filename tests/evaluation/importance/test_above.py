@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pyroae import linear_gaussian, zoo
-from pyroae.commands.evaluate import _notes, per_datum
+from pyroae.commands.evaluate import per_datum
+from pyroae.commands.evaluation_notes import notes_of
 from pyroae.commands.evaluation_tables import results_table
 from pyroae.config.evaluation import EvaluationSettings
 from pyroae.evaluation.exact import exact_log_likelihood
@@ -295,7 +296,7 @@ def test_an_evaluation_has_them_as_upper_sides_of_log_px() -> None:
     assert bounds["CUBO, upper"][0] == chi
     table = results_table(found.results.values())
     assert "log p(x) ≲ EUBO" in list(table.columns[0].cells)
-    told = "\n".join(_notes(found))
+    told = "\n".join(notes_of(found))
     assert "EUBO: an upper bound as K → ∞ only" in told
     assert "CUBO: an upper bound as K → ∞ only" in told
     assert "0 of 20 data flagged" in told
@@ -312,4 +313,4 @@ def test_a_mean_of_data_most_of_which_are_flagged_is_not_printed() -> None:
     assert "nll" in found.results
     assert not {"eubo", "cubo"} & set(found.results)
     assert not [name for name in found.sandwich() if "UBO" in name]
-    assert "CUBO: no mean, with 20 of 20 data flagged" in "\n".join(_notes(found))
+    assert "CUBO: no mean, with 20 of 20 data flagged" in "\n".join(notes_of(found))
