@@ -231,8 +231,8 @@ def wu_2017() -> Paper:
 
 
 NOTES = """\
-The model of the printed numbers, "an IWAE on binarized MNIST", is taken here to be the IWAE with one
-stochastic layer and K = 50 of Burda et al. 2016: its network is an assumption.
+The model of the printed numbers, "an IWAE on binarized MNIST", is taken here to be the IWAE with
+one stochastic layer and K = 50 of Burda et al. 2016: its network is an assumption.
 
 Both estimates are lower bounds of log p(x) in expectation, so the higher one is closer to it.
 Intervals are over test images for one trained model; those of differences are paired by image. No
