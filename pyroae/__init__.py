@@ -7,9 +7,9 @@ without importing torch.
 """
 
 import os
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from pyroae._exports import lazy_exports
 from pyroae._version import __version__
 
 # Threads of GNU OpenMP spin for milliseconds while they wait. On cores shared with other work this
@@ -87,6 +87,18 @@ if TYPE_CHECKING:
     from pyroae.training import FitResult, Keeper, State, fit, fit_ensemble
     from pyroae.weights import LogWeights, log_weights
 
+_MODULES = [
+    "corruptions",
+    "likelihoods",
+    "nn",
+    "objectives",
+    "plots",
+    "posteriors",
+    "priors",
+    "testing",
+    "zoo",
+]
+
 _HOMES = {
     "pyroae.autoencoder": ["Autoencoder"],
     "pyroae.comparison.budget": ["Budget"],
@@ -108,7 +120,6 @@ _HOMES = {
         "Evaluation",
         "EvaluationSettings",
         "Gaps",
-        "Imputation",
         "Imputation",
         "Information",
         "LikelihoodEstimate",
@@ -145,19 +156,6 @@ _HOMES = {
     "pyroae.training": ["FitResult", "Keeper", "State", "fit", "fit_ensemble"],
     "pyroae.weights": ["LogWeights", "log_weights", "prior_of"],
 }
-_MODULES = [
-    "corruptions",
-    "likelihoods",
-    "nn",
-    "objectives",
-    "plots",
-    "posteriors",
-    "priors",
-    "testing",
-    "zoo",
-]
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
-
 __all__ = [
     "BDMC",
     "AISEstimate",
@@ -241,14 +239,4 @@ __all__ = [
     "zoo",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name in _MODULES:
-        return import_module(f"pyroae.{name}")
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
-    raise AttributeError(f"module 'pyroae' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES, _MODULES)

@@ -166,3 +166,80 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
 }
 """Names by kind of choice, in the order of the registries."""
+
+PAPERS: dict[str, tuple[str, ...]] = {
+    "burda-2016": (
+        "Burda, Grosse & Salakhutdinov 2016, ICLR",
+        "Importance weighted autoencoders",
+        "mnist",
+        "20 minutes",
+        "178 hours",
+    ),
+    "dong-2020": (
+        "Dong, Mnih & Tucker 2020, NeurIPS",
+        "DisARM: An Antithetic Gradient Estimator for Binary Latent Variables",
+        "",
+        "15 s",
+        "2 minutes",
+    ),
+    "goda-2019": (
+        "Goda & Ishikawa 2019, arXiv",
+        "Multilevel Monte Carlo estimation of log marginal likelihood",
+        "",
+        "10 s",
+        "60 s",
+    ),
+    "lievin-2020": (
+        "Liévin, Dittadi, Christensen & Winther 2020, NeurIPS",
+        "Optimal Variance Control of the Score-Function Gradient Estimator for Importance- "
+        "Weighted Bounds",
+        "",
+        "10 s",
+        "2 minutes",
+    ),
+    "nowozin-2018": (
+        "Nowozin 2018, ICLR",
+        "Debiasing Evidence Approximations: On Importance-weighted Autoencoders and Jackknife "
+        "Variational Inference",
+        "",
+        "20 s",
+        "2 minutes",
+    ),
+    "rainforth-2018": (
+        "Rainforth, Kosiorek, Le, Maddison, Igl, Wood & Teh 2018, ICML",
+        "Tighter variational bounds are not necessarily better",
+        "mnist",
+        "15 minutes",
+        "208 hours",
+    ),
+    "rainforth-2018-snr": (
+        "Rainforth, Kosiorek, Le, Maddison, Igl, Wood & Teh 2018, ICML",
+        "Tighter Variational Bounds are Not Necessarily Better: the toy",
+        "",
+        "40 s",
+        "5 minutes",
+    ),
+    "roeder-2017": (
+        "Roeder, Wu & Duvenaud 2017, NeurIPS",
+        "Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational "
+        "Inference",
+        "",
+        "15 s",
+        "40 s",
+    ),
+    "tucker-2019": (
+        "Tucker, Lawson, Gu & Maddison 2019, ICLR",
+        "Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives",
+        "",
+        "60 s",
+        "2 minutes",
+    ),
+    "wu-2017": (
+        "Wu, Burda, Salakhutdinov & Grosse 2017, ICLR",
+        "On the quantitative analysis of decoder-based generative models",
+        "mnist",
+        "8 minutes",
+        "69 hours",
+    ),
+}
+"""Reference, title, data sets and times of each paper."""

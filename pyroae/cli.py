@@ -5,9 +5,12 @@ the dataclasses of `pyroae.config`; what the commands do is in `pyroae.commands`
 """
 
 import argparse
+import gc
+import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import Field, fields
 from difflib import get_close_matches
 from importlib import import_module
@@ -183,7 +186,44 @@ def _run(name: str, options: dict[str, Any]) -> None:
         options["settings"] = GradientSettings(**options["settings"])
     if "part" in options:
         options["part"] = Part(**options["part"])
-    getattr(import_module(_module_of(name)), name)(**options)
+    if name == "papers":
+        paper_list = import_module("pyroae.commands.paper_list")
+        if options.pop("listed"):
+            return paper_list.list_papers()
+        paper_list.check_papers(options["names"])
+    with loading(name):
+        module = import_module(_module_of(name))
+    getattr(module, name)(**options)
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Say on stderr that a command is loaded, while torch is imported, if it is not there yet.
+
+    The garbage collector rests meanwhile, and leaves alone afterwards what was imported.
+
+    Args:
+        name: The name of the command.
+
+    Yields:
+        None.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    text = f"pyroae {name}: loading torch and Pyro"
+    is_terminal = sys.stderr.isatty()
+    is_first = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+    if is_first:
+        print(text, end="" if is_terminal else "\n", file=sys.stderr, flush=True)
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
+        if is_first and is_terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _module_of(name: str) -> str:

@@ -3,6 +3,8 @@
 python -m tests.registered_names
 """
 
+import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,22 @@ def table() -> str:
     for registry in registries:
         own = [n for n, c in registry.items() if c.__module__.startswith(("pyroae.", "torch."))]
         lines += [f'    "{registry.kind}": (', *(f'        "{name}",' for name in own), "    ),"]
+    lines += ["}", '"""Names by kind of choice, in the order of the registries."""', ""]
+    lines += ["PAPERS: dict[str, tuple[str, ...]] = {"]
+    for name in own:
+        cells = (line for text in PAPERS.parse(name).listed for line in cell(text))
+        lines += [f'    "{name}": (', *cells, "    ),"]
     return "\n".join(
-        [*lines, "}", '"""Names by kind of choice, in the order of the registries."""', ""]
+        [*lines, "}", '"""Reference, title, data sets and times of each paper."""', ""]
     )
+
+
+def cell(text: str) -> list[str]:
+    """A text of a tuple, in two lines where it is long."""
+    if len(text) <= 88:
+        return [f"        {json.dumps(text, ensure_ascii=False)},"]
+    first, *rest = textwrap.wrap(text, 84)
+    return [f'        "{first} "', f'        "{" ".join(rest)}",']
 
 
 if __name__ == "__main__":

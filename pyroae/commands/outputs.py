@@ -3,11 +3,10 @@
 import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyroae import plots
@@ -17,8 +16,6 @@ from pyroae.config import Part, at_least_one
 from pyroae.data.conditions import FROM_LABELS
 from pyroae.data.dataset import Dataset
 from pyroae.errors import ConfigError
-from pyroae.inference_data import to_datatree
-from pyroae.plots.drawing import save
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.pair import like_parameters
 from pyroae.programs.predictive import encoded, predicted
@@ -31,12 +28,13 @@ from pyroae.runs.loading import (
     trained,
 )
 from pyroae.runs.parts import EvaluatedPart, weights_of
-from pyroae.runs.report import write_report
 from pyroae.runs.run import Run
-from pyroae.runs.trees import write_tree
 from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import say
 from pyroae.runtime.randomness import fork_random
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CPU = torch.device("cpu")
 
@@ -192,8 +190,7 @@ def encode(run_directory: str, part: Part, out: str | None) -> None:
     args = like_parameters(system, arguments_in(dataset))
     labels = getattr(dataset, "labels", None)
     if path.suffix == ".nc":
-        tree = _draws(system, dataset)
-        write_tree(path, tree)
+        _write_draws(path, system, dataset)
     elif isinstance(system, Autoencoder):
         codes = system.codes(*args)
         names = [f"{site_of(n)}{'_' if n > 1 else ''}" for n in range(1, len(codes) + 1)]
@@ -211,11 +208,16 @@ def report(run_directory: str) -> None:
     Args:
         run_directory: The run.
     """
+    from pyroae.runs.report import write_report
+
     say(str(write_report(Run(run_directory))))
 
 
-def _draws(system: Any, dataset: Dataset | Arguments) -> Any:
-    return to_datatree(
+def _write_draws(path: Path, system: Any, dataset: Dataset | Arguments) -> None:
+    from pyroae.inference_data import to_datatree
+    from pyroae.runs.trees import write_tree
+
+    tree = to_datatree(
         system.model,
         system.guide,
         placed(system, dataset, CPU),
@@ -223,6 +225,7 @@ def _draws(system: Any, dataset: Dataset | Arguments) -> Any:
         shape=dataset.shape,
         seed=0,
     )
+    write_tree(path, tree)
 
 
 def _columns(sites: dict[str, Tensor]) -> Tensor:
@@ -235,12 +238,14 @@ def _write(
     run: Run,
     out: str | None,
     default: str,
-    picture: Callable[[], Figure],
+    picture: "Callable[[], Figure]",
     labels: np.ndarray | None = None,
     caption: str = "",
 ) -> None:
     path = Path(out) if out else run.path / "figures" / default
     if path.suffix == ".png":
+        from pyroae.plots.drawing import save
+
         save(picture(), path, caption)
     else:
         _write_table(path, x, labels, _columns_of(["x"], [x]))

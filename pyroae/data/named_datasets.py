@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,14 @@ DATASETS: Registry[Any] = Registry("dataset")
 
 @DATASETS.register("digits")
 def _digits(root: Path) -> Source:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    return Source("digits", (digits.images / 16).astype(np.float32), digits.target)
+    """The 8×8 digits, read from the file of scikit-learn; importing it would take a second."""
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise DataError("the digits are a file of scikit-learn, which is not installed")
+    file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    rows = np.loadtxt(file, delimiter=",")
+    images = rows[:, :-1].reshape(-1, 8, 8)
+    return Source("digits", (images / 16).astype(np.float32), rows[:, -1].astype(int))
 
 
 def _torchvision(name: str, make: Callable[[Any, str, bool, bool], Any]) -> None:

@@ -1,28 +1,59 @@
 """Evaluate any Pyro model and guide: log p(x), bounds, gaps, information and gradients."""
 
-from pyroae.config import AISSettings, CalibrationSettings
-from pyroae.config.evaluation import EvaluationSettings
-from pyroae.evaluation.adaptive_quadrature import QuadratureEstimate, quadrature
-from pyroae.evaluation.annealing.bounds import ais, bdmc
-from pyroae.evaluation.annealing.estimates import BDMC, AISEstimate
-from pyroae.evaluation.annealing.rate_distortion import RateDistortion
-from pyroae.evaluation.calibration import (
-    Calibration,
-    calibration_to_datatree,
-    measure_calibration,
-)
-from pyroae.evaluation.diagnostics import Diagnostics, diagnose
-from pyroae.evaluation.enumeration import enumerated_log_likelihood
-from pyroae.evaluation.exact import exact_log_likelihood
-from pyroae.evaluation.gradient_lab.groups import parameter_groups
-from pyroae.evaluation.gradient_lab.measure import measure_gradients, measure_slopes
-from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_likelihood
-from pyroae.evaluation.importance.proposals import Local, Mixture, heavy_tailed, widened
-from pyroae.evaluation.imputation import Imputation, impute
-from pyroae.evaluation.inference_gaps import Gaps, gaps
-from pyroae.evaluation.mutual_information import Information, information
-from pyroae.evaluation.predictive_checks import PredictiveCheck, predictive_check
-from pyroae.evaluation.summary import Evaluation, evaluate
+from typing import TYPE_CHECKING
+
+from pyroae._exports import lazy_exports
+
+if TYPE_CHECKING:
+    from pyroae.config import AISSettings, CalibrationSettings
+    from pyroae.config.evaluation import EvaluationSettings
+    from pyroae.evaluation.adaptive_quadrature import QuadratureEstimate, quadrature
+    from pyroae.evaluation.annealing.bounds import ais, bdmc
+    from pyroae.evaluation.annealing.estimates import BDMC, AISEstimate
+    from pyroae.evaluation.annealing.rate_distortion import RateDistortion
+    from pyroae.evaluation.calibration import (
+        Calibration,
+        calibration_to_datatree,
+        measure_calibration,
+    )
+    from pyroae.evaluation.diagnostics import Diagnostics, diagnose
+    from pyroae.evaluation.enumeration import enumerated_log_likelihood
+    from pyroae.evaluation.exact import exact_log_likelihood
+    from pyroae.evaluation.gradient_lab.groups import parameter_groups
+    from pyroae.evaluation.gradient_lab.measure import measure_gradients, measure_slopes
+    from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_likelihood
+    from pyroae.evaluation.importance.proposals import Local, Mixture, heavy_tailed, widened
+    from pyroae.evaluation.imputation import Imputation, impute
+    from pyroae.evaluation.inference_gaps import Gaps, gaps
+    from pyroae.evaluation.mutual_information import Information, information
+    from pyroae.evaluation.predictive_checks import PredictiveCheck, predictive_check
+    from pyroae.evaluation.summary import Evaluation, evaluate
+
+_HOMES = {
+    "pyroae.config": ["AISSettings", "CalibrationSettings"],
+    "pyroae.config.evaluation": ["EvaluationSettings"],
+    "pyroae.evaluation.adaptive_quadrature": ["QuadratureEstimate", "quadrature"],
+    "pyroae.evaluation.annealing.bounds": ["ais", "bdmc"],
+    "pyroae.evaluation.annealing.estimates": ["BDMC", "AISEstimate"],
+    "pyroae.evaluation.annealing.rate_distortion": ["RateDistortion"],
+    "pyroae.evaluation.calibration": [
+        "Calibration",
+        "calibration_to_datatree",
+        "measure_calibration",
+    ],
+    "pyroae.evaluation.diagnostics": ["Diagnostics", "diagnose"],
+    "pyroae.evaluation.enumeration": ["enumerated_log_likelihood"],
+    "pyroae.evaluation.exact": ["exact_log_likelihood"],
+    "pyroae.evaluation.gradient_lab.groups": ["parameter_groups"],
+    "pyroae.evaluation.gradient_lab.measure": ["measure_gradients", "measure_slopes"],
+    "pyroae.evaluation.importance.likelihood": ["LikelihoodEstimate", "log_likelihood"],
+    "pyroae.evaluation.importance.proposals": ["Local", "Mixture", "heavy_tailed", "widened"],
+    "pyroae.evaluation.imputation": ["Imputation", "impute"],
+    "pyroae.evaluation.inference_gaps": ["Gaps", "gaps"],
+    "pyroae.evaluation.mutual_information": ["Information", "information"],
+    "pyroae.evaluation.predictive_checks": ["PredictiveCheck", "predictive_check"],
+    "pyroae.evaluation.summary": ["Evaluation", "evaluate"],
+}
 
 __all__ = [
     "BDMC",
@@ -62,3 +93,5 @@ __all__ = [
     "quadrature",
     "widened",
 ]
+
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)

@@ -35,7 +35,6 @@ def papers(
     data_root: str,
     out: str,
     overwrite: bool,
-    listed: bool,
     place: Mapping[str, Any],
 ) -> None:
     """Measure papers one after the other; print each beside its printed numbers.
@@ -49,16 +48,12 @@ def papers(
         data_root: The folder of torchvision's data sets.
         out: The folder of all results.
         overwrite: Whether what was measured before is removed first.
-        listed: Whether the papers are listed, and nothing is measured.
         place: Where trainings run: executor, jobs, address, gpus_per_cell, as of `executor_of`.
 
     Raises:
         PyroaeError: Before any work, for an unknown paper, missing data, and rows that no paper
             has; and for what cannot be trained.
     """
-    if listed:
-        Console().print(_list())
-        return
     chosen = _chosen(names)
     executor = executor_of(**place)
     _check(chosen, scale, rows, data_root, overwrite)
@@ -76,8 +71,6 @@ def papers(
 
 def _chosen(names: Sequence[str]) -> list[Paper]:
     """The papers of that name, each once."""
-    if not names:
-        raise ConfigError(f"name a paper, or all: {', '.join(PAPERS)}")
     known = list(PAPERS) if "all" in names else names
     return [PAPERS.parse(name) for name in dict.fromkeys(known)]
 
@@ -150,16 +143,4 @@ def _table(title: str, *columns: str) -> Table:
     table.add_column("", overflow="fold")
     for column in columns:
         table.add_column(column, overflow="fold")
-    return table
-
-
-def _list() -> Table:
-    table = _table("papers", "reference", "data", "short", "full")
-    for name in PAPERS:
-        paper = PAPERS.parse(name)
-        times = (
-            duration(paper.scales[scale].seconds) if scale in paper.scales else ""
-            for scale in ("short", "full")
-        )
-        table.add_row(name, f"{paper.reference}: {paper.title}", ", ".join(paper.datasets), *times)
     return table

@@ -4,7 +4,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from pyroae.papers.paper import Paper
+from pyroae.papers.paper import Paper, duration
 from pyroae.papers.result_files import Record
 from pyroae.papers.results import Claim, PaperResult, PaperRow
 
@@ -166,20 +166,3 @@ def number(value: float, sign: bool = False) -> str:
     else:
         text = f"{size:.4g}"
     return ("−" if value < 0 else "+" if sign and value > 0 else "") + text
-
-
-def duration(seconds: float) -> str:
-    """Return a time as text.
-
-    Args:
-        seconds: The time.
-
-    Returns:
-        Seconds, minutes or hours, rounded.
-
-    >>> duration(50), duration(1800), duration(4.5e5)
-    ('50 s', '30 minutes', '125 hours')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.0f} hours"

@@ -113,6 +113,23 @@ class Scale:
     differs: str = ""
 
 
+def duration(seconds: float) -> str:
+    """Return a time as text.
+
+    Args:
+        seconds: The time.
+
+    Returns:
+        Seconds, minutes or hours, rounded.
+
+    >>> duration(50), duration(1800), duration(4.5e5)
+    ('50 s', '30 minutes', '125 hours')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.0f} hours"
+
+
 @dataclass(frozen=True)
 class Paper:
     """What a paper prints and claims, and how it is measured again.
@@ -140,6 +157,15 @@ class Paper:
     measure: Callable[[Work], Iterator[PaperRow | Claim]]
     datasets: tuple[str, ...] = ()
     notes: str = ""
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """Reference, title, data sets, and the estimated times of the scales short and full."""
+        short, full = (
+            duration(self.scales[scale].seconds) if scale in self.scales else ""
+            for scale in ("short", "full")
+        )
+        return self.reference, self.title, ", ".join(self.datasets), short, full
 
     def unmeasured(self, scale: str) -> PaperResult:
         """Return the rows and claims without measurements.

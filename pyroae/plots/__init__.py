@@ -1,26 +1,55 @@
 """Figures of systems, likelihoods, gradients and comparisons (matplotlib)."""
 
-from pyroae.plots.calibration import calibration_histograms, calibration_summary
-from pyroae.plots.columns import column_errors
-from pyroae.plots.comparison import differences, learning_curves, tuning_curves
-from pyroae.plots.conditional import class_samples
-from pyroae.plots.gradients import gradient_curves
-from pyroae.plots.latent_paths import interpolation, traversals
-from pyroae.plots.latent_space import kl_per_unit, latent_scatter, manifold
-from pyroae.plots.likelihood import (
-    bound_curve,
-    extremes,
-    khat,
-    likelihood_per_datum,
-    sandwich,
-)
-from pyroae.plots.posteriors import posterior
-from pyroae.plots.predictive import predictive_check
-from pyroae.plots.prior import pseudo_inputs
-from pyroae.plots.rate_distortion_curves import rate_distortion
-from pyroae.plots.snapshots import along_training, gradients_along_training
-from pyroae.plots.sparsity import filters, sparsity_sweep
-from pyroae.plots.systems import reconstructions, sample_grids, samples, training_curves
+from typing import TYPE_CHECKING
+
+from pyroae._exports import lazy_exports
+
+if TYPE_CHECKING:
+    from pyroae.plots.calibration import calibration_histograms, calibration_summary
+    from pyroae.plots.columns import column_errors
+    from pyroae.plots.comparison import differences, learning_curves, tuning_curves
+    from pyroae.plots.conditional import class_samples
+    from pyroae.plots.gradients import gradient_curves
+    from pyroae.plots.latent_paths import interpolation, traversals
+    from pyroae.plots.latent_space import kl_per_unit, latent_scatter, manifold
+    from pyroae.plots.likelihood import (
+        bound_curve,
+        extremes,
+        khat,
+        likelihood_per_datum,
+        sandwich,
+    )
+    from pyroae.plots.posteriors import posterior
+    from pyroae.plots.predictive import predictive_check
+    from pyroae.plots.prior import pseudo_inputs
+    from pyroae.plots.rate_distortion_curves import rate_distortion
+    from pyroae.plots.snapshots import along_training, gradients_along_training
+    from pyroae.plots.sparsity import filters, sparsity_sweep
+    from pyroae.plots.systems import reconstructions, sample_grids, samples, training_curves
+
+_HOMES = {
+    "pyroae.plots.calibration": ["calibration_histograms", "calibration_summary"],
+    "pyroae.plots.columns": ["column_errors"],
+    "pyroae.plots.comparison": ["differences", "learning_curves", "tuning_curves"],
+    "pyroae.plots.conditional": ["class_samples"],
+    "pyroae.plots.gradients": ["gradient_curves"],
+    "pyroae.plots.latent_paths": ["interpolation", "traversals"],
+    "pyroae.plots.latent_space": ["kl_per_unit", "latent_scatter", "manifold"],
+    "pyroae.plots.likelihood": [
+        "bound_curve",
+        "extremes",
+        "khat",
+        "likelihood_per_datum",
+        "sandwich",
+    ],
+    "pyroae.plots.posteriors": ["posterior"],
+    "pyroae.plots.predictive": ["predictive_check"],
+    "pyroae.plots.prior": ["pseudo_inputs"],
+    "pyroae.plots.rate_distortion_curves": ["rate_distortion"],
+    "pyroae.plots.snapshots": ["along_training", "gradients_along_training"],
+    "pyroae.plots.sparsity": ["filters", "sparsity_sweep"],
+    "pyroae.plots.systems": ["reconstructions", "sample_grids", "samples", "training_curves"],
+}
 
 __all__ = [
     "along_training",
@@ -54,3 +83,5 @@ __all__ = [
     "traversals",
     "tuning_curves",
 ]
+
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)
