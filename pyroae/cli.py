@@ -8,6 +8,7 @@ import argparse
 import gc
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from pyroae.config import (
 from pyroae.config.evaluation import POSTERIOR_DRAWS
 from pyroae.errors import InterruptedRunError, PyroaeError
 from pyroae.names import import_all, located, names_of
+from pyroae.runtime.signals import interruption, stoppable
 
 EPILOG = """\
 examples:
@@ -150,21 +152,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 2 for bad input, 130 or 128 and the signal's number where interrupted.
     """
-    parser = make_parser()
-    options = vars(parser.parse_args(argv))
+    words = list(sys.argv[1:] if argv is None else argv)
+    options = vars(make_parser().parse_args(words))
     of_command, name = options.pop("parser"), options.pop("command")
+    options = of_command.grouped(options)
+    kept, how = _kept(name, options), _again(name, words)
     try:
-        _run(name, of_command.grouped(options))
+        with stoppable(how, kept):
+            _run(name, options)
     except InterruptedRunError as error:
+        if name in REPEATED:  # its trainings have commands of their own to resume them
+            error = interruption(error.signal, kept, how)
         print(f"pyroae {name}: {error}", file=sys.stderr)
         return 128 + error.signal
     except PyroaeError as error:
         print(f"pyroae {name}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"pyroae {name}: interrupted; what was finished is kept", file=sys.stderr)
-        return 130
     return 0
+
+
+REPEATED = ("demo", "reproduce")
+"""Commands that train, and start from the beginning when they were stopped."""
+
+
+def _kept(name: str, options: Mapping[str, Any]) -> str:
+    """What is kept of a command that was stopped, and what the same command does then."""
+    methods = str(options["settings"].get("methods")) if name == "evaluate" else ""
+    if "ais" in methods or "bdmc" in methods:
+        return "the annealing so far is saved; continue with"
+    return "what was written before is kept; start again with"
+
+
+def _again(name: str, words: Sequence[str]) -> str:
+    """The command that goes on where a command was stopped."""
+    overwrite = ["--overwrite"] if name in REPEATED and "--overwrite" not in words else []
+    return shlex.join(["pyroae", *words, *overwrite])
 
 
 def _run(name: str, options: dict[str, Any]) -> None:

@@ -90,9 +90,9 @@ def evaluate(
     data = name_of_data(dataset.name, None if part.data is None else splits.fingerprint)
     weights = weights_of(run, None if along else part.checkpoint)
     files = PartFiles(run, EvaluatedPart(data, part.split, len(dataset), weights))
-    fabric = launch_fabric(
-        TrainConfig(accelerator=run.config.accelerator, devices=devices, num_nodes=num_nodes)
-    )
+    place = TrainConfig(accelerator=run.config.accelerator, devices=devices, num_nodes=num_nodes)
+    fabric = launch_fabric(place) if place.is_distributed else None
+    is_first = fabric is None or fabric.is_global_zero
 
     def work(checkpoint: str | None) -> EvaluationSettings:
         return replace(settings, checkpoints=_folder(run, dataset, settings, checkpoint))
@@ -102,7 +102,7 @@ def evaluate(
         if checkpoint is not None:
             say(f"{run.path}: the snapshot of epoch {epoch}")
             evaluations[epoch] = _evaluated(run, dataset, work(checkpoint), checkpoint, fabric)[2]
-            if fabric.is_global_zero:
+            if is_first:
                 snapshot = replace(files.part, checkpoint=checkpoint)
                 run.write_results(snapshot.label(evaluations[epoch].results.values()))
     found = evaluate_run(
@@ -114,7 +114,7 @@ def evaluate(
         files=files,
         options={**settings.to_dict(), **asdict(part), "imports": list(imports)},
     )
-    if not fabric.is_global_zero:
+    if not is_first:
         return
     shutil.rmtree(run.path / "annealing", ignore_errors=True)
     rows = files.results()

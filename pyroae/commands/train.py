@@ -16,7 +16,6 @@ from pyroae.distributed.fabric import launch_fabric
 from pyroae.errors import ConfigError
 from pyroae.objectives import parse_objective
 from pyroae.objectives.base import ObjectiveBase
-from pyroae.plots.drawing import save
 from pyroae.runs.contents import versions
 from pyroae.runs.loading import find_parameters, fits, own_parameters, same_data, splits_of
 from pyroae.runs.run import EXTENDED, Run, refuse_taken
@@ -166,6 +165,8 @@ def draw_curves(run: Run, result: FitResult) -> None:
         run: The run.
         result: The result of its training.
     """
+    from pyroae.plots.drawing import save
+
     save(
         plots.training_curves({run.config.estimator: result.history}),
         run.path / "figures" / "training_curves.png",

@@ -119,12 +119,31 @@ class DeferredSignals:
             self.release()
 
 
-@contextmanager
-def stoppable(how: str) -> Iterator[None]:
-    """Return a context for work whose finished parts are saved: SIGINT and SIGTERM stop it.
+def interruption(number: int, kept: str, how: str) -> InterruptedRunError:
+    """Return the error of work that a signal has ended.
 
     Args:
-        how: the command that resumes the work, for the message.
+        number: the number of the signal.
+        kept: what is kept, and what the command does.
+        how: the command that goes on.
+
+    Returns:
+        The error, whose message is one sentence.
+
+    >>> print(interruption(15, "nothing is kept; start again with", "pyroae calibrate runs/vae"))
+    stopped by SIGTERM; nothing is kept; start again with: pyroae calibrate runs/vae
+    """
+    name = signal.Signals(number).name
+    return InterruptedRunError(f"stopped by {name}; {kept}: {how}", number)
+
+
+@contextmanager
+def stoppable(how: str, kept: str = "finished work is saved; resume with") -> Iterator[None]:
+    """Return a context for work that SIGINT and SIGTERM stop, with a sentence on what is kept.
+
+    Args:
+        how: the command that goes on, for the message.
+        kept: what is kept, and what the command does.
 
     Yields:
         None.
@@ -135,18 +154,16 @@ def stoppable(how: str) -> Iterator[None]:
     >>> with stoppable("pyroae compare --resume study"):
     ...     raise KeyboardInterrupt
     Traceback (most recent call last):
-    pyroae.errors.InterruptedRunError: interrupted; finished work is saved; resume with: pyroae ...
+    pyroae.errors.InterruptedRunError: stopped by SIGINT; finished work is saved; resume with: ...
     """
-    received = [signal.SIGINT]
+    received: list[int] = [signal.SIGINT]
 
     def stop(number: int, frame: FrameType | None) -> None:
-        received[0] = signal.Signals(number)
+        received[0] = number
         raise KeyboardInterrupt
 
     try:
         with SignalHandlers(stop):
             yield
     except KeyboardInterrupt:
-        raise InterruptedRunError(
-            f"interrupted; finished work is saved; resume with: {how}", received[0]
-        ) from None
+        raise interruption(received[0], kept, how) from None

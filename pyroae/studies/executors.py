@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pyroae.comparison.results import Cell, Outcome
 from pyroae.errors import ConfigError
 from pyroae.runtime.processes import say
+from pyroae.runtime.progress import duration
 from pyroae.studies.study import Study
 
 Outcomes = Generator[tuple[Cell, Outcome | str]]
@@ -64,7 +65,7 @@ class Local(Executor):
             left = (time.monotonic() - began) / done * (len(cells) - done) if done else math.nan
             say(
                 f"training {done + 1} of {len(cells)}: {cell}"
-                + (f"; about {_minutes(left)} left" if done else "")
+                + (f"; about {duration(left)} left" if done else "")
             )
             yield cell, study.run(cell)
 
@@ -84,7 +85,3 @@ def one_process_each(study: Study, where: str) -> None:
             f"a training {where} is one process on one device: leave out --devices, --num-nodes "
             "and --strategy"
         )
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

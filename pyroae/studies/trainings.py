@@ -403,8 +403,13 @@ class _Trainings:
             for group in _groups(cells, runner):
                 several = f"{group[0].entry}, {len(group)} seeds at once"
                 bar.update(len(found), str(group[0]) if len(group) == 1 else several)
+                kept = runner.finished(group)
+                if kept is not None:
+                    found.update(zip(group, kept, strict=True))
+                    bar.begin(len(found))
+                    continue
                 try:
-                    outcomes: Sequence[Outcome | str] = runner.finished(group) or runner.run(group)
+                    outcomes: Sequence[Outcome | str] = runner.run(group, progress=self.progress)
                 except NonFiniteLossError as error:
                     if not failures:
                         raise

@@ -134,6 +134,8 @@ class Trainer:
         stopped = False
         total = int(self.plan.total_steps if config.max_seconds is None else config.max_seconds)
         with Progress("training", total, progress and is_first) as self._bar:
+            begun = state.progressed.step
+            self._bar.begin(self._shown_step(begun), f"resumed at {state.where()}" * bool(begun))
             self.stepper.show = self.nonfinite.show = self._show
             for epoch in range(len(state.history) + 1, config.epochs + 1):
                 done = state.progressed
@@ -232,7 +234,11 @@ class Trainer:
         return lambda values: cast(Tensor, self.fabric.all_reduce(values, reduce_op="mean"))
 
     def _show(self, step: int, text: str) -> None:
-        self._bar.update(step if self.config.max_seconds is None else int(self.seconds), text)
+        self._bar.update(self._shown_step(step), text)
+
+    def _shown_step(self, step: int) -> int:
+        """Steps; of a training that ends after some time, seconds."""
+        return step if self.config.max_seconds is None else int(self.seconds)
 
     # States.
 

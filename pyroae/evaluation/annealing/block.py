@@ -45,6 +45,7 @@ class Block:
         state: State of the stage that has not finished; None between stages.
         random: State of torch's generator at the snapshot that the block resumes from.
         graphs: Compiled densities and gradients; None for eager code.
+        moves: The number of transitions that were made, of all stages.
     """
 
     plan: Plan
@@ -53,6 +54,7 @@ class Block:
     state: Pilot | Chains | Draws | None = None
     random: Tensor | None = None
     graphs: PathGraphs | None = None
+    moves: int = 0
 
     def run(self, after_move: AfterMove) -> BlockResult:
         """Run all stages that have not finished.
@@ -94,6 +96,7 @@ class Block:
             "random": random_state(self.args[0].device),
             "found": self.result.tensors(),
             "done": self.state.done,
+            "moves": self.moves,
             "point": {f.name: getattr(self.state.point, f.name) for f in fields(Point)},
             "state": tensors,
         }
@@ -109,7 +112,7 @@ class Block:
             return {name: value.to(self.args[0].device) for name, value in tensors.items()}
 
         self.result = BlockResult.from_tensors(on_device(snapshot["found"]))
-        self.random = snapshot["random"]
+        self.random, self.moves = snapshot["random"], snapshot.get("moves", 0)
         stages: dict[str, Callable[..., Pilot | Chains | Draws]]
         stages = {"log_step": Pilot, "log_weight": Chains, "kept": Draws}
         stage = next(stages[name] for name in snapshot["state"] if name in stages)

@@ -60,6 +60,7 @@ class Annealing:
         """
         todo = [span for span in self._blocks if not self._is_finished(span)]
         self._moves = (len(self._blocks) - len(todo)) * self.plan.moves
+        self._bar.begin(self._moves)
         with DeferredSignals(self.checkpoint.path is not None) as self._held:
             for results in distribute(self.share, todo, self._block):
                 self._finished |= results
@@ -87,8 +88,11 @@ class Annealing:
         snapshot = self.checkpoint.unfinished.pop(span.start, None)
         if snapshot is not None and snapshot["num_data"] == len(span):
             block.restore(snapshot)
+            self._moves += block.moves * self.share.world
+            self._bar.begin(self._moves)
 
         def after_move() -> None:
+            block.moves += 1
             self._moves += self.share.world
             self.checkpoint.tick(span.start, block, now=self._held.is_waiting)
             self._held.release()
