@@ -4,6 +4,8 @@
 
 import csv
 import json
+import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import fields
@@ -17,7 +19,10 @@ import yaml
 
 from pyroae.cli import main, make_parser
 from pyroae.config import AISSettings, EvaluationSettings, GradientSettings, Part, RunConfig
+from pyroae.errors import InterruptedRunError
 
+PLAIN = "what was written before is kept; start again with"
+ANNEALED = "the annealing so far is saved; continue with"
 SMALL = ["--latent", "2", "--hidden", "16", "--epochs", "2"]
 
 
@@ -60,6 +65,110 @@ def test_help_does_not_import_torch() -> None:
         "report",
     ):
         assert command in out
+
+
+HEAVY = {
+    *("arviz", "arviz_stats", "h5py", "lightning_fabric", "matplotlib", "pandas", "ray", "scipy"),
+    *("sklearn", "sympy", "torch._dynamo", "torch._inductor", "triton", "xarray"),
+}
+"""Modules that take long to import, by any of which a command is slow to start."""
+
+
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        (["papers", "--list"], set()),
+        (["papers", "burda-2015"], set()),
+        (["encode", "RUN", "--out", "z.csv"], {"torch"}),
+        (["report", "RUN"], {"torch", "h5py"}),
+        (["sample", "RUN", "--out", "x.png"], {"torch", "matplotlib"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_command_imports_what_it_uses(
+    words: list[str], needed: set[str], run: Path, tmp_path: Path
+) -> None:
+    """Where torch is imported, a line says so at once."""
+    code = (
+        "import sys; from pyroae.cli import main; main(sys.argv[1:]); "
+        "print(*sys.modules, file=open('modules', 'w'))"
+    )
+    words = [str(run) if word == "RUN" else word for word in words]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = set((tmp_path / "modules").read_text().split())
+    assert (HEAVY | {"torch"}) & loaded == needed
+    said = f"pyroae {words[0]}: loading torch and Pyro"
+    assert done.stderr.splitlines()[:1] == [said] if "torch" in needed else said not in done.stderr
+
+
+def test_nothing_is_said_of_imports_that_are_done(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["encode", str(run), "--out", str(tmp_path / "z.csv")]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("module", "work", "words", "sentence"),
+    [
+        ("evaluate", "evaluate_run", ["evaluate", "RUN"], PLAIN),
+        ("evaluate", "evaluate_run", ["evaluate", "RUN", "--method", "is,ais"], ANNEALED),
+        ("gradients", "measure_slopes", ["gradients", "RUN"], PLAIN),
+        ("calibrate", "measure_calibration", ["calibrate", "RUN"], PLAIN),
+        ("reproduce", "train_run", ["reproduce", "RUN", "--out", "OUT"], PLAIN),
+        ("outputs", "trained", ["encode", "RUN"], PLAIN),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_signal_ends_a_command_with_one_sentence(
+    module: str,
+    work: str,
+    words: list[str],
+    sentence: str,
+    number: signal.Signals,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What is kept, the command that goes on, and the exit status of a shell."""
+
+    def stop(*_: object, **__: object) -> None:
+        signal.raise_signal(number)
+        pytest.fail("the signal was ignored")
+
+    monkeypatch.setattr(f"pyroae.commands.{module}.{work}", stop)
+    places = {"RUN": str(run), "OUT": str(tmp_path / "again")}
+    words = [places.get(word, word) for word in words]
+    before = snapshot(run)
+    assert main(words) == 128 + number
+    again = shlex.join(["pyroae", *words, *(["--overwrite"] if words[0] == "reproduce" else [])])
+    error = capsys.readouterr().err
+    assert error == f"pyroae {words[0]}: stopped by {number.name}; {sentence}: {again}\n"
+    assert snapshot(run) == before
+
+
+def test_a_training_that_reproduces_is_not_resumed(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise InterruptedRunError("resume with: pyroae train --resume again", signal.SIGTERM)
+
+    monkeypatch.setattr("pyroae.commands.reproduce.train_run", stop)
+    assert main(["reproduce", str(run), "--out", str(tmp_path / "again"), "--overwrite"]) == 143
+    error = capsys.readouterr().err
+    assert "train --resume" not in error
+    assert error.count("--overwrite") == 1
 
 
 def test_options_are_the_fields_of_the_settings() -> None:

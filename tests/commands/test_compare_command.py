@@ -222,7 +222,7 @@ def test_a_stopped_study_goes_on(
         module = cell_runner if where == "fit" else studies
         monkeypatch.setattr(module, where, Stop(getattr(module, where), at))
     assert compare(*flags, "--out", str(path)) == 130
-    assert "interrupted; finished work is saved" in capsys.readouterr().err
+    assert "stopped by SIGINT; finished work is saved" in capsys.readouterr().err
     assert len(outcomes(path)) < 6
     monkeypatch.undo()
     assert compare("--resume", str(path)) == 0

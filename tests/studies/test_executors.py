@@ -144,7 +144,7 @@ def test_an_interrupted_study_goes_on_elsewhere(
     )
     assert told["finished"] < 5
     assert (
-        f"interrupted; finished work is saved; resume with: pyroae compare --resume {there}"
+        f"stopped by SIGINT; finished work is saved; resume with: pyroae compare --resume {there}"
         in error
     )
     under_way = [

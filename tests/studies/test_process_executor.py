@@ -99,7 +99,7 @@ def test_a_signal_saves_every_running_training(
     at_two_trainings(there, stop)
     assert main(["compare", *flags, "--jobs", "2", "--out", str(there)]) == 143
     assert capsys.readouterr().err.endswith(
-        "pyroae compare: interrupted; finished work is saved; resume with: "
+        "pyroae compare: stopped by SIGTERM; finished work is saved; resume with: "
         f"pyroae compare --resume {there}\n"
     )
     assert all(process.poll() is not None for process in started)
