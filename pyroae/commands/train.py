@@ -18,7 +18,14 @@ from pyroae.objectives import parse_objective
 from pyroae.objectives.base import ObjectiveBase
 from pyroae.plots.drawing import save
 from pyroae.runs.contents import versions
-from pyroae.runs.loading import arguments_in, find_parameters, fits, own_parameters, same_data, splits_of
+from pyroae.runs.loading import (
+    arguments_in,
+    find_parameters,
+    fits,
+    own_parameters,
+    same_data,
+    splits_of,
+)
 from pyroae.runs.run import EXTENDED, Run, refuse_taken
 from pyroae.runtime.files import locked
 from pyroae.runtime.processes import say

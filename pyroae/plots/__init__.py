@@ -4,7 +4,7 @@ from pyroae.plots.calibration import calibration_histograms, calibration_summary
 from pyroae.plots.columns import column_errors
 from pyroae.plots.comparison import differences, learning_curves, tuning_curves
 from pyroae.plots.conditional import class_samples
-from pyroae.plots.examples import examples
+from pyroae.plots.data import examples
 from pyroae.plots.gradients import gradient_curves
 from pyroae.plots.latent_paths import interpolation, traversals
 from pyroae.plots.latent_space import kl_per_unit, latent_scatter, manifold

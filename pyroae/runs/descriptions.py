@@ -159,9 +159,7 @@ def model_of(run: Run) -> Rows:
     except PyroaeError:
         return rows + _rows(run.config, CHOICES)
     choices = [(name, repr(getattr(system, name)), help_of(name)) for name in CHOICES]
-    counts = [
-        sum(p.numel() for p in part.parameters()) for part in (system, system.encoder)
-    ]
+    counts = [sum(p.numel() for p in part.parameters()) for part in (system, system.encoder)]
     about = f"{counts[0]:,}, of which {counts[1]:,} in the encoder"
     return [*rows, *choices, ("parameters", about, "")]
 
@@ -222,9 +220,11 @@ def commands_of(run: Run) -> list[str]:
     file = run.path / "evaluation.yaml"
     read: Mapping[str, Any] = read_yaml(file) if file.is_file() else {}
     again = f"{name}-again"
-    commands = [f"pyroae train --config {name}/config.yaml --out {again}"]
-    for options in read.get("evaluations", [read] if read else []):
-        commands.append(f"pyroae evaluate {again}{_flags(options)}")
+    evaluations = read.get("evaluations", [read] if read else [])
+    commands = [
+        f"pyroae train --config {name}/config.yaml --out {again}",
+        *(f"pyroae evaluate {again}{_flags(options)}" for options in evaluations),
+    ]
     if read:
         commands += [f"# or all of it, with a comparison of every figure:\npyroae reproduce {name}"]
     return commands
@@ -253,7 +253,7 @@ def _rows(config: RunConfig, names: Sequence[str]) -> Rows:
     rows = []
     for name in names:
         value = getattr(config, name)
-        if value is None or value is False or value in ((), {}) or name in unused:
+        if (not value and name != "seed") or name in unused:
             continue
         text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         unit = f" {UNITS[name]}" if name in UNITS and value else ""
@@ -270,6 +270,4 @@ def help_of(name: str) -> str:
     Returns:
         The text; empty for another name.
     """
-    return next(
-        (str(f.metadata.get("help", "")) for f in fields(RunConfig) if f.name == name), ""
-    )
+    return next((str(f.metadata.get("help", "")) for f in fields(RunConfig) if f.name == name), "")

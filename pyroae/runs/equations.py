@@ -16,12 +16,24 @@ _FILE = Path(__file__).parent / "templates" / "equations.yaml"
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|\d|[A-Za-z]|\S")
 
 
-_LETTERS = {
+_GREEK = {
     **dict(zip(("alpha", "beta", "gamma", "pi", "theta", "phi", "sigma"), "αβγπθφσ", strict=True)),
     **{"Delta": "Δ", "lambda": "λ"},
 }
 _SYMBOLS = {"mid": "|", "|": "‖", "le": "≤", "in": "∈", "propto": "∝", "to": "→"}
 _SPACES = {"qquad": "2em", "quad": "1em", ",": "0.17em"}
+_FIXED = {
+    **{name: f"<mi>{letter}</mi>" for name, letter in _GREEK.items()},
+    **{name: f"<mo>{symbol}</mo>" for name, symbol in _SYMBOLS.items()},
+    **{name: f'<mspace width="{width}"></mspace>' for name, width in _SPACES.items()},
+    **{n: f'<mrow><mi>{n}</mi><mspace width="0.17em"></mspace></mrow>' for n in ("log", "KL")},
+    "max": "<mi>max</mi>",
+    "sum": '<mo largeop="true" movablelimits="false">∑</mo>',
+    "big": "",
+}
+"""Elements of commands without arguments."""
+
+
 _ACCENTS = {"hat": "^", "bar": "‾", "tilde": "~"}
 _BIG = ("sum", "max")
 
@@ -78,7 +90,7 @@ def explained(objective: ObjectiveBase) -> str:
 
 
 def mathml(latex: str) -> str:
-    """Convert a formula to MathML.
+    r"""Convert a formula to MathML.
 
     Args:
         latex: LaTeX of the kind that `equations.yaml` has: letters, fractions, sums, accents,
@@ -90,7 +102,7 @@ def mathml(latex: str) -> str:
     Raises:
         ConfigError: For a command that is not known.
 
-    >>> mathml(r"\\frac1K")
+    >>> mathml(r"\frac1K")
     '<math display="block"><mfrac><mn>1</mn><mi>K</mi></mfrac></math>'
     """
     texts = re.findall(r"\\text\{([^}]*)\}", latex)
@@ -158,20 +170,10 @@ class _Parser:
             return f"<mfrac>{self.atom()}{self.atom()}</mfrac>"
         if name in _ACCENTS:
             return f'<mover accent="true">{self.atom()}<mo>{_ACCENTS[name]}</mo></mover>'
-        if name in _SPACES:
-            return f'<mspace width="{_SPACES[name]}"></mspace>'
         if name == "text":
             return f"<mtext>{escape(self.texts.pop())}</mtext>"
-        if name in _LETTERS:
-            return f"<mi>{_LETTERS[name]}</mi>"
-        if name in _SYMBOLS:
-            return f"<mo>{_SYMBOLS[name]}</mo>"
-        if name == "sum":
-            return '<mo largeop="true" movablelimits="false">∑</mo>'
-        if name in ("log", "max", "KL"):
-            return f'<mi>{name}</mi><mspace width="0.17em"></mspace>'
-        if name == "big":
-            return ""
+        if name in _FIXED:
+            return _FIXED[name]
         raise ConfigError(f"\\{name} is no command of LaTeX that can be shown")
 
 

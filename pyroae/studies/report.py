@@ -10,7 +10,7 @@ from typing import Any
 from pyroae._version import __version__
 from pyroae.comparison.results import Comparison, Entry, Interval, Outcome, indistinct
 from pyroae.comparison.tables import METHODS, scoring_of
-from pyroae.config import parse_yaml
+from pyroae.config import RunConfig, parse_yaml
 from pyroae.errors import PyroaeError
 from pyroae.objectives import parse_objective
 from pyroae.runs.descriptions import help_of
@@ -30,8 +30,8 @@ FILES = {
 """The files of a study that its report links to."""
 
 
-HIDDEN = ("accelerator", "data_root", "devices", "num_nodes", "strategy", "save_minutes")
-"""Settings of where trainings ran, on which no figure depends."""
+MAIN = ("data", "system", "latent", "batch_size", "optimizer", "lr")
+"""Settings that are shown where they are the default, too."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,8 @@ def write_study_report(
         cells=[_cell(path, comparison, outcome) for outcome in outcomes],
         figure_names=list(names),
         failed=failed,
-        settings=_settings(record),
+        settings=_settings(record, every=False),
+        every_setting=_settings(record, every=True),
         objectives=_objectives(comparison),
         commands=_commands(path, record),
         versions=", ".join(f"{n} {v}" for n, v in record.get("versions", {}).items()),
@@ -249,15 +250,20 @@ def _cell(path: Path, comparison: Comparison, outcome: Outcome) -> dict[str, Any
     }
 
 
-def _settings(record: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The settings of study.yaml that are set, one in a row."""
-    shared = {n: v for n, v in record.get("settings", {}).items() if n not in HIDDEN}
+def _settings(record: dict[str, Any], every: bool) -> list[tuple[str, str, str]]:
+    """The settings of study.yaml, or those that are not the default and the main ones."""
+    usual = RunConfig().to_dict()
+    shared = {
+        name: value
+        for name, value in record.get("settings", {}).items()
+        if every or name in MAIN or value != usual.get(name)
+    }
     own = {n: record[n] for n in ("seeds", "budget", "fingerprint") if n in record}
     scoring = {f"scoring {n}": v for n, v in record.get("scoring", {}).items()}
     return [
         (name.replace("_", " "), _text(value), help_of(name))
         for name, value in {**own, **shared, **scoring}.items()
-        if value is not None and value is not False and value not in ([], {}, "")
+        if every or (value is not None and value not in ([], {}, ""))
     ]
 
 

@@ -1,4 +1,4 @@
-"""The tables and figures of a study: comparison.csv, ranking.csv, table.tex, DataTree, figures, page."""
+"""The files of a study: comparison.csv, ranking.csv, table.tex, DataTree, figures, report."""
 
 import csv
 from collections.abc import Mapping, Sequence
