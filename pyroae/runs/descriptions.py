@@ -77,7 +77,7 @@ def summary_of(
     headline = next((results[name] for name in HEADLINES if name in results), None)
     bound = results.get("nelbo")
     if headline is None and bound is None:
-        return [trained_of(run, history), f"Not evaluated yet: pyroae evaluate {run.path.name}"]
+        return [trained_of(run, history), f"Not evaluated yet: `pyroae evaluate {run.path.name}`."]
     sentences = []
     if headline is not None:
         how = HEADLINES[headline.name].replace("{K}", f"{headline.num_particles:,}")
@@ -111,7 +111,7 @@ def _reliability(headline: Result | None, results: Mapping[str, Result]) -> list
     sentence = (
         f"Not reliable for {count:,} of {total:,} data: a few draws dominate their importance "
         f"weights (k̂ above its limit, or ESS below {LEAST_ESS:.0f}), so that their NLL may be "
-        "wrong. More draws, --retry local or --method ais help."
+        "wrong. More draws, `--retry local` or `--method ais` help."
     )
     if "nll_ais" in results:
         sentence += f" Annealing gives {_with_error(results['nll_ais'])} nats per datum."

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 from PIL import Image
 
-from pyroae.evaluation.labels import is_count, label_of, picture_of, picture_rank
+from pyroae.evaluation.labels import PICTURES, is_count, label_of, picture_of, picture_rank
 from pyroae.runtime.files import guarded
 
 _FOLDER = Path(__file__).parent / "templates"
@@ -97,8 +97,10 @@ def _shown(file: Path) -> Shown:
         width = round(image.width * 96 / _DPI)
     found = _caption(file.stem)
     title = found.get("title") or picture_of(file.stem).label
+    if file.stem not in PICTURES:
+        title = title[:1].upper() + title[1:]
     return Shown(
-        title[:1].upper() + title[1:],
+        title,
         found.get("text", ""),
         texts_in(file).get("Description", ""),
         base64.b64encode(content).decode(),
