@@ -15,7 +15,14 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 from PIL import Image
 
-from pyroae.evaluation.labels import PICTURES, is_count, label_of, picture_of, picture_rank
+from pyroae.evaluation.labels import (
+    PER_SITE,
+    PICTURES,
+    is_count,
+    label_of,
+    picture_of,
+    picture_rank,
+)
 from pyroae.runtime.files import guarded
 
 _FOLDER = Path(__file__).parent / "templates"
@@ -111,7 +118,7 @@ def _shown(file: Path) -> Shown:
 def _caption(name: str) -> dict[str, str]:
     """The caption of a picture, also of one site of several: latent_scatter_z2."""
     captions = _captions()
-    base = max((one for one in captions if name.startswith(one)), key=len, default="")
+    base = next((one for one in PER_SITE if name.startswith(f"{one}_")), "")
     return captions.get(name) or captions.get(base, {})
 
 
