@@ -539,7 +539,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
         _papers,
     ),
     "report": (
-        "one HTML page of a run: settings, results, figures",
+        "one HTML page of a run or a study: settings, results, figures",
         _add_run,
     ),
 }

@@ -30,6 +30,7 @@ def test_a_wheel_in_an_empty_environment_runs_the_demo(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("pyroae-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "pyroae/py.typed" in names
+    assert {f"pyroae/runs/templates/{page}.html" for page in ("page", "run", "study")} <= set(names)
     assert not [n for n in names if n.startswith(("tests", "benchmarks", "docs"))]
     run(UV, "venv", "--python", sys.executable, tmp_path / "env", cwd=tmp_path)
     python = tmp_path / "env" / "bin" / "python"

@@ -24,6 +24,7 @@ from pyroae.config.checks import one_of
 from pyroae.errors import ConfigError, RunError
 from pyroae.names import import_all, located
 from pyroae.runtime.files import locked
+from pyroae.runtime.links import report_line
 from pyroae.runtime.processes import say
 from pyroae.runtime.signals import stoppable
 from pyroae.studies.executor_names import executor_of
@@ -93,7 +94,8 @@ def _compare(study: Study, cells: Sequence[Cell], base: Entry, executor: Executo
         raise RunError(f"every training failed; {cells[0]}: {failed[cells[0]]}")
     comparison = Comparison(tuple(finished), tuning, Path(study.config.settings.data).stem)
     base = base if base in comparison.entries else comparison.entries[0]
-    write_comparison(study.path, comparison, base)
+    reasons = [f"{cell}: {reason}" for cell, reason in failed.items()]
+    write_comparison(study.path, comparison, base, reasons)
     _tell(comparison, study, base, failed)
 
 
@@ -291,6 +293,7 @@ def _tell(
         f"{study.path}: comparison.csv, ranking.csv, comparison.nc, figures; a run directory for "
         "each training"
     )
+    say(report_line(study.path / "report.html"))
 
 
 def _table(comparison: Comparison, study: Study, ranking: Sequence[Row], baseline: Entry) -> Table:

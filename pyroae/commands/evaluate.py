@@ -46,6 +46,7 @@ from pyroae.runs.report import write_report
 from pyroae.runs.run import Run, device_of
 from pyroae.runs.snapshots import weights_along_training
 from pyroae.runs.trees import curve_group, describe, likelihood_in
+from pyroae.runtime.links import report_line
 from pyroae.runtime.processes import WHOLE, say
 from pyroae.training.preflight import check_data
 
@@ -124,11 +125,11 @@ def evaluate(
         Console().print(sandwich_table(rows))
     for line in notes_of(found):
         say(line)
-    say(f"{run.path / 'report.html'}")
     if along:
         (kept,) = set(along) - set(evaluations)
         every = {epoch: evaluations.get(epoch, found) for epoch in along}
         write_evaluations(run, files, _along(run, files, every, along), kept)
+    say(report_line(run.path / "report.html"))
 
 
 def _along(

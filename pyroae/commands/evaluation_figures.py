@@ -115,12 +115,11 @@ def _likelihood_figures(
 def _rate_distortion(
     dataset: Dataset | Arguments, found: Evaluation, curve: RateDistortion | None
 ) -> dict[str, Callable[[], Figure]]:
-    """The curve by annealing, and the point of the guide; without a curve the point alone."""
+    """The curve by annealing with the point of the guide; none without a curve."""
     if curve is None and found.annealed is not None:
         curve = found.annealed.rate_distortion
-    if curve is None and not {"nll", "nll_exact", "nll_ais"} & set(found.results):
+    if curve is None:
         return {}
     point = tuple(found.results[name].estimate for name in ("rate", "distortion"))
     title = f"{len(dataset)} data of {dataset.name}"
-    drawn = point if curve is None else curve
-    return {"rate_distortion": lambda: plots.rate_distortion({"": drawn}, {"": point}, title)}
+    return {"rate_distortion": lambda: plots.rate_distortion({"": curve}, {"": point}, title)}

@@ -30,6 +30,7 @@ from pyroae.runs.loading import (
 from pyroae.runs.parts import EvaluatedPart, weights_of
 from pyroae.runs.run import Run
 from pyroae.runtime.files import guarded
+from pyroae.runtime.links import report_line
 from pyroae.runtime.processes import say
 from pyroae.runtime.randomness import fork_random
 
@@ -203,14 +204,20 @@ def encode(run_directory: str, part: Part, out: str | None) -> None:
 
 
 def report(run_directory: str) -> None:
-    """Write one HTML page of a run.
+    """Write one HTML page of a run, or of a study.
 
     Args:
-        run_directory: The run.
+        run_directory: The run, or the study.
     """
     from pyroae.runs.report import write_report
 
-    say(str(write_report(Run(run_directory))))
+    path = Path(run_directory)
+    if (path / "study.yaml").is_file():
+        from pyroae.studies.loading import report_study
+
+        say(report_line(report_study(path)))
+    else:
+        say(report_line(write_report(Run(path))))
 
 
 def _write_draws(path: Path, system: Any, dataset: Dataset | Arguments) -> None:

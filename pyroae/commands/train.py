@@ -17,7 +17,14 @@ from pyroae.errors import ConfigError
 from pyroae.objectives import parse_objective
 from pyroae.objectives.base import ObjectiveBase
 from pyroae.runs.contents import versions
-from pyroae.runs.loading import find_parameters, fits, own_parameters, same_data, splits_of
+from pyroae.runs.loading import (
+    arguments_in,
+    find_parameters,
+    fits,
+    own_parameters,
+    same_data,
+    splits_of,
+)
 from pyroae.runs.run import EXTENDED, Run, refuse_taken
 from pyroae.runtime.files import locked
 from pyroae.runtime.processes import say
@@ -151,6 +158,7 @@ def _trained(
         result = fit(system, splits, objective, config.training, state=state, on_epoch=checkpoints)
     if first:
         draw_curves(run, result)
+        draw_data(run, splits)
     return result
 
 
@@ -171,6 +179,18 @@ def draw_curves(run: Run, result: FitResult) -> None:
         plots.training_curves({run.config.estimator: result.history}),
         run.path / "figures" / "training_curves.png",
     )
+
+
+def draw_data(run: Run, splits: Splits) -> None:
+    """Draw the first training data into RUN/figures; of a program its first argument.
+
+    Args:
+        run: The run.
+        splits: Its data.
+    """
+    x = arguments_in(splits.train)[0]
+    if x.is_floating_point() and x.dim() > 1:
+        save(plots.examples(x, splits.train.shape), run.path / "figures" / "data.png")
 
 
 def train(

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pyroae.plots.columns import column_errors
     from pyroae.plots.comparison import differences, learning_curves, tuning_curves
     from pyroae.plots.conditional import class_samples
+    from pyroae.plots.data import examples
     from pyroae.plots.gradients import gradient_curves
     from pyroae.plots.latent_paths import interpolation, traversals
     from pyroae.plots.latent_space import kl_per_unit, latent_scatter, manifold
@@ -32,6 +33,7 @@ _HOMES = {
     "pyroae.plots.columns": ["column_errors"],
     "pyroae.plots.comparison": ["differences", "learning_curves", "tuning_curves"],
     "pyroae.plots.conditional": ["class_samples"],
+    "pyroae.plots.data": ["examples"],
     "pyroae.plots.gradients": ["gradient_curves"],
     "pyroae.plots.latent_paths": ["interpolation", "traversals"],
     "pyroae.plots.latent_space": ["kl_per_unit", "latent_scatter", "manifold"],
@@ -59,6 +61,7 @@ __all__ = [
     "class_samples",
     "column_errors",
     "differences",
+    "examples",
     "extremes",
     "filters",
     "gradient_curves",

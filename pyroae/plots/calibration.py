@@ -118,7 +118,7 @@ def calibration_histograms(found: Calibration, num: int = 6, *, ax: Target | Non
         for limit in binom.ppf([0.025, 0.975], len(p), 1 / BINS):
             axes.axhline(limit, color=INK, linewidth=0.8, linestyle="--")
         axes.set_title(f"{quantity.name}: {quantity.verdict}", fontsize="small")
-        axes.set(xlabel="p", xlim=(0, 1))
+        axes.set(xlabel="p", ylabel="simulations", xlim=(0, 1))
     return place.figure
 
 

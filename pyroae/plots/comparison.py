@@ -221,7 +221,7 @@ def _scores(outcomes: Sequence[Outcome]) -> str:
         return known
     half = sum(outcome.score.margin for outcome in outcomes) / len(outcomes)
     error = f"± {half:.2f}" if math.isfinite(half) else "(error not known)"
-    return f"{known}, {found['score_method']} {found['shift']:+.2f} {error}"
+    return f"{known}, {found['score_method']} {found['shift']:+.2f} {error}".replace("-", "−")
 
 
 def _label(axes: Axes, name: str) -> None:

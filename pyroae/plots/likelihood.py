@@ -1,12 +1,12 @@
 """Figures of log-likelihoods: per datum, against K, k̂, bounds from both sides, extreme data."""
 
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
 from pyroae.errors import DataError
@@ -26,6 +26,10 @@ __all__ = [
 
 BAD = RUNS[1]
 """The colour of unreliable data."""
+
+
+MOST_NUMBERS = 10
+"""The largest number of data whose number stands beside their k̂."""
 
 
 def likelihood_per_datum(estimate: LikelihoodEstimate, *, ax: Target | None = None) -> Figure:
@@ -117,12 +121,14 @@ def bound_curve(
             level, color=INK, linewidth=1, linestyle=dashes, label=f"{name}, {_nats(level)}"
         )
     axes.set(xscale="log", xlabel="K, particles", ylabel="bound on log p(x), nats per datum")
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.legend(frameon=False, fontsize="small")
     return place.figure
 
 
 def khat(estimate: LikelihoodEstimate, *, ax: Target | None = None) -> Figure:
-    """Draw k̂ of each datum by `arviz_plots.plot_khat`, with labels where k̂ is too high.
+    """Draw k̂ of each datum; the largest ones that are too high have the number of their datum.
 
     Args:
         estimate: Importance-sampled log-likelihoods.
@@ -134,35 +140,43 @@ def khat(estimate: LikelihoodEstimate, *, ax: Target | None = None) -> Figure:
     Raises:
         DataError: Where K is too small for k̂.
     """
-    from arviz_plots import PlotCollection, plot_khat
-    from xarray import DataArray, Dataset, DataTree
-
     values = to_array(estimate.smoothed.khat)
     if np.isnan(values).all():
         raise DataError(f"there is no k̂: K = {estimate.num_particles} is too few for a tail")
     limit = float(estimate.khat_limit.min())
-    shown = np.where(np.isfinite(values), values, np.nan_to_num(np.nanmin(values), neginf=-1.0))
-    pareto_k = DataArray(shown, dims="datum", coords={"datum": np.arange(len(shown))})
-    data: Any = SimpleNamespace(pareto_k=pareto_k, good_k=limit)  # the fields that plot_khat reads
-    place = canvas(ax, (6.4, 2.6), dpi=100)
-    axes = place.panels[0]
-    targets = DataTree(Dataset({"figure": _scalar(place.figure), "plot": _scalar(axes)}))
-    collection = PlotCollection(pareto_k.to_dataset(name="k"), targets, backend="matplotlib")
-    plot_khat(data, threshold=limit, plot_collection=collection)
-    axes.axhline(limit, color=BAD, linewidth=1, linestyle="--")
+    drawn = np.where(np.isfinite(values), values, np.nan_to_num(np.nanmin(values), neginf=-1.0))
+    place = canvas(ax, (6.4, 3.2))
+    axes, bad = plain(place.panels[0]), drawn >= limit
+    for which, colour, words in ((~bad, BLUE, "below the limit"), (bad, BAD, "too high")):
+        if which.any():
+            at, label = np.flatnonzero(which), f"{words}: {which.sum():,}"
+            axes.scatter(at, drawn[which], s=14, color=colour, linewidths=0, label=label)
+    axes.axhline(limit, color=INK, linewidth=1, linestyle="--", label=f"limit, {limit:.2f}")
+    for n in _apart(drawn, np.flatnonzero(bad)):
+        above: dict[str, Any] = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(str(n), (n, drawn[n]), fontsize="x-small", color=BAD, **above)
+    axes.margins(y=0.15)
     axes.set(
         title=f"Pareto k̂, limit {limit:.2f} for K = {estimate.num_particles:,}",
         xlabel="datum",
         ylabel="k̂",
     )
+    axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return place.figure
 
 
-def _scalar(value: object) -> tuple[tuple[()], np.ndarray]:
-    """An object as a variable without dimensions, as `PlotCollection` holds figures and Axes."""
-    array = np.empty((), dtype=object)
-    array[()] = value
-    return (), array
+def _apart(values: np.ndarray, candidates: np.ndarray) -> list[int]:
+    """At most `MOST_NUMBERS` candidates, the largest first, whose numbers do not overlap."""
+    span = max(float(np.ptp(values)), 1e-9)
+    chosen: list[int] = []
+    for n in candidates[np.argsort(-values[candidates], kind="stable")].tolist():
+        is_free = all(
+            abs(n - other) > 0.07 * len(values) or abs(values[n] - values[other]) > 0.12 * span
+            for other in chosen
+        )
+        if is_free and len(chosen) < MOST_NUMBERS:
+            chosen.append(n)
+    return chosen
 
 
 def sandwich(

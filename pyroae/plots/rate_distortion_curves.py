@@ -51,7 +51,7 @@ def rate_distortion(
     >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()][:2]
     ['vae: ELBO −95.00', 'sparse: ELBO −102.00']
     """
-    place = canvas(ax, (6.4, 4.4))
+    place = canvas(ax, (6.4, 4.6))
     axes = plain(place.panels[0])
     points = dict(guides or {})
     for i, (name, entry) in enumerate(curves.items()):
@@ -66,7 +66,13 @@ def rate_distortion(
     _draw_equal_sums(axes)
     axes.set(xlabel="rate R, nats per datum", ylabel="distortion D, nats per datum")
     axes.set_title(title, fontsize="medium", pad=14)
-    axes.legend(frameon=False, fontsize="small")
+    axes.legend(
+        frameon=False,
+        fontsize="small",
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.16),
+        ncols=1 if any(len(name) > 24 for name in curves) else 2,
+    )
     return place.figure
 
 

@@ -42,14 +42,18 @@ FILES = (
 """The names of the files and folders of a run, which overwriting removes."""
 
 
+PARTS = ("train", "valid", "test")
+"""The parts of the data."""
+
+
 def write_config(path: Path, config: RunConfig, splits: Splits) -> None:
     """Write config.yaml: the settings, and a record of the data and the versions.
 
     Args:
         path: The run directory.
         config: The settings.
-        splits: The data, of which the fingerprint, the shape of a datum and the names of the
-            condition are recorded.
+        splits: The data, of which the fingerprint, the shape of a datum, the sizes and the names
+            of the condition are recorded.
 
     Raises:
         RunError: If the file cannot be written.
@@ -57,6 +61,7 @@ def write_config(path: Path, config: RunConfig, splits: Splits) -> None:
     record = {
         "fingerprint": splits.fingerprint,
         "shape": list(splits.train.shape),
+        "sizes": {n: len(p) for n in PARTS if (p := getattr(splits, n)) is not None},
         "condition_names": list(getattr(splits.train, "condition_names", ())),
         "versions": versions(),
     }

@@ -1,79 +1,53 @@
-"""One HTML page per run, with its settings, results and figures."""
+"""One HTML page per run: its summary, training, settings, data, results and figures."""
 
-import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
-from jinja2 import Environment
-from PIL import Image
-
-from pyroae.evaluation.labels import PICTURES, is_count, label_of, picture_of, picture_rank
-from pyroae.evaluation.results import Result, shown
+from pyroae._version import __version__
+from pyroae.evaluation.labels import PICTURES
+from pyroae.evaluation.results import Result
+from pyroae.evaluation.results import shown as shown_results
 from pyroae.evaluation.sandwich import sandwich_of
 from pyroae.objectives import parse_objective
+from pyroae.runs.descriptions import (
+    commands_of,
+    data_of,
+    model_of,
+    optimization_of,
+    settings_of,
+    summary_of,
+    trained_of,
+)
+from pyroae.runs.equations import equations_of, explained
+from pyroae.runs.page import Shown, shown, texts_in, write_page
 from pyroae.runs.parts import EvaluatedPart, by_part
 from pyroae.runs.run import Run
 from pyroae.runs.trees import first_part
-from pyroae.runtime.files import guarded
 
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{{ run.path.name }}: pyroae</title>
-<style>
- body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto;
-        padding: 0 1rem; color: #1b1f24 }
- table { border-collapse: collapse; margin: 1rem 0 }
- td, th { padding: .25rem .9rem .25rem 0; text-align: left }
- th { border-bottom: 1px solid #888 } td.n { text-align: right; font-variant-numeric: tabular-nums }
- img { max-width: 100%; margin: .5rem 0 1.5rem } details { margin: 1rem 0 }
- figcaption { font-weight: 600 } figure { margin: 0 } td.l { white-space: pre }
- section { border-top: 2px solid #888; margin-top: 2rem } h2 { font-size: 1.15rem }
-</style>
-<h1>{{ run.config.program or run.config.system }} on {{ run.config.data }}</h1>
-<p>Trained with <b>{{ run.config.estimator }}</b>, K = {{ num_particles }}, {{ epochs }} epochs,
-data fingerprint {{ run.fingerprint }}.</p>
-{% macro picture(p) %}<figure><figcaption>{{ p.title }}</figcaption>
-<img alt="{{ p.caption or p.title }}" src="data:image/png;base64,{{ p.image }}"></figure>
-{% endmacro %}
-{% for p in general %}{{ picture(p) }}{% endfor %}
-{% for section in sections %}<section><h2>{{ section.title }}</h2>
-{% if section.rows %}<table><tr><th>nats per datum</th><th>estimate</th><th>± SE</th>
-<th>± SE, Monte Carlo</th><th>K</th><th>method</th></tr>
-{% for r in section.rows %}<tr><td class="l">{{ label(r.name) }}</td>
-<td class="n">{{ ("%.0f" if is_count(r.name) else "%.3f") | format(r.estimate) }}</td>
-<td class="n">{{ "" if r.se != r.se else "%.3f" | format(r.se) }}</td>
-<td class="n">{{ "" if r.monte_carlo_se != r.monte_carlo_se else
-                 "%.4f" | format(r.monte_carlo_se) }}</td>
-<td class="n">{{ r.num_particles or "" }}</td><td>{{ r.method }}</td></tr>
-{% endfor %}</table>{% endif %}
-{% if section.bounds | length > 1 %}<table><tr><th>log p(x), nats per datum</th><th>estimate</th>
-<th>± 95 %, Monte Carlo</th></tr>
-{% for name, value in section.bounds.items() %}<tr><td>{{ name }}</td>
-<td class="n">{{ "%.3f" | format(value[0]) }}</td>
-<td class="n">{{ "" if value[1] != value[1] else "%.4f" | format(value[1]) }}</td></tr>
-{% endfor %}</table>{% endif %}
-{% for p in section.pictures %}{{ picture(p) }}{% endfor %}</section>
-{% endfor %}
-<details><summary>Settings</summary><table>
-{% for name, value in settings %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>
-{% endfor %}</table></details>
-</html>
-"""
+OF_TRAINING = ("training_curves", "along_training")
+"""Pictures that stand in the section of the training."""
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A picture of the report.
+OF_DATA = ("data",)
+"""Pictures that stand in the section of the data."""
 
-    Attributes:
-        title: Its title.
-        caption: What it is of: data, split, N, weights, method and K; empty if nothing says so.
-        image: The PNG, in base64.
-    """
 
-    title: str
-    caption: str
-    image: str
+FILES = {
+    "config.yaml": "all settings, the fingerprint of the data and the versions",
+    "metrics.csv": "bounds, rate and distortion after each epoch, in nats per datum",
+    "along_training.csv": "estimates with the weights of the snapshots, in nats per datum",
+    "results.json": "every figure of the tables above, with its errors, method and K",
+    "evaluation.nc": "an ArviZ DataTree: log p(x), k̂ and ESS of each datum, draws of the posterior",
+    "evaluation.yaml": "the options of all evaluations",
+    "evaluations": "the DataTrees of further data or weights",
+    "calibration.json": "the tests of the calibration of the posterior",
+    "gradients.csv": "mean, variance and signal-to-noise ratio of each gradient",
+    "figures": "the figures of this page, as PNG",
+    "checkpoints": "the weights",
+}
+"""The files of a run that its report links to."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +68,10 @@ class Section:
 
 
 def write_report(run: Run) -> Path:
-    """Write RUN/report.html, a single file that contains its figures and refers to no other file.
+    """Write RUN/report.html, a single file that contains its figures and needs no network.
 
-    It has a section for each part of the data that was evaluated, with its results and pictures.
+    It says what was trained on what, and with which result; a section for each part of the data
+    that was evaluated has the tables and pictures.
 
     Args:
         run: The run, with at least one saved state.
@@ -112,28 +87,54 @@ def write_report(run: Run) -> Path:
     own = set() if first is None else pictures_of(run.path / "figures", first)
     if first is not None:
         parts.setdefault(first, [])
-    page = Environment(autoescape=True).from_string(_PAGE)
-    text = page.render(
+    history = run.history()
+    general = [file for file in _files(run.path / "figures") if file not in own]
+    other = [file for file in general if file.stem not in (*OF_TRAINING, *OF_DATA)]
+    objective = parse_objective(run.config.estimator, run.config.num_particles)
+    title = f"{run.config.program or run.config.system} on {Path(run.config.data).stem}"
+    sections = [
+        Section(
+            f"Evaluation: {part.title}",
+            shown_results(rows),
+            sandwich_of(rows),
+            shown(own if part == first else _files(run.path / "figures" / part.folder)),
+        )
+        for part, rows in parts.items()
+    ]
+    if other:
+        sections.append(Section("Further figures", [], {}, shown(other)))
+    return write_page(
+        "run.html",
+        run.path / "report.html",
         run=run,
-        epochs=len(run.history()),
-        num_particles=parse_objective(run.config.estimator, run.config.num_particles).num_particles,
-        general=_pictures(file for file in _files(run.path / "figures") if file not in own),
-        sections=[
-            Section(
-                part.title,
-                shown(rows),
-                sandwich_of(rows),
-                _pictures(own if part == first else _files(run.path / "figures" / part.folder)),
-            )
-            for part, rows in parts.items()
-        ],
-        label=label_of,
-        is_count=is_count,
-        settings=list(run.config.to_dict().items()),
+        title=title,
+        about=_about(run),
+        summary=summary_of(run, parts, history),
+        trained=trained_of(run, history),
+        training=shown(file for file in general if file.stem in OF_TRAINING),
+        examples=shown(file for file in general if file.stem in OF_DATA),
+        model=model_of(run),
+        equations=equations_of(objective, run.config.estimator),
+        num_particles=objective.num_particles,
+        gradient=explained(objective),
+        data=data_of(run),
+        optimization=optimization_of(run.config),
+        sections=sections,
+        commands=commands_of(run),
+        versions=", ".join(f"{name} {version}" for name, version in run.versions.items()),
+        contents=[(name, text) for name, text in FILES.items() if (run.path / name).exists()],
+        settings=settings_of(run.config),
+        version=__version__,
     )
-    path = run.path / "report.html"
-    guarded(path, lambda file: file.write_text(text, encoding="utf-8"))
-    return path
+
+
+def _about(run: Run) -> str:
+    """The name of the run, and when it was trained."""
+    files = [run.checkpoint(name) for name in ("last", "previous")]
+    saved = max(file.stat().st_mtime for file in files if file.is_file())
+    when = datetime.fromtimestamp(saved).strftime("%Y-%m-%d")
+    version = run.versions.get("pyroae", "")
+    return f"Run {run.path.resolve().name}, trained on {when} with pyroae {version}"
 
 
 def pictures_of(folder: Path, part: EvaluatedPart) -> set[Path]:
@@ -155,33 +156,5 @@ def pictures_of(folder: Path, part: EvaluatedPart) -> set[Path]:
     }
 
 
-def texts_in(file: Path) -> dict[str, str]:
-    """Read the texts that a PNG records.
-
-    Args:
-        file: The picture.
-
-    Returns:
-        Texts by name; empty for a file that is no PNG.
-    """
-    try:
-        with Image.open(file) as image:
-            return {str(name): str(text) for name, text in image.info.items()}
-    except (OSError, ValueError, SyntaxError):
-        return {}
-
-
 def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.png"))
-
-
-def _pictures(files: Iterable[Path]) -> list[Shown]:
-    """Pictures in the order of `PICTURES`, with what they record."""
-    return [
-        Shown(
-            picture_of(file.stem).label,
-            texts_in(file).get("Description", ""),
-            base64.b64encode(file.read_bytes()).decode(),
-        )
-        for file in sorted(files, key=lambda file: picture_rank(file.stem))
-    ]

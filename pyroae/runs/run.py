@@ -49,6 +49,7 @@ class Run:
         config: The settings.
         fingerprint: The fingerprint of the data.
         shape: The shape of one datum.
+        sizes: The numbers of training, validation and test data; empty if not recorded.
         condition_names: The name of each element of the condition: a class or a column; empty
             without a condition.
         versions: The versions of the software that the run was started or resumed with, by name.
@@ -67,6 +68,7 @@ class Run:
             record = yaml.safe_load(file.read_text())
             self.fingerprint = str(record["fingerprint"])
             self.shape = tuple(int(n) for n in record["shape"])
+            self.sizes: dict[str, int] = dict(record.get("sizes", {}))
             self.condition_names = tuple(str(n) for n in record.get("condition_names", ()))
             self.versions: dict[str, str] = dict(record.get("versions", {}))
         except (ConfigError, KeyError, TypeError, ValueError) as error:

@@ -14,7 +14,7 @@ OUTSIDE = r",(?![^\[]*\])(?![^(]*\))"
 """Commas between settings: those outside of brackets and parentheses."""
 
 
-RECORD = ("fingerprint", "shape", "condition_names", "versions")
+RECORD = ("fingerprint", "shape", "sizes", "condition_names", "versions")
 """What config.yaml of a run holds beside its settings."""
 
 
@@ -57,7 +57,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         path: The file.
 
     Returns:
-        Names and values; the record of a run (fingerprint, shape, versions) is left out.
+        Names and values; the record of a run (fingerprint, shape, sizes, versions) is left out.
 
     Raises:
         ConfigError: If it cannot be read, or holds no mapping.

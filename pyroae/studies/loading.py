@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyroae.comparison.results import Cell, Comparison, Outcome
+from pyroae.comparison.results import Cell, Comparison, Entry, Outcome
 from pyroae.comparison.tuning import Tuning, combinations
 from pyroae.config import read_yaml
 from pyroae.errors import ConfigError, RunError
@@ -17,6 +17,7 @@ from pyroae.runs.loading import load_run
 from pyroae.runtime.short_repr import short_repr
 from pyroae.studies.cell_files import CellDirectory, directory_name, outcome_in
 from pyroae.studies.cell_setup import new_system
+from pyroae.studies.report import write_study_report
 from pyroae.studies.study import Study
 from pyroae.studies.study_config import StudyConfig
 from pyroae.studies.study_files import PYTHON
@@ -139,6 +140,40 @@ def load_study(
     if not finished:
         raise RunError(f"the study '{path}' has no finished training")
     return LoadedStudy(path, Comparison(finished, tuning, _data(path)), makes)
+
+
+def report_study(path: str | Path) -> Path:
+    """Write STUDY/report.html from the files of a study.
+
+    Args:
+        path: The directory of the study.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        RunError: If the study cannot be read, or the report cannot be written.
+    """
+    study = load_study(path)
+    cells, _ = _recorded(study.path)
+    tuning, failed = study.comparison.tuning, []
+    for cell in cells:
+        outcome = outcome_in(study.path / directory_name(cell, _chosen(tuning, cell)), cell)
+        if isinstance(outcome, str):
+            failed.append(f"{cell}: {outcome}")
+    return write_study_report(study.path, study.comparison, _baseline(study), failed)
+
+
+def _baseline(study: LoadedStudy) -> Entry | None:
+    """The entry that the recorded differences of a study are taken from."""
+    file = study.path / "comparison.nc"
+    if not file.is_file():
+        return None
+    import h5netcdf  # type: ignore[import-untyped]
+
+    with h5netcdf.File(file, "r") as tree:
+        recorded = str(tree.attrs.get("baseline", ""))
+    return next((entry for entry in study.comparison.entries if str(entry) == recorded), None)
 
 
 def _chosen(tuning: Tuning | None, cell: Cell) -> Mapping[str, Any]:

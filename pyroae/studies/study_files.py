@@ -1,4 +1,4 @@
-"""The tables and figures of a study: comparison.csv, ranking.csv, table.tex, DataTree, figures."""
+"""The files of a study: comparison.csv, ranking.csv, table.tex, DataTree, figures, report."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -18,18 +18,25 @@ from pyroae.runs.contents import versions
 from pyroae.runs.trees import write_tree
 from pyroae.runtime.files import guarded
 from pyroae.studies.comparison_tree import comparison_to_datatree
+from pyroae.studies.report import write_study_report
 
 PYTHON = "python"
 """The key of study.yaml that marks a study of `compare_training`."""
 
 
-def write_comparison(path: Path, comparison: Comparison, baseline: Entry | None = None) -> None:
-    """Write the tables and figures of a study.
+def write_comparison(
+    path: Path,
+    comparison: Comparison,
+    baseline: Entry | None = None,
+    failed: Sequence[str] = (),
+) -> None:
+    """Write the tables, the figures and the report of a study.
 
     Args:
         path: the directory of the study.
         comparison: the outcomes.
         baseline: the entry that differences are taken from; by default the first one.
+        failed: sentences on trainings that failed.
 
     Raises:
         RunError: if a file cannot be written.
@@ -43,6 +50,7 @@ def write_comparison(path: Path, comparison: Comparison, baseline: Entry | None 
     tree = comparison_to_datatree(comparison, base)
     write_tree(path / "comparison.nc", tree)
     _draw(path / "figures", comparison, base)
+    write_study_report(path, comparison, base, failed)
 
 
 def refuse_other_content(path: Path) -> None:

@@ -42,7 +42,7 @@ def test_files_table_and_report(trained: Path, capsys: pytest.CaptureFixture[str
     for name in ("calibration", "calibration_histograms"):
         assert matplotlib.image.imread(trained / "figures" / f"{name}.png").std() > 0
     assert main(["report", str(trained)]) == 0
-    assert "calibration histograms" in (trained / "report.html").read_text()
+    assert "Calibration histograms" in (trained / "report.html").read_text()
 
 
 def test_other_settings_replace_nothing_silently(

@@ -139,7 +139,7 @@ def test_a_path_from_the_guide_has_a_point_and_a_sentence(
     flags = ["--method", "ais", "--num-data", "3", "--start", "guide", *PATH]
     assert main(["evaluate", str(other), *flags]) == 0
     assert "no rate–distortion curve, as the path starts at the guide" in capsys.readouterr().out
-    assert (other / "figures" / "rate_distortion.png").exists()
+    assert not (other / "figures" / "rate_distortion.png").exists()  # no lone point
     assert main(["plot", "rate-distortion", str(other)]) == 2
     assert f"'pyroae evaluate {other} --method ais' makes one" in capsys.readouterr().err
 

@@ -101,7 +101,7 @@ def same_trees(one: Any, other: Any) -> bool:
 def sections(run: Path) -> dict[str, str]:
     page = (run / "report.html").read_text()
     parts = page.split("<section>")[1:]
-    return {re.findall("<h2>(.*?)</h2>", text)[0]: text for text in parts}
+    return {re.findall("<h2>(?:Evaluation: )?(.*?)</h2>", text)[0]: text for text in parts}
 
 
 def test_evaluations_in_any_order_leave_the_union(

@@ -100,6 +100,7 @@ def examples() -> dict[str, tuple[int, Callable[..., Figure]]]:
         "class_samples": (1, lambda ax=None: plots.class_samples(of_class, "ab", 3, ax=ax)),
         "column_errors": (2, lambda ax=None: plots.column_errors(linear, y, ax=ax)),
         "differences": (1, lambda ax=None: plots.differences(comparison, ax=ax)),
+        "examples": (1, lambda ax=None: plots.examples(x, (4, 5), ax=ax)),
         "extremes": (6, lambda ax=None: plots.extremes(x, torch.arange(6), (4, 5), 3, ax=ax)),
         "filters": (1, lambda ax=None: plots.filters(vae, ax=ax)),
         "gradient_curves": (3, lambda ax=None: plots.gradient_curves(curves, ax=ax)),
