@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from pyroae.comparison.scores import NORMAL, Interval, Score, common_subset, interval_of_scores
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 
 class Entry(NamedTuple):
@@ -85,8 +85,8 @@ class Point(NamedTuple):
     nll: float
 
 
-@dataclass(frozen=True)
-class Outcome:
+@dataclass(frozen=True, repr=False)
+class Outcome(Shown):
     """The result of one training.
 
     Attributes:
@@ -110,8 +110,6 @@ class Outcome:
     seconds: float
     curve: tuple[Point, ...] = ()
 
-    __repr__ = short_repr("nll")
-
     @property
     def nll(self) -> float:
         """The NLL of the held-out data, corrected where it can be, in nats per datum."""
@@ -124,8 +122,8 @@ class Outcome:
         return (interval.high - interval.low) / (2 * NORMAL)
 
 
-@dataclass(frozen=True)
-class Difference:
+@dataclass(frozen=True, repr=False)
+class Difference(Shown):
     """The NLL of an entry less that of a baseline, from their common seeds; negative is better.
 
     Attributes:
@@ -142,8 +140,6 @@ class Difference:
     per_seed: Tensor
     over_data: bool
     scoring_error: float
-
-    __repr__ = short_repr()
 
     @property
     def is_told(self) -> bool:

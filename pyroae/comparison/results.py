@@ -27,7 +27,7 @@ from pyroae.comparison.scores import (
 from pyroae.comparison.tables import latex, ranking_table
 from pyroae.comparison.tuning import Tuning
 from pyroae.errors import ConfigError, DataError
-from pyroae.runtime.short_repr import WIDTH
+from pyroae.runtime.short_text import WIDTH
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyroae.errors import DataError
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 NORMAL = 1.959964
 """The 97.5 % quantile of the standard normal distribution."""
@@ -39,8 +39,8 @@ class Interval(NamedTuple):
         return self.low <= 0 <= self.high
 
 
-@dataclass(frozen=True)
-class Correction:
+@dataclass(frozen=True, repr=False)
+class Correction(Shown):
     """Stronger estimates of log p(x) for a random subset of the held-out data.
 
     Attributes:
@@ -57,11 +57,9 @@ class Correction:
     se: Tensor
     reliable: Tensor
 
-    __repr__ = short_repr()
 
-
-@dataclass(frozen=True)
-class Score:
+@dataclass(frozen=True, repr=False)
+class Score(Shown):
     """Estimates of log p(x) of the held-out data under one trained model.
 
     Attributes:
@@ -90,8 +88,6 @@ class Score:
     reliable: Tensor | None = None
     correction: Correction | None = None
     num_particles: int = 0
-
-    __repr__ = short_repr("nll", "error")
 
     @property
     def method(self) -> str:

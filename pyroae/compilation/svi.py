@@ -36,7 +36,7 @@ from pyroae.programs.controlled import with_controls
 from pyroae.programs.pair import Pair, System, same_buffers, system_of
 from pyroae.programs.sites import Program
 from pyroae.runtime.randomness import fork_random
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 Key = tuple[Any, ...]
 """The properties of arguments and programs that a graph is made for."""
@@ -632,8 +632,8 @@ class _Launch:
         return list(losses.unbind())
 
 
-@dataclass(frozen=True)
-class Traced:
+@dataclass(frozen=True, repr=False)
+class Traced(Shown):
     """A bound and its gradients as a graph, from parameters and arguments.
 
     Attributes:
@@ -650,8 +650,6 @@ class Traced:
     where: list[int]
     reached: list[bool]
     update: Update | None
-
-    __repr__ = short_repr()
 
 
 @contextmanager

@@ -23,11 +23,11 @@ from pyroae.data.preprocessing import (
 from pyroae.data.sources import read
 from pyroae.data.streaming import Stream
 from pyroae.errors import DataError
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 
-@dataclass(frozen=True)
-class Dataset:
+@dataclass(frozen=True, repr=False)
+class Dataset(Shown):
     """N data of d features each.
 
     Attributes:
@@ -60,8 +60,6 @@ class Dataset:
     condition_names: tuple[str, ...] = field(default=(), repr=False)
     missing: bool = field(default=False, repr=False)
     channels: str | None = field(default=None, repr=False)
-
-    __repr__ = short_repr()
 
     def __len__(self) -> int:
         return len(self.x if self.stream is None else self.stream)

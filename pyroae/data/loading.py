@@ -20,14 +20,14 @@ from pyroae.data.storage import Stored
 from pyroae.data.streaming import Stream
 from pyroae.errors import ConfigError, DataError, unknown_name
 from pyroae.programs.arguments import Arguments
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 Binarization = Literal["none", "threshold", "dynamic", "static"]
 Channels = Literal["first", "last", "grey"]
 
 
-@dataclass(frozen=True)
-class Splits:
+@dataclass(frozen=True, repr=False)
+class Splits(Shown):
     """Training, validation and test data.
 
     Attributes:
@@ -43,8 +43,6 @@ class Splits:
     test: Dataset | None
     fingerprint: str
     binarize: str
-
-    __repr__ = short_repr()
 
 
 def load(

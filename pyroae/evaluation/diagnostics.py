@@ -22,15 +22,15 @@ from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import Program, Site, base_distribution
 from pyroae.programs.traces import run
 from pyroae.runtime.randomness import fork_random
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 from pyroae.weights import reduce_log_weights
 
 DRAWS_OF_MEAN = 64
 """The number of draws from each particle's q for a mean without closed form."""
 
 
-@dataclass(frozen=True)
-class Diagnostics:
+@dataclass(frozen=True, repr=False)
+class Diagnostics(Shown):
     """The parts of the bound, float64, in nats; U is the number of latent units.
 
     A unit is one element of z, those of nested plates included, or one categorical variable.
@@ -69,8 +69,6 @@ class Diagnostics:
     undefined: tuple[str, ...] = ()
     site: tuple[str, ...] = ()
     rate_per_site: Mapping[str, float] = field(default_factory=dict)
-
-    __repr__ = short_repr("active_units")
 
     @property
     def nelbo(self) -> Tensor:

@@ -17,12 +17,12 @@ from pyroae.programs.context import evaluating
 from pyroae.programs.traces import run
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.randomness import fork_random
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 from pyroae.weights import reduce_log_weights
 
 
-@dataclass(frozen=True)
-class Imputation:
+@dataclass(frozen=True, repr=False)
+class Imputation(Shown):
     """Data whose missing values are filled.
 
     Attributes:
@@ -50,8 +50,6 @@ class Imputation:
     draws: Tensor
     is_missing: Tensor
     ess: Tensor
-
-    __repr__ = short_repr("unreliable")
 
     @property
     def unreliable(self) -> Tensor:

@@ -23,12 +23,12 @@ from pyroae.programs.sites import Program, base_distribution
 from pyroae.programs.traces import log_post_of, run
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.randomness import fork_random
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 from pyroae.weights import reduce_log_weights
 
 
-@dataclass(frozen=True)
-class Estimate:
+@dataclass(frozen=True, repr=False)
+class Estimate(Shown):
     """A quantity in nats per datum.
 
     Attributes:
@@ -38,8 +38,6 @@ class Estimate:
 
     value: float
     se: float
-
-    __repr__ = short_repr()
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -64,8 +62,8 @@ class Unit:
     collapsed: bool
 
 
-@dataclass(frozen=True)
-class Information:
+@dataclass(frozen=True, repr=False)
+class Information(Shown):
     """Rate, distortion and mutual information under q(z, x) = p_data(x) q(z|x).
 
     Attributes:
@@ -87,8 +85,6 @@ class Information:
     units: tuple[Unit, ...]
     num_data: int
     seconds: float
-
-    __repr__ = short_repr()
 
     @property
     def elbo(self) -> float:

@@ -23,7 +23,7 @@ from pyroae.programs.paired_traces import Traces
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import prior_of, run
 from pyroae.runtime.randomness import fork_random
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -32,8 +32,8 @@ EXTREME = 0.025
 """A p-value below it, or above 1 minus it, is called extreme."""
 
 
-@dataclass(frozen=True)
-class CheckedStatistic:
+@dataclass(frozen=True, repr=False)
+class CheckedStatistic(Shown):
     """A statistic T of the data and of replicated data.
 
     A p-value is P(T(x̃) > T(x)) + ½ P(T(x̃) = T(x)), with the data themselves among the S + 1 draws:
@@ -52,8 +52,6 @@ class CheckedStatistic:
     p_per_datum: Tensor
     p_per_feature: Tensor
 
-    __repr__ = short_repr("p")
-
     @property
     def p(self) -> float:
         """The p-value of all data, between 0 and 1."""
@@ -70,8 +68,8 @@ class CheckedStatistic:
         return bool((self.draws == self.observed).all())
 
 
-@dataclass(frozen=True)
-class PredictiveCheck:
+@dataclass(frozen=True, repr=False)
+class PredictiveCheck(Shown):
     """Statistics of the data beside those of replicates, by name.
 
     Attributes:
@@ -84,8 +82,6 @@ class PredictiveCheck:
     group: str
     site: str
     statistics: Mapping[str, CheckedStatistic]
-
-    __repr__ = short_repr("extreme")
 
     @property
     def extreme(self) -> tuple[str, ...]:

@@ -36,15 +36,15 @@ from pyroae.programs.arguments import Structure, structure_of
 from pyroae.programs.pair import System
 from pyroae.programs.sites import Program
 from pyroae.runtime.processes import WHOLE, Share
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 UNIT_DRAWS, ELBO_DRAWS, GAP_DRAWS = 10, 100, 2000
 """Draws per datum for the figures of latent units; for the ELBO, rate and distortion; for the gaps,
 and then for the ELBO too: an evaluation has one ELBO."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Shown):
     """The results of an evaluation, and the estimates that they come from.
 
     Attributes:
@@ -71,8 +71,6 @@ class Evaluation:
     gaps: Gaps | None = None
     information: Information | None = None
     undefined: str = ""
-
-    __repr__ = short_repr()
 
     def sandwich(self) -> dict[str, tuple[float, float]]:
         """Collect the bounds and estimates of the mean log p(x), from the loosest up.

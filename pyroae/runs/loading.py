@@ -29,12 +29,12 @@ from pyroae.runs.parts import first_results
 from pyroae.runs.run import Run
 from pyroae.runs.snapshots import Snapshots
 from pyroae.runtime.randomness import fork_random
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 from pyroae.training.state import Epoch, State
 
 
-@dataclass(frozen=True)
-class LoadedRun:
+@dataclass(frozen=True, repr=False)
+class LoadedRun(Shown):
     """A run directory, read.
 
     Attributes:
@@ -54,8 +54,6 @@ class LoadedRun:
     history: list[Epoch]
     results: dict[str, Result]
     snapshots: Snapshots
-
-    __repr__ = short_repr()
 
 
 def load_run(path: str | Path, checkpoint: str | None = None) -> LoadedRun:

@@ -9,11 +9,11 @@ from torch import nn
 from pyroae.config import snapshot_name
 from pyroae.errors import RunError
 from pyroae.runs.run import Run
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 
-@dataclass(frozen=True)
-class Snapshots:
+@dataclass(frozen=True, repr=False)
+class Snapshots(Shown):
     """The snapshots of a run, in the order of their epochs: iterate over (epoch, system).
 
     A system is read when its turn comes. Parameters that a program keeps in Pyro's global store
@@ -31,8 +31,6 @@ class Snapshots:
 
     epochs: tuple[int, ...]
     read: Callable[[int], nn.Module]
-
-    __repr__ = short_repr()
 
     def __len__(self) -> int:
         return len(self.epochs)

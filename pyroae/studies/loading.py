@@ -14,7 +14,7 @@ from pyroae.errors import ConfigError, RunError
 from pyroae.programs.controlled import without_controls
 from pyroae.programs.pair import Pair
 from pyroae.runs.loading import load_run
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 from pyroae.studies.cell_files import CellDirectory, directory_name, outcome_in
 from pyroae.studies.cell_setup import new_system
 from pyroae.studies.study import Study
@@ -25,8 +25,8 @@ from pyroae.studies.tuning import FOLDER, TUNING_SEED, Grid, joined, tuning_of
 from pyroae.training.state import Epoch
 
 
-@dataclass(frozen=True)
-class TrainedCell:
+@dataclass(frozen=True, repr=False)
+class TrainedCell(Shown):
     """A training of a study, read.
 
     Attributes:
@@ -39,11 +39,9 @@ class TrainedCell:
     history: list[Epoch]
     outcome: Outcome
 
-    __repr__ = short_repr()
 
-
-@dataclass(frozen=True)
-class LoadedStudy:
+@dataclass(frozen=True, repr=False)
+class LoadedStudy(Shown):
     """A study, read.
 
     Attributes:
@@ -56,8 +54,6 @@ class LoadedStudy:
     path: Path
     comparison: Comparison
     make: Mapping[str, Make]
-
-    __repr__ = short_repr()
 
     @property
     def cells(self) -> tuple[Cell, ...]:

@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Progressed:
     skipped: int = 0
 
 
-@dataclass
-class State:
+@dataclass(repr=False)
+class State(Shown):
     """The state of a training: one that is resumed from it takes the same steps.
 
     The order of the data is no part of it: it depends on the seed and the epoch alone.
@@ -85,8 +85,6 @@ class State:
     best_epoch: int = 0
     progressed: Progressed = field(default_factory=Progressed)
     snapshots: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-
-    __repr__ = short_repr()
 
     @property
     def is_finite(self) -> bool:

@@ -15,7 +15,7 @@ from pyroae.data.dataset import Dataset
 from pyroae.distributed.fabric import load_weights
 from pyroae.programs.arguments import Arguments
 from pyroae.runtime.progress import Progress
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 from pyroae.training.checkpointing import Keeper
 from pyroae.training.forward import Step
 from pyroae.training.minibatches import Minibatches
@@ -33,8 +33,8 @@ AGREE_EVERY = 20
 """Steps after which several processes exchange what a clock or a signal asks for."""
 
 
-@dataclass(frozen=True)
-class FitResult:
+@dataclass(frozen=True, repr=False)
+class FitResult(Shown):
     """A trained system and the history of its training.
 
     Attributes:
@@ -55,8 +55,6 @@ class FitResult:
     compile_seconds: float = 0.0
     skipped: int = 0
     snapshots: Mapping[int, dict[str, Tensor]] = field(default_factory=dict)
-
-    __repr__ = short_repr()
 
     @property
     def seconds(self) -> float:

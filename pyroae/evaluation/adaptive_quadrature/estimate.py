@@ -22,7 +22,7 @@ from pyroae.programs.sites import Program
 from pyroae.programs.traces import prior_of
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.randomness import fork_random
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 DEPTH = 14.0
 """Nats by which the density on the faces of the box lies below its maximum, for a tolerance of 1.
@@ -35,8 +35,8 @@ BLOCK_POINTS = 64
 """Smallest number of points at which the data of one block are evaluated together."""
 
 
-@dataclass(frozen=True)
-class QuadratureEstimate:
+@dataclass(frozen=True, repr=False)
+class QuadratureEstimate(Shown):
     """log p(x) by quadrature.
 
     Attributes:
@@ -56,8 +56,6 @@ class QuadratureEstimate:
     converged: Tensor
     num_points: Tensor
     seconds: float
-
-    __repr__ = short_repr("nll")
 
     @property
     def nll(self) -> float:

@@ -13,14 +13,14 @@ from pyroae.evaluation.annealing.hmc import segments
 from pyroae.evaluation.annealing.rate_distortion import RateDistortion, curve_of
 from pyroae.evaluation.annealing.results import BlockResult
 from pyroae.evaluation.importance.likelihood import PerDatumEstimate
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 LEAST_ACCEPTANCE = 0.05
 """Smallest mean Pr(accept) of a datum that is reliable."""
 
 
-@dataclass(frozen=True)
-class AISEstimate(PerDatumEstimate):
+@dataclass(frozen=True, repr=False)
+class AISEstimate(Shown, PerDatumEstimate):
     """Log-likelihoods by annealed importance sampling, float64, in nats.
 
     Attributes:
@@ -53,8 +53,6 @@ class AISEstimate(PerDatumEstimate):
     rate_distortion: RateDistortion | None = None
     posterior: dict[str, Tensor] = field(default_factory=dict)
     posterior_acceptance: Tensor | None = None
-
-    __repr__ = short_repr("nll", "monte_carlo_se")
 
     @property
     def interval(self) -> Tensor:
@@ -106,8 +104,8 @@ class AISEstimate(PerDatumEstimate):
         return self.acceptance.mean(1)
 
 
-@dataclass(frozen=True)
-class BDMC:
+@dataclass(frozen=True, repr=False)
+class BDMC(Shown):
     """log p(x̃) of simulated data from below and from above, float64, in nats.
 
     Attributes:
@@ -130,8 +128,6 @@ class BDMC:
     x: dict[str, Tensor]
     z: dict[str, Tensor]
     seconds: float
-
-    __repr__ = short_repr("mean_gap")
 
     @property
     def lower(self) -> Tensor:

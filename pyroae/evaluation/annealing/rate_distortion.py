@@ -7,11 +7,11 @@ from torch import Tensor
 
 from pyroae.config import AISSettings
 from pyroae.evaluation.annealing.chain_summaries import COLUMNS, LEAST_ESS, summarized_steps
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 
-@dataclass(frozen=True)
-class RateDistortion:
+@dataclass(frozen=True, repr=False)
+class RateDistortion(Shown):
     """Rate and distortion along π_β ∝ p(z) p(x|z)^β for each datum, float64, in nats.
 
         D_β = −E_{π_β} log p(x|z),   R_β = KL(π_β ‖ p(z)) = −β D_β − log Z_β
@@ -59,8 +59,6 @@ class RateDistortion:
     rate_interval: Tensor
     distortion_interval: Tensor
     ess: Tensor
-
-    __repr__ = short_repr()
 
     @property
     def mean_rate(self) -> Tensor:

@@ -19,7 +19,7 @@ from pyroae.evaluation.calibration.uniformity import (
     uniformity_test,
 )
 from pyroae.evaluation.importance.streams import LEAST_ESS
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 CALIBRATED = "calibrated within noise"
 """The verdict where no test rejects."""
@@ -63,8 +63,8 @@ class Tests:
     uniformity: float
 
 
-@dataclass(frozen=True)
-class Quantity:
+@dataclass(frozen=True, repr=False)
+class Quantity(Shown):
     """The calibration of one scalar latent, or of a log-density.
 
     Attributes:
@@ -88,16 +88,14 @@ class Quantity:
     adjusted: Tests
     verdict: str
 
-    __repr__ = short_repr()
-
     @property
     def is_density(self) -> bool:
         """Whether it is a log-density, not a latent."""
         return self.name in DENSITIES
 
 
-@dataclass(frozen=True)
-class Calibration:
+@dataclass(frozen=True, repr=False)
+class Calibration(Shown):
     """How well draws of q(z|x) are calibrated on data simulated by the model.
 
     Attributes:
@@ -113,8 +111,6 @@ class Calibration:
     ess: Tensor
     settings: CalibrationSettings
     seconds: float
-
-    __repr__ = short_repr("verdict")
 
     @property
     def is_calibrated(self) -> bool:

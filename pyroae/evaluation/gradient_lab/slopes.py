@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyroae.errors import ConfigError
 from pyroae.evaluation.gradient_lab.statistics import GradientStatistics, basic_interval
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 
 class Slope(NamedTuple):
@@ -27,8 +27,8 @@ class Slope(NamedTuple):
     high: float
 
 
-@dataclass(frozen=True)
-class SNRCurve:
+@dataclass(frozen=True, repr=False)
+class SNRCurve(Shown):
     """The gradient statistics of one estimator and group at each K, and the slope of the SNR.
 
     Attributes:
@@ -40,8 +40,6 @@ class SNRCurve:
     ks: tuple[int, ...]
     statistics: tuple[GradientStatistics, ...]
     slope: Slope
-
-    __repr__ = short_repr("snr")
 
     @property
     def snr(self) -> list[float]:

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 BATCHES = 20
 """The number of batches of replicates, from which intervals are computed."""
@@ -81,8 +81,8 @@ class Bias:
         return value / self.reference_norm if self.reference_norm > 0 else math.nan
 
 
-@dataclass(frozen=True)
-class GradientStatistics:
+@dataclass(frozen=True, repr=False)
+class GradientStatistics(Shown):
     """The distribution of one estimator's gradient in one group of P parameters.
 
     Gradients are those of the bound for ascent, in nats per datum.
@@ -113,8 +113,6 @@ class GradientStatistics:
     replicates: int
     seconds: float
     evaluations: int
-
-    __repr__ = short_repr("snr", "snr_interval", "bias")
 
     @property
     def snr(self) -> float:

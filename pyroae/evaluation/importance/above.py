@@ -17,7 +17,7 @@ from pyroae.evaluation.importance.streams import (
     is_reliable,
     skewed_interval,
 )
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 MOST_SHARE = 0.5
 """The largest share of flagged data with which a mean over the data is reported."""
@@ -27,8 +27,8 @@ NEGLIGIBLE = -1000.0
 """The log-weight, relative to the largest one, from which on a weight is 0 in double precision."""
 
 
-@dataclass(frozen=True)
-class UpperBound:
+@dataclass(frozen=True, repr=False)
+class UpperBound(Shown):
     """Estimates of an upper bound on log p(x) of N data, float64.
 
     Attributes:
@@ -45,8 +45,6 @@ class UpperBound:
     interval: Tensor
     bias: Tensor
     flagged: Tensor
-
-    __repr__ = short_repr("mean", "monte_carlo_se", "num_flagged")
 
     @property
     def num_flagged(self) -> int:

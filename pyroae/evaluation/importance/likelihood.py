@@ -29,7 +29,7 @@ from pyroae.programs.traces import run
 from pyroae.runtime.memory import ChunkSize, once
 from pyroae.runtime.processes import WHOLE, Share
 from pyroae.runtime.randomness import fork_random
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 TOO_MANY = 0.1
 """The fraction of unreliable data above which all data are sampled again."""
@@ -75,8 +75,8 @@ class PerDatumEstimate:
         return (self.se.square().sum().sqrt() / len(self.se)).item()
 
 
-@dataclass(frozen=True)
-class LikelihoodEstimate(PerDatumEstimate):
+@dataclass(frozen=True, repr=False)
+class LikelihoodEstimate(Shown, PerDatumEstimate):
     """Importance-sampled log-likelihoods of N data, float64.
 
     Attributes:
@@ -111,8 +111,6 @@ class LikelihoodEstimate(PerDatumEstimate):
     seconds: float
     eubo: UpperBound
     cubo: UpperBound
-
-    __repr__ = short_repr("nll", "monte_carlo_se", "num_particles")
 
     @property
     def num_particles(self) -> int:

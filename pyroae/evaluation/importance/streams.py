@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyroae.evaluation.importance.psis import smooth_tail
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 LEAST_FOR_PSIS = 25
 """The smallest K with a tail of five weights, enough to fit a generalized Pareto distribution."""
@@ -30,8 +30,8 @@ Z = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution, for 95 % intervals."""
 
 
-@dataclass(frozen=True)
-class Smoothed:
+@dataclass(frozen=True, repr=False)
+class Smoothed(Shown):
     """Per-datum estimates by Pareto-smoothed importance sampling (PSIS).
 
     The largest weights are replaced by quantiles of a fitted generalized Pareto distribution. All
@@ -51,11 +51,9 @@ class Smoothed:
     interval: Tensor
     khat: Tensor
 
-    __repr__ = short_repr()
 
-
-@dataclass(frozen=True)
-class BoundCurve:
+@dataclass(frozen=True, repr=False)
+class BoundCurve(Shown):
     """The mean bound for each of several K, from one set of draws.
 
         bound(K) = (1/N) Σ_n E log (1/K) Σ_k w_nk
@@ -69,8 +67,6 @@ class BoundCurve:
     ks: Tensor
     bound: Tensor
     se: Tensor
-
-    __repr__ = short_repr()
 
 
 def tail_length(num_particles: int) -> int:

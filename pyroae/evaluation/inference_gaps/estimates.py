@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyroae.evaluation.importance.streams import Z
 from pyroae.evaluation.local import Family
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 
 class KnownLikelihood(Protocol):
@@ -21,8 +21,8 @@ class KnownLikelihood(Protocol):
         """The log-likelihood log p(x) of each datum, `[N]`, in nats."""
 
 
-@dataclass(frozen=True)
-class PerDatum:
+@dataclass(frozen=True, repr=False)
+class PerDatum(Shown):
     """A quantity of each of N data, in nats, with its Monte Carlo error.
 
     Attributes:
@@ -32,8 +32,6 @@ class PerDatum:
 
     values: Tensor
     se: Tensor
-
-    __repr__ = short_repr("mean", "sample_se")
 
     @property
     def mean(self) -> float:
@@ -101,8 +99,8 @@ class PerDatum:
         return PerDatum(self.values - other.values, se)
 
 
-@dataclass(frozen=True)
-class FamilyGaps:
+@dataclass(frozen=True, repr=False)
+class FamilyGaps(Shown):
     """The gaps of a family: q* is its Gaussian with the largest ELBO for each datum.
 
     Attributes:
@@ -118,8 +116,6 @@ class FamilyGaps:
     amortization: PerDatum
     gain: PerDatum
 
-    __repr__ = short_repr()
-
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """Concatenate the gaps of blocks of data.
@@ -134,8 +130,8 @@ class FamilyGaps:
         return cls(*(PerDatum.joined(column) for column in columns))
 
 
-@dataclass(frozen=True)
-class Gaps:
+@dataclass(frozen=True, repr=False)
+class Gaps(Shown):
     """The quantities from the ELBO to log p(x) of N data, in nats.
 
     Attributes:
@@ -158,8 +154,6 @@ class Gaps:
     khat: Tensor | None
     seconds: float
     unreliable: Tensor
-
-    __repr__ = short_repr()
 
     def rows(self) -> list[tuple[str, PerDatum]]:
         """List every quantity with a label.

@@ -1,0 +1,195 @@
+"""Values as short text in one line: shapes of tensors, rounded numbers with their errors."""
+
+import math
+import sys
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
+from typing import Any
+
+WIDTH = 100
+"""Characters of a line."""
+
+
+ROOM = 60
+"""Characters of the elements of a sequence, without the brackets."""
+
+
+FEW = 8
+"""Largest number of elements of a tensor whose values are shown."""
+
+
+def width_of(text: str) -> int:
+    """Return the number of columns that a text takes: combining characters take none.
+
+    >>> width_of("k̂")
+    1
+    """
+    return sum(not unicodedata.combining(character) for character in text)
+
+
+def cut(text: str, width: int = WIDTH) -> str:
+    """Return a text in one line of at most `width` columns.
+
+    >>> cut("a long text", 7)
+    'a long…'
+    """
+    text = " ".join(text.split()) if "\n" in text else text
+    return text if width_of(text) <= width else f"{text[: width - 1].rstrip()}…"
+
+
+def number(value: float, digits: int = 4) -> str:
+    """Write a number with as many significant digits as given, whole numbers in full.
+
+    >>> number(1234.56), number(0.00012345), number(1797), number(float("nan"))
+    ('1235', '0.0001234', '1797', 'nan')
+    """
+    if isinstance(value, int) or (math.isfinite(value) and abs(value) >= 10**digits):
+        return f"{value:.0f}" if abs(value) < 1e12 else f"{value:.{digits}g}"
+    return f"{value:.{digits}g}"
+
+
+def with_error(value: float, error: float | None, unit: str = "") -> str:
+    """Write a number with its error, both rounded to two digits of the error.
+
+    Args:
+        value: The number.
+        error: Its standard error; None or a value that is not finite and positive is left out.
+        unit: The unit, for example `nats`.
+
+    >>> with_error(90.1834, 0.7712, "nats"), with_error(-0.5, math.nan), with_error(3.21, 12.0)
+    ('90.18 ± 0.77 nats', '-0.5', '3 ± 12')
+    """
+    unit = f" {unit}" if unit else ""
+    if error is None or not (math.isfinite(value) and 0 < error < math.inf):
+        return f"{number(value, 5)}{unit}"
+    places = 1 - math.floor(math.log10(error))
+    if not -6 < places < 9 or abs(value) >= 1e9:
+        return f"{value:.4g} ± {error:.2g}{unit}"
+    places = max(places, 0)
+    return f"{value:.{places}f} ± {error:.{places}f}{unit}"
+
+
+def percent(part: float, whole: float = 1) -> str:
+    """Write a share in percent, without rounding something to 0 or to all.
+
+    >>> percent(5, 179), percent(1, 10_000), percent(0, 10), percent(9999, 10_000), percent(3, 3)
+    ('3 %', '<1 %', '0 %', '>99 %', '100 %')
+    """
+    share = part / whole if whole else math.nan
+    if 0 < share < 0.005:
+        return "<1 %"
+    return ">99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
+
+
+def duration(seconds: float) -> str:
+    """Write a time.
+
+    >>> duration(0.0123), duration(75), duration(7300), duration(math.nan)
+    ('0.012 s', '75 s', '2.03 h', 'unknown time')
+    """
+    if not math.isfinite(seconds):
+        return "unknown time"
+    if seconds >= 7200:
+        return f"{seconds / 3600:.3g} h"
+    return f"{seconds / 60:.3g} min" if seconds >= 120 else f"{seconds:.2g} s"
+
+
+def shape_text(shape: Iterable[int]) -> str:
+    """Write the shape of a datum.
+
+    >>> shape_text((28, 28)), shape_text(())
+    ('28 × 28', 'scalar')
+    """
+    return " × ".join(map(str, shape)) or "scalar"
+
+
+def memory_text(count: int) -> str:
+    """Write a number of bytes.
+
+    >>> memory_text(1797 * 64 * 4)
+    '460 kB'
+    """
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.3g} {unit}" if unit != "bytes" else f"{count:.0f} bytes"
+        count /= 1000  # type: ignore[assignment]
+    raise AssertionError
+
+
+def text_of(value: Any) -> str:
+    """Write a value in one line: the shape of an array, the type and size of a module.
+
+    >>> text_of([1.0, 1 / 3]), text_of({"a": None})
+    ('[1, 0.333333]', '{a: None}')
+    """
+    headline = getattr(type(value), "_headline", None)
+    if headline is not None:
+        return str(headline(value))
+    if is_array(value):
+        return _array(value)
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.nn.Module):
+        return f"{type(value).__name__} with {parameters_of(value):,} parameters"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        items = [f"{key}: {text_of(one)}" for key, one in value.items()]
+        return _joined("{", items, "}") or _joined("{", list(map(str, value)), "}")
+    named = isinstance(value, tuple) and hasattr(value, "_fields")
+    if isinstance(value, list | tuple) and not named:
+        return _several(value)
+    return _one_line(str(value) if named else repr(value))
+
+
+def is_array(value: Any) -> bool:
+    """Return whether a value is an array of NumPy or a tensor of torch."""
+    return hasattr(value, "dtype") and hasattr(value, "reshape") and hasattr(value, "shape")
+
+
+def parameters_of(module: Any) -> int:
+    """Return the number of parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _array(values: Any) -> str:
+    """The shape, the type and the device; values too where these are a few numbers."""
+    device = str(getattr(values, "device", "cpu"))
+    dtype = str(values.dtype).removeprefix("torch.")
+    text = f"{type(values).__name__}{list(values.shape)} {dtype}"
+    if device != "cpu":
+        return f"{text} on {device}"
+    return f"{text} ({_numbers(values)})" if math.prod(values.shape) <= FEW else text
+
+
+def _numbers(values: Any) -> str:
+    return ", ".join(text_of(value) for value in values.reshape(-1).tolist())
+
+
+def _several(values: Sequence[Any]) -> str:
+    """Elements of a sequence, or their number and type where they do not fit."""
+    kinds = " or ".join(sorted({type(one).__name__ for one in values}))
+    if len(values) > 1 and any(is_dataclass(one) for one in values):
+        return f"{len(values)} × {kinds}"
+    opening, closing = "[]" if isinstance(values, list) else "()"
+    closing = ",)" if closing == ")" and len(values) == 1 else closing
+    return _joined(opening, [text_of(one) for one in values], closing) or f"{len(values)} × {kinds}"
+
+
+def _joined(opening: str, items: list[str], closing: str) -> str:
+    """Items in one line, the first ones where not all fit; nothing where none does."""
+    between = "; " if any(", " in item for item in items) else ", "
+    shown = [item for n, item in enumerate(items) if len(between.join(items[: n + 1])) <= ROOM]
+    if not shown and items:
+        return ""
+    if len(shown) < len(items):
+        shown.append(f"… {len(items)} in all")
+    return f"{opening}{between.join(shown)}{closing}"
+
+
+def _one_line(text: str) -> str:
+    """A text without line breaks; of several lines the first, with the first item in brackets."""
+    first, *rest = text.split("\n")
+    if not rest:
+        return first
+    return f"{first}{rest[0].strip()} …)" if first.endswith("(") else f"{first} …"
