@@ -6,9 +6,10 @@ from typing import Any
 from pyroae.errors import ConfigError, unknown_name
 from pyroae.names import REGISTRIES, is_known, is_name, is_repeated
 from pyroae.runtime.settings_text import called
+from pyroae.runtime.short_repr import Overview, Shown
 
 
-class Registry[T](Mapping[str, Callable[..., T]]):
+class Registry[T](Shown, Mapping[str, Callable[..., T]]):
     """A table of the choices of one kind, a user's own included.
 
     A choice is written `name` or `name:key=value,key=value`. Where a name is missing, the plugins
@@ -34,6 +35,9 @@ class Registry[T](Mapping[str, Callable[..., T]]):
         self.kind = kind
         self._choices: dict[str, Callable[..., T]] = {}
         REGISTRIES.setdefault(kind, self)
+
+    def _overview(self) -> Overview:
+        return Overview([f"{len(self)} choices of {self.kind}"], [("names", ", ".join(self))])
 
     def register[C: Callable[..., Any]](self, name: str) -> Callable[[C], C]:
         """Return a decorator that enters a class, or a function that makes an instance.

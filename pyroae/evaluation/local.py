@@ -18,7 +18,8 @@ from pyroae.programs.particle_check import plate_nesting
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import prior_of
 from pyroae.runtime.randomness import fork_random
-from pyroae.runtime.short_repr import Shown
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import number
 
 Family = Literal["diagonal", "full-rank"]
 """The covariance of a local Gaussian."""
@@ -59,6 +60,13 @@ class LocalGaussian(Shown):
     gain_se: Tensor
     steps: int
     active: Tensor | None = None
+
+    def _overview(self) -> Overview:
+        count, size = self.loc.shape
+        elbo = number(self.elbo.mean().item(), 5)
+        gain = f"last step {self.gain.mean().item():.2g}"
+        head = [f"N={count}", f"D={size}", f"{self.steps} steps", f"ELBO {elbo} nats", gain]
+        return Overview(head)
 
     def draw(self, num_particles: int, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draw u = loc + L ε.

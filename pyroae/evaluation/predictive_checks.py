@@ -23,7 +23,8 @@ from pyroae.programs.paired_traces import Traces
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import prior_of, run
 from pyroae.runtime.randomness import fork_random
-from pyroae.runtime.short_repr import Shown
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import number
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -51,6 +52,14 @@ class CheckedStatistic(Shown):
     draws: Tensor
     p_per_datum: Tensor
     p_per_feature: Tensor
+
+    def _overview(self) -> Overview:
+        mean = number(self.draws.mean().item())
+        of_model = (
+            f"{number(self.draws.std().item(), 2)} around {mean} in {len(self.draws)} replicates"
+        )
+        head = [f"T(x) {number(self.observed)}", of_model, f"p {self.p:.3f}"]
+        return Overview(head)
 
     @property
     def p(self) -> float:
@@ -82,6 +91,20 @@ class PredictiveCheck(Shown):
     group: str
     site: str
     statistics: Mapping[str, CheckedStatistic]
+
+    def _overview(self) -> Overview:
+        rows = [
+            (
+                f"{name}{' *' if name in self.extreme else ''}",
+                number(one.observed),
+                number(one.draws.mean().item()),
+                number(one.draws.std().item(), 2),
+                f"{one.p:.3f}",
+            )
+            for name, one in self.statistics.items()
+        ]
+        head = [f"{self.group} of {self.site}", f"{len(self.extreme)} of {len(rows)} extreme (*)"]
+        return Overview(head, rows, ("statistic", "data", "model", "± sd", "p-value"))
 
     @property
     def extreme(self) -> tuple[str, ...]:

@@ -15,11 +15,13 @@ from pyroae.errors import ConfigError, RunError
 from pyroae.papers.results import Claim, PaperResult, PaperRow
 from pyroae.registry import Registry
 from pyroae.runtime.files import guarded, words
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import duration
 from pyroae.studies.executors import Executor, Local
 
 
-@dataclass(frozen=True)
-class Work:
+@dataclass(frozen=True, repr=False)
+class Work(Shown):
     """One measurement of a paper: its scale, its folder and where its trainings run.
 
     Attributes:
@@ -98,8 +100,8 @@ def _read(file: Path, settings: Mapping[str, Any]) -> Any:
     return values
 
 
-@dataclass(frozen=True)
-class Scale:
+@dataclass(frozen=True, repr=False)
+class Scale(Shown):
     """How much of a paper is measured.
 
     Attributes:
@@ -113,8 +115,8 @@ class Scale:
     differs: str = ""
 
 
-@dataclass(frozen=True)
-class Paper:
+@dataclass(frozen=True, repr=False)
+class Paper(Shown):
     """What a paper prints and claims, and how it is measured again.
 
     Attributes:
@@ -140,6 +142,13 @@ class Paper:
     measure: Callable[[Work], Iterator[PaperRow | Claim]]
     datasets: tuple[str, ...] = ()
     notes: str = ""
+
+    def _overview(self) -> Overview:
+        rows = [("title", self.title), ("reference", self.reference), ("data", self.data)]
+        for name, scale in self.scales.items():
+            rows.append((f"scale {name}", f"{duration(scale.seconds)}: {scale.protocol}"))
+        head = [self.name, f"{len(self.rows)} rows", f"{len(self.claims)} claims"]
+        return Overview(head, rows)
 
     def unmeasured(self, scale: str) -> PaperResult:
         """Return the rows and claims without measurements.

@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from pyroae.errors import ConfigError
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import duration, number
 
 
-@dataclass(frozen=True)
-class PaperRow:
+@dataclass(frozen=True, repr=False)
+class PaperRow(Shown):
     """One number of a paper, and the same number measured here.
 
     Attributes:
@@ -42,6 +44,10 @@ class PaperRow:
     tolerance: float = math.nan
     not_comparable: str = ""
     derived: float = math.nan
+
+    def _overview(self) -> Overview:
+        numbers = f"printed {number(self.printed)}, measured {number(self.estimate)}"
+        return Overview([f"{self.table}: {self.label}", self.quantity, numbers, self.verdict])
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -88,8 +94,8 @@ class PaperRow:
         return "agrees" if is_near or self.low <= self.expected <= self.high else "differs"
 
 
-@dataclass(frozen=True)
-class Claim:
+@dataclass(frozen=True, repr=False)
+class Claim(Shown):
     """A direction that a paper claims, and the difference measured here.
 
     Attributes:
@@ -110,6 +116,10 @@ class Claim:
     low: float = math.nan
     high: float = math.nan
     derived: float = math.nan
+
+    def _overview(self) -> Overview:
+        ends = f"{number(self.estimate)} [{number(self.low)}, {number(self.high)}] {self.quantity}"
+        return Overview([self.text, ends, self.verdict])
 
     @property
     def key(self) -> str:
@@ -142,8 +152,8 @@ class Claim:
         return "contradicted" if self.high < 0 else "within noise"
 
 
-@dataclass(frozen=True)
-class PaperResult:
+@dataclass(frozen=True, repr=False)
+class PaperResult(Shown):
     """All rows and claims of one paper at one scale.
 
     Attributes:
@@ -159,6 +169,29 @@ class PaperResult:
     rows: tuple[PaperRow, ...]
     claims: tuple[Claim, ...]
     seconds: float
+
+    def _overview(self) -> Overview:
+        rows = [
+            (
+                one.label,
+                number(one.printed),
+                f"{number(one.estimate)} [{number(one.low)}, {number(one.high)}]",
+                one.verdict,
+            )
+            for one in self.rows
+        ]
+        rows += [
+            (
+                one.text,
+                "",
+                f"{number(one.estimate)} [{number(one.low)}, {number(one.high)}]",
+                one.verdict,
+            )
+            for one in self.claims
+        ]
+        sizes = [f"{len(self.rows)} rows", f"{len(self.claims)} claims", duration(self.seconds)]
+        columns = ("row or claim", "printed", "measured", "verdict")
+        return Overview([self.paper, self.scale, *sizes], rows, columns)
 
     @property
     def is_measured(self) -> bool:

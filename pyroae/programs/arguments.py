@@ -22,7 +22,7 @@ from torch.utils._pytree import (
 
 from pyroae.errors import ConfigError, DataError
 from pyroae.programs.sites import Program
-from pyroae.runtime.short_repr import Shown
+from pyroae.runtime.short_repr import Overview, Shown
 
 
 class Structure(Messenger):
@@ -260,6 +260,12 @@ class Arguments(Shown):
     tensors: tuple[Tensor, ...]
     name: str = "data"
     structure: Structure | None = None
+
+    def _overview(self) -> Overview:
+        shapes = [
+            f"{list(one.shape)} {str(one.dtype).removeprefix('torch.')}" for one in self.tensors
+        ]
+        return Overview([self.name, f"N={len(self)}", *shapes])
 
     def __post_init__(self) -> None:
         for other in (t for t in self.tensors if not isinstance(t, Tensor)):

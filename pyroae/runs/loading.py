@@ -29,8 +29,9 @@ from pyroae.runs.parts import first_results
 from pyroae.runs.run import Run
 from pyroae.runs.snapshots import Snapshots
 from pyroae.runtime.randomness import fork_random
-from pyroae.runtime.short_repr import Shown
-from pyroae.training.state import Epoch, State
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import text_of, with_error
+from pyroae.training.state import History, State, history_table
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,9 +52,24 @@ class LoadedRun(Shown):
     config: RunConfig
     system: nn.Module
     data: Splits
-    history: list[Epoch]
+    history: History
     results: dict[str, Result]
     snapshots: Snapshots
+
+    def _overview(self) -> Overview:
+        table = history_table(self.history)
+        trained = f"{', '.join(table.head)}, {text_of(self.config.estimator)}"
+        nll = self.results.get("nll")
+        rows = [
+            ("system", text_of(self.system)),
+            ("data", text_of(self.data)),
+            ("training", trained.replace("'", "")),
+            ("last epoch", text_of(self.history[-1]) if self.history else "none"),
+            ("results", ", ".join(self.results) or "none"),
+            ("snapshots", text_of(self.snapshots)),
+        ]
+        head = [f"NLL {with_error(nll.estimate, nll.se, 'nats')}"] if nll else []
+        return Overview([self.config.program or self.config.system, self.config.data, *head], rows)
 
 
 def load_run(path: str | Path, checkpoint: str | None = None) -> LoadedRun:

@@ -9,7 +9,7 @@ from torch import nn
 from pyroae.config import snapshot_name
 from pyroae.errors import RunError
 from pyroae.runs.run import Run
-from pyroae.runtime.short_repr import Shown
+from pyroae.runtime.short_repr import Overview, Shown
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,6 +31,9 @@ class Snapshots(Shown):
 
     epochs: tuple[int, ...]
     read: Callable[[int], nn.Module]
+
+    def _overview(self) -> Overview:
+        return Overview([f"epochs {', '.join(map(str, self.epochs))}" if self.epochs else "none"])
 
     def __len__(self) -> int:
         return len(self.epochs)

@@ -5,7 +5,7 @@ A class names what it shows in `_overview`: items of the first line, and rows be
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from html import escape
 from textwrap import wrap
 from typing import Any
@@ -61,11 +61,7 @@ class Shown:
     """
 
     def _overview(self) -> Overview:
-        items = _items(self)
-        line = _call(self, [f"{name}={text}" for name, text in items])
-        if width_of(line) <= WIDTH:
-            return Overview([f"{name}={text}" for name, text in items])
-        return Overview(rows=items)
+        return _of_fields(self, [field.name for field in fields(self) if field.repr])
 
     def _headline(self) -> str:
         """The first line alone, for an object that is part of another one."""
@@ -91,19 +87,40 @@ class Shown:
         return f"<div>{''.join(parts)}</div>"
 
 
+class Settings(Shown):
+    """A dataclass of settings, of which those are shown that differ from the defaults.
+
+    >>> @dataclass(frozen=True, repr=False)
+    ... class Moves(Settings):
+    ...     steps: int = 10
+    ...     double: bool = False
+    >>> Moves(), Moves(steps=20)
+    (Moves(), Moves(steps=20))
+    """
+
+    def _overview(self) -> Overview:
+        changed = [f.name for f in fields(self) if f.repr and getattr(self, f.name) != _default(f)]
+        return _of_fields(self, changed)
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
 def _call(one: Any, items: Sequence[str]) -> str:
     return f"{type(one).__name__}({', '.join(items)})"
 
 
-def _items(one: Any) -> list[tuple[str, str]]:
-    """The fields of a dataclass as text."""
-    names = [field.name for field in fields(one) if field.repr]
-    return [(name, text_of(getattr(one, name))) for name in names]
+def _of_fields(one: Any, names: Sequence[str]) -> Overview:
+    """Fields of a dataclass: in one line where they fit, otherwise in a row each."""
+    items = [(name, text_of(getattr(one, name))) for name in names]
+    head = [f"{name}={text}" for name, text in items]
+    return Overview(head) if width_of(_call(one, head)) <= WIDTH else Overview(rows=items)
 
 
 def _attributes(one: Any, overview: Overview) -> list[str]:
     """Fields of a dataclass that an overview of its own does not list."""
-    is_own = type(one)._overview is not Shown._overview
+    is_own = type(one)._overview not in (Shown._overview, Settings._overview)
     if not overview.rows or not is_own or not is_dataclass(one):
         return []
     return [field.name for field in fields(one) if not field.name.startswith("_")]

@@ -5,6 +5,8 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 WIDTH = 100
@@ -128,11 +130,24 @@ def text_of(value: Any) -> str:
         return str(headline(value))
     if is_array(value):
         return _array(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return _text_of_parts(value)
+
+
+def _text_of_parts(value: Any) -> str:
+    """A collection, a call or a module by its parts; anything else by its own `repr`."""
+    if isinstance(value, partial):
+        given = [
+            *map(text_of, value.args),
+            *(f"{k}={text_of(v)}" for k, v in value.keywords.items()),
+        ]
+        return f"{text_of(value.func)}({', '.join(given)})"
+    if isinstance(value, FunctionType | MethodType | type):
+        return value.__qualname__
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.nn.Module):
         return f"{type(value).__name__} with {parameters_of(value):,} parameters"
-    if isinstance(value, float):
-        return f"{value:.6g}"
     if isinstance(value, Mapping):
         items = [f"{key}: {text_of(one)}" for key, one in value.items()]
         return _joined("{", items, "}") or _joined("{", list(map(str, value)), "}")

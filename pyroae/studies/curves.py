@@ -12,7 +12,7 @@ from pyroae.config import TrainConfig
 from pyroae.evaluation.blocks import Data
 from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.programs.pair import System, like_parameters
-from pyroae.runtime.short_repr import Shown
+from pyroae.runtime.short_repr import Overview, Shown
 from pyroae.training.state import State
 
 CURVE_POINTS = 40
@@ -48,6 +48,10 @@ class Curve(Shown):
     num_data: int
     evaluations: float
     points: list[Point] = field(default_factory=list)
+
+    def _overview(self) -> Overview:
+        last = [f"last NLL {self.points[-1].nll:.2f} nats per datum"] if self.points else []
+        return Overview([str(self.cell), f"{len(self.points)} points", *last])
 
     def after_epoch(self, state: State) -> None:
         """Add a point if the last one is far enough back, or at the last epoch.

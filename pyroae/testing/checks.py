@@ -6,13 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyroae.runtime.short_repr import Overview, Shown
+
 
 class ConformanceError(AssertionError):
     """An objective fails checks; the message names each with its figures."""
 
 
-@dataclass(frozen=True)
-class Check:
+@dataclass(frozen=True, repr=False)
+class Check(Shown):
     """The result of one check.
 
     Attributes:
@@ -27,6 +29,20 @@ class Check:
     name: str
     passed: bool
     detail: str
+
+    def _overview(self) -> Overview:
+        return Overview(["passed" if self.passed else "FAILED", self.name, self.detail])
+
+
+class Checks(Shown, list[Check]):
+    """The results of checks, in a table of those that failed, then of the others."""
+
+    def _overview(self) -> Overview:
+        ordered = sorted(self, key=lambda check: check.passed)
+        rows = [("passed" if one.passed else "FAILED", one.name, one.detail) for one in ordered]
+        failed = sum(not check.passed for check in self)
+        head = [f"{len(self)} checks", f"{failed} failed" if failed else "all passed"]
+        return Overview(head, rows, ("", "check", "figures"))
 
 
 def equal(name: str, actual: Tensor, expected: Tensor, of: str = "") -> Check:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyroae.config import AISSettings
 from pyroae.evaluation.annealing.chain_summaries import COLUMNS, LEAST_ESS, summarized_steps
-from pyroae.runtime.short_repr import Shown
+from pyroae.runtime.short_repr import Overview, Shown
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,6 +59,15 @@ class RateDistortion(Shown):
     rate_interval: Tensor
     distortion_interval: Tensor
     ess: Tensor
+
+    def _overview(self) -> Overview:
+        temperatures, count = self.rate.shape
+        rates, distortions = self.mean_rate, self.mean_distortion
+        shown = sorted({round(i * (temperatures - 1) / 5) for i in range(6)})
+        rows = [(f"{self.betas[i]:.3f}", f"{rates[i]:.2f}", f"{distortions[i]:.2f}") for i in shown]
+        nll = f"R + D at β = 1: {(rates[-1] + distortions[-1]).item():.2f} nats"
+        head = [f"N={count}", f"{temperatures} temperatures", nll]
+        return Overview(head, rows, ("β", "rate R, nats", "distortion D, nats"), temperatures)
 
     @property
     def mean_rate(self) -> Tensor:

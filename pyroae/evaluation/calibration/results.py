@@ -19,7 +19,7 @@ from pyroae.evaluation.calibration.uniformity import (
     uniformity_test,
 )
 from pyroae.evaluation.importance.streams import LEAST_ESS
-from pyroae.runtime.short_repr import Shown
+from pyroae.runtime.short_repr import Overview, Shown
 
 CALIBRATED = "calibrated within noise"
 """The verdict where no test rejects."""
@@ -88,6 +88,10 @@ class Quantity(Shown):
     adjusted: Tests
     verdict: str
 
+    def _overview(self) -> Overview:
+        shift, spread = (f"{one.value:.2f}" for one in (self.shift, self.spread))
+        return Overview([self.name, f"shift {shift}", f"spread {spread}", self.verdict])
+
     @property
     def is_density(self) -> bool:
         """Whether it is a log-density, not a latent."""
@@ -111,6 +115,14 @@ class Calibration(Shown):
     ess: Tensor
     settings: CalibrationSettings
     seconds: float
+
+    def _overview(self) -> Overview:
+        rows = [
+            (one.name, _ends(one.shift), _ends(one.spread), _ends(one.coverage[-1]), one.verdict)
+            for one in self.quantities
+        ]
+        columns = ("latent", "shift (0)", "spread (1)", "coverage of 95 %", "verdict")
+        return Overview([self.verdict], rows, columns)
 
     @property
     def is_calibrated(self) -> bool:
@@ -207,3 +219,7 @@ def _verdict(name: str, shift: float, spread: float, adjusted: Tests, level: flo
     if not found and adjusted.uniformity < level:
         found.append("of another shape")
     return " and ".join(found) or CALIBRATED
+
+
+def _ends(interval: Interval) -> str:
+    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"

@@ -17,7 +17,8 @@ from pyroae.evaluation.importance.streams import (
     is_reliable,
     skewed_interval,
 )
-from pyroae.runtime.short_repr import Shown
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import with_error
 
 MOST_SHARE = 0.5
 """The largest share of flagged data with which a mean over the data is reported."""
@@ -45,6 +46,17 @@ class UpperBound(Shown):
     interval: Tensor
     bias: Tensor
     flagged: Tensor
+
+    def _overview(self) -> Overview:
+        return Overview([f"N={len(self.values)}", self.summary])
+
+    @property
+    def summary(self) -> str:
+        """The mean with its error and the number of flags, in words."""
+        flags = f"{self.num_flagged} of {len(self.flagged)} flagged"
+        if not self.is_reported:
+            return f"no mean, {flags}"
+        return f"mean {with_error(self.mean, self.mean_se, 'nats')}, {flags}"
 
     @property
     def num_flagged(self) -> int:

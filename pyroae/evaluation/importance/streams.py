@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pyroae.evaluation.importance.psis import smooth_tail
-from pyroae.runtime.short_repr import Shown
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import number, with_error
 
 LEAST_FOR_PSIS = 25
 """The smallest K with a tail of five weights, enough to fit a generalized Pareto distribution."""
@@ -51,6 +52,11 @@ class Smoothed(Shown):
     interval: Tensor
     khat: Tensor
 
+    def _overview(self) -> Overview:
+        khat = number(self.khat.nanmedian().item(), 3)
+        mean = number(self.log_px.nanmean().item())
+        return Overview([f"N={len(self.khat)}", f"mean log p(x) {mean} nats", f"median k̂ {khat}"])
+
 
 @dataclass(frozen=True, repr=False)
 class BoundCurve(Shown):
@@ -67,6 +73,12 @@ class BoundCurve(Shown):
     ks: Tensor
     bound: Tensor
     se: Tensor
+
+    def _overview(self) -> Overview:
+        points = list(zip(self.ks.tolist(), self.bound.tolist(), self.se.tolist(), strict=True))
+        rows = [(f"{k}", with_error(bound, se)) for k, bound, se in points]
+        head = [f"{len(rows)} numbers of particles"]
+        return Overview(head, rows, ("K", "bound ± Monte-Carlo error, nats per datum"))
 
 
 def tail_length(num_particles: int) -> int:

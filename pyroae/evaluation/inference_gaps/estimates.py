@@ -10,7 +10,11 @@ from torch import Tensor
 
 from pyroae.evaluation.importance.streams import Z
 from pyroae.evaluation.local import Family
-from pyroae.runtime.short_repr import Shown
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import percent, with_error
+
+COLUMNS = ("nats per datum", "mean", "± sample", "± Monte Carlo")
+"""Columns of a table of quantities: their mean and its two standard errors."""
 
 
 class KnownLikelihood(Protocol):
@@ -32,6 +36,10 @@ class PerDatum(Shown):
 
     values: Tensor
     se: Tensor
+
+    def _overview(self) -> Overview:
+        mean = with_error(self.mean, self.sample_se, "nats per datum")
+        return Overview([f"N={len(self.values)}", mean, f"Monte Carlo {self.monte_carlo_se:.2g}"])
 
     @property
     def mean(self) -> float:
@@ -116,6 +124,11 @@ class FamilyGaps(Shown):
     amortization: PerDatum
     gain: PerDatum
 
+    def _overview(self) -> Overview:
+        named = ("elbo", "approximation", "amortization", "gain")
+        rows = [(name, *_row(getattr(self, name))) for name in named]
+        return Overview([f"N={len(self.elbo.values)}"], rows, COLUMNS)
+
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """Concatenate the gaps of blocks of data.
@@ -155,6 +168,13 @@ class Gaps(Shown):
     seconds: float
     unreliable: Tensor
 
+    def _overview(self) -> Overview:
+        rows = [(name, *_row(quantity)) for name, quantity in self.rows()]
+        count, bad = len(self.elbo.values), len(self.unreliable)
+        gap = f"inference gap {with_error(self.inference.mean, self.inference.sample_se, 'nats')}"
+        head = [f"N={count}", gap, f"unreliable {percent(bad, count)}"]
+        return Overview(head, rows, COLUMNS)
+
     def rows(self) -> list[tuple[str, PerDatum]]:
         """List every quantity with a label.
 
@@ -169,3 +189,9 @@ class Gaps(Shown):
                 (f"approximation gap, {name}", family.approximation),
             ]
         return [*rows, ("inference gap", self.inference), ("log p(x)", self.log_px)]
+
+
+def _row(quantity: PerDatum) -> tuple[str, str, str]:
+    """The cells of a quantity behind its label."""
+    errors = (f"{quantity.sample_se:.2g}", f"{quantity.monte_carlo_se:.2g}")
+    return (f"{quantity.mean:.3f}", *errors)
