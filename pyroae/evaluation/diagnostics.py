@@ -75,9 +75,9 @@ class Diagnostics(Shown):
         count, units = len(self.rate), len(self.activity)
         active = f"{self.active_units} of {units}"
         rows = [
-            ("rate R", f"{_mean(self.rate)} per datum, E_q[log q(z|x) − log p(z)]"),
-            ("distortion D", f"{_mean(self.distortion)} per datum, −E_q log p(x|z)"),
-            ("−ELBO", f"{_mean(self.nelbo)} per datum, R + D"),
+            ("rate R", f"{_average(self.rate)} per datum, E_q[log q(z|x) − log p(z)]"),
+            ("distortion D", f"{_average(self.distortion)} per datum, −E_q log p(x|z)"),
+            ("−ELBO", f"{_average(self.nelbo)} per datum, R + D"),
             ("active units", f"{active}, activity above {self.threshold:g}"),
             ("KL per unit", f"largest {_largest(self.kl_per_unit)} nats"),
         ]
@@ -85,7 +85,7 @@ class Diagnostics(Shown):
             rows.append(("rate per site", f"{text_of(dict(self.rate_per_site))} nats"))
         rows += [("undefined", reason) for reason in self.undefined[:3]]
         return Overview(
-            [f"N={count}", f"−ELBO {_mean(self.nelbo)}", f"{active} units active"], rows
+            [f"N={count}", f"−ELBO {_average(self.nelbo)}", f"{active} units active"], rows
         )
 
     @property
@@ -108,7 +108,7 @@ class Diagnostics(Shown):
         }
 
 
-def _mean(values: Tensor) -> str:
+def _average(values: Tensor) -> str:
     """The mean of `[N]` with its error as that of a sample of N data."""
     count = len(values)
     error = (values.std() / count**0.5).item() if count > 1 else None

@@ -140,7 +140,7 @@ def _kept(overview: Overview) -> tuple[list[list[str]], str]:
     kept = overview.rows if len(overview.rows) <= ROWS else overview.rows[: ROWS - 1]
     room = CELL if overview.columns else WIDTH
     rows = [[cut(cell, room) for cell in row] for row in kept]
-    return rows, f"… and {total - len(rows)} more" if total > len(rows) else ""
+    return rows, f"({len(rows)} of {total})" if total > len(rows) else ""
 
 
 def _lines(overview: Overview, names: Sequence[str]) -> list[str]:
@@ -152,7 +152,14 @@ def _lines(overview: Overview, names: Sequence[str]) -> list[str]:
         return _aligned(rows, [False, False]) + ([f"  {more}"] if more else [])
     right = _sides(overview, rows)
     lines = _aligned([list(overview.columns), *rows], right)
-    return [*lines, *([f"  {more}"] if more else []), *(f"  attributes: {x}" for x in listed[:1])]
+    return [*lines, *([f"  {more}"] if more else []), *_named(listed)]
+
+
+def _named(listed: Sequence[str]) -> list[str]:
+    """The names of attributes below a table, in at most two lines."""
+    return [
+        f"  {label:11} {text}" for label, text in zip(("attributes:", ""), listed, strict=False)
+    ]
 
 
 def _aligned(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> list[str]:
