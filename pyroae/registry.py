@@ -1,6 +1,7 @@
 """Names for choices: where the command line and YAML meet instances such as `Laplace(rate=2.0)`."""
 
 from collections.abc import Callable, Iterator, Mapping
+from textwrap import wrap
 from typing import Any
 
 from pyroae.errors import ConfigError, unknown_name
@@ -37,7 +38,9 @@ class Registry[T](Shown, Mapping[str, Callable[..., T]]):
         REGISTRIES.setdefault(kind, self)
 
     def _overview(self) -> Overview:
-        return Overview([f"{len(self)} choices of {self.kind}"], [("names", ", ".join(self))])
+        lines = wrap(", ".join(self), 80, break_on_hyphens=False)
+        rows = [("" if number else "names", line) for number, line in enumerate(lines)]
+        return Overview([f"{len(self)} choices of {self.kind}"], rows)
 
     def register[C: Callable[..., Any]](self, name: str) -> Callable[[C], C]:
         """Return a decorator that enters a class, or a function that makes an instance.

@@ -220,4 +220,4 @@ class Ranking(Shown, list[Row]):
 
 
 def _ends(interval: Interval) -> str:
-    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

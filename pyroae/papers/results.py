@@ -46,8 +46,10 @@ class PaperRow(Shown):
     derived: float = math.nan
 
     def _overview(self) -> Overview:
-        numbers = f"printed {number(self.printed)}, measured {number(self.estimate)}"
-        return Overview([f"{self.table}: {self.label}", self.quantity, numbers, self.verdict])
+        printed = [f"printed {_found(self.printed)}"] if _found(self.printed) else []
+        measured = [f"measured {_ends(self)}"] if _ends(self) else []
+        where = f"{self.table}: {self.label}"
+        return Overview([where, self.quantity, *printed, *measured, self.verdict])
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -118,8 +120,8 @@ class Claim(Shown):
     derived: float = math.nan
 
     def _overview(self) -> Overview:
-        ends = f"{number(self.estimate)} [{number(self.low)}, {number(self.high)}] {self.quantity}"
-        return Overview([self.text, ends, self.verdict])
+        measured = [f"{_ends(self)} {self.quantity}"] if _ends(self) else []
+        return Overview([self.text, *measured, self.verdict])
 
     @property
     def key(self) -> str:
@@ -171,26 +173,10 @@ class PaperResult(Shown):
     seconds: float
 
     def _overview(self) -> Overview:
-        rows = [
-            (
-                one.label,
-                number(one.printed),
-                f"{number(one.estimate)} [{number(one.low)}, {number(one.high)}]",
-                one.verdict,
-            )
-            for one in self.rows
-        ]
-        rows += [
-            (
-                one.text,
-                "",
-                f"{number(one.estimate)} [{number(one.low)}, {number(one.high)}]",
-                one.verdict,
-            )
-            for one in self.claims
-        ]
+        rows = [(r.label, r.quantity, _found(r.printed), _ends(r), r.verdict) for r in self.rows]
+        rows += [(c.text, c.quantity, "", _ends(c), c.verdict) for c in self.claims]
         sizes = [f"{len(self.rows)} rows", f"{len(self.claims)} claims", duration(self.seconds)]
-        columns = ("row or claim", "printed", "measured", "verdict")
+        columns = ("row or claim", "quantity", "printed", "measured", "verdict")
         return Overview([self.paper, self.scale, *sizes], rows, columns)
 
     @property
@@ -223,3 +209,14 @@ class PaperResult(Shown):
         rows = tuple(r.measured(*values) if r.key == part.key else r for r in self.rows)
         claims = tuple(c.measured(*values) if c.key == part.key else c for c in self.claims)
         return replace(self, rows=rows, claims=claims, seconds=seconds)
+
+
+def _found(value: float) -> str:
+    return "" if math.isnan(value) else number(value)
+
+
+def _ends(part: PaperRow | Claim) -> str:
+    """What was measured, with its 95 % interval; nothing where it was not."""
+    if math.isnan(part.estimate):
+        return ""
+    return f"{number(part.estimate)} [{number(part.low)}, {number(part.high)}]"

@@ -58,14 +58,14 @@ class LoadedRun(Shown):
 
     def _overview(self) -> Overview:
         table = history_table(self.history)
-        trained = f"{', '.join(table.head)}, {text_of(self.config.estimator)}"
+        trained = f"{', '.join(table.head)}, {self.config.estimator}"
         nll = self.results.get("nll")
         rows = [
             ("system", text_of(self.system)),
             ("data", text_of(self.data)),
-            ("training", trained.replace("'", "")),
+            ("training", trained),
             ("last epoch", text_of(self.history[-1]) if self.history else "none"),
-            ("results", ", ".join(self.results) or "none"),
+            ("results", f"{len(self.results)} figures"),
             ("snapshots", text_of(self.snapshots)),
         ]
         head = [f"NLL {with_error(nll.estimate, nll.se, 'nats')}"] if nll else []

@@ -10,6 +10,7 @@ from pyroae.config import snapshot_name
 from pyroae.errors import RunError
 from pyroae.runs.run import Run
 from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import text_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,7 +34,7 @@ class Snapshots(Shown):
     read: Callable[[int], nn.Module]
 
     def _overview(self) -> Overview:
-        return Overview([f"epochs {', '.join(map(str, self.epochs))}" if self.epochs else "none"])
+        return Overview([f"{len(self)} epochs", text_of(self.epochs)])
 
     def __len__(self) -> int:
         return len(self.epochs)

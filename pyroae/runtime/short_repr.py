@@ -16,6 +16,10 @@ ROWS = 18
 """Largest number of rows, so that a `repr` has fewer than 24 lines."""
 
 
+HTML_ROWS = 50
+"""Largest number of rows of an HTML table."""
+
+
 CELL = 60
 """Characters of a cell of a table with columns."""
 
@@ -74,7 +78,7 @@ class Shown:
         overview = self._overview()
         first = _call(self, overview.head) if overview.head or not overview.rows else ""
         lines = _lines(overview, _attributes(self, overview))
-        return "\n".join([*_wrapped(first or type(self).__name__), *map(cut, lines)])
+        return "\n".join(map(cut, [*_wrapped(first or type(self).__name__), *lines]))
 
     def _repr_html_(self) -> str:
         overview = self._overview()
@@ -100,7 +104,13 @@ class Settings(Shown):
 
     def _overview(self) -> Overview:
         changed = [f.name for f in fields(self) if f.repr and getattr(self, f.name) != _default(f)]
-        return _of_fields(self, changed)
+        overview = _of_fields(self, changed)
+        rows = [(name, cut(text, WIDTH // 4)) for name, text in overview.rows]
+        if len(rows) <= ROWS:
+            return overview
+        half = (len(rows) + 1) // 2
+        left, right = rows[:half], [*rows[half:], ("", "")][:half]
+        return Overview(rows=[(*a, *b) for a, b in zip(left, right, strict=True)])
 
 
 def _default(field: Field[Any]) -> Any:
@@ -134,10 +144,10 @@ def _wrapped(text: str) -> list[str]:
     return [text[:at], f"    {text[at:].strip()}"]
 
 
-def _kept(overview: Overview) -> tuple[list[list[str]], str]:
+def _kept(overview: Overview, most: int = ROWS) -> tuple[list[list[str]], str]:
     """The rows that are shown, and a remark on the others."""
     total = overview.num_rows or len(overview.rows)
-    kept = overview.rows if len(overview.rows) <= ROWS else overview.rows[: ROWS - 1]
+    kept = overview.rows if len(overview.rows) <= most else overview.rows[: most - 1]
     room = CELL if overview.columns else WIDTH
     rows = [[cut(cell, room) for cell in row] for row in kept]
     return rows, f"({len(rows)} of {total})" if total > len(rows) else ""
@@ -146,26 +156,34 @@ def _kept(overview: Overview) -> tuple[list[list[str]], str]:
 def _lines(overview: Overview, names: Sequence[str]) -> list[str]:
     """The rows as lines, and the names of attributes."""
     rows, more = _kept(overview)
-    listed = wrap(", ".join(names), WIDTH - 20)
-    if not overview.columns:
-        rows += [[label, text] for label, text in zip(["attributes", "", ""], listed, strict=False)]
-        return _aligned(rows, [False, False]) + ([f"  {more}"] if more else [])
-    right = _sides(overview, rows)
-    lines = _aligned([list(overview.columns), *rows], right)
-    return [*lines, *([f"  {more}"] if more else []), *_named(listed)]
+    rest = [f"  {more}"] if more else []
+    if overview.columns:
+        lines = _aligned(_fitted([list(overview.columns), *rows]), _sides(overview, rows))
+        return [*lines, *rest, *_aligned(_listed(names, len("attributes")), [False, False])]
+    indent = max([len("attributes"), *(width_of(row[0]) for row in rows)])
+    rows += _listed(names, indent)
+    return [*_aligned(rows, [False] * len(rows[0] if rows else ())), *rest]
 
 
-def _named(listed: Sequence[str]) -> list[str]:
-    """The names of attributes below a table, in at most two lines."""
-    return [
-        f"  {label:11} {text}" for label, text in zip(("attributes:", ""), listed, strict=False)
-    ]
+def _listed(names: Sequence[str], indent: int) -> list[list[str]]:
+    """Rows with the names of attributes, behind a label of a width."""
+    lines = wrap(", ".join(names), WIDTH - indent - 4)
+    return [["" if n else "attributes", line] for n, line in enumerate(lines)]
 
 
 def _aligned(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> list[str]:
     """Rows with columns of one width, aligned to the right or to the left."""
     widths = [max(map(width_of, column)) for column in zip(*rows, strict=True)]
     return ["  " + "  ".join(map(_padded, row, widths, right)).rstrip() for row in rows]
+
+
+def _fitted(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Rows of a table with its widest column cut, so that a line fits."""
+    widths = [max(map(width_of, column)) for column in zip(*rows, strict=True)]
+    excess = sum(width + 2 for width in widths) - WIDTH
+    widest = widths.index(max(widths))
+    room = max(widths[widest] - max(excess, 0), 12)
+    return [[cut(x, room) if n == widest else x for n, x in enumerate(row)] for row in rows]
 
 
 def _sides(overview: Overview, rows: Sequence[Sequence[str]]) -> list[bool]:
@@ -186,7 +204,7 @@ def _is_numeric(cells: Sequence[str]) -> bool:
 
 def _table(overview: Overview) -> str:
     """The rows as an HTML table in the colours of the page."""
-    rows, more = _kept(overview)
+    rows, more = _kept(overview, HTML_ROWS)
     right = _sides(overview, rows)
     head = "".join(_cell("th", name, to) for name, to in zip(overview.columns, right, strict=False))
     body = "".join(

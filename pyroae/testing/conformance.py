@@ -62,10 +62,11 @@ def check_objective(
         kinds: The kinds of latent sites of the toys; None for all that the objective takes.
 
     Returns:
-        The results of the oracles, all passed.
+        The results of the oracles, all passed, which print as a table.
 
     Raises:
-        ConformanceError: Oracles failed; the message names each of them.
+        ConformanceError: Oracles failed; the message names each of them, `checks` of the error has
+            all results.
 
     >>> from pyroae.objectives import IWAE, DoublyReparameterized
     >>> all(check.passed for check in check_objective(Objective(IWAE(4), DoublyReparameterized())))
@@ -82,7 +83,7 @@ def check_objective(
         torch.set_default_dtype(before)
     failed = [f"{check.name}: {check.detail}" for check in checks if not check.passed]
     if failed:
-        raise ConformanceError("; ".join(failed))
+        raise ConformanceError("; ".join(failed), checks)
     return checks
 
 

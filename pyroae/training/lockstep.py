@@ -59,16 +59,10 @@ class FitResults(Shown, list[FitResult]):
 
     def _overview(self) -> Overview:
         rows = [
-            (
-                str(number),
-                str(len(one.history)),
-                str(one.best_epoch),
-                f"{one.history[-1].train_nelbo:.2f}",
-                f"{one.history[one.best_epoch - 1].valid_nelbo:.2f}",
-            )
-            for number, one in enumerate(self)
+            (str(member), str(len(one.history)), one.history[-1].summary, f"{one.best_epoch}")
+            for member, one in enumerate(self)
         ]
-        columns = ("member", "epochs", "best", "last train −bound, nats", "best valid −bound, nats")
+        columns = ("member", "epochs", "last epoch", "best epoch")
         return Overview([f"{len(rows)} trainings"], rows, columns)
 
 

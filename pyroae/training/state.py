@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyroae.runtime.short_repr import Overview, Shown
-from pyroae.runtime.short_text import duration, number, text_of
+from pyroae.runtime.short_text import duration, text_of
 
 EPOCHS = 8
 """The number of epochs that are shown of a training."""
@@ -53,10 +53,13 @@ class Epoch(Shown):
     accuracy: float = math.nan
 
     def _overview(self) -> Overview:
-        head = [f"epoch {self.epoch}", f"step {self.step}", f"train {number(self.train_nelbo, 5)}"]
-        if not math.isnan(self.valid_nelbo):
-            head.append(f"valid {number(self.valid_nelbo, 5)} nats")
-        return Overview([*head, duration(self.seconds)])
+        return Overview([f"epoch {self.epoch}", f"step {self.step}", self.summary])
+
+    @property
+    def summary(self) -> str:
+        """The bounds of the training and the validation data, and the time."""
+        valid = "" if math.isnan(self.valid_nelbo) else f", valid {self.valid_nelbo:.2f}"
+        return f"−bound: train {self.train_nelbo:.2f}{valid} nats, {duration(self.seconds)}"
 
 
 class History(Shown, tuple[Epoch, ...]):

@@ -62,7 +62,7 @@ class QuadratureEstimate(Shown):
         count, converged = len(self.log_px), int(self.converged.sum())
         nll = with_error(self.nll, (self.log_px.std() / count**0.5).item() if count > 1 else None)
         rows = [
-            ("NLL", f"{nll} nats per datum; the error is that of a sample of N data"),
+            ("NLL", f"{nll} nats per datum, ± as a sample of N data"),
             ("quadrature", f"error at most {self.error.max().item():.2g} nats"),
             ("converged", f"{converged} of {count} data"),
             ("points", f"{number(self.num_points.double().mean().item(), 3)} per datum"),

@@ -68,7 +68,7 @@ class AISEstimate(Shown, PerDatumEstimate):
         nll, chains = with_error(self.nll, self.nll_se, "nats"), len(self.log_weights)
         ess = number(self.ess.nanmedian().item(), 3)
         rows = [
-            ("NLL", f"{nll} per datum; the error is that of a sample of N data"),
+            ("NLL", f"{nll} per datum, ± as a sample of N data"),
             ("Monte Carlo", f"error {self.monte_carlo_se:.2g} nats"),
             ("unreliable", f"{bad} of {count} data"),
             ("ESS", f"median {ess} of {chains} chains"),
@@ -76,7 +76,8 @@ class AISEstimate(Shown, PerDatumEstimate):
         ]
         if self.rate_distortion is not None:
             rows.append(("R–D curve", f"{len(self.rate_distortion.betas)} temperatures"))
-        rows += [(f"draws of {name}", text_of(z)) for name, z in self.posterior.items()]
+        if self.posterior:
+            rows.append(("posterior", text_of(dict(self.posterior))))
         path = f"{self.settings.num_distributions} distributions"
         head = [
             f"N={count}",

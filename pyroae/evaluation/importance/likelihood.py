@@ -126,7 +126,7 @@ class LikelihoodEstimate(Shown, PerDatumEstimate):
                 f"unreliable {percent(bad, count)}",
             ],
             [
-                ("NLL", f"{nll} per datum; the error is that of a sample of N data"),
+                ("NLL", f"{nll} per datum, ± as a sample of N data"),
                 ("Monte Carlo", f"error {self.monte_carlo_se:.2g} nats, bias {self.bias:.2g} nats"),
                 ("unreliable", f"{bad} of {count} data"),
                 ("k̂", f"median {khat}, limit {number(self.khat_limit.min().item(), 2)}"),
