@@ -22,7 +22,13 @@ FEW = 8
 
 
 def width_of(text: str) -> int:
-    """Return the number of columns that a text takes: combining characters take none.
+    """Return the number of columns that a text takes on a screen.
+
+    Args:
+        text: The text, in one line.
+
+    Returns:
+        The number of characters without those that combine with the one before.
 
     >>> width_of("k̂")
     1
@@ -31,7 +37,14 @@ def width_of(text: str) -> int:
 
 
 def cut(text: str, width: int = WIDTH) -> str:
-    """Return a text in one line of at most `width` columns.
+    """Return a text in one line.
+
+    Args:
+        text: The text; line breaks become spaces.
+        width: The largest number of columns.
+
+    Returns:
+        The text, or its beginning with dots where it is longer.
 
     >>> cut("a long text", 7)
     'a long…'
@@ -41,7 +54,14 @@ def cut(text: str, width: int = WIDTH) -> str:
 
 
 def number(value: float, digits: int = 4) -> str:
-    """Write a number with as many significant digits as given, whole numbers in full.
+    """Write a number.
+
+    Args:
+        value: The number.
+        digits: Significant digits of a fraction; whole numbers are written in full.
+
+    Returns:
+        The text.
 
     >>> number(1234.56), number(0.00012345), number(1797), number(float("nan"))
     ('1235', '0.0001234', '1797', 'nan')
@@ -59,6 +79,9 @@ def with_error(value: float, error: float | None, unit: str = "") -> str:
         error: Its standard error; None or a value that is not finite and positive is left out.
         unit: The unit, for example `nats`.
 
+    Returns:
+        The text, as `90.18 ± 0.77 nats`.
+
     >>> with_error(90.1834, 0.7712, "nats"), with_error(-0.5, math.nan), with_error(3.21, 12.0)
     ('90.18 ± 0.77 nats', '-0.5', '3 ± 12')
     """
@@ -73,7 +96,14 @@ def with_error(value: float, error: float | None, unit: str = "") -> str:
 
 
 def percent(part: float, whole: float = 1) -> str:
-    """Write a share in percent, without rounding something to 0 or to all.
+    """Write a share in percent; what is neither nothing nor all is not rounded to that.
+
+    Args:
+        part: The part.
+        whole: The whole, in the unit of the part.
+
+    Returns:
+        The text, as `3 %`.
 
     >>> percent(5, 179), percent(1, 10_000), percent(0, 10), percent(9999, 10_000), percent(3, 3)
     ('3 %', '<1 %', '0 %', '>99 %', '100 %')
@@ -86,6 +116,12 @@ def percent(part: float, whole: float = 1) -> str:
 
 def duration(seconds: float) -> str:
     """Write a time.
+
+    Args:
+        seconds: The time in seconds; nan if it is not known.
+
+    Returns:
+        The text, in seconds, minutes or hours.
 
     >>> duration(0.0123), duration(75), duration(7300), duration(math.nan)
     ('0.012 s', '75 s', '2.03 h', 'unknown time')
@@ -100,6 +136,12 @@ def duration(seconds: float) -> str:
 def shape_text(shape: Iterable[int]) -> str:
     """Write the shape of a datum.
 
+    Args:
+        shape: The size of each dimension.
+
+    Returns:
+        The text, as `28 × 28`.
+
     >>> shape_text((28, 28)), shape_text(())
     ('28 × 28', 'scalar')
     """
@@ -107,20 +149,32 @@ def shape_text(shape: Iterable[int]) -> str:
 
 
 def memory_text(count: int) -> str:
-    """Write a number of bytes.
+    """Write an amount of memory.
+
+    Args:
+        count: The number of bytes.
+
+    Returns:
+        The text, in bytes, kB, MB or GB.
 
     >>> memory_text(1797 * 64 * 4)
     '460 kB'
     """
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.3g} {unit}" if unit != "bytes" else f"{count:.0f} bytes"
-        count /= 1000  # type: ignore[assignment]
-    raise AssertionError
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} bytes"
 
 
 def text_of(value: Any) -> str:
-    """Write a value in one line: the shape of an array, the type and size of a module.
+    """Write a value in one line.
+
+    Args:
+        value: Any value.
+
+    Returns:
+        The shape and type of an array, the type and size of a module, the first line of a `Shown`
+        object, the elements of a short collection; the `repr` of others.
 
     >>> text_of([1.0, 1 / 3]), text_of({"a": None})
     ('[1, 0.333333]', '{a: None}')
@@ -158,12 +212,26 @@ def _text_of_parts(value: Any) -> str:
 
 
 def is_array(value: Any) -> bool:
-    """Return whether a value is an array of NumPy or a tensor of torch."""
+    """Return whether a value is an array of NumPy or a tensor of torch.
+
+    Args:
+        value: Any value.
+
+    Returns:
+        Whether it has a shape and a type of elements.
+    """
     return hasattr(value, "dtype") and hasattr(value, "reshape") and hasattr(value, "shape")
 
 
 def parameters_of(module: Any) -> int:
-    """Return the number of parameters of a module."""
+    """Return the number of parameters of a module.
+
+    Args:
+        module: A module of torch.
+
+    Returns:
+        The number of all elements of its parameters.
+    """
     return sum(parameter.numel() for parameter in module.parameters())
 
 

@@ -114,7 +114,8 @@ def test_a_comparison_shows_its_ranking() -> None:
     for row, entry in zip(rows, comparison.ranking(), strict=False):
         assert f"  {entry.entry}  " in row
         assert f"  {entry.nll.value:.3f}  " in row
-        assert row.endswith("best" if entry is comparison.ranking()[0] else entry.from_best.verdict)
+        is_best = entry.entry == comparison.ranking()[0].entry
+        assert row.endswith("best" if is_best else entry.from_best.verdict)
 
 
 def test_a_comparison_of_few_cuts_long_names() -> None:

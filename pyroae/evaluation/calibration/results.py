@@ -33,8 +33,8 @@ PROBABILITIES = (0.5, 0.8, 0.95)
 """The probabilities of the central intervals whose coverage is reported."""
 
 
-@dataclass(frozen=True)
-class Interval:
+@dataclass(frozen=True, repr=False)
+class Interval(Shown):
     """An estimate with its 95 % interval.
 
     Attributes:
@@ -48,8 +48,8 @@ class Interval:
     high: float
 
 
-@dataclass(frozen=True)
-class Tests:
+@dataclass(frozen=True, repr=False)
+class Tests(Shown):
     """p-values of the three tests of one quantity, single or adjusted for all.
 
     Attributes:
