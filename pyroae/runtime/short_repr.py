@@ -221,4 +221,4 @@ def _table(overview: Overview) -> str:
 
 def _cell(tag: str, text: str, to_right: bool) -> str:
     side = "right" if to_right else "left"
-    return f'<{tag} style="text-align: {side}">{escape(text)}</{tag}>'
+    return f'<{tag} style="text-align: {side}; padding: 0.1em 0.6em">{escape(text)}</{tag}>'
