@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal
 
 from pyroae.errors import ConfigError
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 
 def posterior(
@@ -193,8 +193,8 @@ def collapsed(
     return weight @ factor, weight @ mean + bias
 
 
-@dataclass(frozen=True)
-class PrincipalSubspace:
+@dataclass(frozen=True, repr=False)
+class PrincipalSubspace(Shown):
     """The maximum-likelihood fit of probabilistic PCA.
 
     Attributes:
@@ -210,8 +210,6 @@ class PrincipalSubspace:
     scale: Tensor
     log_px: float
     discarded: float
-
-    __repr__ = short_repr()
 
 
 def maximum_likelihood(x: Tensor, latent: int) -> PrincipalSubspace:

@@ -1,14 +1,16 @@
 """Names for choices: where the command line and YAML meet instances such as `Laplace(rate=2.0)`."""
 
 from collections.abc import Callable, Iterator, Mapping
+from textwrap import wrap
 from typing import Any
 
 from pyroae.errors import ConfigError, unknown_name
 from pyroae.names import REGISTRIES, is_known, is_name, is_repeated
 from pyroae.runtime.settings_text import called
+from pyroae.runtime.short_repr import Overview, Shown
 
 
-class Registry[T](Mapping[str, Callable[..., T]]):
+class Registry[T](Shown, Mapping[str, Callable[..., T]]):
     """A table of the choices of one kind, a user's own included.
 
     A choice is written `name` or `name:key=value,key=value`. Where a name is missing, the plugins
@@ -34,6 +36,11 @@ class Registry[T](Mapping[str, Callable[..., T]]):
         self.kind = kind
         self._choices: dict[str, Callable[..., T]] = {}
         REGISTRIES.setdefault(kind, self)
+
+    def _overview(self) -> Overview:
+        lines = wrap(", ".join(self), 80, break_on_hyphens=False)
+        rows = [("" if number else "names", line) for number, line in enumerate(lines)]
+        return Overview([f"{len(self)} choices of {self.kind}"], rows)
 
     def register[C: Callable[..., Any]](self, name: str) -> Callable[[C], C]:
         """Return a decorator that enters a class, or a function that makes an instance.

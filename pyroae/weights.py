@@ -16,13 +16,13 @@ from torch import Tensor
 from pyroae.programs.paired_traces import Traces, log_density, terms_of
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import prior_of, run
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 __all__ = ["LogWeights", "log_weights", "prior_of", "reduce_log_weights"]
 
 
-@dataclass(frozen=True)
-class LogWeights:
+@dataclass(frozen=True, repr=False)
+class LogWeights(Shown):
     """Log-weights and their parts, in nats.
 
     Attributes:
@@ -47,8 +47,6 @@ class LogWeights:
     log_global: Tensor
     log_terms: Tensor | None = None
     densities: Mapping[str, Tensor] = field(default_factory=dict)
-
-    __repr__ = short_repr()
 
     @property
     def log_weight(self) -> Tensor:

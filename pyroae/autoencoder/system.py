@@ -29,9 +29,11 @@ from pyroae.distributions import REAL
 from pyroae.errors import ConfigError, DataError, UndefinedLikelihoodError
 from pyroae.nn import MLP, Atoms, Linear, Map, Tied, set_output_bias
 from pyroae.posteriors.sparse import Sparsity, is_point, sparsity
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import parameters_of, shape_text, text_of
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(Shown, nn.Module):
     """Any member of the autoencoder family.
 
         model: z_n ~ p(z), x_n ~ p(x | decoder(z_n))
@@ -120,6 +122,32 @@ class Autoencoder(nn.Module):
                 f"encoder {self.encoder_map}"
             )
         self._build(tied)
+
+    def _overview(self) -> Overview:
+        sizes = " → ".join(shape_text((layer,)) for layer in self.layers)
+        maps = {"encoder": self.encoder_map, "decoder": self.decoder_map}
+        choices = ("prior", "posterior", "likelihood", "corruption")
+        rows = [(name, text_of(getattr(self, name))) for name in choices]
+        for name, one in maps.items():
+            tied = ", tied to the encoder" if isinstance(getattr(self, name), Tied) else ""
+            count = parameters_of(getattr(self, name))
+            rows.append((name, f"{text_of(one)}, {count:,} parameters{tied}"))
+        if len(self.layers) > 1:
+            rows.append(("hierarchy", text_of(self.hierarchy)))
+        if self.weight_prior is not None:
+            rows.append(("weight prior", text_of(self.weight_prior)))
+        extra = [f"condition of {self.condition}"] if self.condition else []
+        extra += ["missing values"] if self.missing else []
+        count = f"{parameters_of(self):,} parameters"
+        return Overview([f"{shape_text(self.shape)} → {sizes} latent", count, *extra], rows)
+
+    def modules_text(self) -> str:
+        """Return the tree of modules as text, the `repr` of any `nn.Module` of torch.
+
+        >>> print(Autoencoder(4, latent=2).modules_text().splitlines()[0])
+        Autoencoder(
+        """
+        return nn.Module.__repr__(self)
 
     def _build(self, tied: bool) -> None:
         """Build the maps and the learned parts of the choices; refuse invalid combinations."""

@@ -188,6 +188,8 @@ def draw_data(run: Run, splits: Splits) -> None:
         run: The run.
         splits: Its data.
     """
+    from pyroae.plots.drawing import save
+
     x = arguments_in(splits.train)[0]
     if x.is_floating_point() and x.dim() > 1:
         save(plots.examples(x, splits.train.shape), run.path / "figures" / "data.png")

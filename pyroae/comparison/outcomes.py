@@ -7,7 +7,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from pyroae.comparison.scores import NORMAL, Interval, Score, common_subset, interval_of_scores
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import duration, number, text_of, with_error
 
 
 class Entry(NamedTuple):
@@ -85,8 +86,8 @@ class Point(NamedTuple):
     nll: float
 
 
-@dataclass(frozen=True)
-class Outcome:
+@dataclass(frozen=True, repr=False)
+class Outcome(Shown):
     """The result of one training.
 
     Attributes:
@@ -110,7 +111,21 @@ class Outcome:
     seconds: float
     curve: tuple[Point, ...] = ()
 
-    __repr__ = short_repr("nll")
+    def _overview(self) -> Overview:
+        figures = [(name, number(value, 5)) for name, value in self.figures.items()]
+        cost = f"{self.epochs} epochs, {self.steps} steps, {self.evaluations} decoder evaluations"
+        rows = [
+            ("score", text_of(self.score)),
+            *figures,
+            ("cost", f"{cost}, {duration(self.seconds)}"),
+            ("curve", f"{len(self.curve)} points"),
+        ]
+        return Overview(self.summary, rows)
+
+    @property
+    def summary(self) -> list[str]:
+        """The training and its NLL, in words."""
+        return [str(self.cell), f"NLL {with_error(self.nll, self.nll_se, 'nats')}"]
 
     @property
     def nll(self) -> float:
@@ -124,8 +139,8 @@ class Outcome:
         return (interval.high - interval.low) / (2 * NORMAL)
 
 
-@dataclass(frozen=True)
-class Difference:
+@dataclass(frozen=True, repr=False)
+class Difference(Shown):
     """The NLL of an entry less that of a baseline, from their common seeds; negative is better.
 
     Attributes:
@@ -143,7 +158,11 @@ class Difference:
     over_data: bool
     scoring_error: float
 
-    __repr__ = short_repr()
+    def _overview(self) -> Overview:
+        low, high = (number(end, 3) for end in (self.estimate.low, self.estimate.high))
+        ends = f"95 % interval {low} to {high}"
+        head = [f"{number(self.estimate.value, 3)} nats", ends, self.verdict]
+        return Overview([*head, f"{len(self.per_seed)} seeds"])
 
     @property
     def is_told(self) -> bool:
@@ -176,3 +195,29 @@ class Row(NamedTuple):
     nll: Interval
     from_baseline: Difference
     from_best: Difference
+
+    def __repr__(self) -> str:
+        verdict = self.from_best.verdict
+        return f"Row({self.entry}: NLL {self.nll.value:.3f} nats, from the best: {verdict})"
+
+
+class Ranking(Shown, list[Row]):
+    """Entries from the lowest NLL to the highest, in a table."""
+
+    def _overview(self) -> Overview:
+        rows = [
+            (
+                str(rank),
+                str(row.entry),
+                f"{row.nll.value:.3f}",
+                *(_ends(one.estimate) for one in (row.from_best, row.from_baseline)),
+                "best" if rank == 1 else row.from_best.verdict,
+            )
+            for rank, row in enumerate(self, 1)
+        ]
+        columns = ("", "entry", "NLL", "from the best", "from the baseline", "verdict")
+        return Overview([f"{len(rows)} entries", "nats per datum"], rows, columns)
+
+
+def _ends(interval: Interval) -> str:
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

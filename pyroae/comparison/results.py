@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pyroae.comparison.outcomes import Cell, Difference, Entry, Outcome, Point, Row
+from pyroae.comparison.outcomes import Cell, Difference, Entry, Outcome, Point, Ranking, Row
 from pyroae.comparison.scores import (
     Correction,
     Interval,
@@ -27,7 +27,7 @@ from pyroae.comparison.scores import (
 from pyroae.comparison.tables import latex, ranking_table
 from pyroae.comparison.tuning import Tuning
 from pyroae.errors import ConfigError, DataError
-from pyroae.runtime.short_repr import WIDTH
+from pyroae.runtime.short_repr import ROWS, Overview, Shown
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -46,8 +46,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
     """The outcomes of the trainings that are compared.
 
     Attributes:
@@ -93,15 +93,34 @@ class Comparison:
     def _by_cell(self) -> dict[Cell, Outcome]:
         return {outcome.cell: outcome for outcome in self.outcomes}
 
-    def __repr__(self) -> str:
-        """The ranking, in at most 22 lines."""
+    def _overview(self) -> Overview:
+        return self.overview
+
+    @cached_property
+    def overview(self) -> Overview:
+        """The ranking as a table: the NLL of each entry and its difference from the best."""
+        best = self._ordered[0][0]
         rows = [
-            f"  {nll.value:.3f} ± {nll.high - nll.value:.3f}  {entry}"
-            for entry, nll in self._ordered
+            (
+                str(rank),
+                str(entry),
+                f"{nll.value:.3f}",
+                f"{nll.high - nll.value:.3f}",
+                "best" if rank == 1 else self._from(entry, best),
+            )
+            for rank, (entry, nll) in enumerate(self._ordered[: ROWS + 1], 1)
         ]
-        more = [f"  … and {len(rows) - 20} more"] if len(rows) > 20 else []
-        head = f"Comparison of {len(self.outcomes)} trainings, held-out NLL, nats per datum"
-        return "\n".join([head, *(row[:WIDTH] for row in rows[:20]), *more])
+        sizes = [f"{len(self.outcomes)} trainings", f"{len(self.entries)} entries"]
+        data = [f"N={self.num_data}", *([self.data] if self.data else [])]
+        columns = ("", "entry", "NLL, nats per datum", "± 95 %", "from the best")
+        return Overview([*sizes, *data], rows, columns, len(self._ordered))
+
+    def _from(self, entry: Entry, best: Entry) -> str:
+        """The difference of an entry from the best, in words."""
+        if not {o.cell.seed for o in self.of(entry)} & {o.cell.seed for o in self.of(best)}:
+            return "no common seed"
+        difference = self.difference(entry, best)
+        return f"{difference.estimate.value:+.3f}, {difference.verdict}"
 
     @cached_property
     def _ordered(self) -> list[tuple[Entry, Interval]]:
@@ -191,7 +210,7 @@ class Comparison:
             scoring_error=_scoring_error(pairs, shifts, self.num_data),
         )
 
-    def ranking(self, baseline: Entry | None = None) -> list[Row]:
+    def ranking(self, baseline: Entry | None = None) -> Ranking:
         """Rank the entries from the lowest NLL to the highest.
 
         Args:
@@ -205,10 +224,10 @@ class Comparison:
         """
         baseline = self.entries[0] if baseline is None else baseline
         best = self._ordered[0][0]
-        return [
+        return Ranking(
             Row(entry, nll, self.difference(entry, baseline), self.difference(entry, best))
             for entry, nll in self._ordered
-        ]
+        )
 
     def table(self, baseline: Entry | None = None) -> "DataFrame":
         """Return the ranking as a pandas DataFrame.

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pyroae.errors import DataError
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import number, percent, text_of
 
 NORMAL = 1.959964
 """The 97.5 % quantile of the standard normal distribution."""
@@ -39,8 +40,8 @@ class Interval(NamedTuple):
         return self.low <= 0 <= self.high
 
 
-@dataclass(frozen=True)
-class Correction:
+@dataclass(frozen=True, repr=False)
+class Correction(Shown):
     """Stronger estimates of log p(x) for a random subset of the held-out data.
 
     Attributes:
@@ -57,11 +58,14 @@ class Correction:
     se: Tensor
     reliable: Tensor
 
-    __repr__ = short_repr()
+    def _overview(self) -> Overview:
+        mean, count = number(self.log_px.mean().item(), 5), len(self.index)
+        good = f"reliable {percent(int(self.reliable.sum()), count)}"
+        return Overview([self.method, f"M={count}", f"mean log p(x) {mean} nats", good])
 
 
-@dataclass(frozen=True)
-class Score:
+@dataclass(frozen=True, repr=False)
+class Score(Shown):
     """Estimates of log p(x) of the held-out data under one trained model.
 
     Attributes:
@@ -91,7 +95,19 @@ class Score:
     correction: Correction | None = None
     num_particles: int = 0
 
-    __repr__ = short_repr("nll", "error")
+    def _overview(self) -> Overview:
+        head = [
+            f"N={len(self.log_px)}",
+            *([f"K={self.num_particles}"] if self.num_particles else []),
+        ]
+        rows = [
+            ("NLL", f"{number(self.nll, 6)} nats per datum"),
+            ("uncorrected", f"{number(self.nll_uncorrected, 6)} nats, by importance sampling"),
+            ("error", f"{number(self.error, 3)} nats"),
+            ("unreliable", percent(self.unreliable_share)),
+            ("correction", text_of(self.correction)),
+        ]
+        return Overview([*head, f"NLL {number(self.nll, 6)} nats", f"error {self.error:.2g}"], rows)
 
     @property
     def method(self) -> str:

@@ -36,7 +36,8 @@ from pyroae.programs.controlled import with_controls
 from pyroae.programs.pair import Pair, System, same_buffers, system_of
 from pyroae.programs.sites import Program
 from pyroae.runtime.randomness import fork_random
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import text_of
 
 Key = tuple[Any, ...]
 """The properties of arguments and programs that a graph is made for."""
@@ -99,7 +100,7 @@ def compile(
     return Compiled(system, objective, optimizer, grad_clip=grad_clip, same_draws=same_draws)
 
 
-class Compiled:
+class Compiled(Shown):
     """The steps of a training as compiled code, as `compile` returns it and `fit` uses it.
 
     Args:
@@ -150,6 +151,10 @@ class Compiled:
         self._modules: list[nn.Module] = []
         self._last: Key = ()
         self._spec: TreeSpec | None = None
+
+    def _overview(self) -> Overview:
+        state = "compiled" if self.is_compiled else "eager" if self.has_stepped else "not run yet"
+        return Overview([text_of(self.system), text_of(self.objective), self.backend, state])
 
     @property
     def is_compiled(self) -> bool:
@@ -632,8 +637,8 @@ class _Launch:
         return list(losses.unbind())
 
 
-@dataclass(frozen=True)
-class Traced:
+@dataclass(frozen=True, repr=False)
+class Traced(Shown):
     """A bound and its gradients as a graph, from parameters and arguments.
 
     Attributes:
@@ -650,8 +655,6 @@ class Traced:
     where: list[int]
     reached: list[bool]
     update: Update | None
-
-    __repr__ = short_repr()
 
 
 @contextmanager

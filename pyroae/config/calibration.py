@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pyroae.config.checks import at_least, check_types, one_of, option
 from pyroae.errors import ConfigError
+from pyroae.runtime.short_repr import Settings
 
 DRAWS = ("guide", "importance")
 """The draws among which true values are ranked."""
@@ -13,8 +14,8 @@ LEAST_SIMULATIONS = 20
 """The smallest number of simulations with which a latent is tested."""
 
 
-@dataclass(frozen=True)
-class CalibrationSettings:
+@dataclass(frozen=True, repr=False)
+class CalibrationSettings(Settings):
     """How the calibration of a posterior is measured.
 
     Attributes:

@@ -10,6 +10,7 @@ from typing import Any, Self
 from pyroae.config.checks import at_least_one, check_compile, one_of, option
 from pyroae.config.text import objectives_in
 from pyroae.errors import ConfigError, unknown_name
+from pyroae.runtime.short_repr import Settings
 
 METHODS = ("is", "ais", "bdmc", "exact", "quadrature", "gaps")
 """Ways to the log-likelihood."""
@@ -39,8 +40,8 @@ ALL = "all"
 """The name of all snapshots and the weights that the training kept."""
 
 
-@dataclass(frozen=True)
-class Part:
+@dataclass(frozen=True, repr=False)
+class Part(Settings):
     """A part of the data, and the weights that it is put to.
 
     Attributes:
@@ -108,8 +109,8 @@ def snapshot_name(epoch: int) -> str:
     return f"epoch-{epoch:04d}"
 
 
-@dataclass(frozen=True)
-class GradientSettings:
+@dataclass(frozen=True, repr=False)
+class GradientSettings(Settings):
     """What gradients are compared, and how they are measured.
 
     Attributes:
@@ -141,8 +142,8 @@ class GradientSettings:
         return objectives_in(self.objectives)
 
 
-@dataclass(frozen=True)
-class AISSettings:
+@dataclass(frozen=True, repr=False)
+class AISSettings(Settings):
     """The path of annealing, and the moves along it.
 
     Attributes:
@@ -218,8 +219,8 @@ def _sigmoid(value: float) -> float:
     return 1 / (1 + math.exp(-value))
 
 
-@dataclass(frozen=True)
-class EvaluationSettings:
+@dataclass(frozen=True, repr=False)
+class EvaluationSettings(Settings):
     """What is evaluated, and how.
 
     Attributes:

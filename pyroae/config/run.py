@@ -55,7 +55,7 @@ OF_SYSTEM = (
 """Settings of a system of the zoo, which a program does not have."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunConfig(TrainConfig):
     """All that is needed to run a training again; `RUN/config.yaml` holds it.
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pyroae.config.checks import one_of, option
 from pyroae.errors import ConfigError
+from pyroae.runtime.short_repr import Settings
 
 SCORE_METHODS = ("auto", "is", "local", "ais", "exact", "enumeration")
 """What corrects the scores of importance sampling; `is` leaves them uncorrected."""
@@ -13,8 +14,8 @@ SUBSET = 200
 """The number of held-out data of the correction, where there are more."""
 
 
-@dataclass(frozen=True)
-class Scoring:
+@dataclass(frozen=True, repr=False)
+class Scoring(Settings):
     """How every training is scored: importance sampling for all data, corrected on a subset.
 
         NLL = −mean_n log p̂_IS(x_n) − mean_{m ∈ S} [log p̂_strong(x_m) − log p̂_IS(x_m)]

@@ -5,13 +5,14 @@ from typing import Any
 
 from pyroae.config.checks import at_least, check_compile, check_types, one_of, option
 from pyroae.errors import ConfigError
+from pyroae.runtime.short_repr import Settings
 
 SCHEDULES = ("constant", "cosine", "linear", "burda")
 """Learning rates over the epochs."""
 
 
-@dataclass(frozen=True)
-class TrainConfig:
+@dataclass(frozen=True, repr=False)
+class TrainConfig(Settings):
     """How a model is trained; every figure is checked when it is given.
 
     Attributes:

@@ -23,11 +23,12 @@ from pyroae.data.preprocessing import (
 from pyroae.data.sources import read
 from pyroae.data.streaming import Stream
 from pyroae.errors import DataError
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import memory_text, shape_text
 
 
-@dataclass(frozen=True)
-class Dataset:
+@dataclass(frozen=True, repr=False)
+class Dataset(Shown):
     """N data of d features each.
 
     Attributes:
@@ -61,7 +62,23 @@ class Dataset:
     missing: bool = field(default=False, repr=False)
     channels: str | None = field(default=None, repr=False)
 
-    __repr__ = short_repr()
+    def _overview(self) -> Overview:
+        rows = [("shape", shape_text(self.shape)), *self.facts.items()]
+        return Overview([self.name, f"N={len(self)}", f"d={self.x.shape[1]}"], rows)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The type of values, labels and condition in words, without a pass over the data."""
+        values = ["drawn from x in each batch"] if self.dynamic else []
+        values += ["streamed from disk"] if self.stream is not None else []
+        values += ["with missing values"] if self.missing else []
+        size = memory_text(self.x.numel() * self.x.element_size())
+        labels, c = self.labels, self.condition
+        return {
+            "x": ", ".join([str(self.x.dtype).removeprefix("torch."), size, *values]),
+            "labels": "none" if labels is None else str(labels.dtype),
+            "condition": "none" if c is None else f"C={c.shape[1]}",
+        }
 
     def __len__(self) -> int:
         return len(self.x if self.stream is None else self.stream)
@@ -96,13 +113,13 @@ class Dataset:
             ConfigError: If `value_range` is not a pair of numbers in ascending order.
 
         >>> Dataset.from_array(np.array([[[0, 255], [51, 0]]], dtype=np.uint8))
-        Dataset(
-            name='array',
-            x=Tensor[1, 4] float32 (0, 1, 0.2, 0),
-            shape=(2, 2),
-            labels=None,
-            dynamic=False,
-        )
+        Dataset(array, N=1, d=4)
+          shape       2 × 2
+          x           float32, 16 bytes
+          labels      none
+          condition   none
+          attributes  name, x, shape, labels, dynamic, stream, condition, condition_names,
+                      missing, channels
         """
         source = read(values)
         if source.test is not None:

@@ -20,14 +20,15 @@ from pyroae.data.storage import Stored
 from pyroae.data.streaming import Stream
 from pyroae.errors import ConfigError, DataError, unknown_name
 from pyroae.programs.arguments import Arguments
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import shape_text, text_of
 
 Binarization = Literal["none", "threshold", "dynamic", "static"]
 Channels = Literal["first", "last", "grey"]
 
 
-@dataclass(frozen=True)
-class Splits:
+@dataclass(frozen=True, repr=False)
+class Splits(Shown):
     """Training, validation and test data.
 
     Attributes:
@@ -44,7 +45,23 @@ class Splits:
     fingerprint: str
     binarize: str
 
-    __repr__ = short_repr()
+    def _overview(self) -> Overview:
+        parts = {"train": self.train, "valid": self.valid, "test": self.test}
+        rows = [
+            (name, str(len(part)), *_cells(part))
+            for name, part in parts.items()
+            if part is not None
+        ]
+        sizes = [f"{len(part)} {name}" for name, part in parts.items() if part is not None]
+        head = [self.train.name, *sizes, f"binarize {self.binarize}"]
+        return Overview(head, rows, ("part", "N", "shape", "values", "labels", "condition"))
+
+
+def _cells(part: Any) -> tuple[str, ...]:
+    """The cells of a part behind its size; of a program's arguments their shapes."""
+    if isinstance(part, Dataset):
+        return (shape_text(part.shape), *part.facts.values())
+    return ("", text_of(part), "", "")
 
 
 def load(

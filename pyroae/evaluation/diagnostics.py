@@ -22,15 +22,16 @@ from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import Program, Site, base_distribution
 from pyroae.programs.traces import run
 from pyroae.runtime.randomness import fork_random
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import number, text_of, with_error
 from pyroae.weights import reduce_log_weights
 
 DRAWS_OF_MEAN = 64
 """The number of draws from each particle's q for a mean without closed form."""
 
 
-@dataclass(frozen=True)
-class Diagnostics:
+@dataclass(frozen=True, repr=False)
+class Diagnostics(Shown):
     """The parts of the bound, float64, in nats; U is the number of latent units.
 
     A unit is one element of z, those of nested plates included, or one categorical variable.
@@ -70,7 +71,22 @@ class Diagnostics:
     site: tuple[str, ...] = ()
     rate_per_site: Mapping[str, float] = field(default_factory=dict)
 
-    __repr__ = short_repr("active_units")
+    def _overview(self) -> Overview:
+        count, units = len(self.rate), len(self.activity)
+        active = f"{self.active_units} of {units}"
+        rows = [
+            ("rate R", f"{_average(self.rate)} per datum, E_q[log q(z|x) − log p(z)]"),
+            ("distortion D", f"{_average(self.distortion)} per datum, −E_q log p(x|z)"),
+            ("−ELBO", f"{_average(self.nelbo)} per datum, R + D"),
+            ("active units", f"{active}, activity above {self.threshold:g}"),
+            ("KL per unit", f"largest {_largest(self.kl_per_unit)} nats"),
+        ]
+        if len(self.rate_per_site) > 1:
+            rows.append(("rate per site", f"{text_of(dict(self.rate_per_site))} nats"))
+        rows += [("undefined", reason) for reason in self.undefined[:3]]
+        return Overview(
+            [f"N={count}", f"−ELBO {_average(self.nelbo)}", f"{active} units active"], rows
+        )
 
     @property
     def nelbo(self) -> Tensor:
@@ -90,6 +106,20 @@ class Diagnostics:
             name: sum(a for a, site in zip(active, self.site, strict=True) if site == name)
             for name in dict.fromkeys(self.site)
         }
+
+
+def _average(values: Tensor) -> str:
+    """The mean of `[N]` with its error as that of a sample of N data."""
+    count = len(values)
+    error = (values.std() / count**0.5).item() if count > 1 else None
+    return with_error(values.mean().item(), error, "nats")
+
+
+def _largest(values: Tensor, count: int = 5) -> str:
+    """The largest of `[U]`, with dots where there are more."""
+    found = values[~values.isnan()].sort(descending=True).values
+    shown = ", ".join(number(value, 3) for value in found[:count].tolist()) or "unknown"
+    return f"{shown}, …" if len(found) > count else shown
 
 
 def diagnose(

@@ -20,7 +20,7 @@ from torch import Tensor
 from pyroae.evaluation.blocks import rows_of
 from pyroae.programs.latents import Latents
 from pyroae.programs.sites import Program
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 AVERAGED = 6
 """Steps over which the Gaussian of a datum is averaged after its ELBO has stopped increasing."""
@@ -42,8 +42,8 @@ LARGEST = 1e6
 """Largest absolute value of the estimates of a step, which would overflow otherwise."""
 
 
-@dataclass(frozen=True)
-class Target:
+@dataclass(frozen=True, repr=False)
+class Target(Shown):
     """The log-joint densities of N data.
 
     Attributes:
@@ -57,8 +57,6 @@ class Target:
     guide: Program
     args: tuple[Tensor, ...]
     nesting: int
-
-    __repr__ = short_repr()
 
     def latents(self, num_particles: int) -> Latents:
         """Draw from the guide.
@@ -84,8 +82,8 @@ class Target:
         return Target(self.model, self.guide, args, self.nesting)
 
 
-@dataclass(frozen=True)
-class Fits:
+@dataclass(frozen=True, repr=False)
+class Fits(Shown):
     """The Gaussians of N data during a fit, and what was measured at their draws.
 
     Attributes:
@@ -115,8 +113,6 @@ class Fits:
     trust: Tensor
     averaged: Tensor
     rejected: Tensor
-
-    __repr__ = short_repr()
 
     @property
     def weight(self) -> Tensor:

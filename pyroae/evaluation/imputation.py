@@ -17,12 +17,13 @@ from pyroae.programs.context import evaluating
 from pyroae.programs.traces import run
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.randomness import fork_random
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import number, percent
 from pyroae.weights import reduce_log_weights
 
 
-@dataclass(frozen=True)
-class Imputation:
+@dataclass(frozen=True, repr=False)
+class Imputation(Shown):
     """Data whose missing values are filled.
 
     Attributes:
@@ -51,7 +52,17 @@ class Imputation:
     is_missing: Tensor
     ess: Tensor
 
-    __repr__ = short_repr("unreliable")
+    def _overview(self) -> Overview:
+        (count, features), missing = self.x.shape, int(self.is_missing.sum())
+        bad = len(self.unreliable)
+        share = f"{percent(missing, count * features)} missing"
+        rows = [
+            ("missing", f"{missing} of {count * features} values"),
+            ("unreliable", f"{bad} of {count} data, with an ESS below 10"),
+            ("ESS", f"median {number(self.ess.nanmedian().item(), 3)}"),
+            ("imputations", f"{len(self.draws)} draws of each missing value"),
+        ]
+        return Overview([f"N={count}", f"d={features}", share, f"{bad} data unreliable"], rows)
 
     @property
     def unreliable(self) -> Tensor:

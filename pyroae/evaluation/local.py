@@ -18,7 +18,8 @@ from pyroae.programs.particle_check import plate_nesting
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import prior_of
 from pyroae.runtime.randomness import fork_random
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import number
 
 Family = Literal["diagonal", "full-rank"]
 """The covariance of a local Gaussian."""
@@ -35,8 +36,8 @@ FEWEST_PAIRS = 64
 """Pairs ±ε per step where there are fewer dimensions."""
 
 
-@dataclass(frozen=True)
-class LocalGaussian:
+@dataclass(frozen=True, repr=False)
+class LocalGaussian(Shown):
     """A Gaussian of each datum in unconstrained coordinates, in the program's precision and device.
 
         q*(u|x_n) = N(loc_n, L_n L_nᵀ)
@@ -60,7 +61,12 @@ class LocalGaussian:
     steps: int
     active: Tensor | None = None
 
-    __repr__ = short_repr()
+    def _overview(self) -> Overview:
+        count, size = self.loc.shape
+        elbo = number(self.elbo.mean().item(), 5)
+        gain = f"last step {self.gain.mean().item():.2g}"
+        head = [f"N={count}", f"D={size}", f"{self.steps} steps", f"ELBO {elbo} nats", gain]
+        return Overview(head)
 
     def draw(self, num_particles: int, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draw u = loc + L ε.

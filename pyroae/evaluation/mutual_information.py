@@ -23,12 +23,13 @@ from pyroae.programs.sites import Program, base_distribution
 from pyroae.programs.traces import log_post_of, run
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.randomness import fork_random
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import duration, number, with_error
 from pyroae.weights import reduce_log_weights
 
 
-@dataclass(frozen=True)
-class Estimate:
+@dataclass(frozen=True, repr=False)
+class Estimate(Shown):
     """A quantity in nats per datum.
 
     Attributes:
@@ -39,7 +40,8 @@ class Estimate:
     value: float
     se: float
 
-    __repr__ = short_repr()
+    def _overview(self) -> Overview:
+        return Overview([with_error(self.value, self.se, "nats")])
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -47,8 +49,8 @@ class Estimate:
         return self.value - Z * self.se, self.value + Z * self.se
 
 
-@dataclass(frozen=True)
-class Unit:
+@dataclass(frozen=True, repr=False)
+class Unit(Shown):
     """One latent unit.
 
     Attributes:
@@ -64,8 +66,8 @@ class Unit:
     collapsed: bool
 
 
-@dataclass(frozen=True)
-class Information:
+@dataclass(frozen=True, repr=False)
+class Information(Shown):
     """Rate, distortion and mutual information under q(z, x) = p_data(x) q(z|x).
 
     Attributes:
@@ -88,7 +90,25 @@ class Information:
     num_data: int
     seconds: float
 
-    __repr__ = short_repr()
+    def _overview(self) -> Overview:
+        lower, upper = (with_error(one.value, one.se) for one in (self.lower, self.upper))
+        divergence = " to ".join(with_error(one.value, one.se) for one in self.marginal_kl)
+        limit = f"limit log N = {math.log(self.num_data):.2f}"
+        return Overview(
+            [f"N={self.num_data}", f"I(x; z) {lower} to {upper} nats"],
+            [
+                ("rate", with_error(self.rate.value, self.rate.se, "nats per datum")),
+                (
+                    "distortion",
+                    with_error(self.distortion.value, self.distortion.se, "nats per datum"),
+                ),
+                ("ELBO", f"{number(self.elbo, 5)} nats per datum"),
+                ("I(x; z)", f"at least {lower} nats ({limit}), at most {upper} nats"),
+                ("KL(q(z) ‖ p(z))", f"{divergence} nats"),
+                ("active units", f"{self.active_units} of {len(self.units)}"),
+                ("time", duration(self.seconds)),
+            ],
+        )
 
     @property
     def elbo(self) -> float:

@@ -23,7 +23,8 @@ from pyroae.programs.paired_traces import Traces
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import prior_of, run
 from pyroae.runtime.randomness import fork_random
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import number
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -32,8 +33,8 @@ EXTREME = 0.025
 """A p-value below it, or above 1 minus it, is called extreme."""
 
 
-@dataclass(frozen=True)
-class CheckedStatistic:
+@dataclass(frozen=True, repr=False)
+class CheckedStatistic(Shown):
     """A statistic T of the data and of replicated data.
 
     A p-value is P(T(x̃) > T(x)) + ½ P(T(x̃) = T(x)), with the data themselves among the S + 1 draws:
@@ -52,7 +53,13 @@ class CheckedStatistic:
     p_per_datum: Tensor
     p_per_feature: Tensor
 
-    __repr__ = short_repr("p")
+    def _overview(self) -> Overview:
+        mean = number(self.draws.mean().item())
+        of_model = (
+            f"{number(self.draws.std().item(), 2)} around {mean} in {len(self.draws)} replicates"
+        )
+        head = [f"T(x) {number(self.observed)}", of_model, f"p {self.p:.3f}"]
+        return Overview(head)
 
     @property
     def p(self) -> float:
@@ -70,8 +77,8 @@ class CheckedStatistic:
         return bool((self.draws == self.observed).all())
 
 
-@dataclass(frozen=True)
-class PredictiveCheck:
+@dataclass(frozen=True, repr=False)
+class PredictiveCheck(Shown):
     """Statistics of the data beside those of replicates, by name.
 
     Attributes:
@@ -85,7 +92,19 @@ class PredictiveCheck:
     site: str
     statistics: Mapping[str, CheckedStatistic]
 
-    __repr__ = short_repr("extreme")
+    def _overview(self) -> Overview:
+        rows = [
+            (
+                f"{name}{' *' if name in self.extreme else ''}",
+                number(one.observed),
+                number(one.draws.mean().item()),
+                number(one.draws.std().item(), 2),
+                f"{one.p:.3f}",
+            )
+            for name, one in self.statistics.items()
+        ]
+        head = [f"{self.group} of {self.site}", f"{len(self.extreme)} of {len(rows)} extreme (*)"]
+        return Overview(head, rows, ("statistic", "data", "model", "± sd", "p-value"))
 
     @property
     def extreme(self) -> tuple[str, ...]:

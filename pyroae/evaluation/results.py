@@ -2,11 +2,13 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from pyroae.config import AISSettings, EvaluationSettings
 from pyroae.evaluation.labels import rank_of
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import with_error
 
 NOT_NAMED = ("num_chains", "num_distributions", "posterior_draws", "thinning")
 """Settings of annealing: K, the number that is always named, and the draws after the path, which
@@ -14,8 +16,8 @@ do not change the estimate.
 """
 
 
-@dataclass(frozen=True)
-class Result:
+@dataclass(frozen=True, repr=False)
+class Result(Shown):
     """One figure of an evaluation, a mean over the data.
 
     Attributes:
@@ -48,11 +50,57 @@ class Result:
     split: str = ""
     checkpoint: str = ""
 
+    def _overview(self) -> Overview:
+        return Overview([f"{self.name} {with_error(self.estimate, self.se)}", *self._source])
+
+    @property
+    def _source(self) -> list[str]:
+        """What the figure is of: N, K, the method, the data and the weights, as far as known."""
+        draws = [f"K={self.num_particles}"] if self.num_particles else []
+        said = (self.method, self.data, self.split, self.checkpoint)
+        return [f"N={self.num_data}", *draws, *filter(None, said)]
+
     @property
     def identity(self) -> tuple[str | int, ...]:
         """What the figure is of: another one with the same identity replaces it."""
         where = (self.data, self.split, self.num_data, self.checkpoint)
         return (*where, self.name, self.method, self.num_particles)
+
+
+class ResultList(Shown, list[Result]):
+    """Results in a table."""
+
+    def _overview(self) -> Overview:
+        return result_table(self)
+
+
+class Results(Shown, dict[str, Result]):
+    """Results by name, in a table."""
+
+    def _overview(self) -> Overview:
+        return result_table(self.values())
+
+
+def result_table(results: Collection[Result]) -> Overview:
+    """Return results as rows: the name, the estimate with its error, and what it is of.
+
+    Args:
+        results: The results.
+
+    Returns:
+        The table.
+    """
+    rows = [
+        (
+            one.name,
+            with_error(one.estimate, one.se),
+            f"{one.num_data}",
+            f"{one.num_particles or ''}",
+            ", ".join(filter(None, (one.method, one.split, one.checkpoint))),
+        )
+        for one in results
+    ]
+    return Overview([f"{len(rows)} figures"], rows, ("figure", "estimate", "N", "K", "method"))
 
 
 def united(before: Iterable[Result], after: Iterable[Result]) -> list[Result]:
@@ -94,7 +142,7 @@ def shown(rows: Iterable[Result]) -> list[Result]:
     return sorted(best.values(), key=_order)
 
 
-def by_name(rows: Iterable[Result]) -> dict[str, Result]:
+def by_name(rows: Iterable[Result]) -> Results:
     """Choose one result of each name: that with the most draws.
 
     Args:
@@ -104,7 +152,7 @@ def by_name(rows: Iterable[Result]) -> dict[str, Result]:
         Results by name. Of equal numbers of draws, that of the method with the larger numbers, such
         as more distributions, is chosen.
     """
-    return {row.name: row for row in sorted(rows, key=_precision)}
+    return Results((row.name, row) for row in sorted(rows, key=_precision))
 
 
 def method_of(method: str, settings: EvaluationSettings) -> str:

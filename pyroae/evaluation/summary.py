@@ -29,22 +29,23 @@ from pyroae.evaluation.importance.proposals import proposal_named
 from pyroae.evaluation.inference_gaps import Gaps, gaps
 from pyroae.evaluation.inference_gaps.estimates import PerDatum
 from pyroae.evaluation.mutual_information import Information, information
-from pyroae.evaluation.results import Result, method_of
+from pyroae.evaluation.results import Result, Results, method_of, result_table
 from pyroae.evaluation.sandwich import sandwich_of
 from pyroae.posteriors.sparse import Sparsity
 from pyroae.programs.arguments import Structure, structure_of
 from pyroae.programs.pair import System
 from pyroae.programs.sites import Program
 from pyroae.runtime.processes import WHOLE, Share
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import with_error
 
 UNIT_DRAWS, ELBO_DRAWS, GAP_DRAWS = 10, 100, 2000
 """Draws per datum for the figures of latent units; for the ELBO, rate and distortion; for the gaps,
 and then for the ELBO too: an evaluation has one ELBO."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Shown):
     """The results of an evaluation, and the estimates that they come from.
 
     Attributes:
@@ -72,7 +73,13 @@ class Evaluation:
     information: Information | None = None
     undefined: str = ""
 
-    __repr__ = short_repr()
+    def _overview(self) -> Overview:
+        table = result_table(self.results.values())
+        nll = self.results.get("nll")
+        head = [f"NLL {with_error(nll.estimate, nll.se, 'nats per datum')}"] if nll else []
+        if self.undefined:
+            head.append("no log-likelihood")
+        return replace(table, head=[*head, *table.head])
 
     def sandwich(self) -> dict[str, tuple[float, float]]:
         """Collect the bounds and estimates of the mean log p(x), from the loosest up.
@@ -211,7 +218,7 @@ class _Evaluator:
                 evaluation = replace(evaluation, undefined=undefined)
         if isinstance(self.system, Autoencoder) and self.system.likelihood.has_bits:
             self.results += bits_per_dimension(self.results, self.system.features)
-        return replace(evaluation, results={result.name: result for result in self.results})
+        return replace(evaluation, results=Results((r.name, r) for r in self.results))
 
     def _named[**P, T](self, method: str, step: Callable[P, T], *args: P.args, **kw: P.kwargs) -> T:
         """Run a step; results that it adds without a method get this one."""

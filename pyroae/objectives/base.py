@@ -4,6 +4,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any, NamedTuple, final
 
 import torch
@@ -28,6 +29,8 @@ from pyroae.programs.sites import KINDS, Program, base_distribution
 from pyroae.programs.traces import run
 from pyroae.registry import Registry
 from pyroae.runtime.randomness import fork_random
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import text_of
 
 OBJECTIVES: "Registry[ObjectiveBase]" = Registry("objective")
 
@@ -67,7 +70,7 @@ class Nesting:
     shapes: set[tuple[tuple[int, ...], ...]] = field(default_factory=set)
 
 
-class ObjectiveBase(ELBO):
+class ObjectiveBase(Shown, ELBO):
     """An ELBO estimator for `pyro.infer.SVI`, `objective(model, guide)` and `pyroae.fit`.
 
     Between the draws and the gradient an objective calls no `.item()`, does not synchronize with
@@ -102,6 +105,10 @@ class ObjectiveBase(ELBO):
         self._count = num_particles
         self._controls: nn.Module | None = None
         self.cache = ProgramCache()
+
+    def _overview(self) -> Overview:
+        names = [name for name in signature(type(self)).parameters if name in vars(self)]
+        return Overview([f"{name}={text_of(getattr(self, name))}" for name in names])
 
     @property
     def is_evidence(self) -> bool:

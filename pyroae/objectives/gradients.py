@@ -20,14 +20,14 @@ from pyroae.objectives.bounds import ELBO, IWAE, TVO, BoundFunction
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.sites import KINDS
 from pyroae.registry import Registry
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 GRADIENTS: "Registry[Gradient]" = Registry("gradient")
 """The table of gradients by name."""
 
 
-@dataclass(frozen=True)
-class Coefficients:
+@dataclass(frozen=True, repr=False)
+class Coefficients(Shown):
     """Coefficients for gradient ascent, each of shape `[K, N]`.
 
     At most one of `path`, `whole` and `score` is given.
@@ -46,8 +46,6 @@ class Coefficients:
     whole: Tensor | None = None
     score: Tensor | None = None
     learning: Tensor | None = None
-
-    __repr__ = short_repr()
 
 
 class Gradient(ABC):

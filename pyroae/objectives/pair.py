@@ -42,6 +42,8 @@ from pyroae.programs.sites import (
     Program,
 )
 from pyroae.runtime.randomness import fork_random, random_state, set_random_state
+from pyroae.runtime.short_repr import Overview
+from pyroae.runtime.short_text import text_of
 from pyroae.weights import LogWeights, reduce_log_weights
 
 
@@ -76,6 +78,12 @@ class Objective(ObjectiveBase):
         self.bound_function, self.gradient, self.joint = bound, gradient or Pathwise(), joint
         self.gradient.check(bound)
         check_pair(bound, self.gradient)
+
+    def _overview(self) -> Overview:
+        if type(self) is not Objective:
+            return super()._overview()
+        joint = ["joint=True"] if self.joint else []
+        return Overview([text_of(self.bound_function), text_of(self.gradient), *joint])
 
     @property
     def is_elbo(self) -> bool:

@@ -15,12 +15,13 @@ from rich.table import Table
 from pyroae.data.named_datasets import DATASETS
 from pyroae.errors import ConfigError
 from pyroae.papers import PAPERS
-from pyroae.papers.page import duration, interval, number
+from pyroae.papers.page import interval, number
 from pyroae.papers.paper import Paper, Work
 from pyroae.papers.result_files import read_result, record_of_here, write_result
 from pyroae.papers.results import PaperResult
 from pyroae.runtime.files import locked
 from pyroae.runtime.processes import say
+from pyroae.runtime.short_text import duration
 from pyroae.runtime.signals import stoppable
 from pyroae.studies.executor_names import executor_of
 

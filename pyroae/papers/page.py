@@ -4,9 +4,10 @@ import math
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from pyroae.papers.paper import Paper, duration
+from pyroae.papers.paper import Paper
 from pyroae.papers.result_files import Record
 from pyroae.papers.results import Claim, PaperResult, PaperRow
+from pyroae.runtime.short_text import duration
 
 
 def section(paper: Paper, results: Sequence[tuple[PaperResult, Record]]) -> str:

@@ -15,11 +15,13 @@ from pyroae.errors import ConfigError, RunError
 from pyroae.papers.results import Claim, PaperResult, PaperRow
 from pyroae.registry import Registry
 from pyroae.runtime.files import guarded, words
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import duration
 from pyroae.studies.executors import Executor, Local
 
 
-@dataclass(frozen=True)
-class Work:
+@dataclass(frozen=True, repr=False)
+class Work(Shown):
     """One measurement of a paper: its scale, its folder and where its trainings run.
 
     Attributes:
@@ -98,8 +100,8 @@ def _read(file: Path, settings: Mapping[str, Any]) -> Any:
     return values
 
 
-@dataclass(frozen=True)
-class Scale:
+@dataclass(frozen=True, repr=False)
+class Scale(Shown):
     """How much of a paper is measured.
 
     Attributes:
@@ -113,25 +115,8 @@ class Scale:
     differs: str = ""
 
 
-def duration(seconds: float) -> str:
-    """Return a time as text.
-
-    Args:
-        seconds: The time.
-
-    Returns:
-        Seconds, minutes or hours, rounded.
-
-    >>> duration(50), duration(1800), duration(4.5e5)
-    ('50 s', '30 minutes', '125 hours')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.0f} hours"
-
-
-@dataclass(frozen=True)
-class Paper:
+@dataclass(frozen=True, repr=False)
+class Paper(Shown):
     """What a paper prints and claims, and how it is measured again.
 
     Attributes:
@@ -166,6 +151,13 @@ class Paper:
             for scale in ("short", "full")
         )
         return self.reference, self.title, ", ".join(self.datasets), short, full
+
+    def _overview(self) -> Overview:
+        rows = [("title", self.title), ("reference", self.reference), ("data", self.data)]
+        for name, scale in self.scales.items():
+            rows.append((f"scale {name}", f"{duration(scale.seconds)}: {scale.protocol}"))
+        head = [self.name, f"{len(self.rows)} rows", f"{len(self.claims)} claims"]
+        return Overview(head, rows)
 
     def unmeasured(self, scale: str) -> PaperResult:
         """Return the rows and claims without measurements.

@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from pyroae.errors import ConfigError
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import duration, number
 
 
-@dataclass(frozen=True)
-class PaperRow:
+@dataclass(frozen=True, repr=False)
+class PaperRow(Shown):
     """One number of a paper, and the same number measured here.
 
     Attributes:
@@ -42,6 +44,12 @@ class PaperRow:
     tolerance: float = math.nan
     not_comparable: str = ""
     derived: float = math.nan
+
+    def _overview(self) -> Overview:
+        printed = [f"printed {_found(self.printed)}"] if _found(self.printed) else []
+        measured = [f"measured {_ends(self)}"] if _ends(self) else []
+        where = f"{self.table}: {self.label}"
+        return Overview([where, self.quantity, *printed, *measured, self.verdict])
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -88,8 +96,8 @@ class PaperRow:
         return "agrees" if is_near or self.low <= self.expected <= self.high else "differs"
 
 
-@dataclass(frozen=True)
-class Claim:
+@dataclass(frozen=True, repr=False)
+class Claim(Shown):
     """A direction that a paper claims, and the difference measured here.
 
     Attributes:
@@ -110,6 +118,10 @@ class Claim:
     low: float = math.nan
     high: float = math.nan
     derived: float = math.nan
+
+    def _overview(self) -> Overview:
+        measured = [f"{_ends(self)} {self.quantity}"] if _ends(self) else []
+        return Overview([self.text, *measured, self.verdict])
 
     @property
     def key(self) -> str:
@@ -142,8 +154,8 @@ class Claim:
         return "contradicted" if self.high < 0 else "within noise"
 
 
-@dataclass(frozen=True)
-class PaperResult:
+@dataclass(frozen=True, repr=False)
+class PaperResult(Shown):
     """All rows and claims of one paper at one scale.
 
     Attributes:
@@ -159,6 +171,13 @@ class PaperResult:
     rows: tuple[PaperRow, ...]
     claims: tuple[Claim, ...]
     seconds: float
+
+    def _overview(self) -> Overview:
+        rows = [(r.label, r.quantity, _found(r.printed), _ends(r), r.verdict) for r in self.rows]
+        rows += [(c.text, c.quantity, "", _ends(c), c.verdict) for c in self.claims]
+        sizes = [f"{len(self.rows)} rows", f"{len(self.claims)} claims", duration(self.seconds)]
+        columns = ("row or claim", "quantity", "printed", "measured", "verdict")
+        return Overview([self.paper, self.scale, *sizes], rows, columns)
 
     @property
     def is_measured(self) -> bool:
@@ -190,3 +209,14 @@ class PaperResult:
         rows = tuple(r.measured(*values) if r.key == part.key else r for r in self.rows)
         claims = tuple(c.measured(*values) if c.key == part.key else c for c in self.claims)
         return replace(self, rows=rows, claims=claims, seconds=seconds)
+
+
+def _found(value: float) -> str:
+    return "" if math.isnan(value) else number(value)
+
+
+def _ends(part: PaperRow | Claim) -> str:
+    """What was measured, with its 95 % interval; nothing where it was not."""
+    if math.isnan(part.estimate):
+        return ""
+    return f"{number(part.estimate)} [{number(part.low)}, {number(part.high)}]"

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from pyroae.errors import ConfigError
 from pyroae.posteriors.base import POSTERIORS, Encoding, Posterior
 from pyroae.programs.sites import base_distribution
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import percent
 
 
 @POSTERIORS.register("soft-threshold")
@@ -135,8 +137,8 @@ def keep_largest(a: Tensor, k: int) -> Tensor:
     return torch.zeros_like(a).scatter(-1, kept, a.gather(-1, kept))
 
 
-@dataclass(frozen=True)
-class Sparsity:
+@dataclass(frozen=True, repr=False)
+class Sparsity(Shown):
     """How sparse the codes of N data are.
 
     Attributes:
@@ -146,6 +148,13 @@ class Sparsity:
 
     zeros: Tensor
     uses: Tensor
+
+    def _overview(self) -> Overview:
+        count, units = len(self.zeros), len(self.uses)
+        zeros = f"{percent(self.zeros.mean().item())} of codes are 0"
+        return Overview(
+            [f"N={count}", f"m={units}", zeros, f"live units {percent(self.live_share)}"]
+        )
 
     @property
     def live_share(self) -> float:

@@ -22,7 +22,7 @@ from torch.utils._pytree import (
 
 from pyroae.errors import ConfigError, DataError
 from pyroae.programs.sites import Program
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
 
 
 class Structure(Messenger):
@@ -237,8 +237,8 @@ def _check_keywords(model: Program, kwargs: Mapping[str, Any]) -> None:
             )
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, repr=False)
+class Arguments(Shown):
     """The arguments of a user's program for N data: tensors `[N, ...]` of any dtype.
 
     Batches are rows of all tensors. In batches the data are shuffled; one batch of all N keeps
@@ -261,7 +261,11 @@ class Arguments:
     name: str = "data"
     structure: Structure | None = None
 
-    __repr__ = short_repr()
+    def _overview(self) -> Overview:
+        shapes = [
+            f"{list(one.shape)} {str(one.dtype).removeprefix('torch.')}" for one in self.tensors
+        ]
+        return Overview([self.name, f"N={len(self)}", *shapes])
 
     def __post_init__(self) -> None:
         for other in (t for t in self.tensors if not isinstance(t, Tensor)):

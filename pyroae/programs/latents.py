@@ -18,7 +18,7 @@ from pyroae.programs.masks import in_support, mask_of, where_unmasked
 from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import Program, Site, base_distribution
 from pyroae.programs.traces import at_values, run
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class _Part:
         return math.prod(self.shape)
 
 
-@dataclass(frozen=True)
-class LogJoint:
+@dataclass(frozen=True, repr=False)
+class LogJoint(Shown):
     """Log-densities at u.
 
     Attributes:
@@ -48,8 +48,6 @@ class LogJoint:
 
     log_prior: Tensor
     log_lik: Tensor
-
-    __repr__ = short_repr()
 
     @property
     def total(self) -> Tensor:

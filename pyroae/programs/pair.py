@@ -15,6 +15,8 @@ from pyroae.programs.paired_traces import Traces
 from pyroae.programs.sites import Program, Site, plates_of, samples
 from pyroae.programs.traces import run
 from pyroae.runtime.randomness import fork_random
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import parameters_of, text_of
 
 NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
 """No keyword arguments."""
@@ -33,7 +35,7 @@ class System(Protocol):
     guide: Callable[..., Any]
 
 
-class Pair(nn.Module):
+class Pair(Shown, nn.Module):
     """A user's model and guide as a module for `fit`.
 
     The parameters are those that `pyro.infer.SVI` would train: those of the programs' modules and
@@ -82,6 +84,15 @@ class Pair(nn.Module):
             m if m is not None else nn.Identity() for m in modules
         )
         self.store = nn.Module()
+
+    def _overview(self) -> Overview:
+        rows = [
+            (name, text_of(one))
+            for name, one in zip(("model", "guide"), self._programs, strict=True)
+        ]
+        names = [name for name, _ in self.named_parameters()]
+        rows.append(("parameters", ", ".join(names) or "none yet: they are found in the first run"))
+        return Overview([f"{parameters_of(self):,} parameters"], rows)
 
     def model(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model.

@@ -13,7 +13,7 @@ from pyroae.errors import ConfigError, RunError
 from pyroae.evaluation.annealing.rate_distortion import RateDistortion
 from pyroae.runs.run import Run
 from pyroae.runtime.files import words
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 if TYPE_CHECKING:
     from xarray import Dataset, DataTree
@@ -26,8 +26,8 @@ NATS = ("rate", "distortion", "rate_se", "distortion_se", "log_z_se")
 """Variables in nats per datum that are fields of `RateDistortion`."""
 
 
-@dataclass(frozen=True)
-class EvaluatedCurve:
+@dataclass(frozen=True, repr=False)
+class EvaluatedCurve(Shown):
     """What the evaluation of a run says of rate and distortion.
 
     Attributes:
@@ -39,8 +39,6 @@ class EvaluatedCurve:
     curve: RateDistortion
     guide: tuple[float, float]
     data: str
-
-    __repr__ = short_repr()
 
 
 def to_group(curve: RateDistortion, labels: np.ndarray | None = None) -> "Dataset":

@@ -29,12 +29,13 @@ from pyroae.runs.parts import first_results
 from pyroae.runs.run import Run
 from pyroae.runs.snapshots import Snapshots
 from pyroae.runtime.randomness import fork_random
-from pyroae.runtime.short_repr import short_repr
-from pyroae.training.state import Epoch, State
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import text_of, with_error
+from pyroae.training.state import History, State, history_table
 
 
-@dataclass(frozen=True)
-class LoadedRun:
+@dataclass(frozen=True, repr=False)
+class LoadedRun(Shown):
     """A run directory, read.
 
     Attributes:
@@ -51,11 +52,24 @@ class LoadedRun:
     config: RunConfig
     system: nn.Module
     data: Splits
-    history: list[Epoch]
+    history: History
     results: dict[str, Result]
     snapshots: Snapshots
 
-    __repr__ = short_repr()
+    def _overview(self) -> Overview:
+        table = history_table(self.history)
+        trained = f"{', '.join(table.head)}, {self.config.estimator}"
+        nll = self.results.get("nll")
+        rows = [
+            ("system", text_of(self.system)),
+            ("data", text_of(self.data)),
+            ("training", trained),
+            ("last epoch", text_of(self.history[-1]) if self.history else "none"),
+            ("results", f"{len(self.results)} figures"),
+            ("snapshots", text_of(self.snapshots)),
+        ]
+        head = [f"NLL {with_error(nll.estimate, nll.se, 'nats')}"] if nll else []
+        return Overview([self.config.program or self.config.system, self.config.data, *head], rows)
 
 
 def load_run(path: str | Path, checkpoint: str | None = None) -> LoadedRun:

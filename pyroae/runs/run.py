@@ -15,7 +15,7 @@ from pyroae.autoencoder import Autoencoder
 from pyroae.config import ALL, WHERE, RunConfig, snapshot_epoch, snapshot_name
 from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, RunError
-from pyroae.evaluation.results import Result, united
+from pyroae.evaluation.results import Result, ResultList, united
 from pyroae.programs.controlled import without_controls
 from pyroae.runs.contents import (
     FILES,
@@ -26,6 +26,8 @@ from pyroae.runs.contents import (
     write_config,
 )
 from pyroae.runtime.files import guarded, read_tensors, words, write_tensors
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import shape_text
 from pyroae.training.snapshots import (
     WEIGHTS,
     read_snapshots,
@@ -33,13 +35,13 @@ from pyroae.training.snapshots import (
     snapshots_in,
     write_snapshots,
 )
-from pyroae.training.state import Epoch, State, write_csv
+from pyroae.training.state import History, State, write_csv
 
 EXTENDED = ("epochs", "snapshots")
 """Settings of a run that may change when it is resumed."""
 
 
-class Run:
+class Run(Shown):
     """The directory of a run. `Run.create` makes one, `Run(path)` opens one.
 
     Args:
@@ -57,6 +59,23 @@ class Run:
     Raises:
         RunError: If the directory is not that of a run, or its config.yaml cannot be used.
     """
+
+    def _overview(self) -> Overview:
+        config, results = self.config, self.results()
+        names = [name for name in ("last", "previous", "best") if self.checkpoint(name).is_file()]
+        names += [snapshot_name(epoch) for epoch in self.snapshots]
+        rows = [
+            ("system", config.program or config.system),
+            ("data", f"{config.data}, {shape_text(self.shape)}"),
+            ("objective", f"{config.estimator}, K = {config.num_particles}"),
+            (
+                "training",
+                f"{config.epochs} epochs, batches of {config.batch_size}, lr {config.lr:g}",
+            ),
+            ("checkpoints", ", ".join(names) or "none yet"),
+            ("results", f"{len(results)} figures: {', '.join(r.name for r in results)}"),
+        ]
+        return Overview([str(self.path)], rows)
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -284,7 +303,7 @@ class Run:
             return state.best_epoch
         return len(state.history) + (state.progressed.position > 0)
 
-    def history(self) -> list[Epoch]:
+    def history(self) -> History:
         """Read the metrics of the finished epochs from the last checkpoint.
 
         Returns:
@@ -293,7 +312,7 @@ class Run:
         Raises:
             RunError: If the checkpoint cannot be read.
         """
-        return self._state().history
+        return History(self._state().history)
 
     def write_results(self, results: Sequence[Result]) -> None:
         """Add results to results.json, a list of objects with the fields of `Result`.
@@ -309,7 +328,7 @@ class Run:
         text = results_text(united(self.results(), results))
         guarded(self.path / "results.json", lambda file: file.write_text(text))
 
-    def results(self) -> list[Result]:
+    def results(self) -> ResultList:
         """Read results.json.
 
         Returns:
@@ -321,9 +340,9 @@ class Run:
         """
         file = self.path / "results.json"
         if not file.is_file():
-            return []
+            return ResultList()
         try:
-            return results_from(file.read_text())
+            return ResultList(results_from(file.read_text()))
         except (ValueError, TypeError, AttributeError) as error:
             raise RunError(f"'{file}' cannot be read: {error}") from None
 

@@ -9,11 +9,12 @@ from torch import nn
 from pyroae.config import snapshot_name
 from pyroae.errors import RunError
 from pyroae.runs.run import Run
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import text_of
 
 
-@dataclass(frozen=True)
-class Snapshots:
+@dataclass(frozen=True, repr=False)
+class Snapshots(Shown):
     """The snapshots of a run, in the order of their epochs: iterate over (epoch, system).
 
     A system is read when its turn comes. Parameters that a program keeps in Pyro's global store
@@ -32,7 +33,8 @@ class Snapshots:
     epochs: tuple[int, ...]
     read: Callable[[int], nn.Module]
 
-    __repr__ = short_repr()
+    def _overview(self) -> Overview:
+        return Overview([f"{len(self)} epochs", text_of(self.epochs)])
 
     def __len__(self) -> int:
         return len(self.epochs)

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
+from pyroae.runtime.short_text import duration
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
@@ -17,30 +19,6 @@ FEW = 3
 
 RECENT = 30
 """The pace is that between the last so many of these moments."""
-
-
-def duration(seconds: float) -> str:
-    """Return a time as people write it.
-
-    Args:
-        seconds: The time.
-
-    Returns:
-        Seconds, minutes and seconds, hours and minutes, or days and hours.
-
-    >>> duration(12.4), duration(125), duration(5820), duration(442800)
-    ('12 s', '2 min 05 s', '1 h 37 min', '5 d 03 h')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    minutes = round(seconds / 60)
-    if minutes < 24 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    hours = round(seconds / 3600)
-    return f"{hours // 24} d {hours % 24:02d} h"
 
 
 class Pace:
@@ -178,7 +156,7 @@ class Progress:
 
     def _left(self, done: float) -> str:
         left = self._pace.left(done)
-        return "" if left is None or done >= self.total else f"{duration(left)} left"
+        return "" if left is None or done >= self.total else f"{duration(round(left))} left"
 
 
 def _bar(title: str, total: int) -> tuple["Bar", Any]:

@@ -21,7 +21,7 @@ from pyroae.runtime.processes import say
 from pyroae.studies.cells import CellStore
 from pyroae.studies.tuning import joined
 from pyroae.training.snapshots import read_snapshots, write_snapshots
-from pyroae.training.state import Epoch, State, write_csv
+from pyroae.training.state import Epoch, History, State, write_csv
 from pyroae.training.trainer import FitResult
 
 STATE = "state of a training"
@@ -153,7 +153,7 @@ class CellDirectory(CellStore):
         write_curve(place / "curve.csv", outcome.curve)
         write_outcome(place / OUTCOME, outcome)
 
-    def trained(self, cell: Cell) -> tuple[dict[str, Tensor], list[Epoch]]:
+    def trained(self, cell: Cell) -> tuple[dict[str, Tensor], History]:
         """Read the trained weights and the history of a finished cell.
 
         Args:
@@ -166,7 +166,7 @@ class CellDirectory(CellStore):
             RunError: if the cell is not finished, or its file cannot be read.
         """
         content = read_tensors(self.place(cell) / TRAINED, WEIGHTS)
-        return dict(content["weights"]), [Epoch(**row) for row in content["history"]]
+        return dict(content["weights"]), History(Epoch(**row) for row in content["history"])
 
     def _states(self, cell: Cell) -> CheckpointFile:
         return CheckpointFile.in_directory(self._checkpoints(cell), STATE)

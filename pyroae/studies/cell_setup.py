@@ -27,6 +27,7 @@ from pyroae.programs.arguments import Arguments
 from pyroae.programs.context import evaluating
 from pyroae.programs.pair import Pair, System, system_of
 from pyroae.runtime.randomness import fork_random
+from pyroae.runtime.short_repr import Shown
 from pyroae.studies.curves import placed
 from pyroae.studies.scoring import first_of, method_for
 from pyroae.training.fitting import data_for, train_and_valid
@@ -137,7 +138,8 @@ def described(choice: Any) -> str:
     >>> described(TraceELBO(8)) == described(TraceELBO(8)) != described(TraceELBO(2))
     True
     """
-    if type(choice).__repr__ is object.__repr__ and hasattr(choice, "__dict__"):
+    is_plain = type(choice).__repr__ in (object.__repr__, Shown.__repr__)
+    if is_plain and hasattr(choice, "__dict__"):
         values = ", ".join(f"{name}={value!r}" for name, value in vars(choice).items())
         text = f"{type(choice).__name__}({values})"
     else:

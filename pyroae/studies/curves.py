@@ -12,7 +12,7 @@ from pyroae.config import TrainConfig
 from pyroae.evaluation.blocks import Data
 from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.programs.pair import System, like_parameters
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
 from pyroae.training.state import State
 
 CURVE_POINTS = 40
@@ -27,8 +27,8 @@ CURVE_PARTICLES = 64
 """Importance samples per datum of a point, K."""
 
 
-@dataclass
-class Curve:
+@dataclass(repr=False)
+class Curve(Shown):
     """The learning curve of a training: −log p(x) of validation data, whatever its own bound.
 
     Attributes:
@@ -49,7 +49,9 @@ class Curve:
     evaluations: float
     points: list[Point] = field(default_factory=list)
 
-    __repr__ = short_repr()
+    def _overview(self) -> Overview:
+        last = [f"last NLL {self.points[-1].nll:.2f} nats per datum"] if self.points else []
+        return Overview([str(self.cell), f"{len(self.points)} points", *last])
 
     def after_epoch(self, state: State) -> None:
         """Add a point if the last one is far enough back, or at the last epoch.

@@ -1,7 +1,7 @@
 """Read a study: its comparison, and the trained system of every cell."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from pyroae.errors import ConfigError, RunError
 from pyroae.programs.controlled import without_controls
 from pyroae.programs.pair import Pair
 from pyroae.runs.loading import load_run
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import text_of
 from pyroae.studies.cell_files import CellDirectory, directory_name, outcome_in
 from pyroae.studies.cell_setup import new_system
 from pyroae.studies.report import write_study_report
@@ -23,11 +24,11 @@ from pyroae.studies.study_config import StudyConfig
 from pyroae.studies.study_files import PYTHON
 from pyroae.studies.trainings import Make, Variant
 from pyroae.studies.tuning import FOLDER, TUNING_SEED, Grid, joined, tuning_of
-from pyroae.training.state import Epoch
+from pyroae.training.state import History
 
 
-@dataclass(frozen=True)
-class TrainedCell:
+@dataclass(frozen=True, repr=False)
+class TrainedCell(Shown):
     """A training of a study, read.
 
     Attributes:
@@ -37,14 +38,16 @@ class TrainedCell:
     """
 
     system: nn.Module
-    history: list[Epoch]
+    history: History
     outcome: Outcome
 
-    __repr__ = short_repr()
+    def _overview(self) -> Overview:
+        rows = [("system", text_of(self.system)), ("training", text_of(self.history))]
+        return Overview(self.outcome.summary, rows)
 
 
-@dataclass(frozen=True)
-class LoadedStudy:
+@dataclass(frozen=True, repr=False)
+class LoadedStudy(Shown):
     """A study, read.
 
     Attributes:
@@ -58,7 +61,9 @@ class LoadedStudy:
     comparison: Comparison
     make: Mapping[str, Make]
 
-    __repr__ = short_repr()
+    def _overview(self) -> Overview:
+        table = self.comparison.overview
+        return replace(table, head=[str(self.path), *table.head])
 
     @property
     def cells(self) -> tuple[Cell, ...]:

@@ -27,7 +27,7 @@ from pyroae.programs.pair import flattened
 from pyroae.programs.sites import Program
 from pyroae.runtime.files import locked
 from pyroae.runtime.progress import Progress
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 from pyroae.studies.cell_files import CellDirectory, check_names
 from pyroae.studies.cell_setup import (
     Parts,
@@ -67,8 +67,8 @@ Make = Callable[[], nn.Module | tuple[Program, Program]]
 """Returns an untrained system."""
 
 
-@dataclass(frozen=True)
-class Variant:
+@dataclass(frozen=True, repr=False)
+class Variant(Shown):
     """A system, and the settings of its trainings, under one name in a comparison.
 
     Attributes:
@@ -87,8 +87,6 @@ class Variant:
 
     make: Make
     settings: Mapping[str, Any] = field(default_factory=dict)
-
-    __repr__ = short_repr()
 
     def __post_init__(self) -> None:
         check_settings(self.settings)

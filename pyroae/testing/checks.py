@@ -6,13 +6,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyroae.runtime.short_repr import Overview, Shown
+
 
 class ConformanceError(AssertionError):
-    """An objective fails checks; the message names each with its figures."""
+    """An objective fails checks; the message names each with its figures.
+
+    Args:
+        message: The message.
+        checks: The results of all checks.
+    """
+
+    def __init__(self, message: str, checks: "Checks | None" = None) -> None:
+        super().__init__(message)
+        self.checks = checks or Checks()
 
 
-@dataclass(frozen=True)
-class Check:
+@dataclass(frozen=True, repr=False)
+class Check(Shown):
     """The result of one check.
 
     Attributes:
@@ -27,6 +38,36 @@ class Check:
     name: str
     passed: bool
     detail: str
+
+    def _overview(self) -> Overview:
+        return Overview(["passed" if self.passed else "FAILED", self.name, self.detail])
+
+
+class Checks(Shown, list[Check]):
+    """The results of checks, in a table with a row for each assertion, failed ones first."""
+
+    def _overview(self) -> Overview:
+        failed = [check for check in self if not check.passed]
+        names = dict.fromkeys(check.name for check in (*failed, *self))
+        head = [f"{len(self)} checks", f"{len(failed)} failed" if failed else "all passed"]
+        return Overview(
+            head, [self._row(name) for name in names], ("", "passed", "check", "figures")
+        )
+
+    def _row(self, name: str) -> tuple[str, ...]:
+        """How many checks of one assertion passed, and the figures of the first that failed."""
+        checks = sorted((check for check in self if check.name == name), key=lambda c: c.passed)
+        passed = sum(check.passed for check in checks)
+        mark = "pass" if passed == len(checks) else "FAIL"
+        return mark, f"{passed} of {len(checks)}", name, checks[0].detail
+
+    def text(self) -> str:
+        """Return all checks as text.
+
+        Returns:
+            A line for each check: whether it passed, what it asserts, and its figures.
+        """
+        return "\n".join(f"{'pass' if c.passed else 'FAIL'}  {c.name}: {c.detail}" for c in self)
 
 
 def equal(name: str, actual: Tensor, expected: Tensor, of: str = "") -> Check:

@@ -7,7 +7,7 @@ import torch
 from pyroae.objectives.base import ObjectiveBase
 from pyroae.objectives.pair import Objective
 from pyroae.runtime.randomness import fork_random
-from pyroae.testing.checks import Check, ConformanceError
+from pyroae.testing.checks import Check, Checks, ConformanceError
 from pyroae.testing.discrete import BernoulliToy, CategoricalToy
 from pyroae.testing.enumerated_means import (
     enumerated_means,
@@ -28,7 +28,7 @@ def check_objective(
     unbiased: bool | None = None,
     seed: int = 0,
     kinds: Collection[str] | None = None,
-) -> list[Check]:
+) -> Checks:
     """Check an objective against every oracle that applies, in float64.
 
     The oracles use up to four toy programs, selected by `objective.kinds`: a linear-Gaussian one,
@@ -62,10 +62,11 @@ def check_objective(
         kinds: The kinds of latent sites of the toys; None for all that the objective takes.
 
     Returns:
-        The results of the oracles, all passed.
+        The results of the oracles, all passed, which print as a table.
 
     Raises:
-        ConformanceError: Oracles failed; the message names each of them.
+        ConformanceError: Oracles failed; the message names each of them, `checks` of the error has
+            all results.
 
     >>> from pyroae.objectives import IWAE, DoublyReparameterized
     >>> all(check.passed for check in check_objective(Objective(IWAE(4), DoublyReparameterized())))
@@ -77,12 +78,12 @@ def check_objective(
     torch.set_default_dtype(torch.float64)
     try:
         with fork_random(torch.device("cpu"), seed):
-            checks = list(_checks(objective, unbiased, toys_of(objective, kinds)))
+            checks = Checks(_checks(objective, unbiased, toys_of(objective, kinds)))
     finally:
         torch.set_default_dtype(before)
     failed = [f"{check.name}: {check.detail}" for check in checks if not check.passed]
     if failed:
-        raise ConformanceError("; ".join(failed))
+        raise ConformanceError("; ".join(failed), checks)
     return checks
 
 

@@ -7,6 +7,7 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from pyroae.errors import InterruptedRunError
+from pyroae.runtime.short_repr import Overview, Shown
 from pyroae.runtime.signals import SignalHandlers
 from pyroae.training.state import State
 
@@ -14,7 +15,7 @@ MINUTES = 5.0
 """Default time between two states that are saved within an epoch."""
 
 
-class Keeper:
+class Keeper(Shown):
     """A context that saves the states of a training; pass it to `fit` as `on_epoch`.
 
     On SIGINT and SIGTERM the current step ends, the state is saved, and InterruptedRunError gives
@@ -45,6 +46,10 @@ class Keeper:
         self.caught: int | None = None
         self._handlers = SignalHandlers(self._catch)
         self._saved = time.monotonic()
+
+    def _overview(self) -> Overview:
+        state = "no signal yet" if self.caught is None else signal.Signals(self.caught).name
+        return Overview([f"every {self.minutes:g} minutes", state], [("resume with", self.how)])
 
     def __enter__(self) -> Self:
         self._handlers.install()

@@ -23,6 +23,7 @@ from pyroae.objectives.apply import forget_controls, variant_of
 from pyroae.programs.pair import Pair, flattened, like, system_of
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.randomness import fork_random
+from pyroae.runtime.short_repr import Overview, Shown
 from pyroae.training.fitting import Data, fit, returned, train_and_valid, trained_module
 from pyroae.training.forward import Step
 from pyroae.training.minibatches import grouped
@@ -53,6 +54,18 @@ CONVOLUTIONS = (
 """Layers of which one member fills a CPU."""
 
 
+class FitResults(Shown, list[FitResult]):
+    """The results of trainings that differ in their seed, in a table."""
+
+    def _overview(self) -> Overview:
+        rows = [
+            (str(member), str(len(one.history)), one.history[-1].summary, f"{one.best_epoch}")
+            for member, one in enumerate(self)
+        ]
+        columns = ("member", "epochs", "last epoch", "best epoch")
+        return Overview([f"{len(rows)} trainings"], rows, columns)
+
+
 def fit_ensemble(
     systems: Sequence[nn.Module],
     data: Splits | Data,
@@ -63,7 +76,7 @@ def fit_ensemble(
     valid: Data | None = None,
     on_epoch: Callable[[int, State], None] | None = None,
     progress: bool = True,
-) -> list[FitResult]:
+) -> FitResults:
     """Train systems of one form in place, each from its own seed, in one batched graph.
 
         fit(system, data, objective, replace(config, seed=seed))  for each, with the same draws
@@ -113,10 +126,10 @@ def fit_ensemble(
     parts = [train_and_valid(module, data, valid) for module in modules]
     objectives = [deepcopy(objective) for _ in modules]
     if not is_worth_batching(modules[0], objective, config, len(parts[0][0]), len(modules)):
-        return [
+        return FitResults(
             _alone(i, modules[i], data, objectives[i], one, valid, on_epoch, progress)
             for i, one in enumerate(configs)
-        ]
+        )
     sizes = []
     for module, part, own, one in zip(modules, parts, objectives, configs, strict=True):
         forget_controls(own)
@@ -135,7 +148,7 @@ def fit_ensemble(
             trainers.append(Trainer(Step(module, own, size), one, fabric, train, held_out))
             streams.append(Stream(fabric.device))
         results = _Lockstep(trainers, streams).run(on_epoch, progress)
-    return [returned(*pair) for pair in zip(results, systems, strict=True)]
+    return FitResults(returned(*pair) for pair in zip(results, systems, strict=True))
 
 
 def is_worth_batching(
@@ -226,7 +239,7 @@ class _Lockstep:
         )
         self.seconds = self.compile_seconds = 0.0
 
-    def run(self, on_epoch: Callable[[int, State], None] | None, progress: bool) -> list[FitResult]:
+    def run(self, on_epoch: Callable[[int, State], None] | None, progress: bool) -> FitResults:
         step = 0
         states = self._each(
             lambda i: self.trainers[i].initial(None if on_epoch is None else partial(on_epoch, i))

@@ -10,11 +10,26 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import duration, text_of
+
+EPOCHS = 8
+"""The number of epochs that are shown of a training."""
 
 
-@dataclass(frozen=True)
-class Epoch:
+METRICS = {
+    "train_nelbo": "train −bound, nats",
+    "valid_nelbo": "valid −bound, nats",
+    "distortion": "distortion",
+    "rate": "rate",
+    "accuracy": "accuracy",
+    "seconds": "time, s",
+}
+"""The label of each metric in a table of epochs."""
+
+
+@dataclass(frozen=True, repr=False)
+class Epoch(Shown):
     """The metrics of one epoch, a row of metrics.csv.
 
     Attributes:
@@ -36,6 +51,44 @@ class Epoch:
     distortion: float = math.nan
     rate: float = math.nan
     accuracy: float = math.nan
+
+    def _overview(self) -> Overview:
+        return Overview([f"epoch {self.epoch}", f"step {self.step}", self.summary])
+
+    @property
+    def summary(self) -> str:
+        """The bounds of the training and the validation data, and the time."""
+        valid = "" if math.isnan(self.valid_nelbo) else f", valid {self.valid_nelbo:.2f}"
+        return f"−bound: train {self.train_nelbo:.2f}{valid} nats, {duration(self.seconds)}"
+
+
+class History(Shown, tuple[Epoch, ...]):
+    """The metrics of the epochs of a training, in a table of some of them."""
+
+    def _overview(self) -> Overview:
+        return history_table(self)
+
+
+def history_table(history: Sequence[Epoch]) -> Overview:
+    """Return epochs as rows, evenly spaced from the first to the last one.
+
+    Args:
+        history: The epochs.
+
+    Returns:
+        The table; columns without a value are left out.
+    """
+    last = len(history) - 1
+    index = sorted({round(i * last / (EPOCHS - 1)) for i in range(EPOCHS)}) if history else []
+    names = [
+        name for name in METRICS if any(not math.isnan(getattr(history[i], name)) for i in index)
+    ]
+    rows = [
+        (str(history[i].epoch), *(f"{getattr(history[i], name):.2f}" for name in names))
+        for i in index
+    ]
+    head = [f"{last + 1} epochs", f"{history[last].step} steps"] if history else ["no epochs"]
+    return Overview(head, rows, ("epoch", *(METRICS[name] for name in names)))
 
 
 @dataclass(frozen=True)
@@ -59,8 +112,8 @@ class Progressed:
     skipped: int = 0
 
 
-@dataclass
-class State:
+@dataclass(repr=False)
+class State(Shown):
     """The state of a training: one that is resumed from it takes the same steps.
 
     The order of the data is no part of it: it depends on the seed and the epoch alone.
@@ -86,7 +139,15 @@ class State:
     progressed: Progressed = field(default_factory=Progressed)
     snapshots: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
-    __repr__ = short_repr()
+    def _overview(self) -> Overview:
+        size = sum(weight.numel() for weight in self.weights.values())
+        rows = [
+            ("weights", f"{size:,} numbers in {len(self.weights)} tensors"),
+            ("history", text_of(History(self.history))),
+            ("best epoch", str(self.best_epoch or "none yet")),
+            ("snapshots", ", ".join(map(str, self.snapshots)) or "none"),
+        ]
+        return Overview([self.where()], rows)
 
     @property
     def is_finite(self) -> bool:

@@ -15,14 +15,15 @@ from pyroae.data.dataset import Dataset
 from pyroae.distributed.fabric import load_weights
 from pyroae.programs.arguments import Arguments
 from pyroae.runtime.progress import Progress
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import duration
 from pyroae.training.checkpointing import Keeper
 from pyroae.training.forward import Step
 from pyroae.training.minibatches import Minibatches
 from pyroae.training.nonfinite import NonFiniteHandler
 from pyroae.training.plan import Plan
 from pyroae.training.running_loss import Losses
-from pyroae.training.state import Epoch, Progressed, State, write_csv
+from pyroae.training.state import Epoch, History, Progressed, State, history_table, write_csv
 from pyroae.training.stepping import Stepper
 from pyroae.training.validation import Validator, warn_if_dead
 
@@ -33,8 +34,8 @@ AGREE_EVERY = 20
 """Steps after which several processes exchange what a clock or a signal asks for."""
 
 
-@dataclass(frozen=True)
-class FitResult:
+@dataclass(frozen=True, repr=False)
+class FitResult(Shown):
     """A trained system and the history of its training.
 
     Attributes:
@@ -49,14 +50,21 @@ class FitResult:
     """
 
     system: nn.Module
-    history: tuple[Epoch, ...]
+    history: History
     best_epoch: int
     stopped_early: bool
     compile_seconds: float = 0.0
     skipped: int = 0
     snapshots: Mapping[int, dict[str, Tensor]] = field(default_factory=dict)
 
-    __repr__ = short_repr()
+    def _overview(self) -> Overview:
+        table = history_table(self.history)
+        head = [type(self.system).__name__, *table.head, f"best epoch {self.best_epoch}"]
+        if self.stopped_early:
+            head.append("stopped early")
+        if self.skipped:
+            head.append(f"{self.skipped} steps skipped")
+        return replace(table, head=[*head, duration(self.seconds)])
 
     @property
     def seconds(self) -> float:
@@ -173,7 +181,7 @@ class Trainer:
             warn_if_dead(self.system, self.sample)
         return FitResult(
             self.system,
-            tuple(state.history),
+            History(state.history),
             state.best_epoch or len(state.history),
             stopped,
             self.stepper.compile_seconds,

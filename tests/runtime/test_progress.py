@@ -2,7 +2,8 @@
 
 import pytest
 
-from pyroae.runtime.progress import Pace, Progress, duration
+from pyroae.runtime.progress import Pace, Progress
+from pyroae.runtime.short_text import duration
 
 
 class Clock:
@@ -21,12 +22,12 @@ def clock() -> Clock:
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0.4, "0 s"),
+        (0.4, "0.4 s"),
         (59.4, "59 s"),
-        (59.6, "1 min 00 s"),
-        (3599.6, "1 h 00 min"),
+        (59.6, "1 min"),
+        (3599.6, "1 h"),
         (5820, "1 h 37 min"),
-        (86399, "1 d 00 h"),
+        (86399, "1 d"),
         (641000, "7 d 10 h"),
     ],
 )

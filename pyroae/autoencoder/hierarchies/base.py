@@ -14,7 +14,7 @@ from pyroae.errors import ConfigError
 from pyroae.nn import MLP, Linear, Map
 from pyroae.posteriors import Encoding, Posterior
 from pyroae.registry import Registry
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 HIERARCHIES: "Registry[Hierarchy]" = Registry("hierarchy")
 """The table of hierarchies by name."""
@@ -129,8 +129,8 @@ class Layer(nn.Module):
         return (loc[:-1] - loc[-1]).t(), loc[-1], (0.5 * log_variance[-1, 0]).exp()
 
 
-@dataclass(frozen=True)
-class FirstLayer:
+@dataclass(frozen=True, repr=False)
+class FirstLayer(Shown):
     """What the posterior of z_1 sees of an autoencoder with several layers.
 
     Attributes:
@@ -142,8 +142,6 @@ class FirstLayer:
     encoder: nn.Module
     learned_posterior: nn.Module
     zeros: Tensor
-
-    __repr__ = short_repr()
 
 
 class Layered(Encoding, Protocol):

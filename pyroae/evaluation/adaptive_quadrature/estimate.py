@@ -22,7 +22,8 @@ from pyroae.programs.sites import Program
 from pyroae.programs.traces import prior_of
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.randomness import fork_random
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import duration, number, percent, with_error
 
 DEPTH = 14.0
 """Nats by which the density on the faces of the box lies below its maximum, for a tolerance of 1.
@@ -35,8 +36,8 @@ BLOCK_POINTS = 64
 """Smallest number of points at which the data of one block are evaluated together."""
 
 
-@dataclass(frozen=True)
-class QuadratureEstimate:
+@dataclass(frozen=True, repr=False)
+class QuadratureEstimate(Shown):
     """log p(x) by quadrature.
 
     Attributes:
@@ -57,7 +58,19 @@ class QuadratureEstimate:
     num_points: Tensor
     seconds: float
 
-    __repr__ = short_repr("nll")
+    def _overview(self) -> Overview:
+        count, converged = len(self.log_px), int(self.converged.sum())
+        nll = with_error(self.nll, (self.log_px.std() / count**0.5).item() if count > 1 else None)
+        rows = [
+            ("NLL", f"{nll} nats per datum, ± as a sample of N data"),
+            ("quadrature", f"error at most {self.error.max().item():.2g} nats"),
+            ("converged", f"{converged} of {count} data"),
+            ("points", f"{number(self.num_points.double().mean().item(), 3)} per datum"),
+            ("time", duration(self.seconds)),
+        ]
+        return Overview(
+            [f"N={count}", f"NLL {nll} nats", f"{percent(converged, count)} converged"], rows
+        )
 
     @property
     def nll(self) -> float:

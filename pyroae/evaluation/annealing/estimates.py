@@ -13,14 +13,23 @@ from pyroae.evaluation.annealing.hmc import segments
 from pyroae.evaluation.annealing.rate_distortion import RateDistortion, curve_of
 from pyroae.evaluation.annealing.results import BlockResult
 from pyroae.evaluation.importance.likelihood import PerDatumEstimate
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import duration, number, percent, text_of, with_error
 
 LEAST_ACCEPTANCE = 0.05
 """Smallest mean Pr(accept) of a datum that is reliable."""
 
 
-@dataclass(frozen=True)
-class AISEstimate(PerDatumEstimate):
+class SiteValues(Shown, dict[str, Tensor]):
+    """Values of sites by name, of which the shapes are shown."""
+
+    def _overview(self) -> Overview:
+        rows = [(name, text_of(values)) for name, values in self.items()]
+        return Overview([f"{len(rows)} sites"], rows)
+
+
+@dataclass(frozen=True, repr=False)
+class AISEstimate(Shown, PerDatumEstimate):
     """Log-likelihoods by annealed importance sampling, float64, in nats.
 
     Attributes:
@@ -51,10 +60,33 @@ class AISEstimate(PerDatumEstimate):
     settings: AISSettings
     seconds: float
     rate_distortion: RateDistortion | None = None
-    posterior: dict[str, Tensor] = field(default_factory=dict)
+    posterior: dict[str, Tensor] = field(default_factory=SiteValues)
     posterior_acceptance: Tensor | None = None
 
-    __repr__ = short_repr("nll", "monte_carlo_se")
+    def _overview(self) -> Overview:
+        count, bad = len(self.log_px), len(self.unreliable)
+        nll, chains = with_error(self.nll, self.nll_se, "nats"), len(self.log_weights)
+        ess = number(self.ess.nanmedian().item(), 3)
+        rows = [
+            ("NLL", f"{nll} per datum, ± as a sample of N data"),
+            ("Monte Carlo", f"error {self.monte_carlo_se:.2g} nats"),
+            ("unreliable", f"{bad} of {count} data"),
+            ("ESS", f"median {ess} of {chains} chains"),
+            ("acceptance", f"mean {self.acceptance_rate:.2f}"),
+        ]
+        if self.rate_distortion is not None:
+            rows.append(("R–D curve", f"{len(self.rate_distortion.betas)} temperatures"))
+        if self.posterior:
+            rows.append(("posterior", text_of(dict(self.posterior))))
+        path = f"{self.settings.num_distributions} distributions"
+        head = [
+            f"N={count}",
+            f"C={chains}",
+            path,
+            f"NLL {nll}",
+            f"unreliable {percent(bad, count)}",
+        ]
+        return Overview(head, [*rows, ("time", duration(self.seconds))])
 
     @property
     def interval(self) -> Tensor:
@@ -106,8 +138,8 @@ class AISEstimate(PerDatumEstimate):
         return self.acceptance.mean(1)
 
 
-@dataclass(frozen=True)
-class BDMC:
+@dataclass(frozen=True, repr=False)
+class BDMC(Shown):
     """log p(x̃) of simulated data from below and from above, float64, in nats.
 
     Attributes:
@@ -131,7 +163,17 @@ class BDMC:
     z: dict[str, Tensor]
     seconds: float
 
-    __repr__ = short_repr("mean_gap")
+    def _overview(self) -> Overview:
+        count, gap = len(self.gap), with_error(self.mean_gap, self.mean_gap_se, "nats")
+        chains = len(self.reverse_log_weights)
+        rows = [
+            ("upper bound", f"mean {number(self.upper.mean().item(), 5)} nats"),
+            ("lower bound", f"mean {number(self.lower.mean().item(), 5)} nats"),
+            ("gap", f"mean {gap}, largest {number(self.gap.max().item(), 3)} nats"),
+            ("unreliable", f"{len(self.forward.unreliable)} of {count} data"),
+            ("time", duration(self.seconds)),
+        ]
+        return Overview([f"N={count} simulated data", f"C={chains}", f"gap {gap}"], rows)
 
     @property
     def lower(self) -> Tensor:
@@ -199,7 +241,7 @@ def ais_estimate(result: BlockResult, settings: AISSettings, seconds: float) -> 
         settings,
         seconds,
         None if result.curve is None else curve_of(result.curve, settings),
-        result.posterior,
+        SiteValues(result.posterior),
         None if accept is None else accept[0] / settings.posterior_moves,
     )
 
@@ -222,7 +264,9 @@ def bdmc_estimate(result: BlockResult, settings: AISSettings, seconds: float) ->
     negative, se = _log_mean_exp(result.reverse)
     _check_finite(-negative)
     forward = ais_estimate(result, settings, seconds)
-    return BDMC(forward, -negative, se, result.reverse, result.x, result.z, seconds)
+    return BDMC(
+        forward, -negative, se, result.reverse, *map(SiteValues, (result.x, result.z)), seconds
+    )
 
 
 def _log_mean_exp(log_weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from pyroae.config import AISSettings
 from pyroae.evaluation.annealing.chain_summaries import COLUMNS, LEAST_ESS, summarized_steps
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
 
 
-@dataclass(frozen=True)
-class RateDistortion:
+@dataclass(frozen=True, repr=False)
+class RateDistortion(Shown):
     """Rate and distortion along π_β ∝ p(z) p(x|z)^β for each datum, float64, in nats.
 
         D_β = −E_{π_β} log p(x|z),   R_β = KL(π_β ‖ p(z)) = −β D_β − log Z_β
@@ -60,7 +60,14 @@ class RateDistortion:
     distortion_interval: Tensor
     ess: Tensor
 
-    __repr__ = short_repr()
+    def _overview(self) -> Overview:
+        temperatures, count = self.rate.shape
+        rates, distortions = self.mean_rate, self.mean_distortion
+        shown = sorted({round(i * (temperatures - 1) / 5) for i in range(6)})
+        rows = [(f"{self.betas[i]:.3f}", f"{rates[i]:.2f}", f"{distortions[i]:.2f}") for i in shown]
+        nll = f"R + D at β = 1: {(rates[-1] + distortions[-1]).item():.2f} nats"
+        head = [f"N={count}", f"{temperatures} temperatures", nll]
+        return Overview(head, rows, ("β", "rate R, nats", "distortion D, nats"), temperatures)
 
     @property
     def mean_rate(self) -> Tensor:

@@ -19,7 +19,7 @@ from pyroae.evaluation.calibration.uniformity import (
     uniformity_test,
 )
 from pyroae.evaluation.importance.streams import LEAST_ESS
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
 
 CALIBRATED = "calibrated within noise"
 """The verdict where no test rejects."""
@@ -33,8 +33,8 @@ PROBABILITIES = (0.5, 0.8, 0.95)
 """The probabilities of the central intervals whose coverage is reported."""
 
 
-@dataclass(frozen=True)
-class Interval:
+@dataclass(frozen=True, repr=False)
+class Interval(Shown):
     """An estimate with its 95 % interval.
 
     Attributes:
@@ -48,8 +48,8 @@ class Interval:
     high: float
 
 
-@dataclass(frozen=True)
-class Tests:
+@dataclass(frozen=True, repr=False)
+class Tests(Shown):
     """p-values of the three tests of one quantity, single or adjusted for all.
 
     Attributes:
@@ -63,8 +63,8 @@ class Tests:
     uniformity: float
 
 
-@dataclass(frozen=True)
-class Quantity:
+@dataclass(frozen=True, repr=False)
+class Quantity(Shown):
     """The calibration of one scalar latent, or of a log-density.
 
     Attributes:
@@ -88,7 +88,9 @@ class Quantity:
     adjusted: Tests
     verdict: str
 
-    __repr__ = short_repr()
+    def _overview(self) -> Overview:
+        shift, spread = (f"{one.value:.2f}" for one in (self.shift, self.spread))
+        return Overview([self.name, f"shift {shift}", f"spread {spread}", self.verdict])
 
     @property
     def is_density(self) -> bool:
@@ -96,8 +98,8 @@ class Quantity:
         return self.name in DENSITIES
 
 
-@dataclass(frozen=True)
-class Calibration:
+@dataclass(frozen=True, repr=False)
+class Calibration(Shown):
     """How well draws of q(z|x) are calibrated on data simulated by the model.
 
     Attributes:
@@ -114,7 +116,13 @@ class Calibration:
     settings: CalibrationSettings
     seconds: float
 
-    __repr__ = short_repr("verdict")
+    def _overview(self) -> Overview:
+        rows = [
+            (one.name, _ends(one.shift), _ends(one.spread), _ends(one.coverage[-1]), one.verdict)
+            for one in self.quantities
+        ]
+        columns = ("latent", "shift (0)", "spread (1)", "coverage of 95 %", "verdict")
+        return Overview([self.verdict], rows, columns)
 
     @property
     def is_calibrated(self) -> bool:
@@ -211,3 +219,7 @@ def _verdict(name: str, shift: float, spread: float, adjusted: Tests, level: flo
     if not found and adjusted.uniformity < level:
         found.append("of another shape")
     return " and ".join(found) or CALIBRATED
+
+
+def _ends(interval: Interval) -> str:
+    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"

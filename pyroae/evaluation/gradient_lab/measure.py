@@ -33,6 +33,8 @@ from pyroae.programs.arguments import structure_of
 from pyroae.programs.sites import Program
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.randomness import fork_random, start_random
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import duration, number
 
 __all__ = [
     "BATCHES",
@@ -51,8 +53,46 @@ SEEDS = 1_000_003
 """The distance between the seeds of the replicates of two measurements."""
 
 
-Results = dict[str, dict[str, GradientStatistics]]
-"""Gradient statistics by objective and group."""
+COLUMNS = ("objective", "group", "SNR", "95 % interval", "bias, nats", "noise", "time")
+"""Columns of a table of gradient statistics."""
+
+
+class OfGroups(Shown, dict[str, GradientStatistics]):
+    """Gradient statistics of one objective, by group."""
+
+    def _overview(self) -> Overview:
+        rows = [(group, *_cells(one)) for group, one in self.items()]
+        return Overview([f"{len(rows)} groups"], rows, COLUMNS[1:])
+
+
+class Results(Shown, dict[str, OfGroups]):
+    """Gradient statistics by objective and group."""
+
+    def _overview(self) -> Overview:
+        rows = [
+            (name, group, *_cells(one)) for name, of in self.items() for group, one in of.items()
+        ]
+        return Overview([f"{len(self)} objectives"], rows, COLUMNS)
+
+
+class Curves(Shown, dict[str, dict[str, SNRCurve]]):
+    """Curves of the SNR against K, by objective and group."""
+
+    def _overview(self) -> Overview:
+        rows = [
+            (name, group, f"{one.slope.slope:.2f}", f"{one.slope.low:.2f} to {one.slope.high:.2f}")
+            for name, of in self.items()
+            for group, one in of.items()
+        ]
+        columns = ("objective", "group", "slope of log SNR in log K", "95 % interval")
+        return Overview([f"{len(self)} objectives"], rows, columns)
+
+
+def _cells(one: GradientStatistics) -> tuple[str, ...]:
+    """The figures of an objective and a group in a table."""
+    low, high = one.snr_interval
+    bias = (number(one.bias, 3), number(one.bias_se, 2))
+    return (number(one.snr, 3), f"{low:.3g} to {high:.3g}", *bias, duration(one.seconds))
 
 
 def measure_gradients(
@@ -69,7 +109,7 @@ def measure_gradients(
     control_steps: int = 0,
     progress: bool = False,
     **kwargs: Any,
-) -> dict[str, dict[str, GradientStatistics]]:
+) -> Results:
     """Measure the distribution of each objective's gradient over draws of z.
 
     Parameters and data are fixed. Gradients are those of model and guide, not of what an objective
@@ -163,7 +203,7 @@ def measure_slopes(
     control_steps: int = 0,
     progress: bool = False,
     **kwargs: Any,
-) -> dict[str, dict[str, SNRCurve]]:
+) -> Curves:
     """Measure the SNR against K, the number of particles, and its log-log slope.
 
         SNR(K) ∝ K^slope;   IWAE: +1/2 for θ, −1/2 for φ;   DReG: +1/2 for φ
@@ -235,7 +275,7 @@ def measure_slopes(
             results[k] = laboratory.measure(
                 at_k[k], replicates, seed, reference if reference in at_k[k] else None, counter
             )
-    curves: dict[str, dict[str, SNRCurve]] = {}
+    curves = Curves()
     for name in make:
         defined = [k for k in ks if name in at_k[k]]
         curves[name] = {
@@ -347,8 +387,9 @@ class _Laboratory:
                 )
             of_reference = stream if name == reference else of_reference
             evaluations = round(objectives[name].evaluations * len(self.args[0]))
-            results[name] = stream.statistics(of_reference, seed, seconds, evaluations)
-        return {name: results[name] for name in objectives}
+            statistics = stream.statistics(of_reference, seed, seconds, evaluations)
+            results[name] = OfGroups(statistics)
+        return Results((name, results[name]) for name in objectives)
 
     def _train_controls(self, objective: ObjectiveBase, seed: int) -> None:
         """Train what an objective learns, with draws of a seed that no replicate has."""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pyroae.errors import ConfigError
 from pyroae.evaluation.gradient_lab.statistics import GradientStatistics, basic_interval
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import number
 
 
 class Slope(NamedTuple):
@@ -27,8 +28,8 @@ class Slope(NamedTuple):
     high: float
 
 
-@dataclass(frozen=True)
-class SNRCurve:
+@dataclass(frozen=True, repr=False)
+class SNRCurve(Shown):
     """The gradient statistics of one estimator and group at each K, and the slope of the SNR.
 
     Attributes:
@@ -41,7 +42,14 @@ class SNRCurve:
     statistics: tuple[GradientStatistics, ...]
     slope: Slope
 
-    __repr__ = short_repr("snr")
+    def _overview(self) -> Overview:
+        slope, low, high = self.slope
+        rows = [
+            (f"{k}", number(snr, 3), f"{ends[0]:.3g} to {ends[1]:.3g}")
+            for k, snr, ends in zip(self.ks, self.snr, self.intervals, strict=True)
+        ]
+        head = [f"log-log slope {slope:.2f}", f"95 % interval {low:.2f} to {high:.2f}"]
+        return Overview(head, rows, ("K", "SNR", "95 % interval"))
 
     @property
     def snr(self) -> list[float]:

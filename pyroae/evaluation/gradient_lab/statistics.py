@@ -8,7 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import duration, number, with_error
 
 BATCHES = 20
 """The number of batches of replicates, from which intervals are computed."""
@@ -81,8 +82,8 @@ class Bias:
         return value / self.reference_norm if self.reference_norm > 0 else math.nan
 
 
-@dataclass(frozen=True)
-class GradientStatistics:
+@dataclass(frozen=True, repr=False)
+class GradientStatistics(Shown):
     """The distribution of one estimator's gradient in one group of P parameters.
 
     Gradients are those of the bound for ascent, in nats per datum.
@@ -114,7 +115,16 @@ class GradientStatistics:
     seconds: float
     evaluations: int
 
-    __repr__ = short_repr("snr", "snr_interval", "bias")
+    def _overview(self) -> Overview:
+        low, high = self.snr_interval
+        rows = [
+            ("SNR", f"{number(self.snr, 3)}, 95 % interval {low:.3g} to {high:.3g}"),
+            ("directional SNR", with_error(self.directional_snr, self.directional_snr_se)),
+            ("bias", f"{number(self.bias, 3)} nats per datum; noise alone {self.bias_se:.2g}"),
+            ("cost", f"{duration(self.seconds)}, {number(self.evaluations)} decoder evaluations"),
+        ]
+        head = [f"P={len(self.mean)}", f"R={self.replicates}", f"SNR {number(self.snr, 3)}"]
+        return Overview(head, rows)
 
     @property
     def snr(self) -> float:

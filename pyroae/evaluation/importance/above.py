@@ -17,7 +17,8 @@ from pyroae.evaluation.importance.streams import (
     is_reliable,
     skewed_interval,
 )
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import with_error
 
 MOST_SHARE = 0.5
 """The largest share of flagged data with which a mean over the data is reported."""
@@ -27,8 +28,8 @@ NEGLIGIBLE = -1000.0
 """The log-weight, relative to the largest one, from which on a weight is 0 in double precision."""
 
 
-@dataclass(frozen=True)
-class UpperBound:
+@dataclass(frozen=True, repr=False)
+class UpperBound(Shown):
     """Estimates of an upper bound on log p(x) of N data, float64.
 
     Attributes:
@@ -46,7 +47,16 @@ class UpperBound:
     bias: Tensor
     flagged: Tensor
 
-    __repr__ = short_repr("mean", "monte_carlo_se", "num_flagged")
+    def _overview(self) -> Overview:
+        return Overview([f"N={len(self.values)}", self.summary])
+
+    @property
+    def summary(self) -> str:
+        """The mean with its error and the number of flags, in words."""
+        flags = f"{self.num_flagged} of {len(self.flagged)} flagged"
+        if not self.is_reported:
+            return f"no mean, {flags}"
+        return f"mean {with_error(self.mean, self.mean_se, 'nats')}, {flags}"
 
     @property
     def num_flagged(self) -> int:

@@ -29,7 +29,8 @@ from pyroae.programs.traces import run
 from pyroae.runtime.memory import ChunkSize, once
 from pyroae.runtime.processes import WHOLE, Share
 from pyroae.runtime.randomness import fork_random
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import duration, number, percent, with_error
 
 TOO_MANY = 0.1
 """The fraction of unreliable data above which all data are sampled again."""
@@ -75,8 +76,8 @@ class PerDatumEstimate:
         return (self.se.square().sum().sqrt() / len(self.se)).item()
 
 
-@dataclass(frozen=True)
-class LikelihoodEstimate(PerDatumEstimate):
+@dataclass(frozen=True, repr=False)
+class LikelihoodEstimate(Shown, PerDatumEstimate):
     """Importance-sampled log-likelihoods of N data, float64.
 
     Attributes:
@@ -112,7 +113,28 @@ class LikelihoodEstimate(PerDatumEstimate):
     eubo: UpperBound
     cubo: UpperBound
 
-    __repr__ = short_repr("nll", "monte_carlo_se", "num_particles")
+    def _overview(self) -> Overview:
+        count, bad = len(self.log_px), len(self.unreliable)
+        nll, limits = with_error(self.nll, self.nll_se, "nats"), (self.ess, self.smoothed.khat)
+        ess, khat = (number(one.nanmedian().item(), 3) for one in limits)
+        above = [(name, one) for name, one in (("EUBO", self.eubo), ("CUBO", self.cubo))]
+        return Overview(
+            [
+                f"N={count}",
+                f"K={self.num_particles}",
+                f"NLL {nll}",
+                f"unreliable {percent(bad, count)}",
+            ],
+            [
+                ("NLL", f"{nll} per datum, ± as a sample of N data"),
+                ("Monte Carlo", f"error {self.monte_carlo_se:.2g} nats, bias {self.bias:.2g} nats"),
+                ("unreliable", f"{bad} of {count} data"),
+                ("k̂", f"median {khat}, limit {number(self.khat_limit.min().item(), 2)}"),
+                ("ESS", f"median {ess} of {self.num_particles}"),
+                *((name, f"{one.summary}, upper bound of log p(x)") for name, one in above),
+                ("time", duration(self.seconds)),
+            ],
+        )
 
     @property
     def num_particles(self) -> int:

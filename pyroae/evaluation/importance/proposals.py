@@ -21,6 +21,7 @@ from pyroae.evaluation.local import fit_local
 from pyroae.programs.latents import Latents
 from pyroae.programs.sites import Program, base_distribution
 from pyroae.programs.traces import log_post_of, prior_of, run
+from pyroae.runtime.short_repr import Shown
 from pyroae.weights import reduce_log_weights
 
 Draw = Callable[[int], Tensor]
@@ -77,8 +78,8 @@ class Proposal(ABC):
         return False
 
 
-@dataclass(frozen=True)
-class Mixture(Proposal):
+@dataclass(frozen=True, repr=False)
+class Mixture(Shown, Proposal):
     """A mixture of Pyro programs over the same latent sites, as a proposal.
 
         log w = log p(x, z) − log Σ_i a_i q_i(z|x)
@@ -173,8 +174,8 @@ def _none_negative(counts: list[int]) -> list[int]:
     return counts
 
 
-@dataclass(frozen=True)
-class Local(Proposal):
+@dataclass(frozen=True, repr=False)
+class Local(Shown, Proposal):
     """A Gaussian fitted to the posterior of each datum, as a proposal.
 
         q*(u|x_n) = argmax_q E_q[log p(x_n, u) − log q(u)],   u unconstrained, q Gaussian

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pyroae.evaluation.importance.psis import smooth_tail
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import number, with_error
 
 LEAST_FOR_PSIS = 25
 """The smallest K with a tail of five weights, enough to fit a generalized Pareto distribution."""
@@ -30,8 +31,8 @@ Z = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution, for 95 % intervals."""
 
 
-@dataclass(frozen=True)
-class Smoothed:
+@dataclass(frozen=True, repr=False)
+class Smoothed(Shown):
     """Per-datum estimates by Pareto-smoothed importance sampling (PSIS).
 
     The largest weights are replaced by quantiles of a fitted generalized Pareto distribution. All
@@ -51,11 +52,14 @@ class Smoothed:
     interval: Tensor
     khat: Tensor
 
-    __repr__ = short_repr()
+    def _overview(self) -> Overview:
+        khat = number(self.khat.nanmedian().item(), 3)
+        mean = number(self.log_px.nanmean().item())
+        return Overview([f"N={len(self.khat)}", f"mean log p(x) {mean} nats", f"median k̂ {khat}"])
 
 
-@dataclass(frozen=True)
-class BoundCurve:
+@dataclass(frozen=True, repr=False)
+class BoundCurve(Shown):
     """The mean bound for each of several K, from one set of draws.
 
         bound(K) = (1/N) Σ_n E log (1/K) Σ_k w_nk
@@ -70,7 +74,11 @@ class BoundCurve:
     bound: Tensor
     se: Tensor
 
-    __repr__ = short_repr()
+    def _overview(self) -> Overview:
+        points = list(zip(self.ks.tolist(), self.bound.tolist(), self.se.tolist(), strict=True))
+        rows = [(f"{k}", with_error(bound, se)) for k, bound, se in points]
+        head = [f"{len(rows)} numbers of particles"]
+        return Overview(head, rows, ("K", "bound ± Monte-Carlo error, nats per datum"))
 
 
 def tail_length(num_particles: int) -> int:

@@ -10,7 +10,11 @@ from torch import Tensor
 
 from pyroae.evaluation.importance.streams import Z
 from pyroae.evaluation.local import Family
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Overview, Shown
+from pyroae.runtime.short_text import percent, with_error
+
+COLUMNS = ("nats per datum", "mean", "± sample", "± Monte Carlo")
+"""Columns of a table of quantities: their mean and its two standard errors."""
 
 
 class KnownLikelihood(Protocol):
@@ -21,8 +25,8 @@ class KnownLikelihood(Protocol):
         """The log-likelihood log p(x) of each datum, `[N]`, in nats."""
 
 
-@dataclass(frozen=True)
-class PerDatum:
+@dataclass(frozen=True, repr=False)
+class PerDatum(Shown):
     """A quantity of each of N data, in nats, with its Monte Carlo error.
 
     Attributes:
@@ -33,7 +37,9 @@ class PerDatum:
     values: Tensor
     se: Tensor
 
-    __repr__ = short_repr("mean", "sample_se")
+    def _overview(self) -> Overview:
+        mean = with_error(self.mean, self.sample_se, "nats per datum")
+        return Overview([f"N={len(self.values)}", mean, f"Monte Carlo {self.monte_carlo_se:.2g}"])
 
     @property
     def mean(self) -> float:
@@ -101,8 +107,8 @@ class PerDatum:
         return PerDatum(self.values - other.values, se)
 
 
-@dataclass(frozen=True)
-class FamilyGaps:
+@dataclass(frozen=True, repr=False)
+class FamilyGaps(Shown):
     """The gaps of a family: q* is its Gaussian with the largest ELBO for each datum.
 
     Attributes:
@@ -118,7 +124,10 @@ class FamilyGaps:
     amortization: PerDatum
     gain: PerDatum
 
-    __repr__ = short_repr()
+    def _overview(self) -> Overview:
+        named = ("elbo", "approximation", "amortization", "gain")
+        rows = [(name, *_row(getattr(self, name))) for name in named]
+        return Overview([f"N={len(self.elbo.values)}"], rows, COLUMNS)
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
@@ -134,8 +143,8 @@ class FamilyGaps:
         return cls(*(PerDatum.joined(column) for column in columns))
 
 
-@dataclass(frozen=True)
-class Gaps:
+@dataclass(frozen=True, repr=False)
+class Gaps(Shown):
     """The quantities from the ELBO to log p(x) of N data, in nats.
 
     Attributes:
@@ -159,7 +168,12 @@ class Gaps:
     seconds: float
     unreliable: Tensor
 
-    __repr__ = short_repr()
+    def _overview(self) -> Overview:
+        rows = [(name, *_row(quantity)) for name, quantity in self.rows()]
+        count, bad = len(self.elbo.values), len(self.unreliable)
+        gap = f"inference gap {with_error(self.inference.mean, self.inference.sample_se, 'nats')}"
+        head = [f"N={count}", gap, f"unreliable {percent(bad, count)}"]
+        return Overview(head, rows, COLUMNS)
 
     def rows(self) -> list[tuple[str, PerDatum]]:
         """List every quantity with a label.
@@ -175,3 +189,9 @@ class Gaps:
                 (f"approximation gap, {name}", family.approximation),
             ]
         return [*rows, ("inference gap", self.inference), ("log p(x)", self.log_px)]
+
+
+def _row(quantity: PerDatum) -> tuple[str, str, str]:
+    """The cells of a quantity behind its label."""
+    errors = (f"{quantity.sample_se:.2g}", f"{quantity.monte_carlo_se:.2g}")
+    return (f"{quantity.mean:.3f}", *errors)
