@@ -44,13 +44,14 @@ def read_npz(path: Path) -> Source:
         path: The file.
 
     Returns:
-        The values `[N, ...]`, the labels `[N]`, and the test set if the archive has one.
+        The values `[N, ...]`, the labels `[N]`, and the validation and test data if the archive has
+        them.
 
     Raises:
-        DataError: If there are no data, the names are ambiguous, or there are validation data.
+        DataError: If there are no data, or the names are ambiguous.
     """
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        names = _names_in(path, list(arrays), lambda name: arrays[name].ndim)
+        names = names_in(f"'{path}'", list(arrays), lambda name: arrays[name].ndim)
         labels = {
             part: labels_of(arrays[name])
             for (part, kind), name in names.items()
@@ -58,22 +59,37 @@ def read_npz(path: Path) -> Source:
         }
         values = {part: arrays[name] for (part, kind), name in names.items() if kind == "data"}
     sources = {part: Source(path.stem, array, labels.get(part)) for part, array in values.items()}
-    return replace(sources["train"], test=sources.get("test"))
+    return replace(sources["train"], test=sources.get("test"), valid=sources.get("valid"))
 
 
-def _names_in(
-    path: Path, names: list[str], dims: Callable[[str], int]
+def names_in(
+    title: str, names: list[str], dims: Callable[[str], int]
 ) -> dict[tuple[str, str], str]:
-    """The name of the array of each part (train, test) and kind (data, labels).
+    """Find the array of each part (train, valid, test) and kind (data, labels) by its name.
 
     If no array is named as data, the only one of several dimensions is the data.
+
+    Args:
+        title: The name of the archive in error messages.
+        names: The names of all arrays.
+        dims: The number of dimensions of an array, by its name.
+
+    Returns:
+        The names of the arrays by part and kind; other arrays are left out.
+
+    Raises:
+        DataError: If there are no training data, a part has labels and no data, or the names are
+            ambiguous.
+
+    >>> names_in("a.npz", ["x_train", "y_train", "note"], lambda name: 2)
+    {('train', 'data'): 'x_train', ('train', 'labels'): 'y_train'}
     """
     roles: dict[tuple[str, str], str] = {}
     for name in names:
-        role = _role(name)
+        role = role_of(name)
         if role in roles:
             raise DataError(
-                f"'{path}' holds two arrays of {role[1]}, '{roles[role]}' and '{name}': "
+                f"{title} holds two arrays of {role[1]}, '{roles[role]}' and '{name}': "
                 "remove one, or rename it"
             )
         if role is not None:
@@ -82,36 +98,38 @@ def _names_in(
         tables = [name for name in names if name not in roles.values() and dims(name) > 1]
         if len(tables) > 1:
             raise DataError(
-                f"'{path}' holds several tables, {', '.join(tables)}: "
-                "name the one with the data 'x'"
+                f"{title} holds several tables, {', '.join(tables)}: name the one with the data 'x'"
             )
         if tables:
             roles["train", "data"] = tables[0]
-    _check_parts(path, names, roles)
+    _check_parts(title, names, roles)
     return roles
 
 
-def _check_parts(path: Path, names: list[str], roles: dict[tuple[str, str], str]) -> None:
-    """Refuse validation data, labels without data, and an archive without data."""
+def _check_parts(title: str, names: list[str], roles: dict[tuple[str, str], str]) -> None:
+    """Refuse labels without data, and an archive without training data."""
     for (part, _), name in roles.items():
-        if part == "valid":
-            raise DataError(
-                f"'{path}' holds validation data, '{name}': "
-                "give them to fit by valid=, or remove them"
-            )
-        if part == "test" and (part, "data") not in roles:
-            raise DataError(f"'{path}' holds '{name}', but no test data")
+        if part != "train" and (part, "data") not in roles:
+            word = "validation" if part == "valid" else part
+            raise DataError(f"{title} holds '{name}', but no {word} data")
     if ("train", "data") not in roles:
         raise DataError(
-            f"'{path}' holds no array named {', '.join(VALUES)}; "
+            f"{title} holds no array named {', '.join(VALUES)}; "
             f"it holds: {', '.join(names) or 'nothing'}"
         )
 
 
-def _role(name: str) -> tuple[str, str] | None:
-    """The part of a data set and the kind of array that a name stands for; None for another name.
+def role_of(name: str) -> tuple[str, str] | None:
+    """Return the part of a data set and the kind of array that a name stands for.
 
-    >>> _role("x_train"), _role("test_labels"), _role("Y"), _role("values")
+    Args:
+        name: The name of an array, such as `x_train`.
+
+    Returns:
+        The part, `train`, `valid` or `test`, and the kind, `data` or `labels`; None for other
+        names.
+
+    >>> role_of("x_train"), role_of("test_labels"), role_of("Y"), role_of("values")
     (('train', 'data'), ('test', 'labels'), ('train', 'labels'), None)
     """
     prefixed = re.fullmatch(rf"({PART})[_-]?(.*)", name, re.IGNORECASE)

@@ -1,5 +1,6 @@
 """One data set: values that are checked, rescaled and, on request, binarized."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyroae.data.arrays import Source, array_of, labels_of
+from pyroae.data.arrays import Source, array_of
 from pyroae.data.missing import hot_deck, keep_missing
 from pyroae.data.preprocessing import (
     bernoulli_draw,
@@ -44,6 +45,8 @@ class Dataset:
         missing: Whether values may be missing, NaN in x.
         channels: Where images have their channels, `first` or `last`, where that was asked for;
             None to find it from the shape.
+        columns: The names of the d features of a table; empty for other data.
+        categories: The categories of each column of codes 0, 1, …, by the name of the column.
 
     References:
         Salakhutdinov and Murray (2008), On the Quantitative Analysis of Deep Belief Networks, for
@@ -60,6 +63,8 @@ class Dataset:
     condition_names: tuple[str, ...] = field(default=(), repr=False)
     missing: bool = field(default=False, repr=False)
     channels: str | None = field(default=None, repr=False)
+    columns: tuple[str, ...] = field(default=(), repr=False)
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     __repr__ = short_repr()
 
@@ -81,7 +86,8 @@ class Dataset:
 
         Args:
             values: An array or a tensor `[N, ...]`, or another source that `load` accepts.
-            labels: Labels `[N]`; by default those of `values`, if it has any.
+            labels: Labels `[N]`, or the name of the column that holds them; by default those of
+                `values`, if it has any.
             name: The name of the data set.
             value_range: The values (low, high) that are mapped to 0 and 1; (0, 1) leaves all values
                 as stored. None for the rule above.
@@ -104,16 +110,14 @@ class Dataset:
             dynamic=False,
         )
         """
-        source = read(values)
-        if source.test is not None:
+        source = read(values, labels=labels)
+        if source.test is not None or source.valid is not None:
             raise DataError(
                 f"{source.name} has a test set of its own: read it by load, which keeps it separate"
+                if source.test is not None
+                else f"{source.name} has validation data of its own: read it by load"
             )
-        if source.labels is not None and labels is not None:
-            raise DataError("labels are given twice: in the data, and as labels=")
-        source = replace(
-            source, name=name, labels=source.labels if labels is None else labels_of(labels)
-        )
+        source = replace(source, name=name)
         return dataset_of(source, source_limits(source, value_range), missing=missing)  # type: ignore[return-value]
 
     def subset(self, index: np.ndarray) -> Self:
@@ -256,7 +260,15 @@ def dataset_of(
             is not N, or all values are missing.
     """
     x, own_shape = to_tensor(source, limits, missing)
-    return Dataset(source.name, x, shape or own_shape, source.labels, missing=missing)
+    return Dataset(
+        source.name,
+        x,
+        shape or own_shape,
+        source.labels,
+        missing=missing,
+        columns=source.columns,
+        categories=source.categories,
+    )
 
 
 def source_limits(source: Source, value_range: Any) -> tuple[float, float] | None:
@@ -305,7 +317,7 @@ def to_tensor(
     observed = x[~np.isnan(x)] if missing else x
     if not observed.size:
         raise DataError(f"{name} has no observed value")
-    check_finite(flat, np.where(np.isnan(x), 0, x) if missing else x, name)
+    check_finite(flat, np.where(np.isnan(x), 0, x) if missing else x, name, 0, source.columns)
     check_spread(name, observed.min(), observed.max(), observed.size)
     return rescaled(torch.from_numpy(x), limits), tuple(int(n) for n in values.shape[1:])
 

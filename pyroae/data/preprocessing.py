@@ -123,7 +123,13 @@ def rescaled(x: Tensor, limits: tuple[float, float] | None) -> Tensor:
     return x if limits is None else (x - limits[0]) / (limits[1] - limits[0])
 
 
-def check_finite(stored: np.ndarray, values: np.ndarray, name: str, first: int = 0) -> None:
+def check_finite(
+    stored: np.ndarray,
+    values: np.ndarray,
+    name: str,
+    first: int = 0,
+    columns: tuple[str, ...] = (),
+) -> None:
     """Check that all values are finite.
 
     Args:
@@ -131,6 +137,7 @@ def check_finite(stored: np.ndarray, values: np.ndarray, name: str, first: int =
         values: The same values in floating point, `[n, d]`; these are checked.
         name: The name of the data in the error message.
         first: The number of the first row within the data set.
+        columns: The names of the columns; empty where they have none.
 
     Raises:
         DataError: If a value is NaN or infinite; the message has its row and column.
@@ -138,9 +145,12 @@ def check_finite(stored: np.ndarray, values: np.ndarray, name: str, first: int =
     finite = np.isfinite(values)
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
+        place = f"'{columns[column]}'" if columns else column
+        is_missing = bool(np.isnan(values[row, column]))
         raise DataError(
-            f"{name} holds {stored[row, column]} at row {first + row}, column {column}: "
+            f"{name} holds {stored[row, column]} at row {first + row}, column {place}: "
             "every value must be finite"
+            + (", unless missing=True says that NaN is a missing value" if is_missing else "")
         )
 
 

@@ -1,16 +1,14 @@
 """Read values from a named data set, a file, a folder or an array, before any scaling."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pyroae.data.archives import read_npy, read_npz
-from pyroae.data.arrays import Source, array_of, labels_of
+from pyroae.data.arrays import Source
 from pyroae.data.image_channels import to_grey
 from pyroae.data.image_folders import Images
+from pyroae.data.in_memory import read_in_memory, with_labels
 from pyroae.data.named_datasets import DATASETS
 from pyroae.errors import DataError, PyroaeError, unknown_name
 from pyroae.runtime.files import words
@@ -25,16 +23,18 @@ def _read_tables(path: Path) -> Source:
 _READERS = {".npy": read_npy, ".npz": read_npz, ".csv": _read_tables, ".parquet": _read_tables}
 
 
-def read(source: Any, data_root: str | Path = "data", *, grey: bool = False) -> Source:
+def read(
+    source: Any, data_root: str | Path = "data", *, grey: bool = False, labels: Any = None
+) -> Source:
     """Read a source into memory.
 
     Args:
-        source: One of: a known name; the path of a file or of a folder of images; an array
-            `[N, ...]`, which is a NumPy array, a tensor, nested lists or a sparse matrix; a table,
-            in which a column may hold the labels; a pair (values, labels) or a TensorDataset of
-            these; a pair of such pairs, the second of which is the test set.
+        source: One of: a known name; the path of a file or of a folder of images; data in memory of
+            one of the kinds of `pyroae.data.in_memory`.
         data_root: The folder of torchvision's data sets.
         grey: Whether images are converted to grey, `[N, H, W]`.
+        labels: The labels `[N]`; or the name of a column or key in memory that holds them. None
+            for those of the source, if it has any.
 
     Returns:
         The values `[N, ...]`, the labels `[N]` and the test set, as far as the source has them.
@@ -46,37 +46,29 @@ def read(source: Any, data_root: str | Path = "data", *, grey: bool = False) -> 
     >>> read(([[0.0, 1.0], [2.0, 3.0]], [7, 8])).labels
     array([7, 8])
     """
-    if grey:
-        return _in_grey(_read(source, data_root, grey))
-    return _read(source, data_root, grey)
+    found = _read(source, data_root, grey, labels)
+    return _in_grey(found) if grey else found
 
 
 def _in_grey(source: Source) -> Source:
-    test = None if source.test is None else _in_grey(source.test)
-    return replace(source, values=to_grey(source.values, source.name), test=test)
+    test, valid = (None if part is None else _in_grey(part) for part in (source.test, source.valid))
+    return replace(source, values=to_grey(source.values, source.name), test=test, valid=valid)
 
 
-def _read(source: Any, data_root: str | Path, grey: bool) -> Source:
+def _read(source: Any, data_root: str | Path, grey: bool, labels: Any) -> Source:
     """The source as it is; a folder of images in grey, if that is asked for."""
     made = named(source, data_root)
-    if isinstance(made, Source):
-        return made
-    if made is not source:
-        return replace(_read(made, data_root, grey), name=str(source))
-    if isinstance(source, str | Path):
-        return _read_path(Path(source), grey)
-    if isinstance(source, torch.utils.data.TensorDataset):
-        source = source.tensors if len(source.tensors) > 1 else source.tensors[0]
-    if not isinstance(source, tuple):
-        return _read_values(source)
-    if len(source) != 2:
-        raise DataError(
-            f"a tuple of {len(source)} is not data: give an array, a pair (values, labels), "
-            "or a pair of pairs ((x_train, y_train), (x_test, y_test))"
-        )
-    if all(isinstance(part, tuple) and len(part) == 2 for part in source):
-        return replace(_read_pair(*source[0]), test=_read_pair(*source[1]))
-    return _read_pair(*source)
+    if made is not source and not isinstance(made, Source):
+        return replace(_read(made, data_root, grey, labels), name=str(source))
+    if isinstance(made, Source) or isinstance(source, str | Path):
+        found = made if isinstance(made, Source) else _read_path(Path(source), grey)
+        if isinstance(labels, str):
+            raise DataError(
+                f"labels='{labels}' is for a table in memory: name the column 'label' in "
+                f"'{source}', or read it by pandas"
+            )
+        return with_labels(found, labels)
+    return read_in_memory(source, labels)
 
 
 def named(source: Any, data_root: str | Path = "data") -> Any:
@@ -111,25 +103,6 @@ def named(source: Any, data_root: str | Path = "data") -> Any:
         raise DataError(
             f"the dataset '{source}' cannot be made: {type(error).__name__}: {words(error)}"
         ) from error
-
-
-def _read_pair(values: Any, labels: Any) -> Source:
-    source = _read_values(values)
-    if source.labels is not None:
-        raise DataError("labels are given twice: as a column of the table, and beside it")
-    return replace(source, labels=labels_of(labels))
-
-
-def _read_values(values: Any) -> Source:
-    """Read an array, or a table of pandas, pyarrow or polars."""
-    if hasattr(values, "columns") and hasattr(values, "to_pandas"):
-        values = values.to_pandas()
-    pandas = sys.modules.get("pandas")
-    if pandas is not None and isinstance(values, pandas.DataFrame):
-        from pyroae.data.tables import read_table
-
-        return read_table("array", "the DataFrame", values)
-    return Source("array", array_of(values))
 
 
 def _read_path(path: Path, grey: bool) -> Source:

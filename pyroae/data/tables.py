@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pyroae.data.arrays import LABELS, Source
-from pyroae.errors import DataError
+from pyroae.errors import DataError, unknown_name
 
 INDEX = r"Unnamed: 0(\.\d+)*|__index_level_\d+__"
 """Names that pandas gives to an index without a name, in `.csv` and in `.parquet`."""
@@ -36,25 +36,42 @@ def read_table(name: str, title: str, table: pd.DataFrame) -> Source:
     """
     places, label = columns_of(title, table.columns)
     values = table.iloc[:, places]
+    labels = None if label is None else table.iloc[:, label].to_numpy()
+    columns = tuple(str(column) for column in values.columns)
+    return Source(name, numeric_array(title, values), labels, columns=columns)
+
+
+def numeric_array(title: str, values: pd.DataFrame) -> np.ndarray:
+    """Convert a table of numbers to an array.
+
+    Args:
+        title: The name of the table in error messages.
+        values: The table; its columns may be of pandas' nullable types.
+
+    Returns:
+        The values `[N, d]`, in a type that can hold all columns; NaN for missing values.
+
+    Raises:
+        DataError: If a column is not numeric.
+    """
     check_numeric(title, values)
     has_missing = any(not isinstance(dtype, np.dtype) for dtype in values.dtypes) and bool(
         values.isna().to_numpy().any()
     )
-    array = (
-        values.to_numpy(np.float64, na_value=np.nan)
-        if has_missing
-        else values.to_numpy(common_dtype(values))
-    )
-    labels = None if label is None else table.iloc[:, label].to_numpy()
-    return Source(name, array, labels, columns=tuple(str(column) for column in values.columns))
+    if has_missing:
+        return values.to_numpy(np.float64, na_value=np.nan)
+    return values.to_numpy(common_dtype(values))
 
 
-def columns_of(title: str, columns: Iterable[Any]) -> tuple[list[int], int | None]:
+def columns_of(
+    title: str, columns: Iterable[Any], label: str | None = None
+) -> tuple[list[int], int | None]:
     """Find the columns of features and of labels; columns that hold a pandas index are left out.
 
     Args:
         title: The name of the table in error messages.
         columns: The names of all columns.
+        label: The name of the column of labels; None to find it by its name.
 
     Returns:
         The positions of the features, and the position of the labels or None.
@@ -62,6 +79,7 @@ def columns_of(title: str, columns: Iterable[Any]) -> tuple[list[int], int | Non
     Raises:
         DataError: If there are several columns of labels, a column that numbers the rows, or x
             beside y, which may be two coordinates, or a feature and its labels.
+        ConfigError: If there is no column of the name `label`.
 
     >>> columns_of("the table", ["Unnamed: 0", "height", "width", "Label"])
     ([1, 2], 3)
@@ -69,8 +87,13 @@ def columns_of(title: str, columns: Iterable[Any]) -> tuple[list[int], int | Non
     names = [str(column) for column in columns]
     used = [i for i, name in enumerate(names) if not re.fullmatch(INDEX, name)]
     labels = [i for i in used if names[i].lower() in LABELS]
+    if label is not None:
+        if label not in names:
+            raise unknown_name(f"column of labels of {title}", label, names)
+        labels = [names.index(label)]
+        used = sorted({*used, *labels})
     for i in used:
-        if names[i].lower() in ROW_NUMBERS:
+        if names[i].lower() in ROW_NUMBERS and i not in labels:
             raise DataError(
                 f"column '{names[i]}' of {title} is named as one that numbers the rows: "
                 "remove it, or rename it"
@@ -81,7 +104,12 @@ def columns_of(title: str, columns: Iterable[Any]) -> tuple[list[int], int | Non
             f"{title} has several columns named as labels, {quoted}: "
             "keep one, and rename the features"
         )
-    if labels and names[labels[0]].lower() == "y" and "x" in map(str.lower, names):
+    if (
+        label is None
+        and labels
+        and names[labels[0]].lower() == "y"
+        and "x" in map(str.lower, names)
+    ):
         raise DataError(
             f"'y' beside 'x' in {title} may be labels or a coordinate: "
             "name it 'label', or rename both features"

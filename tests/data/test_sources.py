@@ -17,7 +17,7 @@ import pytest
 import scipy.sparse
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import TensorDataset
 
 from pyroae.data.arrays import Source
 from pyroae.data.dataset import Dataset
@@ -421,7 +421,7 @@ def test_an_archive_with_a_test_set(names: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"x_train": VALUES, "x_val": VALUES}, "holds validation data, 'x_val'"),
+        ({"x_train": VALUES, "y_val": LABELS}, "holds 'y_val', but no validation data"),
         ({"x_test": VALUES}, "holds no array named x"),
         ({"x_train": VALUES, "y_test": LABELS}, "holds 'y_test', but no test data"),
         ({"x": VALUES, "images": VALUES}, "holds two arrays of data, 'x' and 'images'"),
@@ -473,7 +473,7 @@ def test_types_of_columns() -> None:
         Dataset.from_array(table).x.tolist()
         == torch.tensor([[1, 0, 1], [255, 1, 0]]).div(255).tolist()
     )
-    with pytest.raises(DataError, match="array holds nan at row 1, column 0"):
+    with pytest.raises(DataError, match="array holds nan at row 1, column 'a'"):
         Dataset.from_array(pd.DataFrame({"a": pd.array([1, None], "Int64"), "b": [0.5, 1]}))
 
 
@@ -492,14 +492,8 @@ def test_halves_of_a_tensor() -> None:
             pd.DataFrame({"a": pd.date_range("2020", periods=2)}),
             "column 'a' of the DataFrame is not numeric",
         ),
-        (pd.Series([1.0, 2.0]), r"array has the shape \(2,\)"),
-        (np.zeros(3, [("a", "f8"), ("b", "f8")]), "numbers are needed"),
         (np.array(3.0), r"its shape is \(\)"),
-        ({"x": VALUES}, "numbers are needed"),
-        (np.ma.masked_less(VALUES, VALUES.mean()), "masked elements"),
         (TensorDataset(*[torch.tensor(VALUES)] * 3), "a tuple of 3 is not data"),
-        (Subset(TensorDataset(torch.tensor(VALUES)), [0, 1]), "a Subset is not an array"),
-        (DataLoader(TensorDataset(torch.tensor(VALUES))), "a DataLoader is not an array"),
         ((VALUES, VALUES), r"labels have the shape \[N\], one for each datum, not"),
         ((VALUES, 3), r"labels have the shape \[N\]"),
         ((_labelled(), LABELS), "labels are given twice"),
@@ -540,7 +534,7 @@ def test_arrays_tensors_and_pairs() -> None:
 
 
 def test_ragged_lists() -> None:
-    with pytest.raises(DataError, match="this list is not an array of numbers"):
+    with pytest.raises(DataError, match="row 1 of the list has 1 values, and row 0 has 2"):
         read([[1, 2], [3]])
 
 
