@@ -1,14 +1,16 @@
 """One data set: values that are checked, rescaled and, on request, binarized."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyroae.data.arrays import Source, array_of
+from pyroae.data.frames import matched, to_frame
 from pyroae.data.missing import hot_deck, keep_missing
 from pyroae.data.preprocessing import (
     bernoulli_draw,
@@ -25,6 +27,9 @@ from pyroae.data.sources import read
 from pyroae.data.streaming import Stream
 from pyroae.errors import DataError
 from pyroae.runtime.short_repr import short_repr
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class Dataset:
         name: str = "array",
         value_range: Any = None,
         missing: bool = False,
+        like: "Dataset | None" = None,
     ) -> Self:
         """Make a data set from an array, a tensor or another source without a test set.
 
@@ -92,13 +98,15 @@ class Dataset:
             value_range: The values (low, high) that are mapped to 0 and 1; (0, 1) leaves all values
                 as stored. None for the rule above.
             missing: Whether NaN is a missing value; else it is refused.
+            like: Other data of a table, such as those of a training, whose order of columns and
+                codes of categories the new data receive; None to find their own.
 
         Returns:
             The data set, with the values flattened to `[N, d]`.
 
         Raises:
             DataError: If the values are not finite numbers, empty or constant, or the source has a
-                test set, or labels are given twice.
+                test set, or labels are given twice, or a column or category is not in `like`.
             ConfigError: If `value_range` is not a pair of numbers in ascending order.
 
         >>> Dataset.from_array(np.array([[[0, 255], [51, 0]]], dtype=np.uint8))
@@ -118,6 +126,8 @@ class Dataset:
                 else f"{source.name} has validation data of its own: read it by load"
             )
         source = replace(source, name=name)
+        if like is not None:
+            source = matched(source, like, "new")
         return dataset_of(source, source_limits(source, value_range), missing=missing)  # type: ignore[return-value]
 
     def subset(self, index: np.ndarray) -> Self:
@@ -214,6 +224,35 @@ class Dataset:
         condition = torch.tensor(values, dtype=self.x.dtype, device=self.x.device)
         return replace(self, condition=condition, condition_names=names)
 
+    def to_frame(self, values: Any = None) -> "pd.DataFrame":
+        """Make a table of values, with the names of the columns and texts for categories.
+
+        Args:
+            values: Values `[n, d]` in the columns of these data, such as reconstructions or
+                imputations; by default x.
+
+        Returns:
+            A pandas DataFrame; a column of codes becomes one of dtype category, missing where the
+            code is NaN or no category.
+
+        Raises:
+            DataError: If the values have another number of columns, or the data are larger than
+                memory.
+
+        >>> Dataset.from_array({"age": [3, 4], "sex": ["m", "f"]}).to_frame()
+           age sex
+        0  3.0   m
+        1  4.0   f
+        """
+        if values is None and self.stream is not None:
+            raise DataError(f"the {len(self)} data of {self.name} are larger than memory")
+        array, features = array_of(self.x if values is None else values), math.prod(self.shape)
+        if array.ndim != 2 or array.shape[1] != features:
+            raise DataError(
+                f"values of shape {array.shape} are not of the {features} columns of {self.name}"
+            )
+        return to_frame(array, self.columns, self.categories)
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The arguments of a program: x `[N, d]`, and c `[N, C]` if there is a condition."""
@@ -259,6 +298,12 @@ def dataset_of(
         DataError: If the values are not finite numbers, empty or constant, or the number of labels
             is not N, or all values are missing.
     """
+    for column, levels in source.categories.items():
+        if len(levels) < 2:
+            raise DataError(
+                f"column '{column}' of {source.name} has {len(levels)} categories, and at least 2 "
+                "are needed: leave it out"
+            )
     x, own_shape = to_tensor(source, limits, missing)
     return Dataset(
         source.name,

@@ -2,9 +2,9 @@
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from pyroae.data.arrays import Source
 from pyroae.errors import DataError
 
 type Categories = tuple[str, ...]
+
+FEW = 10
+"""Rows up to which all texts of a column may differ."""
 
 
 def read_frame(frame: Any, label: str | None = None) -> Source:
@@ -75,7 +78,7 @@ def _encoded(title: str, name: str, column: Any) -> tuple[Any, Categories]:
 
     types = pd.api.types
     if isinstance(column.dtype, pd.CategoricalDtype):
-        return _codes(title, name, column)
+        return _codes(column)
     if types.is_numeric_dtype(column.dtype):
         return None, ()
     if not (types.is_object_dtype(column.dtype) or types.is_string_dtype(column.dtype)):
@@ -86,17 +89,12 @@ def _encoded(title: str, name: str, column: Any) -> tuple[Any, Categories]:
     if kind != "string":
         raise _mixed(title, name, column, kind)
     _check_texts(title, name, column)
-    return _codes(title, name, column.astype("category"))
+    return _codes(column.astype("category"))
 
 
-def _codes(title: str, name: str, column: Any) -> tuple[Any, Categories]:
+def _codes(column: Any) -> tuple[Any, Categories]:
     """The codes of a categorical column, NaN where missing, and its categories."""
     levels = tuple(str(level) for level in column.cat.categories)
-    if len(levels) < 2:
-        raise DataError(
-            f"column '{name}' of {title} has {len(levels)} categories, and at least 2 are needed: "
-            "leave it out"
-        )
     codes = column.cat.codes.astype("int64")
     return codes.where(codes >= 0) if (codes < 0).any() else codes, levels
 
@@ -118,7 +116,7 @@ def _check_texts(title: str, name: str, column: Any) -> None:
             f"column '{name}' of {title} is not numeric: it holds the text {text!r:.60} at row "
             f"{_row(column, text)} between numbers"
         )
-    if known.nunique() == len(known) > 2:
+    if known.nunique() == len(known) > FEW:
         raise DataError(
             f"the {len(known)} texts in column '{name}' of {title} are all different: leave it "
             "out, or convert it by astype('category')"
@@ -212,7 +210,19 @@ def read_arrow(table: Any, label: str | None = None) -> Source:
     return read_frame(table.to_pandas(), label)
 
 
-def matched(part: Source, train: Source, kind: str) -> Source:
+class Table(Protocol):
+    """What has named columns: a source, or a data set."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns."""
+
+    @property
+    def categories(self) -> Mapping[str, tuple[str, ...]]:
+        """The categories of columns of codes, by name."""
+
+
+def matched(part: Source, train: Table, kind: str) -> Source:
     """Bring the columns and codes of another part of the data in the order of the training data.
 
     Args:
@@ -274,6 +284,28 @@ def _recoded(
             )
         result[at] = known.index(level)
     return result
+
+
+def to_frame(
+    values: np.ndarray, columns: tuple[str, ...], categories: Mapping[str, Categories]
+) -> Any:
+    """Make a pandas DataFrame of numbers and codes.
+
+    Args:
+        values: The values `[n, d]`.
+        columns: The names of the d columns; x0, x1, … where there are none.
+        categories: The categories of columns of codes.
+
+    Returns:
+        The DataFrame; columns of codes are of dtype category.
+    """
+    import pandas as pd
+
+    table = pd.DataFrame(values, columns=list(columns) or [f"x{j}" for j in range(values.shape[1])])
+    for name, levels in categories.items():
+        codes = table[name].where(table[name].between(0, len(levels) - 1), -1).round().astype(int)
+        table[name] = pd.Categorical.from_codes(codes, categories=list(levels))
+    return table
 
 
 def is_frame(values: Any) -> bool:

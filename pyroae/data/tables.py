@@ -1,4 +1,4 @@
-"""Tables: `.csv` and `.parquet` files and DataFrames, and the names of their columns."""
+"""Tables: `.csv` and `.parquet` files, and the names of their columns."""
 
 import re
 from collections.abc import Iterable
