@@ -309,12 +309,26 @@ def to_frame(
 
 
 def is_frame(values: Any) -> bool:
-    """Tell whether values are a pandas DataFrame, without importing pandas."""
+    """Tell whether values are a pandas DataFrame, without importing pandas.
+
+    Args:
+        values: Any value.
+
+    Returns:
+        Whether they are.
+    """
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(values, pandas.DataFrame)
 
 
 def is_series(values: Any) -> bool:
-    """Tell whether values are a pandas Series, without importing pandas."""
+    """Tell whether values are a pandas Series, without importing pandas.
+
+    Args:
+        values: Any value.
+
+    Returns:
+        Whether they are.
+    """
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(values, pandas.Series)

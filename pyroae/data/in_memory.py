@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from pyroae.data import frames, torch_datasets
-from pyroae.data.archives import names_in, role_of
+from pyroae.data.archives import Archive, role_of
 from pyroae.data.arrays import Source, array_of, labels_of
-from pyroae.errors import DataError, unknown_name
+from pyroae.data.member_names import NO_LABELS, place_of
+from pyroae.errors import DataError
 
 PARTS = ("train", "valid", "test")
 """The parts of data, in the order of a tuple of three."""
@@ -56,12 +58,21 @@ def read_in_memory(values: Any, labels: Any = None) -> Source:
     """
     kind = kind_of(values)
     name = labels if isinstance(labels, str) else None
+    if name == NO_LABELS:
+        return _without_labels(kind.read(values, name if kind.is_named else None))
     if name is not None and not kind.is_named:
         raise DataError(
             f"{kind.name} has no named columns, so none is '{name}': give the labels [N], or a "
             "table"
         )
     return with_labels(kind.read(values, name), None if name else labels)
+
+
+def _without_labels(source: Source) -> Source:
+    test, valid = (
+        None if part is None else replace(part, labels=None) for part in (source.test, source.valid)
+    )
+    return replace(source, labels=None, test=test, valid=valid)
 
 
 def kind_of(values: Any) -> Kind:
@@ -120,29 +131,29 @@ def _mapping(values: Mapping[Any, Any], name: str | None) -> Source:
     if not arrays:
         raise DataError("the dict is empty: it holds no data")
     has_data = any(role_of(key) in _DATA for key in arrays)
-    if not has_data and all(_dims(value) == 1 for value in arrays.values()):
+    if not has_data and all(len(_shape(value)) == 1 for value in arrays.values()):
         return frames.read_columns(arrays, name)
-    labels = None if name is None else arrays.pop(name, None)
-    names = names_in("the dict", list(arrays), lambda key: _dims(arrays[key]))
-    keys = {part: key for (part, kind), key in names.items() if kind == "data"}
-    inner = name if labels is None else None
+    own = name if name in (*arrays, NO_LABELS) else None
+    shapes = {key: _shape(value) for key, value in arrays.items()}
+    roles = Archive(Path(), shapes, arrays.__getitem__, "the dict").roles(own)
+    keys = {part: key for (part, kind), key in roles.items() if kind == "data"}
+    inner = None if own is not None else name
     if inner is not None and not all(kind_of(arrays[key]).is_named for key in keys.values()):
-        raise unknown_name("key of the dict", inner, arrays)
+        place_of(inner, list(arrays), "key of the dict")
     parts = {
         part: with_labels(
-            read_in_memory(arrays[key], inner), arrays.get(names.get((part, "labels"), ""))
+            read_in_memory(arrays[key], inner), arrays.get(roles.get((part, "labels"), ""))
         )
         for part, key in keys.items()
     }
-    parts["train"] = with_labels(parts["train"], labels)
     return in_parts(parts)
 
 
-def _dims(value: Any) -> int:
-    """The number of dimensions of an array, or of the first row of a list."""
+def _shape(value: Any) -> tuple[int, ...]:
+    """The shape of an array, or of the first row of a list."""
     if isinstance(value, list | tuple):
-        return 1 + (_dims(value[0]) if len(value) else 0)
-    return len(getattr(value, "shape", ()))
+        return (len(value), *(_shape(value[0]) if len(value) else ()))
+    return tuple(getattr(value, "shape", ()))
 
 
 def _pair(values: tuple[Any, ...], name: str | None) -> Source:

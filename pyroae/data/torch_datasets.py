@@ -17,6 +17,7 @@ from torch.utils.data import (
 
 from pyroae.data.archives import role_of
 from pyroae.data.arrays import Source, array_of, labels_of
+from pyroae.data.member_names import NO_LABELS, place_of
 from pyroae.errors import DataError
 from pyroae.runtime.files import words
 from pyroae.runtime.randomness import fork_all_random
@@ -120,14 +121,14 @@ def _is_pair(item: Sequence[Any]) -> bool:
 
 def _of_dict(title: str, item: dict[str, Any], label: str | None) -> tuple[Any, Any]:
     """The values and the label of an item that is a dict."""
-    roles = {role_of(str(key)): key for key in item}
-    x = roles.get(("train", "data"))
-    y = label if label is not None else roles.get(("train", "labels"))
-    if x is None or (label is not None and label not in item):
-        raise DataError(
-            f"the items of {title} have no key '{'x' if x is None else label}'; theirs are "
-            f"{', '.join(map(str, item))}"
-        )
+    keys = [str(key) for key in item]
+    if label not in (None, NO_LABELS):
+        place_of(str(label), keys, f"key of the items of {title}")
+    roles = {role_of(key): key for key in keys}
+    x, y = roles.get(("train", "data")), label or roles.get(("train", "labels"))
+    if x is None:
+        raise DataError(f"the items of {title} have no key 'x'; theirs are {', '.join(keys)}")
+    y = None if y == NO_LABELS else y
     return item[x], None if y is None else item[y]
 
 

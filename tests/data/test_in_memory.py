@@ -27,7 +27,7 @@ from torch.utils.data import Dataset as TorchDataset
 from pyroae import Dataset, load
 from pyroae.data.in_memory import read_in_memory
 from pyroae.data.sources import read
-from pyroae.errors import ConfigError, DataError
+from pyroae.errors import DataError
 
 X = np.random.default_rng(0).normal(size=(40, 3))
 Y = np.arange(40) % 4
@@ -444,7 +444,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "text in a list": ([[1, 2], [3, "a"]], "array holds text values, 'a' at row 1, column 1"),
     "objects": ([[1, 2], [3, {}]], "array holds object values, {} at row 1, column 1"),
     "empty dict": ({}, "the dict is empty"),
-    "dict without data": ({"a": X, "b": X}, "the dict holds several tables, a, b"),
+    "dict without data": ({"a": X, "b": X}, "the dict holds several tables, 'a' .40, 3., 'b'"),
     "labels without data": ({"x": X, "y_test": Y}, "the dict holds 'y_test', but no test data"),
     "parts of parts": ({"train": ((X, Y), (X, Y))}, "data of one part have a validation or test"),
     "parts of other widths": ({"x_train": X, "x_val": X[:, :2]}, "and validation data of shape"),
@@ -490,15 +490,15 @@ def test_bad_data(kind: str) -> None:
 
 @pytest.mark.parametrize("values", [frame(species=Y), {"height": Y, "species": Y}])
 def test_a_label_that_is_not_there(values: Any) -> None:
-    words = "unknown column of labels of the DataFrame 'spezies': did you mean 'species'"
-    with pytest.raises(ConfigError, match=words):
+    words = "unknown column of the DataFrame 'spezies': did you mean 'species'"
+    with pytest.raises(DataError, match=words):
         load(values, labels="spezies")
 
 
 def test_names_where_there_are_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="an array has no named columns, so none is 'species'"):
         load(X, labels="species")
-    with pytest.raises(ConfigError, match=r"unknown key of the dict 'yy'.*x, y"):
+    with pytest.raises(DataError, match="unknown key of the dict 'yy': did you mean 'y'"):
         load({"x": X, "y": Y}, labels="yy")
     with pytest.raises(DataError, match="labels are given twice"):
         load((X, Y), labels=Y)

@@ -258,7 +258,7 @@ def test_csv_with_labels_in_words(tmp_path: Path) -> None:
 def test_npz_without_a_table_names_what_it_holds(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", u=LABELS, v=LABELS)
     with pytest.raises(
-        DataError, match="holds no array named x, data, images, arr_0; it holds: u, v"
+        DataError, match=r"holds no array named x, data, images, arr_0; it holds: u \(500,\), v"
     ):
         read(tmp_path / "a.npz")
 
@@ -424,13 +424,22 @@ def test_an_archive_with_a_test_set(names: str, tmp_path: Path) -> None:
         ({"x_train": VALUES, "y_val": LABELS}, "holds 'y_val', but no validation data"),
         ({"x_test": VALUES}, "holds no array named x"),
         ({"x_train": VALUES, "y_test": LABELS}, "holds 'y_test', but no test data"),
-        ({"x": VALUES, "images": VALUES}, "holds two arrays of data, 'x' and 'images'"),
-        ({"arr_0": VALUES, "arr_1": VALUES}, "holds two arrays of data, 'arr_0' and 'arr_1'"),
+        (
+            {"x": VALUES, "images": VALUES},
+            r"holds several arrays of data, 'x' .*, 'images' .* or choose it by",
+        ),
+        (
+            {"arr_0": VALUES, "arr_1": VALUES},
+            r"holds several arrays of data, 'arr_0' .*, 'arr_1' .* or choose it by",
+        ),
         (
             {"x": VALUES, "y": LABELS, "target": LABELS},
-            "holds two arrays of labels, 'y' and 'target'",
+            r"holds several arrays of labels, 'y' .*, 'target' .* or choose it by",
         ),
-        ({"u": VALUES, "v": VALUES}, "holds several tables, u, v: name the one with the data 'x'"),
+        (
+            {"u": VALUES, "v": VALUES},
+            r"holds several tables, 'u' \(500, 3\), 'v' \(500, 3\): name the one with the data 'x'",
+        ),
         ({"x_train": VALUES, "x_test": VALUES[:, :2]}, "and test data of shape"),
         ({"x_train": VALUES, "x_test": VALUES.astype(np.uint8)}, "and test data of type uint8"),
         ({"x": VALUES, "y": VALUES}, r"labels have the shape \[N\], one for each datum"),
@@ -511,11 +520,12 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_unknown_suffix(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("1,2")
+    (tmp_path / "a.doc").write_text("1,2")
     with pytest.raises(
-        DataError, match=r"has an unknown suffix: \.npy, \.npz, \.csv, \.parquet are read"
+        DataError,
+        match=r"has an unknown suffix: \.npy, \.npz, \.csv, .* are read, and folders of images",
     ):
-        read(tmp_path / "a.txt")
+        read(tmp_path / "a.doc")
 
 
 def test_unknown_name() -> None:
