@@ -19,6 +19,7 @@ from pyroae.data.preprocessing import check_range, held_out_count, limits_of, re
 from pyroae.data.scan import check_train_part, held_out_rows, scan, stored_source
 from pyroae.data.sources import read
 from pyroae.data.storage import Stored
+from pyroae.data.stored_matrices import stored_matrix
 from pyroae.data.streaming import Stream
 from pyroae.errors import ConfigError, DataError, unknown_name
 from pyroae.programs.arguments import Arguments
@@ -66,9 +67,9 @@ def load(
     """Load training, validation and test data.
 
     The splits and the static draws use the bits of PCG64 and are the same on every machine. A
-    `.npy` or `.parquet` file or a folder of images of more than 256 MiB in single precision is
-    streamed from disk: it is read once for checks, and its validation and test data have at most
-    64 MiB each.
+    `.npy` or `.parquet` file, a folder of images, a sparse matrix or a memory-mapped array of more
+    than 256 MiB in single precision is streamed, as dense rows: it is read once for checks, and its
+    validation and test data have at most 64 MiB each.
 
     Args:
         source: One of: a known name (`digits`, `mnist`, ...); the path of a file (`.npy`, `.npz`,
@@ -118,14 +119,15 @@ def load(
         binarize = "dynamic" if source.dynamic and binarize == "none" else binarize
         channels = source.channels if channels is None else channels  # type: ignore[assignment]
     how = Conditioning.named(condition) if isinstance(condition, str) else condition
-    stored = stored_source(source, grey=grey)
+    matrix = None if missing or grey or how is not None else stored_matrix(source, labels)
+    stored = matrix or stored_source(source, grey=grey)
     if stored is not None:
         _refuse_for_streams(
             stored,
             {
                 "a condition": how is not None,
                 "missing values": missing,
-                "other labels": labels is not None,
+                "other labels": labels is not None and matrix is None,
             },
         )
         streamed = _load_streamed(stored, binarize, valid, test, seed, value_range)

@@ -67,7 +67,7 @@ class Stored(ABC):
         self.path, self.name, self.dtype, self.shape, self.bounds = path, name, dtype, shape, bounds
         self.runs = np.ones(len(bounds) - 1, np.int64) if runs is None else runs
         self.row_bytes = max(1, self.features * dtype.itemsize)
-        self._stamp = _stamp(path)
+        self._stamp = _stamp(path) if path.exists() else None  # of a matrix in memory
 
     def __len__(self) -> int:
         return self.shape[0]

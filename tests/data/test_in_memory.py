@@ -25,6 +25,7 @@ from torch.utils.data import (
 from torch.utils.data import Dataset as TorchDataset
 
 from pyroae import Dataset, load
+from pyroae.data import batches, stored_matrices
 from pyroae.data.in_memory import read_in_memory
 from pyroae.data.sources import read
 from pyroae.errors import DataError
@@ -508,3 +509,35 @@ def test_a_sparse_matrix_too_large_for_memory() -> None:
     large = scipy.sparse.csc_array((2**24, 2**24))
     with pytest.raises(DataError, match=r"takes .* GiB when dense, more than half of the memory"):
         read_in_memory(large)
+
+
+LARGE: dict[str, Callable[[Path], Any]] = {
+    "csr": lambda folder: scipy.sparse.csr_array(X),
+    "coo": lambda folder: scipy.sparse.coo_matrix(X),
+    "sparse tensor": lambda folder: T.to_sparse(),
+    "mapped": on_disk,
+}
+
+
+@pytest.mark.parametrize("kind", list(LARGE))
+def test_large_matrices_are_made_dense_in_slices(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, whole = LARGE[kind](tmp_path), load(X)
+    monkeypatch.setattr(stored_matrices, "IN_MEMORY", 100)
+    monkeypatch.setattr(stored_matrices, "SLICE", 100)
+    found = load((values, Y))
+    assert found.train.stream is not None
+    assert found.fingerprint == whole.fingerprint
+    x = torch.cat(list(batches(found.train, 8, seed=0, epoch=0)))
+    assert found.test is not None
+    assert found.valid is not None
+    rows = torch.cat([x, found.valid.x, found.test.x])
+    assert torch.equal(rows.unique(dim=0), torch.tensor(X).float().unique(dim=0))
+    place = {tuple(row): y for row, y in zip(X.astype(np.float32).tolist(), Y, strict=True)}
+    for part in (found.test, found.train.first(20)):
+        assert part.labels is not None
+        assert part.labels.tolist() == [place[tuple(row)] for row in part.x.tolist()]
+    assert load(values, missing=True).train.stream is None
+    with pytest.raises(DataError, match="array has 40 data and 7 labels"):
+        load(values, labels=Y[:7])
