@@ -24,7 +24,7 @@ from torch.utils.data import (
 )
 from torch.utils.data import Dataset as TorchDataset
 
-from pyroae import Dataset, load
+from pyroae import Dataset, TrainConfig, fit, impute, load, zoo
 from pyroae.data import batches, stored_matrices
 from pyroae.data.in_memory import read_in_memory
 from pyroae.data.sources import read
@@ -541,3 +541,54 @@ def test_large_matrices_are_made_dense_in_slices(
     assert load(values, missing=True).train.stream is None
     with pytest.raises(DataError, match="array has 40 data and 7 labels"):
         load(values, labels=Y[:7])
+
+
+# A table from its columns to its imputations
+
+
+def test_a_table_is_trained_and_imputed_by_name() -> None:
+    """With numbers, categories, booleans and missing values; texts come back as texts."""
+    table = pd.concat([people().drop(columns="town")] * 3, ignore_index=True)
+    table = table.astype({"sex": object})
+    table.loc[2, "sex"] = table.loc[5, "age"] = None
+    data = Dataset.from_array(table, missing=True)
+    likelihood = zoo.table_likelihood(data)
+    assert [type(part).__name__ for part, _ in likelihood.groups] == [
+        "Normal",
+        "Categorical",
+        "Categorical",
+        "Bernoulli",
+    ]
+    vae = zoo.vae(data, latent=2, hidden=(5,), likelihood=likelihood)
+    fit(vae, table, config=TrainConfig(epochs=1, batch_size=36), progress=False)
+    filled = data.to_frame(impute(vae, data.x, num_particles=20, seed=0).x)
+    assert not filled.isna().to_numpy().any()
+    assert filled["sex"].drop(2).tolist() == table["sex"].drop(2).tolist()
+    assert filled["sex"][2] in ("f", "m")
+
+
+def test_columns_are_named_where_values_do_not_suit() -> None:
+    data = Dataset.from_array(people()[["smokes", "age"]])
+    with pytest.raises(DataError, match="holds 20 at row 0, column 'age': a Bernoulli"):
+        fit(
+            zoo.vae(data, latent=1),
+            data,
+            config=TrainConfig(epochs=1, batch_size=12),
+            progress=False,
+        )
+    empty = Dataset.from_array(frame(width=np.nan), missing=True)
+    with pytest.raises(DataError, match="column 'width' of array has no observed value"):
+        zoo.vae(empty, latent=1)
+    with pytest.raises(DataError, match="array has no named columns"):
+        zoo.table_likelihood(Dataset.from_array(X))
+
+
+@pytest.mark.parametrize("kind", ["frame", "dict", "TensorDataset", "csr", "records"])
+def test_fit_takes_what_from_array_takes(kind: str) -> None:
+    config, weights = TrainConfig(epochs=1, batch_size=40), []
+    for data in (X, KINDS[kind]()):
+        torch.manual_seed(0)
+        system = zoo.ppca(3, latent=1)
+        fit(system, data, config=config, progress=False)
+        weights.append(torch.cat([p.detach().flatten() for p in system.parameters()]))
+    assert torch.equal(*weights)
