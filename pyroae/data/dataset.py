@@ -16,6 +16,7 @@ from pyroae.data.preprocessing import (
     check_spread,
     check_unit,
     limits_of,
+    range_of,
     rescaled,
     thresholded,
     to_floating,
@@ -74,10 +75,11 @@ class Dataset:
         name: str = "array",
         value_range: Any = None,
         missing: bool = False,
+        scale: str | None = None,
     ) -> Self:
         """Make a data set from an array, a tensor or another source without a test set.
 
-        uint8 values from 0 to 255 and booleans are mapped to [0, 1]; other values are unchanged.
+        Grey levels of type uint8 are mapped from [0, 255] to [0, 1]; other values are unchanged.
 
         Args:
             values: An array or a tensor `[N, ...]`, or another source that `load` accepts.
@@ -86,6 +88,7 @@ class Dataset:
             value_range: The values (low, high) that are mapped to 0 and 1; (0, 1) leaves all values
                 as stored. None for the rule above.
             missing: Whether NaN is a missing value; else it is refused.
+            scale: `255` divides values by 255; `none` leaves them as stored.
 
         Returns:
             The data set, with the values flattened to `[N, d]`.
@@ -114,7 +117,8 @@ class Dataset:
         source = replace(
             source, name=name, labels=source.labels if labels is None else labels_of(labels)
         )
-        return dataset_of(source, source_limits(source, value_range), missing=missing)  # type: ignore[return-value]
+        limits = source_limits(source, range_of(scale, value_range))
+        return dataset_of(source, limits, missing=missing)  # type: ignore[return-value]
 
     def subset(self, index: np.ndarray) -> Self:
         """Select data by their row numbers.
@@ -276,7 +280,7 @@ def source_limits(source: Source, value_range: Any) -> tuple[float, float] | Non
         return source.limits
     values = source.values
     largest = values.max() if values.dtype == np.uint8 and values.size else 0
-    return limits_of(values.dtype, largest, value_range)
+    return limits_of(source.name, values.dtype, values.shape, largest, value_range)
 
 
 def to_tensor(
@@ -305,7 +309,8 @@ def to_tensor(
     observed = x[~np.isnan(x)] if missing else x
     if not observed.size:
         raise DataError(f"{name} has no observed value")
-    check_finite(flat, np.where(np.isnan(x), 0, x) if missing else x, name)
+    known = np.where(np.isnan(x), 0, x) if missing else x
+    check_finite(flat, known, name, columns=source.columns)
     check_spread(name, observed.min(), observed.max(), observed.size)
     return rescaled(torch.from_numpy(x), limits), tuple(int(n) for n in values.shape[1:])
 

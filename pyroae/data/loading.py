@@ -1,7 +1,7 @@
 """Load data: validate, rescale, split and binarize."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +13,10 @@ from pyroae.data.arrays import Source
 from pyroae.data.conditions import Condition, Conditioning, separated
 from pyroae.data.dataset import Dataset, binarized, dataset_of, source_limits
 from pyroae.data.image_channels import AXES, check_channels, to_grey
-from pyroae.data.preprocessing import check_range, held_out_count, limits_of, rescaled
+from pyroae.data.preprocessing import check_range, held_out_count, limits_of, range_of, rescaled
 from pyroae.data.scan import check_train_part, held_out_rows, scan, stored_source
 from pyroae.data.sources import read
+from pyroae.data.standardizing import Standardization, standardized
 from pyroae.data.storage import Stored
 from pyroae.data.streaming import Stream
 from pyroae.errors import ConfigError, DataError, unknown_name
@@ -24,6 +25,7 @@ from pyroae.runtime.short_repr import short_repr
 
 Binarization = Literal["none", "threshold", "dynamic", "static"]
 Channels = Literal["first", "last", "grey"]
+Scale = Literal["none", "255", "standard"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Splits:
         test: The test data, or None.
         fingerprint: The first 16 digits of the SHA-256 hash of the values before scaling.
         binarize: The binarization: `none`, `threshold`, `dynamic` or `static`.
+        standardization: How the features were standardized; None if they were not.
     """
 
     train: Dataset
@@ -43,6 +46,7 @@ class Splits:
     test: Dataset | None
     fingerprint: str
     binarize: str
+    standardization: Standardization | None = field(default=None, repr=False)
 
     __repr__ = short_repr()
 
@@ -59,6 +63,9 @@ def load(
     channels: Channels | None = None,
     condition: str | Conditioning | None = None,
     missing: bool = False,
+    scale: Scale | None = None,
+    label: str | None = None,
+    array: str | None = None,
 ) -> Splits:
     """Load training, validation and test data.
 
@@ -69,7 +76,7 @@ def load(
 
     Args:
         source: One of: a known name (`digits`, `mnist`, ...); the path of a file (`.npy`, `.npz`,
-            `.csv`, `.parquet`) or of a folder of images; an array, a tensor or a table
+            `.csv`, `.parquet`, `.h5`, ...) or of a folder of images; an array, a tensor or a table
             `[N, ...]`; a pair (values, labels); a pair of such pairs, the second of which is the
             test set; a `Dataset`.
         binarize: `none`; `threshold`: 1 above 1/2, else 0; `static`: one Bernoulli draw; or
@@ -81,8 +88,9 @@ def load(
         seed: The seed of the splits and of static draws.
         data_root: The folder of torchvision's data sets, which are downloaded there if missing.
         value_range: The values (low, high) that are mapped to 0 and 1; (0, 1) leaves all values as
-            stored, which counts and codes of type uint8 need. With None, uint8 values of which one
-            exceeds 1 are mapped from [0, 255] to [0, 1], and other values are unchanged.
+            stored, which counts and codes of type uint8 need. With None, uint8 values that are
+            grey levels, as in `is_grey`, are mapped from [0, 255] to [0, 1], and other values are
+            unchanged.
         channels: `first` or `last`: where images have their channels, for shapes that do not tell;
             `grey`: colours are converted to grey images `[n, H, W]`; None to find the channels from
             the shape.
@@ -90,6 +98,12 @@ def load(
             columns of a table, separated by commas, which are then no features. None for no
             condition, or that of a `Dataset`.
         missing: Whether NaN, and an empty cell of a table, is a missing value; else it is refused.
+        scale: In place of `value_range`: `none` leaves all values as stored; `255` divides them by
+            255; `standard` gives each feature mean 0 and standard deviation 1 in the training data.
+        label: The column of a table, or the array of a file, that holds the labels; `none` if
+            there are no labels; None for one named label, target, class or y.
+        array: The array of a file that holds the data; None for one named x or data, or the only
+            one of several dimensions.
 
     Returns:
         The three parts, values `[n, d]` each, and conditions `[n, C]`.
@@ -105,12 +119,13 @@ def load(
     (1455, 162, 180, (8, 8))
     """
     _check_arguments(source, binarize, seed, channels)
+    value_range = range_of(scale, value_range)
     grey = channels == "grey"
     if isinstance(source, Dataset):
         binarize = "dynamic" if source.dynamic and binarize == "none" else binarize
         channels = source.channels if channels is None else channels  # type: ignore[assignment]
     how = Conditioning.named(condition) if isinstance(condition, str) else condition
-    stored = stored_source(source, grey=grey)
+    stored = stored_source(source, grey=grey, label=label)
     for what, given_here in (("a condition", how is not None), ("missing values", missing)):
         if stored is not None and given_here:
             raise DataError(
@@ -119,12 +134,12 @@ def load(
             )
     if stored is not None:
         streamed = _load_streamed(stored, binarize, valid, test, seed, value_range)
-        return _with_channels(streamed, channels)
+        return _finished(streamed, channels, scale)
     shape = source.shape if isinstance(source, Dataset) and not grey else None
     raw = (
         _source_of(source, grey)
         if isinstance(source, Dataset)
-        else read(source, data_root, grey=grey)
+        else read(source, data_root, grey=grey, label=label, array=array)
     )
     digest = _fingerprint(raw)
     raw, given = _separated(raw, how)
@@ -144,7 +159,13 @@ def load(
     valid_part = _binarized_once(valid_part, binarize, bits)
     test_part = _binarized_once(test_part, binarize, bits)
     splits = Splits(train, valid_part, test_part, _with_condition(digest, given), binarize)
-    return _with_channels(splits, channels)
+    return _finished(splits, channels, scale)
+
+
+def _finished(splits: Splits, channels: str | None, scale: str | None) -> Splits:
+    """Splits that say where images have their channels, standardized if that was asked for."""
+    splits = _with_channels(splits, channels)
+    return standardized(splits) if scale == "standard" else splits
 
 
 def _separated(raw: Source, how: Conditioning | None) -> tuple[Source, list[Condition]]:
@@ -295,9 +316,9 @@ def _load_streamed(
     rows = held_out_rows(len(stored), stored.features, test, valid, bits)
     held_out = np.sort(np.concatenate(rows))
     result = scan(stored, held_out)
-    limits = limits_of(stored.dtype, result.high, value_range)
-    if value_range is None and stored.limits is not None:
-        limits = stored.limits
+    limits = stored.limits_for(result.high)
+    if value_range is not None or limits is None:
+        limits = limits_of(stored.name, stored.dtype, stored.shape, result.high, value_range)
     shape = tuple(int(n) for n in stored.shape[1:])
     mean = rescaled(torch.from_numpy(result.mean), limits).to(torch.get_default_dtype())
     stream = Stream(stored, mean, limits, held_out, binarize, seed)
