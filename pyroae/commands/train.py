@@ -18,6 +18,7 @@ from pyroae.objectives import parse_objective
 from pyroae.objectives.base import ObjectiveBase
 from pyroae.plots.drawing import save
 from pyroae.runs.contents import versions
+from pyroae.runs.default_likelihood import completed
 from pyroae.runs.loading import find_parameters, fits, own_parameters, same_data, splits_of
 from pyroae.runs.run import EXTENDED, Run, refuse_taken
 from pyroae.runtime.files import locked
@@ -204,7 +205,11 @@ def train(
             raise ConfigError("give --out, the run directory to write")
         config = RunConfig.from_mapping(settings)
         refuse_unused(config)
-        run, result = train_run(config, Path(out), overwrite)
+        refuse_taken(Path(out), overwrite)
+        chosen = completed(config)
+        if chosen.sentence:
+            say(chosen.sentence)
+        run, result = train_run(chosen.config, Path(out), overwrite)
     say(_summary(run, result))
 
 

@@ -19,6 +19,7 @@ from pyroae.data.preprocessing import (
     check_spread,
     check_unit,
     limits_of,
+    range_of,
     rescaled,
     thresholded,
     to_floating,
@@ -85,10 +86,11 @@ class Dataset:
         value_range: Any = None,
         missing: bool = False,
         like: "Dataset | None" = None,
+        scale: str | None = None,
     ) -> Self:
         """Make a data set from an array, a tensor or another source without a test set.
 
-        uint8 values from 0 to 255 and booleans are mapped to [0, 1]; other values are unchanged.
+        Grey levels of type uint8 are mapped from [0, 255] to [0, 1]; other values are unchanged.
 
         Args:
             values: An array or a tensor `[N, ...]`, or another source that `load` accepts.
@@ -100,6 +102,7 @@ class Dataset:
             missing: Whether NaN is a missing value; else it is refused.
             like: Other data of a table, such as those of a training, whose order of columns and
                 codes of categories the new data receive; None to find their own.
+            scale: `255` divides values by 255; `none` leaves them as stored.
 
         Returns:
             The data set, with the values flattened to `[N, d]`.
@@ -128,7 +131,8 @@ class Dataset:
         source = replace(source, name=name)
         if like is not None:
             source = matched(source, like, "new")
-        return dataset_of(source, source_limits(source, value_range), missing=missing)  # type: ignore[return-value]
+        limits = source_limits(source, range_of(scale, value_range))
+        return dataset_of(source, limits, missing=missing)  # type: ignore[return-value]
 
     def subset(self, index: np.ndarray) -> Self:
         """Select data by their row numbers.
@@ -333,7 +337,7 @@ def source_limits(source: Source, value_range: Any) -> tuple[float, float] | Non
         return source.limits
     values = source.values
     largest = values.max() if values.dtype == np.uint8 and values.size else 0
-    return limits_of(values.dtype, largest, value_range)
+    return limits_of(source.name, values.dtype, values.shape, largest, value_range)
 
 
 def to_tensor(
@@ -362,7 +366,8 @@ def to_tensor(
     observed = x[~np.isnan(x)] if missing else x
     if not observed.size:
         raise DataError(f"{name} has no observed value")
-    check_finite(flat, np.where(np.isnan(x), 0, x) if missing else x, name, 0, source.columns)
+    known = np.where(np.isnan(x), 0, x) if missing else x
+    check_finite(flat, known, name, columns=source.columns)
     check_spread(name, observed.min(), observed.max(), observed.size)
     return rescaled(torch.from_numpy(x), limits), tuple(int(n) for n in values.shape[1:])
 

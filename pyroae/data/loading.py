@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +15,10 @@ from pyroae.data.conditions import Condition, Conditioning, separated
 from pyroae.data.dataset import Dataset, binarized, dataset_of, source_limits
 from pyroae.data.image_channels import AXES, check_channels, to_grey
 from pyroae.data.in_memory import with_labels
-from pyroae.data.preprocessing import check_range, held_out_count, limits_of, rescaled
+from pyroae.data.preprocessing import check_range, held_out_count, limits_of, range_of, rescaled
 from pyroae.data.scan import check_train_part, held_out_rows, scan, stored_source
 from pyroae.data.sources import read
+from pyroae.data.standardizing import Standardization, standardized
 from pyroae.data.storage import Stored
 from pyroae.data.stored_matrices import stored_matrix
 from pyroae.data.streaming import Stream
@@ -27,6 +28,7 @@ from pyroae.runtime.short_repr import short_repr
 
 Binarization = Literal["none", "threshold", "dynamic", "static"]
 Channels = Literal["first", "last", "grey"]
+Scale = Literal["none", "255", "standard"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Splits:
         test: The test data, or None.
         fingerprint: The first 16 digits of the SHA-256 hash of the values before scaling.
         binarize: The binarization: `none`, `threshold`, `dynamic` or `static`.
+        standardization: How the features were standardized; None if they were not.
     """
 
     train: Dataset
@@ -46,6 +49,7 @@ class Splits:
     test: Dataset | None
     fingerprint: str
     binarize: str
+    standardization: Standardization | None = field(default=None, repr=False)
 
     __repr__ = short_repr()
 
@@ -62,7 +66,9 @@ def load(
     channels: Channels | None = None,
     condition: str | Conditioning | None = None,
     missing: bool = False,
+    scale: Scale | None = None,
     labels: Any = None,
+    array: str | None = None,
 ) -> Splits:
     """Load training, validation and test data.
 
@@ -73,10 +79,11 @@ def load(
 
     Args:
         source: One of: a known name (`digits`, `mnist`, ...); the path of a file (`.npy`, `.npz`,
-            `.csv`, `.parquet`) or of a folder of images; an array, a tensor, a sparse matrix, a
-            table or a dataset of torch with N items; a pair (values, labels); a pair of such pairs,
-            the second of which is the test set, or three, of which the second is the validation
-            set; a dict of these, such as `{"x_train": …, "y_train": …, "x_test": …}`; a `Dataset`.
+            `.csv`, `.parquet`, `.h5`, ...) or of a folder of images; an array, a tensor, a sparse
+            matrix, a table or a dataset of torch with N items; a pair (values, labels); a pair of
+            such pairs, the second of which is the test set, or three, of which the second is the
+            validation set; a dict of these, such as `{"x_train": …, "y_train": …, "x_test": …}`; a
+            `Dataset`.
         binarize: `none`; `threshold`: 1 above 1/2, else 0; `static`: one Bernoulli draw; or
             `dynamic`: a new Bernoulli draw for each training batch, and one fixed draw of
             validation and test data, so that every evaluation uses the same data.
@@ -87,8 +94,9 @@ def load(
         seed: The seed of the splits and of static draws.
         data_root: The folder of torchvision's data sets, which are downloaded there if missing.
         value_range: The values (low, high) that are mapped to 0 and 1; (0, 1) leaves all values as
-            stored, which counts and codes of type uint8 need. With None, uint8 values of which one
-            exceeds 1 are mapped from [0, 255] to [0, 1], and other values are unchanged.
+            stored, which counts and codes of type uint8 need. With None, uint8 values that are
+            grey levels, as in `is_grey`, are mapped from [0, 255] to [0, 1], and other values are
+            unchanged.
         channels: `first` or `last`: where images have their channels, for shapes that do not tell;
             `grey`: colours are converted to grey images `[n, H, W]`; None to find the channels from
             the shape.
@@ -97,8 +105,14 @@ def load(
             condition, or that of a `Dataset`.
         missing: Whether NaN, a masked element, and an empty cell of a table, is a missing value;
             else it is refused.
-        labels: The labels `[N]`, or the name of the column of a table, or of the key of a dict,
-            that holds them. None for those of the source, if it has any.
+        scale: In place of `value_range`: `none` leaves all values as stored; `255` divides them by
+            255; `standard` gives each feature mean 0 and standard deviation 1 in the training data,
+            but for codes of categories.
+        labels: The labels `[N]`, or the name of the column of a table, the array of a file or the
+            key of a dict that holds them; `none` if there are no labels; None for those of the
+            source, such as a column named label, target, class or y.
+        array: The array of a file that holds the data; None for one named x or data, or the only
+            one of several dimensions.
 
     Returns:
         The three parts, values `[n, d]` each, and conditions `[n, C]`.
@@ -114,30 +128,33 @@ def load(
     (1455, 162, 180, (8, 8))
     """
     _check_arguments(source, binarize, seed, channels)
+    value_range = range_of(scale, value_range)
     grey = channels == "grey"
     if isinstance(source, Dataset):
         binarize = "dynamic" if source.dynamic and binarize == "none" else binarize
         channels = source.channels if channels is None else channels  # type: ignore[assignment]
     how = Conditioning.named(condition) if isinstance(condition, str) else condition
-    matrix = None if missing or grey or how is not None else stored_matrix(source, labels)
-    stored = matrix or stored_source(source, grey=grey)
+    name = labels if isinstance(labels, str) else None
+    is_dense = missing or grey or how is not None or scale == "standard"
+    matrix = None if is_dense else stored_matrix(source, labels)
+    stored = matrix or stored_source(source, grey=grey, label=name)
     if stored is not None:
         _refuse_for_streams(
             stored,
             {
                 "a condition": how is not None,
                 "missing values": missing,
-                "other labels": labels is not None and matrix is None,
+                "other labels": labels is not None and name is None and matrix is None,
             },
         )
         streamed = _load_streamed(stored, binarize, valid, test, seed, value_range)
-        return _with_channels(streamed, channels)
+        return _finished(streamed, channels, scale)
     shape = source.shape if isinstance(source, Dataset) and not grey else None
     if isinstance(source, Dataset):
         raw = with_labels(_source_of(source, grey), labels)
         missing = missing or source.missing
     else:
-        raw = read(source, data_root, grey=grey, labels=labels)
+        raw = read(source, data_root, grey=grey, labels=labels, array=array)
     digest = _fingerprint(raw)
     parts, conditions = _separated(raw, how)
     limits = source_limits(parts["train"], value_range)
@@ -159,7 +176,14 @@ def load(
     splits = Splits(
         train, valid_part, test_part, _with_condition(digest, conditions.values()), binarize
     )
-    return _with_channels(splits, channels)
+    return _finished(splits, channels, scale)
+
+
+def _finished(splits: Splits, channels: str | None, scale: str | None) -> Splits:
+    """Splits that say where images have their channels, standardized if that was asked for."""
+    splits, codes = _with_channels(splits, channels), splits.train.categories
+    numbers = tuple(name not in codes for name in splits.train.columns) if codes else None
+    return standardized(splits, numbers) if scale == "standard" else splits
 
 
 def _refuse_for_streams(stored: Stored, asked: Mapping[str, bool]) -> None:
@@ -325,9 +349,9 @@ def _load_streamed(
     rows = held_out_rows(len(stored), stored.features, test, valid, bits)
     held_out = np.sort(np.concatenate(rows))
     result = scan(stored, held_out)
-    limits = limits_of(stored.dtype, result.high, value_range)
-    if value_range is None and stored.limits is not None:
-        limits = stored.limits
+    limits = stored.limits_for(result.high)
+    if value_range is not None or limits is None:
+        limits = limits_of(stored.name, stored.dtype, stored.shape, result.high, value_range)
     shape = tuple(int(n) for n in stored.shape[1:])
     mean = rescaled(torch.from_numpy(result.mean), limits).to(torch.get_default_dtype())
     stream = Stream(stored, mean, limits, held_out, binarize, seed)

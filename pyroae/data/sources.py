@@ -166,7 +166,7 @@ def _read_path(path: Path, how: Reading) -> Source:
         _refuse_names(path, how)
         images = Images.of(path, grey=how.grey)
         values = images.read(0, len(images))
-        return Source(images.name, values, images.labels, limits=images.limits)
+        return Source(images.name, values, images.labels, limits=images.limits_for(values.max()))
     suffix = suffix_of(path)
     if suffix not in READERS:
         if path.exists():

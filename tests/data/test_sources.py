@@ -482,7 +482,7 @@ def test_types_of_columns() -> None:
         Dataset.from_array(table).x.tolist()
         == torch.tensor([[1, 0, 1], [255, 1, 0]]).div(255).tolist()
     )
-    with pytest.raises(DataError, match="array holds nan at row 1, column 'a'"):
+    with pytest.raises(DataError, match=r"array holds nan at row 1, column 0 \('a'\)"):
         Dataset.from_array(pd.DataFrame({"a": pd.array([1, None], "Int64"), "b": [0.5, 1]}))
 
 
