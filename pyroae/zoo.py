@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Any, TypedDict, Unpack, cast
 
 from torch import nn
@@ -15,6 +15,7 @@ from pyroae.autoencoder.hierarchies import HIERARCHIES, Hierarchy
 from pyroae.config import SEMI_SUPERVISED, RunConfig
 from pyroae.data.dataset import Dataset
 from pyroae.data.image_channels import AXES
+from pyroae.data.kinds import columns_of_values, mixed_likelihood
 from pyroae.data.missing import check_columns
 from pyroae.errors import ConfigError, DataError, unknown_name
 from pyroae.nn import MAPS, MLP, Conv, Linear, Map, Tied
@@ -652,8 +653,8 @@ def table_likelihood(data: Dataset) -> likelihoods.Mixed:
 
         log p(x|z) = Σ_j log p_j(x_j|z)
 
-    A column of categories has a Categorical; one of 0 and 1 a Bernoulli; any other a Normal with a
-    scale of its own. Counts are not told from other numbers: give `Mixed` with a Poisson for these.
+    A column of categories has a Categorical; one of 0 and 1 a Bernoulli; whole numbers from 0 or 1
+    on have a Poisson or a negative binomial; any other a Normal with a scale of its own.
 
     Args:
         data: A table, as `load` or `Dataset.from_array` reads a DataFrame.
@@ -673,13 +674,8 @@ def table_likelihood(data: Dataset) -> likelihoods.Mixed:
     """
     if not data.columns:
         raise DataError(f"{data.name} has no named columns: give it as a table, or a likelihood")
-    is_binary = ((data.x == 0) | (data.x == 1) | data.x.isnan()).all(0).tolist()
-    kinds: list[likelihoods.Likelihood] = []
-    for name, binary in zip(data.columns, is_binary, strict=True):
-        levels = data.categories.get(name)
-        other = likelihoods.Bernoulli() if binary else likelihoods.Normal(scale="feature")
-        kinds.append(likelihoods.Categorical(len(levels)) if levels else other)
-    return likelihoods.Mixed(tuple((kind, len(list(same))) for kind, same in groupby(kinds)))
+    columns = columns_of_values(data.x.numpy(), data.columns, data.categories)
+    return cast(likelihoods.Mixed, likelihoods.LIKELIHOODS.parse(mixed_likelihood(columns)))
 
 
 def _build(

@@ -49,6 +49,7 @@ def test_help_does_not_import_torch() -> None:
     ).stdout
     assert out.endswith("False\n")
     for command in (
+        "data",
         "demo",
         "train",
         "evaluate",

@@ -44,7 +44,7 @@ def data(source: str, settings: Mapping[str, Any], out: str | None) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         splits = splits_of(chosen.config)
-    columns = columns_of_values(raw.values)
+    columns = columns_of_values(raw.values, raw.columns, raw.categories)
     console = Console()
     console.print(f"{source}: {_title(raw, splits)}", markup=False, highlight=False)
     facts = _facts(raw, splits, chosen.config)
@@ -52,9 +52,13 @@ def data(source: str, settings: Mapping[str, Any], out: str | None) -> None:
     for name, fact in facts.items():
         console.print(f"  {name:<14}{fact}", markup=False, highlight=False, soft_wrap=True)
     console.print(table_of(raw, columns))
-    notes = [str(one.message) for one in caught] + list(warnings_of(raw, columns, splits))
+    notes = [str(one.message) for one in caught] + list(warnings_of(raw, columns))
     if num_missing and not config.missing:
         notes.insert(0, f"{num_missing} values are missing: train with --missing")
+    if splits.train.stream is not None:
+        notes.insert(
+            0, f"kinds and ranges of columns are those of the first {len(raw.values)} rows"
+        )
     for note in notes:
         console.print(f"warning: {note}", markup=False, highlight=False, soft_wrap=True)
     if out is not None:
@@ -102,7 +106,9 @@ def _facts(raw: Source, splits: Splits, config: RunConfig) -> dict[str, str]:
 
 def _scaling(raw: Source, config: RunConfig) -> str:
     if config.scale == "standard":
-        return "mean 0 and standard deviation 1 by the training data"
+        mixed = (config.likelihood or "").startswith("mixed")
+        which = " of columns with a location and scale" if mixed else ""
+        return f"mean 0 and standard deviation 1{which}, by the training data"
     limits = source_limits(raw, value_range_of(config))
     if limits in (None, (0.0, 1.0)):
         return "as stored"

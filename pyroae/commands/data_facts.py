@@ -9,9 +9,7 @@ from rich.table import Table
 
 from pyroae.data.arrays import Source
 from pyroae.data.conditions import label_text
-from pyroae.data.dataset import Dataset
 from pyroae.data.kinds import Column
-from pyroae.data.loading import Splits
 
 LISTED = 20
 """The number of columns, labels or names that are listed."""
@@ -100,20 +98,19 @@ def _counts(labels: np.ndarray) -> Counter[str]:
     return Counter(label_text(label) for label in labels.tolist())
 
 
-def warnings_of(source: Source, columns: list[Column], splits: Splits) -> Iterator[str]:
+def warnings_of(source: Source, columns: list[Column]) -> Iterator[str]:
     """Yield what a user should know before training.
 
     Args:
         source: The values as stored, `[N, ...]`.
         columns: The description of each feature.
-        splits: The parts of the data.
 
     Yields:
         Sentences.
     """
     names, values = column_names(source), source.values.reshape(len(source.values), -1)
     is_constant = [c.kind == "constant" for c in columns]
-    if any(is_constant):
+    if source.values.ndim == 2 and any(is_constant):
         yield f"{_listed(names, is_constant)}: one value alone"
     far = [
         c.deviation > 0 and max(c.high - c.mean, c.mean - c.low) > FAR * c.deviation
@@ -124,12 +121,14 @@ def warnings_of(source: Source, columns: list[Column], splits: Splits) -> Iterat
             f"{_listed(names, far)}: values more than {FAR:g} standard deviations from the mean, "
             "for which the likelihoods student and laplace are made"
         )
-    twice = len(values) - len(_rows(values))
-    if twice:
-        yield f"{twice} of {len(values)} rows occur more than once"
-    shared = _shared(splits)
-    if shared:
-        yield f"{shared} of the test data are also training data"
+    rows = _rows(values)
+    if twice := len(values) - len(rows):
+        both = ", and may be both training and test data" if source.test is None else ""
+        yield f"{twice} of {len(values)} rows occur more than once{both}"
+    if source.test is not None:
+        test = source.test.values.reshape(len(source.test.values), -1)
+        if shared := sum(row.tobytes() in rows for row in np.ascontiguousarray(test)):
+            yield f"{shared} of {len(test)} test data are also training data"
     counts = [] if source.labels is None else list(_counts(source.labels).values())
     if counts and max(counts) > IMBALANCED * min(counts) and len(counts) <= len(values) / 2:
         yield f"the most frequent label has {max(counts)} data, the rarest {min(counts)}"
@@ -143,12 +142,3 @@ def _listed(names: list[str], is_meant: list[bool]) -> str:
 
 def _rows(values: np.ndarray) -> set[bytes]:
     return {row.tobytes() for row in np.ascontiguousarray(values)}
-
-
-def _shared(splits: Splits) -> int:
-    """How many test data are equal to a datum of training."""
-    train, test = splits.train, splits.test
-    if test is None or not isinstance(train, Dataset) or train.stream is not None:
-        return 0
-    known = _rows(train.x.numpy())
-    return sum(row.tobytes() in known for row in test.x.numpy())

@@ -1,6 +1,6 @@
 """What the columns of data hold: binary values, counts, shares or real numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -20,12 +20,13 @@ class Column:
 
     Attributes:
         kind: `binary`: 0 and 1; `counts`: whole numbers from 0 or 1; `unit`: numbers in [0, 1];
-            `real`: other numbers; `constant`: one value.
+            `real`: other numbers; `constant`: one value; `codes`: categories.
         low: The smallest value.
         high: The largest value.
         mean: The mean.
         deviation: The standard deviation.
         missing: The number of missing values, NaN.
+        categories: The number of categories of codes; 0 for numbers.
     """
 
     kind: str
@@ -34,13 +35,15 @@ class Column:
     mean: float
     deviation: float
     missing: int
+    categories: int = 0
 
     @classmethod
-    def of(cls, values: np.ndarray) -> "Column":
+    def of(cls, values: np.ndarray, categories: int = 0) -> "Column":
         """Describe a column.
 
         Args:
             values: The values, `[N]`, NaN where missing.
+            categories: The number of categories of codes; 0 for numbers.
 
         Returns:
             The description; of a column without any value a constant NaN.
@@ -51,10 +54,12 @@ class Column:
         known = values[~np.isnan(values)] if values.dtype.kind == "f" else values
         missing = len(values) - len(known)
         if not len(known):
-            return cls("constant", np.nan, np.nan, np.nan, np.nan, missing)
+            kind = "codes" if categories else "constant"
+            return cls(kind, np.nan, np.nan, np.nan, np.nan, missing, categories)
         low, high = float(known.min()), float(known.max())
         mean, deviation = float(known.mean()), float(known.std(dtype=np.float64))
-        return cls(_kind(known, low, high), low, high, mean, deviation, missing)
+        kind = "codes" if categories else _kind(known, low, high)
+        return cls(kind, low, high, mean, deviation, missing, categories)
 
 
 def _kind(known: np.ndarray, low: float, high: float) -> str:
@@ -83,16 +88,24 @@ class Suggestion:
     reason: str
 
 
-def columns_of_values(values: np.ndarray) -> list[Column]:
+def columns_of_values(
+    values: np.ndarray,
+    names: Sequence[str] = (),
+    categories: Mapping[str, tuple[str, ...]] | None = None,
+) -> list[Column]:
     """Describe each column.
 
     Args:
         values: The values, `[N, ...]`.
+        names: The names of the d columns of a table.
+        categories: The categories of columns of codes, by name.
 
     Returns:
         The description of each of d columns.
     """
-    return [Column.of(column) for column in values.reshape(len(values), -1).T]
+    flat = values.reshape(len(values), -1)
+    counts = [len((categories or {}).get(name, ())) for name in names] or [0] * flat.shape[1]
+    return [Column.of(column, count) for column, count in zip(flat.T, counts, strict=True)]
 
 
 def suggestion(columns: Sequence[Column]) -> Suggestion:
@@ -110,6 +123,8 @@ def suggestion(columns: Sequence[Column]) -> Suggestion:
     'mixed:columns=bernoulli+normal(feature)'
     """
     kinds = {column.kind for column in columns} - {"constant"}
+    if "codes" in kinds:
+        return Suggestion(mixed_likelihood(columns), "standard", "has columns of categories")
     low = min((c.low for c in columns), default=0.0)
     high = max((c.high for c in columns), default=1.0)
     if low >= 0 and high <= 1:
@@ -120,11 +135,26 @@ def suggestion(columns: Sequence[Column]) -> Suggestion:
         name = count_likelihood(columns)
         return Suggestion(name, None, f"has whole numbers from {low:g} to {high:g}")
     if kinds & {"binary", "counts"} and len(columns) <= MOST_MIXED:
-        groups = _groups([_likelihood(column) for column in columns])
         reason = "has columns of different kinds"
-        return Suggestion(f"mixed:columns={groups}", "standard", reason)
+        return Suggestion(mixed_likelihood(columns), "standard", reason)
     reason = f"has values from {low:.4g} to {high:.4g}"
     return Suggestion("normal:scale=learned", "standard", reason)
+
+
+def mixed_likelihood(columns: Sequence[Column]) -> str:
+    """Return the mixed likelihood in which each column has one of its kind.
+
+    Args:
+        columns: The description of each column.
+
+    Returns:
+        The text: a Categorical for codes, a Bernoulli for 0 and 1, a likelihood of counts for
+        whole numbers from 0 or 1 on, else a Normal with a scale of its own.
+
+    >>> mixed_likelihood([Column.of(np.array([0, 1]), 2), Column.of(np.array([0.5, -1]))])
+    'mixed:columns=categorical(2)+normal(feature)'
+    """
+    return f"mixed:columns={_groups([_likelihood(column) for column in columns])}"
 
 
 def count_likelihood(columns: Sequence[Column]) -> str:
@@ -141,6 +171,8 @@ def count_likelihood(columns: Sequence[Column]) -> str:
 
 
 def _likelihood(column: Column) -> str:
+    if column.categories:
+        return f"categorical({column.categories})"
     if column.kind == "counts":
         return count_likelihood([column])
     return "bernoulli" if column.kind == "binary" else "normal(feature)"

@@ -101,8 +101,8 @@ def suggestion_for(config: RunConfig) -> Suggestion | None:
         return None
     columns = None if config.condition is None else Conditioning.named(config.condition)
     if columns is not None and columns.columns and config.condition != FROM_LABELS:
-        values = separated(source, columns)[0].values
-    return suggestion(columns_of_values(values))
+        source = separated(source, columns)[0]
+    return suggestion(columns_of_values(source.values, source.columns, source.categories))
 
 
 def raw_source(config: RunConfig) -> Source:
