@@ -20,6 +20,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from pyroae._version import __version__
 from pyroae.config import (
+    OF_DATA,
     PER_TRAINING,
     AISSettings,
     CalibrationSettings,
@@ -193,7 +194,9 @@ def _run(name: str, options: dict[str, Any]) -> None:
     """Import the user's modules, make settings of the options, and run the command."""
     imports = tuple(map(located, options.pop("imports", ())))
     import_all(imports)
-    if "config" in options:
+    if name == "data":
+        options["settings"] = {**options["settings"], **({"imports": imports} if imports else {})}
+    elif "config" in options:
         file = options.pop("config")
         settings = {**(read_yaml(file) if file else {}), **options["settings"]}
         written = settings.get("imports") or ()
@@ -309,6 +312,16 @@ def _train(train: Parser) -> None:
         help="the state that --resume continues from (default: last)",
     )
     train.settings("settings", RunConfig, "imports")
+
+
+def _data(data: Parser) -> None:
+    data.add_argument(
+        "source", metavar="DATA", help="a dataset, a file or a folder, as --data of train takes it"
+    )
+    used = (*OF_DATA, "system", "likelihood")
+    others = [f.name for f in fields(RunConfig) if f.name not in used or f.name == "data"]
+    data.settings("settings", RunConfig, *others)
+    data.add_argument("--out", metavar="FILE", help="picture of the first data: .png, .pdf or .svg")
 
 
 def _evaluate(evaluate: Parser) -> None:
@@ -509,6 +522,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
         _demo,
     ),
     "train": ("train a system or a program; writes a run directory", _train),
+    "data": ("how data would be read, split, scaled and modelled", _data),
     "evaluate": (
         "bound, log-likelihood, rate, distortion, active units; figures; DataTree",
         _evaluate,

@@ -54,6 +54,7 @@ def test_help_does_not_import_torch() -> None:
     ).stdout
     assert out.endswith("False\n")
     for command in (
+        "data",
         "demo",
         "train",
         "evaluate",

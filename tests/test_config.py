@@ -45,6 +45,8 @@ OTHER: dict[str, Any] = {
     "system": "m2",
     "data": "some file, with: signs.csv",
     "data_root": "elsewhere",
+    "label": "species",
+    "array": "group/x",
     "value_range": (0.0, 16.0),
     "channels": "last",
     "binarize": "none",
@@ -71,7 +73,7 @@ OTHER: dict[str, Any] = {
 }
 PAIR = {"bound": "jvi:order=2", "gradient": "doubly-reparameterized"}
 """In place of an objective."""
-PROGRAM = {"program": "tests.registered_names:table", "imports": ("json",)}
+PROGRAM = {"program": "tests.registered_names:table", "imports": ("json",), "scale": "none"}
 """In place of a system."""
 
 

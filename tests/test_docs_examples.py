@@ -22,6 +22,7 @@ SECTIONS = [
     ("hierarchies.md", "In Python"),
     ("sparse.md", "In Python"),
     ("calibration.md", "In Python"),
+    ("own-data.md", "Tables"),
     ("own-data.md", "Images"),
     ("ais.md", "Rate and distortion"),
     ("own-choice.md", "Objectives that learn"),

@@ -607,13 +607,20 @@ def test_counts_and_codes_are_loaded_as_stored(tmp_path: Path, suffix: str) -> N
         table.to_csv(path, index=False)
     else:
         table.to_parquet(path)
-    scaled_by = 1.0 if suffix == "csv" else 255.0  # a text has no uint8
-    for likelihood, divisor in (("negative-binomial", 1.0), ("normal", scaled_by)):
+    kinds = {"negative-binomial": (None, 1.0), "normal": ("255", 255.0), "laplace": ("none", 1.0)}
+    for likelihood, (scale, divisor) in kinds.items():
         config = RunConfig(
-            data=str(path), likelihood=likelihood, test_fraction=0.0, valid_fraction=0.0
+            data=str(path),
+            likelihood=likelihood,
+            scale=scale,
+            test_fraction=0.0,
+            valid_fraction=0.0,
         )
         torch.testing.assert_close(splits_of(config).train.x, torch.tensor(values / divisor))
-    scaled = Dataset.from_array(values)
+    if suffix != "csv":  # a text has no uint8
+        with pytest.raises(DataError, match="may be grey levels, counts or codes"):
+            splits_of(RunConfig(data=str(path), likelihood="normal"))
+    scaled = Dataset.from_array(values, scale="255")
     with pytest.raises(DataError, match=r"needs counts .* value_range=\(0, 1\) leaves values as"):
         NegativeBinomial().check(scaled.x, "counts")
 

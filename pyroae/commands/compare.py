@@ -23,6 +23,7 @@ from pyroae.config import Scoring, compared, recorded, with_imports
 from pyroae.config.checks import one_of
 from pyroae.errors import ConfigError, RunError
 from pyroae.names import import_all, located
+from pyroae.runs.default_likelihood import completed
 from pyroae.runtime.files import locked
 from pyroae.runtime.links import report_line
 from pyroae.runtime.processes import say
@@ -75,7 +76,7 @@ def compare(
         if out is None:
             raise ConfigError("give --out, the study directory to write")
         refuse_other(Path(out), overwrite)
-        study = Study(out, _config(settings, given))
+        study = Study(out, _suited(_config(settings, given)))
         cells = study.check()
         begin = partial(study.start, overwrite)
     base = _baseline(baseline, cells)
@@ -156,6 +157,18 @@ def _several(value: Any) -> bool:
 def _config(settings: Mapping[str, Any], given: Mapping[str, Any]) -> StudyConfig:
     config = StudyConfig(settings_of(settings), scoring=_scoring(Scoring(), given))
     return _checked(replace(config, **_alike(config, given), **_lists(given), **_choices(given)))
+
+
+def _suited(config: StudyConfig) -> StudyConfig:
+    """The study with the likelihood that its data suggest, unless it compares likelihoods."""
+    if any(
+        "likelihood" in settings or "system" in settings for settings in config.variants.values()
+    ):
+        return config
+    chosen = completed(config.settings)
+    if chosen.sentence:
+        say(chosen.sentence)
+    return replace(config, settings=chosen.config)
 
 
 def _choices(given: Mapping[str, Any]) -> dict[str, Any]:

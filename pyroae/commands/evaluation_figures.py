@@ -44,12 +44,12 @@ def figures(
         left out.
     """
     x = like_parameters(system, arguments_in(dataset))
-    labels = getattr(dataset, "labels", None)
+    labels, names = getattr(dataset, "labels", None), getattr(dataset, "columns", ())
     makers: dict[str, Callable[[], Figure]] = {
         "reconstructions": lambda: plots.reconstructions(
             system, x, labels=labels, shape=dataset.shape
         ),
-        "columns": lambda: plots.column_errors(system, x),
+        "columns": lambda: plots.column_errors(system, x, names or None),
         "samples": lambda: _samples(system, dataset, x),
         "manifold": lambda: plots.manifold(system),
         "latent_scatter": lambda: plots.latent_scatter(system, x, labels),

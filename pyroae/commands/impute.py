@@ -2,12 +2,15 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from pyroae.autoencoder import Autoencoder
+from pyroae.config import RunConfig
 from pyroae.config.checks import at_least_one
+from pyroae.data.arrays import Source
 from pyroae.data.conditions import Conditioning
 from pyroae.data.dataset import Dataset, source_limits
 from pyroae.data.sources import read
@@ -15,7 +18,13 @@ from pyroae.errors import ConfigError, DataError
 from pyroae.evaluation.imputation import Imputation
 from pyroae.evaluation.imputation import impute as impute_missing
 from pyroae.programs.pair import like_parameters
-from pyroae.runs.loading import own_parameters, trained, value_range_of, whole_of
+from pyroae.runs.loading import (
+    own_parameters,
+    standardization_of,
+    trained,
+    value_range_of,
+    whole_of,
+)
 from pyroae.runs.run import Run
 from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import say
@@ -86,9 +95,9 @@ def impute(
 
 def _write(path: Path, found: Imputation, dataset: Dataset, run: Run, data: str) -> None:
     """Write the imputation in the units of the source."""
-    source = read(data, run.config.data_root)
-    low, high = source_limits(source, value_range_of(run.config)) or (0.0, 1.0)
-    unit = high - low
+    config = run.config
+    source = read(data, config.data_root, labels=config.label, array=config.array)
+    low, unit = _units(source, config)
     arrays = {
         name: low + unit * getattr(found, name).numpy() for name in ("x", "low", "high", "draws")
     }
@@ -110,6 +119,14 @@ def _write(path: Path, found: Imputation, dataset: Dataset, run: Run, data: str)
     else:
         content = whole.to_parquet(index=False)
         guarded(path, lambda file: file.write_bytes(content))
+
+
+def _units(source: Source, config: RunConfig) -> tuple[Any, Any]:
+    """What a value of 0 is in the source, and the size of 1: numbers, or arrays `[d]`."""
+    if (by := standardization_of(config)) is not None:
+        return by.mean.numpy(), by.deviation.numpy()
+    low, high = source_limits(source, value_range_of(config)) or (0.0, 1.0)
+    return low, high - low
 
 
 def _archive(arrays: dict[str, np.ndarray]) -> bytes:

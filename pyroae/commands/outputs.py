@@ -25,6 +25,7 @@ from pyroae.runs.loading import (
     own_parameters,
     part_of,
     placed,
+    standardization_of,
     trained,
 )
 from pyroae.runs.parts import EvaluatedPart, weights_of
@@ -255,7 +256,9 @@ def _write(
 
         save(picture(), path, caption)
     else:
-        _write_table(path, x, labels, _columns_of(["x"], [x]))
+        by = standardization_of(run.config)
+        table = x if by is None else by.inverse(x.cpu())
+        _write_table(path, table, labels, _columns_of(["x"], [x]))
     say(f"{len(x)}: {path}")
 
 

@@ -17,6 +17,7 @@ from pyroae.errors import ConfigError
 from pyroae.objectives import parse_objective
 from pyroae.objectives.base import ObjectiveBase
 from pyroae.runs.contents import versions
+from pyroae.runs.default_likelihood import completed
 from pyroae.runs.loading import (
     arguments_in,
     find_parameters,
@@ -227,7 +228,11 @@ def train(
             raise ConfigError("give --out, the run directory to write")
         config = RunConfig.from_mapping(settings)
         refuse_unused(config)
-        run, result = train_run(config, Path(out), overwrite)
+        refuse_taken(Path(out), overwrite)
+        chosen = completed(config)
+        if chosen.sentence:
+            say(chosen.sentence)
+        run, result = train_run(chosen.config, Path(out), overwrite)
     say(_summary(run, result))
 
 

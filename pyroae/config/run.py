@@ -20,6 +20,10 @@ CHANNELS = ("first", "last", "grey")
 """Where images have their channels, or that colours become grey."""
 
 
+SCALES = ("none", "255", "standard")
+"""How values are scaled: as stored, divided by 255, or mean 0 and standard deviation 1."""
+
+
 PER_TRAINING = (
     "objective",
     "bound",
@@ -42,7 +46,7 @@ SEMI_SUPERVISED = "m2"
 
 
 OF_DATA = (
-    *("data", "data_root", "value_range", "channels", "binarize"),
+    *("data", "data_root", "label", "array", "value_range", "scale", "channels", "binarize"),
     *("valid_fraction", "test_fraction", "split_seed", "condition", "num_labels", "missing"),
 )
 """Settings of the data, which all trainings of a comparison share."""
@@ -68,8 +72,11 @@ class RunConfig(TrainConfig):
         system: What is trained where there is no program.
         data: The name of a dataset with its settings, or the path of a file.
         data_root: The folder of torchvision's datasets.
-        value_range: LOW and HIGH of the data, which are mapped to 0 and 1. Where it is None, uint8
-            values are mapped from [0, 255], but counts and codes are left as stored.
+        label: The column of a table, or the array of a file, that holds the labels; or none.
+        array: The array of a file that holds the data.
+        value_range: LOW and HIGH of the data, which are mapped to 0 and 1. Where it is None, grey
+            levels of type uint8 are mapped from [0, 255], but counts and codes are left as stored.
+        scale: In place of `value_range`: none, 255 or standard.
         channels: Where images have their channels, for shapes that do not tell: first or last; or
             grey, which converts colours to grey.
         binarize: How grey data become black and white; by default dynamic under a Bernoulli.
@@ -115,12 +122,21 @@ class RunConfig(TrainConfig):
     system: str = option("vae", "what to train", kind="system")
     data: str = option(
         "digits",
-        "a dataset, or the path of a .npy, .npz, .csv or .parquet file or a folder of images",
+        "a dataset, or the path of a file (.npy .npz .csv .parquet .h5 ...) or a folder of images",
         kind="dataset",
     )
     data_root: str = option("data", "folder in which torchvision keeps its datasets")
+    label: str | None = option(
+        None, "column or array that holds the labels, or none (default: label, target, class or y)"
+    )
+    array: str | None = option(
+        None, "array that holds the data, of a file with several (default: x or data, or by shape)"
+    )
     value_range: tuple[float, ...] | None = option(
         None, "LOW,HIGH of the data, mapped to 0,1; 0,1 leaves values as stored"
+    )
+    scale: str | None = option(
+        None, "values as stored, divided by 255, or of mean 0 and standard deviation 1", SCALES
     )
     channels: str | None = option(
         None, "of images: first or last, if the shape does not tell; or grey", CHANNELS
@@ -198,6 +214,10 @@ class RunConfig(TrainConfig):
         self._check_labels()
         if self.binarize is not None:
             one_of("binarization", self.binarize, BINARIZATIONS)
+        if self.scale is not None:
+            one_of("scale", self.scale, SCALES)
+            if self.value_range is not None:
+                raise ConfigError(f"give either the scale {self.scale} or a value_range, not both")
         if self.channels is not None:
             one_of("place of channels", self.channels, CHANNELS)
         for width in self.hidden or ():
@@ -300,6 +320,8 @@ class RunConfig(TrainConfig):
             if key not in names:
                 raise unknown_name("setting", str(name), sorted(names))
             ready[key] = tuple(value) if isinstance(value, list) else value
+        if ready.get("scale") == 255:  # a number in YAML
+            ready["scale"] = "255"
         if isinstance(ready.get("imports"), str):
             ready["imports"] = (ready["imports"],)
         return cls(**ready)

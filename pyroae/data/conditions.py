@@ -1,5 +1,6 @@
 """What data are conditioned on: their labels as one-hot vectors, or columns of a table."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +24,8 @@ UNLABELLED = "-1"
 class Conditioning:
     """How the condition c of each datum is made.
 
-        labels: c_n = e_j where label n is class j;   columns: c_n = the values of the columns
+        labels: c_n = e_j where label n is class j;   columns: c_n = the values of the columns,
+                                                      one-hot vectors of columns of categories
 
     Attributes:
         columns: Names of columns of a table, which become c unchanged and are no longer features;
@@ -119,8 +121,21 @@ def separated(source: Source, how: Conditioning) -> tuple[Source, Condition]:
             f"{row} is {values[row, column]}"
         )
     columns = tuple(source.columns[i] for i in kept)
-    rest = replace(source, values=source.values[:, kept], columns=columns)
-    return rest, Condition(values, how.columns)
+    categories = {name: source.categories[name] for name in columns if name in source.categories}
+    rest = replace(source, values=source.values[:, kept], columns=columns, categories=categories)
+    return rest, _of_columns(values, how.columns, source.categories)
+
+
+def _of_columns(
+    values: np.ndarray, columns: tuple[str, ...], categories: Mapping[str, tuple[str, ...]]
+) -> Condition:
+    """Columns as a condition: numbers unchanged, codes of categories as one-hot vectors."""
+    parts, names = [], []
+    for name, column in zip(columns, values.T, strict=True):
+        levels = categories.get(name, ())
+        parts.append(column[:, None] == np.arange(len(levels)) if levels else column[:, None])
+        names += [f"{name}={level}" for level in levels] or [name]
+    return Condition(np.concatenate(parts, axis=1).astype(np.float64), tuple(names))
 
 
 def _no_column(source: Source, name: str) -> Exception:

@@ -1,13 +1,16 @@
 """One data set: values that are checked, rescaled and, on request, binarized."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyroae.data.arrays import Source, array_of, labels_of
+from pyroae.data.arrays import Source, array_of
+from pyroae.data.frames import matched, to_frame
 from pyroae.data.missing import hot_deck, keep_missing
 from pyroae.data.preprocessing import (
     bernoulli_draw,
@@ -16,6 +19,7 @@ from pyroae.data.preprocessing import (
     check_spread,
     check_unit,
     limits_of,
+    range_of,
     rescaled,
     thresholded,
     to_floating,
@@ -25,6 +29,9 @@ from pyroae.data.streaming import Stream
 from pyroae.errors import DataError
 from pyroae.runtime.short_repr import Overview, Shown
 from pyroae.runtime.short_text import memory_text, shape_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,6 +52,8 @@ class Dataset(Shown):
         missing: Whether values may be missing, NaN in x.
         channels: Where images have their channels, `first` or `last`, where that was asked for;
             None to find it from the shape.
+        columns: The names of the d features of a table; empty for other data.
+        categories: The categories of each column of codes 0, 1, …, by the name of the column.
 
     References:
         Salakhutdinov and Murray (2008), On the Quantitative Analysis of Deep Belief Networks, for
@@ -61,6 +70,8 @@ class Dataset(Shown):
     condition_names: tuple[str, ...] = field(default=(), repr=False)
     missing: bool = field(default=False, repr=False)
     channels: str | None = field(default=None, repr=False)
+    columns: tuple[str, ...] = field(default=(), repr=False)
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     def _overview(self) -> Overview:
         rows = [("shape", shape_text(self.shape)), *self.facts.items()]
@@ -91,25 +102,31 @@ class Dataset(Shown):
         name: str = "array",
         value_range: Any = None,
         missing: bool = False,
+        like: "Dataset | None" = None,
+        scale: str | None = None,
     ) -> Self:
         """Make a data set from an array, a tensor or another source without a test set.
 
-        uint8 values from 0 to 255 and booleans are mapped to [0, 1]; other values are unchanged.
+        Grey levels of type uint8 are mapped from [0, 255] to [0, 1]; other values are unchanged.
 
         Args:
             values: An array or a tensor `[N, ...]`, or another source that `load` accepts.
-            labels: Labels `[N]`; by default those of `values`, if it has any.
+            labels: Labels `[N]`, or the name of the column that holds them; by default those of
+                `values`, if it has any.
             name: The name of the data set.
             value_range: The values (low, high) that are mapped to 0 and 1; (0, 1) leaves all values
                 as stored. None for the rule above.
             missing: Whether NaN is a missing value; else it is refused.
+            like: Other data of a table, such as those of a training, whose order of columns and
+                codes of categories the new data receive; None to find their own.
+            scale: `255` divides values by 255; `none` leaves them as stored.
 
         Returns:
             The data set, with the values flattened to `[N, d]`.
 
         Raises:
             DataError: If the values are not finite numbers, empty or constant, or the source has a
-                test set, or labels are given twice.
+                test set, or labels are given twice, or a column or category is not in `like`.
             ConfigError: If `value_range` is not a pair of numbers in ascending order.
 
         >>> Dataset.from_array(np.array([[[0, 255], [51, 0]]], dtype=np.uint8))
@@ -121,17 +138,18 @@ class Dataset(Shown):
           attributes  name, x, shape, labels, dynamic, stream, condition, condition_names,
                       missing, channels
         """
-        source = read(values)
-        if source.test is not None:
+        source = read(values, labels=labels)
+        if source.test is not None or source.valid is not None:
             raise DataError(
                 f"{source.name} has a test set of its own: read it by load, which keeps it separate"
+                if source.test is not None
+                else f"{source.name} has validation data of its own: read it by load"
             )
-        if source.labels is not None and labels is not None:
-            raise DataError("labels are given twice: in the data, and as labels=")
-        source = replace(
-            source, name=name, labels=source.labels if labels is None else labels_of(labels)
-        )
-        return dataset_of(source, source_limits(source, value_range), missing=missing)  # type: ignore[return-value]
+        source = replace(source, name=name)
+        if like is not None:
+            source = matched(source, like, "new")
+        limits = source_limits(source, range_of(scale, value_range))
+        return dataset_of(source, limits, missing=missing)  # type: ignore[return-value]
 
     def subset(self, index: np.ndarray) -> Self:
         """Select data by their row numbers.
@@ -227,6 +245,35 @@ class Dataset(Shown):
         condition = torch.tensor(values, dtype=self.x.dtype, device=self.x.device)
         return replace(self, condition=condition, condition_names=names)
 
+    def to_frame(self, values: Any = None) -> "pd.DataFrame":
+        """Make a table of values, with the names of the columns and texts for categories.
+
+        Args:
+            values: Values `[n, d]` in the columns of these data, such as reconstructions or
+                imputations; by default x.
+
+        Returns:
+            A pandas DataFrame; a column of codes becomes one of dtype category, missing where the
+            code is NaN or no category.
+
+        Raises:
+            DataError: If the values have another number of columns, or the data are larger than
+                memory.
+
+        >>> Dataset.from_array({"age": [3, 4], "sex": ["m", "f"]}).to_frame()
+           age sex
+        0  3.0   m
+        1  4.0   f
+        """
+        if values is None and self.stream is not None:
+            raise DataError(f"the {len(self)} data of {self.name} are larger than memory")
+        array, features = array_of(self.x if values is None else values), math.prod(self.shape)
+        if array.ndim != 2 or array.shape[1] != features:
+            raise DataError(
+                f"values of shape {array.shape} are not of the {features} columns of {self.name}"
+            )
+        return to_frame(array, self.columns, self.categories)
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The arguments of a program: x `[N, d]`, and c `[N, C]` if there is a condition."""
@@ -272,8 +319,22 @@ def dataset_of(
         DataError: If the values are not finite numbers, empty or constant, or the number of labels
             is not N, or all values are missing.
     """
+    for column, levels in source.categories.items():
+        if len(levels) < 2:
+            raise DataError(
+                f"column '{column}' of {source.name} has {len(levels)} categories, and at least 2 "
+                "are needed: leave it out"
+            )
     x, own_shape = to_tensor(source, limits, missing)
-    return Dataset(source.name, x, shape or own_shape, source.labels, missing=missing)
+    return Dataset(
+        source.name,
+        x,
+        shape or own_shape,
+        source.labels,
+        missing=missing,
+        columns=source.columns,
+        categories=source.categories,
+    )
 
 
 def source_limits(source: Source, value_range: Any) -> tuple[float, float] | None:
@@ -293,7 +354,7 @@ def source_limits(source: Source, value_range: Any) -> tuple[float, float] | Non
         return source.limits
     values = source.values
     largest = values.max() if values.dtype == np.uint8 and values.size else 0
-    return limits_of(values.dtype, largest, value_range)
+    return limits_of(source.name, values.dtype, values.shape, largest, value_range)
 
 
 def to_tensor(
@@ -322,7 +383,8 @@ def to_tensor(
     observed = x[~np.isnan(x)] if missing else x
     if not observed.size:
         raise DataError(f"{name} has no observed value")
-    check_finite(flat, np.where(np.isnan(x), 0, x) if missing else x, name)
+    known = np.where(np.isnan(x), 0, x) if missing else x
+    check_finite(flat, known, name, columns=source.columns)
     check_spread(name, observed.min(), observed.max(), observed.size)
     return rescaled(torch.from_numpy(x), limits), tuple(int(n) for n in values.shape[1:])
 

@@ -100,10 +100,18 @@ class Images:
     def __len__(self) -> int:
         return len(self.files)
 
-    @property
-    def limits(self) -> tuple[float, float] | None:
-        """Black and white of 16 bits, which are mapped to 0 and 1; None for 8 bits."""
-        return (0.0, 65535.0) if self.dtype == np.uint16 else None
+    def limits_for(self, largest: float) -> tuple[float, float] | None:
+        """Return black and white, which are mapped to 0 and 1.
+
+        Args:
+            largest: The largest value.
+
+        Returns:
+            The smallest and the largest value of the type; None for 8 bits of 0 and 1 alone.
+        """
+        if self.dtype == np.uint16:
+            return 0.0, 65535.0
+        return (0.0, 255.0) if largest > 1 else None
 
     @property
     def name(self) -> str:

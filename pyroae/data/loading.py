@@ -1,7 +1,8 @@
 """Load data: validate, rescale, split and binarize."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +14,13 @@ from pyroae.data.arrays import Source
 from pyroae.data.conditions import Condition, Conditioning, separated
 from pyroae.data.dataset import Dataset, binarized, dataset_of, source_limits
 from pyroae.data.image_channels import AXES, check_channels, to_grey
-from pyroae.data.preprocessing import check_range, held_out_count, limits_of, rescaled
+from pyroae.data.in_memory import with_labels
+from pyroae.data.preprocessing import check_range, held_out_count, limits_of, range_of, rescaled
 from pyroae.data.scan import check_train_part, held_out_rows, scan, stored_source
 from pyroae.data.sources import read
+from pyroae.data.standardizing import Standardization, standardized
 from pyroae.data.storage import Stored
+from pyroae.data.stored_matrices import stored_matrix
 from pyroae.data.streaming import Stream
 from pyroae.errors import ConfigError, DataError, unknown_name
 from pyroae.programs.arguments import Arguments
@@ -25,6 +29,7 @@ from pyroae.runtime.short_text import shape_text, text_of
 
 Binarization = Literal["none", "threshold", "dynamic", "static"]
 Channels = Literal["first", "last", "grey"]
+Scale = Literal["none", "255", "standard"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,6 +42,7 @@ class Splits(Shown):
         test: The test data, or None.
         fingerprint: The first 16 digits of the SHA-256 hash of the values before scaling.
         binarize: The binarization: `none`, `threshold`, `dynamic` or `static`.
+        standardization: How the features were standardized; None if they were not.
     """
 
     train: Dataset
@@ -44,6 +50,7 @@ class Splits(Shown):
     test: Dataset | None
     fingerprint: str
     binarize: str
+    standardization: Standardization | None = field(default=None, repr=False)
 
     def _overview(self) -> Overview:
         parts = {"train": self.train, "valid": self.valid, "test": self.test}
@@ -76,37 +83,53 @@ def load(
     channels: Channels | None = None,
     condition: str | Conditioning | None = None,
     missing: bool = False,
+    scale: Scale | None = None,
+    labels: Any = None,
+    array: str | None = None,
 ) -> Splits:
     """Load training, validation and test data.
 
     The splits and the static draws use the bits of PCG64 and are the same on every machine. A
-    `.npy` or `.parquet` file or a folder of images of more than 256 MiB in single precision is
-    streamed from disk: it is read once for checks, and its validation and test data have at most
-    64 MiB each.
+    `.npy` or `.parquet` file, a folder of images, a sparse matrix or a memory-mapped array of more
+    than 256 MiB in single precision is streamed, as dense rows: it is read once for checks, and its
+    validation and test data have at most 64 MiB each.
 
     Args:
         source: One of: a known name (`digits`, `mnist`, ...); the path of a file (`.npy`, `.npz`,
-            `.csv`, `.parquet`) or of a folder of images; an array, a tensor or a table
-            `[N, ...]`; a pair (values, labels); a pair of such pairs, the second of which is the
-            test set; a `Dataset`.
+            `.csv`, `.parquet`, `.h5`, ...) or of a folder of images; an array, a tensor, a sparse
+            matrix, a table or a dataset of torch with N items; a pair (values, labels); a pair of
+            such pairs, the second of which is the test set, or three, of which the second is the
+            validation set; a dict of these, such as `{"x_train": …, "y_train": …, "x_test": …}`; a
+            `Dataset`.
         binarize: `none`; `threshold`: 1 above 1/2, else 0; `static`: one Bernoulli draw; or
             `dynamic`: a new Bernoulli draw for each training batch, and one fixed draw of
             validation and test data, so that every evaluation uses the same data.
-        valid: The fraction of the data that are not test data to use for validation, in [0, 1).
+        valid: The fraction of the data that are not test data to use for validation, in [0, 1). A
+            source with its own validation data keeps them.
         test: The fraction of the data to use for the test, in [0, 1). A source with its own test
             set keeps that one.
         seed: The seed of the splits and of static draws.
         data_root: The folder of torchvision's data sets, which are downloaded there if missing.
         value_range: The values (low, high) that are mapped to 0 and 1; (0, 1) leaves all values as
-            stored, which counts and codes of type uint8 need. With None, uint8 values of which one
-            exceeds 1 are mapped from [0, 255] to [0, 1], and other values are unchanged.
+            stored, which counts and codes of type uint8 need. With None, uint8 values that are
+            grey levels, as in `is_grey`, are mapped from [0, 255] to [0, 1], and other values are
+            unchanged.
         channels: `first` or `last`: where images have their channels, for shapes that do not tell;
             `grey`: colours are converted to grey images `[n, H, W]`; None to find the channels from
             the shape.
         condition: What the data are conditioned on: `labels`, as one-hot vectors, or names of
             columns of a table, separated by commas, which are then no features. None for no
             condition, or that of a `Dataset`.
-        missing: Whether NaN, and an empty cell of a table, is a missing value; else it is refused.
+        missing: Whether NaN, a masked element, and an empty cell of a table, is a missing value;
+            else it is refused.
+        scale: In place of `value_range`: `none` leaves all values as stored; `255` divides them by
+            255; `standard` gives each feature mean 0 and standard deviation 1 in the training data,
+            but for codes of categories.
+        labels: The labels `[N]`, or the name of the column of a table, the array of a file or the
+            key of a dict that holds them; `none` if there are no labels; None for those of the
+            source, such as a column named label, target, class or y.
+        array: The array of a file that holds the data; None for one named x or data, or the only
+            one of several dimensions.
 
     Returns:
         The three parts, values `[n, d]` each, and conditions `[n, C]`.
@@ -122,58 +145,87 @@ def load(
     (1455, 162, 180, (8, 8))
     """
     _check_arguments(source, binarize, seed, channels)
+    value_range = range_of(scale, value_range)
     grey = channels == "grey"
     if isinstance(source, Dataset):
         binarize = "dynamic" if source.dynamic and binarize == "none" else binarize
         channels = source.channels if channels is None else channels  # type: ignore[assignment]
     how = Conditioning.named(condition) if isinstance(condition, str) else condition
-    stored = stored_source(source, grey=grey)
-    for what, given_here in (("a condition", how is not None), ("missing values", missing)):
-        if stored is not None and given_here:
-            raise DataError(
-                f"{stored.name} is larger than memory and read in slices: it cannot have {what}; "
-                "give a part of it that fits into memory"
-            )
+    name = labels if isinstance(labels, str) else None
+    is_dense = missing or grey or how is not None or scale == "standard"
+    matrix = None if is_dense else stored_matrix(source, labels)
+    stored = matrix or stored_source(source, grey=grey, label=name)
     if stored is not None:
+        _refuse_for_streams(
+            stored,
+            {
+                "a condition": how is not None,
+                "missing values": missing,
+                "other labels": labels is not None and name is None and matrix is None,
+            },
+        )
         streamed = _load_streamed(stored, binarize, valid, test, seed, value_range)
-        return _with_channels(streamed, channels)
+        return _finished(streamed, channels, scale)
     shape = source.shape if isinstance(source, Dataset) and not grey else None
-    raw = (
-        _source_of(source, grey)
-        if isinstance(source, Dataset)
-        else read(source, data_root, grey=grey)
-    )
+    if isinstance(source, Dataset):
+        raw = with_labels(_source_of(source, grey), labels)
+        missing = missing or source.missing
+    else:
+        raw = read(source, data_root, grey=grey, labels=labels, array=array)
     digest = _fingerprint(raw)
-    raw, given = _separated(raw, how)
-    limits = source_limits(raw, value_range)
-    missing = missing or (isinstance(source, Dataset) and source.missing)
-    whole = _conditioned(dataset_of(raw, limits, shape, missing), given[0] if given else None)
+    parts, conditions = _separated(raw, how)
+    limits = source_limits(parts["train"], value_range)
+    found = {
+        name: _conditioned(dataset_of(part, limits, shape, missing), conditions.get(name))
+        for name, part in parts.items()
+    }
+    whole = found["train"]
     if isinstance(source, Dataset) and source.condition is not None and how is None:
         whole = whole.conditioned_on(source.condition, source.condition_names)
     bits = np.random.PCG64(seed)
-    train, valid_part, test_part = _split(whole, valid, 0 if raw.test is not None else test, bits)
-    if raw.test is not None:
-        test_part = _conditioned(
-            dataset_of(raw.test, limits, shape, missing), given[1] if given else None
-        )
+    train, valid_part, test_part = _split(
+        whole, 0 if "valid" in found else valid, 0 if "test" in found else test, bits
+    )
     if binarize != "none":
         train = binarized(train, binarize, bits)
-    valid_part = _binarized_once(valid_part, binarize, bits)
-    test_part = _binarized_once(test_part, binarize, bits)
-    splits = Splits(train, valid_part, test_part, _with_condition(digest, given), binarize)
-    return _with_channels(splits, channels)
+    valid_part = _binarized_once(found.get("valid", valid_part), binarize, bits)
+    test_part = _binarized_once(found.get("test", test_part), binarize, bits)
+    splits = Splits(
+        train, valid_part, test_part, _with_condition(digest, conditions.values()), binarize
+    )
+    return _finished(splits, channels, scale)
 
 
-def _separated(raw: Source, how: Conditioning | None) -> tuple[Source, list[Condition]]:
-    """The source without its condition, and the conditions of the data and of the test set."""
+def _finished(splits: Splits, channels: str | None, scale: str | None) -> Splits:
+    """Splits that say where images have their channels, standardized if that was asked for."""
+    splits, codes = _with_channels(splits, channels), splits.train.categories
+    numbers = tuple(name not in codes for name in splits.train.columns) if codes else None
+    return standardized(splits, numbers) if scale == "standard" else splits
+
+
+def _refuse_for_streams(stored: Stored, asked: Mapping[str, bool]) -> None:
+    """Refuse what data larger than memory cannot have."""
+    for what in (what for what, is_asked in asked.items() if is_asked):
+        raise DataError(
+            f"{stored.name} is larger than memory and read in slices: it cannot have {what}; "
+            "give a part of it that fits into memory"
+        )
+
+
+def _separated(
+    raw: Source, how: Conditioning | None
+) -> tuple[dict[str, Source], dict[str, Condition]]:
+    """The parts of a source without their conditions, and the conditions."""
+    parts = {"train": replace(raw, valid=None, test=None), "valid": raw.valid, "test": raw.test}
+    sources = {name: part for name, part in parts.items() if part is not None}
+    conditions: dict[str, Condition] = {}
     if how is None:
-        return raw, []
-    rest, first = separated(replace(raw, test=None), how)
-    if raw.test is None:
-        return rest, [first]
-    known = how if how.columns else replace(how, classes=first.names)
-    test, second = separated(raw.test, known)
-    return replace(rest, test=test), [first, second]
+        return sources, conditions
+    for name, part in sources.items():
+        sources[name], conditions[name] = separated(part, how)
+        if not how.columns:
+            how = replace(how, classes=conditions["train"].names)
+    return sources, conditions
 
 
 def _conditioned(dataset: Dataset, condition: Condition | None) -> Dataset:
@@ -182,13 +234,14 @@ def _conditioned(dataset: Dataset, condition: Condition | None) -> Dataset:
     )
 
 
-def _with_condition(digest: str, conditions: list[Condition]) -> str:
+def _with_condition(digest: str, conditions: Iterable[Condition]) -> str:
     """The fingerprint of data and conditions; of data alone where there are none."""
+    given = list(conditions)
     found = hashlib.sha256(digest.encode())
-    for condition in conditions:
+    for condition in given:
         found.update(f"{condition.names}{condition.values.shape}".encode())
         found.update(np.ascontiguousarray(condition.values).tobytes())
-    return found.hexdigest()[:16] if conditions else digest
+    return found.hexdigest()[:16] if given else digest
 
 
 def _source_of(data: Dataset, grey: bool) -> Source:
@@ -196,7 +249,8 @@ def _source_of(data: Dataset, grey: bool) -> Source:
     values = data.x.numpy()
     if grey:
         values = to_grey(values.reshape(len(values), *data.shape), data.name)
-    return Source(data.name, values, data.labels)
+        return Source(data.name, values, data.labels)
+    return Source(data.name, values, data.labels, columns=data.columns, categories=data.categories)
 
 
 def _with_channels(splits: Splits, channels: str | None) -> Splits:
@@ -312,9 +366,9 @@ def _load_streamed(
     rows = held_out_rows(len(stored), stored.features, test, valid, bits)
     held_out = np.sort(np.concatenate(rows))
     result = scan(stored, held_out)
-    limits = limits_of(stored.dtype, result.high, value_range)
-    if value_range is None and stored.limits is not None:
-        limits = stored.limits
+    limits = stored.limits_for(result.high)
+    if value_range is not None or limits is None:
+        limits = limits_of(stored.name, stored.dtype, stored.shape, result.high, value_range)
     shape = tuple(int(n) for n in stored.shape[1:])
     mean = rescaled(torch.from_numpy(result.mean), limits).to(torch.get_default_dtype())
     stream = Stream(stored, mean, limits, held_out, binarize, seed)
@@ -333,9 +387,13 @@ def _load_streamed(
 
 
 def _fingerprint(source: Source) -> str:
+    """The fingerprint of the values, and of the names of categories, where there are some."""
     digest = hashlib.sha256()
-    for part in (source, source.test):
+    for part in (source, source.valid, source.test):
         if part is not None:
             digest.update(f"{part.values.dtype.str}{part.values.shape}".encode())
-            digest.update(np.ascontiguousarray(part.values).tobytes())
+            values = np.ascontiguousarray(part.values)
+            digest.update(values.reshape(-1).view(np.uint8))
+    if source.categories:
+        digest.update(str(sorted(source.categories.items())).encode())
     return digest.hexdigest()[:16]

@@ -1,5 +1,7 @@
 """Values that are missing: NaN in data, which are a mask and no error where `missing` is set."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -7,21 +9,22 @@ from torch import Tensor
 from pyroae.errors import DataError
 
 
-def check_columns(x: Tensor, name: str) -> None:
+def check_columns(x: Tensor, name: str, columns: Sequence[str] = ()) -> None:
     """Refuse a column without any observed value, of which nothing can be learned.
 
     Args:
         x: The values, `[N, d]`, NaN where missing.
         name: The name of the data in the error message.
+        columns: The names of the columns; empty if they have none.
 
     Raises:
-        DataError: If all values of a column are missing; the message has its number.
+        DataError: If all values of a column are missing; the message has its name or number.
     """
     empty = x.isnan().all(0)
     if bool(empty.any()):
-        raise DataError(
-            f"column {int(empty.nonzero()[0])} of {name} has no observed value: leave it out"
-        )
+        number = int(empty.nonzero()[0])
+        place = f"'{columns[number]}'" if columns else number
+        raise DataError(f"column {place} of {name} has no observed value: leave it out")
 
 
 def keep_missing(x: Tensor, changed: Tensor) -> Tensor:

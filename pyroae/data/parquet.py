@@ -45,6 +45,7 @@ class StoredTable(Stored):
 
     Args:
         path: The file.
+        label: The name of the column of labels, as in `columns_of`.
 
     Attributes:
         names: The names of the columns of features, d of them.
@@ -57,10 +58,10 @@ class StoredTable(Stored):
         DataError: If a column is not numeric, or the columns are ambiguous, as in `columns_of`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, label: str | None = None) -> None:
         with pq.ParquetFile(path) as file:
             self.metadata, schema = file.metadata, file.schema_arrow
-        dtype = self._find_columns(path, schema)
+        dtype = self._find_columns(path, schema, label)
         groups = range(self.metadata.num_row_groups)
         counts = np.array([self.metadata.row_group(i).num_rows for i in groups], np.int64)
         self.groups = np.flatnonzero(counts)
@@ -78,12 +79,12 @@ class StoredTable(Stored):
         group_bytes = row_bytes * rows.max(initial=1)
         self.max_open_runs = int(np.clip(SCRATCH // group_bytes, 1, MAX_OPEN_GROUPS))
 
-    def _find_columns(self, path: Path, schema: pa.Schema) -> np.dtype:
+    def _find_columns(self, path: Path, schema: pa.Schema, named: str | None) -> np.dtype:
         """Set the names of the columns; return the common type of the features."""
         frame: pd.DataFrame = schema.empty_table().to_pandas()
         index = (schema.pandas_metadata or {}).get("index_columns", ())
         names = [name for name in schema.names if name not in index]
-        places, label = columns_of(f"'{path}'", frame.columns)
+        places, label = columns_of(f"'{path}'", frame.columns, named)
         values = frame.iloc[:, places]
         check_numeric(f"'{path}'", values)
         self.label = None if label is None else names[label]

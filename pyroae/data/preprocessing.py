@@ -1,12 +1,15 @@
 """Validate, rescale and binarize data."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyroae.errors import ConfigError, DataError
+from pyroae.config import SCALES
+from pyroae.errors import ConfigError, DataError, unknown_name
 
 DTYPES = {torch.float32: np.float32, torch.float64: np.float64, torch.float16: np.float16}
 """The NumPy type of each floating-point type of torch that data are stored in."""
@@ -50,25 +53,94 @@ def check_range(value_range: Any) -> None:
         )
 
 
-def limits_of(dtype: np.dtype, largest: Any, value_range: Any) -> tuple[float, float] | None:
+SMALLEST_SIDE, GREY_IMAGES, GREY_ROWS = 8, 64, 200
+"""The side of square images that are flattened, and the largest value from which on uint8 values
+are grey levels: of images `[N, H, W]`, and of rows `[N, d]`."""
+
+
+def is_grey(shape: tuple[int, ...], largest: Any) -> bool:
+    """Tell whether uint8 values are grey levels from 0 to 255, and not counts or codes.
+
+    They are if the largest is 255; or at least 64 in images `[N, H, W, ...]`; or at least 200 in
+    rows `[N, d]` where d is the size of a square image of 1 or 3 channels, from 8×8.
+
+    Args:
+        shape: The shape of all values, `(N, ...)`.
+        largest: The largest value.
+
+    Returns:
+        Whether they are.
+
+    >>> is_grey((100, 28, 28), 254), is_grey((100, 784), 254), is_grey((100, 50), 37)
+    (True, True, False)
+    """
+    if len(shape) > 2:
+        return bool(largest >= GREY_IMAGES)
+    sides = [math.isqrt(shape[1] // c) for c in (1, 3)] if len(shape) == 2 else []
+    is_square = any(
+        side >= SMALLEST_SIDE and side * side * c == shape[1]
+        for side, c in zip(sides, (1, 3), strict=False)
+    )
+    return bool(largest == 255 or (is_square and largest >= GREY_ROWS))
+
+
+def range_of(scale: str | None, value_range: Any) -> Any:
+    """Return the limits that a scale stands for.
+
+    Args:
+        scale: `none` or `standard`, which leave values as stored at first; `255`; or None.
+        value_range: The limits of the user; None if there are none.
+
+    Returns:
+        (0, 1), which leaves values as stored, (0, 255), or `value_range` where there is no scale.
+
+    Raises:
+        ConfigError: If both are given, or there is no such scale.
+
+    >>> range_of("255", None), range_of(None, (0, 16))
+    ((0.0, 255.0), (0, 16))
+    """
+    if scale is None:
+        return value_range
+    if scale not in SCALES:
+        raise unknown_name("scale", scale, SCALES)
+    if value_range is not None:
+        raise ConfigError(f"give either the scale {scale} or a value_range, not both")
+    return (0.0, 255.0) if scale == "255" else (0.0, 1.0)
+
+
+def limits_of(
+    name: str, dtype: np.dtype, shape: tuple[int, ...], largest: Any, value_range: Any
+) -> tuple[float, float] | None:
     """Return the limits that are mapped to 0 and 1.
 
     Args:
+        name: The name of the data in the error message.
         dtype: The type of the stored values.
+        shape: The shape of all values, `(N, ...)`.
         largest: The largest stored value; it is used for uint8 values only.
         value_range: The limits of the user; None if there are none.
 
     Returns:
         `value_range` if given, where (0, 1) leaves the values unchanged; else (0, 255) for uint8
-        values of which one exceeds 1; else None, which leaves the values unchanged.
+        values that are grey levels, as in `is_grey`; else None, which leaves the values unchanged.
 
     Raises:
+        DataError: If uint8 values of which one exceeds 1 may be grey levels, counts or codes.
         ConfigError: If `value_range` is not a pair of finite numbers in ascending order.
     """
     check_range(value_range)
-    if value_range is None:
-        return (0.0, 255.0) if dtype == np.uint8 and largest > 1 else None
-    return float(value_range[0]), float(value_range[1])
+    if value_range is not None:
+        return float(value_range[0]), float(value_range[1])
+    if dtype != np.uint8 or largest <= 1:
+        return None
+    if not is_grey(shape, largest):
+        raise DataError(
+            f"{name} holds uint8 values up to {largest:g}, which may be grey levels, counts or "
+            "codes: give the scale 255 to divide them by 255, or the scale none to leave them as "
+            "stored"
+        )
+    return 0.0, 255.0
 
 
 def check_layout(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
@@ -123,7 +195,13 @@ def rescaled(x: Tensor, limits: tuple[float, float] | None) -> Tensor:
     return x if limits is None else (x - limits[0]) / (limits[1] - limits[0])
 
 
-def check_finite(stored: np.ndarray, values: np.ndarray, name: str, first: int = 0) -> None:
+def check_finite(
+    stored: np.ndarray,
+    values: np.ndarray,
+    name: str,
+    first: int = 0,
+    columns: Sequence[str] = (),
+) -> None:
     """Check that all values are finite.
 
     Args:
@@ -131,17 +209,22 @@ def check_finite(stored: np.ndarray, values: np.ndarray, name: str, first: int =
         values: The same values in floating point, `[n, d]`; these are checked.
         name: The name of the data in the error message.
         first: The number of the first row within the data set.
+        columns: The names of the features, d of them; empty if they have none.
 
     Raises:
         DataError: If a value is NaN or infinite; the message has its row and column.
     """
     finite = np.isfinite(values)
-    if not finite.all():
-        row, column = np.argwhere(~finite)[0]
-        raise DataError(
-            f"{name} holds {stored[row, column]} at row {first + row}, column {column}: "
-            "every value must be finite"
-        )
+    if finite.all():
+        return
+    row, column = np.argwhere(~finite)[0]
+    value, place = stored[row, column], f"column {column}"
+    if len(columns) == values.shape[1]:
+        place += f" ('{columns[column]}')"
+    hint = "; missing accepts NaN as a missing value" if np.isnan(value) else ""
+    raise DataError(
+        f"{name} holds {value} at row {first + row}, {place}: every value must be finite{hint}"
+    )
 
 
 def check_spread(name: str, low: Any, high: Any, size: int) -> None:

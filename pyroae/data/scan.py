@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyroae.data.archives import refuse_label
 from pyroae.data.image_folders import Images
 from pyroae.data.named_datasets import DATASETS
 from pyroae.data.preprocessing import (
@@ -30,12 +31,13 @@ HEAD = 4 * 2**20
 """Bytes in single precision of the first training rows, which serve as a sample in memory."""
 
 
-def stored_source(source: Any, *, grey: bool = False) -> Stored | None:
+def stored_source(source: Any, *, grey: bool = False, label: str | None = None) -> Stored | None:
     """Open a file or a folder that is larger than memory.
 
     Args:
         source: Any source that `load` accepts.
         grey: Whether images are converted to grey, which only folders of images can be.
+        label: The column of a table that holds the labels, as in `read`.
 
     Returns:
         The stored rows, if `source` is the path of a `.npy` or `.parquet` file or of a folder of
@@ -48,7 +50,7 @@ def stored_source(source: Any, *, grey: bool = False) -> Stored | None:
     if path is None or not path.exists():
         return None
     try:
-        stored = _opened(path, grey)
+        stored = _opened(path, grey, label)
     except DataError:
         raise
     except Exception:  # reading the file into memory then fails with a message
@@ -63,15 +65,17 @@ def stored_source(source: Any, *, grey: bool = False) -> Stored | None:
     return stored
 
 
-def _opened(path: Path, grey: bool) -> Stored | None:
+def _opened(path: Path, grey: bool, label: str | None) -> Stored | None:
     if path.is_dir():
         return StoredImages(Images.of(path, grey=grey))
     if path.suffix == ".npy":
-        return StoredArray(path)
+        array = StoredArray(path)
+        refuse_label(path, None if array.dtype.names else label)
+        return None if array.dtype.names else array  # named fields are a table
     if path.suffix == ".parquet":
         from pyroae.data.parquet import StoredTable
 
-        return StoredTable(path)
+        return StoredTable(path, label)
     return None
 
 

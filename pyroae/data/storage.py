@@ -48,12 +48,9 @@ class Stored(ABC):
     Attributes:
         max_open_runs: The number of runs that may be open at once.
         row_bytes: The size of a row in bytes.
-        limits: The values that are mapped to 0 and 1 unless the user gives others; None for the
-            rule of `limits_of`.
     """
 
     max_open_runs = 1
-    limits: tuple[float, float] | None = None
 
     def __init__(
         self,
@@ -67,7 +64,7 @@ class Stored(ABC):
         self.path, self.name, self.dtype, self.shape, self.bounds = path, name, dtype, shape, bounds
         self.runs = np.ones(len(bounds) - 1, np.int64) if runs is None else runs
         self.row_bytes = max(1, self.features * dtype.itemsize)
-        self._stamp = _stamp(path)
+        self._stamp = _stamp(path) if path.exists() else None  # of a matrix in memory
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -76,6 +73,17 @@ class Stored(ABC):
     def features(self) -> int:
         """The number of values of a row, d."""
         return int(np.prod(self.shape[1:], dtype=np.int64))
+
+    def limits_for(self, largest: float) -> tuple[float, float] | None:
+        """Return the values that are mapped to 0 and 1 unless the user gives others.
+
+        Args:
+            largest: The largest value.
+
+        Returns:
+            The values; None for the rule of `limits_of`.
+        """
+        return None
 
     @abstractmethod
     def reader(self, labels: bool) -> "Reader":
@@ -251,9 +259,13 @@ class StoredImages(Stored):
     """
 
     def __init__(self, images: Images) -> None:
-        self.images, self.limits = images, images.limits
+        self.images = images
         shape = (len(images), *images.shape)
         super().__init__(images.path, images.name, images.dtype, shape, _even(len(images), 1))
+
+    def limits_for(self, largest: float) -> tuple[float, float] | None:
+        """Return black and white of the images."""
+        return self.images.limits_for(largest)
 
     def reader(self, labels: bool) -> Reader:
         """Make a reader of images, and of the names of their folders as labels."""

@@ -1,4 +1,4 @@
-"""Tables: `.csv` and `.parquet` files and DataFrames, and the names of their columns."""
+"""Tables: `.parquet` and Arrow files, and the names of their columns."""
 
 import re
 from collections.abc import Iterable
@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from pyroae.data.arrays import LABELS, Source
+from pyroae.data.member_names import NO_LABELS, place_of
 from pyroae.errors import DataError
 
 INDEX = r"Unnamed: 0(\.\d+)*|__index_level_\d+__"
@@ -19,13 +21,14 @@ ROW_NUMBERS = ("id", "index")
 """Names of columns that number the rows, in upper or lower case."""
 
 
-def read_table(name: str, title: str, table: pd.DataFrame) -> Source:
+def read_table(name: str, title: str, table: pd.DataFrame, label: str | None = None) -> Source:
     """Read the features and the labels of a table.
 
     Args:
         name: The name of the source.
         title: The name of the table in error messages.
         table: The table; a column may hold the labels.
+        label: The name of that column, as in `columns_of`.
 
     Returns:
         The features `[N, d]`, with NaN for missing values, and the labels `[N]`.
@@ -34,27 +37,45 @@ def read_table(name: str, title: str, table: pd.DataFrame) -> Source:
         DataError: If a column of features is not numeric, or the columns are ambiguous, as in
             `columns_of`.
     """
-    places, label = columns_of(title, table.columns)
+    places, at = columns_of(title, table.columns, label)
     values = table.iloc[:, places]
+    labels = None if at is None else table.iloc[:, at].to_numpy()
+    columns = tuple(str(column) for column in values.columns)
+    return Source(name, numeric_array(title, values), labels, columns=columns)
+
+
+def numeric_array(title: str, values: pd.DataFrame) -> np.ndarray:
+    """Convert a table of numbers to an array.
+
+    Args:
+        title: The name of the table in error messages.
+        values: The table; its columns may be of pandas' nullable types.
+
+    Returns:
+        The values `[N, d]`, in a type that can hold all columns; NaN for missing values.
+
+    Raises:
+        DataError: If a column is not numeric.
+    """
     check_numeric(title, values)
     has_missing = any(not isinstance(dtype, np.dtype) for dtype in values.dtypes) and bool(
         values.isna().to_numpy().any()
     )
-    array = (
-        values.to_numpy(np.float64, na_value=np.nan)
-        if has_missing
-        else values.to_numpy(common_dtype(values))
-    )
-    labels = None if label is None else table.iloc[:, label].to_numpy()
-    return Source(name, array, labels, columns=tuple(str(column) for column in values.columns))
+    if has_missing:
+        return values.to_numpy(np.float64, na_value=np.nan)
+    return values.to_numpy(common_dtype(values))
 
 
-def columns_of(title: str, columns: Iterable[Any]) -> tuple[list[int], int | None]:
+def columns_of(
+    title: str, columns: Iterable[Any], label: str | None = None
+) -> tuple[list[int], int | None]:
     """Find the columns of features and of labels; columns that hold a pandas index are left out.
 
     Args:
         title: The name of the table in error messages.
         columns: The names of all columns.
+        label: The name of the column of labels; `none` if all columns are features; None to find
+            it by its name.
 
     Returns:
         The positions of the features, and the position of the labels or None.
@@ -62,6 +83,7 @@ def columns_of(title: str, columns: Iterable[Any]) -> tuple[list[int], int | Non
     Raises:
         DataError: If there are several columns of labels, a column that numbers the rows, or x
             beside y, which may be two coordinates, or a feature and its labels.
+        DataError: If there is no column of the name `label`.
 
     >>> columns_of("the table", ["Unnamed: 0", "height", "width", "Label"])
     ([1, 2], 3)
@@ -69,24 +91,32 @@ def columns_of(title: str, columns: Iterable[Any]) -> tuple[list[int], int | Non
     names = [str(column) for column in columns]
     used = [i for i, name in enumerate(names) if not re.fullmatch(INDEX, name)]
     labels = [i for i in used if names[i].lower() in LABELS]
+    if label is not None:
+        labels = [] if label == NO_LABELS else [place_of(label, names, f"column of {title}")]
+        used = sorted({*used, *labels})
     for i in used:
-        if names[i].lower() in ROW_NUMBERS:
+        if names[i].lower() in ROW_NUMBERS and i not in labels:
             raise DataError(
                 f"column '{names[i]}' of {title} is named as one that numbers the rows: "
                 "remove it, or rename it"
             )
+    if label is None:
+        _check_labels(title, names, labels)
+    return [i for i in used if i not in labels], labels[0] if labels else None
+
+
+def _check_labels(title: str, names: list[str], labels: list[int]) -> None:
+    """Refuse several columns of labels, and x beside y."""
     if len(labels) > 1:
         quoted = " and ".join(f"'{names[i]}'" for i in labels)
         raise DataError(
             f"{title} has several columns named as labels, {quoted}: "
-            "keep one, and rename the features"
+            "name the one that holds them by label, or rename the features"
         )
     if labels and names[labels[0]].lower() == "y" and "x" in map(str.lower, names):
         raise DataError(
-            f"'y' beside 'x' in {title} may be labels or a coordinate: "
-            "name it 'label', or rename both features"
+            f"'y' beside 'x' in {title} may be labels or a coordinate: give label y, or label none"
         )
-    return [i for i in used if i not in labels], labels[0] if labels else None
 
 
 def check_numeric(title: str, values: pd.DataFrame) -> None:
@@ -123,43 +153,12 @@ def common_dtype(values: pd.DataFrame) -> np.dtype:
     return np.result_type(*dtypes) if dtypes else np.dtype(np.float64)
 
 
-def read_csv(path: Path) -> Source:
-    """Read a `.csv` file with or without a row of column names.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The features `[N, d]` and the labels `[N]`.
-
-    Raises:
-        DataError: If the first row may be column names or a datum, a row has more values than there
-            are names, a column is not numeric, or the columns are ambiguous.
-    """
-    first = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0]
-    is_numeric = bool((first.isna() | pd.to_numeric(first, errors="coerce").notna()).all())
-    has_index = int(pd.isna(first.iloc[0]))
-    cells = list(first.iloc[has_index:])
-    is_numbered = len(cells) > 0 and cells == [str(i) for i in range(len(cells))]
-    has_names = not is_numeric or (has_index == 1 and is_numbered)
-    table = pd.read_csv(path, header=0 if has_names else None)
-    is_long = len(cells) > 2 or (len(cells) == 2 and (table.dtypes == "float64").any())
-    if is_numbered and not has_names and is_long:
-        raise DataError(
-            f"the first row of '{path}' is {', '.join(cells)}: numbers of columns, "
-            "as pandas writes them, or a datum; write the table with header=False, "
-            "or name its columns"
-        )
-    if not table.index.equals(pd.RangeIndex(len(table))):  # pandas makes an index of extra values
-        raise DataError(f"the rows of '{path}' have more values than its first row has names")
-    return read_table(path.stem, f"'{path}'", table)
-
-
-def read_parquet(path: Path) -> Source:
+def read_parquet(path: Path, label: str | None = None) -> Source:
     """Read a `.parquet` file into memory.
 
     Args:
         path: The file.
+        label: The name of the column of labels, as in `columns_of`.
 
     Returns:
         The features `[N, d]` and the labels `[N]`.
@@ -167,4 +166,26 @@ def read_parquet(path: Path) -> Source:
     Raises:
         DataError: If a column is not numeric, or the columns are ambiguous, as in `columns_of`.
     """
-    return read_table(path.stem, f"'{path}'", pd.read_parquet(path))
+    return read_table(path.stem, f"'{path}'", pd.read_parquet(path), label)
+
+
+def read_feather(path: Path, label: str | None = None) -> Source:
+    """Read a file of Arrow's format, `.feather` or `.arrow`, into memory.
+
+    Args:
+        path: The file, in the format of files or of streams.
+        label: The name of the column of labels, as in `columns_of`.
+
+    Returns:
+        The features `[N, d]` and the labels `[N]`.
+
+    Raises:
+        DataError: If a column is not numeric, or the columns are ambiguous, as in `columns_of`.
+    """
+    try:
+        with pa.ipc.open_file(path) as file:
+            table = file.read_pandas()
+    except pa.ArrowInvalid:
+        with path.open("rb") as stream, pa.ipc.open_stream(stream) as file:
+            table = file.read_pandas()
+    return read_table(path.stem, f"'{path}'", table, label)

@@ -65,8 +65,9 @@ def column_errors(
     place = canvas(ax, (8.4, 3.4), 1, 2)
     bars, points = place.panels
     labels = [str(j) for j in range(data.shape[1])] if names is None else list(names)
+    is_crowded = sum(map(len, labels)) > 40 or len(labels) > 12
     bars.bar(range(data.shape[1]), _relative(data, means, codes), color=BLUE)
-    bars.set_xticks(range(data.shape[1]), labels, rotation=90 if len(labels) > 12 else 0)
+    bars.set_xticks(range(data.shape[1]), labels, rotation=90 if is_crowded else 0)
     bars.axhline(1.0, color="black", linewidth=0.8)
     bars.set(title="Error, relative to a constant", xlabel="column")
     ends = _ends(data[:, ~codes].mean(0), means[:, ~codes].mean(0))

@@ -269,10 +269,11 @@ class Arguments(Shown):
 
     def __post_init__(self) -> None:
         for other in (t for t in self.tensors if not isinstance(t, Tensor)):
-            nested = isinstance(other, dict | list | tuple)
+            hint = "Dataset.from_array(...).tensors makes them of an array or a table"
+            if isinstance(other, dict | list | tuple):
+                hint = "give a tuple of its tensors, and build it in the program"
             raise DataError(
-                f"the arguments of a program are tensors, not {type(other).__name__}"
-                + (": give a tuple of its tensors, and build it in the program" if nested else "")
+                f"the arguments of a program are tensors, not {type(other).__name__}: {hint}"
             )
         shapes = [tuple(t.shape) for t in self.tensors]
         if len({s[:1] for s in shapes}) != 1 or not shapes[0]:

@@ -16,11 +16,14 @@ from pyroae.data.conditions import Conditioning
 from pyroae.data.dataset import Dataset
 from pyroae.data.loading import Splits, load, split_arguments
 from pyroae.data.partial_labels import partly_labelled
+from pyroae.data.preprocessing import range_of
 from pyroae.data.sources import named
+from pyroae.data.standardizing import Standardization, standardized
 from pyroae.errors import DataError, RunError
 from pyroae.evaluation.blocks import Data
 from pyroae.evaluation.results import Result
-from pyroae.likelihoods import Bernoulli
+from pyroae.likelihoods import Bernoulli, Mixed
+from pyroae.likelihoods.scales import LocationScale
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.context import evaluating
 from pyroae.programs.controlled import without_controls
@@ -100,7 +103,12 @@ def load_run(path: str | Path, checkpoint: str | None = None) -> LoadedRun:
     return LoadedRun(run.config, system, splits, run.history(), first_results(run), snapshots)
 
 
-def splits_of(config: RunConfig, data: str | None = None, names: tuple[str, ...] = ()) -> Splits:
+def splits_of(
+    config: RunConfig,
+    data: str | None = None,
+    names: tuple[str, ...] = (),
+    by: Standardization | None = None,
+) -> Splits:
     """Load the data of a configuration.
 
     Args:
@@ -109,6 +117,8 @@ def splits_of(config: RunConfig, data: str | None = None, names: tuple[str, ...]
         data: Other data, prepared as the configuration says; None for its own.
         names: The classes of a condition on labels that a run was trained with; by default those
             of the data.
+        by: How other data are standardized, where the configuration standardizes; by default as
+            its own training data.
 
     Returns:
         Training, validation and test data.
@@ -122,6 +132,8 @@ def splits_of(config: RunConfig, data: str | None = None, names: tuple[str, ...]
         arrays = named(source, config.data_root)
         if isinstance(arrays, tuple):
             return _several(config, source, arrays)
+    if data is not None and by is None:
+        by = standardization_of(config)
     splits = load(
         source,
         binarize=binarization_of(config),  # type: ignore[arg-type]
@@ -133,10 +145,35 @@ def splits_of(config: RunConfig, data: str | None = None, names: tuple[str, ...]
         channels=config.channels,  # type: ignore[arg-type]
         condition=_conditioning(config, names),
         missing=config.missing,
+        labels=config.label,
+        array=config.array,
     )
+    if config.scale == "standard":
+        splits = standardized(splits, _standard_columns(config), by)
     if not is_semi_supervised(config):
         return splits
     return partly_labelled(splits, config.num_labels if data is None else None, config.split_seed)
+
+
+def standardization_of(config: RunConfig) -> Standardization | None:
+    """Return how the training data of a configuration are standardized.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        The standardization, by which other data and results are scaled; None without one.
+    """
+    return splits_of(config).standardization if config.scale == "standard" else None
+
+
+def _standard_columns(config: RunConfig) -> tuple[bool, ...] | None:
+    """Which columns are standardized: under a mixed likelihood, those with a location and scale."""
+    likelihood = None if config.program is not None else zoo.likelihood_of(config)
+    if not isinstance(likelihood, Mixed):
+        return None
+    groups = likelihood.groups
+    return tuple(isinstance(part, LocationScale) for part, count in groups for _ in range(count))
 
 
 def is_semi_supervised(config: RunConfig) -> bool:
@@ -161,7 +198,8 @@ def _conditioning(config: RunConfig, names: tuple[str, ...]) -> Conditioning | N
 
 
 def _several(config: RunConfig, name: str, arrays: tuple[object, ...]) -> Splits:
-    for setting in ("binarize", "value_range", "channels", "condition", "missing"):
+    settings = ("binarize", "value_range", "scale", "channels", "condition", "missing")
+    for setting in (*settings, "label", "array"):
         if getattr(config, setting) not in (None, "none", False):
             raise DataError(
                 f"{setting} is for data of one array; '{name}' has several, for the arguments of "
@@ -199,12 +237,12 @@ def value_range_of(config: RunConfig) -> tuple[float, float] | None:
         config: The configuration; its likelihood decides where it does not say.
 
     Returns:
-        The limits as of `load`: (0, 1), which leaves all values as stored, for counts, codes and
-        tables of a mixed likelihood; None for the rule of `load`.
+        The limits as of `load`: (0, 1), which leaves all values as stored, for counts, codes,
+        tables of a mixed likelihood and data to be standardized; None for the rule of `load`.
     """
-    if config.value_range is not None:
-        low, high = config.value_range
-        return low, high
+    limits: tuple[float, float] | None = range_of(config.scale, config.value_range)
+    if limits is not None:
+        return limits
     if config.program is not None or not zoo.likelihood_of(config).is_unscaled:
         return None
     return 0.0, 1.0
@@ -408,7 +446,8 @@ def whole_of(run: Run, data: str) -> Dataset:
         DataError: If they cannot be read, or are not of the width of the run's data.
     """
     config = run.config.but(valid_fraction=0.0, test_fraction=0.0)
-    found = _in_memory(splits_of(config, data, run.condition_names).train, run, None)
+    by = standardization_of(run.config)
+    found = _in_memory(splits_of(config, data, run.condition_names, by).train, run, None)
     assert isinstance(found, Dataset)
     if math.prod(found.shape) != math.prod(run.shape):
         raise DataError(

@@ -62,7 +62,8 @@ def fit(
             receives all data with a `batch_size` of N.
         data: Splits give validation bounds and early stopping, as `valid` does; a Dataset, a
             tensor, a dict of tensors, or a tuple of these, the positional arguments of a program,
-            are trained on as a whole. Tensors have the shape [N, ...].
+            are trained on as a whole. Tensors have the shape [N, ...]. An Autoencoder takes all
+            that `Dataset.from_array` does: arrays, tables, datasets of torch.
         objective: an Objective, or an ELBO of Pyro with a `differentiable_loss`; by default
             `TraceELBO()`. One that learns parameters of its own starts anew, or from `state`; what
             it has learned in the training is afterwards its `controls`.
@@ -190,25 +191,28 @@ def data_for(system: nn.Module, given: Data) -> Dataset | Arguments:
     Args:
         system: an Autoencoder takes a Dataset, a conditional one also a pair (x, c); other programs
             take a Dataset or their arguments.
-        given: a Dataset, arguments, a tensor, a dict of tensors, or a tuple of these.
+        given: a Dataset, arguments, a tensor, a dict of tensors, or a tuple of these; for an
+            Autoencoder all that `Dataset.from_array` takes.
 
     Returns:
         A Dataset, or the arguments of a program.
 
     Raises:
-        DataError: for a dict given to an autoencoder, and for data that are no tensors.
+        DataError: for data that cannot be read, and for arguments of a program that are no tensors.
     """
     if isinstance(given, Dataset):
         return given
     if isinstance(system, Autoencoder):
-        if isinstance(given, dict) or getattr(given, "structure", None) is not None:
+        if getattr(given, "structure", None) is not None:
             raise DataError("an autoencoder takes a Dataset or a tensor [N, d], not a dict")
         tensors = given.tensors if isinstance(given, Arguments) else given
         if not isinstance(tensors, tuple):
-            return Dataset.from_array(tensors)
+            return Dataset.from_array(tensors, missing=system.missing)
         if len(tensors) == 2 and system.condition:
-            return Dataset.from_array(tensors[0]).conditioned_on(tensors[1])
-        return Dataset.from_array(tensors[0] if len(tensors) == 1 else tensors)
+            x, c = tensors
+            return Dataset.from_array(x, missing=system.missing).conditioned_on(c)
+        x = tensors[0] if len(tensors) == 1 else tensors
+        return Dataset.from_array(x, missing=system.missing)
     if isinstance(given, Arguments):
         return given
     return Arguments.of(given)

@@ -1,8 +1,9 @@
 """Checks before a training: a trial run of model, guide and objective on one batch."""
 
 import math
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import cast
 
@@ -224,7 +225,28 @@ def check_data(autoencoder: Autoencoder, dataset: Dataset, what: str) -> None:
         )
     autoencoder.flat(dataset.x[:1])
     observed = dataset.filled
-    autoencoder.likelihood.check(observed.round() if dataset.dynamic else observed, what)
+    try:
+        autoencoder.likelihood.check(observed.round() if dataset.dynamic else observed, what)
+    except DataError as error:
+        raise DataError(with_names(str(error), dataset.columns)) from None
+
+
+def with_names(message: str, columns: Sequence[str]) -> str:
+    """Replace the numbers of columns in a message by their names.
+
+    Args:
+        message: A text such as "x holds 2 at row 0, column 1".
+        columns: The names of all columns; empty if they have none.
+
+    Returns:
+        The text with names in quotes.
+
+    >>> with_names("x holds 2 at row 0, column 1", ("age", "height"))
+    "x holds 2 at row 0, column 'height'"
+    """
+    if not columns:
+        return message
+    return re.sub(r"\bcolumn (\d+)\b", lambda found: f"column '{columns[int(found[1])]}'", message)
 
 
 def _sample_of(train: Dataset | Arguments, config: TrainConfig) -> tuple[Tensor, ...]:

@@ -55,7 +55,7 @@ def served(
     ("values", "expected"),
     [
         (np.array([[0, 255], [51, 102]], np.uint8), [[0, 1], [0.2, 0.4]]),
-        (np.array([[0, 2], [0, 0]], np.uint8), [[0, 2 / 255], [0, 0]]),
+        (np.array([[[0, 64]], [[0, 0]]], np.uint8), [[0, 64 / 255], [0, 0]]),
         (np.array([[0, 1], [1, 1]], np.uint8), [[0, 1], [1, 1]]),
         (np.array([[False, True], [True, True]]), [[0, 1], [1, 1]]),
         (np.array([[0, 255], [-51, 102]]), [[0, 255], [-51, 102]]),
@@ -182,11 +182,11 @@ def test_value_beyond_single_precision() -> None:
         ),
         (np.array(3.0), r"its shape is \(\)"),
         (GREY + 1j, "array holds complex128 values; numbers are needed"),
-        (np.array([["a", "b"]]), "array holds <U1 values; numbers are needed"),
-        (np.array([[{}]]), "array holds object values; numbers are needed"),
+        (np.array([["1", "b"]]), "array holds text values, .*'b'.* at row 0, column 1; numbers"),
+        (np.array([[{}]]), "array holds object values, {} at row 0, column 0; numbers are needed"),
         (np.array([["2020-01-01"]], "datetime64[D]"), "numbers are needed"),
-        ([[1.0], [1.0, 2.0]], "this list is not an array of numbers"),
-        (None, "numbers are needed"),
+        ([[1.0], [1.0, 2.0]], "row 1 of the list has 2 values, and row 0 has 1"),
+        (None, "a NoneType is not an array; numbers are needed"),
     ],
 )
 def test_refused_values(values: Any, words: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 import scipy.sparse
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import TensorDataset
 
 from pyroae.data.arrays import Source
 from pyroae.data.dataset import Dataset
@@ -258,7 +258,7 @@ def test_csv_with_labels_in_words(tmp_path: Path) -> None:
 def test_npz_without_a_table_names_what_it_holds(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", u=LABELS, v=LABELS)
     with pytest.raises(
-        DataError, match="holds no array named x, data, images, arr_0; it holds: u, v"
+        DataError, match=r"holds no array named x, data, images, arr_0; it holds: u \(500,\), v"
     ):
         read(tmp_path / "a.npz")
 
@@ -421,16 +421,25 @@ def test_an_archive_with_a_test_set(names: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"x_train": VALUES, "x_val": VALUES}, "holds validation data, 'x_val'"),
+        ({"x_train": VALUES, "y_val": LABELS}, "holds 'y_val', but no validation data"),
         ({"x_test": VALUES}, "holds no array named x"),
         ({"x_train": VALUES, "y_test": LABELS}, "holds 'y_test', but no test data"),
-        ({"x": VALUES, "images": VALUES}, "holds two arrays of data, 'x' and 'images'"),
-        ({"arr_0": VALUES, "arr_1": VALUES}, "holds two arrays of data, 'arr_0' and 'arr_1'"),
+        (
+            {"x": VALUES, "images": VALUES},
+            r"holds several arrays of data, 'x' .*, 'images' .* or choose it by",
+        ),
+        (
+            {"arr_0": VALUES, "arr_1": VALUES},
+            r"holds several arrays of data, 'arr_0' .*, 'arr_1' .* or choose it by",
+        ),
         (
             {"x": VALUES, "y": LABELS, "target": LABELS},
-            "holds two arrays of labels, 'y' and 'target'",
+            r"holds several arrays of labels, 'y' .*, 'target' .* or choose it by",
         ),
-        ({"u": VALUES, "v": VALUES}, "holds several tables, u, v: name the one with the data 'x'"),
+        (
+            {"u": VALUES, "v": VALUES},
+            r"holds several tables, 'u' \(500, 3\), 'v' \(500, 3\): name the one with the data 'x'",
+        ),
         ({"x_train": VALUES, "x_test": VALUES[:, :2]}, "and test data of shape"),
         ({"x_train": VALUES, "x_test": VALUES.astype(np.uint8)}, "and test data of type uint8"),
         ({"x": VALUES, "y": VALUES}, r"labels have the shape \[N\], one for each datum"),
@@ -473,7 +482,7 @@ def test_types_of_columns() -> None:
         Dataset.from_array(table).x.tolist()
         == torch.tensor([[1, 0, 1], [255, 1, 0]]).div(255).tolist()
     )
-    with pytest.raises(DataError, match="array holds nan at row 1, column 0"):
+    with pytest.raises(DataError, match=r"array holds nan at row 1, column 0 \('a'\)"):
         Dataset.from_array(pd.DataFrame({"a": pd.array([1, None], "Int64"), "b": [0.5, 1]}))
 
 
@@ -492,14 +501,8 @@ def test_halves_of_a_tensor() -> None:
             pd.DataFrame({"a": pd.date_range("2020", periods=2)}),
             "column 'a' of the DataFrame is not numeric",
         ),
-        (pd.Series([1.0, 2.0]), r"array has the shape \(2,\)"),
-        (np.zeros(3, [("a", "f8"), ("b", "f8")]), "numbers are needed"),
         (np.array(3.0), r"its shape is \(\)"),
-        ({"x": VALUES}, "numbers are needed"),
-        (np.ma.masked_less(VALUES, VALUES.mean()), "masked elements"),
         (TensorDataset(*[torch.tensor(VALUES)] * 3), "a tuple of 3 is not data"),
-        (Subset(TensorDataset(torch.tensor(VALUES)), [0, 1]), "a Subset is not an array"),
-        (DataLoader(TensorDataset(torch.tensor(VALUES))), "a DataLoader is not an array"),
         ((VALUES, VALUES), r"labels have the shape \[N\], one for each datum, not"),
         ((VALUES, 3), r"labels have the shape \[N\]"),
         ((_labelled(), LABELS), "labels are given twice"),
@@ -517,11 +520,12 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_unknown_suffix(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("1,2")
+    (tmp_path / "a.doc").write_text("1,2")
     with pytest.raises(
-        DataError, match=r"has an unknown suffix: \.npy, \.npz, \.csv, \.parquet are read"
+        DataError,
+        match=r"has an unknown suffix: \.npy, \.npz, \.csv, .* are read, and folders of images",
     ):
-        read(tmp_path / "a.txt")
+        read(tmp_path / "a.doc")
 
 
 def test_unknown_name() -> None:
@@ -540,7 +544,7 @@ def test_arrays_tensors_and_pairs() -> None:
 
 
 def test_ragged_lists() -> None:
-    with pytest.raises(DataError, match="this list is not an array of numbers"):
+    with pytest.raises(DataError, match="row 1 of the list has 1 values, and row 0 has 2"):
         read([[1, 2], [3]])
 
 
