@@ -22,6 +22,7 @@ from pyroae.evaluation.imputation import Imputation, impute
 from pyroae.evaluation.inference_gaps import Gaps, gaps
 from pyroae.evaluation.mutual_information import Information, information
 from pyroae.evaluation.predictive_checks import PredictiveCheck, predictive_check
+from pyroae.evaluation.predictive_draws import PredictiveDraws, predictive_draws
 from pyroae.evaluation.summary import Evaluation, evaluate
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Local",
     "Mixture",
     "PredictiveCheck",
+    "PredictiveDraws",
     "QuadratureEstimate",
     "RateDistortion",
     "ais",
@@ -59,6 +61,7 @@ __all__ = [
     "measure_slopes",
     "parameter_groups",
     "predictive_check",
+    "predictive_draws",
     "quadrature",
     "widened",
 ]

@@ -16,6 +16,7 @@ from pyroae.plots.likelihood import (
 )
 from pyroae.plots.posteriors import posterior
 from pyroae.plots.predictive import predictive_check
+from pyroae.plots.predictive_draws import curves, fitted, marginals, pairs
 from pyroae.plots.prior import pseudo_inputs
 from pyroae.plots.rate_distortion_curves import rate_distortion
 from pyroae.plots.snapshots import along_training, gradients_along_training
@@ -29,9 +30,11 @@ __all__ = [
     "calibration_summary",
     "class_samples",
     "column_errors",
+    "curves",
     "differences",
     "extremes",
     "filters",
+    "fitted",
     "gradient_curves",
     "gradients_along_training",
     "interpolation",
@@ -41,6 +44,8 @@ __all__ = [
     "learning_curves",
     "likelihood_per_datum",
     "manifold",
+    "marginals",
+    "pairs",
     "posterior",
     "predictive_check",
     "pseudo_inputs",

@@ -47,6 +47,7 @@ def latent_scatter(
     labels: Labels | None = None,
     *,
     layer: int = 1,
+    label_name: str = "label",
     ax: Target | None = None,
 ) -> Figure:
     """Draw means of q(z|x): the two units of the largest variance over the data, or a histogram.
@@ -61,6 +62,7 @@ def latent_scatter(
         labels: `[N]`, by which points are coloured; up to 20 distinct ones have a legend, more a
             colour bar of their ranks.
         layer: The layer of an Autoencoder with several layers of z, from 1 at the data upwards.
+        label_name: What the labels are, such as the name of a column, for the colour bar.
         ax: The Axes to draw into; None for a new figure.
 
     Returns:
@@ -96,23 +98,27 @@ def latent_scatter(
         if isinstance(autoencoder, Autoencoder) and autoencoder.layers[layer - 1 :] == (2,):
             draw_prior(axes, autoencoder)
     if labels is not None:
-        _label_legend(place, names, colours)
+        _label_legend(place, names, colours, label_name)
     return place.figure
 
 
-def _label_legend(place: Canvas, names: np.ndarray, colours: list[str]) -> None:
+def _label_legend(place: Canvas, names: np.ndarray, colours: list[str], label_name: str) -> None:
     """Add a legend of the sorted labels; a colour bar of their ranks for more than 20."""
     if len(names) <= 20:
         handles = [
-            Patch(color=colour, label=str(name))
+            Patch(color=colour, label=f"{name:.3g}" if isinstance(name, float) else str(name))
             for name, colour in zip(names, colours, strict=True)
         ]
-        place.legend(handles, "outside right center", handlelength=1)
+        title = None if label_name == "label" else label_name
+        place.legend(handles, "outside right center", handlelength=1, title=title)
         return
     axes = place.panels[0]
     colour_map = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(1, len(names)), "viridis")
+    first, last = (
+        f"{name:.3g}" if isinstance(name, float) else str(name) for name in (names[0], names[-1])
+    )
     axes.figure.colorbar(
-        colour_map, ax=axes, label=f"label, by rank, from {names[0]} to {names[-1]}"
+        colour_map, ax=axes, label=f"{label_name}, by rank, from {first} to {last}"
     )
 
 
