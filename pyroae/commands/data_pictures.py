@@ -78,28 +78,33 @@ class DataPictures:
         return next((FIGURES[kind][n](self.draws[site]) for n in names if n in FIGURES[kind]), None)
 
     def scatter(self, system: Any) -> Figure:
-        """Draw the latent means, coloured by the column of a table that is fitted best.
+        """Draw the latent means, coloured by what is fitted best.
+
+        That is a column of a table, or the mean of each sequence or image.
 
         Args:
             system: The system, or a program with a model and a guide.
 
         Returns:
-            The figure, without colours where there is no table.
+            The figure, without colours where no column has all its values.
         """
-        explained = {
-            (site, j): share
-            for site, kind in self.kinds.items()
-            if kind in ("table", "column")
-            for j, share in enumerate(_explained(self.draws[site]))
-        }
-        if not explained:
+        candidates = [one for site in self.draws for one in self._colours(site)]
+        if not candidates:
             return plots.latent_scatter(system, self.args)
-        site, j = max(explained, key=lambda key: explained[key])
-        labels = self.draws[site].data[:, j].numpy()
-        if np.isnan(labels).any():
-            return plots.latent_scatter(system, self.args)
-        name = site if self.draws[site].data.shape[1] == 1 else f"{site}[{j}]"
-        return plots.latent_scatter(system, self.args, labels, label_name=name)
+        _, name, labels = max(candidates, key=lambda one: one[0])
+        return plots.latent_scatter(system, self.args, labels.numpy(), label_name=name)
+
+    def _colours(self, site: str) -> list[tuple[float, str, Tensor]]:
+        """Columns of a table, or the means of sequences: R², name, and values without NaN."""
+        draws, kind = self.draws[site], self.kinds[site]
+        data, means, names = draws.data, draws.means, [site]
+        if kind in ("image", "sequence"):
+            data, means = data.mean(1, keepdim=True), means.mean(1, keepdim=True)
+            names = [f"mean of {site}"]
+        elif data.shape[1] > 1:
+            names = [f"{site}[{j}]" for j in range(data.shape[1])]
+        columns = zip(explained(data, means), names, data.T, strict=True)
+        return [one for one in columns if np.isfinite(one[0]) and bool(one[2].isfinite().all())]
 
 
 def data_pictures(
@@ -134,8 +139,19 @@ def data_pictures(
     return DataPictures(args, few, kinds, notes)
 
 
-def _explained(draws: PredictiveDraws) -> list[float]:
-    """R² of each column by its means, `[d]`; minus infinity where there are none."""
-    error = (draws.data - draws.means).square().mean(0)
-    found = (1 - error / draws.data.var(0, correction=0)).numpy()
-    return list(np.where(np.isfinite(found), found, -np.inf))
+def explained(data: Tensor, means: Tensor) -> list[float]:
+    """Return R², the share of the variance of each column that means explain.
+
+    Args:
+        data: `[N, d]`.
+        means: `[N, d]`.
+
+    Returns:
+        d numbers; NaN where a mean is missing or a column is constant.
+
+    >>> import torch
+    >>> explained(torch.tensor([[0.0], [2.0]]), torch.tensor([[0.0], [2.0]]))
+    [1.0]
+    """
+    found: list[float] = (1 - (data - means).square().mean(0) / data.var(0, correction=0)).tolist()
+    return found

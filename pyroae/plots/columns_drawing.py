@@ -36,9 +36,7 @@ def draw_marginal(axes: Axes, kind: ColumnKind, data: np.ndarray, drawn: Drawn) 
 
 def _histogram(axes: Axes, data: np.ndarray, drawn: Drawn) -> None:
     """Densities of real values, within the range of the data and a quarter of it on each side."""
-    low, high = float(data.min()), float(data.max())
-    margin = 0.25 * (high - low) or 0.5
-    edges = np.linspace(low - margin, high + margin, BINS + 1)
+    edges = np.linspace(*limits(data), BINS + 1)
     axes.hist(data, edges, density=True, color=GREY)
     for values, colour in drawn:
         heights = np.histogram(values, edges)[0] / max(len(values), 1) / np.diff(edges)
@@ -114,12 +112,31 @@ def draw_agreement(axes: Axes, data: np.ndarray, replicates: np.ndarray) -> None
     _code_ticks(axes, codes)
 
 
-def spread_out(values: np.ndarray, kind: ColumnKind) -> np.ndarray:
+def limits(data: np.ndarray) -> tuple[float, float]:
+    """Return the range of the data with a quarter of it on each side.
+
+    Args:
+        data: The values of a column, `[N]`; NaN where missing.
+
+    Returns:
+        The lower and the upper limit; 1 apart for a constant.
+
+    >>> limits(np.array([0.0, 4.0]))
+    (-1.0, 5.0)
+    """
+    known = data[np.isfinite(data)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
+    margin = 0.25 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def spread_out(values: np.ndarray, kind: ColumnKind, seed: int = 0) -> np.ndarray:
     """Spread counts and codes out at random, so that points do not hide each other.
 
     Args:
         values: The values of a column, `[N]`.
         kind: The kind of the column.
+        seed: The seed of the noise, which differs between columns.
 
     Returns:
         The values, `[N]`; those that are not real within 0.3 of themselves, the same in each call.
@@ -129,7 +146,7 @@ def spread_out(values: np.ndarray, kind: ColumnKind) -> np.ndarray:
     """
     if kind == "continuous":
         return values
-    return values + np.random.default_rng(0).uniform(-0.3, 0.3, len(values))
+    return values + np.random.default_rng(seed).uniform(-0.3, 0.3, len(values))
 
 
 def _code_ticks(axes: Axes, codes: np.ndarray) -> None:

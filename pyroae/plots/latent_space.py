@@ -52,6 +52,8 @@ def latent_scatter(
 ) -> Figure:
     """Draw means of q(z|x): the two units of the largest variance over the data, or a histogram.
 
+    One unit with more than 20 distinct numbers as labels is drawn against these.
+
     Of an Autoencoder with two latent units, lines of equal density of the prior are drawn too; they
     enclose 50, 90 and 99 % of its probability within the limits of the figure.
 
@@ -87,6 +89,11 @@ def latent_scatter(
     colours = label_colours(len(names))
     place = canvas(ax, (5.2, 4.2))
     axes = plain(place.panels[0])
+    if means.shape[1] == 1 and len(names) > 20 and names.dtype.kind in "fiu":
+        axes.scatter(means[:, 0], names[ranks], s=8, c=BLUE, alpha=0.8, linewidths=0)
+        xlabel = f"{site_of(layer)}[0], posterior mean"
+        axes.set(title="Latent space", xlabel=xlabel, ylabel=label_name)
+        return place.figure
     if means.shape[1] == 1:
         axes.hist(
             [means[ranks == i, 0] for i in range(len(names))], 40, stacked=True, color=colours

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from pyroae.errors import DataError
 from pyroae.evaluation.predictive_draws import PredictiveDraws
 from pyroae.plots.canvas import Canvas, Target, canvas
-from pyroae.plots.columns_drawing import draw_agreement, draw_fit, draw_marginal, spread_out
+from pyroae.plots.columns_drawing import draw_agreement, draw_fit, draw_marginal, limits, spread_out
 from pyroae.plots.drawing import BLUE, GREY, INK, RUNS, plain, to_array
 
 MOST_COLUMNS, MOST_PAIRED = 12, 4
@@ -74,6 +74,7 @@ def pairs(
     """Draw pairs of columns: the data, below the diagonal with replicates, above with new data.
 
     The diagonal has the distribution of each column. Counts and codes are spread out at random.
+    Draws that are further outside the range of the data than a quarter of it are left out.
 
     Args:
         draws: One entry of what `pyroae.predictive_draws` returns.
@@ -192,8 +193,8 @@ def curves(draws: PredictiveDraws, num: int = 6, *, ax: Target | None = None) ->
     place.share_y()
     handles = [
         Line2D([], [], color=INK, marker=".", linestyle="", label="data"),
-        Line2D([], [], color=INK, label="mean of p(x|z)"),
-        Patch(color=INK, alpha=0.2, linewidth=0, label="90 % of replicates, z ~ q(z|x)"),
+        Line2D([], [], color=BLUE, label="mean of p(x|z)"),
+        Patch(color=BLUE, alpha=0.2, linewidth=0, label="90 % of replicates, z ~ q(z|x)"),
     ]
     place.legend(handles, "outside lower center", ncols=3)
     return place.figure
@@ -217,14 +218,16 @@ def _draw_curves(axes: Axes, draws: PredictiveDraws, row: int) -> None:
 
 
 def _draw_pair(axes: Axes, draws: PredictiveDraws, i: int, j: int, *, is_upper: bool) -> None:
-    """Column j across and column i up: data, and one draw of each datum."""
+    """Column j across and column i up: one draw of each datum, below the data."""
     drawn, (colour, _) = (draws.new, NEW) if is_upper else (draws.replicates, AGAIN)
-    style: dict[str, Any] = {"s": 7, "linewidths": 0}
-    for values, shade in ((draws.data, "#888888"), (None if drawn is None else drawn[0], colour)):
+    for values, style in (
+        (None if drawn is None else drawn[0], {"c": colour, "s": 9, "alpha": 0.45}),
+        (draws.data, {"c": INK, "s": 5, "alpha": 0.7}),
+    ):
         if values is not None:
-            across, up = (spread_out(to_array(values[:, k]), draws.kinds[k]) for k in (j, i))
-            axes.scatter(across, up, c=shade, alpha=0.55, **style)
-    plain(axes)
+            across, up = (spread_out(to_array(values[:, k]), draws.kinds[k], k) for k in (j, i))
+            plain(axes).scatter(across, up, linewidths=0, **style)
+    axes.set(xlim=limits(to_array(draws.data[:, j])), ylim=limits(to_array(draws.data[:, i])))
 
 
 def _drawn(draws: PredictiveDraws, j: int) -> list[tuple[np.ndarray, str]]:
