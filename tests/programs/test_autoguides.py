@@ -166,7 +166,7 @@ def test_compiled(kind: str, name: str) -> None:
         for n, v in pyro.get_param_store().get_state()["params"].items():
             v.data.copy_(start[n])
         pyro.set_rng_seed(1)
-        optimizer = pyro.optim.Adam({"lr": 1e-3})
+        optimizer = pyro.optim.SGD({"lr": 1e-3})  # Adam amplifies rounding errors near 0
         if make is pyroae.compile:
             training: Any = make(model, guide, TraceELBO(), optimizer)
         else:
