@@ -12,7 +12,7 @@ from torch import Tensor
 from pyroae import plots
 from pyroae.autoencoder import Autoencoder
 from pyroae.errors import PyroaeError
-from pyroae.evaluation.predictive_draws import PredictiveDraws, predictive_draws
+from pyroae.evaluation.site_draws import PredictiveDraws, predictive_draws
 from pyroae.plots.drawing import is_image
 from pyroae.plots.predictive_choice import FIGURES, DataKind, data_kind
 

@@ -22,7 +22,7 @@ from pyroae.evaluation.imputation import Imputation, impute
 from pyroae.evaluation.inference_gaps import Gaps, gaps
 from pyroae.evaluation.mutual_information import Information, information
 from pyroae.evaluation.predictive_checks import PredictiveCheck, predictive_check
-from pyroae.evaluation.predictive_draws import PredictiveDraws, predictive_draws
+from pyroae.evaluation.site_draws import PredictiveDraws, predictive_draws
 from pyroae.evaluation.summary import Evaluation, evaluate
 
 __all__ = [

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from pyroae.evaluation.predictive_draws import ColumnKind
+from pyroae.evaluation.site_draws import ColumnKind
 from pyroae.plots.drawing import BLUE, GREY, INK, plain
 
 Drawn = Sequence[tuple[np.ndarray, str]]

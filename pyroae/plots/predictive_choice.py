@@ -6,7 +6,7 @@ from typing import Literal
 
 from matplotlib.figure import Figure
 
-from pyroae.evaluation.predictive_draws import PredictiveDraws
+from pyroae.evaluation.site_draws import PredictiveDraws
 from pyroae.plots.drawing import is_image
 from pyroae.plots.predictive_draws import curves, fitted, marginals, pairs
 

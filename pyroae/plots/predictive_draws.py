@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from pyroae.errors import DataError
-from pyroae.evaluation.predictive_draws import PredictiveDraws
+from pyroae.evaluation.site_draws import PredictiveDraws
 from pyroae.plots.canvas import Canvas, Target, canvas
 from pyroae.plots.columns_drawing import draw_agreement, draw_fit, draw_marginal, limits, spread_out
 from pyroae.plots.drawing import BLUE, GREY, INK, RUNS, plain, to_array
