@@ -120,7 +120,7 @@ def examples() -> dict[str, tuple[int, Callable[..., Figure]]]:
         "manifold": (1, lambda ax=None: plots.manifold(vae, num=3, ax=ax)),
         "pseudo_inputs": (1, lambda ax=None: plots.pseudo_inputs(vamp, num=4, ax=ax)),
         "marginals": (6, lambda ax=None: plots.marginals(draws, ax=ax)),
-        "pairs": (9, lambda ax=None: plots.pairs(draws, (0, 2, 5), ax=ax)),
+        "pairs": (4, lambda ax=None: plots.pairs(draws, (0, 5), ax=ax)),
         "posterior": (1, lambda ax=None: plots.posterior(vae, x, ax=ax)),
         "predictive_check": (2, lambda ax=None: plots.predictive_check(check, ax=ax)),
         "rate_distortion": (1, lambda ax=None: plots.rate_distortion({"a": (1.0, 8.0)}, ax=ax)),

@@ -141,8 +141,8 @@ def test_pictures_of_a_program(tmp_path: Path) -> None:
     }
     for make in pictures.makers().values():
         make().savefig(tmp_path / "figure.png", dpi=30)
-    assert pictures.scatter(Survey()).axes[0].get_ylabel() in ("scores[0]", "scores[1]", "scores[2]",
-                                                               "mean of y")  # fmt: skip
+    colour = pictures.scatter(Survey()).axes[0].get_ylabel()
+    assert colour in ("scores[0]", "scores[1]", "scores[2]", "mean of y")
     assert pictures.notes == ()
 
     class Factor(Survey):

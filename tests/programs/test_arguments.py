@@ -393,4 +393,4 @@ def test_a_global_site_has_no_datum() -> None:
         partial(program, observed=True), partial(program, observed=False), torch.zeros(3)
     )
     assert [list(tree[name].data_vars) for name in ("guide", "prior")] == [["z"], ["z"]]
-    assert tree["prior_predictive"]["x"].shape[-1] == 3
+    assert tree["prior_predictive"]["x"].sizes["datum"] == 3
