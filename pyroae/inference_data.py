@@ -105,7 +105,9 @@ def to_datatree(
     - per_datum: `statistics`; simulated: the statistics of simulated data.
 
     What cannot be made is left out: the prior groups of a flat prior; x of factors, of scaled sites
-    and of counts that are given their total; x from posterior draws where sites are summed out.
+    and of counts that are given their total; x from posterior draws where sites are summed out; and
+    latent sites outside the data plate, which have no value for each datum: log-densities are given
+    one draw of them for each block of data.
 
     Args:
         model: The Pyro program p(z) p(x|z).
@@ -128,8 +130,7 @@ def to_datatree(
         The DataTree; log-densities are in nats.
 
     Raises:
-        ProgramError: For a latent site outside the data plate, which has no value for each datum,
-            and for scales and masks of latent sites; with the name of the site.
+        ProgramError: For scales and masks of latent sites, with the name of the site.
         ConfigError: For posterior draws of other sites or data than those of the model.
 
     >>> import torch

@@ -26,6 +26,7 @@ SECTIONS = [
     ("own-data.md", "Images"),
     ("ais.md", "Rate and distortion"),
     ("own-choice.md", "Objectives that learn"),
+    ("own-choice.md", "Pictures"),
 ]
 SMALLER = (
     (r"epochs=\d+", "epochs=1"),

@@ -10,6 +10,7 @@ from torch import Tensor
 from pyroae import plots
 from pyroae.autoencoder import Autoencoder
 from pyroae.autoencoder.hierarchies import site_of
+from pyroae.commands.data_pictures import data_pictures
 from pyroae.commands.pictures import pictures
 from pyroae.data.dataset import Dataset
 from pyroae.errors import PyroaeError
@@ -18,9 +19,8 @@ from pyroae.evaluation.summary import Evaluation
 from pyroae.plots import likelihood as likelihood_plots
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.pair import like_parameters
-from pyroae.runs.loading import (
-    arguments_in,
-)
+from pyroae.runs.loading import arguments_in
+from pyroae.runtime.processes import say
 
 
 def figures(
@@ -30,7 +30,7 @@ def figures(
     bounds: Mapping[str, tuple[float, float]] | None = None,
     curve: RateDistortion | None = None,
 ) -> dict[str, Figure]:
-    """Draw every picture that the system has.
+    """Draw every picture that the system has, and say which data have none.
 
     Args:
         system: The system, or a program.
@@ -45,6 +45,9 @@ def figures(
     """
     x = like_parameters(system, arguments_in(dataset))
     labels, names = getattr(dataset, "labels", None), getattr(dataset, "columns", ())
+    data = data_pictures(system, x, dataset.shape)
+    for note in data.notes:
+        say(note)
     makers: dict[str, Callable[[], Figure]] = {
         "reconstructions": lambda: plots.reconstructions(
             system, x, labels=labels, shape=dataset.shape
@@ -52,15 +55,20 @@ def figures(
         "columns": lambda: plots.column_errors(system, x, names or None),
         "samples": lambda: _samples(system, dataset, x),
         "manifold": lambda: plots.manifold(system),
-        "latent_scatter": lambda: plots.latent_scatter(system, x, labels),
+        "latent_scatter": lambda: (
+            data.scatter(system) if labels is None else plots.latent_scatter(system, x, labels)
+        ),
         **_scatters_above(system, x, labels),
         "kl_per_unit": lambda: plots.kl_per_unit(found.diagnostics),
         "filters": lambda: plots.filters(system, x=x),
         "pseudo_inputs": lambda: plots.pseudo_inputs(system),
-        **pictures(system, x, found.diagnostics),
+        **data.makers(),
+        **pictures(system, data, x, found.diagnostics),
         **_likelihood_figures(dataset, found, found.sandwich() if bounds is None else bounds),
         **_rate_distortion(dataset, found, curve),
     }
+    if not data.has_order and not getattr(dataset, "condition_names", ()):
+        del makers["reconstructions"], makers["samples"]
     figures = {}
     for name, make in makers.items():
         try:

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyroae import plots
 from pyroae.autoencoder import Autoencoder
 from pyroae.autoencoder.hierarchies import site_of
+from pyroae.commands.data_pictures import data_pictures
 from pyroae.config import Part, at_least_one
 from pyroae.data.conditions import FROM_LABELS
 from pyroae.data.dataset import Dataset
@@ -80,7 +81,14 @@ def sample(
     with fork_random(CPU, seed):
         values = _columns(predicted(program.model, None, args, noise=noise))
     _write(
-        values, run, out, "samples.png", lambda: plots.samples(program, num, seed, args, part.shape)
+        values,
+        run,
+        out,
+        "samples.png",
+        lambda: (
+            data_pictures(program, args, part.shape).table("pairs", "marginals")
+            or plots.samples(program, num, seed, args, part.shape)
+        ),
     )
 
 
@@ -131,10 +139,21 @@ def _sample_system(
         lambda: (
             plots.class_samples(system, names, max(1, num // len(names)), seed)
             if by_class
-            else plots.samples(system, count, seed, c)
+            else _beside_data(run, system, num) or plots.samples(system, count, seed, c)
         ),
         labels,
     )
+
+
+def _beside_data(run: Run, system: Autoencoder, num: int) -> Figure | None:
+    """Samples of a table beside the data; None for images, sequences and conditional systems."""
+    from pyroae.plots.drawing import is_image
+
+    if is_image(system.shape) or system.condition:
+        return None
+    part = part_of(run, Part(num_data=num))
+    args = like_parameters(system, arguments_in(part))
+    return data_pictures(system, args).table("pairs", "marginals")
 
 
 @own_parameters()
@@ -163,7 +182,10 @@ def reconstruct(run_directory: str, part: Part, out: str | None) -> None:
         run,
         out,
         "reconstructions.png",
-        lambda: plots.reconstructions(system, args, shape=dataset.shape),
+        lambda: (
+            data_pictures(system, args, dataset.shape).table("fitted")
+            or plots.reconstructions(system, args, shape=dataset.shape)
+        ),
         caption=EvaluatedPart(
             dataset.name, part.split, len(dataset), weights_of(run, part.checkpoint)
         ).title,

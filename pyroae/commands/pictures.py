@@ -11,6 +11,7 @@ from torch import Tensor
 from pyroae import plots
 from pyroae.autoencoder import Autoencoder
 from pyroae.autoencoder.hierarchies import site_of
+from pyroae.commands.data_pictures import DataPictures
 from pyroae.errors import UndefinedLikelihoodError
 from pyroae.evaluation.diagnostics import Diagnostics
 from pyroae.evaluation.predictive_checks import predictive_check
@@ -24,12 +25,13 @@ PAIRS = 5
 
 
 def pictures(
-    system: Any, x: tuple[Tensor, ...], diagnostics: Diagnostics
+    system: Any, data: DataPictures, x: tuple[Tensor, ...], diagnostics: Diagnostics
 ) -> dict[str, Callable[[], Figure]]:
     """Return functions that draw predictive checks and, of images, interpolations and traversals.
 
     Args:
         system: The system, or a program with a model and a guide.
+        data: The draws of its observed sites.
         x: Its arguments, `[N, ...]` each.
         diagnostics: The result of `diagnose` on these data.
 
@@ -37,7 +39,10 @@ def pictures(
         Functions by the name of the figure; one may raise a PyroaeError where a system does not
         have the figure.
     """
-    makers: dict[str, Callable[[], Figure]] = {"predictive_check": partial(_check, system, x)}
+    makers: dict[str, Callable[[], Figure]] = {
+        data.file_name("predictive_check", site): partial(_check, system, x, site)
+        for site in data.kinds
+    }
     if isinstance(system, Autoencoder) and is_image(system.shape):
         layer, pairs = len(system.layers), min(PAIRS, len(x[0]) // 2)
         a, b = (tuple(t[i * pairs : (i + 1) * pairs] for t in x) for i in (0, 1))
@@ -47,11 +52,11 @@ def pictures(
     return makers
 
 
-def _check(system: Any, x: tuple[Tensor, ...]) -> Figure:
+def _check(system: Any, x: tuple[Tensor, ...], site: str) -> Figure:
     """Checks by draws from the prior, where it can be sampled, and from the guide."""
     step = -(-len(x[0]) // NUM_DATA)
     args = tuple(t[::step] for t in x)  # data that are in an order may begin with unusual ones
-    settings: dict[str, Any] = {"num_draws": NUM_DRAWS, "seed": 0}
+    settings: dict[str, Any] = {"num_draws": NUM_DRAWS, "seed": 0, "site": site}
     checks = [predictive_check(system.model, system.guide, args, **settings)]
     with suppress(UndefinedLikelihoodError):  # a Flat prior
         checks.insert(0, predictive_check(system.model, None, args, **settings))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pyroae.evaluation.inference_gaps import Gaps, gaps
     from pyroae.evaluation.mutual_information import Information, information
     from pyroae.evaluation.predictive_checks import PredictiveCheck, predictive_check
+    from pyroae.evaluation.site_draws import PredictiveDraws, predictive_draws
     from pyroae.evaluation.summary import Evaluation, evaluate
 
 _HOMES = {
@@ -52,6 +53,7 @@ _HOMES = {
     "pyroae.evaluation.inference_gaps": ["Gaps", "gaps"],
     "pyroae.evaluation.mutual_information": ["Information", "information"],
     "pyroae.evaluation.predictive_checks": ["PredictiveCheck", "predictive_check"],
+    "pyroae.evaluation.site_draws": ["PredictiveDraws", "predictive_draws"],
     "pyroae.evaluation.summary": ["Evaluation", "evaluate"],
 }
 
@@ -71,6 +73,7 @@ __all__ = [
     "Local",
     "Mixture",
     "PredictiveCheck",
+    "PredictiveDraws",
     "QuadratureEstimate",
     "RateDistortion",
     "ais",
@@ -90,6 +93,7 @@ __all__ = [
     "measure_slopes",
     "parameter_groups",
     "predictive_check",
+    "predictive_draws",
     "quadrature",
     "widened",
 ]

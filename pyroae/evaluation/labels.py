@@ -47,7 +47,16 @@ LABELS = {
 """The label of each figure by its name; `rate_z2` is the rate of the site z2."""
 
 
-PER_SITE = ("rate", "active_units", "latent_scatter")
+PER_SITE = (
+    "rate",
+    "active_units",
+    "latent_scatter",
+    "marginals",
+    "pairs",
+    "fitted",
+    "curves",
+    "predictive_check",
+)
 """Figures and pictures that there are for single sites too, whose name then follows theirs."""
 
 
@@ -80,8 +89,13 @@ PICTURES = {
     "latent_scatter": Picture("Posterior means"),
     "manifold": Picture("The learned manifold"),
     "reconstructions": Picture("Data and reconstructions"),
+    "curves": Picture("Sequences and their replicates"),
+    "marginals": Picture("The distribution of each column"),
+    "pairs": Picture("Pairs of columns"),
+    "fitted": Picture("Data against their fitted means"),
     "columns": Picture("Reconstruction errors of columns"),
     "samples": Picture("Samples of the model"),
+    "predictive_check": Picture("Predictive checks"),
     "filters": Picture("Filters"),
     "pseudo_inputs": Picture("Pseudo-inputs of the prior"),
 }

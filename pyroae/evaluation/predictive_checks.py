@@ -1,27 +1,21 @@
 """Predictive checks: test statistics of the data beside those of data that the model draws."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pyro import poutine
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyroae.errors import BrokenProgramError, ConfigError, ProgramError, PyroaeError
-from pyroae.evaluation.blocks import Data, blocks, rows_of
-from pyroae.evaluation.simulated_data import simulated
+from pyroae.errors import ConfigError, ProgramError
+from pyroae.evaluation.blocks import Data
+from pyroae.evaluation.replicates import Replicates
 from pyroae.evaluation.statistics_of_data import STATISTICS, Statistic, applied, views_of
-from pyroae.likelihoods.observed import observed_features
 from pyroae.programs.arguments import structure_of
 from pyroae.programs.context import evaluating
-from pyroae.programs.masks import where_unmasked
-from pyroae.programs.paired_traces import Traces
 from pyroae.programs.sites import Program
-from pyroae.programs.traces import prior_of, run
 from pyroae.runtime.randomness import fork_random
 from pyroae.runtime.short_repr import Overview, Shown
 from pyroae.runtime.short_text import number
@@ -199,63 +193,20 @@ def predictive_check(
     args, device = structure.tensors, structure.tensors[0].device
     programs = structure(model), None if guide is None else structure(guide)
     with evaluating(model, *([] if guide is None else [guide])), fork_random(device, seed):
-        replicates = _Replicates(*programs, args, site)
-        data = replicates.data()
+        replicates = Replicates(*programs, args)
+        site = _chosen(site, replicates.names)
+        data = replicates.data(site)
         tallies = {
             name: _Tally(name, statistic, views_of(data))
             for name, statistic in (STATISTICS if statistics is None else statistics).items()
         }
         for _ in range(num_draws):
-            views = views_of(torch.where(data.isnan(), data, replicates.draw()))
+            views = views_of(torch.where(data.isnan(), data, replicates.draw()[site]))
             for tally in tallies.values():
                 tally.add(views)
     group = "prior_predictive" if guide is None else "posterior_predictive"
     found = {name: tally.result() for name, tally in tallies.items()}
-    return PredictiveCheck(group, replicates.site, found)
-
-
-class _Replicates:
-    """Draws of one observed site for all data, in blocks where nothing is shared between data."""
-
-    def __init__(
-        self, model: Program, guide: Program | None, args: tuple[Tensor, ...], site: str | None
-    ) -> None:
-        self.model, self.guide = model, guide
-        source = prior_of(model) if guide is None else guide
-        whole = run(model, source, args, {})
-        is_shared = any(
-            not whole.is_local(one) for _, one in whole.sites(whole.guide, observed=False)
-        )
-        self.parts = list(blocks(args, len(args[0]) if is_shared else rows_of(args)))
-        self.traces = [run(model, source, part, {}) for part in self.parts]
-        if guide is not None:
-            _check_guide(model, self.traces[0], self.parts[0])
-        self.site = _chosen(site, self._values(self.parts[0], self.traces[0]))
-
-    def data(self) -> Tensor:
-        """The observed values, `[N, d]`, NaN where missing."""
-        return torch.cat([_observed(traces, self.site) for traces in self.traces]).double().cpu()
-
-    def draw(self) -> Tensor:
-        """A replicate, `[N, d]`."""
-        pairs = list(zip(self.parts, self.traces, strict=True))
-        drawn = [_rows(one, self.site, self._values(part, one)[self.site]) for part, one in pairs]
-        return torch.cat(drawn).double().cpu()
-
-    def _values(self, part: tuple[Tensor, ...], traces: Traces) -> dict[str, Tensor]:
-        """Draws of the observed sites of a block, in the shape of the program."""
-        try:
-            if self.guide is None:
-                return simulated(self.model, part, traces)[0]
-            drawn = poutine.trace(self.guide).get_trace(*part)
-            return simulated(poutine.replay(self.model, trace=drawn), part, traces)[0]
-        except PyroaeError:
-            raise
-        except Exception as error:  # whatever a distribution of the user's program raises
-            words = " ".join(str(error).split())[:300]
-            raise BrokenProgramError(
-                f"the observed sites cannot be drawn: {type(error).__name__}: {words}"
-            ) from error
+    return PredictiveCheck(group, site, found)
 
 
 class _Tally:
@@ -292,44 +243,11 @@ def _p(draws: Tensor, observed: Tensor) -> Tensor:
     return (0.5 + _exceeds(draws, observed).sum()) / (len(draws) + 1)
 
 
-def _chosen(site: str | None, values: Mapping[str, Tensor]) -> str:
+def _chosen(site: str | None, values: Sequence[str]) -> str:
     """The observed site to be replicated."""
     names = ", ".join(values)
-    if not values:
-        raise ProgramError("the program observes nothing: it has no data to be drawn")
     if site is None and len(values) > 1:
         raise ProgramError(f"the program observes {names}: give one of them as site=")
     if site is not None and site not in values:
         raise ProgramError(f"the program does not observe a site '{site}', but {names}")
     return site or names
-
-
-def _check_guide(model: Program, traces: Traces, args: tuple[Tensor, ...]) -> None:
-    """Refuse a guide without draws of all latent sites, which would come from the prior."""
-    drawn = {name for name, _ in traces.sites(traces.guide, observed=False)}
-    nodes = poutine.trace(poutine.replay(model, trace=traces.guide)).get_trace(*args).nodes
-    for name, one in nodes.items():
-        is_latent = one["type"] == "sample" and not (one["is_observed"] or site_is_subsample(one))
-        if is_latent and name not in drawn:
-            raise ProgramError(
-                f"the guide does not draw the latent site '{name}': posterior predictive draws "
-                "need it; give guide=None for new data"
-            )
-
-
-def _observed(traces: Traces, name: str) -> Tensor:
-    """The observed values of a site, `[N, d]`, NaN where they are masked or missing."""
-    one = traces.model.nodes[name]
-    missing = one["value"].new_full((), torch.nan, dtype=torch.float64)
-    value = where_unmasked(name, one, one["value"].double(), missing)
-    features = observed_features(one["fn"])
-    return _rows(traces, name, value if features is None else value.where(features, missing))
-
-
-def _rows(traces: Traces, name: str, value: Tensor) -> Tensor:
-    """A value of a site as `[N, d]`, the data first, then nested plates and the event."""
-    fn = traces.model.nodes[name]["fn"]
-    value = value.expand(fn.batch_shape + fn.event_shape)
-    if traces.plate is not None:
-        value = value.movedim(traces.plate.dim - len(fn.event_shape), 0)
-    return value.reshape(value.shape[0] if value.dim() else 1, -1)

@@ -18,7 +18,6 @@ from torch import Tensor
 from pyroae.errors import (
     BrokenProgramError,
     ConfigError,
-    ProgramError,
     UndefinedLikelihoodError,
 )
 from pyroae.evaluation.blocks import CHUNK, blocks
@@ -92,11 +91,8 @@ def guide_groups(
         num_draws: S.
 
     Returns:
-        The draws; `log_weight` = `log_lik` + `log_prior` − `log_q`, `[S, N]` each, in nats; and the
-        observed values, with S = 1, of the sites that can be drawn.
-
-    Raises:
-        ProgramError: For a latent site outside the data plate, with its name.
+        The draws, of sites in the data plate; `log_weight` = `log_lik` + `log_prior` − `log_q`,
+        `[S, N]` each, in nats; and the observed values, with S = 1, of the sites that can be drawn.
     """
     parts = [
         _of_guide(filled(run(model, guide, part, {}, num_draws)))
@@ -109,12 +105,8 @@ def guide_groups(
 def _of_guide(traces: Traces) -> tuple[Group, Group, Group]:
     draws, observed, weights = Group(), Group(), reduce_log_weights(traces)
     for name, site in traces.sites(traces.guide, observed=False):
-        if not traces.is_local(site):
-            raise ProgramError(
-                f"the latent site '{name}' lies outside the data plate: it has no value for each "
-                "datum"
-            )
-        draws.add(name, traces, site)
+        if traces.is_local(site):
+            draws.add(name, traces, site)
     parts = {
         "log_lik": weights.log_lik,
         "log_prior": weights.log_prior,
@@ -179,7 +171,9 @@ def _of_prior(
     model: Program, args: tuple[Tensor, ...], draws: slice, data: slice
 ) -> tuple[Group, Group]:
     traces = run(model, prior_of(model), args, {}, draws.stop - draws.start)
-    latent = [name for name, _ in traces.sites(traces.model, observed=False)]
+    latent = [
+        name for name, site in traces.sites(traces.model, observed=False) if traces.is_local(site)
+    ]
     nodes = _simulated(model, traces, args, None)
     z, x = Group(), Group()
     for group, names in ((z, latent), (x, drawable(traces))):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from pyroae.plots.posteriors import posterior
     from pyroae.plots.predictive import predictive_check
+    from pyroae.plots.predictive_draws import curves, fitted, marginals, pairs
     from pyroae.plots.prior import pseudo_inputs
     from pyroae.plots.rate_distortion_curves import rate_distortion
     from pyroae.plots.snapshots import along_training, gradients_along_training
@@ -46,6 +47,7 @@ _HOMES = {
     ],
     "pyroae.plots.posteriors": ["posterior"],
     "pyroae.plots.predictive": ["predictive_check"],
+    "pyroae.plots.predictive_draws": ["curves", "fitted", "marginals", "pairs"],
     "pyroae.plots.prior": ["pseudo_inputs"],
     "pyroae.plots.rate_distortion_curves": ["rate_distortion"],
     "pyroae.plots.snapshots": ["along_training", "gradients_along_training"],
@@ -60,10 +62,12 @@ __all__ = [
     "calibration_summary",
     "class_samples",
     "column_errors",
+    "curves",
     "differences",
     "examples",
     "extremes",
     "filters",
+    "fitted",
     "gradient_curves",
     "gradients_along_training",
     "interpolation",
@@ -73,6 +77,8 @@ __all__ = [
     "learning_curves",
     "likelihood_per_datum",
     "manifold",
+    "marginals",
+    "pairs",
     "posterior",
     "predictive_check",
     "pseudo_inputs",

@@ -47,9 +47,12 @@ def latent_scatter(
     labels: Labels | None = None,
     *,
     layer: int = 1,
+    label_name: str = "label",
     ax: Target | None = None,
 ) -> Figure:
     """Draw means of q(z|x): the two units of the largest variance over the data, or a histogram.
+
+    One unit with more than 20 distinct numbers as labels is drawn against these.
 
     Of an Autoencoder with two latent units, lines of equal density of the prior are drawn too; they
     enclose 50, 90 and 99 % of its probability within the limits of the figure.
@@ -61,6 +64,7 @@ def latent_scatter(
         labels: `[N]`, by which points are coloured; up to 20 distinct ones have a legend, more a
             colour bar of their ranks.
         layer: The layer of an Autoencoder with several layers of z, from 1 at the data upwards.
+        label_name: What the labels are, such as the name of a column, for the colour bar.
         ax: The Axes to draw into; None for a new figure.
 
     Returns:
@@ -85,6 +89,11 @@ def latent_scatter(
     colours = label_colours(len(names))
     place = canvas(ax, (5.2, 4.2))
     axes = plain(place.panels[0])
+    if means.shape[1] == 1 and len(names) > 20 and names.dtype.kind in "fiu":
+        axes.scatter(means[:, 0], names[ranks], s=8, c=BLUE, alpha=0.8, linewidths=0)
+        xlabel = f"{site_of(layer)}[0], posterior mean"
+        axes.set(title="Latent space", xlabel=xlabel, ylabel=label_name)
+        return place.figure
     if means.shape[1] == 1:
         axes.hist(
             [means[ranks == i, 0] for i in range(len(names))], 40, stacked=True, color=colours
@@ -96,23 +105,27 @@ def latent_scatter(
         if isinstance(autoencoder, Autoencoder) and autoencoder.layers[layer - 1 :] == (2,):
             draw_prior(axes, autoencoder)
     if labels is not None:
-        _label_legend(place, names, colours)
+        _label_legend(place, names, colours, label_name)
     return place.figure
 
 
-def _label_legend(place: Canvas, names: np.ndarray, colours: list[str]) -> None:
+def _label_legend(place: Canvas, names: np.ndarray, colours: list[str], label_name: str) -> None:
     """Add a legend of the sorted labels; a colour bar of their ranks for more than 20."""
     if len(names) <= 20:
         handles = [
-            Patch(color=colour, label=str(name))
+            Patch(color=colour, label=f"{name:.3g}" if isinstance(name, float) else str(name))
             for name, colour in zip(names, colours, strict=True)
         ]
-        place.legend(handles, "outside right center", handlelength=1)
+        title = None if label_name == "label" else label_name
+        place.legend(handles, "outside right center", handlelength=1, title=title)
         return
     axes = place.panels[0]
     colour_map = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(1, len(names)), "viridis")
+    first, last = (
+        f"{name:.3g}" if isinstance(name, float) else str(name) for name in (names[0], names[-1])
+    )
     axes.figure.colorbar(
-        colour_map, ax=axes, label=f"label, by rank, from {names[0]} to {names[-1]}"
+        colour_map, ax=axes, label=f"{label_name}, by rank, from {first} to {last}"
     )
 
 

@@ -27,6 +27,7 @@ from pyroae.programs.site_checks import (
     check_plate,
     check_sums,
     check_whole,
+    refuse_messengers,
     warn_of_plates,
 )
 from pyroae.programs.sites import PARTICLES, Program, Site, common_scale, data_plate, samples
@@ -87,6 +88,7 @@ def run_pair(
     Raises:
         ProgramError: As of `run`.
     """
+    refuse_messengers(guide)
     in_one_run = num_particles > 1 and nesting < LOOP
     with (
         handler or nullcontext(),

@@ -1,5 +1,7 @@
 """What a program gives for each datum: its observed sites at draws of z, and means of z."""
 
+from typing import Any
+
 import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
@@ -62,6 +64,8 @@ def encoded(guide: Program, args: tuple[Tensor, ...], num_draws: int = 100) -> T
 
         E_q[z_n|x_n] ≈ (1/S) Σ_s z_n^s,   z^s ~ q(z|x)
 
+    Sites that all data share, and auxiliary draws of an autoguide, are left out.
+
     Args:
         guide: The Pyro program q(z|x).
         args: Its arguments, tensors `[N, ...]`.
@@ -71,7 +75,7 @@ def encoded(guide: Program, args: tuple[Tensor, ...], num_draws: int = 100) -> T
         `[N, M]`, the M elements of all sites side by side, in the guide's order.
 
     Raises:
-        ProgramError: If there is no latent site, or one has no value for each datum.
+        ProgramError: If no latent site has a value for each datum.
 
     >>> from pyroae import zoo
     >>> encoded(zoo.ppca(4, latent=2).guide, (torch.zeros(3, 4),)).shape
@@ -84,16 +88,26 @@ def encoded(guide: Program, args: tuple[Tensor, ...], num_draws: int = 100) -> T
             values = {
                 name: site["value"]
                 for name, site in trace.nodes.items()
-                if site["type"] == "sample" and not site_is_subsample(site)
+                if _is_latent(site) and site["value"].shape[:1] == args[0].shape[:1]
             }
-            for name, value in values.items():
-                _check_rows(name, value, args)
             if not values:
-                raise ProgramError("the guide has no latent site")
+                raise ProgramError(
+                    f"the guide has no latent site with a value for each of {len(args[0])} data"
+                )
             rows = [value.reshape(len(args[0]), -1).double() for value in values.values()]
             total = total + torch.cat(rows, 1)
     assert isinstance(total, Tensor)
     return total / num_draws
+
+
+def _is_latent(site: dict[str, Any]) -> bool:
+    """Whether a site of a guide is a latent site of the model."""
+    return (
+        site["type"] == "sample"
+        and not site["is_observed"]
+        and not site["infer"].get("is_auxiliary")
+        and not site_is_subsample(site)
+    )
 
 
 def _traced(what: str, program: Program, args: tuple[Tensor, ...]) -> poutine.Trace:

@@ -1,14 +1,18 @@
 """Checks of the sites of a model and a guide: each raises ProgramError or warns, with names."""
 
 import warnings
+from collections.abc import Iterator
+from functools import partial
 
 from pyro import poutine
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import site_is_subsample
 
 from pyroae.errors import ProgramError
 from pyroae.programs.model_sums import Summed
 from pyroae.programs.sites import (
+    Program,
     Site,
     base_distribution,
     is_delta,
@@ -143,8 +147,37 @@ def check_plate(model: poutine.Trace, guide: poutine.Trace, plate: CondIndepStac
                 raise ProgramError(f"{where} in the {one}, but not in the {other}")
             if of_model != of_guide:
                 raise ProgramError(
-                    f"{where} of {of_model[0]} data in the model, of {of_guide[0]} in the guide"
+                    f"{where} of {of_model[0]} data in the model, of {of_guide[0]} in the guide: a "
+                    "guide with parameters of its own for each datum, as an autoguide of local "
+                    "latents has, takes all its data at once, in fit alone"
                 )
+
+
+def refuse_messengers(guide: Program) -> None:
+    """Refuse guides that run the model inside them, whose trace has the observed sites too.
+
+    Args:
+        guide: A guide, or a partial of one.
+
+    Raises:
+        ProgramError: For an effect-based guide of Pyro, such as AutoNormalMessenger.
+    """
+    for one in _inside(guide):
+        if isinstance(one, GuideMessenger):
+            raise ProgramError(
+                f"the guide is a {type(one).__name__}, which runs the model inside it: its own "
+                "trace has the observed sites, and they would cancel; use an autoguide that is no "
+                "messenger, such as AutoNormal"
+            )
+
+
+def _inside(program: Program) -> Iterator[Program]:
+    """A program, and the functions and arguments that it is a partial of."""
+    if isinstance(program, partial):
+        for one in (program.func, *program.args):
+            yield from _inside(one)
+    else:
+        yield program
 
 
 def check_sums(model: poutine.Trace, plate: CondIndepStackFrame) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyroae import zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.errors import ConfigError, ProgramError, UndefinedLikelihoodError
-from pyroae.evaluation import predictive_checks
+from pyroae.evaluation import replicates
 from pyroae.evaluation.predictive_checks import predictive_check
 from pyroae.evaluation.statistics_of_data import STATISTICS, mean
 from pyroae.nn import MLP
@@ -96,7 +96,7 @@ def test_a_check_that_repeats_the_data_would_be_caught(monkeypatch: pytest.Monke
 
     system, *_ = linear()
     x = 1.3 * draws_of(system, 400)
-    monkeypatch.setattr(predictive_checks, "simulated", broken)
+    monkeypatch.setattr(replicates, "simulated", broken)
     check = predictive_check(system.model, None, x, num_draws=20, seed=0)
     assert check.statistics["sd"].is_constant
     assert check.extreme == ()

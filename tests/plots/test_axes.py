@@ -26,6 +26,7 @@ from pyroae.evaluation.diagnostics import diagnose
 from pyroae.evaluation.gradient_lab.measure import measure_slopes
 from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.evaluation.predictive_checks import predictive_check
+from pyroae.evaluation.site_draws import predictive_draws
 from pyroae.evaluation.statistics_of_data import mean, sd
 from pyroae.evaluation.summary import EvaluationSettings, evaluate
 from pyroae.nn import MLP
@@ -56,6 +57,7 @@ def examples() -> dict[str, tuple[int, Callable[..., Figure]]]:
     )
     units = diagnose(vae.model, vae.guide, x, seed=0)
     check = predictive_check(linear.model, None, y, {"mean": mean, "sd": sd}, num_draws=9, seed=0)
+    draws = predictive_draws(linear.model, linear.guide, y, num_draws=9, seed=0)["x"]
     points = (Point(1, 1, 0.1, 8, 3.0), Point(2, 2, 0.2, 16, 2.0))
     comparison = Comparison(
         tuple(
@@ -99,10 +101,12 @@ def examples() -> dict[str, tuple[int, Callable[..., Figure]]]:
         "calibration_summary": (3, lambda ax=None: plots.calibration_summary(ranks, ax=ax)),
         "class_samples": (1, lambda ax=None: plots.class_samples(of_class, "ab", 3, ax=ax)),
         "column_errors": (2, lambda ax=None: plots.column_errors(linear, y, ax=ax)),
+        "curves": (3, lambda ax=None: plots.curves(draws, 3, ax=ax)),
         "differences": (1, lambda ax=None: plots.differences(comparison, ax=ax)),
         "examples": (1, lambda ax=None: plots.examples(x, (4, 5), ax=ax)),
         "extremes": (6, lambda ax=None: plots.extremes(x, torch.arange(6), (4, 5), 3, ax=ax)),
         "filters": (1, lambda ax=None: plots.filters(vae, ax=ax)),
+        "fitted": (6, lambda ax=None: plots.fitted(draws, ax=ax)),
         "gradient_curves": (3, lambda ax=None: plots.gradient_curves(curves, ax=ax)),
         "gradients_along_training": (
             2,
@@ -116,6 +120,8 @@ def examples() -> dict[str, tuple[int, Callable[..., Figure]]]:
         "likelihood_per_datum": (2, lambda ax=None: plots.likelihood_per_datum(estimate, ax=ax)),
         "manifold": (1, lambda ax=None: plots.manifold(vae, num=3, ax=ax)),
         "pseudo_inputs": (1, lambda ax=None: plots.pseudo_inputs(vamp, num=4, ax=ax)),
+        "marginals": (6, lambda ax=None: plots.marginals(draws, ax=ax)),
+        "pairs": (4, lambda ax=None: plots.pairs(draws, (0, 5), ax=ax)),
         "posterior": (1, lambda ax=None: plots.posterior(vae, x, ax=ax)),
         "predictive_check": (2, lambda ax=None: plots.predictive_check(check, ax=ax)),
         "rate_distortion": (1, lambda ax=None: plots.rate_distortion({"a": (1.0, 8.0)}, ax=ax)),

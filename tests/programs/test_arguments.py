@@ -389,7 +389,8 @@ def test_a_global_site_has_no_datum() -> None:
             if observed:
                 pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    with pytest.raises(ProgramError, match="the latent site 'level' lies outside the data plate"):
-        to_datatree(
-            partial(program, observed=True), partial(program, observed=False), torch.zeros(3)
-        )
+    tree = to_datatree(
+        partial(program, observed=True), partial(program, observed=False), torch.zeros(3)
+    )
+    assert [list(tree[name].data_vars) for name in ("guide", "prior")] == [["z"], ["z"]]
+    assert tree["prior_predictive"]["x"].sizes["datum"] == 3
