@@ -51,16 +51,19 @@ def test_conventions(estimator: Any, check: Any) -> None:
 
 
 def test_ppca_agrees_with_pca(digits: np.ndarray) -> None:
-    """PCA divides by N − 1: σ² differs by that factor, the mean log-likelihood by about
-    d/(4N²), that of one datum by up to 0.02 nats.
-    """
+    """PCA divides by N − 1: its covariance is c = N/(N − 1) times the maximum-likelihood one."""
     ppca, pca, num_data = PPCA(10).fit(digits), PCA(10).fit(digits), len(digits)
     assert ppca.noise_variance_ == pytest.approx(
         pca.noise_variance_ * (num_data - 1) / num_data, rel=1e-10
     )
     assert ppca.score(digits) == pytest.approx(pca.score(digits), abs=1e-4)
     assert ppca.score(digits) > pca.score(digits)  # it maximizes the likelihood
-    np.testing.assert_allclose(ppca.score_samples(digits), pca.score_samples(digits), atol=0.02)
+    ratio, size = num_data / (num_data - 1), digits.shape[1]
+    covariance = ppca.components_.T @ ppca.components_ + ppca.noise_variance_ * np.eye(size)
+    constant = size * np.log(2 * np.pi) + np.linalg.slogdet(covariance)[1]
+    square = -2 * ppca.score_samples(digits) - constant
+    expected = -0.5 * (constant + size * np.log(ratio) + square / ratio)
+    np.testing.assert_allclose(pca.score_samples(digits), expected, atol=1e-8)
     assert subspace_angles(ppca.components_.T, pca.components_.T).max() < 1e-6
     np.testing.assert_allclose(ppca.mean_, pca.mean_, atol=1e-12)
 

@@ -23,7 +23,13 @@ from pyroae.config.run import (
     with_imports,
 )
 from pyroae.config.scoring import SCORE_METHODS, Scoring
-from pyroae.config.text import check_objective_names, compared, objectives_in, pair_of
+from pyroae.config.text import (
+    check_objective_names,
+    compared,
+    loggers_in,
+    objectives_in,
+    pair_of,
+)
 from pyroae.config.training import SCHEDULES, TrainConfig
 from pyroae.runtime.settings_text import RECORD, called, parse_yaml, program_parts, read_yaml
 
@@ -50,6 +56,7 @@ __all__ = [
     "called",
     "check_objective_names",
     "compared",
+    "loggers_in",
     "objectives_in",
     "pair_of",
     "parse_yaml",
