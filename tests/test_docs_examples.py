@@ -23,6 +23,8 @@ SECTIONS = [
     ("sparse.md", "In Python"),
     ("calibration.md", "In Python"),
     ("own-data.md", "Images"),
+    ("scikit-learn.md", "Pipelines and searches"),
+    ("runs.md", "Loggers"),
     ("ais.md", "Rate and distortion"),
     ("own-choice.md", "Objectives that learn"),
 ]
