@@ -119,9 +119,15 @@ def fit(
             trainer = Trainer(step, config, fabric, resident(train, fabric.device), held_out)
             recorder = Recorder.of(logger if fabric.is_global_zero else None)
             if state is None:
-                recorder.begin({**asdict(config), "objective": repr(objective)})
+                recorder.begin({**asdict(config), "objective": _text_of(objective)})
             result = trainer.run(state, on_epoch, progress, recorder)
     return returned(result, original)
+
+
+def _text_of(objective: ELBO) -> str:
+    """The objective for a record: its settings where it shows them, else its class."""
+    is_plain = type(objective).__repr__ is object.__repr__
+    return type(objective).__name__ if is_plain else repr(objective)
 
 
 def trained_module(system: nn.Module, train: Dataset | Arguments, objective: ELBO) -> nn.Module:

@@ -1,6 +1,7 @@
 """Loggers: what they record, that a resumed training continues them, and that they may fail."""
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import torch
 from lightning_fabric.loggers import CSVLogger, Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pyroae import TrainConfig, fit, zoo
+from pyroae import TrainConfig, fit, load, zoo
 from pyroae.commands.train import train
 from pyroae.config import RunConfig
-from pyroae.errors import ConfigError, RunError
+from pyroae.errors import ConfigError
 from pyroae.runs import loggers as loggers_module
-from pyroae.runs.loggers import check_loggers, loggers_of
+from pyroae.runs.loggers import loggers_of
+from pyroae.runs.run import Run
 from pyroae.studies.study_config import StudyConfig
 from pyroae.training.recording import Recorder
 
@@ -90,7 +92,7 @@ def test_fit_records_with_any_logger() -> None:
         epoch.train_nelbo for epoch in result.history
     ]
     assert "valid_nelbo" not in memory.rows[0][0]  # there are no validation data
-    assert (memory.settings["lr"], memory.settings["objective"]) == (0.25, "TraceELBO()")
+    assert (memory.settings["lr"], memory.settings["objective"]) == (0.25, "TraceELBO")
     norm = torch.stack([p.grad.norm() for p in system.parameters() if p.grad is not None]).norm()
     assert memory.rows[1][0]["grad_norm"] == pytest.approx(norm.item())
 
@@ -134,11 +136,11 @@ def test_bad_loggers_are_refused_before_work(
         StudyConfig(RunConfig(logger="csv"))
 
 
-def test_overwriting_removes_the_logs(run: Path) -> None:
-    with pytest.raises(RunError, match="holds a run already"):
-        train({**SETTINGS, "epochs": 1}, str(run), False, None, None)
-    check_loggers("csv")
-    assert (run / "logs").is_dir()
+def test_overwriting_removes_the_logs(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    assert (copy / "logs").is_dir()
+    Run.create(copy, RunConfig(data="digits"), load("digits"), overwrite=True)
+    assert not (copy / "logs").exists()
 
 
 def test_no_logger_no_record() -> None:
