@@ -1,6 +1,7 @@
 """Weights & Biases as a logger of Lightning Fabric."""
 
 from argparse import Namespace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,11 @@ class WandbLogger(Logger):
             step: The step of the training.
         """
         import wandb
+        from PIL import Image
 
-        self.experiment.log({name: wandb.Image(figure)}, step=step)
+        file = BytesIO()  # of a Figure, wandb would need pyplot
+        figure.savefig(file, format="png")
+        self.experiment.log({name: wandb.Image(Image.open(file))}, step=step)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
