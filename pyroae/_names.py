@@ -164,6 +164,12 @@ NAMES: dict[str, tuple[str, ...]] = {
         "tucker-2019",
         "wu-2017",
     ),
+    "logger": (
+        "csv",
+        "tensorboard",
+        "wandb",
+        "mlflow",
+    ),
 }
 """Names by kind of choice, in the order of the registries."""
 

@@ -371,7 +371,7 @@ def _compare(compare: Parser) -> None:
         help="what differences are from (default: the first, lowest K)",
     )
     _add_place(compare, ", each with --cpus-per-cell threads")
-    compare.settings("settings", RunConfig, "imports", *PER_TRAINING, lists=True)
+    compare.settings("settings", RunConfig, "imports", "logger", *PER_TRAINING, lists=True)
 
 
 def _add_place(parser: Parser, threads: str = "") -> None:

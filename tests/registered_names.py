@@ -18,6 +18,7 @@ from pyroae.papers import PAPERS
 from pyroae.posteriors import POSTERIORS
 from pyroae.priors import PRIORS
 from pyroae.registry import Registry
+from pyroae.runs.loggers import LOGGERS
 from pyroae.zoo import SYSTEMS
 
 FILE = Path(__file__).parents[1] / "pyroae" / "_names.py"
@@ -33,7 +34,7 @@ def table() -> str:
     registries: tuple[Registry[Any], ...] = (
         *(SYSTEMS, PRIORS, POSTERIORS, LIKELIHOODS, CORRUPTIONS, HIERARCHIES),
         *(MAPS, ACTIVATIONS),
-        *(OBJECTIVES, BOUNDS, GRADIENTS, DATASETS, PAPERS),
+        *(OBJECTIVES, BOUNDS, GRADIENTS, DATASETS, PAPERS, LOGGERS),
     )
     for registry in registries:
         own = [n for n, c in registry.items() if c.__module__.startswith(("pyroae.", "torch."))]

@@ -24,6 +24,8 @@ SECTIONS = [
     ("calibration.md", "In Python"),
     ("own-data.md", "Tables"),
     ("own-data.md", "Images"),
+    ("scikit-learn.md", "Pipelines and searches"),
+    ("runs.md", "Loggers"),
     ("ais.md", "Rate and distortion"),
     ("own-choice.md", "Objectives that learn"),
     ("own-choice.md", "Pictures"),

@@ -44,7 +44,7 @@ def reproduce(run_directory: str, out: str | None, overwrite: bool) -> None:
     path = Path(out) if out is not None else run.path.with_name(f"{run.path.name}-again")
     refuse_taken(path, overwrite)
     same_data(run, splits_of(run.config))
-    again, _ = train_run(run.config, path, overwrite)
+    again, _ = train_run(run.config.but(logger=None), path, overwrite)
     for settings, part, options in given:
         evaluate(str(path), settings, part, imports=options.get("imports", ()))
     _compare(run, again)

@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from pyroae import plots, zoo
+from pyroae.autoencoder import Autoencoder
 from pyroae.config import WHERE, RunConfig, recorded, with_imports
 from pyroae.data.loading import Splits
 from pyroae.distributed.fabric import launch_fabric
 from pyroae.errors import ConfigError
 from pyroae.objectives import parse_objective
 from pyroae.objectives.base import ObjectiveBase
+from pyroae.priors import Flat
 from pyroae.runs.contents import versions
 from pyroae.runs.default_likelihood import completed
 from pyroae.runs.loading import (
@@ -26,12 +28,14 @@ from pyroae.runs.loading import (
     same_data,
     splits_of,
 )
+from pyroae.runs.loggers import check_loggers, loggers_of
 from pyroae.runs.run import EXTENDED, Run, refuse_taken
 from pyroae.runtime.files import locked
 from pyroae.runtime.processes import say
 from pyroae.training.checkpointing import Keeper
 from pyroae.training.fitting import fit
 from pyroae.training.preflight import check
+from pyroae.training.recording import Recorder
 from pyroae.training.state import State
 from pyroae.training.trainer import FitResult
 
@@ -55,6 +59,7 @@ def train_run(config: RunConfig, path: Path, overwrite: bool) -> tuple[Run, FitR
         PyroaeError: For what cannot be trained.
     """
     refuse_taken(path, overwrite)
+    check_loggers(config.logger)
     splits, system, objective = _prepared(config)
     check(system, splits.train, splits.valid, objective, config.training)
     fabric = launch_fabric(config.training)
@@ -90,6 +95,7 @@ def resume_run(run: Run, settings: Mapping[str, Any], checkpoint: str) -> tuple[
                 f"--resume keeps the settings of the run: {name} is {run.config.to_dict()[name]} "
                 "there"
             )
+    check_loggers(config.logger)
     state = run.state(checkpoint) if run.has_begun else None
     if state is not None and len(state.history) >= config.epochs:
         raise ConfigError(
@@ -153,14 +159,45 @@ def _trained(
 ) -> FitResult:
     """The training itself: the first process saves."""
     first, config = fabric.is_global_zero, run.config
-    with Keeper(
-        run.save if first else _nothing, f"pyroae train --resume {run.path}", config.save_minutes
-    ) as checkpoints:
-        result = fit(system, splits, objective, config.training, state=state, on_epoch=checkpoints)
-    if first:
-        draw_curves(run, result)
-        draw_data(run, splits)
+    step = 0 if state is None else state.progressed.step
+    loggers = loggers_of(config.logger, run.path / "logs", step) if first else ()
+    recorder, status = Recorder(loggers, config.to_dict()), "failed"
+
+    def save(state: State) -> None:
+        run.save(state)
+        if len(state.history) in config.snapshots and not state.progressed.position:
+            _record_pictures(recorder, system, splits, config, state.progressed.step)
+
+    try:
+        with Keeper(
+            save if first else _nothing, f"pyroae train --resume {run.path}", config.save_minutes
+        ) as checkpoints:
+            result = fit(
+                *(system, splits, objective, config.training),
+                state=state,
+                on_epoch=checkpoints,
+                logger=recorder,
+            )
+        if first:
+            draw_curves(run, result)
+            draw_data(run, splits)
+            _record_pictures(recorder, system, splits, config, result.history[-1].step)
+        status = "success"
+    finally:
+        recorder.finalize(status)
     return result
+
+
+def _record_pictures(
+    recorder: Recorder, system: nn.Module, splits: Splits, config: RunConfig, step: int
+) -> None:
+    """Record reconstructions and samples of a system of the zoo, with loggers that take figures."""
+    if not isinstance(system, Autoencoder) or system.condition or config.strategy == "fsdp":
+        return
+    data = splits.valid or splits.train
+    recorder.picture("reconstructions", lambda: plots.reconstructions(system, data.x[:10]), step)
+    if not isinstance(system.prior, Flat):
+        recorder.picture("samples", lambda: plots.samples(system), step)
 
 
 def _nothing(state: State) -> None:

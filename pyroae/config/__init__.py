@@ -24,7 +24,13 @@ from pyroae.config.run import (
     with_imports,
 )
 from pyroae.config.scoring import SCORE_METHODS, Scoring
-from pyroae.config.text import check_objective_names, compared, objectives_in, pair_of
+from pyroae.config.text import (
+    check_objective_names,
+    compared,
+    loggers_in,
+    objectives_in,
+    pair_of,
+)
 from pyroae.config.training import SCHEDULES, TrainConfig
 from pyroae.runtime.settings_text import RECORD, called, parse_yaml, program_parts, read_yaml
 
@@ -52,6 +58,7 @@ __all__ = [
     "called",
     "check_objective_names",
     "compared",
+    "loggers_in",
     "objectives_in",
     "pair_of",
     "parse_yaml",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pyroae.config.checks import at_least, one_of, option
-from pyroae.config.text import check_objective_names
+from pyroae.config.text import check_objective_names, loggers_in
 from pyroae.config.training import TrainConfig
 from pyroae.errors import ConfigError, unknown_name
 from pyroae.names import check_name, import_all, located
@@ -37,7 +37,10 @@ PER_TRAINING = (
 """Settings that differ between the trainings of a comparison, or that its budget gives."""
 
 
-WHERE = ("accelerator", "data_root", "devices", "imports", "num_nodes", "strategy", "save_minutes")
+WHERE = (
+    *("accelerator", "data_root", "devices", "imports", "logger", "num_nodes", "strategy"),
+    "save_minutes",
+)
 """Settings of where and how a run is carried out, on which its figures do not depend."""
 
 
@@ -103,6 +106,7 @@ class RunConfig(TrainConfig):
         sparsity: λ, the rate of the Laplace prior of a sparse autoencoder, and the threshold of
             its codes.
         classification: The weight of the classification loss of M2: α = weight · N / N_labelled.
+        logger: Loggers that record the training beside metrics.csv, as `csv,tensorboard`.
 
     Raises:
         ConfigError: For a value of another type or out of range, an unknown name, a module that
@@ -200,9 +204,15 @@ class RunConfig(TrainConfig):
         0.1, "weight of the classification loss of m2, times N / N_labelled"
     )
 
+    logger: str | None = option(
+        None, "also record the training with A,B, each as name or name:key=value", kind="logger"
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         import_all(self.modules)
+        for text in loggers_in(self.logger):
+            check_name("logger", text)
         at_least("num_particles", self.num_particles, 1)
         self._check_layers()
         at_least("split_seed", self.split_seed, 0)

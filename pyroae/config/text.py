@@ -38,6 +38,21 @@ def objectives_in(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in re.split(r",(?=\s*[A-Za-z][\w-]*\s*(?:[:,+]|$))", text))
 
 
+def loggers_in(text: str | None) -> tuple[str, ...]:
+    """Split a list of loggers; commas also stand between the settings of one.
+
+    Args:
+        text: What `--logger` takes, or None.
+
+    Returns:
+        The text of each logger; none for None.
+
+    >>> loggers_in("csv,wandb:project=vae,mode=offline"), loggers_in(None)
+    (('csv', 'wandb:project=vae,mode=offline'), ())
+    """
+    return () if text is None else objectives_in(text)
+
+
 def check_objective_names(objective: str) -> None:
     """Refuse an objective, bound or gradient that does not exist.
 

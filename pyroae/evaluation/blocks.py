@@ -127,6 +127,27 @@ def block_seed(seed: int, first: int, *stage: int) -> int:
     return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 
 
+def part_seed(seed: int | tuple[int, ...], first: int, *stage: int) -> int:
+    """Derive the seed of a part of the data.
+
+    Args:
+        seed: The seed of all data, or that of each datum, `[N]`, for parts of one datum.
+        first: The index of the first datum of the part.
+        stage: As of `block_seed`.
+
+    Returns:
+        A number from 0 to 2⁶³ − 1. With a seed for each datum it does not depend on `first`.
+
+    >>> part_seed((4, 7), 1) == part_seed((7,), 0) == block_seed(7, 0)
+    True
+    """
+    return (
+        block_seed(seed, first, *stage)
+        if isinstance(seed, int)
+        else block_seed(seed[first], 0, *stage)
+    )
+
+
 def rows_of(args: tuple[Tensor, ...], compiled: bool = False) -> int:
     """Compute the number of pairs of a datum and a particle in one chunk.
 

@@ -24,6 +24,7 @@ STATE = "state of a training"
 FILES = (
     "config.yaml",
     "metrics.csv",
+    "logs",
     "checkpoints",
     "results.json",
     "evaluation.nc",

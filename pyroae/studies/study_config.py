@@ -69,6 +69,11 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         at_least_one("cpus_per_cell", self.cpus_per_cell)
+        if self.settings.logger is not None:
+            raise ConfigError(
+                f"the logger '{self.settings.logger}' is for one training, by pyroae train: the "
+                "files of a study record all of its trainings; leave it out"
+            )
         for settings in self.variants.values():
             self._with(settings)
         for values in crossed(self.variants, self.tune).values():

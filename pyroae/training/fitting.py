@@ -1,8 +1,8 @@
 """Train a system on data: `fit`, on Lightning Fabric."""
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.infer import ELBO
@@ -24,8 +24,12 @@ from pyroae.programs.sites import Program
 from pyroae.runtime.randomness import fork_all_random
 from pyroae.training.forward import Step
 from pyroae.training.preflight import check, data_plate_name
+from pyroae.training.recording import Recorder
 from pyroae.training.state import State
 from pyroae.training.trainer import FitResult, Trainer
+
+if TYPE_CHECKING:
+    from lightning_fabric.loggers import Logger
 
 Data = Dataset | Arguments | Tensor | dict[str, Any] | tuple[Any, ...]
 """What a system is trained on: a Dataset, or the arguments of a program, tensors [N, ...]."""
@@ -42,6 +46,7 @@ def fit(
     on_epoch: Callable[[State], None] | None = None,
     compile: bool | str | None = None,
     progress: bool = True,
+    logger: "Logger | Sequence[Logger] | Recorder | None" = None,
 ) -> FitResult:
     """Train a system in place by minimizing the negative bound.
 
@@ -75,6 +80,8 @@ def fit(
         compile: whether a step is one graph, as in `pyroae.compile`; by default as the
             configuration says, which is to compile where the training is long enough.
         progress: whether to show the progress.
+        logger: loggers of Lightning Fabric that record the settings and the metrics of each epoch;
+            they stay open, and one that fails is left out with a warning.
 
     Returns:
         The system, in `eval()` mode, the history of its training, and its snapshots. The random
@@ -111,8 +118,17 @@ def fit(
             step = Step(module, objective, size)
             step.plate = data_plate_name(module, train, config) if config.is_distributed else None
             trainer = Trainer(step, config, fabric, resident(train, fabric.device), held_out)
-            result = trainer.run(state, on_epoch, progress)
+            recorder = Recorder.of(logger if fabric.is_global_zero else None)
+            if state is None:
+                recorder.begin({**asdict(config), "objective": _text_of(objective)})
+            result = trainer.run(state, on_epoch, progress, recorder)
     return returned(result, original)
+
+
+def _text_of(objective: ELBO) -> str:
+    """The objective for a record: its settings where it shows them, else its class."""
+    is_plain = type(objective).__repr__ is object.__repr__
+    return type(objective).__name__ if is_plain else repr(objective)
 
 
 def trained_module(system: nn.Module, train: Dataset | Arguments, objective: ELBO) -> nn.Module:

@@ -222,6 +222,18 @@ class Stepper:
             sums = cast(Tensor, self.fabric.all_reduce(sums, reduce_op="sum"))
         return bool(torch.isfinite(sums).all())
 
+    def grad_norm(self) -> float:
+        """Return the norm of the gradient of the last step.
+
+        Returns:
+            The norm, in nats per datum, of a clipped gradient after clipping; nan where the update
+            is part of a compiled step, or parameters are sharded.
+        """
+        grads = [p.grad for p in self.forward.system.parameters() if p.grad is not None]
+        if not grads or self.config.strategy == "fsdp":
+            return math.nan
+        return torch.stack([g.norm() for g in grads]).norm().item()
+
     def snapshot(self, progressed: Progressed) -> State:
         """Return the present state, in tensors of its own. Collective: call it on every process.
 

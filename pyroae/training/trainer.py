@@ -22,6 +22,7 @@ from pyroae.training.forward import Step
 from pyroae.training.minibatches import Minibatches
 from pyroae.training.nonfinite import NonFiniteHandler
 from pyroae.training.plan import Plan
+from pyroae.training.recording import Recorder
 from pyroae.training.running_loss import Losses
 from pyroae.training.state import Epoch, History, Progressed, State, history_table, write_csv
 from pyroae.training.stepping import Stepper
@@ -120,7 +121,11 @@ class Trainer:
         self.seconds = 0.0
 
     def run(
-        self, state: State | None, on_epoch: Callable[[State], None] | None, progress: bool
+        self,
+        state: State | None,
+        on_epoch: Callable[[State], None] | None,
+        progress: bool,
+        recorder: Recorder | None = None,
     ) -> FitResult:
         """Train for the epochs that are left.
 
@@ -129,6 +134,7 @@ class Trainer:
             on_epoch: receives the state after each epoch, and before the first one where that is
                 a snapshot; a `Keeper` also within an epoch.
             progress: whether to show the progress.
+            recorder: records the metrics of each epoch, before `on_epoch` receives its state.
 
         Returns:
             The trained system and its history.
@@ -149,13 +155,29 @@ class Trainer:
                 done = state.progressed
                 if not done.position and self.plan.is_over(done.step, self.seconds):
                     break
-                state = self._epoch(epoch, state, on_epoch)
+                before, state = state, self._epoch(epoch, state, on_epoch)
+                if recorder is not None and recorder.loggers:
+                    recorder.epoch(state.history[-1], self._rates(state.history[-1], before))
                 if on_epoch is not None:
                     on_epoch(state)
                 stopped = self._has_stalled(epoch, state)
                 if stopped:
                     break
+            if recorder is not None:
+                recorder.save()
         return self.finish(state, stopped)
+
+    def _rates(self, row: Epoch, before: State) -> dict[str, float]:
+        """Further metrics of an epoch, for loggers; the gradient is that of its last step."""
+        first = before.history[-1] if before.history else Epoch(0, 0, 0.0, math.nan)
+        data = min((row.step - first.step) * self.config.batch_size, self.plan.num_data)
+        weight = self.plan.kl_weight(row.step - 1)
+        return {
+            "lr": self.plan.learning_rate(row.step - 1, row.seconds),
+            "kl_weight": 1.0 if weight is None else weight,
+            "grad_norm": self.stepper.grad_norm(),
+            "samples_per_second": data / max(row.seconds - first.seconds, 1e-9),
+        }
 
     def _has_stalled(self, epoch: int, state: State) -> bool:
         """Whether the validation bound has not improved for `patience` epochs."""

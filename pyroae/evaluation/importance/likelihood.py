@@ -5,6 +5,7 @@ Log-weights are streamed, so that memory grows neither with K nor with N.
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -183,7 +184,7 @@ def log_likelihood(
     num_particles: int = 1000,
     tolerance: float | None = None,
     retry: Program | Proposal | None = None,
-    seed: int | None = None,
+    seed: int | Sequence[int] | None = None,
     compile: bool | str = "auto",
     progress: bool = False,
     share: Share = WHOLE,
@@ -217,8 +218,9 @@ def log_likelihood(
         retry: The proposal with which the unreliable data are sampled again, or all data if more
             than a tenth are unreliable, since the k̂ of the others is then low by chance. Its
             estimate replaces the first one where it is reliable or its k̂ is lower.
-        seed: The seed of the draws. None takes one draw from the caller's generator, which is
-            otherwise left unchanged.
+        seed: The seed of the draws, or one for each datum, `[N]`: the draws of a datum, which are
+            then made one datum at a time, depend on its own seed alone, and not on the other data.
+            None takes one draw from the caller's generator, which is otherwise left unchanged.
         compile: Whether draws and weights are compiled as one graph, as in `pyroae.compile`; "auto"
             if there is enough work.
         progress: Whether a progress bar is shown.
@@ -236,8 +238,8 @@ def log_likelihood(
             `Proposal`, or scales and masks of latent sites (`check_terms`); with the site.
         DataError: For a datum whose weights are all zero or not a number; with its index and the
             site.
-        ConfigError: For settings out of range, or if one draw for one datum does not fit into
-            memory.
+        ConfigError: For settings out of range, another number of seeds than of data, or if one draw
+            for one datum does not fit into memory.
 
     References:
         Rezende, Mohamed & Wierstra 2014, Stochastic backpropagation and approximate inference in
@@ -258,7 +260,8 @@ def log_likelihood(
         _restructured(guide, structure),
         _restructured(retry, structure),
     )
-    started, args, drawn = time.monotonic(), structure.tensors, base_seed(seed)
+    started, args = time.monotonic(), structure.tensors
+    drawn = _seeds(seed, len(args[0]))
     with evaluating(model, *programs_of(guide), *programs_of(retry)), fork_random(args[0].device):
         (nesting, apart, base), *_ = gather_results(
             share, lambda: (*_trial_runs(model, (guide, retry), args), drawn)
@@ -282,6 +285,15 @@ def _check_settings(num_particles: int, tolerance: float | None) -> None:
         raise ConfigError(f"a tolerance must be positive and finite, in nats, not {tolerance}")
 
 
+def _seeds(seed: int | Sequence[int] | None, num_data: int) -> int | tuple[int, ...]:
+    """The seed of all data, or that of each; refuse another number of seeds than of data."""
+    if seed is None or isinstance(seed, int):
+        return base_seed(seed)
+    if len(seed) != num_data:
+        raise ConfigError(f"there are {len(seed)} seeds for {num_data} data: give one for each")
+    return tuple(seed)
+
+
 def _retried(sampler: Sampler, columns: Columns, args: tuple[Tensor, ...]) -> Columns:
     """The estimates, replaced by those of a second proposal where these are better."""
     index = columns.unreliable()
@@ -289,6 +301,8 @@ def _retried(sampler: Sampler, columns: Columns, args: tuple[Tensor, ...]) -> Co
         return columns
     if len(index) > TOO_MANY * len(args[0]):
         index = torch.arange(len(args[0]))
+    if not isinstance(sampler.seed, int):
+        sampler = replace(sampler, seed=tuple(sampler.seed[n] for n in index.tolist()))
     again, _ = sampler.run(tuple(a[index.to(a.device)] for a in args), RETRY)
     return columns.with_better(index, again)
 

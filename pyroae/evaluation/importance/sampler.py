@@ -19,7 +19,7 @@ from torch import Tensor
 from pyroae.compilation.codegen import should_compile
 from pyroae.distributed.work_sharing import distribute
 from pyroae.errors import DataError
-from pyroae.evaluation.blocks import FOR_CORE, FOR_GPU, block_seed, part_of, rows_of
+from pyroae.evaluation.blocks import FOR_CORE, FOR_GPU, part_of, part_seed, rows_of
 from pyroae.evaluation.importance.above import UpperStream
 from pyroae.evaluation.importance.per_datum import Columns, Curve, joined_curve
 from pyroae.evaluation.importance.plan import Plan, block_size
@@ -71,7 +71,8 @@ class Sampler:
         nesting: The number of plate dimensions.
         apart: Whether each datum has draws of its own of the latent sites outside the data plate.
         compile: Whether draws and weights are compiled; "auto" if there is enough work.
-        seed: The seed from which the seeds of all blocks are derived.
+        seed: The seed from which the seeds of all blocks are derived; or the seed of each datum,
+            `[N]`, which then is a block of its own.
         share: The rank of this process and the number of processes, which share the blocks.
         progress: Whether a progress bar is shown.
     """
@@ -83,7 +84,7 @@ class Sampler:
     nesting: int
     apart: bool
     compile: bool | str
-    seed: int
+    seed: int | tuple[int, ...]
     share: Share
     progress: bool
 
@@ -160,7 +161,8 @@ class Sampler:
 
     def _plan(self, args: tuple[Tensor, ...], compiles: bool) -> Plan:
         total, rows = len(args[0]), rows_of(args, compiles)
-        size = 1 if self.apart else block_size(total, self.num_particles, rows)
+        is_single = self.apart or not isinstance(self.seed, int)
+        size = 1 if is_single else block_size(total, self.num_particles, rows)
         return Plan(total, self.num_particles, size, rows, FOR_CORE if compiles else 1)
 
     def _check(self, log_px: Tensor, args: tuple[Tensor, ...]) -> None:
@@ -168,7 +170,7 @@ class Sampler:
             n = int((~torch.isfinite(log_px)).nonzero()[0])
             one = part_of(args, range(n, n + 1))
             with (
-                fork_random(args[0].device, block_seed(self.seed, n)),
+                fork_random(args[0].device, part_seed(self.seed, n)),
                 pyro.validation_enabled(False),
             ):
                 site = _nonfinite_site(self.model, programs_of(self.guide)[0], one, self.nesting)

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pyroae.evaluation.blocks import block_seed, part_of
+from pyroae.evaluation.blocks import part_of, part_seed
 from pyroae.evaluation.importance.compiled import CompiledDraws, Weights
 from pyroae.evaluation.importance.plan import Plan
 from pyroae.evaluation.importance.proposals import Draw, Proposal
@@ -27,7 +27,8 @@ class DrawTasks:
         guide: The proposal.
         args: Arguments of the model and of the guide, `[N, ...]` each.
         nesting: The number of plate dimensions.
-        seed: The seed from which the seeds of all chunks are derived.
+        seed: The seed from which the seeds of all chunks are derived, or that of each datum,
+            `[N]`, for parts of one datum.
         stage: Distinguishes repeated draws for the same data.
     """
 
@@ -37,7 +38,7 @@ class DrawTasks:
         guide: Program | Proposal,
         args: tuple[Tensor, ...],
         nesting: int,
-        seed: int,
+        seed: int | tuple[int, ...],
         stage: int,
     ) -> None:
         self.model, self.guide, self.args, self.nesting = model, guide, args, nesting
@@ -107,7 +108,7 @@ class DrawTasks:
         )
 
     def _seed(self, part: range, *chunk: int) -> int:
-        return block_seed(self.seed, part.start, self.stage, *chunk)
+        return part_seed(self.seed, part.start, self.stage, *chunk)
 
 
 def _joined(draw: Weights, chunks: Sequence[tuple[int, int]]) -> Tensor:
