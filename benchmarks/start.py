@@ -124,7 +124,7 @@ def measured(found: Mapping[str, tuple[list[str], str]], rounds: int) -> dict[st
 
     Args:
         found: The processes.
-        rounds: How many rounds are counted; one before them is not.
+        rounds: How many rounds are counted; the one before them, which reads files, is not.
 
     Returns:
         Their times.
@@ -132,6 +132,7 @@ def measured(found: Mapping[str, tuple[list[str], str]], rounds: int) -> dict[st
     times = {name: Times() for name in found}
     order, generator = list(found), random.Random(0)
     for i in range(rounds + 1):
+        print(f"round {i} of {rounds}", file=sys.stderr, flush=True)
         generator.shuffle(order)
         for name in order:
             cpu, first = _timed(*found[name])
