@@ -1,8 +1,11 @@
 """An instance of each public class, with thousands of data: for the tests of their `repr`."""
 
+import atexit
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -45,7 +48,7 @@ from pyroae.testing.checks import Checks
 from pyroae.training.lockstep import FitResults
 from pyroae.training.state import Epoch, History
 
-N = 5000
+N = 2000
 
 
 def normal(*shape: int) -> Tensor:
@@ -153,12 +156,13 @@ def statistics() -> GradientStatistics:
 
 def gradients() -> Results:
     groups = ("θ", "φ", "a group with a long name", *(f"encoder.{i}" for i in range(20)))
-    return Results((name, OfGroups({g: statistics() for g in groups})) for name in ("iwae", "dreg"))
+    found = OfGroups(dict.fromkeys(groups, statistics()))
+    return Results({"iwae": found, "dreg": found})
 
 
 def snr_curve() -> SNRCurve:
     ks = tuple(2**i for i in range(12))
-    return SNRCurve(ks, tuple(statistics() for _ in ks), Slope(0.5, 0.4, 0.6))
+    return SNRCurve(ks, (statistics(),) * len(ks), Slope(0.5, 0.4, 0.6))
 
 
 def imputation() -> Imputation:
@@ -206,7 +210,7 @@ def state() -> pyroae.State:
 
 
 def correction() -> Correction:
-    index = torch.arange(0, N, 5)
+    index = torch.arange(0, N, 2)
     return Correction("local", index, normal(1000) - 80, rand(1000), rand(1000) < 0.9)
 
 
@@ -257,9 +261,8 @@ def settings() -> pyroae.RunConfig:
 
 
 def run() -> Run:
-    from tempfile import mkdtemp
-
     path, digits = Path(mkdtemp()), data.load("digits")
+    atexit.register(rmtree, path)
     made = Run.create(path / "run", pyroae.RunConfig(), digits)
     made.write_results(figures())
     return made
@@ -301,7 +304,7 @@ def observed() -> Any:
 
 
 def table(make: Callable[[], Any], container: type) -> Callable[[], Any]:
-    return lambda: container([make() for _ in range(100)])
+    return lambda: container([make()] * 100)
 
 
 INSTANCES: dict[type, Callable[[], Any]] = {
@@ -353,7 +356,7 @@ INSTANCES: dict[type, Callable[[], Any]] = {
     # classes of what public functions return, which no package exports by name
     **{Checks: checks, Results: gradients, OfGroups: lambda: gradients()["iwae"]},
     **{SNRCurve: snr_curve, GradientStatistics: statistics, CheckedStatistic: statistic},
-    Curves: lambda: Curves({"iwae": {f"group {i}": snr_curve() for i in range(30)}}),
+    Curves: lambda: Curves({"iwae": dict.fromkeys(map(str, range(30)), snr_curve())}),
     **{UpperBound: upper, Smoothed: smoothed, BoundCurve: bound_curve, History: epochs},
     **{SiteValues: lambda: annealed().posterior, Figures: lambda: evaluation().results},
     **{ResultList: lambda: ResultList(figures()), Result: lambda: figures()[0]},

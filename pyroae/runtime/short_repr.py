@@ -16,7 +16,7 @@ ROWS = 18
 """Largest number of rows, so that a `repr` has fewer than 24 lines."""
 
 
-HTML_ROWS = 50
+HTML_ROWS = 40
 """Largest number of rows of an HTML table."""
 
 
