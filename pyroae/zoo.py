@@ -669,8 +669,8 @@ def table_likelihood(data: Dataset) -> likelihoods.Mixed:
         Nazábal et al. 2020, Handling Incomplete Heterogeneous Data using VAEs.
 
     >>> people = Dataset.from_array({"age": [3, 4, 5], "sex": ["m", "f", "m"]})
-    >>> table_likelihood(people).groups
-    ((Normal(scale='feature'), 1), (Categorical(categories=2), 1))
+    >>> [type(likelihood).__name__ for likelihood, _ in table_likelihood(people).groups]
+    ['Normal', 'Categorical']
     """
     if not data.columns:
         raise DataError(f"{data.name} has no named columns: give it as a table, or a likelihood")

@@ -303,8 +303,10 @@ def to_frame(
 
     table = pd.DataFrame(values, columns=list(columns) or [f"x{j}" for j in range(values.shape[1])])
     for name, levels in categories.items():
-        codes = table[name].where(table[name].between(0, len(levels) - 1), -1).round().astype(int)
-        table[name] = pd.Categorical.from_codes(codes, categories=list(levels))
+        codes = table[name].where(table[name].between(0, len(levels) - 1), -1).round()
+        table[name] = pd.Categorical.from_codes(
+            codes.to_numpy(np.int64), categories=pd.Index(levels)
+        )
     return table
 
 

@@ -193,7 +193,7 @@ def in_parts(parts: Mapping[str, Source]) -> Source:
         for name in ("valid", "test")
         if name in parts
     }
-    return replace(train, **others)
+    return replace(train, valid=others.get("valid"), test=others.get("test"))
 
 
 def _is_items(values: Any) -> bool:
