@@ -16,7 +16,7 @@ from rich.text import Text
 
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "images" / "terminal.svg"
-WIDTH = 100
+WIDTH = 110
 COMMANDS = (
     "pyroae train --system vae --data digits --latent 10 --objective analytic-kl --epochs 100 "
     "--out runs/vae",
