@@ -22,7 +22,9 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parents[1]
 TUTORIALS = ROOT / "docs" / "tutorials"
 LIMIT = 600
-"""Seconds after which a cell fails, and the largest size of a stored notebook in kB."""
+"""The largest size of a stored notebook in kB."""
+PATIENCE = 1800
+"""Seconds after which a cell fails."""
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 UNWANTED = {
     "an absolute path": r"(?<![\w.:/<])/(?:home|root|tmp|work|usr|Users|private|var)/",
@@ -58,8 +60,8 @@ def execute(path: Path) -> Any:
             notebook,
             kernel_name="python3",
             extra_arguments=["--log-level=ERROR"],
-            timeout=LIMIT,
-            startup_timeout=LIMIT,
+            timeout=PATIENCE,
+            startup_timeout=PATIENCE,
             coalesce_streams=True,
             record_timing=False,
             resources={"metadata": {"path": str(working)}},
