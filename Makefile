@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 # Processes find bytecode, whatever the shell says: without it, the imports of a command take 9 s instead of 4.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo test pytest lint types docs study bench gpu pyro-tests clean
+.PHONY: setup demo test pytest lint types docs notebooks study bench gpu pyro-tests clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    set up, train a VAE on the embedded digits under two ELBO estimators, evaluate, draw"
 	@echo "make test    set up, lint, type-check, build the docs, run the tests, doctests and examples"
 	@echo "make study   the longer studies: MNIST, marked 'slow' (PYROAE_DATA names the folder of the data)"
+	@echo "make notebooks   run the tutorials in docs/tutorials and store their outputs: about 15 minutes"
 	@echo "make bench   speed beside Pyro's SVI, hand-written PyTorch, NumPyro and pythae: about an hour of a quiet machine"
 	@echo "make gpu     on a CUDA device: the numbers of a CPU, and speed; six to eight minutes"
 	@echo "make pyro-tests PYRO=FOLDER   Pyro's own tests with pyroae's objectives; FOLDER is 'tests' of a checkout of Pyro"
@@ -38,6 +39,9 @@ types: setup
 
 docs: setup
 	OMP_NUM_THREADS=1 $(BIN)/sphinx-build --fail-on-warning --quiet --fresh-env --doctree-dir site/.doctrees docs site
+
+notebooks: setup
+	OMP_NUM_THREADS=1 $(BIN)/python docs/_notebooks.py --write
 
 pytest: setup
 	COVERAGE_CORE=sysmon OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not slow' --cov=pyroae --cov-report=

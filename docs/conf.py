@@ -13,7 +13,7 @@ author = "The pyroae authors"
 project_copyright = "The pyroae authors"
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "_docstrings", "sphinx.ext.napoleon", "_katex"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "_docstrings", "sphinx.ext.napoleon", "_katex"]
 exclude_patterns = ["_*"]
 default_role = "code"
 highlight_language = "none"
@@ -24,6 +24,10 @@ toc_object_entries_show_parents = "hide"
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 4
 myst_dmath_double_inline = True
+
+nb_execution_mode = "off"  # outputs are stored: `python docs/_notebooks.py --write`
+nb_ipywidgets_js = {}  # no scripts from elsewhere
+nb_merge_streams = True
 
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"

@@ -12,7 +12,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-PAGES = {"objectives.md": 20, "estimators/tvo.md": 2}
+PAGES = {"objectives.md": 20, "estimators/tvo.md": 2, "tutorials/likelihood.ipynb": 10}
 """Pages, and the least number of their formulas."""
 
 
@@ -21,7 +21,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some pages, built with the settings of the site but without the reference."""
     pytest.importorskip("sphinx", reason="Sphinx is not installed: pip install 'pyroae[docs]'")
     folder = tmp_path_factory.mktemp("site")
-    only = ["-D", "master_doc=objectives", "-D", "include_patterns=objectives.md,estimators/tvo.md"]
+    only = ["-D", "master_doc=objectives", "-D", f"include_patterns={','.join(PAGES)}"]
     command = [sys.executable, "-m", "sphinx", "-b", "html", "-q", *only, str(DOCS), str(folder)]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr[-2000:]
@@ -33,6 +33,10 @@ def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
         html = (site / page).with_suffix(".html").read_text()
         assert re.findall(r'<(?:script|link)[^>]+(?:src|href)="(?:https?:)?//', html) == []
         assert "katex.min.js" in html
+    notebook = (site / "tutorials" / "likelihood.html").read_text()
+    pictures = re.findall(r'<img[^>]+src="([^"]+\.png)"', notebook)
+    assert len(pictures) >= 4
+    assert all((site / "tutorials" / picture).is_file() for picture in pictures)
     for name in ("katex.min.js", "katex.min.css", "auto-render.min.js", "LICENSE"):
         assert (site / "_static" / "katex" / name).is_file()
     styles = (site / "_static" / "katex" / "katex.min.css").read_text()

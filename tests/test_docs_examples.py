@@ -1,7 +1,6 @@
-"""Tutorials and sections of other pages run as they are written, with fewer epochs."""
+"""Sections of pages run as they are written, with fewer epochs."""
 
 import re
-import shlex
 from pathlib import Path
 
 import matplotlib as mpl
@@ -9,11 +8,7 @@ import matplotlib.pyplot as plt
 import pyro
 import pytest
 
-from pyroae.cli import main
-
 DOCS = Path(__file__).parents[1] / "docs"
-WITH_COMMANDS = DOCS / "tutorials" / "paper.md"
-TUTORIALS = sorted(set((DOCS / "tutorials").glob("*.md")) - {WITH_COMMANDS})
 SECTIONS = [
     ("results.md", "Compare models in ArviZ"),
     ("results.md", "Figures for a paper"),
@@ -54,44 +49,11 @@ def run_blocks(text: str, name: str, least: int) -> None:
     exec(compile(code, name, "exec"), {"__name__": "__main__"})
 
 
-@pytest.mark.parametrize("page", [*TUTORIALS, DOCS / "predictive.md"], ids=lambda path: path.stem)
-def test_tutorials_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_of_predictive_checks_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    run_blocks(page.read_text(), page.name, 3)
-
-
-SMALLER_COMMANDS = (
-    ("evaluations:1e6", "evaluations:2e4"),
-    ("--lr 1e-3,3e-3,1e-2", "--lr 1e-3,1e-2 --score-particles 50 --score-data 30"),
-    ("--hidden 50", "--hidden 8 --accelerator cpu"),
-    ("--seeds 3", "--seeds 1"),
-    ("--seeds 5", "--seeds 2"),
-    ("--num-data 50", "--num-data 4 --num-particles 30 --num-chains 2"),
-    ("--num-distributions 200", "--num-distributions 5"),
-    ("--replicates 200", "--replicates 20"),
-)
-
-
-def test_commands_of_the_paper_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands and the Python of the page in their order, with smaller numbers."""
-    monkeypatch.chdir(tmp_path)
-    text = WITH_COMMANDS.read_text()
-    for words_of_page, smaller in SMALLER_COMMANDS:
-        assert words_of_page in text
-        text = text.replace(words_of_page, smaller)
-    blocks = re.findall(r"^```(python)?\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert [kind for kind, _ in blocks] == ["", "", "", "python", ""]
-    for kind, block in blocks:
-        if kind == "python":
-            exec(compile(block, "paper.md", "exec"), {"__name__": "__main__"})
-            continue
-        for command in block.replace("\\\n", " ").strip().splitlines():
-            program, *words = shlex.split(command)
-            assert program == "pyroae"
-            words = [str(*tmp_path.glob(word)) if "*" in word else word for word in words]
-            assert main(words) == 0, command
-    table = (tmp_path / "runs" / "question" / "table.tex").read_text()
-    assert table.count(r"\textbf") >= 1
+    run_blocks((DOCS / "predictive.md").read_text(), "predictive.md", 3)
 
 
 @pytest.mark.parametrize(("page", "heading"), SECTIONS, ids=lambda name: name)
