@@ -18,7 +18,7 @@ from pyroae.programs.arguments import structure_of
 from pyroae.programs.context import evaluating
 from pyroae.programs.sites import Program, base_distribution
 from pyroae.runtime.randomness import fork_random
-from pyroae.runtime.short_repr import short_repr
+from pyroae.runtime.short_repr import Shown
 
 ColumnKind = Literal["continuous", "count", "category"]
 """Real values; integers with an order, as of a Poisson; codes, bits included."""
@@ -28,8 +28,8 @@ MOST_CODES = 30
 """The largest number of distinct codes of a category; more are drawn as counts."""
 
 
-@dataclass(frozen=True)
-class PredictiveDraws:
+@dataclass(frozen=True, repr=False)
+class PredictiveDraws(Shown):
     """The data of one observed site, beside what the model draws there.
 
         new: z ~ p(z), x̃ ~ p(x|z)      replicates: z ~ q(z|x), x̃ ~ p(x|z)
@@ -53,8 +53,6 @@ class PredictiveDraws:
     replicates: Tensor
     new: Tensor | None
     in_plates: bool
-
-    __repr__ = short_repr()
 
     @property
     def misfit(self) -> Tensor:
