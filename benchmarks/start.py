@@ -145,9 +145,10 @@ def measured(found: Mapping[str, tuple[list[str], str]], rounds: int) -> dict[st
 def _timed(words: Sequence[str], path: str) -> tuple[float, float]:
     """CPU seconds of a process, and wall seconds to its first output."""
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
     begun = time.monotonic()
-    process = subprocess.Popen(
-        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    process = subprocess.Popen(  # `-m` looks in the working directory first: that of the checkout
+        words, env=environment, cwd=path, stdout=pipe, stderr=subprocess.STDOUT
     )
     assert process.stdout is not None
     process.stdout.read1(1)

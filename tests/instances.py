@@ -81,9 +81,9 @@ def likelihood() -> LikelihoodEstimate:
 
 
 def rate_distortion() -> RateDistortion:
-    curves = (rand(51, N) for _ in range(5))
+    r, d, e, f, g = (rand(51, N) for _ in range(5))
     return RateDistortion(
-        torch.linspace(0, 1, 51), *curves, normal(2, 51, N), normal(2, 51, N), rand(51, N)
+        torch.linspace(0, 1, 51), *(r, d, e, f, g), normal(2, 51, N), normal(2, 51, N), rand(51, N)
     )
 
 
@@ -144,7 +144,12 @@ def evaluation() -> Evaluation:
     rows = [Result("nll", 90.18, 0.77, N, 5000, 1.0, "is, guide"), *figures()]
     return Evaluation(
         *(Figures((row.name, row) for row in rows), diagnostics(), likelihood(), annealed()),
-        *(bidirectional(), normal(N), quadrature(), gaps(), information(), "a reason " * 30),
+        bidirectional(),
+        normal(N),
+        quadrature(),
+        gaps(),
+        information(),
+        "a reason " * 30,
     )
 
 
@@ -166,8 +171,8 @@ def snr_curve() -> SNRCurve:
 
 
 def imputation() -> Imputation:
-    values = (normal(N, 12) for _ in range(4))
-    return Imputation(*values, normal(5, N, 12), rand(N, 12) < 0.1, 30 * rand(N))
+    a, b, c, d = (normal(N, 12) for _ in range(4))
+    return Imputation(a, b, c, d, normal(5, N, 12), rand(N, 12) < 0.1, 30 * rand(N))
 
 
 def statistic() -> CheckedStatistic:
@@ -249,7 +254,7 @@ def splits() -> Splits:
 
 def settings() -> pyroae.RunConfig:
     """As many settings as possible that are not the default."""
-    return pyroae.RunConfig(
+    given: dict[str, Any] = dict(
         **{"data": "a/long/path/" * 20, "value_range": (0.0, 1.0), "channels": "first"},
         **{"binarize": "none", "valid_fraction": 0.2, "test_fraction": 0.3, "split_seed": 1},
         **{"missing": True, "objective": "iwae", "num_particles": 50, "latent": (20, 10, 5)},
@@ -258,6 +263,7 @@ def settings() -> pyroae.RunConfig:
         **{"optimizer": "AdamW", "optimizer_args": {"weight_decay": 0.1}, "schedule": "cosine"},
         **{"grad_clip": 1.0, "kl_warmup": 3, "patience": 5, "keep": "last", "snapshots": (0, 1)},
     )
+    return pyroae.RunConfig(**given)
 
 
 def run() -> Run:
@@ -280,8 +286,8 @@ def checks() -> Checks:
 
 
 def log_weights() -> pyroae.LogWeights:
-    parts = (normal(64, N) for _ in range(3))
-    return pyroae.LogWeights(*parts, 1.0, normal(64), None, {"z": normal(64, N)})
+    a, b, c = (normal(64, N) for _ in range(3))
+    return pyroae.LogWeights(a, b, c, 1.0, normal(64), None, {"z": normal(64, N)})
 
 
 def paper() -> Any:

@@ -41,7 +41,7 @@ def table() -> str:
         lines += [f'    "{registry.kind}": (', *(f'        "{name}",' for name in own), "    ),"]
     lines += ["}", '"""Names by kind of choice, in the order of the registries."""', ""]
     lines += ["PAPERS: dict[str, tuple[str, ...]] = {"]
-    for name in own:
+    for name in PAPERS:
         cells = (line for text in PAPERS.parse(name).listed for line in cell(text))
         lines += [f'    "{name}": (', *cells, "    ),"]
     return "\n".join(

@@ -42,6 +42,7 @@ OTHER: dict[str, Any] = {
     "strategy": "ddp",
     "nonfinite": "skip",
     "save_minutes": 0.5,
+    "logger": "csv",
     "system": "m2",
     "data": "some file, with: signs.csv",
     "data_root": "elsewhere",

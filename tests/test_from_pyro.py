@@ -261,7 +261,7 @@ def test_pyro_optim_is_taken_by_compile() -> None:
         training: Any = make(programs.model, programs.guide, *rest)
         training.step(data())
     parameters = [torch.stack(list(p.parameters())) for p in (first, second)]
-    assert torch.allclose(*parameters, rtol=1e-10)
+    assert torch.allclose(parameters[0], parameters[1], rtol=1e-10)
     assert first.a.item() != 0.1
 
 

@@ -118,7 +118,7 @@ def test_fits_a_screen(path: str) -> None:
     assert " at 0x" not in text
 
 
-WITH_HTML = {path: cls for path, cls in SHOWN.items() if issubclass(cls, Shown)}
+WITH_HTML: dict[str, Any] = {path: cls for path, cls in SHOWN.items() if issubclass(cls, Shown)}
 
 
 def test_what_has_several_lines_has_html() -> None:
@@ -175,10 +175,10 @@ def test_is_cheap(path: str) -> None:
     assert min(times) < SECONDS
 
 
-RESULTS = {
+RESULTS: dict[str, Any] = {
     path: cls
     for path, cls in WITH_HTML.items()
-    if is_dataclass(cls) and cls._overview not in (Shown._overview, Settings._overview)
+    if cls._overview not in (Shown._overview, Settings._overview) and is_dataclass(cls)
 }
 
 

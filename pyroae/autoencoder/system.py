@@ -138,8 +138,8 @@ class Autoencoder(Shown, nn.Module):
             rows.append(("weight prior", text_of(self.weight_prior)))
         extra = [f"condition of {self.condition}"] if self.condition else []
         extra += ["missing values"] if self.missing else []
-        count = f"{parameters_of(self):,} parameters"
-        return Overview([f"{shape_text(self.shape)} → {sizes} latent", count, *extra], rows)
+        parameters = f"{parameters_of(self):,} parameters"
+        return Overview([f"{shape_text(self.shape)} → {sizes} latent", parameters, *extra], rows)
 
     def modules_text(self) -> str:
         """Return the tree of modules as text, the `repr` of any `nn.Module` of torch.

@@ -130,7 +130,7 @@ def data_pictures(
     except PyroaeError as error:
         return DataPictures(args, notes=(f"no pictures of data beside draws: {error}",))
     names = list(draws)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if len(names) > MOST_SITES:
         left = ", ".join(names[MOST_SITES:])
         notes = (f"pictures are of {MOST_SITES} observed sites; there are none of {left}",)

@@ -167,7 +167,7 @@ def _unmasked(values: np.ma.MaskedArray) -> np.ndarray:
     if values.dtype.kind not in "buif":
         raise DataError(f"the masked array holds {values.dtype} values; numbers are needed")
     dtype = values.dtype if values.dtype.kind == "f" else np.dtype(np.float64)
-    return values.astype(dtype).filled(np.nan)
+    return np.ma.filled(values.astype(dtype), np.nan)
 
 
 def _check_rows(values: Any) -> None:

@@ -36,7 +36,7 @@ def draw_marginal(axes: Axes, kind: ColumnKind, data: np.ndarray, drawn: Drawn) 
 
 def _histogram(axes: Axes, data: np.ndarray, drawn: Drawn) -> None:
     """Densities of real values, within the range of the data and a quarter of it on each side."""
-    edges = np.linspace(*limits(data), BINS + 1)
+    edges = np.linspace(*limits(data), BINS + 1).tolist()
     axes.hist(data, edges, density=True, color=GREY)
     for values, colour in drawn:
         heights = np.histogram(values, edges)[0] / max(len(values), 1) / np.diff(edges)
@@ -107,7 +107,8 @@ def draw_agreement(axes: Axes, data: np.ndarray, replicates: np.ndarray) -> None
     codes, counts = np.unique(data[np.isfinite(data)], return_counts=True)
     shares = [(replicates[:, data == code] == code).mean() for code in codes]
     plain(axes).bar(np.arange(len(codes)), shares, 0.7, color=BLUE)
-    axes.scatter(np.arange(len(codes)), counts / max(counts.sum(), 1), s=250, marker="_", color=INK)
+    expected = counts / max(int(counts.sum()), 1)
+    axes.scatter(np.arange(len(codes)), expected, s=250, marker="_", color=INK)
     axes.set(ylim=(0, 1))
     _code_ticks(axes, codes)
 

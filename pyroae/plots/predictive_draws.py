@@ -220,13 +220,13 @@ def _draw_curves(axes: Axes, draws: PredictiveDraws, row: int) -> None:
 def _draw_pair(axes: Axes, draws: PredictiveDraws, i: int, j: int, *, is_upper: bool) -> None:
     """Column j across and column i up: one draw of each datum, below the data."""
     drawn, (colour, _) = (draws.new, NEW) if is_upper else (draws.replicates, AGAIN)
-    for values, style in (
-        (None if drawn is None else drawn[0], {"c": colour, "s": 9, "alpha": 0.45}),
-        (draws.data, {"c": INK, "s": 5, "alpha": 0.7}),
+    for values, shade, size, alpha in (
+        (None if drawn is None else drawn[0], colour, 9, 0.45),
+        (draws.data, INK, 5, 0.7),
     ):
         if values is not None:
             across, up = (spread_out(to_array(values[:, k]), draws.kinds[k], k) for k in (j, i))
-            plain(axes).scatter(across, up, linewidths=0, **style)
+            plain(axes).scatter(across, up, size, shade, alpha=alpha, linewidths=0)
     axes.set(xlim=limits(to_array(draws.data[:, j])), ylim=limits(to_array(draws.data[:, i])))
 
 

@@ -4,7 +4,7 @@ import csv as table
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyroae.config import loggers_in
 from pyroae.errors import ConfigError
@@ -98,7 +98,7 @@ def tensorboard(*, folder: Path, step: int = 0) -> "Logger":
     """
     from lightning_fabric.loggers import TensorBoardLogger
 
-    purge = {"purge_step": step + 1} if step else {}
+    purge: dict[str, Any] = {"purge_step": step + 1} if step else {}
     return TensorBoardLogger(folder, name="tensorboard", version="", **purge)
 
 

@@ -50,7 +50,7 @@ class WandbLogger(Logger):
             self._run = wandb.init(
                 project=self.project,
                 entity=self.entity,
-                mode=self.mode,  # type: ignore[arg-type]
+                mode=self.mode,
                 dir=self.folder,
                 id=self.version or None,
                 resume="allow",

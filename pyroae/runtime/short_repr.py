@@ -65,7 +65,7 @@ class Shown:
     """
 
     def _overview(self) -> Overview:
-        return _of_fields(self, [field.name for field in fields(self) if field.repr])
+        return _of_fields(self, [field.name for field in _fields(self)])
 
     def _headline(self) -> str:
         """The first line alone, for an object that is part of another one."""
@@ -103,7 +103,7 @@ class Settings(Shown):
     """
 
     def _overview(self) -> Overview:
-        changed = [f.name for f in fields(self) if f.repr and getattr(self, f.name) != _default(f)]
+        changed = [f.name for f in _fields(self) if getattr(self, f.name) != _default(f)]
         overview = _of_fields(self, changed)
         rows = [(name, cut(text, WIDTH // 4)) for name, text in overview.rows]
         if len(rows) <= ROWS:
@@ -111,6 +111,10 @@ class Settings(Shown):
         half = (len(rows) + 1) // 2
         left, right = rows[:half], [*rows[half:], ("", "")][:half]
         return Overview(rows=[(*a, *b) for a, b in zip(left, right, strict=True)])
+
+
+def _fields(one: Any) -> list[Field[Any]]:
+    return [field for field in fields(one) if field.repr]
 
 
 def _default(field: Field[Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from hashlib import blake2b
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -144,7 +144,7 @@ class LatentModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     @property
     def _n_features_out(self) -> int:
         """The number of codes, by which scikit-learn names the columns."""
-        return cast(int, self.model_.latent)
+        return self.model_.latent
 
     def _seen(self, X: ArrayLike) -> Tensor:
         """Data to be transformed, checked against those of `fit`."""

@@ -273,7 +273,7 @@ def _text(value: Any) -> str:
 
 def _objectives(comparison: Comparison) -> list[tuple[str, str, list[str]]]:
     """Name, gradient in words and equations of each objective."""
-    found = {}
+    found: dict[str, tuple[str, list[str]]] = {}
     for entry in comparison.entries:
         try:
             objective = parse_objective(entry.objective, entry.num_particles)

@@ -37,7 +37,7 @@ Data = Dataset | Arguments | Tensor | dict[str, Any] | tuple[Any, ...]
 
 def fit(
     system: nn.Module | tuple[Program, Program],
-    data: Splits | Data,
+    data: Any,
     objective: ELBO | None = None,
     config: TrainConfig | None = None,
     *,

@@ -262,7 +262,7 @@ class _Lockstep:
                             on_epoch(i, states[i])
         for trainer in self.trainers:
             trainer.stepper.compile_seconds = self.compile_seconds / len(self.trainers)
-        return self._each(lambda i: self.trainers[i].finish(states[i], False))
+        return FitResults(self._each(lambda i: self.trainers[i].finish(states[i], False)))
 
     def _epoch(self, epoch: int, step: int, good: Sequence[State]) -> tuple[int, list[float]]:
         """Take the steps of an epoch; the next step and the mean negative bounds."""

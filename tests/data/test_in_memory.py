@@ -126,7 +126,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "dataset of lists": lambda: Items(lambda i: X[i].tolist()),
     "dataset of tuples of one": lambda: Items(lambda i: (T[i],)),
     "dataset of dicts": lambda: Items(lambda i: {"data": X[i]}),
-    "parts of a dataset": lambda: ConcatDataset([Subset(PAIRS, range(40)), Items(None, 0)]),  # type: ignore[arg-type, list-item]
+    "parts of a dataset": lambda: ConcatDataset([Subset(PAIRS, range(40)), Items(None, 0)]),  # type: ignore[arg-type]
     "list of items": lambda: [(T[i], Y[i]) for i in range(40)],
 }
 NAMED = ("frame", "nullable", "types of", "table of", "structured", "records", "dict of columns")
@@ -271,7 +271,7 @@ HOLES: dict[str, Callable[[], Any]] = {
     "masked": lambda: np.ma.masked_invalid(holes()),
     "frame": lambda: pd.DataFrame(holes(), columns=list(NAMES)),
     "nullable": lambda: pd.DataFrame(holes()).convert_dtypes(),
-    "objects": lambda: np.where(np.isnan(holes()), None, X.astype(object)),
+    "objects": lambda: np.where(np.isnan(holes()), np.array(None), X.astype(object)),
     "lists": lambda: [[None if np.isnan(v) else v for v in row] for row in holes().tolist()],
     "dict of columns": lambda: {
         name: [None if np.isnan(v) else v for v in column]

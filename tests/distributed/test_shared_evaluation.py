@@ -25,7 +25,6 @@ from pyroae.evaluation.annealing import checkpoint, hmc
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.results import BlockResult
 from pyroae.evaluation.importance import sampler as sampling
-from pyroae.evaluation.importance import tasks
 from pyroae.evaluation.importance.likelihood import log_likelihood
 from pyroae.evaluation.importance.proposals import Local, Mixture, widened
 from pyroae.evaluation.summary import evaluate
@@ -145,13 +144,13 @@ def test_each_process_does_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     sizes: dict[int, set[int]] = {0: set(), 1: set()}
     rank = 0
-    real = tasks.block_seed
+    real = blocks.block_seed
 
     def watched(seed: int, first: int, *stage: int) -> int:
         sizes[rank].add(first)
         return real(seed, first, *stage)
 
-    monkeypatch.setattr(tasks, "block_seed", watched)
+    monkeypatch.setattr(blocks, "block_seed", watched)
     monkeypatch.setattr("pyroae.evaluation.annealing.driver.block_seed", watched)
     for function, firsts in ((sampled, ({0, 6}, {3})), (annealed, ({0, 4}, {2, 6}))):
         for one in sizes.values():

@@ -111,7 +111,8 @@ def test_marks_are_at_the_data(drawn: dict[str, PredictiveDraws]) -> None:
     assert np.allclose(rows[1], drawn["y"].data[0])
     points = plots.fitted(drawn["scores"]).axes[1].collections[0].get_offsets()
     assert np.allclose(points, torch.stack([drawn["scores"].means, drawn["scores"].data], -1)[:, 1])
-    bars = [bar.get_height() for bar in plots.marginals(drawn["bits"]).axes[0].patches]
+    patches: list[Any] = list(plots.marginals(drawn["bits"]).axes[0].patches)
+    bars = [bar.get_height() for bar in patches]
     share = drawn["bits"].data[:, 0].mean().item()
     assert bars[:2] == pytest.approx([1 - share, share])
     plots.marginals(drawn["count"]).draw_without_rendering()

@@ -264,9 +264,8 @@ def bdmc_estimate(result: BlockResult, settings: AISSettings, seconds: float) ->
     negative, se = _log_mean_exp(result.reverse)
     _check_finite(-negative)
     forward = ais_estimate(result, settings, seconds)
-    return BDMC(
-        forward, -negative, se, result.reverse, *map(SiteValues, (result.x, result.z)), seconds
-    )
+    x, z = SiteValues(result.x), SiteValues(result.z)
+    return BDMC(forward, -negative, se, result.reverse, x, z, seconds)
 
 
 def _log_mean_exp(log_weights: Tensor) -> tuple[Tensor, Tensor]:
