@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,19 @@ BESIDE: dict[str, dict[str, Any]] = {
     "outside right center": {"loc": "center left", "bbox_to_anchor": (1, 0.5)},
 }
 """Where a legend of the figure is in Axes of the caller."""
+
+
+class Picture(Figure):
+    """A figure that a notebook shows, whether or not pyplot has been imported there.
+
+    >>> Picture((1, 1))._repr_png_()[1:4]
+    b'PNG'
+    """
+
+    def _repr_png_(self) -> bytes:
+        file = BytesIO()
+        self.savefig(file, format="png")
+        return file.getvalue()
 
 
 @dataclass(frozen=True)
@@ -101,7 +115,7 @@ def canvas(
     """
     count = rows * columns if count is None else count
     if ax is None or isinstance(ax, FigureBase):
-        parent = Figure(size, dpi=dpi, layout="constrained") if ax is None else ax
+        parent = Picture(size, dpi=dpi, layout="constrained") if ax is None else ax
         if parent.axes:
             raise ConfigError(
                 f"this figure has {len(parent.axes)} Axes already: give those as ax=, or a "
