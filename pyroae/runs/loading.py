@@ -146,7 +146,7 @@ def splits_of(
         channels=config.channels,  # type: ignore[arg-type]
         condition=_conditioning(config, names),
         missing=config.missing,
-        labels=config.label,
+        labels=config.labels,
         array=config.array,
     )
     if config.scale == "standard":
@@ -219,7 +219,7 @@ def _conditioning(config: RunConfig, names: tuple[str, ...]) -> Conditioning | N
 
 def _several(config: RunConfig, name: str, arrays: tuple[object, ...]) -> Splits:
     settings = ("binarize", "value_range", "scale", "channels", "condition", "missing")
-    for setting in (*settings, "label", "array"):
+    for setting in (*settings, "labels", "array"):
         if getattr(config, setting) not in (None, "none", False):
             raise DataError(
                 f"{setting} is for data of one array; '{name}' has several, for the arguments of "
