@@ -37,7 +37,8 @@ def tree_in_units(tree: "DataTree", dataset: Dataset, log_units: Tensor) -> "Dat
     )
     groups: dict[str, Any] = {}
     for path in tree.groups:
-        data, name = tree[path].to_dataset(inherit=False), path.strip("/")
+        node: Any = tree[path]
+        data, name = node.to_dataset(inherit=False), path.strip("/")
         if name in VALUES and "x" in data:
             x = data["x"]
             data["x"] = (x * deviation + mean).astype(x.dtype).assign_attrs(x.attrs)

@@ -2,6 +2,8 @@
 
 import json
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ METHODS = "is,exact,quadrature,ais,bdmc,gaps"
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a linear-Gaussian system on a table with columns of very different units."""
     folder = tmp_path_factory.mktemp("units")
     noise = np.random.default_rng(0)
@@ -32,9 +34,9 @@ def trained(tmp_path_factory):
     return folder / "run"
 
 
-def exact_in_the_file(path):
+def exact_in_the_file(path: Path) -> tuple[torch.Tensor, Any]:
     """Log p(x) by the normal density of the values as the file has them, `[N]`."""
-    found = load_run(path)
+    found: Any = load_run(path)
     by = found.data.standardization
     weight, bias, scale = (part.double().detach() for part in found.system.linear_gaussian())
     weight, bias = weight * by.deviation[:, None], bias * by.deviation + by.mean
@@ -43,7 +45,7 @@ def exact_in_the_file(path):
     return MultivariateNormal(bias, weight @ weight.T + noise).log_prob(x), by
 
 
-def test_every_estimate_is_the_density_in_the_units_of_the_file(trained):
+def test_every_estimate_is_the_density_in_the_units_of_the_file(trained: Path) -> None:
     log_px, by = exact_in_the_file(trained)
     nll = -log_px.mean().item()
     shift = by.deviation.log().sum().item()
@@ -62,11 +64,12 @@ def test_every_estimate_is_the_density_in_the_units_of_the_file(trained):
     assert abs(rows["bdmc_lower"].estimate + nll) < abs(shift) - 0.5
 
 
-def test_the_datatree_has_values_and_densities_in_the_units_of_the_file(trained):
+def test_the_datatree_has_values_and_densities_in_the_units_of_the_file(trained: Path) -> None:
     import xarray
 
     log_px, by = exact_in_the_file(trained)
-    found = load_run(trained)
+    found: Any = load_run(trained)
+    tree: Any
     with xarray.open_datatree(trained / "evaluation.nc") as tree:
         x = tree["observed_data"]["x"].values
         np.testing.assert_allclose(x, by.inverse(found.data.test.x).numpy(), rtol=1e-5)
@@ -85,7 +88,9 @@ def test_the_datatree_has_values_and_densities_in_the_units_of_the_file(trained)
         np.testing.assert_allclose(-last, of["log_px_ais"].values, atol=1e-4)
 
 
-def test_the_files_say_what_the_densities_are_of(trained, capsys):
+def test_the_files_say_what_the_densities_are_of(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["evaluate", str(trained), "--num-particles", "50"]) == 0
     assert "in the units of the data file" in capsys.readouterr().out
     page = (trained / "report.html").read_text()
