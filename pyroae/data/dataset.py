@@ -139,8 +139,8 @@ class Dataset(Shown):
           x           float32, 16 bytes
           labels      none
           condition   none
-          attributes  name, x, shape, labels, dynamic, stream, condition, condition_names,
-                      missing, channels
+          attributes  name, x, shape, labels, dynamic, stream, condition, condition_names, missing,
+                      channels, columns, categories
         """
         source = read(values, labels=labels)
         if source.test is not None or source.valid is not None:
