@@ -15,7 +15,7 @@ from torch import Tensor
 from pyroae.autoencoder import Autoencoder
 from pyroae.commands.evaluation_figures import figures
 from pyroae.commands.evaluation_files import PartFiles
-from pyroae.commands.evaluation_notes import notes_of
+from pyroae.commands.evaluation_notes import note_of_units, notes_of
 from pyroae.commands.evaluation_tables import results_table, sandwich_table
 from pyroae.commands.snapshots import write_evaluations
 from pyroae.config import ALL, EvaluationSettings, Part, TrainConfig
@@ -39,6 +39,7 @@ from pyroae.runs.loading import (
     own_parameters,
     placed,
     splits_for,
+    standardization_of,
     trained,
 )
 from pyroae.runs.parts import EvaluatedPart, by_part, name_of_data, weights_of
@@ -123,7 +124,7 @@ def evaluate(
     Console().print(results_table(rows))
     if len(sandwich_of(rows)) > 2:
         Console().print(sandwich_table(rows))
-    for line in notes_of(found):
+    for line in [*notes_of(found), *note_of_units(standardization_of(run.config))]:
         say(line)
     if along:
         (kept,) = set(along) - set(evaluations)

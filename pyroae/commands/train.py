@@ -333,6 +333,6 @@ def _summary(run: Run, result: FitResult) -> str:
         else ""
     )
     return (
-        f"{stopped}epoch {last.epoch}: {which} negative bound {bound:.3f} nats per datum, "
-        f"{result.seconds:.1f} s; {run.path}{skipped}"
+        f"{stopped}{len(result.history)} epochs, {result.seconds:.1f} s; weights of epoch "
+        f"{last.epoch}: {which} negative bound {bound:.3f} nats per datum; {run.path}{skipped}"
     )

@@ -50,6 +50,10 @@ UNITS = {
 """What a number of a setting is in."""
 
 
+STANDARD = "standard: mean 0 and standard deviation 1; log p(x) is that of the scaled values"
+"""What the report says of standardized data."""
+
+
 HEADLINES = {
     "nll_exact": "in closed form",
     "nll_quadrature": "by quadrature",
@@ -179,7 +183,11 @@ def data_of(run: Run) -> Rows:
         sizes = ", ".join(f"{name} {size:,}" for name, size in run.sizes.items())
         rows.append(("data", sizes, "numbers of data for training, validation and test"))
     rows.append(("binarization", binarization_of(run.config), help_of("binarize")))
-    rows += _rows(run.config, ("value_range", "channels", "condition", "num_labels", "missing"))
+    rows += _rows(run.config, ("label", "scale", "value_range", "channels", "condition"))
+    rows += _rows(run.config, ("num_labels", "missing"))
+    if run.config.scale == "standard":
+        at = [name for name, _, _ in rows].index("scale")
+        rows[at] = ("scale", STANDARD, help_of("scale"))
     return [*rows, ("fingerprint", run.fingerprint, "a checksum of the values")]
 
 
