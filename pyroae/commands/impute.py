@@ -46,7 +46,8 @@ def impute(
     """Write data with their missing values filled, in the units of the file.
 
     A table has a row per datum; with multiple imputations it is repeated below, and the column
-    `imputation` counts them from 1, the means having 0. A .npz file holds `x`, `se`, `low`, `high`,
+    `imputation` counts them from 1, the means having 0. Values that are not missing stay as the
+    source has them. A .npz file holds `x`, `se`, `low`, `high`,
     `draws`, `is_missing` and `ess` of `Imputation`.
 
     Args:
@@ -98,15 +99,18 @@ def _write(path: Path, found: Imputation, dataset: Dataset, run: Run, data: str)
     config = run.config
     source = read(data, config.data_root, labels=config.labels, array=config.array)
     low, unit = _units(source, config)
+    names, is_missing = _names(source.columns, run, found.x.shape[1]), found.is_missing.numpy()
+    stored = _stored(source, names)
     arrays = {
-        name: low + unit * getattr(found, name).numpy() for name in ("x", "low", "high", "draws")
+        name: np.where(is_missing, low + unit * getattr(found, name).numpy(), stored)
+        for name in ("x", "low", "high", "draws")
     }
-    others = {"is_missing": found.is_missing.numpy(), "ess": found.ess.numpy()}
+    others = {"is_missing": is_missing, "ess": found.ess.numpy()}
     if path.suffix == ".npz":
         arrays |= {"se": unit * found.se.numpy(), **others}
         guarded(path, lambda file: file.write_bytes(_archive(arrays)))
         return
-    table = _table(arrays["x"], _names(source.columns, run, arrays["x"].shape[1]), dataset)
+    table = _table(arrays["x"], names, dataset, config.label or "label")
     tables = [table] + [
         table.assign(**dict(zip(table.columns[: draw.shape[1]], draw.T, strict=True)))
         for draw in arrays["draws"]
@@ -145,6 +149,12 @@ def _names(columns: tuple[str, ...], run: Run, count: int) -> list[str]:
     return names or [f"x{i}" for i in range(count)]
 
 
-def _table(x: np.ndarray, names: list[str], dataset: Dataset) -> pd.DataFrame:
+def _stored(source: Source, names: list[str]) -> np.ndarray:
+    """The values of the features as the source has them, `[N, d]`."""
+    values = source.values.reshape(len(source.values), -1)
+    return values[:, [source.columns.index(name) for name in names]] if source.columns else values
+
+
+def _table(x: np.ndarray, names: list[str], dataset: Dataset, label: str) -> pd.DataFrame:
     table = pd.DataFrame(x, columns=names)
-    return table if dataset.labels is None else table.assign(label=dataset.labels)
+    return table if dataset.labels is None else table.assign(**{label: dataset.labels})

@@ -16,7 +16,7 @@ from pyroae.commands.data_pictures import data_pictures
 from pyroae.config import Part, at_least_one
 from pyroae.data.conditions import FROM_LABELS
 from pyroae.data.dataset import Dataset
-from pyroae.errors import ConfigError
+from pyroae.errors import ConfigError, PyroaeError
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.pair import like_parameters
 from pyroae.programs.predictive import encoded, predicted
@@ -280,8 +280,17 @@ def _write(
     else:
         by = standardization_of(run.config)
         table = x if by is None else by.inverse(x.cpu())
-        _write_table(path, table, labels, _columns_of(["x"], [x]))
-    say(f"{len(x)}: {path}")
+        _write_table(path, table, labels, _feature_names(run, x))
+    say(f"{len(x)} rows: {path}" if path.suffix != ".png" else str(path))
+
+
+def _feature_names(run: Run, x: Tensor) -> list[str]:
+    """The names of the columns of the run's table; x0, x1, … without one, or if it is gone."""
+    try:
+        names = list(getattr(part_of(run, Part(num_data=1)), "columns", ()))
+    except PyroaeError:
+        names = []
+    return names if len(names) == x.shape[1] else _columns_of(["x"], [x])
 
 
 def _columns_of(prefixes: Sequence[str], parts: Sequence[Tensor]) -> list[str]:

@@ -334,7 +334,7 @@ def _summary(run: Run, result: FitResult) -> str:
         else ""
     )
     return (
-        f"{stopped}epoch {last.epoch}: {which} negative bound {bound:.3f} nats per datum"
-        f"{standardized_text(run.config)}, "
-        f"{result.seconds:.1f} s; {run.path}{skipped}"
+        f"{stopped}{len(result.history)} epochs, {result.seconds:.1f} s; weights of epoch "
+        f"{last.epoch}: {which} negative bound {bound:.3f} nats per datum"
+        f"{standardized_text(run.config)}; {run.path}{skipped}"
     )

@@ -221,7 +221,7 @@ def check_finite(
     value, place = stored[row, column], f"column {column}"
     if len(columns) == values.shape[1]:
         place += f" ('{columns[column]}')"
-    hint = "; missing accepts NaN as a missing value" if np.isnan(value) else ""
+    hint = "; missing=True (--missing) takes NaN as a missing value" if np.isnan(value) else ""
     raise DataError(
         f"{name} holds {value} at row {first + row}, {place}: every value must be finite{hint}"
     )

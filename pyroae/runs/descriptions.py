@@ -205,7 +205,8 @@ def data_of(run: Run) -> Rows:
         rows.append(("data", sizes, "numbers of data for training, validation and test"))
     rows.append(("binarization", binarization_of(run.config), help_of("binarize")))
     rows += _rows(
-        run.config, ("scale", "value_range", "channels", "condition", "num_labels", "missing")
+        run.config,
+        ("labels", "scale", "value_range", "channels", "condition", "num_labels", "missing"),
     )
     return [*rows, ("fingerprint", run.fingerprint, "a checksum of the values")]
 
