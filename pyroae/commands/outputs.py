@@ -145,7 +145,7 @@ def _sample_system(
     )
 
 
-def _beside_data(run: Run, system: Autoencoder, num: int) -> Figure | None:
+def _beside_data(run: Run, system: Autoencoder, num: int) -> "Figure | None":
     """Samples of a table beside the data; None for images, sequences and conditional systems."""
     from pyroae.plots.drawing import is_image
 
@@ -278,7 +278,7 @@ def _write(
 
         save(picture(), path, caption)
     else:
-        by = standardization_of(run.config)
+        by = standardization_of(run)
         table = x if by is None else by.inverse(x.cpu())
         _write_table(path, table, labels, _columns_of(["x"], [x]))
     say(f"{len(x)}: {path}")
