@@ -278,7 +278,7 @@ def _write(
 
         save(picture(), path, caption)
     else:
-        by = standardization_of(run.config)
+        by = standardization_of(run)
         table = x if by is None else by.inverse(x.cpu())
         _write_table(path, table, labels, _feature_names(run, x))
     say(f"{len(x)} rows: {path}" if path.suffix != ".png" else str(path))
