@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from pyroae.autoencoder import Autoencoder
-from pyroae.config import RunConfig
 from pyroae.config.checks import at_least_one
 from pyroae.data.arrays import Source
 from pyroae.data.conditions import Conditioning
@@ -110,7 +109,7 @@ def _write(path: Path, found: Imputation, dataset: Dataset, run: Run, data: str)
         arrays |= {"se": unit * found.se.numpy(), **others}
         guarded(path, lambda file: file.write_bytes(_archive(arrays)))
         return
-    table = _table(arrays["x"], names, dataset, config.label or "label")
+    table = _table(arrays["x"], names, dataset, config.labels or "label")
     tables = [table] + [
         table.assign(**dict(zip(table.columns[: draw.shape[1]], draw.T, strict=True)))
         for draw in arrays["draws"]
