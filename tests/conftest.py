@@ -56,6 +56,14 @@ def few_pictures() -> Iterator[None]:
 
 
 @pytest.fixture
+def no_study_figures() -> Iterator[None]:
+    """Leave out the figures of studies, each a PNG and a PDF."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyroae.studies.study_files._draw", lambda *_: None)
+        yield
+
+
+@pytest.fixture
 def default_signals() -> Iterator[None]:
     """The handlers of a process in the foreground; a background job of a shell ignores SIGINT."""
     handlers: dict[signal.Signals, Any] = {

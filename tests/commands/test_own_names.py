@@ -269,6 +269,7 @@ def test_a_configuration_file_names_modules(here: Path) -> None:
     assert main(["train", "--resume", "run", "--epochs", "3"]) == 0
 
 
+@pytest.mark.usefixtures("no_study_figures")
 def test_own_choices_in_a_comparison(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--import", "own_choices.py", *OWN, *SMALL, *FEW[2:], *SCORED, "--seeds", "1"]
     own = ["--objectives", "squashed-iwae,squashed2+pathwise", "--num-particles", "2"]
@@ -317,6 +318,7 @@ def test_a_program_with_two_arguments(
     assert "to the last digit" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_study_figures")
 def test_a_program_in_a_comparison(here: Path) -> None:
     """Each training starts from weights of its own seed, and resumes as it would have gone on."""
     flags = ["--program", "own_program.py:build", "--data", "own-line", *FEW[2:], *SCORED]

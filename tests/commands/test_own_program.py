@@ -160,6 +160,7 @@ def test_train_evaluate_gradients_and_reproduce(monkeypatch: pytest.MonkeyPatch)
     plots.kl_per_unit(pyroae.diagnose(system.model, system.guide, x))
 
 
+@pytest.mark.usefixtures("no_study_figures")
 def test_compare(here: Path) -> None:
     """Killed with two jobs and resumed: the table of one process; scores as of quadrature."""
     process = started(*STUDY, "--jobs", "2", "--out", "two")
