@@ -483,6 +483,10 @@ TRAIN = {
         ["--epoch", "5"],
         "unrecognized arguments: --epoch 5; did you mean --epochs?",
     ),
+    "one label": (
+        ["--label", "species"],
+        "unrecognized arguments: --label species; did you mean --labels?",
+    ),
     "unknown optimizer": (
         ["--optimizer", "Adan"],
         "unknown optimizer 'Adan': did you mean 'Adam'?",

@@ -17,6 +17,12 @@ def notes_of(found: Evaluation) -> list[str]:
         The sentences.
     """
     notes = []
+    if found.log_units is not None:
+        notes.append(
+            "log p(x), bounds and distortion are densities in the units of the data file: those of "
+            f"the standardized values less {found.log_units.mean():.3f} nats per datum (the sum of "
+            "log deviations); squared errors and pictures are of standardized values"
+        )
     if found.likelihood is not None:
         notes += [*_of_likelihood(found.likelihood), *_from_above(found.likelihood)]
     for name, annealed in (

@@ -96,7 +96,7 @@ def impute(
 def _write(path: Path, found: Imputation, dataset: Dataset, run: Run, data: str) -> None:
     """Write the imputation in the units of the source."""
     config = run.config
-    source = read(data, config.data_root, labels=config.label, array=config.array)
+    source = read(data, config.data_root, labels=config.labels, array=config.array)
     low, unit = _units(source, config)
     arrays = {
         name: low + unit * getattr(found, name).numpy() for name in ("x", "low", "high", "draws")

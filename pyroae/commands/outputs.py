@@ -145,7 +145,7 @@ def _sample_system(
     )
 
 
-def _beside_data(run: Run, system: Autoencoder, num: int) -> Figure | None:
+def _beside_data(run: Run, system: Autoencoder, num: int) -> "Figure | None":
     """Samples of a table beside the data; None for images, sequences and conditional systems."""
     from pyroae.plots.drawing import is_image
 

@@ -20,6 +20,7 @@ from pyroae.objectives.base import ObjectiveBase
 from pyroae.priors import Flat
 from pyroae.runs.contents import versions
 from pyroae.runs.default_likelihood import completed
+from pyroae.runs.descriptions import standardized_text
 from pyroae.runs.loading import (
     arguments_in,
     find_parameters,
@@ -333,6 +334,7 @@ def _summary(run: Run, result: FitResult) -> str:
         else ""
     )
     return (
-        f"{stopped}epoch {last.epoch}: {which} negative bound {bound:.3f} nats per datum, "
+        f"{stopped}epoch {last.epoch}: {which} negative bound {bound:.3f} nats per datum"
+        f"{standardized_text(run.config)}, "
         f"{result.seconds:.1f} s; {run.path}{skipped}"
     )

@@ -244,5 +244,5 @@ def _check_column(title: str, name: str, column: pd.Series) -> None:
         )
     raise DataError(
         f"column '{name}' of {title} is not numeric: it holds '{cell:.60}' at row {row}; leave "
-        "the column out, or name it as that of the labels by label"
+        "the column out, or give it as labels, if it holds them"
     )

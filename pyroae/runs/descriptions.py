@@ -85,7 +85,20 @@ def summary_of(
         sentences[0] += f"{_with_error(headline)} nats per datum (mean ± SE)."
     if bound is not None:
         sentences.append(f"Negative ELBO: {_with_error(bound)} nats per datum.")
-    return [" ".join(sentences), *_reliability(headline, results)]
+    return [" ".join(sentences), *_units(run.config), *_reliability(headline, results)]
+
+
+def _units(config: RunConfig) -> list[str]:
+    """What the densities of standardized data are of."""
+    if config.scale != "standard":
+        return []
+    if config.program is not None:
+        return ["The data are standardized: densities are of the standardized values."]
+    return [
+        "The data are standardized. log p(x), bounds and distortion of the evaluation are "
+        "densities in the units of the data file; those along the training, squared errors and "
+        "pictures are of standardized values."
+    ]
 
 
 def _with_error(row: Result) -> str:
@@ -137,8 +150,20 @@ def trained_of(run: Run, history: Sequence[Epoch]) -> str:
     value = best.train_nelbo if math.isnan(best.valid_nelbo) else best.valid_nelbo
     return (
         f"{text} The weights of epoch {kept} were kept; their negative bound on the {which} data "
-        f"is {number(value, 2)} nats per datum."
+        f"is {number(value, 2)} nats per datum{standardized_text(run.config)}."
     )
+
+
+def standardized_text(config: RunConfig) -> str:
+    """Return a remark for a figure of the training.
+
+    Args:
+        config: The settings of the run.
+
+    Returns:
+        That it is of standardized values; empty for other data.
+    """
+    return " of standardized values" if config.scale == "standard" else ""
 
 
 def model_of(run: Run) -> Rows:
@@ -179,7 +204,9 @@ def data_of(run: Run) -> Rows:
         sizes = ", ".join(f"{name} {size:,}" for name, size in run.sizes.items())
         rows.append(("data", sizes, "numbers of data for training, validation and test"))
     rows.append(("binarization", binarization_of(run.config), help_of("binarize")))
-    rows += _rows(run.config, ("value_range", "channels", "condition", "num_labels", "missing"))
+    rows += _rows(
+        run.config, ("scale", "value_range", "channels", "condition", "num_labels", "missing")
+    )
     return [*rows, ("fingerprint", run.fingerprint, "a checksum of the values")]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyroae import zoo
+from pyroae.autoencoder import Autoencoder
 from pyroae.config import SEMI_SUPERVISED, Part, RunConfig, snapshot_name
 from pyroae.data.conditions import Conditioning
 from pyroae.data.dataset import Dataset
@@ -145,7 +146,7 @@ def splits_of(
         channels=config.channels,  # type: ignore[arg-type]
         condition=_conditioning(config, names),
         missing=config.missing,
-        labels=config.label,
+        labels=config.labels,
         array=config.array,
     )
     if config.scale == "standard":
@@ -165,6 +166,25 @@ def standardization_of(config: RunConfig) -> Standardization | None:
         The standardization, by which other data and results are scaled; None without one.
     """
     return splits_of(config).standardization if config.scale == "standard" else None
+
+
+def log_units_of(
+    system: nn.Module, part: Dataset | Arguments | Tensor, count: int | None = None
+) -> Tensor | None:
+    """Return what is subtracted from log p(x) for densities in the units of the source.
+
+    Args:
+        system: The system.
+        part: Data.
+        count: How many of them, the first ones; None for all.
+
+    Returns:
+        The constant of each datum, `[N]`, nats; None where values are not standardized, and for a
+        program, which may have densities of other things than x.
+    """
+    if not isinstance(system, Autoencoder) or not isinstance(part, Dataset):
+        return None
+    return None if part.log_units is None else part.log_units[:count]
 
 
 def _standard_columns(config: RunConfig) -> tuple[bool, ...] | None:
@@ -199,7 +219,7 @@ def _conditioning(config: RunConfig, names: tuple[str, ...]) -> Conditioning | N
 
 def _several(config: RunConfig, name: str, arrays: tuple[object, ...]) -> Splits:
     settings = ("binarize", "value_range", "scale", "channels", "condition", "missing")
-    for setting in (*settings, "label", "array"):
+    for setting in (*settings, "labels", "array"):
         if getattr(config, setting) not in (None, "none", False):
             raise DataError(
                 f"{setting} is for data of one array; '{name}' has several, for the arguments of "

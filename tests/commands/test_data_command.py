@@ -30,7 +30,7 @@ def shown(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_a_table(table: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     picture = tmp_path / "pairs.png"
-    assert main(["data", str(table), "--label", "species", "--out", str(picture)]) == 0
+    assert main(["data", str(table), "--labels", "species", "--out", str(picture)]) == 0
     text = shown(capsys)
     for words in (
         "80 data, a table of 4 columns",
@@ -73,7 +73,7 @@ def test_missing_values_are_counted(capsys: pytest.CaptureFixture[str], tmp_path
 @pytest.mark.parametrize(
     ("name", "content", "flags", "words"),
     [
-        ("a.csv", "a,b\n1,2\n3,4\n", ["--label", "c"], "unknown column of"),
+        ("a.csv", "a,b\n1,2\n3,4\n", ["--labels", "c"], "unknown column of"),
         ("a.csv", "a,b\n1,cat\n3,4\n", [], "column 'b' of"),
         ("a.csv", "a,b\n1,2\n3,4,5\n", [], "line 3 has 3 values"),
         ("a.doc", "a", [], "has an unknown suffix"),
@@ -114,7 +114,7 @@ def test_a_real_table_trains_and_its_results_have_its_units(
 ) -> None:
     """The run records the likelihood, and is continued without another choice."""
     run = tmp_path / "run"
-    train = ["train", "--data", str(table), "--label", "species", *SMALL, "--out", str(run)]
+    train = ["train", "--data", str(table), "--labels", "species", *SMALL, "--out", str(run)]
     assert main(train) == 0
     assert "has columns of different kinds: likelihood mixed" in shown(capsys)
     text = (run / "config.yaml").read_text()
