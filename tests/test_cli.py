@@ -327,7 +327,18 @@ SYSTEMS = [
 ]
 
 
-@pytest.mark.parametrize("flags", SYSTEMS, ids=lambda f: "-".join(f[1::2])[:40])
+OF_EVERY_KIND = [SYSTEMS[0], *SYSTEMS[2:7]]
+"""For `make test`: neither a second dense autoencoder nor a second VAE."""
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(flags, marks=() if flags in OF_EVERY_KIND else pytest.mark.slow)
+        for flags in SYSTEMS
+    ],
+    ids=lambda f: "-".join(f[1::2])[:40],
+)
 def test_every_system(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     maps = [] if flags[1] in ("linear-ae", "ppca") or "--map" in flags else ["--hidden", "16"]
     assert (
