@@ -187,8 +187,9 @@ def predictive() -> PredictiveCheck:
 
 def site_draws() -> PredictiveDraws:
     data, means, replicates, new = normal(N, 3), normal(N, 3), normal(20, N, 3), normal(20, N, 3)
-    kinds = ("continuous", "count", "category")
-    return PredictiveDraws("x", (3,), kinds, data, means, replicates, new, False)
+    return PredictiveDraws(
+        "x", (3,), ("continuous", "count", "category"), data, means, replicates, new, False
+    )
 
 
 def quantity(name: str = "z[0]") -> calibration.Quantity:

@@ -15,7 +15,7 @@ from pyroae.data.loading import load
 from pyroae.data.preprocessing import is_grey
 from pyroae.errors import ConfigError, DataError
 from pyroae.runs.default_likelihood import completed
-from pyroae.runs.loading import splits_of, standardization_of
+from pyroae.runs.loading import splits_of
 
 DRAW = np.random.default_rng(0)
 REAL = DRAW.normal(300.0, 50.0, (60, 2))
@@ -139,9 +139,9 @@ def test_a_mixed_table(table: str) -> None:
     assert splits.train.x[:, 0].mean().item() == pytest.approx(0, abs=1e-5)
     other = Path(table).with_name("b.csv")
     pd.read_csv(table).assign(a=1e4).to_csv(other, index=False)
-    by = standardization_of(chosen.config)
+    by = splits.standardization
     assert by is not None
-    far = splits_of(chosen.config, str(other)).train.x[:, 0]
+    far = splits_of(chosen.config, str(other), by=by).train.x[:, 0]
     assert far[0].item() == pytest.approx((1e4 - by.mean[0].item()) / by.deviation[0].item())
     assert completed(chosen.config).sentence == ""
 
