@@ -16,6 +16,10 @@ class DataError(PyroaeError, ValueError):
     """Data that cannot be read, or that the chosen likelihood has no density for."""
 
 
+class UnknownScaleError(DataError):
+    """Stored whole numbers of which nothing says whether they are grey levels or counts."""
+
+
 class ProgramError(PyroaeError, ValueError):
     """A Pyro program that breaks the contract of an objective; the message names the site."""
 

@@ -559,7 +559,7 @@ FILES = {
         "values from",
     ),
     "binarizing what is not grey": (
-        lambda p: saved(p, np.arange(800.0).reshape(200, 4)),
+        lambda p: [*saved(p, np.arange(800.0).reshape(200, 4)), "--binarize", "dynamic"],
         "binarization needs values in [0, 1]",
     ),
     "too few": (lambda p: saved(p, np.eye(2)), "leave none to train on"),

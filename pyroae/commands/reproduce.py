@@ -17,7 +17,7 @@ from pyroae.errors import RunError
 from pyroae.evaluation.results import Result
 from pyroae.names import import_all
 from pyroae.runs.contents import versions
-from pyroae.runs.loading import same_data, splits_of
+from pyroae.runs.loading import own_splits
 from pyroae.runs.run import Run, refuse_taken
 from pyroae.runtime.processes import say
 
@@ -43,7 +43,7 @@ def reproduce(run_directory: str, out: str | None, overwrite: bool) -> None:
     given = [(EvaluationSettings.from_dict(one), _part(one), one) for one in evaluations]
     path = Path(out) if out is not None else run.path.with_name(f"{run.path.name}-again")
     refuse_taken(path, overwrite)
-    same_data(run, splits_of(run.config))
+    own_splits(run)
     again, _ = train_run(run.config.but(logger=None), path, overwrite)
     for settings, part, options in given:
         evaluate(str(path), settings, part, imports=options.get("imports", ()))

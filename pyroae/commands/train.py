@@ -26,7 +26,7 @@ from pyroae.runs.loading import (
     find_parameters,
     fits,
     own_parameters,
-    same_data,
+    own_splits,
     splits_of,
 )
 from pyroae.runs.loggers import check_loggers, loggers_of
@@ -61,7 +61,7 @@ def train_run(config: RunConfig, path: Path, overwrite: bool) -> tuple[Run, FitR
     """
     refuse_taken(path, overwrite)
     check_loggers(config.logger)
-    splits, system, objective = _prepared(config)
+    splits, system, objective = _prepared(config, splits_of(config))
     check(system, splits.train, splits.valid, objective, config.training)
     fabric = launch_fabric(config.training)
     with _writing(fabric, path):
@@ -105,8 +105,7 @@ def resume_run(run: Run, settings: Mapping[str, Any], checkpoint: str) -> tuple[
         )
     if state is not None:
         _refuse_passed(run, config, state)
-    splits, system, objective = _prepared(config)
-    same_data(run, splits)
+    splits, system, objective = _prepared(config, own_splits(run, config))
     if state is not None:
         find_parameters(system, splits.train, config)
         fits(run, state, system)
@@ -140,8 +139,7 @@ def _writing(fabric: "Fabric", path: Path) -> AbstractContextManager[None]:
     return locked(path, "run") if fabric.is_global_zero else nullcontext()
 
 
-def _prepared(config: RunConfig) -> tuple[Splits, nn.Module, ObjectiveBase]:
-    splits = splits_of(config)
+def _prepared(config: RunConfig, splits: Splits) -> tuple[Splits, nn.Module, ObjectiveBase]:
     torch.manual_seed(config.seed)
     return (
         splits,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyroae.config import SCALES
-from pyroae.errors import ConfigError, DataError, unknown_name
+from pyroae.errors import ConfigError, DataError, UnknownScaleError, unknown_name
 
 DTYPES = {torch.float32: np.float32, torch.float64: np.float64, torch.float16: np.float16}
 """The NumPy type of each floating-point type of torch that data are stored in."""
@@ -126,7 +126,8 @@ def limits_of(
         values that are grey levels, as in `is_grey`; else None, which leaves the values unchanged.
 
     Raises:
-        DataError: If uint8 values of which one exceeds 1 may be grey levels, counts or codes.
+        UnknownScaleError: If uint8 values of which one exceeds 1 may be grey levels, counts or
+            codes.
         ConfigError: If `value_range` is not a pair of finite numbers in ascending order.
     """
     check_range(value_range)
@@ -135,7 +136,7 @@ def limits_of(
     if dtype != np.uint8 or largest <= 1:
         return None
     if not is_grey(shape, largest):
-        raise DataError(
+        raise UnknownScaleError(
             f"{name} holds uint8 values up to {largest:g}, which may be grey levels, counts or "
             "codes: give the scale 255 to divide them by 255, or the scale none to leave them as "
             "stored"

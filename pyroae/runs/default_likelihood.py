@@ -97,6 +97,8 @@ def suggestion_for(config: RunConfig) -> Suggestion | None:
     values = source.values
     if values.dtype.kind not in "buif" or values.ndim < 2 or not values.size:
         return None
+    if np.isinf(values).any():
+        return None
     if source_limits(source, value_range_of(config)) not in (None, (0.0, 1.0)):
         return None
     columns = None if config.condition is None else Conditioning.named(config.condition)

@@ -20,7 +20,7 @@ from pyroae.data.partial_labels import partly_labelled
 from pyroae.data.preprocessing import range_of
 from pyroae.data.sources import named
 from pyroae.data.standardizing import Standardization, standardized
-from pyroae.errors import DataError, RunError
+from pyroae.errors import DataError, RunError, UnknownScaleError
 from pyroae.evaluation.blocks import Data
 from pyroae.evaluation.results import Result
 from pyroae.likelihoods import Bernoulli, Mixed
@@ -95,8 +95,7 @@ def load_run(path: str | Path, checkpoint: str | None = None) -> LoadedRun:
         DataError: If the data cannot be read, or have changed.
     """
     run = Run(path)
-    splits = splits_of(run.config)
-    same_data(run, splits)
+    splits = own_splits(run)
     system = trained(run, checkpoint, splits.train)
     snapshots = Snapshots(
         run.snapshots, lambda epoch: trained(run, snapshot_name(epoch), splits.train)
@@ -292,7 +291,7 @@ def trained(
     """
     if run.config.program is None:
         return run.autoencoder(checkpoint)
-    part = splits_of(run.config).train if part is None else part
+    part = own_splits(run).train if part is None else part
     system = zoo.system_from(run.config, run.shape, len(run.condition_names))
     find_parameters(system, part, run.config)
     run.restore(system, checkpoint)
@@ -371,6 +370,33 @@ def fits(run: Run, state: State, system: nn.Module) -> None:
         )
 
 
+def own_splits(run: Run, config: RunConfig | None = None) -> Splits:
+    """Load the data of a run.
+
+    Args:
+        run: The run.
+        config: Its configuration with other settings of where it is carried out; by default its
+            own.
+
+    Returns:
+        Its training, validation and test data.
+
+    Raises:
+        DataError: If they cannot be read, or have changed. Before version 0.4 all uint8 values were
+            divided by 255; where they may be counts, the message says how config.yaml keeps that.
+    """
+    try:
+        splits = splits_of(run.config if config is None else config)
+    except UnknownScaleError as error:
+        raise UnknownScaleError(
+            f"{str(error).partition(':')[0]}; before version 0.4, of which the run '{run.path}' "
+            "seems to be, all were divided by 255: to keep that, add the line 'scale: 255' to "
+            f"'{run.path / 'config.yaml'}'"
+        ) from None
+    same_data(run, splits)
+    return splits
+
+
 def same_data(run: Run, splits: Splits) -> None:
     """Refuse data that have changed since a run.
 
@@ -419,12 +445,9 @@ def splits_for(run: Run, part: Part) -> Splits:
     Raises:
         DataError: If the run's data have changed, or other data cannot be read.
     """
-    names = () if part.data is None else run.condition_names
-    by = None if part.data is None else standardization_of(run)
-    splits = splits_of(run.config, part.data, names, by)
     if part.data is None:
-        same_data(run, splits)
-    return splits
+        return own_splits(run)
+    return splits_of(run.config, part.data, run.condition_names, standardization_of(run))
 
 
 def chosen(run: Run, part: Part, splits: Splits) -> Dataset | Arguments:

@@ -217,6 +217,8 @@ class Run(Shown):
     def _check_record(self, record: Any, checkpoint: str) -> None:
         """Check that a checkpoint was saved with the settings of config.yaml."""
         own = {**self.config.to_dict(), "fingerprint": self.fingerprint}
+        if "scale" not in record:  # before version 0.4; config.yaml may say it since
+            record = {**record, "scale": self.config.scale}
         record = {**RunConfig().to_dict(), **record}  # a run of version 0.1 has fewer settings
         for name, value in own.items():
             if name not in (*WHERE, *EXTENDED) and record.get(name) != value:

@@ -6,6 +6,7 @@ quadrature over z gives log p(x).
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyro
 import pytest
 from torch import Tensor
 
@@ -213,3 +216,39 @@ def test_on_ray() -> None:
     assert started(*STUDY, "--executor", "ray", "--out", "there").wait(300) == 0
     assert main(["compare", *STUDY, "--out", "here"]) == 0
     assert table("there") == table("here")
+
+
+GLOBAL = '''
+"""The mean of Gaussian data, unknown."""
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer.autoguide import AutoNormal
+
+
+def model(x):
+    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(theta, 1.0).expand([len(x), 2]).to_event(1), obs=x)
+
+
+def build():
+    return model, AutoNormal(model, init_scale=0.01)
+'''
+
+
+def test_global_latents(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Held-out log p(x) under q(θ), which is narrow: that of a Gaussian with the learned mean."""
+    (here / "own_mean.py").write_text(GLOBAL)
+    x = np.random.default_rng(0).normal(1.5, 1.0, (100, 2)).astype(np.float32)
+    np.save(here / "x.npy", x)
+    own = ["--program", "own_mean.py:build", "--data", "x.npy", "--test-fraction", "0.2"]
+    more = ["--epochs", "20", "--lr", "5e-2", "--batch-size", "72", "--num-particles", "8"]
+    assert main(["train", *own, *more, "--out", "run"]) == 0
+    assert main(["evaluate", "run", "--num-particles", "100"]) == 0
+    held_out: Any = pyroae.load_run("run").data.test
+    theta = pyro.param("AutoNormal.locs.theta").item()
+    assert theta > 0.5  # it starts at about 0
+    exact = 0.5 * (held_out.x - theta).square().sum(-1).mean().item() + math.log(2 * math.pi)
+    assert figures("run")["nll"]["estimate"] == pytest.approx(exact, abs=0.02)
