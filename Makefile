@@ -70,4 +70,4 @@ pyro-tests: setup
 	$(BIN)/python -m benchmarks.pyro_tests $(PYRO)
 
 clean:
-	rm -rf $(VENV) site runs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) site jupyter_execute runs .mypy_cache .pytest_cache .ruff_cache

@@ -89,77 +89,6 @@ if TYPE_CHECKING:
     from pyroae.training import FitResult, Keeper, State, fit, fit_ensemble
     from pyroae.weights import LogWeights, log_weights
 
-_MODULES = [
-    "corruptions",
-    "likelihoods",
-    "nn",
-    "objectives",
-    "plots",
-    "posteriors",
-    "priors",
-    "testing",
-    "zoo",
-]
-
-_HOMES = {
-    "pyroae.autoencoder": ["Autoencoder"],
-    "pyroae.comparison.budget": ["Budget"],
-    "pyroae.comparison.results": ["Comparison"],
-    "pyroae.compilation.svi": ["Compiled", "compile"],
-    "pyroae.config": ["RunConfig", "Scoring", "TrainConfig"],
-    "pyroae.data": ["Dataset", "Splits", "load"],
-    "pyroae.runs.loading": ["LoadedRun", "load_run"],
-    "pyroae.runtime.processes": ["Share"],
-    "pyroae.elpd": ["to_elpd"],
-    "pyroae.errors": ["PyroaeError"],
-    "pyroae.evaluation": [
-        "BDMC",
-        "AISEstimate",
-        "AISSettings",
-        "Calibration",
-        "CalibrationSettings",
-        "Diagnostics",
-        "Evaluation",
-        "EvaluationSettings",
-        "Gaps",
-        "Imputation",
-        "Information",
-        "LikelihoodEstimate",
-        "Local",
-        "Mixture",
-        "PredictiveCheck",
-        "PredictiveDraws",
-        "QuadratureEstimate",
-        "RateDistortion",
-        "ais",
-        "bdmc",
-        "calibration_to_datatree",
-        "diagnose",
-        "enumerated_log_likelihood",
-        "evaluate",
-        "exact_log_likelihood",
-        "gaps",
-        "heavy_tailed",
-        "impute",
-        "information",
-        "log_likelihood",
-        "measure_calibration",
-        "measure_gradients",
-        "measure_slopes",
-        "parameter_groups",
-        "predictive_check",
-        "predictive_draws",
-        "quadrature",
-        "widened",
-    ],
-    "pyroae.inference_data": ["to_datatree"],
-    "pyroae.objectives": ["AnalyticKL", "Bound", "Objective", "TraceELBO"],
-    "pyroae.studies.comparison_tree": ["comparison_to_datatree"],
-    "pyroae.studies.loading": ["LoadedStudy", "load_study"],
-    "pyroae.studies.trainings": ["Variant", "compare_training"],
-    "pyroae.training": ["FitResult", "Keeper", "State", "fit", "fit_ensemble"],
-    "pyroae.weights": ["LogWeights", "log_weights", "prior_of"],
-}
 __all__ = [
     "BDMC",
     "AISEstimate",
@@ -245,4 +174,4 @@ __all__ = [
     "zoo",
 ]
 
-__getattr__, __dir__ = lazy_exports(__name__, _HOMES, _MODULES)
+__getattr__, __dir__ = lazy_exports(__name__)

@@ -1,44 +1,58 @@
 """Names of a package that are imported at their first use (PEP 562)."""
 
+import ast
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
+from functools import cache
 from importlib import import_module
+from pkgutil import get_data
 
 
-def lazy_exports(
-    package: str, homes: Mapping[str, Iterable[str]], modules: Iterable[str] = ()
-) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+def lazy_exports(package: str) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
     """Return `__getattr__` and `__dir__` of a package whose names are imported at their first use.
 
-    A command then imports only the modules that it uses.
+    A command then imports only the modules that it uses. The names are those that the package
+    imports under `if TYPE_CHECKING:`, where type checkers find them too.
 
     Args:
         package: The name of the package.
-        homes: The names that it exports, by the module that defines them.
-        modules: The names of modules of the package that it exports.
 
     Returns:
         The functions `__getattr__` and `__dir__` of the package.
 
-    >>> find, _ = lazy_exports("json", {"json.decoder": ["JSONDecoder"]})
-    >>> find("JSONDecoder")
-    <class 'json.decoder.JSONDecoder'>
-    >>> find("jsn")
+    >>> import pyroae.runs
+    >>> find, _ = lazy_exports("pyroae.runs")
+    >>> find("Run")
+    <class 'pyroae.runs.run.Run'>
+    >>> find("Rum")
     Traceback (most recent call last):
-    AttributeError: module 'json' has no attribute 'jsn'
+    AttributeError: module 'pyroae.runs' has no attribute 'Rum'
     """
-    home_of = {name: home for home, names in homes.items() for name in names}
 
     def find(name: str) -> object:
-        if name in modules:
-            return import_module(f"{package}.{name}")
-        if name not in home_of:
+        home = _homes(package).get(name)
+        if home is None:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
-        value = getattr(import_module(home_of[name]), name)
+        if home == package:
+            return import_module(f"{package}.{name}")
+        value = getattr(import_module(home), name)
         setattr(sys.modules[package], name, value)
         return value
 
     def names() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *home_of, *modules})
+        return sorted({*vars(sys.modules[package]), *_homes(package)})
 
     return find, names
+
+
+@cache
+def _homes(package: str) -> dict[str, str]:
+    """The module of each name that a package imports under `if TYPE_CHECKING:`."""
+    source = ast.parse(get_data(package, "__init__.py") or b"")
+    blocks = [
+        node.body
+        for node in source.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    imports = [node for block in blocks for node in block if isinstance(node, ast.ImportFrom)]
+    return {alias.name: node.module or package for node in imports for alias in node.names}

@@ -46,7 +46,7 @@ OTHER: dict[str, Any] = {
     "system": "m2",
     "data": "some file, with: signs.csv",
     "data_root": "elsewhere",
-    "label": "species",
+    "labels": "species",
     "array": "group/x",
     "value_range": (0.0, 16.0),
     "channels": "last",

@@ -1,5 +1,6 @@
 """What a user of Pyro writes in pyroae instead: each row of docs/from-pyro.md, by its numbers."""
 
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -13,8 +14,12 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import (
+    MCMC,
+    NUTS,
     SVI,
     EnergyDistance,
+    Importance,
+    JitTrace_ELBO,
     Predictive,
     RenyiELBO,
     ReweightedWakeSleep,
@@ -44,6 +49,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 PAGE = Path(__file__).parents[1] / "docs" / "from-pyro.md"
 X = (0.5, -1.0, 2.0, 0.3)
 SEED = 3
+JIT = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")  # deprecated by torch
 
 
 class Pair(nn.Module):
@@ -215,38 +221,111 @@ def test_tensor_monte_carlo_of_one_site_is_iwae() -> None:
     assert abs(losses.mean() - ours.mean()) < 4.5 * error
 
 
+def mean_model(pair: Any, x: Tensor) -> None:
+    """x ~ N(a, 1) without z: the gradient of a, N (x̄ − a), does not depend on the draws."""
+    pyro.param("a", pair.a)
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(pair.a, 1.0), obs=x)
+
+
+def prior_guide(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+def fit_mean(**settings: Any) -> float:
+    """The `a` that `fit` finds in steps of SGD on all data, from a = 0.1."""
+    pyro.clear_param_store()
+    pair = Pair()
+    config = pyroae.TrainConfig(
+        batch_size=len(X), optimizer="SGD", lr=0.1, accelerator="cpu", precision="64-true",
+        compile=False, keep="last", **settings,
+    )  # fmt: skip
+    programs = partial(mean_model, pair), prior_guide
+    pyroae.fit(programs, data(), TraceELBO(), config, progress=False)
+    return pair.a.item()
+
+
 def test_the_loss_of_fit_is_that_of_svi_per_datum() -> None:
-    """The gradient of fit is 1/N of that of SVI: with 1/N of the learning rate the same steps.
-
-    x ~ N(a, 1) without z: the gradient of a, N (x̄ − a), does not depend on the draws.
-    """
-
-    def model(pair: Any, x: Tensor) -> None:
-        pyro.param("a", pair.a)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(pair.a, 1.0), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(0.0, 1.0))
-
-    first, second = Pair(), Pair()
+    """The gradient of fit is 1/N of that of SVI: with 1/N of the learning rate the same steps."""
+    pair = Pair()
     optimizer = pyro.optim.SGD({"lr": 0.1 / len(X)})
-    svi = SVI(partial(model, first), guide, optimizer, loss=TraceELBO())
+    svi = SVI(partial(mean_model, pair), prior_guide, optimizer, loss=TraceELBO())
     for _ in range(3):
         svi.step(data())
-    pyro.clear_param_store()
+    mean = data().mean()
+    expected = (mean + (0.1 - mean) * 0.9**3).item()  # a ← a + 0.1 (x̄ − a)
+    assert pair.a.item() == pytest.approx(expected, rel=1e-10)
+    assert fit_mean(epochs=3) == pytest.approx(expected, rel=1e-10)
+
+
+def test_a_cosine_schedule_is_that_of_torch_in_pyro() -> None:
+    """Pyro's scheduler is stepped by hand; `fit` spreads its own over all steps."""
+    pair = Pair()
+    scheduler = pyro.optim.CosineAnnealingLR(
+        {"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.1 / len(X)}, "T_max": 4}
+    )
+    svi = SVI(partial(mean_model, pair), prior_guide, scheduler, loss=TraceELBO())
+    for _ in range(4):
+        svi.step(data())
+        scheduler.step()
+    assert fit_mean(epochs=4, schedule="cosine") == pytest.approx(pair.a.item(), rel=1e-10)
+    assert fit_mean(epochs=4) != pytest.approx(pair.a.item(), rel=1e-3)
+
+
+def test_clipped_adam_clips_elements_and_grad_clip_the_norm() -> None:
+    """One step of SGD with grad_clip = c has the length lr c; Adam's first mean is 0.1 of g."""
+    clip = 0.01
+    pair = Pair()
+    optimizer = pyro.optim.ClippedAdam({"lr": 0.1, "clip_norm": clip})
+    SVI(pair.model, pair.guide, optimizer, loss=TraceELBO()).step(data())
+    means = [o.state[p]["exp_avg"].abs().item() for p, o in optimizer.optim_objs.items()]
+    assert means == pytest.approx([0.1 * clip] * 3)
+    start, pair = Pair(), Pair()
     config = pyroae.TrainConfig(
-        epochs=3, batch_size=len(X), optimizer="SGD", lr=0.1, accelerator="cpu",
+        epochs=1, batch_size=len(X), optimizer="SGD", lr=0.1, grad_clip=clip, accelerator="cpu",
         precision="64-true", compile=False, keep="last",
     )  # fmt: skip
-    programs = partial(model, second), guide
-    pyroae.fit(programs, data(), TraceELBO(), config, progress=False)
-    mean = data().mean()
-    expected = mean + (0.1 - mean) * 0.9**3  # a ← a + 0.1 (x̄ − a)
-    assert first.a.item() == pytest.approx(expected.item(), rel=1e-10)
-    assert second.a.item() == pytest.approx(expected.item(), rel=1e-10)
+    pyroae.fit((pair.model, pair.guide), data(), TraceELBO(), config, progress=False)
+    change = [(b - a).item() for a, b in zip(start.parameters(), pair.parameters(), strict=True)]
+    assert torch.tensor(change).norm().item() == pytest.approx(0.1 * clip, rel=1e-4)
+    assert max(map(abs, change)) < 0.99 * 0.1 * clip  # several elements share the norm
+
+
+def traced_pair() -> tuple[Any, JitTrace_ELBO]:
+    """Programs that Pyro has traced. It traces again where the `id` of a program is another, and
+    each access to a method makes another object: here it is kept.
+    """
+    pair: Any = Pair()
+    pair.model, pair.guide = pair.model, pair.guide
+    jit = JitTrace_ELBO(ignore_jit_warnings=True)
+    jit.loss_and_grads(pair.model, pair.guide, data())
+    return pair, jit
+
+
+@JIT
+def test_jit_trace_elbo_has_the_loss_of_trace_elbo() -> None:
+    pair, jit = traced_pair()
+    expected = value_and_gradient(jit, pair, data())
+    found = value_and_gradient(TraceELBO(), pair, data())
+    assert found[0] == pytest.approx(expected[0], rel=1e-10)
+    assert torch.allclose(found[1], expected[1], rtol=1e-8)
+
+
+@JIT
+@pytest.mark.slow
+def test_a_compiled_step_has_the_loss_of_jit_trace_elbo() -> None:
+    """The learning rate is 0, so that every step has the same parameters."""
+    pair, jit = traced_pair()
+    expected = value_and_gradient(jit, pair, data())[0]
+    svi = pyroae.compile(
+        pair.model, pair.guide, TraceELBO(), lambda parameters: torch.optim.SGD(parameters, lr=0.0)
+    )
+    svi.step(data())  # the eager one
+    for _ in range(2):
+        pyro.set_rng_seed(SEED)
+        assert svi.step(data()).item() == pytest.approx(expected, rel=1e-10)
 
 
 @pytest.mark.slow
@@ -303,6 +382,21 @@ def test_importance_weights_and_psis() -> None:
     )
 
 
+def test_importance_estimates_log_px() -> None:
+    """Under q = p(z|x) all weights are equal, and both are exact: Pyro's of all data together."""
+    pair = Pair()
+    with torch.no_grad():
+        pair.a.fill_(0.0)
+        pair.w.fill_(0.5)
+        pair.log_s.fill_(0.5 * math.log(0.5))
+    exact = dist.Normal(0.0, 2**0.5).log_prob(data())
+    together = Importance(pair.model, pair.guide, num_samples=3).run(data()).get_log_normalizer()
+    assert together.item() == pytest.approx(exact.sum().item(), rel=1e-10)
+    estimate = pyroae.log_likelihood(pair.model, pair.guide, data(), num_particles=3, seed=0)
+    assert torch.allclose(estimate.log_px.double(), exact, rtol=1e-6)
+    assert (estimate.se < 1e-6).all()
+
+
 def test_predictive() -> None:
     """The posterior predictive mean E_q[a + z] = a + w x of both."""
     pair = Pair()
@@ -325,6 +419,18 @@ def test_annealing_draws_from_the_posterior_where_one_would_run_mcmc() -> None:
     exact = (data() - pair.a.detach()) / 2
     assert torch.allclose(z.mean(0).double(), exact, atol=4.5 * 0.5**0.5 / 32**0.5)
     assert ((z.std(0).double() - 0.5**0.5).abs() < 0.25).all()
+
+
+def test_mcmc_takes_the_programs_of_a_system() -> None:
+    """NUTS on a PPCA: draws around the exact posterior mean, M⁻¹ Wᵀ(x − b), of two data."""
+    system: Any = pyroae.zoo.ppca(4, latent=1, exact=True).double()
+    x = torch.tensor([[1.0, 0.5, -0.5, 2.0], [-1.0, 0.0, 1.5, 0.2]])
+    mcmc = MCMC(NUTS(system.model), num_samples=60, warmup_steps=30, disable_progbar=True)
+    mcmc.run(x)
+    (z,) = mcmc.get_samples().values()
+    posterior = poutine.trace(system.guide).get_trace(x).nodes["z"]["fn"]
+    assert z.shape == (60, 2, 1)
+    assert ((z.mean(0) - posterior.mean).abs() < 4.5 * posterior.stddev / 15**0.5).all()
 
 
 @pytest.mark.parametrize("what", ["scale", "mask", "subsample"])
@@ -401,7 +507,7 @@ def test_every_name_of_the_page_has_a_row() -> None:
     names = ("Trace_ELBO", "TraceMeanField_ELBO", "TraceGraph_ELBO", "TraceEnum_ELBO",
                  "RenyiELBO", "ReweightedWakeSleep", "TraceTMC_ELBO", "JitTrace_ELBO", "SVI",
                  "Predictive", "psis_diagnostic", "MCMC", "poutine.scale", "subsample_size",
-                 "config_enumerate",
+                 "config_enumerate", "Importance", "ClippedAdam", "vectorized_importance_weights",
                  "pyro.optim", "EnergyDistance", "max_plate_nesting")  # fmt: skip
     for name in names:
         assert re.search(rf"^\| [^|]*\b{re.escape(name)}\b", text, re.MULTILINE), name

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyroae.autoencoder import Autoencoder
 from pyroae.commands.evaluation_figures import figures
 from pyroae.commands.evaluation_files import PartFiles
-from pyroae.commands.evaluation_notes import note_of_units, notes_of
+from pyroae.commands.evaluation_notes import notes_of
 from pyroae.commands.evaluation_tables import results_table, sandwich_table
 from pyroae.commands.snapshots import write_evaluations
 from pyroae.config import ALL, EvaluationSettings, Part, TrainConfig
@@ -36,16 +36,17 @@ from pyroae.runs.evaluated_curves import GROUP, curve_in, to_group
 from pyroae.runs.loading import (
     arguments_in,
     chosen,
+    log_units_of,
     own_parameters,
     placed,
     splits_for,
-    standardization_of,
     trained,
 )
 from pyroae.runs.parts import EvaluatedPart, by_part, name_of_data, weights_of
 from pyroae.runs.report import write_report
 from pyroae.runs.run import Run, device_of
 from pyroae.runs.snapshots import weights_along_training
+from pyroae.runs.tree_units import tree_in_units
 from pyroae.runs.trees import curve_group, describe, likelihood_in
 from pyroae.runtime.links import report_line
 from pyroae.runtime.processes import WHOLE, say
@@ -54,6 +55,12 @@ from pyroae.training.preflight import check_data
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from xarray import DataTree
+
+OF_VALUES = (
+    *("reconstructions", "curves", "marginals", "pairs", "fitted", "columns", "samples"),
+    *("predictive_check", "extremes", "filters", "manifold", "pseudo_inputs"),
+)
+"""Pictures of values of x, which are those that the model sees."""
 
 
 @own_parameters()
@@ -124,7 +131,7 @@ def evaluate(
     Console().print(results_table(rows))
     if len(sandwich_of(rows)) > 2:
         Console().print(sandwich_table(rows))
-    for line in [*notes_of(found), *note_of_units(standardization_of(run.config))]:
+    for line in notes_of(found):
         say(line)
     if along:
         (kept,) = set(along) - set(evaluations)
@@ -215,6 +222,8 @@ def evaluate_run(
         posterior=exact_draws(system, x, found, settings),
         seed=settings.seed,
     )
+    if found.log_units is not None and isinstance(dataset, Dataset):
+        tree = tree_in_units(tree, dataset, found.log_units)
     if found.annealed is not None and found.annealed.rate_distortion is not None:
         tree[GROUP] = to_group(found.annealed.rate_distortion, getattr(dataset, "labels", None))
     if found.likelihood is not None:
@@ -224,13 +233,22 @@ def evaluate_run(
     drawn = figures(
         system, dataset.to(_device(run, fabric)), whole, sandwich_of(rows), curve_in(tree)
     )
-    files.write(rows, tree, _pictures(drawn, files.part, rows, tree), options)
+    files.write(
+        rows,
+        tree,
+        _pictures(drawn, files.part, rows, tree, run.config.scale == "standard"),
+        options,
+    )
     write_report(run)
     return found
 
 
 def _pictures(
-    drawn: Mapping[str, Figure], part: EvaluatedPart, rows: Sequence[Result], tree: "DataTree"
+    drawn: Mapping[str, Figure],
+    part: EvaluatedPart,
+    rows: Sequence[Result],
+    tree: "DataTree",
+    is_standardized: bool,
 ) -> dict[str, bytes]:
     """Pictures as files, each with a line that says which data, method and K it is of."""
     results, pictures = by_name(rows), {}
@@ -245,7 +263,8 @@ def _pictures(
             methods = [f"curve: {about['method']}, K = {about['num_particles']:,}"] + [
                 f"point: {method}" for method in methods
             ]
-        caption = "; ".join([part.title, *dict.fromkeys(methods)])
+        remarks = ["standardized values"] if is_standardized and name.startswith(OF_VALUES) else []
+        caption = "; ".join([part.title, *dict.fromkeys(methods), *remarks])
         texts = {"part": part.folder, "Title": picture.label}
         pictures[name] = rendered(figure, caption=caption, **texts)
     return pictures
@@ -273,6 +292,7 @@ def _evaluated(
         share=share,
         labels=getattr(dataset, "labels", None),
         classes=run.condition_names,
+        log_units=log_units_of(system, dataset),
     )
     return system, x, found
 

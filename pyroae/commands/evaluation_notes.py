@@ -1,6 +1,5 @@
 """Sentences of `pyroae evaluate` on how far its figures can be trusted."""
 
-from pyroae.data.standardizing import Standardization
 from pyroae.evaluation.annealing.estimates import AISEstimate
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate
 from pyroae.evaluation.importance.streams import LEAST_ESS, LEAST_FOR_PSIS
@@ -18,6 +17,12 @@ def notes_of(found: Evaluation) -> list[str]:
         The sentences.
     """
     notes = []
+    if found.log_units is not None:
+        notes.append(
+            "log p(x), bounds and distortion are densities in the units of the data file: those of "
+            f"the standardized values less {found.log_units.mean():.3f} nats per datum (the sum of "
+            "log deviations); squared errors and pictures are of standardized values"
+        )
     if found.likelihood is not None:
         notes += [*_of_likelihood(found.likelihood), *_from_above(found.likelihood)]
     for name, annealed in (
@@ -59,30 +64,6 @@ def notes_of(found: Evaluation) -> list[str]:
     if found.undefined:
         notes.append(f"no log-likelihood: {found.undefined}")
     return notes
-
-
-def note_of_units(by: Standardization | None) -> list[str]:
-    """Say which units a log-likelihood of standardized values is in.
-
-        NLL as stored = NLL standardized + Σ_j log deviation_j
-
-    Args:
-        by: How the data were standardized, or None.
-
-    Returns:
-        One sentence, or none for data as stored.
-
-    >>> import torch
-    >>> note_of_units(Standardization(torch.zeros(2), torch.tensor([1.0, 10.0])))
-    ['log p(x) is that of the standardized values: ... every NLL is 2.303 more']
-    """
-    if by is None:
-        return []
-    shift = float(by.deviation.log().sum())
-    return [
-        "log p(x) is that of the standardized values: in the units of the file every NLL is "
-        f"{abs(shift):.3f} {'more' if shift >= 0 else 'less'}"
-    ]
 
 
 def _of_likelihood(estimate: LikelihoodEstimate) -> list[str]:

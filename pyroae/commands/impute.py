@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from pyroae.autoencoder import Autoencoder
-from pyroae.config import RunConfig
 from pyroae.config.checks import at_least_one
 from pyroae.data.arrays import Source
 from pyroae.data.conditions import Conditioning
@@ -97,8 +96,8 @@ def impute(
 def _write(path: Path, found: Imputation, dataset: Dataset, run: Run, data: str) -> None:
     """Write the imputation in the units of the source."""
     config = run.config
-    source = read(data, config.data_root, labels=config.label, array=config.array)
-    low, unit = _units(source, config)
+    source = read(data, config.data_root, labels=config.labels, array=config.array)
+    low, unit = _units(source, run)
     names, is_missing = _names(source.columns, run, found.x.shape[1]), found.is_missing.numpy()
     stored = _stored(source, names)
     arrays = {
@@ -110,7 +109,7 @@ def _write(path: Path, found: Imputation, dataset: Dataset, run: Run, data: str)
         arrays |= {"se": unit * found.se.numpy(), **others}
         guarded(path, lambda file: file.write_bytes(_archive(arrays)))
         return
-    table = _table(arrays["x"], names, dataset, config.label or "label")
+    table = _table(arrays["x"], names, dataset, config.labels or "label")
     tables = [table] + [
         table.assign(**dict(zip(table.columns[: draw.shape[1]], draw.T, strict=True)))
         for draw in arrays["draws"]
@@ -125,11 +124,11 @@ def _write(path: Path, found: Imputation, dataset: Dataset, run: Run, data: str)
         guarded(path, lambda file: file.write_bytes(content))
 
 
-def _units(source: Source, config: RunConfig) -> tuple[Any, Any]:
+def _units(source: Source, run: Run) -> tuple[Any, Any]:
     """What a value of 0 is in the source, and the size of 1: numbers, or arrays `[d]`."""
-    if (by := standardization_of(config)) is not None:
+    if (by := standardization_of(run)) is not None:
         return by.mean.numpy(), by.deviation.numpy()
-    low, high = source_limits(source, value_range_of(config)) or (0.0, 1.0)
+    low, high = source_limits(source, value_range_of(run.config)) or (0.0, 1.0)
     return low, high - low
 
 

@@ -86,7 +86,7 @@ def sample(
         out,
         "samples.png",
         lambda: (
-            data_pictures(program, args, part.shape).table("pairs", "marginals")
+            data_pictures(program, args, part).table("pairs", "marginals")
             or plots.samples(program, num, seed, args, part.shape)
         ),
     )
@@ -153,7 +153,7 @@ def _beside_data(run: Run, system: Autoencoder, num: int) -> "Figure | None":
         return None
     part = part_of(run, Part(num_data=num))
     args = like_parameters(system, arguments_in(part))
-    return data_pictures(system, args).table("pairs", "marginals")
+    return data_pictures(system, args, part).table("pairs", "marginals")
 
 
 @own_parameters()
@@ -183,7 +183,7 @@ def reconstruct(run_directory: str, part: Part, out: str | None) -> None:
         out,
         "reconstructions.png",
         lambda: (
-            data_pictures(system, args, dataset.shape).table("fitted")
+            data_pictures(system, args, dataset).table("fitted")
             or plots.reconstructions(system, args, shape=dataset.shape)
         ),
         caption=EvaluatedPart(
@@ -278,7 +278,7 @@ def _write(
 
         save(picture(), path, caption)
     else:
-        by = standardization_of(run.config)
+        by = standardization_of(run)
         table = x if by is None else by.inverse(x.cpu())
         _write_table(path, table, labels, _feature_names(run, x))
     say(f"{len(x)} rows: {path}" if path.suffix != ".png" else str(path))

@@ -20,6 +20,7 @@ from pyroae.objectives.base import ObjectiveBase
 from pyroae.priors import Flat
 from pyroae.runs.contents import versions
 from pyroae.runs.default_likelihood import completed
+from pyroae.runs.descriptions import standardized_text
 from pyroae.runs.loading import (
     arguments_in,
     find_parameters,
@@ -228,9 +229,11 @@ def draw_data(run: Run, splits: Splits) -> None:
     """
     from pyroae.plots.drawing import save
 
-    x = arguments_in(splits.train)[0]
+    train, x = splits.train, arguments_in(splits.train)[0]
     if x.is_floating_point() and x.dim() > 1:
-        save(plots.examples(x, splits.train.shape), run.path / "figures" / "data.png")
+        columns, labels = getattr(train, "columns", ()), getattr(train, "labels", None)
+        figure = plots.examples(x, train.shape, columns=columns, labels=labels)
+        save(figure, run.path / "figures" / "data.png")
 
 
 def train(
@@ -334,5 +337,6 @@ def _summary(run: Run, result: FitResult) -> str:
     )
     return (
         f"{stopped}{len(result.history)} epochs, {result.seconds:.1f} s; weights of epoch "
-        f"{last.epoch}: {which} negative bound {bound:.3f} nats per datum; {run.path}{skipped}"
+        f"{last.epoch}: {which} negative bound {bound:.3f} nats per datum"
+        f"{standardized_text(run.config)}; {run.path}{skipped}"
     )

@@ -49,7 +49,7 @@ SEMI_SUPERVISED = "m2"
 
 
 OF_DATA = (
-    *("data", "data_root", "label", "array", "value_range", "scale", "channels", "binarize"),
+    *("data", "data_root", "labels", "array", "value_range", "scale", "channels", "binarize"),
     *("valid_fraction", "test_fraction", "split_seed", "condition", "num_labels", "missing"),
 )
 """Settings of the data, which all trainings of a comparison share."""
@@ -75,7 +75,7 @@ class RunConfig(TrainConfig):
         system: What is trained where there is no program.
         data: The name of a dataset with its settings, or the path of a file.
         data_root: The folder of torchvision's datasets.
-        label: The column of a table, or the array of a file, that holds the labels; or none.
+        labels: The column of a table, or the array of a file, that holds the labels; or none.
         array: The array of a file that holds the data.
         value_range: LOW and HIGH of the data, which are mapped to 0 and 1. Where it is None, grey
             levels of type uint8 are mapped from [0, 255], but counts and codes are left as stored.
@@ -130,7 +130,7 @@ class RunConfig(TrainConfig):
         kind="dataset",
     )
     data_root: str = option("data", "folder in which torchvision keeps its datasets")
-    label: str | None = option(
+    labels: str | None = option(
         None, "column or array that holds the labels, or none (default: label, target, class or y)"
     )
     array: str | None = option(

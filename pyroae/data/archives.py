@@ -24,8 +24,8 @@ type Role = tuple[str, str]
 """A part of the data, train, test or valid, and a kind, data or labels."""
 
 
-OPTIONS = {"data": "array", "labels": "label"}
-"""The option that chooses an array of each kind."""
+OPTIONS = {"data": "array", "labels": "labels"}
+"""The argument that chooses an array of each kind."""
 
 
 PART = "train(?:ing)?|test(?:ing)?|val(?:id(?:ation)?)?"

@@ -33,6 +33,8 @@ from pyroae.runtime.short_text import memory_text, shape_text
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pyroae.data.standardizing import Standardization
+
 
 @dataclass(frozen=True, repr=False)
 class Dataset(Shown):
@@ -54,6 +56,7 @@ class Dataset(Shown):
             None to find it from the shape.
         columns: The names of the d features of a table; empty for other data.
         categories: The categories of each column of codes 0, 1, …, by the name of the column.
+        standardization: How the values were standardized; None for values as stored.
 
     References:
         Salakhutdinov and Murray (2008), On the Quantitative Analysis of Deep Belief Networks, for
@@ -72,6 +75,7 @@ class Dataset(Shown):
     channels: str | None = field(default=None, repr=False)
     columns: tuple[str, ...] = field(default=(), repr=False)
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    standardization: "Standardization | None" = field(default=None, repr=False)
 
     def _overview(self) -> Overview:
         rows = [("shape", shape_text(self.shape)), *self.facts.items()]
@@ -135,8 +139,8 @@ class Dataset(Shown):
           x           float32, 16 bytes
           labels      none
           condition   none
-          attributes  name, x, shape, labels, dynamic, stream, condition, condition_names,
-                      missing, channels
+          attributes  name, x, shape, labels, dynamic, stream, condition, condition_names, missing,
+                      channels, columns, categories
         """
         source = read(values, labels=labels)
         if source.test is not None or source.valid is not None:
@@ -278,6 +282,15 @@ class Dataset(Shown):
     def tensors(self) -> tuple[Tensor, ...]:
         """The arguments of a program: x `[N, d]`, and c `[N, C]` if there is a condition."""
         return (self.x,) if self.condition is None else (self.x, self.condition)
+
+    @property
+    def log_units(self) -> Tensor | None:
+        """What is subtracted from log p(x) for a density in the units of the source, `[N]`, nats.
+
+        None where the values are not standardized. See `Standardization.log_units`.
+        """
+        by = self.standardization
+        return None if by is None else by.log_units(self.x)
 
     @property
     def mean(self) -> Tensor:

@@ -97,7 +97,7 @@ class Reading:
     @property
     def names(self) -> dict[str, str]:
         """The names that are given, by option."""
-        given = {"label": self.label, "array": self.array}
+        given = {"labels": self.label, "array": self.array}
         return {option: name for option, name in given.items() if name is not None}
 
 
@@ -123,7 +123,7 @@ def _read(source: Any, how: Reading) -> Source:
 def _refuse_names(source: Any, how: Reading) -> None:
     """Refuse names of columns or arrays for a source that has none."""
     for option, name in how.names.items():
-        if not isinstance(source, Source) and (option, name) != ("label", NO_LABELS):
+        if not isinstance(source, Source) and (option, name) != ("labels", NO_LABELS):
             raise DataError(f"'{source}' has no {option} '{name}': it has no names to choose from")
 
 

@@ -68,6 +68,26 @@ class Standardization:
         """
         return ((x.double() - self.mean) / self.deviation).to(x.dtype)
 
+    def log_units(self, x: Tensor) -> Tensor:
+        """Return the constant between densities of standardized and of stored values.
+
+            log p(x stored) = log p(x standardized) − log_units,   log_units = Σ_j log deviation_j
+
+        The sum is over the observed features of each datum: log p(x) is that of these.
+
+        Args:
+            x: Data, standardized or as stored, `[N, d]`, NaN where missing.
+
+        Returns:
+            The constant of each datum, `[N]`, float64, in nats.
+
+        >>> by = Standardization(torch.zeros(2), torch.tensor([0.0, 1.0]).exp())
+        >>> by.log_units(torch.tensor([[0.0, 2.0], [0.0, float('nan')]])).tolist()
+        [1.0, 0.0]
+        """
+        each = self.deviation.double().log().to(x.device)
+        return torch.where(x.isnan(), 0.0, each).sum(-1)
+
     def inverse(self, x: Tensor) -> Tensor:
         """Return values in the units of the data.
 
@@ -116,11 +136,11 @@ def standardized(
     found = Standardization.of(train.x, columns) if by is None else by
 
     def changed(part: Dataset | None) -> Dataset | None:
-        return None if part is None else replace(part, x=found.apply(part.x))
+        return None if part is None else replace(part, x=found.apply(part.x), standardization=found)
 
     return replace(
         splits,
-        train=replace(train, x=found.apply(train.x)),
+        train=replace(train, x=found.apply(train.x), standardization=found),
         valid=changed(splits.valid),
         test=changed(splits.test),
         standardization=found,

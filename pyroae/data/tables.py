@@ -111,11 +111,11 @@ def _check_labels(title: str, names: list[str], labels: list[int]) -> None:
         quoted = " and ".join(f"'{names[i]}'" for i in labels)
         raise DataError(
             f"{title} has several columns named as labels, {quoted}: "
-            "name the one that holds them by label, or rename the features"
+            "give the one that holds them as labels, or rename the features"
         )
     if labels and names[labels[0]].lower() == "y" and "x" in map(str.lower, names):
         raise DataError(
-            f"'y' beside 'x' in {title} may be labels or a coordinate: give label y, or label none"
+            f"'y' beside 'x' in {title} may be labels or a coordinate: give labels as 'y' or 'none'"
         )
 
 

@@ -30,33 +30,6 @@ if TYPE_CHECKING:
     from pyroae.evaluation.site_draws import PredictiveDraws, predictive_draws
     from pyroae.evaluation.summary import Evaluation, evaluate
 
-_HOMES = {
-    "pyroae.config": ["AISSettings", "CalibrationSettings"],
-    "pyroae.config.evaluation": ["EvaluationSettings"],
-    "pyroae.evaluation.adaptive_quadrature": ["QuadratureEstimate", "quadrature"],
-    "pyroae.evaluation.annealing.bounds": ["ais", "bdmc"],
-    "pyroae.evaluation.annealing.estimates": ["BDMC", "AISEstimate"],
-    "pyroae.evaluation.annealing.rate_distortion": ["RateDistortion"],
-    "pyroae.evaluation.calibration": [
-        "Calibration",
-        "calibration_to_datatree",
-        "measure_calibration",
-    ],
-    "pyroae.evaluation.diagnostics": ["Diagnostics", "diagnose"],
-    "pyroae.evaluation.enumeration": ["enumerated_log_likelihood"],
-    "pyroae.evaluation.exact": ["exact_log_likelihood"],
-    "pyroae.evaluation.gradient_lab.groups": ["parameter_groups"],
-    "pyroae.evaluation.gradient_lab.measure": ["measure_gradients", "measure_slopes"],
-    "pyroae.evaluation.importance.likelihood": ["LikelihoodEstimate", "log_likelihood"],
-    "pyroae.evaluation.importance.proposals": ["Local", "Mixture", "heavy_tailed", "widened"],
-    "pyroae.evaluation.imputation": ["Imputation", "impute"],
-    "pyroae.evaluation.inference_gaps": ["Gaps", "gaps"],
-    "pyroae.evaluation.mutual_information": ["Information", "information"],
-    "pyroae.evaluation.predictive_checks": ["PredictiveCheck", "predictive_check"],
-    "pyroae.evaluation.site_draws": ["PredictiveDraws", "predictive_draws"],
-    "pyroae.evaluation.summary": ["Evaluation", "evaluate"],
-}
-
 __all__ = [
     "BDMC",
     "AISEstimate",
@@ -98,4 +71,4 @@ __all__ = [
     "widened",
 ]
 
-__getattr__, __dir__ = lazy_exports(__name__, _HOMES)
+__getattr__, __dir__ = lazy_exports(__name__)

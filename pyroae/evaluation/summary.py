@@ -31,6 +31,7 @@ from pyroae.evaluation.inference_gaps.estimates import PerDatum
 from pyroae.evaluation.mutual_information import Information, information
 from pyroae.evaluation.results import Result, Results, method_of, result_table
 from pyroae.evaluation.sandwich import sandwich_of
+from pyroae.evaluation.units import in_units, sign_of
 from pyroae.posteriors.sparse import Sparsity
 from pyroae.programs.arguments import Structure, structure_of
 from pyroae.programs.pair import System
@@ -60,6 +61,8 @@ class Evaluation(Shown):
         gaps: The inference gaps.
         information: The mutual information of x and z.
         undefined: Why no log-likelihood is defined; empty if one is.
+        log_units: What was subtracted from log p(x) of each datum, whose values are standardized,
+            for a density in the units of their source, `[N]`, nats; None for other values.
     """
 
     results: dict[str, Result]
@@ -72,6 +75,7 @@ class Evaluation(Shown):
     gaps: Gaps | None = None
     information: Information | None = None
     undefined: str = ""
+    log_units: Tensor | None = None
 
     def _overview(self) -> Overview:
         table = result_table(self.results.values())
@@ -100,6 +104,7 @@ def evaluate(
     share: Share = WHOLE,
     labels: np.ndarray | None = None,
     classes: tuple[str, ...] = (),
+    log_units: Tensor | None = None,
 ) -> Evaluation:
     """Compute bound, rate, distortion, active units, reconstruction error and log-likelihoods.
 
@@ -121,6 +126,9 @@ def evaluate(
             rest. The result is the same on all.
         labels: The labels `[N]` of data that M2 classifies; None if they are unknown.
         classes: The class of each element of its y.
+        log_units: What is subtracted from log p(x) of each datum, `[N]`, nats: of standardized
+            data, `Dataset.log_units` gives densities in the units of their source. None subtracts
+            nothing.
 
     Returns:
         The figures by name, in nats per datum, and the per-datum estimates, `[N]` each.
@@ -164,6 +172,7 @@ def evaluate(
     evaluator = _Evaluator(
         pair, structure.tensors, settings or EvaluationSettings(), progress, share
     )
+    evaluator.log_units = None if log_units is None else log_units.double().cpu()
     evaluator.classify(labels, classes)
     return evaluator.run()
 
@@ -183,6 +192,7 @@ class _Evaluator:
         self.num_data = len(args[0])
         self.progress = progress and share.rank == 0
         self.results: list[Result] = []
+        self.log_units: Tensor | None = None
 
     def classify(self, labels: np.ndarray | None, classes: tuple[str, ...]) -> None:
         """Add the share of labelled data whose class is found, for a system that has classes."""
@@ -218,7 +228,8 @@ class _Evaluator:
                 evaluation = replace(evaluation, undefined=undefined)
         if isinstance(self.system, Autoencoder) and self.system.likelihood.has_bits:
             self.results += bits_per_dimension(self.results, self.system.features)
-        return replace(evaluation, results=Results((r.name, r) for r in self.results))
+        results = Results((r.name, r) for r in self.results)
+        return in_units(replace(evaluation, results=results), self.log_units)
 
     def _named[**P, T](self, method: str, step: Callable[P, T], *args: P.args, **kw: P.kwargs) -> T:
         """Run a step; results that it adds without a method get this one."""
@@ -322,7 +333,8 @@ class _Evaluator:
         if 50 not in ks[:-1] or self.settings.proposal != "guide":
             return
         at = ks.index(50)
-        row = Result("nll_50", -curve.bound[at].item(), math.nan, self.num_data, 50, 0.0)
+        units = 0.0 if self.log_units is None else self.log_units.mean().item()
+        row = Result("nll_50", units - curve.bound[at].item(), math.nan, self.num_data, 50, 0.0)
         method = f"{method_of('is', self.settings)}, of {estimate.num_particles:,} draws"
         se = curve.se[at].item()
         self.results.append(
@@ -457,6 +469,8 @@ class _Evaluator:
         monte_carlo_se: float = math.nan,
     ) -> None:
         """Add the mean over the data; the method is that of the step if none is given."""
+        if self.log_units is not None and sign_of(name):
+            values = values.double().cpu() + sign_of(name) * self.log_units
         se = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
         mean, count = values.mean().item(), len(values)
         self.results.append(

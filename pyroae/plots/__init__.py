@@ -22,38 +22,12 @@ if TYPE_CHECKING:
     )
     from pyroae.plots.posteriors import posterior
     from pyroae.plots.predictive import predictive_check
-    from pyroae.plots.predictive_draws import curves, fitted, marginals, pairs
+    from pyroae.plots.predictive_draws import fitted, marginals, pairs, sequences
     from pyroae.plots.prior import pseudo_inputs
     from pyroae.plots.rate_distortion_curves import rate_distortion
     from pyroae.plots.snapshots import along_training, gradients_along_training
     from pyroae.plots.sparsity import filters, sparsity_sweep
     from pyroae.plots.systems import reconstructions, sample_grids, samples, training_curves
-
-_HOMES = {
-    "pyroae.plots.calibration": ["calibration_histograms", "calibration_summary"],
-    "pyroae.plots.columns": ["column_errors"],
-    "pyroae.plots.comparison": ["differences", "learning_curves", "tuning_curves"],
-    "pyroae.plots.conditional": ["class_samples"],
-    "pyroae.plots.data": ["examples"],
-    "pyroae.plots.gradients": ["gradient_curves"],
-    "pyroae.plots.latent_paths": ["interpolation", "traversals"],
-    "pyroae.plots.latent_space": ["kl_per_unit", "latent_scatter", "manifold"],
-    "pyroae.plots.likelihood": [
-        "bound_curve",
-        "extremes",
-        "khat",
-        "likelihood_per_datum",
-        "sandwich",
-    ],
-    "pyroae.plots.posteriors": ["posterior"],
-    "pyroae.plots.predictive": ["predictive_check"],
-    "pyroae.plots.predictive_draws": ["curves", "fitted", "marginals", "pairs"],
-    "pyroae.plots.prior": ["pseudo_inputs"],
-    "pyroae.plots.rate_distortion_curves": ["rate_distortion"],
-    "pyroae.plots.snapshots": ["along_training", "gradients_along_training"],
-    "pyroae.plots.sparsity": ["filters", "sparsity_sweep"],
-    "pyroae.plots.systems": ["reconstructions", "sample_grids", "samples", "training_curves"],
-}
 
 __all__ = [
     "along_training",
@@ -62,7 +36,6 @@ __all__ = [
     "calibration_summary",
     "class_samples",
     "column_errors",
-    "curves",
     "differences",
     "examples",
     "extremes",
@@ -87,10 +60,11 @@ __all__ = [
     "sample_grids",
     "samples",
     "sandwich",
+    "sequences",
     "sparsity_sweep",
     "training_curves",
     "traversals",
     "tuning_curves",
 ]
 
-__getattr__, __dir__ = lazy_exports(__name__, _HOMES)
+__getattr__, __dir__ = lazy_exports(__name__)

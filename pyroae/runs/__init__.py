@@ -10,13 +10,6 @@ if TYPE_CHECKING:
     from pyroae.runs.run import Run
     from pyroae.runs.snapshots import Snapshots
 
-_HOMES = {
-    "pyroae.runs.loading": ["LoadedRun", "load_run"],
-    "pyroae.runs.report": ["write_report"],
-    "pyroae.runs.run": ["Run"],
-    "pyroae.runs.snapshots": ["Snapshots"],
-}
-
 __all__ = ["LoadedRun", "Run", "Snapshots", "load_run", "write_report"]
 
-__getattr__, __dir__ = lazy_exports(__name__, _HOMES)
+__getattr__, __dir__ = lazy_exports(__name__)

@@ -116,7 +116,7 @@ def results_from(text: str) -> list[Result]:
         The results, with NaN for null.
 
     >>> results_from(results_text([Result("nll", 1.5, math.nan, 10, 5, 0.1, "is")]))
-    [Result(name='nll', estimate=1.5, se=nan, num_data=10, num_particles=5, seconds=0.1, ...)]
+    [Result(nll 1.5, N=10, K=5, is)]
     """
     rows: list[dict[str, Any]] = [
         {k: math.nan if v is None else v for k, v in row.items()} for row in json.loads(text)

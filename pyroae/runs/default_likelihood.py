@@ -120,9 +120,9 @@ def raw_source(config: RunConfig) -> Source:
     grey = config.channels == "grey"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # they are given when the data are loaded
-        stored = stored_source(config.data, grey=grey, label=config.label)
+        stored = stored_source(config.data, grey=grey, label=config.labels)
         if stored is None:
-            names = {"labels": config.label, "array": config.array}
+            names = {"labels": config.labels, "array": config.array}
             return read(config.data, config.data_root, grey=grey, **names)
     with stored.opened() as reader:
         values = reader.read(0).values

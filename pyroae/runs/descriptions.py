@@ -19,6 +19,7 @@ from pyroae.runs.page import number
 from pyroae.runs.parts import EvaluatedPart
 from pyroae.runs.run import Run
 from pyroae.runtime.randomness import fork_random
+from pyroae.runtime.short_text import duration, shape_text
 from pyroae.training.state import Epoch
 
 Rows = list[tuple[str, str, str]]
@@ -27,6 +28,13 @@ Rows = list[tuple[str, str, str]]
 
 OF_MODEL = ("system", "program", "latent", "hierarchy", "map", "hidden", "activation", "tied")
 """Settings that the table of the model has."""
+
+
+HOW_READ = (
+    *("labels", "array", "scale", "value_range", "channels", "condition", "num_labels"),
+    "missing",
+)
+"""Settings that the table of the data has."""
 
 
 CHOICES = ("prior", "posterior", "likelihood", "corruption")
@@ -48,10 +56,6 @@ UNITS = {
     "patience": "epochs",
 }
 """What a number of a setting is in."""
-
-
-STANDARD = "standard: mean 0 and standard deviation 1; log p(x) is that of the scaled values"
-"""What the report says of standardized data."""
 
 
 HEADLINES = {
@@ -89,7 +93,20 @@ def summary_of(
         sentences[0] += f"{_with_error(headline)} nats per datum (mean ± SE)."
     if bound is not None:
         sentences.append(f"Negative ELBO: {_with_error(bound)} nats per datum.")
-    return [" ".join(sentences), *_reliability(headline, results)]
+    return [" ".join(sentences), *_units(run.config), *_reliability(headline, results)]
+
+
+def _units(config: RunConfig) -> list[str]:
+    """What the densities of standardized data are of."""
+    if config.scale != "standard":
+        return []
+    if config.program is not None:
+        return ["The data are standardized: densities are of the standardized values."]
+    return [
+        "The data are standardized. log p(x), bounds and distortion of the evaluation are "
+        "densities in the units of the data file; those along the training, squared errors and "
+        "pictures are of standardized values."
+    ]
 
 
 def _with_error(row: Result) -> str:
@@ -135,14 +152,26 @@ def trained_of(run: Run, history: Sequence[Epoch]) -> str:
     if not history:
         return "No epoch is finished yet."
     last, kept = history[-1], min(run.kept_epoch, len(history)) or len(history)
-    text = f"{last.epoch:,} epochs, {last.step:,} steps, {last.seconds:,.1f} s of training."
+    text = f"{last.epoch:,} epochs, {last.step:,} steps, {duration(last.seconds)} of training."
     best = history[kept - 1]
     which = "training" if math.isnan(best.valid_nelbo) else "validation"
     value = best.train_nelbo if math.isnan(best.valid_nelbo) else best.valid_nelbo
     return (
         f"{text} The weights of epoch {kept} were kept; their negative bound on the {which} data "
-        f"is {number(value, 2)} nats per datum."
+        f"is {number(value, 2)} nats per datum{standardized_text(run.config)}."
     )
+
+
+def standardized_text(config: RunConfig) -> str:
+    """Return a remark for a figure of the training.
+
+    Args:
+        config: The settings of the run.
+
+    Returns:
+        That it is of standardized values; empty for other data.
+    """
+    return " of standardized values" if config.scale == "standard" else ""
 
 
 def model_of(run: Run) -> Rows:
@@ -177,17 +206,12 @@ def data_of(run: Run) -> Rows:
     Returns:
         Source, shape, sizes of the parts, and how values were changed.
     """
-    shape = " × ".join(map(str, run.shape))
-    rows = [("source", run.config.data, ""), ("shape of a datum", shape, "")]
+    rows = [("source", run.config.data, ""), ("shape of a datum", shape_text(run.shape), "")]
     if run.sizes:
         sizes = ", ".join(f"{name} {size:,}" for name, size in run.sizes.items())
         rows.append(("data", sizes, "numbers of data for training, validation and test"))
     rows.append(("binarization", binarization_of(run.config), help_of("binarize")))
-    rows += _rows(run.config, ("label", "scale", "value_range", "channels", "condition"))
-    rows += _rows(run.config, ("num_labels", "missing"))
-    if run.config.scale == "standard":
-        at = [name for name, _, _ in rows].index("scale")
-        rows[at] = ("scale", STANDARD, help_of("scale"))
+    rows += _rows(run.config, HOW_READ)
     return [*rows, ("fingerprint", run.fingerprint, "a checksum of the values")]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyroae import zoo
+from pyroae.autoencoder import Autoencoder
 from pyroae.config import SEMI_SUPERVISED, Part, RunConfig, snapshot_name
 from pyroae.data.conditions import Conditioning
 from pyroae.data.dataset import Dataset
@@ -117,8 +118,8 @@ def splits_of(
         data: Other data, prepared as the configuration says; None for its own.
         names: The classes of a condition on labels that a run was trained with; by default those
             of the data.
-        by: How other data are standardized, where the configuration standardizes; by default as
-            its own training data.
+        by: How data are standardized, where the configuration standardizes, for other data than
+            its own; by default by the training part.
 
     Returns:
         Training, validation and test data.
@@ -132,8 +133,6 @@ def splits_of(
         arrays = named(source, config.data_root)
         if isinstance(arrays, tuple):
             return _several(config, source, arrays)
-    if data is not None and by is None:
-        by = standardization_of(config)
     splits = load(
         source,
         binarize=binarization_of(config),  # type: ignore[arg-type]
@@ -145,7 +144,7 @@ def splits_of(
         channels=config.channels,  # type: ignore[arg-type]
         condition=_conditioning(config, names),
         missing=config.missing,
-        labels=config.label,
+        labels=config.labels,
         array=config.array,
     )
     if config.scale == "standard":
@@ -155,16 +154,42 @@ def splits_of(
     return partly_labelled(splits, config.num_labels if data is None else None, config.split_seed)
 
 
-def standardization_of(config: RunConfig) -> Standardization | None:
-    """Return how the training data of a configuration are standardized.
+def standardization_of(run: Run) -> Standardization | None:
+    """Return how the training data of a run are standardized.
 
     Args:
-        config: The configuration.
+        run: The run.
 
     Returns:
         The standardization, by which other data and results are scaled; None without one.
+
+    Raises:
+        DataError: If the data have changed since the run, so that it is not known any more.
     """
-    return splits_of(config).standardization if config.scale == "standard" else None
+    if run.config.scale != "standard":
+        return None
+    splits = splits_of(run.config)
+    same_data(run, splits)
+    return splits.standardization
+
+
+def log_units_of(
+    system: nn.Module, part: Dataset | Arguments | Tensor, count: int | None = None
+) -> Tensor | None:
+    """Return what is subtracted from log p(x) for densities in the units of the source.
+
+    Args:
+        system: The system.
+        part: Data.
+        count: How many of them, the first ones; None for all.
+
+    Returns:
+        The constant of each datum, `[N]`, nats; None where values are not standardized, and for a
+        program, which may have densities of other things than x.
+    """
+    if not isinstance(system, Autoencoder) or not isinstance(part, Dataset):
+        return None
+    return None if part.log_units is None else part.log_units[:count]
 
 
 def _standard_columns(config: RunConfig) -> tuple[bool, ...] | None:
@@ -199,7 +224,7 @@ def _conditioning(config: RunConfig, names: tuple[str, ...]) -> Conditioning | N
 
 def _several(config: RunConfig, name: str, arrays: tuple[object, ...]) -> Splits:
     settings = ("binarize", "value_range", "scale", "channels", "condition", "missing")
-    for setting in (*settings, "label", "array"):
+    for setting in (*settings, "labels", "array"):
         if getattr(config, setting) not in (None, "none", False):
             raise DataError(
                 f"{setting} is for data of one array; '{name}' has several, for the arguments of "
@@ -395,7 +420,8 @@ def splits_for(run: Run, part: Part) -> Splits:
         DataError: If the run's data have changed, or other data cannot be read.
     """
     names = () if part.data is None else run.condition_names
-    splits = splits_of(run.config, part.data, names)
+    by = None if part.data is None else standardization_of(run)
+    splits = splits_of(run.config, part.data, names, by)
     if part.data is None:
         same_data(run, splits)
     return splits
@@ -446,7 +472,7 @@ def whole_of(run: Run, data: str) -> Dataset:
         DataError: If they cannot be read, or are not of the width of the run's data.
     """
     config = run.config.but(valid_fraction=0.0, test_fraction=0.0)
-    by = standardization_of(run.config)
+    by = standardization_of(run)
     found = _in_memory(splits_of(config, data, run.condition_names, by).train, run, None)
     assert isinstance(found, Dataset)
     if math.prod(found.shape) != math.prod(run.shape):

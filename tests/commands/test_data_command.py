@@ -1,7 +1,5 @@
 """`pyroae data`, and `pyroae train` on a table, as a user runs them."""
 
-import math
-import re
 from pathlib import Path
 
 import matplotlib.image
@@ -32,7 +30,7 @@ def shown(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_a_table(table: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     picture = tmp_path / "pairs.png"
-    assert main(["data", str(table), "--label", "species", "--out", str(picture)]) == 0
+    assert main(["data", str(table), "--labels", "species", "--out", str(picture)]) == 0
     text = shown(capsys)
     for words in (
         "80 data, a table of 4 columns",
@@ -76,7 +74,7 @@ def test_missing_values_are_counted(capsys: pytest.CaptureFixture[str], tmp_path
 @pytest.mark.parametrize(
     ("name", "content", "flags", "words"),
     [
-        ("a.csv", "a,b\n1,2\n3,4\n", ["--label", "c"], "unknown column of"),
+        ("a.csv", "a,b\n1,2\n3,4\n", ["--labels", "c"], "unknown column of"),
         ("a.csv", "a,b\n1,cat\n3,4\n", [], "column 'b' of"),
         ("a.csv", "a,b\n1,2\n3,4,5\n", [], "line 3 has 3 values"),
         ("a.doc", "a", [], "has an unknown suffix"),
@@ -117,7 +115,7 @@ def test_a_real_table_trains_and_its_results_have_its_units(
 ) -> None:
     """The run records the likelihood, and is continued without another choice."""
     run = tmp_path / "run"
-    train = ["train", "--data", str(table), "--label", "species", *SMALL, "--out", str(run)]
+    train = ["train", "--data", str(table), "--labels", "species", *SMALL, "--out", str(run)]
     assert main(train) == 0
     assert "has columns of different kinds: likelihood mixed" in shown(capsys)
     text = (run / "config.yaml").read_text()
@@ -137,21 +135,6 @@ def test_a_real_table_trains_and_its_results_have_its_units(
         assert f" {command[-1]} rows: " in f" {shown(capsys)}"
     table.unlink()
     assert main(["sample", str(run), "--num", "5", "--out", str(tmp_path / "b.npy")]) == 2
-
-
-def test_the_units_of_a_log_likelihood_are_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    values = DRAW.normal(0.0, (1.0, 100.0), (80, 2))
-    file, run = tmp_path / "a.csv", tmp_path / "run"
-    pd.DataFrame(values, columns=["a", "b"]).to_csv(file, index=False)
-    assert main(["train", "--data", str(file), *SMALL, "--out", str(run)]) == 0
-    assert "1 epochs, " in shown(capsys)
-    assert main(["evaluate", str(run), "--num-particles", "5"]) == 0
-    note = re.search(r"in the units of the file every NLL is (\S+) more", shown(capsys))
-    assert note is not None
-    assert float(note[1]) == pytest.approx(math.log(100.0), abs=0.5)
-    assert "log p(x) is that of the scaled values" in (run / "report.html").read_text()
 
 
 def test_options_are_those_of_the_data() -> None:
@@ -179,5 +162,6 @@ def test_a_column_of_texts_may_hold_the_labels(
 ) -> None:
     assert main(["data", str(table)]) == 2
     assert (
-        "if it holds the labels, give labels='species' (--label species)" in capsys.readouterr().err
+        "if it holds the labels, give labels='species' (--labels species)"
+        in capsys.readouterr().err
     )

@@ -129,7 +129,7 @@ def table(tmp_path: Path) -> str:
 
 def test_a_mixed_table(table: str) -> None:
     """Columns of counts are left as stored; other data are scaled by the run's own."""
-    chosen = completed(RunConfig(data=table, label="kind"))
+    chosen = completed(RunConfig(data=table, labels="kind"))
     groups = "normal(feature)+negative-binomial+normal(feature)"
     assert chosen.config.likelihood == f"mixed:columns={groups}"
     assert chosen.config.scale == "standard"
@@ -158,12 +158,12 @@ def test_a_mixed_table(table: str) -> None:
     ],
 )
 def test_what_is_said_decides(table: str, settings: dict[str, Any]) -> None:
-    config = RunConfig(**{"data": table, "label": "kind", **settings})
+    config = RunConfig(**{"data": table, "labels": "kind", **settings})
     assert completed(config).config == config
 
 
 def test_columns_of_a_condition_do_not_decide(table: str) -> None:
-    config = RunConfig(data=table, label="kind", condition="n", system="conditional-vae")
+    config = RunConfig(data=table, labels="kind", condition="n", system="conditional-vae")
     assert completed(config).config.likelihood == "normal:scale=learned"
 
 

@@ -107,7 +107,7 @@ def test_vectors_that_are_smooth_or_long_are_sequences() -> None:
 
 
 def test_marks_are_at_the_data(drawn: dict[str, PredictiveDraws]) -> None:
-    rows = [line.get_ydata() for line in plots.curves(drawn["y"], 1).axes[0].lines]
+    rows = [line.get_ydata() for line in plots.sequences(drawn["y"], 1).axes[0].lines]
     assert np.allclose(rows[1], drawn["y"].data[0])
     points = plots.fitted(drawn["scores"]).axes[1].collections[0].get_offsets()
     assert np.allclose(points, torch.stack([drawn["scores"].means, drawn["scores"].data], -1)[:, 1])
@@ -126,8 +126,8 @@ def test_what_cannot_be_drawn(drawn: dict[str, PredictiveDraws]) -> None:
         plots.fitted(drawn["scores"], names=("a", "b"))
     with pytest.raises(DataError, match="pairs are of two columns or more"):
         plots.pairs(drawn["count"])
-    with pytest.raises(DataError, match="curves are of data of two elements"):
-        plots.curves(drawn["count"])
+    with pytest.raises(DataError, match="sequences are data of two elements"):
+        plots.sequences(drawn["count"])
     with pytest.raises(ConfigError, match="predictive draws are at least 1, not 0"):
         predictive_draws(Survey().model, Survey().guide, data(), num_draws=0)
 
@@ -138,7 +138,7 @@ def test_pictures_of_a_program(tmp_path: Path) -> None:
     assert set(pictures.makers()) == {
         *("marginals_scores", "pairs_scores", "fitted_scores"),
         *("marginals_bits", "pairs_bits", "fitted_bits"),
-        *("marginals_count", "fitted_count", "marginals_choice", "fitted_choice", "curves_y"),
+        *("marginals_count", "fitted_count", "marginals_choice", "fitted_choice", "sequences_y"),
     }
     for make in pictures.makers().values():
         make().savefig(tmp_path / "figure.png", dpi=30)

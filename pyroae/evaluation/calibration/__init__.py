@@ -16,12 +16,6 @@ if TYPE_CHECKING:
     from pyroae.evaluation.calibration.measure import measure_calibration
     from pyroae.evaluation.calibration.results import Calibration, Quantity
 
-_HOMES = {
-    "pyroae.evaluation.calibration.datatree": ["calibration_to_datatree"],
-    "pyroae.evaluation.calibration.measure": ["measure_calibration"],
-    "pyroae.evaluation.calibration.results": ["Calibration", "Quantity"],
-}
-
 __all__ = ["Calibration", "Quantity", "calibration_to_datatree", "measure_calibration"]
 
-__getattr__, __dir__ = lazy_exports(__name__, _HOMES)
+__getattr__, __dir__ = lazy_exports(__name__)
