@@ -129,7 +129,7 @@ def test_a_real_table_trains_and_its_results_have_its_units(
     assert abs(means[2] - 3) < 1
     names = "width,height,none,flag"
     for command in (["sample", "--num", "5"], ["reconstruct", "--num-data", "4"]):
-        out = tmp_path / "a.csv"
+        out = tmp_path / "written.csv"
         assert main([command[0], str(run), *command[1:], "--out", str(out)]) == 0
         assert out.read_text().splitlines()[0] == names
         assert f" {command[-1]} rows: " in f" {shown(capsys)}"
