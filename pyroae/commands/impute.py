@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from pyroae.autoencoder import Autoencoder
-from pyroae.config import RunConfig
 from pyroae.config.checks import at_least_one
 from pyroae.data.arrays import Source
 from pyroae.data.conditions import Conditioning
