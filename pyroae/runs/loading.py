@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from pyroae import zoo
-from pyroae.autoencoder import Autoencoder
 from pyroae.config import SEMI_SUPERVISED, Part, RunConfig, snapshot_name
 from pyroae.data.arrays import Source
 from pyroae.data.conditions import Conditioning
@@ -201,25 +200,6 @@ def standardization_of(run: Run) -> Standardization | None:
     splits = splits_of(run.config)
     same_data(run, splits)
     return splits.standardization
-
-
-def log_units_of(
-    system: nn.Module, part: Dataset | Arguments | Tensor, count: int | None = None
-) -> Tensor | None:
-    """Return what is subtracted from log p(x) for densities in the units of the source.
-
-    Args:
-        system: The system.
-        part: Data.
-        count: How many of them, the first ones; None for all.
-
-    Returns:
-        The constant of each datum, `[N]`, nats; None where values are not standardized, and for a
-        program, which may have densities of other things than x.
-    """
-    if not isinstance(system, Autoencoder) or not isinstance(part, Dataset):
-        return None
-    return None if part.log_units is None else part.log_units[:count]
 
 
 def _standard_columns(config: RunConfig) -> tuple[bool, ...] | None:

@@ -104,7 +104,9 @@ def test_other_data_have_the_columns_of_the_training_by_name(trained, tmp_path, 
     for file in ("same", "turned"):
         words = f"evaluate {trained} --data {tmp_path / file}.csv --method exact"
         assert main(words.split()) == 0
-    rows = {row.data.partition(",")[0]: row for row in Run(trained).results() if row.name == "nll_exact"}
+    rows = {
+        row.data.partition(",")[0]: row for row in Run(trained).results() if row.name == "nll_exact"
+    }
     assert rows["turned"].estimate == pytest.approx(rows["same"].estimate, abs=1e-6)
     capsys.readouterr()
     assert main(["evaluate", str(trained), "--data", str(tmp_path / "other.csv")]) != 0
