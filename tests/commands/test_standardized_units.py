@@ -120,7 +120,7 @@ def test_training_data_that_changed_scale_no_other_data(trained, tmp_path, capsy
     before = table.read_text()
     shutil.copy(table, tmp_path / "new.csv")
     try:
-        table.write_text("a,b,c\n" + "".join(f"{i},{i * 2},{i * 3}.5\n" for i in range(80)))
+        table.write_text("a,b,c\n" + "".join(f"{i}.5,{i * 2},{i * 3}.5\n" for i in range(80)))
         capsys.readouterr()
         assert main(["evaluate", str(run), "--data", str(tmp_path / "new.csv")]) != 0
         assert "have changed since the run" in capsys.readouterr().err
