@@ -16,6 +16,7 @@ from pyroae.data.preprocessing import (
     bernoulli_draw,
     check_finite,
     check_layout,
+    check_precision,
     check_spread,
     check_unit,
     limits_of,
@@ -399,6 +400,7 @@ def to_tensor(
     known = np.where(np.isnan(x), 0, x) if missing else x
     check_finite(flat, known, name, columns=source.columns)
     check_spread(name, observed.min(), observed.max(), observed.size)
+    check_precision(flat, x, name, source.columns)
     return rescaled(torch.from_numpy(x), limits), tuple(int(n) for n in values.shape[1:])
 
 
