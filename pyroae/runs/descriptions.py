@@ -19,7 +19,7 @@ from pyroae.runs.page import number
 from pyroae.runs.parts import EvaluatedPart
 from pyroae.runs.run import Run
 from pyroae.runtime.randomness import fork_random
-from pyroae.runtime.short_text import duration, shape_text
+from pyroae.runtime.short_text import duration, shape_text, with_error
 from pyroae.training.state import Epoch
 
 Rows = list[tuple[str, str, str]]
@@ -110,8 +110,7 @@ def _units(config: RunConfig) -> list[str]:
 
 
 def _with_error(row: Result) -> str:
-    error = "" if math.isnan(row.se) else f" ± {row.se:.2f}"
-    return number(row.estimate, 2) + error
+    return with_error(row.estimate, row.se).replace("-", "−")
 
 
 def _reliability(headline: Result | None, results: Mapping[str, Result]) -> list[str]:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyroae import plots
+from pyroae import plots, zoo
 from pyroae.commands.data_pictures import data_pictures
+from pyroae.data import Dataset
 from pyroae.errors import ConfigError, DataError
 from pyroae.evaluation.site_draws import PredictiveDraws, predictive_draws
 from pyroae.plots.predictive_choice import data_kind
@@ -154,3 +155,13 @@ def test_pictures_of_a_program(tmp_path: Path) -> None:
 
     (note,) = data_pictures(Factor(), data()).notes
     assert note.startswith("no pictures of data beside draws: the site 'f' is a factor")
+
+
+def test_columns_of_a_data_set_have_their_names() -> None:
+    names = ("height", "weight", "age")
+    table = Dataset("people", torch.randn(30, 3), (3,), columns=names)
+    makers = data_pictures(zoo.ppca(3, latent=1), (table.x,), table).makers()
+    assert [axes.get_xlabel() for axes in makers["marginals"]().axes] == list(names)
+    figure = plots.examples(table.x, (3,), columns=names, labels=["a", "b", "a"] * 10)
+    assert [axes.get_ylabel() for axes in figure.axes[::3]] == list(names)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
