@@ -1,7 +1,6 @@
 """Scores of standardized data are densities in the units of their source."""
 
 from dataclasses import replace
-
 from typing import Any
 
 import numpy as np
