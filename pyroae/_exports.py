@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pkgutil import get_data
 
 
@@ -12,7 +13,8 @@ def lazy_exports(package: str) -> tuple[Callable[[str], object], Callable[[], li
     """Return `__getattr__` and `__dir__` of a package whose names are imported at their first use.
 
     A command then imports only the modules that it uses. The names are those that the package
-    imports under `if TYPE_CHECKING:`, where type checkers find them too.
+    imports under `if TYPE_CHECKING:`, where type checkers find them too. Modules of the package are
+    found as well, as after `import pyroae.evaluation`.
 
     Args:
         package: The name of the package.
@@ -31,10 +33,10 @@ def lazy_exports(package: str) -> tuple[Callable[[str], object], Callable[[], li
 
     def find(name: str) -> object:
         home = _homes(package).get(name)
+        if home == package or (home is None and _is_module(package, name)):
+            return import_module(f"{package}.{name}")
         if home is None:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
-        if home == package:
-            return import_module(f"{package}.{name}")
         value = getattr(import_module(home), name)
         setattr(sys.modules[package], name, value)
         return value
@@ -43,6 +45,11 @@ def lazy_exports(package: str) -> tuple[Callable[[str], object], Callable[[], li
         return sorted({*vars(sys.modules[package]), *_homes(package)})
 
     return find, names
+
+
+def _is_module(package: str, name: str) -> bool:
+    is_public = name.isidentifier() and not name.startswith("_")
+    return is_public and find_spec(f"{package}.{name}") is not None
 
 
 @cache

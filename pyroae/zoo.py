@@ -16,6 +16,7 @@ from pyroae.config import SEMI_SUPERVISED, RunConfig
 from pyroae.data.dataset import Dataset
 from pyroae.data.image_channels import AXES
 from pyroae.data.kinds import columns_of_values, mixed_likelihood
+from pyroae.data.loading import Splits
 from pyroae.data.missing import check_columns
 from pyroae.errors import ConfigError, DataError, unknown_name
 from pyroae.nn import MAPS, MLP, Conv, Linear, Map, Tied
@@ -696,6 +697,11 @@ def _build(
         if name not in Choices.__annotations__:
             known = [*own, *Choices.__annotations__]
             raise unknown_name(f"setting of zoo.{system.__name__}", name, known)
+    if isinstance(data, Splits):
+        raise ConfigError(
+            f"zoo.{system.__name__} takes one data set, not Splits: give the training data, "
+            "data.train"
+        )
     settings = {**row, **choices}
     if isinstance(data, Dataset) and data.condition is not None:
         settings.setdefault("condition", data.condition.shape[1])

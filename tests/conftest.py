@@ -45,6 +45,24 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.fixture(scope="module")
+def few_pictures() -> Iterator[None]:
+    """Leave out most pictures of evaluations, of a module whose tests do not look at them."""
+    from tests.pictures import leave_out_pictures
+
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_pictures(patch)
+        yield
+
+
+@pytest.fixture
+def no_study_figures() -> Iterator[None]:
+    """Leave out the figures of studies, each a PNG and a PDF."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyroae.studies.study_files._draw", lambda *_: None)
+        yield
+
+
 @pytest.fixture
 def default_signals() -> Iterator[None]:
     """The handlers of a process in the foreground; a background job of a shell ignores SIGINT."""

@@ -37,6 +37,7 @@ from pyroae.evaluation.mutual_information import Estimate, Information, Unit
 from pyroae.evaluation.predictive_checks import CheckedStatistic, PredictiveCheck
 from pyroae.evaluation.results import Result, ResultList
 from pyroae.evaluation.results import Results as Figures
+from pyroae.evaluation.site_draws import PredictiveDraws
 from pyroae.evaluation.summary import Evaluation
 from pyroae.linear_gaussian import maximum_likelihood
 from pyroae.papers import PAPERS, Work
@@ -182,6 +183,13 @@ def statistic() -> CheckedStatistic:
 def predictive() -> PredictiveCheck:
     names = ["mean", "sd", *(f"a statistic of the user, number {i}" for i in range(30))]
     return PredictiveCheck("posterior_predictive", "x", {name: statistic() for name in names})
+
+
+def site_draws() -> PredictiveDraws:
+    data, means, replicates, new = normal(N, 3), normal(N, 3), normal(20, N, 3), normal(20, N, 3)
+    return PredictiveDraws(
+        "x", (3,), ("continuous", "count", "category"), data, means, replicates, new, False
+    )
 
 
 def quantity(name: str = "z[0]") -> calibration.Quantity:
@@ -340,6 +348,7 @@ INSTANCES: dict[type, Callable[[], Any]] = {
         objectives.IWAE(8), objectives.DoublyReparameterized()
     ),
     PredictiveCheck: predictive,
+    PredictiveDraws: site_draws,
     QuadratureEstimate: quadrature,
     RateDistortion: rate_distortion,
     pyroae.RunConfig: settings,

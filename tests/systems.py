@@ -82,7 +82,6 @@ CONFORMING = (
         "enumerate",
         "gdreg",
         "gumbel-softmax",
-        "mlmc",
         "nvil",
     ),
     *("arm", "ovis", "relax", "rws", "rws-dreg", "selbo", "siwae", "tvo"),

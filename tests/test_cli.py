@@ -20,6 +20,7 @@ import yaml
 from pyroae.cli import main, make_parser
 from pyroae.config import AISSettings, EvaluationSettings, GradientSettings, Part, RunConfig
 from pyroae.errors import InterruptedRunError
+from tests.pictures import leave_out_pictures
 
 PLAIN = "what was written before is kept; start again with"
 ANNEALED = "the annealing so far is saved; continue with"
@@ -224,7 +225,8 @@ def test_train_and_evaluate_write_the_run_directory(run: Path) -> None:
     assert "data:image/png;base64" in (run / "report.html").read_text()
 
 
-def test_evaluation_repeats(run: Path) -> None:
+def test_evaluation_repeats(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_out_pictures(monkeypatch)
     before = json.loads((run / "results.json").read_text())
     main(["evaluate", str(run), "--num-particles", "20", "--num-data", "30"])
     after = json.loads((run / "results.json").read_text())
@@ -325,7 +327,18 @@ SYSTEMS = [
 ]
 
 
-@pytest.mark.parametrize("flags", SYSTEMS, ids=lambda f: "-".join(f[1::2])[:40])
+OF_EVERY_KIND = [SYSTEMS[0], *SYSTEMS[2:7]]
+"""For `make test`: neither a second dense autoencoder nor a second VAE."""
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(flags, marks=() if flags in OF_EVERY_KIND else pytest.mark.slow)
+        for flags in SYSTEMS
+    ],
+    ids=lambda f: "-".join(f[1::2])[:40],
+)
 def test_every_system(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     maps = [] if flags[1] in ("linear-ae", "ppca") or "--map" in flags else ["--hidden", "16"]
     assert (
@@ -371,7 +384,8 @@ def test_a_bound_and_a_gradient(tmp_path: Path) -> None:
     assert weights[0] == weights[1] == weights[2]
 
 
-def test_a_file_of_ones_own(tmp_path: Path) -> None:
+def test_a_file_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_out_pictures(monkeypatch)
     table = np.random.default_rng(0).normal(size=(200, 5))
     np.savetxt(tmp_path / "mine.csv", table, delimiter=",", header="a,b,c,d,e", comments="")
     data = [
@@ -717,7 +731,10 @@ def test_an_unwritable_place(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leave_out_pictures(monkeypatch, keep={"manifold"})
     demo = ["demo", "--out", str(tmp_path / "demo"), "--epochs", "1", "--num-particles", "10"]
     assert main(demo) == 0
     out = capsys.readouterr().out

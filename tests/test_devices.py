@@ -9,10 +9,10 @@ import pytest
 
 from pyroae.errors import ProgramError
 from pyroae.objectives import OBJECTIVES
-from tests.covering import covering
+from tests.covering import few
 from tests.systems import ZOO, system_and_data
 
-COVERING = covering()
+SOME = few()
 
 
 def num_trained(name: str, objectives: Iterable[str]) -> int:
@@ -39,8 +39,8 @@ def num_trained(name: str, objectives: Iterable[str]) -> int:
 
 @pytest.mark.parametrize("name", list(ZOO))
 def test_bounds_and_gradients_stay_on_the_device(name: str) -> None:
-    objectives = [objective for system, objective in COVERING if system == name]
-    assert num_trained(name, objectives) == len(objectives) >= 3
+    objectives = [objective for system, objective in SOME if system == name]
+    assert num_trained(name, objectives) == len(objectives) >= 1
 
 
 @pytest.mark.slow

@@ -327,7 +327,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert list(filled.columns)[:3] == ["height", "width", "depth"]
         is_given = given.notna().to_numpy()
         first = filled.iloc[: len(given), :3].to_numpy()
-        np.testing.assert_allclose(first[is_given], given.to_numpy()[is_given], rtol=1e-6)
+        np.testing.assert_array_equal(first[is_given], given.to_numpy()[is_given])
         assert 3 < first[~is_given].mean() < 7
     assert filled["imputation"].tolist() == [i for i in range(3) for _ in range(len(given))]
     assert main(["impute", str(run), "--data", str(path), "--out", str(tmp_path / "a.npz")]) == 0
@@ -358,6 +358,8 @@ def test_held_out_data_may_lack_a_column() -> None:
 
 
 def test_what_cannot_be() -> None:
+    with pytest.raises(ConfigError, match=r"takes one data set, not Splits: .* data.train"):
+        zoo.vae(load(torch.rand(20, 3)), 1)  # type: ignore[arg-type]
     x = torch.rand(20, 3)
     x[:, 1] = torch.nan
     empty = Dataset.from_array(x, missing=True)

@@ -119,6 +119,7 @@ def test_a_paper_end_to_end(whole: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert numbers(whole) == found
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(module: Path, whole: Path, tmp_path: Path) -> None:
     """After SIGKILL within a training the same command continues to the same numbers."""
     flags = ["small-paper", "--out", str(tmp_path)]

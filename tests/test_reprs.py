@@ -25,9 +25,9 @@ LINES, COLUMNS, CHARACTERS, SECONDS, LARGE = 24, 100, 20_000, 0.05, 100_000
 
 WITHOUT = {
     "abstract, a base of choices or programs": (
-        "BoundFunction", "Corruption", "EnumerableToy", "Gradient", "Hierarchy", "Likelihood",
-        "LocationScale", "Map", "ObjectiveBase", "Posterior", "Prior", "ProgramGradient",
-        "ToyProgram",
+        "BoundFunction", "Corruption", "EnumerableToy", "Gradient", "Hierarchy", "LatentModel",
+        "Likelihood", "LocationScale", "Map", "ObjectiveBase", "Posterior", "Prior",
+        "ProgramGradient", "ToyProgram",
     ),
     "a protocol": ("Amortized", "Encoding", "KnownLikelihood"),
     "an error, which shows its message": (

@@ -167,7 +167,7 @@ def registered_pairs() -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("text", sample_of(registered_pairs(), 12))
+@pytest.mark.parametrize("text", sample_of(registered_pairs(), 25))
 def test_every_registered_pair_conforms(text: str) -> None:
     assert check_objective(parse_objective(text, 4))
 
@@ -177,7 +177,7 @@ def test_two_bounds_of_a_random_number_of_particles_are_refused() -> None:
         parse_objective("mlmc+two-bounds", 4)
 
 
-@pytest.mark.parametrize(("name", "num_particles"), sample_of(product(OBJECTIVES, (2, 6)), 21))
+@pytest.mark.parametrize(("name", "num_particles"), sample_of(product(OBJECTIVES, (2, 6)), 41))
 def test_every_named_objective_conforms(name: str, num_particles: int) -> None:
     """All of them with K = 4: tests/test_estimator_pages.py."""
     assert all(

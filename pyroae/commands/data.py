@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from pyroae import zoo
@@ -128,9 +129,11 @@ def _likelihood(config: RunConfig, sentence: str) -> str:
 
 def _draw(raw: Source, splits: Splits, path: Path) -> None:
     """Draw the first data, in the units of the file."""
-    from pyroae.plots.data_examples import examples  # matplotlib takes time to import
+    from pyroae import plots  # matplotlib takes time to import
+    from pyroae.plots.data import MOST_POINTS
     from pyroae.plots.drawing import save
 
-    values = raw.values[:1000].reshape(min(len(raw.values), 1000), -1).astype(float)
-    names = tuple(column_names(raw)[: values.shape[1]])
-    save(examples(values, splits.train.shape, names, raw.labels), path)
+    values = raw.values[:MOST_POINTS]
+    x = torch.from_numpy(values.reshape(len(values), -1).astype(float))
+    names = column_names(raw)
+    save(plots.examples(x, splits.train.shape, 60, columns=names, labels=raw.labels), path)

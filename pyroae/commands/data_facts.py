@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from rich import box
@@ -52,7 +53,9 @@ def table_of(source: Source, columns: list[Column]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     if source.values.ndim > 2:
         flat = source.values.reshape(-1)
-        _add_row(table, "all values", Column.of(flat), flat)
+        column = Column.of(flat)
+        kind = "integers" if column.kind == "counts" else column.kind
+        _add_row(table, "all values", replace(column, kind=kind), flat)
         return table
     names = column_names(source)
     for number, (name, column) in enumerate(zip(names[:LISTED], columns, strict=False)):
@@ -113,7 +116,7 @@ def warnings_of(source: Source, columns: list[Column]) -> Iterator[str]:
     if source.values.ndim == 2 and any(is_constant):
         yield f"{_listed(names, is_constant)}: one value alone"
     far = [
-        c.deviation > 0 and max(c.high - c.mean, c.mean - c.low) > FAR * c.deviation
+        c.kind == "real" and max(c.high - c.mean, c.mean - c.low) > FAR * c.deviation
         for c in columns
     ]
     if source.values.ndim == 2 and any(far):

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from pyroae import plots
 from pyroae.autoencoder import Autoencoder
+from pyroae.data.dataset import Dataset
 from pyroae.errors import PyroaeError
 from pyroae.evaluation.site_draws import PredictiveDraws, predictive_draws
 from pyroae.plots.drawing import is_image
 from pyroae.plots.predictive_choice import FIGURES, DataKind, data_kind
+from pyroae.programs.arguments import Arguments
 
 NUM_DATA, NUM_DRAWS = 300, 20
 """The data that are drawn, and the draws of each."""
@@ -30,12 +32,14 @@ class DataPictures:
         args: The arguments of the data that are drawn, `[N, ...]` each.
         draws: Draws of the observed sites by site; none of an Autoencoder of images.
         kinds: What the data of each site are drawn as.
+        columns: The names of the columns of the data set; empty where it is no table.
         notes: Sentences on what is not drawn.
     """
 
     args: tuple[Tensor, ...]
     draws: Mapping[str, PredictiveDraws] = field(default_factory=dict)
     kinds: Mapping[str, DataKind] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -46,7 +50,7 @@ class DataPictures:
     def makers(self) -> dict[str, Callable[[], Figure]]:
         """Return the functions that draw the figures, by the names of their files."""
         return {
-            self.file_name(name, site): partial(make, self.draws[site])
+            self.file_name(name, site): partial(make, self.draws[site], **self._named(site))
             for site, kind in self.kinds.items()
             for name, make in FIGURES[kind].items()
         }
@@ -75,7 +79,14 @@ class DataPictures:
         if self.has_order:
             return None
         site, kind = next(iter(self.kinds.items()))
-        return next((FIGURES[kind][n](self.draws[site]) for n in names if n in FIGURES[kind]), None)
+        known = (FIGURES[kind][name] for name in names if name in FIGURES[kind])
+        return next((make(self.draws[site], **self._named(site)) for make in known), None)
+
+    def _named(self, site: str) -> dict[str, tuple[str, ...]]:
+        """The argument `names` of the figures of a site that is the table of the data set."""
+        is_table = self.kinds[site] in ("table", "column")
+        is_whole = len(self.columns) == self.draws[site].data.shape[1]
+        return {"names": self.columns} if is_table and is_whole else {}
 
     def scatter(self, system: Any) -> Figure:
         """Draw the latent means, coloured by what is fitted best.
@@ -103,19 +114,20 @@ class DataPictures:
             names = [f"mean of {site}"]
         elif data.shape[1] > 1:
             names = [f"{site}[{j}]" for j in range(data.shape[1])]
+        names = list(self._named(site).get("names", names))
         columns = zip(explained(data, means), names, data.T, strict=True)
         return [one for one in columns if np.isfinite(one[0]) and bool(one[2].isfinite().all())]
 
 
 def data_pictures(
-    system: Any, x: tuple[Tensor, ...], shape: tuple[int, ...] | None = None
+    system: Any, x: tuple[Tensor, ...], dataset: Dataset | Arguments | None = None
 ) -> DataPictures:
     """Run a program and choose what is drawn of its observed sites.
 
     Args:
         system: The system, or a program with a model and a guide.
         x: Its arguments, `[N, ...]` each.
-        shape: The shape of one datum of the data set, which may be an image.
+        dataset: The data set, for its names of columns and its shape, which may be an image.
 
     Returns:
         The pictures, of at most 300 data and 6 observed sites; without any, and with a sentence
@@ -135,8 +147,11 @@ def data_pictures(
         left = ", ".join(names[MOST_SITES:])
         notes = (f"pictures are of {MOST_SITES} observed sites; there are none of {left}",)
     few = {name: draws[name] for name in names[:MOST_SITES]}
-    kinds = {name: data_kind(one, shape) for name, one in few.items()}
-    return DataPictures(args, few, kinds, notes)
+    kinds = {
+        name: data_kind(one, None if dataset is None else dataset.shape)
+        for name, one in few.items()
+    }
+    return DataPictures(args, few, kinds, tuple(getattr(dataset, "columns", ())), notes)
 
 
 def explained(data: Tensor, means: Tensor) -> list[float]:

@@ -29,6 +29,7 @@ from pyroae.evaluation.results import Result, by_name, shown
 from pyroae.evaluation.sandwich import SIDES, sandwich_of
 from pyroae.evaluation.summary import Evaluation
 from pyroae.evaluation.summary import evaluate as evaluate_system
+from pyroae.evaluation.units import log_units_of
 from pyroae.inference_data import to_datatree
 from pyroae.plots.drawing import rendered
 from pyroae.programs.arguments import Arguments
@@ -36,7 +37,6 @@ from pyroae.runs.evaluated_curves import GROUP, curve_in, to_group
 from pyroae.runs.loading import (
     arguments_in,
     chosen,
-    log_units_of,
     own_parameters,
     placed,
     splits_for,

@@ -45,7 +45,7 @@ def figures(
     """
     x = like_parameters(system, arguments_in(dataset))
     labels, names = getattr(dataset, "labels", None), getattr(dataset, "columns", ())
-    data = data_pictures(system, x, dataset.shape)
+    data = data_pictures(system, x, dataset)
     for note in data.notes:
         say(note)
     makers: dict[str, Callable[[], Figure]] = {
@@ -68,7 +68,7 @@ def figures(
         **_rate_distortion(dataset, found, curve),
     }
     if not data.has_order and not getattr(dataset, "condition_names", ()):
-        del makers["reconstructions"], makers["samples"]
+        del makers["reconstructions"], makers["samples"], makers["manifold"]
     figures = {}
     for name, make in makers.items():
         try:

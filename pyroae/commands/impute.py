@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from pyroae.autoencoder import Autoencoder
-from pyroae.config import RunConfig
 from pyroae.config.checks import at_least_one
 from pyroae.data.arrays import Source
 from pyroae.data.conditions import Conditioning
@@ -46,7 +45,8 @@ def impute(
     """Write data with their missing values filled, in the units of the file.
 
     A table has a row per datum; with multiple imputations it is repeated below, and the column
-    `imputation` counts them from 1, the means having 0. A .npz file holds `x`, `se`, `low`, `high`,
+    `imputation` counts them from 1, the means having 0. Values that are not missing stay as the
+    source has them. A .npz file holds `x`, `se`, `low`, `high`,
     `draws`, `is_missing` and `ess` of `Imputation`.
 
     Args:
@@ -97,16 +97,19 @@ def _write(path: Path, found: Imputation, dataset: Dataset, run: Run, data: str)
     """Write the imputation in the units of the source."""
     config = run.config
     source = read(data, config.data_root, labels=config.labels, array=config.array)
-    low, unit = _units(source, config)
+    low, unit = _units(source, run)
+    names, is_missing = _names(source.columns, run, found.x.shape[1]), found.is_missing.numpy()
+    stored = _stored(source, names)
     arrays = {
-        name: low + unit * getattr(found, name).numpy() for name in ("x", "low", "high", "draws")
+        name: np.where(is_missing, low + unit * getattr(found, name).numpy(), stored)
+        for name in ("x", "low", "high", "draws")
     }
-    others = {"is_missing": found.is_missing.numpy(), "ess": found.ess.numpy()}
+    others = {"is_missing": is_missing, "ess": found.ess.numpy()}
     if path.suffix == ".npz":
         arrays |= {"se": unit * found.se.numpy(), **others}
         guarded(path, lambda file: file.write_bytes(_archive(arrays)))
         return
-    table = _table(arrays["x"], _names(source.columns, run, arrays["x"].shape[1]), dataset)
+    table = _table(arrays["x"], names, dataset, config.labels or "label")
     tables = [table] + [
         table.assign(**dict(zip(table.columns[: draw.shape[1]], draw.T, strict=True)))
         for draw in arrays["draws"]
@@ -121,11 +124,11 @@ def _write(path: Path, found: Imputation, dataset: Dataset, run: Run, data: str)
         guarded(path, lambda file: file.write_bytes(content))
 
 
-def _units(source: Source, config: RunConfig) -> tuple[Any, Any]:
+def _units(source: Source, run: Run) -> tuple[Any, Any]:
     """What a value of 0 is in the source, and the size of 1: numbers, or arrays `[d]`."""
-    if (by := standardization_of(config)) is not None:
+    if (by := standardization_of(run)) is not None:
         return by.mean.numpy(), by.deviation.numpy()
-    low, high = source_limits(source, value_range_of(config)) or (0.0, 1.0)
+    low, high = source_limits(source, value_range_of(run.config)) or (0.0, 1.0)
     return low, high - low
 
 
@@ -145,6 +148,12 @@ def _names(columns: tuple[str, ...], run: Run, count: int) -> list[str]:
     return names or [f"x{i}" for i in range(count)]
 
 
-def _table(x: np.ndarray, names: list[str], dataset: Dataset) -> pd.DataFrame:
+def _stored(source: Source, names: list[str]) -> np.ndarray:
+    """The values of the features as the source has them, `[N, d]`."""
+    values = source.values.reshape(len(source.values), -1)
+    return values[:, [source.columns.index(name) for name in names]] if source.columns else values
+
+
+def _table(x: np.ndarray, names: list[str], dataset: Dataset, label: str) -> pd.DataFrame:
     table = pd.DataFrame(x, columns=names)
-    return table if dataset.labels is None else table.assign(label=dataset.labels)
+    return table if dataset.labels is None else table.assign(**{label: dataset.labels})

@@ -16,7 +16,7 @@ from pyroae.commands.data_pictures import data_pictures
 from pyroae.config import Part, at_least_one
 from pyroae.data.conditions import FROM_LABELS
 from pyroae.data.dataset import Dataset
-from pyroae.errors import ConfigError
+from pyroae.errors import ConfigError, PyroaeError
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.pair import like_parameters
 from pyroae.programs.predictive import encoded, predicted
@@ -86,7 +86,7 @@ def sample(
         out,
         "samples.png",
         lambda: (
-            data_pictures(program, args, part.shape).table("pairs", "marginals")
+            data_pictures(program, args, part).table("pairs", "marginals")
             or plots.samples(program, num, seed, args, part.shape)
         ),
     )
@@ -153,7 +153,7 @@ def _beside_data(run: Run, system: Autoencoder, num: int) -> "Figure | None":
         return None
     part = part_of(run, Part(num_data=num))
     args = like_parameters(system, arguments_in(part))
-    return data_pictures(system, args).table("pairs", "marginals")
+    return data_pictures(system, args, part).table("pairs", "marginals")
 
 
 @own_parameters()
@@ -183,7 +183,7 @@ def reconstruct(run_directory: str, part: Part, out: str | None) -> None:
         out,
         "reconstructions.png",
         lambda: (
-            data_pictures(system, args, dataset.shape).table("fitted")
+            data_pictures(system, args, dataset).table("fitted")
             or plots.reconstructions(system, args, shape=dataset.shape)
         ),
         caption=EvaluatedPart(
@@ -278,10 +278,19 @@ def _write(
 
         save(picture(), path, caption)
     else:
-        by = standardization_of(run.config)
+        by = standardization_of(run)
         table = x if by is None else by.inverse(x.cpu())
-        _write_table(path, table, labels, _columns_of(["x"], [x]))
-    say(f"{len(x)}: {path}")
+        _write_table(path, table, labels, _feature_names(run, x))
+    say(f"{len(x)} rows: {path}" if path.suffix != ".png" else str(path))
+
+
+def _feature_names(run: Run, x: Tensor) -> list[str]:
+    """The names of the columns of the run's table; x0, x1, … without one, or if it is gone."""
+    try:
+        names = list(getattr(part_of(run, Part(num_data=1)), "columns", ()))
+    except PyroaeError:
+        names = []
+    return names if len(names) == x.shape[1] else _columns_of(["x"], [x])
 
 
 def _columns_of(prefixes: Sequence[str], parts: Sequence[Tensor]) -> list[str]:

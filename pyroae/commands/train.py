@@ -227,9 +227,11 @@ def draw_data(run: Run, splits: Splits) -> None:
     """
     from pyroae.plots.drawing import save
 
-    x = arguments_in(splits.train)[0]
+    train, x = splits.train, arguments_in(splits.train)[0]
     if x.is_floating_point() and x.dim() > 1:
-        save(plots.examples(x, splits.train.shape), run.path / "figures" / "data.png")
+        columns, labels = getattr(train, "columns", ()), getattr(train, "labels", None)
+        figure = plots.examples(x, train.shape, columns=columns, labels=labels)
+        save(figure, run.path / "figures" / "data.png")
 
 
 def train(
@@ -332,7 +334,7 @@ def _summary(run: Run, result: FitResult) -> str:
         else ""
     )
     return (
-        f"{stopped}epoch {last.epoch}: {which} negative bound {bound:.3f} nats per datum"
-        f"{standardized_text(run.config)}, "
-        f"{result.seconds:.1f} s; {run.path}{skipped}"
+        f"{stopped}{len(result.history)} epochs, {result.seconds:.1f} s; weights of epoch "
+        f"{last.epoch}: {which} negative bound {bound:.3f} nats per datum"
+        f"{standardized_text(run.config)}; {run.path}{skipped}"
     )

@@ -16,6 +16,7 @@ from pyroae.data.preprocessing import (
     bernoulli_draw,
     check_finite,
     check_layout,
+    check_precision,
     check_spread,
     check_unit,
     limits_of,
@@ -139,8 +140,8 @@ class Dataset(Shown):
           x           float32, 16 bytes
           labels      none
           condition   none
-          attributes  name, x, shape, labels, dynamic, stream, condition, condition_names,
-                      missing, channels
+          attributes  name, x, shape, labels, dynamic, stream, condition, condition_names, missing,
+                      channels, columns, categories
         """
         source = read(values, labels=labels)
         if source.test is not None or source.valid is not None:
@@ -399,6 +400,7 @@ def to_tensor(
     known = np.where(np.isnan(x), 0, x) if missing else x
     check_finite(flat, known, name, columns=source.columns)
     check_spread(name, observed.min(), observed.max(), observed.size)
+    check_precision(flat, x, name, source.columns)
     return rescaled(torch.from_numpy(x), limits), tuple(int(n) for n in values.shape[1:])
 
 

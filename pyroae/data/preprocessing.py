@@ -1,6 +1,7 @@
 """Validate, rescale and binarize data."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -222,7 +223,7 @@ def check_finite(
     value, place = stored[row, column], f"column {column}"
     if len(columns) == values.shape[1]:
         place += f" ('{columns[column]}')"
-    hint = "; missing accepts NaN as a missing value" if np.isnan(value) else ""
+    hint = "; missing=True (--missing) takes NaN as a missing value" if np.isnan(value) else ""
     raise DataError(
         f"{name} holds {value} at row {first + row}, {place}: every value must be finite{hint}"
     )
@@ -242,6 +243,45 @@ def check_spread(name: str, low: Any, high: Any, size: int) -> None:
     """
     if low == high and size > 1:
         raise DataError(f"{name} is constant: every value is {low}")
+
+
+COARSE = 0.01
+"""The largest rounding error of a column as a share of its standard deviation."""
+
+
+def check_precision(
+    stored: np.ndarray, values: np.ndarray, name: str, columns: Sequence[str] = ()
+) -> None:
+    """Warn of columns whose differences are lost in floating point, such as times since 1970.
+
+    Args:
+        stored: The values as they are stored, `[N, d]`.
+        values: The same values in the floating-point type of the data, `[N, d]`; NaN where missing.
+        name: The name of the data in the warning.
+        columns: The names of the features, d of them; empty if they have none.
+
+    >>> times = 1.6e9 + np.arange(20.0)[:, None]
+    >>> with warnings.catch_warnings(record=True) as found:
+    ...     warnings.simplefilter("always")
+    ...     check_precision(times, times.astype(np.float32), "times")
+    >>> [str(one.message).partition(":")[0] for one in found]
+    ['times, column 0 loses its differences in float32']
+    """
+    if stored.dtype.kind not in "iuf" or stored.dtype.itemsize <= min(2, values.itemsize):
+        return
+    low, high = np.fmin.reduce(values, 0), np.fmax.reduce(values, 0)
+    error = np.maximum(np.abs(low), np.abs(high)) * float(np.finfo(values.dtype).eps) / 2
+    near = np.flatnonzero(error > COARSE * (high.astype(np.float64) - low) / 2)
+    for column in near:
+        exact = stored[:, column].astype(np.float64)
+        spread, rounding = np.nanstd(exact), np.fmax.reduce(np.abs(exact - values[:, column]))
+        if spread > 0 and rounding > COARSE * spread:
+            named = f" ('{columns[column]}')" if len(columns) == values.shape[1] else ""
+            warnings.warn(
+                f"{name}, column {column}{named} loses its differences in {values.dtype}: they are "
+                "small beside its values; subtract its smallest value first",
+                stacklevel=2,
+            )
 
 
 def check_unit(name: str, low: Any, high: Any) -> None:

@@ -82,7 +82,7 @@ class Standardization:
             The constant of each datum, `[N]`, float64, in nats.
 
         >>> by = Standardization(torch.zeros(2), torch.tensor([0.0, 1.0]).exp())
-        >>> by.log_units(torch.tensor([[0.0, 2.0], [0.0, float('nan')]])).tolist()
+        >>> by.log_units(torch.tensor([[0.0, 2.0], [0.0, float("nan")]])).round().tolist()
         [1.0, 0.0]
         """
         each = self.deviation.double().log().to(x.device)

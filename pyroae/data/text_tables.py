@@ -244,5 +244,5 @@ def _check_column(title: str, name: str, column: pd.Series) -> None:
         )
     raise DataError(
         f"column '{name}' of {title} is not numeric: it holds '{cell:.60}' at row {row}; leave "
-        "the column out, or give it as labels, if it holds them"
+        f"the column out, or, if it holds the labels, give labels='{name}' (--labels {name})"
     )

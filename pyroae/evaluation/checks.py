@@ -87,8 +87,14 @@ def check_evidence(traces: Traces, *, held_out: bool = False) -> None:
 
     Raises:
         UndefinedLikelihoodError: For an improper prior, with the name of the site.
-        ProgramError: For a latent site outside the data plate, or without a common or whole plate.
+        ProgramError: For a model without an observed site, a latent site outside the data plate, or
+            without a common or whole plate.
     """
+    if not any(True for _ in traces.sites(traces.model, observed=True)):
+        raise ProgramError(
+            "the model has no observed site, so that log p(x) would be 0 for all data: give one "
+            "obs=x, and hide none by poutine.block"
+        )
     for name, site in traces.sites(traces.model, observed=False):
         if held_out and not traces.is_local(site):
             continue

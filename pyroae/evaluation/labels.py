@@ -54,7 +54,7 @@ PER_SITE = (
     "marginals",
     "pairs",
     "fitted",
-    "curves",
+    "sequences",
     "predictive_check",
 )
 """Figures and pictures that there are for single sites too, whose name then follows theirs."""
@@ -89,7 +89,7 @@ PICTURES = {
     "latent_scatter": Picture("Posterior means"),
     "manifold": Picture("The learned manifold"),
     "reconstructions": Picture("Data and reconstructions"),
-    "curves": Picture("Sequences and their replicates"),
+    "sequences": Picture("Sequences and their replicates"),
     "marginals": Picture("The distribution of each column"),
     "pairs": Picture("Pairs of columns"),
     "fitted": Picture("Data against their fitted means"),

@@ -1,10 +1,12 @@
 """Densities of standardized data in the units of their source."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyroae.autoencoder import Autoencoder
+from pyroae.data.dataset import Dataset
 from pyroae.evaluation.annealing.estimates import AISEstimate
 from pyroae.evaluation.importance.above import UpperBound
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate
@@ -37,6 +39,23 @@ def sign_of(name: str) -> int:
     [1, -1, 0]
     """
     return 1 if name in BELOW else -int(name in ABOVE)
+
+
+def log_units_of(system: nn.Module, part: Any, count: int | None = None) -> Tensor | None:
+    """Return what is subtracted from log p(x) for densities in the units of the source.
+
+    Args:
+        system: The system.
+        part: Data.
+        count: How many of them, the first ones; None for all.
+
+    Returns:
+        The constant of each datum, `[N]`, nats; None where values are not standardized, and for a
+        program, which may have densities of other things than x.
+    """
+    if not isinstance(system, Autoencoder) or not isinstance(part, Dataset):
+        return None
+    return None if part.log_units is None else part.log_units[:count]
 
 
 def in_units(found: "Evaluation", log_units: Tensor | None) -> "Evaluation":

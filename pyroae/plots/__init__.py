@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from pyroae.plots.posteriors import posterior
     from pyroae.plots.predictive import predictive_check
-    from pyroae.plots.predictive_draws import curves, fitted, marginals, pairs
+    from pyroae.plots.predictive_draws import fitted, marginals, pairs, sequences
     from pyroae.plots.prior import pseudo_inputs
     from pyroae.plots.rate_distortion_curves import rate_distortion
     from pyroae.plots.snapshots import along_training, gradients_along_training
@@ -36,7 +36,6 @@ __all__ = [
     "calibration_summary",
     "class_samples",
     "column_errors",
-    "curves",
     "differences",
     "examples",
     "extremes",
@@ -61,6 +60,7 @@ __all__ = [
     "sample_grids",
     "samples",
     "sandwich",
+    "sequences",
     "sparsity_sweep",
     "training_curves",
     "traversals",

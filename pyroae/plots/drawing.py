@@ -46,6 +46,10 @@ LABELS = (
 """Colours of labels: the ten of Petroff (2021), which colour-blind readers can distinguish."""
 
 
+WIDE = 40
+"""Vectors of more elements are drawn as sequences."""
+
+
 CURVES: dict[str, tuple[str, Any, float]] = {
     "train_nelbo": ("training", (0, (4, 2)), 0.9),
     "valid_nelbo": ("validation", "-", 1.8),

@@ -7,22 +7,24 @@ from typing import Literal
 from matplotlib.figure import Figure
 
 from pyroae.evaluation.site_draws import PredictiveDraws
-from pyroae.plots.drawing import is_image
-from pyroae.plots.predictive_draws import curves, fitted, marginals, pairs
+from pyroae.plots.drawing import WIDE, is_image
+from pyroae.plots.predictive_draws import fitted, marginals, pairs, sequences
 
 DataKind = Literal["image", "sequence", "table", "column"]
 """What the data of an observed site are drawn as."""
 
 
-WIDE, SHORT = 40, 8
-"""Vectors of more elements are sequences, of fewer elements never, unless a plate says so."""
+SHORT = 8
+"""Vectors of fewer elements are no sequences, unless a plate says so."""
+
+
 SMOOTH = 0.5
 """The largest von Neumann ratio of a vector that is a sequence; it is 2 for unrelated elements."""
 
 
 FIGURES: dict[DataKind, dict[str, Callable[[PredictiveDraws], Figure]]] = {
     "image": {},
-    "sequence": {"curves": curves},
+    "sequence": {"sequences": sequences},
     "table": {"marginals": marginals, "pairs": pairs, "fitted": fitted},
     "column": {"marginals": marginals, "fitted": fitted},
 }

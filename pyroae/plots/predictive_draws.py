@@ -158,7 +158,7 @@ def fitted(
     return place.figure
 
 
-def curves(draws: PredictiveDraws, num: int = 6, *, ax: Target | None = None) -> Figure:
+def sequences(draws: PredictiveDraws, num: int = 6, *, ax: Target | None = None) -> Figure:
     """Draw sequences: the data as points, the mean of p(x|z), and 90 % of the replicates.
 
     Of a datum `[T, F]` the first three of the F values are drawn, each in its colour.
@@ -177,11 +177,11 @@ def curves(draws: PredictiveDraws, num: int = 6, *, ax: Target | None = None) ->
     >>> import pyroae, torch
     >>> system = pyroae.zoo.ppca(4, latent=2)
     >>> draws = pyroae.predictive_draws(system.model, system.guide, torch.randn(9, 4), seed=0)
-    >>> len(curves(draws["x"], num=2).axes)
+    >>> len(sequences(draws["x"], num=2).axes)
     2
     """
     if min(num, len(draws.data)) < 1 or not draws.shape:
-        raise DataError(f"curves are of data of two elements or more; '{draws.site}' has none")
+        raise DataError(f"sequences are data of two elements or more; '{draws.site}' has none")
     rows = np.linspace(0, len(draws.data) - 1, min(num, len(draws.data))).round().astype(int)
     place = _grid(len(rows), ax, sharey=True)
     for axes, row in zip(place.panels, rows, strict=True):

@@ -54,7 +54,7 @@ def write_config(path: Path, config: RunConfig, splits: Splits) -> None:
         path: The run directory.
         config: The settings.
         splits: The data, of which the fingerprint, the shape of a datum, the sizes and the names
-            of the condition are recorded.
+            of the condition and of columns are recorded.
 
     Raises:
         RunError: If the file cannot be written.
@@ -64,10 +64,20 @@ def write_config(path: Path, config: RunConfig, splits: Splits) -> None:
         "shape": list(splits.train.shape),
         "sizes": {n: len(p) for n in PARTS if (p := getattr(splits, n)) is not None},
         "condition_names": list(getattr(splits.train, "condition_names", ())),
+        **_table_of(splits.train),
         "versions": versions(),
     }
     text = yaml.safe_dump({**config.to_dict(), **record}, sort_keys=False)
     guarded(path / "config.yaml", lambda file: file.write_text(text))
+
+
+def _table_of(train: Any) -> dict[str, Any]:
+    """Names of columns and categories of a table, in whose order other data are read."""
+    columns, categories = (getattr(train, name, ()) for name in ("columns", "categories"))
+    table: dict[str, Any] = {"columns": list(map(str, columns))} if columns else {}
+    if categories:
+        table["categories"] = {str(name): list(levels) for name, levels in categories.items()}
+    return table
 
 
 def versions() -> dict[str, str]:
@@ -116,7 +126,7 @@ def results_from(text: str) -> list[Result]:
         The results, with NaN for null.
 
     >>> results_from(results_text([Result("nll", 1.5, math.nan, 10, 5, 0.1, "is")]))
-    [Result(name='nll', estimate=1.5, se=nan, num_data=10, num_particles=5, seconds=0.1, ...)]
+    [Result(nll 1.5, N=10, K=5, is)]
     """
     rows: list[dict[str, Any]] = [
         {k: math.nan if v is None else v for k, v in row.items()} for row in json.loads(text)

@@ -19,6 +19,7 @@ from pyroae.runs.page import number
 from pyroae.runs.parts import EvaluatedPart
 from pyroae.runs.run import Run
 from pyroae.runtime.randomness import fork_random
+from pyroae.runtime.short_text import duration, shape_text, with_error
 from pyroae.training.state import Epoch
 
 Rows = list[tuple[str, str, str]]
@@ -27,6 +28,13 @@ Rows = list[tuple[str, str, str]]
 
 OF_MODEL = ("system", "program", "latent", "hierarchy", "map", "hidden", "activation", "tied")
 """Settings that the table of the model has."""
+
+
+HOW_READ = (
+    *("labels", "array", "scale", "value_range", "channels", "condition", "num_labels"),
+    "missing",
+)
+"""Settings that the table of the data has."""
 
 
 CHOICES = ("prior", "posterior", "likelihood", "corruption")
@@ -102,8 +110,7 @@ def _units(config: RunConfig) -> list[str]:
 
 
 def _with_error(row: Result) -> str:
-    error = "" if math.isnan(row.se) else f" ± {row.se:.2f}"
-    return number(row.estimate, 2) + error
+    return with_error(row.estimate, row.se).replace("-", "−")
 
 
 def _reliability(headline: Result | None, results: Mapping[str, Result]) -> list[str]:
@@ -144,7 +151,7 @@ def trained_of(run: Run, history: Sequence[Epoch]) -> str:
     if not history:
         return "No epoch is finished yet."
     last, kept = history[-1], min(run.kept_epoch, len(history)) or len(history)
-    text = f"{last.epoch:,} epochs, {last.step:,} steps, {last.seconds:,.1f} s of training."
+    text = f"{last.epoch:,} epochs, {last.step:,} steps, {duration(last.seconds)} of training."
     best = history[kept - 1]
     which = "training" if math.isnan(best.valid_nelbo) else "validation"
     value = best.train_nelbo if math.isnan(best.valid_nelbo) else best.valid_nelbo
@@ -198,15 +205,12 @@ def data_of(run: Run) -> Rows:
     Returns:
         Source, shape, sizes of the parts, and how values were changed.
     """
-    shape = " × ".join(map(str, run.shape))
-    rows = [("source", run.config.data, ""), ("shape of a datum", shape, "")]
+    rows = [("source", run.config.data, ""), ("shape of a datum", shape_text(run.shape), "")]
     if run.sizes:
         sizes = ", ".join(f"{name} {size:,}" for name, size in run.sizes.items())
         rows.append(("data", sizes, "numbers of data for training, validation and test"))
     rows.append(("binarization", binarization_of(run.config), help_of("binarize")))
-    rows += _rows(
-        run.config, ("scale", "value_range", "channels", "condition", "num_labels", "missing")
-    )
+    rows += _rows(run.config, HOW_READ)
     return [*rows, ("fingerprint", run.fingerprint, "a checksum of the values")]
 
 

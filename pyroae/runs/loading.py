@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from pyroae import zoo
-from pyroae.autoencoder import Autoencoder
 from pyroae.config import SEMI_SUPERVISED, Part, RunConfig, snapshot_name
+from pyroae.data.arrays import Source
 from pyroae.data.conditions import Conditioning
 from pyroae.data.dataset import Dataset
+from pyroae.data.frames import matched
 from pyroae.data.loading import Splits, load, split_arguments
 from pyroae.data.partial_labels import partly_labelled
 from pyroae.data.preprocessing import range_of
@@ -106,8 +107,7 @@ def load_run(path: str | Path, checkpoint: str | None = None) -> LoadedRun:
 def splits_of(
     config: RunConfig,
     data: str | None = None,
-    names: tuple[str, ...] = (),
-    by: Standardization | None = None,
+    like: Run | None = None,
 ) -> Splits:
     """Load the data of a configuration.
 
@@ -115,10 +115,9 @@ def splits_of(
         config: The configuration. For a program, a dataset whose function returns a tuple of
             arrays gives the arguments of the program; data are not binarized unless it says so.
         data: Other data, prepared as the configuration says; None for its own.
-        names: The classes of a condition on labels that a run was trained with; by default those
-            of the data.
-        by: How other data are standardized, where the configuration standardizes; by default as
-            its own training data.
+        like: The run that other data are prepared for: they receive the order of its columns, its
+            categories and classes, and its standardization. Without it other data are
+            standardized by the training data of the configuration.
 
     Returns:
         Training, validation and test data.
@@ -128,12 +127,11 @@ def splits_of(
         ConfigError: For settings that are not accepted.
     """
     source = config.data if data is None else data
+    names = () if like is None else like.condition_names
     if config.program is not None:
         arrays = named(source, config.data_root)
         if isinstance(arrays, tuple):
             return _several(config, source, arrays)
-    if data is not None and by is None:
-        by = standardization_of(config)
     splits = load(
         source,
         binarize=binarization_of(config),  # type: ignore[arg-type]
@@ -148,6 +146,11 @@ def splits_of(
         labels=config.labels,
         array=config.array,
     )
+    by = None
+    if like is not None:
+        splits, by = _in_columns_of(like, splits), standardization_of(like)
+    elif data is not None and config.scale == "standard":
+        by = splits_of(config).standardization
     if config.scale == "standard":
         splits = standardized(splits, _standard_columns(config), by)
     if not is_semi_supervised(config):
@@ -155,35 +158,47 @@ def splits_of(
     return partly_labelled(splits, config.num_labels if data is None else None, config.split_seed)
 
 
-def standardization_of(config: RunConfig) -> Standardization | None:
-    """Return how the training data of a configuration are standardized.
+def _in_columns_of(run: Run, splits: Splits) -> Splits:
+    """Other data with the columns and the categories of a run, in their order."""
+
+    def arranged(part: Dataset | None) -> Dataset | None:
+        if part is None or not part.columns or not run.columns:
+            return part
+        if part.stream is not None and part.columns == run.columns:
+            return part
+        if part.stream is not None:
+            raise DataError(
+                f"the columns of {part.name}, which is larger than memory, are not those of the "
+                f"run '{run.path}' in their order: {', '.join(run.columns[:10])}"
+            )
+        x = part.x.numpy()
+        own = Source(part.name, x, columns=part.columns, categories=part.categories)
+        found = matched(own, run, "new")
+        values = torch.from_numpy(found.values).to(part.x.dtype)
+        return replace(part, x=values, columns=found.columns, categories=found.categories)
+
+    train, *others = (arranged(part) for part in (splits.train, splits.valid, splits.test))
+    assert train is not None
+    return replace(splits, train=train, valid=others[0], test=others[1])
+
+
+def standardization_of(run: Run) -> Standardization | None:
+    """Return how the training data of a run are standardized.
 
     Args:
-        config: The configuration.
+        run: The run.
 
     Returns:
         The standardization, by which other data and results are scaled; None without one.
+
+    Raises:
+        DataError: If the data have changed since the run, so that it is not known any more.
     """
-    return splits_of(config).standardization if config.scale == "standard" else None
-
-
-def log_units_of(
-    system: nn.Module, part: Dataset | Arguments | Tensor, count: int | None = None
-) -> Tensor | None:
-    """Return what is subtracted from log p(x) for densities in the units of the source.
-
-    Args:
-        system: The system.
-        part: Data.
-        count: How many of them, the first ones; None for all.
-
-    Returns:
-        The constant of each datum, `[N]`, nats; None where values are not standardized, and for a
-        program, which may have densities of other things than x.
-    """
-    if not isinstance(system, Autoencoder) or not isinstance(part, Dataset):
+    if run.config.scale != "standard":
         return None
-    return None if part.log_units is None else part.log_units[:count]
+    splits = splits_of(run.config)
+    same_data(run, splits)
+    return splits.standardization
 
 
 def _standard_columns(config: RunConfig) -> tuple[bool, ...] | None:
@@ -442,7 +457,7 @@ def splits_for(run: Run, part: Part) -> Splits:
     """
     if part.data is None:
         return own_splits(run)
-    return splits_of(run.config, part.data, run.condition_names)
+    return splits_of(run.config, part.data, run)
 
 
 def chosen(run: Run, part: Part, splits: Splits) -> Dataset | Arguments:
@@ -490,8 +505,7 @@ def whole_of(run: Run, data: str) -> Dataset:
         DataError: If they cannot be read, or are not of the width of the run's data.
     """
     config = run.config.but(valid_fraction=0.0, test_fraction=0.0)
-    by = standardization_of(run.config)
-    found = _in_memory(splits_of(config, data, run.condition_names, by).train, run, None)
+    found = _in_memory(splits_of(config, data, run).train, run, None)
     assert isinstance(found, Dataset)
     if math.prod(found.shape) != math.prod(run.shape):
         raise DataError(

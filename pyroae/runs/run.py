@@ -54,6 +54,8 @@ class Run(Shown):
         sizes: The numbers of training, validation and test data; empty if not recorded.
         condition_names: The name of each element of the condition: a class or a column; empty
             without a condition.
+        columns: The names of the features of a table; empty for other data.
+        categories: The categories of each column of codes, by the name of the column.
         versions: The versions of the software that the run was started or resumed with, by name.
 
     Raises:
@@ -89,6 +91,9 @@ class Run(Shown):
             self.shape = tuple(int(n) for n in record["shape"])
             self.sizes: dict[str, int] = dict(record.get("sizes", {}))
             self.condition_names = tuple(str(n) for n in record.get("condition_names", ()))
+            self.columns = tuple(str(n) for n in record.get("columns", ()))
+            categories = record.get("categories", {})
+            self.categories = {n: tuple(map(str, levels)) for n, levels in categories.items()}
             self.versions: dict[str, str] = dict(record.get("versions", {}))
         except (ConfigError, KeyError, TypeError, ValueError) as error:
             raise RunError(

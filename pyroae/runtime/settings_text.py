@@ -14,7 +14,10 @@ OUTSIDE = r",(?![^\[]*\])(?![^(]*\))"
 """Commas between settings: those outside of brackets and parentheses."""
 
 
-RECORD = ("fingerprint", "shape", "sizes", "condition_names", "versions")
+RECORD = (
+    *("fingerprint", "shape", "sizes", "condition_names", "columns", "categories"),
+    "versions",
+)
 """What config.yaml of a run holds beside its settings."""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pyro
 from torch import nn
 
+from pyroae.autoencoder import Autoencoder
 from pyroae.comparison.results import Cell, Outcome, Point
 from pyroae.config import TrainConfig
 from pyroae.errors import ConfigError
@@ -93,6 +94,8 @@ class CellRunner:
         train: the training data.
         valid: the validation data; None if there are none.
         along: the data of the learning curves.
+        log_units: what is added to −log p(x) of the learning curves for standardized data, in nats
+            per datum.
         store: where cells are kept; None keeps nothing.
         how: the command that resumes the work, for the message after a signal.
         minutes: time between two states that are saved within an epoch.
@@ -105,6 +108,7 @@ class CellRunner:
     train: Any
     valid: Any
     along: Any
+    log_units: float = 0.0
     store: CellStore | None = None
     how: str = ""
     minutes: float = MINUTES
@@ -165,7 +169,9 @@ class CellRunner:
     def _curve(self, cell: Cell) -> Curve:
         system, objective = self.system(cell), self.objective(cell)
         evaluations = evaluations_per_datum(objective, self.system(cell), self.along)
-        return Curve(system, self.along, cell, self.config(cell), len(self.train), evaluations)
+        curve = Curve(system, self.along, cell, self.config(cell), len(self.train), evaluations)
+        curve.log_units = self.log_units if isinstance(system, Autoencoder) else 0.0
+        return curve
 
     def _fit(self, curve: Curve, saved: Callable[[], None] | None, progress: bool) -> FitResult:
         cell, store = curve.cell, self.store

@@ -39,6 +39,7 @@ class Curve(Shown):
         num_data: the number of training data.
         evaluations: decoder evaluations per datum and step.
         points: the points so far.
+        log_units: what is added to −log p(x) of standardized data, in nats per datum.
     """
 
     system: nn.Module
@@ -48,6 +49,7 @@ class Curve(Shown):
     num_data: int
     evaluations: float
     points: list[Point] = field(default_factory=list)
+    log_units: float = 0.0
 
     def _overview(self) -> Overview:
         last = [f"last NLL {self.points[-1].nll:.2f} nats per datum"] if self.points else []
@@ -86,7 +88,8 @@ class Curve(Shown):
             system.model, system.guide, x, num_particles=CURVE_PARTICLES, seed=0
         )
         evaluations = evaluations_of(step, self.evaluations, self.num_data, self.config.batch_size)
-        self.points.append(Point(epoch, step, seconds, evaluations, likelihood.nll))
+        nll = likelihood.nll + self.log_units
+        self.points.append(Point(epoch, step, seconds, evaluations, nll))
 
 
 def placed(system: nn.Module, x: Data) -> Data:

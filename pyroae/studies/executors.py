@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pyroae.comparison.results import Cell, Outcome
 from pyroae.errors import ConfigError
 from pyroae.runtime.processes import say
-from pyroae.runtime.progress import duration
+from pyroae.runtime.short_text import duration
 from pyroae.studies.study import Study
 
 Outcomes = Generator[tuple[Cell, Outcome | str]]

@@ -21,6 +21,7 @@ from pyroae.evaluation.enumeration import check_enumerable, enumerated_log_likel
 from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.evaluation.importance.likelihood import LikelihoodEstimate, log_likelihood
 from pyroae.evaluation.importance.proposals import Local
+from pyroae.evaluation.units import sampled_in_units, sign_of
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.context import evaluating
 from pyroae.programs.latents import Latents
@@ -54,8 +55,28 @@ def first_of(data: Dataset | Arguments | Tensor, count: int | None) -> Any:
     return first if isinstance(data, Arguments) or len(first) > 1 else first[0]
 
 
+def mean_units(data: Any, count: int | None) -> float:
+    """Return what is added to the mean −log p(x) of standardized data, as of `log_units_of`.
+
+    Args:
+        data: the data.
+        count: how many of them; None for all.
+
+    Returns:
+        The mean of `Dataset.log_units`, in nats per datum; 0 for other data.
+    """
+    units = data.log_units if isinstance(data, Dataset) else None
+    return 0.0 if units is None else units[:count].mean().item()
+
+
 def score(
-    curve: Curve, result: FitResult, x: Data, scoring: Scoring, *, progress: bool = False
+    curve: Curve,
+    result: FitResult,
+    x: Data,
+    scoring: Scoring,
+    *,
+    progress: bool = False,
+    log_units: Tensor | None = None,
 ) -> Outcome:
     """Return the outcome of a training.
 
@@ -65,6 +86,7 @@ def score(
         x: held-out data [N, ...], or the arguments of a program.
         scoring: how they are scored.
         progress: whether to show the progress.
+        log_units: what is subtracted from log p(x) of each datum, [N], nats; None for nothing.
 
     Returns:
         The score of `x`, figures, and what the training spent.
@@ -79,8 +101,15 @@ def score(
         seed=scoring.seed,
         progress=progress,
     )
-    scored = corrected(likelihood, result.system, x, scoring, progress=progress)
-    return outcome_of(curve, result, scored, figures_of(result.system, x, scoring.seed))
+    figures = figures_of(result.system, x, scoring.seed)
+    if log_units is not None:
+        likelihood = sampled_in_units(likelihood, log_units)
+        mean = log_units.mean().item()
+        figures = {name: value + sign_of(name) * mean for name, value in figures.items()}
+    scored = corrected(
+        likelihood, result.system, x, scoring, progress=progress, log_units=log_units
+    )
+    return outcome_of(curve, result, scored, figures)
 
 
 def corrected(
@@ -90,6 +119,7 @@ def corrected(
     scoring: Scoring,
     *,
     progress: bool = False,
+    log_units: Tensor | None = None,
 ) -> Score:
     """Return the score of a system: importance sampling, and stronger estimates of a subset.
 
@@ -99,6 +129,7 @@ def corrected(
         x: the held-out data [N, ...], or the arguments of a program.
         scoring: how they are scored.
         progress: whether to show the progress.
+        log_units: what was subtracted from `likelihood`, [N], nats; None for nothing.
 
     Returns:
         The score, on the CPU.
@@ -118,8 +149,10 @@ def corrected(
     count = num_data if method in ("exact", "enumeration") else scoring.subset_of(num_data)
     index = _subset(num_data, count, scoring.seed)
     part = tuple(t[index.to(t.device)] for t in arguments_of(x))
-    estimate = _ESTIMATES[method](cast(System, system), part, scoring, progress)
-    return replace(score, correction=Correction(method, index, *estimate))
+    log_px, *others = _ESTIMATES[method](cast(System, system), part, scoring, progress)
+    if log_units is not None:
+        log_px = log_px - log_units[index]
+    return replace(score, correction=Correction(method, index, log_px, *others))
 
 
 def _subset(num_data: int, count: int, seed: int) -> Tensor:

@@ -26,6 +26,7 @@ from pyroae.errors import ConfigError, DataError, NonFiniteLossError, RunError
 from pyroae.evaluation.blocks import arguments_of
 from pyroae.evaluation.results import Result
 from pyroae.evaluation.summary import evaluate as evaluate_system
+from pyroae.evaluation.units import log_units_of
 from pyroae.objectives import parse_objective
 from pyroae.programs.pair import like_parameters
 from pyroae.runs.contents import versions
@@ -53,7 +54,7 @@ from pyroae.studies.cell_setup import (
 )
 from pyroae.studies.cells import CellRunner, CellStore
 from pyroae.studies.curves import CURVE_DATA, Curve
-from pyroae.studies.scoring import corrected, first_of, outcome_of
+from pyroae.studies.scoring import corrected, first_of, mean_units, outcome_of
 from pyroae.studies.study_config import StudyConfig
 from pyroae.studies.tuning import FOLDER
 from pyroae.training.state import State
@@ -247,6 +248,9 @@ class Study:
             train=parts.train,
             valid=parts.valid,
             along=first_of(parts.held_out if parts.valid is None else parts.valid, CURVE_DATA),
+            log_units=mean_units(
+                parts.held_out if parts.valid is None else parts.valid, CURVE_DATA
+            ),
             store=_Runs(self),
             how=self.how,
             minutes=self.config.settings.save_minutes,
@@ -276,15 +280,19 @@ class Study:
         x = like_parameters(
             result.system, arguments_of(first_of(self.parts.held_out, scoring.num_data))
         )
+        units = log_units_of(result.system, self.parts.held_out, scoring.num_data)
         evaluation = evaluate_system(
             result.system,
             x,
             EvaluationSettings(("is",), scoring.num_particles, seed=scoring.seed),
             progress=progress,
+            log_units=units,
         )
         assert evaluation.likelihood is not None
         figures = {name: evaluation.results[name].estimate for name in FIGURES}
-        score = corrected(evaluation.likelihood, result.system, x, scoring, progress=progress)
+        score = corrected(
+            evaluation.likelihood, result.system, x, scoring, progress=progress, log_units=units
+        )
         outcome = outcome_of(curve, result, score, figures)
         run, rows = Run(self.place(curve.cell)), evaluation.results
         found = [*rows.values(), *_results(outcome, rows["nll"])]

@@ -22,6 +22,7 @@ from pyroae.config import Scoring, TrainConfig
 from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, DataError, NonFiniteLossError, unknown_name
 from pyroae.evaluation.gradient_lab.measure import defined_at
+from pyroae.evaluation.units import log_units_of
 from pyroae.objectives.base import ObjectiveBase
 from pyroae.programs.pair import flattened
 from pyroae.programs.sites import Program
@@ -44,7 +45,7 @@ from pyroae.studies.cell_setup import (
 )
 from pyroae.studies.cells import CellRunner
 from pyroae.studies.curves import CURVE_DATA
-from pyroae.studies.scoring import first_of, score
+from pyroae.studies.scoring import first_of, mean_units, score
 from pyroae.studies.study_files import (
     refuse_other_content,
     write_comparison,
@@ -422,10 +423,19 @@ class _Trainings:
             system=self._system,
             objective=lambda cell: self.at_k[cell.num_particles][cell.objective],
             config=self.config,
-            score=lambda curve, result: score(curve, result, x, scoring),
+            score=lambda curve, result: score(
+                curve,
+                result,
+                x,
+                scoring,
+                log_units=log_units_of(result.system, parts.held_out, scoring.num_data),
+            ),
             train=parts.train,
             valid=parts.valid,
             along=first_of(parts.held_out if parts.valid is None else parts.valid, CURVE_DATA),
+            log_units=mean_units(
+                parts.held_out if parts.valid is None else parts.valid, CURVE_DATA
+            ),
             store=None
             if self.path is None
             else CellDirectory(self.path, self._record, self.tuning),

@@ -220,7 +220,9 @@ def data_for(system: nn.Module, given: Data) -> Dataset | Arguments:
         return given
     if isinstance(system, Autoencoder):
         if getattr(given, "structure", None) is not None:
-            raise DataError("an autoencoder takes a Dataset or a tensor [N, d], not a dict")
+            raise DataError(
+                "an autoencoder takes what Dataset.from_array takes, not nested arguments"
+            )
         tensors = given.tensors if isinstance(given, Arguments) else given
         if not isinstance(tensors, tuple):
             return Dataset.from_array(tensors, missing=system.missing)

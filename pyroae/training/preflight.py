@@ -176,7 +176,8 @@ def check(
     """
     if config.batch_size > len(train):
         raise ConfigError(
-            f"batch_size of {config.batch_size} is larger than the {len(train)} training data"
+            f"batch_size of {config.batch_size} is larger than the {len(train)} training data: "
+            f"give {len(train)} or less"
         )
     if not hasattr(objective, "differentiable_loss"):
         raise ConfigError(

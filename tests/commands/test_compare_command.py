@@ -183,6 +183,7 @@ class Stop:
         return self.function(*args, **kwargs)
 
 
+@pytest.mark.usefixtures("no_study_figures")
 @pytest.mark.parametrize(
     ("where", "at"),
     sample_of(
@@ -240,6 +241,7 @@ def test_a_stopped_study_goes_on(
         assert points[0] == points[1]
 
 
+@pytest.mark.usefixtures("no_study_figures")
 def test_a_study_is_given_more(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,6 +276,7 @@ def test_a_study_is_given_more(
     assert "1 of 4 trainings are finished already" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_study_figures")
 def test_a_training_that_fails_is_told_and_not_tried_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -300,6 +303,7 @@ def test_a_training_that_fails_is_told_and_not_tried_again(
     )
 
 
+@pytest.mark.usefixtures("no_study_figures")
 def test_overwrite(tmp_path: Path) -> None:
     path = tmp_path / "study"
     flags = [
@@ -321,6 +325,7 @@ def test_overwrite(tmp_path: Path) -> None:
     assert (path / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.usefixtures("no_study_figures")
 def test_other_budgets(tmp_path: Path) -> None:
     few = ["--num-particles", "2,8", "--seeds", "1", *SMALL, "--objectives", "iwae"]
     assert compare(*few, "--budget", "evaluations:8000", "--out", str(tmp_path / "e")) == 0
@@ -443,6 +448,7 @@ def test_bad_variants_in_yaml(
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.usefixtures("no_study_figures")
 def test_a_study_whose_settings_were_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -459,6 +465,7 @@ def test_a_study_whose_settings_were_changed(
     assert error.count("\n") == 1
 
 
+@pytest.mark.usefixtures("no_study_figures")
 def test_variants_have_the_data_of_the_study(tmp_path: Path) -> None:
     """Also where a variant alone would not make them black and white."""
     flags = ["--objectives", "iwae", "--num-particles", "2", "--seeds", "1", *SMALL]

@@ -55,6 +55,7 @@ def test_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         "45 data, arrays of shape 8×8 (uint8)",
         "training 36, validation 4, test 5, with a test set of its own",
         "scaling 0 to 255 becomes 0 to 1",
+        "all values integers 0 255",
         "likelihood bernoulli (the default of vae)",
         "warning: 20 of 40 rows occur more than once",
         "warning: 5 of 5 test data are also training data",
@@ -126,6 +127,14 @@ def test_a_real_table_trains_and_its_results_have_its_units(
     means = np.load(tmp_path / "s.npy").mean(0)
     assert 50 < means[1] < 150
     assert abs(means[2] - 3) < 1
+    names = "width,height,none,flag"
+    for command in (["sample", "--num", "5"], ["reconstruct", "--num-data", "4"]):
+        out = tmp_path / "written.csv"
+        assert main([command[0], str(run), *command[1:], "--out", str(out)]) == 0
+        assert out.read_text().splitlines()[0] == names
+        assert f" {command[-1]} rows: " in f" {shown(capsys)}"
+    table.unlink()
+    assert main(["sample", str(run), "--num", "5", "--out", str(tmp_path / "b.npy")]) == 2
 
 
 def test_options_are_those_of_the_data() -> None:
@@ -135,3 +144,24 @@ def test_options_are_those_of_the_data() -> None:
     assert options["settings.scale"] == RunConfig(scale="none").scale
     with pytest.raises(SystemExit):
         make_parser().parse_args(["data", "digits", "--lr", "1"])
+
+
+def test_outliers_of_counts_call_for_no_likelihood_of_real_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = DRAW.poisson(2.0, (300, 2))
+    counts[3, 0] = 400
+    for name, values in {"counts": counts, "real": counts + 0.5}.items():
+        pd.DataFrame(values, columns=["a", "b"]).to_csv(tmp_path / f"{name}.csv", index=False)
+        assert main(["data", str(tmp_path / f"{name}.csv")]) == 0
+        assert ("student and laplace" in shown(capsys)) == (name == "real")
+
+
+def test_a_column_of_texts_may_hold_the_labels(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", str(table)]) == 2
+    assert (
+        "if it holds the labels, give labels='species' (--labels species)"
+        in capsys.readouterr().err
+    )

@@ -18,6 +18,7 @@ import pytest
 from pyroae import cli
 from pyroae.errors import RunError
 from pyroae.runtime.files import remove_temporaries, write_together
+from tests.pictures import leave_out_pictures
 
 NET = "--system ppca --likelihood normal --latent 2".split()  # noqa: SIM905
 GRADIENTS = "--objectives iwae --num-particles 1 --replicates 25 --num-data 3".split()  # noqa: SIM905
@@ -46,7 +47,9 @@ COMMANDS = {
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("full") / "ppca"
     assert cli.main(["train", *NET, "--missing", "--epochs", "1", "--out", str(path)]) == 0
-    assert cli.main(["evaluate", str(path), "--num-particles", "30", "--num-data", "4"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_pictures(patch)
+        assert cli.main(["evaluate", str(path), "--num-particles", "30", "--num-data", "4"]) == 0
     table = np.random.default_rng(0).random((5, 64))
     table[0, 0] = np.nan
     np.savetxt(path.parent / "data.csv", table, delimiter=",", header=",".join(map(str, range(64))))
@@ -78,9 +81,15 @@ def full_disk(size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_a_full_disk_is_one_sentence(
-    name: str, evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    evaluated: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     words, size = COMMANDS[name]
+    if words[0] == "evaluate":
+        leave_out_pictures(monkeypatch)
     run = Path(shutil.copytree(evaluated, tmp_path / "run"))
     named = {"RUN": str(run), "DATA": str(evaluated.parent / "data.csv")}
     words = [named.get(w, w.replace("OUT", str(tmp_path / "out"))) for w in words]

@@ -25,6 +25,7 @@ from pyroae.objectives.named import dreg, iwae
 from pyroae.runs.run import STATE
 from pyroae.runtime.files import read_tensors, write_tensors
 from pyroae.studies.cell_files import read_outcome
+from tests.pictures import leave_out_pictures
 
 CHOICES = '''
 """A likelihood, a prior, a bound, an objective and a dataset."""
@@ -233,8 +234,9 @@ def refused(words: str, capsys: pytest.CaptureFixture[str], *argv: str | Path) -
 # Choices of one's own.
 
 
-def test_own_choices_in_every_command(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_own_choices_in_every_command(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Later commands find the module by the record in config.yaml, from any working directory."""
+    leave_out_pictures(monkeypatch)
     run, flags = here / "run", ["--import", "own_choices.py", *OWN, *SMALL, *FEW]
     squashed = ["--bound", "squashed2:weight=0.3", "--num-particles", "3"]
     assert main(["train", *flags, *squashed, "--out", str(run)]) == 0
@@ -267,6 +269,7 @@ def test_a_configuration_file_names_modules(here: Path) -> None:
     assert main(["train", "--resume", "run", "--epochs", "3"]) == 0
 
 
+@pytest.mark.usefixtures("no_study_figures")
 def test_own_choices_in_a_comparison(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--import", "own_choices.py", *OWN, *SMALL, *FEW[2:], *SCORED, "--seeds", "1"]
     own = ["--objectives", "squashed-iwae,squashed2+pathwise", "--num-particles", "2"]
@@ -282,8 +285,11 @@ def test_own_choices_in_a_comparison(here: Path, capsys: pytest.CaptureFixture[s
 # A program of one's own.
 
 
-def test_a_program_with_two_arguments(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_program_with_two_arguments(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Train, resume, evaluate, gradients, reproduce; what it draws and encodes."""
+    leave_out_pictures(monkeypatch, keep={"reconstructions", "kl_per_unit"})
     run, flags = here / "run", ["--data", "own-line", *FEW, "--objective", "dreg"]
     named = ["--program", "own_program.py:build:hidden=4"]
     assert main(["train", *named, *flags, "--out", str(run)]) == 0
@@ -312,6 +318,7 @@ def test_a_program_with_two_arguments(here: Path, capsys: pytest.CaptureFixture[
     assert "to the last digit" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_study_figures")
 def test_a_program_in_a_comparison(here: Path) -> None:
     """Each training starts from weights of its own seed, and resumes as it would have gone on."""
     flags = ["--program", "own_program.py:build", "--data", "own-line", *FEW[2:], *SCORED]

@@ -26,6 +26,7 @@ from pyroae import names, plots
 from pyroae.cli import main
 from pyroae.comparison.results import Cell
 from pyroae.studies.comparison_tree import comparison_to_datatree
+from tests.pictures import leave_out_pictures
 
 PROGRAM = '''
 """Counts whose size is a covariate times a Gamma variable."""
@@ -136,14 +137,18 @@ def until_one_is_finished(study: Path, process: subprocess.Popen[bytes]) -> None
         time.sleep(0.02)
 
 
-def test_train_evaluate_gradients_and_reproduce() -> None:
+def test_train_evaluate_gradients_and_reproduce(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ["--objective", "iwae", "--num-particles", "4", "--epochs", "3", "--lr", "1e-2"]
     flags += ["--batch-size", "36", "--accelerator", "cpu", "--out", "run"]
     assert main(["train", *OWN, *flags]) == 0
-    assert main(["evaluate", "run", "--num-particles", "200"]) == 0
+    with monkeypatch.context() as patch:
+        leave_out_pictures(patch)
+        assert main(["evaluate", "run", "--num-particles", "200"]) == 0
     few = ["--objectives", "iwae,dreg", "--num-particles", "4", "--replicates", "20"]
     assert main(["gradients", "run", *few]) == 0
-    assert main(["reproduce", "run"]) == 0
+    with monkeypatch.context() as patch:
+        leave_out_pictures(patch)
+        assert main(["reproduce", "run"]) == 0
     assert figures("run-again") == figures("run")
     run = pyroae.load_run("run")
     system: Any = run.system
@@ -158,14 +163,15 @@ def test_train_evaluate_gradients_and_reproduce() -> None:
     plots.kl_per_unit(pyroae.diagnose(system.model, system.guide, x))
 
 
+@pytest.mark.usefixtures("no_study_figures")
 def test_compare(here: Path) -> None:
-    """Killed and resumed with two jobs: the table of one process; scores as of quadrature."""
+    """Killed with two jobs and resumed: the table of one process; scores as of quadrature."""
     process = started(*STUDY, "--jobs", "2", "--out", "two")
     until_one_is_finished(here / "two", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (here / "two" / "comparison.csv").exists()
-    assert main(["compare", "--resume", "two", "--jobs", "2"]) == 0
+    assert main(["compare", "--resume", "two"]) == 0
     assert main(["compare", *STUDY, "--out", "one"]) == 0
     assert table("two") == table("one")
     assert len(table("one")) == 4

@@ -17,6 +17,7 @@ from pyroae.evaluation.annealing.bounds import ais
 from pyroae.runs.evaluated_curves import curves_of_run, curves_of_runs
 from pyroae.runs.loading import load_run
 
+pytestmark = pytest.mark.usefixtures("few_pictures")
 PATH = ["--num-chains", "4", "--num-distributions", "6", "--leapfrog-steps", "2"]
 TRAIN = ["train", "--system", "ppca", "--data", "digits", "--likelihood", "normal", "--latent", "2"]
 

@@ -10,6 +10,7 @@ from pyroae import cli
 from pyroae.commands.evaluation_files import evaluations_of
 from pyroae.runs.run import Run
 
+pytestmark = pytest.mark.usefixtures("few_pictures")
 SMALL = ["--latent", "2", "--hidden", "10", "--epochs", "3", "--kl-warmup", "1", "--seed", "4"]
 
 
@@ -32,6 +33,8 @@ def test_the_figures_are_the_same(tmp_path: Path, capsys: Any) -> None:
         "10",
         "--num-chains",
         "2",
+        "--posterior-draws",
+        "3",
         "--split",
         "valid",
         "--seed",

@@ -18,6 +18,7 @@ from pyroae.evaluation.summary import Evaluation, Result
 from pyroae.runs.run import Run
 from pyroae.runs.snapshots import weights_along_training
 
+pytestmark = pytest.mark.usefixtures("few_pictures")
 EPOCHS = (0, 1, 3)
 LIKELIHOOD = ["--num-particles", "30", "--num-data", "25"]
 GRADIENTS = ["--objectives", "iwae,dreg", "--num-particles", "1,4", "--replicates", "25"]

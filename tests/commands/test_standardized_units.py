@@ -2,10 +2,12 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.distributions import MultivariateNormal
@@ -97,3 +99,36 @@ def test_the_files_say_what_the_densities_are_of(
     assert "in the units of the data file" in page
     assert "nats per datum of standardized values" in page
     assert json.loads((trained / "results.json").read_text())
+
+
+def test_other_data_have_the_columns_of_the_training_by_name(trained, tmp_path, capsys):
+    table = pd.read_csv(trained.parent / "table.csv")
+    table.to_csv(tmp_path / "same.csv", index=False)
+    table[["c", "a", "b"]].to_csv(tmp_path / "turned.csv", index=False)
+    table.rename(columns={"c": "d"}).to_csv(tmp_path / "other.csv", index=False)
+    for file in ("same", "turned"):
+        words = f"evaluate {trained} --data {tmp_path / file}.csv --method exact"
+        assert main(words.split()) == 0
+    rows = {
+        row.data.partition(",")[0]: row for row in Run(trained).results() if row.name == "nll_exact"
+    }
+    assert rows["turned"].estimate == pytest.approx(rows["same"].estimate, abs=1e-6)
+    capsys.readouterr()
+    assert main(["evaluate", str(trained), "--data", str(tmp_path / "other.csv")]) != 0
+    assert "no column 'c'" in capsys.readouterr().err
+
+
+def test_training_data_that_changed_scale_no_other_data(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    table = trained.parent / "table.csv"
+    before = table.read_text()
+    shutil.copy(table, tmp_path / "new.csv")
+    try:
+        table.write_text("a,b,c\n" + "".join(f"{i}.5,{i * 2},{i * 3}.5\n" for i in range(80)))
+        capsys.readouterr()
+        assert main(["evaluate", str(run), "--data", str(tmp_path / "new.csv")]) != 0
+        assert "have changed since the run" in capsys.readouterr().err
+        assert main(["sample", str(run), "--out", str(tmp_path / "new-samples.csv")]) != 0
+    finally:
+        table.write_text(before)

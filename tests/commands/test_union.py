@@ -12,8 +12,7 @@ import pytest
 import xarray
 from PIL import Image
 
-from pyroae import cli, load_run, plots
-from pyroae.errors import DataError
+from pyroae import cli, load_run
 from pyroae.evaluation.annealing.checkpoint import Checkpoint
 from pyroae.evaluation.results import Result, united
 from pyroae.evaluation.sandwich import sandwich_of
@@ -22,27 +21,11 @@ from pyroae.runs.report import texts_in
 from pyroae.runs.run import Run
 from pyroae.runs.trees import first_part, read_tree, write_tree
 
+pytestmark = pytest.mark.usefixtures("few_pictures")
 SAMPLED = ["--num-particles", "60", "--num-data", "12"]
 ANNEALED = ["--method", "ais,bdmc", "--num-distributions", "5", "--num-chains", "2"]
 ANNEALED += ["--num-data", "12", "--posterior-draws", "3"]
 FEWER = ["--num-particles", "30", "--num-data", "8"]
-
-
-def few_pictures(patch: pytest.MonkeyPatch) -> None:
-    """Leave out most pictures, which take most of the time."""
-
-    def left_out(*args: Any, **options: Any) -> Any:
-        raise DataError("left out")
-
-    for name in ("manifold", "reconstructions", "samples", "latent_scatter", "filters"):
-        patch.setattr(plots, name, left_out)
-    for name in ("extremes", "likelihood_per_datum"):
-        patch.setattr(plots.likelihood, name, left_out)
-
-
-@pytest.fixture(autouse=True)
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    few_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluated(trained: Path) -> Path:
     """Three evaluations of two parts of the data; tests that write take a copy."""
     run = Path(shutil.copytree(trained, trained.with_name("evaluated")))
-    with pytest.MonkeyPatch.context() as patch:
-        few_pictures(patch)
-        evaluate(run, SAMPLED, ANNEALED, FEWER)
+    evaluate(run, SAMPLED, ANNEALED, FEWER)
     return run
 
 

@@ -66,8 +66,14 @@ OPTIMIZERS: dict[str, Make] = {
 
 
 @pytest.mark.usefixtures("float64", "traced")
-@pytest.mark.parametrize("clip", [None, 0.5])
-@pytest.mark.parametrize("name", list(OPTIMIZERS))
+@pytest.mark.parametrize(
+    ("name", "clip"),
+    [
+        pytest.param(name, clip, marks=pytest.mark.slow if (i + j) % 2 else ())
+        for i, name in enumerate(OPTIMIZERS)
+        for j, clip in enumerate((None, 0.5))
+    ],
+)
 def test_a_step_is_that_of_the_optimizer(name: str, clip: float | None) -> None:
     """In the graph or beside it, clipped or not: the weights of torch's own loop after twelve
     steps.

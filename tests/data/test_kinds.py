@@ -1,5 +1,6 @@
 """What columns hold, which likelihood suits them, grey levels or counts, standardized features."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pyroae.data.loading import load
 from pyroae.data.preprocessing import is_grey
 from pyroae.errors import ConfigError, DataError
 from pyroae.runs.default_likelihood import completed
-from pyroae.runs.loading import splits_of, standardization_of
+from pyroae.runs.loading import splits_of
 
 DRAW = np.random.default_rng(0)
 REAL = DRAW.normal(300.0, 50.0, (60, 2))
@@ -139,7 +140,7 @@ def test_a_mixed_table(table: str) -> None:
     assert splits.train.x[:, 0].mean().item() == pytest.approx(0, abs=1e-5)
     other = Path(table).with_name("b.csv")
     pd.read_csv(table).assign(a=1e4).to_csv(other, index=False)
-    by = standardization_of(chosen.config)
+    by = splits.standardization
     assert by is not None
     far = splits_of(chosen.config, str(other)).train.x[:, 0]
     assert far[0].item() == pytest.approx((1e4 - by.mean[0].item()) / by.deviation[0].item())
@@ -174,3 +175,12 @@ def test_grey_images_stay_bernoulli(tmp_path: Path) -> None:
     assert completed(config).config == config
     np.save(tmp_path / "images.npy", images / 255)
     assert completed(config).config.likelihood == "bernoulli"
+
+
+def test_columns_that_single_precision_cannot_hold_are_named() -> None:
+    times = 1.6e9 + np.arange(50.0)
+    with pytest.warns(UserWarning, match=r"column 0 \('t'\) loses its differences in float32"):
+        Dataset.from_array(pd.DataFrame({"t": times, "v": times - 1.6e9}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Dataset.from_array(pd.DataFrame({"t": times - 1.6e9, "c": 1e9, "v": 1e6 + times % 7}))

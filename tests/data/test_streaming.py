@@ -31,6 +31,7 @@ from pyroae.errors import DataError
 from pyroae.likelihoods import Bernoulli
 from pyroae.runtime.processes import Share
 from pyroae.training.fitting import fit
+from tests.pictures import leave_out_pictures
 
 ROWS, WIDTH = 1003, 6
 
@@ -381,7 +382,15 @@ def test_a_training(path: Path) -> None:
     assert result.history[-1].valid_nelbo < result.history[0].valid_nelbo
 
 
-def test_the_command(path: Path, tmp_path: Path, capsys: Any) -> None:
+@pytest.mark.parametrize(
+    "path",
+    ["parquet", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("npy", "fortran"))],
+    indirect=True,
+)
+def test_the_command(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    leave_out_pictures(monkeypatch)
     small = [
         "--data",
         str(path),

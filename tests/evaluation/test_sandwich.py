@@ -31,6 +31,7 @@ from pyroae.nn import MLP
 from pyroae.programs.traces import prior_of
 from pyroae.training.fitting import fit
 from tests.evaluation.importance import test_proposals
+from tests.pictures import leave_out_pictures
 
 EVERY = ",".join(METHODS)
 SHORT = ["--num-distributions", "12", "--num-chains", "4", "--leapfrog-steps", "3"]
@@ -193,8 +194,9 @@ def test_the_option_compile_reaches_importance_sampling_and_annealing(
 
 
 def test_the_sandwich_is_in_order_and_holds_the_exact_value(
-    runs: Path, capsys: pytest.CaptureFixture[str]
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    leave_out_pictures(monkeypatch)
     flags = [
         "--num-data",
         "15",
@@ -218,6 +220,7 @@ def test_an_annealing_that_was_stopped_goes_on(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C, the same command again, and the same figures."""
+    leave_out_pictures(monkeypatch)
     shutil.copytree(runs / "ppca", tmp_path / "ppca")
     flags = ["evaluate", str(tmp_path / "ppca"), "--num-data", "5", "--method", "ais", *SHORT]
     assert main(flags) == 0

@@ -33,6 +33,7 @@ from pyroae.studies.trainings import compare_training
 from pyroae.training.checkpointing import Keeper
 from pyroae.training.lockstep import fit_ensemble, is_worth_batching
 from pyroae.training.state import State
+from tests.pictures import leave_out_pictures
 
 WIDTH = 6
 
@@ -429,8 +430,9 @@ def test_a_submodule_of_the_same_name_is_refused() -> None:
     "prior",
     [pytest.param("bernoulli", marks=pytest.mark.slow), "bernoulli:learn=true"],
 )
-def test_a_command(tmp_path: Path, prior: str) -> None:
+def test_a_command(tmp_path: Path, prior: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trained, resumed, evaluated, and its gradients measured; the run's system is a plain one."""
+    leave_out_pictures(monkeypatch)
     settings = ["--system", "discrete-vae", "--latent", "3", "--hidden", "5", "--prior", prior]
     settings += ["--batch-size", "300", "--objective", "nvil:hidden=4", "--snapshots", "1"]
     out = tmp_path / "run"

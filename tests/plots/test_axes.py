@@ -101,7 +101,7 @@ def examples() -> dict[str, tuple[int, Callable[..., Figure]]]:
         "calibration_summary": (3, lambda ax=None: plots.calibration_summary(ranks, ax=ax)),
         "class_samples": (1, lambda ax=None: plots.class_samples(of_class, "ab", 3, ax=ax)),
         "column_errors": (2, lambda ax=None: plots.column_errors(linear, y, ax=ax)),
-        "curves": (3, lambda ax=None: plots.curves(draws, 3, ax=ax)),
+        "sequences": (3, lambda ax=None: plots.sequences(draws, 3, ax=ax)),
         "differences": (1, lambda ax=None: plots.differences(comparison, ax=ax)),
         "examples": (1, lambda ax=None: plots.examples(x, (4, 5), ax=ax)),
         "extremes": (6, lambda ax=None: plots.extremes(x, torch.arange(6), (4, 5), 3, ax=ax)),

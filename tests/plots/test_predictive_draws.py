@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyroae import plots
+from pyroae import plots, zoo
 from pyroae.commands.data_pictures import data_pictures
+from pyroae.data import Dataset
 from pyroae.errors import ConfigError, DataError
 from pyroae.evaluation.site_draws import PredictiveDraws, predictive_draws
 from pyroae.plots.predictive_choice import data_kind
@@ -107,7 +108,7 @@ def test_vectors_that_are_smooth_or_long_are_sequences() -> None:
 
 
 def test_marks_are_at_the_data(drawn: dict[str, PredictiveDraws]) -> None:
-    rows = [line.get_ydata() for line in plots.curves(drawn["y"], 1).axes[0].lines]
+    rows = [line.get_ydata() for line in plots.sequences(drawn["y"], 1).axes[0].lines]
     assert np.allclose(rows[1], drawn["y"].data[0])
     points = plots.fitted(drawn["scores"]).axes[1].collections[0].get_offsets()
     assert np.allclose(points, torch.stack([drawn["scores"].means, drawn["scores"].data], -1)[:, 1])
@@ -126,8 +127,8 @@ def test_what_cannot_be_drawn(drawn: dict[str, PredictiveDraws]) -> None:
         plots.fitted(drawn["scores"], names=("a", "b"))
     with pytest.raises(DataError, match="pairs are of two columns or more"):
         plots.pairs(drawn["count"])
-    with pytest.raises(DataError, match="curves are of data of two elements"):
-        plots.curves(drawn["count"])
+    with pytest.raises(DataError, match="sequences are data of two elements"):
+        plots.sequences(drawn["count"])
     with pytest.raises(ConfigError, match="predictive draws are at least 1, not 0"):
         predictive_draws(Survey().model, Survey().guide, data(), num_draws=0)
 
@@ -138,7 +139,7 @@ def test_pictures_of_a_program(tmp_path: Path) -> None:
     assert set(pictures.makers()) == {
         *("marginals_scores", "pairs_scores", "fitted_scores"),
         *("marginals_bits", "pairs_bits", "fitted_bits"),
-        *("marginals_count", "fitted_count", "marginals_choice", "fitted_choice", "curves_y"),
+        *("marginals_count", "fitted_count", "marginals_choice", "fitted_choice", "sequences_y"),
     }
     for make in pictures.makers().values():
         make().savefig(tmp_path / "figure.png", dpi=30)
@@ -154,3 +155,13 @@ def test_pictures_of_a_program(tmp_path: Path) -> None:
 
     (note,) = data_pictures(Factor(), data()).notes
     assert note.startswith("no pictures of data beside draws: the site 'f' is a factor")
+
+
+def test_columns_of_a_data_set_have_their_names() -> None:
+    names = ("height", "weight", "age")
+    table = Dataset("people", torch.randn(30, 3), (3,), columns=names)
+    makers = data_pictures(zoo.ppca(3, latent=1), (table.x,), table).makers()
+    assert [axes.get_xlabel() for axes in makers["marginals"]().axes] == list(names)
+    figure = plots.examples(table.x, (3,), columns=names, labels=["a", "b", "a"] * 10)
+    assert [axes.get_ylabel() for axes in figure.axes[::3]] == list(names)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]

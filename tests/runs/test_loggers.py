@@ -92,7 +92,10 @@ def test_fit_records_with_any_logger() -> None:
         epoch.train_nelbo for epoch in result.history
     ]
     assert "valid_nelbo" not in memory.rows[0][0]  # there are no validation data
-    assert (memory.settings["lr"], memory.settings["objective"]) == (0.25, "TraceELBO")
+    assert (memory.settings["lr"], memory.settings["objective"]) == (
+        0.25,
+        "TraceELBO(num_particles=1)",
+    )
     norm = torch.stack([p.grad.norm() for p in system.parameters() if p.grad is not None]).norm()
     assert memory.rows[1][0]["grad_norm"] == pytest.approx(norm.item())
 

@@ -24,6 +24,7 @@ from pyroae.studies.process_worker import Answer, Job, answer
 from pyroae.studies.ray_executor import OnRay
 from tests.studies.test_executors import FAILS, SMALL, assert_alike, study_at
 
+pytestmark = pytest.mark.usefixtures("no_study_figures")
 LONG = [*SMALL[:-1], "epochs:2", "--batch-size", "4", "--compile", "false"]
 SHORT = [*SMALL[:-1], "epochs:20", "--batch-size", "20", "--compile", "false"]
 CELL = Cell("iwae", 2, 0)

@@ -112,7 +112,8 @@ def test_budgets_match_trainings(digits: Splits, monkeypatch: pytest.MonkeyPatch
 
 def test_points_of_a_curve_are_spread(digits: Splits) -> None:
     """About 40 of them, the last at the end."""
-    found = compared(digits, ("iwae",), seeds=(0,), budget=Budget("epochs", 50)).outcomes[0].curve
+    settings = {"budget": Budget("epochs", 50), "config": TrainConfig(batch_size=400, lr=1e-2)}
+    found = compared(digits, ("iwae",), seeds=(0,), **settings).outcomes[0].curve
     assert 20 <= len(found) <= 41
     assert found[-1].epoch == 50
     assert [p.evaluations for p in found] == [p.epoch * len(digits.train) for p in found]

@@ -74,6 +74,7 @@ def test_each_entry_gets_its_best_value(study: Path, capsys: pytest.CaptureFixtu
     assert (study / "figures" / "tuning.png").is_file()
 
 
+@pytest.mark.usefixtures("no_study_figures")
 def test_a_tuned_training_is_that_with_its_value(study: Path, tmp_path: Path) -> None:
     """Neither the tuning nor the variants around it change a training."""
     flags = ["--objectives", "iwae", "--num-particles", "2", "--seeds", "1", "--lr", "3e-2"]
@@ -85,6 +86,7 @@ def test_a_tuned_training_is_that_with_its_value(study: Path, tmp_path: Path) ->
     assert one.evaluations == other.evaluations
 
 
+@pytest.mark.usefixtures("no_study_figures")
 def test_more_of_a_tuned_study(study: Path, tmp_path: Path) -> None:
     """A further objective is tuned like the others; what is finished stays."""
     path = tmp_path / "more"
@@ -139,6 +141,7 @@ def test_lists_of_numbers_are_grids() -> None:
         split_grid({"lr": (1e-3, 1e-3)})
 
 
+@pytest.mark.usefixtures("no_study_figures")
 def test_further_values_of_a_tuned_setting(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

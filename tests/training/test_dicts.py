@@ -23,6 +23,7 @@ from pyroae import (
 )
 from pyroae.errors import DataError
 from pyroae.objectives.named import iwae
+from pyroae.programs.arguments import Arguments
 
 COUNTS = torch.arange(60).remainder(7).float()
 X = torch.linspace(-1, 2, 60)[:, None] + COUNTS[:, None] / 10
@@ -160,5 +161,14 @@ def test_bad_dicts() -> None:
         fit(pair_of(Nested), {"x": 3}, config=config)
     with pytest.raises(DataError, match="of one length N"):
         fit(pair_of(Nested), {"x": X, "more": [COUNTS[1:]]}, config=config)
-    with pytest.raises(DataError, match="an autoencoder takes a Dataset or a tensor"):
-        fit(zoo.vae(1, 2), {"x": X}, config=config)
+    with pytest.raises(DataError, match="an autoencoder takes what Dataset"):
+        fit(zoo.vae(1, 2), Arguments.of({"x": X}), config=config)
+
+
+def test_an_autoencoder_takes_a_dict_as_load_does() -> None:
+    config = TrainConfig(epochs=1, batch_size=25)
+    histories = []
+    for data in ({"x": X, "y": COUNTS.int()}, X):
+        torch.manual_seed(0)
+        histories.append(fit(zoo.ppca(1, 1), data, config=config, progress=False).history)
+    assert histories[0][0].train_nelbo == histories[1][0].train_nelbo

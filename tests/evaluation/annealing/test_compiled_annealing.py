@@ -3,7 +3,8 @@ cannot be one graph.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
     return graphs
 
 
+def either(one: Iterable[Any], other: Iterable[Any]) -> list[Any]:
+    """All pairs; those of one diagonal, with each value of both, for `make test`."""
+    return [
+        pytest.param(a, b, marks=pytest.mark.slow if (i + j) % 2 else ())
+        for (i, a), (j, b) in product(enumerate(one), enumerate(other))
+    ]
+
+
 def in_blocks(monkeypatch: pytest.MonkeyPatch, size: int, num_chains: int = 5) -> None:
     monkeypatch.setattr(ais_module, "rows_of", lambda args: size * num_chains)
 
@@ -72,8 +81,10 @@ def assert_graphs_agree(
     return found
 
 
-@pytest.mark.parametrize("start", ["prior", "guide"])
-@pytest.mark.parametrize("name", ["ppca", "vae", "vae-conv", "vae-normal"])
+@pytest.mark.parametrize(
+    ("name", "start"),
+    either(("ppca", "vae", "vae-conv", "vae-normal"), ("prior", "guide")),
+)
 def test_systems_of_the_zoo(name: str, start: str, made: list[torch.fx.GraphModule]) -> None:
     system, x = system_and_data(name)
     found = assert_graphs_agree(
@@ -83,8 +94,7 @@ def test_systems_of_the_zoo(name: str, start: str, made: list[torch.fx.GraphModu
     assert len(made) == 4
 
 
-@pytest.mark.parametrize("function", [ais, bdmc])
-@pytest.mark.parametrize("start", ["prior", "guide"])
+@pytest.mark.parametrize(("function", "start"), either((ais, bdmc), ("prior", "guide")))
 def test_blocks_share_the_graphs_and_not_their_data(
     function: Callable[..., Any],
     start: str,
@@ -104,8 +114,7 @@ def test_blocks_share_the_graphs_and_not_their_data(
     assert len({round(v, 6) for v in lower.tolist()}) == 5
 
 
-@pytest.mark.parametrize("function", [ais, bdmc])
-@pytest.mark.parametrize("start", ["prior", "guide"])
+@pytest.mark.parametrize(("function", "start"), either((ais, bdmc), ("prior", "guide")))
 def test_nested_plates_and_constrained_latents(
     function: Callable[..., Any],
     start: str,
@@ -180,7 +189,7 @@ def test_data_that_are_not_contiguous(
     assert len(made) == 4
 
 
-@pytest.mark.parametrize("function", [ais, bdmc])
+@pytest.mark.parametrize("function", [pytest.param(ais, marks=pytest.mark.slow), bdmc])
 def test_an_interrupted_run_goes_on_to_the_same_bits(
     function: Callable[..., Any],
     made: list[torch.fx.GraphModule],
