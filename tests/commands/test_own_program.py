@@ -230,7 +230,7 @@ from pyro.infer.autoguide import AutoNormal
 def model(x):
     theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
     with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(theta, 1.0).expand([len(x), 2]).to_event(1), obs=x)
+        pyro.sample("x", dist.Normal(theta[..., None], torch.ones(2)).to_event(1), obs=x)
 
 
 def build():
