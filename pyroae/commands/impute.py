@@ -24,7 +24,7 @@ from pyroae.runs.loading import (
     value_range_of,
     whole_of,
 )
-from pyroae.runs.run import Run
+from pyroae.runs.run import Run, refuse_data_file
 from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import say
 
@@ -67,6 +67,8 @@ def impute(
         raise ConfigError(f"'{out}' is not of a kind that is written: {', '.join(SUFFIXES)} are")
     at_least_one("num_particles", num_particles)
     run = Run(run_directory)
+    for one in (data, run.config.data):
+        refuse_data_file(path, one)
     if run.config.program is not None or not run.config.missing:
         raise ConfigError(
             f"the run '{run.path}' was not trained for missing values: train a system with "

@@ -30,7 +30,7 @@ from pyroae.runs.loading import (
     trained,
 )
 from pyroae.runs.parts import EvaluatedPart, weights_of
-from pyroae.runs.run import Run
+from pyroae.runs.run import Run, refuse_data_file
 from pyroae.runtime.files import guarded
 from pyroae.runtime.links import report_line
 from pyroae.runtime.processes import say
@@ -211,6 +211,7 @@ def encode(run_directory: str, part: Part, out: str | None) -> None:
     dataset = part_of(run, part)
     system: Any = trained(run, part.checkpoint, dataset)
     path = Path(out) if out else run.path / "latents.csv"
+    refuse_data_file(path, run.config.data)
     args = like_parameters(system, arguments_in(dataset))
     labels = getattr(dataset, "labels", None)
     if path.suffix == ".nc":
@@ -273,6 +274,7 @@ def _write(
     caption: str = "",
 ) -> None:
     path = Path(out) if out else run.path / "figures" / default
+    refuse_data_file(path, run.config.data)
     if path.suffix == ".png":
         from pyroae.plots.drawing import save
 

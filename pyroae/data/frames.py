@@ -323,6 +323,31 @@ def is_frame(values: Any) -> bool:
     return pandas is not None and isinstance(values, pandas.DataFrame)
 
 
+def refuse_other_rows(values: Any, labels: Any) -> None:
+    """Refuse labels whose index says that they belong to other rows than those of a table.
+
+    Args:
+        values: The table; of other values nothing is known.
+        labels: The labels, which are taken in their order.
+
+    Raises:
+        DataError: If both have an index, of the same length, that differs.
+
+    >>> import pandas
+    >>> table = pandas.DataFrame({"a": [0.5, 1.5]}, index=[3, 4])
+    >>> refuse_other_rows(table, pandas.Series([0, 1], index=[4, 3]))
+    Traceback (most recent call last):
+    pyroae.errors.DataError: the labels have another index than the table: align them, as by ...
+    """
+    if not is_frame(values) or not is_series(labels) or len(values) != len(labels):
+        return
+    if not values.index.equals(labels.index):
+        raise DataError(
+            "the labels have another index than the table: align them, as by "
+            "labels.loc[table.index], or give labels.to_numpy() to take them in their order"
+        )
+
+
 def is_series(values: Any) -> bool:
     """Tell whether values are a pandas Series, without importing pandas.
 

@@ -65,6 +65,7 @@ def read_in_memory(values: Any, labels: Any = None) -> Source:
             f"{kind.name} has no named columns, so none is '{name}': give the labels [N], or a "
             "table"
         )
+    frames.refuse_other_rows(values, labels)
     return with_labels(kind.read(values, name), None if name else labels)
 
 
@@ -169,6 +170,7 @@ def _pair(values: tuple[Any, ...], name: str | None) -> Source:
             f"a tuple of {len(values)} is not data: give an array, a pair (values, labels), "
             "or a pair of pairs ((x_train, y_train), (x_test, y_test))"
         )
+    frames.refuse_other_rows(*values)
     return with_labels(read_in_memory(values[0], name), values[1])
 
 

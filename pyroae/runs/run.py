@@ -387,6 +387,20 @@ def refuse_taken(path: str | Path, overwrite: bool) -> None:
         )
 
 
+def refuse_data_file(path: Path, data: str) -> None:
+    """Refuse to write over a file of data.
+
+    Args:
+        path: The file that is to be written.
+        data: A file or a name of data.
+
+    Raises:
+        RunError: If both are the same file.
+    """
+    if path.exists() and Path(data).exists() and path.samefile(data):
+        raise RunError(f"'{path}' holds the data: give another file to write")
+
+
 def device_of(name: str) -> torch.device:
     """Return the device that a name stands for, and check that it can be used.
 

@@ -133,6 +133,10 @@ def test_a_real_table_trains_and_its_results_have_its_units(
         assert main([command[0], str(run), *command[1:], "--out", str(out)]) == 0
         assert out.read_text().splitlines()[0] == names
         assert f" {command[-1]} rows: " in f" {shown(capsys)}"
+    before = table.read_bytes()
+    assert main(["sample", str(run), "--num", "5", "--out", str(table)]) == 2
+    assert "holds the data: give another file to write" in capsys.readouterr().err
+    assert table.read_bytes() == before
     table.unlink()
     assert main(["sample", str(run), "--num", "5", "--out", str(tmp_path / "b.npy")]) == 2
 
