@@ -272,7 +272,7 @@ def check_precision(
     low, high = np.fmin.reduce(values, 0), np.fmax.reduce(values, 0)
     error = np.maximum(np.abs(low), np.abs(high)) * float(np.finfo(values.dtype).eps) / 2
     near = np.flatnonzero(error > COARSE * (high.astype(np.float64) - low) / 2)
-    for column in near:
+    for column in near.tolist():
         exact = stored[:, column].astype(np.float64)
         spread, rounding = np.nanstd(exact), np.fmax.reduce(np.abs(exact - values[:, column]))
         if spread > 0 and rounding > COARSE * spread:

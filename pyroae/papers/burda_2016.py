@@ -219,7 +219,7 @@ reproductions by others lie within 1 nat. Differences are paired by seed and tes
 are over seeds and test images, over test images alone where there is one seed; that of a claim is
 at least as wide as the error of its two corrected scores ([how](../comparison.md)). The seconds
 of `full` are those of the evaluations; the 9.84 million steps of "one layer, k = 1" took 17,175 s
-of one core, stopped and resumed three times. With two layers k̂ flags about a third of the local fits,
-so that claims on them are not told by this correction: `short` leaves them out, and `full` calls
-them within noise.
+of one core, stopped and resumed three times. With two layers k̂ flags about a third of the local
+fits, so that claims on them are not told by this correction: `short` leaves them out, and `full`
+calls them within noise.
 """

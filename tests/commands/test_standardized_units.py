@@ -101,7 +101,9 @@ def test_the_files_say_what_the_densities_are_of(
     assert json.loads((trained / "results.json").read_text())
 
 
-def test_other_data_have_the_columns_of_the_training_by_name(trained, tmp_path, capsys):
+def test_other_data_have_the_columns_of_the_training_by_name(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     table = pd.read_csv(trained.parent / "table.csv")
     table.to_csv(tmp_path / "same.csv", index=False)
     table[["c", "a", "b"]].to_csv(tmp_path / "turned.csv", index=False)
@@ -118,7 +120,9 @@ def test_other_data_have_the_columns_of_the_training_by_name(trained, tmp_path, 
     assert "no column 'c'" in capsys.readouterr().err
 
 
-def test_training_data_that_changed_scale_no_other_data(trained, tmp_path, capsys):
+def test_training_data_that_changed_scale_no_other_data(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     table = trained.parent / "table.csv"

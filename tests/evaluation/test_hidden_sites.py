@@ -9,7 +9,7 @@ from pyroae import log_likelihood
 from pyroae.errors import ProgramError
 
 
-def model(x):
+def model(x: torch.Tensor) -> None:
     """A Gaussian model whose observed site is hidden."""
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -17,12 +17,12 @@ def model(x):
             pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
 
 
-def guide(x):
+def guide(x: torch.Tensor) -> None:
     """The prior."""
     with pyro.plate("data", len(x)):
         pyro.sample("z", dist.Normal(0.0, 1.0))
 
 
-def test_a_hidden_observation_is_refused():
+def test_a_hidden_observation_is_refused() -> None:
     with pytest.raises(ProgramError, match="no observed site"):
         log_likelihood(model, guide, torch.randn(4, 1), num_particles=10, seed=0)

@@ -1,6 +1,7 @@
 """Scores of standardized data are densities in the units of their source."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,15 +14,15 @@ from pyroae.objectives.named import iwae
 from pyroae.studies.trainings import compare_training
 
 
-def test_scores_curves_and_figures_are_in_the_units_of_the_source():
+def test_scores_curves_and_figures_are_in_the_units_of_the_source() -> None:
     noise = np.random.default_rng(0)
     table = noise.normal(size=(60, 1)) * [300.0, 2.0, 0.1] + noise.normal(size=(60, 3))
-    splits = pyroae.load(table, scale="standard")
+    splits: Any = pyroae.load(table, scale="standard")
     plain = {
         name: replace(getattr(splits, name), standardization=None)
         for name in ("train", "valid", "test")
     }
-    given = {
+    given: dict[str, Any] = {
         "budget": Budget("epochs", 1),
         "seeds": (0,),
         "config": TrainConfig(batch_size=16),
@@ -29,7 +30,7 @@ def test_scores_curves_and_figures_are_in_the_units_of_the_source():
         "progress": False,
     }
     make = lambda: zoo.ppca(3, latent=1)  # noqa: E731
-    outcomes = [
+    outcomes: list[Any] = [
         compare_training(make, data, {"iwae": iwae}, **given).outcomes[0]
         for data in (splits, replace(splits, **plain))
     ]
@@ -44,5 +45,5 @@ def test_scores_curves_and_figures_are_in_the_units_of_the_source():
     curves = [each.curve[-1].nll for each in (own, standardized)]
     assert curves[0] - curves[1] == pytest.approx(units, abs=1e-6)
     for name, shift in (("nelbo", units), ("distortion", units), ("rate", 0.0)):
-        difference = own.figures[name] - standardized.figures[name]
-        assert difference == pytest.approx(shift, abs=1e-5), name
+        above = own.figures[name] - standardized.figures[name]
+        assert above == pytest.approx(shift, abs=1e-5), name
