@@ -32,6 +32,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(["evaluate", str(path / name), *flags]) == 0
     shutil.copytree(path / "one", path / "bare")
     (path / "bare" / "evaluation.nc").unlink()
+    shutil.rmtree(path / "bare" / "figures")
     return path
 
 
