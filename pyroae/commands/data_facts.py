@@ -54,7 +54,7 @@ def table_of(source: Source, columns: list[Column]) -> Table:
     if source.values.ndim > 2:
         flat = source.values.reshape(-1)
         column = Column.of(flat)
-        kind = "integers" if column.kind == "counts" else column.kind
+        kind = "integers" if column.kind in ("counts", "whole") else column.kind
         _add_row(table, "all values", replace(column, kind=kind), flat)
         return table
     names = column_names(source)
@@ -116,7 +116,7 @@ def warnings_of(source: Source, columns: list[Column]) -> Iterator[str]:
     if source.values.ndim == 2 and any(is_constant):
         yield f"{_listed(names, is_constant)}: one value alone"
     far = [
-        c.kind == "real" and max(c.high - c.mean, c.mean - c.low) > FAR * c.deviation
+        c.kind in ("real", "whole") and max(c.high - c.mean, c.mean - c.low) > FAR * c.deviation
         for c in columns
     ]
     if source.values.ndim == 2 and any(far):

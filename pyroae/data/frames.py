@@ -331,19 +331,20 @@ def refuse_other_rows(values: Any, labels: Any) -> None:
         labels: The labels, which are taken in their order.
 
     Raises:
-        DataError: If both have an index, of the same length, that differs.
+        DataError: If both have the same index in another order.
 
     >>> import pandas
     >>> table = pandas.DataFrame({"a": [0.5, 1.5]}, index=[3, 4])
     >>> refuse_other_rows(table, pandas.Series([0, 1], index=[4, 3]))
     Traceback (most recent call last):
-    pyroae.errors.DataError: the labels have another index than the table: align them, as by ...
+    pyroae.errors.DataError: the labels have the index of the table in another order: align them, ...
     """
     if not is_frame(values) or not is_series(labels) or len(values) != len(labels):
         return
-    if not values.index.equals(labels.index):
+    one, other = values.index, labels.index
+    if not one.equals(other) and one.isin(other).all():
         raise DataError(
-            "the labels have another index than the table: align them, as by "
+            "the labels have the index of the table in another order: align them, as by "
             "labels.loc[table.index], or give labels.to_numpy() to take them in their order"
         )
 

@@ -19,7 +19,8 @@ class Column:
     """What one column holds.
 
     Attributes:
-        kind: `binary`: 0 and 1; `counts`: whole numbers from 0 or 1; `unit`: numbers in [0, 1];
+        kind: `binary`: 0 and 1; `counts`: whole numbers from 0 or 1; `whole`: whole
+            numbers from 2 or more, which are counts beside columns of counts only; `unit`: numbers in [0, 1];
             `real`: other numbers; `constant`: one value; `codes`: categories.
         low: The smallest value.
         high: The largest value.
@@ -70,6 +71,8 @@ def _kind(known: np.ndarray, low: float, high: float) -> str:
         return "constant"
     if is_whole and low in (0, 1):
         return "counts"
+    if is_whole and low > 1:
+        return "whole"
     return "unit" if low >= 0 and high <= 1 else "real"
 
 
@@ -121,6 +124,8 @@ def suggestion(columns: Sequence[Column]) -> Suggestion:
 
     >>> suggestion(columns_of_values(np.array([[0, 3.5], [1, -2.0]]))).likelihood
     'mixed:columns=bernoulli+normal(feature)'
+    >>> suggestion(columns_of_values(np.array([[0, 9], [5, 2], [3, 4]]))).likelihood
+    'poisson'
     """
     kinds = {column.kind for column in columns} - {"constant"}
     if "codes" in kinds:
@@ -131,7 +136,7 @@ def suggestion(columns: Sequence[Column]) -> Suggestion:
         if kinds <= {"binary"}:
             return Suggestion("bernoulli", None, "has values 0 and 1")
         return Suggestion("bernoulli", None, "has values in [0, 1], which are binarized")
-    if low >= 0 and kinds <= {"binary", "counts"}:
+    if "counts" in kinds and kinds <= {"binary", "counts", "whole"}:
         name = count_likelihood(columns)
         return Suggestion(name, None, f"has whole numbers from {low:g} to {high:g}")
     if kinds & {"binary", "counts"} and len(columns) <= MOST_MIXED:

@@ -444,9 +444,9 @@ BAD: dict[str, tuple[Any, str]] = {
     "no columns": (frame()[[]], "array is empty: its shape is"),
     "no rows": (frame()[:0], "array is empty: its shape is"),
     "labels of another length": ((frame(), Y[:7]), "array has 40 data and 7 labels"),
-    "labels of another index": (
+    "labels in another order": (
         (frame(), pd.Series(Y)[::-1]),
-        "the labels have another index than the table: align them",
+        "the labels have the index of the table in another order: align them",
     ),
     "two labels": ((frame(y=Y), Y), "labels are given twice"),
     "ragged rows": ([[1.0, 2.0], [1.0, 2.0], [1.0]], "row 2 of the list has 1 values, and row 0"),
