@@ -337,7 +337,7 @@ def refuse_other_rows(values: Any, labels: Any) -> None:
     >>> table = pandas.DataFrame({"a": [0.5, 1.5]}, index=[3, 4])
     >>> refuse_other_rows(table, pandas.Series([0, 1], index=[4, 3]))
     Traceback (most recent call last):
-    pyroae.errors.DataError: the labels have the index of the table in another order: align them, ...
+    pyroae.errors.DataError: the labels have the index of the table in another order: ...
     """
     if not is_frame(values) or not is_series(labels) or len(values) != len(labels):
         return

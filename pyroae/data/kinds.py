@@ -19,8 +19,8 @@ class Column:
     """What one column holds.
 
     Attributes:
-        kind: `binary`: 0 and 1; `counts`: whole numbers from 0 or 1; `whole`: whole
-            numbers from 2 or more, which are counts beside columns of counts only; `unit`: numbers in [0, 1];
+        kind: `binary`: 0 and 1; `counts`: whole numbers from 0 or 1; `whole`: whole numbers from 2
+            or more, which are counts beside columns of counts only; `unit`: numbers in [0, 1];
             `real`: other numbers; `constant`: one value; `codes`: categories.
         low: The smallest value.
         high: The largest value.
@@ -124,7 +124,7 @@ def suggestion(columns: Sequence[Column]) -> Suggestion:
 
     >>> suggestion(columns_of_values(np.array([[0, 3.5], [1, -2.0]]))).likelihood
     'mixed:columns=bernoulli+normal(feature)'
-    >>> suggestion(columns_of_values(np.array([[0, 9], [5, 2], [3, 4]]))).likelihood
+    >>> suggestion(columns_of_values(np.array([[0, 5], [2, 4], [1, 6]]))).likelihood
     'poisson'
     """
     kinds = {column.kind for column in columns} - {"constant"}
