@@ -12,7 +12,6 @@ from torch import Tensor
 from pyroae import plots
 from pyroae.autoencoder import Autoencoder
 from pyroae.autoencoder.hierarchies import site_of
-from pyroae.commands.data_pictures import data_pictures
 from pyroae.config import Part, at_least_one
 from pyroae.data.conditions import FROM_LABELS
 from pyroae.data.dataset import Dataset
@@ -38,6 +37,8 @@ from pyroae.runtime.randomness import fork_random
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from pyroae.commands.data_pictures import DataPictures
 
 CPU = torch.device("cpu")
 
@@ -86,7 +87,7 @@ def sample(
         out,
         "samples.png",
         lambda: (
-            data_pictures(program, args, part).table("pairs", "marginals")
+            _pictures_of(program, args, part).table("pairs", "marginals")
             or plots.samples(program, num, seed, args, part.shape)
         ),
     )
@@ -145,6 +146,13 @@ def _sample_system(
     )
 
 
+def _pictures_of(system: Any, args: tuple[Tensor, ...], part: Any) -> "DataPictures":
+    """The pictures of data beside draws; matplotlib is imported for these only."""
+    from pyroae.commands.data_pictures import data_pictures
+
+    return data_pictures(system, args, part)
+
+
 def _beside_data(run: Run, system: Autoencoder, num: int) -> "Figure | None":
     """Samples of a table beside the data; None for images, sequences and conditional systems."""
     from pyroae.plots.drawing import is_image
@@ -153,7 +161,7 @@ def _beside_data(run: Run, system: Autoencoder, num: int) -> "Figure | None":
         return None
     part = part_of(run, Part(num_data=num))
     args = like_parameters(system, arguments_in(part))
-    return data_pictures(system, args, part).table("pairs", "marginals")
+    return _pictures_of(system, args, part).table("pairs", "marginals")
 
 
 @own_parameters()
@@ -183,7 +191,7 @@ def reconstruct(run_directory: str, part: Part, out: str | None) -> None:
         out,
         "reconstructions.png",
         lambda: (
-            data_pictures(system, args, dataset).table("fitted")
+            _pictures_of(system, args, dataset).table("fitted")
             or plots.reconstructions(system, args, shape=dataset.shape)
         ),
         caption=EvaluatedPart(

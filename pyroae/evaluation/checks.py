@@ -3,6 +3,7 @@
 Every evaluator uses these checks before it starts.
 """
 
+import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any, Literal
@@ -80,6 +81,8 @@ def check_program(
 def check_evidence(traces: Traces, *, held_out: bool = False) -> None:
     """Refuse a model under which a single datum has no log p(x), whatever the guide.
 
+    A model without an observed site, whose log p(x) is 0, is warned of.
+
     Args:
         traces: One run of model and guide.
         held_out: Whether latent sites outside the data plate are accepted. log p(x) is then that of
@@ -87,13 +90,14 @@ def check_evidence(traces: Traces, *, held_out: bool = False) -> None:
 
     Raises:
         UndefinedLikelihoodError: For an improper prior, with the name of the site.
-        ProgramError: For a model without an observed site, a latent site outside the data plate, or
-            without a common or whole plate.
+        ProgramError: For a latent site outside the data plate, or one without a common or whole
+            plate.
     """
     if not any(True for _ in traces.sites(traces.model, observed=True)):
-        raise ProgramError(
-            "the model has no observed site, so that log p(x) would be 0 for all data: give one "
-            "obs=x, and hide none by poutine.block"
+        warnings.warn(
+            "the model has no observed site, so that log p(x) is 0 for all data: give one obs=x, "
+            "and hide none by poutine.block",
+            stacklevel=2,
         )
     for name, site in traces.sites(traces.model, observed=False):
         if held_out and not traces.is_local(site):

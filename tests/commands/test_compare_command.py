@@ -157,6 +157,7 @@ def test_a_finished_study_is_shown_again(study: Path, capsys: pytest.CaptureFixt
     after = contents(study)
     assert {n for n in before if before[n] != after[n]} <= {
         "ranking.csv",
+        "report.html",
         "table.tex",
         "comparison.nc",
         "figures/differences.png",

@@ -285,6 +285,7 @@ def test_where_the_guide_is_a_start_only_its_masks_do_not_matter() -> None:
     torch.testing.assert_close(quadrature(model, start, ARGS).log_px, exact(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:the model has no observed site")
 def test_a_mask_that_is_drawn_or_does_not_fit_is_refused() -> None:
     def drawn(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

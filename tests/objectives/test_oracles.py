@@ -619,6 +619,7 @@ def test_tail_index() -> None:
     assert found[2] - found[0] > 0.4
 
 
+@pytest.mark.filterwarnings("ignore:the model has no observed site")
 def test_second_moment_is_finite_above_half_the_variance() -> None:
     """E w² = r / √(2r − 1), r = σ_q²/σ_p², where r > ½: n = 1,000,000 weights at r = .9, 4 standard
     errors, and ESS/K.
@@ -634,6 +635,7 @@ def test_second_moment_is_finite_above_half_the_variance() -> None:
     assert ratio == pytest.approx(expected, abs=4 * se + 1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:the model has no observed site")
 def test_second_moment_grows_without_limit_below_half_the_variance() -> None:
     """Where Var w is infinite K / ESS grows with K, about as K^(2k − 1), k > ½ the tail index;
     where it is finite it does not.
