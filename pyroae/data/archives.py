@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import scipy.sparse
 
 from pyroae.data.arrays import LABELS, Source, array_of, labels_of
 from pyroae.data.member_names import NO_LABELS, place_of
@@ -200,7 +199,9 @@ def read_npz(path: Path, label: str | None = None, array: str | None = None) -> 
             raise DataError(f"'{path}' is one array: name it .npy")
         if set(arrays) >= SPARSE:
             refuse_label(path, label)
-            return Source(path.stem, array_of(scipy.sparse.load_npz(path)))
+            from scipy.sparse import load_npz
+
+            return Source(path.stem, array_of(load_npz(path)))
         shapes = {name: arrays[name].shape for name in arrays}
         return Archive(path, shapes, arrays.__getitem__).source(label, array)
 

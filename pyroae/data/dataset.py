@@ -141,7 +141,7 @@ class Dataset(Shown):
           labels      none
           condition   none
           attributes  name, x, shape, labels, dynamic, stream, condition, condition_names, missing,
-                      channels, columns, categories
+                      channels, columns, categories, standardization
         """
         source = read(values, labels=labels)
         if source.test is not None or source.valid is not None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-import scipy.io
 import torch
 
 from pyroae.data.archives import Archive, refuse_label
@@ -29,8 +28,10 @@ def read_mat(path: Path, label: str | None = None, array: str | None = None) -> 
     Raises:
         DataError: If there are no data, the names are ambiguous, or the file is of version 7.3.
     """
+    from scipy.io import loadmat
+
     try:
-        content = scipy.io.loadmat(path)
+        content = loadmat(path)
     except NotImplementedError:
         raise DataError(
             f"'{path}' is of MATLAB 7.3, which is HDF5 with reversed dimensions: save it with -v7"
