@@ -2,12 +2,10 @@
 each by name.
 """
 
-import importlib.util
 import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, fields
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -32,6 +30,7 @@ from pyroae.priors import PRIORS, Flat, GaussianWeights, Laplace
 from pyroae.priors import Normal as NormalPrior
 from pyroae.registry import Registry
 from tests import oracles
+from tests.scripts import script
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -111,12 +110,7 @@ TOGETHER = [c for c in combinations() if is_valid(c)]
 
 def test_the_page_of_all_choices_is_that_of_the_registries() -> None:
     """docs/choices.md, as `python docs/_choices.py` writes it."""
-    file = Path(__file__).parents[1] / "docs" / "_choices.py"
-    spec = importlib.util.spec_from_file_location("_choices", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("docs/_choices.py")
     assert module.PAGE.read_text(encoding="utf-8") == module.page()
 
 

@@ -1,6 +1,5 @@
 """The pages of docs/estimators/ agree with the package: names, checks, code, measured tables."""
 
-import importlib.util
 import inspect
 import math
 import re
@@ -29,6 +28,7 @@ from pyroae.testing import check_objective
 from pyroae.training.fitting import fit
 from pyroae.training.trainer import FitResult
 from tests.covering import way_of
+from tests.scripts import script
 from tests.systems import CONFORMING
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -48,12 +48,7 @@ each = pytest.mark.parametrize("name", NAMES)
 
 def helper() -> ModuleType:
     """`docs/_estimators.py`, which writes what is checked here."""
-    spec = importlib.util.spec_from_file_location("estimator_pages", DOCS / "_estimators.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("docs/_estimators.py")
 
 
 pages = helper()

@@ -1,7 +1,6 @@
 """The tutorials: what they store is complete and clean; `make study` runs them."""
 
 import ast
-import importlib.util
 import re
 from importlib import import_module
 from pathlib import Path
@@ -11,19 +10,16 @@ from typing import Any
 import nbformat
 import pytest
 
+from tests.scripts import script
+
 DOCS = Path(__file__).parents[1] / "docs"
 TUTORIALS = sorted((DOCS / "tutorials").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
+def notebooks() -> ModuleType:
     """docs/_notebooks.py, which runs and checks notebooks."""
-    spec = importlib.util.spec_from_file_location("_notebooks", DOCS / "_notebooks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("docs/_notebooks.py")
 
 
 def read(path: Path) -> Any:
@@ -37,28 +33,30 @@ def test_there_are_six_tutorials_in_the_table_of_contents() -> None:
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
-def test_stored_outputs_are_complete_and_clean(path: Path, script: ModuleType) -> None:
+def test_stored_outputs_are_complete_and_clean(path: Path, notebooks: ModuleType) -> None:
     notebook = read(path)
     nbformat.validate(notebook)
-    assert script.faults(notebook) == []
-    assert path.stat().st_size < script.LIMIT * 1000
+    assert notebooks.faults(notebook) == []
+    assert path.stat().st_size < notebooks.LIMIT * 1000
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
-def test_code_parses_and_its_names_of_pyroae_exist(path: Path, script: ModuleType) -> None:
-    code = script.code_of(read(path))
+def test_code_parses_and_its_names_of_pyroae_exist(path: Path, notebooks: ModuleType) -> None:
+    code = notebooks.code_of(read(path))
     ast.parse(code)
-    names = set(script.names_of_pyroae(code))
+    names = set(notebooks.names_of_pyroae(code))
     assert len(names) >= 5
     for module, name in names:
         assert hasattr(import_module(module), name), f"{module}.{name}"
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
-def test_claims_are_asserted_and_mathematics_is_plain_latex(path: Path, script: ModuleType) -> None:
+def test_claims_are_asserted_and_mathematics_is_plain_latex(
+    path: Path, notebooks: ModuleType
+) -> None:
     """Outside of the docs nobody defines the macros of the docs."""
     notebook = read(path)
-    assert script.code_of(notebook).count("assert ") >= 3
+    assert notebooks.code_of(notebook).count("assert ") >= 3
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     assert re.findall(r"\\(?:E|KL)\b", prose) == []
 
@@ -73,8 +71,8 @@ def broken(**change: Any) -> Any:
     return nbformat.v4.new_notebook(cells=[cell])
 
 
-def test_faults_are_found(script: ModuleType) -> None:
-    assert script.faults(broken()) == []
+def test_faults_are_found(notebooks: ModuleType) -> None:
+    assert notebooks.faults(broken()) == []
     for change, words in (
         ({"count": None}, "not executed"),
         ({"name": "stderr"}, "stderr"),
@@ -83,13 +81,13 @@ def test_faults_are_found(script: ModuleType) -> None:
         ({"text": "started 2026-11-28 05:07"}, "a time stamp"),
         ({"text": "UserWarning: no"}, "a warning"),
     ):
-        (found,) = script.faults(broken(**change))
+        (found,) = notebooks.faults(broken(**change))
         assert words in found
 
 
-def test_names_of_pyroae_are_found(script: ModuleType) -> None:
+def test_names_of_pyroae_are_found(notebooks: ModuleType) -> None:
     code = "import pyroae\nfrom pyroae import plots\nx = pyroae.fit\nplots.khat(x)\nplots.no(1)"
-    assert set(script.names_of_pyroae(code)) == {
+    assert set(notebooks.names_of_pyroae(code)) == {
         ("pyroae", "plots"),
         ("pyroae", "fit"),
         ("pyroae.plots", "khat"),
@@ -99,6 +97,6 @@ def test_names_of_pyroae_are_found(script: ModuleType) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
-def test_tutorials_run(path: Path, script: ModuleType) -> None:
+def test_tutorials_run(path: Path, notebooks: ModuleType) -> None:
     """Each in a fresh kernel; what its text claims is asserted in its cells."""
-    assert script.faults(script.execute(path)) == []
+    assert notebooks.faults(notebooks.execute(path)) == []

@@ -1,6 +1,5 @@
 """Rows, claims and specifications of papers: verdicts, completeness, files, the generated page."""
 
-import importlib.util
 import json
 import math
 from dataclasses import asdict, replace
@@ -22,6 +21,7 @@ from pyroae.papers.paper import Work
 from pyroae.papers.result_files import read_result, record_of_here, write_result
 from pyroae.papers.trained import Trainings, lower_nll, nll, units
 from pyroae.papers.wu_2017 import mean_interval
+from tests.scripts import script
 
 ROOT = Path(__file__).parents[1]
 INF, NAN = math.inf, math.nan
@@ -290,12 +290,7 @@ def test_section_of_the_page() -> None:
 
 
 def page_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("papers_page", ROOT / "docs" / "_papers.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("docs/_papers.py")
 
 
 def test_the_page_is_generated() -> None:

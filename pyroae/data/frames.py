@@ -319,8 +319,7 @@ def is_frame(values: Any) -> bool:
     Returns:
         Whether they are.
     """
-    pandas = sys.modules.get("pandas")
-    return pandas is not None and isinstance(values, pandas.DataFrame)
+    return _is_of_pandas(values, "DataFrame")
 
 
 def refuse_other_rows(values: Any, labels: Any) -> None:
@@ -358,5 +357,10 @@ def is_series(values: Any) -> bool:
     Returns:
         Whether they are.
     """
+    return _is_of_pandas(values, "Series")
+
+
+def _is_of_pandas(values: Any, name: str) -> bool:
+    """Whether values are of a class of pandas, which has been imported if there are any."""
     pandas = sys.modules.get("pandas")
-    return pandas is not None and isinstance(values, pandas.Series)
+    return pandas is not None and isinstance(values, getattr(pandas, name))

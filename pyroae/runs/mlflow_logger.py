@@ -4,16 +4,14 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric.loggers import Logger
 from lightning_fabric.loggers.logger import rank_zero_experiment
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from matplotlib.figure import Figure
 
-ID = "id.txt"
-"""The file with the id of the run, by which a resumed training finds it."""
+from pyroae.runs.logger_of_run import LoggerOfRun, values_of
 
 
-class MLflowLogger(Logger):
+class MLflowLogger(LoggerOfRun):
     """Records a training as a run of MLflow, which begins with the first record.
 
     Args:
@@ -23,19 +21,9 @@ class MLflowLogger(Logger):
     """
 
     def __init__(self, folder: Path, experiment: str, uri: str | None) -> None:
-        self.folder, self._experiment, self.uri = folder, experiment, uri
+        super().__init__(folder, experiment)
+        self.uri = uri
         self._client: Any = None
-
-    @property
-    def name(self) -> str:
-        """The experiment."""
-        return self._experiment
-
-    @property
-    def version(self) -> str:
-        """The id of the run, empty before it begins."""
-        file = self.folder / ID
-        return file.read_text() if file.is_file() else ""
 
     @property
     @rank_zero_experiment
@@ -48,15 +36,12 @@ class MLflowLogger(Logger):
             if self.version:
                 client.update_run(self.version, status="RUNNING")
             else:
-                found = client.get_experiment_by_name(self._experiment)
+                found = client.get_experiment_by_name(self.name)
                 number = (
-                    client.create_experiment(self._experiment)
-                    if found is None
-                    else found.experiment_id
+                    client.create_experiment(self.name) if found is None else found.experiment_id
                 )
                 run = client.create_run(number, run_name=self.folder.parents[1].name)
-                self.folder.mkdir(parents=True, exist_ok=True)
-                (self.folder / ID).write_text(run.info.run_id)
+                self.keep(run.info.run_id)
             self._client = client
         return self._client
 
@@ -84,8 +69,7 @@ class MLflowLogger(Logger):
             **kwargs: Ignored.
         """
         client = self.experiment
-        given = vars(params) if isinstance(params, Namespace) else params
-        for name, value in given.items():
+        for name, value in values_of(params).items():
             client.log_param(self.version, name, value)
 
     @rank_zero_only

@@ -5,16 +5,14 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric.loggers import Logger
 from lightning_fabric.loggers.logger import rank_zero_experiment
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from matplotlib.figure import Figure
 
-ID = "id.txt"
-"""The file with the id of the run, by which a resumed training finds it."""
+from pyroae.runs.logger_of_run import LoggerOfRun, values_of
 
 
-class WandbLogger(Logger):
+class WandbLogger(LoggerOfRun):
     """Records a training as a run of Weights & Biases, which begins with the first record.
 
     Args:
@@ -25,19 +23,9 @@ class WandbLogger(Logger):
     """
 
     def __init__(self, folder: Path, project: str, entity: str | None, mode: str | None) -> None:
-        self.folder, self.project, self.entity, self.mode = folder, project, entity, mode
+        super().__init__(folder, project)
+        self.entity, self.mode = entity, mode
         self._run: Any = None
-
-    @property
-    def name(self) -> str:
-        """The project."""
-        return self.project
-
-    @property
-    def version(self) -> str:
-        """The id of the run, empty before it begins."""
-        file = self.folder / ID
-        return file.read_text() if file.is_file() else ""
 
     @property
     @rank_zero_experiment
@@ -48,7 +36,7 @@ class WandbLogger(Logger):
 
             self.folder.mkdir(parents=True, exist_ok=True)
             self._run = wandb.init(
-                project=self.project,
+                project=self.name,
                 entity=self.entity,
                 mode=self.mode,
                 dir=self.folder,
@@ -56,7 +44,7 @@ class WandbLogger(Logger):
                 resume="allow",
                 settings=wandb.Settings(silent=True),
             )
-            (self.folder / ID).write_text(self._run.id)
+            self.keep(self._run.id)
         return self._run
 
     @rank_zero_only
@@ -80,8 +68,7 @@ class WandbLogger(Logger):
             *args: Ignored.
             **kwargs: Ignored.
         """
-        given = vars(params) if isinstance(params, Namespace) else params
-        self.experiment.config.update(given, allow_val_change=True)
+        self.experiment.config.update(values_of(params), allow_val_change=True)
 
     @rank_zero_only
     def log_figure(self, name: str, figure: Figure, step: int) -> None:

@@ -157,4 +157,4 @@ def test_a_form_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> N
     """A broken copy, whose products lack softplus, is found by the comparison of all data."""
     monkeypatch.setattr(shared_states, "softplus", torch.zeros_like)
     model = program(lambda u, x: dist.Bernoulli(logits=u).to_event(1))
-    both(monkeypatch, model, torch.rand(N, D).round(), shared=False)
+    assert torch.equal(*both(monkeypatch, model, torch.rand(N, D).round(), shared=False))
