@@ -45,7 +45,7 @@ from pyroae.objectives import TraceELBO, parse_objective
 from pyroae.plots import column_errors
 from pyroae.posteriors import Point
 from pyroae.priors import Flat
-from pyroae.runs.loading import splits_of
+from pyroae.runs.data_of_run import splits_of
 from pyroae.training import fit, fit_ensemble
 from pyroae.training.optimizers import optimizer_of
 from pyroae.training.state import State

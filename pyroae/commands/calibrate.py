@@ -21,7 +21,8 @@ from pyroae.evaluation.calibration import (
 from pyroae.evaluation.calibration.results import PROBABILITIES
 from pyroae.plots.calibration import calibration_histograms, calibration_summary
 from pyroae.plots.drawing import save
-from pyroae.runs.loading import own_parameters, part_of, placed, trained
+from pyroae.runs.data_of_run import part_of
+from pyroae.runs.loading import own_parameters, placed, trained
 from pyroae.runs.run import Run, device_of
 from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import say

@@ -17,8 +17,8 @@ from pyroae.data.dataset import source_limits
 from pyroae.data.kinds import columns_of_values
 from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError
+from pyroae.runs.data_of_run import binarization_of, splits_of, value_range_of
 from pyroae.runs.default_likelihood import completed, raw_source
-from pyroae.runs.loading import binarization_of, splits_of, value_range_of
 
 SUFFIXES = (".png", ".pdf", ".svg")
 """Formats of the picture."""

@@ -13,7 +13,7 @@ from pyroae.comparison.scores import Score
 from pyroae.config import EvaluationSettings, RunConfig, Scoring
 from pyroae.evaluation.summary import Evaluation
 from pyroae.plots.drawing import save
-from pyroae.runs.loading import splits_of
+from pyroae.runs.data_of_run import splits_of
 from pyroae.runs.run import refuse_taken
 from pyroae.runtime.processes import say
 from pyroae.studies.curves import placed

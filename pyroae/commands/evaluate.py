@@ -33,15 +33,9 @@ from pyroae.evaluation.units import log_units_of
 from pyroae.inference_data import to_datatree
 from pyroae.plots.drawing import rendered
 from pyroae.programs.arguments import Arguments
+from pyroae.runs.data_of_run import arguments_in, chosen, splits_for
 from pyroae.runs.evaluated_curves import GROUP, curve_in, to_group
-from pyroae.runs.loading import (
-    arguments_in,
-    chosen,
-    own_parameters,
-    placed,
-    splits_for,
-    trained,
-)
+from pyroae.runs.loading import own_parameters, placed, trained
 from pyroae.runs.parts import EvaluatedPart, by_part, name_of_data, weights_of
 from pyroae.runs.report import write_report
 from pyroae.runs.run import Run, device_of

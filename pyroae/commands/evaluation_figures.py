@@ -19,7 +19,7 @@ from pyroae.evaluation.summary import Evaluation
 from pyroae.plots import likelihood as likelihood_plots
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.pair import like_parameters
-from pyroae.runs.loading import arguments_in
+from pyroae.runs.data_of_run import arguments_in
 from pyroae.runtime.processes import say
 
 

@@ -28,7 +28,8 @@ from pyroae.plots.gradients import gradient_curves
 from pyroae.plots.snapshots import gradients_along_training
 from pyroae.posteriors import Point
 from pyroae.programs.arguments import Arguments
-from pyroae.runs.loading import own_parameters, part_of, placed, trained
+from pyroae.runs.data_of_run import part_of
+from pyroae.runs.loading import own_parameters, placed, trained
 from pyroae.runs.parts import weights_of
 from pyroae.runs.run import Run, device_of
 from pyroae.runs.snapshots import weights_along_training

@@ -17,13 +17,8 @@ from pyroae.errors import ConfigError, DataError
 from pyroae.evaluation.imputation import Imputation
 from pyroae.evaluation.imputation import impute as impute_missing
 from pyroae.programs.pair import like_parameters
-from pyroae.runs.loading import (
-    own_parameters,
-    standardization_of,
-    trained,
-    value_range_of,
-    whole_of,
-)
+from pyroae.runs.data_of_run import standardization_of, value_range_of, whole_of
+from pyroae.runs.loading import own_parameters, trained
 from pyroae.runs.run import Run, refuse_data_file
 from pyroae.runtime.files import guarded
 from pyroae.runtime.processes import say

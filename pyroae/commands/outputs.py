@@ -19,15 +19,8 @@ from pyroae.errors import ConfigError, PyroaeError
 from pyroae.programs.arguments import Arguments
 from pyroae.programs.pair import like_parameters
 from pyroae.programs.predictive import encoded, predicted
-from pyroae.runs.loading import (
-    arguments_in,
-    is_semi_supervised,
-    own_parameters,
-    part_of,
-    placed,
-    standardization_of,
-    trained,
-)
+from pyroae.runs.data_of_run import arguments_in, is_semi_supervised, part_of, standardization_of
+from pyroae.runs.loading import own_parameters, placed, trained
 from pyroae.runs.parts import EvaluatedPart, weights_of
 from pyroae.runs.run import Run, refuse_data_file
 from pyroae.runtime.files import guarded

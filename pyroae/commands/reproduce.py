@@ -17,7 +17,7 @@ from pyroae.errors import RunError
 from pyroae.evaluation.results import Result
 from pyroae.names import import_all
 from pyroae.runs.contents import versions
-from pyroae.runs.loading import own_splits
+from pyroae.runs.data_of_run import own_splits
 from pyroae.runs.run import Run, refuse_taken
 from pyroae.runtime.processes import say
 

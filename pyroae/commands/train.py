@@ -19,16 +19,10 @@ from pyroae.objectives import parse_objective
 from pyroae.objectives.base import ObjectiveBase
 from pyroae.priors import Flat
 from pyroae.runs.contents import versions
+from pyroae.runs.data_of_run import arguments_in, own_splits, splits_of
 from pyroae.runs.default_likelihood import completed
 from pyroae.runs.descriptions import standardized_text
-from pyroae.runs.loading import (
-    arguments_in,
-    find_parameters,
-    fits,
-    own_parameters,
-    own_splits,
-    splits_of,
-)
+from pyroae.runs.loading import find_parameters, fits, own_parameters
 from pyroae.runs.loggers import check_loggers, loggers_of
 from pyroae.runs.run import EXTENDED, Run, refuse_taken
 from pyroae.runtime.files import locked

@@ -15,7 +15,7 @@ from pyroae.data.kinds import Suggestion, columns_of_values, suggestion
 from pyroae.data.scan import stored_source
 from pyroae.data.sources import read
 from pyroae.likelihoods import Bernoulli
-from pyroae.runs.loading import value_range_of
+from pyroae.runs.data_of_run import value_range_of
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pyroae.config.evaluation import POSTERIOR_DRAWS
 from pyroae.errors import PyroaeError
 from pyroae.evaluation.importance.streams import LEAST_ESS
 from pyroae.evaluation.results import Result, by_name
-from pyroae.runs.loading import binarization_of
+from pyroae.runs.data_of_run import binarization_of
 from pyroae.runs.page import number
 from pyroae.runs.parts import EvaluatedPart
 from pyroae.runs.run import Run

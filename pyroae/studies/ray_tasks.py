@@ -17,7 +17,7 @@ from pyroae.errors import InterruptedRunError, PyroaeError
 from pyroae.names import is_known, sources_of
 from pyroae.programs.arguments import Arguments
 from pyroae.runs.contents import versions
-from pyroae.runs.loading import arguments_in
+from pyroae.runs.data_of_run import arguments_in
 from pyroae.runtime.files import words
 from pyroae.runtime.progress import Progress
 from pyroae.studies.attempts import Attempts

@@ -16,7 +16,7 @@ from pyroae.data.loading import Splits
 from pyroae.errors import DataError, InterruptedRunError, PyroaeError, RunError
 from pyroae.names import import_sources
 from pyroae.runs.contents import versions
-from pyroae.runs.loading import splits_of
+from pyroae.runs.data_of_run import splits_of
 from pyroae.runtime.files import write_whole
 from pyroae.studies.study import Study
 from pyroae.studies.study_config import StudyConfig

@@ -30,7 +30,8 @@ from pyroae.evaluation.units import log_units_of
 from pyroae.objectives import parse_objective
 from pyroae.programs.pair import like_parameters
 from pyroae.runs.contents import versions
-from pyroae.runs.loading import own_parameters, same_data, splits_of
+from pyroae.runs.data_of_run import same_data, splits_of
+from pyroae.runs.loading import own_parameters
 from pyroae.runs.parts import EvaluatedPart, weights_of
 from pyroae.runs.run import Run
 from pyroae.runtime.files import guarded

@@ -20,7 +20,7 @@ from pyroae.config import (
 from pyroae.errors import ConfigError
 from pyroae.evaluation.gradient_lab.measure import defined_at
 from pyroae.objectives import parse_objective
-from pyroae.runs.loading import binarization_of, value_range_of
+from pyroae.runs.data_of_run import binarization_of, value_range_of
 from pyroae.studies.cell_setup import (
     config_of,
 )

@@ -23,7 +23,7 @@ from pyroae.evaluation.gradient_lab.groups import parameter_groups
 from pyroae.evaluation.gradient_lab.measure import measure_slopes
 from pyroae.evaluation.gradient_lab.slopes import SNRCurve
 from pyroae.objectives import parse_objective
-from pyroae.runs.loading import part_of
+from pyroae.runs.data_of_run import part_of
 from pyroae.runs.run import Run
 from tests.systems import FOR_GAUSSIANS
 

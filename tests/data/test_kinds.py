@@ -15,8 +15,8 @@ from pyroae.data.kinds import columns_of_values, suggestion
 from pyroae.data.loading import load
 from pyroae.data.preprocessing import is_grey
 from pyroae.errors import ConfigError, DataError
+from pyroae.runs.data_of_run import splits_of
 from pyroae.runs.default_likelihood import completed
-from pyroae.runs.loading import splits_of
 
 DRAW = np.random.default_rng(0)
 REAL = DRAW.normal(300.0, 50.0, (60, 2))

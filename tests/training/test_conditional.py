@@ -24,7 +24,7 @@ from pyroae.evaluation.exact import exact_log_likelihood
 from pyroae.inference_data import to_datatree
 from pyroae.nn import MLP, Conv
 from pyroae.objectives import parse_objective
-from pyroae.runs.loading import part_of
+from pyroae.runs.data_of_run import part_of
 from pyroae.runs.run import Run
 from pyroae.training import State, fit, fit_ensemble
 from pyroae.weights import log_weights
