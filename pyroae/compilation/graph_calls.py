@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyroae.compilation.codegen import Graph, Recorded, cuda_graph
+from pyroae.compilation.divided_steps import DividedStep
 from pyroae.compilation.optimizer_updates import Update, closed_form_steps
 
 
@@ -90,6 +91,52 @@ class GraphCall:
         static = len(tensors) - len(self.where) - len(cast(Update, self.update).rules)
         leaves, state = tensors[: len(self.leaves)], tensors[len(self.leaves) : static]
         return self.graph(*leaves, *tensors[static:], *state)
+
+
+class DividedCall:
+    """Calls of a step in parts of one core each.
+
+    Args:
+        step: The step.
+        where: Indices of the arguments that are inputs.
+    """
+
+    def __init__(self, step: DividedStep, where: list[int]) -> None:
+        self.step, self.where, self.update = step, where, step.update
+        self._noise: list[list[Tensor]] = []
+
+    def __call__(self, *args: Any) -> tuple[Tensor, ...]:
+        """Take a step.
+
+        Args:
+            *args: All arguments of the programs, a KL weight last.
+
+        Returns:
+            The loss before the step: the negative bound over the divisor, a scalar, in nats.
+        """
+        self.draw()
+        losses = self.run_steps([[args[i]] for i in self.where], [self.update.numbers()])[0]
+        return (losses[0],)
+
+    def draw(self) -> None:
+        """Draw the noise of a step, which `run_steps` takes later."""
+        self._noise.append(self.step.draw())
+
+    def run_steps(
+        self, tensors: Sequence[Sequence[Tensor]], numbers: Sequence[list[list[float]]]
+    ) -> tuple[Tensor, ...]:
+        """Take S steps, for each of which `draw` was called.
+
+        Args:
+            tensors: The inputs, each of S tensors.
+            numbers: The optimizer's numbers of each step, as of `Update.numbers`.
+
+        Returns:
+            The loss before each step, `[S]`.
+        """
+        noise, self._noise = self._noise, []
+        rows = list(zip(*tensors, strict=True))
+        return (self.step.run(rows, noise, numbers),)
 
 
 class SeparateOptimizer:
