@@ -453,21 +453,27 @@ class Update:
             count[()] += steps
 
     def apply(
-        self, parameters: Sequence[Tensor], grads: Sequence[Tensor], tensors: Sequence[Tensor]
+        self,
+        parameters: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        tensors: Sequence[Tensor],
+        loss: Tensor,
     ) -> None:
-        """Take the step on the tensors of a graph, in place.
+        """Take the step on the tensors of a graph, in place, after its loss is computed.
 
         Args:
             parameters: The parameters that the update was made for, in the same order.
             grads: The gradient of each.
             tensors: The numbers of each group, then the state in the order of `slots`.
+            loss: The loss before the step, which the graph returns.
         """
         at, state = 0, iter(tensors[len(self.rules) :])
         parameters, grads = [parameters[i] for i in self.order], [grads[i] for i in self.order]
         for rule, group, numbers in zip(self.rules, self.parameters, tensors, strict=False):
             of_group = slice(at, at + len(group))
             states = [[next(state) for _ in rule.state] for _ in group]
-            rule.apply_all(parameters[of_group], grads[of_group], states, numbers)
+            own = numbers_after(loss, numbers)
+            rule.apply_all(parameters[of_group], grads[of_group], states, own)
             at += len(group)
 
     def clipped(self, grads: Sequence[Tensor], largest: float | None) -> list[Tensor]:
@@ -487,6 +493,25 @@ class Update:
         for i, grad in zip(where, clipped([grads[i] for i in where], largest), strict=True):
             result[i] = grad
         return result
+
+
+def numbers_after(loss: Tensor, numbers: Tensor) -> Tensor:
+    """Make the numbers of a step depend on the loss before it, where one kernel takes the step.
+
+    Inductor (torch 2.11) computes the loss of a graph after a grouped update in place, from biases
+    that are already changed.
+
+    Args:
+        loss: The loss before the step.
+        numbers: The numbers of the step.
+
+    Returns:
+        Equal numbers; on devices of GROUPED a function of the loss.
+    """
+    if loss.device.type not in GROUPED:
+        return numbers
+    never = torch.lt(loss, loss).any()
+    return numbers + never.to(numbers.dtype)
 
 
 def clipped(grads: Sequence[Tensor], largest: float | None) -> list[Tensor]:
