@@ -14,6 +14,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from pyroae.compilation.adam_operators import ADAM
 from pyroae.compilation.codegen import on_device
 
 GROUPED = ("cuda",)
@@ -152,22 +153,9 @@ class Adam(Rule):
         if not parameters or parameters[0].device.type not in GROUPED:
             super().apply_all(parameters, grads, states, numbers)
             return
-        size, correction, decay = numbers.unbind()
-        weights, slopes = list(parameters), list(grads)
         means, squares = [state[0] for state in states], [state[1] for state in states]
-        if self.weight_decay and self.decoupled:
-            torch._foreach_mul_(weights, decay)
-        elif self.weight_decay:
-            slopes = list(
-                torch._foreach_add(slopes, torch._foreach_mul(weights, self.weight_decay))
-            )
-        torch._foreach_lerp_(means, slopes, 1 - self.betas[0])
-        torch._foreach_mul_(squares, self.betas[1])
-        torch._foreach_addcmul_(squares, slopes, slopes, 1 - self.betas[1])
-        roots = torch._foreach_add(
-            torch._foreach_mul(torch._foreach_sqrt(squares), correction), self.eps
-        )
-        torch._foreach_add_(weights, torch._foreach_div(torch._foreach_mul(means, size), roots))
+        settings = (*self.betas, self.eps, self.weight_decay, self.decoupled)
+        ADAM(list(parameters), means, squares, list(grads), numbers, *settings)
 
 
 @dataclass(frozen=True)
