@@ -8,7 +8,7 @@ of `adam`. Import this module only where something is compiled: it imports the c
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import batched
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,20 @@ from torch.fx import Graph, GraphModule, Node
 from pyroae.compilation.adam_operators import ADAM, DENSE_ADAM, adam
 
 aten = torch.ops.aten
+
+
+PRODUCTS = (aten.mm.default, aten.bmm.default)
+"""Products of matrices, one or several."""
+
+
+SAME = (
+    aten.alias.default,
+    aten.detach.default,
+    aten.expand.default,
+    aten.view.default,
+    aten._unsafe_view.default,
+)
+"""Operations that change nothing where they keep the shape."""
 
 
 LONGEST = 512
@@ -68,7 +82,7 @@ def fuse_gradients(module: GraphModule) -> None:
     """
     graph = module.graph
     for node in graph.find_nodes(op="call_function", target=ADAM):
-        *lists, numbers = node.args[:5]
+        *lists, numbers = cast(tuple[Any, ...], node.args[:5])
         updates = [Update(tensors) for tensors in zip(*lists, strict=True)]
         with graph.inserting_before(node):
             weights = [_of_weight(graph, each) for each in updates]
@@ -90,12 +104,12 @@ def fuse_gradients(module: GraphModule) -> None:
 def _of_weight(graph: Graph, update: Update) -> Update | None:
     """The update with the factors of the gradient; None where it is not a product of its own."""
     node, scale, flipped = update.tensors[3], 1.0, False
-    while node.target not in (aten.mm.default, aten.bmm.default):
+    while node.target not in PRODUCTS:
         below = _below(node)
         if below is None:
             return None
         node, scale, flipped = below[0], scale * below[1], flipped ^ below[2]
-    left, right = node.args
+    left, right = cast(tuple[Node, Node], node.args)
     shapes = [each.meta["val"].shape for each in update.tensors]
     is_plain = all(each.meta["val"].is_contiguous() for each in update.tensors[:3]) and all(
         each.meta["val"].dtype == torch.float32 for each in (*update.tensors, left, right)
@@ -116,7 +130,7 @@ def _of_bias(graph: Graph, update: Update, weights: Sequence[Update]) -> Update 
         if below is None or below[2]:
             return None
         node, scale = below[0], scale * below[1]
-    terms, (dim, *others) = node.args[:2]
+    terms, (dim, *others) = cast(tuple[Any, Any], node.args[:2])
     shape = terms.meta["val"].shape
     weight = next((w for w in weights if _source(w.left) == (terms, True)), None)
     is_plain = all(
@@ -132,48 +146,48 @@ def _of_bias(graph: Graph, update: Update, weights: Sequence[Update]) -> Update 
 
 def _below(node: Node) -> tuple[Node, float, bool] | None:
     """The only operand of a view or of a scaling without other uses; its scale; if transposed."""
-    if not isinstance(node, Node) or len(node.users) != 1 or node.kwargs:
+    if node.op != "call_function" or len(node.users) != 1 or node.kwargs:
         return None
-    if node.target in (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar):
-        number = node.args[1]
-        if not isinstance(number, int | float):
-            return None
-        is_product = node.target in (aten.mul.Tensor, aten.mul.Scalar)
-        return node.args[0], number if is_product else 1 / number, False  # type: ignore[return-value]
+    operand, number = cast(tuple[Any, Any], (*node.args, None)[:2])
+    if node.target in (aten.mul.Tensor, aten.mul.Scalar) and isinstance(number, int | float):
+        return operand, number, False
+    if node.target in (aten.div.Tensor, aten.div.Scalar) and isinstance(number, int | float):
+        return operand, 1 / number, False
     if node.target in (aten.alias.default, aten.detach.default):
-        return node.args[0], 1.0, False  # type: ignore[return-value]
+        return operand, 1.0, False
     if node.target in (aten.view.default, aten._unsafe_view.default, aten.squeeze.dim):
-        sizes = [
-            [size for size in each.meta["val"].shape if size != 1]
-            for each in (node, node.args[0])  # type: ignore[union-attr]
-        ]
-        return (node.args[0], 1.0, False) if sizes[0] == sizes[1] else None  # type: ignore[return-value]
+        shapes = [[size for size in n.meta["val"].shape if size != 1] for n in (node, operand)]
+        return (operand, 1.0, False) if shapes[0] == shapes[1] else None
     below = _below_transpose(node)
     return None if below is None else (below, 1.0, True)
 
 
 def _below_transpose(node: Node) -> Node | None:
     """The operand of a transposition of the last two dimensions."""
-    if not isinstance(node, Node) or node.op != "call_function":
+    if node.target not in (aten.t.default, aten.transpose.int, aten.permute.default):
         return None
-    if node.target is aten.t.default:
-        return node.args[0]  # type: ignore[return-value]
-    count = node.meta["val"].ndim if isinstance(node.meta.get("val"), Tensor) else 0
-    if node.target is aten.transpose.int:
-        dims = {dim % count for dim in node.args[1:]}  # type: ignore[operator]
-        return node.args[0] if dims == {count - 2, count - 1} else None  # type: ignore[return-value]
+    operand, *order = cast(tuple[Any, ...], node.args)
+    count = operand.meta["val"].ndim
+    places = list(range(count))
     if node.target is aten.permute.default:
-        order = [dim % count for dim in node.args[1]]  # type: ignore[operator,union-attr]
-        last = [*range(count - 2), count - 1, count - 2]
-        return node.args[0] if order == last else None  # type: ignore[return-value]
-    return None
+        places = [place % count for place in order[0]]
+    elif count > 1:
+        first, second = (place % count for place in order or (0, 1))
+        places[first], places[second] = places[second], places[first]
+    return operand if places == [*range(count - 2), count - 1, count - 2] else None
 
 
 def _source(node: Node | None) -> tuple[Node | None, bool]:
     """The tensor of which a node is a chain of transpositions; whether their number is odd."""
     is_odd = False
-    while node is not None and (below := _below_transpose(node)) is not None:
-        node, is_odd = below, not is_odd
+    while node is not None:
+        operand = cast(Any, node.args[0]) if node.target in SAME else None
+        if operand is None or operand.meta["val"].shape != node.meta["val"].shape:
+            operand = _below_transpose(node)
+            is_odd ^= operand is not None
+        if operand is None:
+            break
+        node = operand
     return node, is_odd
 
 
@@ -203,7 +217,7 @@ def _insert_rest(graph: Graph, updates: Sequence[Update], settings: tuple[Any, .
     def function(*tensors: Tensor) -> None:
         count = len(updates)
         lists = (tensors[i * count : (i + 1) * count] for i in range(4))
-        adam(*lists, tensors[-1], *settings[1:])
+        adam(*lists, tensors[-1], *settings[1:])  # type: ignore[arg-type,call-arg]
 
     like = [node.meta["val"] for node in nodes]
     traced = make_fx(function)(
@@ -221,6 +235,6 @@ def _erase_unused(graph: Graph, node: Node) -> None:
     while not node.users and node.op == "call_function":
         below = node.args[0]
         graph.erase_node(node)
-        if node.target in (aten.mm.default, aten.bmm.default) or not isinstance(below, Node):
+        if node.target in PRODUCTS or not isinstance(below, Node):
             return
         node = below
