@@ -14,13 +14,20 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from pyroae.compilation.adam_operators import ADAM
+from pyroae.compilation.adam_operators import ADAM, adam
 from pyroae.compilation.codegen import on_device
 
 GROUPED = ("cuda",)
 """Devices on which the launch of a kernel costs more than the update of a small parameter.
 
 One kernel then updates all parameters.
+"""
+
+
+FUSED = False
+"""Whether the gradients of dense layers and their updates are one kernel on devices of GROUPED.
+
+It is off until a GPU has confirmed it: `python -m benchmarks.gpu fusion` compares and times it.
 """
 
 
@@ -155,7 +162,8 @@ class Adam(Rule):
             return
         means, squares = [state[0] for state in states], [state[1] for state in states]
         settings = (*self.betas, self.eps, self.weight_decay, self.decoupled)
-        ADAM(list(parameters), means, squares, list(grads), numbers, *settings)
+        step = ADAM if FUSED else adam
+        step(list(parameters), means, squares, list(grads), numbers, *settings)
 
 
 @dataclass(frozen=True)
