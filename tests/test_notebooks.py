@@ -7,10 +7,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import nbformat
 import pytest
 
 from tests.scripts import script
+
+nbformat = pytest.importorskip(
+    "nbformat", reason="nbformat is not installed: pip install 'pyroae[docs]'"
+)
 
 DOCS = Path(__file__).parents[1] / "docs"
 TUTORIALS = sorted((DOCS / "tutorials").glob("*.ipynb"))

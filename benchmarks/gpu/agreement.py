@@ -3,6 +3,7 @@ code against eager code.
 """
 
 import math
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -11,9 +12,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.draws import HostDraws
+from pyroae.autoencoder import Autoencoder
 from pyroae.compilation.svi import Compiled
 from pyroae.errors import ProgramError
 from pyroae.objectives import OBJECTIVES
+from pyroae.objectives.apply import next_step
+from tests.choice_grid import ROWS
 from tests.systems import DISCRETE, KINDS, MIXTURES, ZOO, system_and_data
 
 NUM_PARTICLES = 4
@@ -23,7 +27,9 @@ COVERING = (
     *(("vae", name) for name in ("trace-elbo", "analytic-kl", "dreg", "tvo")),
     *(("discrete-vae-categorical", name) for name in ("rws", "vimco")),
     *(("vae-conv", "iwae"), ("vae-normal", "stl"), ("ppca-exact", "renyi")),
-    *(("denoising-ae", "jvi"), ("sparse-ae-map", "beta-elbo"), ("vae-laplace", "miwae")),
+    *(("sparse-ae", "jvi"), ("sparse-ae-map", "beta-elbo"), ("vae-laplace", "miwae")),
+    *(("discrete-vae-categorical", "ovis"), ("vae-mixture", "siwae"), ("vae-ladder", "gdreg")),
+    *(("vae", "dais"), ("vae", "mlmc")),
 )
 """Pairs whose code is compiled first: each kind of prior, posterior, likelihood, map and gradient
 is in one of them.
@@ -58,36 +64,63 @@ def distance(found: list[Tensor], expected: list[Tensor]) -> float:
     return math.inf if math.isnan(worst) else worst
 
 
-def two_steps(system: str, objective: str, device: str) -> list[Tensor]:
+Made = Callable[[], tuple[Autoencoder, tuple[Tensor, ...]]]
+"""Makes a system and its data."""
+
+
+def two_steps(made: Made, objective: str, device: str) -> list[Tensor]:
     """Losses and parameters of two steps of Adam in double precision, and the bound after them."""
     torch.manual_seed(0)
-    module, x = system_and_data(system)
-    module, x = module.double().to(device), x.double().to(device)
+    module, data = made()
+    module, args = module.double().to(device), tuple(x.double().to(device) for x in data)
     steps = Compiled(
         module,
         OBJECTIVES[objective](num_particles=NUM_PARTICLES),
         lambda p: torch.optim.Adam(p, lr=1e-2),
     )
-    steps._find_parameters((x,))
+    steps._find_parameters(args)
     torch.manual_seed(5)
-    losses = [steps.eager_step((x,), 0.5, float(len(x))) for _ in range(2)]
-    return [*losses, steps.evaluate_loss(x), *steps.parameters().values()]
+    losses = []
+    for _ in range(2):
+        next_step(steps.objective)
+        losses.append(steps.eager_step(args, 0.5, float(len(args[0]))))
+    return [*losses, steps.evaluate_loss(*args), *steps.parameters().values()]
 
 
 def eager(system: str, objective: str, device: str) -> dict[str, Any]:
     """Two steps on the device against two on the CPU; a pair that one refuses is refused in the
     same words by both.
     """
+
+    def made() -> tuple[Autoencoder, tuple[Tensor, ...]]:
+        module, x = system_and_data(system)
+        return module, (x,)
+
+    return _against_cpu(made, objective, device)
+
+
+def choice(name: str, device: str) -> dict[str, Any]:
+    """Two steps of a system with one choice of prior, posterior, likelihood, hierarchy, condition
+    or missing values on the device against two on the CPU.
+    """
+    make, data = ROWS[name]
+    discrete = (
+        name.rsplit(maxsplit=1)[-1] in ("bernoulli", "categorical") and "likelihood" not in name
+    )
+    return _against_cpu(lambda: (make(), data()), "rws" if discrete else "trace-elbo", device)
+
+
+def _against_cpu(made: Made, objective: str, device: str) -> dict[str, Any]:
     with pyro.validation_enabled(True), HostDraws():
         try:
-            expected = two_steps(system, objective, "cpu")
+            expected = two_steps(made, objective, "cpu")
         except ProgramError as error:
             refusal = str(error)
         else:
-            gap = distance(two_steps(system, objective, device), expected)
+            gap = distance(two_steps(made, objective, device), expected)
             return {"difference": gap, "ok": gap <= DOUBLE}
         try:
-            two_steps(system, objective, device)
+            two_steps(made, objective, device)
         except ProgramError as error:
             return {"refused": str(error), "ok": str(error) == refusal}
     return {"refused": refusal, "ok": False}
@@ -111,7 +144,9 @@ def code(system: str, objective: str, device: str, backend: str = "inductor") ->
         try:
             graphs._find_parameters((x,))
             torch.manual_seed(5)
-            value, grads = graphs.value_and_grads(x) if compiled else graphs._eager((x,), None)
+            next_step(graphs.objective)
+            find = graphs._value_and_grads if compiled else graphs._eager
+            value, grads = find((x,), None)
         except ProgramError as error:
             return {"refused": str(error), "ok": not compiled}
         if compiled and not graphs.is_compiled:

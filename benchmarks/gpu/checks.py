@@ -27,7 +27,7 @@ def tasks_of(part: str, short: bool) -> list[Task]:
     ]
     if part == "grid":
         return [("code", *pair) for pair in left][: 1 if short else None]
-    pairs = agreement.PAIRS[:: 80 if short else 1]
+    pairs = agreement.PAIRS[:: 160 if short else 1]
     return [
         *([] if short else [("tests",)]),
         *(
@@ -37,6 +37,7 @@ def tasks_of(part: str, short: bool) -> list[Task]:
         ),
         *([] if short else (("code", *pair) for pair in agreement.COVERING)),
         *(("against_cpu", name) for name in list(evaluators.AGAINST_CPU)[:: 6 if short else 1]),
+        *(("choice", name) for name in list(agreement.ROWS)[:: 12 if short else 1]),
         *(("eager", *pair) for pair in pairs),
     ]
 
@@ -48,6 +49,7 @@ def check(task: Task, device: str) -> dict[str, Any]:
     kind, *arguments = task
     checks: dict[str, Callable[..., dict[str, Any]]] = {
         "eager": agreement.eager,
+        "choice": agreement.choice,
         "code": agreement.code,
         "against_cpu": evaluators.against_cpu,
         "on_device": evaluators.on_device,

@@ -91,9 +91,9 @@ def _likelihood(device: str, proposal: str = "guide", **settings: Any) -> Any:
     )
 
 
-def _annealed(device: str, start: str, both: bool = False) -> Any:
+def _annealed(device: str, start: str, both: bool = False, posterior_draws: int = 0) -> Any:
     system, x = system_on(device)
-    settings = AISSettings(4, 30, start=start, leapfrog_steps=3)
+    settings = AISSettings(4, 30, start=start, leapfrog_steps=3, posterior_draws=posterior_draws)
     anneal = pyroae.bdmc if both else pyroae.ais
     return anneal(system.model, system.guide, x, settings=settings, seed=1, compile=False)
 
@@ -147,9 +147,41 @@ def _datatree(device: str) -> Any:
     ]
 
 
+def _calibration(device: str) -> Any:
+    system, x = system_on(device)
+    settings = pyroae.CalibrationSettings(num_simulations=60, num_draws=20)
+    found = pyroae.measure_calibration(system.model, system.guide, x, settings=settings)
+    return [found.p_values, found.ess]
+
+
+def _predictive(device: str) -> Any:
+    system, x = system_on(device)
+    check = pyroae.predictive_check(system.model, system.guide, x, num_draws=20, seed=1)
+    draws = pyroae.predictive_draws(system.model, system.guide, x, num_draws=3, seed=1)
+    return [check, draws]
+
+
+def _imputed(device: str) -> Any:
+    torch.manual_seed(0)
+    system = zoo.vae(9, latent=2, encoder=MLP((8,)), missing=True).double().to(device)
+    x = _data()[:12]
+    x[torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.2] = torch.nan
+    return pyroae.impute(system, x.to(device), num_particles=50, num_imputations=2, seed=1)
+
+
+def _enumerated(device: str) -> Any:
+    torch.manual_seed(0)
+    system = zoo.discrete_vae(9, 5, encoder=MLP((8,))).double().to(device)
+    x = _data()[:12].to(device)
+    return pyroae.enumerated_log_likelihood(system.model, system.guide, x)
+
+
 def _summary(device: str) -> Any:
     system, x = system_on(device)
-    settings = pyroae.EvaluationSettings(num_particles=100)
+    annealing = AISSettings(4, 20, leapfrog_steps=2)
+    settings = pyroae.EvaluationSettings(
+        ("is", "bdmc"), num_particles=100, annealing=annealing, compile=False
+    )
     return pyroae.evaluate(system, x, settings).results
 
 
@@ -211,6 +243,11 @@ AGAINST_CPU: dict[str, Case] = {
     "annealing from the prior": lambda device: _annealed(device, "prior"),
     "annealing from the guide": lambda device: _annealed(device, "guide"),
     "bidirectional": lambda device: _annealed(device, "prior", both=True),
+    "posterior draws": lambda device: _annealed(device, "prior", posterior_draws=2),
+    "calibration": _calibration,
+    "predictive draws and checks": _predictive,
+    "imputation": _imputed,
+    "enumeration": _enumerated,
     "gaps": _gaps,
     "quadrature": _quadrature,
     "information": _information,

@@ -84,7 +84,9 @@ def inductor(
         from torch._inductor.compile_fx import compile_fx
 
         from pyroae.compilation.cpu_rewrites import CPURewrites
+        from pyroae.compilation.gradient_fusion import fuse_gradients
 
+        fuse_gradients(graph)
         _keep_memory()
         on_cpu = all(t.device.type == "cpu" for t in inputs)
         options: dict[str, Any] = (

@@ -285,7 +285,7 @@ class Ensemble:
             of_bound, of_update = inputs[: len(dims)], inputs[len(dims) :]
             losses, grads = torch.func.vmap(gradients, in_dims=dims)(*of_bound)
             trained = [leaf for leaf, r in zip(of_bound, reached, strict=False) if r]
-            update.apply(trained, grads, of_update)
+            update.apply(trained, grads, of_update, losses)
             return (losses,)
 
         args = _stacked_arguments(batches, first.where)

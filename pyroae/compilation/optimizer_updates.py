@@ -14,12 +14,20 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from pyroae.compilation.adam_operators import ADAM, adam
 from pyroae.compilation.codegen import on_device
 
 GROUPED = ("cuda",)
 """Devices on which the launch of a kernel costs more than the update of a small parameter.
 
 One kernel then updates all parameters.
+"""
+
+
+FUSED = False
+"""Whether the gradients of dense layers and their updates are one kernel on devices of GROUPED.
+
+It is off until a GPU has confirmed it: `python -m benchmarks.gpu fusion` compares and times it.
 """
 
 
@@ -152,22 +160,10 @@ class Adam(Rule):
         if not parameters or parameters[0].device.type not in GROUPED:
             super().apply_all(parameters, grads, states, numbers)
             return
-        size, correction, decay = numbers.unbind()
-        weights, slopes = list(parameters), list(grads)
         means, squares = [state[0] for state in states], [state[1] for state in states]
-        if self.weight_decay and self.decoupled:
-            torch._foreach_mul_(weights, decay)
-        elif self.weight_decay:
-            slopes = list(
-                torch._foreach_add(slopes, torch._foreach_mul(weights, self.weight_decay))
-            )
-        torch._foreach_lerp_(means, slopes, 1 - self.betas[0])
-        torch._foreach_mul_(squares, self.betas[1])
-        torch._foreach_addcmul_(squares, slopes, slopes, 1 - self.betas[1])
-        roots = torch._foreach_add(
-            torch._foreach_mul(torch._foreach_sqrt(squares), correction), self.eps
-        )
-        torch._foreach_add_(weights, torch._foreach_div(torch._foreach_mul(means, size), roots))
+        settings = (*self.betas, self.eps, self.weight_decay, self.decoupled)
+        step = ADAM if FUSED else adam
+        step(list(parameters), means, squares, list(grads), numbers, *settings)
 
 
 @dataclass(frozen=True)
@@ -453,21 +449,27 @@ class Update:
             count[()] += steps
 
     def apply(
-        self, parameters: Sequence[Tensor], grads: Sequence[Tensor], tensors: Sequence[Tensor]
+        self,
+        parameters: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        tensors: Sequence[Tensor],
+        loss: Tensor,
     ) -> None:
-        """Take the step on the tensors of a graph, in place.
+        """Take the step on the tensors of a graph, in place, after its loss is computed.
 
         Args:
             parameters: The parameters that the update was made for, in the same order.
             grads: The gradient of each.
             tensors: The numbers of each group, then the state in the order of `slots`.
+            loss: The loss before the step, which the graph returns.
         """
         at, state = 0, iter(tensors[len(self.rules) :])
         parameters, grads = [parameters[i] for i in self.order], [grads[i] for i in self.order]
         for rule, group, numbers in zip(self.rules, self.parameters, tensors, strict=False):
             of_group = slice(at, at + len(group))
             states = [[next(state) for _ in rule.state] for _ in group]
-            rule.apply_all(parameters[of_group], grads[of_group], states, numbers)
+            own = numbers_after(loss, numbers)
+            rule.apply_all(parameters[of_group], grads[of_group], states, own)
             at += len(group)
 
     def clipped(self, grads: Sequence[Tensor], largest: float | None) -> list[Tensor]:
@@ -487,6 +489,25 @@ class Update:
         for i, grad in zip(where, clipped([grads[i] for i in where], largest), strict=True):
             result[i] = grad
         return result
+
+
+def numbers_after(loss: Tensor, numbers: Tensor) -> Tensor:
+    """Make the numbers of a step depend on the loss before it, where one kernel takes the step.
+
+    Inductor (torch 2.11) computes the loss of a graph after a grouped update in place, from biases
+    that are already changed.
+
+    Args:
+        loss: The loss before the step.
+        numbers: The numbers of the step.
+
+    Returns:
+        Equal numbers; on devices of GROUPED a function of the loss.
+    """
+    if loss.device.type not in GROUPED:
+        return numbers
+    never = torch.lt(loss, loss).any()
+    return numbers + never.to(numbers.dtype)
 
 
 def clipped(grads: Sequence[Tensor], largest: float | None) -> list[Tensor]:

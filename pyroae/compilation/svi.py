@@ -628,11 +628,12 @@ class Compiled(Shown):
                 return (-bound.value.detach() / divisor, *(g for g in grads if g is not None))
             if update is None:
                 return (bound.value.detach(), *_filled(grads, leaves))
+            value = -bound.value.detach() / divisor
             with torch.no_grad():
                 trained = [p for p, r in zip(inputs[: len(leaves)], reached, strict=True) if r]
                 own = [g for g in grads if g is not None]
-                update.apply(trained, update.clipped(own, self.grad_clip), state)
-            return (-bound.value.detach() / divisor,)
+                update.apply(trained, update.clipped(own, self.grad_clip), state, value)
+            return (value,)
 
         tensors = [values[i] for i in where]
         with _unchanged([*leaves, *of_update]):  # tracing runs the step

@@ -5,9 +5,10 @@ operations.
 import pytest
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyroae.compilation import optimizer_updates
 from pyroae.compilation.codegen import Recorded, inductor
 from pyroae.compilation.cpu_rewrites import (
     TANH_LIMIT,
@@ -17,6 +18,7 @@ from pyroae.compilation.cpu_rewrites import (
     use_onednn,
 )
 from pyroae.compilation.onednn import LAYER
+from pyroae.compilation.optimizer_updates import Update
 
 aten = torch.ops.aten
 
@@ -197,3 +199,39 @@ def test_layers_that_onednn_has_none_for_stay() -> None:
         use_onednn(graph.graph)
         assert aten.addmm.default in targets(graph)
         assert LAYER not in targets(graph)
+
+
+@pytest.mark.parametrize("members", [0, 3])
+def test_a_grouped_update_waits_for_the_loss(monkeypatch: pytest.MonkeyPatch, members: int) -> None:
+    """Every operation that changes a parameter depends on the loss, which does not change it."""
+    monkeypatch.setattr(optimizer_updates, "GROUPED", ("cpu",))
+    weights = torch.nn.Parameter(torch.randn(4))
+    optimizer = torch.optim.Adam([weights], lr=0.1)
+    weights.grad = torch.randn(4)
+    optimizer.step()
+    update = Update.of(optimizer, [weights])
+    assert update is not None
+    numbers, state = update.tensors([update.numbers()]), update.state()
+
+    def step(w: Tensor, x: Tensor, *tensors: Tensor) -> Tensor:
+        loss = (w * x).sum(-1)
+        update.apply([w], [x.sum(0) if members else x], tensors, loss)
+        return loss
+
+    x = torch.randn(members, 4) if members else torch.randn(4)
+    graph = traced(step, weights.detach(), x, *numbers, *state).graph
+    (output,) = graph.find_nodes(op="output")
+    (loss,) = output.all_input_nodes
+    changes = graph.find_nodes(op="call_function", target=aten._foreach_add_.List)
+    assert changes
+    assert all(loss in _before(node) for node in changes)
+
+    for value in (0.5, float("nan"), float("inf")):
+        same = optimizer_updates.numbers_after(torch.full((members or 1,), value), numbers[0])
+        assert torch.equal(same, numbers[0])
+
+
+def _before(node: Node) -> set[Node]:
+    """All nodes that a node depends on."""
+    found = set(node.all_input_nodes)
+    return found.union(*map(_before, node.all_input_nodes))
