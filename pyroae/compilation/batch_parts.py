@@ -70,13 +70,13 @@ def products_of(node: fx.Node, inputs: Sequence[fx.Node]) -> list[Product] | Non
             is_transposed ^= not identity
         node = node.all_input_nodes[0]
     if node.target is aten.add.Tensor and not node.kwargs and not is_transposed:
-        parts = [
-            products_of(n, inputs) if isinstance(n, fx.Node) else None for n in node.args
-        ]
+        parts = [products_of(n, inputs) if isinstance(n, fx.Node) else None for n in node.args]
         return None if any(p is None for p in parts) else [p for part in parts for p in part or []]
     if node.target is not aten.mm.default:
         return None
-    left, right = node.all_input_nodes if len(node.all_input_nodes) == 2 else 2 * node.all_input_nodes
+    left, right = (
+        node.all_input_nodes if len(node.all_input_nodes) == 2 else 2 * node.all_input_nodes
+    )
     if is_transposed:
         return [Product(right, left, False, None)]
     source = right

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph_module import GraphModule
 
-from pyroae.compilation.batch_parts import adds_up, divided, parts_of, products_of
+from pyroae.compilation.batch_parts import adds_up, parts_of, products_of
 from pyroae.compilation.codegen import Graph, copy_of
 from pyroae.compilation.noise_inputs import Draw, NotLiftedError, lift_draws
 from pyroae.compilation.optimizer_updates import ClosedForm, Rule, Update
@@ -171,15 +171,17 @@ class DividedStep:
             0 if t.ndim and len(t) == batch and parts > 1 else None for t in args
         ]
         own = self._args_of(0)
-        graph, inputs = trace(own)
-        graph, self._draws = lift_draws(graph)
+        graph, self._draws = lift_draws(trace(own)[0])
         self._noise_dims: list[int | None] = [None] * len(self._draws)
         shapes = [draw.shape for draw in self._draws]
         if parts > 1:
             self._check(graph, *lift_draws(trace(self._args)[0]))
         self._numbers = update.tensors([update.numbers()])
         self._noise = [
-            [draw.empty(1)[0].new_zeros(shape) for draw, shape in zip(self._draws, shapes, strict=True)]
+            [
+                draw.empty(1)[0].new_zeros(shape)
+                for draw, shape in zip(self._draws, shapes, strict=True)
+            ]
             for _ in range(parts)
         ]
         self._own_args = [self._args_of(i) for i in range(parts)]
@@ -292,7 +294,9 @@ class DividedStep:
                 owned.whole = torch.zeros_like(owned.parameter)
             products = products_of(grad, divided_args)
             if products is None or grad.meta["val"].dtype != owned.parameter.dtype:
-                owned.sums = torch.zeros(self.parts, *grad.meta["val"].shape, dtype=grad.meta["val"].dtype)
+                owned.sums = torch.zeros(
+                    self.parts, *grad.meta["val"].shape, dtype=grad.meta["val"].dtype
+                )
                 nodes.append(grad)
                 stored.append((False, False))
                 self._targets.append(owned.sums)
@@ -513,7 +517,7 @@ def _lift_constants(module: GraphModule) -> list[Tensor]:
         with graph.inserting_after(last):
             last = graph.placeholder(f"constant_{len(constants)}")
         constants.append(value.detach())
-        last.meta["val"] = node.meta["val"] if "val" in node.meta else None
+        last.meta["val"] = node.meta.get("val")
         node.replace_all_uses_with(last)
         graph.erase_node(node)
     # The compiler would make inputs of them, used or not.

@@ -184,7 +184,7 @@ class StepLoop:
 
 
 def _place(result: Tensor | None) -> list[int]:
-    """The number of outputs, the address of the first result, its size, and the distance of rows."""
+    """The number of outputs, the address and size of a result, and the distance of rows."""
     if result is None:
         return [0, 0, 0, 0]
     return [1, result.data_ptr(), result[0].nbytes, result.stride(0) * result.itemsize]

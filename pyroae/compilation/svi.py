@@ -26,11 +26,9 @@ from pyroae.compilation.graph_calls import (
     KnownGradients,
     SeparateOptimizer,
 )
-from pyroae.compilation.noise_inputs import NotLiftedError
 from pyroae.compilation.optimizer_updates import Update, closed_form_steps
-from pyroae.compilation.step_loop import NoEntryError
 from pyroae.compilation.tracing import UntraceableError, trace_to_graph
-from pyroae.errors import ConfigError
+from pyroae.errors import ConfigError, is_refusal
 from pyroae.objectives.apply import (
     bound_of,
     controls_of,
@@ -43,6 +41,7 @@ from pyroae.programs.arguments import flatten_arguments, unflatten_arguments
 from pyroae.programs.controlled import with_controls
 from pyroae.programs.pair import Pair, System, same_buffers, system_of
 from pyroae.programs.sites import Program
+from pyroae.runtime.memory import is_out_of_memory
 from pyroae.runtime.randomness import fork_random
 from pyroae.runtime.short_repr import Overview, Shown
 from pyroae.runtime.short_text import text_of
@@ -565,7 +564,9 @@ class Compiled(Shown):
             step = DividedStep(
                 trace, tensors, leaves, reached, update, self.grad_clip, parts, make_code
             )
-        except (NotLiftedError, NoEntryError):
+        except Exception as error:  # any error of the compiler: the undivided step is tried next
+            if is_refusal(error) or is_out_of_memory(error):
+                raise
             return None
         return DividedCall(step, where)
 
