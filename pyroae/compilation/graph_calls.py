@@ -103,7 +103,6 @@ class DividedCall:
 
     def __init__(self, step: DividedStep, where: list[int]) -> None:
         self.step, self.where, self.update = step, where, step.update
-        self._noise: list[list[Tensor]] = []
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
         """Take a step.
@@ -114,29 +113,26 @@ class DividedCall:
         Returns:
             The loss before the step: the negative bound over the divisor, a scalar, in nats.
         """
-        self.draw()
-        losses = self.run_steps([[args[i]] for i in self.where], [self.update.numbers()])[0]
-        return (losses[0],)
-
-    def draw(self) -> None:
-        """Draw the noise of a step, which `run_steps` takes later."""
-        self._noise.append(self.step.draw())
+        tensors, numbers = [[args[i]] for i in self.where], [self.update.numbers()]
+        return (self.run_steps(tensors, numbers, [self.step.draw()])[0][0],)
 
     def run_steps(
-        self, tensors: Sequence[Sequence[Tensor]], numbers: Sequence[list[list[float]]]
+        self,
+        tensors: Sequence[Sequence[Tensor]],
+        numbers: Sequence[list[list[float]]],
+        noise: Sequence[list[Tensor]],
     ) -> tuple[Tensor, ...]:
-        """Take S steps, for each of which `draw` was called.
+        """Take S steps.
 
         Args:
             tensors: The inputs, each of S tensors.
             numbers: The optimizer's numbers of each step, as of `Update.numbers`.
+            noise: The noise of each step, as of `DividedStep.draw`.
 
         Returns:
             The loss before each step, `[S]`.
         """
-        noise, self._noise = self._noise, []
-        rows = list(zip(*tensors, strict=True))
-        return (self.step.run(rows, noise, numbers),)
+        return (self.step.run(list(zip(*tensors, strict=True)), noise, numbers),)
 
 
 class SeparateOptimizer:

@@ -545,7 +545,8 @@ class Compiled(Shown):
         threads = torch.get_num_threads()
         batch = next((len(t) for t in tensors if t.ndim), 0)
         parts = number_of_parts(threads, batch)
-        if device_of(args).type != "cpu" or parts < min(threads, 2):
+        leaves = list(self._parameters.values())
+        if any(p.device.type != "cpu" for p in leaves) or parts < min(threads, 2):
             return None
 
         def trace(rows: Sequence[Tensor]) -> tuple[GraphModule, list[Tensor]]:
@@ -559,7 +560,6 @@ class Compiled(Shown):
                 return graph
             return inductor(graph, inputs, self.same_draws, one_core=True, onednn=False)
 
-        leaves = list(self._parameters.values())
         try:
             step = DividedStep(
                 trace, tensors, leaves, reached, update, self.grad_clip, parts, make_code
@@ -673,6 +673,7 @@ class _Launch:
         self.steps: list[int] = []
         self.weights: list[float | None] = []
         self.numbers: list[list[list[float]]] = []
+        self.noise: list[list[Tensor]] = []
 
     def add(self, graph: "GraphCall | DividedCall", step: int, kl_weight: float | None) -> None:
         """Add a step, whose rates are set; the graph is that of the steps before it."""
@@ -681,7 +682,7 @@ class _Launch:
         self.steps.append(step)
         self.weights.append(kl_weight)
         if isinstance(graph, DividedCall):
-            graph.draw()
+            self.noise.append(graph.step.draw())
 
     @property
     def is_full(self) -> bool:
@@ -700,8 +701,12 @@ class _Launch:
             *(argument[rows] for argument in self.args),
             *self.compiled.weights(cast(list[float], weights) if has_weight else None),
         ]
-        losses = graph.run_steps([inputs[i] for i in graph.where], self.numbers)[0]
-        self.steps, self.weights, self.numbers = [], [], []
+        tensors = [inputs[i] for i in graph.where]
+        if isinstance(graph, DividedCall):
+            losses = graph.run_steps(tensors, self.numbers, self.noise)[0]
+        else:
+            losses = graph.run_steps(tensors, self.numbers)[0]
+        self.steps, self.weights, self.numbers, self.noise = [], [], [], []
         return list(losses.unbind())
 
 
