@@ -133,7 +133,8 @@ class DividedStep:
 
     Args:
         trace: Traces the loss over some rows of the batch.
-        args: The arguments that are inputs, `[B, ...]` or the same for all data.
+        values: All arguments, a weight of the KL last; tensors are `[B, ...]` or the same for all
+            data.
         leaves: The parameters.
         reached: Whether each parameter has a gradient.
         update: The optimizer's step.
@@ -144,6 +145,7 @@ class DividedStep:
     Attributes:
         update: The optimizer's step.
         parts: The number P of parts.
+        where: Indices of the arguments that are tensors.
 
     Raises:
         NotLiftedError: If a draw cannot be an input, or the parts do not add up to the whole.
@@ -153,7 +155,7 @@ class DividedStep:
     def __init__(
         self,
         trace: Trace,
-        args: Sequence[Tensor],
+        values: Sequence[Any],
         leaves: Sequence[nn.Parameter],
         reached: Sequence[bool],
         update: Update,
@@ -162,6 +164,8 @@ class DividedStep:
         make_code: MakeCode,
     ) -> None:
         self.update, self.parts = update, parts
+        self.where = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
+        args = [values[i] for i in self.where]
         self._grad_clip, self._make_code = grad_clip, make_code
         self._leaves = [p.detach() for p in leaves]
         self._places = [i for i, is_reached in enumerate(reached) if is_reached]
@@ -417,22 +421,35 @@ class DividedStep:
             draw.fill(tensor, torch.default_generator)
         return noise
 
-    def run(
+    def __call__(self, *args: Any) -> tuple[Tensor, ...]:
+        """Take a step.
+
+        Args:
+            *args: All arguments of the programs, a KL weight last.
+
+        Returns:
+            The loss before the step: the negative bound over the divisor, a scalar, in nats.
+        """
+        tensors, numbers = [[args[i]] for i in self.where], [self.update.numbers()]
+        return (self.run_steps(tensors, numbers, [self.draw()])[0],)
+
+    def run_steps(
         self,
-        args: Sequence[Sequence[Tensor]],
-        noise: Sequence[Sequence[Tensor]],
+        tensors: Sequence[Sequence[Tensor]],
         numbers: Sequence[list[list[float]]],
+        noise: Sequence[Sequence[Tensor]],
     ) -> Tensor:
         """Take S steps, at most `MOST_STEPS`.
 
         Args:
-            args: The arguments of each step that are inputs.
-            noise: The result of `draw` for each step.
+            tensors: The arguments that are tensors, S of each.
             numbers: The optimizer's numbers of each step, as of `Update.numbers`.
+            noise: The result of `draw` for each step.
 
         Returns:
             The loss before each step, `[S]`, in nats.
         """
+        args = list(zip(*tensors, strict=True)) if tensors else [()] * len(numbers)
         rates = self.update.tensors(numbers, stacked=True)
         sources = [
             [*(t.contiguous() for t in args[i]), *noise[i], *(rate[i] for rate in rates)]

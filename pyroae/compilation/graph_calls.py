@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from pyroae.compilation.codegen import Graph, Recorded, cuda_graph
-from pyroae.compilation.divided_steps import DividedStep
 from pyroae.compilation.optimizer_updates import Update, closed_form_steps
 
 
@@ -91,48 +90,6 @@ class GraphCall:
         static = len(tensors) - len(self.where) - len(cast(Update, self.update).rules)
         leaves, state = tensors[: len(self.leaves)], tensors[len(self.leaves) : static]
         return self.graph(*leaves, *tensors[static:], *state)
-
-
-class DividedCall:
-    """Calls of a step in parts of one core each.
-
-    Args:
-        step: The step.
-        where: Indices of the arguments that are inputs.
-    """
-
-    def __init__(self, step: DividedStep, where: list[int]) -> None:
-        self.step, self.where, self.update = step, where, step.update
-
-    def __call__(self, *args: Any) -> tuple[Tensor, ...]:
-        """Take a step.
-
-        Args:
-            *args: All arguments of the programs, a KL weight last.
-
-        Returns:
-            The loss before the step: the negative bound over the divisor, a scalar, in nats.
-        """
-        tensors, numbers = [[args[i]] for i in self.where], [self.update.numbers()]
-        return (self.run_steps(tensors, numbers, [self.step.draw()])[0][0],)
-
-    def run_steps(
-        self,
-        tensors: Sequence[Sequence[Tensor]],
-        numbers: Sequence[list[list[float]]],
-        noise: Sequence[list[Tensor]],
-    ) -> tuple[Tensor, ...]:
-        """Take S steps.
-
-        Args:
-            tensors: The inputs, each of S tensors.
-            numbers: The optimizer's numbers of each step, as of `Update.numbers`.
-            noise: The noise of each step, as of `DividedStep.draw`.
-
-        Returns:
-            The loss before each step, `[S]`.
-        """
-        return (self.step.run(list(zip(*tensors, strict=True)), noise, numbers),)
 
 
 class SeparateOptimizer:

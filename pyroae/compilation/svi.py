@@ -20,12 +20,7 @@ from torch.utils._pytree import TreeSpec
 
 from pyroae.compilation.codegen import Graph, device_of, inductor, on_device, try_compile
 from pyroae.compilation.divided_steps import MOST_STEPS, DividedStep, number_of_parts
-from pyroae.compilation.graph_calls import (
-    DividedCall,
-    GraphCall,
-    KnownGradients,
-    SeparateOptimizer,
-)
+from pyroae.compilation.graph_calls import GraphCall, KnownGradients, SeparateOptimizer
 from pyroae.compilation.optimizer_updates import Update, closed_form_steps
 from pyroae.compilation.tracing import UntraceableError, trace_to_graph
 from pyroae.errors import ConfigError, is_refusal
@@ -266,14 +261,14 @@ class Compiled(Shown):
 
     def _several(
         self, row: tuple[Tensor, ...], kl_weight: float | None, divisor: float
-    ) -> "GraphCall | DividedCall | None":
+    ) -> GraphCall | DividedStep | None:
         """The graph of the next step, if it takes several in a call; None where it is new."""
         if not self._parameters or not self.has_stepped:
             return None
         graph = self._graphs.get(("step", divisor, *self.key(self._flat(row, {}), kl_weight)))
-        is_divided = isinstance(graph, DividedCall)
+        is_divided = isinstance(graph, DividedStep)
         is_recorded = isinstance(graph, GraphCall) and graph.recorded is not None
-        return cast(GraphCall | DividedCall, graph) if is_divided or is_recorded else None
+        return cast(GraphCall | DividedStep, graph) if is_divided or is_recorded else None
 
     def loss_and_grads(self, *args: Any, kl_weight: float | None = None, **kwargs: Any) -> Tensor:
         """Compute the loss and add its gradient to the parameters' `grad`.
@@ -537,7 +532,7 @@ class Compiled(Shown):
         divisor: float,
         reached: list[bool],
         update: Update,
-    ) -> "DividedCall | None":
+    ) -> DividedStep | None:
         """The step in parts of one core each, on a CPU; None where that is impossible."""
         values = (*args, *self.weights(kl_weight))
         where = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
@@ -561,14 +556,13 @@ class Compiled(Shown):
             return inductor(graph, inputs, self.same_draws, one_core=True, onednn=False)
 
         try:
-            step = DividedStep(
-                trace, tensors, leaves, reached, update, self.grad_clip, parts, make_code
+            return DividedStep(
+                trace, values, leaves, reached, update, self.grad_clip, parts, make_code
             )
         except Exception as error:  # any error of the compiler: the undivided step is tried next
             if is_refusal(error) or is_out_of_memory(error):
                 raise
             return None
-        return DividedCall(step, where)
 
     def _update(self, reached: list[bool]) -> Update | None:
         parameters = [p for p, r in zip(self._parameters.values(), reached, strict=True) if r]
@@ -668,26 +662,26 @@ class _Launch:
 
     def __init__(self, compiled: Compiled, args: tuple[Tensor | Sequence[Tensor], ...]) -> None:
         self.compiled, self.args = compiled, args
-        self.graph: GraphCall | DividedCall | None = None
+        self.graph: GraphCall | DividedStep | None = None
         self.variant: Hashable = ()
         self.steps: list[int] = []
         self.weights: list[float | None] = []
         self.numbers: list[list[list[float]]] = []
         self.noise: list[list[Tensor]] = []
 
-    def add(self, graph: "GraphCall | DividedCall", step: int, kl_weight: float | None) -> None:
+    def add(self, graph: GraphCall | DividedStep, step: int, kl_weight: float | None) -> None:
         """Add a step, whose rates are set; the graph is that of the steps before it."""
         self.graph, self.variant = graph, variant_of(self.compiled.objective)
         self.numbers.append(cast(Update, graph.update).numbers(ahead=len(self.steps)))
         self.steps.append(step)
         self.weights.append(kl_weight)
-        if isinstance(graph, DividedCall):
-            self.noise.append(graph.step.draw())
+        if isinstance(graph, DividedStep):
+            self.noise.append(graph.draw())
 
     @property
     def is_full(self) -> bool:
         """Whether another step would be too many for one call."""
-        return isinstance(self.graph, DividedCall) and len(self.steps) == MOST_STEPS
+        return isinstance(self.graph, DividedStep) and len(self.steps) == MOST_STEPS
 
     def run(self) -> list[Tensor]:
         """Take the steps that were added, none or several; their losses."""
@@ -702,8 +696,8 @@ class _Launch:
             *self.compiled.weights(cast(list[float], weights) if has_weight else None),
         ]
         tensors = [inputs[i] for i in graph.where]
-        if isinstance(graph, DividedCall):
-            losses = graph.run_steps(tensors, self.numbers, self.noise)[0]
+        if isinstance(graph, DividedStep):
+            losses = graph.run_steps(tensors, self.numbers, self.noise)
         else:
             losses = graph.run_steps(tensors, self.numbers)[0]
         self.steps, self.weights, self.numbers, self.noise = [], [], [], []
