@@ -173,7 +173,7 @@ def divided(
     """
     for i in range(parts):
         yield [
-            t if dim is None else t.chunk(parts, dim)[i]
+            t if dim is None else t.chunk(parts, dim)[i].contiguous()
             for t, dim in zip(inputs, dims, strict=True)
         ]
 

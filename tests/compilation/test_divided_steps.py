@@ -111,7 +111,12 @@ def test_objectives(name: str) -> None:
 @pytest.mark.usefixtures("float64", "two_threads")
 def test_learned_scale_of_a_likelihood() -> None:
     """Its gradient is added, not a product; its parameter has one row."""
-    graph = compare(lambda: zoo.ppca(7, latent=2), TraceELBO, adam)
+
+    def ppca() -> Autoencoder:
+        torch.manual_seed(0)
+        return zoo.ppca(7, latent=2)
+
+    graph = compare(ppca, TraceELBO, adam)
     assert isinstance(graph, DividedStep)
 
 
