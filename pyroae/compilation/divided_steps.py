@@ -249,7 +249,7 @@ class DividedStep:
             loss, *grads = fx.Interpreter(graph).run(*inputs[:count])
             parameters = [inputs[:leaves][i] for i in self._places]
             grads = self.update.clipped(grads, self._grad_clip)
-            self.update.apply(parameters, grads, inputs[count:])
+            self.update.apply(parameters, grads, inputs[count:], loss)
             return (loss,)
 
         inputs = [*self._leaves, *self._own_args[0], *self._noise[0], *self._numbers]

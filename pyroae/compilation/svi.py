@@ -21,7 +21,9 @@ from torch.utils._pytree import TreeSpec
 from pyroae.compilation.codegen import Graph, device_of, inductor, on_device, try_compile
 from pyroae.compilation.divided_steps import MOST_STEPS, DividedStep, number_of_parts
 from pyroae.compilation.graph_calls import GraphCall, KnownGradients, SeparateOptimizer
+from pyroae.compilation.noise_inputs import NotLiftedError
 from pyroae.compilation.optimizer_updates import Update, closed_form_steps
+from pyroae.compilation.step_loop import NoEntryError
 from pyroae.compilation.tracing import UntraceableError, trace_to_graph
 from pyroae.errors import ConfigError, is_refusal
 from pyroae.objectives.apply import (
@@ -559,8 +561,10 @@ class Compiled(Shown):
             return DividedStep(
                 trace, values, leaves, reached, update, self.grad_clip, parts, make_code
             )
+        except (NotLiftedError, NoEntryError, UntraceableError):
+            return None
         except Exception as error:  # any error of the compiler: the undivided step is tried next
-            if is_refusal(error) or is_out_of_memory(error):
+            if self.backend == "eager" or is_refusal(error) or is_out_of_memory(error):
                 raise
             return None
 
