@@ -192,7 +192,11 @@ def _place(result: Tensor | None) -> list[int]:
 
 @contextmanager
 def callable_from_c() -> Iterator[None]:
-    """Generate code that a thread without Python's lock can call, in a `with` statement."""
+    """Generate code that a thread without Python's lock can call.
+
+    Returns:
+        A context in which inductor generates such code.
+    """
     from torch._inductor.codecache import CppWrapperCodeCache
 
     load = CppWrapperCodeCache.load_pybinding.__func__  # type: ignore[attr-defined]

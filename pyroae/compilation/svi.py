@@ -236,8 +236,8 @@ class Compiled(Shown):
         drawn in the order of the steps; successive steps of one variant are one call.
 
         Args:
-            *args: Arguments of the programs, tensors `[S, B, ...]` or, on a CPU, sequences of S
-                tensors `[B, ...]`; step i is on row i.
+            *args: Arguments of the programs, tensors `[S, B, ...]` or sequences of S tensors
+                `[B, ...]`; step i is on row i.
             before: Called with i before step i, to set the optimizer's rates; returns the step's
                 weight of the KL. None for no weight.
             divisor: The number that the bounds are divided by.
@@ -550,6 +550,9 @@ class Compiled(Shown):
             of_part = list(values)
             for i, tensor in zip(where, rows, strict=True):
                 of_part[i] = tensor
+            # Objectives check programs in the first run on arguments of new shapes.
+            if self._reached(tuple(of_part[: len(args)]), kl_weight) != reached:
+                raise UntraceableError("other parameters have a gradient in a part of the batch")
             return self._traced(tuple(of_part), kl_weight, divisor, reached, None, is_loss=True)[:2]
 
         def make_code(graph: GraphModule, inputs: Sequence[Tensor]) -> Graph:
@@ -703,7 +706,8 @@ class _Launch:
         if isinstance(graph, DividedStep):
             losses = graph.run_steps(tensors, self.numbers, self.noise)
         else:
-            losses = graph.run_steps(tensors, self.numbers)[0]
+            stacks = [t if isinstance(t, Tensor) else torch.stack(list(t)) for t in tensors]
+            losses = graph.run_steps(stacks, self.numbers)[0]
         self.steps, self.weights, self.numbers, self.noise = [], [], [], []
         return list(losses.unbind())
 

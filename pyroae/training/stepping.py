@@ -123,14 +123,18 @@ class Stepper:
         """
         args, size = group[0]
         graphs = self._graphs_for(size)
-        if len(group) == 1 or graphs is None or self._is_new(graphs, step, seconds, args):
+        is_first = graphs is not None and graphs.optimizer is None
+        if (
+            len(group) == 1
+            or graphs is None
+            or is_first
+            or self._is_new(graphs, step, seconds, args)
+        ):
             return [
                 self.take_one(step + i, seconds, args, size) for i, (args, size) in enumerate(group)
             ]
-        columns = list(zip(*(args for args, _ in group), strict=True))
-        on_gpu = self.fabric.device.type == "cuda"
         losses = graphs.steps(
-            *(torch.stack(rows) if on_gpu else rows for rows in columns),
+            *zip(*(args for args, _ in group), strict=True),
             before=lambda i: self.begin(step + i, seconds),
             divisor=self.forward.num_data(args),
         )
