@@ -5,7 +5,6 @@ one multiplication.
 """
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -338,42 +337,3 @@ def plain_likelihood(problem: Problem, turns: Turns) -> None:
         wait_for(problem)
 
     turns.serve(block)
-
-
-# In a process of its own, from its start: see benchmarks/fresh.py.
-
-
-def first_steps(started: float, engine: str) -> None:
-    """Print the time since `started` after the first step, and the duration of the second; engine:
-    pyroae or svi.
-    """
-    problem = Problem()
-    system, x = system_of(problem), torch.from_numpy(problem.data(problem.batch))
-    step: Callable[..., Any]
-    if engine == "pyroae":
-        step = pyroae.compile(system.model, system.guide, objective_of(problem)).step
-    else:
-        step = pyro.infer.SVI(
-            system.model,
-            system.guide,
-            pyro.optim.Adam({"lr": LEARNING_RATE}),
-            pyro.infer.Trace_ELBO(),
-        ).step
-    step(x)
-    first = time.monotonic()
-    step(x)
-    print(first - started, time.monotonic() - first)
-
-
-def peak_memory(num_particles: int, num_data: int = 4) -> None:
-    """Print the growth of the process's peak memory in MiB while a log-likelihood is estimated."""
-    import resource
-
-    problem = Problem(widths=(200, 200), latent=50)
-    system, x = system_of(problem), torch.from_numpy(problem.data(num_data))
-    pyroae.log_likelihood(
-        system.model, system.guide, x[:1], num_particles=10
-    )  # what is loaded is loaded
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    pyroae.log_likelihood(system.model, system.guide, x, num_particles=num_particles)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
