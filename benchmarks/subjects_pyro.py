@@ -340,6 +340,44 @@ def plain_likelihood(problem: Problem, turns: Turns) -> None:
     turns.serve(block)
 
 
+# Annealing: a step is one run of all data.
+
+
+def annealing(
+    problem: Problem, turns: Turns, num_distributions: int, compile: bool, double: bool = False
+) -> None:
+    """`pyroae.ais`, pilot included, 16 chains and ten leapfrog steps.
+
+    compile: with True graphs that are made once and kept between the runs.
+    """
+    from pyroae.evaluation.annealing import driver as module
+
+    if compile:
+        module.PathGraphs = _kept_graphs(module.PathGraphs)  # type: ignore[misc]
+    system, x = system_of(problem), torch.from_numpy(problem.data(problem.batch))
+    settings = pyroae.AISSettings(16, num_distributions, double=double)
+
+    def block(count: int) -> None:
+        for _ in range(count):
+            pyroae.ais(system.model, None, x, settings=settings, seed=0, compile=compile)
+
+    turns.serve(block)
+
+
+def _kept_graphs(make: Any) -> Any:
+    """Graphs that are kept between runs, which give them new threads."""
+    made: list[Any] = []
+
+    def kept(plan: Any, num_data: int, announce: Any, *threads: Any) -> Any:
+        if not made:
+            made.append(make(plan, num_data, announce, *threads))
+        elif threads:
+            (made[0].threads,) = threads
+        return made[0]
+
+    return kept
+
+
 # In a process of its own, from its start: see benchmarks/fresh.py.
 
 

@@ -177,7 +177,7 @@ class Block:
     def _mover(self, num_chains: int) -> tuple[Mover, Path]:
         """What runs the transitions, and the path, whose latents have draws from f_0."""
         path = self._path(num_chains)
-        if self.graphs is None:
+        if self.graphs is None or self.plan.settings.num_distributions == 1:  # no transitions
             return Stepwise(path, self.plan.settings), path
         return self.graphs.mover(path, self._arguments, num_chains), path
 
