@@ -11,7 +11,6 @@ Shapes: C chains, N data, D elements of u per datum, R rows in a chunk, M transi
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -206,7 +205,9 @@ class _Transitions:
         if count == 0:
             return u, momentum
 
-        def body(j: Tensor, u: Tensor, momentum: Tensor, step: Tensor, beta: Tensor, *fixed: Any):  # type: ignore[no-untyped-def]
+        def body(
+            j: Tensor, u: Tensor, momentum: Tensor, step: Tensor, beta: Tensor, *fixed: Tensor
+        ) -> tuple[Tensor, ...]:
             momentum = momentum + step * self.gradient(*fixed, u, beta)[0]
             return j + 1, u + step * momentum, momentum
 
@@ -265,7 +266,7 @@ class ChunkedMover:
         drawn = [astuple(Noise.like(point)) for _ in moves.betas]
         noise = [_rows(torch.stack(n, 2)) for n in zip(*drawn, strict=True)]
         state = [_rows(t) for t in (*_tensors(point), log_weight, log_step.expand_as(log_weight))]
-        numbers = self._numbers(moves, point.u.dtype)
+        numbers = [*self._numbers(moves, point.u.dtype), self._averages(point.u)]
         total = self._num_chains * self._num_data
         spans = [
             slice(first, min(first + self._chunk, total)) for first in range(0, total, self._chunk)
@@ -292,12 +293,11 @@ class ChunkedMover:
     ) -> list[Tensor]:
         """One chunk, on one core; rows beyond those of the state are zeros, and cut off."""
         used, rows, longest = len(state[0]), self.graph.rows, self.longest
-        count, betas, differences, rates = numbers
+        count, betas, differences, rates, averages = numbers
         with torch.no_grad():
             whole = [_filled(t, rows) for t in state]
             drawn = [_filled(n.transpose(0, 1), longest).transpose(0, 1) for n in noise]
             drawn = [_filled(n, rows).contiguous() for n in drawn]
-            averages = self._averages(whole[0])
             *states, log_weight, log_step = whole
             found = self.graph.run(
                 count, *states, log_weight, log_step, betas, differences, rates, *drawn,

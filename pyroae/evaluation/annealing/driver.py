@@ -1,6 +1,7 @@
 """Annealing of all data: blocks that fit memory, shared between processes and kept on disk."""
 
 from contextlib import ExitStack
+from functools import partial
 
 from torch import Tensor
 
@@ -119,7 +120,7 @@ class Annealing:
     def _graphs_of(self, size: int) -> PathGraphs | None:
         """Graphs for `size` data."""
         if self._compiles and (self._graphs is None or self._graphs.num_data != size):
-            announce = lambda: self._show("compiling")  # noqa: E731
+            announce = partial(self._show, "compiling")
             self._graphs = PathGraphs(self.plan, size, announce, self._started)
         return self._graphs
 
