@@ -89,7 +89,7 @@ class Plan:
             A number of at least `pilot_chains`.
         """
         total = num_data * self.settings.num_chains
-        most = min(MOST_ROWS, max(LEAST_ROWS, CHUNK // FOR_CORE // num_elements))
+        most = min(MOST_ROWS, max(LEAST_ROWS, CHUNK // FOR_CORE // max(1, num_elements)))
         half = NUM_CHUNKS // 2
         count = max(NUM_CHUNKS, math.ceil(total / most / half) * half)
         rows = max(math.ceil(total / count), min(total, LEAST_ROWS))
@@ -107,7 +107,7 @@ class Plan:
         """
         settings = self.settings
         work = num_data * settings.num_chains * num_elements * settings.leapfrog_steps
-        return max(1, min(MOST_MOVES, WORK_AT_ONCE // work))
+        return max(1, min(MOST_MOVES, WORK_AT_ONCE // max(1, work)))
 
     def work(self, num_elements: int) -> int:
         """Estimate the cost of the gradients of a block, in elements of x that are processed.

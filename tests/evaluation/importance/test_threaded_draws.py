@@ -44,9 +44,9 @@ def dirichlet(x: Tensor) -> None:
 def dirichlet_guide(x: Tensor) -> None:
     with pyro.plate("data", len(x)):
         pyro.sample("a", dist.Normal(0.3 * x, 1.0))
-        alpha = torch.stack([x.exp(), torch.ones_like(x), 1 + x.abs()], -1)
+        alpha = torch.stack([0.5 + 0.5 * x.sigmoid(), torch.ones_like(x), 0.9 - 0.1 * x.cos()], -1)
         pyro.sample("z", dist.Dirichlet(alpha))
-        pyro.sample("b", dist.Beta(1 + x.abs(), 2.0))
+        pyro.sample("b", dist.Beta(1.5 + 0.2 * x.cos(), 0.9))
 
 
 def poisson(x: Tensor) -> None:
