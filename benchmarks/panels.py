@@ -16,6 +16,7 @@ Say = Callable[[str], None]
 Fresh = Callable[[int, Say, Older | None], list[Timing]]
 
 OURS, FIT, OURS_EAGER = "pyroae compiled", "pyroae fit, compiled", "pyroae eager"
+OURS_DOUBLE = "pyroae compiled, double precision"
 SVI, SVI_UNCHECKED = "Pyro SVI Trace_ELBO", "Pyro SVI Trace_ELBO, validation off"
 HAND, HAND_ADAM, HAND_EAGER = (
     "hand-written, compiled",
@@ -215,6 +216,27 @@ def likelihood(short: bool = False) -> list[Panel]:
     ]
 
 
+# Annealing.
+
+
+def annealing() -> list[Panel]:
+    """A whole run of annealing, pilot included: images, where products dominate, and digits."""
+    images, digits = replace(DEEP, batch=100), Problem((64,), latent=2, batch=40, features=64)
+    return [_annealing("images", images, 100), _annealing("digits", digits, 1000)]
+
+
+def _annealing(name: str, problem: Problem, num_distributions: int) -> Panel:
+    settings = {"num_distributions": num_distributions}
+    subjects = [
+        _subject(OURS_EAGER, PYRO + "annealing", problem, compile=False, **settings),
+        _subject(OURS, PYRO + "annealing", problem, compile=True, **settings),
+        _subject(OURS_DOUBLE, PYRO + "annealing", problem, compile=True, double=True, **settings),
+        _subject(GEMM, TORCH + "annealing_products", problem, **settings),
+    ]
+    title = f"AIS, {problem.label}, 16 chains, {num_distributions:,} distributions"
+    return Panel(name, title, OURS_EAGER, in_turns(subjects, steps=1), "s a run", 1.0)
+
+
 # Scaling.
 
 
@@ -288,6 +310,7 @@ SECTIONS: dict[str, Callable[[], list[Panel]]] = {
     "training": training,
     "ensemble": ensemble,
     "likelihood": likelihood,
+    "annealing": annealing,
     "scaling": scaling,
     "startup": startup,
 }
@@ -367,5 +390,14 @@ TARGETS = [
     ),
     Target(
         "likelihood, times as fast as pythae", "likelihood", "is-5000", (PYTHAE,), _BEST, 2.0, True
+    ),
+    Target(
+        "annealing of images, share of the rate of its matrix products",
+        "annealing",
+        "images",
+        (GEMM,),
+        (OURS,),
+        0.7,
+        True,
     ),
 ]

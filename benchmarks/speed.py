@@ -1,8 +1,8 @@
 """How fast pyroae trains and evaluates, beside Pyro's SVI, hand-written PyTorch, NumPyro, pythae
 and bare matrix products.
 
-    python -m benchmarks.speed [training|ensemble|likelihood|scaling|startup|all] [--check]
-        [--against REF]
+    python -m benchmarks.speed
+        [training|ensemble|likelihood|annealing|scaling|startup|all] [--check] [--against REF]
 
 Each subject lives in a process of its own; they take turns in blocks of a fraction of a second, and
 ratios are taken within a round. Medians with quartiles go to stdout, all rounds to

@@ -337,3 +337,80 @@ def plain_likelihood(problem: Problem, turns: Turns) -> None:
         wait_for(problem)
 
     turns.serve(block)
+
+
+# Annealing: a step is one run of all data.
+
+
+def annealing(
+    problem: Problem, turns: Turns, num_distributions: int, compile: bool, double: bool = False
+) -> None:
+    """`pyroae.ais`, pilot included, 16 chains and ten leapfrog steps.
+
+    compile: with True graphs that are made once and kept between the runs.
+    """
+    from pyroae.evaluation.annealing import driver as module
+
+    if compile:
+        module.PathGraphs = _kept_graphs(module.PathGraphs)  # type: ignore[misc]
+    system, x = system_of(problem), torch.from_numpy(problem.data(problem.batch))
+    settings = pyroae.AISSettings(16, num_distributions, double=double)
+
+    def block(count: int) -> None:
+        for _ in range(count):
+            pyroae.ais(system.model, None, x, settings=settings, seed=0, compile=compile)
+
+    turns.serve(block)
+
+
+def _kept_graphs(make: Any) -> Any:
+    """Graphs that are kept between runs, which give them new threads."""
+    made: list[Any] = []
+
+    def kept(plan: Any, num_data: int, announce: Any, *threads: Any) -> Any:
+        if not made:
+            made.append(make(plan, num_data, announce, *threads))
+        elif threads:
+            (made[0].threads,) = threads
+        return made[0]
+
+    return kept
+
+
+# In a process of its own, from its start: see benchmarks/fresh.py.
+
+
+def first_steps(started: float, engine: str) -> None:
+    """Print the time since `started` after the first step, and the duration of the second; engine:
+    pyroae or svi.
+    """
+    problem = Problem()
+    system, x = system_of(problem), torch.from_numpy(problem.data(problem.batch))
+    step: Callable[..., Any]
+    if engine == "pyroae":
+        step = pyroae.compile(system.model, system.guide, objective_of(problem)).step
+    else:
+        step = pyro.infer.SVI(
+            system.model,
+            system.guide,
+            pyro.optim.Adam({"lr": LEARNING_RATE}),
+            pyro.infer.Trace_ELBO(),
+        ).step
+    step(x)
+    first = time.monotonic()
+    step(x)
+    print(first - started, time.monotonic() - first)
+
+
+def peak_memory(num_particles: int, num_data: int = 4) -> None:
+    """Print the growth of the process's peak memory in MiB while a log-likelihood is estimated."""
+    import resource
+
+    problem = Problem(widths=(200, 200), latent=50)
+    system, x = system_of(problem), torch.from_numpy(problem.data(num_data))
+    pyroae.log_likelihood(
+        system.model, system.guide, x[:1], num_particles=10
+    )  # what is loaded is loaded
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pyroae.log_likelihood(system.model, system.guide, x, num_particles=num_particles)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
