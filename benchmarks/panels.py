@@ -234,7 +234,7 @@ def _annealing(name: str, problem: Problem, num_distributions: int) -> Panel:
         _subject(GEMM, TORCH + "annealing_products", problem, **settings),
     ]
     title = f"AIS, {problem.label}, 16 chains, {num_distributions:,} distributions"
-    return Panel(name, title, OURS_EAGER, in_turns(subjects, steps=1), "s a run", 1.0)
+    return Panel(name, title, OURS_EAGER, subjects, steps=1, unit="s a run", scale=1.0)
 
 
 # Scaling.

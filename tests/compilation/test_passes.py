@@ -9,7 +9,6 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyroae.compilation import cpu_rewrites, optimizer_updates
-
 from pyroae.compilation.codegen import Recorded, inductor
 from pyroae.compilation.cpu_rewrites import (
     TANH_LIMIT,
