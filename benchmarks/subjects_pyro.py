@@ -85,13 +85,13 @@ def compiled(
     tf32: bool = False,
     several: bool = True,
 ) -> None:
-    """`pyroae.compile`; on a GPU several steps a call.
+    """`pyroae.compile`, several steps a call.
 
     inductor: settings of torch's compiler. tf32: products with ten bits of mantissa. several: False
     for one step a call.
     """
     svi = compiled_step(problem, inductor, tf32)
-    if problem.device == "cpu" or not several:
+    if not several:
         turns.serve(steps_of(lambda x: svi.step(x, divisor=problem.batch), problem))
     turns.serve(_several(svi, problem))
 
@@ -103,7 +103,8 @@ def _several(svi: Compiled, problem: Problem) -> Callable[[int], None]:
     def block(count: int) -> None:
         for rows in torch.from_numpy(index.next(count)).to(problem.device).split(STEPS_A_LAUNCH):
             if len(rows) == STEPS_A_LAUNCH:
-                svi.steps(x[rows], divisor=problem.batch)
+                chosen = x.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+                svi.steps(chosen, divisor=problem.batch)
             else:  # the rest of a block, whose length differs
                 for row in rows:
                     svi.step(x.index_select(0, row), divisor=problem.batch)

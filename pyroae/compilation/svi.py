@@ -19,10 +19,13 @@ from torch.fx.graph_module import GraphModule
 from torch.utils._pytree import TreeSpec
 
 from pyroae.compilation.codegen import Graph, device_of, inductor, on_device, try_compile
+from pyroae.compilation.divided_steps import MOST_STEPS, DividedStep, number_of_parts
 from pyroae.compilation.graph_calls import GraphCall, KnownGradients, SeparateOptimizer
+from pyroae.compilation.noise_inputs import NotLiftedError
 from pyroae.compilation.optimizer_updates import Update, closed_form_steps
+from pyroae.compilation.step_loop import NoEntryError
 from pyroae.compilation.tracing import UntraceableError, trace_to_graph
-from pyroae.errors import ConfigError
+from pyroae.errors import ConfigError, is_refusal
 from pyroae.objectives.apply import (
     bound_of,
     controls_of,
@@ -35,6 +38,7 @@ from pyroae.programs.arguments import flatten_arguments, unflatten_arguments
 from pyroae.programs.controlled import with_controls
 from pyroae.programs.pair import Pair, System, same_buffers, system_of
 from pyroae.programs.sites import Program
+from pyroae.runtime.memory import is_out_of_memory
 from pyroae.runtime.randomness import fork_random
 from pyroae.runtime.short_repr import Overview, Shown
 from pyroae.runtime.short_text import text_of
@@ -221,18 +225,19 @@ class Compiled(Shown):
 
     def steps(
         self,
-        *args: Tensor,
+        *args: Tensor | Sequence[Tensor],
         before: Callable[[int], float | None] | None = None,
         divisor: float = 1.0,
     ) -> Tensor:
-        """Take the steps that S calls of `step` take; on a GPU by one launch for each variant.
+        """Take the steps that S calls of `step` take, by one call for each variant.
 
-        Once the step is compiled, the host then needs no time between steps. The variants of the
-        objective are drawn in the order of the steps; successive steps of one variant are one
-        launch.
+        Once the step is compiled, Python then needs no time between steps: a GPU replays them by
+        one launch, and a CPU takes them in a loop of C++ code. The variants of the objective are
+        drawn in the order of the steps; successive steps of one variant are one call.
 
         Args:
-            *args: Arguments of the programs, tensors `[S, B, ...]`; step i is on row i.
+            *args: Arguments of the programs, tensors `[S, B, ...]` or, on a CPU, sequences of S
+                tensors `[B, ...]`; step i is on row i.
             before: Called with i before step i, to set the optimizer's rates; returns the step's
                 weight of the KL. None for no weight.
             divisor: The number that the bounds are divided by.
@@ -246,23 +251,26 @@ class Compiled(Shown):
             next_step(self.objective)
             kl_weight = before(i) if before is not None else None
             graph = launch.graph
-            if not launch.steps or variant_of(self.objective) != launch.variant:
+            is_other = launch.is_full or variant_of(self.objective) != launch.variant
+            if not launch.steps or is_other:
                 losses += launch.run()
-                graph = self._recorded(row, kl_weight, divisor)
+                graph = self._several(row, kl_weight, divisor)
             if graph is None:
                 losses.append(self.step_as_drawn(*row, kl_weight=kl_weight, divisor=divisor))
             else:
                 launch.add(graph, i, kl_weight)
         return torch.stack([*losses, *launch.run()])
 
-    def _recorded(
+    def _several(
         self, row: tuple[Tensor, ...], kl_weight: float | None, divisor: float
-    ) -> GraphCall | None:
-        """The recorded graph of the next step; None where there is none yet."""
+    ) -> GraphCall | DividedStep | None:
+        """The graph of the next step, if it takes several in a call; None where it is new."""
         if not self._parameters or not self.has_stepped:
             return None
         graph = self._graphs.get(("step", divisor, *self.key(self._flat(row, {}), kl_weight)))
-        return graph if isinstance(graph, GraphCall) and graph.recorded is not None else None
+        is_divided = isinstance(graph, DividedStep)
+        is_recorded = isinstance(graph, GraphCall) and graph.recorded is not None
+        return cast(GraphCall | DividedStep, graph) if is_divided or is_recorded else None
 
     def loss_and_grads(self, *args: Any, kl_weight: float | None = None, **kwargs: Any) -> Tensor:
         """Compute the loss and add its gradient to the parameters' `grad`.
@@ -507,7 +515,8 @@ class Compiled(Shown):
         reached = self._reached(args, kl_weight)
         update = self._update(reached)
         if update is not None:
-            return self._graph(args, kl_weight, divisor, reached, update)
+            divided = self._divided_step(args, kl_weight, divisor, reached, update)
+            return divided or self._graph(args, kl_weight, divisor, reached, update)
         gradients = self._graph(args, kl_weight, divisor, reached, None)
         return SeparateOptimizer(
             gradients,
@@ -517,6 +526,47 @@ class Compiled(Shown):
             self.grad_clip,
             divisor,
         )
+
+    def _divided_step(
+        self,
+        args: tuple[Any, ...],
+        kl_weight: float | None,
+        divisor: float,
+        reached: list[bool],
+        update: Update,
+    ) -> DividedStep | None:
+        """The step in parts of one core each, on a CPU; None where that is impossible."""
+        values = (*args, *self.weights(kl_weight))
+        where = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
+        tensors = [values[i] for i in where]
+        threads = torch.get_num_threads()
+        batch = next((len(t) for t in tensors if t.ndim), 0)
+        parts = number_of_parts(threads, batch)
+        leaves = list(self._parameters.values())
+        if any(p.device.type != "cpu" for p in leaves) or parts < min(threads, 2):
+            return None
+
+        def trace(rows: Sequence[Tensor]) -> tuple[GraphModule, list[Tensor]]:
+            of_part = list(values)
+            for i, tensor in zip(where, rows, strict=True):
+                of_part[i] = tensor
+            return self._traced(tuple(of_part), kl_weight, divisor, reached, None, is_loss=True)[:2]
+
+        def make_code(graph: GraphModule, inputs: Sequence[Tensor]) -> Graph:
+            if self.backend == "eager":
+                return graph
+            return inductor(graph, inputs, self.same_draws, one_core=True, onednn=False)
+
+        try:
+            return DividedStep(
+                trace, values, leaves, reached, update, self.grad_clip, parts, make_code
+            )
+        except (NotLiftedError, NoEntryError, UntraceableError):
+            return None
+        except Exception as error:  # any error of the compiler: the undivided step is tried next
+            if self.backend == "eager" or is_refusal(error) or is_out_of_memory(error):
+                raise
+            return None
 
     def _update(self, reached: list[bool]) -> Update | None:
         parameters = [p for p, r in zip(self._parameters.values(), reached, strict=True) if r]
@@ -542,15 +592,19 @@ class Compiled(Shown):
         divisor: float,
         reached: list[bool],
         update: Update | None,
+        is_loss: bool = False,
     ) -> tuple[GraphModule, list[Tensor], list[int]]:
         """The operations, their inputs, and the indices of the arguments among these.
 
         The inputs are parameters, arguments, and numbers and state of the optimizer. reached:
         whether each parameter has a gradient. update: the step, if it is part of the graph.
+        is_loss: whether the outputs are the negative bound and the gradients that are reached, over
+        `divisor`. `args` may end with the tensor of a weight of the KL.
         """
         # make_fx recognizes inputs by identity, wherever the programs hold them.
         leaves = list(self._parameters.values())
-        values = (*args, *self.weights(kl_weight))
+        values = args if is_loss else (*args, *self.weights(kl_weight))
+        args = values[: len(values) - (kl_weight is not None)]
         where = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
         of_update = (
             [*update.tensors([update.numbers()]), *update.state()] if update is not None else []
@@ -565,9 +619,12 @@ class Compiled(Shown):
             with self.precision():
                 weight = traced[-1] if kl_weight is not None else None
                 bound = self._bound(tuple(traced[: len(args)]), weight)
-            loss = -bound.surrogate if update is None else -bound.surrogate / divisor
+            is_whole = update is None and not is_loss
+            loss = -bound.surrogate if is_whole else -bound.surrogate / divisor
             grads = torch.autograd.grad(loss, leaves, allow_unused=True)
             self._check_reached(grads, reached)
+            if is_loss:
+                return (-bound.value.detach() / divisor, *(g for g in grads if g is not None))
             if update is None:
                 return (bound.value.detach(), *_filled(grads, leaves))
             value = -bound.value.detach() / divisor
@@ -605,36 +662,49 @@ class Compiled(Shown):
 
 
 class _Launch:
-    """Successive steps of one recorded graph, which are one launch."""
+    """Successive steps of one graph, which are one call."""
 
-    def __init__(self, compiled: Compiled, args: tuple[Tensor, ...]) -> None:
+    def __init__(self, compiled: Compiled, args: tuple[Tensor | Sequence[Tensor], ...]) -> None:
         self.compiled, self.args = compiled, args
-        self.graph: GraphCall | None = None
+        self.graph: GraphCall | DividedStep | None = None
         self.variant: Hashable = ()
         self.steps: list[int] = []
         self.weights: list[float | None] = []
         self.numbers: list[list[list[float]]] = []
+        self.noise: list[list[Tensor]] = []
 
-    def add(self, graph: GraphCall, step: int, kl_weight: float | None) -> None:
+    def add(self, graph: GraphCall | DividedStep, step: int, kl_weight: float | None) -> None:
         """Add a step, whose rates are set; the graph is that of the steps before it."""
         self.graph, self.variant = graph, variant_of(self.compiled.objective)
         self.numbers.append(cast(Update, graph.update).numbers(ahead=len(self.steps)))
         self.steps.append(step)
         self.weights.append(kl_weight)
+        if isinstance(graph, DividedStep):
+            self.noise.append(graph.draw())
+
+    @property
+    def is_full(self) -> bool:
+        """Whether another step would be too many for one call."""
+        return isinstance(self.graph, DividedStep) and len(self.steps) == MOST_STEPS
 
     def run(self) -> list[Tensor]:
         """Take the steps that were added, none or several; their losses."""
         if not self.steps:
             return []
-        graph, weights = cast(GraphCall, self.graph), self.weights
+        graph, weights = self.graph, self.weights
+        assert graph is not None
         rows = slice(self.steps[0], self.steps[-1] + 1)
         has_weight = weights[0] is not None
-        inputs = [
+        inputs: list[Any] = [
             *(argument[rows] for argument in self.args),
             *self.compiled.weights(cast(list[float], weights) if has_weight else None),
         ]
-        losses = graph.run_steps([inputs[i] for i in graph.where], self.numbers)[0]
-        self.steps, self.weights, self.numbers = [], [], []
+        tensors = [inputs[i] for i in graph.where]
+        if isinstance(graph, DividedStep):
+            losses = graph.run_steps(tensors, self.numbers, self.noise)
+        else:
+            losses = graph.run_steps(tensors, self.numbers)[0]
+        self.steps, self.weights, self.numbers, self.noise = [], [], [], []
         return list(losses.unbind())
 
 

@@ -28,6 +28,10 @@ STEPS_A_LAUNCH = 16
 """Steps in one launch on a GPU: they take longer than the host needs to prepare the next ones."""
 
 
+NUMBERS_A_CALL = 2**28
+"""Products of weights and data in one call on a CPU, about a hundredth of a second."""
+
+
 class Stepper:
     """The optimizer steps of one training.
 
@@ -82,8 +86,14 @@ class Stepper:
     @property
     def most(self) -> int:
         """The largest number of steps that `take` should be given at once."""
-        on_gpu = self.graphs is not None and self.fabric.device.type == "cuda"
-        return STEPS_A_LAUNCH if on_gpu else 1
+        if self.graphs is None:
+            return 1
+        if self.fabric.device.type == "cuda":
+            return STEPS_A_LAUNCH
+        weights = sum(p.numel() for p in self.forward.system.parameters())
+        particles = getattr(self.forward.objective, "num_particles", 1)
+        step = weights * self.config.batch_size * max(1, particles)
+        return max(1, min(STEPS_A_LAUNCH, NUMBERS_A_CALL // max(1, step)))
 
     def begin(self, step: int, seconds: float = 0.0) -> float | None:
         """Set the learning rate of a step.
@@ -117,9 +127,10 @@ class Stepper:
             return [
                 self.take_one(step + i, seconds, args, size) for i, (args, size) in enumerate(group)
             ]
-        stacks = [torch.stack(rows) for rows in zip(*(args for args, _ in group), strict=True)]
+        columns = list(zip(*(args for args, _ in group), strict=True))
+        on_gpu = self.fabric.device.type == "cuda"
         losses = graphs.steps(
-            *stacks,
+            *(torch.stack(rows) if on_gpu else rows for rows in columns),
             before=lambda i: self.begin(step + i, seconds),
             divisor=self.forward.num_data(args),
         )

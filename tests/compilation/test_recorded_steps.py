@@ -59,6 +59,13 @@ def by_repetition(
     return replay, outputs
 
 
+@pytest.fixture
+def undivided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are one graph, as on a GPU."""
+    monkeypatch.setattr("pyroae.compilation.svi.number_of_parts", lambda threads, batch: 0)
+
+
+@pytest.mark.usefixtures("undivided")
 def test_a_recorded_step_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     def recorded(graphs: Compiled) -> int:
         calls = [call for call in graphs._graphs.values() if call is not None]
@@ -85,6 +92,7 @@ def test_a_recorded_step_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(same, weights)
 
 
+@pytest.mark.usefixtures("undivided")
 def test_several_recorded_steps_are_those_of_one_after_the_other() -> None:
     """Rates and weights of the KL differ from step to step; a second launch goes on where the first
     one ended.
@@ -115,6 +123,7 @@ def test_several_recorded_steps_are_those_of_one_after_the_other() -> None:
     assert torch.equal(results[0][1], results[1][1])
 
 
+@pytest.mark.usefixtures("undivided")
 def test_fit_groups_steps_without_a_change_of_results(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups of three steps, of a training whose steps are recorded, against steps one by one; the
     last group is shorter. The graph is run as it is traced.

@@ -1,0 +1,257 @@
+"""Steps in parts of one core each: the numbers of eager code, in any grouping."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pyroae
+from pyroae import TraceELBO, zoo
+from pyroae.autoencoder import Autoencoder
+from pyroae.compilation.divided_steps import DividedStep
+from pyroae.compilation.svi import Compiled
+from pyroae.config import TrainConfig
+from pyroae.nn import MLP
+from pyroae.objectives import OBJECTIVES
+from pyroae.objectives.apply import next_step
+
+Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def vae(features: int = 7) -> Autoencoder:
+    """Sizes that two threads do not divide."""
+    torch.manual_seed(0)
+    return zoo.vae(features, latent=3, encoder=MLP((5,)))
+
+
+def data(count: int = 12, features: int = 7) -> Tensor:
+    x = torch.rand(count, features, generator=torch.Generator().manual_seed(1))
+    return (x < 0.4).to(torch.get_default_dtype())
+
+
+def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=0.02)
+
+
+def graph_of(svi: Compiled) -> Any:
+    return svi._graphs[svi._last]
+
+
+def eager(svi: Compiled, x: Tensor, kl_weight: float | None = None) -> Tensor:
+    """The step as Pyro and torch take it."""
+    args = svi._flat((x,), {})
+    if not svi._parameters:
+        svi._find_parameters(args)
+    next_step(svi.objective)
+    return svi.eager_step(args, kl_weight, float(len(x)))
+
+
+def compare(make: Callable[[], nn.Module], objective: Any, optimizer: Make, **settings: Any) -> Any:
+    """Train compiled and eagerly from one seed; returns the graph of the compiled step."""
+    x, weight = data(), settings.pop("kl_weight", None)
+    svis = [Compiled(make(), objective(), optimizer, backend="eager", **settings) for _ in range(2)]
+    losses: list[list[float]] = []
+    for i, svi in enumerate(svis):
+        torch.manual_seed(3)
+        for step in range(5):
+            batch = x.roll(step, 0)
+            loss = (
+                eager(svi, batch, weight)
+                if i
+                else svi.step(batch, divisor=float(len(x)), kl_weight=weight)
+            )
+            losses.append([loss.item()])
+    half = len(losses) // 2
+    torch.testing.assert_close(losses[:half], losses[half:], rtol=1e-9, atol=1e-9)
+    for found, wanted in zip(*(svi.parameters().values() for svi in svis), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-10)
+    return graph_of(svis[0])
+
+
+OPTIMIZERS: dict[str, Make] = {
+    "Adam": adam,
+    "Adam, decay": lambda p: torch.optim.Adam(p, lr=0.02, weight_decay=0.1),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.02, weight_decay=0.1),
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, weight_decay=0.01),
+    "two groups": lambda p: torch.optim.Adam(
+        [{"params": p[:3], "lr": 0.1}, {"params": p[3:], "lr": 0.01}]
+    ),
+}
+
+
+@pytest.mark.usefixtures("float64", "two_threads")
+@pytest.mark.parametrize("clip", [None, 0.3])
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_a_divided_step_is_that_of_eager_code(name: str, clip: float | None) -> None:
+    graph = compare(vae, TraceELBO, OPTIMIZERS[name], grad_clip=clip)
+    assert isinstance(graph, DividedStep)
+    assert graph.parts == 2
+
+
+@pytest.mark.usefixtures("float64", "two_threads")
+@pytest.mark.parametrize("name", ["iwae", "dreg", "vimco", "stl", "analytic-kl", "rws", "mlmc"])
+def test_objectives(name: str) -> None:
+    weight = 0.4 if name == "iwae" else None
+    graph = compare(vae, lambda: OBJECTIVES[name](num_particles=4), adam, kl_weight=weight)
+    assert isinstance(graph, DividedStep)
+
+
+@pytest.mark.usefixtures("float64", "two_threads")
+def test_learned_scale_of_a_likelihood() -> None:
+    """Its gradient is added, not a product; its parameter has one row."""
+
+    def ppca() -> Autoencoder:
+        torch.manual_seed(0)
+        return zoo.ppca(7, latent=2)
+
+    graph = compare(ppca, TraceELBO, adam)
+    assert isinstance(graph, DividedStep)
+
+
+class Coupled(nn.Module):
+    """A prior over the decoder's weight, or a mean over the batch: not a sum over its parts."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.what, self.decoder, self.encoder = what, nn.Linear(2, 7), nn.Linear(7, 2)
+
+    def model(self, x: Tensor) -> None:
+        if self.what == "prior":
+            # small beside the gradient of the likelihood
+            pyro.factor("prior", -1e-6 * self.decoder.weight.square().sum())
+        if self.what == "global":
+            pyro.sample("theta", dist.Normal(torch.zeros(7), 1.0).to_event(1))
+        if self.what == "gamma":
+            pyro.sample("theta", dist.Gamma(torch.ones(7), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            logits = self.decoder(z)
+            if self.what == "mean":
+                logits = logits - logits.mean(0)
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        if self.what in ("global", "gamma"):
+            made = dist.Normal if self.what == "global" else dist.Gamma
+            pyro.sample("theta", made(torch.ones(7), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x), 1.0).to_event(1))
+
+
+@pytest.mark.usefixtures("float64", "two_threads")
+@pytest.mark.parametrize("what", ["prior", "global", "gamma", "mean"])
+def test_a_loss_that_is_no_sum_over_parts_is_not_divided(what: str) -> None:
+    svi = Compiled(Coupled(what), TraceELBO(), adam, backend="eager")
+    for _ in range(3):
+        svi.step(data())
+    assert svi.is_compiled
+    assert not isinstance(graph_of(svi), DividedStep)
+
+
+@pytest.mark.usefixtures("float64", "two_threads")
+def test_it_is_divided_without_what_couples_the_parts() -> None:
+    svi = Compiled(Coupled(""), TraceELBO(), adam, backend="eager")
+    for _ in range(3):
+        svi.step(data())
+    assert isinstance(graph_of(svi), DividedStep)
+
+
+@pytest.mark.usefixtures("float64", "two_threads")
+@pytest.mark.parametrize(("count", "is_divided"), [(13, False), (6, False), (8, True)])
+def test_odd_and_small_batches_are_not_divided(count: int, is_divided: bool) -> None:
+    svi = Compiled(vae(), TraceELBO(), adam, backend="eager")
+    for _ in range(3):
+        svi.step(data(count))
+    assert isinstance(graph_of(svi), DividedStep) == is_divided
+
+
+def grouped(sizes: list[int], threads: int, backend: str, objective: Any) -> tuple[Any, ...]:
+    """Losses and weights of steps in calls of the given sizes."""
+    torch.set_num_threads(threads)
+    svi = Compiled(vae(), objective, adam, backend=backend)
+    for _ in range(2):
+        torch.manual_seed(2)
+        svi.step(data(), kl_weight=0.1, divisor=12.0)
+    torch.manual_seed(3)
+    losses, done = [], 0
+    for size in sizes:
+
+        def before(i: int, first: int = done) -> float:
+            assert svi.optimizer is not None
+            svi.optimizer.param_groups[0]["lr"] = 0.05 / (1 + first + i)
+            return 0.1 * (1 + first + i)
+
+        batches = [data().roll(done + i, 0) for i in range(size)]
+        losses.append(svi.steps(batches, before=before, divisor=12.0))
+        done += size
+        assert svi.optimizer is not None
+        svi.optimizer.load_state_dict(svi.optimizer.state_dict())  # as a resumed training does
+    weights = torch.cat([p.detach().flatten() for p in svi.parameters().values()])
+    return torch.cat(losses), weights, torch.get_rng_state(), svi
+
+
+@pytest.mark.usefixtures("float64", "two_threads")
+@pytest.mark.parametrize("name", ["trace-elbo", "mlmc"])
+def test_groups_do_not_change_results(name: str) -> None:
+    make = OBJECTIVES[name]
+    results = [
+        grouped(sizes, 2, "eager", make(num_particles=2)) for sizes in ([1] * 7, [3, 4], [7])
+    ]
+    for losses, weights, state, _ in results[1:]:
+        assert torch.equal(losses, results[0][0])
+        assert torch.equal(weights, results[0][1])
+        assert torch.equal(state, results[0][2])
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_loop_of_compiled_code(threads: int) -> None:
+    """The code of inductor, called from C++: the numbers of the traced graphs, in any grouping."""
+    traced = grouped([7], threads, "eager", TraceELBO())
+    one, several = (grouped(sizes, threads, "inductor", TraceELBO()) for sizes in ([1, 2, 4], [7]))
+    assert isinstance(graph_of(several[3]), DividedStep)
+    assert not graph_of(several[3])._loop._is_python
+    assert torch.equal(one[0], several[0])
+    assert torch.equal(one[1], several[1])
+    torch.testing.assert_close(several[0], traced[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(several[1], traced[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_fit_takes_groups_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "pyroae.compilation.svi.inductor", lambda graph, inputs, same_draws, **settings: graph
+    )
+    sizes: list[int] = []
+    run = Compiled.steps
+
+    def steps(self: Compiled, *args: Any, **settings: Any) -> Tensor:
+        sizes.append(len(args[0]))
+        return run(self, *args, **settings)
+
+    monkeypatch.setattr(Compiled, "steps", steps)
+    config = TrainConfig(epochs=3, batch_size=8, lr=0.02, kl_warmup=2, precision="64-true")
+    histories, weights = [], []
+    for compile in (True, False):
+        system = vae().double()
+        result = pyroae.fit(
+            system, data(84).double(), config=config, compile=compile, progress=False
+        )
+        histories.append([row.train_nelbo for row in result.history])
+        weights.append(torch.cat([p.detach().flatten() for p in system.parameters()]))
+    assert max(sizes) > 2
+    assert histories[0] == pytest.approx(histories[1], rel=1e-9)
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-7, atol=1e-9)
