@@ -79,6 +79,29 @@ class Stepper:
             precision=self.fabric.autocast,
         )
 
+    def prepare(self, step: int, args: tuple[Tensor, ...], size: int) -> bool:
+        """Compile the steps on batches of one size, without taking one.
+
+        Args:
+            step: the next step, counted from 0.
+            args: a batch, each argument of shape [B, ...].
+            size: its size B.
+
+        Returns:
+            Whether they are compiled: neither is the first step, nor one of a rare size.
+
+        Raises:
+            Exception: any error of the programs or of the compiler.
+        """
+        graphs = self._graphs_for(size)
+        if graphs is None or not graphs.has_stepped:
+            return False
+        self.show(step, "compiling the step")
+        begun, kl_weight = time.monotonic(), self.begin(step)
+        graphs.prepare(*args, kl_weight=kl_weight, divisor=self.forward.num_data(args))
+        self.compile_seconds += time.monotonic() - begun
+        return True
+
     @property
     def most(self) -> int:
         """The largest number of steps that `take` should be given at once."""
