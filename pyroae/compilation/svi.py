@@ -412,13 +412,19 @@ class Compiled(Shown):
             and ("step", divisor, *self.key(args, kl_weight)) not in self._graphs
         )
 
-    def prepare(self, *args: Tensor, kl_weight: float | None = None, divisor: float = 1.0) -> None:
+    def prepare(
+        self, *args: Tensor, kl_weight: float | None = None, divisor: float = 1.0
+    ) -> Callable[[tuple[Tensor, ...], float | None], Tensor]:
         """Compile a step without taking it. The random generators are unchanged.
 
         Args:
             *args: Arguments of the programs, without containers.
             kl_weight: Weight of log p and log q of the latent sites; None for none.
             divisor: The number that the bound is divided by.
+
+        Returns:
+            The step: from arguments of the same shapes and a weight of the KL to the loss, as of
+            `step`, in the same variant of the objective and modes of the modules.
 
         Raises:
             Exception: Any error of the programs or of the compiler, in the place of the warning and
@@ -428,6 +434,8 @@ class Compiled(Shown):
         if key not in self._graphs:
             with fork_random(device_of(args)), pyro.validation_enabled(False):
                 self._graphs[key] = self._whole_step(args, kl_weight, divisor)
+        graph = cast(Graph, self._graphs[key])
+        return lambda args, kl_weight: graph(*args, *self.weights(kl_weight))[0]
 
     # Eager runs.
 

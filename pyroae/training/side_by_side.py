@@ -2,10 +2,12 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from functools import partial
+
+from torch import Tensor
 
 from pyroae.compilation.ensemble import Stream
 from pyroae.compilation.shared_code import SharedCode
@@ -17,6 +19,7 @@ from pyroae.runtime.threads import one_core_each
 from pyroae.training.minibatches import Batch
 from pyroae.training.running_loss import Losses
 from pyroae.training.state import Epoch, State
+from pyroae.training.stepping import TakeStep
 from pyroae.training.trainer import FitResult, Trainer
 
 LOOK_EVERY = 0.5
@@ -93,15 +96,13 @@ class SideBySide:
     def _goes_on(self, member: "_Member", at_once: int) -> bool:
         """Do what follows the compiled steps; whether the member has further ones."""
         with member.stream.in_use():
-            if member.next and member.losses.bad is None:
+            if member.next is not None and member.losses.bad is None:
                 try:
-                    is_compiled = member.prepare()
+                    member.take_other(member.next)
                 except Exception as error:  # any error of the programs or of the compiler
                     if is_refusal(error) or is_out_of_memory(error):
                         raise
                     raise NotCompiledError([m.state for m in self._members]) from error
-                if not is_compiled:
-                    member.take(1)
                 return True
             try:
                 return member.end_epoch(member.seconds / at_once + self._compile_seconds)
@@ -146,16 +147,16 @@ class SideBySide:
 class _Member:
     """A training that is taken part by part.
 
-    next: the batches of the next steps; empty at the end of an epoch. step: the number of steps
-    that were taken, which took `seconds`.
+    next: the batch of the next step; None at the end of an epoch. step: the number of steps that
+    were taken, which took `seconds`.
     """
 
     def __init__(self, trainer: Trainer, stream: Stream) -> None:
         self.trainer, self.stream = trainer, stream
         self.step, self.seconds = 0, 0.0
-        self.next: list[Batch] = []
+        self.next: Batch | None = None
         self.is_stopped = self._has_stalled = False
-        self._compiled_sizes = set[int]()
+        self._compiled = dict[int, TakeStep]()
 
     def start(self, on_epoch: Callable[[State], None] | None) -> None:
         """Make the first state."""
@@ -165,12 +166,9 @@ class _Member:
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
-        trainer, left = self.trainer, self.trainer.plan.total_steps - self.step
-        trainer.system.train()
+        self.trainer.system.train()
         self.losses = Losses(self.step)
-        self._groups: Iterator[list[Batch]] = trainer.batches.groups(
-            self._epoch, 0, trainer.stepper.most, left
-        )
+        self._batches = self.trainer.batches.epoch(self._epoch)
         self._advance()
 
     @property
@@ -179,37 +177,39 @@ class _Member:
 
     def _advance(self) -> None:
         is_over = self.trainer.plan.is_over(self.step, 0.0)
-        self.next = [] if is_over else next(self._groups, [])
+        self.next = None if is_over else next(self._batches, None)
 
     def take_compiled(self) -> None:
         """Take steps until one is not compiled, the epoch ends, or a loss is not finite."""
-        looked = time.monotonic()
-        while self.next and self.next[0][1] in self._compiled_sizes and not self.is_stopped:
-            self.take(len(self.next))
+        begun = looked = time.monotonic()
+        while self.next is not None and not self.is_stopped:
+            args, size = self.next
+            if size not in self._compiled:
+                break
+            self._add(self._compiled[size](self.step, args), size)
             if time.monotonic() - looked > LOOK_EVERY:
                 looked = time.monotonic()
                 self.losses.look()
                 if self.losses.bad is not None:
-                    return
-
-    def prepare(self) -> bool:
-        """Compile the next steps; whether they are compiled."""
-        args, size = self.next[0]
-        if self.trainer.stepper.prepare(self.step, args, size):
-            self._compiled_sizes.add(size)
-        return size in self._compiled_sizes
-
-    def take(self, count: int) -> None:
-        """Take some of the next steps."""
-        begun, group = time.monotonic(), self.next[:count]
-        losses = self.trainer.stepper.take(self.step, 0.0, group)
-        for loss, (_, size) in zip(losses, group, strict=True):
-            self.losses.add(loss, size)
-        self.step += len(group)
-        self.next = self.next[count:]
-        if not self.next:
-            self._advance()
+                    break
         self.seconds += time.monotonic() - begun
+
+    def take_other(self, batch: Batch) -> None:
+        """Compile the next step or, if it is not to be compiled, take it."""
+        args, size = batch
+        stepper = self.trainer.stepper
+        take = stepper.prepare(self.step, args, size)
+        if take is not None:
+            self._compiled[size] = take
+            return
+        begun = time.monotonic()
+        self._add(stepper.take_one(self.step, 0.0, args, size), size)
+        self.seconds += time.monotonic() - begun
+
+    def _add(self, loss: Tensor, size: int) -> None:
+        self.losses.add(loss, size)
+        self.step += 1
+        self._advance()
 
     def end_epoch(self, seconds: float) -> bool:
         """Make the state after an epoch and begin the next one; whether there is a next one."""

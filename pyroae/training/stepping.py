@@ -28,6 +28,10 @@ STEPS_A_LAUNCH = 16
 """Steps in one launch on a GPU: they take longer than the host needs to prepare the next ones."""
 
 
+TakeStep = Callable[[int, tuple[Tensor, ...]], Tensor]
+"""From the number of a step and a batch, each argument of shape [B, ...], to the loss."""
+
+
 class Stepper:
     """The optimizer steps of one training.
 
@@ -79,7 +83,7 @@ class Stepper:
             precision=self.fabric.autocast,
         )
 
-    def prepare(self, step: int, args: tuple[Tensor, ...], size: int) -> bool:
+    def prepare(self, step: int, args: tuple[Tensor, ...], size: int) -> TakeStep | None:
         """Compile the steps on batches of one size, without taking one.
 
         Args:
@@ -88,19 +92,20 @@ class Stepper:
             size: its size B.
 
         Returns:
-            Whether they are compiled: neither is the first step, nor one of a rare size.
+            The compiled step: from its number and a batch to the loss. None for the first step and
+            for one of a rare size, which are not compiled.
 
         Raises:
             Exception: any error of the programs or of the compiler.
         """
         graphs = self._graphs_for(size)
         if graphs is None or not graphs.has_stepped:
-            return False
+            return None
         self.show(step, "compiling the step")
         begun, kl_weight = time.monotonic(), self.begin(step)
-        graphs.prepare(*args, kl_weight=kl_weight, divisor=self.forward.num_data(args))
+        take = graphs.prepare(*args, kl_weight=kl_weight, divisor=self.forward.num_data(args))
         self.compile_seconds += time.monotonic() - begun
-        return True
+        return lambda step, args: take(args, self.begin(step))
 
     @property
     def most(self) -> int:
