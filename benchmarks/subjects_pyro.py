@@ -6,6 +6,7 @@ one multiplication.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro
@@ -20,13 +21,16 @@ from benchmarks.workers import Turns
 from pyroae import TrainConfig, zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.compilation.ensemble import Ensemble, Stream
+from pyroae.compilation.shared_code import SharedCode
 from pyroae.compilation.svi import Compiled
 from pyroae.nn import MLP, Conv
 from pyroae.objectives import OBJECTIVES, ObjectiveBase
+from pyroae.runtime.threads import one_core_each
 
 LEARNING_RATE = 1e-3
 PARTICLES_AT_ONCE = 100
 STEPS_A_LAUNCH = 32
+PART = 8
 
 
 def system_of(problem: Problem) -> Autoencoder:
@@ -137,8 +141,9 @@ def compiled_step(
 
 
 def many(problem: Problem, turns: Turns, members: int, together: bool) -> None:
-    """Members from so many seeds, each on batches of its own: a step of all, by one graph or by one
-    each in turn.
+    """Members from so many seeds, each on batches of its own: a step of all, or of each in turn.
+
+    Together, a GPU steps all by one graph, and a CPU one member with each core.
     """
     device = torch.device(problem.device)
     compiled, streams = [], []
@@ -151,6 +156,9 @@ def many(problem: Problem, turns: Turns, members: int, together: bool) -> None:
         compiled.append(svi)
         torch.manual_seed(seed)
         streams.append(Stream(device))
+    if together and device.type == "cpu":
+        turns.serve(_side_by_side(problem, compiled, streams))
+        return
     ensemble = Ensemble(compiled, streams)
 
     def step(batches: list[tuple[Tensor, ...]]) -> None:
@@ -181,6 +189,35 @@ def many(problem: Problem, turns: Turns, members: int, together: bool) -> None:
     if not (ensemble.is_batched if together else all(member.is_compiled for member in compiled)):
         raise RuntimeError("the step is not compiled")
     turns.serve(block)
+
+
+def _side_by_side(
+    problem: Problem, members: list[Compiled], streams: list[Stream]
+) -> Callable[[int], None]:
+    """Blocks of steps of every member, taken by one core each."""
+    x, index, codes = torch.from_numpy(problem.data()), Index(problem), SharedCode()
+    for member, stream in zip(members, streams, strict=True):
+        member.shared = codes, stream.generators["cpu"]
+
+    def part(member: Compiled, rows: Tensor) -> None:
+        for row in rows:
+            member.step(x.index_select(0, row), divisor=problem.batch)
+
+    def block(count: int) -> None:
+        rows = torch.from_numpy(index.next(count * len(members))).unflatten(0, (count, -1))
+        parts = [(m, rows[i : i + PART, k]) for i in range(0, count, PART) for k, m in each]
+        with one_core_each() as threads:
+            # fewer are in progress at once than there are members: no member is stepped twice
+            for _ in threads.in_order(partial(part, *one) for one in parts):
+                pass
+
+    each = list(enumerate(members))
+    for member in members:
+        for _ in range(2):  # the second step makes the graph
+            member.step(x[: problem.batch], divisor=problem.batch)
+    if not all(member.is_compiled for member in members):
+        raise RuntimeError("the step is not compiled")
+    return block
 
 
 def fit(problem: Problem, turns: Turns) -> None:
