@@ -165,13 +165,12 @@ def is_batched(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _sequential(
-    configs: Sequence[TrainConfig], error: BaseException | None
-) -> Sequence[TrainConfig]:
+def _sequential(configs: list[TrainConfig], error: BaseException | None) -> list[TrainConfig]:
     """Configurations of trainings one after the other, with a warning that says why."""
     if isinstance(error, NotLiftedError):  # code of one training draws inside of its graph
         warnings.warn(f"the members of an ensemble are trained sequentially: {error}", stacklevel=3)
         return configs
+    assert error is not None
     reason = str(error) if isinstance(error, UntraceableError) else reason_of(error)
     warnings.warn(f"model and guide run eagerly, not compiled: {reason}", stacklevel=3)
     return [replace(one, compile=False) for one in configs]

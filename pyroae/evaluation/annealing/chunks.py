@@ -11,6 +11,7 @@ Shapes: C chains, N data, D elements of u per datum, R rows in a chunk, M transi
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -227,7 +228,8 @@ def _while(
     """A loop of a graph: `body` maps `carried` to its next values while `condition` is true."""
     from torch._higher_order_ops.while_loop import while_loop_op
 
-    result: tuple[Tensor, ...] = while_loop_op(condition, body, carried, further)
+    loop: Any = while_loop_op
+    result: tuple[Tensor, ...] = loop(condition, body, carried, further)
     return result
 
 

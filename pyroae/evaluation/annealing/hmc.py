@@ -197,13 +197,11 @@ class Moved:
 
 
 class Mover(Protocol):
-    """Runs transitions: one by one (`Stepwise`), or several in chunks of chains.
+    """Runs transitions: one by one (`Stepwise`), or several in chunks of chains."""
 
-    Attributes:
-        longest: The largest number of transitions that it runs together.
-    """
-
-    longest: int
+    @property
+    def longest(self) -> int:
+        """The largest number of transitions that it runs together."""
 
     def move(self, point: Point, log_weight: Tensor, log_step: Tensor, moves: Moves) -> Moved:
         """Run transitions.

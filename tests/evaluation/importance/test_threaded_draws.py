@@ -136,7 +136,7 @@ def test_a_draw_that_is_changed_in_place_leaves_the_one_of_its_caller() -> None:
     given = torch.tensor([0.5, 1.0, 2.0])
     assert graph(torch.ones(3), given, torch.zeros(3)).tolist() == [1.0, 1.0, 2.0]
     assert given.tolist() == [0.5, 1.0, 2.0]
-    (parameters,) = draws[1].parameters(torch.ones(3), given)  # type: ignore[union-attr]
+    (parameters,) = draws[1].parameters(torch.ones(3), given)  # type: ignore[operator]
     assert parameters.tolist() == [1.0, 1.0, 2.0]
 
 
