@@ -318,7 +318,7 @@ def likelihood(problem: Problem, turns: Turns, compile: bool | str = "auto") -> 
     compile: with True a graph of the draws, made once and kept between the blocks, as it is in an
     evaluation of many data.
     """
-    from pyroae.evaluation.importance import sampler as module
+    from pyroae.evaluation.importance import tasks as module
 
     if compile is True:
         module.CompiledDraws = _once(module.CompiledDraws)  # type: ignore[misc,assignment]
