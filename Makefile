@@ -13,7 +13,8 @@ help:
 	@echo "make test    set up, lint, type-check, build the docs, run the tests, doctests and examples"
 	@echo "make study   the longer studies: MNIST, marked 'slow' (PYROAE_DATA names the folder of the data)"
 	@echo "make notebooks   run the tutorials in docs/tutorials and store their outputs: about 15 minutes"
-	@echo "make bench   speed beside Pyro's SVI, hand-written PyTorch, NumPyro and pythae: about an hour of a quiet machine"
+	@echo "make bench   speed beside Pyro's SVI, hand-written PyTorch, NumPyro and pythae: about an hour of a quiet machine;"
+	@echo "             AGAINST=REF times that commit too, and fails if something got slower"
 	@echo "make gpu     on a CUDA device: the numbers of a CPU, and speed; six to eight minutes"
 	@echo "make pyro-tests PYRO=FOLDER   Pyro's own tests with pyroae's objectives; FOLDER is 'tests' of a checkout of Pyro"
 
@@ -61,7 +62,7 @@ $(VENV)/.bench: $(VENV)/.ready
 	@touch $@
 
 bench: $(VENV)/.bench
-	$(BIN)/python -m benchmarks.speed all --check
+	$(BIN)/python -m benchmarks.speed all --check $(if $(AGAINST),--against $(AGAINST))
 
 gpu: setup
 	$(BIN)/python -m benchmarks.gpu

@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks import fresh
+from benchmarks.against import Older, with_older
 from benchmarks.problems import Problem
 from benchmarks.workers import Subject, Timing, take_turns
 from pyroae.objectives import OBJECTIVES
 
 Say = Callable[[str], None]
-Measure = Callable[[int, float, Say], list[Timing]]
+Fresh = Callable[[int, Say, Older | None], list[Timing]]
 
 OURS, FIT, OURS_EAGER = "pyroae compiled", "pyroae fit, compiled", "pyroae eager"
+OURS_DOUBLE = "pyroae compiled, double precision"
 SVI, SVI_UNCHECKED = "Pyro SVI Trace_ELBO", "Pyro SVI Trace_ELBO, validation off"
 HAND, HAND_ADAM, HAND_EAGER = (
     "hand-written, compiled",
@@ -22,11 +24,13 @@ HAND, HAND_ADAM, HAND_EAGER = (
     "hand-written, eager",
 )
 LOOP, STEP = "NumPyro, fori_loop", "NumPyro, jitted step"
+RENYI = "NumPyro RenyiELBO(alpha=0), fori_loop"
 GEMM, PLAIN, PYTHAE = "matrix products alone", "plain Pyro", "pythae get_nll"
 PYRO, TORCH, NUMPYRO = (f"benchmarks.subjects_{name}:" for name in ("pyro", "torch", "numpyro"))
 
 REFERENCE = Problem()
 DEEP = Problem(widths=(200, 200), latent=50)
+REFERENCE_20 = replace(REFERENCE, batch=20)
 SMALL = Problem(widths=(200,), latent=50, batch=20)
 LIKELIHOOD = replace(DEEP, num_particles=5000, batch=20)
 
@@ -41,16 +45,28 @@ class Panel:
     """Timings that are taken in one session of turns, or in fresh processes.
 
     reference: the subject to which ratios are given. unit: of one step, and how many of it a second
-    of a step makes.
+    of a step makes. subjects: those that take turns, `steps` of each at a time where it is given.
+    fresh: the measurement in fresh processes, instead.
     """
 
     name: str
     title: str
     reference: str
-    measure: Measure
+    subjects: Sequence[Subject] = ()
+    steps: int | None = None
+    fresh: Fresh | None = None
     unit: str = "ms a step"
     scale: float = 1e3
     axis: tuple[str, int] | None = None
+
+    def measure(
+        self, rounds: int, block: float, say: Say, older: Older | None = None
+    ) -> list[Timing]:
+        """Time the subjects, and pyroae's own from an older checkout too."""
+        if self.fresh is not None:
+            return self.fresh(rounds, say, older)
+        subjects = with_older(self.subjects, older)
+        return take_turns(subjects, rounds, block=block, steps=self.steps, say=say)
 
 
 @dataclass(frozen=True)
@@ -68,17 +84,8 @@ class Target:
     at_least: bool = False
 
 
-def in_turns(subjects: Sequence[Subject], steps: int | None = None) -> Measure:
-    """A measurement of subjects that take turns."""
-
-    def measure(rounds: int, block: float, say: Say) -> list[Timing]:
-        return take_turns(subjects, rounds, block=block, steps=steps, say=say)
-
-    return measure
-
-
-def _subject(name: str, home: str, problem: Problem, **settings: Any) -> Subject:
-    return Subject(name, home, problem, settings)
+def _subject(name: str, home: str, problem: Problem, cores: int = 0, **settings: Any) -> Subject:
+    return Subject(name, home, problem, settings, cores=cores)
 
 
 # Training.
@@ -86,17 +93,18 @@ def _subject(name: str, home: str, problem: Problem, **settings: Any) -> Subject
 
 def training() -> list[Panel]:
     """Elementary VAEs, convolutions, estimators."""
-    small = [
-        (REFERENCE, "reference"),
-        (replace(DEEP, batch=20), "deep-20"),
-        (replace(DEEP, batch=100), "deep-100"),
+    panels = [
+        _training("reference", REFERENCE),
+        _training("reference-20", REFERENCE_20),
+        _training("deep-20", replace(DEEP, batch=20)),
+        _training("deep-100", replace(DEEP, batch=100)),
+        _training("small", SMALL),
+        _convolutions(),
     ]
-    panels = [_training(name, problem) for problem, name in [*small, (SMALL, "small")]]
-    panels.append(_convolutions())
     for batch in (20, 100):
         panels += [
             _importance(replace(DEEP, batch=batch, num_particles=k), f"iwae-{batch}-K{k}")
-            for k in (1, 8, 64)
+            for k in (1, 8, 50, 64)
         ]
     return [
         *panels,
@@ -119,7 +127,7 @@ def _training(name: str, problem: Problem) -> Panel:
         _subject(STEP, NUMPYRO + "step", problem),
         _subject(LOOP, NUMPYRO + "loop", problem),
     ]
-    return Panel(name, f"VAE {problem.label}", SVI, in_turns(subjects))
+    return Panel(name, f"VAE {problem.label}", SVI, subjects)
 
 
 def _convolutions() -> Panel:
@@ -132,21 +140,20 @@ def _convolutions() -> Panel:
         _subject(HAND_EAGER, TORCH + "train", problem),
         _subject(HAND, TORCH + "train", problem, compiled=True),
     ]
-    return Panel("conv", f"VAE {problem.label}", SVI, in_turns(subjects))
+    return Panel("conv", f"VAE {problem.label}", SVI, subjects)
 
 
 def _importance(problem: Problem, name: str) -> Panel:
-    """IWAE and DReG against a hand-written IWAE."""
+    """IWAE and DReG against a hand-written IWAE and NumPyro's, whose particles are vectorized."""
     iwae, dreg = (replace(problem, objective=objective) for objective in ("iwae", "dreg"))
     subjects = [
         _subject("pyroae iwae", PYRO + "compiled", iwae),
         _subject("pyroae dreg", PYRO + "compiled", dreg),
         _subject(HAND, TORCH + "train", iwae, compiled=True),
         _subject(HAND_ADAM, TORCH + "train", iwae, compiled=True, adam="compiled"),
+        _subject(RENYI, NUMPYRO + "loop", iwae),
     ]
-    return Panel(
-        name, f"IWAE and DReG, {problem.label}, K={problem.num_particles}", HAND, in_turns(subjects)
-    )
+    return Panel(name, f"IWAE and DReG, {problem.label}", HAND, subjects)
 
 
 def _objectives(problem: Problem, name: str) -> Panel:
@@ -155,7 +162,7 @@ def _objectives(problem: Problem, name: str) -> Panel:
         _subject(f"pyroae {o}", PYRO + "compiled", replace(problem, objective=o))
         for o in OF_GAUSSIANS
     ]
-    return Panel(name, f"all objectives, {problem.label}", "pyroae iwae", in_turns(subjects))
+    return Panel(name, f"all objectives, {problem.label}", "pyroae iwae", subjects)
 
 
 # Many models at once.
@@ -176,9 +183,7 @@ def _ensemble(name: str, problem: Problem, members: int) -> Panel:
         ),
         _subject("one seed", PYRO + "many", problem, members=1, together=False),
     ]
-    return Panel(
-        name, f"{members} VAEs {problem.label}", f"{members} seeds in turn", in_turns(subjects)
-    )
+    return Panel(name, f"{members} VAEs {problem.label}", f"{members} seeds in turn", subjects)
 
 
 # Log-likelihood.
@@ -199,52 +204,83 @@ def likelihood(short: bool = False) -> list[Panel]:
     ]
     title = "IS log-likelihood, 784-200-200-50, K=5,000, 20 data at a time"
     return [
-        Panel("is-5000", title, PLAIN, in_turns(subjects, steps=2 if short else 20), "ms a datum"),
+        Panel("is-5000", title, PLAIN, subjects, 2 if short else 20, unit="ms a datum"),
         Panel(
             "memory",
             "growth of peak memory, 4 data",
             f"{fresh.PEAK}{fresh.PARTICLES[0]:,}",
-            lambda rounds, _, say: fresh.memory(min(rounds, 3), say),
-            "MiB",
-            1.0,
+            fresh=lambda rounds, say, older: fresh.memory(min(rounds, 3), say, older),
+            unit="MiB",
+            scale=1.0,
         ),
     ]
+
+
+# Annealing.
+
+
+def annealing() -> list[Panel]:
+    """A whole run of annealing, pilot included: images, where products dominate, and digits."""
+    images, digits = replace(DEEP, batch=100), Problem((64,), latent=2, batch=40, features=64)
+    return [_annealing("images", images, 100), _annealing("digits", digits, 1000)]
+
+
+def _annealing(name: str, problem: Problem, num_distributions: int) -> Panel:
+    settings = {"num_distributions": num_distributions}
+    subjects = [
+        _subject(OURS_EAGER, PYRO + "annealing", problem, compile=False, **settings),
+        _subject(OURS, PYRO + "annealing", problem, compile=True, **settings),
+        _subject(OURS_DOUBLE, PYRO + "annealing", problem, compile=True, double=True, **settings),
+    ]
+    if name == "images":  # small products take less time than their calls from Python
+        subjects.append(_subject(GEMM, TORCH + "annealing_products", problem, **settings))
+    title = f"AIS, {problem.label}, 16 chains, {num_distributions:,} distributions"
+    return Panel(name, title, OURS_EAGER, subjects, steps=1, unit="s a run", scale=1.0)
 
 
 # Scaling.
 
 
 def scaling() -> list[Panel]:
-    """A step in batch size, particles and width; a log-likelihood in the number of data."""
+    """A step in batch size, particles, width and cores; a log-likelihood in data and cores. The
+    peak memory of each process is kept too.
+    """
     panels = [_scaled("batch", b, replace(REFERENCE, batch=b)) for b in (16, 64, 128, 512)]
     panels += [_scaled("particles", k, replace(SMALL, num_particles=k)) for k in (1, 8, 64)]
     panels += [_scaled("width", w, replace(REFERENCE, widths=(w,))) for w in (100, 200, 400, 800)]
-    return [*panels, *(_scaled_likelihood(n) for n in (10, 40, 160))]
+    panels += [_scaled("cores", c, REFERENCE, cores=c) for c in (1, 2)]
+    panels += [_scaled_likelihood("data", n, num_data=n) for n in (10, 40, 160)]
+    return [*panels, *(_scaled_likelihood("likelihood-cores", c, cores=c) for c in (1, 2))]
 
 
-def _scaled(axis: str, value: int, problem: Problem) -> Panel:
+def _scaled(axis: str, value: int, problem: Problem, cores: int = 0) -> Panel:
     subjects = [
-        _subject(OURS, PYRO + "compiled", problem),
-        _subject(SVI, PYRO + "svi", problem),
-        _subject(HAND, TORCH + "train", problem, compiled=True),
+        _subject(OURS, PYRO + "compiled", problem, cores),
+        _subject(SVI, PYRO + "svi", problem, cores),
+        _subject(HAND, TORCH + "train", problem, cores, compiled=True),
+        _subject(LOOP, NUMPYRO + "loop", problem, cores),
     ]
-    return Panel(
-        f"{axis}-{value}", f"step, {problem.label}", SVI, in_turns(subjects), axis=(axis, value)
-    )
+    on = f" on {cores} cores" if cores else ""
+    return Panel(f"{axis}-{value}", f"step, {problem.label}{on}", SVI, subjects, axis=(axis, value))
 
 
-def _scaled_likelihood(num_data: int) -> Panel:
+def _scaled_likelihood(axis: str, value: int, num_data: int = 40, cores: int = 0) -> Panel:
     problem = replace(LIKELIHOOD, num_particles=1000)
     subjects = [
-        _subject("pyroae", PYRO + "likelihood", problem),
-        _subject(PLAIN, PYRO + "plain_likelihood", problem),
-        _subject(HAND_EAGER, TORCH + "likelihood", problem),
+        _subject("pyroae", PYRO + "likelihood", problem, cores),
+        _subject(PLAIN, PYRO + "plain_likelihood", problem, cores),
+        _subject(HAND_EAGER, TORCH + "likelihood", problem, cores),
     ]
-    title, measure = (
-        f"IS log-likelihood, K=1,000, {num_data} data at a time",
-        in_turns(subjects, steps=num_data),
+    on = f", on {cores} cores" if cores else ""
+    return Panel(
+        f"{axis}-{value}",
+        f"IS log-likelihood, K=1,000, {num_data} data at a time{on}",
+        PLAIN,
+        subjects,
+        num_data,
+        unit="ms a datum",
+        axis=(axis, value),
     )
-    return Panel(f"data-{num_data}", title, PLAIN, measure, "ms a datum", axis=("data", num_data))
 
 
 # Start-up.
@@ -257,16 +293,16 @@ def startup() -> list[Panel]:
             "commands",
             "from start to end of a process",
             fresh.TORCH,
-            lambda rounds, _, say: fresh.commands(min(rounds, 7), say),
-            "ms",
+            fresh=lambda rounds, say, older: fresh.commands(min(rounds, 7), say, older),
+            unit="ms",
         ),
         Panel(
             "first-steps",
             f"fresh processes, {REFERENCE.label}",
             f"{fresh.SVI}: {fresh.FIRST}",
-            lambda rounds, _, say: fresh.first_steps(min(rounds, 5), say),
-            "s",
-            1.0,
+            fresh=lambda rounds, say, older: fresh.first_steps(min(rounds, 5), say, older),
+            unit="s",
+            scale=1.0,
         ),
     ]
 
@@ -275,6 +311,7 @@ SECTIONS: dict[str, Callable[[], list[Panel]]] = {
     "training": training,
     "ensemble": ensemble,
     "likelihood": likelihood,
+    "annealing": annealing,
     "scaling": scaling,
     "startup": startup,
 }
@@ -354,5 +391,14 @@ TARGETS = [
     ),
     Target(
         "likelihood, times as fast as pythae", "likelihood", "is-5000", (PYTHAE,), _BEST, 2.0, True
+    ),
+    Target(
+        "annealing of images, share of the rate of its matrix products",
+        "annealing",
+        "images",
+        (GEMM,),
+        (OURS,),
+        0.7,
+        True,
     ),
 ]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.against import SLOWER, Older
 from benchmarks.panels import SVI, TARGETS, Panel, Target
 from benchmarks.workers import Timing
 
@@ -89,8 +90,12 @@ def _processor() -> str:
     )
 
 
-def record(panel: Panel, timings: list[Timing], where: dict[str, Any]) -> Record:
-    """A panel with its rounds."""
+def record(
+    panel: Panel, timings: list[Timing], where: dict[str, Any], older: Older | None = None
+) -> Record:
+    """A panel with its rounds, and the ratios to those of an older checkout."""
+    now = [timing for timing in timings if not timing.is_old]
+    then = [timing for timing in timings if timing.is_old]
     return {
         "title": panel.title,
         "reference": panel.reference,
@@ -98,7 +103,23 @@ def record(panel: Panel, timings: list[Timing], where: dict[str, Any]) -> Record
         "scale": panel.scale,
         "axis": panel.axis,
         "machine": where,
-        "subjects": [asdict(timing) for timing in timings],
+        "subjects": [_kept(timing) for timing in now],
+        "against": older and _against(now, then, older.commit),
+    }
+
+
+def _kept(timing: Timing) -> Record:
+    return {name: value for name, value in asdict(timing).items() if name != "is_old"}
+
+
+def _against(now: list[Timing], then: list[Timing], commit: str) -> Record:
+    """The older rounds, and quartiles of the ratio new/old of each subject that both have."""
+    seconds = {timing.name: timing.seconds for timing in now}
+    found = {timing.name: ratios(seconds[timing.name], timing.seconds) for timing in then}
+    return {
+        "commit": commit,
+        "ratios": {name: values for name, values in found.items() if values is not None},
+        "subjects": [_kept(timing) for timing in then],
     }
 
 
@@ -125,8 +146,9 @@ def table(panel: Record) -> str:
     lines = [
         f"## {panel['title']}",
         "",
-        f"| subject | {panel['unit']} | quartiles | ratio to {panel['reference']} | quartiles |",
-        "|---|---:|---|---:|---|",
+        f"| subject | {panel['unit']} | quartiles | ratio to {panel['reference']} | quartiles "
+        "| peak MiB |",
+        "|---|---:|---|---:|---|---:|",
     ]
     measured = [s for s in panel["subjects"] if s["seconds"]]
     for subject in sorted(measured, key=lambda s: median(s["seconds"])):
@@ -135,7 +157,10 @@ def table(panel: Record) -> str:
         compared = (
             "| |" if ratio is None else f"{ratio[1]:.3f} | {ratio[0]:.3f} to {ratio[2]:.3f} |"
         )
-        lines.append(f"| {subject['name']} | {middle:.3f} | {low:.3f} to {high:.3f} | {compared}")
+        times = f"{middle:.3f} | {low:.3f} to {high:.3f}"
+        memory = subject.get("memory")
+        peak = f"{memory:.0f} |" if memory else "|"
+        lines.append(f"| {subject['name']} | {times} | {compared} {peak}")
     lines += [
         "",
         *(f"{s['name']} is skipped: {s['skipped']}." for s in panel["subjects"] if s["skipped"]),
@@ -144,11 +169,37 @@ def table(panel: Record) -> str:
     rounds = max((len(s["seconds"]) for s in panel["subjects"]), default=0)
     machine = ", ".join(f"{k} {v}" if k != "processor" else str(v) for k, v in where.items())
     lines.append(f"{rounds} rounds; {machine}.")
+    if panel.get("against"):
+        lines += ["", *_against_table(panel)]
     return "\n".join(lines) + "\n"
+
+
+def _against_table(panel: Record) -> list[str]:
+    against, scale = panel["against"], panel["scale"]
+    unit = panel["unit"]
+    lines = [
+        f"| against {against['commit']} | {unit} | {unit}, old | new/old | quartiles |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for subject in against["subjects"]:
+        name = subject["name"]
+        if name in against["ratios"]:
+            low, middle, high = against["ratios"][name]
+            new, old = (scale * median(s) for s in (_seconds(panel, name), subject["seconds"]))
+            lines.append(
+                f"| {name} | {new:.3f} | {old:.3f} | {middle:.3f} | {low:.3f} to {high:.3f} |"
+            )
+        elif subject["skipped"]:
+            lines.append(f"| {name} | skipped: {subject['skipped']} | | | |")
+    return lines
 
 
 def _seconds(panel: Record, name: str) -> list[float]:
     return next((s["seconds"] for s in panel["subjects"] if s["name"] == name), [])
+
+
+def _memory(panel: Record, name: str) -> float:
+    return next((s.get("memory", 0.0) for s in panel["subjects"] if s["name"] == name), 0.0)
 
 
 def _fastest(panel: Record, names: Sequence[str]) -> tuple[str, list[float]]:
@@ -164,6 +215,16 @@ def checks(section: str, panels: dict[str, Record]) -> Iterator[str]:
     for target in TARGETS:
         if target.section == section:
             yield _check(target, panels.get(target.panel))
+
+
+def slower(panels: dict[str, Record]) -> Iterator[tuple[bool, str]]:
+    """For each subject that an older commit has too: whether it got slower, and a line."""
+    for name, panel in panels.items():
+        against = panel.get("against") or {"ratios": {}, "commit": ""}
+        for subject, (low, middle, high) in against["ratios"].items():
+            verdict = "SLOWER      " if low > SLOWER else "not slower  "
+            figures = f"{middle:.3f} ({low:.3f} to {high:.3f}) of {against['commit']}"
+            yield low > SLOWER, f"{verdict}  {name}, {subject}: {figures}"
 
 
 def _check(target: Target, panel: Record | None) -> str:
@@ -264,9 +325,9 @@ def _draw_points(ax: Any, panel: Record) -> None:
 def _lines(plt: Any, panels: dict[str, Record]) -> Any:
     names = list(dict.fromkeys(panel["axis"][0] for panel in panels.values()))
     figure, axes = plt.subplots(
-        1, len(names), figsize=(3.2 * len(names), 3.2), squeeze=False, layout="constrained"
+        2, len(names), figsize=(3.2 * len(names), 6.0), squeeze=False, layout="constrained"
     )
-    for ax, name in zip(axes.flat, names, strict=True):
+    for ax, memory, name in zip(*axes, names, strict=True):
         along = [panel for panel in panels.values() if panel["axis"][0] == name]
         for subject in dict.fromkeys(s["name"] for panel in along for s in panel["subjects"]):
             points = [(p["axis"][1], quartiles(s)) for p in along if (s := _seconds(p, subject))]
@@ -283,9 +344,13 @@ def _lines(plt: Any, panels: dict[str, Record]) -> Any:
                 lw=1.2,
                 label=_with_ratio(along[-1], subject),
             )
-        ax.set(xscale="log", yscale="log", xlabel=name, ylabel=along[0]["unit"])
-        ax.set_xticks(ticks := [p["axis"][1] for p in along], [str(t) for t in ticks])
-        ax.xaxis.set_minor_locator(plt.NullLocator())
+            memory.plot(x, [_memory(p, subject) for p in along if _seconds(p, subject)], "o-", ms=3)
+        ax.set(yscale="log", ylabel=along[0]["unit"])
+        memory.set(ylabel="peak memory of the process, MiB", ylim=(0, None))
+        for axis in (ax, memory):
+            axis.set(xscale="log", xlabel=name)
+            axis.set_xticks(ticks := [p["axis"][1] for p in along], [str(t) for t in ticks])
+            axis.xaxis.set_minor_locator(plt.NullLocator())
         ax.legend(frameon=False, fontsize=6)
     return figure
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 from jax.example_libraries import stax
-from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer import SVI, RenyiELBO, Trace_ELBO
 
 from benchmarks.problems import Index, Problem
 from benchmarks.workers import Turns
@@ -19,7 +19,9 @@ LEARNING_RATE = 1e-3
 
 
 def inference(problem: Problem) -> SVI:
-    """The same VAE as NumPyro programs."""
+    """The same VAE as NumPyro programs, with the ELBO or, for `iwae`, with RenyiELBO; particles are
+    vectorized.
+    """
     batch, latent = problem.batch, problem.latent
 
     def model(x: Any) -> None:
@@ -34,7 +36,10 @@ def inference(problem: Problem) -> SVI:
         with numpyro.plate("data", batch):
             numpyro.sample("z", dist.Normal(loc, jnp.exp(0.5 * log_variance)).to_event(1))
 
-    return SVI(model, guide, numpyro.optim.Adam(LEARNING_RATE), Trace_ELBO())
+    k = problem.num_particles
+    bounds = {"trace-elbo": Trace_ELBO, "iwae": partial(RenyiELBO, alpha=0)}
+    loss = bounds[problem.objective](num_particles=k)
+    return SVI(model, guide, numpyro.optim.Adam(LEARNING_RATE), loss)
 
 
 def _chain(sizes: list[tuple[int, int]]) -> Any:

@@ -5,8 +5,8 @@ one multiplication.
 """
 
 import math
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro
@@ -21,13 +21,16 @@ from benchmarks.workers import Turns
 from pyroae import TrainConfig, zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.compilation.ensemble import Ensemble, Stream
+from pyroae.compilation.shared_code import SharedCode
 from pyroae.compilation.svi import Compiled
 from pyroae.nn import MLP, Conv
 from pyroae.objectives import OBJECTIVES, ObjectiveBase
+from pyroae.runtime.threads import one_core_each
 
 LEARNING_RATE = 1e-3
 PARTICLES_AT_ONCE = 100
 STEPS_A_LAUNCH = 32
+PART = 8
 
 
 def system_of(problem: Problem) -> Autoencoder:
@@ -138,8 +141,9 @@ def compiled_step(
 
 
 def many(problem: Problem, turns: Turns, members: int, together: bool) -> None:
-    """Members from so many seeds, each on batches of its own: a step of all, by one graph or by one
-    each in turn.
+    """Members from so many seeds, each on batches of its own: a step of all, or of each in turn.
+
+    Together, a GPU steps all by one graph, and a CPU one member with each core.
     """
     device = torch.device(problem.device)
     compiled, streams = [], []
@@ -152,6 +156,9 @@ def many(problem: Problem, turns: Turns, members: int, together: bool) -> None:
         compiled.append(svi)
         torch.manual_seed(seed)
         streams.append(Stream(device))
+    if together and device.type == "cpu":
+        turns.serve(_side_by_side(problem, compiled, streams))
+        return
     ensemble = Ensemble(compiled, streams)
 
     def step(batches: list[tuple[Tensor, ...]]) -> None:
@@ -182,6 +189,35 @@ def many(problem: Problem, turns: Turns, members: int, together: bool) -> None:
     if not (ensemble.is_batched if together else all(member.is_compiled for member in compiled)):
         raise RuntimeError("the step is not compiled")
     turns.serve(block)
+
+
+def _side_by_side(
+    problem: Problem, members: list[Compiled], streams: list[Stream]
+) -> Callable[[int], None]:
+    """Blocks of steps of every member, taken by one core each."""
+    x, index, codes = torch.from_numpy(problem.data()), Index(problem), SharedCode()
+    for member, stream in zip(members, streams, strict=True):
+        member.shared = codes, stream.generators["cpu"]
+
+    def part(member: Compiled, rows: Tensor) -> None:
+        for row in rows:
+            member.step(x.index_select(0, row), divisor=problem.batch)
+
+    def block(count: int) -> None:
+        rows = torch.from_numpy(index.next(count * len(members))).unflatten(0, (count, -1))
+        parts = [(m, rows[i : i + PART, k]) for i in range(0, count, PART) for k, m in each]
+        with one_core_each() as threads:
+            # fewer are in progress at once than there are members: no member is stepped twice
+            for _ in threads.in_order(partial(part, *one) for one in parts):
+                pass
+
+    each = list(enumerate(members))
+    for member in members:
+        for _ in range(2):  # the second step makes the graph
+            member.step(x[: problem.batch], divisor=problem.batch)
+    if not all(member.is_compiled for member in members):
+        raise RuntimeError("the step is not compiled")
+    return block
 
 
 def fit(problem: Problem, turns: Turns) -> None:
@@ -282,7 +318,7 @@ def likelihood(problem: Problem, turns: Turns, compile: bool | str = "auto") -> 
     compile: with True a graph of the draws, made once and kept between the blocks, as it is in an
     evaluation of many data.
     """
-    from pyroae.evaluation.importance import sampler as module
+    from pyroae.evaluation.importance import tasks as module
 
     if compile is True:
         module.CompiledDraws = _once(module.CompiledDraws)  # type: ignore[misc,assignment]
@@ -341,40 +377,39 @@ def plain_likelihood(problem: Problem, turns: Turns) -> None:
     turns.serve(block)
 
 
-# In a process of its own, from its start: see benchmarks/fresh.py.
+# Annealing: a step is one run of all data.
 
 
-def first_steps(started: float, engine: str) -> None:
-    """Print the time since `started` after the first step, and the duration of the second; engine:
-    pyroae or svi.
+def annealing(
+    problem: Problem, turns: Turns, num_distributions: int, compile: bool, double: bool = False
+) -> None:
+    """`pyroae.ais`, pilot included, 16 chains and ten leapfrog steps.
+
+    compile: with True graphs that are made once and kept between the runs.
     """
-    problem = Problem()
+    from pyroae.evaluation.annealing import driver as module
+
+    if compile:
+        module.PathGraphs = _kept_graphs(module.PathGraphs)  # type: ignore[misc]
     system, x = system_of(problem), torch.from_numpy(problem.data(problem.batch))
-    step: Callable[..., Any]
-    if engine == "pyroae":
-        step = pyroae.compile(system.model, system.guide, objective_of(problem)).step
-    else:
-        step = pyro.infer.SVI(
-            system.model,
-            system.guide,
-            pyro.optim.Adam({"lr": LEARNING_RATE}),
-            pyro.infer.Trace_ELBO(),
-        ).step
-    step(x)
-    first = time.monotonic()
-    step(x)
-    print(first - started, time.monotonic() - first)
+    settings = pyroae.AISSettings(16, num_distributions, double=double)
+
+    def block(count: int) -> None:
+        for _ in range(count):
+            pyroae.ais(system.model, None, x, settings=settings, seed=0, compile=compile)
+
+    turns.serve(block)
 
 
-def peak_memory(num_particles: int, num_data: int = 4) -> None:
-    """Print the growth of the process's peak memory in MiB while a log-likelihood is estimated."""
-    import resource
+def _kept_graphs(make: Any) -> Any:
+    """Graphs that are kept between runs, which give them new threads."""
+    made: list[Any] = []
 
-    problem = Problem(widths=(200, 200), latent=50)
-    system, x = system_of(problem), torch.from_numpy(problem.data(num_data))
-    pyroae.log_likelihood(
-        system.model, system.guide, x[:1], num_particles=10
-    )  # what is loaded is loaded
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    pyroae.log_likelihood(system.model, system.guide, x, num_particles=num_particles)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    def kept(plan: Any, num_data: int, announce: Any, *threads: Any) -> Any:
+        if not made:
+            made.append(make(plan, num_data, announce, *threads))
+        elif threads:
+            (made[0].threads,) = threads
+        return made[0]
+
+    return kept

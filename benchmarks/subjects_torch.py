@@ -4,6 +4,7 @@ subjects.
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from benchmarks.workers import Turns
 LEARNING_RATE = 1e-3
 ROWS = 1000
 """Pairs of a datum and a particle in one chunk."""
+ANNEALED_ROWS = 200
+"""Pairs of a datum and a chain in one chunk."""
 
 
 class VAE(nn.Module):
@@ -222,6 +225,34 @@ def products(problem: Problem, turns: Turns) -> None:
             for weight, output in zip(weights, outputs, strict=True):
                 h = torch.mm(h, weight, out=output)
         _wait(problem)
+
+    turns.serve(block)
+
+
+def annealing_products(problem: Problem, turns: Turns, num_distributions: int) -> None:
+    """The decoder's matrix products alone, forwards and backwards, for every gradient of an
+    annealing with 16 chains, its pilot of 4 included; each core computes half of them.
+    """
+    threads, rows = torch.get_num_threads(), ANNEALED_ROWS
+    weights = [torch.randn(outputs, inputs) for inputs, outputs in problem.decoder_sizes]
+    chains = 16 * (num_distributions - 1) + 4 * (num_distributions + 29)
+    passes = math.ceil(10 * chains * problem.batch / rows / threads)
+
+    @torch.no_grad()
+    def share(_: int) -> None:
+        torch.set_num_threads(1)
+        layers = [torch.randn(rows, size) for size in (problem.latent, *map(len, weights))]
+        for _ in range(passes):
+            for i, weight in enumerate(weights):
+                torch.mm(layers[i], weight.t(), out=layers[i + 1])
+            for i, weight in reversed([*enumerate(weights)]):
+                torch.mm(layers[i + 1], weight, out=layers[i])
+            layers[0].clamp_(-1, 1)
+
+    def block(count: int) -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in range(count):
+                list(pool.map(share, range(threads)))
 
     turns.serve(block)
 

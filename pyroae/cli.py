@@ -383,7 +383,10 @@ def _add_place(parser: Parser, threads: str = "") -> None:
         help="where trainings run: here, or as tasks of a Ray cluster, with the same figures "
         "(default: local)",
     )
-    text = f"trainings side by side on this machine{threads} (default: 1)"
+    text = (
+        f"trainings side by side on this machine{threads} (default: as many as there are cores for "
+        "in a study of 5,000 steps, else 1)"
+    )
     parser.in_group("place", "--jobs", type=int, metavar="N", help=text)
     text = "of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT (default: this machine alone)"
     parser.in_group("place", "--address", metavar="ADDRESS", help=text)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import pyroae
 from benchmarks import report
-from benchmarks.panels import HAND, HAND_EAGER, LOOP, OURS, SVI, Panel, in_turns
+from benchmarks.panels import HAND, HAND_EAGER, LOOP, OURS, SVI, Panel
 from benchmarks.problems import Index, Problem
 from benchmarks.workers import Subject
 from pyroae import AISSettings, Local, TrainConfig, zoo
@@ -85,9 +85,7 @@ def steps(sizes: Sizes) -> dict[str, Any]:
         if sizes.is_gpu and problem is SMALL:
             rows.append((TUNED, PYRO + "compiled", {"inductor": TUNING, "tf32": True}))
         found |= _measured(
-            Panel(
-                f"B={problem.batch}", f"VAE {problem.label}", SVI, in_turns(_subjects(rows, there))
-            ),
+            Panel(f"B={problem.batch}", f"VAE {problem.label}", SVI, _subjects(rows, there)),
             sizes,
         )
     return found
@@ -103,9 +101,7 @@ def ensembles(sizes: Sizes) -> dict[str, Any]:
         ("one seed", PYRO + "compiled", {}),
     ]
     return _measured(
-        Panel(
-            "ensemble", f"{count} VAEs {there.label}", "one seed", in_turns(_subjects(rows, there))
-        ),
+        Panel("ensemble", f"{count} VAEs {there.label}", "one seed", _subjects(rows, there)),
         sizes,
     )
 

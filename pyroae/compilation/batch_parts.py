@@ -51,7 +51,7 @@ class Product:
     argument: int | None
 
 
-def products_of(node: fx.Node, inputs: Sequence[fx.Node]) -> list[Product] | None:
+def products_of(node: fx.Node, inputs: Sequence[fx.Node | None]) -> list[Product] | None:
     """Write a weight's gradient as a sum of products.
 
     Args:

@@ -385,7 +385,7 @@ class DividedStep:
             left = iter(inputs)
             square, total = next(left), torch.zeros_like(self._norms[0])
             for owned, _, _ in items:
-                whole = next(left)
+                whole: Tensor = next(left)
                 grad = _gradient(owned, left)
                 whole.copy_(grad)
                 if not isinstance(owned.rule, ClosedForm):
@@ -394,6 +394,7 @@ class DividedStep:
             return ()
 
         def clipped_update(*inputs: Tensor) -> tuple[()]:
+            assert largest is not None
             left = iter(inputs)
             factor = (largest / (next(left).sum().sqrt() + 1e-6)).clamp(max=1.0)
             numbers = [next(left) for _ in self._numbers]

@@ -4,7 +4,7 @@ import operator
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 from torch.fx.graph_module import GraphModule
 
 from pyroae.compilation.noise_inputs import is_random
@@ -63,6 +63,30 @@ def split_invariant(module: GraphModule, draws: Collection[str]) -> tuple[GraphM
         if node in late:
             copied(node)
     return GraphModule(module, first), GraphModule(module, second)
+
+
+def as_inputs(module: GraphModule, last: int) -> tuple[GraphModule, list[Tensor]]:
+    """Replace the constant tensors of a graph by inputs.
+
+    Args:
+        module: The graph; it does not change.
+        last: The number of last inputs, before which the new ones are.
+
+    Returns:
+        The graph, and the tensors in the order of its new inputs.
+    """
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    constants: list[Tensor] = []
+    inputs = graph.find_nodes(op="placeholder")
+    for node in graph.find_nodes(op="get_attr"):
+        with graph.inserting_before(inputs[-last]):
+            new = graph.placeholder(f"constant_{len(constants)}")
+        new.meta = dict(node.meta)
+        constants.append(getattr(module, str(node.target)))
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+    return GraphModule(module, graph), constants
 
 
 def _sources(node: fx.Node, late: set[fx.Node]) -> Iterator[fx.Node]:

@@ -5,10 +5,12 @@ graph is a function of noise without parameters, as torch computes it on a CPU:
 
     normal = std ε + mean,   bernoulli = [u < p],   one draw of a multinomial = argmax p / e
 
-so that a generator gives the same numbers that the graph would have drawn from it.
+so that a generator gives the same numbers that the graph would have drawn from it. Other draws, of
+gamma, Dirichlet or Poisson distributions, are inputs too where a graph of their parameters is run
+before (`ParametricDraw`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +110,40 @@ class Draw:
         getattr(tensor, self.method)(*self.parameters, generator=generator)
 
 
+@dataclass(frozen=True)
+class ParametricDraw:
+    """A draw with parameters that a graph computes; it is an input of another graph.
+
+    Attributes:
+        target: The operation, which takes a generator.
+        parameters: From the inputs of the graph and the draws before this one to the arguments of
+            the operation that are tensors.
+        arguments: All arguments, each a value, or the index of a result of `parameters`.
+        is_tensor: Whether each argument is such an index.
+    """
+
+    target: Callable[..., Tensor]
+    parameters: GraphModule
+    arguments: dict[str, Any]
+    is_tensor: dict[str, bool]
+
+    def draw(self, tensors: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        """Draw.
+
+        Args:
+            tensors: The results of `parameters`.
+            generator: A generator on the CPU.
+
+        Returns:
+            The value of the draw.
+        """
+        values = {
+            name: tensors[value] if self.is_tensor[name] else value
+            for name, value in self.arguments.items()
+        }
+        return self.target(**{**values, "generator": generator})
+
+
 def lift_draws(module: GraphModule) -> tuple[GraphModule, list[Draw]]:
     """Replace the random draws of a graph by further inputs.
 
@@ -127,22 +163,90 @@ def lift_draws(module: GraphModule) -> tuple[GraphModule, list[Draw]]:
     >>> draw.method, draw.shape, without_draws(torch.ones(3), torch.ones(3))
     ('normal_', (3,), tensor([2., 2., 2.]))
     """
+    lifted, draws = _lifted(module, parametric=False)
+    return lifted, [draw for draw in draws if isinstance(draw, Draw)]
+
+
+def lift_all_draws(module: GraphModule) -> tuple[GraphModule, list[Draw | ParametricDraw]]:
+    """Replace the random draws of a graph by further inputs, those with parameters too.
+
+    Args:
+        module: The traced graph; it does not change.
+
+    Returns:
+        The graph with a last input for each draw, and the draws, in the order of the inputs.
+
+    Raises:
+        NotLiftedError: For a draw into a tensor that is used elsewhere, or without a generator.
+
+    >>> from torch.fx.experimental.proxy_tensor import make_fx
+    >>> graph = make_fx(lambda rate: torch.poisson(2 * rate) + 1)(torch.ones(3))
+    >>> without_draws, (draw,) = lift_all_draws(graph)
+    >>> without_draws(torch.ones(3), torch.zeros(3)), draw.parameters(torch.ones(3))
+    (tensor([1., 1., 1.]), (tensor([2., 2., 2.]),))
+    """
+    return _lifted(module, parametric=True)
+
+
+def _lifted(
+    module: GraphModule, parametric: bool
+) -> tuple[GraphModule, list[Draw | ParametricDraw]]:
     module = GraphModule(module, _copy(module.graph))
     graph: fx.Graph = module.graph
-    draws: list[Draw] = []
+    draws: list[Draw | ParametricDraw] = []
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     for node in [n for n in graph.nodes if is_random(n)]:
         with graph.inserting_after(last):
             last = noise = graph.placeholder(f"draw_{len(draws)}")
+        draw: Draw | ParametricDraw
         with graph.inserting_before(node):
-            draw, value = _replaced(graph, node, noise)
+            if parametric and _has_parameters(node):
+                draw, value = _parametric(module, node, noise)
+            else:
+                draw, value = _replaced(graph, node, noise)
         with node.meta["val"].fake_mode:
-            noise.meta["val"] = draw.empty(1)[0]
+            example = draw.empty(1)[0] if isinstance(draw, Draw) else node.meta["val"].contiguous()
+        noise.meta["val"] = value.meta["val"] = example
         draws.append(draw)
         node.replace_all_uses_with(value)
         graph.erase_node(node)
     module.recompile()
     return module, draws
+
+
+def _has_parameters(node: fx.Node) -> bool:
+    """Whether a draw is no function of noise, but can be made outside of its graph."""
+    target: Any = node.target
+    if target in (*IN_PLACE, *FRESH, *OF_TENSORS, aten.bernoulli.default):
+        return False
+    arguments = _arguments(node)
+    if target is aten.multinomial.default and arguments["num_samples"] == 1:
+        return False
+    return not target._schema.is_mutable and arguments.get("generator", node) is None
+
+
+def _parametric(
+    module: GraphModule, node: fx.Node, noise: fx.Node
+) -> tuple[ParametricDraw, fx.Node]:
+    """The draw, and a copy of its value, which later operations may change in place."""
+    arguments = _arguments(node)
+    is_tensor = {name: isinstance(value, fx.Node) for name, value in arguments.items()}
+    nodes = [value for value in arguments.values() if isinstance(value, fx.Node)]
+    copied = fx.Graph()
+    into: dict[fx.Node, fx.Node] = {}
+    for other in module.graph.nodes:
+        if other is noise:  # the draws after this one are no inputs of its parameters
+            continue
+        if other is node:
+            break
+        into[other] = copied.node_copy(other, into.__getitem__)
+    copied.output(tuple(into[n] for n in nodes))
+    copied.eliminate_dead_code()
+    indices = iter(range(len(nodes)))
+    values = {n: next(indices) if is_tensor[n] else value for n, value in arguments.items()}
+    target: Any = node.target
+    draw = ParametricDraw(target, GraphModule(module, copied), values, is_tensor)
+    return draw, module.graph.call_function(aten.clone.default, (noise,))
 
 
 def _replaced(graph: fx.Graph, node: fx.Node, noise: fx.Node) -> tuple[Draw, fx.Node]:

@@ -294,7 +294,7 @@ def _handles(tensors: Sequence[Tensor]) -> Any:
     """Handles of tensors as an array of pointers."""
     address: Callable[..., Any] = ctypes.pythonapi.PyCapsule_GetPointer
     address.restype, address.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]  # type: ignore[attr-defined]
-    capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(list(tensors))  # type: ignore[attr-defined]
+    capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(list(tensors))
     return (ctypes.c_void_p * len(tensors))(*[address(c, None) for c in capsules])
 
 

@@ -23,6 +23,7 @@ from pyroae.compilation.divided_steps import MOST_STEPS, DividedStep, number_of_
 from pyroae.compilation.graph_calls import GraphCall, KnownGradients, SeparateOptimizer
 from pyroae.compilation.noise_inputs import NotLiftedError
 from pyroae.compilation.optimizer_updates import Update, closed_form_steps
+from pyroae.compilation.shared_code import SharedCode
 from pyroae.compilation.step_loop import NoEntryError
 from pyroae.compilation.tracing import UntraceableError, trace_to_graph
 from pyroae.errors import ConfigError, is_refusal
@@ -120,6 +121,8 @@ class Compiled(Shown):
         optimizer: The optimizer of torch; None before the first run and for gradients only.
         has_stepped: Whether the first step, which runs eagerly, was taken; in a resumed training
             before the interruption.
+        shared: In an ensemble, the code that its members share and the generator of this member's
+            draws; None for code of its own.
 
     Raises:
         ConfigError: For an objective without a `differentiable_loss`, an unknown backend, and a
@@ -149,6 +152,7 @@ class Compiled(Shown):
         self.same_draws, self.precision, self.backend = same_draws, precision, backend
         self.optimizer: torch.optim.Optimizer | None = None
         self.has_stepped = False
+        self.shared: tuple[SharedCode, torch.Generator] | None = None
         self._make_optimizer = optimizer
         self._graphs: dict[Key, Graph | None] = {}
         self._parameters: dict[str, nn.Parameter] = {}
@@ -416,6 +420,31 @@ class Compiled(Shown):
             and ("step", divisor, *self.key(args, kl_weight)) not in self._graphs
         )
 
+    def prepare(
+        self, *args: Tensor, kl_weight: float | None = None, divisor: float = 1.0
+    ) -> Callable[[tuple[Tensor, ...], float | None], Tensor]:
+        """Compile a step without taking it. The random generators are unchanged.
+
+        Args:
+            *args: Arguments of the programs, without containers.
+            kl_weight: Weight of log p and log q of the latent sites; None for none.
+            divisor: The number that the bound is divided by.
+
+        Returns:
+            The step: from arguments of the same shapes and a weight of the KL to the loss, as of
+            `step`, in the same variant of the objective and modes of the modules.
+
+        Raises:
+            Exception: Any error of the programs or of the compiler, in the place of the warning and
+                the eager steps of `step`.
+        """
+        key = ("step", divisor, *self.key(args, kl_weight))
+        if key not in self._graphs:
+            with fork_random(device_of(args)), pyro.validation_enabled(False):
+                self._graphs[key] = self._whole_step(args, kl_weight, divisor)
+        graph = cast(Graph, self._graphs[key])
+        return lambda args, kl_weight: graph(*args, *self.weights(kl_weight))[0]
+
     # Eager runs.
 
     def _flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
@@ -515,7 +544,10 @@ class Compiled(Shown):
         reached = self._reached(args, kl_weight)
         update = self._update(reached)
         if update is not None:
-            divided = self._divided_step(args, kl_weight, divisor, reached, update)
+            is_own = self.shared is None
+            divided = (
+                self._divided_step(args, kl_weight, divisor, reached, update) if is_own else None
+            )
             return divided or self._graph(args, kl_weight, divisor, reached, update)
         gradients = self._graph(args, kl_weight, divisor, reached, None)
         return SeparateOptimizer(
@@ -585,7 +617,11 @@ class Compiled(Shown):
     ) -> Graph:
         """Trace and compile."""
         graph, inputs, where = self._traced(args, kl_weight, divisor, reached, update)
-        code: Graph = graph if self.backend == "eager" else inductor(graph, inputs, self.same_draws)
+        code: Graph
+        if self.shared is not None:
+            code = self.shared[0].code_of(graph, inputs, self.shared[1])
+        else:
+            code = graph if self.backend == "eager" else inductor(graph, inputs, self.same_draws)
         return GraphCall(code, list(self._parameters.values()), where, update)
 
     def _traced(

@@ -5,6 +5,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -62,6 +63,19 @@ def trace_to_graph(
         raise UntraceableError(
             ": ".join(filter(None, [sites.where(error), reason_of(error)]))
         ) from error
+
+
+def fixed_shapes() -> AbstractContextManager[Any]:
+    """Return a context in which graphs with loops, whose shapes are fixed, can be compiled.
+
+    Returns:
+        The context.
+    """
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    return tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)))
 
 
 def reason_of(error: BaseException) -> str:

@@ -36,7 +36,7 @@ class Point:
     grad_start: Tensor
     grad_ratio: Tensor
 
-    def log_density(self, beta: float) -> Tensor:
+    def log_density(self, beta: Tensor | float) -> Tensor:
         """Evaluate the density of the path at β.
 
         Args:
@@ -47,7 +47,7 @@ class Point:
         """
         return self.log_start + beta * self.log_ratio
 
-    def gradient(self, beta: float) -> Tensor:
+    def gradient(self, beta: Tensor | float) -> Tensor:
         """Evaluate the gradient of the path at β.
 
         Args:

@@ -14,6 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyroae.programs.particles import has_particles, is_draw
 from pyroae.programs.sites import base_distribution, is_discrete
+from pyroae.runtime.randomness import start_random
 
 REDRAWS = 16
 """Number of times that a discrete draw which two particles share is redrawn in a trial run."""
@@ -112,7 +113,10 @@ class FixedSeed(Messenger):
     """Seed torch's generators with 0 at the start of every run of a program."""
 
     def __enter__(self) -> Self:
-        torch.manual_seed(0)
+        if torch.accelerator.is_available():  # every device has a generator
+            torch.manual_seed(0)
+        else:
+            start_random(torch.device("cpu"), 0)
         return super().__enter__()
 
 

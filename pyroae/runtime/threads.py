@@ -17,10 +17,34 @@ class Threads:
     Args:
         pool: The pool; None to run each task in the calling thread when its result is requested.
         count: The number of threads in the pool.
+
+    Attributes:
+        count: The number of tasks that run at once.
     """
 
     def __init__(self, pool: ThreadPoolExecutor | None = None, count: int = 1) -> None:
-        self._pool, self._count = pool, count
+        self._pool, self.count = pool, count
+
+    def submit[T](self, task: Callable[[], T]) -> Future[T]:
+        """Start or queue a task; without a pool, run it now.
+
+        Args:
+            task: A function without arguments.
+
+        Returns:
+            Its future result, or its error.
+
+        >>> Threads().submit(lambda: 2).result()
+        2
+        """
+        if self._pool is not None:
+            return self._pool.submit(task)
+        future = Future[T]()
+        try:
+            future.set_result(task())
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
     def in_order[T](self, tasks: Iterable[Callable[[], T]]) -> Generator[T]:
         """Run tasks in parallel and yield their results in the order of the tasks.
@@ -49,7 +73,7 @@ class Threads:
         try:
             for task in tasks:
                 waiting.append(self._pool.submit(task))
-                if len(waiting) > AHEAD * self._count:
+                if len(waiting) > AHEAD * self.count:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -1,7 +1,7 @@
 """The executor of a study that the command line names."""
 
 from pyroae.errors import ConfigError, unknown_name
-from pyroae.studies.executors import Executor, Local
+from pyroae.studies.executors import Executor
 from pyroae.studies.process_executor import InProcesses
 from pyroae.studies.ray_executor import OnRay
 
@@ -18,7 +18,7 @@ def executor_of(
         executor: `local` or `ray`.
         address: The address of the Ray cluster; None for this machine alone.
         gpus_per_cell: The share of a GPU per training, in [0, 1].
-        jobs: How many trainings of this machine run side by side; None for one.
+        jobs: How many trainings of this machine run side by side; None for `jobs_for`.
 
     Returns:
         The executor.
@@ -27,7 +27,7 @@ def executor_of(
         ConfigError: For another name, for options of Ray without Ray, and for `jobs` with it.
 
     >>> executor_of("local"), executor_of("ray", gpus_per_cell=0.25)
-    (Local(), OnRay(address=None, gpus_per_cell=0.25, retries=3))
+    (InProcesses(jobs=None, retries=3), OnRay(address=None, gpus_per_cell=0.25, retries=3))
     """
     if executor == "ray":
         if jobs is not None:
@@ -40,4 +40,4 @@ def executor_of(
     for flag, value in (("--address", address), ("--gpus-per-cell", gpus_per_cell)):
         if value is not None:
             raise ConfigError(f"{flag} is for trainings on Ray: give --executor ray too")
-    return InProcesses(jobs) if jobs is not None and jobs != 1 else Local()
+    return InProcesses(jobs)

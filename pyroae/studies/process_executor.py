@@ -11,17 +11,25 @@ from multiprocessing.connection import Connection, Pipe, wait
 from subprocess import DEVNULL, Popen
 from typing import cast
 
+import torch
+
+from pyroae.comparison.budget import Budget
 from pyroae.comparison.results import Cell
 from pyroae.config import at_least_one
+from pyroae.runtime.memory import machine_memory
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.signals import SIGNALS
 from pyroae.studies.attempts import RETRIES, Attempts
-from pyroae.studies.executors import Executor, Outcomes, one_process_each
+from pyroae.studies.executors import Executor, Local, Outcomes, one_process_each
 from pyroae.studies.process_worker import Answer, Job
 from pyroae.studies.study import Study
+from pyroae.training.plan import is_long
 
 LIBRARIES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Environment variables that say how many threads the libraries of a process start."""
+
+MEMORY = 2**31
+"""Bytes of the machine's memory for each process that is started unasked."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +40,19 @@ class InProcesses(Executor):
     those of `Local`, bit for bit: each training has `cpus_per_cell` threads, however many are run.
 
     Attributes:
-        jobs: the number of processes.
+        jobs: the number of processes; None for `jobs_for`, and one is this process.
         retries: how often a cell is run again after its process was lost.
 
     Raises:
         ConfigError: for fewer than one process.
     """
 
-    jobs: int
+    jobs: int | None = None
     retries: int = RETRIES
 
     def __post_init__(self) -> None:
-        at_least_one("jobs", self.jobs)
+        if self.jobs is not None:
+            at_least_one("jobs", self.jobs)
 
     def ready(self, study: Study) -> AbstractContextManager[None]:
         """Return a context without effect.
@@ -57,18 +66,49 @@ class InProcesses(Executor):
         Raises:
             ConfigError: if a training is to have several devices.
         """
-        one_process_each(study, "of --jobs")
+        if self.jobs is not None and self.jobs > 1:
+            one_process_each(study, "of --jobs")
         return nullcontext()
 
     def run(self, study: Study, cells: Sequence[Cell]) -> Outcomes:
         """Train and score cells side by side."""
-        workers = _Workers(study, min(self.jobs, len(cells)), self.retries)
+        jobs = jobs_for(study, cells) if self.jobs is None else self.jobs
+        if jobs == 1:
+            yield from Local().run(study, cells)
+            return
+        workers = _Workers(study, min(jobs, len(cells)), self.retries)
         try:
             with Progress("trainings", len(cells)) as bar:
                 yield from workers.run(cells, bar)
         finally:
             workers.stop()
         workers.attempts.check()
+
+
+def jobs_for(study: Study, cells: Sequence[Cell]) -> int:
+    """Return how many trainings of a study run side by side if nothing is said.
+
+    They are as many as torch has threads for: a training has `cpus_per_cell` of them. Their number
+    changes no result.
+
+    Args:
+        study: the study.
+        cells: the cells that are not finished.
+
+    Returns:
+        The number of processes; 1 on a GPU, which the trainings would share, for a budget of
+        seconds, which they would take from each other, for trainings of several processes, and for
+        fewer than 5,000 steps in all, in which the start of a process does not pay.
+    """
+    config, settings = study.config, study.config.settings
+    on_gpu = settings.accelerator != "cpu" and torch.accelerator.is_available()
+    is_timed = Budget.parse(config.budget).kind == "seconds"
+    if on_gpu or is_timed or settings.is_distributed:
+        return 1
+    jobs = min(
+        torch.get_num_threads() // config.cpus_per_cell, len(cells), machine_memory() // MEMORY
+    )
+    return jobs if jobs > 1 and is_long(sum(map(study.steps, cells))) else 1
 
 
 class _Workers:

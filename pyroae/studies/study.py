@@ -58,6 +58,7 @@ from pyroae.studies.curves import CURVE_DATA, Curve
 from pyroae.studies.scoring import corrected, first_of, mean_units, outcome_of
 from pyroae.studies.study_config import StudyConfig
 from pyroae.studies.tuning import FOLDER
+from pyroae.training.plan import steps_of
 from pyroae.training.state import State
 from pyroae.training.trainer import FitResult
 
@@ -263,6 +264,17 @@ class Study:
             except (NonFiniteLossError, DataError) as error:
                 write_failure(self.place(cell) / OUTCOME, str(error))
                 return str(error)
+
+    def steps(self, cell: Cell) -> int:
+        """Return the number of steps of a training.
+
+        Args:
+            cell: the cell.
+
+        Returns:
+            The steps of its budget; early stopping may leave some out.
+        """
+        return steps_of(self._run_config(cell).training, len(self.parts.train))
 
     def _run_config(self, cell: Cell) -> RunConfig:
         def per_datum(config: RunConfig) -> float:

@@ -62,7 +62,7 @@ from pyroae.studies.tuning import (
 )
 from pyroae.studies.variants import check_grid
 from pyroae.training.fitting import Data as Part
-from pyroae.training.lockstep import is_worth_batching
+from pyroae.training.lockstep import are_trained_together
 
 Make = Callable[[], nn.Module | tuple[Program, Program]]
 """Returns an untrained system."""
@@ -129,7 +129,7 @@ def compare_training(
     """Train a new system under each objective, K and seed, and score all by the held-out NLL.
 
     For one seed every training of a variant has the same initial weights, order of the data and
-    binarization. The seeds of an entry are trained in one graph where `is_worth_batching` says so;
+    binarization. The seeds of an entry are trained at once where `are_trained_together` says so;
     each is then charged with its share of the seconds.
 
     Args:
@@ -456,16 +456,16 @@ class _Trainings:
 
 
 def _groups(cells: Sequence[Cell], runner: CellRunner) -> Iterator[list[Cell]]:
-    """Cells that are trained in one graph: those that differ only in their seed, if it pays."""
+    """Cells that are trained at once: those that differ only in their seed, if it pays."""
     for _, group in groupby(cells, key=lambda cell: cell.entry):
         seeds = list(group)
         first, num_data = seeds[0], len(runner.train)
         with pyro.get_param_store().scope():
-            is_batched = is_worth_batching(
+            is_one = are_trained_together(
                 runner.system(first),
                 runner.objective(first),
                 runner.config(first),
                 num_data,
                 len(seeds),
             )
-        yield from [seeds] if is_batched else [[cell] for cell in seeds]
+        yield from [seeds] if is_one else [[cell] for cell in seeds]

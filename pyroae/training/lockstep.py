@@ -1,6 +1,7 @@
-"""Train systems that differ only in their seed, with one batched graph for their steps."""
+"""Train systems that differ only in their seed: on a CPU side by side, on a GPU in one graph."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
@@ -8,11 +9,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from pyroae.compilation.ensemble import Batches, Ensemble, Stream
+from pyroae.compilation.noise_inputs import NotLiftedError
 from pyroae.compilation.optimizer_updates import rule_of
+from pyroae.compilation.tracing import UntraceableError, reason_of
 from pyroae.config import TrainConfig
 from pyroae.data.batching import resident, served
 from pyroae.data.loading import Splits
@@ -31,27 +35,10 @@ from pyroae.training.optimizers import optimizer_of
 from pyroae.training.plan import is_long, steps_of
 from pyroae.training.preflight import check
 from pyroae.training.running_loss import Losses
+from pyroae.training.side_by_side import NotCompiledError, SideBySide
 from pyroae.training.state import Epoch, State
 from pyroae.training.stepping import STEPS_A_LAUNCH
 from pyroae.training.trainer import FitResult, Trainer
-
-CPU_PRODUCTS = 3 * 10**7
-"""Products of weights per step, up to which an ensemble pays on a CPU.
-
-Measured on two cores: five seeds took 0.75 of the time of separate trainings at 7·10⁶ products,
-and all of it at 8·10⁷.
-"""
-
-
-CONVOLUTIONS = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-"""Layers of which one member fills a CPU."""
 
 
 class FitResults(Shown, list[FitResult]):
@@ -77,14 +64,16 @@ def fit_ensemble(
     on_epoch: Callable[[int, State], None] | None = None,
     progress: bool = True,
 ) -> FitResults:
-    """Train systems of one form in place, each from its own seed, in one batched graph.
+    """Train systems of one form in place, each from its own seed, at once.
 
         fit(system, data, objective, replace(config, seed=seed))  for each, with the same draws
         and batches
 
-    On a CPU losses and weights equal those of separate trainings up to rounding. The members are
-    trained sequentially where `is_worth_batching` does not hold or, with a warning, where their
-    draws or operations cannot be batched.
+    On a CPU each step is taken by one core, and as many members are stepped side by side as torch
+    has threads; losses and weights equal those of separate trainings up to rounding, and do not
+    depend on the number of threads. On a GPU one batched graph steps all members. They are trained
+    sequentially where `are_trained_together` does not hold or, with a warning, where their draws or
+    operations cannot be compiled.
 
     Args:
         systems: modules with a `model` and a `guide`, alike but for their weights.
@@ -94,7 +83,8 @@ def fit_ensemble(
         config: as in `fit`; `seed` is replaced by `seeds`.
         seeds: the seed of each system.
         valid: as in `fit`.
-        on_epoch: receives the index of a member and its state, from which `fit` can resume.
+        on_epoch: receives the index of a member and its state, from which `fit` can resume: after
+            each epoch in the order of the members.
         progress: whether to show the progress.
 
     Returns:
@@ -125,7 +115,7 @@ def fit_ensemble(
     configs = [replace(config, seed=seed) for seed in seeds]
     parts = [train_and_valid(module, data, valid) for module in modules]
     objectives = [deepcopy(objective) for _ in modules]
-    if not is_worth_batching(modules[0], objective, config, len(parts[0][0]), len(modules)):
+    if not are_trained_together(modules[0], objective, config, len(parts[0][0]), len(modules)):
         return FitResults(
             _alone(i, modules[i], data, objectives[i], one, valid, on_epoch, progress)
             for i, one in enumerate(configs)
@@ -140,32 +130,67 @@ def fit_ensemble(
         [trained_module(m, train, own) for m, own in zip(modules, objectives, strict=True)],
     )
     fabrics = [fabric_of(one) for one in configs]
-    with fork_random(fabrics[0].device), default_dtype(config):
-        train, trainers, streams = resident(train, fabrics[0].device), [], []
+    device, states, sequential = fabrics[0].device, [], configs
+    with fork_random(device), default_dtype(config):
+        train, trainers, streams = resident(train, device), [], []
         for module, own, one, fabric, size, (_, held_out) in zip(
             modules, objectives, configs, fabrics, sizes, parts, strict=True
         ):
-            trainers.append(Trainer(Step(module, own, size), one, fabric, train, held_out))
-            streams.append(Stream(fabric.device))
-        results = _Lockstep(trainers, streams).run(on_epoch, progress)
-    return FitResults(returned(*pair) for pair in zip(results, systems, strict=True))
+            step = Step(module, own, size)
+            trainers.append(Trainer(step, one, fabric, train, held_out, len(modules)))
+            streams.append(Stream(device))
+        together: _Lockstep | SideBySide = (
+            _Lockstep(trainers, streams) if is_batched(device) else SideBySide(trainers, streams)
+        )
+        try:
+            results = together.run(on_epoch, progress)
+            return FitResults(returned(*pair) for pair in zip(results, systems, strict=True))
+        except NotCompiledError as error:
+            states, sequential = error.states, _sequential(configs, error.__cause__)
+    return FitResults(
+        _alone(i, systems[i], data, objectives[i], one, valid, on_epoch, progress, states[i])
+        for i, one in enumerate(sequential)
+    )
 
 
-def is_worth_batching(
+def is_batched(device: torch.device) -> bool:
+    """Return whether one graph steps all members, instead of threads that each step one.
+
+    Args:
+        device: the device of the ensemble.
+
+    Returns:
+        Whether it is a GPU, on which a kernel of one small step takes less time than its launch.
+    """
+    return device.type == "cuda"
+
+
+def _sequential(configs: list[TrainConfig], error: BaseException | None) -> list[TrainConfig]:
+    """Configurations of trainings one after the other, with a warning that says why."""
+    if isinstance(error, NotLiftedError):  # code of one training draws inside of its graph
+        warnings.warn(f"the members of an ensemble are trained sequentially: {error}", stacklevel=3)
+        return configs
+    assert error is not None
+    reason = str(error) if isinstance(error, UntraceableError) else reason_of(error)
+    warnings.warn(f"model and guide run eagerly, not compiled: {reason}", stacklevel=3)
+    return [replace(one, compile=False) for one in configs]
+
+
+def are_trained_together(
     system: nn.Module, objective: ELBO, config: TrainConfig, num_data: int, members: int
 ) -> bool:
-    """Return whether trainings of one form are batched.
+    """Return whether trainings of one form are one ensemble.
 
-    The rule depends on the configuration alone, not on measured times. Trainings are not batched
+    The rule depends on the configuration alone, not on measured times. Trainings are sequential
 
-    - if members would take different numbers of steps (`patience`, `max_seconds`);
+    - with `max_seconds`: a second of one core is not a second of all;
     - if gradients are scaled (`16-mixed`), shared by processes or inspected (`nonfinite="skip"`);
     - for an optimizer that cannot be part of a graph, and for a pair of programs;
     - for an objective that draws a variant on the host, in which members would differ;
     - if compilation is turned off or does not pay: with `compile="auto"` an ensemble needs 5,000
       steps, those of all members counted;
-    - on a CPU, which the step of one member can fill: with convolutions, or if
-      parameters · batch size · K is above 3·10⁷.
+    - on a CPU, if there are fewer members than half of torch's threads;
+    - on a GPU with `patience`, by which members end at different steps.
 
     Args:
         system: one of the systems.
@@ -175,30 +200,19 @@ def is_worth_batching(
         members: the number of systems.
 
     Returns:
-        Whether `fit_ensemble` trains them in one graph.
+        Whether `fit_ensemble` trains them at once.
     """
-    is_pair = isinstance(system, Pair)
-    if members < 2 or is_pair or not config.compile or variant_of(objective) != ():
+    if members < 2 or isinstance(system, Pair) or not config.compile or variant_of(objective) != ():
         return False
-    if (
-        config.patience is not None
-        or config.max_seconds is not None
-        or config.precision == "16-mixed"
-    ):
-        return False
-    if config.is_distributed or config.nonfinite == "skip":
+    has_limit, is_scaled = config.max_seconds is not None, config.precision == "16-mixed"
+    if has_limit or is_scaled or config.is_distributed or config.nonfinite == "skip":
         return False
     optimizer = optimizer_of(config, system)
     if any(rule_of(optimizer, group) is None for group in optimizer.param_groups):
         return False
-    if fabric_of(config).device.type == "cpu":
-        products = (
-            sum(p.numel() for p in system.parameters())
-            * config.batch_size
-            * getattr(objective, "num_particles", 1)
-        )
-        if products > CPU_PRODUCTS or any(isinstance(m, CONVOLUTIONS) for m in system.modules()):
-            return False
+    on_gpu = is_batched(fabric_of(config).device)
+    if config.patience is not None if on_gpu else 2 * members < torch.get_num_threads():
+        return False
     return config.compile is True or is_long(members * steps_of(config, num_data))
 
 
@@ -221,9 +235,12 @@ def _alone(
     valid: Any,
     on_epoch: Callable[[int, State], None] | None,
     progress: bool,
+    state: State | None = None,
 ) -> FitResult:
     after = None if on_epoch is None else lambda state: on_epoch(index, state)
-    return fit(module, data, objective, config, valid=valid, on_epoch=after, progress=progress)
+    return fit(
+        module, data, objective, config, valid=valid, state=state, on_epoch=after, progress=progress
+    )
 
 
 class _Lockstep:
@@ -340,7 +357,7 @@ class _Lockstep:
         return self.first.stepper.forward.num_data(batches[0])
 
     def _is_compiled(self, batches: Batches) -> bool:
-        return self.first.plan.is_worth_compiling(len(batches[0][0]), len(self.trainers))
+        return self.first.plan.is_worth_compiling(len(batches[0][0]))
 
     def _look(
         self, running: Sequence[Losses], epoch: int, good: Sequence[State], *, wait: bool

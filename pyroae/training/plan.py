@@ -22,6 +22,7 @@ class Plan:
     Attributes:
         config: the configuration.
         num_data: the number of training data, N.
+        members: the number of trainings that share a graph, and the time to compile it.
 
     >>> plan = Plan(TrainConfig(epochs=3, batch_size=10, kl_warmup=2), num_data=25)
     >>> plan.steps_per_epoch, plan.total_steps, plan.kl_weight(2)
@@ -30,6 +31,7 @@ class Plan:
 
     config: TrainConfig
     num_data: int
+    members: int = 1
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -82,7 +84,7 @@ class Plan:
         warmup = self.config.kl_warmup * self.steps_per_epoch
         return min(1.0, (step + 1) / warmup) if warmup else None
 
-    def is_worth_compiling(self, size: int, members: int = 1) -> bool:
+    def is_worth_compiling(self, size: int) -> bool:
         """Return whether steps on batches of one size are compiled.
 
         The rule depends on the configuration alone, not on measured times, so that a repeated
@@ -90,7 +92,6 @@ class Plan:
 
         Args:
             size: the number of data in the batch.
-            members: the number of trainings that share the graph, and the time to compile it.
 
         Returns:
             For `compile="auto"`, whether there are enough steps; else whether `compile` is set and
@@ -101,9 +102,9 @@ class Plan:
         if config.compile == "auto":
             if config.max_seconds is not None:
                 return is_full and config.max_seconds >= COMPILE_FROM_SECONDS
-            return is_long((self.total_steps if is_full else epochs) * members)
+            return is_long((self.total_steps if is_full else epochs) * self.members)
         repeats = COMPILE_FROM_STEPS if config.max_seconds is not None else epochs
-        return bool(config.compile) and (is_full or is_long(repeats * members))
+        return bool(config.compile) and (is_full or is_long(repeats * self.members))
 
 
 def steps_of(config: TrainConfig, num_data: int) -> int:

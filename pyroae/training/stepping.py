@@ -30,6 +30,8 @@ STEPS_A_LAUNCH = 16
 
 NUMBERS_A_CALL = 2**28
 """Products of weights and data in one call on a CPU, about a hundredth of a second."""
+TakeStep = Callable[[int, tuple[Tensor, ...]], Tensor]
+"""From the number of a step and a batch, each argument of shape [B, ...], to the loss."""
 
 
 class Stepper:
@@ -82,6 +84,30 @@ class Stepper:
             grad_clip=config.grad_clip,
             precision=self.fabric.autocast,
         )
+
+    def prepare(self, step: int, args: tuple[Tensor, ...], size: int) -> TakeStep | None:
+        """Compile the steps on batches of one size, without taking one.
+
+        Args:
+            step: the next step, counted from 0.
+            args: a batch, each argument of shape [B, ...].
+            size: its size B.
+
+        Returns:
+            The compiled step: from its number and a batch to the loss. None for the first step and
+            for one of a rare size, which are not compiled.
+
+        Raises:
+            Exception: any error of the programs or of the compiler.
+        """
+        graphs = self._graphs_for(size)
+        if graphs is None or not graphs.has_stepped:
+            return None
+        self.show(step, "compiling the step")
+        begun, kl_weight = time.monotonic(), self.begin(step)
+        take = graphs.prepare(*args, kl_weight=kl_weight, divisor=self.forward.num_data(args))
+        self.compile_seconds += time.monotonic() - begun
+        return lambda step, args: take(args, self.begin(step))
 
     @property
     def most(self) -> int:

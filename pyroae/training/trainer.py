@@ -90,6 +90,7 @@ class Trainer:
         fabric: the device, the precision and the processes.
         train: the training data.
         valid: the validation data; None if there are none.
+        members: the number of trainings of an ensemble, which share the time to compile a step.
 
     Attributes:
         plan: the number of steps and their schedules.
@@ -108,10 +109,11 @@ class Trainer:
         fabric: "Fabric",
         train: Dataset | Arguments,
         valid: Dataset | Arguments | None,
+        members: int = 1,
     ) -> None:
         torch.manual_seed(config.seed)
         self.system, self.config, self.fabric = step.system, config, fabric
-        self.plan = Plan(config, len(train))
+        self.plan = Plan(config, len(train), members)
         self.stepper = Stepper(step, config, fabric, self.plan)
         self.share = self.stepper.share
         self.batches = Minibatches(train, config, step.system, fabric.device, self.share)
@@ -160,7 +162,7 @@ class Trainer:
                     recorder.epoch(state.history[-1], self._rates(state.history[-1], before))
                 if on_epoch is not None:
                     on_epoch(state)
-                stopped = self._has_stalled(epoch, state)
+                stopped = self.has_stalled(state)
                 if stopped:
                     break
             if recorder is not None:
@@ -179,9 +181,16 @@ class Trainer:
             "samples_per_second": data / max(row.seconds - first.seconds, 1e-9),
         }
 
-    def _has_stalled(self, epoch: int, state: State) -> bool:
-        """Whether the validation bound has not improved for `patience` epochs."""
-        patience = self.config.patience
+    def has_stalled(self, state: State) -> bool:
+        """Return whether early stopping ends the training.
+
+        Args:
+            state: the state after an epoch.
+
+        Returns:
+            Whether the validation bound has not improved for `patience` epochs.
+        """
+        patience, epoch = self.config.patience, len(state.history)
         has_valid = bool(self.validate.data)
         return patience is not None and has_valid and epoch - state.best_epoch >= patience
 

@@ -1,7 +1,8 @@
 """Ensembles: the losses and weights of separate trainings, from one graph for all members."""
 
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -27,9 +28,10 @@ from pyroae.nn import MLP
 from pyroae.objectives import OBJECTIVES, TraceELBO
 from pyroae.objectives.named import iwae
 from pyroae.studies.trainings import compare_training
-from pyroae.training.lockstep import fit_ensemble, is_worth_batching
+from pyroae.training.lockstep import are_trained_together, fit_ensemble
+from pyroae.training.side_by_side import SideBySide
 from pyroae.training.state import State
-from pyroae.training.trainer import FitResult
+from pyroae.training.trainer import FitResult, Trainer
 from tests.systems import DISCRETE, SYSTEMS, D
 
 SEEDS = (3, 4, 5)
@@ -40,11 +42,28 @@ Make = Callable[[], nn.Module]
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run as they are traced: what a step computes, without the minute that code takes."""
-    for module in ("svi", "ensemble"):
+    for module in ("svi", "ensemble", "shared_code"):
         monkeypatch.setattr(
             f"pyroae.compilation.{module}.inductor",
             lambda graph, inputs, same_draws, **settings: graph,
         )
+
+
+@pytest.fixture(params=["side by side", "batched"])
+def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How members are stepped: as on a CPU, and as on a GPU."""
+    is_batched = request.param == "batched"
+    monkeypatch.setattr("pyroae.training.lockstep.is_batched", lambda device: is_batched)
+    return str(request.param)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The number of torch's threads, on which no number of an ensemble depends."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
 
 
 def data(num_data: int = 30) -> Tensor:
@@ -75,11 +94,9 @@ def both(
     make: Make, objective: Any, config: TrainConfig, given: Any, seeds: Sequence[int] = SEEDS
 ) -> tuple[list[FitResult], list[FitResult]]:
     """The results of an ensemble, and of separate trainings run as they are."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyroae.training.lockstep.CONVOLUTIONS", ())  # slower on a CPU, and right
-        together = fit_ensemble(
-            [new(make, s) for s in seeds], given, objective(), config, seeds=seeds, progress=False
-        )
+    together = fit_ensemble(
+        [new(make, s) for s in seeds], given, objective(), config, seeds=seeds, progress=False
+    )
     alone = [
         fit(
             new(make, s), given, objective(), replace(config, seed=s, compile=False), progress=False
@@ -136,7 +153,7 @@ SEVERAL: dict[str, dict[str, Any]] = {
 """Every setting in one of few trainings, for `make test`; `make study` has each alone."""
 
 
-@pytest.mark.usefixtures("traced", "float64")
+@pytest.mark.usefixtures("traced", "float64", "how")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -171,7 +188,7 @@ NOT_ALWAYS = ("vae", "vae-normal", "sparse-ae-map", "ppca-exact")
 """Systems whose kinds of draws others have too: for `make study`."""
 
 
-@pytest.mark.usefixtures("traced", "float64")
+@pytest.mark.usefixtures("traced", "float64", "how")
 @pytest.mark.parametrize(
     ("name", "objective"),
     [
@@ -190,7 +207,7 @@ def test_systems_and_estimators(name: str, objective: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("traced", "float64")
+@pytest.mark.usefixtures("traced", "float64", "how")
 @pytest.mark.parametrize("name", list(ALL))
 def test_every_system_and_estimator(name: str) -> None:
     for objective, make in OBJECTIVES.items():
@@ -209,12 +226,13 @@ def test_every_system_and_estimator(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("how")
 def test_as_code_of_inductor_in_single_precision() -> None:
     config = config_of(precision="32-true", epochs=4)
     assert_alike(*both(SYSTEMS["vae"], TraceELBO, config, data()), rel=1e-4)
 
 
-@pytest.mark.usefixtures("traced", "float64")
+@pytest.mark.usefixtures("traced", "float64", "how")
 def test_a_state_of_a_member_goes_on_alone() -> None:
     """From what `on_epoch` receives, `fit` takes the steps that the ensemble takes."""
     states: dict[int, list[State]] = {0: [], 1: []}
@@ -244,7 +262,7 @@ def test_a_state_of_a_member_goes_on_alone() -> None:
             torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.usefixtures("traced", "float64")
+@pytest.mark.usefixtures("traced", "float64", "how")
 def test_members_have_tensors_of_their_own_afterwards() -> None:
     before = torch.get_rng_state()
     members = [new(SYSTEMS["vae"], seed) for seed in SEEDS]
@@ -255,7 +273,7 @@ def test_members_have_tensors_of_their_own_afterwards() -> None:
         assert parameter.untyped_storage().nbytes() == parameter.nbytes
 
 
-@pytest.mark.usefixtures("traced", "float64")
+@pytest.mark.usefixtures("traced", "float64", "how")
 def test_what_differs_between_members_is_not_taken_from_the_first() -> None:
     """A fixed random projection, which no parameter and no buffer holds."""
 
@@ -320,6 +338,91 @@ def test_a_recorded_step_is_the_same_step(monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(*losses, rtol=1e-12, atol=1e-12)
 
 
+# Members side by side.
+
+
+@pytest.mark.usefixtures("traced", "float64")
+def test_the_number_of_threads_changes_nothing(threads: int) -> None:
+    """To the last bit; callbacks come in the order of epochs, then of members."""
+    grey = torch.rand(40, D, generator=torch.Generator().manual_seed(5))
+    splits = load(grey, binarize="dynamic", valid=0.2, test=0.1, value_range=(0.0, 1.0))
+    seen: list[tuple[int, int]] = []
+
+    def trained() -> list[FitResult]:
+        return fit_ensemble(
+            [new(SYSTEMS["vae"], s) for s in SEEDS],
+            splits,
+            config=config_of(batch_size=12, snapshots=(0, 2)),
+            seeds=SEEDS,
+            on_epoch=lambda i, state: seen.append((len(state.history), i)),
+            progress=False,
+        )
+
+    results = trained()
+    assert torch.get_num_threads() == threads
+    assert seen == [(epoch, i) for epoch in range(4) for i in range(3)]
+    assert [sorted(result.snapshots) for result in results] == [[0, 2]] * 3
+    torch.set_num_threads(3 - threads)
+    for one, other in zip(results, trained(), strict=True):
+        assert one.history[-1].train_nelbo == other.history[-1].train_nelbo
+        for weight, wanted in zip(one.system.parameters(), other.system.parameters(), strict=True):
+            assert weight.equal(wanted)
+
+
+@pytest.mark.usefixtures("traced", "float64")
+def test_members_that_stop_early() -> None:
+    """Each by its own validation bound, as trained alone."""
+    grey = torch.rand(40, D, generator=torch.Generator().manual_seed(5))
+    splits = load(grey, binarize="dynamic", valid=0.2, test=0.1, value_range=(0.0, 1.0))
+    together, alone = both(
+        SYSTEMS["vae"], TraceELBO, config_of(epochs=40, patience=1, lr=0.1), splits
+    )
+    assert_alike(together, alone)
+    lengths = [len(result.history) for result in together]
+    assert len(set(lengths)) > 1
+    assert max(lengths) < 40
+    assert all(result.stopped_early for result in together)
+
+
+@pytest.mark.usefixtures("float64")
+def test_one_code_for_all_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of a full batch and that of a smaller one are each compiled once."""
+    made: list[bool] = []
+
+    def compiled(graph: Any, inputs: Any, same_draws: bool, one_core: bool = False) -> Any:
+        made.append(one_core)
+        return graph
+
+    monkeypatch.setattr("pyroae.compilation.shared_code.inductor", compiled)
+    monkeypatch.setattr("pyroae.training.plan.COMPILE_FROM_STEPS", 9)
+    config = config_of(batch_size=12)
+    results = both(SYSTEMS["vae"], TraceELBO, config, data())
+    assert made == [True, True]
+    assert_alike(*results)
+    seconds = [result.compile_seconds for result in results[0]]
+    assert len(set(seconds)) == 1
+    assert all(result.seconds > result.compile_seconds > 0 for result in results[0])
+
+
+@pytest.mark.usefixtures("traced", "float64")
+def test_an_interrupted_ensemble_ends_its_threads(threads: int) -> None:
+    def interrupt(member: int, state: State) -> None:
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        fit_ensemble(
+            [new(SYSTEMS["vae"], s) for s in SEEDS],
+            data(),
+            config=config_of(epochs=10**6),
+            seeds=SEEDS,
+            on_epoch=interrupt,
+            progress=False,
+        )
+    assert threading.active_count() == before
+    assert torch.get_num_threads() == threads
+
+
 # What is stepped sequentially.
 
 
@@ -340,12 +443,12 @@ class Gamma(nn.Module):
             pyro.sample("z", dist.Gamma(2.0, self.log_rate.exp()))
 
 
-@pytest.mark.usefixtures("traced", "float64")
+@pytest.mark.usefixtures("traced", "float64", "how")
 def test_a_draw_that_cannot_be_lifted() -> None:
     """One warning, and the numbers of separate trainings."""
     with pytest.warns(
         UserWarning,
-        match="stepped sequentially: the draw 'aten._standard_gamma.default' cannot be",
+        match="(stepped|trained) sequentially: the draw 'aten._standard_gamma.default' cannot be",
     ) as found:
         results = both(Gamma, TraceELBO, config_of(), data())
     assert len(found) == 1
@@ -360,7 +463,7 @@ class Branching(Gamma):
             pyro.sample("x", dist.Normal(mean[..., None].expand(x.shape), 1.0).to_event(1), obs=x)
 
 
-@pytest.mark.usefixtures("traced", "float64")
+@pytest.mark.usefixtures("traced", "float64", "how")
 def test_what_cannot_be_traced_is_run_as_it_is() -> None:
     with pytest.warns(
         UserWarning, match="run eagerly, not compiled: after the site 'z' of the model"
@@ -392,7 +495,6 @@ RULE: dict[str, tuple[dict[str, Any], int, bool]] = {
     "auto, too short": ({"compile": "auto", "epochs": 500}, 3, False),
     "auto, long enough together": ({"compile": "auto", "epochs": 556}, 3, True),
     "auto, steps": ({"compile": "auto", "epochs": 5000, "max_steps": 1666}, 3, False),
-    "early stopping": ({"patience": 3}, 3, False),
     "seconds": ({"max_seconds": 9.0}, 3, False),
     "scaled gradients": ({"precision": "16-mixed"}, 3, False),
     "another optimizer": ({"optimizer": "RMSprop"}, 3, False),
@@ -403,23 +505,27 @@ RULE: dict[str, tuple[dict[str, Any], int, bool]] = {
 def test_when_members_are_trained_together(case: str) -> None:
     changes, members, wanted = RULE[case]
     assert (
-        is_worth_batching(SYSTEMS["vae"](), TraceELBO(), config_of(**changes), 30, members)
+        are_trained_together(SYSTEMS["vae"](), TraceELBO(), config_of(**changes), 30, members)
         is wanted
     )
 
 
-def test_a_processor_that_one_member_fills() -> None:
-    """Parameters × batch × K, of 784-200-50; convolutions, whose products are not so counted."""
-    wide, config = (
-        zoo.vae(784, 50, encoder=MLP((200,))),
-        config_of(batch_size=20, accelerator="cpu"),
-    )
-    count = sum(p.numel() for p in wide.parameters())
-    assert is_worth_batching(wide, iwae(1), config, 1000, 5)
-    assert is_worth_batching(wide, iwae(4), config, 1000, 5)
-    assert 4 < 3e7 / (20 * count) < 5
-    assert not is_worth_batching(wide, iwae(5), config, 1000, 5)
-    assert not is_worth_batching(SYSTEMS["vae-conv"](), TraceELBO(), config, 1000, 5)
+@pytest.mark.parametrize(
+    ("threads", "members", "wanted"), [(1, 2, True), (2, 2, True), (8, 3, False), (8, 4, True)]
+)
+def test_few_members_leave_cores_idle(
+    threads: int, members: int, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    system, config = SYSTEMS["vae-conv"](), config_of(accelerator="cpu")
+    assert are_trained_together(system, TraceELBO(), config, 30, members) is wanted
+
+
+def test_early_stopping_in_one_graph(how: str) -> None:
+    """Members of one graph cannot end at different steps."""
+    system, config = SYSTEMS["vae"](), config_of(patience=3)
+    wanted = how == "side by side"
+    assert are_trained_together(system, TraceELBO(), config, 30, 3) is wanted
 
 
 @pytest.mark.usefixtures("float64")
@@ -428,6 +534,7 @@ def test_others_are_trained_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("an ensemble was made")
 
     monkeypatch.setattr("pyroae.training.lockstep.Ensemble", never)
+    monkeypatch.setattr("pyroae.training.lockstep.SideBySide", never)
     seen: list[tuple[int, int]] = []
     config = config_of(epochs=2, optimizer="RMSprop")
     members = [new(SYSTEMS["vae"], seed) for seed in SEEDS]
@@ -498,19 +605,29 @@ def test_a_draw_into_a_part_of_a_tensor_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("traced", "float64")
-def test_a_loss_that_is_not_finite_names_its_seed() -> None:
-    """Of the second member alone; all are left with their weights of the last good epoch."""
+def test_a_loss_that_is_not_finite_names_its_seed(how: str) -> None:
+    """Of the second member alone; all are left with their weights of the last good epoch: side by
+    side the first member finishes one before.
+    """
     members = [new(SYSTEMS["vae"], seed) for seed in SEEDS]
+    last: dict[int, dict[str, Tensor]] = {}
     with torch.no_grad():
         list(members[1].parameters())[-1].fill_(1e308)  # the decoder's last bias
     with pytest.raises(
         NonFiniteLossError, match=r"seed 4: the loss became NaN or infinite at step 1, in epoch 1"
     ):
-        fit_ensemble(members, data(), config=config_of(), seeds=SEEDS, progress=False)
-    for parameter, wanted in zip(
-        members[0].parameters(), new(SYSTEMS["vae"], 3).parameters(), strict=True
-    ):
-        assert parameter.equal(wanted)
+        fit_ensemble(
+            members,
+            data(),
+            config=config_of(),
+            seeds=SEEDS,
+            on_epoch=lambda i, state: last.update({i: state.weights}),
+            progress=False,
+        )
+    assert set(last) == ({0} if how == "side by side" else set())
+    for i in (0, 2):
+        wanted = last.get(i, new(SYSTEMS["vae"], SEEDS[i]).state_dict())
+        assert all(weight.equal(wanted[name]) for name, weight in members[i].state_dict().items())
 
 
 def test_refusals() -> None:
@@ -528,16 +645,14 @@ def test_refusals() -> None:
 
 @pytest.mark.usefixtures("traced", "float64")
 def test_a_comparison_trains_its_seeds_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its outcomes are those of cells trained apart; seconds are shares of those of the
-    ensemble.
-    """
+    """Its outcomes are those of cells trained apart."""
     made: list[int] = []
 
-    def recorded(members: Sequence[Compiled], streams: Sequence[Stream]) -> Ensemble:
-        made.append(len(members))
-        return Ensemble(members, streams)
+    def recorded(trainers: Sequence[Trainer], streams: Sequence[Stream]) -> SideBySide:
+        made.append(len(trainers))
+        return SideBySide(trainers, streams)
 
-    monkeypatch.setattr("pyroae.training.lockstep.Ensemble", recorded)
+    monkeypatch.setattr("pyroae.training.lockstep.SideBySide", recorded)
     parts = (Dataset.from_array(data(30)), Dataset.from_array(data(20)))
     found = [
         compare_training(
@@ -565,8 +680,6 @@ def test_a_comparison_trains_its_seeds_at_once(monkeypatch: pytest.MonkeyPatch) 
             other.steps,
             other.evaluations,
         )
-    seconds = [o.seconds for o in found[0].of(found[0].entries[0])]
-    assert len(set(seconds)) == 1
 
 
 @pytest.mark.usefixtures("traced")
@@ -580,6 +693,7 @@ def test_the_seconds_of_a_member_are_its_share(monkeypatch: pytest.MonkeyPatch) 
         now[0] += 1
         return step(self, *args)
 
+    monkeypatch.setattr("pyroae.training.lockstep.is_batched", lambda device: True)
     monkeypatch.setattr(Ensemble, "step", timed)
     monkeypatch.setattr("pyroae.training.lockstep.time.monotonic", lambda: now[0])
     members = [new(SYSTEMS["vae"], seed) for seed in SEEDS]

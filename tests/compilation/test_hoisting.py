@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyroae.compilation.invariant_split import split_invariant
+from pyroae.compilation.invariant_split import as_inputs, split_invariant
 
 aten = torch.ops.aten
 INPUTS = {"weight": torch.randn(5, 4), "x": torch.randn(3, 4), "noise": torch.randn(7, 3, 5)}
@@ -122,3 +122,13 @@ def test_each_result_of_an_operation_is_handed_on_by_itself() -> None:
     known = early(matrix)
     assert sorted(tuple(t.shape) for t in known) == [(), (3,), (3, 3), (3, 3)]
     torch.testing.assert_close(late(*known, noise), function(matrix, noise), rtol=0, atol=0)
+
+
+def test_constants_become_inputs_before_the_last_ones() -> None:
+    constant = torch.tensor([2.0, 3.0])
+    graph = make_fx(lambda x, u: x * constant + u)(torch.ones(2), torch.ones(2))
+    changed, constants = as_inputs(graph, 1)
+    changed.graph.lint()
+    assert [t.tolist() for t in constants] == [[2.0, 3.0]]
+    assert changed(torch.ones(2), constants[0], torch.ones(2)).tolist() == [3.0, 4.0]
+    assert not changed.graph.find_nodes(op="get_attr")

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyroae.compilation import optimizer_updates
+from pyroae.compilation import cpu_rewrites, optimizer_updates
 from pyroae.compilation.codegen import Recorded, inductor
 from pyroae.compilation.cpu_rewrites import (
     TANH_LIMIT,
@@ -156,7 +156,7 @@ def layer_then_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("laid_out", [False, True])
-def test_a_layer_by_onednn(laid_out: bool) -> None:
+def test_a_layer_by_onednn(laid_out: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weight may lie in memory by its rows or by its columns; what comes after the layer reads
     the same numbers.
     """
@@ -164,6 +164,9 @@ def test_a_layer_by_onednn(laid_out: bool) -> None:
     if laid_out:
         weight = weight.t().contiguous().t()
     graph = traced(layer_then_norm, x, weight, bias)
+    use_onednn(graph.graph)
+    assert LAYER not in targets(graph)  # too small
+    monkeypatch.setattr(cpu_rewrites, "LEAST_PRODUCT", 37 * 50 * 60)
     use_onednn(graph.graph)
     graph.graph.lint()
     graph.recompile()

@@ -31,7 +31,7 @@ from pyroae.runs.loading import load_run
 from pyroae.runs.run import Run
 from pyroae.studies.trainings import compare_training
 from pyroae.training.checkpointing import Keeper
-from pyroae.training.lockstep import fit_ensemble, is_worth_batching
+from pyroae.training.lockstep import are_trained_together, fit_ensemble
 from pyroae.training.state import State
 from tests.pictures import leave_out_pictures
 
@@ -68,7 +68,7 @@ def weights_of(module: nn.Module | None) -> Tensor:
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run as they are traced, without code generation."""
-    for module in ("svi", "ensemble"):
+    for module in ("svi", "ensemble", "shared_code"):
         monkeypatch.setattr(
             f"pyroae.compilation.{module}.inductor",
             lambda graph, inputs, same_draws, **settings: graph,
@@ -463,7 +463,7 @@ def test_each_member_of_an_ensemble_has_its_own(batched: bool) -> None:
     config = config_of(compile=batched, precision="64-true", batch_size=15)
     seeds, objective = (3, 4), learning()
     systems = [made(seed)[0] for seed in seeds]
-    assert is_worth_batching(systems[0], objective, config, 40, 2) is batched
+    assert are_trained_together(systems[0], objective, config, 40, 2) is batched
     together = fit_ensemble(systems, data(), objective, config, seeds=seeds, progress=False)
     assert objective.controls is None
     for seed, one in zip(seeds, together, strict=True):
@@ -493,8 +493,9 @@ def test_members_are_stepped_by_one_graph(monkeypatch: pytest.MonkeyPatch) -> No
         batched.append(self.is_batched)
         return losses
 
+    monkeypatch.setattr("pyroae.training.lockstep.is_batched", lambda device: True)
     monkeypatch.setattr(Ensemble, "step", counted)
-    for module in ("svi", "ensemble"):
+    for module in ("svi", "ensemble", "shared_code"):
         monkeypatch.setattr(
             f"pyroae.compilation.{module}.inductor",
             lambda graph, inputs, same_draws, **settings: graph,

@@ -22,7 +22,7 @@ from pyroae.compilation.svi import Compiled
 from pyroae.evaluation.gradient_lab.measure import measure_gradients
 from pyroae.nn import MLP
 from pyroae.training.checkpointing import Keeper
-from pyroae.training.lockstep import fit_ensemble, is_worth_batching
+from pyroae.training.lockstep import are_trained_together, fit_ensemble
 from pyroae.training.state import State
 from tests.compilation.test_recorded_steps import by_repetition
 from tests.random_particles import RandomParticles
@@ -50,7 +50,7 @@ def weights_of(system: torch.nn.Module) -> Tensor:
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run as they are traced, without code generation."""
-    for module in ("svi", "ensemble"):
+    for module in ("svi", "ensemble", "shared_code"):
         monkeypatch.setattr(
             f"pyroae.compilation.{module}.inductor",
             lambda graph, inputs, same_draws, **settings: graph,
@@ -221,8 +221,8 @@ def test_members_of_an_ensemble_are_single_trainings() -> None:
     config = config_of(compile=True, precision="64-true")
     systems = [made(seed)[0] for seed in (3, 4)]
     x = made()[1]
-    assert not is_worth_batching(systems[0], RandomParticles(), config, len(x), 2)
-    assert is_worth_batching(systems[0], pyroae.TraceELBO(), config, len(x), 2)
+    assert not are_trained_together(systems[0], RandomParticles(), config, len(x), 2)
+    assert are_trained_together(systems[0], pyroae.TraceELBO(), config, len(x), 2)
     together = fit_ensemble(systems, x, RandomParticles(), config, seeds=(3, 4), progress=False)
     for seed, one in zip((3, 4), together, strict=True):
         alone = fit(

@@ -24,7 +24,7 @@ from pyroae.runtime.files import locked
 from pyroae.studies import ray_worker
 from pyroae.studies.cell_files import read_outcome
 from pyroae.studies.executor_names import executor_of
-from pyroae.studies.executors import Local
+from pyroae.studies.process_executor import InProcesses
 from pyroae.studies.ray_executor import OnRay
 from pyroae.studies.ray_tasks import SENT, nbytes
 from pyroae.studies.ray_worker import pack, read_data, same_versions, train_cell, unpack
@@ -323,7 +323,7 @@ def test_one_process_writes_to_a_study(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_executors_by_name() -> None:
-    assert executor_of("local") == Local()
+    assert executor_of("local") == InProcesses()
     assert executor_of("ray", "auto", 0.25) == OnRay("auto", 0.25)
     with pytest.raises(ConfigError, match="unknown executor 'rey': did you mean 'ray'"):
         executor_of("rey")

@@ -18,10 +18,11 @@ from pyroae.comparison.results import Cell
 from pyroae.errors import DataError, InterruptedRunError
 from pyroae.studies import process_executor
 from pyroae.studies.executor_names import executor_of
-from pyroae.studies.executors import Local
-from pyroae.studies.process_executor import InProcesses
+from pyroae.studies.process_executor import InProcesses, jobs_for
 from pyroae.studies.process_worker import Answer, Job, answer
 from pyroae.studies.ray_executor import OnRay
+from pyroae.studies.study import Study
+from pyroae.studies.study_config import StudyConfig, settings_of
 from tests.studies.test_executors import FAILS, SMALL, assert_alike, study_at
 
 pytestmark = pytest.mark.usefixtures("no_study_figures")
@@ -179,7 +180,8 @@ def test_a_stopped_training_is_no_answer() -> None:
 
 
 def test_jobs_by_name() -> None:
-    assert executor_of(jobs=1) == executor_of() == Local()
+    assert executor_of() == InProcesses(None)
+    assert executor_of(jobs=1) == InProcesses(1)
     assert executor_of("local", jobs=3) == InProcesses(3)
     assert executor_of("ray") == OnRay()
 
@@ -200,3 +202,42 @@ def test_bad_use(
     assert words in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+# How many there are unasked.
+
+
+@pytest.mark.parametrize(
+    ("changes", "cells", "wanted"),
+    [
+        ({}, 10, 4),
+        ({}, 3, 3),
+        ({"cpus_per_cell": 2}, 10, 2),
+        ({"cpus_per_cell": 8}, 10, 1),
+        ({"budget": "epochs:4"}, 10, 1),  # of 500 steps
+        ({"budget": "seconds:1e4"}, 10, 1),
+    ],
+)
+def test_jobs_by_default(
+    changes: dict[str, Any],
+    cells: int,
+    wanted: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    settings = settings_of({"latent": 2, "batch_size": 100, "accelerator": "cpu"})
+    config = StudyConfig(settings, seeds=(0,), **{"budget": "epochs:500", **changes})
+    study = Study(tmp_path / "study", config)
+    assert jobs_for(study, [Cell("iwae", 8, seed) for seed in range(cells)]) == wanted
+    monkeypatch.setattr(process_executor, "machine_memory", lambda: 2**30)
+    assert jobs_for(study, [Cell("iwae", 8, seed) for seed in range(cells)]) == 1
+
+
+def test_one_job_is_this_process(
+    tmp_path: Path, started: list[Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    flags = ["--objectives", "iwae", "--num-particles", "2", "--seeds", "2", *SMALL]
+    assert main(["compare", *flags, "--out", str(tmp_path / "study")]) == 0
+    assert not started

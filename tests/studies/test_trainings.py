@@ -168,7 +168,7 @@ def test_an_interrupted_comparison_resumes(
 
 
 @pytest.mark.parametrize("as_code", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_seeds_in_one_graph_resume_together(
+def test_seeds_of_an_ensemble_resume_together(
     digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_code: bool
 ) -> None:
     """They are trained again from the start: their outcomes are bit for bit those of one call.
@@ -182,7 +182,7 @@ def test_seeds_in_one_graph_resume_together(
         return graph
 
     if not as_code:
-        monkeypatch.setattr("pyroae.compilation.ensemble.inductor", kept)
+        monkeypatch.setattr("pyroae.compilation.shared_code.inductor", kept)
     config = TrainConfig(keep="last", compile=True)
     whole = compared(digits, ("iwae",), config=config)
     calls, inner = count(1), CellDirectory.finish

@@ -4,6 +4,7 @@
 - `path`, `hmc`: densities along the path, transitions, the pilot and the chains.
 - `plan`, `preparation`: what is run for every block of data, and the checks before it.
 - `posterior`: resampling and moves at β = 1, for draws of p(z|x).
-- `block`, `simulation`, `driver`, `checkpoint`, `compiled`: the execution over blocks of data.
+- `block`, `simulation`, `driver`, `checkpoint`: the execution over blocks of data.
+- `compiled`, `chunks`: compiled code, in chunks that belong to one core each.
 - `bounds`, `estimates`: `ais`, `bdmc` and what they return.
 """

@@ -14,7 +14,9 @@ from pyroae.evaluation.annealing.compiled import BlockArguments, PathGraphs
 from pyroae.evaluation.annealing.hmc import (
     AfterMove,
     Chains,
+    Mover,
     Pilot,
+    Stepwise,
     run_chains,
     run_pilot,
     segments,
@@ -24,8 +26,7 @@ from pyroae.evaluation.annealing.posterior import Draws, run_draws, site_values
 from pyroae.evaluation.annealing.results import BlockResult
 from pyroae.evaluation.annealing.simulation import simulate
 from pyroae.evaluation.simulated_data import replaced
-from pyroae.programs.annealing_path import Densities, Path, Point
-from pyroae.programs.latents import Latents
+from pyroae.programs.annealing_path import Path, Point
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.traces import prior_of, run
 from pyroae.runtime.randomness import random_state, set_random_state
@@ -60,7 +61,7 @@ class Block:
         """Run all stages that have not finished.
 
         Args:
-            after_move: Called after each transition; `snapshot` may be called there.
+            after_move: Called after transitions; `snapshot` may be called there.
 
         Returns:
             The result of the block, with all tensors that the plan asks for.
@@ -124,9 +125,9 @@ class Block:
         settings, device = self.plan.settings, self.args[0].device
         if settings.num_distributions == 1:
             return torch.zeros(0, len(self.args[0]), dtype=torch.float64, device=device)
-        path, latents = self._densities(self.plan.pilot_chains)
+        mover, path = self._mover(self.plan.pilot_chains)
         if self.state is None:
-            point = path.at(latents.start)
+            point = path.at(path.latents.start)
             log_step = point.log_start.new_full(
                 (point.u.shape[1],), point.u.shape[2] ** -0.25, dtype=torch.float64
             ).log()
@@ -134,7 +135,7 @@ class Block:
             self.state = Pilot(point, log_step, log_step.new_zeros(num_segments, len(log_step)))
         self._restore_random_state()
         assert isinstance(self.state, Pilot)
-        step_sizes = run_pilot(path, self.state, settings, after_move)
+        step_sizes = run_pilot(mover, self.state, settings, after_move)
         self.state = None
         return step_sizes
 
@@ -142,9 +143,9 @@ class Block:
         self, step_sizes: Tensor, after_move: AfterMove, start: Tensor | None = None
     ) -> Chains:
         """Chains at the end of the path; in reverse from `start` `[1, N, D]`, where it is given."""
-        path, latents = self._densities(self.plan.settings.num_chains)
+        mover, path = self._mover(self.plan.settings.num_chains)
         if self.state is None:
-            drawn = latents.start
+            drawn = path.latents.start
             point = path.at(drawn if start is None else start.expand(drawn.shape).contiguous())
             weight = torch.zeros_like(point.log_start, dtype=torch.float64)
             self.state = Chains(point, weight, torch.zeros_like(step_sizes))
@@ -155,17 +156,17 @@ class Block:
         chains = self.state
         assert isinstance(chains, Chains)
         run_chains(
-            path, chains, self.plan.settings, step_sizes, after_move, reverse=start is not None
+            mover, chains, self.plan.settings, step_sizes, after_move, reverse=start is not None
         )
         self.state = None
         return chains
 
     def _posterior(self, draws: Draws, step_size: Tensor, after_move: AfterMove) -> None:
         """Move the resampled chains at β = 1, and keep their values by site."""
-        path, latents = self._densities(self.plan.settings.num_chains)
+        mover, path = self._mover(self.plan.settings.num_chains)
         self._restore_random_state()
-        run_draws(path, draws, self.plan.settings, step_size, after_move)
-        self.result.posterior = site_values(latents, draws.kept)
+        run_draws(mover, draws, self.plan.settings, step_size, after_move)
+        self.result.posterior = site_values(path.latents, draws.kept)
         self.result.posterior_accept, self.state = draws.accept, None
 
     def _restore_random_state(self) -> None:
@@ -173,12 +174,12 @@ class Block:
             set_random_state(self.random, self.args[0].device)
             self.random = None
 
-    def _densities(self, num_chains: int) -> tuple[Densities, Latents]:
-        """Densities of the path, and the latents, whose `start` are draws from f_0."""
+    def _mover(self, num_chains: int) -> tuple[Mover, Path]:
+        """What runs the transitions, and the path, whose latents have draws from f_0."""
         path = self._path(num_chains)
-        if self.graphs is None:
-            return path, path.latents
-        return self.graphs.of(path, self._arguments, num_chains), path.latents
+        if self.graphs is None or self.plan.settings.num_distributions == 1:  # no transitions
+            return Stepwise(path, self.plan.settings), path
+        return self.graphs.mover(path, self._arguments, num_chains), path
 
     def _path(self, num_chains: int) -> Path:
         path = self._arguments.path(self.plan, num_chains)

@@ -1,7 +1,7 @@
-"""Densities and gradients along an annealing path as compiled code.
+"""Transitions along an annealing path as compiled code.
 
-Random draws and the arithmetic of a leapfrog step stay outside of the graphs: a graph of a whole
-transition is no faster and takes longer to compile (docs/compiled.md).
+On a CPU they are loops of one graph (`chunks`). On a GPU, where the condition of a loop would wait
+for the device, only densities and gradients are compiled.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,15 @@ from torch import Tensor
 
 from pyroae.compilation.codegen import Graph, inductor, try_compile
 from pyroae.compilation.tracing import trace_to_graph
+from pyroae.evaluation.annealing.chunks import ChunkedMover, RowGraph, row_graph
+from pyroae.evaluation.annealing.hmc import Mover, Stepwise
 from pyroae.evaluation.annealing.plan import Plan
-from pyroae.programs.annealing_path import Densities, Path, Point
+from pyroae.programs.annealing_path import Path, Point
 from pyroae.programs.latents import Latents
 from pyroae.programs.pair import Pair
+from pyroae.programs.sites import Program
 from pyroae.programs.traces import prior_of
+from pyroae.runtime.threads import Threads
 
 
 @dataclass(frozen=True)
@@ -99,24 +103,33 @@ class BlockArguments:
 
 
 class PathGraphs:
-    """The graphs of all paths of one annealing run: two for each number of chains.
+    """The compiled transitions of all paths of one annealing run.
 
-    They are compiled when a path first needs them. A program that cannot be compiled runs eagerly,
-    with one warning.
+    On a CPU one graph runs transitions of chunks of chains, for the pilot and for all chains. On
+    other devices there are graphs of densities and gradients, two for each number of chains. They
+    are compiled when a path first needs them. A program that cannot be compiled runs eagerly, with
+    one warning.
 
     Args:
         plan: The programs and where the path starts.
         num_data: N of the graphs; a block with fewer data is padded with repetitions of its data.
         announce: Called before the compiler runs.
+        threads: Provides the threads that run chunks, when the first graph needs them.
     """
 
-    def __init__(self, plan: Plan, num_data: int, announce: Callable[[], None]) -> None:
-        self.plan, self.num_data, self.announce = plan, num_data, announce
-        self._graphs: dict[int, tuple[Graph, Graph] | None] = {}
+    def __init__(
+        self,
+        plan: Plan,
+        num_data: int,
+        announce: Callable[[], None],
+        threads: Callable[[], Threads],
+    ) -> None:
+        self.plan, self.num_data, self.announce, self.threads = plan, num_data, announce, threads
+        self._graphs: dict[int, tuple[Graph, Graph] | RowGraph | None] = {}
         self._parameters: list[Tensor] = []
 
-    def of(self, path: Path, arguments: BlockArguments, num_chains: int) -> Densities:
-        """Return compiled densities of a path.
+    def mover(self, path: Path, arguments: BlockArguments, num_chains: int) -> Mover:
+        """Return what runs transitions along a path.
 
         Args:
             path: The path, by eager code.
@@ -124,34 +137,78 @@ class PathGraphs:
             num_chains: C.
 
         Returns:
-            The compiled path; `path` itself where its programs cannot be compiled.
+            Compiled transitions; those of `path` where its programs cannot be compiled.
         """
-        count, device = len(arguments.args[0]), arguments.args[0].device
+        device = arguments.args[0].device
+        if device.type == "cpu":
+            return self._chunked(path, arguments, num_chains)
+        count = len(arguments.args[0])
         index = (
             None if count == self.num_data else torch.arange(self.num_data, device=device) % count
         )
-        padded = arguments if index is None else arguments.rows(index)
-        tensors = [t.detach().contiguous() for t in padded.tensors()]
-        if num_chains not in self._graphs:
-            self.announce()
-            example = padded.with_tensors(tuple(tensors))
-            refused = None in self._graphs.values()
-            self._graphs[num_chains] = (
-                None if refused else try_compile(lambda: self._traced(example, num_chains), device)
-            )
-        graphs = self._graphs[num_chains]
-        if graphs is None:
-            return path
-        inputs = [*[t.detach() for t in self._parameters], *tensors]
-        return CompiledPath(graphs, inputs, count, index)
+        padded = _dense(arguments if index is None else arguments.rows(index))
+        graphs = self._compiled(num_chains, lambda: self._traced(padded, num_chains), device)
+        if not isinstance(graphs, tuple):
+            return Stepwise(path, self.plan.settings)
+        inputs = [*[t.detach() for t in self._parameters], *padded.tensors()]
+        return Stepwise(CompiledPath(graphs, inputs, count, index), self.plan.settings)
 
-    def _traced(self, arguments: BlockArguments, num_chains: int) -> tuple[Graph, Graph]:
-        """Graphs of `Path.at` and `Path.gradient`."""
+    def _compiled(
+        self, key: int, make: Callable[[], tuple[Graph, Graph] | RowGraph], device: torch.device
+    ) -> tuple[Graph, Graph] | RowGraph | None:
+        if key not in self._graphs:
+            self.announce()
+            refused = None in self._graphs.values()
+            self._graphs[key] = None if refused else try_compile(make, device)
+        return self._graphs[key]
+
+    def _chunked(self, path: Path, arguments: BlockArguments, num_chains: int) -> Mover:
+        """Transitions in chunks of R rows, of one chain of one datum each."""
+        num_data, numel = len(arguments.args[0]), arguments.args[0][0].numel()
+        rows = self.plan.chunk_rows(self.num_data, numel)
+        longest = self.plan.moves_at_once(self.num_data, numel)
+        of_pilot = num_chains == self.plan.pilot_chains
+        chunk = rows // num_chains * num_chains if of_pilot else rows
+
+        def chunk_arguments(first: int) -> BlockArguments:
+            count = min(chunk, num_chains * num_data - first)
+            return _dense(arguments.rows((first + torch.arange(rows) % count) // num_chains))
+
+        example = chunk_arguments(0)
+        graph = self._compiled(0, lambda: self._row_graph(example, longest), torch.device("cpu"))
+        if not isinstance(graph, RowGraph):
+            return Stepwise(path, self.plan.settings)
+        parameters = [t.detach() for t in self._parameters]
+        with torch.no_grad():
+            fixed = [
+                graph.fixed(*parameters, *chunk_arguments(first).tensors())
+                for first in range(0, num_chains * num_data, chunk)
+            ]
+        return ChunkedMover(graph, fixed, num_chains, num_data, chunk, self.threads())
+
+    def _row_graph(self, arguments: BlockArguments, longest: int) -> RowGraph:
+        programs = self._programs(arguments)
+        latents = arguments.path(self.plan, 1).latents
+
+        def path(flat: tuple[Tensor, ...]) -> Path:
+            now = arguments.with_tensors(flat[len(self._parameters) :])
+            return now.path(self.plan, 1, like=latents)
+
+        inputs = [*self._parameters, *arguments.tensors()]
+        return row_graph(path, inputs, latents.start, programs, self.plan.settings, longest)
+
+    def _programs(self, arguments: BlockArguments) -> tuple[Program, Program]:
+        """The model and the program at which the path starts, whose parameters are looked for."""
         model, start = self.plan.model, self.plan.guide or prior_of(self.plan.model)
         if not self._parameters:
             pair = Pair(model, start)
             pair.find_parameters(*arguments.args)
             self._parameters = [*pair.parameters(), *pair.buffers()]
+        return model, start
+
+    def _traced(self, arguments: BlockArguments, num_chains: int) -> tuple[Graph, Graph]:
+        """Graphs of `Path.at` and `Path.gradient`."""
+        model, start = self._programs(arguments)
         latents = arguments.path(self.plan, num_chains).latents
         parameters, tensors, u = self._parameters, arguments.tensors(), latents.start
 
@@ -175,6 +232,11 @@ class PathGraphs:
             return inductor(module, [t.detach() for t in inputs], same_draws=True)
 
         return graph(at, u), graph(gradient, u, u.new_zeros(()))
+
+
+def _dense(arguments: BlockArguments) -> BlockArguments:
+    """The same arguments, contiguous: compiled code expects one memory layout."""
+    return arguments.with_tensors(tuple(t.detach().contiguous() for t in arguments.tensors()))
 
 
 class CompiledPath:

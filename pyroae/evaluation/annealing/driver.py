@@ -1,5 +1,8 @@
 """Annealing of all data: blocks that fit memory, shared between processes and kept on disk."""
 
+from contextlib import ExitStack
+from functools import partial
+
 from torch import Tensor
 
 from pyroae.distributed.work_sharing import distribute
@@ -14,6 +17,7 @@ from pyroae.runtime.processes import Share
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.randomness import fork_random
 from pyroae.runtime.signals import DeferredSignals
+from pyroae.runtime.threads import Threads, one_core_each
 
 Results = dict[int, BlockResult]
 """Results of blocks, on the CPU, by the index of their first datum."""
@@ -51,6 +55,7 @@ class Annealing:
         self._portion = ChunkSize(min(size, checkpoint.size or size), "data", smallest)
         self._compiles, self._bar, self._moves = compiles, bar, 0
         self._graphs: PathGraphs | None = None
+        self._threads: Threads | None = None
 
     def run(self) -> list[BlockResult]:
         """Run all blocks that have not finished.
@@ -61,7 +66,8 @@ class Annealing:
         todo = [span for span in self._blocks if not self._is_finished(span)]
         self._moves = (len(self._blocks) - len(todo)) * self.plan.moves
         self._bar.begin(self._moves)
-        with DeferredSignals(self.checkpoint.path is not None) as self._held:
+        deferred = DeferredSignals(self.checkpoint.path is not None)
+        with ExitStack() as self._stack, deferred as self._held:
             for results in distribute(self.share, todo, self._block):
                 self._finished |= results
         return [self._finished[first] for first in sorted(self._finished)]
@@ -91,9 +97,9 @@ class Annealing:
             self._moves += block.moves * self.share.world
             self._bar.begin(self._moves)
 
-        def after_move() -> None:
-            block.moves += 1
-            self._moves += self.share.world
+        def after_move(count: int) -> None:
+            block.moves += count
+            self._moves += count * self.share.world
             self.checkpoint.tick(span.start, block, now=self._held.is_waiting)
             self._held.release()
             self._show()
@@ -114,8 +120,15 @@ class Annealing:
     def _graphs_of(self, size: int) -> PathGraphs | None:
         """Graphs for `size` data."""
         if self._compiles and (self._graphs is None or self._graphs.num_data != size):
-            self._graphs = PathGraphs(self.plan, size, lambda: self._show("compiling"))
+            announce = partial(self._show, "compiling")
+            self._graphs = PathGraphs(self.plan, size, announce, self._started)
         return self._graphs
+
+    def _started(self) -> Threads:
+        """The threads, started when the first graph needs them; eager code divides operations."""
+        if self._threads is None:
+            self._threads = self._stack.enter_context(one_core_each())
+        return self._threads
 
     def _show(self, text: str = "") -> None:
         """Show the progress, assuming that of this process for all."""

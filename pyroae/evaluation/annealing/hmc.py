@@ -11,8 +11,9 @@ Nothing in this module synchronizes with the device.
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -40,8 +41,42 @@ Trajectories of a fixed length can return to their starting point.
 """
 
 
-AfterMove = Callable[[], None]
-"""Callback after each transition."""
+AfterMove = Callable[[int], None]
+"""Callback after one or several transitions, with their number."""
+
+
+Leapfrog = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From position, momentum and step size to position and momentum after further leapfrog steps."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The random numbers of one transition.
+
+    Attributes:
+        jitter: Uniform numbers for the step size of each trajectory, `[C, N]`.
+        momentum: Standard normal numbers, `[C, N, D]`.
+        uniform: Uniform numbers for the acceptance, `[C, N]`.
+    """
+
+    jitter: Tensor
+    momentum: Tensor
+    uniform: Tensor
+
+    @classmethod
+    def like(cls, point: Point) -> Self:
+        """Draw the numbers for a transition from a point.
+
+        Args:
+            point: Current positions of the chains.
+
+        Returns:
+            New numbers, from torch's generator.
+        """
+        log_start = point.log_start
+        return cls(
+            torch.rand_like(log_start), torch.randn_like(point.u), torch.rand_like(log_start)
+        )
 
 
 def transition(
@@ -67,24 +102,145 @@ def transition(
     References:
         Neal (2011), MCMC using Hamiltonian dynamics.
     """
-    spread = 1 + JITTER * (2 * torch.rand_like(point.log_start) - 1)
+
+    def further(u: Tensor, momentum: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        for _ in range(leapfrog_steps - 1):
+            momentum = momentum + step * path.gradient(u, beta)
+            u = u + step * momentum
+        return u, momentum
+
+    return moved(path.at, point, beta, step_size, Noise.like(point), further)
+
+
+def moved(
+    at: Callable[[Tensor], Point],
+    point: Point,
+    beta: float | Tensor,
+    step_size: Tensor,
+    noise: Noise,
+    further: Leapfrog,
+) -> tuple[Point, Tensor]:
+    """Run a transition whose random numbers are given; see `transition`.
+
+    Args:
+        at: Densities and gradients at the end of a trajectory.
+        point: Current positions of the chains.
+        beta: β, the distribution to leave invariant.
+        step_size: Leapfrog step size per datum, `[N]`.
+        noise: The random numbers.
+        further: All leapfrog steps after the first.
+
+    Returns:
+        The next point and Pr(accept), `[C, N]`.
+    """
+    spread = 1 + JITTER * (2 * noise.jitter - 1)
     step = (step_size.to(point.u.dtype) * spread)[..., None]
-    momentum = torch.randn_like(point.u)
-    before = point.log_density(beta) - 0.5 * momentum.square().sum(-1)
-    momentum = momentum + 0.5 * step * point.gradient(beta)
-    u = point.u + step * momentum
-    for _ in range(leapfrog_steps - 1):
-        momentum = momentum + step * path.gradient(u, beta)
-        u = u + step * momentum
-    proposal = path.at(u)
+    before = point.log_density(beta) - 0.5 * noise.momentum.square().sum(-1)
+    momentum = noise.momentum + 0.5 * step * point.gradient(beta)
+    u, momentum = further(point.u + step * momentum, momentum, step)
+    proposal = at(u)
     momentum = momentum + 0.5 * step * proposal.gradient(beta)
     after = proposal.log_density(beta) - 0.5 * momentum.square().sum(-1)
     usable = after.isfinite() & momentum.isfinite().all(-1)
     log_accept = torch.where(usable, after - before, -math.inf).nan_to_num(
         nan=-math.inf, posinf=0.0, neginf=-math.inf
     )
-    accepted = torch.rand_like(log_accept).log() < log_accept
+    accepted = noise.uniform.log() < log_accept
     return proposal.or_else(point, accepted), log_accept.clamp_max(0).exp()
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Consecutive transitions that are run together.
+
+    Attributes:
+        betas: β of each.
+        differences: What the log-ratio is multiplied by before each, and added to the log-weight.
+        rates: The rate r at which each adapts the step sizes; 0 for those that do not change.
+    """
+
+    betas: Sequence[float]
+    differences: Sequence[float]
+    rates: Sequence[float]
+
+    @classmethod
+    def at(cls, beta: float, count: int) -> Self:
+        """Return transitions at one β that change neither log-weights nor step sizes.
+
+        Args:
+            beta: β.
+            count: The number of transitions.
+
+        Returns:
+            The transitions.
+        """
+        return cls([beta] * count, [0.0] * count, [0.0] * count)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Chains after several transitions.
+
+    Attributes:
+        point: Positions of the chains.
+        log_weight: log w, `[C, N]`, float64, in nats.
+        accept: Sum over the transitions of the mean Pr(accept) over chains, `[N]`, float64.
+        log_step: log ε after the transitions, `[N]`, float64.
+        total: Sum of log ε over the transitions, `[N]`, float64.
+    """
+
+    point: Point
+    log_weight: Tensor
+    accept: Tensor
+    log_step: Tensor
+    total: Tensor
+
+
+class Mover(Protocol):
+    """Runs transitions: one by one (`Stepwise`), or several in chunks of chains."""
+
+    @property
+    def longest(self) -> int:
+        """The largest number of transitions that it runs together."""
+
+    def move(self, point: Point, log_weight: Tensor, log_step: Tensor, moves: Moves) -> Moved:
+        """Run transitions.
+
+        Args:
+            point: Current positions of the chains.
+            log_weight: log w, `[C, N]`, float64, in nats.
+            log_step: log ε, log of the leapfrog step size per datum, `[N]`, float64.
+            moves: The transitions, at most `longest`.
+
+        Returns:
+            The chains after them.
+        """
+
+
+@dataclass(frozen=True)
+class Stepwise:
+    """Runs one transition at a time, all chains at once.
+
+    Attributes:
+        path: Densities and gradients of the path.
+        settings: Leapfrog steps and target acceptance.
+        longest: 1.
+    """
+
+    path: Densities
+    settings: AISSettings
+    longest: int = 1
+
+    def move(self, point: Point, log_weight: Tensor, log_step: Tensor, moves: Moves) -> Moved:
+        """Run one transition; see `Mover.move`."""
+        ((beta,), (difference,), (rate,)) = moves.betas, moves.differences, moves.rates
+        if difference:
+            log_weight = log_weight + difference * point.log_ratio.double()
+        steps = self.settings.leapfrog_steps
+        point, accept = transition(self.path, point, beta, log_step.exp(), steps)
+        mean = accept.mean(0).double()
+        log_step = log_step + rate * (mean - self.settings.target_acceptance)
+        return Moved(point, log_weight, mean, log_step, log_step)
 
 
 def segments(num_distributions: int) -> list[int]:
@@ -124,24 +280,23 @@ class Pilot:
     total: Tensor
     done: int = 0
 
-    def move(
-        self, path: Densities, beta: float, segment: int | None, settings: AISSettings
-    ) -> None:
-        """Run one transition and adapt the step sizes.
+    def move(self, mover: Mover, betas: Sequence[float], segment: int | None) -> None:
+        """Run transitions of one segment and adapt the step sizes.
 
         Args:
-            path: Densities and gradients of the path.
-            beta: β, the distribution of the transition.
-            segment: Index of its segment; None in the warm-up.
-            settings: Leapfrog steps and target acceptance.
+            mover: Runs them.
+            betas: β of each.
+            segment: Index of the segment; None in the warm-up.
         """
-        steps, target = settings.leapfrog_steps, settings.target_acceptance
-        self.point, accept = transition(path, self.point, beta, self.log_step.exp(), steps)
-        rate = max(0.1, (1 + self.done) ** -0.5)
-        self.log_step = self.log_step + rate * (accept.mean(0).to(self.log_step.dtype) - target)
+        count = len(betas)
+        rates = [max(0.1, (1 + self.done + i) ** -0.5) for i in range(count)]
+        weight = torch.zeros_like(self.point.log_start, dtype=torch.float64)
+        moves = Moves(betas, [0.0] * count, rates)
+        found = mover.move(self.point, weight, self.log_step, moves)
+        self.point, self.log_step = found.point, found.log_step
         if segment is not None:
-            self.total[segment] += self.log_step
-        self.done += 1
+            self.total[segment] += found.total
+        self.done += count
 
 
 @dataclass
@@ -184,32 +339,54 @@ class Chains:
         assert self.curve is not None
         self.curve[row] = summarize(self.log_weight, self.point.log_ratio, beta)
 
-    def move(
-        self, path: Densities, beta: float, segment: int, step_size: Tensor, leapfrog_steps: int
-    ) -> None:
-        """Run one transition at the current distribution.
+    def move(self, mover: Mover, moves: Moves, segment: int, step_size: Tensor) -> None:
+        """Run transitions of one segment.
 
         Args:
-            path: Densities and gradients of the path.
-            beta: β, the distribution of the transition.
-            segment: Index of its segment.
+            mover: Runs them.
+            moves: The transitions; the log-weights are those before the first.
+            segment: Index of the segment.
             step_size: Leapfrog step size per datum, `[N]`.
-            leapfrog_steps: Leapfrog steps of the move.
         """
-        self.point, accept = transition(path, self.point, beta, step_size, leapfrog_steps)
-        self.accept[segment] += accept.mean(0).double()
+        found = mover.move(self.point, self.log_weight, step_size.log(), moves)
+        self.point, self.log_weight = found.point, found.log_weight
+        self.accept[segment] += found.accept
 
 
-def run_pilot(
-    path: Densities, pilot: Pilot, settings: AISSettings, after_move: AfterMove
-) -> Tensor:
+def in_runs[T](
+    items: Sequence[T], longest: int, begins: Callable[[T, T], bool]
+) -> Iterator[list[T]]:
+    """Divide a sequence into runs of at most `longest` items.
+
+    Args:
+        items: The items.
+        longest: The largest length of a run.
+        begins: Whether an item, given the one before it, begins a run.
+
+    Yields:
+        The items of each run.
+
+    >>> list(in_runs([1, 1, 1, 2, 2], 2, lambda before, item: item != before))
+    [[1, 1], [1], [2, 2]]
+    """
+    run: list[T] = []
+    for item in items:
+        if run and (len(run) == longest or begins(run[-1], item)):
+            yield run
+            run = []
+        run.append(item)
+    if run:
+        yield run
+
+
+def run_pilot(mover: Mover, pilot: Pilot, settings: AISSettings, after_move: AfterMove) -> Tensor:
     """Run a pilot from its current state to the end of the path.
 
     Args:
-        path: Densities and gradients of the path.
+        mover: Runs the transitions.
         pilot: The pilot, which is updated in place.
         settings: The path and the moves.
-        after_move: Called after each transition.
+        after_move: Called after transitions.
 
     Returns:
         The step sizes, `[S, N]`: exp of the mean of log ε over each segment.
@@ -218,9 +395,10 @@ def run_pilot(
     segment_of = segments(settings.num_distributions)
     steps: list[tuple[float, int | None]] = [(betas[1], None)] * WARM_UP
     steps += zip(betas[1:-1], segment_of, strict=True)
-    for beta, segment in steps[pilot.done :]:
-        pilot.move(path, beta, segment, settings)
-        after_move()
+    runs = in_runs(steps, mover.longest, lambda before, step: before[1] != step[1])
+    for run in _remaining(runs, pilot.done):
+        pilot.move(mover, [beta for beta, _ in run], run[0][1])
+        after_move(len(run))
     counts = torch.tensor(
         [segment_of.count(s) for s in range(max(segment_of) + 1)], device=pilot.total.device
     )
@@ -228,7 +406,7 @@ def run_pilot(
 
 
 def run_chains(
-    path: Densities,
+    mover: Mover,
     chains: Chains,
     settings: AISSettings,
     step_sizes: Tensor,
@@ -239,25 +417,42 @@ def run_chains(
     """Run chains from their current state to the other end of the path.
 
     Args:
-        path: Densities and gradients of the path.
+        mover: Runs the transitions.
         chains: The chains, which are updated in place.
         settings: The path and the moves.
         step_sizes: Leapfrog step sizes, `[S, N]`.
-        after_move: Called after each step in β.
+        after_move: Called after steps in β.
         reverse: Go from f_1 to f_0 instead of from f_0 to f_1.
     """
     betas, last = settings.betas, settings.num_distributions
-    segment_of = segments(last) if last > 1 else []
+    segment_of = dict(enumerate(segments(last), 1)) if last > 1 else {}
     order = range(last, -1, -1) if reverse else range(last + 1)
     row_of = {step: row for row, step in enumerate(summarized_steps(last))}
-    for i, j in list(itertools.pairwise(order))[chains.done :]:
+    summarized = row_of if chains.curve is not None else {}
+
+    def begins(before: tuple[int, int], step: tuple[int, int]) -> bool:
+        return step[1] in summarized or segment_of.get(before[1]) != segment_of.get(step[1])
+
+    runs = in_runs(list(itertools.pairwise(order)), mover.longest, begins)
+    for run in _remaining(runs, chains.done):
+        differences = [betas[j] - betas[i] for i, j in run]
+        i, j = run[0]
         if chains.curve is not None and i == 0:
             chains.summarize(0, betas[0])
-        chains.weigh(betas[j] - betas[i])
+        chains.weigh(differences[0])
         if chains.curve is not None and j in row_of:  # before the move, which adds noise
             chains.summarize(row_of[j], betas[j])
-        chains.done += 1
-        if 0 < j < last:
-            segment = segment_of[j - 1]
-            chains.move(path, betas[j], segment, step_sizes[segment], settings.leapfrog_steps)
-        after_move()
+        chains.done += len(run)
+        if j in segment_of:
+            moves = Moves([betas[j] for _, j in run], [0.0, *differences[1:]], [0.0] * len(run))
+            chains.move(mover, moves, segment_of[j], step_sizes[segment_of[j]])
+        after_move(len(run))
+
+
+def _remaining[T](runs: Iterator[list[T]], done: int) -> Iterator[list[T]]:
+    """The runs without the first items."""
+    for run in runs:
+        skipped = min(done, len(run))
+        done -= skipped
+        if skipped < len(run):
+            yield run[skipped:]

@@ -1,9 +1,11 @@
 """The plan of one annealing run: programs, settings and the cost of a block of data."""
 
+import math
 from dataclasses import dataclass
 
 from pyroae.config import AISSettings
 from pyroae.evaluation.annealing import hmc
+from pyroae.evaluation.blocks import CHUNK, FOR_CORE
 from pyroae.programs.sites import Program
 
 PILOT_CHAINS = 4
@@ -16,6 +18,22 @@ GRADIENT_COST = 200_000
 
 COMPILE_FROM = 3_000_000_000
 """Work of a run, in the unit of `Plan.work`, from which compilation costs less than it saves."""
+
+
+LEAST_ROWS, MOST_ROWS = 64, 256
+"""Rows of a chunk of compiled code: fewer are dominated by calls, more leave the cache."""
+
+
+NUM_CHUNKS = 8
+"""Chunks of a block at least, where they have `LEAST_ROWS`; otherwise a multiple of half of it."""
+
+
+MOST_MOVES = 20
+"""Largest number of transitions of one call of compiled code."""
+
+
+WORK_AT_ONCE = 2**26
+"""Elements of x, times leapfrog steps, that one call processes for all chunks together."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +75,39 @@ class Plan:
     def posterior_moves(self) -> int:
         """The number of moves for posterior draws; 0 for simulated data, which have none."""
         return 0 if self.simulated else self.settings.posterior_moves
+
+    def chunk_rows(self, num_data: int, num_elements: int) -> int:
+        """Choose the number of rows in a chunk; a row is one chain of one datum.
+
+        It depends on the configuration only, never on the number of cores.
+
+        Args:
+            num_data: N of the largest block.
+            num_elements: Elements of x in a datum.
+
+        Returns:
+            A number of at least `pilot_chains`.
+        """
+        total = num_data * self.settings.num_chains
+        most = min(MOST_ROWS, max(LEAST_ROWS, CHUNK // FOR_CORE // max(1, num_elements)))
+        half = NUM_CHUNKS // 2
+        count = max(NUM_CHUNKS, math.ceil(total / most / half) * half)
+        rows = max(math.ceil(total / count), min(total, LEAST_ROWS))
+        return max(rows, self.pilot_chains)
+
+    def moves_at_once(self, num_data: int, num_elements: int) -> int:
+        """Choose the number of transitions of one call of compiled code.
+
+        Args:
+            num_data: N of the largest block.
+            num_elements: Elements of x in a datum.
+
+        Returns:
+            A number from 1 to `MOST_MOVES`.
+        """
+        settings = self.settings
+        work = num_data * settings.num_chains * num_elements * settings.leapfrog_steps
+        return max(1, min(MOST_MOVES, WORK_AT_ONCE // max(1, work)))
 
     def work(self, num_elements: int) -> int:
         """Estimate the cost of the gradients of a block, in elements of x that are processed.

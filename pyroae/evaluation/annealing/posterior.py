@@ -13,7 +13,7 @@ from torch import Tensor
 from pyroae.config import AISSettings
 from pyroae.errors import ConfigError
 from pyroae.evaluation.annealing import hmc
-from pyroae.programs.annealing_path import Densities, Point
+from pyroae.programs.annealing_path import Point
 from pyroae.programs.datum_values import by_datum
 from pyroae.programs.latents import Latents
 from pyroae.programs.masks import where_unmasked
@@ -85,42 +85,44 @@ class Draws:
         kept = point.u.new_zeros(num_draws, *point.u.shape)
         return cls(point, kept, torch.zeros_like(chains.log_weight[:1]))
 
-    def move(self, path: Densities, step_size: Tensor, settings: AISSettings) -> None:
-        """Run one transition, and keep the positions if it is the last one of a draw.
+    def move(self, mover: hmc.Mover, count: int, step_size: Tensor, thinning: int) -> None:
+        """Run transitions, and keep the positions if the last one is the last of a draw.
 
         Args:
-            path: Densities and gradients of the path.
+            mover: Runs them.
+            count: The number of transitions.
             step_size: Leapfrog step size per datum, `[N]`, which does not change.
-            settings: Leapfrog steps and thinning.
+            thinning: Transitions of each draw.
         """
-        self.point, accept = hmc.transition(
-            path, self.point, 1.0, step_size, settings.leapfrog_steps
-        )
-        self.accept += accept.mean(0).double()
-        self.done += 1
-        if self.done % settings.thinning == 0:
-            self.kept[self.done // settings.thinning - 1] = self.point.u
+        weight = torch.zeros_like(self.point.log_start, dtype=torch.float64)
+        found = mover.move(self.point, weight, step_size.log(), hmc.Moves.at(1.0, count))
+        self.point = found.point
+        self.accept += found.accept
+        self.done += count
+        if self.done % thinning == 0:
+            self.kept[self.done // thinning - 1] = self.point.u
 
 
 def run_draws(
-    path: Densities,
+    mover: hmc.Mover,
     draws: Draws,
     settings: AISSettings,
     step_size: Tensor,
     after_move: hmc.AfterMove,
 ) -> None:
-    """Move chains at β = 1 until all draws are kept.
+    """Run all moves that have not been made.
 
     Args:
-        path: Densities and gradients of the path.
+        mover: Runs the transitions.
         draws: The chains, which are updated in place.
-        settings: Leapfrog steps, thinning and the number of draws.
+        settings: Thinning and the number of draws.
         step_size: Leapfrog step size per datum, `[N]`.
-        after_move: Called after each transition.
+        after_move: Called after transitions.
     """
     while draws.done < settings.posterior_moves:
-        draws.move(path, step_size, settings)
-        after_move()
+        count = min(mover.longest, settings.thinning - draws.done % settings.thinning)
+        draws.move(mover, count, step_size, settings.thinning)
+        after_move(count)
 
 
 def site_values(latents: Latents, kept: Tensor) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Compile the draws and log-weights of importance sampling as one graph."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.fx.graph_module import GraphModule
 
 from pyroae.compilation.codegen import Graph, device_of, inductor, try_compile
 from pyroae.compilation.invariant_split import split_invariant
-from pyroae.compilation.noise_inputs import Draw, NotLiftedError, lift_draws
+from pyroae.compilation.noise_inputs import Draw, NotLiftedError, ParametricDraw, lift_all_draws
 from pyroae.compilation.tracing import trace_to_graph
 from pyroae.programs.pair import Pair
 from pyroae.programs.sites import Program
@@ -20,6 +21,20 @@ from pyroae.weights import reduce_log_weights
 
 Weights = Callable[[int, int], Tensor]
 """A function from k and a seed to k log-weights for each datum of a block, `[k, N]`, in nats."""
+
+
+@dataclass(frozen=True)
+class ChunkDraw:
+    """A draw of a chunk, made outside of the graph of its log-weights.
+
+    Attributes:
+        draw: The draw.
+        parameters: From what does not depend on draws, and the draws before, to its parameters;
+            None for noise, which has none.
+    """
+
+    draw: Draw | ParametricDraw
+    parameters: Graph | None = None
 
 
 class CompiledDraws:
@@ -62,7 +77,8 @@ class CompiledDraws:
         with fork_random(device_of(block)):
             self.programs.find_parameters(*block)
         self._leaves = [*self.programs.parameters(), *self.programs.buffers()]
-        self._draws: list[Draw] | None = None
+        self._draws: list[ChunkDraw] | None = None
+        self._early: list[Graph] = []
         whole = tuple(t.contiguous() for t in block)  # compiled code expects one memory layout
         self._graphs = try_compile(lambda: self._code(whole), device_of(block))
 
@@ -86,19 +102,27 @@ class CompiledDraws:
         rows = torch.arange(self.num_data, device=block[0].device) % len(block[0])
         is_full = len(block[0]) == self.num_data
         full = tuple(t.contiguous() if is_full else t.index_select(0, rows) for t in block)
+        inputs = [*[t.detach() for t in self._leaves], *full]
         with torch.no_grad():
-            fixed = early(*[t.detach() for t in self._leaves], *full)
-        return partial(self._drawn, late, fixed, len(block[0]))
+            fixed = early(*inputs)
+            of_draws = [part(*inputs) for part in self._early]
+        return partial(self._drawn, late, fixed, of_draws, len(block[0]))
 
     def _drawn(
-        self, late: Graph, fixed: tuple[Tensor, ...], num_data: int, num_particles: int, seed: int
+        self,
+        late: Graph,
+        fixed: tuple[Tensor, ...],
+        of_draws: list[tuple[Tensor, ...]],
+        num_data: int,
+        num_particles: int,
+        seed: int,
     ) -> Tensor:
         with torch.no_grad():
             if self._draws is None:
                 with fork_random(device_of(fixed), seed):
                     log_weight = late(*fixed)[0]
             else:
-                log_weight = late(*fixed, *_noise(self._draws, seed))[0]
+                log_weight = late(*fixed, *_drawn(self._draws, of_draws, seed))[0]
         return log_weight[:num_particles, :num_data]
 
     def _run(self, block: tuple[Tensor, ...], num_particles: int, seed: int) -> Tensor:
@@ -120,18 +144,53 @@ class CompiledDraws:
         inputs = [*self._leaves, *block]
         with torch.no_grad():
             graph = trace_to_graph(function, inputs, self.programs.model, self.programs.guide)
+            draws: list[Draw | ParametricDraw] | None = None
             if device_of(block).type == "cpu":
-                graph, self._draws = _lifted(graph)
+                graph, draws = _lifted(graph)
                 _lay_out_weights(graph)
             names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
             early, late = split_invariant(graph, names[len(inputs) :])
-            fixed = early(*[t.detach() for t in inputs])
+            values = [t.detach() for t in inputs]
+            fixed = early(*values)
+            of_draws = self._prepare_draws(draws, values)
         if self.backend == "eager":
             return early, late
-        noise = [] if self._draws is None else _noise(self._draws, 0)
-        return early, inductor(
-            late, [*fixed, *noise], same_draws=False, one_core=self._draws is not None
-        )
+        drawn = [] if self._draws is None else _drawn(self._draws, of_draws, 0)
+        return early, self._compiled(late, [*fixed, *drawn])
+
+    def _prepare_draws(
+        self, draws: list[Draw | ParametricDraw] | None, inputs: list[Tensor]
+    ) -> list[tuple[Tensor, ...]]:
+        """Split the parameters of draws too; the parts of this block that depend on no draw."""
+        if draws is None:
+            return []
+        self._draws, of_draws = [], []
+        for draw in draws:
+            if isinstance(draw, Draw):
+                self._draws.append(ChunkDraw(draw))
+                continue
+            names = [n.name for n in draw.parameters.graph.nodes if n.op == "placeholder"]
+            early, late = split_invariant(draw.parameters, names[len(inputs) :])
+            of_draws.append(early(*inputs))
+            self._early.append(early)
+            code: Graph = late
+            if self.backend != "eager" and _computes(late):
+                before = _drawn(self._draws, of_draws, 0)
+                code = self._compiled(late, [*of_draws[-1], *before])
+            self._draws.append(ChunkDraw(draw, code))
+        return of_draws
+
+    def _compiled(self, graph: GraphModule, inputs: list[Tensor]) -> Graph:
+        return inductor(graph, inputs, same_draws=False, one_core=self._draws is not None)
+
+
+def _computes(graph: GraphModule) -> bool:
+    """Whether a graph is more than views of its inputs."""
+    return any(
+        not getattr(node.target, "is_view", False)
+        for node in graph.graph.nodes
+        if node.op == "call_function"
+    )
 
 
 def _lay_out_weights(module: GraphModule) -> None:
@@ -149,18 +208,27 @@ def _lay_out_weights(module: GraphModule) -> None:
     module.recompile()
 
 
-def _lifted(graph: GraphModule) -> tuple[GraphModule, list[Draw] | None]:
+def _lifted(graph: GraphModule) -> tuple[GraphModule, list[Draw | ParametricDraw] | None]:
     """The graph with its draws as inputs, or the graph itself and None if that is impossible."""
     try:
-        return lift_draws(graph)
+        return lift_all_draws(graph)
     except NotLiftedError:
         return graph, None
 
 
-def _noise(draws: list[Draw], seed: int) -> list[Tensor]:
-    """The noise of a graph's draws in their order, from a new generator with this seed."""
-    generator = torch.Generator().manual_seed(seed)
-    tensors = [draw.empty(1)[0] for draw in draws]
-    for draw, tensor in zip(draws, tensors, strict=True):
-        draw.fill(tensor, generator)
+def _drawn(
+    draws: list[ChunkDraw], of_draws: Sequence[tuple[Tensor, ...]], seed: int
+) -> list[Tensor]:
+    """The draws of a chunk in their order, from a new generator with this seed."""
+    generator, fixed = torch.Generator().manual_seed(seed), iter(of_draws)
+    tensors: list[Tensor] = []
+    for each in draws:
+        if isinstance(each.draw, Draw):
+            tensor = each.draw.empty(1)[0]
+            each.draw.fill(tensor, generator)
+        else:
+            assert each.parameters is not None
+            parameters = each.parameters(*next(fixed), *tensors)
+            tensor = each.draw.draw(parameters, generator).contiguous()
+        tensors.append(tensor)
     return tensors
