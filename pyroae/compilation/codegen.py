@@ -2,7 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, cast
 
@@ -59,7 +60,8 @@ def inductor(
 ) -> Graph:
     """Compile a graph by torch's inductor.
 
-    On a CPU the draws are torch's own, equal to those of eager code and no slower.
+    On a CPU the draws are torch's own, equal to those of eager code and no slower, and torch keeps
+    the code on disk for other processes.
 
     Args:
         graph: The traced graph.
@@ -81,7 +83,6 @@ def inductor(
         # Single precision is intended.
         warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
         import torch._inductor.config as settings
-        from torch._inductor.compile_fx import compile_fx
 
         from pyroae.compilation.cpu_rewrites import CPURewrites
         from pyroae.compilation.gradient_fusion import fuse_gradients
@@ -89,15 +90,78 @@ def inductor(
         fuse_gradients(graph)
         _keep_memory()
         on_cpu = all(t.device.type == "cpu" for t in inputs)
-        options: dict[str, Any] = (
-            {"post_grad_custom_post_pass": CPURewrites(one_core and onednn)} if on_cpu else {}
-        )
-        options |= {"cpp_wrapper": True, "cpp.threads": 1} if one_core else {}
+        options: dict[str, Any] = {"cpp_wrapper": True, "cpp.threads": 1} if one_core else {}
+        if on_cpu:
+            storages = [t.untyped_storage()._cdata for t in inputs]
+            shared = tuple(storages.index(storage) for storage in storages)
+            options["post_grad_custom_post_pass"] = CPURewrites(one_core and onednn, shared)
         with settings.patch(fallback_random=same_draws or on_cpu, **options), torch.no_grad():
-            compiled: Any = compile_fx(graph, list(inputs))
-            # Code is generated in the first call, which must not take a step of the optimizer.
-            compiled(*[copy_of(t) for t in inputs])
+            return _for_vectors(graph, inputs) if on_cpu else _generated(graph, inputs)
+
+
+def _for_vectors(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Graph:
+    """Generate code for the processor's vector instructions, without torch's test of them.
+
+    The test compiles a program for each set of instructions, which takes 5 s in a new cache. It is
+    made where the compiler or torch lack the instructions: the code then has failed to compile or
+    to load, and is generated again.
+    """
+    import torch._inductor.config as settings
+
+    if settings.cpp.vec_isa_ok is None:
+        try:
+            with settings.patch({"cpp.vec_isa_ok": True}):
+                return _generated(graph, inputs)
+        except Exception as error:
+            cause = getattr(error, "inner_exception", error)
+            if not isinstance(cause, OSError | ImportError) and "C++ compile error" not in str(
+                error
+            ):
+                raise
+    return _generated(graph, inputs)
+
+
+def _generated(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Graph:
+    from torch._inductor.compile_fx import compile_fx
+
+    with _cached(graph, inputs):
+        compiled: Any = compile_fx(graph, list(inputs))
+    # A first call that generates code must not take a step of the optimizer.
+    compiled(*[copy_of(t) for t in inputs])
     return cast(Graph, compiled)
+
+
+LARGEST_CONSTANT = 2**16
+"""The most numbers of a graph's constants that are compared with those of torch's cache."""
+
+
+@contextmanager
+def _cached(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Iterator[bool]:
+    """Let torch look for the code of a graph on a CPU in its cache on disk.
+
+    Torch does so for graphs in a shape environment, as `torch.compile` makes them, and generates
+    others in each process. Its key holds the constants' values, and `CPURewrites` which inputs
+    share memory.
+
+    Yields:
+        Whether the graph is looked for.
+    """
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses import FakeTensor
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    examples = [node.meta.get("val") for node in graph.graph.find_nodes(op="placeholder")]
+    modes = {example.fake_mode for example in examples if isinstance(example, FakeTensor)}
+    constants = sum(t.numel() for t in (*graph.buffers(), *graph.parameters()))
+    on_cpu = all(t.device.type == "cpu" for t in inputs)
+    if not on_cpu or constants > LARGEST_CONSTANT or len(modes) != 1:
+        yield False
+        return
+    mode = modes.pop()
+    if mode.shape_env is None:  # its tensors have fixed shapes
+        mode.shape_env = ShapeEnv()
+    with tracing(TracingContext(mode)):
+        yield True
 
 
 def copy_of(tensor: Tensor) -> Tensor:

@@ -8,9 +8,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch._inductor.cpu_vec_isa import pick_vec_isa
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.fx import Graph, Node
 
+from pyroae.compilation import onednn
 from pyroae.compilation.onednn import LAYER, is_available
 
 aten = torch.ops.aten
@@ -54,10 +56,11 @@ class CPURewrites(CustomGraphPass):
 
     Args:
         one_core: Whether the code runs on one core; layers then use oneDNN, where it is available.
+        shared: For each input of the graph the first input that has the same memory.
     """
 
-    def __init__(self, one_core: bool = False) -> None:
-        self.one_core = one_core
+    def __init__(self, one_core: bool = False, shared: tuple[int, ...] = ()) -> None:
+        self.one_core, self.shared = one_core, shared
 
     def __call__(self, graph: Graph) -> None:
         """Rewrite a graph in place.
@@ -75,9 +78,11 @@ class CPURewrites(CustomGraphPass):
         """Identify the rewrites in torch's cache of compiled graphs.
 
         Returns:
-            A hash of this file and of `one_core`.
+            A hash of the files of the rewrites and of their operator, of the arguments, and of the
+            vector instructions, on which the code depends.
         """
-        return get_hash_for_files((__file__,), str(self.one_core))
+        settings = f"{self.one_core}, {self.shared}, {pick_vec_isa()}"
+        return get_hash_for_files((__file__, onednn.__file__), settings)
 
 
 def split_bias(graph: Graph) -> None:
