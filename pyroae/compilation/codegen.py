@@ -10,6 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyroae.compilation.noise_inputs import Draw, NotLiftedError, is_random, lift_draws
 from pyroae.compilation.tracing import UntraceableError, reason_of
 from pyroae.errors import ConfigError, is_refusal
 from pyroae.runtime.memory import is_out_of_memory
@@ -55,7 +56,8 @@ def inductor(
 ) -> Graph:
     """Compile a graph by torch's inductor.
 
-    On a CPU the draws are torch's own, equal to those of eager code and no slower.
+    On a CPU the draws are torch's own, equal to those of eager code and no slower. Draws that equal
+    those of eager code are made in its order.
 
     Args:
         graph: The traced graph.
@@ -87,12 +89,43 @@ def inductor(
         options: dict[str, Any] = (
             {"post_grad_custom_post_pass": CPURewrites(one_core)} if on_cpu else {}
         )
+        same_draws |= on_cpu
+        graph, draws = _in_order(graph) if same_draws else (graph, [])
+        if same_draws and not _chains_draws():
+            options |= {"reorder_for_locality": False, "reorder_for_peak_memory": False}
         options |= {"cpp_wrapper": True, "cpp.threads": 1} if one_core else {}
-        with settings.patch(fallback_random=same_draws or on_cpu, **options), torch.no_grad():
-            compiled: Any = compile_fx(graph, list(inputs))
+        with settings.patch(fallback_random=same_draws, **options), torch.no_grad():
+            noise = [draw.sample() for draw in draws]
+            compiled: Any = compile_fx(graph, [*inputs, *noise])
             # Code is generated in the first call, which must not take a step of the optimizer.
-            compiled(*[t.clone() for t in inputs])
-    return cast(Graph, compiled)
+            compiled(*[t.clone() for t in inputs], *noise)
+    if not draws:
+        return cast(Graph, compiled)
+    return lambda *tensors: compiled(*tensors, *[draw.sample() for draw in draws])
+
+
+def _in_order(graph: torch.fx.GraphModule) -> tuple[torch.fx.GraphModule, list[Draw]]:
+    """Make the draws of a graph inputs, where the compiler may make them otherwise than eager code.
+
+    It fills memory in the order of the dimensions, and eager code in that of the strides. It chains
+    several draws from torch 2.15 on; before, they are independent operations, which it moves to
+    where they are used. Draws that cannot be inputs, as of a gamma distribution, stay.
+    """
+    draws = [node for node in graph.graph.nodes if is_random(node)]
+    is_plain = all(node.meta["val"].is_contiguous() for node in draws)
+    if is_plain and (len(draws) < 2 or _chains_draws()):
+        return graph, []
+    try:
+        return lift_draws(graph)
+    except NotLiftedError:
+        return graph, []
+
+
+def _chains_draws() -> bool:
+    """Whether torch's compiler keeps the order of draws that equal those of eager code."""
+    from torch._inductor.fx_passes import post_grad
+
+    return hasattr(post_grad, "_chain_random_ops_for_ordering")
 
 
 @cache
