@@ -5,9 +5,9 @@ they are done.
 
 Parts, in the order of worth: agreement (systems, objectives, evaluations and trainings against the
 CPU; some as compiled code; the tests that need a device), steps, fusion (the kernel of gradients
-and Adam: compared, and timed by its tiles), likelihoods, profile, ensembles,
-scores, precision, grid (compiled code of every pair). PYROAE_DATA names the folder of torchvision's
-MNIST; random images stand for it elsewhere.
+and Adam: compared, and timed by its tiles), likelihoods, profile, ensembles, scores, precision,
+grid (compiled code of every pair). PYROAE_DATA names the folder of torchvision's MNIST; random
+images stand for it elsewhere.
 """
 
 import argparse

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pyro
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from pyroae.compilation.noise_inputs import Draw, NotLiftedError, is_random, lift_draws
 from pyroae.compilation.tracing import UntraceableError, reason_of
@@ -109,10 +110,16 @@ def _in_order(graph: torch.fx.GraphModule) -> tuple[torch.fx.GraphModule, list[D
 
     It fills memory in the order of the dimensions, and eager code in that of the strides. It chains
     several draws from torch 2.15 on; before, they are independent operations, which it moves to
-    where they are used. Draws that cannot be inputs, as of a gamma distribution, stay.
+    where they are used. Where draws cannot be inputs, as of a gamma distribution, all stay; their
+    order is then not certain before torch 2.15.
     """
     draws = [node for node in graph.graph.nodes if is_random(node)]
-    is_plain = all(node.meta["val"].is_contiguous() for node in draws)
+    is_plain = all(
+        value.is_contiguous()
+        for node in draws
+        for value in tree_leaves(node.meta["val"])
+        if isinstance(value, Tensor)
+    )
     if is_plain and (len(draws) < 2 or _chains_draws()):
         return graph, []
     try:
