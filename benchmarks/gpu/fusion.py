@@ -78,7 +78,8 @@ def fusion(sizes: Sizes, workers: int) -> dict[str, Any]:
     """All checks, then the times."""
     from benchmarks.gpu.checks import run_all
 
-    kernels, steps = (TRIALS if not sizes.is_gpu else CASES), ("B=20", "B=128", "members")
+    kernels = CASES if sizes.is_gpu else TRIALS
+    steps = ("B=20", "B=128", "members") if sizes.is_gpu else ("B=20", "members")
     tasks = [*(("fused_steps", name) for name in steps), *(("kernel", name) for name in kernels)]
     limit = 90.0 if sizes.is_gpu else None
     found = run_all(tasks, sizes.device, workers, limit)
