@@ -15,7 +15,7 @@ help:
 	@echo "make notebooks   run the tutorials in docs/tutorials and store their outputs: about 15 minutes"
 	@echo "make bench   speed beside Pyro's SVI, hand-written PyTorch, NumPyro and pythae: about an hour of a quiet machine;"
 	@echo "             AGAINST=REF times that commit too, and fails if something got slower"
-	@echo "make gpu     on a CUDA device: the numbers of a CPU, and speed; six to eight minutes"
+	@echo "make gpu     on a CUDA device: the numbers of a CPU, and speed; eight to ten minutes"
 	@echo "make pyro-tests PYRO=FOLDER   Pyro's own tests with pyroae's objectives; FOLDER is 'tests' of a checkout of Pyro"
 
 setup: $(VENV)/.ready

@@ -2,15 +2,23 @@
 where there is a device.
 """
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.gpu import __main__ as script
 from benchmarks.gpu import agreement, checks, evaluators
 from benchmarks.gpu.draws import HostDraws
+from pyroae.compilation import optimizer_updates
+from pyroae.compilation.svi import Compiled
 
 
 def test_a_trial_of_the_script(tmp_path: Path) -> None:
@@ -36,6 +44,48 @@ def test_a_trial_of_the_script(tmp_path: Path) -> None:
     scores = json.loads((tmp_path / "gpu-scores.json").read_text())
     assert scores["AIS"]["images"] == 4
     assert scores["where"]["device"] == "cpu"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_a_trial_of_the_fused_kernel(tmp_path: Path) -> None:
+    """In a process of its own: Triton interprets only what is imported after it is told to."""
+    options = ["--short", "--device", "cpu", "--workers", "1", "--out", str(tmp_path)]
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu", "fusion", *options],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = json.loads((tmp_path / "gpu-fusion.json").read_text())
+    assert found["done"] == found["checks"] == 4
+    assert found["failed"] == []
+    assert set(found["step, us"]) == {"B=20", "members"}
+    assert min(min(times.values()) for times in found["kernel, us"].values()) > 0
+
+
+@pytest.mark.parametrize("optimizer", ["adam-clipped", "sgd"])
+def test_losses_of_compiled_steps_are_compared(
+    optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By grouped updates, as on a GPU; a loss that is read after its step is found."""
+    monkeypatch.setattr(optimizer_updates, "GROUPED", ("cpu", "cuda"))
+    assert agreement.steps("vae-optimal", optimizer, "cpu", backend="eager")["ok"]
+    own = Compiled.eager_step
+
+    def late(svi: Compiled, args: tuple[Any, ...], *others: Any) -> Tensor:
+        own(svi, args, *others)
+        return svi.evaluate_loss(*args) / len(args[0])
+
+    monkeypatch.setattr(Compiled, "eager_step", late)
+    assert not agreement.steps("vae-optimal", optimizer, "cpu", backend="eager")["ok"]
+
+
+def test_only_files_with_a_test_for_a_device_are_collected() -> None:
+    names = {file.name for file in checks.files_of_tests()}
+    assert {"test_gpu.py", "test_recorded_steps.py", "test_gradient_fusion.py"} <= names
+    assert "test_notebooks.py" not in names
 
 
 def test_a_check_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

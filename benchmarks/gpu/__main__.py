@@ -4,9 +4,10 @@ they are done.
     python -m benchmarks.gpu [PART ...] [--out FOLDER] [--short --device cpu]
 
 Parts, in the order of worth: agreement (systems, objectives, evaluations and trainings against the
-CPU; some as compiled code; the tests that need a device), steps, likelihoods, profile, ensembles,
-scores, precision, grid (compiled code of every pair). PYROAE_DATA names the folder of torchvision's
-MNIST; random images stand for it elsewhere.
+CPU; some as compiled code; the tests that need a device), steps, fusion (the kernel of gradients
+and Adam: compared, and timed by its tiles), likelihoods, profile, ensembles, scores, precision,
+grid (compiled code of every pair). PYROAE_DATA names the folder of torchvision's MNIST; random
+images stand for it elsewhere.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from typing import Any
 RESULTS = Path(__file__).parents[1] / "results"
 LIMITS = {"agreement": 150, "grid": 120}
 """Seconds after which what is not done of a part is left out."""
-SPEED = ("steps", "likelihoods", "profile", "ensembles", "scores", "precision")
+SPEED = ("steps", "fusion", "likelihoods", "profile", "ensembles", "scores", "precision")
 PARTS = ("agreement", *SPEED, "grid")
 
 
@@ -96,6 +97,10 @@ def _timed(part: str, options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.gpu import speed
 
     sizes = speed.SHORT if options.short else speed.Sizes(options.device)
+    if part == "fusion":
+        from benchmarks.gpu.fusion import fusion
+
+        return fusion(sizes, options.workers)
     measure: Callable[[Any], dict[str, Any]] = getattr(speed, part)
     return measure(sizes)
 

@@ -12,17 +12,22 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.draws import HostDraws
+from pyroae import TrainConfig, likelihoods, zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.compilation.svi import Compiled
 from pyroae.errors import ProgramError
+from pyroae.nn import MLP
 from pyroae.objectives import OBJECTIVES
 from pyroae.objectives.apply import next_step
+from pyroae.training.optimizers import optimizer_of
 from tests.choice_grid import ROWS
 from tests.systems import DISCRETE, KINDS, MIXTURES, ZOO, system_and_data
 
 NUM_PARTICLES = 4
 DOUBLE, SINGLE = 1e-9, 1e-5
 """Largest relative differences of values and gradients, in double and in single precision."""
+LOSSES, PARAMETERS = 1e-4, 1e-3
+"""Largest relative differences of losses and parameters over several steps, in single precision."""
 COVERING = (
     *(("vae", name) for name in ("trace-elbo", "analytic-kl", "dreg", "tvo")),
     *(("discrete-vae-categorical", name) for name in ("rws", "vimco")),
@@ -34,6 +39,21 @@ COVERING = (
 """Pairs whose code is compiled first: each kind of prior, posterior, likelihood, map and gradient
 is in one of them.
 """
+
+
+def _training(name: str, lr: float, clip: float | None = None, **arguments: Any) -> TrainConfig:
+    return TrainConfig(optimizer=name, lr=lr, grad_clip=clip, optimizer_args=arguments)
+
+
+OPTIMIZERS = {
+    "adam": _training("adam", 1e-2),
+    "adam-clipped": _training("adam", 1e-2, 1.0, weight_decay=0.1),
+    "adamw": _training("adamw", 1e-2, weight_decay=0.1),
+    "sgd": _training("sgd", 1e-3, momentum=0.9, nesterov=True),
+    "sgd-clipped": _training("sgd", 1e-2, 1.0, momentum=0.9),
+}
+STEPS = tuple(product(("vae", "vae-optimal", "vae-ladder"), OPTIMIZERS))
+"""Systems and optimizers of the steps that are compared."""
 
 
 def is_trained(system: str, objective: str) -> bool:
@@ -154,3 +174,45 @@ def code(system: str, objective: str, device: str, backend: str = "inductor") ->
         found.append([value, *grads])
     gap = distance(found[1], found[0])
     return {"difference": gap, "ok": gap <= SINGLE}
+
+
+def steps(system: str, optimizer: str, device: str, backend: str = "inductor") -> dict[str, Any]:
+    """Losses and parameters of compiled steps with a weight of the KL against those of eager steps
+    on the same device, from the same seeds, in single precision.
+
+    A step changes parameters in place, which its loss and its gradients must not see.
+    """
+    config, found = OPTIMIZERS[optimizer], []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        module, x = _to_step(system)
+        module, args, count = module.to(device), (x.to(device),), float(len(x))
+        svi = Compiled(
+            module,
+            OBJECTIVES["trace-elbo"](num_particles=1),
+            lambda p, module=module: optimizer_of(config, module),  # type: ignore[misc]
+            grad_clip=config.grad_clip,
+            same_draws=True,
+            backend=backend,
+        )
+        losses = []
+        for step in range(6):
+            torch.manual_seed(step)
+            if compiled or not step:
+                losses.append(svi.step(*args, kl_weight=0.5, divisor=count))
+            else:
+                losses.append(svi.eager_step(args, 0.5, count))
+        if compiled and not svi.is_compiled:
+            return {"ok": False, "why": "it is not compiled"}
+        found.append((losses, list(svi.parameters().values())))
+    losses_gap, gap = (distance(list(a), list(b)) for a, b in zip(*found, strict=True))
+    ok = losses_gap <= LOSSES and gap <= PARAMETERS
+    return {"difference": losses_gap, "parameters": gap, "ok": ok}
+
+
+def _to_step(system: str) -> tuple[Autoencoder, Tensor]:
+    """A system and its data; vae-optimal has a scale whose step is a closed form."""
+    if system != "vae-optimal":
+        return system_and_data(system)
+    normal = likelihoods.Normal("optimal")
+    return zoo.vae(16, 3, encoder=MLP((7,)), likelihood=normal), torch.randn(12, 16)

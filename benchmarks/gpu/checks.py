@@ -10,8 +10,10 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures import TimeoutError as Late
+from pathlib import Path
 from typing import Any
 
+TESTS = Path(__file__).parents[2] / "tests"
 Task = tuple[str, ...]
 """A kind of check and its arguments."""
 
@@ -36,6 +38,7 @@ def tasks_of(part: str, short: bool) -> list[Task]:
             if not short or name == "ensemble, traced"
         ),
         *([] if short else (("code", *pair) for pair in agreement.COVERING)),
+        *([] if short else (("steps", *pair) for pair in agreement.STEPS)),
         *(("against_cpu", name) for name in list(evaluators.AGAINST_CPU)[:: 6 if short else 1]),
         *(("choice", name) for name in list(agreement.ROWS)[:: 12 if short else 1]),
         *(("eager", *pair) for pair in pairs),
@@ -51,10 +54,15 @@ def check(task: Task, device: str) -> dict[str, Any]:
         "eager": agreement.eager,
         "choice": agreement.choice,
         "code": agreement.code,
+        "steps": agreement.steps,
         "against_cpu": evaluators.against_cpu,
         "on_device": evaluators.on_device,
         "tests": _tests,
     }
+    if kind in ("kernel", "fused_steps"):  # their module imports Triton
+        from benchmarks.gpu import fusion
+
+        checks |= {"kernel": fusion.kernel, "fused_steps": fusion.fused_steps}
     begun = time.monotonic()
     try:
         with warnings.catch_warnings():
@@ -70,24 +78,21 @@ def check(task: Task, device: str) -> dict[str, Any]:
 
 
 def _tests(device: str) -> dict[str, Any]:
-    """The tests that need a device."""
+    """The tests that need a device, of the files that have one: others may need more packages."""
+    options = ["-m", "gpu", "-p", "no:cacheprovider"]
     run = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-m",
-            "gpu",
-            "-p",
-            "no:cacheprovider",
-            "--ignore=tests/killed_workers.py",
-            "tests",
-        ],
+        [sys.executable, "-m", "pytest", *options, *map(str, files_of_tests())],
         capture_output=True,
         text=True,
         check=False,
     )
     return {"ok": run.returncode == 0, "output": run.stdout[-3000:]}
+
+
+def files_of_tests() -> list[Path]:
+    """The files of tests in which a test is marked as one for a device."""
+    files = sorted(TESTS.rglob("test_*.py"))
+    return [file for file in files if "@pytest.mark.gpu" in file.read_text(encoding="utf-8")]
 
 
 def run_all(tasks: list[Task], device: str, workers: int, limit: float | None) -> dict[str, Any]:

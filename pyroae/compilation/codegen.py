@@ -10,7 +10,9 @@ from typing import Any, cast
 import pyro
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
+from pyroae.compilation.noise_inputs import Draw, NotLiftedError, is_random, lift_draws
 from pyroae.compilation.tracing import UntraceableError, reason_of
 from pyroae.errors import ConfigError, is_refusal
 from pyroae.runtime.memory import is_out_of_memory
@@ -61,7 +63,8 @@ def inductor(
     """Compile a graph by torch's inductor.
 
     On a CPU the draws are torch's own, equal to those of eager code and no slower, and torch keeps
-    the code on disk for other processes.
+    the code on disk for other processes. Draws that equal those of eager code are made in its
+    order.
 
     Args:
         graph: The traced graph.
@@ -91,12 +94,21 @@ def inductor(
         _keep_memory()
         on_cpu = all(t.device.type == "cpu" for t in inputs)
         options: dict[str, Any] = {"cpp_wrapper": True, "cpp.threads": 1} if one_core else {}
+        same_draws |= on_cpu
+        graph, draws = _in_order(graph) if same_draws else (graph, [])
+        if same_draws and not _chains_draws():
+            options |= {"reorder_for_locality": False, "reorder_for_peak_memory": False}
+        examples = [*inputs, *(draw.sample() for draw in draws)]
         if on_cpu:
-            storages = [t.untyped_storage()._cdata for t in inputs]
+            storages = [t.untyped_storage()._cdata for t in examples]
             shared = tuple(storages.index(storage) for storage in storages)
             options["post_grad_custom_post_pass"] = CPURewrites(one_core and onednn, shared)
-        with settings.patch(fallback_random=same_draws or on_cpu, **options), torch.no_grad():
-            return _for_vectors(graph, inputs) if on_cpu else _generated(graph, inputs)
+        with settings.patch(fallback_random=same_draws, **options), torch.no_grad():
+            generate = _for_vectors if on_cpu else _generated
+            code = generate(graph, examples)
+    if not draws:
+        return code
+    return lambda *tensors: code(*tensors, *[draw.sample() for draw in draws])
 
 
 def _for_vectors(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Graph:
@@ -129,6 +141,36 @@ def _generated(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Graph:
     # A first call that generates code must not take a step of the optimizer.
     compiled(*[copy_of(t) for t in inputs])
     return cast(Graph, compiled)
+
+
+def _in_order(graph: torch.fx.GraphModule) -> tuple[torch.fx.GraphModule, list[Draw]]:
+    """Make the draws of a graph inputs, where the compiler may make them otherwise than eager code.
+
+    It fills memory in the order of the dimensions, and eager code in that of the strides. It chains
+    several draws from torch 2.15 on; before, they are independent operations, which it moves to
+    where they are used. Where draws cannot be inputs, as of a gamma distribution, all stay; their
+    order is then not certain before torch 2.15.
+    """
+    draws = [node for node in graph.graph.nodes if is_random(node)]
+    is_plain = all(
+        value.is_contiguous()
+        for node in draws
+        for value in tree_leaves(node.meta["val"])
+        if isinstance(value, Tensor)
+    )
+    if is_plain and (len(draws) < 2 or _chains_draws()):
+        return graph, []
+    try:
+        return lift_draws(graph)
+    except NotLiftedError:
+        return graph, []
+
+
+def _chains_draws() -> bool:
+    """Whether torch's compiler keeps the order of draws that equal those of eager code."""
+    from torch._inductor.fx_passes import post_grad
+
+    return hasattr(post_grad, "_chain_random_ops_for_ordering")
 
 
 LARGEST_CONSTANT = 2**16

@@ -100,12 +100,22 @@ class Draw:
             device=self.device,
         )
 
-    def fill(self, tensor: Tensor, generator: torch.Generator) -> None:
+    def sample(self) -> Tensor:
+        """Draw from torch's own generator.
+
+        Returns:
+            A new tensor of `shape`, with the draw's strides.
+        """
+        tensor = self.empty(1)[0]
+        self.fill(tensor, None)
+        return tensor
+
+    def fill(self, tensor: Tensor, generator: torch.Generator | None) -> None:
         """Draw into a tensor, in place.
 
         Args:
             tensor: A tensor of `shape`, with the draw's strides.
-            generator: A generator on the tensor's device.
+            generator: A generator on the tensor's device; None for torch's own.
         """
         getattr(tensor, self.method)(*self.parameters, generator=generator)
 

@@ -79,7 +79,8 @@ def compile(
             graph; others step outside of it.
         grad_clip: Largest norm of the whole gradient; None for no limit.
         same_draws: Whether draws on a GPU equal those of eager code from the same seed, where all
-            draws are normal or categorical, which is slower; on a CPU they are always equal.
+            draws are normal or categorical, which is slower; on a CPU they are equal, before torch
+            2.15 except for several draws with one of a gamma distribution among them.
 
     Returns:
         The compiled training: `step` takes the arguments of the programs.

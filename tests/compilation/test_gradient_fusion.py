@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 
 from pyroae import TraceELBO, zoo
 from pyroae.autoencoder import Autoencoder
-from pyroae.compilation import gradient_fusion
+from pyroae.compilation import gradient_fusion, optimizer_updates
 from pyroae.compilation.adam_operators import ADAM, DENSE_ADAM
 from pyroae.compilation.ensemble import Ensemble, Stream
 from pyroae.compilation.gradient_fusion import fuse_gradients
@@ -48,7 +48,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[GraphModule]:
         found.append(graph)
         return graph
 
-    monkeypatch.setattr("pyroae.compilation.optimizer_updates.GROUPED", ("cpu", "cuda"))
+    monkeypatch.setattr(optimizer_updates, "GROUPED", ("cpu", "cuda"))
+    monkeypatch.setattr(optimizer_updates, "FUSED", True)
     for module in ("svi", "ensemble"):
         monkeypatch.setattr(f"pyroae.compilation.{module}.inductor", rewritten)
     return found
@@ -58,7 +59,7 @@ def fused(graph: GraphModule) -> int:
     """How many parameters are updated with their gradients."""
     assert not graph.graph.find_nodes(op="call_function", target=ADAM)
     nodes = graph.graph.find_nodes(op="call_function", target=DENSE_ADAM)
-    return sum(len(node.args[0]) for node in nodes)  # type: ignore[arg-type]
+    return sum(len(node.args[0]) for node in nodes)
 
 
 def products(graph: GraphModule) -> int:
@@ -108,6 +109,17 @@ def test_a_fused_step_is_the_step(
     agree(trained(*vae(), objective, optimizer), plain)
     assert fused(graphs[1]) == 0
     assert products(graphs[1]) == products(graphs[0]) + 4
+
+
+def test_without_fusion_a_step_has_the_grouped_operations(
+    graphs: list[GraphModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimizer_updates, "FUSED", False)
+    plain = trained(*vae(), TraceELBO(), adam, backend="eager")
+    agree(trained(*vae(), TraceELBO(), adam), plain)
+    targets = {str(node.target) for node in graphs[0].graph.nodes}
+    assert "aten._foreach_lerp_.Scalar" in targets
+    assert not [target for target in targets if target.startswith("pyroae")]
 
 
 def test_clipped_gradients_are_not_fused(graphs: list[GraphModule]) -> None:
@@ -165,7 +177,8 @@ def test_compiled_code_reads_a_parameter_before_its_update(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The loss is computed from the parameters before the step; one operator for each layer."""
-    monkeypatch.setattr("pyroae.compilation.optimizer_updates.GROUPED", ("cpu", "cuda"))
+    monkeypatch.setattr(optimizer_updates, "GROUPED", ("cpu", "cuda"))
+    monkeypatch.setattr(optimizer_updates, "FUSED", True)
     monkeypatch.setattr(gradient_fusion, "MOST", 1)
     plain = trained(*vae(), TraceELBO(), adam, backend="eager")
     agree(trained(*vae(), TraceELBO(), adam), plain)
@@ -211,8 +224,8 @@ def test_the_kernel_interpreted_on_a_cpu() -> None:
 @pytest.mark.gpu
 def test_fused_steps_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
-    for longest in (512, 0):
-        monkeypatch.setattr(gradient_fusion, "LONGEST", longest)
+    for is_fused in (True, False):
+        monkeypatch.setattr(optimizer_updates, "FUSED", is_fused)
         system, x = vae()
         results.append([t.cpu() for t in trained(system.cuda(), x.cuda(), TraceELBO(), adam)])
     for a, b in zip(*results, strict=True):
