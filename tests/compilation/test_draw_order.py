@@ -1,5 +1,7 @@
 """Compiled code makes several independent draws in the order of eager code."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -29,7 +31,7 @@ def of_a_permuted_tensor(x: Tensor) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("function", [of_different_sizes, of_a_permuted_tensor])
 @pytest.mark.parametrize("chained", [True, False])
 def test_draws_have_the_order_of_eager_code(
-    function: object, chained: bool, monkeypatch: pytest.MonkeyPatch
+    function: Callable[[Tensor], Tensor], chained: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where torch's compiler chains draws, and where they are inputs of its code."""
     if chained and not codegen._chains_draws():
@@ -39,7 +41,7 @@ def test_draws_have_the_order_of_eager_code(
     code = codegen.inductor(make_fx(function)(x), [x], same_draws=False)
     for seed in range(2):
         torch.manual_seed(seed)
-        expected, after = function(x), torch.randn(())  # type: ignore[operator]
+        expected, after = function(x), torch.randn(())
         torch.manual_seed(seed)
         torch.testing.assert_close(tuple(code(x)), expected, rtol=1e-4, atol=1e-5)
         assert torch.equal(torch.randn(()), after)
