@@ -46,6 +46,7 @@ def test_a_trial_of_the_script(tmp_path: Path) -> None:
     assert scores["where"]["device"] == "cpu"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_a_trial_of_the_fused_kernel(tmp_path: Path) -> None:
     """In a process of its own: Triton interprets only what is imported after it is told to."""
