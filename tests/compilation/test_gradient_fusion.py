@@ -49,6 +49,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[GraphModule]:
         return graph
 
     monkeypatch.setattr("pyroae.compilation.optimizer_updates.GROUPED", ("cpu", "cuda"))
+    monkeypatch.setattr("pyroae.compilation.optimizer_updates.FUSED", True)
     for module in ("svi", "ensemble"):
         monkeypatch.setattr(f"pyroae.compilation.{module}.inductor", rewritten)
     return found
