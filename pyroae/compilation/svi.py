@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.fx.graph_module import GraphModule
 from torch.utils._pytree import TreeSpec
 
+from pyroae.compilation import optimizer_updates
 from pyroae.compilation.codegen import Graph, device_of, inductor, on_device, try_compile
 from pyroae.compilation.divided_steps import MOST_STEPS, DividedStep, number_of_parts
 from pyroae.compilation.graph_calls import GraphCall, KnownGradients, SeparateOptimizer
@@ -576,7 +577,10 @@ class Compiled(Shown):
         batch = next((len(t) for t in tensors if t.ndim), 0)
         parts = number_of_parts(threads, batch)
         leaves = list(self._parameters.values())
-        if any(p.device.type != "cpu" for p in leaves) or parts < min(threads, 2):
+        devices = {p.device.type for p in leaves}
+        if devices - {"cpu"} or devices & {*optimizer_updates.GROUPED}:
+            return None
+        if parts < min(threads, 2):
             return None
 
         def trace(rows: Sequence[Tensor]) -> tuple[GraphModule, list[Tensor]]:
