@@ -9,7 +9,7 @@ Shapes: C chains, N data, D elements of u per datum, R rows in a chunk, M transi
 """
 
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -265,8 +265,10 @@ class ChunkedMover:
     @torch.no_grad()
     def move(self, point: Point, log_weight: Tensor, log_step: Tensor, moves: Moves) -> Moved:
         """Run transitions; see `Mover.move`. Draws are those of `hmc.transition`, in its order."""
-        drawn = [astuple(Noise.like(point)) for _ in moves.betas]
-        noise = [_rows(torch.stack(n, 2)) for n in zip(*drawn, strict=True)]
+        drawn = [Noise.like(point) for _ in moves.betas]
+        noise = [
+            _rows(torch.stack([getattr(each, f.name) for each in drawn], 2)) for f in fields(Noise)
+        ]
         state = [_rows(t) for t in (*_tensors(point), log_weight, log_step.expand_as(log_weight))]
         numbers = [*self._numbers(moves, point.u.dtype), self._averages(point.u)]
         total = self._num_chains * self._num_data
