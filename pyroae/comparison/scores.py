@@ -238,9 +238,9 @@ def quantile(count: int) -> float:
     >>> round(quantile(60), 3)
     2.001
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit  # scipy.stats takes a second to import
 
-    return float(t.ppf(0.975, count - 1)) if count > 1 else math.inf
+    return float(stdtrit(count - 1, 0.975)) if count > 1 else math.inf
 
 
 def sampling_variance(differences: Tensor, noise: Tensor, num_data: int) -> float:

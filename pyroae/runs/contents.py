@@ -5,6 +5,7 @@ import math
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -89,12 +90,14 @@ def versions() -> dict[str, str]:
     >>> list(versions())
     ['python', 'pyroae', 'torch', 'pyro-ppl', 'lightning-fabric', 'numpy', 'arviz']
     """
+    return {"python": platform.python_version(), "pyroae": __version__, **_of_libraries()}
+
+
+@cache
+def _of_libraries() -> dict[str, str]:
+    """The versions of the libraries, whose files are read once."""
     names = ("torch", "pyro-ppl", "lightning-fabric", "numpy", "arviz")
-    return {
-        "python": platform.python_version(),
-        "pyroae": __version__,
-        **{name: version(name) for name in names},
-    }
+    return {name: version(name) for name in names}
 
 
 def results_text(results: Sequence[Result]) -> str:

@@ -10,7 +10,7 @@ from pyroae.comparison.budget import evaluations_of
 from pyroae.comparison.results import Cell, Point
 from pyroae.config import TrainConfig
 from pyroae.evaluation.blocks import Data
-from pyroae.evaluation.importance.likelihood import log_likelihood
+from pyroae.evaluation.importance.likelihood import Trial, log_likelihood, trial_of
 from pyroae.programs.pair import System, like_parameters
 from pyroae.runtime.short_repr import Overview, Shown
 from pyroae.training.state import State
@@ -50,6 +50,7 @@ class Curve(Shown):
     evaluations: float
     points: list[Point] = field(default_factory=list)
     log_units: float = 0.0
+    _trial: Trial | None = field(default=None, init=False)
 
     def _overview(self) -> Overview:
         last = [f"last NLL {self.points[-1].nll:.2f} nats per datum"] if self.points else []
@@ -84,8 +85,15 @@ class Curve(Shown):
         if self.x is None or (self.points and self.points[-1].step == step):
             return
         system, x = cast(System, self.system), placed(self.system, self.x)
+        if self._trial is None:
+            self._trial = trial_of(system.model, system.guide, x)
         likelihood = log_likelihood(
-            system.model, system.guide, x, num_particles=CURVE_PARTICLES, seed=0
+            system.model,
+            system.guide,
+            x,
+            num_particles=CURVE_PARTICLES,
+            seed=0,
+            trial=self._trial,
         )
         evaluations = evaluations_of(step, self.evaluations, self.num_data, self.config.batch_size)
         nll = likelihood.nll + self.log_units

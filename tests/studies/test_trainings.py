@@ -12,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyroae import TrainConfig, fit, load, log_likelihood, zoo
 from pyroae.comparison.budget import Budget
@@ -21,9 +21,11 @@ from pyroae.config import Scoring
 from pyroae.data.dataset import Dataset
 from pyroae.data.loading import Splits
 from pyroae.errors import ConfigError, DataError, ProgramError, UndefinedLikelihoodError
+from pyroae.evaluation.importance.likelihood import Trial, trial_of
 from pyroae.nn import MLP
 from pyroae.objectives import OBJECTIVES, parse_objective
 from pyroae.objectives.named import dreg, iwae, vimco
+from pyroae.studies import curves
 from pyroae.studies.cell_files import CellDirectory
 from pyroae.studies.curves import Curve
 from pyroae.studies.trainings import compare_training
@@ -131,6 +133,46 @@ def test_a_curve_leaves_the_training_alone(digits: Splits) -> None:
     assert len(curve.points) == 1
     assert vae.training
     assert torch.get_rng_state().equal(before)
+
+
+def test_a_curve_checks_its_programs_once(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its later points, at other weights, are those of programs that are checked, bit for bit."""
+    vae, x = zoo.vae(digits.train, **SMALL), digits.train.x[:20].round()
+    checks: list[Trial] = []
+
+    def counted(*given: Any) -> Trial:
+        checks.append(trial_of(*given))
+        return checks[-1]
+
+    monkeypatch.setattr(curves, "trial_of", counted)
+    curve = Curve(vae, x, Cell("iwae", 1, 0), TrainConfig(), 100, 1.0)
+    for step in (1, 2, 3):
+        curve.add(step, step, 0.5 * step)
+        found = log_likelihood(
+            vae.model, vae.guide, x, num_particles=curves.CURVE_PARTICLES, seed=0
+        )
+        assert curve.points[-1].nll == found.nll
+        with torch.no_grad():
+            for parameter in vae.parameters():
+                parameter.mul_(1.1)
+    assert len(checks) == 1
+    assert len({point.nll for point in curve.points}) == 3
+
+
+def test_a_curve_refuses_programs_that_mix_data(digits: Splits) -> None:
+    class Mixing(nn.Module):
+        def model(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z + x.mean(), 1.0), obs=x.mean(1))
+
+        def guide(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x.mean(1), 1.0))
+
+    curve = Curve(Mixing(), digits.train.x[:20], Cell("iwae", 1, 0), TrainConfig(), 100, 1.0)
+    with pytest.raises(ProgramError, match="the other data of its batch"):
+        curve.add(1, 1, 0.5)
 
 
 def test_an_objective_is_left_out_where_it_is_not_defined(digits: Splits) -> None:

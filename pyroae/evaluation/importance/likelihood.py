@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +42,18 @@ RETRY = 1
 
 The position of a datum is that among the data that are sampled again.
 """
+
+
+class Trial(NamedTuple):
+    """What trial runs of a model and its proposals found.
+
+    Attributes:
+        nesting: The number of plate dimensions.
+        apart: Whether some latent sites lie outside the data plate.
+    """
+
+    nesting: int
+    apart: bool
 
 
 class PerDatumEstimate:
@@ -188,6 +200,7 @@ def log_likelihood(
     compile: bool | str = "auto",
     progress: bool = False,
     share: Share = WHOLE,
+    trial: Trial | None = None,
     **kwargs: Any,
 ) -> LikelihoodEstimate:
     """Estimate log p(x_n) of each datum by importance sampling.
@@ -227,6 +240,8 @@ def log_likelihood(
         share: The rank of this process and the number of processes that call this function with
             the same arguments and share the work. The estimate is the same on all, and for any
             number of processes.
+        trial: What `trial_of` found for the same programs and data, perhaps at other parameters:
+            the programs are not checked again. None checks them.
         kwargs: Keyword arguments of the programs: tensors `[N, ...]` and constants.
 
     Returns:
@@ -264,7 +279,7 @@ def log_likelihood(
     drawn = _seeds(seed, len(args[0]))
     with evaluating(model, *programs_of(guide), *programs_of(retry)), fork_random(args[0].device):
         (nesting, apart, base), *_ = gather_results(
-            share, lambda: (*_trial_runs(model, (guide, retry), args), drawn)
+            share, lambda: (*(trial or _trial_runs(model, (guide, retry), args)), drawn)
         )
         sampler = Sampler(
             model, guide, num_particles, tolerance, nesting, apart, compile, base, share, progress
@@ -274,6 +289,26 @@ def log_likelihood(
             columns = _retried(replace(sampler, guide=retry), columns, args)
     seconds = max(share.gather(time.monotonic() - started))
     return _estimate_of(columns, curve, tolerance, seconds)
+
+
+def trial_of(model: Program, guide: Program, x: Data) -> Trial:
+    """Check programs by trial runs, for several calls of `log_likelihood` along a training.
+
+    Args:
+        model: The Pyro program p(z) p(x|z).
+        guide: The program that proposes.
+        x: The data, as of `log_likelihood`.
+
+    Returns:
+        What the runs found; generators are unchanged.
+
+    Raises:
+        PyroaeError: As of `log_likelihood`.
+    """
+    structure = structure_of(x, {}, model)
+    model, guide, args = structure(model), structure(guide), structure.tensors
+    with evaluating(model, guide), fork_random(args[0].device):
+        return _trial_runs(model, (guide,), args)
 
 
 def _check_settings(num_particles: int, tolerance: float | None) -> None:
@@ -337,12 +372,8 @@ def _restructured[G: Program | Proposal | None](guide: G, structure: Structure |
 
 def _trial_runs(
     model: Program, guides: tuple[Program | Proposal | None, ...], args: tuple[Tensor, ...]
-) -> tuple[int, bool]:
-    """Run and check every proposal on a few data; the draws of the estimate do not change.
-
-    Returns:
-        The number of plate dimensions, and whether some latent sites lie outside the data plate.
-    """
+) -> Trial:
+    """Run and check every proposal on a few data; the draws of the estimate do not change."""
     nesting, held_out, first = 0, False, tuple(a[:1] for a in args)
     with fork_random(first[0].device):
         for guide in guides:
@@ -361,7 +392,7 @@ def _trial_runs(
                     max(nesting, nesting_of(model, program, args)),
                     held_out or outside,
                 )
-    return nesting, held_out
+    return Trial(nesting, held_out)
 
 
 def _has_globals(model: Program, guide: Program, args: tuple[Tensor, ...], count: int) -> bool:
