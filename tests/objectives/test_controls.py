@@ -411,7 +411,8 @@ def test_a_resumed_training_ends_the_same(
     states: list[State] = []
     whole = trained(on_epoch=Keeper(states.append, "", minutes=0))
     assert any(name.startswith("objective.network") for name in states[0].weights)
-    assert states[0].progressed.position == 1
+    # Compiled steps are taken several a call, here an epoch of four.
+    assert states[0].progressed.position == (4 if compile else 1)
     for state in states[:-1]:
         history, *weights = trained(state)
         assert history == whole[0]

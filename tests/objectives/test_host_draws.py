@@ -133,11 +133,12 @@ def test_a_graph_is_made_for_each_variant() -> None:
         svi.step(x)
     graphs = list(svi._graphs.values())
     assert len(graphs) == 3
-    assert all(isinstance(graph, GraphCall) for graph in graphs)
+    assert None not in graphs
 
 
-def test_steps_of_one_launch_are_grouped_by_variant() -> None:
+def test_steps_of_one_launch_are_grouped_by_variant(monkeypatch: pytest.MonkeyPatch) -> None:
     """The variants 1, 1, 2, 3 in turn: the steps of each group are one launch."""
+    monkeypatch.setattr(Compiled, "_divided_step", lambda *_: None)  # as on a GPU
     results, launches = [], []
     for together in (False, True):
         (system, x), objective = made(), RandomParticles(cycle=True)
