@@ -218,6 +218,8 @@ class _Ascent:
         live = now.is_live
         # A far step has an error that would make any decrease of the ELBO look like chance.
         error = (now.variance + variance.minimum(10 * now.variance)).sqrt()
+        # At a posterior that is a Gaussian all that differs is rounding.
+        error = error + 4 * torch.finfo(loc.dtype).eps * elbo.abs()
         was_lost = ~now.elbo.isfinite()
         is_near = error < _radius(loc)  # no Gaussian close to a posterior has a larger error
         stalled = ((now.averaged > 0) | is_full) & ~(gain > error) & is_near & ~was_lost

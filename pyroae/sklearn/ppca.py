@@ -70,7 +70,9 @@ class PPCA(LatentModel):
             ensure_min_features=self.n_components + 1,
         )
         fitted = linear_gaussian.maximum_likelihood(tensor_of(x), self.n_components)
-        if not fitted.scale > 0:
+        variance = float(x.var(0).sum())
+        rounding = max(x.shape) * np.finfo(np.float64).eps * variance
+        if not fitted.scale.square() > rounding:
             raise DataError(
                 f"the {len(x)} samples lie in {self.n_components} dimensions, so that the noise "
                 "would be 0: give fewer n_components or more samples"
