@@ -31,6 +31,14 @@ LEAST_ROWS = 4
 """Fewest data of a part: with fewer, weights are read for too little work."""
 
 
+LEAST_PRODUCTS_ROWS = 32
+"""Fewest rows of a part's products where the weights do not stay in a core's cache."""
+
+
+CACHED_WEIGHTS = 2**19
+"""Numbers of the parameters that stay in a core's cache, which other processors have smaller."""
+
+
 MakeCode = Callable[[GraphModule, Sequence[Tensor]], Graph]
 """From a graph and examples of its inputs to code for one core."""
 
@@ -39,22 +47,32 @@ Trace = Callable[[Sequence[Tensor]], tuple[GraphModule, list[Tensor]]]
 """From arguments to the graph of a loss and of the gradients that are reached, and its inputs."""
 
 
-def number_of_parts(threads: int, batch: int) -> int:
+def number_of_parts(threads: int, batch: int, particles: int = 1, weights: int = 0) -> int:
     """Choose into how many parts a batch is divided.
+
+    Each core reads all weights for its part. If these do not stay in its cache, a divided step with
+    few rows is slower than one whose products are divided.
 
     Args:
         threads: Torch's number of threads.
         batch: The number of data B.
+        particles: K, the number of draws for each of them.
+        weights: The number of all elements of the parameters.
 
     Returns:
-        The largest number of at most `threads` equal parts of at least `LEAST_ROWS` data; 1
-        without one.
+        The largest number of at most `threads` equal parts of enough data; 1 without one.
 
     >>> number_of_parts(2, 20), number_of_parts(8, 20), number_of_parts(2, 25)
     (2, 5, 1)
+    >>> number_of_parts(2, 20, weights=2**20), number_of_parts(2, 20, 50, weights=2**20)
+    (1, 2)
     """
-    allowed = (n for n in range(threads, 1, -1) if batch % n == 0 and batch >= n * LEAST_ROWS)
-    return next(allowed, 1)
+    rows = 1 if weights <= CACHED_WEIGHTS else LEAST_PRODUCTS_ROWS
+
+    def is_enough(parts: int) -> bool:
+        return batch >= parts * LEAST_ROWS and batch * particles >= parts * rows
+
+    return next((n for n in range(threads, 1, -1) if batch % n == 0 and is_enough(n)), 1)
 
 
 @dataclass(frozen=True)

@@ -575,8 +575,9 @@ class Compiled(Shown):
         tensors = [values[i] for i in where]
         threads = torch.get_num_threads()
         batch = next((len(t) for t in tensors if t.ndim), 0)
-        parts = number_of_parts(threads, batch)
         leaves = list(self._parameters.values())
+        particles = int(getattr(self.objective, "num_particles", 1))
+        parts = number_of_parts(threads, batch, particles, sum(p.numel() for p in leaves))
         devices = {p.device.type for p in leaves}
         if devices - {"cpu"} or devices & {*optimizer_updates.GROUPED}:
             return None

@@ -62,7 +62,7 @@ def by_repetition(
 @pytest.fixture
 def undivided(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are one graph, as on a GPU."""
-    monkeypatch.setattr("pyroae.compilation.svi.number_of_parts", lambda threads, batch: 0)
+    monkeypatch.setattr("pyroae.compilation.svi.number_of_parts", lambda *_: 0)
 
 
 @pytest.mark.usefixtures("undivided")
