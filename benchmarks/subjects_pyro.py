@@ -21,7 +21,6 @@ from benchmarks.workers import Turns
 from pyroae import TrainConfig, zoo
 from pyroae.autoencoder import Autoencoder
 from pyroae.compilation.ensemble import Ensemble, Stream
-from pyroae.compilation.shared_code import SharedCode
 from pyroae.compilation.svi import Compiled
 from pyroae.nn import MLP, Conv
 from pyroae.objectives import OBJECTIVES, ObjectiveBase
@@ -195,6 +194,8 @@ def _side_by_side(
     problem: Problem, members: list[Compiled], streams: list[Stream]
 ) -> Callable[[int], None]:
     """Blocks of steps of every member, taken by one core each."""
+    from pyroae.compilation.shared_code import SharedCode  # not in 0.4
+
     x, index, codes = torch.from_numpy(problem.data()), Index(problem), SharedCode()
     for member, stream in zip(members, streams, strict=True):
         member.shared = codes, stream.generators["cpu"]
