@@ -18,6 +18,7 @@ from torch.fx.graph_module import GraphModule
 
 from pyroae.compilation.batch_parts import adds_up, parts_of, products_of
 from pyroae.compilation.codegen import Graph, copy_of
+from pyroae.compilation.invariant_split import as_inputs
 from pyroae.compilation.noise_inputs import Draw, NotLiftedError, lift_draws
 from pyroae.compilation.optimizer_updates import ClosedForm, Rule, Update
 from pyroae.compilation.step_loop import Call, Copy, StepLoop, callable_from_c
@@ -254,8 +255,7 @@ class DividedStep:
 
     def _code(self, function: Callable[..., Any], inputs: list[Tensor]) -> "_Code":
         examples = [copy_of(t) for t in inputs]  # tracing runs the function
-        graph = trace_to_graph(function, examples, function, function)
-        constants = _lift_constants(graph)
+        graph, constants = as_inputs(trace_to_graph(function, examples, function, function))
         with callable_from_c():
             return _Code(self._make_code(graph, [*examples, *constants]), constants)
 
@@ -540,24 +540,3 @@ def _loss_type(graph: GraphModule) -> torch.dtype:
     output: Any = graph.graph.find_nodes(op="output")[0]
     dtype: torch.dtype = output.args[0][0].meta["val"].dtype
     return dtype
-
-
-def _lift_constants(module: GraphModule) -> list[Tensor]:
-    """Let a graph's constants be its last inputs, and return them."""
-    graph, constants = module.graph, list[Tensor]()
-    last = graph.find_nodes(op="placeholder")[-1]
-    for node in [n for n in graph.nodes if n.op == "get_attr"]:
-        value = getattr(module, str(node.target))
-        if not isinstance(value, Tensor):
-            continue
-        with graph.inserting_after(last):
-            last = graph.placeholder(f"constant_{len(constants)}")
-        constants.append(value.detach())
-        last.meta["val"] = node.meta.get("val")
-        node.replace_all_uses_with(last)
-        graph.erase_node(node)
-    # The compiler would make inputs of them, used or not.
-    for name, _ in [*module.named_buffers(), *module.named_parameters()]:
-        delattr(module, name)
-    module.recompile()
-    return constants

@@ -65,7 +65,7 @@ def split_invariant(module: GraphModule, draws: Collection[str]) -> tuple[GraphM
     return GraphModule(module, first), GraphModule(module, second)
 
 
-def as_inputs(module: GraphModule, last: int) -> tuple[GraphModule, list[Tensor]]:
+def as_inputs(module: GraphModule, last: int = 0) -> tuple[GraphModule, list[Tensor]]:
     """Replace the constant tensors of a graph by inputs.
 
     Args:
@@ -79,12 +79,16 @@ def as_inputs(module: GraphModule, last: int) -> tuple[GraphModule, list[Tensor]
     graph.output(graph.graph_copy(module.graph, {}))
     constants: list[Tensor] = []
     inputs = graph.find_nodes(op="placeholder")
+    place = inputs[-last - 1] if len(inputs) > last else None
     for node in graph.find_nodes(op="get_attr"):
-        with graph.inserting_before(inputs[-last]):
-            new = graph.placeholder(f"constant_{len(constants)}")
-        new.meta = dict(node.meta)
-        constants.append(getattr(module, str(node.target)))
-        node.replace_all_uses_with(new)
+        value = getattr(module, str(node.target))
+        if not isinstance(value, Tensor):
+            continue
+        with graph.inserting_after(place) if place else graph.inserting_before(inputs[0]):
+            place = graph.placeholder(f"constant_{len(constants)}")
+        place.meta = dict(node.meta)
+        constants.append(value.detach())
+        node.replace_all_uses_with(place)
         graph.erase_node(node)
     return GraphModule(module, graph), constants
 

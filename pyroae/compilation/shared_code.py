@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.fx.graph_module import GraphModule
 
 from pyroae.compilation.codegen import Graph, Outputs, inductor
+from pyroae.compilation.invariant_split import as_inputs
 from pyroae.compilation.noise_inputs import Draw, lift_draws
 
 
@@ -47,7 +48,7 @@ class SharedCode:
             NotLiftedError: For a draw that is no function of noise without parameters.
         """
         graph, draws = lift_draws(graph)
-        constants = _lift_constants(graph)
+        graph, constants = as_inputs(graph)
         noise = [draw.empty(1)[0].zero_() for draw in draws]
         whole = [*inputs, *noise, *constants]
         key = graph.code, *((tuple(t.shape), t.stride(), t.dtype) for t in whole)
@@ -77,18 +78,3 @@ class _Drawn:
         for draw, tensor in zip(self.draws, self.noise, strict=True):
             draw.fill(tensor, self.generator)
         return self.code(*inputs, *self.noise, *self.constants)
-
-
-def _lift_constants(graph: GraphModule) -> list[Tensor]:
-    """Make the tensors that a graph holds its last inputs, in place, and return them."""
-    constants: list[Tensor] = []
-    for node in graph.graph.find_nodes(op="get_attr"):
-        last = graph.graph.find_nodes(op="placeholder")[-1]
-        with graph.graph.inserting_after(last):
-            constant = graph.graph.placeholder(f"constant_{len(constants)}")
-        constants.append(getattr(graph, str(node.target)).detach())
-        constant.meta = dict(node.meta)
-        node.replace_all_uses_with(constant)
-        graph.graph.erase_node(node)
-    graph.recompile()
-    return constants
