@@ -58,7 +58,7 @@ def inductor(
     inputs: Sequence[Tensor],
     same_draws: bool,
     one_core: bool = False,
-    onednn: bool = True,
+    cpp: bool = False,
 ) -> Graph:
     """Compile a graph by torch's inductor.
 
@@ -72,7 +72,8 @@ def inductor(
         same_draws: Whether draws on a GPU equal those of eager code from the same seed.
         one_core: Whether loops are not parallel and the code is called without Python's global
             lock, so that threads can run it concurrently.
-        onednn: Whether layers of code for one core are oneDNN's, which takes 20 µs more for a call.
+        cpp: Whether the code can be called from C++. Layers are then not oneDNN's, which takes
+            20 µs more for a call.
 
     Returns:
         A function of tensors with the shapes of `inputs`.
@@ -93,7 +94,9 @@ def inductor(
         fuse_gradients(graph)
         _keep_memory()
         on_cpu = all(t.device.type == "cpu" for t in inputs)
-        options: dict[str, Any] = {"cpp_wrapper": True, "cpp.threads": 1} if one_core else {}
+        options: dict[str, Any] = {"cpp_wrapper": True} if one_core or cpp else {}
+        if one_core:
+            options["cpp.threads"] = 1
         same_draws |= on_cpu
         graph, draws = _in_order(graph) if same_draws else (graph, [])
         if same_draws and not _chains_draws():
@@ -102,7 +105,7 @@ def inductor(
         if on_cpu:
             storages = [t.untyped_storage()._cdata for t in examples]
             shared = tuple(storages.index(storage) for storage in storages)
-            options["post_grad_custom_post_pass"] = CPURewrites(one_core and onednn, shared)
+            options["post_grad_custom_post_pass"] = CPURewrites(one_core and not cpp, shared)
         with settings.patch(fallback_random=same_draws, **options), torch.no_grad():
             generate = _for_vectors if on_cpu else _generated
             code = generate(graph, examples)

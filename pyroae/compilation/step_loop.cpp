@@ -1,6 +1,5 @@
 // Steps of compiled graphs: step_loop.py describes them. Torch's functions are passed as addresses.
 #include <omp.h>
-#include <sched.h>
 
 #include <atomic>
 #include <cstdint>
@@ -15,6 +14,10 @@ using NewHandle = int (*)(Handle, Handle*);
 using Delete = int (*)(Handle);
 using Data = int (*)(Handle, void**);
 using Entry = void (*)(Handle*, Handle*);
+using Kernel = void (*)(const void*);
+
+constexpr int64_t ALL = -1;     // the thread of a call that uses all cores
+constexpr int64_t KERNEL = -1;  // the number of inputs of a kernel, whose input is a structure
 
 struct Call {
   int64_t phase, thread, entry, inputs, num_inputs, num_outputs, result, bytes, stride;
@@ -22,41 +25,6 @@ struct Call {
 
 struct Copy {
   int64_t thread, source, offset, target, count, distance, bytes;
-};
-
-void pause_briefly() {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
-class Barrier {
- public:
-  explicit Barrier(int count) : count_(count) {}
-
-  void wait() {
-    if (count_ == 1) return;
-    const int64_t round = round_.load(std::memory_order_relaxed);
-    if (waiting_.fetch_add(1, std::memory_order_acq_rel) == count_ - 1) {
-      waiting_.store(0, std::memory_order_relaxed);
-      round_.store(round + 1, std::memory_order_release);
-      return;
-    }
-    for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
-      if (spins < 2000) {
-        pause_briefly();
-      } else {
-        sched_yield();
-      }
-    }
-  }
-
- private:
-  const int count_;
-  alignas(64) std::atomic<int> waiting_{0};
-  alignas(64) std::atomic<int64_t> round_{0};
 };
 
 }  // namespace
@@ -68,6 +36,10 @@ extern "C" int take_steps(NewHandle new_handle, Delete delete_handle, Data data_
   std::atomic<bool> failed{false};
 
   const auto run = [&](const Call& call, int64_t step) {
+    if (call.num_inputs == KERNEL) {
+      reinterpret_cast<Kernel>(call.entry)(reinterpret_cast<const void*>(call.inputs));
+      return;
+    }
     std::vector<Handle> inputs(call.num_inputs), outputs(call.num_outputs + 1, nullptr);
     const auto* handles = reinterpret_cast<const Handle*>(call.inputs);
     for (int64_t i = 0; i < call.num_inputs; ++i) new_handle(handles[i], &inputs[i]);
@@ -88,32 +60,36 @@ extern "C" int take_steps(NewHandle new_handle, Delete delete_handle, Data data_
     }
   };
 
-  Barrier* barrier = nullptr;
-#pragma omp parallel num_threads(threads)
-  {
-    const int team = omp_get_num_threads(), own = omp_get_thread_num();
-#pragma omp single
-    barrier = new Barrier(team);
-    for (int64_t step = 0; step < steps; ++step) {
-      for (int64_t i = 0; i < num_copies; ++i) {
-        if (copies[i].thread % team == own) copy(copies[i], step);
-      }
-      for (int64_t phase = 0; phase < phases; ++phase) {
-        for (int64_t i = 0; i < num_calls; ++i) {
-          if (calls[i].phase != phase || calls[i].thread % team != own) continue;
-          if (failed.load(std::memory_order_relaxed)) continue;
-          try {
-            run(calls[i], step);
-          } catch (const std::exception& error) {
-            if (!failed.exchange(true)) std::strncpy(message, error.what(), 511);
-          } catch (...) {
-            if (!failed.exchange(true)) std::strncpy(message, "a compiled graph failed", 511);
-          }
-        }
-        barrier->wait();
+  const auto turn = [&](int64_t step, int64_t phase, int64_t own, int64_t team) {
+    for (int64_t i = 0; phase == 0 && i < num_copies; ++i) {
+      if (copies[i].thread % team == own) copy(copies[i], step);
+    }
+    for (int64_t i = 0; i < num_calls; ++i) {
+      if (calls[i].phase != phase || failed.load(std::memory_order_relaxed)) continue;
+      if (calls[i].thread != ALL && calls[i].thread % team != own) continue;
+      try {
+        run(calls[i], step);
+      } catch (const std::exception& error) {
+        if (!failed.exchange(true)) std::strncpy(message, error.what(), 511);
+      } catch (...) {
+        if (!failed.exchange(true)) std::strncpy(message, "a compiled graph failed", 511);
       }
     }
+  };
+
+  std::vector<bool> is_divided(phases, true);
+  for (int64_t i = 0; i < num_calls; ++i) {
+    if (calls[i].thread == ALL) is_divided[calls[i].phase] = false;
   }
-  delete barrier;
+  for (int64_t step = 0; step < steps; ++step) {
+    for (int64_t phase = 0; phase < phases; ++phase) {
+      if (threads == 1 || !is_divided[phase]) {
+        turn(step, phase, 0, 1);
+        continue;
+      }
+#pragma omp parallel num_threads(threads)
+      turn(step, phase, omp_get_thread_num(), omp_get_num_threads());
+    }
+  }
   return failed.load() ? 1 : 0;
 }

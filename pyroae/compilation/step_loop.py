@@ -1,7 +1,8 @@
 """Run compiled graphs in phases, several steps a call, each thread on a core of its own.
 
-In a phase every thread runs its own graphs; phases end with a barrier. One call of C++ code takes
-all steps, without Python's global lock: the operations in it are not divided among cores.
+In a phase every thread runs its own graphs, whose operations are not divided among cores, or one
+graph uses all cores; phases end with a barrier. One call of C++ code takes all steps, without
+Python's global lock.
 """
 
 import ctypes
@@ -19,10 +20,16 @@ import torch
 from torch import Tensor
 from torch.fx.graph_module import GraphModule
 
+from pyroae.compilation import adam_rows
+from pyroae.compilation.adam_rows import AdamRows
 from pyroae.compilation.codegen import Graph
 
 SOURCE = Path(__file__).with_name("step_loop.cpp")
 """The code of the loop."""
+
+
+ALL = -1
+"""The thread of a call that uses all cores."""
 
 
 ENTRY = "inductor_entry_impl"
@@ -43,8 +50,8 @@ class Call:
 
     Attributes:
         phase: Number of the phase.
-        thread: Number of the thread.
-        graph: Code made within `callable_from_c`.
+        thread: Number of the thread; `ALL` for a graph that uses all cores, alone in its phase.
+        graph: Code made within `callable_from_c`, or a kernel.
         inputs: Its inputs.
         result: Where its first output is copied to in step i: row i of a tensor; None for a graph
             without an output.
@@ -52,7 +59,7 @@ class Call:
 
     phase: int
     thread: int
-    graph: Graph
+    graph: Graph | AdamRows
     inputs: Sequence[Tensor]
     result: Tensor | None = None
 
@@ -119,27 +126,28 @@ class StepLoop:
     def __init__(self, threads: int, calls: Sequence[Call], copies: Sequence[Copy]) -> None:
         self.threads, self.calls, self.copies = threads, calls, copies
         self._phases = 1 + max(call.phase for call in calls)
-        self._is_python = isinstance(calls[0].graph, GraphModule)
+        self._is_python = any(isinstance(call.graph, GraphModule) for call in calls)
         if self._is_python:
             return
-        entries = [entry_of(call.graph, len(call.inputs)) for call in calls]
-        self._loop, self._functions = _loop(), _functions()
-        self._handles = [_handles(call.inputs) for call in calls]
+        self._loop, self._functions = _library().take_steps, _functions()
+        self._handles: list[Any] = []
+        self._kernels: list[Any] = []
+        rows = [self._numbers_of(call) for call in calls]
         weakref.finalize(self, _drop, self._handles, self._functions[1].value)
-        self._calls = _array(
-            [
-                [
-                    call.phase,
-                    call.thread,
-                    entry,
-                    ctypes.addressof(handles),
-                    len(call.inputs),
-                    *_place(call.result),
-                ]
-                for call, entry, handles in zip(calls, entries, self._handles, strict=True)
-            ]
-        )
+        self._calls = _array(rows)
         self._copies = _array([copy.numbers() for copy in copies])
+
+    def _numbers_of(self, call: Call) -> list[int]:
+        """Describe a call for the C++ code."""
+        if isinstance(call.graph, AdamRows):
+            arguments = call.graph.arguments(call.inputs)
+            self._kernels.append(arguments)
+            entry, inputs, count = _kernel(), ctypes.addressof(arguments), -1
+        else:
+            entry, count = entry_of(call.graph, len(call.inputs)), len(call.inputs)
+            self._handles.append(_handles(call.inputs))
+            inputs = ctypes.addressof(self._handles[-1])
+        return [call.phase, call.thread, entry, inputs, count, *_place(call.result)]
 
     def __call__(self, sources: Sequence[Sequence[Tensor]]) -> None:
         """Take S steps.
@@ -262,18 +270,25 @@ def _within(graph: Any, depth: int = 8) -> Iterator[Any]:
 
 
 @cache
-def _loop() -> Any:
-    """The loop's code, which torch compiles and keeps on disk."""
+def _library() -> Any:
+    """The code of the loop and of the kernel, which torch compiles and keeps on disk."""
     from torch._inductor.codecache import CppCodeCache
 
+    source = adam_rows.SOURCE.read_text() + SOURCE.read_text()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        library = CppCodeCache.load(SOURCE.read_text())
-    function = library.take_steps
+        library: Any = CppCodeCache.load(
+            source, extra_flags=("-ffp-contract=fast", "-fno-math-errno")
+        )
     p, n = ctypes.c_void_p, ctypes.c_int64
-    function.argtypes = [p, p, p, n, n, n, p, n, p, n, p, n, ctypes.c_char_p]
-    function.restype = ctypes.c_int
-    return function
+    library.take_steps.argtypes = [p, p, p, n, n, n, p, n, p, n, p, n, ctypes.c_char_p]
+    library.take_steps.restype = ctypes.c_int
+    return library
+
+
+def _kernel() -> int:
+    """The address of the kernel."""
+    return ctypes.cast(getattr(_library(), adam_rows.ENTRY), ctypes.c_void_p).value or 0
 
 
 @cache

@@ -20,7 +20,12 @@ from torch.utils._pytree import TreeSpec
 
 from pyroae.compilation import optimizer_updates
 from pyroae.compilation.codegen import Graph, device_of, inductor, on_device, try_compile
-from pyroae.compilation.divided_steps import MOST_STEPS, DividedStep, number_of_parts
+from pyroae.compilation.divided_steps import (
+    MOST_STEPS,
+    DividedStep,
+    NotDividedError,
+    number_of_parts,
+)
 from pyroae.compilation.graph_calls import GraphCall, KnownGradients, SeparateOptimizer
 from pyroae.compilation.noise_inputs import NotLiftedError
 from pyroae.compilation.optimizer_updates import Update, closed_form_steps
@@ -569,7 +574,7 @@ class Compiled(Shown):
         reached: list[bool],
         update: Update,
     ) -> DividedStep | None:
-        """The step in parts of one core each, on a CPU; None where that is impossible."""
+        """The step divided among threads, on a CPU; None where that is impossible."""
         values = (*args, *self.weights(kl_weight))
         where = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
         tensors = [values[i] for i in where]
@@ -577,11 +582,9 @@ class Compiled(Shown):
         batch = next((len(t) for t in tensors if t.ndim), 0)
         leaves = list(self._parameters.values())
         particles = int(getattr(self.objective, "num_particles", 1))
-        parts = number_of_parts(threads, batch, particles, sum(p.numel() for p in leaves))
+        parts = number_of_parts(threads, batch, particles)
         devices = {p.device.type for p in leaves}
         if devices - {"cpu"} or devices & {*optimizer_updates.GROUPED}:
-            return None
-        if parts < min(threads, 2):
             return None
 
         def trace(rows: Sequence[Tensor]) -> tuple[GraphModule, list[Tensor]]:
@@ -593,16 +596,22 @@ class Compiled(Shown):
                 raise UntraceableError("other parameters have a gradient in a part of the batch")
             return self._traced(tuple(of_part), kl_weight, divisor, reached, None, is_loss=True)[:2]
 
-        def make_code(graph: GraphModule, inputs: Sequence[Tensor]) -> Graph:
+        def make_code(graph: GraphModule, inputs: Sequence[Tensor], one_core: bool) -> Graph:
             if self.backend == "eager":
                 return graph
-            return inductor(graph, inputs, self.same_draws, one_core=True, onednn=False)
+            return inductor(graph, inputs, self.same_draws, cpp=True, one_core=one_core)
+
+        def divided(parts: int) -> DividedStep:
+            return DividedStep(
+                trace, values, leaves, reached, update, self.grad_clip, threads, parts, make_code
+            )
 
         try:
-            return DividedStep(
-                trace, values, leaves, reached, update, self.grad_clip, parts, make_code
-            )
-        except (NotLiftedError, NoEntryError, UntraceableError):
+            try:
+                return divided(parts)
+            except (NotDividedError, UntraceableError):
+                return divided(1) if parts > 1 else None
+        except (NotLiftedError, NotDividedError, NoEntryError, UntraceableError):
             return None
         except Exception as error:  # any error of the compiler: the undivided step is tried next
             if self.backend == "eager" or is_refusal(error) or is_out_of_memory(error):

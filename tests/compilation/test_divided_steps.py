@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import pyroae
 from pyroae import TraceELBO, zoo
 from pyroae.autoencoder import Autoencoder
+from pyroae.compilation import divided_steps
 from pyroae.compilation.divided_steps import DividedStep
 from pyroae.compilation.svi import Compiled
 from pyroae.config import TrainConfig
@@ -28,6 +29,13 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=[True, False], ids=["parts", "whole"])
+def is_divided(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the batches of these tests are divided."""
+    monkeypatch.setattr(divided_steps, "LEAST_ROWS", 4 if request.param else 10**6)
+    return bool(request.param)
 
 
 def vae(features: int = 7) -> Autoencoder:
@@ -94,22 +102,24 @@ OPTIMIZERS: dict[str, Make] = {
 @pytest.mark.usefixtures("float64", "two_threads")
 @pytest.mark.parametrize("clip", [None, 0.3])
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
-def test_a_divided_step_is_that_of_eager_code(name: str, clip: float | None) -> None:
+def test_a_divided_step_is_that_of_eager_code(
+    name: str, clip: float | None, is_divided: bool
+) -> None:
     graph = compare(vae, TraceELBO, OPTIMIZERS[name], grad_clip=clip)
     assert isinstance(graph, DividedStep)
-    assert graph.parts == 2
+    assert graph.parts == 1 + is_divided
 
 
 @pytest.mark.usefixtures("float64", "two_threads")
 @pytest.mark.parametrize("name", ["iwae", "dreg", "vimco", "stl", "analytic-kl", "rws", "mlmc"])
-def test_objectives(name: str) -> None:
+def test_objectives(name: str, is_divided: bool) -> None:
     weight = 0.4 if name == "iwae" else None
     graph = compare(vae, lambda: OBJECTIVES[name](num_particles=4), adam, kl_weight=weight)
-    assert isinstance(graph, DividedStep)
+    assert graph.parts == 1 + is_divided
 
 
 @pytest.mark.usefixtures("float64", "two_threads")
-def test_learned_scale_of_a_likelihood() -> None:
+def test_learned_scale_of_a_likelihood(is_divided: bool) -> None:
     """Its gradient is added, not a product; its parameter has one row."""
 
     def ppca() -> Autoencoder:
@@ -117,7 +127,7 @@ def test_learned_scale_of_a_likelihood() -> None:
         return zoo.ppca(7, latent=2)
 
     graph = compare(ppca, TraceELBO, adam)
-    assert isinstance(graph, DividedStep)
+    assert graph.parts == 1 + is_divided
 
 
 class Coupled(nn.Module):
@@ -151,31 +161,42 @@ class Coupled(nn.Module):
             pyro.sample("z", dist.Normal(self.encoder(x), 1.0).to_event(1))
 
 
-@pytest.mark.usefixtures("float64", "two_threads")
-@pytest.mark.parametrize("what", ["prior", "global", "gamma", "mean"])
-def test_a_loss_that_is_no_sum_over_parts_is_not_divided(what: str) -> None:
-    svi = Compiled(Coupled(what), TraceELBO(), adam, backend="eager")
-    for _ in range(3):
-        svi.step(data())
-    assert svi.is_compiled
-    assert not isinstance(graph_of(svi), DividedStep)
-
-
-@pytest.mark.usefixtures("float64", "two_threads")
-def test_it_is_divided_without_what_couples_the_parts() -> None:
-    svi = Compiled(Coupled(""), TraceELBO(), adam, backend="eager")
-    for _ in range(3):
-        svi.step(data())
-    assert isinstance(graph_of(svi), DividedStep)
-
-
-@pytest.mark.usefixtures("float64", "two_threads")
-@pytest.mark.parametrize(("count", "is_divided"), [(13, False), (6, False), (8, True)])
-def test_odd_and_small_batches_are_not_divided(count: int, is_divided: bool) -> None:
-    svi = Compiled(vae(), TraceELBO(), adam, backend="eager")
+def steps_of(system: Any, monkeypatch: pytest.MonkeyPatch, count: int = 12) -> Any:
+    """The graph of a step, where enough rows for four data a part would be divided."""
+    monkeypatch.setattr(divided_steps, "LEAST_ROWS", 4)
+    svi = Compiled(system, TraceELBO(), adam, backend="eager")
     for _ in range(3):
         svi.step(data(count))
-    assert isinstance(graph_of(svi), DividedStep) == is_divided
+    assert svi.is_compiled
+    return graph_of(svi)
+
+
+@pytest.mark.usefixtures("float64", "two_threads")
+@pytest.mark.parametrize("what", ["prior", "global", "mean"])
+def test_a_loss_that_is_no_sum_over_parts_is_not_divided(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert steps_of(Coupled(what), monkeypatch).parts == 1
+    found = compare(lambda: Coupled(what), TraceELBO, adam)
+    assert found.parts == 1
+
+
+@pytest.mark.usefixtures("float64", "two_threads")
+def test_draws_that_cannot_be_made_before_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not isinstance(steps_of(Coupled("gamma"), monkeypatch), DividedStep)
+
+
+@pytest.mark.usefixtures("float64", "two_threads")
+def test_it_is_divided_without_what_couples_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert steps_of(Coupled(""), monkeypatch).parts == 2
+
+
+@pytest.mark.usefixtures("float64", "two_threads")
+@pytest.mark.parametrize(("count", "parts"), [(13, 1), (6, 1), (8, 2)])
+def test_odd_and_small_batches_are_not_divided(
+    count: int, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert steps_of(vae(), monkeypatch, count).parts == parts
 
 
 def grouped(sizes: list[int], threads: int, backend: str, objective: Any) -> tuple[Any, ...]:
@@ -203,7 +224,7 @@ def grouped(sizes: list[int], threads: int, backend: str, objective: Any) -> tup
     return torch.cat(losses), weights, torch.get_rng_state(), svi
 
 
-@pytest.mark.usefixtures("float64", "two_threads")
+@pytest.mark.usefixtures("float64", "two_threads", "is_divided")
 @pytest.mark.parametrize("name", ["trace-elbo", "mlmc"])
 def test_groups_do_not_change_results(name: str) -> None:
     make = OBJECTIVES[name]
@@ -217,9 +238,12 @@ def test_groups_do_not_change_results(name: str) -> None:
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("threads", [1, 2])
-def test_the_loop_of_compiled_code(threads: int) -> None:
+@pytest.mark.parametrize(("threads", "rows"), [(1, 4), (2, 4), (2, 32)])
+def test_the_loop_of_compiled_code(
+    threads: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The code of inductor, called from C++: the numbers of the traced graphs, in any grouping."""
+    monkeypatch.setattr(divided_steps, "LEAST_ROWS", rows)
     traced = grouped([7], threads, "eager", TraceELBO())
     one, several = (grouped(sizes, threads, "inductor", TraceELBO()) for sizes in ([1, 2, 4], [7]))
     assert isinstance(graph_of(several[3]), DividedStep)
@@ -230,7 +254,7 @@ def test_the_loop_of_compiled_code(threads: int) -> None:
     torch.testing.assert_close(several[1], traced[1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.usefixtures("two_threads")
+@pytest.mark.usefixtures("two_threads", "is_divided")
 def test_fit_takes_groups_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "pyroae.compilation.svi.inductor", lambda graph, inputs, same_draws, **settings: graph
