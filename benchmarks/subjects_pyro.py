@@ -201,8 +201,7 @@ def _side_by_side(
         member.shared = codes, stream.generators["cpu"]
 
     def part(member: Compiled, rows: Tensor) -> None:
-        for row in rows:
-            member.step(x.index_select(0, row), divisor=problem.batch)
+        member.steps([x.index_select(0, row) for row in rows], divisor=problem.batch)
 
     def block(count: int) -> None:
         rows = torch.from_numpy(index.next(count * len(members))).unflatten(0, (count, -1))

@@ -75,6 +75,7 @@ class DividedStep:
         threads: The number T of threads.
         parts: The number P ≤ T of parts of the batch; 1 for operations that use all threads.
         make_code: Generates code.
+        generator: The generator of the draws.
 
     Attributes:
         update: The optimizer's step.
@@ -98,8 +99,10 @@ class DividedStep:
         threads: int,
         parts: int,
         make_code: MakeCode,
+        generator: torch.Generator,
     ) -> None:
         self.update, self.parts, self._threads = update, parts, threads
+        self._generator = generator
         self.where = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
         args = [values[i] for i in self.where]
         self._leaves = [p.detach() for p in leaves]
@@ -251,14 +254,14 @@ class DividedStep:
     # Steps.
 
     def draw(self) -> list[Tensor]:
-        """Draw the noise of the next step from torch's generator, as eager code does.
+        """Draw the noise of the next step, as eager code does.
 
         Returns:
             The noise of the whole batch.
         """
         noise = [draw.empty(1)[0] for draw in self._draws]
         for draw, tensor in zip(self._draws, noise, strict=True):
-            draw.fill(tensor, torch.default_generator)
+            draw.fill(tensor, self._generator)
         return noise
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:

@@ -50,15 +50,28 @@ class SharedCode:
         graph, draws = lift_draws(graph)
         graph, constants = as_inputs(graph)
         noise = [draw.empty(1)[0].zero_() for draw in draws]
-        whole = [*inputs, *noise, *constants]
-        key = graph.code, *((tuple(t.shape), t.stride(), t.dtype) for t in whole)
+        code = self.compiled(graph, [*inputs, *noise, *constants])
+        return _Drawn(code, draws, noise, constants, generator)
+
+    def compiled(self, graph: GraphModule, inputs: Sequence[Tensor], cpp: bool = False) -> Graph:
+        """Compile a graph without draws and constants, or take the code of an equal one.
+
+        Args:
+            graph: The traced graph.
+            inputs: Examples of its inputs.
+            cpp: Whether the code can be called from C++.
+
+        Returns:
+            The code.
+        """
+        key = cpp, graph.code, *((tuple(t.shape), t.stride(), t.dtype) for t in inputs)
         if key not in self._codes:
             self._codes[key] = (
                 graph
                 if self.backend == "eager"
-                else inductor(graph, whole, same_draws=False, one_core=True)
+                else inductor(graph, inputs, same_draws=False, one_core=True, cpp=cpp)
             )
-        return _Drawn(self._codes[key], draws, noise, constants, generator)
+        return self._codes[key]
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,16 @@ MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """From parameters to an optimizer of torch."""
 
 
+Before = Callable[[int], float | None]
+"""Called with i before step i, to set the optimizer's rates; returns the step's weight of the KL,
+None for no weight.
+"""
+
+
+TakeSteps = Callable[[Sequence[tuple[Tensor, ...]], Before], list[Tensor]]
+"""From the arguments of at most `MOST_STEPS` steps to the loss before each, a scalar, in nats."""
+
+
 def compile(
     model: Program,
     guide: Program,
@@ -237,7 +247,7 @@ class Compiled(Shown):
     def steps(
         self,
         *args: Tensor | Sequence[Tensor],
-        before: Callable[[int], float | None] | None = None,
+        before: Before | None = None,
         divisor: float = 1.0,
     ) -> Tensor:
         """Take the steps that S calls of `step` take, by one call for each variant.
@@ -429,7 +439,7 @@ class Compiled(Shown):
 
     def prepare(
         self, *args: Tensor, kl_weight: float | None = None, divisor: float = 1.0
-    ) -> Callable[[tuple[Tensor, ...], float | None], Tensor]:
+    ) -> "TakeSteps":
         """Compile a step without taking it. The random generators are unchanged.
 
         Args:
@@ -438,8 +448,8 @@ class Compiled(Shown):
             divisor: The number that the bound is divided by.
 
         Returns:
-            The step: from arguments of the same shapes and a weight of the KL to the loss, as of
-            `step`, in the same variant of the objective and modes of the modules.
+            A function that takes one or several steps on arguments of the same shapes, in the same
+            variant of the objective and modes of the modules.
 
         Raises:
             Exception: Any error of the programs or of the compiler, in the place of the warning and
@@ -450,7 +460,17 @@ class Compiled(Shown):
             with fork_random(device_of(args)), pyro.validation_enabled(False):
                 self._graphs[key] = self._whole_step(args, kl_weight, divisor)
         graph = cast(Graph, self._graphs[key])
-        return lambda args, kl_weight: graph(*args, *self.weights(kl_weight))[0]
+
+        def take(batches: Sequence[tuple[Tensor, ...]], before: Before) -> list[Tensor]:
+            if not isinstance(graph, DividedStep):
+                pairs = ((args, self.weights(before(i))) for i, args in enumerate(batches))
+                return [graph(*args, *weights)[0] for args, weights in pairs]
+            launch = _Launch(self, list(zip(*batches, strict=True)))
+            for i in range(len(batches)):
+                launch.add(graph, i, before(i))
+            return launch.run()
+
+        return take
 
     # Eager runs.
 
@@ -551,10 +571,7 @@ class Compiled(Shown):
         reached = self._reached(args, kl_weight)
         update = self._update(reached)
         if update is not None:
-            is_own = self.shared is None
-            divided = (
-                self._divided_step(args, kl_weight, divisor, reached, update) if is_own else None
-            )
+            divided = self._divided_step(args, kl_weight, divisor, reached, update)
             return divided or self._graph(args, kl_weight, divisor, reached, update)
         gradients = self._graph(args, kl_weight, divisor, reached, None)
         return SeparateOptimizer(
@@ -578,7 +595,8 @@ class Compiled(Shown):
         values = (*args, *self.weights(kl_weight))
         where = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
         tensors = [values[i] for i in where]
-        threads = torch.get_num_threads()
+        threads = 1 if self.shared is not None else torch.get_num_threads()
+        generator = self.shared[1] if self.shared is not None else torch.default_generator
         batch = next((len(t) for t in tensors if t.ndim), 0)
         leaves = list(self._parameters.values())
         particles = int(getattr(self.objective, "num_particles", 1))
@@ -597,13 +615,24 @@ class Compiled(Shown):
             return self._traced(tuple(of_part), kl_weight, divisor, reached, None, is_loss=True)[:2]
 
         def make_code(graph: GraphModule, inputs: Sequence[Tensor], one_core: bool) -> Graph:
+            if self.shared is not None:
+                return self.shared[0].compiled(graph, inputs, cpp=True)
             if self.backend == "eager":
                 return graph
             return inductor(graph, inputs, self.same_draws, cpp=True, one_core=one_core)
 
         def divided(parts: int) -> DividedStep:
             return DividedStep(
-                trace, values, leaves, reached, update, self.grad_clip, threads, parts, make_code
+                trace,
+                values,
+                leaves,
+                reached,
+                update,
+                self.grad_clip,
+                threads,
+                parts,
+                make_code,
+                generator,
             )
 
         try:
@@ -718,7 +747,7 @@ class Compiled(Shown):
 class _Launch:
     """Successive steps of one graph, which are one call."""
 
-    def __init__(self, compiled: Compiled, args: tuple[Tensor | Sequence[Tensor], ...]) -> None:
+    def __init__(self, compiled: Compiled, args: Sequence[Tensor | Sequence[Tensor]]) -> None:
         self.compiled, self.args = compiled, args
         self.graph: GraphCall | DividedStep | None = None
         self.variant: Hashable = ()

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from functools import partial
@@ -19,7 +19,7 @@ from pyroae.runtime.threads import one_core_each
 from pyroae.training.minibatches import Batch
 from pyroae.training.running_loss import Losses
 from pyroae.training.state import Epoch, State
-from pyroae.training.stepping import TakeStep
+from pyroae.training.stepping import TakeSteps
 from pyroae.training.trainer import FitResult, Trainer
 
 LOOK_EVERY = 0.5
@@ -132,7 +132,7 @@ class SideBySide:
         self._bar.update(steps, f"epoch {epoch}, bounds of about {bound:.3f} nats")
 
     def _stop(self) -> None:
-        """End the steps in progress, each member after the one that it is taking."""
+        """End the steps in progress, each member after the call that it has made."""
         for member in self._members:
             member.is_stopped = True
 
@@ -156,7 +156,7 @@ class _Member:
         self.step, self.seconds = 0, 0.0
         self.next: Batch | None = None
         self.is_stopped = self._has_stalled = False
-        self._compiled = dict[int, TakeStep]()
+        self._compiled = dict[int, TakeSteps]()
 
     def start(self, on_epoch: Callable[[State], None] | None) -> None:
         """Make the first state."""
@@ -169,24 +169,35 @@ class _Member:
         self.trainer.system.train()
         self.losses = Losses(self.step)
         self._batches = self.trainer.batches.epoch(self._epoch)
-        self._advance()
+        self._advance(0)
 
     @property
     def _epoch(self) -> int:
         return len(self.state.history) + 1
 
-    def _advance(self) -> None:
+    def _advance(self, steps: int = 1) -> None:
+        self.step += steps
         is_over = self.trainer.plan.is_over(self.step, 0.0)
         self.next = None if is_over else next(self._batches, None)
+
+    def _successive(self, size: int) -> Iterator[tuple[Tensor, ...]]:
+        """The next batches of one size that are given to one call."""
+        for _ in range(self.trainer.stepper.most):
+            if self.next is None or self.next[1] != size:
+                return
+            yield self.next[0]
+            self._advance()
 
     def take_compiled(self) -> None:
         """Take steps until one is not compiled, the epoch ends, or a loss is not finite."""
         begun = looked = time.monotonic()
         while self.next is not None and not self.is_stopped:
-            args, size = self.next
+            first, size = self.step, self.next[1]
             if size not in self._compiled:
                 break
-            self._add(self._compiled[size](self.step, args), size)
+            batches = list(self._successive(size))
+            for loss in self._compiled[size](first, batches):
+                self.losses.add(loss, size)
             if time.monotonic() - looked > LOOK_EVERY:
                 looked = time.monotonic()
                 self.losses.look()
@@ -203,13 +214,9 @@ class _Member:
             self._compiled[size] = take
             return
         begun = time.monotonic()
-        self._add(stepper.take_one(self.step, 0.0, args, size), size)
-        self.seconds += time.monotonic() - begun
-
-    def _add(self, loss: Tensor, size: int) -> None:
-        self.losses.add(loss, size)
-        self.step += 1
+        self.losses.add(stepper.take_one(self.step, 0.0, args, size), size)
         self._advance()
+        self.seconds += time.monotonic() - begun
 
     def end_epoch(self, seconds: float) -> bool:
         """Make the state after an epoch and begin the next one; whether there is a next one."""

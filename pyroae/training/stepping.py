@@ -30,8 +30,10 @@ STEPS_A_LAUNCH = 16
 
 NUMBERS_A_CALL = 2**28
 """Products of weights and data in one call on a CPU, about a hundredth of a second."""
-TakeStep = Callable[[int, tuple[Tensor, ...]], Tensor]
-"""From the number of a step and a batch, each argument of shape [B, ...], to the loss."""
+
+
+TakeSteps = Callable[[int, list[tuple[Tensor, ...]]], list[Tensor]]
+"""From the number of the first step and batches, each argument of shape [B, ...], to the losses."""
 
 
 class Stepper:
@@ -85,7 +87,7 @@ class Stepper:
             precision=self.fabric.autocast,
         )
 
-    def prepare(self, step: int, args: tuple[Tensor, ...], size: int) -> TakeStep | None:
+    def prepare(self, step: int, args: tuple[Tensor, ...], size: int) -> TakeSteps | None:
         """Compile the steps on batches of one size, without taking one.
 
         Args:
@@ -94,8 +96,8 @@ class Stepper:
             size: its size B.
 
         Returns:
-            The compiled step: from its number and a batch to the loss. None for the first step and
-            for one of a rare size, which are not compiled.
+            A function that takes at most `most` steps. None for the first step and for one of a
+            rare size, which are not compiled.
 
         Raises:
             Exception: any error of the programs or of the compiler.
@@ -107,7 +109,7 @@ class Stepper:
         begun, kl_weight = time.monotonic(), self.begin(step)
         take = graphs.prepare(*args, kl_weight=kl_weight, divisor=self.forward.num_data(args))
         self.compile_seconds += time.monotonic() - begun
-        return lambda step, args: take(args, self.begin(step))
+        return lambda first, batches: take(batches, lambda i: self.begin(first + i))
 
     @property
     def most(self) -> int:
