@@ -412,15 +412,15 @@ def test_compiled_training_is_that_of_eager_code(
     text: str, objective: str, digits: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a graph, which is not made into code here; the first step is run as it is."""
-    from pyroae.compilation import svi
+    from pyroae.compilation import step_graphs
 
     made: list[Any] = []
 
-    def keep(graph: Any, *_: Any) -> Any:
+    def keep(graph: Any, *_: Any, **settings: Any) -> Any:
         made.append(graph)
         return graph
 
-    monkeypatch.setattr(svi, "inductor", keep)
+    monkeypatch.setattr(step_graphs, "inductor", keep)
     eager, compiled = (trained(text, digits, objective, compile=c) for c in (False, True))
     assert made
     weights = zip(

@@ -30,8 +30,8 @@ LEAST_ROWS = 32
 """Fewest rows of a part's products: with fewer, each core reads all weights for too little work."""
 
 
-Trace = Callable[[Sequence[Tensor]], tuple[GraphModule, list[Tensor]]]
-"""From arguments to the graph of a loss and of the gradients that are reached, and its inputs."""
+Trace = Callable[[Sequence[Tensor]], GraphModule]
+"""From arguments to the graph of a loss and of the gradients that are reached."""
 
 
 def number_of_parts(threads: int, batch: int, particles: int = 1) -> int:
@@ -113,11 +113,11 @@ class DividedStep:
             0 if t.ndim and len(t) == batch and parts > 1 else None for t in args
         ]
         own = self._args_of(0)
-        graph, self._draws = lift_draws(trace(own)[0])
+        graph, self._draws = lift_draws(trace(own))
         self._noise_dims: list[int | None] = [None] * len(self._draws)
         shapes = [draw.shape for draw in self._draws]
         if parts > 1:
-            self._check(graph, *lift_draws(trace(self._args)[0]))
+            self._check(graph, *lift_draws(trace(self._args)))
         self._numbers = update.tensors([update.numbers()])
         self._noise = [
             [

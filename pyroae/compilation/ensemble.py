@@ -29,7 +29,8 @@ from pyroae.compilation.codegen import (
 )
 from pyroae.compilation.noise_inputs import Draw, lift_draws
 from pyroae.compilation.optimizer_updates import Update
-from pyroae.compilation.svi import Compiled, Traced
+from pyroae.compilation.step_graphs import Traced
+from pyroae.compilation.svi import Compiled
 from pyroae.compilation.tracing import reason_of
 from pyroae.errors import is_refusal
 from pyroae.objectives.apply import next_step, variant_of

@@ -5,9 +5,8 @@ of its gradient, without Pyro's handlers. `torch._inductor` compiles them. One g
 shape of batch.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import pyro
@@ -15,24 +14,15 @@ import torch
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
-from torch.fx.graph_module import GraphModule
 from torch.utils._pytree import TreeSpec
 
-from pyroae.compilation import optimizer_updates
-from pyroae.compilation.codegen import Graph, device_of, inductor, on_device, try_compile
-from pyroae.compilation.divided_steps import (
-    MOST_STEPS,
-    DividedStep,
-    NotDividedError,
-    number_of_parts,
-)
-from pyroae.compilation.graph_calls import GraphCall, KnownGradients, SeparateOptimizer
-from pyroae.compilation.noise_inputs import NotLiftedError
+from pyroae.compilation.codegen import Graph, device_of, try_compile
+from pyroae.compilation.divided_steps import MOST_STEPS, DividedStep
+from pyroae.compilation.graph_calls import GraphCall, KnownGradients
 from pyroae.compilation.optimizer_updates import Update, closed_form_steps
 from pyroae.compilation.shared_code import SharedCode
-from pyroae.compilation.step_loop import NoEntryError
-from pyroae.compilation.tracing import UntraceableError, trace_to_graph
-from pyroae.errors import ConfigError, is_refusal
+from pyroae.compilation.step_graphs import StepGraphs, Traced, filled, weights_of
+from pyroae.errors import ConfigError
 from pyroae.objectives.apply import (
     bound_of,
     controls_of,
@@ -43,9 +33,8 @@ from pyroae.objectives.apply import (
 from pyroae.objectives.base import Bound
 from pyroae.programs.arguments import flatten_arguments, unflatten_arguments
 from pyroae.programs.controlled import with_controls
-from pyroae.programs.pair import Pair, System, same_buffers, system_of
+from pyroae.programs.pair import Pair, same_buffers, system_of
 from pyroae.programs.sites import Program
-from pyroae.runtime.memory import is_out_of_memory
 from pyroae.runtime.randomness import fork_random
 from pyroae.runtime.short_repr import Overview, Shown
 from pyroae.runtime.short_text import text_of
@@ -402,7 +391,7 @@ class Compiled(Shown):
         optimizer.step(closure)  # type: ignore[arg-type]
         return values[0]
 
-    def traced(self, args: tuple[Any, ...], kl_weight: float | None) -> "Traced":
+    def traced(self, args: tuple[Any, ...], kl_weight: float | None) -> Traced:
         """Trace the bound and its gradients, for an ensemble.
 
         Args:
@@ -416,10 +405,7 @@ class Compiled(Shown):
             UntraceableError: If the operations depend on values of tensors.
             RuntimeError: If a run changes a buffer.
         """
-        reached = self._reached(args, kl_weight)
-        return Traced(
-            *self._traced(args, kl_weight, 1.0, reached, None), reached, self._update(reached)
-        )
+        return self._maker.traced(args, self.weights(kl_weight))
 
     def is_new(self, *args: Any, kl_weight: float | None = None, divisor: float = 1.0) -> bool:
         """Tell whether a step would have to be compiled first.
@@ -509,7 +495,7 @@ class Compiled(Shown):
         with self.precision():
             bound = self._bound(args, kl_weight)
         grads = torch.autograd.grad(-bound.surrogate, parameters, allow_unused=True)
-        return bound.value.detach(), tuple(_filled(grads, parameters))
+        return bound.value.detach(), tuple(filled(grads, parameters))
 
     def _optimizer(self) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -527,10 +513,7 @@ class Compiled(Shown):
         Returns:
             One tensor, a scalar or `[S]`, on the parameters' device; none for None.
         """
-        if kl_weight is None:
-            return ()
-        device = next(iter(self._parameters.values())).device
-        return (on_device(kl_weight, torch.get_default_dtype(), device),)
+        return weights_of(kl_weight, next(iter(self._parameters.values())).device)
 
     def key(self, args: tuple[Any, ...], kl_weight: float | None) -> Key:
         """List the properties that a graph is made for.
@@ -563,185 +546,29 @@ class Compiled(Shown):
         def make() -> Graph:
             if what == "step":
                 return self._whole_step(args, kl_weight, divisor)
-            return self._graph(args, kl_weight, divisor, self._reached(args, kl_weight), None)
+            return self._maker.gradients(args, self.weights(kl_weight))
 
         return try_compile(make, device_of(args))
 
     def _whole_step(self, args: tuple[Any, ...], kl_weight: float | None, divisor: float) -> Graph:
-        reached = self._reached(args, kl_weight)
-        update = self._update(reached)
-        if update is not None:
-            divided = self._divided_step(args, kl_weight, divisor, reached, update)
-            return divided or self._graph(args, kl_weight, divisor, reached, update)
-        gradients = self._graph(args, kl_weight, divisor, reached, None)
-        return SeparateOptimizer(
-            gradients,
-            self._optimizer(),
-            list(self._parameters.values()),
-            reached,
+        self._optimizer()
+        return self._maker.step(args, self.weights(kl_weight), divisor)
+
+    @property
+    def _maker(self) -> StepGraphs:
+        """Makes graphs of the training."""
+        return StepGraphs(
+            self.system,
+            self.objective,
+            self._parameters,
+            self._bound,
+            self.optimizer,
             self.grad_clip,
-            divisor,
+            self.same_draws,
+            self.precision,
+            self.backend,
+            self.shared,
         )
-
-    def _divided_step(
-        self,
-        args: tuple[Any, ...],
-        kl_weight: float | None,
-        divisor: float,
-        reached: list[bool],
-        update: Update,
-    ) -> DividedStep | None:
-        """The step divided among threads, on a CPU; None where that is impossible."""
-        values = (*args, *self.weights(kl_weight))
-        where = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
-        tensors = [values[i] for i in where]
-        threads = 1 if self.shared is not None else torch.get_num_threads()
-        generator = self.shared[1] if self.shared is not None else torch.default_generator
-        batch = next((len(t) for t in tensors if t.ndim), 0)
-        leaves = list(self._parameters.values())
-        particles = int(getattr(self.objective, "num_particles", 1))
-        parts = number_of_parts(threads, batch, particles)
-        devices = {p.device.type for p in leaves}
-        if devices - {"cpu"} or devices & {*optimizer_updates.GROUPED}:
-            return None
-
-        def trace(rows: Sequence[Tensor]) -> tuple[GraphModule, list[Tensor]]:
-            of_part = list(values)
-            for i, tensor in zip(where, rows, strict=True):
-                of_part[i] = tensor
-            # Objectives check programs in the first run on arguments of new shapes.
-            if self._reached(tuple(of_part[: len(args)]), kl_weight) != reached:
-                raise UntraceableError("other parameters have a gradient in a part of the batch")
-            return self._traced(tuple(of_part), kl_weight, divisor, reached, None, is_loss=True)[:2]
-
-        def make_code(graph: GraphModule, inputs: Sequence[Tensor], one_core: bool) -> Graph:
-            if self.shared is not None:
-                return self.shared[0].compiled(graph, inputs, cpp=True)
-            if self.backend == "eager":
-                return graph
-            return inductor(graph, inputs, self.same_draws, cpp=True, one_core=one_core)
-
-        def divided(parts: int) -> DividedStep:
-            return DividedStep(
-                trace,
-                values,
-                leaves,
-                reached,
-                update,
-                self.grad_clip,
-                threads,
-                parts,
-                make_code,
-                generator,
-            )
-
-        try:
-            try:
-                return divided(parts)
-            except (NotDividedError, UntraceableError):
-                return divided(1) if parts > 1 else None
-        except (NotLiftedError, NotDividedError, NoEntryError, UntraceableError):
-            return None
-        except Exception as error:  # any error of the compiler: the undivided step is tried next
-            if self.backend == "eager" or is_refusal(error) or is_out_of_memory(error):
-                raise
-            return None
-
-    def _update(self, reached: list[bool]) -> Update | None:
-        parameters = [p for p, r in zip(self._parameters.values(), reached, strict=True) if r]
-        return Update.of(self._optimizer(), parameters)
-
-    def _graph(
-        self,
-        args: tuple[Any, ...],
-        kl_weight: float | None,
-        divisor: float,
-        reached: list[bool],
-        update: Update | None,
-    ) -> Graph:
-        """Trace and compile."""
-        graph, inputs, where = self._traced(args, kl_weight, divisor, reached, update)
-        code: Graph
-        if self.shared is not None:
-            code = self.shared[0].code_of(graph, inputs, self.shared[1])
-        else:
-            code = graph if self.backend == "eager" else inductor(graph, inputs, self.same_draws)
-        return GraphCall(code, list(self._parameters.values()), where, update)
-
-    def _traced(
-        self,
-        args: tuple[Any, ...],
-        kl_weight: float | None,
-        divisor: float,
-        reached: list[bool],
-        update: Update | None,
-        is_loss: bool = False,
-    ) -> tuple[GraphModule, list[Tensor], list[int]]:
-        """The operations, their inputs, and the indices of the arguments among these.
-
-        The inputs are parameters, arguments, and numbers and state of the optimizer. reached:
-        whether each parameter has a gradient. update: the step, if it is part of the graph.
-        is_loss: whether the outputs are the negative bound and the gradients that are reached, over
-        `divisor`. `args` may end with the tensor of a weight of the KL.
-        """
-        # make_fx recognizes inputs by identity, wherever the programs hold them.
-        leaves = list(self._parameters.values())
-        values = args if is_loss else (*args, *self.weights(kl_weight))
-        args = values[: len(values) - (kl_weight is not None)]
-        where = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
-        of_update = (
-            [*update.tensors([update.numbers()]), *update.state()] if update is not None else []
-        )
-
-        def function(*inputs: Any) -> tuple[Tensor, ...]:
-            end = len(leaves) + len(where)
-            tensors, state = inputs[len(leaves) : end], inputs[end:]
-            traced = list(values)
-            for i, tensor in zip(where, tensors, strict=True):
-                traced[i] = tensor
-            with self.precision():
-                weight = traced[-1] if kl_weight is not None else None
-                bound = self._bound(tuple(traced[: len(args)]), weight)
-            is_whole = update is None and not is_loss
-            loss = -bound.surrogate if is_whole else -bound.surrogate / divisor
-            grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-            self._check_reached(grads, reached)
-            if is_loss:
-                return (-bound.value.detach() / divisor, *(g for g in grads if g is not None))
-            if update is None:
-                return (bound.value.detach(), *_filled(grads, leaves))
-            value = -bound.value.detach() / divisor
-            with torch.no_grad():
-                trained = [p for p, r in zip(inputs[: len(leaves)], reached, strict=True) if r]
-                own = [g for g in grads if g is not None]
-                update.apply(trained, update.clipped(own, self.grad_clip), state, value)
-            return (value,)
-
-        tensors = [values[i] for i in where]
-        with _unchanged([*leaves, *of_update]):  # tracing runs the step
-            programs = cast(System, self.system)
-            graph = trace_to_graph(
-                function, [*leaves, *tensors, *of_update], programs.model, programs.guide
-            )
-        return graph, [*[p.detach() for p in leaves], *tensors, *of_update], where
-
-    def _check_reached(self, grads: Sequence[Tensor | None], reached: list[bool]) -> None:
-        """Refuse a graph in which other parameters have a gradient than in an eager run."""
-        for name, grad, is_reached in zip(self._parameters, grads, reached, strict=True):
-            if (grad is not None) != is_reached:
-                raise UntraceableError(f"the gradient of '{name}' is lost in tracing")
-
-    def _reached(self, args: tuple[Any, ...], kl_weight: float | None) -> list[bool]:
-        """Whether a gradient reaches each parameter, in an eager run that changes no buffer."""
-        parameters = list(self._parameters.values())
-        with same_buffers(self.system) as changed, self.precision():
-            surrogate = self._bound(args, kl_weight).surrogate
-        grads = torch.autograd.grad(-surrogate, parameters, allow_unused=True)
-        if changed:
-            raise RuntimeError(
-                f"the buffer '{changed[0]}' is changed by a run, as by batch normalization"
-            )
-        return [g is not None for g in grads]
 
 
 class _Launch:
@@ -792,44 +619,8 @@ class _Launch:
         return list(losses.unbind())
 
 
-@dataclass(frozen=True, repr=False)
-class Traced(Shown):
-    """A bound and its gradients as a graph, from parameters and arguments.
-
-    Attributes:
-        graph: The operations; the outputs are the bound, a scalar in nats, and the gradient of its
-            negative surrogate for each parameter.
-        inputs: Parameters, then arguments.
-        where: Indices of the arguments, with a weight of the KL as the last, that are inputs.
-        reached: Whether each parameter has a gradient.
-        update: The optimizer's step; None without a rule for it.
-    """
-
-    graph: GraphModule
-    inputs: list[Tensor]
-    where: list[int]
-    reached: list[bool]
-    update: Update | None
-
-
-@contextmanager
-def _unchanged(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Restore the values of tensors on exit."""
-    before = [t.detach().clone() for t in tensors]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in zip(tensors, before, strict=True):
-                tensor.copy_(value)
-
-
 def _trained(system: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in system.named_parameters() if p.requires_grad}
-
-
-def _filled(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(like, grads, strict=True)]
 
 
 def _default(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

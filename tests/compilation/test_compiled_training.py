@@ -36,7 +36,7 @@ Make = Any
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run as they are traced: what a step computes, without the minute that code takes."""
-    for module in ("compilation.svi", "evaluation.importance.compiled"):
+    for module in ("compilation.step_graphs", "evaluation.importance.compiled"):
         monkeypatch.setattr(
             f"pyroae.{module}.inductor",
             lambda graph, inputs, same_draws, **settings: graph,
@@ -179,7 +179,7 @@ def test_short_trainings_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> No
         made.append(graph)
         return graph
 
-    monkeypatch.setattr("pyroae.compilation.svi.inductor", recorded)
+    monkeypatch.setattr("pyroae.compilation.step_graphs.inductor", recorded)
     training.fit(small(), data(), config=TrainConfig(epochs=2, batch_size=10), progress=False)
     assert not made
     monkeypatch.setattr(plan, "COMPILE_FROM_STEPS", 10)

@@ -257,7 +257,8 @@ def test_the_loop_of_compiled_code(
 @pytest.mark.usefixtures("two_threads", "is_divided")
 def test_fit_takes_groups_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "pyroae.compilation.svi.inductor", lambda graph, inputs, same_draws, **settings: graph
+        "pyroae.compilation.step_graphs.inductor",
+        lambda graph, inputs, same_draws, **settings: graph,
     )
     sizes: list[int] = []
     run = Compiled.steps

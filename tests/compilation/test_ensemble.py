@@ -42,7 +42,7 @@ Make = Callable[[], nn.Module]
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run as they are traced: what a step computes, without the minute that code takes."""
-    for module in ("svi", "ensemble", "shared_code"):
+    for module in ("step_graphs", "ensemble", "shared_code"):
         monkeypatch.setattr(
             f"pyroae.compilation.{module}.inductor",
             lambda graph, inputs, same_draws, **settings: graph,
@@ -389,7 +389,9 @@ def test_one_code_for_all_members(monkeypatch: pytest.MonkeyPatch) -> None:
     """The code of a full batch and that of a smaller one are each compiled once."""
     made: list[bool] = []
 
-    def compiled(graph: Any, inputs: Any, same_draws: bool, one_core: bool = False) -> Any:
+    def compiled(
+        graph: Any, inputs: Any, same_draws: bool, one_core: bool = False, cpp: bool = False
+    ) -> Any:
         made.append(one_core)
         return graph
 

@@ -50,7 +50,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[GraphModule]:
 
     monkeypatch.setattr(optimizer_updates, "GROUPED", ("cpu", "cuda"))
     monkeypatch.setattr(optimizer_updates, "FUSED", True)
-    for module in ("svi", "ensemble"):
+    for module in ("step_graphs", "ensemble"):
         monkeypatch.setattr(f"pyroae.compilation.{module}.inductor", rewritten)
     return found
 

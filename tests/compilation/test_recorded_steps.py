@@ -62,7 +62,7 @@ def by_repetition(
 @pytest.fixture
 def undivided(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are one graph, as on a GPU."""
-    monkeypatch.setattr("pyroae.compilation.svi.number_of_parts", lambda *_: 0)
+    monkeypatch.setattr("pyroae.compilation.step_graphs.StepGraphs.divided_step", lambda *_: None)
 
 
 @pytest.mark.usefixtures("undivided")
@@ -129,7 +129,8 @@ def test_fit_groups_steps_without_a_change_of_results(monkeypatch: pytest.Monkey
     last group is shorter. The graph is run as it is traced.
     """
     monkeypatch.setattr(
-        "pyroae.compilation.svi.inductor", lambda graph, inputs, same_draws, **settings: graph
+        "pyroae.compilation.step_graphs.inductor",
+        lambda graph, inputs, same_draws, **settings: graph,
     )
     histories = []
     for most in (1, 3):

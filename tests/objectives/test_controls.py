@@ -68,7 +68,7 @@ def weights_of(module: nn.Module | None) -> Tensor:
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run as they are traced, without code generation."""
-    for module in ("svi", "ensemble", "shared_code"):
+    for module in ("step_graphs", "ensemble", "shared_code"):
         monkeypatch.setattr(
             f"pyroae.compilation.{module}.inductor",
             lambda graph, inputs, same_draws, **settings: graph,
@@ -496,7 +496,7 @@ def test_members_are_stepped_by_one_graph(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("pyroae.training.lockstep.is_batched", lambda device: True)
     monkeypatch.setattr(Ensemble, "step", counted)
-    for module in ("svi", "ensemble", "shared_code"):
+    for module in ("step_graphs", "ensemble", "shared_code"):
         monkeypatch.setattr(
             f"pyroae.compilation.{module}.inductor",
             lambda graph, inputs, same_draws, **settings: graph,

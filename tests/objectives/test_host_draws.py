@@ -18,6 +18,7 @@ from pyroae.autoencoder import Autoencoder
 from pyroae.compilation.codegen import Recorded
 from pyroae.compilation.ensemble import Ensemble, Stream
 from pyroae.compilation.graph_calls import GraphCall
+from pyroae.compilation.step_graphs import StepGraphs
 from pyroae.compilation.svi import Compiled
 from pyroae.evaluation.gradient_lab.measure import measure_gradients
 from pyroae.nn import MLP
@@ -50,7 +51,7 @@ def weights_of(system: torch.nn.Module) -> Tensor:
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run as they are traced, without code generation."""
-    for module in ("svi", "ensemble", "shared_code"):
+    for module in ("step_graphs", "ensemble", "shared_code"):
         monkeypatch.setattr(
             f"pyroae.compilation.{module}.inductor",
             lambda graph, inputs, same_draws, **settings: graph,
@@ -138,7 +139,7 @@ def test_a_graph_is_made_for_each_variant() -> None:
 
 def test_steps_of_one_launch_are_grouped_by_variant(monkeypatch: pytest.MonkeyPatch) -> None:
     """The variants 1, 1, 2, 3 in turn: the steps of each group are one launch."""
-    monkeypatch.setattr(Compiled, "_divided_step", lambda *_: None)  # as on a GPU
+    monkeypatch.setattr(StepGraphs, "divided_step", lambda *_: None)  # as on a GPU
     results, launches = [], []
     for together in (False, True):
         (system, x), objective = made(), RandomParticles(cycle=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyroae import cli, zoo
-from pyroae.compilation import svi as compiler
+from pyroae.compilation import step_graphs as compiler
 from pyroae.config import TrainConfig
 from pyroae.data.batching import rows_of_batch
 from pyroae.data.dataset import Dataset
@@ -84,7 +84,7 @@ def test_step_batch_datum_and_site_are_named(
     compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bad step is found again by taking the steps before it once more."""
-    monkeypatch.setattr(compiler, "inductor", lambda graph, *_: graph)
+    monkeypatch.setattr(compiler, "inductor", lambda graph, *_, **settings: graph)
     config = TrainConfig(epochs=3, batch_size=10, lr=0.1, seed=SEED, compile=compiled)
     states: list[State] = []
     pyro.clear_param_store()
@@ -151,7 +151,7 @@ def test_weights_that_a_gradient_ruined_are_named() -> None:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_steps_are_left_out_and_counted(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiler, "inductor", lambda graph, *_: graph)
+    monkeypatch.setattr(compiler, "inductor", lambda graph, *_, **settings: graph)
     config = TrainConfig(
         epochs=4, batch_size=10, lr=0.05, seed=SEED, nonfinite="skip", compile=compiled
     )

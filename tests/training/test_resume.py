@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pyroae import cli, zoo
-from pyroae.compilation import svi as compiler
+from pyroae.compilation import step_graphs as compiler
 from pyroae.config import RunConfig, TrainConfig
 from pyroae.data.loading import Splits, load
 from pyroae.errors import InterruptedRunError
@@ -150,7 +150,7 @@ def test_compiled(tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatc
     """
     made: list[Any] = []
 
-    def keep(graph: Any, *_: Any) -> Any:
+    def keep(graph: Any, *_: Any, **settings: Any) -> Any:
         made.append(graph)
         return graph
 
