@@ -6,6 +6,8 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyroae.programs.context import announces_parameters
+
 
 def announce_parameters(name: str, module: nn.Module) -> None:
     """Report a module's parameters to Pyro's handlers without using the global parameter store.
@@ -25,7 +27,7 @@ def announce_parameters(name: str, module: nn.Module) -> None:
     >>> "autoencoder.decoder.0.bias" in trace.nodes
     True
     """
-    if not poutine.runtime.am_i_wrapped():
+    if not poutine.runtime.am_i_wrapped() or not announces_parameters():
         return
     for parameter_name, parameter in module.named_parameters():
         if parameter.requires_grad:

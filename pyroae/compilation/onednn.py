@@ -4,6 +4,9 @@ Inductor has oneDNN's layers for frozen weights only, which are part of the code
 in training are inputs. Import this module only where something is compiled.
 """
 
+import platform
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +32,21 @@ def is_available() -> bool:
         True if LAYER can be compiled.
     """
     return torch.backends.mkldnn.is_available() and hasattr(mkldnn_ir, "_create_output_node")
+
+
+@cache
+def is_faster() -> bool:
+    """Tell whether a layer of oneDNN is faster than MKL's product and a sum in the next loop.
+
+    On one core of an AMD EPYC a layer takes 0.9 of the time of MKL's product. On an Intel Xeon
+    (AVX-512) it takes 1.08 for 660 rows, and 1.2 to 1.4 for 110.
+
+    Returns:
+        True except on Intel's processors where torch has MKL.
+    """
+    cpu = Path("/proc/cpuinfo")
+    maker = cpu.read_text(errors="replace") if cpu.exists() else platform.processor()
+    return "GenuineIntel" not in maker or not torch.backends.mkl.is_available()
 
 
 @torch.library.impl(LIBRARY, "layer", "CPU")

@@ -63,6 +63,34 @@ def test_logarithms_of_factors_become_one_of_their_product(size: int) -> None:
     ).abs().max() + 1e-6
 
 
+def test_factors_by_a_polynomial() -> None:
+    """As near to 1 + exp(−|l|) as the exponential in single precision, 1 far away; nan stays."""
+    ends = torch.tensor([0.0, 1e-20, torch.inf, -torch.inf, torch.nan])
+    logits = torch.cat([torch.linspace(-110, 110, 1_000_001), ends])
+    alike = logits[:, None].expand(-1, 8)
+    graph = traced(lambda x: torch.log1p(torch.exp(-x.abs())).sum(-1), alike)
+    multiply_before_log(graph.graph)
+    graph.recompile()
+    assert aten.exp.default not in targets(graph)
+    found, exact = graph(alike).double() / 8, torch.log1p(torch.exp(-logits.double().abs()))
+    torch.testing.assert_close(found, exact, rtol=1e-7, atol=2.6e-7, equal_nan=True)
+    assert (found[logits.abs() > 18] == 0).all()
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_a_bernoulli_likelihood_in_compiled_code(kind: torch.dtype) -> None:
+    """The error of a sum of 784 terms is that of rounding, also where all have one sign."""
+    logits = 6 * torch.randn(50, 784, dtype=kind)
+    logits[:10] = torch.linspace(0, 30, 10, dtype=kind)[:, None]
+    x = (torch.rand(50, 784) < 0.4).to(kind)
+    code = inductor(
+        traced(lambda *inputs: (bernoulli(*inputs),), logits, x), [logits, x], False, one_core=True
+    )
+    found, exact = code(logits, x)[0].double(), bernoulli(logits.double(), x.double())
+    terms = ((1 - x) * logits).abs().sum(-1) + 784
+    assert ((found - exact).abs() <= 4 * torch.finfo(kind).eps * terms.double()).all()
+
+
 def of_the_mean(logits: Tensor, x: Tensor) -> Tensor:
     return (x * torch.log1p(torch.exp(-logits.abs()))).sum(-1)
 

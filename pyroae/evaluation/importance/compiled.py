@@ -1,5 +1,6 @@
 """Compile the draws and log-weights of importance sampling as one graph."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -135,19 +136,19 @@ class CompiledDraws:
             run(model, guide, block, {}, num_particles, self.nesting)
         ).log_weight
 
-    def _code(self, block: tuple[Tensor, ...]) -> tuple[GraphModule, Graph]:
+    def _code(
+        self, block: tuple[Tensor, ...], is_divided: bool = True
+    ) -> tuple[GraphModule, Graph]:
         """The part that runs once per block, and the compiled part that runs for each chunk."""
-
-        def function(*flat: Tensor) -> tuple[Tensor]:
-            return (self._weights(flat[len(self._leaves) :], self.num_particles),)
+        from pyroae.compilation.step_loop import NoEntryError, callable_from_c
+        from pyroae.evaluation.importance.cache_parts import PartByPart
 
         inputs = [*self._leaves, *block]
         with torch.no_grad():
-            graph = trace_to_graph(function, inputs, self.programs.model, self.programs.guide)
-            draws: list[Draw | ParametricDraw] | None = None
-            if device_of(block).type == "cpu":
-                graph, draws = _lifted(graph)
-                _lay_out_weights(graph)
+            graph, draws = self._traced(inputs, self.num_particles)
+            parts = 1
+            if is_divided and draws and self.backend != "eager":
+                graph, parts = self._divided(graph, draws, inputs)
             names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
             early, late = split_invariant(graph, names[len(inputs) :])
             values = [t.detach() for t in inputs]
@@ -156,7 +157,43 @@ class CompiledDraws:
         if self.backend == "eager":
             return early, late
         drawn = [] if self._draws is None else _drawn(self._draws, of_draws, 0)
-        return early, self._compiled(late, [*fixed, *drawn])
+        if parts == 1:
+            return early, self._compiled(late, [*fixed, *drawn])
+        rows = math.ceil(self.num_particles / parts)
+        try:
+            with callable_from_c(), torch.no_grad():
+                code = self._compiled(late, [*fixed, *(draw[:rows] for draw in drawn)])
+                return early, PartByPart(code, fixed, drawn, parts)
+        except NoEntryError:
+            return self._code(block, is_divided=False)
+
+    def _traced(
+        self, inputs: list[Tensor], num_particles: int
+    ) -> tuple[GraphModule, list[Draw | ParametricDraw] | None]:
+        """The graph of log-weights, and its draws where they are inputs."""
+
+        def function(*flat: Tensor) -> tuple[Tensor]:
+            return (self._weights(flat[len(self._leaves) :], num_particles),)
+
+        graph = trace_to_graph(function, inputs, self.programs.model, self.programs.guide)
+        draws: list[Draw | ParametricDraw] | None = None
+        if device_of(tuple(inputs)).type == "cpu":
+            graph, draws = _lifted(graph)
+            _lay_out_weights(graph)
+        return graph, draws
+
+    def _divided(
+        self, graph: GraphModule, draws: list[Draw | ParametricDraw], inputs: list[Tensor]
+    ) -> tuple[GraphModule, int]:
+        """The graph of a part of the particles, and the number of parts; or all and 1."""
+        from pyroae.evaluation.importance.cache_parts import are_parts, num_parts
+
+        parts = num_parts(graph, len(draws), self.num_particles)
+        if parts == 1:
+            return graph, 1
+        rows = math.ceil(self.num_particles / parts)
+        part, of_part = self._traced(inputs, rows)
+        return (part, parts) if are_parts(draws, of_part, rows) else (graph, 1)
 
     def _prepare_draws(
         self, draws: list[Draw | ParametricDraw] | None, inputs: list[Tensor]
@@ -164,7 +201,7 @@ class CompiledDraws:
         """Split the parameters of draws too; the parts of this block that depend on no draw."""
         if draws is None:
             return []
-        self._draws, of_draws = [], []
+        self._draws, self._early, of_draws = [], [], []
         for draw in draws:
             if isinstance(draw, Draw):
                 self._draws.append(ChunkDraw(draw))

@@ -24,7 +24,7 @@ from pyroae.evaluation.importance.sampler import LEAST, Sampler, programs_of
 from pyroae.evaluation.importance.streams import BoundCurve, Smoothed, is_reliable, khat_limit
 from pyroae.evaluation.trial import FEW, nesting_of
 from pyroae.programs.arguments import Plain, Structure, structure_of
-from pyroae.programs.context import evaluating
+from pyroae.programs.context import evaluating, without_parameter_sites
 from pyroae.programs.sites import Program
 from pyroae.programs.traces import run
 from pyroae.runtime.memory import ChunkSize, once
@@ -375,7 +375,7 @@ def _trial_runs(
 ) -> Trial:
     """Run and check every proposal on a few data; the draws of the estimate do not change."""
     nesting, held_out, first = 0, False, tuple(a[:1] for a in args)
-    with fork_random(first[0].device):
+    with fork_random(first[0].device), without_parameter_sites():
         for guide in guides:
             fits = isinstance(guide, Proposal) and guide.fits
             for program in programs_of(guide):

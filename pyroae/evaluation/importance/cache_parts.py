@@ -1,0 +1,142 @@
+"""Compute the log-weights of a chunk part by part, so that tensors stay in the cache of a core.
+
+Import this module only where something is compiled.
+"""
+
+import math
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.fx.graph_module import GraphModule
+from torch.nn.functional import pad
+
+from pyroae.compilation.codegen import Graph, Outputs
+from pyroae.compilation.noise_inputs import Draw, ParametricDraw
+from pyroae.compilation.step_loop import Call, Copy, StepLoop
+
+LARGEST = 2**17
+"""The most numbers of a part's largest tensor; with the weights of its layer they take 1 MiB."""
+
+
+def num_parts(graph: GraphModule, num_draws: int, num_particles: int) -> int:
+    """Choose the number of parts of a chunk.
+
+    Args:
+        graph: The graph of all particles.
+        num_draws: The number of its draws, the last inputs.
+        num_particles: K.
+
+    Returns:
+        A number P from 1 to K/2. Up to twice the smallest sufficient number is taken where K is a
+        multiple of it, or nearly so.
+    """
+    drawn = set(graph.graph.find_nodes(op="placeholder")[-num_draws:])
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and not drawn.isdisjoint(node.all_input_nodes):
+            drawn.add(node)
+    values = (node.meta.get("val") for node in drawn)
+    largest = max(v.numel() for v in values if isinstance(v, Tensor))
+    most = num_particles // 2
+    least = min(math.ceil(largest / LARGEST), most)
+    if least < 2:
+        return 1
+    numbers = range(least, min(2 * least, most) + 1)
+    return min(numbers, key=lambda parts: parts * math.ceil(num_particles / parts))
+
+
+def are_parts(
+    whole: Sequence[Draw | ParametricDraw], part: Sequence[Draw | ParametricDraw] | None, rows: int
+) -> bool:
+    """Tell whether the draws of a part are rows of those of the chunk.
+
+    Args:
+        whole: The draws of the chunk.
+        part: The draws of a part; None if they are not inputs.
+        rows: The number of particles of a part.
+
+    Returns:
+        Whether each is noise, contiguous, with the particles first.
+    """
+    return (
+        part is not None
+        and len(whole) == len(part)
+        and all(
+            isinstance(one, Draw)
+            and isinstance(other, Draw)
+            and (one.method, one.parameters, one.dtype)
+            == (other.method, other.parameters, other.dtype)
+            and len(one.shape) > 0
+            and other.shape == (rows, *one.shape[1:])
+            and one.shape[0] > rows
+            and _is_contiguous(one)
+            and _is_contiguous(other)
+            for one, other in zip(whole, part, strict=True)
+        )
+    )
+
+
+def _is_contiguous(draw: Draw) -> bool:
+    return torch.empty_strided(draw.shape, draw.stride, device="meta").is_contiguous()
+
+
+class PartByPart:
+    """Code for a part of a chunk, as code for the chunk; each thread has tensors of its own.
+
+    Args:
+        code: Code of one part, made within `callable_from_c`: from tensors that all parts share,
+            and the draws of a part, to log-weights `[k, N]`.
+        shared: Examples of these tensors.
+        draws: Examples of the draws of a chunk, `[K, ...]` each.
+        parts: The number P of parts; the last one may have surplus particles.
+
+    Raises:
+        NoEntryError: If the code cannot be called from C++.
+    """
+
+    def __init__(
+        self, code: Graph, shared: Sequence[Tensor], draws: Sequence[Tensor], parts: int
+    ) -> None:
+        self._code, self._num_draws = code, len(draws)
+        self._rows, self._own = math.ceil(len(draws[0]) / parts), threading.local()
+        first = code(*shared, *(draw[: self._rows] for draw in draws))[0]
+        self._result_like = first.new_empty(parts, *first.shape)
+        self._loop(tuple(shared), draws)
+
+    def __call__(self, *inputs: Tensor) -> Outputs:
+        """Compute the log-weights of a chunk.
+
+        Args:
+            *inputs: The shared tensors, then the draws, `[K, ...]` each.
+
+        Returns:
+            The log-weights `[K, N]`.
+        """
+        count = len(inputs) - self._num_draws
+        shared, draws = inputs[:count], inputs[count:]
+        loop, result = self._loop(shared, draws)
+        loop([*zip(*(self._whole_parts(draw).split(self._rows) for draw in draws), strict=True)])
+        return (result.flatten(0, 1)[: len(draws[0])].clone(),)
+
+    def _whole_parts(self, draw: Tensor) -> Tensor:
+        """A draw with as many rows as all parts have; surplus rows are zero."""
+        count = len(self._result_like) * self._rows
+        return (
+            draw
+            if len(draw) == count
+            else pad(draw, [0, 0] * (draw.ndim - 1) + [0, count - len(draw)])
+        )
+
+    def _loop(self, shared: tuple[Tensor, ...], draws: Sequence[Tensor]) -> tuple[StepLoop, Tensor]:
+        """This thread's loop over the parts, and its results `[P, k, N]`, for these tensors."""
+        known = getattr(self._own, "shared", ())
+        if len(known) != len(shared) or any(a is not b for a, b in zip(known, shared, strict=True)):
+            own = [draw[: self._rows].clone() for draw in draws]
+            result = torch.empty_like(self._result_like)
+            call = Call(0, 0, self._code, [*shared, *own], result)
+            copies = [Copy(0, i, tensor, tensor.shape) for i, tensor in enumerate(own)]
+            self._own.loop = StepLoop(1, [call], copies), result
+            self._own.shared = shared
+        loop: tuple[StepLoop, Tensor] = self._own.loop
+        return loop
