@@ -39,7 +39,7 @@ def is_faster() -> bool:
     """Tell whether a layer of oneDNN is faster than MKL's product and a sum in the next loop.
 
     On one core of an AMD EPYC a layer takes 0.9 of the time of MKL's product. On an Intel Xeon
-    (AVX-512) it takes 1.08 for 660 rows, and 1.2 to 1.4 for 110.
+    (AVX-512) a larger one takes 1.1 with 660 rows, and 1.2 to 1.4 with 110.
 
     Returns:
         True except on Intel's processors where torch has MKL.

@@ -261,16 +261,20 @@ class ChunkedMover:
         self.graph, self.longest = graph, graph.longest
         self._fixed, self._num_chains, self._num_data = fixed, num_chains, num_data
         self._chunk, self._threads = chunk, threads
+        self._averages: Tensor | None = None
 
     @torch.no_grad()
     def move(self, point: Point, log_weight: Tensor, log_step: Tensor, moves: Moves) -> Moved:
         """Run transitions; see `Mover.move`. Draws are those of `hmc.transition`, in its order."""
         drawn = [Noise.like(point) for _ in moves.betas]
+        drawn += [drawn[0]] * (self.longest - len(drawn))  # of transitions that are not made
         noise = [
             _rows(torch.stack([getattr(each, f.name) for each in drawn], 2)) for f in fields(Noise)
         ]
         state = [_rows(t) for t in (*_tensors(point), log_weight, log_step.expand_as(log_weight))]
-        numbers = [*self._numbers(moves, point.u.dtype), self._averages(point.u)]
+        if self._averages is None:
+            self._averages = self._averaging(point.u)
+        numbers = [*self._numbers(moves, point.u.dtype), self._averages]
         total = self._num_chains * self._num_data
         spans = [
             slice(first, min(first + self._chunk, total)) for first in range(0, total, self._chunk)
@@ -296,20 +300,19 @@ class ChunkedMover:
         self, state: list[Tensor], numbers: list[Tensor], noise: list[Tensor], fixed: Fixed
     ) -> list[Tensor]:
         """One chunk, on one core; rows beyond those of the state are zeros, and cut off."""
-        used, rows, longest = len(state[0]), self.graph.rows, self.longest
+        used, rows = state[0].shape[0], self.graph.rows
         count, betas, differences, rates, averages = numbers
+        if used < rows:
+            state, noise = [_filled(t, rows) for t in state], [_filled(n, rows) for n in noise]
+        *states, log_weight, log_step = state
         with torch.no_grad():
-            whole = [_filled(t, rows) for t in state]
-            drawn = [_filled(n.transpose(0, 1), longest).transpose(0, 1) for n in noise]
-            drawn = [_filled(n, rows).contiguous() for n in drawn]
-            *states, log_weight, log_step = whole
             found = self.graph.run(
-                count, *states, log_weight, log_step, betas, differences, rates, *drawn,
+                count, *states, log_weight, log_step, betas, differences, rates, *noise,
                 averages, *fixed,
             )  # fmt: skip
         return [t[:used] for t in found]
 
-    def _averages(self, like: Tensor) -> Tensor:
+    def _averaging(self, like: Tensor) -> Tensor:
         """The matrix `[R, R]` that averages over the chains of a datum; 0 for divided data."""
         averages = like.new_zeros(self.graph.rows, self.graph.rows)
         if self._chunk % self._num_chains == 0:
@@ -334,8 +337,6 @@ def _rows(values: Tensor) -> Tensor:
 
 def _filled(values: Tensor, length: int) -> Tensor:
     """The values with zeros up to a length."""
-    if len(values) == length:
-        return values.contiguous()
     whole = values.new_zeros(length, *values.shape[1:])
     whole[: len(values)] = values
     return whole
