@@ -86,7 +86,8 @@ def first_steps(rounds: int, say: Say, older: Older | None = None) -> list[Timin
 def _first_steps(parts: Sequence[Timing], kind: str, place: Path, cache: str, counts: bool) -> None:
     script = str(ROOT / "benchmarks" / "first_step.py")
     words = ["-P", script, str(time.monotonic()), "svi" if kind == SVI else "pyroae"]
-    text = _run(parts[0], words, place, {"TORCHINDUCTOR_CACHE_DIR": cache})
+    # Torch keeps compiled headers in the temporary folder, whatever its cache is.
+    text = _run(parts[0], words, place, {"TORCHINDUCTOR_CACHE_DIR": cache, "TMPDIR": cache})
     for timing in parts:
         timing.skipped = parts[0].skipped
     if counts and text:

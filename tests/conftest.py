@@ -14,6 +14,9 @@ import pyro
 import pytest
 import torch
 
+# Tests compile many graphs with the same headers.
+os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "1")
+
 MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist"
 
 

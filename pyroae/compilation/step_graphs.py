@@ -17,7 +17,7 @@ from pyroae.compilation.graph_calls import GraphCall, SeparateOptimizer
 from pyroae.compilation.noise_inputs import NotLiftedError
 from pyroae.compilation.optimizer_updates import Update
 from pyroae.compilation.shared_code import SharedCode
-from pyroae.compilation.step_loop import NoEntryError
+from pyroae.compilation.step_loop import NoEntryError, start_compiling
 from pyroae.compilation.tracing import UntraceableError, trace_to_graph
 from pyroae.errors import is_refusal
 from pyroae.objectives.base import Bound
@@ -214,10 +214,11 @@ class StepGraphs:
 
     def _code(self, graph: GraphModule, inputs: Sequence[Tensor], one_core: bool) -> Graph:
         """Code of a divided step, called from C++."""
+        if self.shared is None and self.backend == "eager":
+            return graph
+        start_compiling()
         if self.shared is not None:
             return self.shared[0].compiled(graph, inputs, cpp=True)
-        if self.backend == "eager":
-            return graph
         return inductor(graph, inputs, self.same_draws, cpp=True, one_core=one_core)
 
     def _call(

@@ -9,7 +9,9 @@ import ctypes
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -270,8 +272,19 @@ def _within(graph: Any, depth: int = 8) -> Iterator[Any]:
 
 
 @cache
-def _library() -> Any:
-    """The code of the loop and of the kernel, which torch compiles and keeps on disk."""
+def start_compiling() -> Future[Any]:
+    """Compile the code of the loop and of the kernel in a thread, beside what is done meanwhile.
+
+    Returns:
+        The library, which torch keeps on disk.
+    """
+    threads = ThreadPoolExecutor(1)
+    library = threads.submit(copy_context().run, _compiled)
+    threads.shutdown(wait=False)
+    return library
+
+
+def _compiled() -> Any:
     from torch._inductor.codecache import CppCodeCache
 
     source = adam_rows.SOURCE.read_text() + SOURCE.read_text()
@@ -284,6 +297,10 @@ def _library() -> Any:
     library.take_steps.argtypes = [p, p, p, n, n, n, p, n, p, n, p, n, ctypes.c_char_p]
     library.take_steps.restype = ctypes.c_int
     return library
+
+
+def _library() -> Any:
+    return start_compiling().result()
 
 
 def _kernel() -> int:

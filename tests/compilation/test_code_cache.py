@@ -1,5 +1,6 @@
 """Code that torch keeps on disk is found again, and only where it is the code of the same graph."""
 
+import platform
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -102,6 +103,19 @@ def test_code_is_generated_again_without_instructions_that_the_compiler_lacks(
     code = inductor(make_fx(lambda x: (x + 1,))(x), [x], False)
     assert tested == [True, None]
     assert code(x)[0].tolist() == [2.0, 2.0, 2.0]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="tests of x86 instructions")
+def test_instructions_that_were_assumed_are_tested_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor.cpu_vec_isa import VecISA, invalid_vec_isa, pick_vec_isa
+
+    monkeypatch.setattr(VecISA, "check_build", lambda self, code: False)
+    codegen._forget_vectors()
+    with codegen._untested_vectors():
+        assert pick_vec_isa() is not invalid_vec_isa
+    codegen._forget_vectors()
+    assert pick_vec_isa() is invalid_vec_isa
+    codegen._forget_vectors()
 
 
 def test_other_errors_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
