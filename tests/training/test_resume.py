@@ -337,7 +337,7 @@ print(json.dumps({"kills": done, "half-written": left, "steps": steps}))
 @pytest.mark.parametrize(
     ("kills", "compiled"),
     [
-        (8, False),
+        (5, False),
         *(pytest.param(20, compiled, marks=pytest.mark.slow) for compiled in (False, True)),
     ],
 )
