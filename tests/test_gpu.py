@@ -21,6 +21,7 @@ from pyroae.compilation import optimizer_updates
 from pyroae.compilation.svi import Compiled
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", ["agreement", pytest.param("scores", marks=pytest.mark.slow)])
 def test_a_trial_of_the_script(tmp_path: Path, part: str) -> None:
     assert (

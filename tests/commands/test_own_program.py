@@ -171,6 +171,7 @@ def test_train_evaluate_gradients_and_reproduce(monkeypatch: pytest.MonkeyPatch)
     plots.kl_per_unit(pyroae.diagnose(system.model, system.guide, x))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_study_figures", "late_signals")
 def test_compare(here: Path) -> None:
     """Stopped with two jobs and resumed: the table of one process; scores as of quadrature."""
