@@ -252,6 +252,7 @@ def test_the_loop_of_compiled_code(threads: int) -> None:
     (one, several), svi = in_groups([[1, 2, 4], [7]], threads, "inductor", TraceELBO())
     graph = graph_of(svi)
     assert isinstance(graph, DividedStep)
+    assert graph._loop is not None
     assert not graph._loop._is_python
     assert torch.equal(one[0], several[0])
     assert torch.equal(one[1], several[1])
