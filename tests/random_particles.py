@@ -8,21 +8,22 @@ from pyroae.weights import reduce_log_weights
 
 
 class RandomParticles(ObjectiveBase):
-    """The mean log-weight of 1 to 3 particles: the ELBO.
+    """The mean log-weight of 1 to `most` particles: the ELBO.
 
     Args:
         cycle: Take 1, 1, 2, 3 particles in turn in place of a draw.
+        most: The largest number of particles.
     """
 
-    def __init__(self, cycle: bool = False) -> None:
-        super().__init__(num_particles=3)
-        self.cycle, self.count = cycle, 2
+    def __init__(self, cycle: bool = False, most: int = 3) -> None:
+        super().__init__(num_particles=most)
+        self.cycle, self.most, self.count = cycle, most, 2
         self.drawn: list[int] = []
 
     @property
     def evaluations(self) -> float:
-        """The mean of 1, 2 and 3."""
-        return 2.0
+        """The mean of 1 to `most`."""
+        return (1 + self.most) / 2
 
     @property
     def is_elbo(self) -> bool:
@@ -37,7 +38,7 @@ class RandomParticles(ObjectiveBase):
     def next_step(self) -> None:
         """Draw the number of particles."""
         turn = (1, 1, 2, 3)[len(self.drawn) % 4]
-        self.count = turn if self.cycle else int(torch.randint(1, 4, ()))
+        self.count = turn if self.cycle else int(torch.randint(1, self.most + 1, ()))
         self.drawn.append(self.count)
 
     def estimate(self, traces: object) -> Bound:

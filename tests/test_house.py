@@ -6,6 +6,7 @@ import json
 import re
 import unicodedata
 from functools import cache
+from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -31,14 +32,16 @@ def module_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+MODULES = {module_of(path) for path in SOURCES}
+
+
 def imports_of(path: Path) -> set[str]:
     """Modules of the package that a module imports, those inside functions too."""
     names = set()
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pyroae":
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    known = {module_of(other) for other in SOURCES}
-    return {name if name in known else name.rpartition(".")[0] for name in names}
+    return {name if name in MODULES else name.rpartition(".")[0] for name in names}
 
 
 def test_depth_of_imports(capsys: Any) -> None:
@@ -50,12 +53,9 @@ def test_depth_of_imports(capsys: Any) -> None:
             others = {other.split(".")[1] for other in imports_of(path) if other != "pyroae"}
             top = name.split(".")[1]
             below.setdefault(top, set()).update(others - {top})
-
-    def depth(name: str, seen: tuple[str, ...] = ()) -> int:
-        assert name not in seen, f"imports form a cycle: {' -> '.join((*seen, name))}"
-        return 1 + max((depth(other, (*seen, name)) for other in below[name]), default=0)
-
-    depths = {name: depth(name) for name in below}
+    depths: dict[str, int] = {}
+    for name in TopologicalSorter(below).static_order():  # CycleError names a cycle
+        depths[name] = 1 + max((depths[other] for other in below[name]), default=0)
     with capsys.disabled():
         print(f"\nimport depth {max(depths.values())}: {json.dumps(depths)}")
     assert max(depths.values()) <= DEPTH

@@ -262,11 +262,12 @@ def test_a_random_number_of_draws_is_checked_in_the_mean() -> None:
     assert "SVI's loss is the loss" not in named
 
 
-def test_a_wrong_number_of_evaluations_is_caught() -> None:
+@pytest.mark.parametrize(
+    "wrong", [{"stated": 2.5}, pytest.param({"share": 0.6}, marks=pytest.mark.slow)]
+)
+def test_a_wrong_number_of_evaluations_is_caught(wrong: dict[str, float]) -> None:
     with pytest.raises(ConformanceError, match="evaluations are those that are stated: off by"):
-        check_objective(RandomSize(stated=2.5))
-    with pytest.raises(ConformanceError, match="evaluations are those that are stated: off by"):
-        check_objective(RandomSize(share=0.6))
+        check_objective(RandomSize(**wrong))
 
 
 class WrongProbability(RandomSize):

@@ -1,6 +1,7 @@
 """Steps in parts of one core each: the numbers of eager code, in any grouping."""
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any
 
 import pyro
@@ -18,7 +19,8 @@ from pyroae.compilation.svi import Compiled
 from pyroae.config import TrainConfig
 from pyroae.nn import MLP
 from pyroae.objectives import OBJECTIVES
-from pyroae.objectives.apply import next_step
+from pyroae.objectives.apply import next_step, variant_of
+from pyroae.objectives.named import mlmc
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -31,11 +33,12 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=[True, False], ids=["parts", "whole"])
+@pytest.fixture
 def is_divided(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the batches of these tests are divided."""
-    monkeypatch.setattr(divided_steps, "LEAST_ROWS", 4 if request.param else 10**6)
-    return bool(request.param)
+    value = bool(getattr(request, "param", True))
+    monkeypatch.setattr(divided_steps, "LEAST_ROWS", 4 if value else 10**6)
+    return value
 
 
 def vae(features: int = 7) -> Autoencoder:
@@ -100,8 +103,21 @@ OPTIMIZERS: dict[str, Make] = {
 
 
 @pytest.mark.usefixtures("float64", "two_threads")
-@pytest.mark.parametrize("clip", [None, 0.3])
-@pytest.mark.parametrize("name", list(OPTIMIZERS))
+@pytest.mark.parametrize(
+    ("name", "clip", "is_divided"),
+    [
+        pytest.param(
+            name,
+            clip,
+            is_divided,
+            marks=() if (i + is_divided) % 2 == (clip is None) else pytest.mark.slow,
+        )
+        for i, name in enumerate(OPTIMIZERS)
+        for clip in (None, 0.3)
+        for is_divided in (True, False)
+    ],
+    indirect=["is_divided"],
+)
 def test_a_divided_step_is_that_of_eager_code(
     name: str, clip: float | None, is_divided: bool
 ) -> None:
@@ -111,7 +127,15 @@ def test_a_divided_step_is_that_of_eager_code(
 
 
 @pytest.mark.usefixtures("float64", "two_threads")
-@pytest.mark.parametrize("name", ["iwae", "dreg", "vimco", "stl", "analytic-kl", "rws", "mlmc"])
+@pytest.mark.parametrize(
+    ("name", "is_divided"),
+    [
+        pytest.param(name, is_divided, marks=pytest.mark.slow if i % 2 == is_divided else ())
+        for i, name in enumerate(["iwae", "dreg", "vimco", "rws", "stl", "analytic-kl", "mlmc"])
+        for is_divided in (True, False)
+    ],
+    indirect=["is_divided"],
+)
 def test_objectives(name: str, is_divided: bool) -> None:
     weight = 0.4 if name == "iwae" else None
     graph = compare(vae, lambda: OBJECTIVES[name](num_particles=4), adam, kl_weight=weight)
@@ -199,42 +223,60 @@ def test_odd_and_small_batches_are_not_divided(
     assert steps_of(vae(), monkeypatch, count).parts == parts
 
 
-def grouped(sizes: list[int], threads: int, backend: str, objective: Any) -> tuple[Any, ...]:
-    """Losses and weights of steps in calls of the given sizes."""
+def in_groups(
+    groupings: list[list[int]], threads: int, backend: str, objective: Any
+) -> tuple[list[list[Tensor]], Compiled]:
+    """Losses, weights and random state after steps in calls of the given sizes.
+
+    Each grouping starts from the same state. The first one meets steps that are not yet compiled.
+    """
     torch.set_num_threads(threads)
     svi = Compiled(vae(), objective, adam, backend=backend)
     for _ in range(2):
         torch.manual_seed(2)
         svi.step(data(), kl_weight=0.1, divisor=12.0)
-    torch.manual_seed(3)
-    losses, done = [], 0
-    for size in sizes:
+    assert svi.optimizer is not None
+    optimizer = svi.optimizer
+    start = [p.detach().clone() for p in svi.parameters().values()]
+    state, results = deepcopy(optimizer.state_dict()), list[list[Tensor]]()
+    for sizes in groupings:
+        optimizer.load_state_dict(deepcopy(state))
+        for parameter, first in zip(svi.parameters().values(), start, strict=True):
+            parameter.data.copy_(first)
+        torch.manual_seed(3)
+        losses, done = [], 0
+        for size in sizes:
 
-        def before(i: int, first: int = done) -> float:
-            assert svi.optimizer is not None
-            svi.optimizer.param_groups[0]["lr"] = 0.05 / (1 + first + i)
-            return 0.1 * (1 + first + i)
+            def before(i: int, first: int = done) -> float:
+                optimizer.param_groups[0]["lr"] = 0.05 / (1 + first + i)
+                return 0.1 * (1 + first + i)
 
-        batches = [data().roll(done + i, 0) for i in range(size)]
-        losses.append(svi.steps(batches, before=before, divisor=12.0))
-        done += size
-        assert svi.optimizer is not None
-        svi.optimizer.load_state_dict(svi.optimizer.state_dict())  # as a resumed training does
-    weights = torch.cat([p.detach().flatten() for p in svi.parameters().values()])
-    return torch.cat(losses), weights, torch.get_rng_state(), svi
+            batches = [data().roll(done + i, 0) for i in range(size)]
+            losses.append(svi.steps(batches, before=before, divisor=12.0))
+            done += size
+            optimizer.load_state_dict(optimizer.state_dict())  # as a resumed training does
+        weights = torch.cat([p.detach().flatten() for p in svi.parameters().values()])
+        results.append([torch.cat(losses), weights, torch.get_rng_state()])
+    return results, svi
 
 
 @pytest.mark.usefixtures("float64", "two_threads", "is_divided")
-@pytest.mark.parametrize("name", ["trace-elbo", "mlmc"])
-def test_groups_do_not_change_results(name: str) -> None:
-    make = OBJECTIVES[name]
-    results = [
-        grouped(sizes, 2, "eager", make(num_particles=2)) for sizes in ([1] * 7, [3, 4], [7])
-    ]
-    for losses, weights, state, _ in results[1:]:
-        assert torch.equal(losses, results[0][0])
-        assert torch.equal(weights, results[0][1])
-        assert torch.equal(state, results[0][2])
+@pytest.mark.parametrize(
+    ("objective", "is_divided"),
+    [
+        (OBJECTIVES["trace-elbo"](num_particles=2), False),
+        (mlmc(2, max_level=1), True),
+    ],
+    ids=["trace-elbo", "mlmc"],
+    indirect=["is_divided"],
+)
+def test_groups_do_not_change_results(objective: Any) -> None:
+    """With a graph for each level of MLMC, between which the steps of a call change."""
+    (first, *others), svi = in_groups([[3, 4], [1] * 7, [7]], 2, "eager", objective)
+    assert len(svi._graphs) == (2 if variant_of(objective) else 1)
+    assert len(set(first[0].tolist())) == 7
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(other, first, strict=True))
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -244,10 +286,12 @@ def test_the_loop_of_compiled_code(
 ) -> None:
     """The code of inductor, called from C++: the numbers of the traced graphs, in any grouping."""
     monkeypatch.setattr(divided_steps, "LEAST_ROWS", rows)
-    traced = grouped([7], threads, "eager", TraceELBO())
-    one, several = (grouped(sizes, threads, "inductor", TraceELBO()) for sizes in ([1, 2, 4], [7]))
-    assert isinstance(graph_of(several[3]), DividedStep)
-    assert not graph_of(several[3])._loop._is_python
+    (traced,), _ = in_groups([[7]], threads, "eager", TraceELBO())
+    (one, several), svi = in_groups([[1, 2, 4], [7]], threads, "inductor", TraceELBO())
+    graph = graph_of(svi)
+    assert isinstance(graph, DividedStep)
+    assert graph._loop is not None
+    assert not graph._loop._is_python
     assert torch.equal(one[0], several[0])
     assert torch.equal(one[1], several[1])
     torch.testing.assert_close(several[0], traced[0], rtol=1e-5, atol=1e-5)

@@ -361,6 +361,7 @@ def everything(share: Share, folder: Path) -> Any:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("in_blocks")
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_of_gloo_find_what_one_finds(

@@ -179,7 +179,7 @@ def test_quadrature_counts_only_what_is_not_masked() -> None:
 
 @pytest.mark.parametrize("start", ["prior", "guide"])
 def test_annealing(start: str) -> None:
-    settings = AISSettings(32, 150, leapfrog_steps=5, start=start)
+    settings = AISSettings(32, 60, leapfrog_steps=5, start=start)
     given = partial(guide, width=1.5)
     # The second step of the guide has no density of its own where it depends on nothing masked.
     if start == "guide":

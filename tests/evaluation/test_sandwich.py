@@ -201,7 +201,7 @@ def test_the_sandwich_is_in_order_and_holds_the_exact_value(
         "--num-data",
         "15",
         "--method",
-        "is,ais,bdmc,exact,gaps",
+        "is,ais,exact",
         "--num-distributions",
         "40",
         "--double",
@@ -299,8 +299,9 @@ def test_quadrature_is_refused_for_many_latents_and_annealing_for_discrete_ones(
 
 
 def test_few_particles_have_no_khat_and_say_so(
-    runs: Path, capsys: pytest.CaptureFixture[str]
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    leave_out_pictures(monkeypatch)
     assert main(["evaluate", str(runs / "vae"), "--num-data", "5", "--num-particles", "20"]) == 0
     assert "no k̂, which needs K ≥ 25: no error can be trusted" in capsys.readouterr().out
 

@@ -175,7 +175,7 @@ def test_annealing_says_where_one_chain_has_all_the_weight() -> None:
     assert len(short.unreliable) == 5
     system, x = zoo.ppca(6, latent=2), torch.randn(5, 6)
     fine = ais(
-        system.model, None, x, settings=AISSettings(num_chains=16, num_distributions=100), seed=0
+        system.model, None, x, settings=AISSettings(num_chains=16, num_distributions=40), seed=0
     )
     assert len(fine.unreliable) == 0
     one = ais(

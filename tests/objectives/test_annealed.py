@@ -345,7 +345,10 @@ def test_svi_trains_a_system() -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("text", ["dais:steps=2,learn=false", "dais:steps=2", "mlmc"])
+@pytest.mark.parametrize(
+    "text",
+    [pytest.param("dais:steps=2,learn=false", marks=pytest.mark.slow), "dais:steps=2", "mlmc"],
+)
 def test_fit_trains_a_system(text: str, compiled: bool) -> None:
     torch.manual_seed(8)
     system, x = system_and_data("vae", 64)

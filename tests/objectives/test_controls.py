@@ -324,13 +324,21 @@ def test_a_second_training_starts_anew() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
-        {"grad_clip": 0.5, "kl_warmup": 1},
-        {"optimizer": "AdamW", "optimizer_args": {"weight_decay": 0.1}},
-        {"optimizer": "SGD", "lr": 1e-3},
-        {"nonfinite": "skip"},
-        {"objective": {"normalize": True}},
-        {"objective": {"hidden": 0}},
+        {"grad_clip": 0.5, "objective": {"normalize": True}},
+        {"optimizer": "AdamW", "optimizer_args": {"weight_decay": 0.1}, "nonfinite": "skip"},
+        {"kl_warmup": 1, "optimizer": "SGD", "lr": 1e-3, "objective": {"hidden": 0}},
+        *(
+            pytest.param(settings, marks=pytest.mark.slow)
+            for settings in (
+                {},
+                {"grad_clip": 0.5, "kl_warmup": 1},
+                {"optimizer": "AdamW", "optimizer_args": {"weight_decay": 0.1}},
+                {"optimizer": "SGD", "lr": 1e-3},
+                {"nonfinite": "skip"},
+                {"objective": {"normalize": True}},
+                {"objective": {"hidden": 0}},
+            )
+        ),
     ],
 )
 def test_compiled_is_eager(settings: dict[str, Any]) -> None:

@@ -101,10 +101,19 @@ def test_a_bound_takes_the_present_variant() -> None:
 
 
 @pytest.mark.usefixtures("traced")
-@pytest.mark.parametrize("compile", [False, True])
-@pytest.mark.parametrize("settings", [{}, {"nonfinite": "skip"}, {"batch_size": 15}])
+@pytest.mark.parametrize(
+    ("settings", "compile"),
+    [
+        ({}, False),
+        ({"nonfinite": "skip"}, True),
+        pytest.param({}, True, marks=pytest.mark.slow),
+        ({"nonfinite": "skip"}, False),
+        ({"batch_size": 15}, False),
+        pytest.param({"batch_size": 15}, True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_training_draws_once_for_each_step_and_once_for_each_validation(
-    compile: bool, settings: dict[str, Any]
+    settings: dict[str, Any], compile: bool
 ) -> None:
     objective, (system, x) = RandomParticles(), made()
     result = fit(
@@ -225,12 +234,14 @@ def test_members_of_an_ensemble_are_single_trainings() -> None:
     x = made()[1]
     assert not are_trained_together(systems[0], RandomParticles(), config, len(x), 2)
     assert are_trained_together(systems[0], pyroae.TraceELBO(), config, len(x), 2)
-    together = fit_ensemble(systems, x, RandomParticles(), config, seeds=(3, 4), progress=False)
+    together = fit_ensemble(
+        systems, x, RandomParticles(most=2), config, seeds=(3, 4), progress=False
+    )
     for seed, one in zip((3, 4), together, strict=True):
         alone = fit(
             made(seed)[0],
             x,
-            RandomParticles(),
+            RandomParticles(most=2),
             config_of(compile=True, precision="64-true", seed=seed),
             progress=False,
         )
@@ -245,7 +256,8 @@ def test_members_that_are_stepped_together_draw_each_their_own() -> None:
         for seed in (3, 4):
             torch.manual_seed(seed)
             streams.append(Stream(torch.device("cpu")))
-            members.append(Compiled(made(seed)[0], RandomParticles(), adam, backend="eager"))
+            objective = RandomParticles(most=2)
+            members.append(Compiled(made(seed)[0], objective, adam, backend="eager"))
         ensemble = Ensemble(members, streams)
         with warnings.catch_warnings():
             warnings.simplefilter("error")

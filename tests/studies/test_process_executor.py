@@ -86,6 +86,7 @@ def test_a_killed_process_changes_nothing(
     assert_alike(here, there)
 
 
+@pytest.mark.long
 def test_a_signal_saves_every_running_training(
     tmp_path: Path, started: list[Popen[bytes]], capsys: pytest.CaptureFixture[str]
 ) -> None:

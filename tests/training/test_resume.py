@@ -334,6 +334,7 @@ print(json.dumps({"kills": done, "half-written": left, "steps": steps}))
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kills", "compiled"),
     [

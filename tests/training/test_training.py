@@ -33,7 +33,7 @@ from pyroae.training.optimizers import schedule
 from pyroae.training.state import State
 from tests.systems import SYSTEMS
 
-LONG = TrainConfig(epochs=400, lr=1e-2, schedule="cosine", batch_size=100)
+LONG = TrainConfig(epochs=120, lr=2e-2, schedule="cosine", batch_size=200)
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def binary() -> Splits:
 
 
 def test_linear_autoencoder_is_pca(digits: Dataset) -> None:
-    system = zoo.linear_autoencoder(digits, latent=10)
-    principal = PCA(10).fit(digits.x.double().numpy()).components_.T
+    system = zoo.linear_autoencoder(digits, latent=4)
+    principal = PCA(4).fit(digits.x.double().numpy()).components_.T
 
     def angle() -> float:
         return subspace_angles(system.decoder[0].weight.detach().double().numpy(), principal).max()  # type: ignore[index]
@@ -61,7 +61,7 @@ def test_linear_autoencoder_is_pca(digits: Dataset) -> None:
     assert angle() < 0.01
     error = (system.reconstruct(digits.x) - digits.x).double().square().sum(1).mean().item()
     assert error == pytest.approx(
-        linear_gaussian.maximum_likelihood(digits.x, 10).discarded, rel=1e-3
+        linear_gaussian.maximum_likelihood(digits.x, 4).discarded, rel=1e-3
     )
 
 
@@ -69,14 +69,14 @@ def test_linear_autoencoder_is_pca(digits: Dataset) -> None:
     "name", ["trace-elbo", pytest.param("analytic-kl", marks=pytest.mark.slow)]
 )
 def test_ppca_reaches_the_maximum_likelihood(digits: Dataset, name: str) -> None:
-    system = zoo.ppca(digits, latent=10)
-    best = linear_gaussian.maximum_likelihood(digits.x, 10).log_px
+    system = zoo.ppca(digits, latent=4)
+    best = linear_gaussian.maximum_likelihood(digits.x, 4).log_px
     assert exact_log_likelihood(system, digits.x).mean().item() < 0.9 * best
-    config = TrainConfig(epochs=600, lr=3e-2, schedule="cosine", batch_size=200)
+    config = TrainConfig(epochs=120, lr=5e-2, schedule="cosine", batch_size=200)
     fit(system, digits, OBJECTIVES[name](), config, progress=False)
     reached = exact_log_likelihood(system, digits.x).mean().item()
     assert best * (1 - 1e-3) < reached < best + 1e-6
-    posterior = zoo.ppca(digits, latent=10, exact=True)
+    posterior = zoo.ppca(digits, latent=4, exact=True)
     posterior.load_state_dict(
         {k: v for k, v in system.state_dict().items() if not k.startswith("encoder")}
     )

@@ -110,6 +110,7 @@ SLOW = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kills", "compile"), [(6, False), *SLOW])
 def test_an_annealing_is_killed_at_random_moments(
     tmp_path: Path, kills: int, compile: bool

@@ -204,11 +204,11 @@ def of_phi(
 )  # below half the posterior's, 1 / (1 + λ), and above it
 def test_variances_in_closed_form(variance: float) -> None:
     """REFERENCES, item 5, λ = w²/s²: MC-KL (1+λ)² v; analytic KL λ² v; STL (1/√v − (1+λ)√v)²."""
-    weight, noise, num_data = 1.5, 0.8, 100
+    weight, noise, num_data = 1.5, 0.8, 300
     precision = weight**2 / noise**2
     system = toy(num_data, variance=variance, weight=weight, noise=noise)
     objectives = {"mc": Objective(ELBO()), "analytic": AnalyticKL(), "stl": stl()}
-    found = of_phi(objectives, 300, system)
+    found = of_phi(objectives, 100, system)
     expected = {
         "mc": (1 + precision) ** 2 * variance,
         "analytic": precision**2 * variance,
@@ -241,9 +241,9 @@ def test_differences_are_paired() -> None:
 
 def test_bias_is_found_where_there_is_one() -> None:
     """REFERENCES, item 6: at K=2 the mean is −.257 for IWAE and DReG, −.514 for IWAE-STL."""
-    num_data = 50
+    num_data = 200
     objectives = {"stl": iwae_stl(2), "dreg": dreg(2), "iwae": iwae(2)}
-    found = of_phi(objectives, 400, toy(num_data), reference="iwae")
+    found = of_phi(objectives, 100, toy(num_data), reference="iwae")
     assert found["stl"].bias > 3 * found["stl"].bias_se
     biased = (found["stl"].mean - found["iwae"].mean).mean().item() * num_data
     assert biased == pytest.approx(-0.257, abs=0.03)

@@ -128,7 +128,7 @@ def test_memory_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest tensor of log-weights is the same for 10 times the particles and the data,
     gathered or not.
     """
-    system, x = system_and_data("vae", num_data=100)
+    system, x = system_and_data("vae", num_data=50)
     monkeypatch.setattr(blocks, "CHUNK", 2**16)
     sizes: list[int] = []
     add = streams.WeightStream.add
@@ -140,8 +140,8 @@ def test_memory_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams.WeightStream, "add", watched)
     for gathered in (1, 4000):
         monkeypatch.setattr(sampling, "FLUSH", gathered)
-        log_likelihood(system.model, system.guide, x[:20], num_particles=400)
-        log_likelihood(system.model, system.guide, x, num_particles=2000)
+        log_likelihood(system.model, system.guide, x[:5], num_particles=100)
+        log_likelihood(system.model, system.guide, x, num_particles=1000)
         assert gathered <= max(sizes) < gathered + blocks.rows_of((x,))
         sizes.clear()
 

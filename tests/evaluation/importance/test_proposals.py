@@ -332,14 +332,14 @@ def test_a_tolerance_that_is_not_reached_is_told() -> None:
 
 @pytest.mark.parametrize("variance", sample_of([1.5, 0.8, 0.6, 0.5], 4))
 def test_intervals_of_the_estimate_and_of_its_smoothing_cover(variance: float) -> None:
-    """10,000 repetitions, copies of a datum, where k̂ < 0.7: 95 % intervals cover in 90 to 99 %.
+    """Repetitions, copies of a datum, where k̂ < 0.7: 95 % intervals cover in 90 to 99 %.
 
-    True tail index 1 − variance.
+    True tail index 1 − variance. 3,000 repetitions show 90 % for the thin tail.
 
     At variance 0.5 it is 91.5 %, smoothed 90.6 %: 2,000 repetitions do not tell that from 90.
     """
     system, x = ppca(1)
-    x = x.expand(10_000, -1)
+    x = x.expand(10_000 if variance < 1 else 3_000, -1)
     truth = exact_log_likelihood(system, x)
     found = log_likelihood(system.model, inflated(system, variance), x, num_particles=1000, seed=0)
     sound = found.smoothed.khat < 0.7

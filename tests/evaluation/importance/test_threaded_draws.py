@@ -103,7 +103,9 @@ def test_the_numbers_are_those_of_eager_code(model: Program, guide: Program) -> 
     assert part.isfinite().all()
 
 
-@pytest.mark.parametrize(("model", "guide"), [PAIRS[1], PAIRS[3]])
+@pytest.mark.parametrize(
+    ("model", "guide"), [PAIRS[1], pytest.param(*PAIRS[3], marks=pytest.mark.slow)]
+)
 def test_the_number_of_threads_changes_no_bit(model: Program, guide: Program) -> None:
     """By inductor's code, in several chunks."""
     x = torch.linspace(-1.0, 2.0, 40)
