@@ -238,8 +238,8 @@ class Owned:
         gradient = self.gradient_inputs(rows, thread)
         own = [t[rows] if t.ndim else t for t in (self.parameter, *state)]
         if self.sums is not None:
-            own = [t.reshape(1, -1) for t in own]
-            sums = gradient[0].flatten(1) if gradient[0].ndim > 1 else gradient[0].unsqueeze(1)
+            own = [t.view(1, -1) for t in own]
+            sums = gradient[0].view(len(gradient[0]), -1)
             gradient = [torch.ones(len(sums), 1, dtype=sums.dtype), sums]
         return [*own, numbers, *gradient]
 
