@@ -388,7 +388,7 @@ def test_compiled_training_is_that_of_eager_code(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The traced graph of a step, without the minute that code takes."""
-    for module in ("compilation.svi", "evaluation.importance.compiled"):
+    for module in ("compilation.step_graphs", "evaluation.importance.compiled"):
         monkeypatch.setattr(
             f"pyroae.{module}.inductor", lambda graph, inputs, same_draws, **settings: graph
         )
