@@ -257,7 +257,8 @@ def segments(num_distributions: int) -> list[int]:
     """
     count = num_distributions - 1
     pieces = max(1, min(SEGMENTS, count // SEGMENT_STEPS))
-    return [i * pieces // count for i in range(count)]
+    # Segments begin where a long path is summarized: there the code has to return anyway.
+    return [i * pieces // num_distributions for i in range(1, num_distributions)]
 
 
 @dataclass
