@@ -149,7 +149,7 @@ def _for_vectors(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Graph
     if settings.cpp.vec_isa_ok is not None:
         return _generated(graph, inputs)
     try:
-        with _untested_vectors():
+        with untested_vectors():
             return _generated(graph, inputs)
     except Exception as error:
         cause = getattr(error, "inner_exception", error)
@@ -160,8 +160,14 @@ def _for_vectors(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Graph
 
 
 @contextmanager
-def _untested_vectors() -> Iterator[None]:
-    """Let torch take every set of instructions of the processor to be usable."""
+def untested_vectors() -> Iterator[None]:
+    """Let torch take every set of vector instructions of the processor to be usable.
+
+    Torch keeps the answer for the process.
+
+    Returns:
+        A context without torch's tests of the instructions.
+    """
     import torch._inductor.config as settings
     from torch._inductor.cpu_vec_isa import VecISA
 

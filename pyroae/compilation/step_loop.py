@@ -24,7 +24,7 @@ from torch.fx.graph_module import GraphModule
 
 from pyroae.compilation import adam_rows
 from pyroae.compilation.adam_rows import AdamRows
-from pyroae.compilation.codegen import Graph
+from pyroae.compilation.codegen import Graph, untested_vectors
 
 SOURCE = Path(__file__).with_name("step_loop.cpp")
 """The code of the loop."""
@@ -278,6 +278,10 @@ def start_compiling() -> Future[Any]:
     Returns:
         The library, which torch keeps on disk.
     """
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    with untested_vectors():  # the thread would test the instructions
+        pick_vec_isa()
     threads = ThreadPoolExecutor(1)
     library = threads.submit(copy_context().run, _compiled)
     threads.shutdown(wait=False)

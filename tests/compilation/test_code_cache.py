@@ -111,7 +111,7 @@ def test_instructions_that_were_assumed_are_tested_again(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(VecISA, "check_build", lambda self, code: False)
     codegen._forget_vectors()
-    with codegen._untested_vectors():
+    with codegen.untested_vectors():
         assert pick_vec_isa() is not invalid_vec_isa
     codegen._forget_vectors()
     assert pick_vec_isa() is invalid_vec_isa
