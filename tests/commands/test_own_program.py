@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,14 +111,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("own_counts", None)
 
 
-@pytest.fixture
-def late_signals() -> Iterator[None]:
-    """A signal that comes after the end of a study does not end the tests."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 def figures(run: str) -> dict[str, Any]:
     rows = json.loads((Path(run) / "results.json").read_text())
     return {row["name"]: {**row, "seconds": 0} for row in rows}
@@ -138,11 +129,12 @@ def started(*argv: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=environment)
 
 
-def stop_when_one_is_finished(study: Path) -> None:
+def until_one_is_finished(study: Path, process: subprocess.Popen[bytes]) -> None:
     end = time.monotonic() + 120
-    while not list(study.glob("*/outcome.safetensors")) and time.monotonic() < end:
+    while not list(study.glob("*/outcome.safetensors")):
+        assert process.poll() is None, "the study ended before it was killed"
+        assert time.monotonic() < end
         time.sleep(0.02)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_train_evaluate_gradients_and_reproduce(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,12 +163,13 @@ def test_train_evaluate_gradients_and_reproduce(monkeypatch: pytest.MonkeyPatch)
     plots.kl_per_unit(pyroae.diagnose(system.model, system.guide, x))
 
 
-@pytest.mark.long
-@pytest.mark.usefixtures("no_study_figures", "late_signals")
+@pytest.mark.usefixtures("no_study_figures")
 def test_compare(here: Path) -> None:
-    """Stopped with two jobs and resumed: the table of one process; scores as of quadrature."""
-    threading.Thread(target=stop_when_one_is_finished, args=(here / "two",), daemon=True).start()
-    assert main(["compare", *STUDY, "--jobs", "2", "--out", "two"]) == 128 + signal.SIGTERM
+    """Killed with two jobs and resumed: the table of one process; scores as of quadrature."""
+    process = started(*STUDY, "--jobs", "2", "--out", "two")
+    until_one_is_finished(here / "two", process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     assert not (here / "two" / "comparison.csv").exists()
     assert main(["compare", "--resume", "two"]) == 0
     assert main(["compare", *STUDY, "--out", "one"]) == 0
