@@ -144,10 +144,6 @@ def _for_vectors(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Graph
     are made where the compiler or torch lack the instructions: the code then has failed to compile
     or to load, and is generated again.
     """
-    import torch._inductor.config as settings
-
-    if settings.cpp.vec_isa_ok is not None:
-        return _generated(graph, inputs)
     try:
         with untested_vectors():
             return _generated(graph, inputs)
@@ -155,7 +151,7 @@ def _for_vectors(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Graph
         cause = getattr(error, "inner_exception", error)
         if not isinstance(cause, OSError | ImportError) and "C++ compile error" not in str(error):
             raise
-    _forget_vectors()
+    forget_vectors()
     return _generated(graph, inputs)
 
 
@@ -163,7 +159,7 @@ def _for_vectors(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Graph
 def untested_vectors() -> Iterator[None]:
     """Let torch take every set of vector instructions of the processor to be usable.
 
-    Torch keeps the answer for the process.
+    Torch keeps the answer for the process. A setting of torch that gives the answer stays.
 
     Returns:
         A context without torch's tests of the instructions.
@@ -172,14 +168,16 @@ def untested_vectors() -> Iterator[None]:
     from torch._inductor.cpu_vec_isa import VecISA
 
     with ExitStack() as stack:
-        stack.enter_context(settings.patch({"cpp.vec_isa_ok": True}))
-        if hasattr(VecISA, "check_build"):
+        is_open = settings.cpp.vec_isa_ok is None
+        if is_open:
+            stack.enter_context(settings.patch({"cpp.vec_isa_ok": True}))
+        if is_open and hasattr(VecISA, "check_build"):
             stack.enter_context(mock.patch.object(VecISA, "check_build", return_value=True))
         yield
 
 
-def _forget_vectors() -> None:
-    """Let torch test the instructions, whose sets it has taken to be usable."""
+def forget_vectors() -> None:
+    """Let torch test the vector instructions, whose sets it has taken to be usable."""
     from torch._inductor import cpu_vec_isa
 
     for isa in cpu_vec_isa.supported_vec_isa_list:

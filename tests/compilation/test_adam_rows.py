@@ -2,12 +2,14 @@
 
 import ctypes
 import itertools
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from pyroae.compilation import step_loop
 from pyroae.compilation.adam_rows import AdamRows
 from pyroae.compilation.optimizer_updates import SGD, Adam
 from pyroae.compilation.step_loop import Call, StepLoop, _kernel
@@ -91,3 +93,21 @@ def test_the_loop_calls_the_kernel() -> None:
         kernel(*wanted)
     StepLoop(1, [Call(0, 0, kernel, inputs)], [])([[], [], []])
     torch.testing.assert_close(inputs[0], wanted[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_compiler_without_some_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop's code is compiled again, after torch's tests of the instructions."""
+
+    def failed() -> Any:
+        future = Future[Any]()
+        future.set_exception(RuntimeError("C++ compile error"))
+        return future
+
+    calls: list[str] = []
+    monkeypatch.setattr(step_loop, "start_compiling", failed)
+    monkeypatch.setattr(step_loop, "forget_vectors", lambda: calls.append("forgotten"))
+    monkeypatch.setattr(step_loop, "_compiled", lambda: calls.append("compiled"))
+    step_loop._library.cache_clear()
+    step_loop._library()
+    step_loop._library.cache_clear()
+    assert calls == ["forgotten", "compiled"]

@@ -110,12 +110,12 @@ def test_instructions_that_were_assumed_are_tested_again(monkeypatch: pytest.Mon
     from torch._inductor.cpu_vec_isa import VecISA, invalid_vec_isa, pick_vec_isa
 
     monkeypatch.setattr(VecISA, "check_build", lambda self, code: False)
-    codegen._forget_vectors()
+    codegen.forget_vectors()
     with codegen.untested_vectors():
         assert pick_vec_isa() is not invalid_vec_isa
-    codegen._forget_vectors()
+    codegen.forget_vectors()
     assert pick_vec_isa() is invalid_vec_isa
-    codegen._forget_vectors()
+    codegen.forget_vectors()
 
 
 def test_other_errors_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from pyroae.evaluation.importance import cache_parts
 from pyroae.evaluation.importance.cache_parts import PartByPart, are_parts
 from pyroae.evaluation.importance.compiled import CompiledDraws
 from pyroae.programs.context import evaluating
+from tests.evaluation.importance.test_threaded_draws import gamma, gamma_guide
 
 K, N = 10, 5
 
@@ -73,17 +73,6 @@ def test_code_that_cannot_be_called_from_c_is_not_divided(monkeypatch: pytest.Mo
     assert draws._graphs is not None
     assert not isinstance(draws._graphs[1], PartByPart)
     assert draws.prepare((x,))(K, 0).isfinite().all()
-
-
-def gamma(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Gamma(2.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
-def gamma_guide(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
-        pyro.sample("z", dist.Gamma(1.5 + x.abs(), 1.0))
 
 
 def test_draws_with_parameters_are_not_divided(monkeypatch: pytest.MonkeyPatch) -> None:
