@@ -1,19 +1,18 @@
 """Code generation for traced graphs, CUDA graphs, and the fallback where compilation fails."""
 
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import cache
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
-from unittest import mock
 
 import pyro
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from pyroae.compilation.cpu_settings import cpu_options, for_vectors, keep_memory
 from pyroae.compilation.noise_inputs import Draw, NotLiftedError, is_random, lift_draws
 from pyroae.compilation.tracing import UntraceableError, reason_of
 from pyroae.errors import ConfigError, is_refusal
@@ -94,7 +93,7 @@ def inductor(
         from pyroae.compilation.gradient_fusion import fuse_gradients
 
         fuse_gradients(graph)
-        _keep_memory()
+        keep_memory()
         on_cpu = all(t.device.type == "cpu" for t in inputs)
         options: dict[str, Any] = {"cpp_wrapper": True} if one_core or cpp else {}
         if one_core:
@@ -105,89 +104,16 @@ def inductor(
             options |= {"reorder_for_locality": False, "reorder_for_peak_memory": False}
         examples = [*inputs, *(draw.sample() for draw in draws)]
         if on_cpu:
-            options |= _for_cpus()
+            options |= cpu_options()
             storages = [t.untyped_storage()._cdata for t in examples]
             shared = tuple(storages.index(storage) for storage in storages)
             options["post_grad_custom_post_pass"] = CPURewrites(one_core and not cpp, shared)
         with settings.patch(fallback_random=same_draws, **options), torch.no_grad():
-            generate = _for_vectors if on_cpu else _generated
-            code = generate(graph, examples)
+            generate = partial(_generated, graph, examples)
+            code = for_vectors(generate) if on_cpu else generate()
     if not draws:
         return code
     return lambda *tensors: code(*tensors, *[draw.sample() for draw in draws])
-
-
-def _for_cpus() -> dict[str, Any]:
-    """Settings of code for a CPU.
-
-    The C++ compiler may round a b + c once, which it does not by default: polynomials and sums of
-    products then take half of the instructions. Torch's headers are not compiled for themselves,
-    unless its environment variable says so: this takes the time that it saves in four graphs, and
-    150 MB.
-    """
-    import torch._inductor.config as settings
-
-    options: dict[str, Any] = {}
-    name = "enable_floating_point_contract_flag"
-    if hasattr(settings.cpp, name):
-        options[f"cpp.{name}"] = "fast"
-    name = "cpp_cache_precompile_headers"
-    if hasattr(settings, name) and f"TORCHINDUCTOR_{name.upper()}" not in os.environ:
-        options[name] = False
-    return options
-
-
-def _for_vectors(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Graph:
-    """Generate code for the processor's vector instructions, without torch's tests of them.
-
-    The tests compile a program for each set of instructions, which takes 5 s in a new cache. They
-    are made where the compiler or torch lack the instructions: the code then has failed to compile
-    or to load, and is generated again.
-    """
-    try:
-        with untested_vectors():
-            return _generated(graph, inputs)
-    except Exception as error:
-        cause = getattr(error, "inner_exception", error)
-        if not isinstance(cause, OSError | ImportError) and "C++ compile error" not in str(error):
-            raise
-    forget_vectors()
-    return _generated(graph, inputs)
-
-
-@contextmanager
-def untested_vectors() -> Iterator[None]:
-    """Let torch take every set of vector instructions of the processor to be usable.
-
-    Torch keeps the answer for the process. A setting of torch that gives the answer stays.
-
-    Returns:
-        A context without torch's tests of the instructions.
-    """
-    import torch._inductor.config as settings
-    from torch._inductor.cpu_vec_isa import VecISA
-
-    with ExitStack() as stack:
-        is_open = settings.cpp.vec_isa_ok is None
-        if is_open:
-            stack.enter_context(settings.patch({"cpp.vec_isa_ok": True}))
-        if is_open and hasattr(VecISA, "check_build"):
-            stack.enter_context(mock.patch.object(VecISA, "check_build", return_value=True))
-        yield
-
-
-def forget_vectors() -> None:
-    """Let torch test the vector instructions, whose sets it has taken to be usable."""
-    from torch._inductor import cpu_vec_isa
-
-    for isa in cpu_vec_isa.supported_vec_isa_list:
-        for name in [name for name in vars(isa) if name.startswith("_is_")]:
-            delattr(isa, name)
-    kinds = {kind for isa in cpu_vec_isa.supported_vec_isa_list for kind in type(isa).__mro__}
-    for place in (cpu_vec_isa, *kinds):
-        for function in vars(place).values():
-            if hasattr(function, "cache_clear"):
-                function.cache_clear()
 
 
 def _generated(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Graph:
@@ -275,17 +201,6 @@ def copy_of(tensor: Tensor) -> Tensor:
     return torch.empty_strided(
         tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
     ).copy_(tensor)
-
-
-@cache
-def _keep_memory() -> None:
-    """Let the allocator of a Linux process reuse the blocks that a graph frees in its next call.
-
-    glibc returns blocks above a threshold to the system, and every page of the next one costs a
-    page fault: up to a third of a likelihood's time. The threshold rises, to at most 32 MiB, with
-    the largest such block that was ever freed.
-    """
-    torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 Record = Callable[

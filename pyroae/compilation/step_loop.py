@@ -24,7 +24,8 @@ from torch.fx.graph_module import GraphModule
 
 from pyroae.compilation import adam_rows
 from pyroae.compilation.adam_rows import AdamRows
-from pyroae.compilation.codegen import Graph, forget_vectors, untested_vectors
+from pyroae.compilation.codegen import Graph
+from pyroae.compilation.cpu_settings import forget_vectors, untested_vectors
 
 SOURCE = Path(__file__).with_name("step_loop.cpp")
 """The code of the loop."""

@@ -14,7 +14,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyroae.compilation import codegen
+from pyroae.compilation import codegen, cpu_settings
 from pyroae.compilation.codegen import Graph, inductor
 from pyroae.compilation.cpu_rewrites import CPURewrites
 
@@ -110,12 +110,12 @@ def test_instructions_that_were_assumed_are_tested_again(monkeypatch: pytest.Mon
     from torch._inductor.cpu_vec_isa import VecISA, invalid_vec_isa, pick_vec_isa
 
     monkeypatch.setattr(VecISA, "check_build", lambda self, code: False)
-    codegen.forget_vectors()
-    with codegen.untested_vectors():
+    cpu_settings.forget_vectors()
+    with cpu_settings.untested_vectors():
         assert pick_vec_isa() is not invalid_vec_isa
-    codegen.forget_vectors()
+    cpu_settings.forget_vectors()
     assert pick_vec_isa() is invalid_vec_isa
-    codegen.forget_vectors()
+    cpu_settings.forget_vectors()
 
 
 def test_other_errors_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
