@@ -18,7 +18,7 @@ from benchmarks.gpu import __main__ as script
 from benchmarks.gpu import agreement, checks, evaluators
 from benchmarks.gpu.draws import HostDraws
 from pyroae.compilation import optimizer_updates
-from pyroae.compilation.svi import Compiled
+from pyroae.compilation.eager_training import EagerTraining
 
 
 @pytest.mark.long
@@ -75,13 +75,13 @@ def test_losses_of_compiled_steps_are_compared(
     """By grouped updates, as on a GPU; a loss that is read after its step is found."""
     monkeypatch.setattr(optimizer_updates, "GROUPED", ("cpu", "cuda"))
     assert agreement.steps("vae-optimal", optimizer, "cpu", backend="eager")["ok"]
-    own = Compiled.eager_step
+    own = EagerTraining.step
 
-    def late(svi: Compiled, args: tuple[Any, ...], *others: Any) -> Tensor:
-        own(svi, args, *others)
-        return svi.evaluate_loss(*args) / len(args[0])
+    def late(training: EagerTraining, args: tuple[Any, ...], *others: Any) -> Tensor:
+        own(training, args, *others)
+        return -training.bound(args, None).value.detach() / len(args[0])
 
-    monkeypatch.setattr(Compiled, "eager_step", late)
+    monkeypatch.setattr(EagerTraining, "step", late)
     assert not agreement.steps("vae-optimal", optimizer, "cpu", backend="eager")["ok"]
 
 

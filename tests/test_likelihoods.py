@@ -180,7 +180,7 @@ def test_the_traced_step_is_the_eager_step(text: str) -> None:
         pyro.set_rng_seed(1)
         losses = [step.step(x, divisor=30.0)]
         losses += [
-            step.step(x, divisor=30.0) if backend else step.eager_step((x,), None, 30.0)
+            step.step(x, divisor=30.0) if backend else step.eager.step((x,), None, 30.0)
             for _ in range(3)
         ]
         weights = torch.cat([p.flatten() for p in system.parameters()])

@@ -98,12 +98,12 @@ def two_steps(made: Made, objective: str, device: str) -> list[Tensor]:
         OBJECTIVES[objective](num_particles=NUM_PARTICLES),
         lambda p: torch.optim.Adam(p, lr=1e-2),
     )
-    steps._find_parameters(args)
+    steps.eager.find_parameters(args)
     torch.manual_seed(5)
     losses = []
     for _ in range(2):
         next_step(steps.objective)
-        losses.append(steps.eager_step(args, 0.5, float(len(args[0]))))
+        losses.append(steps.eager.step(args, 0.5, float(len(args[0]))))
     return [*losses, steps.evaluate_loss(*args), *steps.parameters().values()]
 
 
@@ -162,10 +162,10 @@ def code(system: str, objective: str, device: str, backend: str = "inductor") ->
             backend=backend,
         )
         try:
-            graphs._find_parameters((x,))
+            graphs.eager.find_parameters((x,))
             torch.manual_seed(5)
             next_step(graphs.objective)
-            find = graphs._value_and_grads if compiled else graphs._eager
+            find = graphs._value_and_grads if compiled else graphs.eager.value_and_grads
             value, grads = find((x,), None)
         except ProgramError as error:
             return {"refused": str(error), "ok": not compiled}
@@ -201,7 +201,7 @@ def steps(system: str, optimizer: str, device: str, backend: str = "inductor") -
             if compiled or not step:
                 losses.append(svi.step(*args, kl_weight=0.5, divisor=count))
             else:
-                losses.append(svi.eager_step(args, 0.5, count))
+                losses.append(svi.eager.step(args, 0.5, count))
         if compiled and not svi.is_compiled:
             return {"ok": False, "why": "it is not compiled"}
         found.append((losses, list(svi.parameters().values())))

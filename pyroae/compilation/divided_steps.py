@@ -19,7 +19,7 @@ from torch.fx.graph_module import GraphModule
 from pyroae.compilation.batch_parts import adds_up, parts_of, products_of
 from pyroae.compilation.noise_inputs import Draw, lift_draws
 from pyroae.compilation.optimizer_updates import Update
-from pyroae.compilation.row_updates import Code, Columns, MakeCode, Owned, RowUpdates
+from pyroae.compilation.row_updates import Code, Columns, Execution, Owned, RowUpdates
 from pyroae.compilation.step_loop import ALL, Call, Copy, StepLoop
 
 MOST_STEPS = 64
@@ -69,13 +69,10 @@ class DividedStep:
         values: All arguments, a weight of the KL last; tensors are `[B, ...]` or the same for all
             data.
         leaves: The parameters.
-        reached: Whether each parameter has a gradient.
-        update: The optimizer's step.
-        grad_clip: Largest norm of the whole gradient; None for no limit.
-        threads: The number T of threads.
-        parts: The number P ≤ T of parts of the batch; 1 for operations that use all threads.
-        make_code: Generates code.
-        generator: The generator of the draws.
+        update: The optimizer's step, on those that have a gradient.
+        execution: The threads, what generates code, and the generator of the draws.
+        parts: The number P of parts of the batch, at most that of threads; 1 for operations that
+            use all threads.
 
     Attributes:
         update: The optimizer's step.
@@ -93,20 +90,15 @@ class DividedStep:
         trace: Trace,
         values: Sequence[Any],
         leaves: Sequence[nn.Parameter],
-        reached: Sequence[bool],
         update: Update,
-        grad_clip: float | None,
-        threads: int,
+        execution: Execution,
         parts: int,
-        make_code: MakeCode,
-        generator: torch.Generator,
     ) -> None:
-        self.update, self.parts, self._threads = update, parts, threads
-        self._generator = generator
+        self.update, self.parts = update, parts
+        self._threads, self._generator = execution.threads, execution.generator
         self.where = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
         args = [values[i] for i in self.where]
         self._leaves = [p.detach() for p in leaves]
-        self._places = [i for i, is_reached in enumerate(reached) if is_reached]
         batch = next((len(t) for t in args if t.ndim), 0)
         self._args = [t.detach().clone(memory_format=torch.contiguous_format) for t in args]
         self._dims: list[int | None] = [
@@ -128,18 +120,17 @@ class DividedStep:
         ]
         self._own_args = [self._args_of(i) for i in range(parts)]
         self._losses = torch.zeros(MOST_STEPS, parts, dtype=_loss_type(graph))
-        groups = [i for i, group in enumerate(update.parameters) for _ in group]
         self._owned = [
-            Owned(self._leaves[self._places[place]], update.rules[group], group)
-            for place, group in zip(update.order, groups, strict=True)
+            Owned(parameter.detach(), update.rules[i], i)
+            for i, group in enumerate(update.parameters)
+            for parameter in group
         ]
-        for owned in self._owned:
-            owned.whole = None if grad_clip is None else torch.zeros_like(owned.parameter)
+        if update.grad_clip is not None:
+            for owned in self._owned:
+                owned.whole = torch.zeros_like(owned.parameter)
         self._targets: list[Columns | Tensor] = []
-        self._code = self._code_of(graph, make_code)
-        self._updates = RowUpdates(
-            self._owned, self._numbers, update, threads, grad_clip, make_code
-        )
+        self._code = self._code_of(graph, execution)
+        self._updates = RowUpdates(self._owned, self._numbers, update, execution)
         self._state: list[Tensor] = []
         self._loop: StepLoop | None = None
         self._loop_of(update.state())
@@ -177,7 +168,7 @@ class DividedStep:
 
     # Graphs.
 
-    def _code_of(self, graph: GraphModule, make_code: MakeCode) -> Code:
+    def _code_of(self, graph: GraphModule, execution: Execution) -> Code:
         """The gradients of a part."""
         count, stored = len(graph.graph.find_nodes(op="placeholder")), self._stores(graph)
         threads = self._threads
@@ -193,7 +184,7 @@ class DividedStep:
                     next(targets).copy_(matrix)
             return (loss,)
 
-        return Code.of(part, self._part_inputs(0), make_code, one_core=self._is_one_core)
+        return Code.of(part, self._part_inputs(0), execution.make_code, self._is_one_core)
 
     @property
     def _is_one_core(self) -> bool:

@@ -188,7 +188,9 @@ class Ensemble:
             stack.unflatten(0, (-1, count))
             for stack in _stacked_arguments([b for step in batches for b in step], run.where)
         ]
-        args += self.members[0].weights(None if kl_weight is None else cast(list[float], weights))
+        args += self.members[0].eager.weights(
+            None if kl_weight is None else cast(list[float], weights)
+        )
         return [list(losses.unbind()) for losses in run.run_steps(args, numbers)]
 
     def eager_step(
@@ -208,7 +210,7 @@ class Ensemble:
         for member, stream, args in zip(self.members, self.streams, batches, strict=True):
             with stream.in_use(), pyro.validation_enabled(False):
                 next_step(member.objective)
-                losses.append(member.eager_step(args, kl_weight, divisor))
+                losses.append(member.eager.step(args, kl_weight, divisor))
         return losses
 
     def separate(self) -> None:
@@ -228,7 +230,7 @@ class Ensemble:
         self.leaves, self.slots, self._runs = [], {}, {}
 
     def _key(self, batches: Batches, kl_weight: float | None, divisor: float) -> Any:
-        return divisor, *self.members[0].key(batches[0], kl_weight)
+        return divisor, *self.members[0].eager.key(batches[0], kl_weight)
 
     def _one_by_one(
         self, batches: Batches, kl_weight: float | None, divisor: float
@@ -275,12 +277,12 @@ class Ensemble:
         constants = _different(graph, [one.graph for one in traced])
         noise = [draw.empty(len(traced)) for draw in draws]
         leaves, state = self._share(updates)
-        clip, update, reached = self.members[0].grad_clip, updates[0], first.reached
+        update, reached = updates[0], first.reached
 
         def gradients(*inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
             value, *grads = graph(*inputs)
             own = [grad / divisor for grad, r in zip(grads, reached, strict=True) if r]
-            return -value / divisor, update.clipped(own, clip)
+            return -value / divisor, update.clipped(own)
 
         def step(*inputs: Tensor) -> tuple[Tensor]:
             of_bound, of_update = inputs[: len(dims)], inputs[len(dims) :]
@@ -290,7 +292,7 @@ class Ensemble:
             return (losses,)
 
         args = _stacked_arguments(batches, first.where)
-        weights = self.members[0].weights(kl_weight)
+        weights = self.members[0].eager.weights(kl_weight)
         groups = ((leaves, 0), (args, 0), (weights, None), (noise, 0), (constants, 0))
         dims = tuple(dim for tensors, dim in groups for _ in tensors)
         inputs = [
@@ -347,7 +349,7 @@ class _Batched:
     def __call__(self, batches: Batches, kl_weight: float | None, divisor: float) -> list[Tensor]:
         args = [
             *_stacked_arguments(batches, self.where),
-            *self.ensemble.members[0].weights(kl_weight),
+            *self.ensemble.members[0].eager.weights(kl_weight),
         ]
         numbers = [self.updates[0].numbers()]
         if self.recorded is not None:

@@ -337,6 +337,7 @@ class Update:
     Args:
         optimizer: The optimizer of torch.
         rules: The rule of each parameter group.
+        grad_clip: Largest norm of the whole gradient; None for no limit.
 
     Attributes:
         parameters: The parameters that a gradient reaches, by group.
@@ -344,8 +345,10 @@ class Update:
         counts: The optimizer's counts of steps, a scalar tensor for each parameter that has one.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, rules: list[Rule]) -> None:
-        self.optimizer, self.rules = optimizer, rules
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, rules: list[Rule], grad_clip: float | None
+    ) -> None:
+        self.optimizer, self.rules, self.grad_clip = optimizer, rules, grad_clip
         self.parameters: list[list[Tensor]] = []
         self.order: list[int] = []
         self.counts: list[Tensor] = []
@@ -353,13 +356,17 @@ class Update:
 
     @classmethod
     def of(
-        cls, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]
+        cls,
+        optimizer: torch.optim.Optimizer,
+        parameters: list[nn.Parameter],
+        grad_clip: float | None = None,
     ) -> "Update | None":
         """Make the step of an optimizer.
 
         Args:
             optimizer: The optimizer of torch, after its first step.
             parameters: The parameters that a gradient reaches.
+            grad_clip: Largest norm of the whole gradient; None for no limit.
 
         Returns:
             The step; None for an optimizer without a rule, for one in which some parameters have
@@ -368,7 +375,7 @@ class Update:
         rules = [rule_of(optimizer, group) for group in optimizer.param_groups]
         if any(rule is None for rule in rules):
             return None
-        update = cls(optimizer, cast(list[Rule], rules))
+        update = cls(optimizer, cast(list[Rule], rules), grad_clip)
         ids, order = {id(p) for p in parameters}, []
         for rule, group in zip(update.rules, optimizer.param_groups, strict=True):
             update.parameters.append([p for p in group["params"] if id(p) in ids])
@@ -472,12 +479,11 @@ class Update:
             rule.apply_all(parameters[of_group], grads[of_group], states, own)
             at += len(group)
 
-    def clipped(self, grads: Sequence[Tensor], largest: float | None) -> list[Tensor]:
-        """Scale the gradients that the optimizer uses to a joint norm of at most a given one.
+    def clipped(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        """Scale the gradients that the optimizer uses to a joint norm of at most `grad_clip`.
 
         Args:
             grads: The gradients, in the order of the parameters that the update was made for.
-            largest: The largest norm; None for no limit.
 
         Returns:
             The gradients; those of parameters with a closed form are unchanged.
@@ -486,7 +492,7 @@ class Update:
         is_own = [not isinstance(rule, ClosedForm) for rule, count in counts for _ in range(count)]
         where = [i for i, own in zip(self.order, is_own, strict=True) if own]
         result = list(grads)
-        for i, grad in zip(where, clipped([grads[i] for i in where], largest), strict=True):
+        for i, grad in zip(where, clipped([grads[i] for i in where], self.grad_clip), strict=True):
             result[i] = grad
         return result
 

@@ -26,6 +26,21 @@ MakeCode = Callable[[GraphModule, Sequence[Tensor], bool], Graph]
 
 
 @dataclass(frozen=True)
+class Execution:
+    """How a step that is divided among threads is compiled and run.
+
+    Attributes:
+        make_code: Generates code.
+        threads: The number T of threads.
+        generator: The generator of the draws.
+    """
+
+    make_code: MakeCode
+    threads: int
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
 class Code:
     """A graph's code, and the constants that are its last inputs.
 
@@ -260,9 +275,7 @@ class RowUpdates:
         owned: The parameters, in the order of the optimizer's state.
         numbers: The tensors of the numbers of a step, one for each group.
         update: The optimizer's step.
-        threads: The number T of threads.
-        grad_clip: Largest norm of the whole gradient; None for no limit.
-        make_code: Generates code.
+        execution: The threads, and what generates code.
     """
 
     def __init__(
@@ -270,21 +283,20 @@ class RowUpdates:
         owned: list[Owned],
         numbers: list[Tensor],
         update: Update,
-        threads: int,
-        grad_clip: float | None,
-        make_code: MakeCode,
+        execution: Execution,
     ) -> None:
+        threads = execution.threads
         self._owned, self._numbers = owned, numbers
-        self._threads, self._grad_clip = threads, grad_clip
+        self._threads, self._grad_clip = threads, update.grad_clip
         self._norms = torch.zeros(threads + 1, dtype=owned[0].parameter.dtype)
-        self._phases = 1 if grad_clip is None else 2
+        self._phases = 1 if update.grad_clip is None else 2
         state = update.state()
         self._codes: dict[tuple[bool, int], Code] = {}
         for thread in (0, threads):
             for phase in range(self._phases):
                 inputs = self._inputs(thread, phase, state)
                 if inputs:
-                    code = Code.of(self._function(thread, phase), inputs, make_code)
+                    code = Code.of(self._function(thread, phase), inputs, execution.make_code)
                     self._codes[thread == threads, phase] = code
 
     def calls(self, state: Sequence[Tensor]) -> Iterator[Call]:

@@ -5,7 +5,7 @@ of its gradient, without Pyro's handlers. `torch._inductor` compiles them. One g
 shape of batch.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -14,47 +14,21 @@ import torch
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec
 
 from pyroae.compilation.codegen import Graph, device_of, try_compile
-from pyroae.compilation.divided_steps import MOST_STEPS, DividedStep
-from pyroae.compilation.graph_calls import GraphCall, KnownGradients
-from pyroae.compilation.optimizer_updates import Update, closed_form_steps
+from pyroae.compilation.eager_training import EagerTraining, Key, MakeOptimizer, trained
+from pyroae.compilation.graph_calls import KnownGradients
+from pyroae.compilation.launches import Before, Launch, TakeSteps, of_several_steps, steps_of
 from pyroae.compilation.shared_code import SharedCode
-from pyroae.compilation.step_graphs import StepGraphs, Traced, filled, weights_of
+from pyroae.compilation.step_graphs import StepGraphs, Traced
 from pyroae.errors import ConfigError
-from pyroae.objectives.apply import (
-    bound_of,
-    controls_of,
-    next_step,
-    refuse_untrained,
-    variant_of,
-)
+from pyroae.objectives.apply import next_step
 from pyroae.objectives.base import Bound
-from pyroae.programs.arguments import flatten_arguments, unflatten_arguments
-from pyroae.programs.controlled import with_controls
-from pyroae.programs.pair import Pair, same_buffers, system_of
+from pyroae.programs.pair import system_of
 from pyroae.programs.sites import Program
 from pyroae.runtime.randomness import fork_random
 from pyroae.runtime.short_repr import Overview, Shown
 from pyroae.runtime.short_text import text_of
-
-Key = tuple[Any, ...]
-"""The properties of arguments and programs that a graph is made for."""
-
-
-MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-"""From parameters to an optimizer of torch."""
-
-
-Before = Callable[[int], float | None]
-"""Called with i before step i, to set the optimizer's rates; returns the step's weight of the KL,
-None for no weight.
-"""
-
-
-TakeSteps = Callable[[Sequence[tuple[Tensor, ...]], Before], list[Tensor]]
-"""From the arguments of at most `MOST_STEPS` steps to the loss before each, a scalar, in nats."""
 
 
 def compile(
@@ -124,7 +98,7 @@ class Compiled(Shown):
         backend: "inductor", or "eager" for the traced graph without code generation.
 
     Attributes:
-        optimizer: The optimizer of torch; None before the first run and for gradients only.
+        eager: The training as it runs eagerly.
         has_stepped: Whether the first step, which runs eagerly, was taken; in a resumed training
             before the interruption.
         shared: In an ensemble, the code that its members share and the generator of this member's
@@ -154,21 +128,26 @@ class Compiled(Shown):
             raise ConfigError(f"unknown backend '{backend}': inductor or eager")
         if grad_clip is not None and not grad_clip > 0:
             raise ConfigError(f"grad_clip must be positive, not {grad_clip}")
-        self.system, self.objective, self.grad_clip = system, objective, grad_clip
-        self.same_draws, self.precision, self.backend = same_draws, precision, backend
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.eager = EagerTraining(system, objective, optimizer, grad_clip, precision)
+        self.objective, self.same_draws, self.backend = objective, same_draws, backend
         self.has_stepped = False
         self.shared: tuple[SharedCode, torch.Generator] | None = None
-        self._make_optimizer = optimizer
         self._graphs: dict[Key, Graph | None] = {}
-        self._parameters: dict[str, nn.Parameter] = {}
-        self._modules: list[nn.Module] = []
         self._last: Key = ()
-        self._spec: TreeSpec | None = None
 
     def _overview(self) -> Overview:
         state = "compiled" if self.is_compiled else "eager" if self.has_stepped else "not run yet"
-        return Overview([text_of(self.system), text_of(self.objective), self.backend, state])
+        return Overview([text_of(self.eager.system), text_of(self.objective), self.backend, state])
+
+    @property
+    def system(self) -> nn.Module:
+        """The module of model, guide and, after the first run, what the objective learns."""
+        return self.eager.system
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """The optimizer of torch; None before the first run and for gradients only."""
+        return self.eager.optimizer
 
     @property
     def is_compiled(self) -> bool:
@@ -182,7 +161,7 @@ class Compiled(Shown):
             Names and parameters of the programs' modules and, after the first run, of Pyro's store
             and of the objective, if it learns.
         """
-        return dict(self._parameters) or _trained(self.system)
+        return dict(self.eager.parameters) or trained(self.system)
 
     def step(
         self, *args: Any, kl_weight: float | None = None, divisor: float = 1.0, **kwargs: Any
@@ -218,20 +197,21 @@ class Compiled(Shown):
         Returns:
             As of `step`.
         """
-        args = self._flat(args, kwargs)
-        if not self._parameters:
-            self._find_parameters(args)
+        args = self.eager.flat(args, kwargs)
+        if not self.eager.parameters:
+            self.eager.find_parameters(args)
         if not self.has_stepped:
             self.has_stepped = True
             with pyro.validation_enabled(True):
-                return self.eager_step(args, kl_weight, divisor)
-        key = ("step", divisor, *self.key(args, kl_weight))
-        if key not in self._graphs:
-            self._graphs[key] = self._compiled(args, kl_weight, divisor, "step")
-        graph, self._last = self._graphs[key], key
+                return self.eager.step(args, kl_weight, divisor)
+        graph = self._graph(
+            self._step_key(args, kl_weight, divisor),
+            lambda: self._maker.step(args, self.eager.weights(kl_weight), divisor),
+            device_of(args),
+        )
         if graph is None:
-            return self.eager_step(args, kl_weight, divisor)
-        return graph(*args, *self.weights(kl_weight))[0]
+            return self.eager.step(args, kl_weight, divisor)
+        return graph(*args, *self.eager.weights(kl_weight))[0]
 
     def steps(
         self,
@@ -256,31 +236,27 @@ class Compiled(Shown):
             The negative bound before each step, over `divisor`, `[S]`, in nats.
         """
         losses: list[Tensor] = []
-        launch = _Launch(self, args)
+        launch = Launch(self.eager, args)
         for i, row in enumerate(zip(*args, strict=True)):
             next_step(self.objective)
             kl_weight = before(i) if before is not None else None
             graph = launch.graph
-            is_other = launch.is_full or variant_of(self.objective) != launch.variant
-            if not launch.steps or is_other:
+            if not launch.takes_next:
                 losses += launch.run()
-                graph = self._several(row, kl_weight, divisor)
+                graph = of_several_steps(self._known(row, kl_weight, divisor))
             if graph is None:
                 losses.append(self.step_as_drawn(*row, kl_weight=kl_weight, divisor=divisor))
             else:
                 launch.add(graph, i, kl_weight)
         return torch.stack([*losses, *launch.run()])
 
-    def _several(
+    def _known(
         self, row: tuple[Tensor, ...], kl_weight: float | None, divisor: float
-    ) -> GraphCall | DividedStep | None:
-        """The graph of the next step, if it takes several in a call; None where it is new."""
-        if not self._parameters or not self.has_stepped:
+    ) -> Graph | None:
+        """The graph of the next step; None where it is new or runs eagerly."""
+        if not self.eager.parameters or not self.has_stepped:
             return None
-        graph = self._graphs.get(("step", divisor, *self.key(self._flat(row, {}), kl_weight)))
-        is_divided = isinstance(graph, DividedStep)
-        is_recorded = isinstance(graph, GraphCall) and graph.recorded is not None
-        return cast(GraphCall | DividedStep, graph) if is_divided or is_recorded else None
+        return self._graphs.get(self._step_key(self.eager.flat(row, {}), kl_weight, divisor))
 
     def loss_and_grads(self, *args: Any, kl_weight: float | None = None, **kwargs: Any) -> Tensor:
         """Compute the loss and add its gradient to the parameters' `grad`.
@@ -294,7 +270,7 @@ class Compiled(Shown):
             The negative bound over all data, a scalar without gradient, in nats.
         """
         value, grads = self.value_and_grads(*args, kl_weight=kl_weight, **kwargs)
-        for parameter, grad in zip(self._parameters.values(), grads, strict=True):
+        for parameter, grad in zip(self.eager.parameters.values(), grads, strict=True):
             parameter.grad = grad if parameter.grad is None else parameter.grad + grad
         return -value
 
@@ -313,21 +289,22 @@ class Compiled(Shown):
             for each of `parameters`, of its shape.
         """
         next_step(self.objective)
-        return self._value_and_grads(self._flat(args, kwargs), kl_weight)
+        return self._value_and_grads(self.eager.flat(args, kwargs), kl_weight)
 
     def _value_and_grads(
         self, args: tuple[Any, ...], kl_weight: float | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The bound and its gradients, in the present variant of the objective."""
-        if not self._parameters:
-            self._find_parameters(args)
-        key = ("gradients", *self.key(args, kl_weight))
-        if key not in self._graphs:
-            self._graphs[key] = self._compiled(args, kl_weight, 1.0, "gradients")
-        graph, self._last = self._graphs[key], key
+        if not self.eager.parameters:
+            self.eager.find_parameters(args)
+        graph = self._graph(
+            ("gradients", *self.eager.key(args, kl_weight)),
+            lambda: self._maker.gradients(args, self.eager.weights(kl_weight)),
+            device_of(args),
+        )
         if graph is None:
-            return self._eager(args, kl_weight)
-        value, *grads = graph(*args, *self.weights(kl_weight))
+            return self.eager.value_and_grads(args, kl_weight)
+        value, *grads = graph(*args, *self.eager.weights(kl_weight))
         return value, tuple(grads)
 
     def bound(self, *args: Any, kl_weight: float | None = None) -> Bound:
@@ -342,10 +319,9 @@ class Compiled(Shown):
         Returns:
             Value and surrogate, scalars, in nats; the surrogate can be scaled.
         """
-        value, grads = self._value_and_grads(self._flat(args, {}), kl_weight)
-        return Bound(
-            value, cast(Tensor, KnownGradients.apply(value, grads, *self._parameters.values()))
-        )
+        value, grads = self._value_and_grads(self.eager.flat(args, {}), kl_weight)
+        parameters = self.eager.parameters.values()
+        return Bound(value, cast(Tensor, KnownGradients.apply(value, grads, *parameters)))
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Tensor:
         """Compute the loss eagerly, without a step.
@@ -358,38 +334,9 @@ class Compiled(Shown):
             The negative bound over all data, a scalar without gradient, in nats.
         """
         next_step(self.objective)
-        args = self._flat(args, kwargs)
-        with torch.no_grad(), pyro.validation_enabled(False), self.precision():
-            return -self._bound(args, None).value
-
-    def eager_step(self, args: tuple[Any, ...], kl_weight: float | None, divisor: float) -> Tensor:
-        """Take one step eagerly.
-
-        Args:
-            args: All values of the programs' arguments, as `step` flattens them.
-            kl_weight: Weight of log p and log q of the latent sites; None for none.
-            divisor: The number that the bound is divided by.
-
-        Returns:
-            The negative bound before the step, over `divisor`, a scalar, in nats.
-        """
-        optimizer, values = self._optimizer(), []
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            with self.precision():
-                bound = self._bound(args, kl_weight)
-            (-bound.surrogate / divisor).backward()
-            closed_form = closed_form_steps(optimizer)
-            if self.grad_clip is not None:
-                torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.grad_clip)
-            values.append(-bound.value.detach() / divisor)
-            closed_form()
-            return values[-1]
-
-        # Torch annotates a float, and returns the closure's result.
-        optimizer.step(closure)  # type: ignore[arg-type]
-        return values[0]
+        args = self.eager.flat(args, kwargs)
+        with torch.no_grad(), pyro.validation_enabled(False), self.eager.precision():
+            return -self.eager.bound(args, None).value
 
     def traced(self, args: tuple[Any, ...], kl_weight: float | None) -> Traced:
         """Trace the bound and its gradients, for an ensemble.
@@ -405,7 +352,7 @@ class Compiled(Shown):
             UntraceableError: If the operations depend on values of tensors.
             RuntimeError: If a run changes a buffer.
         """
-        return self._maker.traced(args, self.weights(kl_weight))
+        return self._maker.traced(args, self.eager.weights(kl_weight))
 
     def is_new(self, *args: Any, kl_weight: float | None = None, divisor: float = 1.0) -> bool:
         """Tell whether a step would have to be compiled first.
@@ -418,14 +365,12 @@ class Compiled(Shown):
         Returns:
             True after the first run, for arguments of new shapes.
         """
-        return (
-            bool(self._parameters)
-            and ("step", divisor, *self.key(args, kl_weight)) not in self._graphs
-        )
+        is_run = bool(self.eager.parameters)
+        return is_run and self._step_key(args, kl_weight, divisor) not in self._graphs
 
     def prepare(
         self, *args: Tensor, kl_weight: float | None = None, divisor: float = 1.0
-    ) -> "TakeSteps":
+    ) -> TakeSteps:
         """Compile a step without taking it. The random generators are unchanged.
 
         Args:
@@ -441,186 +386,27 @@ class Compiled(Shown):
             Exception: Any error of the programs or of the compiler, in the place of the warning and
                 the eager steps of `step`.
         """
-        key = ("step", divisor, *self.key(args, kl_weight))
+        key = self._step_key(args, kl_weight, divisor)
         if key not in self._graphs:
             with fork_random(device_of(args)), pyro.validation_enabled(False):
-                self._graphs[key] = self._whole_step(args, kl_weight, divisor)
-        graph = cast(Graph, self._graphs[key])
+                weights = self.eager.weights(kl_weight)
+                self._graphs[key] = self._maker.step(args, weights, divisor)
+        return steps_of(self.eager, cast(Graph, self._graphs[key]))
 
-        def take(batches: Sequence[tuple[Tensor, ...]], before: Before) -> list[Tensor]:
-            if not isinstance(graph, DividedStep):
-                pairs = ((args, self.weights(before(i))) for i, args in enumerate(batches))
-                return [graph(*args, *weights)[0] for args, weights in pairs]
-            launch = _Launch(self, list(zip(*batches, strict=True)))
-            for i in range(len(batches)):
-                launch.add(graph, i, before(i))
-            return launch.run()
+    def _step_key(self, args: tuple[Any, ...], kl_weight: float | None, divisor: float) -> Key:
+        return "step", divisor, *self.eager.key(args, kl_weight)
 
-        return take
-
-    # Eager runs.
-
-    def _flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """All values of the arguments; their arrangement is stored for later runs."""
-        values, self._spec = flatten_arguments(args, kwargs)
-        return values
-
-    def _find_parameters(self, args: tuple[Any, ...]) -> None:
-        """Run eagerly with all checks, to find parameters; generators are unchanged."""
-        positional, kwargs = unflatten_arguments(args, self._spec)
-        with fork_random(device_of(args)), pyro.validation_enabled(True), same_buffers(self.system):
-            if isinstance(self.system, Pair):
-                with torch.no_grad():
-                    self.system.find_parameters(*positional, **kwargs)
-            if not _trained(self.system):
-                raise ConfigError(
-                    "model and guide have no parameters to train: announce them by pyro.param or "
-                    "pyro.module"
-                )
-            refuse_untrained(self.system, self.objective, positional, kwargs)
-        self.system = with_controls(self.system, controls_of(self.objective))
-        self._parameters = _trained(self.system)
-        self._modules = list(self.system.modules())
-        if self._make_optimizer is not None:
-            self.optimizer = self._make_optimizer(list(self._parameters.values()))
-
-    def _bound(self, args: tuple[Any, ...], kl_weight: Tensor | float | None) -> Bound:
-        positional, kwargs = unflatten_arguments(args, self._spec)
-        return bound_of(self.system, self.objective, positional, kl_weight, kwargs)
-
-    def _eager(
-        self, args: tuple[Any, ...], kl_weight: float | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        parameters = list(self._parameters.values())
-        with self.precision():
-            bound = self._bound(args, kl_weight)
-        grads = torch.autograd.grad(-bound.surrogate, parameters, allow_unused=True)
-        return bound.value.detach(), tuple(filled(grads, parameters))
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            raise ConfigError("a step needs an optimizer: none was given")
-        return self.optimizer
-
-    # Graphs.
-
-    def weights(self, kl_weight: float | list[float] | None) -> tuple[Tensor, ...]:
-        """Convert a weight of the KL to arguments of a graph.
-
-        Args:
-            kl_weight: A weight, or one for each of S steps; None for none.
-
-        Returns:
-            One tensor, a scalar or `[S]`, on the parameters' device; none for None.
-        """
-        return weights_of(kl_weight, next(iter(self._parameters.values())).device)
-
-    def key(self, args: tuple[Any, ...], kl_weight: float | None) -> Key:
-        """List the properties that a graph is made for.
-
-        Args:
-            args: All values of the programs' arguments, as `step` flattens them.
-            kl_weight: Weight of the KL; only whether there is one matters.
-
-        Returns:
-            Shapes, types and devices of tensors, other values, the modes of the modules, and the
-            variant of the objective.
-        """
-        parts = [(tuple(a.shape), a.dtype, a.device) if isinstance(a, Tensor) else a for a in args]
-        like = next(iter(self._parameters.values()))
-        return (
-            *parts,
-            self._spec,
-            kl_weight is not None,
-            like.dtype,
-            like.device,
-            tuple(m.training for m in self._modules),
-            variant_of(self.objective),
-        )
-
-    def _compiled(
-        self, args: tuple[Any, ...], kl_weight: float | None, divisor: float, what: str
-    ) -> Graph | None:
-        """The graph of a step, or of the gradients only; None, with a warning, if that fails."""
-
-        def make() -> Graph:
-            if what == "step":
-                return self._whole_step(args, kl_weight, divisor)
-            return self._maker.gradients(args, self.weights(kl_weight))
-
-        return try_compile(make, device_of(args))
-
-    def _whole_step(self, args: tuple[Any, ...], kl_weight: float | None, divisor: float) -> Graph:
-        self._optimizer()
-        return self._maker.step(args, self.weights(kl_weight), divisor)
+    def _graph(self, key: Key, make: Callable[[], Graph], device: torch.device) -> Graph | None:
+        """The graph of a key, made where it is new; None, after a warning, if that has failed."""
+        if key not in self._graphs:
+            self._graphs[key] = try_compile(make, device)
+        self._last = key
+        return self._graphs[key]
 
     @property
     def _maker(self) -> StepGraphs:
         """Makes graphs of the training."""
-        return StepGraphs(
-            self.system,
-            self.objective,
-            self._parameters,
-            self._bound,
-            self.optimizer,
-            self.grad_clip,
-            self.same_draws,
-            self.precision,
-            self.backend,
-            self.shared,
-        )
-
-
-class _Launch:
-    """Successive steps of one graph, which are one call."""
-
-    def __init__(self, compiled: Compiled, args: Sequence[Tensor | Sequence[Tensor]]) -> None:
-        self.compiled, self.args = compiled, args
-        self.graph: GraphCall | DividedStep | None = None
-        self.variant: Hashable = ()
-        self.steps: list[int] = []
-        self.weights: list[float | None] = []
-        self.numbers: list[list[list[float]]] = []
-        self.noise: list[list[Tensor]] = []
-
-    def add(self, graph: GraphCall | DividedStep, step: int, kl_weight: float | None) -> None:
-        """Add a step, whose rates are set; the graph is that of the steps before it."""
-        self.graph, self.variant = graph, variant_of(self.compiled.objective)
-        self.numbers.append(cast(Update, graph.update).numbers(ahead=len(self.steps)))
-        self.steps.append(step)
-        self.weights.append(kl_weight)
-        if isinstance(graph, DividedStep):
-            self.noise.append(graph.draw())
-
-    @property
-    def is_full(self) -> bool:
-        """Whether another step would be too many for one call."""
-        return isinstance(self.graph, DividedStep) and len(self.steps) == MOST_STEPS
-
-    def run(self) -> list[Tensor]:
-        """Take the steps that were added, none or several; their losses."""
-        if not self.steps:
-            return []
-        graph, weights = self.graph, self.weights
-        assert graph is not None
-        rows = slice(self.steps[0], self.steps[-1] + 1)
-        has_weight = weights[0] is not None
-        inputs: list[Any] = [
-            *(argument[rows] for argument in self.args),
-            *self.compiled.weights(cast(list[float], weights) if has_weight else None),
-        ]
-        tensors = [inputs[i] for i in graph.where]
-        if isinstance(graph, DividedStep):
-            losses = graph.run_steps(tensors, self.numbers, self.noise)
-        else:
-            stacks = [t if isinstance(t, Tensor) else torch.stack(list(t)) for t in tensors]
-            losses = graph.run_steps(stacks, self.numbers)[0]
-        self.steps, self.weights, self.numbers, self.noise = [], [], [], []
-        return list(losses.unbind())
-
-
-def _trained(system: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in system.named_parameters() if p.requires_grad}
+        return StepGraphs(self.eager, self.same_draws, self.backend, self.shared)
 
 
 def _default(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -62,11 +62,11 @@ def graph_of(svi: Compiled) -> Any:
 
 def eager(svi: Compiled, x: Tensor, kl_weight: float | None = None) -> Tensor:
     """The step as Pyro and torch take it."""
-    args = svi._flat((x,), {})
-    if not svi._parameters:
-        svi._find_parameters(args)
+    args = svi.eager.flat((x,), {})
+    if not svi.eager.parameters:
+        svi.eager.find_parameters(args)
     next_step(svi.objective)
-    return svi.eager_step(args, kl_weight, float(len(x)))
+    return svi.eager.step(args, kl_weight, float(len(x)))
 
 
 def compare(make: Callable[[], nn.Module], objective: Any, optimizer: Make, **settings: Any) -> Any:

@@ -369,9 +369,9 @@ def test_a_graph_with_generated_code() -> None:
     torch.manual_seed(0)
     losses = [svi.step(x).item() for _ in range(4)]
     torch.manual_seed(0)
-    eager._find_parameters((x,))
+    eager.eager.find_parameters((x,))
     assert losses == pytest.approx(
-        [eager.eager_step((x,), None, 1.0).item() for _ in range(4)], rel=1e-5
+        [eager.eager.step((x,), None, 1.0).item() for _ in range(4)], rel=1e-5
     )
     assert svi.is_compiled
     assert sum(name.startswith("objective.") for name in svi.parameters()) == 4
