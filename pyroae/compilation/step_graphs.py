@@ -1,9 +1,10 @@
 """The graphs of a training: which one a step takes, how it is traced, what compiles it."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -20,7 +21,7 @@ from pyroae.compilation.optimizer_updates import Update
 from pyroae.compilation.row_updates import Execution
 from pyroae.compilation.shared_code import SharedCode
 from pyroae.compilation.step_loop import NoEntryError, start_compiling
-from pyroae.compilation.tracing import UntraceableError, trace_to_graph
+from pyroae.compilation.tracing import UntraceableError, reason_of, trace_to_graph
 from pyroae.errors import is_refusal
 from pyroae.objectives.base import Bound
 from pyroae.programs.pair import System
@@ -144,7 +145,9 @@ class StepGraphs:
         except Exception as error:  # any error of the compiler: one graph may still be compiled
             if self.backend == "eager" or is_refusal(error) or is_out_of_memory(error):
                 raise
-            return self._call(example)
+            graph = self._call(example)
+            _warn_of_one_graph(reason_of(error))
+            return graph
         return divided or self._call(example)
 
     def gradients(self, args: tuple[Any, ...], weights: tuple[Tensor, ...]) -> Graph:
@@ -325,6 +328,16 @@ def _step(
         clipped = update.clipped([g for g in grads if g is not None])
         update.apply(own, clipped, of_update, loss)
     return (loss,)
+
+
+@cache
+def _warn_of_one_graph(reason: str) -> None:
+    """Warn once that steps are not taken by the loop."""
+    warnings.warn(
+        "training steps are compiled as one graph, called from Python for each step, and not as "
+        f"a loop in C++: {reason}",
+        stacklevel=9,
+    )
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 import pyroae
 from pyroae import TraceELBO, zoo
 from pyroae.autoencoder import Autoencoder
-from pyroae.compilation import divided_steps
+from pyroae.compilation import divided_steps, step_graphs
 from pyroae.compilation.divided_steps import DividedStep
+from pyroae.compilation.graph_calls import GraphCall
 from pyroae.compilation.svi import Compiled
 from pyroae.config import TrainConfig
 from pyroae.nn import MLP
@@ -296,6 +297,32 @@ def test_the_loop_of_compiled_code(
     assert torch.equal(one[1], several[1])
     torch.testing.assert_close(several[0], traced[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(several[1], traced[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("float64", "two_threads", "is_divided")
+@pytest.mark.parametrize("is_missing", [False, True])
+def test_one_warning_where_the_compiler_fails(
+    is_missing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the code of the loop only, which leaves one graph; or in all code, which leaves none."""
+
+    def inductor(graph: Any, inputs: Any, same_draws: bool, cpp: bool = False, **_: Any) -> Any:
+        if cpp or is_missing:
+            raise RuntimeError("C++ compile error")
+        return graph
+
+    monkeypatch.setattr(step_graphs, "inductor", inductor)
+    step_graphs._warn_of_one_graph.cache_clear()
+    svi, other = Compiled(vae(), TraceELBO(), adam), Compiled(vae(), TraceELBO(), adam)
+    batches = [data(), data(), data() if is_missing else data(8)]  # graphs of two sizes
+    torch.manual_seed(3)
+    text = "model and guide run eagerly" if is_missing else "not as a loop in C"
+    with pytest.warns(UserWarning, match=rf"{text}.*: C\+\+ compile error") as said:
+        losses = [svi.step(x, divisor=float(len(x))).item() for x in batches]
+    assert len(said) == 1
+    assert isinstance(graph_of(svi), type(None) if is_missing else GraphCall)
+    torch.manual_seed(3)
+    assert losses == pytest.approx([eager(other, x).item() for x in batches], rel=1e-9)
 
 
 @pytest.mark.usefixtures("two_threads", "is_divided")
