@@ -17,9 +17,10 @@ from torch import Tensor, fx, nn
 from torch.fx.graph_module import GraphModule
 
 from pyroae.compilation.batch_parts import adds_up, parts_of, products_of
+from pyroae.compilation.gradient_rows import Columns, Owned
 from pyroae.compilation.noise_inputs import Draw, lift_draws
-from pyroae.compilation.optimizer_updates import Update
-from pyroae.compilation.row_updates import Code, Columns, Execution, Owned, RowUpdates
+from pyroae.compilation.optimizer_steps import Update
+from pyroae.compilation.row_updates import Code, Execution, RowUpdates
 from pyroae.compilation.step_loop import ALL, Call, Copy, StepLoop
 
 MOST_STEPS = 64

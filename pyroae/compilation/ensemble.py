@@ -28,7 +28,7 @@ from pyroae.compilation.codegen import (
     try_compile,
 )
 from pyroae.compilation.noise_inputs import Draw, lift_draws
-from pyroae.compilation.optimizer_updates import Update
+from pyroae.compilation.optimizer_steps import Update
 from pyroae.compilation.step_graphs import Traced
 from pyroae.compilation.svi import Compiled
 from pyroae.compilation.tracing import reason_of

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pyroae.compilation.codegen import Graph, Recorded, cuda_graph
-from pyroae.compilation.optimizer_updates import Update, closed_form_steps
+from pyroae.compilation.optimizer_steps import Update
+from pyroae.compilation.optimizer_updates import closed_form_steps
 
 
 class GraphCall:

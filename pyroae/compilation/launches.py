@@ -10,7 +10,7 @@ from pyroae.compilation.codegen import Graph
 from pyroae.compilation.divided_steps import MOST_STEPS, DividedStep
 from pyroae.compilation.eager_training import EagerTraining
 from pyroae.compilation.graph_calls import GraphCall
-from pyroae.compilation.optimizer_updates import Update
+from pyroae.compilation.optimizer_steps import Update
 from pyroae.objectives.apply import variant_of
 
 Before = Callable[[int], float | None]

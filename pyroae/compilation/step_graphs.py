@@ -17,7 +17,7 @@ from pyroae.compilation.divided_steps import DividedStep, NotDividedError, numbe
 from pyroae.compilation.eager_training import EagerTraining, filled
 from pyroae.compilation.graph_calls import GraphCall, SeparateOptimizer
 from pyroae.compilation.noise_inputs import NotLiftedError
-from pyroae.compilation.optimizer_updates import Update
+from pyroae.compilation.optimizer_steps import Update
 from pyroae.compilation.row_updates import Execution
 from pyroae.compilation.shared_code import SharedCode
 from pyroae.compilation.step_loop import NoEntryError, start_compiling

@@ -18,7 +18,7 @@ from pyroae.compilation.cpu_rewrites import (
     use_onednn,
 )
 from pyroae.compilation.onednn import LAYER
-from pyroae.compilation.optimizer_updates import Update
+from pyroae.compilation.optimizer_steps import Update
 
 aten = torch.ops.aten
 
