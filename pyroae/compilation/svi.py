@@ -207,7 +207,7 @@ class Compiled(Shown):
         graph = self._graph(
             self._step_key(args, kl_weight, divisor),
             lambda: self._maker.step(args, self.eager.weights(kl_weight), divisor),
-            device_of(args),
+            args,
         )
         if graph is None:
             return self.eager.step(args, kl_weight, divisor)
@@ -300,7 +300,7 @@ class Compiled(Shown):
         graph = self._graph(
             ("gradients", *self.eager.key(args, kl_weight)),
             lambda: self._maker.gradients(args, self.eager.weights(kl_weight)),
-            device_of(args),
+            args,
         )
         if graph is None:
             return self.eager.value_and_grads(args, kl_weight)
@@ -396,10 +396,10 @@ class Compiled(Shown):
     def _step_key(self, args: tuple[Any, ...], kl_weight: float | None, divisor: float) -> Key:
         return "step", divisor, *self.eager.key(args, kl_weight)
 
-    def _graph(self, key: Key, make: Callable[[], Graph], device: torch.device) -> Graph | None:
+    def _graph(self, key: Key, make: Callable[[], Graph], args: tuple[Any, ...]) -> Graph | None:
         """The graph of a key, made where it is new; None, after a warning, if that has failed."""
         if key not in self._graphs:
-            self._graphs[key] = try_compile(make, device)
+            self._graphs[key] = try_compile(make, device_of(args))
         self._last = key
         return self._graphs[key]
 
