@@ -87,8 +87,8 @@ class CPURewrites(CustomGraphPass):
     They are `split_bias`, `sum_small_products`, `multiply_before_log` and `divide_polynomials`.
 
     Args:
-        one_core: Whether the code runs on one core; layers then use oneDNN, where it is available
-            and faster than MKL.
+        one_core: Whether the code runs on one core and is called from Python; small products are
+            then loops, and layers use oneDNN, where it is available and faster than MKL.
         shared: For each input of the graph the first input that has the same memory.
     """
 
@@ -104,7 +104,8 @@ class CPURewrites(CustomGraphPass):
         if self.one_core and is_available() and is_faster():
             use_onednn(graph)
         split_bias(graph)
-        sum_small_products(graph)
+        if self.one_core:
+            sum_small_products(graph)
         multiply_before_log(graph)
         divide_polynomials(graph)
 
