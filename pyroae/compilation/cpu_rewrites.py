@@ -4,13 +4,14 @@ Import this module only where something is compiled: it imports the compiler.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch._inductor.cpu_vec_isa import pick_vec_isa
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
 from pyroae.compilation import onednn
 from pyroae.compilation.onednn import LAYER, is_available, is_faster
@@ -24,6 +25,14 @@ MOST_FACTORS = 120
 
 LEAST_PRODUCT = 2**24
 """Multiplications of a product from which oneDNN is used: a call of it takes 20 µs more."""
+
+
+FEWEST = 4
+"""Largest inner size, or number of columns, of a product that is computed by a loop."""
+
+
+SMALL_PRODUCT = 2**15
+"""Most multiplications of a product that is computed by a loop."""
 
 
 TANH_LIMIT = 7.90531110763549805
@@ -73,11 +82,13 @@ EXP_COEFFICIENTS = (
 
 
 class CPURewrites(CustomGraphPass):
-    """The rewrites for CPUs: `split_bias`, `multiply_before_log` and `divide_polynomials`.
+    """The rewrites for CPUs.
+
+    They are `split_bias`, `sum_small_products`, `multiply_before_log` and `divide_polynomials`.
 
     Args:
-        one_core: Whether the code runs on one core; layers then use oneDNN, where it is available
-            and faster than MKL.
+        one_core: Whether the code runs on one core and is called from Python; small products are
+            then loops, and layers use oneDNN, where it is available and faster than MKL.
         shared: For each input of the graph the first input that has the same memory.
     """
 
@@ -93,6 +104,8 @@ class CPURewrites(CustomGraphPass):
         if self.one_core and is_available() and is_faster():
             use_onednn(graph)
         split_bias(graph)
+        if self.one_core:
+            sum_small_products(graph)
         multiply_before_log(graph)
         divide_polynomials(graph)
 
@@ -125,6 +138,55 @@ def split_bias(graph: Graph) -> None:
             total = graph.call_function(aten.add.Tensor, (product, bias))
         product.meta["val"] = total.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(total)
+        graph.erase_node(node)
+
+
+def sum_small_products(graph: Graph) -> None:
+    """Compute a small product of few columns, or of a small inner size, as sums in a loop.
+
+        (A B)_mn = Σ_k A_mk B_kn
+
+    The loop includes what is computed from the product, or what A is computed from. A call of a
+    product takes 1 µs without its arithmetic, which is as much as a loop takes for 80 rows, 64
+    columns and an inner size of 2.
+
+    Args:
+        graph: The graph, changed in place.
+    """
+    for node in graph.find_nodes(op="call_function", target=aten.mm.default):
+        left, right = node.args
+        a, b = left.meta["val"], right.meta["val"]
+        count, columns = b.shape
+        if a.dtype not in (torch.float32, torch.float64):
+            continue
+        if not 0 < a.numel() * columns <= SMALL_PRODUCT:
+            continue
+        call = partial(_call, graph)
+        with graph.inserting_before(node), a.fake_mode:
+            if count <= FEWEST:
+                terms = [
+                    call(
+                        aten.mul.Tensor,
+                        call(aten.slice.Tensor, left, 1, k, k + 1),
+                        call(aten.slice.Tensor, right, 0, k, k + 1),
+                    )
+                    for k in range(count)
+                ]
+                product = reduce(partial(call, aten.add.Tensor), terms)
+            elif columns <= FEWEST and a.stride(1) == 1:
+                sums = [
+                    call(
+                        aten.sum.dim_IntList,
+                        call(aten.mul.Tensor, left, call(aten.select.int, right, 1, n)),
+                        [1],
+                        True,
+                    )
+                    for n in range(columns)
+                ]
+                product = call(aten.cat.default, sums, 1)
+            else:
+                continue
+        node.replace_all_uses_with(product)
         graph.erase_node(node)
 
 
@@ -240,9 +302,7 @@ def _polynomial(call: Callable[..., Node], x: Node, coefficients: tuple[float, .
 def _call(graph: Graph, target: Any, *args: Any, **kwargs: Any) -> Node:
     """A new operation, with the shape and type of its result."""
     node = graph.call_function(target, args, kwargs)
-    node.meta["val"] = target(
-        *(a.meta["val"] if isinstance(a, Node) else a for a in args), **kwargs
-    )
+    node.meta["val"] = target(*map_arg(args, lambda a: a.meta["val"]), **kwargs)
     return node
 
 

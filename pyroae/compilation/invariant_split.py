@@ -4,13 +4,22 @@ import operator
 from collections.abc import Collection, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch.fx.graph_module import GraphModule
 
 from pyroae.compilation.noise_inputs import is_random
 
+aten = torch.ops.aten
 
-def split_invariant(module: GraphModule, draws: Collection[str]) -> tuple[GraphModule, GraphModule]:
+
+TRANSPOSES = (aten.t.default, aten.permute.default, aten.transpose.int)
+"""Operations that change the order of dimensions."""
+
+
+def split_invariant(
+    module: GraphModule, draws: Collection[str], transpose: bool = False
+) -> tuple[GraphModule, GraphModule]:
     """Split a graph into two with the same composed result.
 
         graph(*inputs, *draws) = late(*early(*inputs), *draws)
@@ -23,6 +32,7 @@ def split_invariant(module: GraphModule, draws: Collection[str]) -> tuple[GraphM
     Args:
         module: The traced graph.
         draws: Names of the inputs that differ between calls, the last ones.
+        transpose: Whether the first graph has the transposes of its results, not the second.
 
     Returns:
         The graph that does not depend on the draws, and the graph that does.
@@ -40,7 +50,11 @@ def split_invariant(module: GraphModule, draws: Collection[str]) -> tuple[GraphM
     late = _dependent(module.graph, draws)
     nodes = list(module.graph.nodes)
     passed = dict.fromkeys(
-        s for node in nodes if node in late for n in node.all_input_nodes for s in _sources(n, late)
+        source
+        for node in nodes
+        if node in late
+        for n in node.all_input_nodes
+        for source in _sources(n, late, TRANSPOSES if transpose else ())
     )
     first, second = fx.Graph(), fx.Graph()
     in_first: dict[fx.Node, fx.Node] = {}
@@ -93,13 +107,16 @@ def as_inputs(module: GraphModule, last: int = 0) -> tuple[GraphModule, list[Ten
     return GraphModule(module, graph), constants
 
 
-def _sources(node: fx.Node, late: set[fx.Node]) -> Iterator[fx.Node]:
-    """The early nodes that a late one needs for an input: the input, or the base of a view."""
+def _sources(node: fx.Node, late: set[fx.Node], made: tuple[Any, ...]) -> Iterator[fx.Node]:
+    """The early nodes that a late one needs for an input: the input, or the base of a view.
+
+    Views by the operations `made` are inputs, not repeated.
+    """
     if node in late or node.op == "get_attr":
         return
-    if _is_view(node):
+    if _is_view(node) and node.target not in made:
         for source in node.all_input_nodes:
-            yield from _sources(source, late)
+            yield from _sources(source, late, made)
     else:
         yield node
 

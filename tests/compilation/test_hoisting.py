@@ -61,6 +61,19 @@ def test_what_hangs_on_no_draw_is_early_and_nothing_larger_than_it_is_handed_on(
     assert aten.expand.default in calls(late)
 
 
+def test_transposes_are_early_where_they_are_asked_for() -> None:
+    def layers(weight: Tensor, noise: Tensor) -> Tensor:
+        return (noise @ weight.t()).tanh() @ weight
+
+    weight, noise = INPUTS["weight"], torch.randn(3, 4)
+    graph = make_fx(layers)(weight, noise)
+    early, late = split_invariant(graph, ["noise_1"], transpose=True)
+    assert aten.t.default in calls(early)
+    assert aten.t.default not in calls(late)
+    known = [t.contiguous() for t in early(weight)]
+    torch.testing.assert_close(late(*known, noise), layers(weight, noise))
+
+
 def test_new_draws_need_nothing_of_the_first_part() -> None:
     early, late = cut(lambda x, noise: noise.square(), INPUTS["x"], INPUTS["noise"])
     assert early(INPUTS["x"]) == ()

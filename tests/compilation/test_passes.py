@@ -15,6 +15,7 @@ from pyroae.compilation.cpu_rewrites import (
     divide_polynomials,
     multiply_before_log,
     split_bias,
+    sum_small_products,
     use_onednn,
 )
 from pyroae.compilation.onednn import LAYER
@@ -39,6 +40,48 @@ def test_a_bias_is_added_after_the_product() -> None:
     assert aten.mm.default in targets(graph)
     assert aten.addmm.default not in targets(graph)
     torch.testing.assert_close(graph(bias, left, right), bias + left @ right)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [(80, 2, 64), (80, 1, 3), (80, 64, 3), (80, 64, 1), (1, 1, 1)])
+def test_a_small_product_is_a_sum(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
+    rows, inner, columns = sizes
+    left = torch.randn(rows, inner, dtype=dtype)
+    right = torch.randn(columns, inner, dtype=dtype)
+
+    def layer(left: Tensor, right: Tensor) -> Tensor:
+        return (left.square() @ right.t()).tanh()
+
+    graph = traced(layer, left, right)
+    sum_small_products(graph.graph)
+    graph.recompile()
+    graph.graph.lint()
+    assert aten.mm.default not in targets(graph)
+    torch.testing.assert_close(graph(left, right), layer(left, right))
+    with torch.no_grad():
+        (found,) = inductor(
+            traced(lambda *tensors: (layer(*tensors),), left, right),
+            (left, right),
+            same_draws=True,
+            one_core=True,
+        )(left, right)
+    torch.testing.assert_close(found, layer(left, right))
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (torch.randn(80, 5), torch.randn(5, 64)),
+        (torch.randn(1000, 2), torch.randn(2, 64)),
+        (torch.randn(64, 80).t(), torch.randn(64, 2)),  # strides along the sum
+        (torch.randn(80, 0), torch.randn(0, 2)),
+        (torch.randn(80, 2, dtype=torch.bfloat16), torch.randn(2, 8, dtype=torch.bfloat16)),
+    ],
+)
+def test_other_products_stay(left: Tensor, right: Tensor) -> None:
+    graph = traced(torch.mm, left, right)
+    sum_small_products(graph.graph)
+    assert aten.mm.default in targets(graph)
 
 
 def bernoulli(logits: Tensor, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ each loop once.
 Shapes: C chains, N data, D elements of u per datum, R rows in a chunk, M transitions in a call.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx.graph_module import GraphModule
+from torch.nn.functional import pad
 
 from pyroae.compilation.codegen import Graph, inductor
 from pyroae.compilation.invariant_split import as_inputs, split_invariant
@@ -28,6 +29,14 @@ from pyroae.runtime.threads import Threads
 
 Fixed = tuple[Tensor, ...]
 """The inputs of the compiled graph that do not change along a path."""
+
+
+MOST_JOINED = 2**15
+"""Most numbers in parameters and arguments that a chunk has copies of, joined and transposed."""
+
+
+ALIGNED = 16
+"""Numbers of which a multiple is before each tensor of a joined input."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +89,10 @@ def row_graph(
     def gradient(*flat: Tensor) -> tuple[Tensor, ...]:
         return (path_of(flat[:-2]).gradient(flat[-2], flat[-1]),)
 
+    is_small = sum(t.numel() for t in inputs) <= MOST_JOINED
     parts = [
-        _split(at, inputs, [u], programs),
-        _split(gradient, inputs, [u, u.new_zeros(())], programs),
+        _split(at, inputs, [u], programs, is_small),
+        _split(gradient, inputs, [u, u.new_zeros(())], programs, is_small),
     ]
     flat = [t.detach() for t in inputs]
 
@@ -98,13 +108,14 @@ def row_graph(
             first.setdefault(id(tensor), (i, j))
     places = [*dict.fromkeys(first[id(t)] for part in of_parts for t in part)]
     indices = [[places.index(first[id(t)]) for t in part] for part in of_parts]
+    joined = _Joined([of_parts[i][j] for i, j in places], is_small)
 
     def fixed(*flat: Tensor) -> Fixed:
         found = every(*flat)
-        return tuple(found[i][j] for i, j in places)
+        return joined.join([found[i][j] for i, j in places])
 
     late_at, late_gradient = (late for _, late, _ in parts)
-    function = _Transitions(late_at, late_gradient, indices, settings)
+    function = _Transitions(late_at, late_gradient, indices, joined, settings)
     arguments = [*_example(u, longest), *fixed(*flat)]
     with torch.no_grad():
         graph = trace_to_graph(function, arguments, *programs)
@@ -118,12 +129,13 @@ def _split(
     inputs: list[Tensor],
     further: list[Tensor],
     programs: tuple[Program, Program],
+    transpose: bool,
 ) -> tuple[GraphModule, GraphModule, list[Tensor]]:
     """The part without u and β, the part with them, and the constants that the latter takes."""
     module = trace_to_graph(function, [*inputs, *further], *programs)
     module.graph.eliminate_dead_code()
     names = [node.name for node in module.graph.nodes if node.op == "placeholder"]
-    early, late = split_invariant(module, names[len(inputs) :])
+    early, late = split_invariant(module, names[len(inputs) :], transpose)
     late, constants = as_inputs(late, len(further))
     return early, late, constants
 
@@ -141,6 +153,39 @@ def _example(u: Tensor, longest: int) -> list[Tensor]:
     ]  # fmt: skip
 
 
+class _Joined:
+    """Tensors as one for each type: a loop allocates a handle for each input in every step.
+
+    Args:
+        tensors: Examples.
+        is_small: Whether they are joined; otherwise they stay as they are.
+    """
+
+    def __init__(self, tensors: list[Tensor], is_small: bool) -> None:
+        self._examples, self._is_small = [(t.shape, t.dtype) for t in tensors], is_small
+
+    def join(self, tensors: list[Tensor]) -> Fixed:
+        """Join tensors of the shapes and types of the examples."""
+        if not self._is_small:
+            return tuple(tensors)
+        parts: dict[torch.dtype, list[Tensor]] = {}
+        for t in tensors:
+            parts.setdefault(t.dtype, []).append(pad(t.flatten(), (0, -t.numel() % ALIGNED)))
+        return tuple(torch.cat(part) for part in parts.values())
+
+    def split(self, joined: Sequence[Tensor]) -> list[Tensor]:
+        """The inverse of `join`, as views."""
+        if not self._is_small:
+            return [*joined]
+        rest = {whole.dtype: whole for whole in joined}
+        found = []
+        for shape, kind in self._examples:
+            count = shape.numel()
+            found.append(rest[kind][:count].view(shape))
+            rest[kind] = rest[kind][count + -count % ALIGNED :]
+        return found
+
+
 class _Transitions:
     """The function that is traced: transitions of R rows, in a loop.
 
@@ -148,6 +193,7 @@ class _Transitions:
         at: From inputs that do not change along a path and u to densities and gradients.
         gradient: From such inputs, u and β to the gradient.
         indices: Which of these inputs each of the two has. A loop takes no input twice.
+        joined: How the inputs are joined.
         settings: Leapfrog steps and target acceptance.
     """
 
@@ -156,9 +202,10 @@ class _Transitions:
         at: GraphModule,
         gradient: GraphModule,
         indices: list[list[int]],
+        joined: _Joined,
         settings: AISSettings,
     ) -> None:
-        self.at, self.gradient, self.settings = at, gradient, settings
+        self.at, self.gradient, self.joined, self.settings = at, gradient, joined, settings
         self.of_at, self.of_gradient = indices
 
     def __call__(self, count: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
@@ -188,9 +235,10 @@ class _Transitions:
         log_weight = log_weight + difference * point.log_ratio[0].double()
 
         def at(u: Tensor) -> Point:
-            return Point(u, *self.at(*[fixed[k] for k in self.of_at], u))
+            separate = self.joined.split(fixed)
+            return Point(u, *self.at(*[separate[k] for k in self.of_at], u))
 
-        further = partial(self._further, beta, [fixed[k] for k in self.of_gradient])
+        further = partial(self._further, beta, fixed)
         point, accept = moved(at, point, beta, log_step.exp(), noise, further)
         mean = (averages @ accept[0][:, None])[:, 0].double()
         log_step = log_step + rate * (mean - self.settings.target_acceptance)
@@ -209,7 +257,9 @@ class _Transitions:
         def body(
             j: Tensor, u: Tensor, momentum: Tensor, step: Tensor, beta: Tensor, *fixed: Tensor
         ) -> tuple[Tensor, ...]:
-            momentum = momentum + step * self.gradient(*fixed, u, beta)[0]
+            separate = self.joined.split(fixed)
+            inputs = [separate[k] for k in self.of_gradient]
+            momentum = momentum + step * self.gradient(*inputs, u, beta)[0]
             return j + 1, u + step * momentum, momentum
 
         first = torch.zeros((), dtype=torch.int64)

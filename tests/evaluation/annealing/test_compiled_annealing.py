@@ -93,6 +93,28 @@ def test_systems_of_the_zoo(name: str, start: str, made: list[torch.fx.GraphModu
     assert len(made) == 1
 
 
+def test_inputs_of_large_networks_stay_separate(
+    made: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "MOST_JOINED", 0)
+    system, x = system_and_data("vae")
+    settings = AISSettings(5, 8, leapfrog_steps=3)
+    assert_graphs_agree(ais, system.model, system.guide, x, settings=settings)
+    assert len(made) == 1
+
+
+def test_joined_inputs_are_separated_again() -> None:
+    tensors = [torch.randn(3, 5), torch.tensor(7), torch.randn(()), torch.arange(20).reshape(4, 5)]
+    tensors += [torch.randn(2, 0), torch.randn(16, 2), torch.rand(3) < 0.5]
+    joined = chunks._Joined(tensors, is_small=True)
+    whole = joined.join(tensors)
+    assert len(whole) == 3
+    for found, expected in zip(joined.split(whole), tensors, strict=True):
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected)
+    assert all(t.storage_offset() % chunks.ALIGNED == 0 for t in joined.split(whole))
+
+
 @pytest.mark.parametrize(("function", "start"), either((ais, bdmc), ("prior", "guide")))
 def test_blocks_share_the_graphs_and_not_their_data(
     function: Callable[..., Any],
