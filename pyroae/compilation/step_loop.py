@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,8 +23,9 @@ import torch
 from torch import Tensor
 from torch.fx.graph_module import GraphModule
 
-from pyroae.compilation import adam_rows
+from pyroae.compilation import adam_rows, bernoulli_rows
 from pyroae.compilation.adam_rows import AdamRows
+from pyroae.compilation.bernoulli_rows import BernoulliRows, Layer
 from pyroae.compilation.codegen import Graph, forget_vectors, untested_vectors
 
 SOURCE = Path(__file__).with_name("step_loop.cpp")
@@ -57,6 +59,7 @@ class Call:
         inputs: Its inputs.
         result: Where its first output is copied to in step i: row i of a tensor; None for a graph
             without an output.
+        sums: What is computed from the second output, contiguous rows, and added to the result.
     """
 
     phase: int
@@ -64,6 +67,7 @@ class Call:
     graph: Graph | AdamRows
     inputs: Sequence[Tensor]
     result: Tensor | None = None
+    sums: BernoulliRows | None = None
 
 
 @dataclass(frozen=True)
@@ -144,12 +148,18 @@ class StepLoop:
         if isinstance(call.graph, AdamRows):
             arguments = call.graph.arguments(call.inputs)
             self._kernels.append(arguments)
-            entry, inputs, count = _kernel(), ctypes.addressof(arguments), -1
+            entry, inputs, count = _address(adam_rows.ENTRY), ctypes.addressof(arguments), -1
         else:
             entry, count = entry_of(call.graph, len(call.inputs)), len(call.inputs)
             self._handles.append(_handles(call.inputs))
             inputs = ctypes.addressof(self._handles[-1])
-        return [call.phase, call.thread, entry, inputs, count, *_place(call.result)]
+        place = [call.phase, call.thread, entry, inputs, count, *_place(call.result)]
+        if call.sums is None or call.result is None:
+            return [*place, 0, 0]
+        terms = call.sums.arguments(call.inputs, call.result[0].numel())
+        self._kernels.append(terms)
+        place[5] = 2
+        return [*place, _address(bernoulli_rows.ENTRY), ctypes.addressof(terms)]
 
     def __call__(self, sources: Sequence[Sequence[Tensor]]) -> None:
         """Take S steps.
@@ -191,6 +201,45 @@ class StepLoop:
                     outputs = call.graph(*call.inputs)
                     if call.result is not None:
                         call.result[step] = outputs[0]
+                        if call.sums is not None:
+                            sums = call.sums(call.inputs, outputs[1])
+                            call.result[step] += sums.view_as(outputs[0])
+
+
+@cache
+def can_sum_rows() -> bool:
+    """Tell whether the kernel of Bernoulli sums is used.
+
+    It is not where torch's layers are oneDNN's, which `is_faster` takes to be faster than its BLAS.
+
+    Returns:
+        Whether its sums for a small example are those of torch's operations.
+    """
+    from pyroae.compilation.onednn import is_faster
+
+    if is_faster() or bernoulli_rows.product_address() is None:
+        return False
+    sizes, generator = (3, 18, 5), torch.Generator().manual_seed(0)
+    shapes = [*pairwise(sizes), sizes[1:2], sizes[2:], (2, 5), (70, 3)]
+    *inputs, rows = (torch.randn(shape, generator=generator) for shape in shapes)
+    layers = Layer(0, 2, torch.ops.aten.tanh.default), Layer(1, 3)
+    sums, result = BernoulliRows(layers, 4), torch.zeros(len(rows))
+    add_sums(sums, inputs, rows, result)
+    return torch.allclose(result, sums(inputs, rows), atol=1e-3, rtol=0)
+
+
+def add_sums(sums: BernoulliRows, inputs: Sequence[Tensor], rows: Tensor, result: Tensor) -> None:
+    """Add Bernoulli sums by the kernel.
+
+    Args:
+        sums: The layers.
+        inputs: The inputs that they refer to.
+        rows: h `[R, n]`, contiguous.
+        result: `[R]`, contiguous, changed in place.
+    """
+    kernel = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3)(_address(bernoulli_rows.ENTRY))
+    arguments = sums.arguments(inputs, len(rows))
+    kernel(ctypes.addressof(arguments), rows.data_ptr(), result.data_ptr())
 
 
 def _place(result: Tensor | None) -> list[int]:
@@ -273,7 +322,7 @@ def _within(graph: Any, depth: int = 8) -> Iterator[Any]:
 
 @cache
 def start_compiling() -> Future[Any]:
-    """Compile the code of the loop and of the kernel in a thread, beside what is done meanwhile.
+    """Compile the code of the loop and of the kernels in a thread, beside what is done meanwhile.
 
     Returns:
         The library, which torch keeps on disk.
@@ -291,7 +340,7 @@ def start_compiling() -> Future[Any]:
 def _compiled() -> Any:
     from torch._inductor.codecache import CppCodeCache
 
-    source = adam_rows.SOURCE.read_text() + SOURCE.read_text()
+    source = "".join(path.read_text() for path in (adam_rows.SOURCE, bernoulli_rows.SOURCE, SOURCE))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         library: Any = CppCodeCache.load(
@@ -312,9 +361,9 @@ def _library() -> Any:
         return _compiled()
 
 
-def _kernel() -> int:
-    """The address of the kernel."""
-    return ctypes.cast(getattr(_library(), adam_rows.ENTRY), ctypes.c_void_p).value or 0
+def _address(entry: str) -> int:
+    """The address of a kernel."""
+    return ctypes.cast(getattr(_library(), entry), ctypes.c_void_p).value or 0
 
 
 @cache

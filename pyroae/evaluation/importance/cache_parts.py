@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.fx.graph_module import GraphModule
 from torch.nn.functional import pad
 
+from pyroae.compilation.bernoulli_rows import BernoulliRows
 from pyroae.compilation.codegen import Graph, Outputs
 from pyroae.compilation.noise_inputs import Draw, ParametricDraw
-from pyroae.compilation.step_loop import Call, Copy, StepLoop
+from pyroae.compilation.step_loop import Call, Copy, NoEntryError, StepLoop
 
 LARGEST = 2**17
 """The most numbers of a part's largest tensor; with the weights of its layer they take 1 MiB."""
@@ -77,6 +78,22 @@ def are_parts(
     )
 
 
+def are_rows(draws: Sequence[Draw | ParametricDraw], num_particles: int) -> bool:
+    """Tell whether a chunk can be one part.
+
+    Args:
+        draws: The draws of the chunk.
+        num_particles: K.
+
+    Returns:
+        Whether each is noise, contiguous, with the particles first.
+    """
+    return all(
+        isinstance(draw, Draw) and draw.shape[:1] == (num_particles,) and _is_contiguous(draw)
+        for draw in draws
+    )
+
+
 def _is_contiguous(draw: Draw) -> bool:
     return torch.empty_strided(draw.shape, draw.stride, device="meta").is_contiguous()
 
@@ -90,17 +107,25 @@ class PartByPart:
         shared: Examples of these tensors.
         draws: Examples of the draws of a chunk, `[K, ...]` each.
         parts: The number P of parts; the last one may have surplus particles.
+        sums: What is added to the log-weights, computed from rows that are the second output.
 
     Raises:
         NoEntryError: If the code cannot be called from C++.
     """
 
     def __init__(
-        self, code: Graph, shared: Sequence[Tensor], draws: Sequence[Tensor], parts: int
+        self,
+        code: Graph,
+        shared: Sequence[Tensor],
+        draws: Sequence[Tensor],
+        parts: int,
+        sums: BernoulliRows | None = None,
     ) -> None:
-        self._code, self._num_draws = code, len(draws)
+        self._code, self._num_draws, self._sums = code, len(draws), sums
         self._rows, self._own = math.ceil(len(draws[0]) / parts), threading.local()
-        first = code(*shared, *(draw[: self._rows] for draw in draws))[0]
+        first, *rows = code(*shared, *(draw[: self._rows] for draw in draws))
+        if not all(each.is_contiguous() for each in (first, *rows)):
+            raise NoEntryError("an output has another memory layout")
         self._result_like = first.new_empty(parts, *first.shape)
         self._loop(tuple(shared), draws)
 
@@ -134,7 +159,7 @@ class PartByPart:
         if len(known) != len(shared) or any(a is not b for a, b in zip(known, shared, strict=True)):
             own = [draw[: self._rows].clone() for draw in draws]
             result = torch.empty_like(self._result_like)
-            call = Call(0, 0, self._code, [*shared, *own], result)
+            call = Call(0, 0, self._code, [*shared, *own], result, self._sums)
             copies = [Copy(0, i, tensor, tensor.shape) for i, tensor in enumerate(own)]
             self._own.loop = StepLoop(1, [call], copies), result
             self._own.shared = shared

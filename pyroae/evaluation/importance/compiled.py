@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx.graph_module import GraphModule
 
+from pyroae.compilation.bernoulli_rows import BernoulliRows, without_sum
 from pyroae.compilation.codegen import Graph, device_of, inductor, try_compile
 from pyroae.compilation.invariant_split import split_invariant
 from pyroae.compilation.noise_inputs import Draw, NotLiftedError, ParametricDraw, lift_all_draws
@@ -146,24 +147,22 @@ class CompiledDraws:
         inputs = [*self._leaves, *block]
         with torch.no_grad():
             graph, draws = self._traced(inputs, self.num_particles)
-            parts = 1
+            early, late, sums, parts = *_split(graph, inputs), None, 1
             if is_divided and draws and self.backend != "eager":
-                graph, parts = self._divided(graph, draws, inputs)
-            names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
-            early, late = split_invariant(graph, names[len(inputs) :])
+                early, late, sums, parts = self._divided(graph, draws, inputs)
             values = [t.detach() for t in inputs]
             fixed = early(*values)
             of_draws = self._prepare_draws(draws, values)
         if self.backend == "eager":
             return early, late
         drawn = [] if self._draws is None else _drawn(self._draws, of_draws, 0)
-        if parts == 1:
+        if parts == 1 and sums is None:
             return early, self._compiled(late, [*fixed, *drawn])
         rows = math.ceil(self.num_particles / parts)
         try:
             with callable_from_c(), torch.no_grad():
                 code = self._compiled(late, [*fixed, *(draw[:rows] for draw in drawn)])
-                return early, PartByPart(code, fixed, drawn, parts)
+                return early, PartByPart(code, fixed, drawn, parts, sums)
         except NoEntryError:
             return self._code(block, is_divided=False)
 
@@ -184,16 +183,25 @@ class CompiledDraws:
 
     def _divided(
         self, graph: GraphModule, draws: list[Draw | ParametricDraw], inputs: list[Tensor]
-    ) -> tuple[GraphModule, int]:
-        """The graph of a part of the particles, and the number of parts; or all and 1."""
-        from pyroae.evaluation.importance.cache_parts import are_parts, num_parts
+    ) -> tuple[GraphModule, GraphModule, BernoulliRows | None, int]:
+        """The two graphs of a part of the particles, what adds a sum to it, the number of parts."""
+        from pyroae.compilation.step_loop import can_sum_rows
+        from pyroae.evaluation.importance.cache_parts import are_parts, are_rows, num_parts
 
-        parts = num_parts(graph, len(draws), self.num_particles)
+        early, whole = _split(graph, inputs)
+        late, sums = without_sum(whole) if are_rows(draws, self.num_particles) else (whole, None)
+        if sums is not None and not can_sum_rows():
+            late, sums = whole, None
+        parts = num_parts(late, len(draws), self.num_particles)
         if parts == 1:
-            return graph, 1
+            return early, late, sums, 1
         rows = math.ceil(self.num_particles / parts)
         part, of_part = self._traced(inputs, rows)
-        return (part, parts) if are_parts(draws, of_part, rows) else (graph, 1)
+        if not are_parts(draws, of_part, rows):
+            return early, whole, None, 1
+        early, late = _split(part, inputs)
+        late, sums = without_sum(late) if sums is not None else (late, None)
+        return early, late, sums, parts
 
     def _prepare_draws(
         self, draws: list[Draw | ParametricDraw] | None, inputs: list[Tensor]
@@ -219,6 +227,12 @@ class CompiledDraws:
 
     def _compiled(self, graph: GraphModule, inputs: list[Tensor]) -> Graph:
         return inductor(graph, inputs, same_draws=False, one_core=self._draws is not None)
+
+
+def _split(graph: GraphModule, inputs: Sequence[Tensor]) -> tuple[GraphModule, GraphModule]:
+    """The parts of a graph that do not and do depend on the draws, its last inputs."""
+    names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
+    return split_invariant(graph, names[len(inputs) :])
 
 
 def _computes(graph: GraphModule) -> bool:
