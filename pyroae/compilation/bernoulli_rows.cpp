@@ -92,7 +92,7 @@ inline Vector tanh(Vector x) {
                           4.89352518554385e-03f}));
 }
 
-// exp(−y), y ≥ 0, with an error of 4 · 10⁻⁷ of 1 + exp(−y): a polynomial of exp(−y / 8), squared
+// exp(−y), y ≥ 0, with an error of 2.3 · 10⁻⁷ of 1 + exp(−y): a polynomial of exp(−y / 8), squared
 // thrice. From 17.5 on 1 + exp(−y) rounds to 1.
 inline Vector decay(Vector y) {
   Vector e = polynomial(-smaller(all(17.5f), y), {3.32035244e-09f, 2.3657617e-07f, 1.00966872e-05f, 0.000325366767f,

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.fx.graph_module import GraphModule
 
-from pyroae.compilation import adam_rows, bernoulli_rows
+from pyroae.compilation import adam_rows, bernoulli_rows, normal_noise
 from pyroae.compilation.adam_rows import AdamRows
 from pyroae.compilation.bernoulli_rows import BernoulliRows, Layer
 from pyroae.compilation.codegen import Graph, forget_vectors, untested_vectors
@@ -242,6 +242,39 @@ def add_sums(sums: BernoulliRows, inputs: Sequence[Tensor], rows: Tensor, result
     kernel(ctypes.addressof(arguments), rows.data_ptr(), result.data_ptr())
 
 
+@cache
+def can_fill_normals() -> bool:
+    """Tell whether `fill_normals` makes the noise of this torch.
+
+    Returns:
+        Whether its numbers are torch's for an example.
+    """
+    found, wanted = ([torch.empty(n) for n in (16, 700, 61)] for _ in range(2))
+    seed = 2**62 + 5
+    fill_normals(found, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in wanted:
+        tensor.normal_(generator=generator)
+    return all(
+        torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(found, wanted, strict=True)
+    )
+
+
+def fill_normals(tensors: Sequence[Tensor], seed: int) -> None:
+    """Draw standard normal noise from torch's generator with a seed.
+
+    Args:
+        tensors: Tensors that are filled in turn, as of `normal_noise.is_standard_normal`.
+        seed: The seed.
+    """
+    n = len(tensors)
+    addresses = (ctypes.c_void_p * n)(*(t.data_ptr() for t in tensors))
+    counts = (ctypes.c_int64 * n)(*(t.numel() for t in tensors))
+    types = [ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    fill = ctypes.CFUNCTYPE(None, *types)(_address(normal_noise.ENTRY))
+    fill(seed, ctypes.addressof(addresses), ctypes.addressof(counts), n)
+
+
 def _place(result: Tensor | None) -> list[int]:
     """The number of outputs, the address and size of a result, and the distance of rows."""
     if result is None:
@@ -340,7 +373,8 @@ def start_compiling() -> Future[Any]:
 def _compiled() -> Any:
     from torch._inductor.codecache import CppCodeCache
 
-    source = "".join(path.read_text() for path in (adam_rows.SOURCE, bernoulli_rows.SOURCE, SOURCE))
+    kernels = (module.SOURCE for module in (adam_rows, bernoulli_rows, normal_noise))
+    source = "".join(path.read_text() for path in (*kernels, SOURCE))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         library: Any = CppCodeCache.load(
