@@ -156,11 +156,21 @@ struct Free {
   void operator()(float* memory) const { operator delete[](memory, std::align_val_t(64)); }
 };
 
+// The products leave the padding of rows as it is.
+inline void clear_padding(const Arguments& a, float* values) {
+  for (int64_t i = 0; i < a.num_layers; ++i) {
+    const Layer& layer = a.layers[i];
+    for (int64_t r = 0; r < ROWS; ++r, values += layer.width) {
+      std::memset(values + layer.outputs, 0, (layer.width - layer.outputs) * sizeof(float));
+    }
+  }
+}
+
 void add(const Arguments& a, const float* input, float* result) {
   int64_t size = 0;
   for (int64_t i = 0; i < a.num_layers; ++i) size += a.layers[i].width * ROWS;
   std::unique_ptr<float, Free> memory(new (std::align_val_t(64)) float[size]);
-  std::memset(memory.get(), 0, size * sizeof(float));
+  clear_padding(a, memory.get());
   for (int64_t first = 0; first < a.rows; first += ROWS) {
     const int64_t rows = a.rows - first < ROWS ? a.rows - first : ROWS;
     const float* below = input + first * a.layers[0].inputs;

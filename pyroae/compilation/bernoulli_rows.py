@@ -9,6 +9,7 @@ their logits stay in the cache: a graph writes and reads those of all rows betwe
 import ctypes
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,7 @@ class BernoulliRows:
         return arguments
 
 
+@cache
 def product_address() -> int | None:
     """Find the product of matrices of torch's BLAS.
 

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,7 +24,7 @@ from torch.fx.graph_module import GraphModule
 
 from pyroae.compilation import adam_rows, bernoulli_rows, normal_noise
 from pyroae.compilation.adam_rows import AdamRows
-from pyroae.compilation.bernoulli_rows import BernoulliRows, Layer
+from pyroae.compilation.bernoulli_rows import BernoulliRows
 from pyroae.compilation.codegen import Graph, forget_vectors, untested_vectors
 
 SOURCE = Path(__file__).with_name("step_loop.cpp")
@@ -148,7 +147,7 @@ class StepLoop:
         if isinstance(call.graph, AdamRows):
             arguments = call.graph.arguments(call.inputs)
             self._kernels.append(arguments)
-            entry, inputs, count = _address(adam_rows.ENTRY), ctypes.addressof(arguments), -1
+            entry, inputs, count = kernel_address(adam_rows.ENTRY), ctypes.addressof(arguments), -1
         else:
             entry, count = entry_of(call.graph, len(call.inputs)), len(call.inputs)
             self._handles.append(_handles(call.inputs))
@@ -159,7 +158,7 @@ class StepLoop:
         terms = call.sums.arguments(call.inputs, call.result[0].numel())
         self._kernels.append(terms)
         place[5] = 2
-        return [*place, _address(bernoulli_rows.ENTRY), ctypes.addressof(terms)]
+        return [*place, kernel_address(bernoulli_rows.ENTRY), ctypes.addressof(terms)]
 
     def __call__(self, sources: Sequence[Sequence[Tensor]]) -> None:
         """Take S steps.
@@ -204,75 +203,6 @@ class StepLoop:
                         if call.sums is not None:
                             sums = call.sums(call.inputs, outputs[1])
                             call.result[step] += sums.view_as(outputs[0])
-
-
-@cache
-def can_sum_rows() -> bool:
-    """Tell whether the kernel of Bernoulli sums is used.
-
-    It is not where torch's layers are oneDNN's, which `is_faster` takes to be faster than its BLAS.
-
-    Returns:
-        Whether its sums for a small example are those of torch's operations.
-    """
-    from pyroae.compilation.onednn import is_faster
-
-    if is_faster() or bernoulli_rows.product_address() is None:
-        return False
-    sizes, generator = (3, 18, 5), torch.Generator().manual_seed(0)
-    shapes = [*pairwise(sizes), sizes[1:2], sizes[2:], (2, 5), (70, 3)]
-    *inputs, rows = (torch.randn(shape, generator=generator) for shape in shapes)
-    layers = Layer(0, 2, torch.ops.aten.tanh.default), Layer(1, 3)
-    sums, result = BernoulliRows(layers, 4), torch.zeros(len(rows))
-    add_sums(sums, inputs, rows, result)
-    return torch.allclose(result, sums(inputs, rows), atol=1e-3, rtol=0)
-
-
-def add_sums(sums: BernoulliRows, inputs: Sequence[Tensor], rows: Tensor, result: Tensor) -> None:
-    """Add Bernoulli sums by the kernel.
-
-    Args:
-        sums: The layers.
-        inputs: The inputs that they refer to.
-        rows: h `[R, n]`, contiguous.
-        result: `[R]`, contiguous, changed in place.
-    """
-    kernel = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3)(_address(bernoulli_rows.ENTRY))
-    arguments = sums.arguments(inputs, len(rows))
-    kernel(ctypes.addressof(arguments), rows.data_ptr(), result.data_ptr())
-
-
-@cache
-def can_fill_normals() -> bool:
-    """Tell whether `fill_normals` makes the noise of this torch.
-
-    Returns:
-        Whether its numbers are torch's for an example.
-    """
-    found, wanted = ([torch.empty(n) for n in (16, 700, 61)] for _ in range(2))
-    seed = 2**62 + 5
-    fill_normals(found, seed)
-    generator = torch.Generator().manual_seed(seed)
-    for tensor in wanted:
-        tensor.normal_(generator=generator)
-    return all(
-        torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(found, wanted, strict=True)
-    )
-
-
-def fill_normals(tensors: Sequence[Tensor], seed: int) -> None:
-    """Draw standard normal noise from torch's generator with a seed.
-
-    Args:
-        tensors: Tensors that are filled in turn, as of `normal_noise.is_standard_normal`.
-        seed: The seed.
-    """
-    n = len(tensors)
-    addresses = (ctypes.c_void_p * n)(*(t.data_ptr() for t in tensors))
-    counts = (ctypes.c_int64 * n)(*(t.numel() for t in tensors))
-    types = [ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    fill = ctypes.CFUNCTYPE(None, *types)(_address(normal_noise.ENTRY))
-    fill(seed, ctypes.addressof(addresses), ctypes.addressof(counts), n)
 
 
 def _place(result: Tensor | None) -> list[int]:
@@ -395,8 +325,28 @@ def _library() -> Any:
         return _compiled()
 
 
-def _address(entry: str) -> int:
-    """The address of a kernel."""
+def have_kernels() -> bool:
+    """Tell whether the code of the loop and of the kernels can be compiled.
+
+    Returns:
+        True if there is a library.
+    """
+    try:
+        _library()
+    except Exception:  # any error of the compiler
+        return False
+    return True
+
+
+def kernel_address(entry: str) -> int:
+    """Find the address of a kernel.
+
+    Args:
+        entry: Its function.
+
+    Returns:
+        The address.
+    """
     return ctypes.cast(getattr(_library(), entry), ctypes.c_void_p).value or 0
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 import pyroae
 from pyroae import zoo
-from pyroae.compilation import step_loop
+from pyroae.compilation import core_kernels
 from pyroae.compilation.bernoulli_rows import BernoulliRows, Layer
-from pyroae.compilation.step_loop import add_sums, can_sum_rows
+from pyroae.compilation.core_kernels import add_sums, can_sum_rows
 from pyroae.evaluation.importance import cache_parts
 from pyroae.evaluation.importance.cache_parts import PartByPart
 from pyroae.evaluation.importance.compiled import CompiledDraws
@@ -81,7 +81,7 @@ def test_values_that_are_not_numbers_stay() -> None:
 def compiled(
     system: Any, x: Tensor, kernel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> CompiledDraws:
-    monkeypatch.setattr(step_loop, "can_sum_rows", lambda: kernel)
+    monkeypatch.setattr(core_kernels, "can_sum_rows", lambda: kernel)
     with evaluating(system.model, system.guide), pyro.validation_enabled(False):
         return CompiledDraws(system.model, system.guide, (x,), K, 1)
 
@@ -144,7 +144,7 @@ def test_other_programs_keep_their_graph(monkeypatch: pytest.MonkeyPatch) -> Non
 
     x = (torch.rand(N, 12) < 0.5).float()
     for kind, is_found in (("plain", True), ("masked", False), ("scaled", False), ("twice", False)):
-        monkeypatch.setattr(step_loop, "can_sum_rows", lambda: True)
+        monkeypatch.setattr(core_kernels, "can_sum_rows", lambda: True)
         with pyro.validation_enabled(False):
             draws = CompiledDraws(
                 lambda x, kind=kind: model(x, kind), lambda x, kind=kind: guide(x, kind), (x,), K, 1

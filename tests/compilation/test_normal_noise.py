@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from pyroae.compilation import core_kernels
+from pyroae.compilation.core_kernels import can_fill_normals, fill_normals
 from pyroae.compilation.noise_inputs import Draw
 from pyroae.compilation.normal_noise import is_standard_normal
-from pyroae.compilation.step_loop import can_fill_normals, fill_normals
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32 + 1, 2**63 - 1])
@@ -45,3 +46,16 @@ def test_which_draws_are_made() -> None:
         None,
     ):
         assert not is_standard_normal(other)
+
+
+def test_without_a_compiler_torch_draws_and_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core_kernels, "have_kernels", lambda: False)
+    assert not can_fill_normals.__wrapped__()
+    assert not core_kernels.can_sum_rows.__wrapped__()
+
+
+def test_noise_that_is_not_that_of_torch_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        core_kernels, "fill_normals", lambda tensors, _: [t.zero_() for t in tensors]
+    )
+    assert not can_fill_normals.__wrapped__()

@@ -163,7 +163,7 @@ class CompiledDraws:
         """The draws of a chunk; those of normal noise alone by code of their own."""
         if not self._are_normal:
             return _drawn(draws, of_draws, seed)
-        from pyroae.compilation.step_loop import fill_normals
+        from pyroae.compilation.core_kernels import fill_normals
 
         tensors = [torch.empty(each.draw.shape) for each in draws if isinstance(each.draw, Draw)]
         fill_normals(tensors, seed)
@@ -183,7 +183,8 @@ class CompiledDraws:
         self, block: tuple[Tensor, ...], is_divided: bool = True
     ) -> tuple[GraphModule, Graph]:
         """The part that runs once per block, and the compiled part that runs for each chunk."""
-        from pyroae.compilation.step_loop import NoEntryError, callable_from_c, can_fill_normals
+        from pyroae.compilation.core_kernels import can_fill_normals
+        from pyroae.compilation.step_loop import NoEntryError, callable_from_c
         from pyroae.evaluation.importance.cache_parts import PartByPart
 
         inputs = [*self._leaves, *block]
@@ -231,7 +232,7 @@ class CompiledDraws:
         self, graph: GraphModule, draws: list[Draw | ParametricDraw], inputs: list[Tensor]
     ) -> tuple[GraphModule, GraphModule, BernoulliRows | None, int]:
         """The two graphs of a part of the particles, what adds a sum to it, the number of parts."""
-        from pyroae.compilation.step_loop import can_sum_rows
+        from pyroae.compilation.core_kernels import can_sum_rows
         from pyroae.evaluation.importance.cache_parts import are_parts, are_rows, num_parts
 
         early, whole = _split(graph, inputs)
