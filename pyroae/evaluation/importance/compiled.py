@@ -12,7 +12,7 @@ from torch.fx.graph_module import GraphModule
 
 from pyroae.compilation.bernoulli_rows import BernoulliRows, without_sum
 from pyroae.compilation.codegen import Graph, device_of, inductor, try_compile
-from pyroae.compilation.invariant_split import split_invariant
+from pyroae.compilation.invariant_split import repeat_later, split_invariant
 from pyroae.compilation.noise_inputs import Draw, NotLiftedError, ParametricDraw, lift_all_draws
 from pyroae.compilation.normal_noise import is_standard_normal
 from pyroae.compilation.tracing import trace_to_graph
@@ -279,7 +279,7 @@ class CompiledDraws:
 def _split(graph: GraphModule, inputs: Sequence[Tensor]) -> tuple[GraphModule, GraphModule]:
     """The parts of a graph that do not and do depend on the draws, its last inputs."""
     names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
-    return split_invariant(graph, names[len(inputs) :])
+    return split_invariant(repeat_later(graph), names[len(inputs) :])
 
 
 def _computes(graph: GraphModule) -> bool:
