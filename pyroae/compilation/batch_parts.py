@@ -116,14 +116,10 @@ def parts_of(whole: Sequence[Draw], part: Sequence[Draw], parts: int) -> list[in
             return None
         if sizes[different[0]][0] != parts * sizes[different[0]][1]:
             return None
-        if not _is_contiguous(one) or not _is_contiguous(other):
+        if not one.is_contiguous or not other.is_contiguous:
             return None
         dims.append(different[0])
     return dims
-
-
-def _is_contiguous(draw: Draw) -> bool:
-    return draw.empty(1)[0].is_contiguous()
 
 
 def adds_up(

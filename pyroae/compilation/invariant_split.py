@@ -79,6 +79,62 @@ def split_invariant(
     return GraphModule(module, first), GraphModule(module, second)
 
 
+def repeat_later(module: GraphModule) -> GraphModule:
+    """Repeat a tensor after the elementwise operations on it: log(expand(x)) is expand(log(x)).
+
+    What does not depend on the draws is then neither computed nor stored once per particle. A
+    result is repeated as a view, so that its uses have to be elementwise too. Graphs with
+    operations in place do not change.
+
+    Args:
+        module: The traced graph; it does not change.
+
+    Returns:
+        The graph with the same results.
+
+    >>> import torch
+    >>> from torch.fx.experimental.proxy_tensor import make_fx
+    >>> graph = make_fx(lambda scale: scale.expand(5, 3).log() * 2)(torch.ones(3))
+    >>> [str(n.target) for n in repeat_later(graph).graph.nodes if n.op == "call_function"]
+    ['aten.log.default', 'aten.expand.default', 'aten.mul.Tensor']
+    """
+    if any(map(_is_in_place, module.graph.nodes)):
+        return module
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    expand = torch.ops.aten.expand.default
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        if len(inputs) != 1 or inputs[0].target is not expand:
+            continue
+        if not all(map(_is_elementwise, (node, *node.users))):
+            continue
+        repeated, value = inputs[0], node.meta["val"]
+        base: Any = repeated.args[0]
+        target: Any = node.target
+        if value.shape != repeated.meta["val"].shape:
+            continue
+        with graph.inserting_before(node), base.meta["val"].fake_mode:
+            small = graph.node_copy(node, {repeated: base}.__getitem__)
+            again = graph.call_function(expand, (small, list(value.shape)))
+            values = (base.meta["val"] if a is repeated else a for a in node.args)
+            small.meta["val"] = target(*values, **node.kwargs)
+        again.meta["val"] = value
+        node.replace_all_uses_with(again)
+    graph.eliminate_dead_code()
+    return GraphModule(module, graph)
+
+
+def _is_elementwise(node: fx.Node) -> bool:
+    """Whether an operation computes each element of its result from one of each input."""
+    return (
+        node.op == "call_function"
+        and torch.Tag.pointwise in getattr(node.target, "tags", ())
+        and not is_random(node)
+        and not _is_in_place(node)
+    )
+
+
 def as_inputs(module: GraphModule, last: int = 0) -> tuple[GraphModule, list[Tensor]]:
     """Replace the constant tensors of a graph by inputs.
 

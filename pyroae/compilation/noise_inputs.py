@@ -81,6 +81,11 @@ class Draw:
     dtype: torch.dtype
     device: torch.device
 
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether elements are stored in their order."""
+        return torch.empty_strided(self.shape, self.stride, device="meta").is_contiguous()
+
     def empty(self, members: int) -> Tensor:
         """Allocate the noise of several members.
 

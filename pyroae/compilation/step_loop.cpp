@@ -15,12 +15,13 @@ using Delete = int (*)(Handle);
 using Data = int (*)(Handle, void**);
 using Entry = void (*)(Handle*, Handle*);
 using Kernel = void (*)(const void*);
+using Sums = void (*)(const void*, const float*, float*);
 
 constexpr int64_t ALL = -1;     // the thread of a call that uses all cores
 constexpr int64_t KERNEL = -1;  // the number of inputs of a kernel, whose input is a structure
 
 struct Call {
-  int64_t phase, thread, entry, inputs, num_inputs, num_outputs, result, bytes, stride;
+  int64_t phase, thread, entry, inputs, num_inputs, num_outputs, result, bytes, stride, sums, terms;
 };
 
 struct Copy {
@@ -47,7 +48,14 @@ extern "C" int take_steps(NewHandle new_handle, Delete delete_handle, Data data_
     if (call.result != 0) {
       void* data = nullptr;
       data_of(outputs[0], &data);
-      std::memcpy(reinterpret_cast<char*>(call.result) + step * call.stride, data, call.bytes);
+      char* result = reinterpret_cast<char*>(call.result) + step * call.stride;
+      std::memcpy(result, data, call.bytes);
+      if (call.sums != 0) {
+        data_of(outputs[1], &data);
+        reinterpret_cast<Sums>(call.sums)(reinterpret_cast<const void*>(call.terms),
+                                          static_cast<const float*>(data),
+                                          reinterpret_cast<float*>(result));
+      }
     }
     for (int64_t i = 0; i < call.num_outputs; ++i) delete_handle(outputs[i]);
   };

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from torch.fx.graph_module import GraphModule
 
-from pyroae.compilation import adam_rows
+from pyroae.compilation import adam_rows, bernoulli_rows, normal_noise
 from pyroae.compilation.adam_rows import AdamRows
+from pyroae.compilation.bernoulli_rows import BernoulliRows
 from pyroae.compilation.codegen import Graph
 from pyroae.compilation.cpu_settings import forget_vectors, untested_vectors
 
@@ -58,6 +59,7 @@ class Call:
         inputs: Its inputs.
         result: Where its first output is copied to in step i: row i of a tensor; None for a graph
             without an output.
+        sums: What is computed from the second output, contiguous rows, and added to the result.
     """
 
     phase: int
@@ -65,6 +67,7 @@ class Call:
     graph: Graph | AdamRows
     inputs: Sequence[Tensor]
     result: Tensor | None = None
+    sums: BernoulliRows | None = None
 
 
 @dataclass(frozen=True)
@@ -145,12 +148,18 @@ class StepLoop:
         if isinstance(call.graph, AdamRows):
             arguments = call.graph.arguments(call.inputs)
             self._kernels.append(arguments)
-            entry, inputs, count = _kernel(), ctypes.addressof(arguments), -1
+            entry, inputs, count = kernel_address(adam_rows.ENTRY), ctypes.addressof(arguments), -1
         else:
             entry, count = entry_of(call.graph, len(call.inputs)), len(call.inputs)
             self._handles.append(_handles(call.inputs))
             inputs = ctypes.addressof(self._handles[-1])
-        return [call.phase, call.thread, entry, inputs, count, *_place(call.result)]
+        place = [call.phase, call.thread, entry, inputs, count, *_place(call.result)]
+        if call.sums is None or call.result is None:
+            return [*place, 0, 0]
+        terms = call.sums.arguments(call.inputs, call.result[0].numel())
+        self._kernels.append(terms)
+        place[5] = 2
+        return [*place, kernel_address(bernoulli_rows.ENTRY), ctypes.addressof(terms)]
 
     def __call__(self, sources: Sequence[Sequence[Tensor]]) -> None:
         """Take S steps.
@@ -192,6 +201,9 @@ class StepLoop:
                     outputs = call.graph(*call.inputs)
                     if call.result is not None:
                         call.result[step] = outputs[0]
+                        if call.sums is not None:
+                            sums = call.sums(call.inputs, outputs[1])
+                            call.result[step] += sums.view_as(outputs[0])
 
 
 def _place(result: Tensor | None) -> list[int]:
@@ -274,7 +286,7 @@ def _within(graph: Any, depth: int = 8) -> Iterator[Any]:
 
 @cache
 def start_compiling() -> Future[Any]:
-    """Compile the code of the loop and of the kernel in a thread, beside what is done meanwhile.
+    """Compile the code of the loop and of the kernels in a thread, beside what is done meanwhile.
 
     Returns:
         The library, which torch keeps on disk.
@@ -292,7 +304,8 @@ def start_compiling() -> Future[Any]:
 def _compiled() -> Any:
     from torch._inductor.codecache import CppCodeCache
 
-    source = adam_rows.SOURCE.read_text() + SOURCE.read_text()
+    kernels = (module.SOURCE for module in (adam_rows, bernoulli_rows, normal_noise))
+    source = "".join(path.read_text() for path in (*kernels, SOURCE))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         library: Any = CppCodeCache.load(
@@ -313,9 +326,29 @@ def _library() -> Any:
         return _compiled()
 
 
-def _kernel() -> int:
-    """The address of the kernel."""
-    return ctypes.cast(getattr(_library(), adam_rows.ENTRY), ctypes.c_void_p).value or 0
+def have_kernels() -> bool:
+    """Tell whether the code of the loop and of the kernels can be compiled.
+
+    Returns:
+        True if there is a library.
+    """
+    try:
+        _library()
+    except Exception:  # any error of the compiler
+        return False
+    return True
+
+
+def kernel_address(entry: str) -> int:
+    """Find the address of a kernel.
+
+    Args:
+        entry: Its function.
+
+    Returns:
+        The address.
+    """
+    return ctypes.cast(getattr(_library(), entry), ctypes.c_void_p).value or 0
 
 
 @cache

@@ -98,9 +98,23 @@ def one_core_each() -> Iterator[Threads]:
     if count == 1:
         yield Threads()
         return
+    with one_core(), ThreadPoolExecutor(count, "pyroae", torch.set_num_threads, (1,)) as pool:
+        yield Threads(pool, count)
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Restrict operations of the calling thread to one core.
+
+    The threads of an operation that is divided among cores wait for the next one for up to 10 ms
+    with all instructions of their cores.
+
+    Returns:
+        A context at whose end torch has its number of threads again.
+    """
+    count = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(count, "pyroae", torch.set_num_threads, (1,)) as pool:
-            yield Threads(pool, count)
+        yield
     finally:
         torch.set_num_threads(count)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pyroae.compilation import step_loop
-from pyroae.compilation.adam_rows import AdamRows
+from pyroae.compilation.adam_rows import ENTRY, AdamRows
 from pyroae.compilation.optimizer_updates import SGD, Adam
-from pyroae.compilation.step_loop import Call, StepLoop, _kernel
+from pyroae.compilation.step_loop import Call, StepLoop, kernel_address
 
 SHAPES = [(1, 1), (6, 64), (7, 65), (13, 100), (5, 3), (12, 16), (3, 87)]
 
@@ -39,7 +39,7 @@ def inputs_of(shape: tuple[int, int], dtype: torch.dtype, terms: tuple[int, ...]
 def run(kernel: AdamRows, inputs: list[Tensor]) -> None:
     """Call the C++ code."""
     arguments = kernel.arguments(inputs)
-    ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_kernel())(ctypes.addressof(arguments))
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p)(kernel_address(ENTRY))(ctypes.addressof(arguments))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyroae.compilation.invariant_split import as_inputs, split_invariant
+from pyroae.compilation.invariant_split import as_inputs, repeat_later, split_invariant
 
 aten = torch.ops.aten
 INPUTS = {"weight": torch.randn(5, 4), "x": torch.randn(3, 4), "noise": torch.randn(7, 3, 5)}
@@ -145,3 +145,27 @@ def test_constants_become_inputs_before_the_last_ones() -> None:
     assert [t.tolist() for t in constants] == [[2.0, 3.0]]
     assert changed(torch.ones(2), constants[0], torch.ones(2)).tolist() == [3.0, 4.0]
     assert not changed.graph.find_nodes(op="get_attr")
+
+
+def test_repetitions_come_after_elementwise_operations() -> None:
+    """Chains of operations, with the same values; not where a reduction or a view follows."""
+
+    def function(scale: Tensor, noise: Tensor) -> Tensor:
+        wide = scale.expand(7, 3, 5)
+        return noise / (2 * wide**2) - wide.log() - scale.expand(7, 3, 5).exp().view(21, 5).sum()
+
+    inputs = torch.rand(3, 5) + 1, torch.randn(7, 3, 5)
+    graph = make_fx(function)(*inputs)
+    later = repeat_later(graph)
+    later.graph.lint()
+    torch.testing.assert_close(later(*inputs), graph(*inputs), rtol=0, atol=0)
+    names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
+    early, _ = split_invariant(later, names[1:])
+    sizes = {node.target: node.meta["val"].numel() for node in early.graph.nodes if node.meta}
+    assert sizes[aten.log.default] == sizes[aten.pow.Tensor_Scalar] == sizes[aten.mul.Tensor] == 15
+    assert sizes[aten.exp.default] == 105
+
+
+def test_graphs_with_operations_in_place_do_not_change() -> None:
+    graph = make_fx(lambda scale: scale.expand(7, 3).log().add_(1))(torch.ones(3))
+    assert repeat_later(graph) is graph

@@ -4,17 +4,18 @@ Import this module only where something is compiled.
 """
 
 import math
+import operator
 import threading
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.fx.graph_module import GraphModule
 from torch.nn.functional import pad
 
+from pyroae.compilation.bernoulli_rows import BernoulliRows
 from pyroae.compilation.codegen import Graph, Outputs
 from pyroae.compilation.noise_inputs import Draw, ParametricDraw
-from pyroae.compilation.step_loop import Call, Copy, StepLoop
+from pyroae.compilation.step_loop import Call, Copy, NoEntryError, StepLoop
 
 LARGEST = 2**17
 """The most numbers of a part's largest tensor; with the weights of its layer they take 1 MiB."""
@@ -70,15 +71,27 @@ def are_parts(
             and len(one.shape) > 0
             and other.shape == (rows, *one.shape[1:])
             and one.shape[0] > rows
-            and _is_contiguous(one)
-            and _is_contiguous(other)
+            and one.is_contiguous
+            and other.is_contiguous
             for one, other in zip(whole, part, strict=True)
         )
     )
 
 
-def _is_contiguous(draw: Draw) -> bool:
-    return torch.empty_strided(draw.shape, draw.stride, device="meta").is_contiguous()
+def are_rows(draws: Sequence[Draw | ParametricDraw], num_particles: int) -> bool:
+    """Tell whether a chunk can be one part.
+
+    Args:
+        draws: The draws of the chunk.
+        num_particles: K.
+
+    Returns:
+        Whether each is noise, contiguous, with the particles first.
+    """
+    return all(
+        isinstance(draw, Draw) and draw.shape[:1] == (num_particles,) and draw.is_contiguous
+        for draw in draws
+    )
 
 
 class PartByPart:
@@ -90,19 +103,27 @@ class PartByPart:
         shared: Examples of these tensors.
         draws: Examples of the draws of a chunk, `[K, ...]` each.
         parts: The number P of parts; the last one may have surplus particles.
+        sums: What is added to the log-weights, computed from rows that are the second output.
 
     Raises:
         NoEntryError: If the code cannot be called from C++.
     """
 
     def __init__(
-        self, code: Graph, shared: Sequence[Tensor], draws: Sequence[Tensor], parts: int
+        self,
+        code: Graph,
+        shared: Sequence[Tensor],
+        draws: Sequence[Tensor],
+        parts: int,
+        sums: BernoulliRows | None = None,
     ) -> None:
-        self._code, self._num_draws = code, len(draws)
+        self._code, self._num_draws, self._sums = code, len(draws), sums
         self._rows, self._own = math.ceil(len(draws[0]) / parts), threading.local()
-        first = code(*shared, *(draw[: self._rows] for draw in draws))[0]
+        first, *rows = code(*shared, *(draw[: self._rows] for draw in draws))
+        if not all(each.is_contiguous() for each in (first, *rows)):
+            raise NoEntryError("an output has another memory layout")
         self._result_like = first.new_empty(parts, *first.shape)
-        self._loop(tuple(shared), draws)
+        self._loop(tuple(shared), draws, parts)
 
     def __call__(self, *inputs: Tensor) -> Outputs:
         """Compute the log-weights of a chunk.
@@ -114,10 +135,28 @@ class PartByPart:
             The log-weights `[K, N]`.
         """
         count = len(inputs) - self._num_draws
-        shared, draws = inputs[:count], inputs[count:]
-        loop, result = self._loop(shared, draws)
-        loop([*zip(*(self._whole_parts(draw).split(self._rows) for draw in draws), strict=True)])
-        return (result.flatten(0, 1)[: len(draws[0])].clone(),)
+        return (self.of_chunks(inputs[:count], [inputs[count:]])[0].clone(),)
+
+    def of_chunks(self, shared: tuple[Tensor, ...], draws: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Compute the log-weights of several chunks by one call of C++ code.
+
+        Args:
+            shared: The shared tensors.
+            draws: The draws of each chunk, `[K, ...]` each.
+
+        Returns:
+            The log-weights `[C, K, N]`, in memory that this thread's next call overwrites.
+        """
+        count, parts = len(draws), len(self._result_like)
+        loop, result = self._loop(shared, draws[0], count * parts)
+        sources = [
+            part
+            for chunk in draws
+            for part in zip(*(self._whole_parts(d).split(self._rows) for d in chunk), strict=True)
+        ]
+        loop(sources)
+        chunks = result[: count * parts].unflatten(0, (count, parts)).flatten(1, 2)
+        return chunks[:, : len(draws[0][0])]
 
     def _whole_parts(self, draw: Tensor) -> Tensor:
         """A draw with as many rows as all parts have; surplus rows are zero."""
@@ -128,13 +167,16 @@ class PartByPart:
             else pad(draw, [0, 0] * (draw.ndim - 1) + [0, count - len(draw)])
         )
 
-    def _loop(self, shared: tuple[Tensor, ...], draws: Sequence[Tensor]) -> tuple[StepLoop, Tensor]:
-        """This thread's loop over the parts, and its results `[P, k, N]`, for these tensors."""
+    def _loop(
+        self, shared: tuple[Tensor, ...], draws: Sequence[Tensor], parts: int
+    ) -> tuple[StepLoop, Tensor]:
+        """This thread's loop over parts, and the results of as many, for these tensors."""
         known = getattr(self._own, "shared", ())
-        if len(known) != len(shared) or any(a is not b for a, b in zip(known, shared, strict=True)):
+        is_known = len(known) == len(shared) and all(map(operator.is_, known, shared))
+        if not is_known or len(self._own.loop[1]) < parts:
             own = [draw[: self._rows].clone() for draw in draws]
-            result = torch.empty_like(self._result_like)
-            call = Call(0, 0, self._code, [*shared, *own], result)
+            result = self._result_like.new_empty(parts, *self._result_like.shape[1:])
+            call = Call(0, 0, self._code, [*shared, *own], result, self._sums)
             copies = [Copy(0, i, tensor, tensor.shape) for i, tensor in enumerate(own)]
             self._own.loop = StepLoop(1, [call], copies), result
             self._own.shared = shared

@@ -1,18 +1,20 @@
 """Compile the draws and log-weights of importance sampling as one graph."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from torch.fx.graph_module import GraphModule
 
+from pyroae.compilation.bernoulli_rows import BernoulliRows, without_sum
 from pyroae.compilation.codegen import Graph, device_of, inductor, try_compile
-from pyroae.compilation.invariant_split import split_invariant
+from pyroae.compilation.invariant_split import repeat_later, split_invariant
 from pyroae.compilation.noise_inputs import Draw, NotLiftedError, ParametricDraw, lift_all_draws
+from pyroae.compilation.normal_noise import is_standard_normal
 from pyroae.compilation.tracing import trace_to_graph
 from pyroae.programs.pair import Pair
 from pyroae.programs.sites import Program
@@ -20,8 +22,15 @@ from pyroae.programs.traces import run
 from pyroae.runtime.randomness import fork_random
 from pyroae.weights import reduce_log_weights
 
+if TYPE_CHECKING:
+    from pyroae.evaluation.importance.cache_parts import PartByPart
+
 Weights = Callable[[int, int], Tensor]
 """A function from k and a seed to k log-weights for each datum of a block, `[k, N]`, in nats."""
+
+
+Chunks = Sequence[tuple[int, int]]
+"""The number of particles and the seed of each chunk."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,7 @@ class CompiledDraws:
             self.programs.find_parameters(*block)
         self._leaves = [*self.programs.parameters(), *self.programs.buffers()]
         self._draws: list[ChunkDraw] | None = None
+        self._are_normal = self._is_for_chunks = False
         self._early: list[Graph] = []
         whole = tuple(t.contiguous() for t in block)  # compiled code expects one memory layout
         self._graphs = try_compile(lambda: self._code(whole), device_of(block))
@@ -97,8 +107,20 @@ class CompiledDraws:
         Returns:
             A function from k and a seed to new log-weights `[k, n]`, in nats, k ≤ K.
         """
+        of_chunks = self.prepare_chunks(block)
+        return lambda num_particles, seed: of_chunks([(num_particles, seed)])
+
+    def prepare_chunks(self, block: tuple[Tensor, ...]) -> Callable[[Chunks], Tensor]:
+        """Run the part of the graph that does not depend on the draws, for several chunks a call.
+
+        Args:
+            block: Arguments of both programs, `[n, ...]` each, n ≤ N.
+
+        Returns:
+            A function from numbers of particles and seeds to the log-weights of all chunks, joined.
+        """
         if self._graphs is None:
-            return partial(self._run, block)
+            return lambda chunks: torch.cat([self._run(block, k, seed) for k, seed in chunks])
         early, late = self._graphs
         rows = torch.arange(self.num_data, device=block[0].device) % len(block[0])
         is_full = len(block[0]) == self.num_data
@@ -115,16 +137,37 @@ class CompiledDraws:
         fixed: tuple[Tensor, ...],
         of_draws: list[tuple[Tensor, ...]],
         num_data: int,
-        num_particles: int,
-        seed: int,
+        chunks: Chunks,
     ) -> Tensor:
         with torch.no_grad():
+            log_weights: Iterable[Tensor]
             if self._draws is None:
-                with fork_random(device_of(fixed), seed):
-                    log_weight = late(*fixed)[0]
+                log_weights = [self._random(late, fixed, seed) for _, seed in chunks]
             else:
-                log_weight = late(*fixed, *_drawn(self._draws, of_draws, seed))[0]
-        return log_weight[:num_particles, :num_data]
+                draws = [self._sample(self._draws, of_draws, seed) for _, seed in chunks]
+                if self._is_for_chunks:
+                    log_weights = cast("PartByPart", late).of_chunks(fixed, draws)
+                else:
+                    log_weights = (late(*fixed, *each)[0] for each in draws)
+            return torch.cat(
+                [each[:k, :num_data] for (k, _), each in zip(chunks, log_weights, strict=True)]
+            )
+
+    def _random(self, late: Graph, fixed: tuple[Tensor, ...], seed: int) -> Tensor:
+        with fork_random(device_of(fixed), seed):
+            return late(*fixed)[0]
+
+    def _sample(
+        self, draws: list[ChunkDraw], of_draws: list[tuple[Tensor, ...]], seed: int
+    ) -> list[Tensor]:
+        """The draws of a chunk; those of normal noise alone by code of their own."""
+        if not self._are_normal:
+            return _drawn(draws, of_draws, seed)
+        from pyroae.compilation.core_kernels import fill_normals
+
+        tensors = [torch.empty(each.draw.shape) for each in draws if isinstance(each.draw, Draw)]
+        fill_normals(tensors, seed)
+        return tensors
 
     def _run(self, block: tuple[Tensor, ...], num_particles: int, seed: int) -> Tensor:
         with fork_random(device_of(block), seed):
@@ -140,32 +183,35 @@ class CompiledDraws:
         self, block: tuple[Tensor, ...], is_divided: bool = True
     ) -> tuple[GraphModule, Graph]:
         """The part that runs once per block, and the compiled part that runs for each chunk."""
+        from pyroae.compilation.core_kernels import can_fill_normals
         from pyroae.compilation.step_loop import NoEntryError, callable_from_c
         from pyroae.evaluation.importance.cache_parts import PartByPart
 
         inputs = [*self._leaves, *block]
         with torch.no_grad():
             graph, draws = self._traced(inputs, self.num_particles)
-            parts = 1
+            early, late, sums, parts = *_split(graph, inputs), None, 1
             if is_divided and draws and self.backend != "eager":
-                graph, parts = self._divided(graph, draws, inputs)
-            names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
-            early, late = split_invariant(graph, names[len(inputs) :])
+                early, late, sums, parts = self._divided(graph, draws, inputs)
             values = [t.detach() for t in inputs]
             fixed = early(*values)
             of_draws = self._prepare_draws(draws, values)
         if self.backend == "eager":
             return early, late
         drawn = [] if self._draws is None else _drawn(self._draws, of_draws, 0)
-        if parts == 1:
+        are_normal = self._draws and all(is_standard_normal(each.draw) for each in self._draws)
+        self._are_normal = bool(are_normal) and can_fill_normals()
+        if parts == 1 and sums is None:
             return early, self._compiled(late, [*fixed, *drawn])
         rows = math.ceil(self.num_particles / parts)
         try:
             with callable_from_c(), torch.no_grad():
                 code = self._compiled(late, [*fixed, *(draw[:rows] for draw in drawn)])
-                return early, PartByPart(code, fixed, drawn, parts)
+                late_parts = PartByPart(code, fixed, drawn, parts, sums)
         except NoEntryError:
             return self._code(block, is_divided=False)
+        self._is_for_chunks = True
+        return early, late_parts
 
     def _traced(
         self, inputs: list[Tensor], num_particles: int
@@ -184,16 +230,25 @@ class CompiledDraws:
 
     def _divided(
         self, graph: GraphModule, draws: list[Draw | ParametricDraw], inputs: list[Tensor]
-    ) -> tuple[GraphModule, int]:
-        """The graph of a part of the particles, and the number of parts; or all and 1."""
-        from pyroae.evaluation.importance.cache_parts import are_parts, num_parts
+    ) -> tuple[GraphModule, GraphModule, BernoulliRows | None, int]:
+        """The two graphs of a part of the particles, what adds a sum to it, the number of parts."""
+        from pyroae.compilation.core_kernels import can_sum_rows
+        from pyroae.evaluation.importance.cache_parts import are_parts, are_rows, num_parts
 
-        parts = num_parts(graph, len(draws), self.num_particles)
+        early, whole = _split(graph, inputs)
+        late, sums = without_sum(whole) if are_rows(draws, self.num_particles) else (whole, None)
+        if sums is not None and not can_sum_rows():
+            late, sums = whole, None
+        parts = num_parts(late, len(draws), self.num_particles)
         if parts == 1:
-            return graph, 1
+            return early, late, sums, 1
         rows = math.ceil(self.num_particles / parts)
         part, of_part = self._traced(inputs, rows)
-        return (part, parts) if are_parts(draws, of_part, rows) else (graph, 1)
+        if not are_parts(draws, of_part, rows):
+            return early, whole, None, 1
+        early, late = _split(part, inputs)
+        late, sums = without_sum(late) if sums is not None else (late, None)
+        return early, late, sums, parts
 
     def _prepare_draws(
         self, draws: list[Draw | ParametricDraw] | None, inputs: list[Tensor]
@@ -219,6 +274,12 @@ class CompiledDraws:
 
     def _compiled(self, graph: GraphModule, inputs: list[Tensor]) -> Graph:
         return inductor(graph, inputs, same_draws=False, one_core=self._draws is not None)
+
+
+def _split(graph: GraphModule, inputs: Sequence[Tensor]) -> tuple[GraphModule, GraphModule]:
+    """The parts of a graph that do not and do depend on the draws, its last inputs."""
+    names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
+    return split_invariant(repeat_later(graph), names[len(inputs) :])
 
 
 def _computes(graph: GraphModule) -> bool:

@@ -32,6 +32,7 @@ from pyroae.runtime.processes import WHOLE, Share
 from pyroae.runtime.randomness import fork_random
 from pyroae.runtime.short_repr import Overview, Shown
 from pyroae.runtime.short_text import duration, number, percent, with_error
+from pyroae.runtime.threads import one_core
 
 TOO_MANY = 0.1
 """The fraction of unreliable data above which all data are sampled again."""
@@ -375,7 +376,7 @@ def _trial_runs(
 ) -> Trial:
     """Run and check every proposal on a few data; the draws of the estimate do not change."""
     nesting, held_out, first = 0, False, tuple(a[:1] for a in args)
-    with fork_random(first[0].device), without_parameter_sites():
+    with fork_random(first[0].device), without_parameter_sites(), one_core():
         for guide in guides:
             fits = isinstance(guide, Proposal) and guide.fits
             for program in programs_of(guide):

@@ -28,6 +28,8 @@ class Plan:
         block_size: The number of data in a block; the last block may have fewer.
         rows: The largest number of pairs of a datum and a draw in one chunk.
         chunks_per_task: The largest number of chunks that one task computes.
+        last_apart: The number of last chunks of a part that are tasks of their own, so that threads
+            end at nearly the same time.
 
     >>> plan = Plan(num_data=5, num_particles=10, block_size=2, rows=8)
     >>> plan.blocks, plan.chunks
@@ -39,6 +41,7 @@ class Plan:
     block_size: int
     rows: int
     chunks_per_task: int = 1
+    last_apart: int = 0
 
     @property
     def blocks(self) -> list[range]:
@@ -58,7 +61,9 @@ class Plan:
     @property
     def tasks(self) -> list[tuple[Chunk, ...]]:
         """The chunks of a part, grouped by task."""
-        return list(batched(enumerate(self.chunks), self.chunks_per_task))
+        chunks = list(enumerate(self.chunks))
+        joined = max(0, len(chunks) - self.last_apart)
+        return [*batched(chunks[:joined], self.chunks_per_task), *batched(chunks[joined:], 1)]
 
     def parts(self, block: range) -> list[range]:
         """Divide a block into parts of at most `rows` data.

@@ -163,7 +163,10 @@ class Sampler:
         total, rows = len(args[0]), rows_of(args, compiles)
         is_single = self.apart or not isinstance(self.seed, int)
         size = 1 if is_single else block_size(total, self.num_particles, rows)
-        return Plan(total, self.num_particles, size, rows, FOR_CORE if compiles else 1)
+        if not compiles:
+            return Plan(total, self.num_particles, size, rows)
+        apart = 2 * FOR_CORE if self.tolerance is None else 0
+        return Plan(total, self.num_particles, size, rows, FOR_CORE, apart)
 
     def _check(self, log_px: Tensor, args: tuple[Tensor, ...]) -> None:
         if not torch.isfinite(log_px).all():

@@ -1,13 +1,13 @@
 """Make the tasks that draw chunks of log-weights, from the programs or from a compiled graph."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from pyroae.evaluation.blocks import part_of, part_seed
-from pyroae.evaluation.importance.compiled import CompiledDraws, Weights
+from pyroae.evaluation.importance.compiled import Chunks, CompiledDraws
 from pyroae.evaluation.importance.plan import Plan
 from pyroae.evaluation.importance.proposals import Draw, Proposal
 from pyroae.programs.sites import Program
@@ -89,20 +89,20 @@ class DrawTasks:
         """
         draw = self._draw(part)
         for chunks in plan.tasks:
-            yield partial(_joined, draw, [(k, self._seed(part, i)) for i, k in chunks])
+            yield partial(draw, [(k, self._seed(part, i)) for i, k in chunks])
 
-    def _draw(self, part: range) -> Weights:
-        """The function from k and a seed to log-weights of a part."""
+    def _draw(self, part: range) -> Callable[[Chunks], Tensor]:
+        """The function from chunks to log-weights of a part."""
         model, guide, nesting = self.model, self.guide, self.nesting
         block = part_of(self.args, part)
         if self._graph is not None:
-            return self._graph.prepare(block)
+            return self._graph.prepare_chunks(block)
         device = block[0].device
         if isinstance(guide, Proposal):
             with fork_random(device, self._seed(part)):
-                return partial(_seeded, device, guide.prepare(model, block, nesting))
+                return partial(_joined, device, guide.prepare(model, block, nesting))
         return partial(
-            _seeded,
+            _joined,
             device,
             lambda k: reduce_log_weights(run(model, guide, block, {}, k, nesting)).log_weight,
         )
@@ -111,9 +111,9 @@ class DrawTasks:
         return part_seed(self.seed, part.start, self.stage, *chunk)
 
 
-def _joined(draw: Weights, chunks: Sequence[tuple[int, int]]) -> Tensor:
-    """The concatenated log-weights of chunks, each given by its number of draws and its seed."""
-    return torch.cat([draw(k, seed) for k, seed in chunks])
+def _joined(device: torch.device, draw: Draw, chunks: Chunks) -> Tensor:
+    """The concatenated log-weights of chunks."""
+    return torch.cat([_seeded(device, draw, k, seed) for k, seed in chunks])
 
 
 def _seeded(device: torch.device, draw: Draw, num_particles: int, seed: int) -> Tensor:

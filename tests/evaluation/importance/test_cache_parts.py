@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyroae import zoo
+from pyroae.compilation import core_kernels
 from pyroae.compilation.noise_inputs import Draw
 from pyroae.compilation.step_loop import NoEntryError
 from pyroae.evaluation.importance import cache_parts
@@ -24,6 +25,7 @@ def compiled(
     system: object, x: Tensor, monkeypatch: pytest.MonkeyPatch, largest: int
 ) -> CompiledDraws:
     monkeypatch.setattr(cache_parts, "LARGEST", largest)
+    monkeypatch.setattr(core_kernels, "can_sum_rows", lambda: False)
     model, guide = system.model, system.guide  # type: ignore[attr-defined]
     with evaluating(model, guide), pyro.validation_enabled(False):
         return CompiledDraws(model, guide, (x,), K, 1)
