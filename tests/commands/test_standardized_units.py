@@ -16,6 +16,8 @@ from pyroae.cli import main
 from pyroae.runs.loading import load_run
 from pyroae.runs.run import Run
 
+pytestmark = pytest.mark.usefixtures("few_pictures")
+
 METHODS = "is,exact,quadrature,ais,bdmc,gaps"
 
 

@@ -26,6 +26,8 @@ from pyroae.runtime.files import locked
 from pyroae.training.fitting import data_for, fit
 from pyroae.training.state import State
 
+pytestmark = pytest.mark.usefixtures("few_pictures")
+
 SEED = next(
     s
     for s in range(99)

@@ -24,6 +24,8 @@ from pyroae.nn import MLP
 from pyroae.objectives import TraceELBO, parse_objective
 from pyroae.training import State, fit
 
+pytestmark = pytest.mark.usefixtures("few_pictures")
+
 X = np.random.default_rng(1).random((40, 16))
 LABELS = np.array([0, 1, 2, -1] * 10)
 HOW = Conditioning(optional=True)

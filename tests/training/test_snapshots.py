@@ -31,6 +31,8 @@ from pyroae.training.snapshots import read_weights
 from pyroae.training.state import State
 from pyroae.training.trainer import FitResult
 
+pytestmark = pytest.mark.usefixtures("no_study_figures")
+
 SNAPSHOTS = (0, 1, 3)
 
 
