@@ -314,11 +314,13 @@ def rendered(figure: Figure, suffix: str = ".png", caption: str = "", **about: s
         The content, in memory: a full disk cannot leave half of it.
     """
     metadata: dict[str, Any] = {"CreationDate": None} if suffix == ".pdf" else {}
-    options: dict[str, Any] = {}
-    if caption:
-        options = {"bbox_inches": _with_caption(figure, caption)}
     if suffix == ".png":
         metadata = {**about, **({"Description": caption} if caption else {})}
+    return _drawn(figure, suffix, caption, metadata)
+
+
+def _drawn(figure: Figure, suffix: str, caption: str, metadata: dict[str, Any]) -> bytes:
+    options = {"bbox_inches": _with_caption(figure, caption)} if caption else {}
     memory = io.BytesIO()
     with matplotlib.rc_context({"pdf.fonttype": 42}):
         figure.savefig(memory, format=suffix[1:], dpi=150, metadata=metadata, **options)

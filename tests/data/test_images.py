@@ -18,6 +18,8 @@ from pyroae.likelihoods import Normal
 from pyroae.nn import MLP, Conv
 from tests.pictures import leave_out_pictures
 
+DRAWN = True
+
 DRAW = np.random.default_rng(0)
 COLOURS = DRAW.integers(0, 256, (5, 6, 3)).astype(np.uint8)
 GREY = DRAW.integers(0, 256, (5, 6)).astype(np.uint8)
