@@ -35,6 +35,8 @@ from pyroae.studies.study import Study
 from pyroae.training.preflight import check
 from pyroae.training.snapshots import WEIGHTS
 
+pytestmark = pytest.mark.usefixtures("few_pictures")
+
 TRIES = settings(
     max_examples=int(os.environ.get("PYROAE_TRIES", "60")),
     deadline=None,

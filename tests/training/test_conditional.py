@@ -29,6 +29,8 @@ from pyroae.runs.run import Run
 from pyroae.training import State, fit, fit_ensemble
 from pyroae.weights import log_weights
 
+pytestmark = pytest.mark.usefixtures("few_pictures")
+
 X = np.random.default_rng(1).random((40, 16))
 LABELS = np.arange(40) % 3
 DATA = load((X, LABELS), binarize="dynamic", valid=0.2, test=0, condition="labels")
