@@ -338,7 +338,7 @@ print(json.dumps({"kills": done, "half-written": left, "steps": steps}))
 @pytest.mark.parametrize(
     ("kills", "compiled"),
     [
-        (6, False),
+        (8, False),
         *(pytest.param(20, compiled, marks=pytest.mark.slow) for compiled in (False, True)),
     ],
 )

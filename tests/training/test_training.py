@@ -72,7 +72,7 @@ def test_ppca_reaches_the_maximum_likelihood(digits: Dataset, name: str) -> None
     system = zoo.ppca(digits, latent=4)
     best = linear_gaussian.maximum_likelihood(digits.x, 4).log_px
     assert exact_log_likelihood(system, digits.x).mean().item() < 0.9 * best
-    config = TrainConfig(epochs=80, lr=1e-1, schedule="cosine", batch_size=300)
+    config = TrainConfig(epochs=120, lr=5e-2, schedule="cosine", batch_size=200)
     fit(system, digits, OBJECTIVES[name](), config, progress=False)
     reached = exact_log_likelihood(system, digits.x).mean().item()
     assert best * (1 - 1e-3) < reached < best + 1e-6
