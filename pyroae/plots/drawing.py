@@ -320,10 +320,10 @@ def rendered(figure: Figure, suffix: str = ".png", caption: str = "", **about: s
 
 
 def _drawn(figure: Figure, suffix: str, caption: str, metadata: dict[str, Any]) -> bytes:
-    options = {"bbox_inches": _with_caption(figure, caption)} if caption else {}
+    box = _with_caption(figure, caption) if caption else None
     memory = io.BytesIO()
     with matplotlib.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(memory, format=suffix[1:], dpi=150, metadata=metadata, **options)
+        figure.savefig(memory, format=suffix[1:], dpi=150, metadata=metadata, bbox_inches=box)
     return memory.getvalue()
 
 
