@@ -14,6 +14,10 @@ import pyro
 import pytest
 import torch
 
+if not torch.cuda.device_count():
+    # Otherwise torch.optim looks for a GPU in every step, by a library that is not there.
+    torch.cuda._cached_device_count = 0
+
 # Tests compile many graphs with the same headers.
 os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "1")
 
@@ -48,6 +52,19 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def blank_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Figures are made and not drawn, which would be a fifth of the time of all tests, but in
+    modules that look at pixels: these have `DRAWN = True`.
+    """
+    from tests.pictures import blank
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not getattr(request.module, "DRAWN", False):
+            patch.setattr("pyroae.plots.drawing._drawn", blank)
+        yield
+
+
 @pytest.fixture(scope="module")
 def few_pictures() -> Iterator[None]:
     """Leave out most pictures of evaluations, of a module whose tests do not look at them."""
@@ -55,6 +72,14 @@ def few_pictures() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         leave_out_pictures(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def short_pilot() -> Iterator[None]:
+    """Tune step sizes of annealing little, in modules that test its files and not its estimates."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyroae.evaluation.annealing.hmc.WARM_UP", 3)
         yield
 
 

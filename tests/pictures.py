@@ -1,11 +1,16 @@
 """Evaluations without most of their pictures, which take most of the time of a small one."""
 
-from collections.abc import Collection
+import io
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from pyroae.errors import DataError
+from pyroae.plots import drawing
 
 PICTURES = {
     **dict.fromkeys(
@@ -28,3 +33,25 @@ def leave_out_pictures(patch: pytest.MonkeyPatch, keep: Collection[str] = ()) ->
     for name, module in PICTURES.items():
         if name not in keep:
             patch.setattr(f"{module}.{name}", left_out)
+
+
+IN_FULL = drawing._drawn
+
+
+def blank(figure: object, suffix: str, caption: str, metadata: dict[str, Any]) -> bytes:
+    """A picture of one pixel in place of a figure, with the texts that the file has."""
+    if suffix != ".png":
+        return b"%PDF-"
+    texts, content = PngInfo(), io.BytesIO()
+    for name, text in metadata.items():
+        texts.add_text(name, text)
+    Image.new("L", (1, 1)).save(content, "png", pnginfo=texts)
+    return content.getvalue()
+
+
+@contextmanager
+def in_full() -> Iterator[None]:
+    """Draw pictures, in modules where they are blank."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "_drawn", IN_FULL)
+        yield

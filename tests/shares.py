@@ -33,13 +33,14 @@ class Played(Share):
         ]
 
 
-def played(world: int, work: Callable[[Share], Any], passes: int = 6) -> list[Any]:
-    """What `work` gives or raises on each process, played so often that all they tell each other
-    has come to rest.
+def played(world: int, work: Callable[[Share], Any]) -> list[Any]:
+    """What `work` gives or raises on each process.
+
+    Each play makes one more gathering right, as its values depend on the gatherings before it: a
+    play after as many as there are gatherings is right to its end.
     """
     told: dict[int, list[Any]] = {}
-    results: list[Any] = []
-    for _ in range(passes):
+    for plays in range(20):
         results, shares = [], [Played(rank, world, told) for rank in range(world)]
         for share in shares:
             try:
@@ -47,7 +48,9 @@ def played(world: int, work: Callable[[Share], Any], passes: int = 6) -> list[An
             except Exception as error:
                 results.append(error)
         told = {share.rank: share.now for share in shares}
-    return results
+        if plays >= max(map(len, told.values())):
+            return results
+    raise AssertionError("more than 20 gatherings")
 
 
 def _started(rank: int, world: int, folder: str, work: Callable[[Share, Path], Any]) -> None:

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -34,6 +34,8 @@ from pyroae.runtime.files import read_tensors
 from pyroae.studies.study import Study
 from pyroae.training.preflight import check
 from pyroae.training.snapshots import WEIGHTS
+
+pytestmark = pytest.mark.usefixtures("few_pictures")
 
 TRIES = settings(
     max_examples=int(os.environ.get("PYROAE_TRIES", "60")),
@@ -192,6 +194,7 @@ def test_configurations(values: dict[str, Any], images: str) -> None:
     limits=st.none() | st.tuples(st.floats(), st.floats()),
     seed=st.integers(-1, 2**40),
 )
+@example(np.zeros((1, 1), np.float16), "none", (0.0, 0.0), (-3.4028235677973366e38, 0.0), 0)
 def test_arrays(
     values: Any, binarize: Any, shares: tuple[float, float], limits: Any, seed: int
 ) -> None:

@@ -36,6 +36,8 @@ from pyroae.nn import MLP, Linear
 from pyroae.objectives import parse_objective
 from pyroae.weights import log_weights
 
+pytestmark = pytest.mark.usefixtures("few_pictures")
+
 D, M, N = 5, 2, 40
 float64 = pytest.mark.usefixtures("float64")
 

@@ -38,6 +38,8 @@ from pyroae import (
 from pyroae.errors import PyroaeError
 from pyroae.objectives import OBJECTIVES
 
+pytestmark = pytest.mark.usefixtures("few_pictures")
+
 GOOD = (torch.arange(12).reshape(3, 4) % 3 == 0).float()
 ODD: dict[str, Any] = {
     "no data": torch.zeros(0, 4),

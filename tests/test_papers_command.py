@@ -37,7 +37,7 @@ PROTOCOL = Protocol(
      "lr": 2e-2, "batch_size": 200, "compile": False},
     epochs=4,
     seeds=(0, 1),
-    scoring=Scoring(num_particles=5000, num_data=40, method="is"),
+    scoring=Scoring(num_particles=500, num_data=40, method="is"),
     variants={"small": {"latent": 1}, "large": {"latent": 3}},
 )
 ENTRIES = {"ELBO, small": Entry("trace-elbo", 2, "small"), "IWAE, large": Entry("iwae", 2, "large")}

@@ -38,6 +38,10 @@ def held_out_count(name: str, fraction: float, count: int) -> int:
     return max(1, round(fraction * count)) if fraction else 0
 
 
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+"""The positive numbers of single precision, in which data are rescaled, lie between these."""
+
+
 def check_range(value_range: Any) -> None:
     """Check a pair of limits.
 
@@ -45,10 +49,11 @@ def check_range(value_range: Any) -> None:
         value_range: The lower and the upper limit, or None.
 
     Raises:
-        ConfigError: If the limits are not finite, or the first is not below the second.
+        ConfigError: If the limits are not finite in single precision, or the first is not below the
+            second.
     """
     low, high = (0.0, 1.0) if value_range is None else value_range
-    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+    if not (high - low >= SMALLEST and max(abs(low), abs(high), high - low) <= LARGEST):
         raise ConfigError(
             f"value_range takes two numbers, LOW below HIGH, not {tuple(value_range)}"
         )

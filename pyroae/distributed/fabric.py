@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -29,8 +30,6 @@ def fabric_of(config: TrainConfig) -> "Fabric":
     Raises:
         ConfigError: If Fabric refuses the devices, the strategy or the precision.
     """
-    from lightning_fabric import Fabric
-
     strategy: Any = _fully_sharded(config) if config.strategy == "fsdp" else config.strategy
     settings: Any = {
         "devices": config.devices,
@@ -38,7 +37,7 @@ def fabric_of(config: TrainConfig) -> "Fabric":
         "precision": config.precision,
     }
     try:
-        return Fabric(accelerator=config.accelerator, strategy=strategy, **settings)
+        return _fabric_class()(accelerator=config.accelerator, strategy=strategy, **settings)
     except (ValueError, RuntimeError, TypeError, ImportError) as error:
         where = (
             f", {config.devices} devices, strategy '{config.strategy}'"
@@ -49,6 +48,19 @@ def fabric_of(config: TrainConfig) -> "Fabric":
             f"accelerator '{config.accelerator}' with precision '{config.precision}'{where}: "
             f"{' '.join(str(error).split())}"
         ) from None
+
+
+@cache
+def _fabric_class() -> "type[Fabric]":
+    """Fabric without callbacks of other packages: to look for some takes 11 ms each time."""
+    from lightning_fabric import Fabric
+
+    class WithoutPlugins(Fabric):
+        @staticmethod
+        def _configure_callbacks(callbacks: Any) -> list[Any]:
+            return []
+
+    return WithoutPlugins
 
 
 def launch_fabric(config: TrainConfig) -> "Fabric":

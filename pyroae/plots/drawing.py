@@ -17,6 +17,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 from torch import Tensor
 
 from pyroae.data.image_channels import AXES, channel_axis
@@ -313,34 +314,41 @@ def rendered(figure: Figure, suffix: str = ".png", caption: str = "", **about: s
         The content, in memory: a full disk cannot leave half of it.
     """
     metadata: dict[str, Any] = {"CreationDate": None} if suffix == ".pdf" else {}
-    options: dict[str, Any] = {}
-    if caption:
-        lines = wrap(caption, max(40, int(19 * figure.get_figwidth())))
-        figure.text(
-            0.5,
-            _bottom(figure) - 0.01,
-            "\n".join(lines),
-            fontsize=6,
-            color=INK,
-            ha="center",
-            va="top",
-        )
-        options = {"bbox_inches": "tight", "pad_inches": 0.05}  # the line is below the figure
     if suffix == ".png":
         metadata = {**about, **({"Description": caption} if caption else {})}
+    return _drawn(figure, suffix, caption, metadata)
+
+
+def _drawn(figure: Figure, suffix: str, caption: str, metadata: dict[str, Any]) -> bytes:
+    box = _with_caption(figure, caption) if caption else None
     memory = io.BytesIO()
     with matplotlib.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(memory, format=suffix[1:], dpi=150, metadata=metadata, **options)
+        figure.savefig(memory, format=suffix[1:], dpi=150, metadata=metadata, bbox_inches=box)
     return memory.getvalue()
 
 
-def _bottom(figure: Figure) -> float:
-    """Return the lowest point of what is drawn, 0 at the edge, as a fraction of the height."""
-    figure.draw_without_rendering()  # the layout, with its space for legends, which is then kept
-    figure.set_layout_engine("none")
+def _with_caption(figure: Figure, caption: str) -> Bbox:
+    """Draw a line below a figure, and return the box of both, in inches.
+
+    Here the layout is computed and kept: for `bbox_inches="tight"` matplotlib would draw twice.
+    """
+    layout = figure.get_layout_engine()
+    if layout is not None:
+        layout.execute(figure)
+        with matplotlib.rc_context(
+            {"figure.autolayout": False, "figure.constrained_layout.use": False}
+        ):
+            figure.set_layout_engine(None)
     for legend in figure.legends:  # else a tight box moves them to its own edge, over the caption
         legend.set_bbox_to_anchor((0.0, 0.0, 1.0, 1.0), figure.transFigure)
-    return min(0.0, figure.get_tightbbox().y0 / figure.get_figheight())
+    drawn = figure.get_tightbbox()
+    bottom = min(0.0, drawn.y0 / figure.get_figheight())
+    lines = wrap(caption, max(40, int(19 * figure.get_figwidth())))
+    text = figure.text(
+        0.5, bottom - 0.01, "\n".join(lines), fontsize=6, color=INK, ha="center", va="top"
+    )
+    below = text.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
+    return Bbox.union([drawn, below]).padded(0.05)
 
 
 def save(figure: Figure, path: Path, caption: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Self
 
 import torch
@@ -113,11 +114,17 @@ class FixedSeed(Messenger):
     """Seed torch's generators with 0 at the start of every run of a program."""
 
     def __enter__(self) -> Self:
-        if torch.accelerator.is_available():  # every device has a generator
+        if _has_accelerator():  # every device has a generator
             torch.manual_seed(0)
         else:
             start_random(torch.device("cpu"), 0)
         return super().__enter__()
+
+
+@cache
+def _has_accelerator() -> bool:
+    """Without a GPU each look for one opens a library that is not there: 50 µs."""
+    return torch.accelerator.is_available()
 
 
 def num_trial_particles(trace: poutine.Trace) -> int:

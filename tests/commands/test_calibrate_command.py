@@ -9,6 +9,8 @@ import pytest
 
 from pyroae.cli import main
 
+DRAWN = True
+
 FEW = ["--num-simulations", "100", "--num-draws", "200"]
 
 

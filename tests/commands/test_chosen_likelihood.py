@@ -14,6 +14,8 @@ from pyroae.runs.run import STATE, Run
 from pyroae.runtime.files import read_tensors, write_tensors
 from pyroae.studies.study import Study
 
+pytestmark = pytest.mark.usefixtures("few_pictures")
+
 SMALL = ["--latent", "1", "--hidden", "4", "--batch-size", "20"]
 FEW = ["--num-particles", "10"]
 DRAW = np.random.default_rng(0)

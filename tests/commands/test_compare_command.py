@@ -21,6 +21,8 @@ from pyroae.studies.cell_files import read_outcome
 from pyroae.studies.study import Study
 from tests.conftest import sample_of
 
+DRAWN = True
+
 SMALL = [
     "--latent",
     "2",

@@ -10,6 +10,8 @@ import pytest
 from pyroae.cli import main
 from pyroae.config import RunConfig
 
+DRAWN = True
+
 DRAW = np.random.default_rng(0)
 SMALL = ["--latent", "2", "--hidden", "8", "--epochs", "1", "--batch-size", "20"]
 

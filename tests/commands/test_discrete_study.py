@@ -7,6 +7,8 @@ import pytest
 
 from pyroae.cli import main
 
+pytestmark = pytest.mark.usefixtures("no_study_figures")
+
 STUDY = Path(__file__).parents[2] / "benchmarks" / "discrete.yaml"
 
 

@@ -20,6 +20,8 @@ from pyroae.errors import RunError
 from pyroae.runtime.files import remove_temporaries, write_together
 from tests.pictures import leave_out_pictures
 
+DRAWN = True
+
 NET = "--system ppca --likelihood normal --latent 2".split()  # noqa: SIM905
 GRADIENTS = "--objectives iwae --num-particles 1 --replicates 25 --num-data 3".split()  # noqa: SIM905
 COMPARE = "--objectives trace-elbo --num-particles 1 --seeds 1 --budget epochs:1".split()  # noqa: SIM905

@@ -25,6 +25,7 @@ from pyroae.evaluation.gradient_lab.slopes import SNRCurve
 from pyroae.objectives import parse_objective
 from pyroae.runs.data_of_run import part_of
 from pyroae.runs.run import Run
+from tests.pictures import in_full
 from tests.systems import FOR_GAUSSIANS
 
 FEW = [
@@ -64,7 +65,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def measured(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stem of what one command has written."""
     stem = tmp_path_factory.mktemp("measured") / "found"
-    assert gradients(trained, *FEW, "--out", stem) == 0
+    with in_full():
+        assert gradients(trained, *FEW, "--out", stem) == 0
     return stem
 
 

@@ -173,6 +173,9 @@ OWN = ["--data", "own-waves:count=80", "--likelihood", "own-laplace:scale=0.4"]
 SMALL = ["--prior", "own_logistic:scale=3", "--latent", "2", "--hidden", "8"]
 
 
+pytestmark = pytest.mark.usefixtures("short_pilot")
+
+
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Registries, modules and the path are afterwards as before."""
@@ -337,8 +340,9 @@ def test_a_program_in_a_comparison(here: Path) -> None:
         assert left.equal(right), name
 
 
-def test_a_module_with_model_and_guide(here: Path) -> None:
+def test_a_module_with_model_and_guide(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its networks start anew in every training, from the seed, though it is imported once."""
+    leave_out_pictures(monkeypatch, {"reconstructions", "samples", "latent_scatter", "kl_per_unit"})
     flags = ["--program", "own_pair", "--binarize", "dynamic", *FEW, "--batch-size", "500"]
     assert main(["train", *flags, "--out", "one"]) == 0
     assert main(["train", *flags, "--out", "two"]) == 0

@@ -17,7 +17,9 @@ from pyroae.evaluation.annealing.bounds import ais
 from pyroae.runs.evaluated_curves import curves_of_run, curves_of_runs
 from pyroae.runs.loading import load_run
 
-pytestmark = pytest.mark.usefixtures("few_pictures")
+DRAWN = True
+
+pytestmark = pytest.mark.usefixtures("few_pictures", "short_pilot")
 PATH = ["--num-chains", "4", "--num-distributions", "6", "--leapfrog-steps", "2"]
 TRAIN = ["train", "--system", "ppca", "--data", "digits", "--likelihood", "normal", "--latent", "2"]
 

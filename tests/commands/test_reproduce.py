@@ -10,7 +10,7 @@ from pyroae import cli
 from pyroae.commands.evaluation_files import evaluations_of
 from pyroae.runs.run import Run
 
-pytestmark = pytest.mark.usefixtures("few_pictures")
+pytestmark = pytest.mark.usefixtures("few_pictures", "short_pilot")
 SMALL = ["--latent", "2", "--hidden", "10", "--epochs", "3", "--kl-warmup", "1", "--seed", "4"]
 
 

@@ -17,8 +17,9 @@ from pyroae.errors import DataError
 from pyroae.evaluation.summary import Evaluation, Result
 from pyroae.runs.run import Run
 from pyroae.runs.snapshots import weights_along_training
+from tests.pictures import in_full
 
-pytestmark = pytest.mark.usefixtures("few_pictures")
+pytestmark = pytest.mark.usefixtures("few_pictures", "short_pilot")
 EPOCHS = (0, 1, 3)
 LIKELIHOOD = ["--num-particles", "30", "--num-data", "25"]
 GRADIENTS = ["--objectives", "iwae,dreg", "--num-particles", "1,4", "--replicates", "25"]
@@ -68,7 +69,8 @@ def test_all_evaluates_the_snapshots_and_the_kept_weights(
     assert main(given) == 0
     kept, options = Run(run).results(), evaluations_of(Run(run))
     capsys.readouterr()
-    assert main([*given, "--checkpoint", "all"]) == 0
+    with in_full():
+        assert main([*given, "--checkpoint", "all"]) == 0
     results = Run(run).results()
     assert same_figures([r for r in results if r.checkpoint == "last, epoch 4"], kept)
     snapshots = {"epoch-0000", "epoch-0001", "epoch-0003"}
@@ -138,7 +140,8 @@ def test_all_measures_gradients_at_each_snapshot(
 ) -> None:
     given = ["gradients", str(run), *GRADIENTS, "--num-data", "10"]
     capsys.readouterr()
-    assert main([*given, "--checkpoint", "all"]) == 0
+    with in_full():
+        assert main([*given, "--checkpoint", "all"]) == 0
     table = rows(run / "gradients_along_training.csv")
     assert not (run / "gradients.csv").exists()
     assert is_drawn(run / "figures" / "gradients_along_training.png")

@@ -20,8 +20,9 @@ from pyroae.runs.parts import by_part
 from pyroae.runs.report import texts_in
 from pyroae.runs.run import Run
 from pyroae.runs.trees import first_part, read_tree, write_tree
+from tests.pictures import in_full
 
-pytestmark = pytest.mark.usefixtures("few_pictures")
+pytestmark = pytest.mark.usefixtures("few_pictures", "short_pilot")
 SAMPLED = ["--num-particles", "60", "--num-data", "12"]
 ANNEALED = ["--method", "ais,bdmc", "--num-distributions", "5", "--num-chains", "2"]
 ANNEALED += ["--num-data", "12", "--posterior-draws", "3"]
@@ -40,7 +41,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluated(trained: Path) -> Path:
     """Three evaluations of two parts of the data; tests that write take a copy."""
     run = Path(shutil.copytree(trained, trained.with_name("evaluated")))
-    evaluate(run, SAMPLED, ANNEALED, FEWER)
+    with in_full():
+        evaluate(run, SAMPLED, ANNEALED, FEWER)
     return run
 
 
@@ -89,7 +91,8 @@ def test_evaluations_in_any_order_leave_the_union(
     trained: Path, evaluated: Path, copy: Callable[[Path], Path]
 ) -> None:
     one, other = evaluated, copy(trained)
-    evaluate(other, FEWER, ANNEALED, SAMPLED)
+    with in_full():
+        evaluate(other, FEWER, ANNEALED, SAMPLED)
     assert rows(one) == rows(other)
     assert pictures(one) == pictures(other)
     left, right = trees(one), trees(other)

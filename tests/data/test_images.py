@@ -16,6 +16,9 @@ from pyroae.errors import ConfigError, DataError, PyroaeError
 from pyroae.inference_data import to_datatree
 from pyroae.likelihoods import Normal
 from pyroae.nn import MLP, Conv
+from tests.pictures import leave_out_pictures
+
+DRAWN = True
 
 DRAW = np.random.default_rng(0)
 COLOURS = DRAW.integers(0, 256, (5, 6, 3)).astype(np.uint8)
@@ -255,8 +258,10 @@ def test_the_data_tree_has_rows_columns_and_channels(shape: tuple[int, ...]) -> 
 # The command line.
 
 
-def test_a_run_of_colour_images(tmp_path: Path) -> None:
+def test_a_run_of_colour_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of colours through convolutions: training, evaluation, colour figures, samples."""
+    pictures = ("reconstructions", "samples", "manifold", "filters")
+    leave_out_pictures(monkeypatch, keep=pictures)
     draw = np.random.default_rng(1)
     images = [Image.fromarray(draw.integers(0, 256, (8, 8, 3)).astype(np.uint8)) for _ in range(24)]
     folder, run = folder_of(tmp_path / "images", *images), tmp_path / "run"
@@ -264,13 +269,14 @@ def test_a_run_of_colour_images(tmp_path: Path) -> None:
     small += ["4", "--latent", "2", "--epochs", "1", "--batch-size", "10"]
     assert cli.main(["train", "--data", str(folder), *small, "--out", str(run)]) == 0
     assert cli.main(["evaluate", str(run), "--num-particles", "20"]) == 0
-    for name in ("reconstructions", "samples", "manifold", "filters"):
+    for name in pictures:
         with Image.open(run / "figures" / f"{name}.png") as figure:
             pixels = np.asarray(figure.convert("RGB")).astype(int)
         assert (pixels.max(-1) - pixels.min(-1) > 20).mean() > 0.02, name
     assert (run / "report.html").exists()
 
 
+@pytest.mark.usefixtures("few_pictures")
 def test_a_run_with_channels_that_are_said(tmp_path: Path, capsys: Any) -> None:
     np.save(tmp_path / "bands.npy", np.random.default_rng(2).random((20, 8, 8, 8)))
     small = ["--data", str(tmp_path / "bands.npy"), "--system", "ae", "--map", "conv", "--hidden"]

@@ -25,6 +25,8 @@ from pyroae.runs.run import Run
 from pyroae.runtime.processes import Share
 from pyroae.training.fitting import fit
 
+pytestmark = pytest.mark.usefixtures("few_pictures")
+
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 

@@ -34,7 +34,7 @@ from pyroae.runtime.processes import WHOLE, Share
 from tests.shares import in_processes, played
 
 pytestmark = pytest.mark.usefixtures("float64")
-TINY = AISSettings(num_chains=3, num_distributions=8, leapfrog_steps=2)
+TINY = AISSettings(num_chains=3, num_distributions=5, leapfrog_steps=2)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setattr(sampling, "rows_of", lambda args, compiled=False: 3 * 64)
     monkeypatch.setattr(ais_module, "rows_of", lambda args, compiled=False: 2 * TINY.num_chains)
-    monkeypatch.setattr(hmc, "WARM_UP", 5)
+    monkeypatch.setattr(hmc, "WARM_UP", 3)
 
 
 def program() -> tuple[Autoencoder, Tensor]:
@@ -309,7 +309,7 @@ def test_an_evaluation_is_the_same_on_all() -> None:
     system, x = program()
     asked = EvaluationSettings(("is", "ais", "exact"), num_particles=50, annealing=TINY)
     whole = evaluate(system, x, asked)
-    for one in played(2, lambda share: evaluate(system, x, asked, share=share), passes=12):
+    for one in played(2, lambda share: evaluate(system, x, asked, share=share)):
         assert_same(whole, one)
         assert {n: r.estimate for n, r in one.results.items()} == {
             n: r.estimate for n, r in whole.results.items()
@@ -342,7 +342,7 @@ def everything(share: Share, folder: Path) -> Any:
     sampling.rows_of = lambda args, compiled=False: 3 * 64
     ais_module.rows_of = lambda args, compiled=False: 2 * TINY.num_chains
     checks.rows_of = lambda args, compiled=False: 8  # a datum at a time, which breaks nothing
-    hmc.WARM_UP = 5
+    hmc.WARM_UP = 3
     found: dict[str, Any] = {
         name: WORK[name](share) for name in ("sampled", "tried_again", "annealed", "both_ways")
     }

@@ -8,6 +8,8 @@ from PIL import Image
 
 from pyroae.plots.drawing import rendered
 
+DRAWN = True
+
 
 def lowest(content: bytes) -> tuple[int, int]:
     """Rows of pixels: the last one of the red text, and the height."""

@@ -29,6 +29,8 @@ from pyroae.nn import MLP, Conv, Linear
 from pyroae.plots import drawing
 from pyroae.training.state import Epoch
 
+DRAWN = True
+
 SHAPE = (4, 5)
 SMALL = MLP((7,))
 HISTORY = [Epoch(i, 10 * i, 0.1 * i, 9.0 / i, 10.0 / i, 8.0 / i, 2.0 / i) for i in (1, 2, 3)]

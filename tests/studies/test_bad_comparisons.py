@@ -13,6 +13,8 @@ from pyroae.errors import ConfigError, RunError
 from pyroae.nn import MLP
 from pyroae.objectives.named import dreg, iwae
 
+pytestmark = pytest.mark.usefixtures("no_study_figures")
+
 
 def binary(count: int, seed: int = 0) -> Tensor:
     return torch.rand(count, 5, generator=torch.Generator().manual_seed(seed)).round()

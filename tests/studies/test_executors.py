@@ -31,6 +31,8 @@ from pyroae.studies.ray_worker import pack, read_data, same_versions, train_cell
 from pyroae.studies.study import Study
 from pyroae.studies.study_config import StudyConfig, settings_of
 
+pytestmark = pytest.mark.usefixtures("no_study_figures")
+
 SMALL = [
     "--latent",
     "2",

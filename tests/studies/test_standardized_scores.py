@@ -13,6 +13,8 @@ from pyroae.config import Scoring
 from pyroae.objectives.named import iwae
 from pyroae.studies.trainings import compare_training
 
+pytestmark = pytest.mark.usefixtures("no_study_figures")
+
 
 def test_scores_curves_and_figures_are_in_the_units_of_the_source() -> None:
     noise = np.random.default_rng(0)

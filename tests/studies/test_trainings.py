@@ -30,6 +30,8 @@ from pyroae.studies.cell_files import CellDirectory
 from pyroae.studies.curves import Curve
 from pyroae.studies.trainings import compare_training
 
+pytestmark = pytest.mark.usefixtures("no_study_figures")
+
 SCORING = Scoring(num_particles=50, num_data=40, method="is")
 SMALL: dict[str, Any] = {"latent": 2, "encoder": MLP((8,))}
 

@@ -28,6 +28,7 @@ from pyroae.runs.data_of_run import part_of
 from pyroae.runs.run import Run
 from pyroae.training import State, fit, fit_ensemble
 from pyroae.weights import log_weights
+from tests.pictures import leave_out_pictures
 
 X = np.random.default_rng(1).random((40, 16))
 LABELS = np.arange(40) % 3
@@ -196,7 +197,10 @@ def test_refused(work: Any, words: str) -> None:
         work()
 
 
-def test_a_run_is_trained_sampled_and_evaluated_by_commands(tmp_path: Path) -> None:
+def test_a_run_is_trained_sampled_and_evaluated_by_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_out_pictures(monkeypatch, keep={"samples", "reconstructions"})
     run = str(tmp_path / "run")
     system = ["--system", "conditional-vae", "--condition", "labels", "--hidden", "8"]
     main(["train", *system, "--latent", "2", "--max-steps", "20", "--out", run])

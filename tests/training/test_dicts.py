@@ -25,6 +25,8 @@ from pyroae.errors import DataError
 from pyroae.objectives.named import iwae
 from pyroae.programs.arguments import Arguments
 
+pytestmark = pytest.mark.usefixtures("no_study_figures")
+
 COUNTS = torch.arange(60).remainder(7).float()
 X = torch.linspace(-1, 2, 60)[:, None] + COUNTS[:, None] / 10
 

@@ -3,8 +3,6 @@
 import math
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,9 @@ from pyroae.runs.run import Run
 from pyroae.runtime.files import locked
 from pyroae.training.fitting import data_for, fit
 from pyroae.training.state import State
+from tests.commands.test_full_disk import full_disk
+
+pytestmark = pytest.mark.usefixtures("few_pictures")
 
 SEED = next(
     s
@@ -175,20 +176,13 @@ def test_steps_are_left_out_and_counted(compiled: bool, monkeypatch: pytest.Monk
 # Directories and disks.
 
 
-def test_a_full_disk(run: Path, tmp_path: Path) -> None:
+def test_a_full_disk(run: Path, tmp_path: Path, capsys: Any) -> None:
     """The limit of a file's size stands for it: the training stops in one sentence, with the state
     before.
     """
-    code = (
-        "import resource, sys\nfrom pyroae import cli\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\n"
-        "sys.exit(cli.main(sys.argv[1:]))"
-    )
     before = [Run(run).checkpoint(name).read_bytes() for name in ("last", "previous")]
-    command = [sys.executable, "-B", "-c", code, "train", "--resume", str(run), "--epochs", "5"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert found.returncode == 2
-    said = found.stderr.strip().splitlines()[-1]
+    with full_disk(20_000):
+        said = fails(capsys, "train", "--resume", run, "--epochs", 5).strip()
     assert re.fullmatch(
         rf"pyroae train: cannot write '{run}/checkpoints/(best|last)\.safetensors': File too large",
         said,

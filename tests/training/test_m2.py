@@ -23,6 +23,7 @@ from pyroae.evaluation import ais, diagnose, gaps, log_likelihood, quadrature
 from pyroae.nn import MLP
 from pyroae.objectives import TraceELBO, parse_objective
 from pyroae.training import State, fit
+from tests.pictures import leave_out_pictures
 
 X = np.random.default_rng(1).random((40, 16))
 LABELS = np.array([0, 1, 2, -1] * 10)
@@ -194,7 +195,10 @@ def test_refused(work: Any, words: str) -> None:
         work()
 
 
-def test_a_run_is_trained_evaluated_and_sampled_by_commands(tmp_path: Path) -> None:
+def test_a_run_is_trained_evaluated_and_sampled_by_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_out_pictures(monkeypatch, keep={"samples", "reconstructions"})
     run = str(tmp_path / "run")
     settings = ["--num-labels", "50", "--latent", "2", "--hidden", "8", "--max-steps", "20"]
     assert main(["train", "--system", "m2", *settings, "--out", run]) == 0

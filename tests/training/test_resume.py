@@ -347,25 +347,11 @@ def test_killed_at_random_moments(tmp_path: Path, kills: int, compiled: bool) ->
 
     Never is the directory unreadable.
     """
-    settings = [
-        "--data",
-        "digits",
-        "--latent",
-        "2",
-        "--hidden",
-        "50",
-        "--batch-size",
-        "20",
-        "--save-minutes",
-        "1e-9",
-    ]
-    settings += [
-        "--epochs",
-        "20" if compiled else str(kills // 2),
-        "--compile",
-        str(compiled).lower(),
-    ]
-    code = [sys.executable, "-c", KILLER, str(tmp_path / "cut"), str(kills), json.dumps(settings)]
+    settings = ["--data", "digits", "--latent", "2", "--hidden", "50", "--batch-size", "20"]
+    settings += ["--epochs", "20" if compiled else str(kills // 2)]
+    settings += ["--compile", str(compiled).lower()]
+    often = json.dumps([*settings, "--save-minutes", "1e-9"])
+    code = [sys.executable, "-c", KILLER, str(tmp_path / "cut"), str(kills), often]
     found = subprocess.run(
         code,
         capture_output=True,

@@ -31,6 +31,8 @@ from pyroae.training.snapshots import read_weights
 from pyroae.training.state import State
 from pyroae.training.trainer import FitResult
 
+pytestmark = pytest.mark.usefixtures("no_study_figures")
+
 SNAPSHOTS = (0, 1, 3)
 
 
@@ -167,6 +169,13 @@ def test_a_damaged_snapshot_is_named(splits: Splits, tmp_path: Path) -> None:
 # Ensembles and comparisons.
 
 
+@pytest.fixture
+def as_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs of ensembles are run as they are traced: their code is tested elsewhere."""
+    monkeypatch.setattr("pyroae.compilation.shared_code.inductor", lambda graph, *_, **__: graph)
+
+
+@pytest.mark.usefixtures("as_traced")
 def test_members_of_an_ensemble_have_snapshots(splits: Splits) -> None:
     config = TrainConfig(epochs=3, batch_size=50, snapshots=SNAPSHOTS, compile=True)
     seen: list[tuple[int, int]] = []
@@ -193,6 +202,7 @@ def test_members_of_an_ensemble_have_snapshots(splits: Splits) -> None:
             torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("as_traced")
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])  # a training, or an ensemble
 def test_a_comparison_keeps_snapshots_in_its_directory(
     splits: Splits, tmp_path: Path, seeds: tuple[int, ...]

@@ -104,7 +104,7 @@ def test_sparsity_grows_with_the_rate(digits: Dataset) -> None:
 
 
 def test_denoising_autoencoder_denoises(digits: Dataset) -> None:
-    config = TrainConfig(epochs=60, lr=2e-3, schedule="cosine")
+    config = TrainConfig(epochs=20, lr=4e-3, schedule="cosine")
     noise, errors = corruptions.Masking(0.3), {}
     train, test = digits.subset(np.arange(1400)), digits.subset(np.arange(1400, 1797))
     torch.manual_seed(0)
