@@ -5,7 +5,6 @@ leaves them so.
 import atexit
 import functools
 import gc
-import importlib
 import importlib.metadata
 import os
 import signal
@@ -22,11 +21,6 @@ os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "1")
 
 # Lightning Fabric searches the files of all installed packages, each time that one is made.
 importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
-
-# Lightning has torch ask the driver for devices, at each operation that is traced too.
-importlib.import_module("lightning_fabric")
-if not torch.cuda.is_available():
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 
 MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist"
 
