@@ -20,7 +20,8 @@ import torch
 os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "1")
 
 # Lightning Fabric searches the files of all installed packages, each time that one is made.
-importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
+cached = functools.cache(importlib.metadata.entry_points)
+importlib.metadata.entry_points = cached  # type: ignore[assignment]
 
 MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist"
 
