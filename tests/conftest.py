@@ -14,10 +14,6 @@ import pyro
 import pytest
 import torch
 
-if not torch.cuda.device_count():
-    # Otherwise torch.optim looks for a GPU in every step, by a library that is not there.
-    torch.cuda._cached_device_count = 0
-
 # Tests compile many graphs with the same headers.
 os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "1")
 

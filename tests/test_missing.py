@@ -309,6 +309,7 @@ def table(folder: Path, count: int = 200) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("few_pictures")
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, run = table(tmp_path), tmp_path / "run"
     flags = ["--data", str(path), "--system", "vae", "--likelihood", "normal:scale=feature"]

@@ -31,7 +31,7 @@ from pyroae.compilation.noise_inputs import Draw, lift_draws
 from pyroae.compilation.optimizer_steps import Update
 from pyroae.compilation.step_graphs import Traced
 from pyroae.compilation.svi import Compiled
-from pyroae.compilation.tracing import reason_of
+from pyroae.compilation.tracing import one_mode, reason_of
 from pyroae.errors import is_refusal
 from pyroae.objectives.apply import next_step, variant_of
 from pyroae.runtime.randomness import fork_random, random_state, set_random_state
@@ -416,7 +416,7 @@ class _Batched:
 def _code(function: Callable[..., Any], inputs: Sequence[Tensor], backend: str) -> Graph:
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings(), one_mode():
         # Of operations that vmap computes member by member.
         warnings.filterwarnings("ignore", message="There is a performance drop")
         traced = make_fx(function)(*[tensor.clone() for tensor in inputs])  # tracing runs the step

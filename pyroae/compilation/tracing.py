@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from pyroae.errors import own_error
@@ -47,15 +49,11 @@ def trace_to_graph(
         UntraceableError: Names the site and the program's own line, where the operations depend on
             values of tensors.
     """
-    from torch._guards import TracingContext, tracing
-    from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    # Without it make_fx makes a mode for each number.
-    one_mode = tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
     sites = _Sites(model, guide)
     try:
-        with one_mode, sites, _OneHotByComparison():
+        with one_mode(), sites, _OneHotByComparison():
             return make_fx(function)(*inputs)
     except UntraceableError:
         raise
@@ -65,14 +63,23 @@ def trace_to_graph(
         ) from error
 
 
+def one_mode() -> AbstractContextManager[Any]:
+    """Return a context in which a function is traced in one mode of torch.
+
+    Without it `make_fx` makes a mode for each number.
+
+    Returns:
+        The context.
+    """
+    return tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
+
+
 def fixed_shapes() -> AbstractContextManager[Any]:
     """Return a context in which graphs with loops, whose shapes are fixed, can be compiled.
 
     Returns:
         The context.
     """
-    from torch._guards import TracingContext, tracing
-    from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     return tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)))

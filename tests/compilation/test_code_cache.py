@@ -50,11 +50,9 @@ def test_code_for_other_constants_and_shapes_is_another() -> None:
         held = torch.full((size,), constant)
         return lambda x: ((x * held).cos() + constant,)
 
-    for size in (4, 5):
-        for constant in (1.0, 2.0):
-            function, x = with_constants(size, constant), torch.randn(3, size)
-            for _ in range(2):
-                torch.testing.assert_close(compiled(function, x)[0](x)[0], function(x)[0])
+    for size, constant in ((4, 1.0), (4, 2.0), (5, 1.0)) * 2:  # each of them twice
+        function, x = with_constants(size, constant), torch.randn(3, size)
+        torch.testing.assert_close(compiled(function, x)[0](x)[0], function(x)[0])
 
 
 def test_inputs_that_share_memory_are_not_those_that_do_not() -> None:

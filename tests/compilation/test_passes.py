@@ -120,18 +120,20 @@ def test_factors_by_a_polynomial() -> None:
     assert (found[logits.abs() > 18] == 0).all()
 
 
-@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
-def test_a_bernoulli_likelihood_in_compiled_code(kind: torch.dtype) -> None:
+def test_a_bernoulli_likelihood_in_compiled_code() -> None:
     """The error of a sum of 784 terms is that of rounding, also where all have one sign."""
-    logits = 6 * torch.randn(50, 784, dtype=kind)
-    logits[:10] = torch.linspace(0, 30, 10, dtype=kind)[:, None]
-    x = (torch.rand(50, 784) < 0.4).to(kind)
-    code = inductor(
-        traced(lambda *inputs: (bernoulli(*inputs),), logits, x), [logits, x], False, one_core=True
-    )
-    found, exact = code(logits, x)[0].double(), bernoulli(logits.double(), x.double())
-    terms = ((1 - x) * logits).abs().sum(-1) + 784
-    assert ((found - exact).abs() <= 4 * torch.finfo(kind).eps * terms.double()).all()
+    inputs = []
+    for kind in (torch.float32, torch.float64):
+        logits = 6 * torch.randn(50, 784, dtype=kind)
+        logits[:10] = torch.linspace(0, 30, 10, dtype=kind)[:, None]
+        inputs += [logits, (torch.rand(50, 784) < 0.4).to(kind)]
+    both = traced(lambda *given: (bernoulli(*given[:2]), bernoulli(*given[2:])), *inputs)
+    results = inductor(both, inputs, False, one_core=True)(*inputs)
+    for found, logits, x in zip(results, inputs[::2], inputs[1::2], strict=True):
+        exact = bernoulli(logits.double(), x.double())
+        terms = ((1 - x) * logits).abs().sum(-1) + 784
+        error = 4 * torch.finfo(found.dtype).eps * terms.double()
+        assert ((found.double() - exact).abs() <= error).all()
 
 
 def of_the_mean(logits: Tensor, x: Tensor) -> Tensor:
@@ -226,15 +228,18 @@ def layer_then_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.addmm(bias, x, weight.t()).tanh().sum(-1)
 
 
-@pytest.mark.parametrize("laid_out", [False, True])
-def test_a_layer_by_onednn(laid_out: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weight may lie in memory by its rows or by its columns; what comes after the layer reads
+def test_layers_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight may lie in memory by its rows or by its columns; what comes after the layer reads
     the same numbers.
     """
-    x, weight, bias = torch.randn(37, 50), torch.randn(60, 50), torch.randn(60)
-    if laid_out:
-        weight = weight.t().contiguous().t()
-    graph = traced(layer_then_norm, x, weight, bias)
+
+    def both(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        rows, columns, bias = tensors
+        return layer_then_norm(x, rows, bias), layer_then_norm(x, columns, bias)
+
+    rows, columns = torch.randn(60, 50), torch.randn(50, 60).t()
+    inputs = [torch.randn(37, 50), rows, columns, torch.randn(60)]
+    graph = traced(both, *inputs)
     use_onednn(graph.graph)
     assert LAYER not in targets(graph)  # too small
     monkeypatch.setattr(cpu_rewrites, "LEAST_PRODUCT", 37 * 50 * 60)
@@ -242,16 +247,12 @@ def test_a_layer_by_onednn(laid_out: bool, monkeypatch: pytest.MonkeyPatch) -> N
     graph.graph.lint()
     graph.recompile()
     assert aten.addmm.default not in targets(graph)
-    assert LAYER in targets(graph)
-    expected = layer_then_norm(x.double(), weight.double(), bias.double())
-    torch.testing.assert_close(graph(x, weight, bias).double(), expected, rtol=1e-5, atol=1e-5)
-    code = inductor(
-        traced(lambda *inputs: (layer_then_norm(*inputs),), x, weight, bias),
-        [x, weight, bias],
-        False,
-        one_core=True,
-    )
-    torch.testing.assert_close(code(x, weight, bias)[0].double(), expected, rtol=1e-5, atol=1e-5)
+    assert targets(graph).count(LAYER) == 2
+    expected = both(*(each.double() for each in inputs))
+    code = inductor(traced(both, *inputs), inputs, False, one_core=True)
+    for results in (graph(*inputs), code(*inputs)):
+        for found, wanted in zip(results, expected, strict=True):
+            torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_layers_that_onednn_has_none_for_stay() -> None:

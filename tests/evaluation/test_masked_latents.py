@@ -31,7 +31,7 @@ from pyroae.programs.latents import Latents
 from pyroae.programs.traces import prior_of
 
 Args = tuple[Tensor, ...]
-STEPS = AISSettings(num_chains=32, num_distributions=150, leapfrog_steps=5)
+STEPS = AISSettings(num_chains=32, num_distributions=50, leapfrog_steps=5)
 X = torch.tensor([[0.5, 0.3], [-1.0, 1.2], [0.5, math.nan], [0.2, 9.0]], dtype=torch.float64)
 """Two steps of four data; the second step of the last two is padding."""
 LONG = torch.tensor([True, True, False, False])
@@ -179,7 +179,7 @@ def test_quadrature_counts_only_what_is_not_masked() -> None:
 
 @pytest.mark.parametrize("start", ["prior", "guide"])
 def test_annealing(start: str) -> None:
-    settings = AISSettings(32, 60, leapfrog_steps=5, start=start)
+    settings = AISSettings(32, 30, leapfrog_steps=5, start=start)
     given = partial(guide, width=1.5)
     # The second step of the guide has no density of its own where it depends on nothing masked.
     if start == "guide":

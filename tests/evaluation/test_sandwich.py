@@ -35,6 +35,7 @@ from tests.pictures import leave_out_pictures
 
 EVERY = ",".join(METHODS)
 SHORT = ["--num-distributions", "12", "--num-chains", "4", "--leapfrog-steps", "3"]
+SHORT += ["--thinning", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +77,12 @@ def test_quadrature_importance_sampling_and_annealing_agree_datum_by_datum() -> 
     x = digits.test.x[:8]
     exact = quadrature(vae.model, vae.guide, x)
     sampled = log_likelihood(vae.model, vae.guide, x, num_particles=50_000, seed=0)
-    annealed = ais(
-        vae.model, vae.guide, x, settings=AISSettings(64, 100, start="guide", double=True), seed=0
-    )
+    settings = AISSettings(64, 100, start="guide", leapfrog_steps=5, double=True)
+    annealed = ais(vae.model, vae.guide, x, settings=settings, seed=0)
     assert bool(exact.converged.all())
     assert (sampled.log_px - exact.log_px).abs().max() < 0.02
     assert (annealed.log_px - exact.log_px).abs().max() < 0.02
-    both = bdmc(vae.model, None, x, settings=AISSettings(16, 40), seed=0)
+    both = bdmc(vae.model, None, x, settings=AISSettings(16, 30), seed=0)
     assert -4 * both.mean_gap_se < both.mean_gap < 0.5
     elbo = -evaluate(vae, x, EvaluationSettings(("is",), 100)).diagnostics.nelbo
     assert (exact.log_px - elbo).mean() > 0.05  # there was something to find
@@ -91,6 +91,7 @@ def test_quadrature_importance_sampling_and_annealing_agree_datum_by_datum() -> 
 def test_one_command_does_it_all(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    leave_out_pictures(monkeypatch, keep=("extremes", "likelihood_per_datum"))
     monkeypatch.setenv("COLUMNS", "120")  # labels in one line each
     assert (
         main(
@@ -197,15 +198,8 @@ def test_the_sandwich_is_in_order_and_holds_the_exact_value(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     leave_out_pictures(monkeypatch)
-    flags = [
-        "--num-data",
-        "15",
-        "--method",
-        "is,ais,exact",
-        "--num-distributions",
-        "40",
-        "--double",
-    ]
+    flags = ["--num-data", "15", "--method", "is,ais,exact", "--num-distributions", "40"]
+    flags += ["--leapfrog-steps", "5", "--thinning", "1", "--double"]
     assert main(["evaluate", str(runs / "ppca"), *flags]) == 0
     printed = capsys.readouterr().out.partition("Monte Carlo")[2]
     rows = re.findall(r"^ *([A-Z\w].*?) +(-\d+\.\d+)", printed, re.MULTILINE)
@@ -314,13 +308,13 @@ def test_the_same_functions_on_a_program_with_two_sites_and_nested_plates() -> N
     data = (data[0].double(), data[1])
     truth = test_proposals.by_hand(*data)
     model, guide = test_proposals.model, test_proposals.guide
-    settings = AISSettings(16, 40)
+    settings = AISSettings(16, 40, leapfrog_steps=5)
     torch.set_default_dtype(torch.float64)
     try:
         annealed = ais(model, None, data, settings=settings, seed=0)
         both = bdmc(model, None, data, settings=settings, seed=0)
         summed = quadrature(model, guide, data)
-        lost = gaps(model, guide, data, num_particles=1000, steps=300, seed=0)
+        lost = gaps(model, guide, data, num_particles=1000, steps=100, seed=0)
         knows = information(model, guide, data, seed=0)
         prior = log_likelihood(model, prior_of(model), data, num_particles=20_000, seed=0)
     finally:

@@ -4,6 +4,7 @@ programs with known answers.
 
 import math
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -85,6 +86,12 @@ def replicates(objective: Any, num_data: int = 50_000, seed: int = 0) -> tuple[T
     return -theta.grad, -phi.grad
 
 
+@cache
+def pathwise(bound: BoundFunction) -> tuple[Tensor, Tensor]:
+    """Those of the pathwise gradient, for several estimators that they are compared with."""
+    return replicates(Objective(bound, Pathwise()))
+
+
 def same_mean(one: Tensor, other: Tensor, bias: float = 0.0) -> bool:
     """Paired: within 4.5 standard errors of the difference (and the spread is not zero)."""
     difference = one - other
@@ -99,7 +106,7 @@ def same_mean(one: Tensor, other: Tensor, bias: float = 0.0) -> bool:
 def test_unbiased_pairs_have_the_pathwise_mean(bound: BoundFunction, gradient: Gradient) -> None:
     if gradient == Score() and bound.num_particles <= bound.least_particles:
         pytest.skip("not defined")
-    theta, phi = replicates(Objective(bound, Pathwise()))
+    theta, phi = pathwise(bound)
     other_theta, other_phi = replicates(Objective(bound, gradient))
     assert same_mean(phi, other_phi)
     torch.testing.assert_close(
@@ -110,7 +117,7 @@ def test_unbiased_pairs_have_the_pathwise_mean(bound: BoundFunction, gradient: G
 @pytest.mark.parametrize("bound", [b for b in BOUNDS if b != ELBO(4)], ids=str)
 def test_sticking_the_landing_is_biased_beyond_the_elbo(bound: BoundFunction) -> None:
     """The comparison above can fail: STL with K > 1 does."""
-    _, phi = replicates(Objective(bound, Pathwise()))
+    _, phi = pathwise(bound)
     _, stuck = replicates(Objective(bound, StickingTheLanding()))
     assert not same_mean(phi, stuck)
 

@@ -190,32 +190,32 @@ def test_limits_of_many_particles() -> None:
     ids=str,
 )
 def test_bounds_by_monte_carlo(bound: BoundFunction, num_data: int, printed: float) -> None:
-    """n = 50 batches of 60,000 draws of z: standard errors of 1.4e-4 and less, 4 of them allowed.
+    """n = 20 batches of 60,000 draws of z: standard errors of 2.2e-4 and less, 4 of them allowed.
 
     VR(.5) with K = 20,000: its bias, 4e-7, is out of sight.
     """
     model, guide = shrunk()
     objective, x = Objective(bound), torch.ones(num_data, 1)
-    found = torch.stack([objective.bound(model, guide, x).value for _ in range(50)]) / num_data
+    found = torch.stack([objective.bound(model, guide, x).value for _ in range(20)]) / num_data
     mean, se = mean_and_error(found)
-    assert 0 < se < 1.6e-4
+    assert 0 < se < 2.6e-4
     assert mean == pytest.approx(printed, abs=4 * se)
 
 
 def test_variance_and_upper_bound_by_monte_carlo() -> None:
-    """n = 3,000,000 weights: Var(w)/p² within 4 (m₄ − m₂²)^½ / √n, EUBO = Σ ŵ log w within 4 of its
+    """n = 1,000,000 weights: Var(w)/p² within 4 (m₄ − m₂²)^½ / √n, EUBO = Σ ŵ log w within 4 of its
     delta-method errors.
     """
     model, guide = shrunk()
-    log_weight = log_weights(model, guide, torch.ones(3_000_000, 1)).log_weight[0]
+    log_weight = log_weights(model, guide, torch.ones(1_000_000, 1)).log_weight[0]
     ratio = (log_weight - LOG_P).exp()
     squares = (ratio - ratio.mean()).square()
     mean, se = mean_and_error(squares)
-    assert se < 5e-5
+    assert se < 9e-5
     assert mean == pytest.approx(0.0327956, abs=4 * se)
     upper = IWAE(len(ratio)).slope(log_weight) @ log_weight
     _, se = mean_and_error(ratio / ratio.mean() * (log_weight - upper))
-    assert se < 1.5e-4
+    assert se < 2.6e-4
     assert upper.item() == pytest.approx(-1.496671, abs=4 * se)
 
 

@@ -34,8 +34,8 @@ from pyroae.objectives.strata import Strata
 from pyroae.objectives.stratified import SELBO, SIWAE
 from pyroae.posteriors import Mixture
 from pyroae.posteriors.mixture import GaussianMixture
-from pyroae.testing import ConformanceError, check_objective
 from pyroae.training.fitting import fit
+from tests.caught import assert_caught
 from tests.conftest import sample_of
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -173,12 +173,12 @@ def test_the_mean_weight_is_p() -> None:
     toy = Toy(1, logits=(1.5, 0.0))
     toy.parameters["b"].data.zero_()
     objective = Objective(SIWAE(4))
-    bounds = [-objective.loss(toy.model, toy.guide) for _ in range(3000)]
+    bounds = [-objective.loss(toy.model, toy.guide) for _ in range(1000)]
     weights = (torch.tensor(bounds) - LOG_P).exp()
-    assert weights.mean().item() == pytest.approx(1.0, abs=5 * weights.std().item() / 3000**0.5)
+    assert weights.mean().item() == pytest.approx(1.0, abs=5 * weights.std().item() / 1000**0.5)
 
 
-def means(bound: BoundFunction, logits: tuple[float, float], num: int = 400_000) -> float:
+def means(bound: BoundFunction, logits: tuple[float, float], num: int = 200_000) -> float:
     """E F of a symmetric guide."""
     toy = Toy(num, "implicit", logits)
     toy.parameters["b"].data.zero_()
@@ -295,11 +295,9 @@ def test_broken_copies_do_not_conform(
 ) -> None:
     log_ratio = Strata.log_ratio
     monkeypatch.setattr(Strata, "log_ratio", lambda self, t: log_ratio(self, t).detach())
-    with pytest.raises(ConformanceError, match="the mean gradient is that of the sum over all"):
-        check_objective(Objective(bound))
+    assert_caught(Objective(bound), "the mean gradient is that of the sum over all")
     monkeypatch.setattr(Strata, "log_ratio", lambda self, t: torch.zeros_like(log_ratio(self, t)))
-    with pytest.raises(ConformanceError, match="the mean value is the sum over all states"):
-        check_objective(Objective(bound))
+    assert_caught(Objective(bound), "the mean value is the sum over all states")
 
 
 # Refusals.

@@ -182,13 +182,13 @@ def test_one_datum_in_no_plate(read: Callable[[Tensor], Tensor], sd: float) -> N
     (model, guide), scale = vector(read, sd)
     x = torch.tensor(0.5)
     with pytest.warns(UserWarning, match=LOOPED):
-        log_weight = log_weights(model, guide, x, num_particles=4000).log_weight
+        log_weight = log_weights(model, guide, x, num_particles=1000).log_weight
     found, spread = (
-        log_weight.logsumexp(0) - torch.tensor(4000.0).log(),
+        log_weight.logsumexp(0) - torch.tensor(1000.0).log(),
         log_weight.exp().std() / log_weight.exp().mean(),
     )
     exact = dist.Normal(0.0, scale).log_prob(x)
-    assert abs(found.item() - exact.item()) < 5 * spread.item() / 4000**0.5
+    assert abs(found.item() - exact.item()) < 5 * spread.item() / 1000**0.5
 
 
 @pytest.mark.filterwarnings(f"ignore:{LOOPED}")
@@ -207,12 +207,12 @@ def test_evaluators_are_exact_where_particles_are_run_one_by_one() -> None:
         ).log_px
     )
     local = log_likelihood(
-        model, Local(prior_of(model), steps=200), x_data(), num_particles=50, seed=0
+        model, Local(prior_of(model), steps=100), x_data(), num_particles=50, seed=0
     )
     from_prior = ais(model, None, x_data(), settings=AISSettings(4, 20, leapfrog_steps=3), seed=0)
     for found in (local, from_prior):
         assert ((found.log_px - torch.tensor(LOG_PX)).abs() < 5 * found.se + 1e-4).all()
-    inference = gaps(model, guide, x_data(), num_particles=50, steps=100, seed=0).inference
+    inference = gaps(model, guide, x_data(), num_particles=50, steps=40, seed=0).inference
     assert (inference.values.abs() < 5 * inference.se).all()
     good = information(
         programs(lambda z, x: z[..., 0])[0], guide, x_data(), num_particles=1, seed=0
@@ -521,7 +521,7 @@ def test_discrete_draws_that_are_equal_by_chance_do_not_hide_what_a_program_read
     with pytest.warns(
         UserWarning, match=f"{LOOPED}, .* the site 'x' of the model has another log-density"
     ):
-        found = log_likelihood(model, prior_of(model), x, num_particles=3_000, seed=0)
+        found = log_likelihood(model, prior_of(model), x, num_particles=1_000, seed=0)
     normal = dist.Normal(torch.tensor([0.0, 1.0]), 1.0).log_prob(x)
     exact = (normal + torch.tensor([0.99, 0.01]).log()).logsumexp(0)
     assert (found.log_px[0] - exact).abs() < 5 * found.se[0]

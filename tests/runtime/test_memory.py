@@ -20,8 +20,7 @@ from pyroae.compilation.codegen import try_compile
 from pyroae.config import AISSettings
 from pyroae.errors import BrokenProgramError, ConfigError, ProgramError
 from pyroae.evaluation.annealing import bounds as ais_module
-from pyroae.evaluation.annealing import compiled as compiled_path
-from pyroae.evaluation.annealing import hmc
+from pyroae.evaluation.annealing import chunks, hmc
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.results import BlockResult
 from pyroae.evaluation.importance import sampler as sampling
@@ -259,7 +258,7 @@ def test_paths_have_graphs_for_the_smaller_shape(
     said: list[warnings.WarningMessage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a graph is traced memory may run out too: that is no reason to do without one."""
-    monkeypatch.setattr(compiled_path, "inductor", lambda graph, inputs, same_draws: graph)
+    monkeypatch.setattr(chunks, "inductor", lambda graph, inputs, same_draws, one_core: graph)
     monkeypatch.setattr(ais_module, "rows_of", lambda args, compiled=False: 28)
     monkeypatch.setattr(hmc, "WARM_UP", 5)
     small, x = Small(16, MemoryError()), torch.linspace(-1, 1, 17)

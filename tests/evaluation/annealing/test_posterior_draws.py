@@ -20,8 +20,7 @@ from pyroae import linear_gaussian, zoo
 from pyroae.config import AISSettings
 from pyroae.errors import ConfigError
 from pyroae.evaluation.annealing import bounds as ais_module
-from pyroae.evaluation.annealing import checkpoint, hmc, posterior
-from pyroae.evaluation.annealing import compiled as compiled_path
+from pyroae.evaluation.annealing import checkpoint, chunks, hmc, posterior
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.posterior import systematic
 from pyroae.programs.latents import Latents
@@ -281,7 +280,7 @@ def test_interrupted_at_every_stage_it_is_the_same(
 def test_shared_and_compiled_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     system, x = ppca()
     in_blocks(monkeypatch)
-    monkeypatch.setattr(compiled_path, "inductor", lambda graph, inputs, same_draws: graph)
+    monkeypatch.setattr(chunks, "inductor", lambda graph, inputs, same_draws, one_core: graph)
 
     def work(share: Share, compile: bool = False) -> Any:
         return ais(system.model, None, x, settings=TINY, seed=5, share=share, compile=compile)

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from pyroae.config import AISSettings, EvaluationSettings
 from pyroae.evaluation.annealing import bounds as ais_module
-from pyroae.evaluation.annealing import checkpoint, hmc
-from pyroae.evaluation.annealing import compiled as compiled_path
+from pyroae.evaluation.annealing import checkpoint, chunks, hmc
 from pyroae.evaluation.annealing.bounds import ais, bdmc
 from pyroae.evaluation.annealing.chain_summaries import COLUMNS, summarize
 from pyroae.evaluation.annealing.rate_distortion import RateDistortion
@@ -232,7 +231,7 @@ def test_an_interrupted_run_and_several_processes_have_the_same_curve(
 
 def test_graphs_have_the_curve_of_eager_code(monkeypatch: pytest.MonkeyPatch) -> None:
     in_blocks(monkeypatch)
-    monkeypatch.setattr(compiled_path, "inductor", lambda graph, inputs, same_draws: graph)
+    monkeypatch.setattr(chunks, "inductor", lambda graph, inputs, same_draws, one_core: graph)
     system, x = ppca()
     run = [
         ais(system.model, None, x, settings=TINY, seed=5, compile=compile)

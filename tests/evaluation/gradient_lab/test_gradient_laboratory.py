@@ -455,7 +455,7 @@ def test_bias_at_each_k() -> None:
         num_data,
         make={"stl": iwae_stl, "dreg": dreg, "iwae": iwae},
         ks=(64, 2),
-        replicates=200,
+        replicates=120,
         reference="iwae",
     )
     for i, known in enumerate((0.445, 0.257)):  # the order of K is the caller's

@@ -31,7 +31,10 @@ def compiled(
         return CompiledDraws(model, guide, (x,), K, 1)
 
 
-@pytest.mark.parametrize(("largest", "parts"), [(12 * N * K // 2, 2), (12 * N * K // 4, 5)])
+@pytest.mark.parametrize(
+    ("largest", "parts"),
+    [pytest.param(12 * N * K // 2, 2, marks=pytest.mark.slow), (12 * N * K // 4, 5)],
+)
 def test_parts_have_the_log_weights_of_the_whole(
     largest: int, parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
