@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from pyroae.compilation.cpu_settings import cpu_options, for_vectors, keep_memory
+from pyroae.compilation.cpu_settings import cpu_options, for_vectors
 from pyroae.compilation.noise_inputs import Draw, NotLiftedError, is_random, lift_draws
 from pyroae.compilation.tracing import UntraceableError, reason_of
 from pyroae.errors import ConfigError, is_refusal
-from pyroae.runtime.memory import is_out_of_memory
+from pyroae.runtime.memory import is_out_of_memory, keep_memory
 from pyroae.runtime.randomness import fork_random
 
 Outputs = tuple[Tensor, ...]

@@ -1,13 +1,10 @@
-"""Settings of code for a CPU: fused multiply-add, vector instructions, freed memory."""
+"""Settings of code for a CPU: fused multiply-add, vector instructions."""
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from typing import Any
 from unittest import mock
-
-import torch
 
 
 def cpu_options() -> dict[str, Any]:
@@ -90,14 +87,3 @@ def forget_vectors() -> None:
         for function in vars(place).values():
             if hasattr(function, "cache_clear"):
                 function.cache_clear()
-
-
-@cache
-def keep_memory() -> None:
-    """Let the allocator of a Linux process reuse the blocks that a graph frees in its next call.
-
-    glibc returns blocks above a threshold to the system, and every page of the next one costs a
-    page fault: up to a third of a likelihood's time. The threshold rises, to at most 32 MiB, with
-    the largest such block that was ever freed.
-    """
-    torch.empty(2**25 - 2**16, dtype=torch.uint8)

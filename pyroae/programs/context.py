@@ -13,6 +13,7 @@ from torch import nn
 
 from pyroae.programs.model_sums import SumMissing
 from pyroae.programs.sites import Program
+from pyroae.runtime.memory import keep_memory
 
 _ANNOUNCES = ContextVar("announces", default=True)
 
@@ -52,6 +53,7 @@ def evaluating(*programs: Program) -> Iterator[None]:
     Yields:
         None, in the context; the modes are restored on exit.
     """
+    keep_memory()
     owners = [owner for owner in map(owner_of, programs) if owner is not None]
     with torch.no_grad(), evaluation_mode(*owners), SumMissing():
         yield

@@ -14,6 +14,7 @@ from pyroae.config import TrainConfig
 from pyroae.data.dataset import Dataset
 from pyroae.distributed.fabric import load_weights
 from pyroae.programs.arguments import Arguments
+from pyroae.runtime.memory import keep_memory
 from pyroae.runtime.progress import Progress
 from pyroae.runtime.short_repr import Overview, Shown
 from pyroae.runtime.short_text import duration
@@ -145,6 +146,7 @@ class Trainer:
             NonFiniteLossError: if a loss or a weight is not finite.
         """
         config, is_first = self.config, self.share.rank == 0
+        keep_memory()
         self.stepper.compile()
         state = self.initial(on_epoch) if state is None else self._restored(state)
         stopped = False
