@@ -145,6 +145,7 @@ def test_one_step_is_importance_sampling_from_the_prior() -> None:
     torch.testing.assert_close(curve.rate[1], math.log(6) - entropy)
 
 
+@pytest.mark.slow
 def test_constrained_latents_in_nested_plates() -> None:
     """D_0 in closed form, and log Z_β = −∫ D dβ at every β."""
     x = torch.randn(1, 3).expand(400, 3).clone()
