@@ -1,5 +1,6 @@
 """Layers with the sum of their Bernoulli log-density in one pass: torch's numbers, and where."""
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -8,12 +9,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 import pyroae
 from pyroae import zoo
 from pyroae.compilation import core_kernels
 from pyroae.compilation.bernoulli_rows import BernoulliRows, Layer
 from pyroae.compilation.core_kernels import add_sums, can_sum_rows
+from pyroae.compilation.noise_inputs import Draw
 from pyroae.evaluation.importance import cache_parts
 from pyroae.evaluation.importance.cache_parts import PartByPart
 from pyroae.evaluation.importance.compiled import CompiledDraws
@@ -78,12 +81,9 @@ def test_values_that_are_not_numbers_stay() -> None:
         assert added(sums, inputs, rows).isnan().nonzero().tolist() == [[3]]
 
 
-def compiled(
-    system: Any, x: Tensor, kernel: bool, monkeypatch: pytest.MonkeyPatch
-) -> CompiledDraws:
-    monkeypatch.setattr(core_kernels, "can_sum_rows", lambda: kernel)
-    with evaluating(system.model, system.guide), pyro.validation_enabled(False):
-        return CompiledDraws(system.model, system.guide, (x,), K, 1)
+def draws_of(model: Any, guide: Any, x: Tensor, backend: str = "inductor") -> CompiledDraws:
+    with evaluating(model, guide), pyro.validation_enabled(False):
+        return CompiledDraws(model, guide, (x,), K, 1, backend)
 
 
 def sums_of(draws: CompiledDraws) -> BernoulliRows | None:
@@ -92,6 +92,21 @@ def sums_of(draws: CompiledDraws) -> BernoulliRows | None:
     return code._sums if isinstance(code, PartByPart) else None
 
 
+def graph_of(
+    model: Any, guide: Any, x: Tensor
+) -> tuple[GraphModule, BernoulliRows | None, list[Tensor]]:
+    """The graph that would be compiled, what adds a sum to it, and its inputs."""
+    with evaluating(model, guide), pyro.validation_enabled(False), torch.no_grad():
+        draws = CompiledDraws(model, guide, (x,), K, 1, "eager")
+        inputs = [*draws._leaves, x]
+        graph, drawn = draws._traced(inputs, K)
+        assert drawn is not None
+        early, late, sums, _ = draws._divided(graph, drawn, inputs)
+        noise = [each.empty(1)[0].normal_() for each in drawn if isinstance(each, Draw)]
+        return late, sums, [*early(*inputs), *noise]
+
+
+@pytest.mark.parametrize("num_data", [N, 1])
 @pytest.mark.parametrize(
     ("system", "layers"),
     [
@@ -102,23 +117,37 @@ def sums_of(draws: CompiledDraws) -> BernoulliRows | None:
     ],
     ids=["relu", "tanh", "softplus", "linear"],
 )
-def test_log_weights_are_those_of_the_graph(
-    system: Any, layers: int, monkeypatch: pytest.MonkeyPatch
+def test_the_sum_and_the_other_terms_are_the_graph(
+    system: Any, layers: int, num_data: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For blocks of one datum and of several, and for the surplus of a smaller block."""
-    for x in ((torch.rand(N, 12) < 0.5).float(), (torch.rand(1, 12) < 0.5).float()):
-        found, wanted = (compiled(system, x, kernel, monkeypatch) for kernel in (True, False))
-        sums = sums_of(found)
-        assert sums is not None
-        assert len(sums.layers) == layers
-        assert sums_of(wanted) is None
-        for block in (x, 1 - x, x[:1]):
-            for seed in (0, 1):
-                one, other = (d.prepare((block,))(K, seed) for d in (found, wanted))
-                torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    """Layers and activations as found in traced graphs, with the sum by the kernel."""
+    x = (torch.rand(num_data, 12) < 0.5).float()
+    late, sums, inputs = graph_of(system.model, system.guide, x)
+    assert sums is not None
+    assert len(sums.layers) == layers
+    monkeypatch.setattr(core_kernels, "can_sum_rows", lambda: False)
+    whole, none, _ = graph_of(system.model, system.guide, x)
+    assert none is None
+    with torch.no_grad():
+        log_weight, rows = late(*inputs)
+        add_sums(sums, inputs, rows.contiguous(), log_weight)
+        (expected,) = whole(*inputs)
+    torch.testing.assert_close(log_weight, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_other_programs_keep_their_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_weights_are_those_of_the_graph() -> None:
+    """For blocks of several data, and for the surplus of a smaller block."""
+    system, x = zoo.vae(12, latent=2, hidden=(7,)), (torch.rand(N, 12) < 0.5).float()
+    found = draws_of(system.model, system.guide, x)
+    wanted = draws_of(system.model, system.guide, x, "eager")
+    assert sums_of(found) is not None
+    for block in (x, 1 - x, x[:1]):
+        for seed in (0, 1):
+            one, other = (d.prepare((block,))(K, seed) for d in (found, wanted))
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_other_programs_keep_their_graph() -> None:
     """Another likelihood, masked pixels, and two uses of the logits."""
     decoder = pyro.nn.PyroModule[torch.nn.Linear](2, 12)
 
@@ -138,25 +167,23 @@ def test_other_programs_keep_their_graph(monkeypatch: pytest.MonkeyPatch) -> Non
             if kind == "twice":
                 pyro.sample("y", dist.Normal(logits, 1.0).to_event(1), obs=x)
 
-    def guide(x: Tensor, kind: str) -> None:
+    def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(torch.zeros(2), 0.9).to_event(1))
 
     x = (torch.rand(N, 12) < 0.5).float()
     for kind, is_found in (("plain", True), ("masked", False), ("scaled", False), ("twice", False)):
-        monkeypatch.setattr(core_kernels, "can_sum_rows", lambda: True)
-        with pyro.validation_enabled(False):
-            draws = CompiledDraws(
-                lambda x, kind=kind: model(x, kind), lambda x, kind=kind: guide(x, kind), (x,), K, 1
-            )
-        assert (sums_of(draws) is not None) == is_found, kind
-    assert sums_of(compiled(zoo.vae(12, 2, likelihood=Normal()), x, True, monkeypatch)) is None
+        _, sums, _ = graph_of(partial(model, kind=kind), guide, x)
+        assert (sums is not None) == is_found, kind
+    other = zoo.vae(12, 2, likelihood=Normal())
+    assert graph_of(other.model, other.guide, x)[1] is None
 
 
 def test_chunks_are_divided_where_latents_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_parts, "LARGEST", 2 * N * K // 4)
     system, x = zoo.vae(12, latent=2, hidden=(7,)), (torch.rand(N, 12) < 0.5).float()
-    found, wanted = (compiled(system, x, kernel, monkeypatch) for kernel in (True, False))
+    found = draws_of(system.model, system.guide, x)
+    wanted = draws_of(system.model, system.guide, x, "eager")
     assert sums_of(found) is not None
     assert found._graphs is not None
     assert isinstance(code := found._graphs[1], PartByPart)

@@ -154,12 +154,17 @@ SEVERAL: dict[str, dict[str, Any]] = {
 
 @pytest.mark.usefixtures("traced", "float64", "how")
 @pytest.mark.parametrize(
-    "settings",
+    ("how", "settings"),
     [
-        *SEVERAL.values(),
-        *(pytest.param(one, marks=pytest.mark.slow) for one in CONFIGS.values()),
+        pytest.param(how, settings, marks=marks, id=f"{how}-{name}")
+        for how in ("side by side", "batched")
+        for name, settings, marks in (
+            ("last weights and others", SEVERAL["last weights"], ()),
+            ("SGD and others", SEVERAL["SGD"], () if how == "batched" else pytest.mark.slow),
+            *((name, one, pytest.mark.slow) for name, one in CONFIGS.items()),
+        )
     ],
-    ids=[*(f"{name} and others" for name in SEVERAL), *CONFIGS],
+    indirect=["how"],
 )
 def test_an_ensemble_is_its_members_trained_apart(settings: dict[str, Any]) -> None:
     """Seeds with weights, order of the data, binarization and draws of their own."""
@@ -185,7 +190,7 @@ CASES = [
 
 
 ALWAYS = {
-    "side by side": ("vae-laplace", "discrete-vae"),
+    "side by side": ("discrete-vae",),
     "batched": ("vae-conv", "denoising-vae", "discrete-vae-categorical"),
 }
 """Systems for `make test`, with a draw of each kind in one of the ways; `make study` has all."""

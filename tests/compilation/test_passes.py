@@ -42,30 +42,30 @@ def test_a_bias_is_added_after_the_product() -> None:
     torch.testing.assert_close(graph(bias, left, right), bias + left @ right)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("sizes", [(80, 2, 64), (80, 1, 3), (80, 64, 3), (80, 64, 1), (1, 1, 1)])
-def test_a_small_product_is_a_sum(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
-    rows, inner, columns = sizes
-    left = torch.randn(rows, inner, dtype=dtype)
-    right = torch.randn(columns, inner, dtype=dtype)
+def test_small_products_are_sums() -> None:
+    """Of any sizes and in both precisions; as traced, and in one compiled graph of all."""
+    sizes = [(80, 2, 64), (80, 1, 3), (80, 64, 3), (80, 64, 1), (1, 1, 1)]
+    inputs = [
+        torch.randn(shape, dtype=dtype)
+        for dtype in (torch.float32, torch.float64)
+        for rows, inner, columns in sizes
+        for shape in ((rows, inner), (columns, inner))
+    ]
 
-    def layer(left: Tensor, right: Tensor) -> Tensor:
-        return (left.square() @ right.t()).tanh()
+    def layers(*tensors: Tensor) -> tuple[Tensor, ...]:
+        pairs = zip(tensors[::2], tensors[1::2], strict=True)
+        return tuple((left.square() @ right.t()).tanh() for left, right in pairs)
 
-    graph = traced(layer, left, right)
+    graph = traced(layers, *inputs)
+    assert targets(graph).count(aten.mm.default) == 2 * len(sizes)
     sum_small_products(graph.graph)
     graph.recompile()
     graph.graph.lint()
     assert aten.mm.default not in targets(graph)
-    torch.testing.assert_close(graph(left, right), layer(left, right))
+    code = inductor(traced(layers, *inputs), inputs, same_draws=True, one_core=True)
     with torch.no_grad():
-        (found,) = inductor(
-            traced(lambda *tensors: (layer(*tensors),), left, right),
-            (left, right),
-            same_draws=True,
-            one_core=True,
-        )(left, right)
-    torch.testing.assert_close(found, layer(left, right))
+        for function in (graph, code):
+            torch.testing.assert_close(tuple(function(*inputs)), layers(*inputs))
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_the_parts_are_the_closed_forms_within_their_errors(count: int) -> None:
 
 
 def test_the_errors_are_the_spread_over_seeds() -> None:
-    several = [bound_parts(model, guide, X, num_particles=20, seed=seed) for seed in range(200)]
+    several = [bound_parts(model, guide, X, num_particles=20, seed=seed) for seed in range(100)]
     for name in ("rate", "distortion", "nelbo"):
         spread = torch.stack([parts[name].values for parts in several]).std(0)
         error = torch.stack([parts[name].se for parts in several]).square().mean(0).sqrt()

@@ -338,6 +338,7 @@ def test_systems_with_classes_conditions_and_missing_values() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_trained_vae_is_less_calibrated_than_with_weights() -> None:
     torch.manual_seed(0)
     z = torch.randn(400, 2)

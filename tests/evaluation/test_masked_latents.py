@@ -177,7 +177,7 @@ def test_quadrature_counts_only_what_is_not_masked() -> None:
     assert ((found.log_px - expected).abs() < 5 * found.se + 1e-9).all()
 
 
-@pytest.mark.parametrize("start", ["prior", "guide"])
+@pytest.mark.parametrize("start", [pytest.param("prior", marks=pytest.mark.slow), "guide"])
 def test_annealing(start: str) -> None:
     settings = AISSettings(32, 30, leapfrog_steps=5, start=start)
     given = partial(guide, width=1.5)

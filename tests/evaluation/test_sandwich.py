@@ -36,34 +36,14 @@ from tests.pictures import leave_out_pictures
 EVERY = ",".join(METHODS)
 SHORT = ["--num-distributions", "12", "--num-chains", "4", "--leapfrog-steps", "3"]
 SHORT += ["--thinning", "1"]
+SMALL = ["--data", "digits", "--latent", "2", "--epochs", "20", "--lr", "3e-3"]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A VAE with two latent units and a pPCA on the digits, trained for as long as a test may
-    take.
-    """
+    """A VAE with two latent units on the digits, trained for as long as a test may take."""
     path = tmp_path_factory.mktemp("runs")
-    small = ["--data", "digits", "--latent", "2", "--epochs", "20", "--lr", "3e-3"]
-    assert (
-        main(["train", "--system", "vae", *small, "--hidden", "50", "--out", str(path / "vae")])
-        == 0
-    )
-    assert (
-        main(
-            [
-                "train",
-                "--system",
-                "ppca",
-                *small,
-                "--likelihood",
-                "normal",
-                "--out",
-                str(path / "ppca"),
-            ]
-        )
-        == 0
-    )
+    assert main(["train", "--system", "vae", *SMALL, "--hidden", "50", "--out", f"{path}/vae"]) == 0
     return path
 
 
@@ -194,13 +174,16 @@ def test_the_option_compile_reaches_importance_sampling_and_annealing(
     assert "compile takes auto, true or false, not 'yes'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_sandwich_is_in_order_and_holds_the_exact_value(
-    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     leave_out_pictures(monkeypatch)
     flags = ["--num-data", "15", "--method", "is,ais,exact", "--num-distributions", "40"]
     flags += ["--leapfrog-steps", "5", "--thinning", "1", "--double"]
-    assert main(["evaluate", str(runs / "ppca"), *flags]) == 0
+    ppca = ["--system", "ppca", "--likelihood", "normal", "--out", str(tmp_path)]
+    assert main(["train", *SMALL, *ppca]) == 0
+    assert main(["evaluate", str(tmp_path), *flags]) == 0
     printed = capsys.readouterr().out.partition("Monte Carlo")[2]
     rows = re.findall(r"^ *([A-Z\w].*?) +(-\d+\.\d+)", printed, re.MULTILINE)
     bounds = {name: float(value) for name, value in rows}
@@ -215,10 +198,10 @@ def test_an_annealing_that_was_stopped_goes_on(
 ) -> None:
     """Ctrl-C, the same command again, and the same figures."""
     leave_out_pictures(monkeypatch)
-    shutil.copytree(runs / "ppca", tmp_path / "ppca")
-    flags = ["evaluate", str(tmp_path / "ppca"), "--num-data", "5", "--method", "ais", *SHORT]
+    shutil.copytree(runs / "vae", tmp_path / "vae")
+    flags = ["evaluate", str(tmp_path / "vae"), "--num-data", "5", "--method", "ais", *SHORT]
     assert main(flags) == 0
-    whole = json.loads((tmp_path / "ppca" / "results.json").read_text())
+    whole = json.loads((tmp_path / "vae" / "results.json").read_text())
     monkeypatch.setattr(checkpoint, "SAVE_EVERY", 0.0)
     tick, left = checkpoint.Checkpoint.tick, [9]
 
@@ -230,9 +213,9 @@ def test_an_annealing_that_was_stopped_goes_on(
 
     monkeypatch.setattr(checkpoint.Checkpoint, "tick", stopped)
     assert main(flags) == 130
-    assert list((tmp_path / "ppca" / "annealing").rglob("ais.safetensors"))
+    assert list((tmp_path / "vae" / "annealing").rglob("ais.safetensors"))
     assert main(flags) == 0
-    again = json.loads((tmp_path / "ppca" / "results.json").read_text())
+    again = json.loads((tmp_path / "vae" / "results.json").read_text())
     estimates = [{row["name"]: row["estimate"] for row in rows} for rows in (whole, again)]
     assert estimates[0] == estimates[1]
 
@@ -300,6 +283,7 @@ def test_few_particles_have_no_khat_and_say_so(
     assert "no k̂, which needs K ≥ 25: no error can be trusted" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_same_functions_on_a_program_with_two_sites_and_nested_plates() -> None:
     """Program, guide and arguments of tests/evaluation/importance/test_proposals.py, against the
     value integrated by hand.

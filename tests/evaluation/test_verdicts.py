@@ -174,13 +174,9 @@ def test_annealing_says_where_one_chain_has_all_the_weight() -> None:
     )
     assert len(short.unreliable) == 5
     system, x = zoo.ppca(6, latent=2), torch.randn(5, 6)
-    fine = ais(
-        system.model, None, x, settings=AISSettings(num_chains=16, num_distributions=40), seed=0
-    )
+    fine = ais(system.model, None, x, settings=AISSettings(16, 40, leapfrog_steps=4), seed=0)
     assert len(fine.unreliable) == 0
-    one = ais(
-        system.model, None, x, settings=AISSettings(num_chains=1, num_distributions=20), seed=0
-    )
+    one = ais(system.model, None, x, settings=AISSettings(1, 8, leapfrog_steps=2), seed=0)
     assert len(one.unreliable) == 5
 
 

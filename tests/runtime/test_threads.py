@@ -24,6 +24,10 @@ from pyroae.runtime.threads import AHEAD, Threads, one_core_each
 from tests.systems import PROPER, system_and_data
 
 pytestmark = pytest.mark.usefixtures("float64")
+FEW = ((5, None), (64, None), (200, 0.05))
+"""Numbers of particles and tolerances for `make test`: fewer than a chunk, one chunk, and more."""
+SOME = ("ppca-exact", "vae-conv", "vae-laplace", "vae-ladder")
+"""Systems for `make test`: draws of each kind, a layer of each kind, several sites."""
 
 
 @pytest.fixture
@@ -152,7 +156,9 @@ def assert_equal(one: LikelihoodEstimate, other: LikelihoodEstimate) -> None:
 
 
 @pytest.mark.usefixtures("as_graph")
-@pytest.mark.parametrize("name", PROPER)
+@pytest.mark.parametrize(
+    "name", [one if one in SOME else pytest.param(one, marks=pytest.mark.slow) for one in PROPER]
+)
 def test_a_graph_draws_what_the_programs_draw(name: str) -> None:
     """Log-weights from the same seed, for all and for fewer particles of a full block."""
     system, x = system_and_data(name, 3)
@@ -172,8 +178,14 @@ def test_a_graph_draws_what_the_programs_draw(name: str) -> None:
 
 
 @pytest.mark.usefixtures("as_graph")
-@pytest.mark.parametrize("tolerance", [None, 0.05])
-@pytest.mark.parametrize("num_particles", [5, 64, 200, 640])
+@pytest.mark.parametrize(
+    ("num_particles", "tolerance"),
+    [
+        pytest.param(count, tolerance, marks=() if (count, tolerance) in FEW else pytest.mark.slow)
+        for count in (5, 64, 200, 640)
+        for tolerance in (None, 0.05)
+    ],
+)
 def test_figures_are_the_same_for_any_number_of_threads(
     num_particles: int, tolerance: float | None, cores: Callable[[int], None]
 ) -> None:
@@ -257,6 +269,7 @@ def test_a_datum_without_density_is_blamed_through_threads(cores: Callable[[int]
     assert torch.get_num_threads() == 2
 
 
+@pytest.mark.slow
 def test_code_of_inductor_is_run_by_threads(
     cores: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,24 +65,20 @@ def scales_exact(x: Tensor) -> Tensor:
     return torch.logsumexp(inner + dist.Gamma(3.0, 2.0).log_prob(s), -1) + math.log(25 / 4000)
 
 
-def test_within_its_error_of_the_exact_value() -> None:
+@pytest.mark.parametrize("schedule", [pytest.param("sigmoid", marks=pytest.mark.slow), "linear"])
+def test_within_its_error_of_the_exact_value(schedule: str) -> None:
+    """Other tests have the schedule `sigmoid`, the default."""
     system, x = ppca()
     exact = exact_log_likelihood(system, x)
-    for schedule in ("sigmoid", "linear"):
-        found = ais(
-            system.model,
-            None,
-            x,
-            settings=AISSettings(16, 40, schedule=schedule, leapfrog_steps=4),
-            seed=0,
-        )
-        assert found.se.max() < 0.3
-        assert ((found.log_px - exact).abs() < 4 * found.se).all()
-        assert found.nll == pytest.approx(-exact.mean().item(), abs=4 * found.monte_carlo_se)
-        assert found.log_px.dtype == found.log_weights.dtype == torch.float64
-        w = found.log_weights.exp()
-        torch.testing.assert_close(found.se, w.std(0) / w.mean(0) / 4)
-        torch.testing.assert_close(found.ess, w.sum(0) ** 2 / w.square().sum(0))
+    settings = AISSettings(16, 40, schedule=schedule, leapfrog_steps=4)
+    found = ais(system.model, None, x, settings=settings, seed=0)
+    assert found.se.max() < 0.3
+    assert ((found.log_px - exact).abs() < 4 * found.se).all()
+    assert found.nll == pytest.approx(-exact.mean().item(), abs=4 * found.monte_carlo_se)
+    assert found.log_px.dtype == found.log_weights.dtype == torch.float64
+    w = found.log_weights.exp()
+    torch.testing.assert_close(found.se, w.std(0) / w.mean(0) / 4)
+    torch.testing.assert_close(found.ess, w.sum(0) ** 2 / w.square().sum(0))
 
 
 def coverage(found: AISEstimate, exact: Tensor) -> float:
@@ -116,6 +112,7 @@ def test_intervals_cover_whatever_the_settings(num_chains: int, num_distribution
     assert 0.9 <= coverage(found, exact_log_likelihood(system, x)) <= 0.99
 
 
+@pytest.mark.slow
 def test_the_error_falls_with_the_number_of_distributions() -> None:
     """Per-chain variance of log w of a smooth path falls about as 1/T (Neal 2001)."""
     system, x = ppca(copies=100)
@@ -159,6 +156,7 @@ def test_one_distribution_is_importance_sampling() -> None:
     assert math.isnan(found.acceptance_rate)
 
 
+@pytest.mark.slow
 def test_the_order_of_the_data_does_not_matter() -> None:
     system, x = ppca()
     order = torch.tensor([4, 2, 0, 1, 3])
@@ -188,17 +186,18 @@ def test_blocks_make_no_difference_but_the_draws(monkeypatch: pytest.MonkeyPatch
     assert ((found.log_px - exact_log_likelihood(system, x)).abs() < 5 * found.se).all()
 
 
-def test_acceptance_is_near_the_target() -> None:
+@pytest.mark.parametrize("target", [0.5, pytest.param(0.8, marks=pytest.mark.slow)])
+def test_acceptance_is_near_the_target(target: float) -> None:
+    """The default is 0.65."""
     system, x = ppca()
-    for target in (0.5, 0.8):
-        settings = AISSettings(8, 80, leapfrog_steps=3, target_acceptance=target)
-        found = ais(system.model, None, x, settings=settings, seed=1)
-        assert found.acceptance_rate == pytest.approx(target, abs=0.06)
-        assert (found.acceptance_per_datum - target).abs().max() < 0.12
-        assert found.acceptance_per_segment.shape == (7,)
+    settings = AISSettings(8, 80, leapfrog_steps=3, target_acceptance=target)
+    found = ais(system.model, None, x, settings=settings, seed=1)
+    assert found.acceptance_rate == pytest.approx(target, abs=0.06)
+    assert (found.acceptance_per_datum - target).abs().max() < 0.12
+    assert found.acceptance_per_segment.shape == (7,)
 
 
-@pytest.mark.parametrize("start", ["prior", "guide"])
+@pytest.mark.parametrize("start", ["guide", pytest.param("prior", marks=pytest.mark.slow)])
 def test_nested_plates_and_constrained_latents_equal_quadrature(start: str) -> None:
     x = torch.tensor([[0.1, -0.3, 0.2], [2.0, -1.5, 3.0], [0.0, 4.0, 1.0]])
     settings = AISSettings(32, 60 if start == "prior" else 30, start, leapfrog_steps=4)

@@ -106,7 +106,7 @@ def finished(run: Callable[[], Any]) -> tuple[Any, int]:
             breaks += 1
 
 
-@pytest.mark.parametrize("function", [ais, bdmc])
+@pytest.mark.parametrize("function", [pytest.param(ais, marks=pytest.mark.slow), bdmc])
 def test_an_interrupted_run_goes_on_to_the_same_result(
     function: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,13 @@ def either(one: Iterable[Any], other: Iterable[Any]) -> list[Any]:
     ]
 
 
+bdmc_from_the_guide = [
+    pytest.param(*pair, marks=() if pair == (bdmc, "guide") else pytest.mark.slow)
+    for pair in product((ais, bdmc), ("prior", "guide"))
+]
+"""Chains of both directions for `make test`; those of the other cases are a part of them."""
+
+
 def in_blocks(monkeypatch: pytest.MonkeyPatch, size: int, num_chains: int = 5) -> None:
     monkeypatch.setattr(ais_module, "rows_of", lambda args: size * num_chains)
 
@@ -82,7 +89,7 @@ def assert_graphs_agree(
 
 @pytest.mark.parametrize(
     ("name", "start"),
-    either(("ppca", "vae", "vae-conv", "vae-normal"), ("prior", "guide")),
+    either(("vae", "vae-conv", "vae-normal"), ("prior", "guide")),
 )
 def test_systems_of_the_zoo(name: str, start: str, made: list[torch.fx.GraphModule]) -> None:
     system, x = system_and_data(name)
@@ -115,7 +122,7 @@ def test_joined_inputs_are_separated_again() -> None:
     assert all(t.storage_offset() % chunks.ALIGNED == 0 for t in joined.split(whole))
 
 
-@pytest.mark.parametrize(("function", "start"), either((ais, bdmc), ("prior", "guide")))
+@pytest.mark.parametrize(("function", "start"), bdmc_from_the_guide)
 def test_blocks_share_the_graphs_and_not_their_data(
     function: Callable[..., Any],
     start: str,
@@ -135,7 +142,7 @@ def test_blocks_share_the_graphs_and_not_their_data(
     assert len({round(v, 6) for v in lower.tolist()}) == 5
 
 
-@pytest.mark.parametrize(("function", "start"), either((ais, bdmc), ("prior", "guide")))
+@pytest.mark.parametrize(("function", "start"), bdmc_from_the_guide)
 def test_nested_plates_and_constrained_latents(
     function: Callable[..., Any],
     start: str,
@@ -167,14 +174,10 @@ def test_several_arguments_masks_bounds_and_parameters_of_the_store(
 ) -> None:
     """The bounds differ between blocks: they are inputs of the graphs, not constants."""
     in_blocks(monkeypatch, 2)
-    x, known, width = (
-        torch.randn(6),
-        torch.tensor([True, True, False, True, True, False]),
-        torch.ones(6),
-    )
-    width[2:4], width[4:] = 2.0, 3.0
+    x, known = torch.randn(4), torch.tensor([True, False, True, True])
+    width = torch.tensor([1.0, 1.0, 3.0, 3.0])
     found = assert_graphs_agree(ais, bounded, None, (x, known, width))
-    torch.testing.assert_close(found.log_px[~known], torch.zeros(2), rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.log_px[~known], torch.zeros(1), rtol=0, atol=1e-9)
     assert len(made) == 1
     pyro.get_param_store()["noise"] = torch.tensor(0.8)
     other = assert_graphs_agree(ais, bounded, None, (x, known, width))
@@ -228,11 +231,11 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     whole = function(system.model, None, x, **arguments)
     calls, moves = counted.count, 2 * (64 + 59 * (1 if function is ais else 2))
     assert moves / 3 < calls < moves / 1.3
-    moments = [4, 20, calls // 2, calls - 10, calls - 1]
+    moments = [20, calls // 2, calls - 1]
     Interruption(monkeypatch, moments, chunks.ChunkedMover, "move")
     file = tmp_path / "work.safetensors"
     found, breaks = finished(lambda: function(system.model, None, x, checkpoint=file, **arguments))
-    assert breaks == 5
+    assert breaks == 3
     assert counted.count == 2 * calls
     assert_same(whole, found)
     assert_same(
@@ -271,7 +274,7 @@ def test_code_of_inductor_in_any_number_of_threads(
     monkeypatch.setattr(plan, "LEAST_ROWS", 6)
     in_blocks(monkeypatch, 4, num_chains=8)
     system, x = zoo.vae(6, latent=2, encoder=MLP((5,))), (torch.rand(7, 6) < 0.4).double()
-    settings = AISSettings(8, 8, leapfrog_steps=3, posterior_draws=2, thinning=2)
+    settings = AISSettings(8, 8, leapfrog_steps=2, posterior_draws=2, thinning=2)
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 3):

@@ -111,7 +111,7 @@ SLOW = [
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("kills", "compile"), [(6, False), *SLOW])
+@pytest.mark.parametrize(("kills", "compile"), [(3, False), *SLOW])
 def test_an_annealing_is_killed_at_random_moments(
     tmp_path: Path, kills: int, compile: bool
 ) -> None:

@@ -113,6 +113,7 @@ def test_without_resampling_a_short_path_gives_other_moments(
     assert errors(drawn, loc, tril @ tril.mT).abs().max() > 8
 
 
+@pytest.mark.slow
 def test_the_quadrature_posterior_of_a_nonlinear_vae() -> None:
     """Two curved dimensions; the grid's moments do not change when it is made finer."""
     torch.manual_seed(1)

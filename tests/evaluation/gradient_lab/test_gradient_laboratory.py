@@ -802,7 +802,7 @@ def test_an_exact_reference_makes_the_bias_known() -> None:
         x,
         objectives,
         parameters=dict(system.named_parameters()),
-        replicates=200,
+        replicates=100,
         reference="enumerate",
     )
     assert len(calls) == 4  # two trial runs, and two that are compared
@@ -810,7 +810,7 @@ def test_an_exact_reference_makes_the_bias_known() -> None:
     assert of_exact.snr == math.inf
     assert of_exact.bias == 0.0
     assert of_exact.evaluations == 8 * len(x)
-    noise = (score.variance.sum() / 200).sqrt().item()
+    noise = (score.variance.sum() / 100).sqrt().item()
     assert score.bias_se == pytest.approx(noise, rel=0.3)
     assert score.bias_interval[0] == 0.0
     assert score.bias < 3 * score.bias_se

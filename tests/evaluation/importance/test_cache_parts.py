@@ -22,13 +22,17 @@ K, N = 10, 5
 
 
 def compiled(
-    system: object, x: Tensor, monkeypatch: pytest.MonkeyPatch, largest: int
+    system: object,
+    x: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    largest: int,
+    backend: str = "inductor",
 ) -> CompiledDraws:
     monkeypatch.setattr(cache_parts, "LARGEST", largest)
     monkeypatch.setattr(core_kernels, "can_sum_rows", lambda: False)
     model, guide = system.model, system.guide  # type: ignore[attr-defined]
     with evaluating(model, guide), pyro.validation_enabled(False):
-        return CompiledDraws(model, guide, (x,), K, 1)
+        return CompiledDraws(model, guide, (x,), K, 1, backend)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +47,7 @@ def test_parts_have_the_log_weights_of_the_whole(
     The number of parts with the fewest surplus particles is taken.
     """
     system, x = zoo.vae(12, latent=2, hidden=(7,)), (torch.rand(N, 12) < 0.5).float()
-    whole = compiled(system, x, monkeypatch, 2**20)
+    whole = compiled(system, x, monkeypatch, 2**20, "eager")
     divided = compiled(system, x, monkeypatch, largest)
     assert whole._graphs is not None
     assert divided._graphs is not None
@@ -63,8 +67,7 @@ def test_surplus_particles_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_parts, "num_parts", lambda *_: 3)
     system, x = zoo.vae(12, latent=2, hidden=(7,)), (torch.rand(N, 12) < 0.5).float()
     divided = compiled(system, x, monkeypatch, 1)
-    monkeypatch.setattr(cache_parts, "num_parts", lambda *_: 1)
-    whole = compiled(system, x, monkeypatch, 1)
+    whole = compiled(system, x, monkeypatch, 1, "eager")
     torch.testing.assert_close(divided.prepare((x,))(K, 0), whole.prepare((x,))(K, 0))
 
 
@@ -83,9 +86,12 @@ def test_code_that_cannot_be_called_from_c_is_not_divided(monkeypatch: pytest.Mo
 def test_draws_with_parameters_are_not_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_parts, "LARGEST", 1)
     with pyro.validation_enabled(False), torch.no_grad():
-        draws = CompiledDraws(gamma, gamma_guide, (torch.ones(N),), K, 1)
-    assert draws._graphs is not None
-    assert not isinstance(draws._graphs[1], PartByPart)
+        draws = CompiledDraws(gamma, gamma_guide, (torch.ones(N),), K, 1, "eager")
+        graph, found = draws._traced([torch.ones(N)], K)
+        assert found
+        *_, sums, parts = draws._divided(graph, found, [torch.ones(N)])
+    assert sums is None
+    assert parts == 1
 
 
 def test_draws_of_parts() -> None:

@@ -76,7 +76,7 @@ def test_bias_is_that_of_the_gamma_oracle() -> None:
 
     for num_particles, bias in ((1, -0.577216), (2, -0.270363), (5, -0.103320)):
         found = log_likelihood(
-            model, guide, torch.zeros(200_000), num_particles=num_particles, seed=0
+            model, guide, torch.zeros(50_000), num_particles=num_particles, seed=0
         )
         assert -found.nll == pytest.approx(bias, abs=5 * found.nll_se)
 
