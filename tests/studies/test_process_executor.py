@@ -16,6 +16,7 @@ import torch
 from pyroae.cli import main
 from pyroae.comparison.results import Cell
 from pyroae.errors import DataError, InterruptedRunError
+from pyroae.runs.run import Run
 from pyroae.studies import process_executor
 from pyroae.studies.executor_names import executor_of
 from pyroae.studies.process_executor import InProcesses, jobs_for
@@ -87,10 +88,17 @@ def test_a_killed_process_changes_nothing(
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("to_the_end", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_signal_saves_every_running_training(
-    tmp_path: Path, started: list[Popen[bytes]], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    started: list[Popen[bytes]],
+    capsys: pytest.CaptureFixture[str],
+    to_the_end: bool,
 ) -> None:
-    """The study goes on in this process, and comes to the figures of one that was not stopped."""
+    """The study goes on in this process, and comes to the figures of one that was not stopped.
+
+    That a stopped study does so is also tested with one process, in test_compare_command.py.
+    """
     here, there = tmp_path / "here", tmp_path / "there"
     flags = ["--objectives", "iwae", "--num-particles", "2", "--seeds", "2", *LONG]
     before: list[int] = []
@@ -108,6 +116,9 @@ def test_a_signal_saves_every_running_training(
     assert all(process.poll() is not None for process in started)
     assert before[0] < 2  # an epoch is not over yet
     assert len(saved(there)) == 2
+    assert all(0 < Run(place).state().progressed.step < 728 for place in saved(there))
+    if not to_the_end:
+        return
     assert main(["compare", "--resume", str(there)]) == 0
     assert main(["compare", *flags, "--out", str(here)]) == 0
     assert_alike(here, there)
