@@ -230,6 +230,7 @@ def test_train_and_evaluate_write_the_run_directory(run: Path) -> None:
     assert "data:image/png;base64" in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_evaluation_repeats(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     leave_out_pictures(monkeypatch)
     before = json.loads((run / "results.json").read_text())

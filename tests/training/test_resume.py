@@ -173,9 +173,9 @@ def test_compiled(tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatc
     config = CONFIG.but(compile=True)
     whole = trained(config, splits)
     run = Run.create(tmp_path / "run", config, splits)
-    for step in (1, 10, 25):
+    for step in (1, 25):
         assert same(trained(config, splits, state=stopped_at(config, splits, run, step)), whole)
-    assert len(made) >= 6
+    assert len(made) >= 4
 
 
 @pytest.mark.slow
@@ -430,9 +430,9 @@ def test_from_the_state_before(tmp_path: Path, capsys: Any) -> None:
 
 def test_a_run_that_was_killed_before_its_first_state(tmp_path: Path, splits: Splits) -> None:
     digits = load("digits", binarize="dynamic")
-    Run.create(tmp_path / "run", CONFIG, digits)
+    Run.create(tmp_path / "run", CONFIG.but(epochs=2), digits)
     assert cli.main(["train", "--resume", str(tmp_path / "run")]) == 0
-    settings = ["--latent", "2", "--hidden", "10", "--epochs", "4", "--batch-size", "30"]
+    settings = ["--latent", "2", "--hidden", "10", "--epochs", "2", "--batch-size", "30"]
     assert cli.main(["train", *settings, "--out", str(tmp_path / "whole")]) == 0
     assert_same_weights(tmp_path / "run", tmp_path / "whole")
     del splits
