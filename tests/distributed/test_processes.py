@@ -242,8 +242,8 @@ TRAIN = "train --latent 2 --hidden 10 --epochs 2 --batch-size 200 --accelerator 
 
 def test_the_command(tmp_path: Path) -> None:
     """One directory, one line, a checkpoint that one process goes on from."""
-    two = ["--devices", "2", "--out", str(tmp_path / "two")]
-    command = [sys.executable, "-m", "pyroae.cli", *TRAIN, *two]
+    shared = ["--devices", "2", "--out", str(tmp_path / "two")]
+    command = [sys.executable, "-m", "pyroae.cli", *TRAIN, *shared]
     found = subprocess.run(
         command, capture_output=True, text=True, check=False, env=QUIET, timeout=300
     )
