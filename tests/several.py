@@ -1,7 +1,7 @@
 """A script of several processes: trainings by all of them, each held against that of one process on
 the same batches.
 
-    python -m tests.several OUT WORLD STRATEGY PRECISION CASE…
+    python -m tests.several OUT WORLD STRATEGY PRECISION CASE… [evaluation]
 
 Lightning Fabric starts the other processes, unless torchrun has; the first one writes the largest
 differences to OUT, as JSON.
@@ -17,6 +17,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+import torch.distributed
 from torch import Tensor
 
 from pyroae import zoo
@@ -25,7 +26,7 @@ from pyroae.data.dataset import Dataset
 from pyroae.data.loading import load
 from pyroae.distributed.fabric import gather_tensors
 from pyroae.objectives import ObjectiveBase, parse_objective
-from pyroae.runtime.processes import is_first
+from pyroae.runtime.processes import Share, is_first
 from pyroae.training.fitting import fit
 from tests.random_particles import RandomParticles
 
@@ -189,9 +190,21 @@ def differences(world: int, strategy: str, precision: str, names: list[str]) -> 
     return found
 
 
+def evaluation(folder: Path) -> None:
+    """By the processes of the training before it; each saves its results in the folder."""
+    from tests.distributed.test_shared_evaluation import everything
+
+    torch.set_default_dtype(torch.float64)
+    share = Share(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    torch.save(everything(share, folder), folder / f"found{share.rank}.pt")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     out, count, *rest = sys.argv[1:]
-    told = differences(int(count), rest[0], rest[1], rest[2:])
+    names = [name for name in rest[2:] if name != "evaluation"]
+    told = differences(int(count), rest[0], rest[1], names)
+    if "evaluation" in rest:
+        evaluation(Path(out).parent)
     if is_first():
         Path(out).write_text(json.dumps(told))

@@ -71,4 +71,9 @@ def in_processes(world: int, work: Callable[[Share, Path], Any], folder: Path) -
     )
     while not context.join(timeout=120):
         pass
+    return results_in(world, folder)
+
+
+def results_in(world: int, folder: Path) -> list[Any]:
+    """What each process has saved."""
     return [torch.load(folder / f"found{rank}.pt", weights_only=False) for rank in range(world)]

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,20 @@ from pyroae.compilation import optimizer_updates
 from pyroae.compilation.eager_training import EagerTraining
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("part", ["agreement", pytest.param("scores", marks=pytest.mark.slow)])
+def test_a_check_of_each_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the script, in this process."""
+    tasks = {task[0]: task for task in checks.tasks_of("agreement", short=True)}
+    monkeypatch.setattr(checks, "tasks_of", lambda *_: list(tasks.values()))
+    monkeypatch.setattr(checks, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    assert script.main(["agreement", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "gpu-agreement.json").read_text())
+    assert found["where"]["device"] == "cpu"
+    assert found["done"] == found["checks"] == len(tasks) == 4
+    assert found["failed"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["agreement", "scores"])
 def test_a_trial_of_the_script(tmp_path: Path, part: str) -> None:
     assert (
         script.main(

@@ -29,6 +29,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SECTIONS, "training", lambda: [Panel("tiny", "VAE", "pyroae", subjects)])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("repository", "tiny")
 def test_a_trial_against_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["training", "--short", "--rounds", "2", "--out", str(tmp_path), "--check"]
@@ -111,7 +112,7 @@ def test_the_code_of_the_older_checkout_is_timed(tmp_path: Path) -> None:
         Subject("not there", "benchmarks.subjects_torch:products", TINY, checkout=str(tmp_path)),
         Subject("new pyroae", PYRO + "eager", TINY, checkout=str(tmp_path)),
         Subject("no pyroae", PYRO + "eager", TINY, checkout=str(tmp_path / "benchmarks")),
-        Subject("no code", PYRO + "no_such_subject", TINY),
+        Subject("no code", "benchmarks.subjects_torch:no_such_subject", TINY),
     ]
     own, fallback, newer, none, missing = take_turns(subjects, 1, steps=1)
     assert (len(own.seconds), len(fallback.seconds)) == (1, 1)

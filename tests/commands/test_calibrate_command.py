@@ -8,8 +8,7 @@ import matplotlib.image
 import pytest
 
 from pyroae.cli import main
-
-DRAWN = True
+from tests.pictures import in_full
 
 FEW = ["--num-simulations", "100", "--num-draws", "200"]
 
@@ -30,7 +29,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_files_table_and_report(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert calibrate(trained) == 0
+    with in_full():
+        assert calibrate(trained) == 0
     shown = capsys.readouterr().out
     assert "log p(x|z)" in shown
     assert "this is about data that the model simulates" in shown
@@ -84,6 +84,7 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "unknown draws 'gide': did you mean 'guide'?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_system_that_is_conditioned_on_labels(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,6 +62,7 @@ def test_imputed_values_have_the_units_of_the_file(
     assert (deviations > 3).all()  # 0.3 of a standard deviation of the data
 
 
+@pytest.mark.slow
 def test_a_run_with_a_chosen_likelihood_is_reproduced(run: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     assert main(["evaluate", str(run), *FEW]) == 0

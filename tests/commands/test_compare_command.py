@@ -198,7 +198,7 @@ class Stop:
             ("evaluate_system", 5),
             ("save", 9),
         ],
-        3,
+        6,
     ),
 )
 def test_a_stopped_study_goes_on(
@@ -328,6 +328,7 @@ def test_overwrite(tmp_path: Path) -> None:
     assert (path / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_study_figures")
 def test_other_budgets(tmp_path: Path) -> None:
     few = ["--num-particles", "2,8", "--seeds", "1", *SMALL, "--objectives", "iwae"]

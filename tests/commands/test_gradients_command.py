@@ -183,6 +183,7 @@ def test_figure_is_a_picture_with_something_on_it(measured: Path) -> None:
     assert picture[..., :3].std() > 0.05
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_files(trained: Path, measured: Path, tmp_path: Path) -> None:
     """All but the seconds."""
     assert gradients(trained, *FEW, "--out", tmp_path / "again") == 0

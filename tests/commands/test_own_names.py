@@ -272,6 +272,7 @@ def test_a_configuration_file_names_modules(here: Path) -> None:
     assert main(["train", "--resume", "run", "--epochs", "3"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_study_figures")
 def test_own_choices_in_a_comparison(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--import", "own_choices.py", *OWN, *SMALL, *FEW[2:], *SCORED, "--seeds", "1"]
@@ -288,6 +289,7 @@ def test_own_choices_in_a_comparison(here: Path, capsys: pytest.CaptureFixture[s
 # A program of one's own.
 
 
+@pytest.mark.slow
 def test_a_program_with_two_arguments(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -325,10 +327,10 @@ def test_a_program_with_two_arguments(
 def test_a_program_in_a_comparison(here: Path) -> None:
     """Each training starts from weights of its own seed, and resumes as it would have gone on."""
     flags = ["--program", "own_program.py:build", "--data", "own-line", *FEW[2:], *SCORED]
-    own = ["--objectives", "trace-elbo,iwae", "--num-particles", "2", "--seeds", "2"]
+    own = ["--objectives", "iwae", "--num-particles", "2", "--seeds", "2"]
     assert main(["compare", *flags, *own, "--out", "study"]) == 0
     found = outcomes(here / "study")
-    assert len(found) == 4
+    assert len(found) == 2
     assert not found["iwae-k2-seed0"].equal(found["iwae-k2-seed1"])
     forget()
     alone = ["--objective", "iwae", "--num-particles", "2", "--seed", "1", "--epochs", "2"]

@@ -16,8 +16,7 @@ from pyroae.config import AISSettings
 from pyroae.evaluation.annealing.bounds import ais
 from pyroae.runs.evaluated_curves import curves_of_run, curves_of_runs
 from pyroae.runs.loading import load_run
-
-DRAWN = True
+from tests.pictures import in_full
 
 pytestmark = pytest.mark.usefixtures("few_pictures", "short_pilot")
 PATH = ["--num-chains", "4", "--num-distributions", "6", "--leapfrog-steps", "2"]
@@ -69,7 +68,8 @@ def test_several_runs_on_one_axes(
     monkeypatch.chdir(tmp_path)
     both = [str(runs / "one"), str(runs / "two")]
     for flags, file in (([], "rate-distortion.png"), (["--out", "a/b.svg"], "a/b.svg")):
-        assert main(["plot", "rate-distortion", *both, *flags]) == 0
+        with in_full():
+            assert main(["plot", "rate-distortion", *both, *flags]) == 0
         assert (tmp_path / file).stat().st_size > 5000
         assert f"{file}: rate-distortion of" in capsys.readouterr().out
     assert list(curves_of_runs(both)) == ["one", "two"]

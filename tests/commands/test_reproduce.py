@@ -25,6 +25,7 @@ def figures(path: Path) -> list[dict[str, Any]]:
     return [{**row, "seconds": 0} for row in json.loads((path / "results.json").read_text())]
 
 
+@pytest.mark.slow
 def test_the_figures_are_the_same(tmp_path: Path, capsys: Any) -> None:
     annealing = (
         "--method",
@@ -49,14 +50,16 @@ def test_the_figures_are_the_same(tmp_path: Path, capsys: Any) -> None:
 
 def test_every_evaluation_is_repeated(tmp_path: Path, capsys: Any) -> None:
     """Of different data, of the same figure twice, and one of an earlier version."""
-    run = made(tmp_path / "run")
+    run = made(tmp_path / "run", "--objective", "dreg", "--num-particles", "3")
+    annealing = "--method is,ais --num-distributions 10 --num-chains 2 --posterior-draws 3"
     for options in (
-        ["--split", "valid", "--num-data", "10", "--num-particles", "20"],
+        ["--split", "valid", "--num-data", "10", "--num-particles", "20", *annealing.split()],
         ["--num-particles", "50", "--num-data", "40", "--seed", "3"],
     ):
         assert cli.main(["evaluate", str(run), *options]) == 0
     assert [one["seed"] for one in evaluations_of(Run(run))] == [0, 3]
     assert cli.main(["reproduce", str(run)]) == 0
+    assert "has the figures of" in capsys.readouterr().out
     assert figures(tmp_path / "run-again") == figures(run)
     assert {row["split"] for row in figures(run)} == {"test", "valid"}
 

@@ -126,6 +126,7 @@ def test_gaps_are_along_the_training_too(run: Path, capsys: pytest.CaptureFixtur
         assert f"{float(row['inference_gap']):.3f}" in shown
 
 
+@pytest.mark.slow
 def test_each_snapshot_has_an_annealing_of_its_own(run: Path) -> None:
     only(run, 0)
     options = "--checkpoint all --method ais --num-data 5 --num-chains 2 --num-distributions 5"
@@ -138,6 +139,7 @@ def test_each_snapshot_has_an_annealing_of_its_own(run: Path) -> None:
 def test_all_measures_gradients_at_each_snapshot(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    only(run, 1)
     given = ["gradients", str(run), *GRADIENTS, "--num-data", "10"]
     capsys.readouterr()
     with in_full():
@@ -146,7 +148,7 @@ def test_all_measures_gradients_at_each_snapshot(
     assert not (run / "gradients.csv").exists()
     assert is_drawn(run / "figures" / "gradients_along_training.png")
     cells = {(row["epoch"], row["objective"], row["particles"], row["group"]) for row in table}
-    for epoch in ("0", "1", "3", "4"):
+    for epoch in ("1", "4"):
         for k in ("1", "4"):
             assert {(epoch, name, k, g) for name in ("iwae", "dreg") for g in "θφ"} <= cells
     shown = capsys.readouterr().out

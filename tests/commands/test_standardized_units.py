@@ -33,7 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savetxt(file, table, delimiter=",", header="a,b,c", comments="", fmt="%.9g")
     words = f"train --data {file} --system ppca --scale standard --latent 1 --epochs 3 --lr 0.01"
     assert main([*words.split(), "--batch-size", "32", "--out", str(folder / "run")]) == 0
-    methods = f"--method {METHODS} --num-particles 400 --num-distributions 30 --num-chains 8"
+    methods = f"--method {METHODS} --num-particles 400 --num-distributions 15 --num-chains 8"
     assert main(["evaluate", str(folder / "run"), *methods.split()]) == 0
     return folder / "run"
 

@@ -24,6 +24,8 @@ from pyroae.errors import ConfigError, ProgramError
 from pyroae.runs.run import Run
 from pyroae.runtime.processes import Share
 from pyroae.training.fitting import fit
+from tests.distributed.test_shared_evaluation import compare_evaluations
+from tests.shares import results_in
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
 
@@ -179,17 +181,26 @@ def several(out: Path, *words: str, launcher: tuple[str, ...] = ()) -> dict[str,
     return told
 
 
+@pytest.mark.long
+def test_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They train as one process on the same batches, and then they evaluate to what one finds: one
+    start of processes, which takes most of the time.
+    """
+    names = ["dreg", "pair", "sizeless", "random", "nvil"]
+    found = several(tmp_path / "out", "2", "ddp", "64-true", *names, "evaluation")
+    assert [*found] == names
+    assert max(found.values()) < 1e-10
+    torch.set_default_dtype(torch.float64)
+    compare_evaluations(2, results_in(2, tmp_path), tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "names"),
     [
-        (2, ["dreg", "pair", "sizeless", "random", "nvil"]),
-        pytest.param(
-            2,
-            ["vae", "vimco", "categorical", "denoising", "optimal", "layers"],
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(2, ["conditional", "m2"], marks=pytest.mark.slow),
-        pytest.param(4, ["dreg", "vimco", "denoising", "pair"], marks=pytest.mark.slow),
+        (2, ["vae", "vimco", "categorical", "denoising", "optimal", "layers"]),
+        (2, ["conditional", "m2"]),
+        (4, ["dreg", "vimco", "denoising", "pair"]),
     ],
 )
 def test_they_train_as_one_process_on_the_same_batches(
@@ -226,37 +237,19 @@ def test_compiled(tmp_path: Path) -> None:
     assert max(found.values()) < 1e-6
 
 
+TRAIN = "train --latent 2 --hidden 10 --epochs 2 --batch-size 200 --accelerator cpu".split()  # noqa: SIM905
+
+
 def test_the_command(tmp_path: Path) -> None:
     """One directory, one line, a checkpoint that one process goes on from."""
-    settings = [
-        "--latent",
-        "2",
-        "--hidden",
-        "10",
-        "--epochs",
-        "2",
-        "--batch-size",
-        "200",
-        "--accelerator",
-        "cpu",
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "pyroae.cli",
-        "train",
-        *settings,
-        "--devices",
-        "2",
-        "--out",
-        str(tmp_path / "two"),
-    ]
+    shared = ["--devices", "2", "--out", str(tmp_path / "two")]
+    command = [sys.executable, "-m", "pyroae.cli", *TRAIN, *shared]
     found = subprocess.run(
         command, capture_output=True, text=True, check=False, env=QUIET, timeout=300
     )
     assert found.returncode == 0, found.stderr[-3000:]
     assert found.stdout.count("validation negative bound") == 1
-    assert cli.main(["train", *settings, "--out", str(tmp_path / "one")]) == 0
+    assert cli.main([*TRAIN, "--out", str(tmp_path / "one")]) == 0
     more = ["--epochs", "3", "--devices", "1"]
     assert cli.main(["train", "--resume", str(tmp_path / "two"), *more]) == 0
     assert cli.main(["train", "--resume", str(tmp_path / "one"), *more]) == 0
@@ -267,19 +260,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_evaluates(tmp_path: Path) -> None:
-    settings = [
-        "--latent",
-        "2",
-        "--hidden",
-        "10",
-        "--epochs",
-        "2",
-        "--batch-size",
-        "200",
-        "--accelerator",
-        "cpu",
-    ]
-    assert cli.main(["train", *settings, "--out", str(tmp_path / "one")]) == 0
+    assert cli.main([*TRAIN, "--out", str(tmp_path / "one")]) == 0
     evaluate = ["evaluate", str(tmp_path / "one"), "--num-particles", "100", "--num-data", "60"]
     command = [sys.executable, "-m", "pyroae.cli", *evaluate, "--devices", "2"]
     assert (

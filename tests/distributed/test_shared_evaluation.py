@@ -42,6 +42,11 @@ def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of three data for importance sampling (7 data: 3, 3, 1), and of two for annealing (2,
     2, 2, 1).
     """
+    set_blocks(monkeypatch)
+
+
+def set_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of `in_blocks`."""
     monkeypatch.setattr(sampling, "rows_of", lambda args, compiled=False: 3 * 64)
     monkeypatch.setattr(ais_module, "rows_of", lambda args, compiled=False: 2 * TINY.num_chains)
     monkeypatch.setattr(hmc, "WARM_UP", 3)
@@ -128,8 +133,14 @@ def both_ways(share: Share) -> Any:
 
 
 @pytest.mark.usefixtures("in_blocks")
-@pytest.mark.parametrize("name", list(WORK))
-@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize(
+    ("world", "name"),
+    [
+        *(pytest.param(2, name, marks=pytest.mark.slow) for name in WORK),
+        pytest.param(3, "annealed", marks=pytest.mark.slow),  # it is part of both ways
+        *((3, name) for name in WORK if name != "annealed"),
+    ],
+)
 def test_every_process_finds_what_one_finds(world: int, name: str) -> None:
     """Two processes of gloo are below."""
     whole = WORK[name](WHOLE)
@@ -307,6 +318,7 @@ def test_seeds_of_blocks_do_not_meet() -> None:
 @pytest.mark.usefixtures("in_blocks")
 def test_an_evaluation_is_the_same_on_all() -> None:
     system, x = program()
+    x = x[:5]
     asked = EvaluationSettings(("is", "ais", "exact"), num_particles=50, annealing=TINY)
     whole = evaluate(system, x, asked)
     for one in played(2, lambda share: evaluate(system, x, asked, share=share)):
@@ -361,23 +373,31 @@ def everything(share: Share, folder: Path) -> Any:
     return found
 
 
-@pytest.mark.long
-@pytest.mark.usefixtures("in_blocks")
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_processes_of_gloo_find_what_one_finds(
-    world: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And one process goes on with what they had finished when they were broken off."""
+    """Four processes; two are in test_processes.py."""
+    compare_evaluations(4, in_processes(4, everything, tmp_path), tmp_path, monkeypatch)
+
+
+def compare_evaluations(
+    world: int, results: list[Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The results of `everything` with those of one process, which then goes on with what the
+    processes had finished when they were broken off.
+    """
+    set_blocks(monkeypatch)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         whole = {
             name: WORK[name](WHOLE) for name in ("sampled", "tried_again", "annealed", "both_ways")
         }
-        for found in in_processes(world, everything, tmp_path):
+        for found in results:
             for name, result in found.items():
                 assert_same(whole[name], result)
-        assert (tmp_path / f"of{world}.rank1.safetensors").is_file()
+        assert (folder / f"of{world}.rank1.safetensors").is_file()
         expected = ais(breaking, None, X, settings=TINY, seed=0)
         moves: list[float] = []
         transition = hmc.transition
@@ -390,7 +410,7 @@ def test_processes_of_gloo_find_what_one_finds(
 
         monkeypatch.setattr(hmc, "transition", watched)
         resumed = ais(
-            breaking, None, X, settings=TINY, seed=0, checkpoint=tmp_path / f"of{world}.safetensors"
+            breaking, None, X, settings=TINY, seed=0, checkpoint=folder / f"of{world}.safetensors"
         )
         assert_same(expected, resumed)
         a_block = hmc.WARM_UP + 2 * (TINY.num_distributions - 1)

@@ -16,6 +16,7 @@ import torch
 from pyroae.cli import main
 from pyroae.comparison.results import Cell
 from pyroae.errors import DataError, InterruptedRunError
+from pyroae.runs.run import Run
 from pyroae.studies import process_executor
 from pyroae.studies.executor_names import executor_of
 from pyroae.studies.process_executor import InProcesses, jobs_for
@@ -42,12 +43,12 @@ def saved(study: Path) -> list[Path]:
     return [place for place in begun(study) if (place / "checkpoints/last.safetensors").exists()]
 
 
-def at_two_trainings(study: Path, act: Callable[[], None]) -> None:
-    """Call a function soon after two trainings have begun."""
+def at_two_trainings(study: Path, act: Callable[[], None], number: int = 2) -> None:
+    """Call a function soon after two trainings, or so many, have begun."""
 
     def wait() -> None:
         until = time.monotonic() + 200
-        while len(begun(study)) < 2 and time.monotonic() < until:
+        while len(begun(study)) < number and time.monotonic() < until:
             time.sleep(0.005)
         time.sleep(0.2)  # until the first steps
         act()
@@ -87,27 +88,37 @@ def test_a_killed_process_changes_nothing(
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_signal_saves_every_running_training(
-    tmp_path: Path, started: list[Popen[bytes]], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    started: list[Popen[bytes]],
+    capsys: pytest.CaptureFixture[str],
+    seeds: int,
 ) -> None:
-    """The study goes on in this process, and comes to the figures of one that was not stopped."""
+    """The study goes on in this process, and comes to the figures of one that was not stopped.
+
+    That a stopped study does so is also tested with one process, in test_compare_command.py.
+    """
     here, there = tmp_path / "here", tmp_path / "there"
-    flags = ["--objectives", "iwae", "--num-particles", "2", "--seeds", "2", *LONG]
+    flags = ["--objectives", "iwae", "--num-particles", "2", "--seeds", str(seeds), *LONG]
     before: list[int] = []
 
     def stop() -> None:
         before.append(len(saved(there)))
         os.kill(os.getpid(), signal.SIGTERM)
 
-    at_two_trainings(there, stop)
+    at_two_trainings(there, stop, seeds)
     assert main(["compare", *flags, "--jobs", "2", "--out", str(there)]) == 143
     assert capsys.readouterr().err.endswith(
         "pyroae compare: stopped by SIGTERM; finished work is saved; resume with: "
         f"pyroae compare --resume {there}\n"
     )
     assert all(process.poll() is not None for process in started)
-    assert before[0] < 2  # an epoch is not over yet
-    assert len(saved(there)) == 2
+    assert before[0] < seeds  # an epoch is not over yet
+    assert len(started) == len(saved(there)) == seeds
+    assert all(0 < Run(place).state().progressed.step < 728 for place in saved(there))
+    if seeds == 1:
+        return
     assert main(["compare", "--resume", str(there)]) == 0
     assert main(["compare", *flags, "--out", str(here)]) == 0
     assert_alike(here, there)

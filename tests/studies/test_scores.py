@@ -89,7 +89,9 @@ def test_a_correction_of_all_data_is_the_stronger_estimate() -> None:
     assert half < found.high - found.value < t * 2 * half
 
 
-@pytest.mark.parametrize(("num_data", "count"), [(400, 80), (100, 60)])
+@pytest.mark.parametrize(
+    ("num_data", "count"), [pytest.param(400, 80, marks=pytest.mark.slow), (100, 60)]
+)
 def test_coverage_where_the_correction_depends_on_the_value(num_data: int, count: int) -> None:
     """Corrections that are correlated with the values, as those of a poor proposal are."""
     torch.manual_seed(1)
@@ -268,7 +270,7 @@ def coverage(name: str, repetitions: int, size: int = 2000) -> tuple[float, floa
 
 @pytest.mark.parametrize("name", [pytest.param("library", marks=pytest.mark.slow), "linear"])
 def test_corrected_scores_hold_the_truth_and_others_do_not(name: str) -> None:
-    held, fixed, alone = coverage(name, 15, 600)
+    held, fixed, alone = coverage(name, 8, 600)
     assert held >= 0.75
     assert fixed >= 0.75
     assert alone <= 0.4

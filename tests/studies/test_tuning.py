@@ -86,6 +86,7 @@ def test_a_tuned_training_is_that_with_its_value(study: Path, tmp_path: Path) ->
     assert one.evaluations == other.evaluations
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_study_figures")
 def test_more_of_a_tuned_study(study: Path, tmp_path: Path) -> None:
     """A further objective is tuned like the others; what is finished stays."""

@@ -72,7 +72,7 @@ def test_evaluators_take_x_and_c() -> None:
     system, x, c = gaussian(exact=False)
     exact = exact_log_likelihood(system, x, c)
     programs = (system.model, system.guide, (x, c))
-    short = AISSettings(num_chains=4, num_distributions=50)
+    short = AISSettings(num_chains=4, num_distributions=25)
     found = log_likelihood(*programs, num_particles=2000)
     assert ((found.log_px - exact).abs() < 6 * found.se + 0.05).all()
     annealed = ais(*programs, settings=short, compile=False)

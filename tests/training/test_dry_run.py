@@ -198,7 +198,7 @@ def mixture_nelbo(x: Tensor, means: Tensor, weights: Tensor) -> float:
 
 @pytest.mark.parametrize("kl_warmup", [0, 2])
 def test_fit_by_an_elbo_that_sums_discrete_sites_out(kl_warmup: int) -> None:
-    config = TrainConfig(epochs=200, batch_size=4, lr=0.1, kl_warmup=kl_warmup)
+    config = TrainConfig(epochs=120, batch_size=4, lr=0.1, kl_warmup=kl_warmup)
     result = fit(
         (mixture, responsibilities),
         X,

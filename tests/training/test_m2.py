@@ -121,7 +121,7 @@ def test_evaluators_take_x_alone() -> None:
     found = log_likelihood(*programs, num_particles=2000)
     assert ((found.log_px - exact).abs() < 6 * found.se + 0.1).all()
     annealed = ais(
-        *programs, settings=AISSettings(num_chains=4, num_distributions=50), compile=False
+        *programs, settings=AISSettings(num_chains=4, num_distributions=25), compile=False
     )
     assert ((annealed.log_px - exact).abs() < 6 * annealed.se + 0.2).all()
     assert gaps(*programs, log_px=exact).inference.mean > 0

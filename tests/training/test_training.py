@@ -33,7 +33,7 @@ from pyroae.training.optimizers import schedule
 from pyroae.training.state import State
 from tests.systems import SYSTEMS
 
-LONG = TrainConfig(epochs=120, lr=2e-2, schedule="cosine", batch_size=200)
+LONG = TrainConfig(epochs=120, lr=4e-2, schedule="cosine", batch_size=450)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_ppca_reaches_the_maximum_likelihood(digits: Dataset, name: str) -> None
     system = zoo.ppca(digits, latent=4)
     best = linear_gaussian.maximum_likelihood(digits.x, 4).log_px
     assert exact_log_likelihood(system, digits.x).mean().item() < 0.9 * best
-    config = TrainConfig(epochs=120, lr=5e-2, schedule="cosine", batch_size=200)
+    config = TrainConfig(epochs=120, lr=5e-2, schedule="cosine", batch_size=300)
     fit(system, digits, OBJECTIVES[name](), config, progress=False)
     reached = exact_log_likelihood(system, digits.x).mean().item()
     assert best * (1 - 1e-3) < reached < best + 1e-6
@@ -104,7 +104,7 @@ def test_sparsity_grows_with_the_rate(digits: Dataset) -> None:
 
 
 def test_denoising_autoencoder_denoises(digits: Dataset) -> None:
-    config = TrainConfig(epochs=20, lr=4e-3, schedule="cosine")
+    config = TrainConfig(epochs=10, lr=4e-3, schedule="cosine")
     noise, errors = corruptions.Masking(0.3), {}
     train, test = digits.subset(np.arange(1400)), digits.subset(np.arange(1400, 1797))
     torch.manual_seed(0)
