@@ -84,7 +84,6 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "unknown draws 'gide': did you mean 'guide'?" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_system_that_is_conditioned_on_labels(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
