@@ -141,7 +141,9 @@ def test_the_sample_has_every_bound_and_gradient() -> None:
     ids=lambda o: f"{o.bound_function}-{o.gradient}",
 )
 def test_every_valid_pair_conforms(objective: Objective) -> None:
-    checks = check_objective(objective)
+    """On all toys in `make study`; on the linear-Gaussian one in `make test`."""
+    is_sampled = any(objective is other for other in FEW)
+    checks = check_objective(objective, kinds=GAUSSIAN if is_sampled else None)
     named = {check.name for check in checks}
     of_bound = {
         "the mean gradient is the bound's",
@@ -168,7 +170,8 @@ def registered_pairs() -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("text", sample_of(registered_pairs(), 25))
+@pytest.mark.slow
+@pytest.mark.parametrize("text", registered_pairs())
 def test_every_registered_pair_conforms(text: str) -> None:
     assert check_objective(parse_objective(text, 4))
 
@@ -349,9 +352,8 @@ def claiming(claim: str) -> Objective:
     return Objective(type(type(bound).__name__, (type(bound),), {name: value})(**vars(bound)))
 
 
-@pytest.mark.parametrize(
-    "claim", [c if c == "falls" else pytest.param(c, marks=pytest.mark.slow) for c in CLAIMS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("claim", list(CLAIMS))
 def test_false_claims_of_a_bound_are_caught(claim: str) -> None:
     assert_caught(claiming(claim), CLAIMS[claim][-1], kinds=GAUSSIAN)
 
