@@ -67,6 +67,7 @@ def test_sections_run(
     plt.close("all")
 
 
+@pytest.mark.slow
 def test_the_example_of_snapshots_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = (DOCS / "runs.md").read_text()

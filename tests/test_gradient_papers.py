@@ -111,6 +111,7 @@ def test_rainforth_in_small() -> None:
     assert np.asarray(axes.lines[2].get_ydata()).tolist() == rainforth_curves()["DReG φ"].snr
 
 
+@pytest.mark.slow
 def test_rainforth_with_iwae_for_dreg() -> None:
     sizes = rainforth.Sizes(20, 200, (4, 8), (4, 32), num_data=64)
     values = rainforth.values_of(rainforth.measure(sizes, rising=iwae))
@@ -232,6 +233,7 @@ def test_tucker_in_one_dimension() -> None:
     assert values["variance, IWAE / DReG, K = 32"][1] > 10_000
 
 
+@pytest.mark.slow
 def test_tucker_on_the_toy() -> None:
     """100 gradients at each K.
 
@@ -325,6 +327,7 @@ def test_roeder_is_unbiased() -> None:
         assert abs(deviation(parts[claim.text])) < 4
 
 
+@pytest.mark.slow
 def test_roeder_settles() -> None:
     """200 runs of 400 steps, the last 133 looked at: mean squares known to about 6 %, and exact to
     first order in η.
@@ -365,6 +368,7 @@ def test_roeder_settles() -> None:
     assert len(np.asarray(right.lines[0].get_ydata())) == 80
 
 
+@pytest.mark.slow
 def test_roeder_with_the_score() -> None:
     """Two estimators under each other's name: the claims are contradicted, the variances differ."""
     normal = roeder_gradients.ESTIMATORS
@@ -567,6 +571,7 @@ def test_lievin_in_small() -> None:
     assert rise == pytest.approx(5.61 / 1.75, rel=0.15)
 
 
+@pytest.mark.slow
 def test_lievin_with_vimco_for_ovis() -> None:
     swapped = {
         **lievin_gradients.ESTIMATORS,

@@ -283,7 +283,10 @@ def _normal(z: Tensor, loc: Tensor, log_variance: Tensor) -> Tensor:
     return -0.5 * (squares + log_variance + math.log(2 * math.pi)).sum(-1)
 
 
-@pytest.mark.parametrize("name", ["stl", "dreg", "vimco"])
+@pytest.mark.parametrize(
+    "name",
+    ["dreg", *(pytest.param(name, marks=pytest.mark.slow) for name in ("stl", "vimco"))],
+)
 def test_mean_gradients_are_those_of_the_bound(name: str) -> None:
     """Paired with `trace-elbo` or `iwae`: the mean difference is 0 within its error."""
     system, x = system_of(Vamp(4)), binary(1).expand(400, D)

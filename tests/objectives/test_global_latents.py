@@ -217,8 +217,8 @@ def test_the_gradients_of_joint_data_have_their_means(gradient: Any) -> None:
     """θ follows the IWAE bound of all data as one datum; φ too, but for wake-sleep."""
     x = data(3)
     guided = programs(x, wider=1.5)
-    one = gradients(Objective(IWAE(3), gradient, joint=True), guided, x, 200)
-    other = of_the_bound("joint", 1.5, 600)
+    one = gradients(Objective(IWAE(3), gradient, joint=True), guided, x, 150)
+    other = of_the_bound("joint", 1.5, 300)
     if isinstance(gradient, WakeSleep):
         one, other = one[:, 4:], other[:, 4:]
     error = (one.var(0) / len(one) + other.var(0) / len(other)).sqrt()
@@ -250,7 +250,7 @@ def test_at_the_exact_posterior_the_path_gradients_of_local_parameters_are_zero_
     assert found[:, 4].abs().max() > 0.1  # θ
 
 
-@pytest.mark.parametrize("name", ["dreg", "vimco"])
+@pytest.mark.parametrize("name", ["dreg", pytest.param("vimco", marks=pytest.mark.slow)])
 def test_gradients_have_the_mean_of_the_bound_s_own(name: str) -> None:
     x = data(3)
     one = gradients(OBJECTIVES[name](num_particles=3), programs(x, wider=1.8), x, 600)
@@ -535,7 +535,7 @@ def trained(*, of_data: bool = False, point: bool = False) -> Programs:
     return model, guide
 
 
-@pytest.mark.parametrize("point", [False, True])
+@pytest.mark.parametrize("point", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_log_likelihood_is_held_out_with_errors_of_both_draws(point: bool) -> None:
     """x_n is N(0.4, 2 + 0.3²); errors of the mean over data are those of repetitions, as no two
     data share a draw.
