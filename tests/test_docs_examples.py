@@ -12,7 +12,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 SECTIONS = [
     ("results.md", "Compare models in ArviZ"),
     ("results.md", "Figures for a paper"),
-    ("comparison.md", "In Python"),
+    pytest.param("comparison.md", "In Python", marks=pytest.mark.slow),
     ("posteriors.md", "Posteriors"),
     ("hierarchies.md", "In Python"),
     ("sparse.md", "In Python"),

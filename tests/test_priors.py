@@ -397,6 +397,7 @@ def trained(text: str, data: Any, objective: str, state: Any = None, **changes: 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "objective"),
     [
@@ -451,7 +452,9 @@ def test_a_run_is_saved_loaded_and_resumed(text: str, tmp_path: Path) -> None:
     assert all(one[name].equal(other[name]) for name in one)
 
 
-@pytest.mark.parametrize("text", FEW[:2])
+@pytest.mark.parametrize(
+    "text", ["vamp:components=4", pytest.param("mixture:components=3", marks=pytest.mark.slow)]
+)
 def test_annealing_agrees_with_quadrature(text: str) -> None:
     system, x = system_of(text), binary(2)
     settings = pyroae.AISSettings(num_chains=6, num_distributions=60, leapfrog_steps=3)

@@ -356,7 +356,7 @@ def test_one_graph_has_the_bound_and_all_gradients(name: str, system: str) -> No
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in ("gumbel-softmax", "relax") else pytest.param(name, marks=pytest.mark.slow)
+        name if name == "gumbel-softmax" else pytest.param(name, marks=pytest.mark.slow)
         for name in ALL
     ],
 )

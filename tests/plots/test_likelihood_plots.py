@@ -193,6 +193,7 @@ def every_figure() -> dict[str, Figure]:
     }
 
 
+@pytest.mark.slow
 def test_every_figure_is_written_and_none_is_left_open(tmp_path: Path) -> None:
     pyplot = importlib.import_module("matplotlib.pyplot")
     before = pyplot.get_fignums()
