@@ -48,7 +48,7 @@ MANY = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-FEW = settings(MANY, max_examples=max(5, COUNT // 25))
+FEW = settings(MANY, max_examples=max(3, COUNT // 25))
 BOUNDS: dict[str, tuple[str, dict[str, Any]]] = {
     "trace-elbo": ("elbo", {}),
     "stl": ("elbo", {}),

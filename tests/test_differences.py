@@ -40,9 +40,9 @@ def test_deltas_of_autoguides_under_a_mean_field_kl() -> None:
     x = torch.tensor(X)
     guide = automatic(x, x / 2, torch.full((3,), HALF))
     assert AnalyticKL().loss(positive, guide, x) == pytest.approx(5.109, abs=1e-3)
-    losses = torch.tensor([TraceMeanField_ELBO().loss(positive, guide, x) for _ in range(1000)])
+    losses = torch.tensor([TraceMeanField_ELBO().loss(positive, guide, x) for _ in range(300)])
     assert losses.mean().item() == pytest.approx(
-        5.109 + 0.75, abs=4.5 * losses.std().item() / math.sqrt(1000)
+        5.109 + 0.75, abs=4.5 * losses.std().item() / math.sqrt(300)
     )
     assert losses.std() > 1
 

@@ -12,7 +12,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 SECTIONS = [
     ("results.md", "Compare models in ArviZ"),
     ("results.md", "Figures for a paper"),
-    ("comparison.md", "In Python"),
+    pytest.param("comparison.md", "In Python", marks=pytest.mark.slow),
     ("posteriors.md", "Posteriors"),
     ("hierarchies.md", "In Python"),
     ("sparse.md", "In Python"),
@@ -67,6 +67,7 @@ def test_sections_run(
     plt.close("all")
 
 
+@pytest.mark.slow
 def test_the_example_of_snapshots_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = (DOCS / "runs.md").read_text()

@@ -111,6 +111,7 @@ def test_rainforth_in_small() -> None:
     assert np.asarray(axes.lines[2].get_ydata()).tolist() == rainforth_curves()["DReG φ"].snr
 
 
+@pytest.mark.slow
 def test_rainforth_with_iwae_for_dreg() -> None:
     sizes = rainforth.Sizes(20, 200, (4, 8), (4, 32), num_data=64)
     values = rainforth.values_of(rainforth.measure(sizes, rising=iwae))
@@ -233,18 +234,19 @@ def test_tucker_in_one_dimension() -> None:
 
 
 def test_tucker_on_the_toy() -> None:
-    """100 gradients at each K.
+    """50 gradients at each of K = 2 and 32.
 
     Five elements: without bias, ‖bias‖ is 1 root mean square and below 2 of its errors.
     """
-    toy = tucker_gradients.measure_toy(SMALL)
+    sizes = tucker_gradients.Sizes(20, 20, 50, (2, 32))
+    toy = tucker_gradients.measure_toy(sizes)
     values = tucker.values_of_toy(toy)
     parts = measured("tucker-2019", values)
     assert parts[f"toy: {tucker.FALLS}"].low > 0.25
     assert parts[f"toy: {tucker.RISES}"].low > 0.25
     assert parts[f"toy: {tucker.BIASED}, K = 2"].verdict == "holds"
     assert parts["toy: bias of DReG, K = 2"].verdict == "agrees"
-    for i in range(len(KS)):
+    for i in range(2):
         found = {name: curve.statistics[i] for name, curve in toy.items()}
         assert found["DReG"].bias < 2 * found["DReG"].bias_se
         assert found["RWS-DReG"].bias < 2 * found["RWS-DReG"].bias_se
@@ -252,8 +254,7 @@ def test_tucker_on_the_toy() -> None:
         assert found["STL"].bias > 0.5 * found["DReG"].mean.norm().item()
     assert values[f"toy: {tucker.BIASED}, K = 2"][2] < 1
     assert values[f"toy: {tucker.BIASED}, K = 32"][1] > 10
-    few = replace(SMALL, num_data=20, replicates=20)
-    one = tucker.values_of_one(tucker_gradients.measure_one(few))
+    one = tucker.values_of_one(tucker_gradients.measure_one(sizes))
     left, right = tucker.draw(one, values).axes
     assert left.get_xscale() == left.get_yscale() == right.get_yscale() == "log"
     assert np.asarray(left.lines[1].get_ydata()).tolist() == toy["DReG"].snr
@@ -325,6 +326,7 @@ def test_roeder_is_unbiased() -> None:
         assert abs(deviation(parts[claim.text])) < 4
 
 
+@pytest.mark.slow
 def test_roeder_settles() -> None:
     """200 runs of 400 steps, the last 133 looked at: mean squares known to about 6 %, and exact to
     first order in η.
@@ -365,6 +367,7 @@ def test_roeder_settles() -> None:
     assert len(np.asarray(right.lines[0].get_ydata())) == 80
 
 
+@pytest.mark.slow
 def test_roeder_with_the_score() -> None:
     """Two estimators under each other's name: the claims are contradicted, the variances differ."""
     normal = roeder_gradients.ESTIMATORS
@@ -567,6 +570,7 @@ def test_lievin_in_small() -> None:
     assert rise == pytest.approx(5.61 / 1.75, rel=0.15)
 
 
+@pytest.mark.slow
 def test_lievin_with_vimco_for_ovis() -> None:
     swapped = {
         **lievin_gradients.ESTIMATORS,

@@ -133,7 +133,7 @@ def test_exact_posterior_makes_every_weight_the_evidence(guide: type[Hierarchy])
     torch.testing.assert_close(weights.detach(), expected, rtol=0, atol=1e-10)
 
 
-@BOTH
+@pytest.mark.parametrize("guide", [BottomUp, pytest.param(TopDown, marks=pytest.mark.slow)])
 def test_estimates_agree_with_the_closed_form(guide: type[Hierarchy]) -> None:
     """Importance sampling and annealing within 4 standard errors, quadrature to its error."""
     system = at_posterior(guide)
@@ -269,6 +269,7 @@ def test_a_training_raises_the_bound(guide: type[Hierarchy], objective: str) -> 
         assert not torch.equal(parameter, before[name]), name
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("objective", ["analytic-kl", "dreg", "vimco"])
 def test_a_graph_has_the_numbers_of_eager_code(guide: type[Hierarchy], objective: str) -> None:

@@ -289,7 +289,7 @@ def test_codes_are_imputed_by_the_most_probable_one() -> None:
     choice = LIKELIHOODS.parse("mixed:columns=categorical(3)*2")
     data = Dataset.from_array(gap, missing=True, value_range=(0, 1))
     system = zoo.vae(data, 2, hidden=(16,), likelihood=choice)
-    fit(system, data, config=TrainConfig(epochs=60, batch_size=50, lr=1e-2), progress=False)
+    fit(system, data, config=TrainConfig(epochs=30, batch_size=50, lr=2e-2), progress=False)
     found = impute(system, data.x, num_particles=200, num_imputations=3, seed=0)
     assert (found.x[:100, 1] == codes[:100, 1]).float().mean() > 0.9
     assert set(found.draws[:, :100, 1].flatten().tolist()) <= {0.0, 1.0, 2.0}

@@ -125,7 +125,7 @@ OF_PPCA = ("exact_log_likelihood", "evaluate", "fit", "gaps", "to_datatree")
 @pytest.mark.parametrize(
     ("name", "function"),
     [
-        *(("vae", function) for function in FUNCTIONS),
+        *(pytest.param("vae", f, marks=pytest.mark.slow if f == "bdmc" else ()) for f in FUNCTIONS),
         *(
             pytest.param("ppca", f, marks=() if f in OF_PPCA else pytest.mark.slow)
             for f in FUNCTIONS

@@ -383,6 +383,7 @@ def test_single_precision_stays_single(name: str) -> None:
     torch.testing.assert_close(q_z.log_prob(z.clone())[0].double(), double, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @SAMPLED
 def test_compiled_training_is_that_of_eager_code(
     name: str, monkeypatch: pytest.MonkeyPatch

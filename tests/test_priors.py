@@ -283,7 +283,10 @@ def _normal(z: Tensor, loc: Tensor, log_variance: Tensor) -> Tensor:
     return -0.5 * (squares + log_variance + math.log(2 * math.pi)).sum(-1)
 
 
-@pytest.mark.parametrize("name", ["stl", "dreg", "vimco"])
+@pytest.mark.parametrize(
+    "name",
+    ["dreg", *(pytest.param(name, marks=pytest.mark.slow) for name in ("stl", "vimco"))],
+)
 def test_mean_gradients_are_those_of_the_bound(name: str) -> None:
     """Paired with `trace-elbo` or `iwae`: the mean difference is 0 within its error."""
     system, x = system_of(Vamp(4)), binary(1).expand(400, D)
@@ -394,6 +397,7 @@ def trained(text: str, data: Any, objective: str, state: Any = None, **changes: 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "objective"),
     [
@@ -448,7 +452,9 @@ def test_a_run_is_saved_loaded_and_resumed(text: str, tmp_path: Path) -> None:
     assert all(one[name].equal(other[name]) for name in one)
 
 
-@pytest.mark.parametrize("text", FEW[:2])
+@pytest.mark.parametrize(
+    "text", ["vamp:components=4", pytest.param("mixture:components=3", marks=pytest.mark.slow)]
+)
 def test_annealing_agrees_with_quadrature(text: str) -> None:
     system, x = system_of(text), binary(2)
     settings = pyroae.AISSettings(num_chains=6, num_distributions=60, leapfrog_steps=3)

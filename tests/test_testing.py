@@ -141,7 +141,9 @@ def test_the_sample_has_every_bound_and_gradient() -> None:
     ids=lambda o: f"{o.bound_function}-{o.gradient}",
 )
 def test_every_valid_pair_conforms(objective: Objective) -> None:
-    checks = check_objective(objective)
+    """On all toys in `make study`; on the linear-Gaussian one in `make test`."""
+    is_sampled = any(objective is other for other in FEW)
+    checks = check_objective(objective, kinds=GAUSSIAN if is_sampled else None)
     named = {check.name for check in checks}
     of_bound = {
         "the mean gradient is the bound's",
@@ -168,7 +170,8 @@ def registered_pairs() -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("text", sample_of(registered_pairs(), 25))
+@pytest.mark.slow
+@pytest.mark.parametrize("text", registered_pairs())
 def test_every_registered_pair_conforms(text: str) -> None:
     assert check_objective(parse_objective(text, 4))
 
@@ -191,7 +194,11 @@ def test_an_objective_that_is_no_pair_may_claim_to_be_unbiased() -> None:
         check.name for check in check_objective(AnalyticKL(3), unbiased=True, kinds=GAUSSIAN)
     }
     assert_caught(
-        NoGradientForTheta(4), "the mean gradient is the bound's", unbiased=True, kinds=GAUSSIAN
+        NoGradientForTheta(4),
+        "the mean gradient is the bound's",
+        ("gradient_means",),
+        unbiased=True,
+        kinds=GAUSSIAN,
     )
 
 
@@ -202,6 +209,7 @@ def test_the_biased_say_so() -> None:
     assert_caught(
         Objective(IWAE(4), StickingTheLanding()),
         r"the mean gradient is the bound's: off by \d+",
+        ("gradient_means",),
         unbiased=True,
         kinds=GAUSSIAN,
     )
@@ -349,9 +357,8 @@ def claiming(claim: str) -> Objective:
     return Objective(type(type(bound).__name__, (type(bound),), {name: value})(**vars(bound)))
 
 
-@pytest.mark.parametrize(
-    "claim", [c if c == "falls" else pytest.param(c, marks=pytest.mark.slow) for c in CLAIMS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("claim", list(CLAIMS))
 def test_false_claims_of_a_bound_are_caught(claim: str) -> None:
     assert_caught(claiming(claim), CLAIMS[claim][-1], kinds=GAUSSIAN)
 
@@ -373,7 +380,7 @@ def test_false_claims_of_a_bound_are_caught_by_their_oracle(claim: str) -> None:
 def test_false_claims_of_a_gradient_are_caught() -> None:
     gradient = altered(WakeSleep(), "same_mean", lambda bound: ((1.0, Pathwise()),))
     words = "the mean φ-gradient is the one that the gradient names: off by"
-    assert_caught(Objective(IWAE(4), gradient), words, kinds=GAUSSIAN)
+    assert_caught(Objective(IWAE(4), gradient), words, ("stated_means",), kinds=GAUSSIAN)
 
 
 def test_what_is_not_claimed_is_not_checked() -> None:

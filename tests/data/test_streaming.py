@@ -375,6 +375,11 @@ def test_a_folder_without_images(tmp_path: Path) -> None:
 # Trainings.
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["npy", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("fortran", "parquet"))],
+    indirect=True,
+)
 def test_a_training(path: Path) -> None:
     data = load(path, binarize="dynamic")
     system = zoo.vae(data.train, latent=2)

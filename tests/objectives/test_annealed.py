@@ -335,6 +335,7 @@ def test_svi_learns_the_step_sizes() -> None:
     assert sum(losses[-10:]) / 1000 < sum(losses[:10]) / 1000 - 0.2
 
 
+@pytest.mark.slow
 def test_svi_trains_a_system() -> None:
     torch.manual_seed(8)
     system, x = system_and_data("vae", 64)

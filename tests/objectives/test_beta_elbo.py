@@ -139,7 +139,7 @@ def test_it_trains_with_warm_up() -> None:
             vae,
             x,
             BetaELBO(beta=beta),
-            TrainConfig(epochs=30, batch_size=50, lr=1e-2, kl_warmup=10),
+            TrainConfig(epochs=15, batch_size=50, lr=2e-2, kl_warmup=5),
             progress=False,
         )
         with torch.no_grad():

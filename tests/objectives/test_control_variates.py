@@ -81,7 +81,8 @@ def test_the_mean_gradient_is_the_exact_one(setting: str, flat: bool, steps: int
     assert max(far_from_exact(objective, toy)) < 5
 
 
-def test_the_mean_gradient_is_exact_particle_by_particle() -> None:
+@pytest.mark.parametrize("name", some("relax")[1:3])
+def test_the_mean_gradient_is_exact_particle_by_particle(name: str) -> None:
     """For a program that takes no particle dimension."""
     toy = TwoSites()
 
@@ -91,14 +92,13 @@ def test_the_mean_gradient_is_exact_particle_by_particle() -> None:
 
     exact = gradients(toy.exact(X), toy.of_guide)
     toy.decode = decode  # type: ignore[method-assign]
-    for name in ("relax", "rebar-independent"):
-        objective = prepared(name, 8, toy)
-        with pytest.warns(UserWarning, match="sequentially"):
-            _, found = estimates(objective, toy, 30, toy.of_guide)
-        assert deviation(found, exact) < 5
+    objective = prepared(name, 8, toy)
+    with pytest.warns(UserWarning, match="sequentially"):
+        _, found = estimates(objective, toy, 30, toy.of_guide)
+    assert deviation(found, exact) < 5
 
 
-@pytest.mark.parametrize("setting", some("rebar-independent", "relax"))
+@pytest.mark.parametrize("setting", some("rebar-independent"))
 def test_broken_copies_are_caught(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """∂z̃ taken as ∂z, the wrong sign of c(z̃), no c(z̃)."""
     toy = TwoSites()
@@ -201,7 +201,7 @@ def spread(objective: Any, toy: TwoSites, repeats: int = 40) -> float:
     return float(found.var(0).sum()) * objective.evaluations
 
 
-@pytest.mark.parametrize("setting", some("rebar-1", "relax-network"))
+@pytest.mark.parametrize("setting", some("relax-network"))
 def test_the_variance_falls_in_training(setting: str) -> None:
     toy = TwoSites()
     before = spread(prepared(setting, 200, toy), toy)

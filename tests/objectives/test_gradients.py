@@ -99,9 +99,20 @@ def same_mean(one: Tensor, other: Tensor, bias: float = 0.0) -> bool:
     return bool((difference.mean() - bias).abs() < 4.5 * se + 1e-12)
 
 
-@pytest.mark.parametrize("bound", BOUNDS, ids=str)
 @pytest.mark.parametrize(
-    "gradient", [DoublyReparameterized(), Score(), Score("geometric"), Score("none")], ids=str
+    ("gradient", "bound"),
+    [
+        pytest.param(
+            gradient,
+            bound,
+            id=f"{gradient}-{bound}",
+            marks=pytest.mark.slow if i > 1 and j % 2 != i % 2 else (),
+        )
+        for i, gradient in enumerate(
+            (DoublyReparameterized(), Score(), Score("geometric"), Score("none"))
+        )
+        for j, bound in enumerate(BOUNDS)
+    ],
 )
 def test_unbiased_pairs_have_the_pathwise_mean(bound: BoundFunction, gradient: Gradient) -> None:
     if gradient == Score() and bound.num_particles <= bound.least_particles:
@@ -143,6 +154,7 @@ def test_published_means() -> None:
             assert phi.mean().item() == pytest.approx(mean, abs=4 * se + 1e-3)
 
 
+@pytest.mark.slow
 def test_signal_to_noise() -> None:
     """REFERENCES, item 6: SNR from K=8 to 64: IWAE .106 → .043, DReG 2.88 → 8.22 (n = 40,000)."""
     for gradient, ratios in ((Pathwise(), (0.106, 0.043)), (DoublyReparameterized(), (2.88, 8.22))):
@@ -322,7 +334,11 @@ def test_stopped_posterior_of_a_hierarchical_guide() -> None:
         torch.testing.assert_close(-parameter.grad, gradient, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("gradient", [DoublyReparameterized(), Score("geometric")], ids=str)
+@pytest.mark.parametrize(
+    "gradient",
+    [DoublyReparameterized(), pytest.param(Score("geometric"), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_hierarchical_means_agree(gradient: Gradient) -> None:
     found = []
     for estimator in (Pathwise(), gradient):

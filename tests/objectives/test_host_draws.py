@@ -136,16 +136,6 @@ def test_compiled_steps_are_those_of_eager_code() -> None:
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-10)
 
 
-def test_a_graph_is_made_for_each_variant() -> None:
-    (system, x), objective = made(), RandomParticles(cycle=True)
-    svi = Compiled(system, objective, adam, backend="eager")
-    for _ in range(8):
-        svi.step(x)
-    graphs = list(svi._graphs.values())
-    assert len(graphs) == 3
-    assert None not in graphs
-
-
 def test_steps_of_one_launch_are_grouped_by_variant(monkeypatch: pytest.MonkeyPatch) -> None:
     """The variants 1, 1, 2, 3 in turn: the steps of each group are one launch."""
     monkeypatch.setattr(StepGraphs, "divided_step", lambda *_: None)  # as on a GPU
@@ -187,11 +177,17 @@ def test_steps_of_one_launch_are_grouped_by_variant(monkeypatch: pytest.MonkeyPa
 
 
 def test_steps_of_a_new_variant_are_compiled_between_launches() -> None:
+    """A graph is made for each variant."""
     (system, x), objective = made(), RandomParticles(cycle=True)
     svi = Compiled(system, objective, adam, backend="eager")
     losses = svi.steps(x.reshape(4, 10, 6))
     assert losses.shape == (4,)
     assert objective.drawn == [1, 1, 2, 3]
+    for _ in range(4):
+        svi.step(x[:10])
+    graphs = list(svi._graphs.values())
+    assert len(graphs) == 3
+    assert None not in graphs
 
 
 @pytest.mark.usefixtures("traced")
@@ -227,13 +223,19 @@ def test_a_resumed_training_draws_the_same(compile: bool) -> None:
         assert tuple(bounds) == whole[1:]
 
 
+def test_members_of_an_ensemble_are_trained_one_after_the_other() -> None:
+    system, x = made()
+    config = config_of(compile=True, precision="64-true")
+    assert not are_trained_together(system, RandomParticles(), config, len(x), 2)
+    assert are_trained_together(system, pyroae.TraceELBO(), config, len(x), 2)
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 def test_members_of_an_ensemble_are_single_trainings() -> None:
     config = config_of(compile=True, precision="64-true")
     systems = [made(seed)[0] for seed in (3, 4)]
     x = made()[1]
-    assert not are_trained_together(systems[0], RandomParticles(), config, len(x), 2)
-    assert are_trained_together(systems[0], pyroae.TraceELBO(), config, len(x), 2)
     together = fit_ensemble(
         systems, x, RandomParticles(most=2), config, seeds=(3, 4), progress=False
     )

@@ -286,6 +286,7 @@ def test_toy_divergence() -> None:
     assert mean == pytest.approx(0.456513, abs=4 * se)
 
 
+@pytest.mark.slow
 def test_toy_variance() -> None:
     """Var(w)/p² = .906721: (1 + Var of one dimension)^20 − 1 to all digits; n = 500,000 weights
     within 4 standard errors.
@@ -305,7 +306,11 @@ def test_toy_variance() -> None:
 
 @pytest.mark.parametrize(
     ("count", "num_data", "exact"),
-    [(2, 200_000, -0.22933), (5, 80_000, -0.09150), (10, 40_000, -0.04560)],
+    [
+        pytest.param(2, 200_000, -0.22933, marks=pytest.mark.slow),
+        (5, 80_000, -0.09150),
+        pytest.param(10, 40_000, -0.04560, marks=pytest.mark.slow),
+    ],
 )
 def test_toy_bounds(count: int, num_data: int, exact: float) -> None:
     """L_K − log p at n estimates, with p̂/p − 1 as control variate, within 4 standard errors, each
@@ -447,7 +452,7 @@ def test_bound_rises_with_k_towards_log_p() -> None:
     assert gaps[0][0] < -0.5  # a guide that is far from the posterior
 
 
-@pytest.mark.parametrize("count", [4, 16])
+@pytest.mark.parametrize("count", [4, pytest.param(16, marks=pytest.mark.slow)])
 def test_estimates_seldom_exceed_log_p(count: int) -> None:
     """Pr(L̂ > log p + b) ≤ e^(−b), n = 100,000: with 4 standard errors.
 
@@ -641,10 +646,10 @@ def test_second_moment_grows_without_limit_below_half_the_variance() -> None:
     where it is finite it does not.
 
     Medians of 300 estimates at K = 100 and 10,000. At r = .9 they are the same within 1 %; at
-    r = .25 and .1 they grow with at least half the exponent 2k − 1 = .5 and .8 (less a logarithm),
-    and at most all of it.
+    r = .1 they grow with at least half the exponent 2k − 1 = .8 (less a logarithm), and at most all
+    of it.
     """
-    for variance in (0.9, 0.25, 0.1):
+    for variance in (0.9, 0.1):
         model, guide = scaled(variance)
         medians = []
         for count in (100, 10_000):

@@ -193,6 +193,7 @@ def every_figure() -> dict[str, Figure]:
     }
 
 
+@pytest.mark.slow
 def test_every_figure_is_written_and_none_is_left_open(tmp_path: Path) -> None:
     pyplot = importlib.import_module("matplotlib.pyplot")
     before = pyplot.get_fignums()
@@ -202,6 +203,7 @@ def test_every_figure_is_written_and_none_is_left_open(tmp_path: Path) -> None:
     assert pyplot.get_fignums() == before
 
 
+@pytest.mark.slow
 def test_the_pictures_of_a_real_estimate(tmp_path: Path) -> None:
     """Of a guide whose weights have heavy tails."""
     system = zoo.ppca(9, 2)

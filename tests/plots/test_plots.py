@@ -535,6 +535,7 @@ def every_figure() -> dict[str, Figure]:
     }
 
 
+@pytest.mark.slow
 def test_every_figure_is_written_as_png(tmp_path: Path) -> None:
     for name, figure in every_figure().items():
         figure.savefig(tmp_path / f"{name}.png")

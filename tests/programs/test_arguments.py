@@ -116,7 +116,13 @@ def evaluated(function: Callable[..., Any], system: Any, form: str, **options: A
     return function(system.model, system.guide, args, **options, **kwargs)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form",
+    [
+        form if form in ("keywords", "nested") else pytest.param(form, marks=pytest.mark.slow)
+        for form in FORMS
+    ],
+)
 def test_compiled_steps(line: Line, form: str) -> None:
     """The first step is run as it is, the second one a graph's: the losses of the plain
     programs.

@@ -150,7 +150,10 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], rtol: float = 
 # Training.
 
 
-@pytest.mark.parametrize("name", ["trace-elbo", "iwae", "dreg", "vimco"])
+@pytest.mark.parametrize(
+    "name",
+    ["dreg", "vimco", *(pytest.param(n, marks=pytest.mark.slow) for n in ("trace-elbo", "iwae"))],
+)
 def test_training_raises_the_likelihood_of_other_people(name: str) -> None:
     start, programs = held_out(study()), study()
     trained(programs, measured(200), name, epochs=15, batch_size=50, lr=0.03)
