@@ -1,19 +1,10 @@
 // Adam on rows of a parameter whose gradient is a sum of products: adam_rows.py describes it.
 #include <cmath>
-#include <cstdint>
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
 
 namespace adam_rows {
 
-#if defined(__AVX512F__)
-constexpr int BYTES = 64, VECTORS = 4;  // of a vector; vectors of a tile's row
-#elif defined(__AVX__)
-constexpr int BYTES = 32, VECTORS = 2;
-#else
-constexpr int BYTES = 16, VECTORS = 2;
-#endif
+constexpr int BYTES = 4 * VECTOR_FLOATS;                // of a vector
+constexpr int VECTORS = VECTOR_FLOATS == 16 ? 4 : 2;  // of a tile's row
 constexpr int ROWS = 6;  // of a tile: its sums stay in registers
 
 struct Factor {

@@ -1,23 +1,13 @@
 // log Bernoulli(x | b + W h) summed over pixels, for rows h: bernoulli_rows.py describes it.
 #include <cmath>
-#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <new>
 #include <vector>
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
 
 namespace bernoulli_rows {
 
-#if defined(__AVX512F__)
-constexpr int64_t SIZE = 16;  // numbers of a vector
-#elif defined(__AVX__)
-constexpr int64_t SIZE = 8;
-#else
-constexpr int64_t SIZE = 4;
-#endif
+constexpr int64_t SIZE = VECTOR_FLOATS;
 constexpr int64_t ROWS = 64;     // of a block, whose layers stay in the cache of a core
 constexpr int64_t FACTORS = 96;  // of a product, each from 1 to 2
 

@@ -1,20 +1,10 @@
 // Standard normal noise of torch's CPU generator, by vectors: normal_noise.py describes it.
-#include <cstdint>
 #include <cstring>
 #include <initializer_list>
-#if defined(__AVX__)
-#include <immintrin.h>
-#endif
 
 namespace normal_noise {
 
-#if defined(__AVX512F__)
-constexpr int64_t SIZE = 16;  // numbers of a vector
-#elif defined(__AVX__)
-constexpr int64_t SIZE = 8;
-#else
-constexpr int64_t SIZE = 4;
-#endif
+constexpr int64_t SIZE = VECTOR_FLOATS;
 constexpr int64_t STATE = 624, SHIFT = 397;  // of the Mersenne twister
 constexpr int64_t GROUP = 16;                // numbers that torch makes at once, in two halves
 constexpr int64_t HALF = GROUP / 2, GROUPS = 16;

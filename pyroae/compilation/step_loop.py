@@ -32,6 +32,10 @@ SOURCE = Path(__file__).with_name("step_loop.cpp")
 """The code of the loop."""
 
 
+VECTORS = Path(__file__).with_name("vectors.cpp")
+"""What the code of all kernels begins with."""
+
+
 ALL = -1
 """The thread of a call that uses all cores."""
 
@@ -305,7 +309,7 @@ def _compiled() -> Any:
     from torch._inductor.codecache import CppCodeCache
 
     kernels = (module.SOURCE for module in (adam_rows, bernoulli_rows, normal_noise))
-    source = "".join(path.read_text() for path in (*kernels, SOURCE))
+    source = "".join(path.read_text() for path in (VECTORS, *kernels, SOURCE))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         library: Any = CppCodeCache.load(
