@@ -2,14 +2,14 @@
 
     s_r = Σ_d log Bernoulli(x_rd | l_rd),   l = b + W a(... a(b' + W' h)),   a = tanh or max(·, 0)
 
-The products are those of the BLAS in torch. A few rows at a time pass through all layers, so that
-their logits stay in the cache: a graph writes and reads those of all rows between its operations.
+A few rows at a time pass through all layers, transposed, so that a vector holds a number of each:
+their logits stay in registers and in the first cache, where a graph writes and reads those of all
+rows between its operations.
 """
 
 import ctypes
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,12 @@ RESHAPES = (
 """Operations that keep the order of elements, where they keep their number."""
 
 
-WIDTH = 16
-"""Rows are padded to a multiple of it, the numbers of the longest vector."""
+PACKED = 8
+"""Columns of a weight that are stored together; a layer has a multiple of it, with padding."""
+
+
+ROWS = 48
+"""The most rows that the kernel takes at a time."""
 
 
 NO_PIXEL = -100.0
@@ -57,16 +61,15 @@ NO_PIXEL = -100.0
 class _Layer(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("weight", "bias")),
-        *((name, ctypes.c_int64) for name in ("inputs", "outputs", "width", "activation")),
+        *((name, ctypes.c_int64) for name in ("inputs", "outputs", "activation")),
     ]
 
 
 class _Arguments(ctypes.Structure):
     _fields_ = [
-        ("product", ctypes.c_void_p),
         ("layers", ctypes.POINTER(_Layer)),
         ("data", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("num_layers", "num_data", "rows")),
+        *((name, ctypes.c_int64) for name in ("num_layers", "num_data", "rows", "width")),
     ]
 
 
@@ -125,37 +128,23 @@ class BernoulliRows:
         Returns:
             A structure that is valid as long as the inputs.
         """
-        last = len(self.layers) - 1
-        weights = [inputs[layer.weight] for layer in self.layers]
-        biases = [
-            _padded(inputs[layer.bias], NO_PIXEL if i == last else 0.0)
-            for i, layer in enumerate(self.layers)
-        ]
-        data = _padded(inputs[self.data].reshape(-1, weights[last].shape[1]), 0.0)
-        layers = (_Layer * len(weights))(
-            *(
-                _Layer(w.data_ptr(), b.data_ptr(), *w.shape, len(b), ACTIVATIONS[layer.activation])
-                for w, b, layer in zip(weights, biases, self.layers, strict=True)
-            )
-        )
-        sizes = len(weights), len(data), rows
-        arguments: Any = _Arguments(product_address(), layers, data.data_ptr(), *sizes)
-        arguments.tensors = [*biases, data]  # as long as their addresses
+        last, data = len(self.layers) - 1, inputs[self.data]
+        tensors: list[Tensor] = []
+        layers = (_Layer * len(self.layers))()
+        for i, layer in enumerate(self.layers):
+            weight = inputs[layer.weight]
+            packed = _padded(weight, 0.0).unflatten(1, (-1, PACKED)).transpose(0, 1).contiguous()
+            bias = _padded(inputs[layer.bias], NO_PIXEL if i == last else 0.0)
+            tensors += [packed, bias]
+            addresses = packed.data_ptr(), bias.data_ptr()
+            layers[i] = _Layer(*addresses, len(weight), len(bias), ACTIVATIONS[layer.activation])
+        data = data.reshape(-1, inputs[self.layers[last].bias].shape[0])
+        repeated = torch.arange(len(data) + ROWS, device=data.device) % len(data)
+        x = _padded(data, 0.0).t()[:, repeated].contiguous()
+        sizes = len(layers), len(data), rows, len(repeated)
+        arguments: Any = _Arguments(layers, x.data_ptr(), *sizes)
+        arguments.tensors = [*tensors, x]  # as long as their addresses
         return arguments
-
-
-@cache
-def product_address() -> int | None:
-    """Find the product of matrices of torch's BLAS.
-
-    Returns:
-        The address of sgemm; None where torch does not export it.
-    """
-    path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-    try:
-        return ctypes.cast(ctypes.CDLL(str(path)).sgemm_, ctypes.c_void_p).value
-    except (OSError, AttributeError):
-        return None
 
 
 def without_sum(module: GraphModule) -> tuple[GraphModule, BernoulliRows | None]:
@@ -197,8 +186,8 @@ def without_sum(module: GraphModule) -> tuple[GraphModule, BernoulliRows | None]
 
 
 def _padded(tensor: Tensor, value: float) -> Tensor:
-    """A tensor whose last dimension is a multiple of `WIDTH`, in memory of its own or its own."""
-    return pad(tensor, [0, -tensor.shape[-1] % WIDTH], value=value).contiguous()
+    """A tensor whose last dimension is a multiple of `PACKED`."""
+    return pad(tensor, [0, -tensor.shape[-1] % PACKED], value=value).contiguous()
 
 
 def _terms(node: Node) -> Iterator[Node]:

@@ -1,5 +1,6 @@
 """Split the data of an evaluation into blocks that fit into a processor's cache, with own seeds."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,10 @@ FOR_GPU = 32
 
 FOR_CORE = 4
 """The divisor of `CHUNK` for compiled code, which runs on a single core."""
+
+
+MULTIPLE = 48
+"""Compiled chunks have a multiple of so many rows: as many as a kernel takes at a time."""
 
 
 Data = Tensor | dict[str, Any] | tuple[Any, ...]
@@ -159,6 +164,7 @@ def rows_of(args: tuple[Tensor, ...], compiled: bool = False) -> int:
     Returns:
         A number of at least 64.
     """
-    on_cpu = args[0].device.type == "cpu"
-    size = CHUNK * FOR_GPU if not on_cpu else CHUNK // FOR_CORE if compiled else CHUNK
-    return max(64, size // max(256, args[0][0].numel()))
+    on_cpu, numel = args[0].device.type == "cpu", max(256, args[0][0].numel())
+    if on_cpu and compiled:
+        return max(2, math.ceil(CHUNK / FOR_CORE / numel / MULTIPLE)) * MULTIPLE
+    return max(64, (CHUNK if on_cpu else CHUNK * FOR_GPU) // numel)

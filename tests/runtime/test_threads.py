@@ -45,6 +45,7 @@ def as_graph(monkeypatch: pytest.MonkeyPatch) -> None:
         "pyroae.evaluation.importance.compiled.inductor", lambda graph, inputs, **settings: graph
     )
     monkeypatch.setattr(sampling, "rows_of", lambda args, compiled=False: 3 * 64)
+    monkeypatch.setattr(sampling, "LEAST_OF_GRAPH", 64)
 
 
 # Threads.
@@ -276,6 +277,7 @@ def test_code_of_inductor_is_run_by_threads(
     """The real compiler: 13 blocks, the last filled up, in double precision as the programs."""
     cores(2)
     monkeypatch.setattr(sampling, "rows_of", lambda args, compiled=False: 2 * 64)
+    monkeypatch.setattr(sampling, "LEAST_OF_GRAPH", 64)
     system, x = system_and_data("vae", 25)
     torch.testing.assert_close(
         estimate(x, system, True).log_px[:24],

@@ -140,10 +140,8 @@ def joined_curve(curves: list[Curve], total: int) -> BoundCurve:
         Mean bounds and their standard errors, `[G]` each, in nats per datum.
     """
     ks = [k for k in curves[0] if all(k in curve for curve in curves)]
-    means = [sum(curve[k][0].sum().item() for curve in curves) / total for k in ks]
-    errors = [math.sqrt(sum(curve[k][1].sum().item() for curve in curves)) / total for k in ks]
-    return BoundCurve(
-        torch.tensor(ks),
-        torch.tensor(means, dtype=torch.float64),
-        torch.tensor(errors, dtype=torch.float64),
+    means, squares = (
+        torch.stack([torch.cat([curve[k][i] for curve in curves]) for k in ks]).sum(1)
+        for i in (0, 1)
     )
+    return BoundCurve(torch.tensor(ks), means / total, squares.sqrt() / total)

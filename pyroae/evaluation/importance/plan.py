@@ -6,10 +6,6 @@ from itertools import batched
 from pyroae.evaluation.blocks import spans
 from pyroae.runtime.processes import Share
 
-MIN_DRAWS_PER_CHUNK = 64
-"""Draws per datum that one chunk of a whole block holds at least, where K is not smaller."""
-
-
 Chunk = tuple[int, int]
 """The index of a chunk among those of its part, and its number of draws per datum."""
 
@@ -28,8 +24,8 @@ class Plan:
         block_size: The number of data in a block; the last block may have fewer.
         rows: The largest number of pairs of a datum and a draw in one chunk.
         chunks_per_task: The largest number of chunks that one task computes.
-        last_apart: The number of last chunks of a part that are tasks of their own, so that threads
-            end at nearly the same time.
+        last_apart: The number of last chunks of the last part that are tasks of their own, so that
+            threads end at nearly the same time.
 
     >>> plan = Plan(num_data=5, num_particles=10, block_size=2, rows=8)
     >>> plan.blocks, plan.chunks
@@ -58,11 +54,18 @@ class Plan:
         """The number of draws per datum in each chunk of a part; the sum is K."""
         return chunk_sizes(self.num_particles, self.part_size, self.rows)
 
-    @property
-    def tasks(self) -> list[tuple[Chunk, ...]]:
-        """The chunks of a part, grouped by task."""
+    def tasks(self, part: range) -> list[tuple[Chunk, ...]]:
+        """Group the chunks of a part by task.
+
+        Args:
+            part: Indices of its data.
+
+        Returns:
+            The chunks of each task, in order.
+        """
         chunks = list(enumerate(self.chunks))
-        joined = max(0, len(chunks) - self.last_apart)
+        apart = self.last_apart if part.stop == self.num_data else 0
+        joined = max(0, len(chunks) - apart)
         return [*batched(chunks[:joined], self.chunks_per_task), *batched(chunks[joined:], 1)]
 
     def parts(self, block: range) -> list[range]:
@@ -91,24 +94,24 @@ class Plan:
         return [part for block in blocks for part in self.parts(block) if part.start >= first]
 
 
-def block_size(num_data: int, num_particles: int, rows: int) -> int:
+def block_size(num_data: int, num_particles: int, rows: int, least: int) -> int:
     """Choose the number of data in a block.
 
-    A chunk of `rows` pairs then holds `MIN_DRAWS_PER_CHUNK` draws of each datum, or K if K is
-    smaller.
+    A chunk of `rows` pairs then holds `least` draws of each datum, or K if K is smaller.
 
     Args:
         num_data: N, the number of data.
         num_particles: K, the number of draws per datum.
         rows: The largest number of pairs of a datum and a draw in one chunk.
+        least: The number of draws per datum in a chunk.
 
     Returns:
         A number from 1 to N.
 
-    >>> block_size(num_data=1000, num_particles=5000, rows=8192)
+    >>> block_size(num_data=1000, num_particles=5000, rows=8192, least=64)
     128
     """
-    return min(num_data, max(1, rows // min(num_particles, MIN_DRAWS_PER_CHUNK)))
+    return min(num_data, max(1, rows // min(num_particles, least)))
 
 
 def chunk_sizes(num_particles: int, num_data: int, rows: int) -> list[int]:

@@ -50,8 +50,19 @@ COMPILE_FROM = 2_000_000_000
 """The number of elements of the data times K from which on compilation saves time."""
 
 
+LEAST_OF_PROGRAM, LEAST_OF_GRAPH = 64, 32
+"""Draws per datum that one chunk of a whole block holds at least, where K is not smaller.
+
+A graph runs the encoder once for all chunks.
+"""
+
+
 FLUSH = 2**18
 """The number of log-weights that are gathered before they are added to the streams."""
+
+
+FLUSH_OF_THREADS = 2**16
+"""The same where threads draw meanwhile: few are left for the time when they have ended."""
 
 
 LEAST = "one draw for one datum"
@@ -162,7 +173,8 @@ class Sampler:
     def _plan(self, args: tuple[Tensor, ...], compiles: bool) -> Plan:
         total, rows = len(args[0]), rows_of(args, compiles)
         is_single = self.apart or not isinstance(self.seed, int)
-        size = 1 if is_single else block_size(total, self.num_particles, rows)
+        least = LEAST_OF_GRAPH if compiles else LEAST_OF_PROGRAM
+        size = 1 if is_single else block_size(total, self.num_particles, rows, least)
         if not compiles:
             return Plan(total, self.num_particles, size, rows)
         apart = 2 * FOR_CORE if self.tolerance is None else 0
@@ -226,9 +238,8 @@ class _Runner:
         device = self.tasks.args[0].device
         stream, upper = WeightStream(count, device, most), UpperStream(count, device)
         curve = CurveStream(count, device, curve_sizes(most))
-        flush = FLUSH if device.type == "cpu" else FLUSH * FOR_GPU
-        least = flush if sampler.tolerance is None else 1
-        for log_weight in _gathered(self._log_weights(part, plan), least, most):
+        draws = self._gathered_draws(part, plan)
+        for log_weight in _gathered(self._log_weights(part, plan), draws):
             stream.add(log_weight)
             curve.add(log_weight)
             upper.add(log_weight)
@@ -242,6 +253,20 @@ class _Runner:
             k: (mean.cpu(), square.cpu()) for k, (mean, square) in curve.result().items()
         }
 
+    def _gathered_draws(self, part: range, plan: Plan) -> int:
+        """The number of draws per datum that are added to the streams at once.
+
+        It is that of a task under a tolerance, which may end the draws, and otherwise, if possible,
+        one of the numbers of particles of the curve: fewer of its groups stay open.
+        """
+        least = sum(draws for _, draws in plan.tasks(part)[0])
+        if self.sampler.tolerance is not None:
+            return least
+        flush = FLUSH if self.tasks.args[0].device.type == "cpu" else FLUSH * FOR_GPU
+        most = (FLUSH_OF_THREADS if self.tasks.are_for_threads else flush) // len(part)
+        sizes = [size for size in curve_sizes(plan.num_particles) if size <= most]
+        return max([least, *sizes[-1:]])
+
     def _log_weights(self, part: range, plan: Plan) -> Iterator[Tensor]:
         """The log-weights of a part, task by task; without a tolerance later parts are begun."""
         if self._pending is None:
@@ -249,7 +274,7 @@ class _Runner:
             parts = plan.parts_from(part.start, self.sampler.share) if ahead else [part]
             tasks = chain.from_iterable(self.tasks.of(each, plan) for each in parts)
             self._pending = self._pool().in_order(tasks)
-        return islice(self._pending, len(plan.tasks))
+        return islice(self._pending, len(plan.tasks(part)))
 
     def _pool(self) -> Threads:
         """The threads, started when the first graph allows them."""
@@ -286,22 +311,22 @@ def programs_of(guide: Program | Proposal | None) -> tuple[Program, ...]:
     return guide.programs if isinstance(guide, Proposal) else (guide,)
 
 
-def _gathered(parts: Iterable[Tensor], least: int, most: int) -> Iterator[Tensor]:
-    """Log-weights `[k, N]` joined into parts of at least `least` numbers, float64, except the last.
+def _gathered(parts: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
+    """Log-weights `[k, N]`, joined or divided into parts of so many draws, float64.
 
-    `most` is the number of particles in all. Log-weights are copied into one buffer: small tensors
-    kept between large temporary ones would fragment the memory, by up to half a gigabyte.
+    Log-weights are copied into one buffer: small tensors kept between large temporary ones would
+    fragment the memory, by up to half a gigabyte.
     """
     buffer, count = torch.empty(0), 0
     for part in parts:
         if not len(buffer):
-            rows = min(most, least // part.shape[1] + 1 + len(part))
             buffer = part.new_empty(rows, part.shape[1])
-        buffer[count : count + len(part)] = part
-        count += len(part)
-        if count * part.shape[1] >= least:
-            yield buffer[:count].to(torch.float64, copy=True)
-            count = 0
+        for piece in (part[: rows - count], *part[rows - count :].split(rows)):
+            buffer[count : count + len(piece)] = piece
+            count += len(piece)
+            if count == rows:
+                yield buffer.to(torch.float64, copy=True)
+                count = 0
     if count:
         yield buffer[:count].to(torch.float64, copy=True)
 

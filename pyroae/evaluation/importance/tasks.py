@@ -88,7 +88,7 @@ class DrawTasks:
             Functions without arguments that return log-weights `[k, len(part)]`, in nats.
         """
         draw = self._draw(part)
-        for chunks in plan.tasks:
+        for chunks in plan.tasks(part):
             yield partial(draw, [(k, self._seed(part, i)) for i, k in chunks])
 
     def _draw(self, part: range) -> Callable[[Chunks], Tensor]:

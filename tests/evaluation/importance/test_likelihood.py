@@ -109,19 +109,15 @@ def test_counts_the_samples_drawn(name: str, monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_plan_covers_everything_once_within_the_budget(num_data: int, num_particles: int) -> None:
     x = torch.arange(num_data)[:, None].expand(num_data, 4)
-    for compiled, most in (
-        (False, blocks.CHUNK // 256),
-        (True, blocks.CHUNK // blocks.FOR_CORE // 256),
-    ):
-        rows = blocks.rows_of((x,), compiled)
-        assert rows == most
-        size = plan.block_size(num_data, num_particles, rows)
+    for compiled, rows in ((False, blocks.CHUNK // 256), (True, 43 * blocks.MULTIPLE)):
+        assert blocks.rows_of((x,), compiled) == rows
+        size = plan.block_size(num_data, num_particles, rows, least=64)
         spans = blocks.spans(num_data, size)
         assert torch.equal(torch.cat([blocks.part_of((x,), span)[0] for span in spans]), x)
         chunks = plan.chunk_sizes(num_particles, size, rows)
         assert sum(chunks) == num_particles
         assert min(chunks) > 0
-        assert max(chunks) * size <= most
+        assert max(chunks) * size <= rows
 
 
 def test_memory_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +138,7 @@ def test_memory_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sampling, "FLUSH", gathered)
         log_likelihood(system.model, system.guide, x[:5], num_particles=100)
         log_likelihood(system.model, system.guide, x, num_particles=1000)
-        assert gathered <= max(sizes) < gathered + blocks.rows_of((x,))
+        assert gathered / 2.5 < max(sizes) < gathered + blocks.rows_of((x,))
         sizes.clear()
 
 
