@@ -118,15 +118,15 @@ class BernoulliRows:
         x = data.repeat(len(rows) // len(data), 1)
         return -binary_cross_entropy_with_logits(rows, x, reduction="none").sum(-1)
 
-    def arguments(self, inputs: Sequence[Tensor], rows: int) -> ctypes.Structure:
-        """Describe a call for the C++ code.
+    def of(self, inputs: Sequence[Tensor], count: int) -> "RowSums":
+        """Prepare the kernel for the inputs of a graph.
 
         Args:
             inputs: The inputs of the graph.
-            rows: R.
+            count: R, the number of rows of a call.
 
         Returns:
-            A structure that is valid as long as the inputs.
+            What adds the sums; several threads may use it.
         """
         last, data = len(self.layers) - 1, inputs[self.data]
         tensors: list[Tensor] = []
@@ -138,13 +138,40 @@ class BernoulliRows:
             tensors += [packed, bias]
             addresses = packed.data_ptr(), bias.data_ptr()
             layers[i] = _Layer(*addresses, len(weight), len(bias), ACTIVATIONS[layer.activation])
-        data = data.reshape(-1, inputs[self.layers[last].bias].shape[0])
+        data = data.reshape(-1, len(inputs[self.layers[last].bias]))
         repeated = torch.arange(len(data) + ROWS, device=data.device) % len(data)
-        x = _padded(data, 0.0).t()[:, repeated].contiguous()
-        sizes = len(layers), len(data), rows, len(repeated)
-        arguments: Any = _Arguments(layers, x.data_ptr(), *sizes)
-        arguments.tensors = [*tensors, x]  # as long as their addresses
-        return arguments
+        x = _padded(data, 0.0).t().index_select(1, repeated)
+        sizes = len(layers), len(data), count, len(repeated)
+        arguments = _Arguments(layers, x.data_ptr(), *sizes)
+        return RowSums(self, inputs, arguments, (*tensors, x))
+
+
+@dataclass(frozen=True)
+class RowSums:
+    """The sums for the inputs of a graph.
+
+    Attributes:
+        sums: The layers and the log-density.
+        inputs: The inputs of the graph.
+        arguments: The arguments of the kernel.
+        tensors: What they refer to.
+    """
+
+    sums: BernoulliRows
+    inputs: Sequence[Tensor]
+    arguments: ctypes.Structure
+    tensors: tuple[Tensor, ...]
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Compute the sums by operations of torch.
+
+        Args:
+            rows: h `[R, n]`.
+
+        Returns:
+            s `[R]`, in nats.
+        """
+        return self.sums(self.inputs, rows)
 
 
 def without_sum(module: GraphModule) -> tuple[GraphModule, BernoulliRows | None]:

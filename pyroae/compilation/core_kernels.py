@@ -45,8 +45,8 @@ def add_sums(sums: BernoulliRows, inputs: Sequence[Tensor], rows: Tensor, result
         result: `[R]`, contiguous, changed in place.
     """
     kernel = _function(bernoulli_rows.ENTRY, *[ctypes.c_void_p] * 3)
-    arguments = sums.arguments(inputs, len(rows))
-    kernel(ctypes.addressof(arguments), rows.data_ptr(), result.data_ptr())
+    prepared = sums.of(inputs, len(rows))
+    kernel(ctypes.addressof(prepared.arguments), rows.data_ptr(), result.data_ptr())
 
 
 @cache

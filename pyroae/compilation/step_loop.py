@@ -24,7 +24,7 @@ from torch.fx.graph_module import GraphModule
 
 from pyroae.compilation import adam_rows, bernoulli_rows, normal_noise
 from pyroae.compilation.adam_rows import AdamRows
-from pyroae.compilation.bernoulli_rows import BernoulliRows
+from pyroae.compilation.bernoulli_rows import RowSums
 from pyroae.compilation.codegen import Graph
 from pyroae.compilation.cpu_settings import forget_vectors, untested_vectors
 
@@ -71,7 +71,7 @@ class Call:
     graph: Graph | AdamRows
     inputs: Sequence[Tensor]
     result: Tensor | None = None
-    sums: BernoulliRows | None = None
+    sums: RowSums | None = None
 
 
 @dataclass(frozen=True)
@@ -160,10 +160,9 @@ class StepLoop:
         place = [call.phase, call.thread, entry, inputs, count, *_place(call.result)]
         if call.sums is None or call.result is None:
             return [*place, 0, 0]
-        terms = call.sums.arguments(call.inputs, call.result[0].numel())
-        self._kernels.append(terms)
         place[5] = 2
-        return [*place, kernel_address(bernoulli_rows.ENTRY), ctypes.addressof(terms)]
+        address = ctypes.addressof(call.sums.arguments)
+        return [*place, kernel_address(bernoulli_rows.ENTRY), address]
 
     def __call__(self, sources: Sequence[Sequence[Tensor]]) -> None:
         """Take S steps.
@@ -206,7 +205,7 @@ class StepLoop:
                     if call.result is not None:
                         call.result[step] = outputs[0]
                         if call.sums is not None:
-                            sums = call.sums(call.inputs, outputs[1])
+                            sums = call.sums(outputs[1])
                             call.result[step] += sums.view_as(outputs[0])
 
 

@@ -4,16 +4,16 @@ Import this module only where something is compiled.
 """
 
 import math
-import operator
 import threading
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.fx.graph_module import GraphModule
 from torch.nn.functional import pad
 
-from pyroae.compilation.bernoulli_rows import BernoulliRows
-from pyroae.compilation.codegen import Graph, Outputs
+from pyroae.compilation.bernoulli_rows import BernoulliRows, RowSums
+from pyroae.compilation.codegen import Graph
 from pyroae.compilation.noise_inputs import Draw, ParametricDraw
 from pyroae.compilation.step_loop import Call, Copy, NoEntryError, StepLoop
 
@@ -94,8 +94,20 @@ def are_rows(draws: Sequence[Draw | ParametricDraw], num_particles: int) -> bool
     )
 
 
+class Shared(NamedTuple):
+    """What all parts share.
+
+    Attributes:
+        tensors: The first inputs of the code.
+        sums: What is added to the log-weights.
+    """
+
+    tensors: tuple[Tensor, ...]
+    sums: RowSums | None
+
+
 class PartByPart:
-    """Code for a part of a chunk, as code for the chunk; each thread has tensors of its own.
+    """Code for a part of a chunk, which computes chunks; each thread has tensors of its own.
 
     Args:
         code: Code of one part, made within `callable_from_c`: from tensors that all parts share,
@@ -117,31 +129,31 @@ class PartByPart:
         parts: int,
         sums: BernoulliRows | None = None,
     ) -> None:
-        self._code, self._num_draws, self._sums = code, len(draws), sums
+        self._code, self._sums = code, sums
         self._rows, self._own = math.ceil(len(draws[0]) / parts), threading.local()
         first, *rows = code(*shared, *(draw[: self._rows] for draw in draws))
         if not all(each.is_contiguous() for each in (first, *rows)):
             raise NoEntryError("an output has another memory layout")
         self._result_like = first.new_empty(parts, *first.shape)
-        self._loop(tuple(shared), draws, parts)
+        self._loop(self.prepared(tuple(shared)), draws, parts)
 
-    def __call__(self, *inputs: Tensor) -> Outputs:
-        """Compute the log-weights of a chunk.
+    def prepared(self, tensors: tuple[Tensor, ...]) -> Shared:
+        """Prepare tensors that all parts share, for calls of several threads.
 
         Args:
-            *inputs: The shared tensors, then the draws, `[K, ...]` each.
+            tensors: The tensors.
 
         Returns:
-            The log-weights `[K, N]`.
+            The tensors, and what is added to the log-weights.
         """
-        count = len(inputs) - self._num_draws
-        return (self.of_chunks(inputs[:count], [inputs[count:]])[0].clone(),)
+        count = self._result_like[0].numel()
+        return Shared(tensors, None if self._sums is None else self._sums.of(tensors, count))
 
-    def of_chunks(self, shared: tuple[Tensor, ...], draws: Sequence[Sequence[Tensor]]) -> Tensor:
+    def of_chunks(self, shared: Shared, draws: Sequence[Sequence[Tensor]]) -> Tensor:
         """Compute the log-weights of several chunks by one call of C++ code.
 
         Args:
-            shared: The shared tensors.
+            shared: What `prepared` returned.
             draws: The draws of each chunk, `[K, ...]` each.
 
         Returns:
@@ -167,16 +179,13 @@ class PartByPart:
             else pad(draw, [0, 0] * (draw.ndim - 1) + [0, count - len(draw)])
         )
 
-    def _loop(
-        self, shared: tuple[Tensor, ...], draws: Sequence[Tensor], parts: int
-    ) -> tuple[StepLoop, Tensor]:
+    def _loop(self, shared: Shared, draws: Sequence[Tensor], parts: int) -> tuple[StepLoop, Tensor]:
         """This thread's loop over parts, and the results of as many, for these tensors."""
-        known = getattr(self._own, "shared", ())
-        is_known = len(known) == len(shared) and all(map(operator.is_, known, shared))
+        is_known = getattr(self._own, "shared", None) is shared
         if not is_known or len(self._own.loop[1]) < parts:
             own = [draw[: self._rows].clone() for draw in draws]
             result = self._result_like.new_empty(parts, *self._result_like.shape[1:])
-            call = Call(0, 0, self._code, [*shared, *own], result, self._sums)
+            call = Call(0, 0, self._code, [*shared.tensors, *own], result, shared.sums)
             copies = [Copy(0, i, tensor, tensor.shape) for i, tensor in enumerate(own)]
             self._own.loop = StepLoop(1, [call], copies), result
             self._own.shared = shared

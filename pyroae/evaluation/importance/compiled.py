@@ -129,29 +129,19 @@ class CompiledDraws:
         with torch.no_grad():
             fixed = early(*inputs)
             of_draws = [part(*inputs) for part in self._early]
-        return partial(self._drawn, late, fixed, of_draws, len(block[0]))
-
-    def _drawn(
-        self,
-        late: Graph,
-        fixed: tuple[Tensor, ...],
-        of_draws: list[tuple[Tensor, ...]],
-        num_data: int,
-        chunks: Chunks,
-    ) -> Tensor:
-        with torch.no_grad():
-            log_weights: Iterable[Tensor]
-            if self._draws is None:
-                log_weights = [self._random(late, fixed, seed) for _, seed in chunks]
-            else:
-                draws = [self._sample(self._draws, of_draws, seed) for _, seed in chunks]
-                if self._is_for_chunks:
-                    log_weights = cast("PartByPart", late).of_chunks(fixed, draws)
-                else:
-                    log_weights = (late(*fixed, *each)[0] for each in draws)
-            return torch.cat(
-                [each[:k, :num_data] for (k, _), each in zip(chunks, log_weights, strict=True)]
+        num_data, code = len(block[0]), cast("Graph", late)
+        if self._draws is None:
+            return partial(
+                _joined, num_data, lambda seeds: (self._random(code, fixed, s) for s in seeds)
             )
+        sample = partial(self._sample, self._draws, of_draws)
+        if self._is_for_chunks:
+            parts = cast("PartByPart", late)
+            of_chunks = partial(parts.of_chunks, parts.prepared(fixed))
+            return partial(_joined, num_data, lambda seeds: of_chunks([sample(s) for s in seeds]))
+        return partial(
+            _joined, num_data, lambda seeds: (code(*fixed, *sample(s))[0] for s in seeds)
+        )
 
     def _random(self, late: Graph, fixed: tuple[Tensor, ...], seed: int) -> Tensor:
         with fork_random(device_of(fixed), seed):
@@ -181,7 +171,7 @@ class CompiledDraws:
 
     def _code(
         self, block: tuple[Tensor, ...], is_divided: bool = True
-    ) -> tuple[GraphModule, Graph]:
+    ) -> "tuple[GraphModule, Graph | PartByPart]":
         """The part that runs once per block, and the compiled part that runs for each chunk."""
         from pyroae.compilation.core_kernels import can_fill_normals
         from pyroae.compilation.step_loop import NoEntryError, callable_from_c
@@ -274,6 +264,15 @@ class CompiledDraws:
 
     def _compiled(self, graph: GraphModule, inputs: list[Tensor]) -> Graph:
         return inductor(graph, inputs, same_draws=False, one_core=self._draws is not None)
+
+
+def _joined(
+    num_data: int, log_weights: Callable[[Iterable[int]], Iterable[Tensor]], chunks: Chunks
+) -> Tensor:
+    """The log-weights of chunks, from a function of their seeds, without surplus ones."""
+    with torch.no_grad():
+        found = log_weights([seed for _, seed in chunks])
+        return torch.cat([each[:k, :num_data] for (k, _), each in zip(chunks, found, strict=True)])
 
 
 def _split(graph: GraphModule, inputs: Sequence[Tensor]) -> tuple[GraphModule, GraphModule]:
