@@ -71,6 +71,13 @@ def test_help_does_not_import_torch() -> None:
         assert command in out
 
 
+def test_commands_run_as_a_module() -> None:
+    words = [sys.executable, "-m", "pyroae", "train", "--steps", "x"]
+    found = subprocess.run(words, check=False, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert "--steps" in found.stderr
+
+
 HEAVY = {
     *("arviz", "arviz_stats", "h5py", "lightning_fabric", "matplotlib", "pandas", "ray", "scipy"),
     *("sklearn", "sympy", "torch._dynamo", "torch._inductor", "triton", "xarray"),
