@@ -99,17 +99,32 @@ def run_pair(
         )
     seen = _transformed(guide_run, through)
     model_run = trace_program(model, args, kwargs, num_particles, nesting, seen)
-    return _checked(model_run, guide_run, num_particles, nesting, joint)
+    return paired(model_run, guide_run, num_particles, nesting, joint=joint)
 
 
-def _checked(
+def paired(
     model_run: poutine.Trace,
     guide_run: poutine.Trace,
-    num_particles: int,
-    nesting: int,
-    joint: bool,
+    num_particles: int = 1,
+    nesting: int = 0,
+    *,
+    joint: bool = False,
 ) -> Traces:
-    """Pair two traces after a check that they match."""
+    """Pair two traces, as of `trace_program`, after a check that they match.
+
+    Args:
+        model_run: A trace of the model.
+        guide_run: A trace of the guide.
+        num_particles: The number K of particles.
+        nesting: As of `run_pair`.
+        joint: As of RunOptions.
+
+    Returns:
+        The traces, with K particles.
+
+    Raises:
+        ProgramError: As of `run`.
+    """
     model, guide = prune_subsample_sites(model_run), prune_subsample_sites(guide_run)
     check_match(model, guide)
     sites = samples(model, guide)

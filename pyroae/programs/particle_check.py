@@ -5,16 +5,10 @@ log-densities of a site differ, the program has to run particle by particle.
 """
 
 import warnings
-from contextlib import nullcontext
 from typing import Any
 
-import torch
-from pyro import poutine
-from torch import Tensor
-
 from pyroae.errors import ProgramError, own_error
-from pyroae.programs.context import evaluating
-from pyroae.programs.execution import run_pair
+from pyroae.programs.execution import run_pair, trace_program
 from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.particles import LOOP
 from pyroae.programs.sites import Program, Site, plates_of, samples, undeclared
@@ -24,11 +18,11 @@ from pyroae.programs.trial_runs import (
     as_stacked_draws,
     is_close,
     num_trial_particles,
-    trial_mode,
+    trial,
+    trial_run,
     with_distinct_draws,
 )
 from pyroae.runtime.memory import is_out_of_memory
-from pyroae.runtime.randomness import fork_random
 
 
 def plate_nesting(
@@ -38,6 +32,7 @@ def plate_nesting(
     kwargs: dict[str, Any],
     *,
     compared: bool = True,
+    first: Traces | None = None,
 ) -> int:
     """Count the batch dimensions of a program, those of plates and any that no plate declares.
 
@@ -52,6 +47,7 @@ def plate_nesting(
         args: Positional arguments of both.
         kwargs: Keyword arguments of both.
         compared: Whether to compare one run with single runs.
+        first: The result of `trial_run` for the same arguments; None runs it.
 
     Returns:
         The number of dimensions, plus LOOP if the program has to run particle by particle.
@@ -59,26 +55,14 @@ def plate_nesting(
     Raises:
         ProgramError: As of `run`.
     """
-    device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
-    full_precision = (
-        torch.autocast(device.type, enabled=False)
-        if torch.amp.is_autocast_available(device.type)
-        else nullcontext()
-    )
-    with (
-        fork_random(device),
-        poutine.block(),
-        evaluating(model, guide),
-        trial_mode(),
-        full_precision,
-    ):
-        traces = run_pair(model, guide, args, kwargs)
-        sites = samples(traces.model, traces.guide)
-        dims = (
-            dim for site in sites for dim in [*(f.dim for f in plates_of(site)), *undeclared(site)]
-        )
-        nesting = -min(dims, default=0)
-        reason = _why_loop(model, guide, args, kwargs, nesting, traces) if compared else None
+    first = first or trial_run(model, guide, args, kwargs)
+    sites = samples(first.model, first.guide)
+    dims = (dim for site in sites for dim in [*(f.dim for f in plates_of(site)), *undeclared(site)])
+    nesting = -min(dims, default=0)
+    if not compared:
+        return nesting
+    with trial(model, guide, args):
+        reason = _why_loop(model, guide, args, kwargs, nesting, first)
     if reason is None:
         return nesting
     warnings.warn(
@@ -103,8 +87,8 @@ def _why_loop(
     count = num_trial_particles(single.drawn)
     try:
         with last:
-            first_run = run_pair(model, guide, args, kwargs, count, nesting)
-            drawn = with_distinct_draws(first_run.drawn)
+            guide_run = trace_program(guide, args, kwargs, count, nesting, None, what="guide")
+            drawn = with_distinct_draws(guide_run)
             together = run_pair(model, guide, args, kwargs, count, nesting, drawn=drawn)
             draws_of_each = as_stacked_draws(drawn, single.drawn)
     except Exception as error:

@@ -1,7 +1,7 @@
 """Trial runs of a program: without side effects on its modules, with distinct discrete draws."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any, Self
 
@@ -13,9 +13,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyroae.programs.context import evaluating
+from pyroae.programs.execution import run_pair
+from pyroae.programs.model_sums import SumMissing
+from pyroae.programs.paired_traces import Traces
 from pyroae.programs.particles import has_particles, is_draw
-from pyroae.programs.sites import base_distribution, is_discrete
-from pyroae.runtime.randomness import start_random
+from pyroae.programs.sites import Program, base_distribution, is_discrete
+from pyroae.runtime.randomness import fork_random, start_random
 
 REDRAWS = 16
 """Number of times that a discrete draw which two particles share is redrawn in a trial run."""
@@ -23,6 +27,60 @@ REDRAWS = 16
 
 NUM_DISCRETE_PARTICLES = 4
 """Number of particles of a trial run with discrete draws."""
+
+
+@contextmanager
+def trial(
+    model: Program, guide: Program, args: tuple[Any, ...], *, training: bool = False
+) -> Iterator[None]:
+    """Run model and guide in full precision, without effects on generators and modules.
+
+    Pyro's handlers outside do not see the runs, and discrete sites that the guide lacks are summed.
+
+    Args:
+        model: A Pyro program.
+        guide: A program over the same latent sites.
+        args: Their positional arguments, which give the device.
+        training: As of `trial_mode`.
+
+    Yields:
+        None, in the context.
+    """
+    device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
+    full_precision = (
+        torch.autocast(device.type, enabled=False)
+        if torch.amp.is_autocast_available(device.type)
+        else nullcontext()
+    )
+    with (
+        fork_random(device),
+        poutine.block(),
+        SumMissing() if training else evaluating(model, guide),
+        trial_mode(training=training),
+        full_precision,
+    ):
+        yield
+
+
+def trial_run(
+    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Traces:
+    """Run model and guide once, with one particle, under `trial`.
+
+    Args:
+        model: A Pyro program.
+        guide: A program over the same latent sites.
+        args: Positional arguments of both.
+        kwargs: Keyword arguments of both.
+
+    Returns:
+        The traces, which several checks can share.
+
+    Raises:
+        ProgramError: As of `run`.
+    """
+    with trial(model, guide, args):
+        return run_pair(model, guide, args, kwargs)
 
 
 @contextmanager
