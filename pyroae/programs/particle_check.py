@@ -1,16 +1,17 @@
 """Whether the particles of a program can be one more plate on the left, found by trial runs.
 
 A run with a few particles is compared with as many single runs: where the former fails, or the
-log-densities of a site differ, the program has to run particle by particle.
+log-densities of a site differ, the program has to run particle by particle. The first single run
+is the one that counted the plates; its draws are those of the first particle.
 """
 
 import warnings
 from typing import Any
 
 from pyroae.errors import ProgramError, own_error
-from pyroae.programs.execution import run_pair, trace_program
+from pyroae.programs.execution import paired, run_pair, trace_program
 from pyroae.programs.paired_traces import Traces, log_density
-from pyroae.programs.particles import LOOP
+from pyroae.programs.particles import LOOP, particle_draws, stack_traces
 from pyroae.programs.sites import Program, Site, plates_of, samples, undeclared
 from pyroae.programs.trial_runs import (
     FixedSeed,
@@ -21,6 +22,7 @@ from pyroae.programs.trial_runs import (
     trial,
     trial_run,
     with_distinct_draws,
+    with_first_draws,
 )
 from pyroae.runtime.memory import is_out_of_memory
 
@@ -82,13 +84,17 @@ def _why_loop(
     nesting: int,
     single: Traces,
 ) -> str | None:
-    """The reason why particles cannot be one more dimension of a program; None if they can."""
+    """The reason why particles cannot be one more dimension of a program; None if they can.
+
+    Noise of the program's own, which is not a site, differs between the given run and those of a
+    fixed seed. Where log-densities differ, all single runs are therefore repeated with this seed.
+    """
     last, model, guide = LastSite(), FixedSeed()(model), FixedSeed()(guide)
     count = num_trial_particles(single.drawn)
     try:
         with last:
             guide_run = trace_program(guide, args, kwargs, count, nesting, None, what="guide")
-            drawn = with_distinct_draws(guide_run)
+            drawn = with_distinct_draws(with_first_draws(guide_run, single.drawn))
             together = run_pair(model, guide, args, kwargs, count, nesting, drawn=drawn)
             draws_of_each = as_stacked_draws(drawn, single.drawn)
     except Exception as error:
@@ -99,8 +105,23 @@ def _why_loop(
             "with one more dimension on the left it fails at or after the site "
             f"'{last.name}' ({words})"
         )
+    others = [
+        run_pair(model, guide, args, kwargs, drawn=particle_draws(draws_of_each, k))
+        for k in range(1, count)
+    ]
+    if _difference(together, _stacked([single, *others], nesting)) is None:
+        return None
     separate = run_pair(model, guide, args, kwargs, count, LOOP + nesting, drawn=draws_of_each)
     return _difference(together, separate)
+
+
+def _stacked(runs: list[Traces], nesting: int) -> Traces:
+    """Single runs as one pair of traces."""
+    of_model, of_guide = (
+        stack_traces(traces, nesting)
+        for traces in zip(*((run.model, run.guide) for run in runs), strict=True)
+    )
+    return paired(of_model, of_guide, len(runs), LOOP + nesting)
 
 
 def _difference(together: Traces, separate: Traces) -> str | None:

@@ -198,6 +198,26 @@ def num_trial_particles(trace: poutine.Trace) -> int:
     return NUM_DISCRETE_PARTICLES if is_any_discrete else 2
 
 
+def with_first_draws(trace: poutine.Trace, single: poutine.Trace) -> poutine.Trace:
+    """Replace the draws of the first particle by those of a single run.
+
+    Args:
+        trace: A run of a guide with the particles as a plate.
+        single: A run of the same guide with one particle.
+
+    Returns:
+        A copy; draws of another number of elements stay as they are.
+    """
+    other = trace.copy()
+    for name, site in trace.nodes.items():
+        if is_draw(site) and has_particles(site) and name in single.nodes:
+            alone, value = single.nodes[name]["value"], site["value"]
+            if alone.numel() == value[:1].numel():
+                value = torch.cat([alone.reshape(value[:1].shape), value[1:]])
+                other.nodes[name] = {**site, "value": value}
+    return other
+
+
 def with_distinct_draws(trace: poutine.Trace) -> poutine.Trace:
     """Replace discrete draws of the further particles by values other than the first particle's.
 
