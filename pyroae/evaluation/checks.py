@@ -358,7 +358,9 @@ def is_one(scale: Tensor | float) -> bool:
     >>> is_one(torch.tensor([1.0, 1.0 + 1e-7])), is_one(2.0)
     (True, False)
     """
-    return bool(((torch.as_tensor(scale) - 1).abs() < 1e-6).all())
+    if isinstance(scale, Tensor):
+        return bool(((scale - 1).abs() < 1e-6).all())
+    return abs(scale - 1) < 1e-6
 
 
 def _check_masks(

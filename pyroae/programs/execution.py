@@ -30,7 +30,15 @@ from pyroae.programs.site_checks import (
     refuse_messengers,
     warn_of_plates,
 )
-from pyroae.programs.sites import PARTICLES, Program, Site, common_scale, data_plate, samples
+from pyroae.programs.sites import (
+    PARTICLES,
+    Program,
+    Site,
+    common_scale,
+    data_plate,
+    holds,
+    samples,
+)
 from pyroae.runtime.memory import is_out_of_memory
 
 
@@ -137,7 +145,7 @@ def paired(
     if is_validation_enabled():
         check_declared(model, guide)
         warn_of_plates(model_run, guide_run)
-    local = [s for s in sites if plate is None or plate in s["cond_indep_stack"]]
+    local = [s for s in sites if plate is None or holds(s["cond_indep_stack"], plate)]
     scale = common_scale(local, plate)
     return Traces(model, guide, num_particles, plate, scale, guide_run, nesting)
 

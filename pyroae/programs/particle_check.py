@@ -8,12 +8,16 @@ is the one that counted the plates; its draws are those of the first particle.
 import warnings
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from pyroae.errors import ProgramError, own_error
-from pyroae.programs.execution import paired, run_pair, trace_program
+from pyroae.programs.execution import run_pair
 from pyroae.programs.paired_traces import Traces, log_density
-from pyroae.programs.particles import LOOP, particle_draws, stack_traces
+from pyroae.programs.particles import LOOP, particle_draws
 from pyroae.programs.sites import Program, Site, plates_of, samples, undeclared
 from pyroae.programs.trial_runs import (
+    DistinctDraws,
     FixedSeed,
     LastSite,
     as_stacked_draws,
@@ -21,8 +25,6 @@ from pyroae.programs.trial_runs import (
     num_trial_particles,
     trial,
     trial_run,
-    with_distinct_draws,
-    with_first_draws,
 )
 from pyroae.runtime.memory import is_out_of_memory
 
@@ -87,52 +89,53 @@ def _why_loop(
     """The reason why particles cannot be one more dimension of a program; None if they can.
 
     Noise of the program's own, which is not a site, differs between the given run and those of a
-    fixed seed. Where log-densities differ, all single runs are therefore repeated with this seed.
+    fixed seed. Where log-densities differ, all runs are therefore repeated with this seed at the
+    same draws.
     """
     last, model, guide = LastSite(), FixedSeed()(model), FixedSeed()(guide)
     count = num_trial_particles(single.drawn)
     try:
         with last:
-            guide_run = trace_program(guide, args, kwargs, count, nesting, None, what="guide")
-            drawn = with_distinct_draws(with_first_draws(guide_run, single.drawn))
-            together = run_pair(model, guide, args, kwargs, count, nesting, drawn=drawn)
-            draws_of_each = as_stacked_draws(drawn, single.drawn)
+            handler = DistinctDraws(single.drawn)
+            together = run_pair(model, guide, args, kwargs, count, nesting, handler=handler)
+            draws_of_each = as_stacked_draws(together.drawn, single.drawn)
     except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        words = " ".join(str(own_error(error)).split())[:200]
-        return (
-            "with one more dimension on the left it fails at or after the site "
-            f"'{last.name}' ({words})"
-        )
+        return _failure(last, error)
     others = [
         run_pair(model, guide, args, kwargs, drawn=particle_draws(draws_of_each, k))
         for k in range(1, count)
     ]
-    if _difference(together, _stacked([single, *others], nesting)) is None:
+    if _difference(together, [single, *others]) is None:
         return None
+    try:
+        with last:
+            drawn = together.drawn
+            together = run_pair(model, guide, args, kwargs, count, nesting, drawn=drawn)
+    except Exception as error:
+        return _failure(last, error)
     separate = run_pair(model, guide, args, kwargs, count, LOOP + nesting, drawn=draws_of_each)
-    return _difference(together, separate)
+    return _difference(together, [separate])
 
 
-def _stacked(runs: list[Traces], nesting: int) -> Traces:
-    """Single runs as one pair of traces."""
-    of_model, of_guide = (
-        stack_traces(traces, nesting)
-        for traces in zip(*((run.model, run.guide) for run in runs), strict=True)
-    )
-    return paired(of_model, of_guide, len(runs), LOOP + nesting)
+def _failure(last: LastSite, error: Exception) -> str:
+    """The error of a run with particles in words; an error of memory is raised again."""
+    if is_out_of_memory(error):
+        raise error
+    words = " ".join(str(own_error(error)).split())[:200]
+    return f"with one more dimension on the left it fails at or after the site '{last.name}' ({words})"
 
 
-def _difference(together: Traces, separate: Traces) -> str | None:
+def _difference(together: Traces, runs: list[Traces]) -> str | None:
     """The first site whose log-density in one run differs from that in single runs, in words."""
-    for what, trace, other in (
-        ("guide", together.guide, separate.guide),
-        ("model", together.model, separate.model),
+    for what, trace, others in (
+        ("guide", together.guide, [run.guide for run in runs]),
+        ("model", together.model, [run.model for run in runs]),
     ):
-        for name, site in other.nodes.items():
-            if site["type"] == "sample" and not _is_same(
-                together, trace.nodes.get(name), separate, site, name
+        for name in {site["name"]: None for site in samples(*others)}:
+            if any(name not in one for one in (trace, *others)) or not _is_same(
+                name,
+                (together, trace.nodes[name]),
+                [(run, other.nodes[name]) for run, other in zip(runs, others, strict=True)],
             ):
                 return (
                     f"with one more dimension on the left the site '{name}' of the {what} has "
@@ -141,15 +144,17 @@ def _difference(together: Traces, separate: Traces) -> str | None:
     return None
 
 
-def _is_same(together: Traces, site: Site | None, separate: Traces, other: Site, name: str) -> bool:
+def _is_same(name: str, together: tuple[Traces, Site], runs: list[tuple[Traces, Site]]) -> bool:
     """Compare log-densities of a site; one without a log-density is refused elsewhere."""
+
+    def term(run: Traces, site: Site) -> Tensor:
+        return run.reduce(site, log_density(name, site))
+
     try:
-        expected = separate.reduce(other, log_density(name, other))
+        expected = [term(*run) for run in runs]
     except ProgramError:
         return True
     try:
-        return site is not None and is_close(
-            expected, together.reduce(site, log_density(name, site))
-        )
+        return is_close(torch.cat(expected), term(*together))
     except (ProgramError, RuntimeError):
         return False

@@ -18,7 +18,7 @@ from pyroae.programs.execution import run_pair
 from pyroae.programs.model_sums import SumMissing
 from pyroae.programs.paired_traces import Traces
 from pyroae.programs.particles import has_particles, is_draw
-from pyroae.programs.sites import Program, base_distribution, is_discrete
+from pyroae.programs.sites import Program, base_distribution, is_delta, is_discrete
 from pyroae.runtime.randomness import fork_random, start_random
 
 REDRAWS = 16
@@ -47,9 +47,10 @@ def trial(
         None, in the context.
     """
     device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
+    has_autocast = torch.amp.is_autocast_available(device.type)
     full_precision = (
         torch.autocast(device.type, enabled=False)
-        if torch.amp.is_autocast_available(device.type)
+        if has_autocast and torch.is_autocast_enabled(device.type)
         else nullcontext()
     )
     with (
@@ -105,7 +106,7 @@ def trial_mode(*, training: bool = False) -> Iterator[None]:
         if module not in modes:
             modes[module] = module.training
             buffers.update({b: b.clone() for b in module.buffers(recurse=False)})
-            if not training or isinstance(module, _DropoutNd):
+            if module.training and (not training or isinstance(module, _DropoutNd)):
                 module.training = False
             if (
                 isinstance(module, _BatchNorm)
@@ -121,7 +122,8 @@ def trial_mode(*, training: bool = False) -> Iterator[None]:
     finally:
         hook.remove()
         for module, mode in modes.items():
-            module.training = mode
+            if module.training != mode:
+                module.training = mode
         with torch.no_grad():
             # All buffers: batch normalization does not count its changes as versions.
             for buffer, value in buffers.items():
@@ -198,43 +200,29 @@ def num_trial_particles(trace: poutine.Trace) -> int:
     return NUM_DISCRETE_PARTICLES if is_any_discrete else 2
 
 
-def with_first_draws(trace: poutine.Trace, single: poutine.Trace) -> poutine.Trace:
-    """Replace the draws of the first particle by those of a single run.
+class DistinctDraws(Messenger):
+    """Give the first particle of a guide the draws of a single run, the others further draws.
+
+    Discrete draws of the other particles are values other than the first particle's, where there
+    are any: draws that are equal by chance would not reveal that a program reads the draw of
+    another particle.
 
     Args:
-        trace: A run of a guide with the particles as a plate.
-        single: A run of the same guide with one particle.
-
-    Returns:
-        A copy; draws of another number of elements stay as they are.
+        single: The draws of a run of the same guide with one particle. Draws of another number of
+            elements are not replaced.
     """
-    other = trace.copy()
-    for name, site in trace.nodes.items():
-        if is_draw(site) and has_particles(site) and name in single.nodes:
-            alone, value = single.nodes[name]["value"], site["value"]
-            if alone.numel() == value[:1].numel():
-                value = torch.cat([alone.reshape(value[:1].shape), value[1:]])
-                other.nodes[name] = {**site, "value": value}
-    return other
 
+    def __init__(self, single: poutine.Trace) -> None:
+        super().__init__()
+        self.single = single
 
-def with_distinct_draws(trace: poutine.Trace) -> poutine.Trace:
-    """Replace discrete draws of the further particles by values other than the first particle's.
-
-    Draws that are equal by chance would not reveal that a program reads the draw of another
-    particle.
-
-    Args:
-        trace: A run with the particles as a plate.
-
-    Returns:
-        A copy; draws stay equal where no other value is found.
-    """
-    other = trace.copy()
-    for name, site in trace.nodes.items():
-        if is_draw(site) and has_particles(site) and is_discrete(site["fn"]):
-            other.nodes[name] = {**site, "value": _unlike_first(site["fn"], site["value"])}
-    return other
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] not in self.single or is_delta(msg) or not has_particles(msg):
+            return
+        value, alone = msg["value"], self.single.nodes[msg["name"]]["value"]
+        if alone.numel() == value[:1].numel():
+            value = torch.cat([alone.reshape(value[:1].shape), value[1:]])
+        msg["value"] = _unlike_first(msg["fn"], value) if is_discrete(msg["fn"]) else value
 
 
 def _unlike_first(fn: Any, value: Tensor) -> Tensor:
