@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pyroae.programs.context import evaluating
+from pyroae.programs.context import evaluating, without_parameter_sites
 from pyroae.programs.execution import run_pair
 from pyroae.programs.model_sums import SumMissing
 from pyroae.programs.paired_traces import Traces
@@ -35,7 +35,8 @@ def trial(
 ) -> Iterator[None]:
     """Run model and guide in full precision, without effects on generators and modules.
 
-    Pyro's handlers outside do not see the runs, and discrete sites that the guide lacks are summed.
+    Pyro's handlers outside do not see the runs, systems do not report their parameters, and
+    discrete sites that the guide lacks are summed.
 
     Args:
         model: A Pyro program.
@@ -56,6 +57,7 @@ def trial(
     with (
         fork_random(device),
         poutine.block(),
+        without_parameter_sites(),
         SumMissing() if training else evaluating(model, guide),
         trial_mode(training=training),
         full_precision,
