@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pyroae.errors import ProgramError
 from pyroae.programs.mixing import mixed_site
-from pyroae.programs.particle_check import plate_nesting
 from pyroae.programs.paired_traces import Traces
+from pyroae.programs.particle_check import plate_nesting
 from pyroae.programs.sites import Program
 from pyroae.programs.trial_runs import trial_run
 from pyroae.runtime.memory import is_out_of_memory

@@ -8,8 +8,11 @@ from torch import Tensor
 from pyroae.programs.execution import paired, run_pair, trace_program
 from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import ANY_SIZE, Program, samples
-from pyroae.programs.trial_runs import is_close, trial
+from pyroae.programs.trial_runs import FixedSeed, is_close, trial
 from pyroae.runtime.memory import is_out_of_memory
+
+OTHER = 4_611_685_975_477_714_963
+"""A seed from which noise of a model's own differs from that of any seed a caller may have set."""
 
 
 def mixed_site(
@@ -62,7 +65,7 @@ def mixed_site(
             mixed = next((n for n in terms if not is_close(terms[n][:, rows], part[n])), None)
             if mixed is None:
                 return None
-            again = _terms(_run_at(model, args, batch.drawn))
+            again = _terms(_run_at(FixedSeed(OTHER)(model), args, batch.drawn))
             before = list(terms)[: list(terms).index(mixed) + 1]
             return mixed if all(is_close(terms[n], again[n]) for n in before) else None
         except Exception as error:

@@ -122,7 +122,9 @@ def _failure(last: LastSite, error: Exception) -> str:
     if is_out_of_memory(error):
         raise error
     words = " ".join(str(own_error(error)).split())[:200]
-    return f"with one more dimension on the left it fails at or after the site '{last.name}' ({words})"
+    return (
+        f"with one more dimension on the left it fails at or after the site '{last.name}' ({words})"
+    )
 
 
 def _difference(together: Traces, runs: list[Traces]) -> str | None:

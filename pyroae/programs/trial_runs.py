@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -69,6 +70,9 @@ def trial_run(
     model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Traces:
     """Run model and guide once, with one particle, under `trial`.
+
+    The generators have the state of the caller: parameters that a program draws in its first run
+    are those of the caller's seed.
 
     Args:
         model: A Pyro program.
@@ -173,13 +177,21 @@ class LastSite(Messenger):
 
 
 class FixedSeed(Messenger):
-    """Seed torch's generators with 0 at the start of every run of a program."""
+    """Seed torch's generators at the start of every run of a program.
+
+    Args:
+        seed: The seed.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.seed = seed
 
     def __enter__(self) -> Self:
         if _has_accelerator():  # every device has a generator
-            torch.manual_seed(0)
+            torch.manual_seed(self.seed)
         else:
-            start_random(torch.device("cpu"), 0)
+            start_random(torch.device("cpu"), self.seed)
         return super().__enter__()
 
 
@@ -207,11 +219,12 @@ class DistinctDraws(Messenger):
 
     Discrete draws of the other particles are values other than the first particle's, where there
     are any: draws that are equal by chance would not reveal that a program reads the draw of
-    another particle.
+    another particle. Deltas are functions of the draws and stay as they are, and a plate has the
+    subsample of the single run.
 
     Args:
-        single: The draws of a run of the same guide with one particle. Draws of another number of
-            elements are not replaced.
+        single: A run of the same guide with one particle. Draws of another number of elements are
+            not replaced.
     """
 
     def __init__(self, single: poutine.Trace) -> None:
@@ -219,12 +232,15 @@ class DistinctDraws(Messenger):
         self.single = single
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["name"] not in self.single or is_delta(msg) or not has_particles(msg):
+        if msg["is_observed"] or msg["name"] not in self.single or is_delta(msg):
             return
         value, alone = msg["value"], self.single.nodes[msg["name"]]["value"]
-        if alone.numel() == value[:1].numel():
-            value = torch.cat([alone.reshape(value[:1].shape), value[1:]])
-        msg["value"] = _unlike_first(msg["fn"], value) if is_discrete(msg["fn"]) else value
+        if site_is_subsample(msg):
+            msg["value"] = alone
+        elif has_particles(msg):
+            if alone.numel() == value[:1].numel():
+                value = torch.cat([alone.reshape(value[:1].shape), value[1:]])
+            msg["value"] = _unlike_first(msg["fn"], value) if is_discrete(msg["fn"]) else value
 
 
 def _unlike_first(fn: Any, value: Tensor) -> Tensor:
