@@ -8,6 +8,7 @@ is the one that counted the plates; its draws are those of the first particle.
 import warnings
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -66,7 +67,8 @@ def plate_nesting(
     if not compared:
         return nesting
     with trial(model, guide, args):
-        reason = _why_loop(model, guide, args, kwargs, nesting, first)
+        given = (model, guide, args, kwargs, nesting, first)
+        reason = None if _agrees(*given) else _why_loop(*given)
     if reason is None:
         return nesting
     warnings.warn(
@@ -78,56 +80,69 @@ def plate_nesting(
     return LOOP + nesting
 
 
+def _agrees(
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    nesting: int,
+    first: Traces,
+) -> bool:
+    """Whether a run with particles, the first at the draws of a given run, equals single runs.
+
+    False where a run fails, and for noise of the program's own, which differs between the given run
+    and those of a fixed seed: `_why_loop` then decides. Pyro's validation is left to it as well: a
+    parameter out of its range gives NaN, or a log-density other than that of a valid one.
+    """
+    model, guide = FixedSeed()(model), FixedSeed()(guide)
+    count, handler = num_trial_particles(first.drawn), DistinctDraws(first.drawn)
+    try:
+        with pyro.validation_enabled(False):
+            together = run_pair(model, guide, args, kwargs, count, nesting, handler=handler)
+            draws_of_each = as_stacked_draws(together.drawn, first.drawn)
+            others = [
+                run_pair(model, guide, args, kwargs, drawn=particle_draws(draws_of_each, k))
+                for k in range(1, count)
+            ]
+            return _difference(together, [first, *others], equal_nan=False) is None
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+
+
 def _why_loop(
     model: Program,
     guide: Program,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     nesting: int,
-    single: Traces,
+    first: Traces,
 ) -> str | None:
     """The reason why particles cannot be one more dimension of a program; None if they can.
 
-    Noise of the program's own, which is not a site, differs between the given run and those of a
-    fixed seed. Where log-densities differ, all runs are therefore repeated with this seed at the
-    same draws.
+    All runs that are compared are at given draws, and begin with the same seed.
     """
     last, model, guide = LastSite(), FixedSeed()(model), FixedSeed()(guide)
-    count = num_trial_particles(single.drawn)
+    count, handler = num_trial_particles(first.drawn), DistinctDraws(first.drawn)
     try:
         with last:
-            handler = DistinctDraws(single.drawn)
-            together = run_pair(model, guide, args, kwargs, count, nesting, handler=handler)
-            draws_of_each = as_stacked_draws(together.drawn, single.drawn)
-    except Exception as error:
-        return _failure(last, error)
-    others = [
-        run_pair(model, guide, args, kwargs, drawn=particle_draws(draws_of_each, k))
-        for k in range(1, count)
-    ]
-    if _difference(together, [single, *others]) is None:
-        return None
-    try:
-        with last:
-            drawn = together.drawn
+            drawn = run_pair(model, guide, args, kwargs, count, nesting, handler=handler).drawn
             together = run_pair(model, guide, args, kwargs, count, nesting, drawn=drawn)
+            draws_of_each = as_stacked_draws(drawn, first.drawn)
     except Exception as error:
-        return _failure(last, error)
+        if is_out_of_memory(error):
+            raise
+        words = " ".join(str(own_error(error)).split())[:200]
+        return (
+            "with one more dimension on the left it fails at or after the site "
+            f"'{last.name}' ({words})"
+        )
     separate = run_pair(model, guide, args, kwargs, count, LOOP + nesting, drawn=draws_of_each)
     return _difference(together, [separate])
 
 
-def _failure(last: LastSite, error: Exception) -> str:
-    """The error of a run with particles in words; an error of memory is raised again."""
-    if is_out_of_memory(error):
-        raise error
-    words = " ".join(str(own_error(error)).split())[:200]
-    return (
-        f"with one more dimension on the left it fails at or after the site '{last.name}' ({words})"
-    )
-
-
-def _difference(together: Traces, runs: list[Traces]) -> str | None:
+def _difference(together: Traces, runs: list[Traces], *, equal_nan: bool = True) -> str | None:
     """The first site whose log-density in one run differs from that in single runs, in words."""
     for what, trace, others in (
         ("guide", together.guide, [run.guide for run in runs]),
@@ -138,6 +153,7 @@ def _difference(together: Traces, runs: list[Traces]) -> str | None:
                 name,
                 (together, trace.nodes[name]),
                 [(run, other.nodes[name]) for run, other in zip(runs, others, strict=True)],
+                equal_nan,
             ):
                 return (
                     f"with one more dimension on the left the site '{name}' of the {what} has "
@@ -146,7 +162,9 @@ def _difference(together: Traces, runs: list[Traces]) -> str | None:
     return None
 
 
-def _is_same(name: str, together: tuple[Traces, Site], runs: list[tuple[Traces, Site]]) -> bool:
+def _is_same(
+    name: str, together: tuple[Traces, Site], runs: list[tuple[Traces, Site]], equal_nan: bool
+) -> bool:
     """Compare log-densities of a site; one without a log-density is refused elsewhere."""
 
     def term(run: Traces, site: Site) -> Tensor:
@@ -154,6 +172,8 @@ def _is_same(name: str, together: tuple[Traces, Site], runs: list[tuple[Traces, 
 
     try:
         expected = [term(*run) for run in runs]
+        if not equal_nan and any(one.isnan().any() for one in expected):
+            return False
     except ProgramError:
         return True
     try:
