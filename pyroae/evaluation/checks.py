@@ -182,7 +182,9 @@ def points_of(
     return [name for name in deltas if name not in accepted]
 
 
-def check_globals(model: Program, guide: Program, args: tuple[Tensor, ...]) -> bool:
+def check_globals(
+    model: Program, guide: Program, args: tuple[Tensor, ...], first: Traces | None = None
+) -> bool:
     """Tell whether a guide has latent sites θ outside the data plate, and check them.
 
     If it has, each datum has a held-out log p(x) under q(θ).
@@ -191,6 +193,7 @@ def check_globals(model: Program, guide: Program, args: tuple[Tensor, ...]) -> b
         model: The Pyro program p(θ) p(z|θ) p(x|z, θ).
         guide: The Pyro program q(θ) q(z|x, θ).
         args: Arguments of both, a few data, `[n, ...]` each.
+        first: The result of `trial_run` for the same arguments; None runs it.
 
     Returns:
         Whether there are such sites.
@@ -200,7 +203,7 @@ def check_globals(model: Program, guide: Program, args: tuple[Tensor, ...]) -> b
             since q(θ | x) of new data is not the posterior given the training data; with the name
             of the site.
     """
-    names = globals_of(model, guide, args, {}).names
+    names = globals_of(model, guide, args, {}, first).names
     if not names:
         return False
     trace = poutine.trace(guide).get_trace(*part_of(args, range(1)))
@@ -355,7 +358,9 @@ def is_one(scale: Tensor | float) -> bool:
     >>> is_one(torch.tensor([1.0, 1.0 + 1e-7])), is_one(2.0)
     (True, False)
     """
-    return bool(((torch.as_tensor(scale) - 1).abs() < 1e-6).all())
+    if isinstance(scale, Tensor):
+        return bool(((scale - 1).abs() < 1e-6).all())
+    return abs(scale - 1) < 1e-6
 
 
 def _check_masks(

@@ -1,7 +1,7 @@
 """Contexts in which a program runs: evaluation mode, without sites of parameters."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -69,11 +69,15 @@ def evaluation_mode(*owners: Any) -> Iterator[None]:
     Yields:
         None, in the context; the modes are restored on exit.
     """
-    with ExitStack() as stack:
-        for module in [m for owner in owners for m in owner.modules() if m.training]:
-            stack.callback(setattr, module, "training", True)
+    different = {id(owner): owner for owner in owners}.values()
+    training = [module for owner in different for module in owner.modules() if module.training]
+    try:
+        for module in training:
             module.training = False
         yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def forget_plates(owner: nn.Module | None) -> None:

@@ -30,7 +30,15 @@ from pyroae.programs.site_checks import (
     refuse_messengers,
     warn_of_plates,
 )
-from pyroae.programs.sites import PARTICLES, Program, Site, common_scale, data_plate, samples
+from pyroae.programs.sites import (
+    PARTICLES,
+    Program,
+    Site,
+    common_scale,
+    data_plate,
+    holds,
+    samples,
+)
 from pyroae.runtime.memory import is_out_of_memory
 
 
@@ -99,17 +107,32 @@ def run_pair(
         )
     seen = _transformed(guide_run, through)
     model_run = trace_program(model, args, kwargs, num_particles, nesting, seen)
-    return _checked(model_run, guide_run, num_particles, nesting, joint)
+    return paired(model_run, guide_run, num_particles, nesting, joint=joint)
 
 
-def _checked(
+def paired(
     model_run: poutine.Trace,
     guide_run: poutine.Trace,
-    num_particles: int,
-    nesting: int,
-    joint: bool,
+    num_particles: int = 1,
+    nesting: int = 0,
+    *,
+    joint: bool = False,
 ) -> Traces:
-    """Pair two traces after a check that they match."""
+    """Pair two traces, as of `trace_program`, after a check that they match.
+
+    Args:
+        model_run: A trace of the model.
+        guide_run: A trace of the guide.
+        num_particles: The number K of particles.
+        nesting: As of `run_pair`.
+        joint: As of RunOptions.
+
+    Returns:
+        The traces, with K particles.
+
+    Raises:
+        ProgramError: As of `run`.
+    """
     model, guide = prune_subsample_sites(model_run), prune_subsample_sites(guide_run)
     check_match(model, guide)
     sites = samples(model, guide)
@@ -122,7 +145,7 @@ def _checked(
     if is_validation_enabled():
         check_declared(model, guide)
         warn_of_plates(model_run, guide_run)
-    local = [s for s in sites if plate is None or plate in s["cond_indep_stack"]]
+    local = [s for s in sites if plate is None or holds(s["cond_indep_stack"], plate)]
     scale = common_scale(local, plate)
     return Traces(model, guide, num_particles, plate, scale, guide_run, nesting)
 

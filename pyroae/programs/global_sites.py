@@ -7,23 +7,15 @@ All K particles share one draw of w, so no density of a site outside the plate m
 draws inside it.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import torch
-from pyro import poutine
-from torch import Tensor
-
 from pyroae.errors import ProgramError
-from pyroae.programs.context import evaluating
+from pyroae.programs.execution import run_pair
 from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.particle_check import plate_nesting
 from pyroae.programs.particles import LOOP
 from pyroae.programs.sites import Program, Site, samples
-from pyroae.programs.traces import run
-from pyroae.programs.trial_runs import is_close, trial_mode
-from pyroae.runtime.randomness import fork_random
+from pyroae.programs.trial_runs import is_close, trial, trial_run
 
 
 class Globals(NamedTuple):
@@ -39,7 +31,11 @@ class Globals(NamedTuple):
 
 
 def globals_of(
-    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    first: Traces | None = None,
 ) -> Globals:
     """Find the latent sites outside the data plate, by trial runs.
 
@@ -50,6 +46,7 @@ def globals_of(
         guide: A program over the same latent sites.
         args: Positional arguments of both.
         kwargs: Keyword arguments of both.
+        first: The result of `trial_run` for the same arguments; None runs it.
 
     Returns:
         The global sites; none for a program without a data plate.
@@ -59,20 +56,16 @@ def globals_of(
             particles that share the draws of the global sites. It depends on draws inside the
             plate, so the data have no bound given the global draws.
     """
-    with _trial(model, guide, args):
-        traces = run(model, guide, args, kwargs)
-        if all(traces.is_local(site) for site in samples(traces.model, traces.guide)):
-            return Globals(frozenset(), hold_all_draws=False)
-        names = frozenset(
-            name
-            for name, site in traces.sites(traces.guide, observed=False)
-            if not traces.is_local(site)
-        )
-        draws = [site for _, site in traces.draws()]
-        result = Globals(names, bool(draws) and not any(map(traces.is_local, draws)))
-    nesting = plate_nesting(model, guide, args, kwargs, compared=False)
-    with _trial(model, guide, args):
-        traces = run(model, guide, args, kwargs, 2, LOOP + nesting, shared=names)
+    first = first or trial_run(model, guide, args, kwargs)
+    if all(map(first.is_local, samples(first.model, first.guide))):
+        return Globals(frozenset(), hold_all_draws=False)
+    names = frozenset(
+        name for name, site in first.sites(first.guide, observed=False) if not first.is_local(site)
+    )
+    draws = [site for _, site in first.draws()]
+    nesting = plate_nesting(model, guide, args, kwargs, compared=False, first=first)
+    with trial(model, guide, args):
+        traces = run_pair(model, guide, args, kwargs, 2, LOOP + nesting, shared=names)
         for which, trace in (("guide", traces.guide), ("model", traces.model)):
             for site in samples(trace):
                 if not traces.is_local(site) and _differs(traces, site):
@@ -81,17 +74,9 @@ def globals_of(
                         "depends on draws inside it, so given its value the data are not "
                         "independent: no datum has a bound or a log p(x) of its own"
                     )
-    return result
+    return Globals(names, bool(draws) and not any(map(first.is_local, draws)))
 
 
 def _differs(traces: Traces, site: Site) -> bool:
     one, other = traces.reduce(site, log_density(site["name"], site))
     return not is_close(one, other)
-
-
-@contextmanager
-def _trial(model: Program, guide: Program, args: tuple[Any, ...]) -> Iterator[None]:
-    """Run trials in this context; generators and buffers are afterwards unchanged."""
-    device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
-    with fork_random(device), poutine.block(), evaluating(model, guide), trial_mode():
-        yield

@@ -5,29 +5,37 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyroae.programs.model_sums import SumMissing
+from pyroae.programs.execution import paired, run_pair, trace_program
 from pyroae.programs.paired_traces import Traces, log_density
 from pyroae.programs.sites import ANY_SIZE, Program, samples
-from pyroae.programs.traces import prior_of, run
-from pyroae.programs.trial_runs import is_close, trial_mode
+from pyroae.programs.trial_runs import FixedSeed, is_close, trial
 from pyroae.runtime.memory import is_out_of_memory
-from pyroae.runtime.randomness import fork_random
+
+OTHER = 4_611_685_975_477_714_963
+"""A seed from which noise of a model's own differs from that of any seed a caller may have set."""
 
 
 def mixed_site(
-    model: Program, guide: Program, args: tuple[Tensor, ...], *, training: bool = False
+    model: Program,
+    guide: Program,
+    args: tuple[Tensor, ...],
+    *,
+    training: bool = False,
+    first: Traces | None = None,
 ) -> str | None:
     """Find the first site of a model whose log-density of a datum depends on the rest of its batch.
 
     The model runs on the batch and on its second half in the reverse order, at the same draws;
-    the guide, which may have parameters for each datum, runs on the batch only. Random generators
-    and buffers of modules are afterwards unchanged.
+    the guide, which may have parameters for each datum, runs on the batch only. Where log-densities
+    differ, the model runs on the batch again: noise of its own differs too. Random generators and
+    buffers of modules are afterwards unchanged.
 
     Args:
         model: A Pyro program with a data plate.
         guide: A program over the same latent sites.
         args: Their arguments, tensors `[N, …]` with a datum in each row.
         training: Whether modules keep their modes, except dropout, which is always disabled.
+        first: The result of `trial_run` for the same arguments; None runs both programs.
 
     Returns:
         The name of the site. None if no site mixes data, and where this cannot be determined: for
@@ -43,29 +51,33 @@ def mixed_site(
     >>> mixed_site(model, poutine.block(model, hide=["x"]), (torch.zeros(4),))
     'x'
     """
-    count, device = len(args[0]), args[0].device
+    count = len(args[0])
     if count < 2:
         return None
-    rows = torch.arange(count - 1, count // 2 - 1, -1, device=device)
-    with (
-        fork_random(device),
-        torch.autocast(device.type, enabled=False),
-        poutine.block(),
-        SumMissing(),
-        trial_mode(training=training),
-    ):
-        batch = run(model, guide, args, {})
+    rows = torch.arange(count - 1, count // 2 - 1, -1, device=args[0].device)
+    with trial(model, guide, args, training=training):
+        batch = first or run_pair(model, guide, args, {})
         if batch.plate is None or batch.plate.size not in (count, ANY_SIZE):
             return None
         try:
-            again = run(model, guide, args, {}, drawn=batch.drawn)
-            part_args = tuple(a[rows] for a in args)
-            part = run(model, prior_of(model), part_args, {}, drawn=_rows_of(batch, rows))
-            return _first_difference(batch, again, part, rows)
+            part = _terms(_run_at(model, tuple(a[rows] for a in args), _rows_of(batch, rows)))
+            terms = _terms(batch)
+            mixed = next((n for n in terms if not is_close(terms[n][:, rows], part[n])), None)
+            if mixed is None:
+                return None
+            again = _terms(_run_at(FixedSeed(OTHER)(model), args, batch.drawn))
+            before = list(terms)[: list(terms).index(mixed) + 1]
+            return mixed if all(is_close(terms[n], again[n]) for n in before) else None
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             return None
+
+
+def _run_at(model: Program, args: tuple[Tensor, ...], drawn: poutine.Trace) -> Traces:
+    """Run the model alone, at given draws."""
+    trace = trace_program(model, args, {}, 1, 0, drawn)
+    return paired(trace, trace)
 
 
 def _rows_of(traces: Traces, rows: Tensor) -> poutine.Trace:
@@ -77,16 +89,6 @@ def _rows_of(traces: Traces, rows: Tensor) -> poutine.Trace:
             dim = len(site["fn"].batch_shape) + traces.plate.dim
             drawn.nodes[name] = {**site, "value": site["value"].index_select(dim, rows)}
     return drawn
-
-
-def _first_difference(batch: Traces, again: Traces, part: Traces, rows: Tensor) -> str | None:
-    repeated, of_part = _terms(again), _terms(part)
-    for name, term in _terms(batch).items():
-        if not is_close(term, repeated[name]):  # noise of the model's own
-            return None
-        if not is_close(term[:, rows], of_part[name]):
-            return name
-    return None
 
 
 def _terms(traces: Traces) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyroae.errors import ProgramError
 from pyroae.programs.masks import observed_value
 from pyroae.programs.particles import has_particles
-from pyroae.programs.sites import Site, is_delta
+from pyroae.programs.sites import Site, holds, is_delta
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Traces:
         Returns:
             True in the data plate, and for every site without one.
         """
-        return self.plate is None or self.plate in site["cond_indep_stack"]
+        return self.plate is None or holds(site["cond_indep_stack"], self.plate)
 
     def exponent(self, site: Site) -> Tensor | float:
         """Divide the common scale out of a site's scale.

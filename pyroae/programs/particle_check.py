@@ -1,34 +1,33 @@
 """Whether the particles of a program can be one more plate on the left, found by trial runs.
 
 A run with a few particles is compared with as many single runs: where the former fails, or the
-log-densities of a site differ, the program has to run particle by particle.
+log-densities of a site differ, the program has to run particle by particle. The first single run
+is the one that counted the plates; its draws are those of the first particle.
 """
 
 import warnings
-from contextlib import nullcontext
 from typing import Any
 
+import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyroae.errors import ProgramError, own_error
-from pyroae.programs.context import evaluating
 from pyroae.programs.execution import run_pair
 from pyroae.programs.paired_traces import Traces, log_density
-from pyroae.programs.particles import LOOP
+from pyroae.programs.particles import LOOP, particle_draws
 from pyroae.programs.sites import Program, Site, plates_of, samples, undeclared
 from pyroae.programs.trial_runs import (
+    DistinctDraws,
     FixedSeed,
     LastSite,
     as_stacked_draws,
     is_close,
     num_trial_particles,
-    trial_mode,
-    with_distinct_draws,
+    trial,
+    trial_run,
 )
 from pyroae.runtime.memory import is_out_of_memory
-from pyroae.runtime.randomness import fork_random
 
 
 def plate_nesting(
@@ -38,6 +37,7 @@ def plate_nesting(
     kwargs: dict[str, Any],
     *,
     compared: bool = True,
+    first: Traces | None = None,
 ) -> int:
     """Count the batch dimensions of a program, those of plates and any that no plate declares.
 
@@ -52,6 +52,7 @@ def plate_nesting(
         args: Positional arguments of both.
         kwargs: Keyword arguments of both.
         compared: Whether to compare one run with single runs.
+        first: The result of `trial_run` for the same arguments; None runs it.
 
     Returns:
         The number of dimensions, plus LOOP if the program has to run particle by particle.
@@ -59,26 +60,15 @@ def plate_nesting(
     Raises:
         ProgramError: As of `run`.
     """
-    device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
-    full_precision = (
-        torch.autocast(device.type, enabled=False)
-        if torch.amp.is_autocast_available(device.type)
-        else nullcontext()
-    )
-    with (
-        fork_random(device),
-        poutine.block(),
-        evaluating(model, guide),
-        trial_mode(),
-        full_precision,
-    ):
-        traces = run_pair(model, guide, args, kwargs)
-        sites = samples(traces.model, traces.guide)
-        dims = (
-            dim for site in sites for dim in [*(f.dim for f in plates_of(site)), *undeclared(site)]
-        )
-        nesting = -min(dims, default=0)
-        reason = _why_loop(model, guide, args, kwargs, nesting, traces) if compared else None
+    first = first or trial_run(model, guide, args, kwargs)
+    sites = samples(first.model, first.guide)
+    dims = (dim for site in sites for dim in [*(f.dim for f in plates_of(site)), *undeclared(site)])
+    nesting = -min(dims, default=0)
+    if not compared:
+        return nesting
+    with trial(model, guide, args):
+        given = (model, guide, args, kwargs, nesting, first)
+        reason = None if _agrees(*given) else _why_loop(*given)
     if reason is None:
         return nesting
     warnings.warn(
@@ -90,23 +80,56 @@ def plate_nesting(
     return LOOP + nesting
 
 
+def _agrees(
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    nesting: int,
+    first: Traces,
+) -> bool:
+    """Whether a run with particles, the first at the draws of a given run, equals single runs.
+
+    False where a run fails, and for noise of the program's own, which differs between the given run
+    and those of a fixed seed: `_why_loop` then decides. Pyro's validation is left to it as well: a
+    parameter out of its range gives NaN, or a log-density other than that of a valid one.
+    """
+    model, guide = FixedSeed()(model), FixedSeed()(guide)
+    count, handler = num_trial_particles(first.drawn), DistinctDraws(first.drawn)
+    try:
+        with pyro.validation_enabled(False):
+            together = run_pair(model, guide, args, kwargs, count, nesting, handler=handler)
+            draws_of_each = as_stacked_draws(together.drawn, first.drawn)
+            others = [
+                run_pair(model, guide, args, kwargs, drawn=particle_draws(draws_of_each, k))
+                for k in range(1, count)
+            ]
+            return _difference(together, [first, *others], equal_nan=False) is None
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+
+
 def _why_loop(
     model: Program,
     guide: Program,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     nesting: int,
-    single: Traces,
+    first: Traces,
 ) -> str | None:
-    """The reason why particles cannot be one more dimension of a program; None if they can."""
+    """The reason why particles cannot be one more dimension of a program; None if they can.
+
+    All runs that are compared are at given draws, and begin with the same seed.
+    """
     last, model, guide = LastSite(), FixedSeed()(model), FixedSeed()(guide)
-    count = num_trial_particles(single.drawn)
+    count, handler = num_trial_particles(first.drawn), DistinctDraws(first.drawn)
     try:
         with last:
-            first_run = run_pair(model, guide, args, kwargs, count, nesting)
-            drawn = with_distinct_draws(first_run.drawn)
+            drawn = run_pair(model, guide, args, kwargs, count, nesting, handler=handler).drawn
             together = run_pair(model, guide, args, kwargs, count, nesting, drawn=drawn)
-            draws_of_each = as_stacked_draws(drawn, single.drawn)
+            draws_of_each = as_stacked_draws(drawn, first.drawn)
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -116,18 +139,21 @@ def _why_loop(
             f"'{last.name}' ({words})"
         )
     separate = run_pair(model, guide, args, kwargs, count, LOOP + nesting, drawn=draws_of_each)
-    return _difference(together, separate)
+    return _difference(together, [separate])
 
 
-def _difference(together: Traces, separate: Traces) -> str | None:
+def _difference(together: Traces, runs: list[Traces], *, equal_nan: bool = True) -> str | None:
     """The first site whose log-density in one run differs from that in single runs, in words."""
-    for what, trace, other in (
-        ("guide", together.guide, separate.guide),
-        ("model", together.model, separate.model),
+    for what, trace, others in (
+        ("guide", together.guide, [run.guide for run in runs]),
+        ("model", together.model, [run.model for run in runs]),
     ):
-        for name, site in other.nodes.items():
-            if site["type"] == "sample" and not _is_same(
-                together, trace.nodes.get(name), separate, site, name
+        for name in {site["name"]: None for site in samples(*others)}:
+            if any(name not in one for one in (trace, *others)) or not _is_same(
+                name,
+                (together, trace.nodes[name]),
+                [(run, other.nodes[name]) for run, other in zip(runs, others, strict=True)],
+                equal_nan,
             ):
                 return (
                     f"with one more dimension on the left the site '{name}' of the {what} has "
@@ -136,15 +162,21 @@ def _difference(together: Traces, separate: Traces) -> str | None:
     return None
 
 
-def _is_same(together: Traces, site: Site | None, separate: Traces, other: Site, name: str) -> bool:
+def _is_same(
+    name: str, together: tuple[Traces, Site], runs: list[tuple[Traces, Site]], equal_nan: bool
+) -> bool:
     """Compare log-densities of a site; one without a log-density is refused elsewhere."""
+
+    def term(run: Traces, site: Site) -> Tensor:
+        return run.reduce(site, log_density(name, site))
+
     try:
-        expected = separate.reduce(other, log_density(name, other))
+        expected = [term(*run) for run in runs]
+        if not equal_nan and any(one.isnan().any() for one in expected):
+            return False
     except ProgramError:
         return True
     try:
-        return site is not None and is_close(
-            expected, together.reduce(site, log_density(name, site))
-        )
+        return is_close(torch.cat(expected), term(*together))
     except (ProgramError, RuntimeError):
         return False

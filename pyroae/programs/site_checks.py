@@ -15,6 +15,7 @@ from pyroae.programs.sites import (
     Program,
     Site,
     base_distribution,
+    holds,
     is_delta,
     is_discrete,
     plates_of,
@@ -138,7 +139,7 @@ def check_plate(model: poutine.Trace, guide: poutine.Trace, plate: CondIndepStac
     for name, site in _latent(guide).items():
         if name in model.nodes:
             of_model, of_guide = (
-                [f.full_size or f.size for f in plates_of(s) if f == plate]
+                [f.full_size or f.size for f in plates_of(s) if holds([f], plate)]
                 for s in (model.nodes[name], site)
             )
             where = f"site '{name}' lies in the plate '{plate.name}'"

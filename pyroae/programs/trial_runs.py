@@ -1,21 +1,26 @@
 """Trial runs of a program: without side effects on its modules, with distinct discrete draws."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any, Self
 
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyroae.programs.context import evaluating, without_parameter_sites
+from pyroae.programs.execution import run_pair
+from pyroae.programs.model_sums import SumMissing
+from pyroae.programs.paired_traces import Traces
 from pyroae.programs.particles import has_particles, is_draw
-from pyroae.programs.sites import base_distribution, is_discrete
-from pyroae.runtime.randomness import start_random
+from pyroae.programs.sites import Program, base_distribution, is_delta, is_discrete
+from pyroae.runtime.randomness import fork_random, start_random
 
 REDRAWS = 16
 """Number of times that a discrete draw which two particles share is redrawn in a trial run."""
@@ -23,6 +28,66 @@ REDRAWS = 16
 
 NUM_DISCRETE_PARTICLES = 4
 """Number of particles of a trial run with discrete draws."""
+
+
+@contextmanager
+def trial(
+    model: Program, guide: Program, args: tuple[Any, ...], *, training: bool = False
+) -> Iterator[None]:
+    """Run model and guide in full precision, without effects on generators and modules.
+
+    Pyro's handlers outside do not see the runs, systems do not report their parameters, and
+    discrete sites that the guide lacks are summed.
+
+    Args:
+        model: A Pyro program.
+        guide: A program over the same latent sites.
+        args: Their positional arguments, which give the device.
+        training: As of `trial_mode`.
+
+    Yields:
+        None, in the context.
+    """
+    device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
+    has_autocast = torch.amp.is_autocast_available(device.type)
+    full_precision = (
+        torch.autocast(device.type, enabled=False)
+        if has_autocast and torch.is_autocast_enabled(device.type)
+        else nullcontext()
+    )
+    with (
+        fork_random(device),
+        poutine.block(),
+        without_parameter_sites(),
+        SumMissing() if training else evaluating(model, guide),
+        trial_mode(training=training),
+        full_precision,
+    ):
+        yield
+
+
+def trial_run(
+    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Traces:
+    """Run model and guide once, with one particle, under `trial`.
+
+    The generators have the state of the caller: parameters that a program draws in its first run
+    are those of the caller's seed.
+
+    Args:
+        model: A Pyro program.
+        guide: A program over the same latent sites.
+        args: Positional arguments of both.
+        kwargs: Keyword arguments of both.
+
+    Returns:
+        The traces, which several checks can share.
+
+    Raises:
+        ProgramError: As of `run`.
+    """
+    with trial(model, guide, args):
+        return run_pair(model, guide, args, kwargs)
 
 
 @contextmanager
@@ -47,7 +112,7 @@ def trial_mode(*, training: bool = False) -> Iterator[None]:
         if module not in modes:
             modes[module] = module.training
             buffers.update({b: b.clone() for b in module.buffers(recurse=False)})
-            if not training or isinstance(module, _DropoutNd):
+            if module.training and (not training or isinstance(module, _DropoutNd)):
                 module.training = False
             if (
                 isinstance(module, _BatchNorm)
@@ -63,7 +128,8 @@ def trial_mode(*, training: bool = False) -> Iterator[None]:
     finally:
         hook.remove()
         for module, mode in modes.items():
-            module.training = mode
+            if module.training != mode:
+                module.training = mode
         with torch.no_grad():
             # All buffers: batch normalization does not count its changes as versions.
             for buffer, value in buffers.items():
@@ -111,13 +177,21 @@ class LastSite(Messenger):
 
 
 class FixedSeed(Messenger):
-    """Seed torch's generators with 0 at the start of every run of a program."""
+    """Seed torch's generators at the start of every run of a program.
+
+    Args:
+        seed: The seed.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.seed = seed
 
     def __enter__(self) -> Self:
         if _has_accelerator():  # every device has a generator
-            torch.manual_seed(0)
+            torch.manual_seed(self.seed)
         else:
-            start_random(torch.device("cpu"), 0)
+            start_random(torch.device("cpu"), self.seed)
         return super().__enter__()
 
 
@@ -140,23 +214,33 @@ def num_trial_particles(trace: poutine.Trace) -> int:
     return NUM_DISCRETE_PARTICLES if is_any_discrete else 2
 
 
-def with_distinct_draws(trace: poutine.Trace) -> poutine.Trace:
-    """Replace discrete draws of the further particles by values other than the first particle's.
+class DistinctDraws(Messenger):
+    """Give the first particle of a guide the draws of a single run, the others further draws.
 
-    Draws that are equal by chance would not reveal that a program reads the draw of another
-    particle.
+    Discrete draws of the other particles are values other than the first particle's, where there
+    are any: draws that are equal by chance would not reveal that a program reads the draw of
+    another particle. Deltas are functions of the draws and stay as they are, and a plate has the
+    subsample of the single run.
 
     Args:
-        trace: A run with the particles as a plate.
-
-    Returns:
-        A copy; draws stay equal where no other value is found.
+        single: A run of the same guide with one particle. Draws of another number of elements are
+            not replaced.
     """
-    other = trace.copy()
-    for name, site in trace.nodes.items():
-        if is_draw(site) and has_particles(site) and is_discrete(site["fn"]):
-            other.nodes[name] = {**site, "value": _unlike_first(site["fn"], site["value"])}
-    return other
+
+    def __init__(self, single: poutine.Trace) -> None:
+        super().__init__()
+        self.single = single
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or msg["name"] not in self.single or is_delta(msg):
+            return
+        value, alone = msg["value"], self.single.nodes[msg["name"]]["value"]
+        if site_is_subsample(msg):
+            msg["value"] = alone
+        elif has_particles(msg):
+            if alone.numel() == value[:1].numel():
+                value = torch.cat([alone.reshape(value[:1].shape), value[1:]])
+            msg["value"] = _unlike_first(msg["fn"], value) if is_discrete(msg["fn"]) else value
 
 
 def _unlike_first(fn: Any, value: Tensor) -> Tensor:

@@ -31,7 +31,9 @@ from pyroae import (
 )
 from pyroae.compilation.svi import Compiled
 from pyroae.errors import ProgramError
+from pyroae.evaluation.importance.likelihood import trial_of
 from pyroae.evaluation.importance.proposals import Local, Mixture
+from pyroae.evaluation.trial import nesting_of
 from pyroae.objectives import OBJECTIVES
 from pyroae.programs.mixing import mixed_site
 from pyroae.programs.pair import system_of
@@ -470,6 +472,64 @@ def test_what_cannot_be_told_is_not_refused() -> None:
 
     for model in (fixed, noisy):
         assert mixed_site(model, partial(prior_of(model)), (x_data(),)) is None
+
+
+def test_an_evaluation_runs_each_program_a_few_times() -> None:
+    """One run for sites outside the plate, mixed data and plates; one of one datum, one of all."""
+    runs: list[int] = []
+    model, guide = programs(lambda z, x: z[..., 0])
+
+    def counted_model(x: Tensor) -> None:
+        runs.append(len(x))
+        model(x)
+
+    def counted_guide(x: Tensor) -> None:
+        runs.append(-len(x))
+        guide(x)
+
+    trial_of(counted_model, counted_guide, torch.randn(20))
+    guides, models = [n for n in runs if n < 0], [n for n in runs if n > 0]
+    assert guides == [-4, -1, -20, -4, -4]  # few, one, all; particles, and the second one alone
+    assert models == [4, 1, 20, 2, 4, 4]  # a part of the few as well
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_noise_of_a_model_is_no_mixing_after_a_shared_run(seed: int) -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + torch.randn(len(x)), 1.0), obs=x)
+
+    def drawn(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    def point(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(x))
+
+    for guide in (drawn, point):
+        torch.manual_seed(seed)
+        assert nesting_of(model, guide, (torch.randn(5),)) == 1
+    torch.manual_seed(seed)
+    assert (
+        log_likelihood(model, drawn, torch.randn(5), num_particles=4, seed=0)
+        .log_px.isfinite()
+        .all()
+    )
+
+
+def test_discrete_observations_of_a_guide_stay_as_they_are() -> None:
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("b", dist.Bernoulli(torch.tensor(0.3)), obs=torch.ones(len(x)))
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    assert plate_nesting(model, guide, (x_data(),), {}) == 1
 
 
 class OfEachDatum(EasyGuide):

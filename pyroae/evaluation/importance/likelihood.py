@@ -22,7 +22,7 @@ from pyroae.evaluation.importance.per_datum import Columns
 from pyroae.evaluation.importance.proposals import Proposal
 from pyroae.evaluation.importance.sampler import LEAST, Sampler, programs_of
 from pyroae.evaluation.importance.streams import BoundCurve, Smoothed, is_reliable, khat_limit
-from pyroae.evaluation.trial import FEW, nesting_of
+from pyroae.evaluation.trial import FEW, FirstRun, first_run, nesting_of
 from pyroae.programs.arguments import Plain, Structure, structure_of
 from pyroae.programs.context import evaluating, without_parameter_sites
 from pyroae.programs.sites import Program
@@ -380,9 +380,10 @@ def _trial_runs(
         for guide in guides:
             fits = isinstance(guide, Proposal) and guide.fits
             for program in programs_of(guide):
-                chunk_size = ChunkSize(min(FEW, len(args[0])), "data", LEAST, warns=False)
-                has_globals = partial(_has_globals, model, program, args)
-                outside = not isinstance(guide, Proposal) and chunk_size.fitted(has_globals)
+                outside, few = False, None
+                if not isinstance(guide, Proposal):
+                    chunk_size = ChunkSize(min(FEW, len(args[0])), "data", LEAST, warns=False)
+                    outside, few = chunk_size.fitted(partial(_has_globals, model, program, args))
                 traces = once(partial(run, model, program, first, {}), LEAST)
                 if fits:
                     check_evidence(traces)
@@ -390,11 +391,15 @@ def _trial_runs(
                     check_proposal(traces, program, first, held_out=outside)
                 check_terms(model, program, args, "start" if fits else "proposal")
                 nesting, held_out = (
-                    max(nesting, nesting_of(model, program, args)),
+                    max(nesting, nesting_of(model, program, args, few)),
                     held_out or outside,
                 )
     return Trial(nesting, held_out)
 
 
-def _has_globals(model: Program, guide: Program, args: tuple[Tensor, ...], count: int) -> bool:
-    return check_globals(model, guide, tuple(a[:count] for a in args))
+def _has_globals(
+    model: Program, guide: Program, args: tuple[Tensor, ...], count: int
+) -> tuple[bool, FirstRun]:
+    """Whether there are latent sites outside the plate, and the run that shows it."""
+    first = first_run(model, guide, args, count)
+    return check_globals(model, guide, *first), first
