@@ -1,8 +1,7 @@
 """Whether the particles of a program can be one more plate on the left, found by trial runs.
 
 A run with a few particles is compared with as many single runs: where the former fails, or the
-log-densities of a site differ, the program has to run particle by particle. The first single run
-is the one that counted the plates; its draws are those of the first particle.
+log-densities of a site differ, the program has to run particle by particle.
 """
 
 import warnings
@@ -88,10 +87,9 @@ def _agrees(
     nesting: int,
     first: Traces,
 ) -> bool:
-    """Whether a run with particles, the first at the draws of a given run, equals single runs.
+    """Whether a run with particles, at draws of a fixed seed, equals single runs.
 
-    False where a run fails, and for noise of the program's own, which differs between the given run
-    and those of a fixed seed: `_why_loop` then decides. Pyro's validation is left to it as well: a
+    False where a run fails: `_why_loop` then decides. Pyro's validation is left to it as well: a
     parameter out of its range gives NaN, or a log-density other than that of a valid one.
     """
     model, guide = FixedSeed()(model), FixedSeed()(guide)
@@ -100,11 +98,11 @@ def _agrees(
         with pyro.validation_enabled(False):
             together = run_pair(model, guide, args, kwargs, count, nesting, handler=handler)
             draws_of_each = as_stacked_draws(together.drawn, first.drawn)
-            others = [
+            single = [
                 run_pair(model, guide, args, kwargs, drawn=particle_draws(draws_of_each, k))
-                for k in range(1, count)
+                for k in range(count)
             ]
-            return _difference(together, [first, *others], equal_nan=False) is None
+            return _difference(together, single, equal_nan=False) is None
     except Exception as error:
         if is_out_of_memory(error):
             raise

@@ -215,16 +215,14 @@ def num_trial_particles(trace: poutine.Trace) -> int:
 
 
 class DistinctDraws(Messenger):
-    """Give the first particle of a guide the draws of a single run, the others further draws.
+    """Give the particles of a guide distinct discrete draws, and the subsamples of a single run.
 
     Discrete draws of the other particles are values other than the first particle's, where there
     are any: draws that are equal by chance would not reveal that a program reads the draw of
-    another particle. Deltas are functions of the draws and stay as they are, and a plate has the
-    subsample of the single run.
+    another particle.
 
     Args:
-        single: A run of the same guide with one particle. Draws of another number of elements are
-            not replaced.
+        single: A run of the same guide with one particle.
     """
 
     def __init__(self, single: poutine.Trace) -> None:
@@ -234,13 +232,10 @@ class DistinctDraws(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["name"] not in self.single or is_delta(msg):
             return
-        value, alone = msg["value"], self.single.nodes[msg["name"]]["value"]
         if site_is_subsample(msg):
-            msg["value"] = alone
-        elif has_particles(msg):
-            if alone.numel() == value[:1].numel():
-                value = torch.cat([alone.reshape(value[:1].shape), value[1:]])
-            msg["value"] = _unlike_first(msg["fn"], value) if is_discrete(msg["fn"]) else value
+            msg["value"] = self.single.nodes[msg["name"]]["value"]
+        elif has_particles(msg) and is_discrete(msg["fn"]):
+            msg["value"] = _unlike_first(msg["fn"], msg["value"])
 
 
 def _unlike_first(fn: Any, value: Tensor) -> Tensor:

@@ -489,8 +489,8 @@ def test_an_evaluation_runs_each_program_a_few_times() -> None:
 
     trial_of(counted_model, counted_guide, torch.randn(20))
     guides, models = [n for n in runs if n < 0], [n for n in runs if n > 0]
-    assert guides == [-4, -1, -20, -4, -4]  # few, one, all; particles, and the second one alone
-    assert models == [4, 1, 20, 2, 4, 4]  # a part of the few as well
+    assert guides == [-4, -1, -20, -4, -4, -4]  # few, one, all; particles, and each alone
+    assert models == [4, 1, 20, 2, 4, 4, 4]  # a part of the few as well
 
 
 @pytest.mark.parametrize("seed", range(4))
