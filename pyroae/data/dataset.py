@@ -385,8 +385,8 @@ def to_tensor(
         The values `[N, d]` in torch's default type, and the shape of one datum.
 
     Raises:
-        DataError: If the values are not finite numbers, empty or constant, or the number of labels
-            is not N.
+        DataError: If the values are not finite numbers, empty or constant, the limits map one
+            beyond the range of the type, or the number of labels is not N.
     """
     values, name = source.values, source.name
     check_layout(name, values.dtype, values.shape)
@@ -401,7 +401,13 @@ def to_tensor(
     check_finite(flat, known, name, columns=source.columns)
     check_spread(name, observed.min(), observed.max(), observed.size)
     check_precision(flat, x, name, source.columns)
-    return rescaled(torch.from_numpy(x), limits), tuple(int(n) for n in values.shape[1:])
+    mapped = rescaled(torch.from_numpy(x), limits)
+    if mapped.isinf().any():
+        raise DataError(
+            f"the value_range {limits} of {name} maps values from {observed.min()} to "
+            f"{observed.max()} beyond the range of {x.dtype}"
+        )
+    return mapped, tuple(int(n) for n in values.shape[1:])
 
 
 def binarized(dataset: Dataset, binarize: str, bits: np.random.PCG64) -> Dataset:

@@ -208,6 +208,12 @@ def test_value_range_without_width(value_range: tuple[float, float]) -> None:
         load(GREY, value_range=value_range)
 
 
+def test_value_range_that_makes_values_infinite() -> None:
+    values = 1e20 * np.random.default_rng(0).random((20, 3))
+    with pytest.raises(DataError, match=r"\(0\.0, 1e-30\) of array maps values .* beyond"):
+        load(values, value_range=(0.0, 1e-30))
+
+
 @pytest.mark.parametrize("part", ["valid", "test"])
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_share_outside_its_interval(part: str, share: float) -> None:
