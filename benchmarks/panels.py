@@ -202,9 +202,15 @@ def likelihood(short: bool = False) -> list[Panel]:
         _subject(PYTHAE, TORCH + "pythae_likelihood", problem),
         _subject(GEMM, TORCH + "products", problem),
     ]
-    title = "IS log-likelihood, 784-200-200-50, K=5,000, 20 data at a time"
+    title = "IS log-likelihood, 784-200-200-50, K=5,000, {} data at a time"
+    many = [each for each in subjects if each.name in (OURS, GEMM)]
     return [
-        Panel("is-5000", title, PLAIN, subjects, 2 if short else 20, unit="ms a datum"),
+        Panel("is-5000", title.format(20), PLAIN, subjects, 2 if short else 20, unit="ms a datum"),
+        *(
+            []
+            if short
+            else [Panel("is-5000-200", title.format(200), GEMM, many, 200, unit="ms a datum")]
+        ),
         Panel(
             "memory",
             "growth of peak memory, 4 data",
@@ -371,14 +377,17 @@ TARGETS = [
         for name in OF_GAUSSIANS
         if name != "iwae" and OBJECTIVES[name](num_particles=k).evaluations == k
     ),
-    Target(
-        "likelihood, share of the rate of its matrix products",
-        "likelihood",
-        "is-5000",
-        (GEMM,),
-        _BEST,
-        0.75,
-        True,
+    *(
+        Target(
+            f"likelihood of {count} data at a time, share of the rate of its matrix products",
+            "likelihood",
+            panel,
+            (GEMM,),
+            (OURS,),
+            0.75,
+            True,
+        )
+        for count, panel in ((20, "is-5000"), (200, "is-5000-200"))
     ),
     Target(
         "likelihood, times as fast as plain Pyro",
