@@ -118,7 +118,12 @@ class CompiledDraws:
 
         Returns:
             A function from numbers of particles and seeds to the log-weights of all chunks, joined.
+
+        Raises:
+            ValueError: If there are more data than those of the graph.
         """
+        if len(block[0]) > self.num_data:
+            raise ValueError(f"{len(block[0])} data are more than the {self.num_data} of the graph")
         if self._graphs is None:
             return lambda chunks: torch.cat([self._run(block, k, seed) for k, seed in chunks])
         early, late = self._graphs

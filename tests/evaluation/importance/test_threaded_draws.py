@@ -101,6 +101,8 @@ def test_the_numbers_are_those_of_eager_code(model: Program, guide: Program) -> 
     part = draws.prepare((x[3:],))(4, 2)  # padded with repetitions of its data, and cut
     assert part.shape == (4, 2)
     assert part.isfinite().all()
+    with pytest.raises(ValueError, match="6 data are more than the 5 of the graph"):
+        draws.prepare((torch.zeros(6),))
 
 
 @pytest.mark.parametrize(
