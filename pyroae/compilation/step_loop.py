@@ -225,7 +225,7 @@ def callable_from_c() -> Iterator[None]:
     """
     from torch._inductor.codecache import CppWrapperCodeCache
 
-    load = CppWrapperCodeCache.load_pybinding.__func__  # type: ignore[attr-defined]
+    load = CppWrapperCodeCache.load_pybinding.__func__
 
     def without_lock(cls: Any, argtypes: Any, main_code: str, *args: Any, **kwargs: Any) -> Any:
         return load(cls, argtypes, main_code.replace(LOCK, ""), *args, **kwargs)
