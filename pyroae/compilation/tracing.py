@@ -5,7 +5,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -53,7 +53,7 @@ def trace_to_graph(
 
     sites = _Sites(model, guide)
     try:
-        with one_mode(), sites, _OneHotByComparison():
+        with one_mode(), lazy_code(), sites, _OneHotByComparison():
             return make_fx(function)(*inputs)
     except UntraceableError:
         raise
@@ -72,6 +72,21 @@ def one_mode() -> AbstractContextManager[Any]:
         The context.
     """
     return tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
+
+
+def lazy_code() -> AbstractContextManager[Any]:
+    """Return a context in which traced graphs get Python code when they are called.
+
+    Most are rewritten before, or compiled and never called.
+
+    Returns:
+        The context; one without effect where torch has no such setting.
+    """
+    try:
+        from torch.fx._lazy_graph_module import _use_lazy_graph_module
+    except ImportError:
+        return nullcontext()
+    return _use_lazy_graph_module(True)
 
 
 def fixed_shapes() -> AbstractContextManager[Any]:
