@@ -175,6 +175,8 @@ class Sampler:
         is_single = self.apart or not isinstance(self.seed, int)
         least = LEAST_OF_GRAPH if compiles else LEAST_OF_PROGRAM
         size = 1 if is_single else block_size(total, self.num_particles, rows, least)
+        if compiles:  # blocks of a graph are filled up
+            size = math.ceil(total / math.ceil(total / size))
         if not compiles:
             return Plan(total, self.num_particles, size, rows)
         apart = 2 * FOR_CORE if self.tolerance is None else 0
