@@ -57,12 +57,8 @@ A graph runs the encoder once for all chunks.
 """
 
 
-FLUSH = 2**18
+FLUSH = 2**16
 """The number of log-weights that are gathered before they are added to the streams."""
-
-
-LAST_FLUSH = 2**16
-"""The same for the last part that threads draw: few are left for the time when they have ended."""
 
 
 LEAST = "one draw for one datum"
@@ -265,8 +261,7 @@ class _Runner:
         if self.sampler.tolerance is not None:
             return least
         flush = FLUSH if self.tasks.args[0].device.type == "cpu" else FLUSH * FOR_GPU
-        is_last = self.tasks.are_for_threads and part.stop == plan.num_data
-        most = (LAST_FLUSH if is_last else flush) // len(part)
+        most = flush // len(part)
         sizes = [size for size in curve_sizes(plan.num_particles) if size <= most]
         return max([least, *sizes[-1:]])
 
