@@ -248,7 +248,7 @@ def test_graphs_are_made_again_for_the_smaller_shape(
     monkeypatch.setattr(sampling, "rows_of", lambda args, compiled=False: 320)
     small, x = Small(10**9, MemoryError()), torch.linspace(-1, 1, 12)
     found = log_likelihood(small.model, small.guide, x, num_particles=200, seed=0, compile=True)
-    assert shapes == [(32, 10), (16, 10), (8, 10)]
+    assert shapes == [(53, 6), (26, 6), (13, 6)]
     assert (found.draws == 200).all()
     assert ((found.log_px - exact(x)).abs() < 5 * found.se + 1e-6).all()
     assert len(said) == 1
