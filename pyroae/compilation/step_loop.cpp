@@ -96,7 +96,11 @@ extern "C" int take_steps(NewHandle new_handle, Delete delete_handle, Data data_
         continue;
       }
 #pragma omp parallel num_threads(threads)
-      turn(step, phase, omp_get_thread_num(), omp_get_num_threads());
+      {
+        // A convolution of oneDNN that is made for several threads waits for ever in one of a team.
+        omp_set_num_threads(1);  // for this thread, until the end of the region
+        turn(step, phase, omp_get_thread_num(), omp_get_num_threads());
+      }
     }
   }
   return failed.load() ? 1 : 0;

@@ -1,8 +1,11 @@
 """Steps in parts of one core each: the numbers of eager code, in any grouping."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -102,6 +105,17 @@ OPTIMIZERS: dict[str, Make] = {
         [{"params": p[:3], "lr": 0.1}, {"params": p[3:], "lr": 0.01}]
     ),
 }
+
+
+def test_convolutions_in_two_threads() -> None:
+    """In a process of its own: threads of oneDNN that wait for each other cannot be stopped."""
+    script = Path(__file__).with_name("team_convolutions.py")
+    found = subprocess.run(
+        [sys.executable, script], check=True, capture_output=True, text=True, timeout=300
+    )
+    error, threads = found.stdout.split()
+    assert float(error) < 1e-4
+    assert threads == "2"
 
 
 @pytest.mark.usefixtures("float64", "two_threads")
