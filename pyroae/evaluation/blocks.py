@@ -18,8 +18,8 @@ FOR_GPU = 32
 """The factor of `CHUNK` on a GPU, where each kernel needs a few microseconds to launch."""
 
 
-FOR_CORE = 4
-"""The divisor of `CHUNK` for compiled code, which runs on a single core."""
+FOR_CORE = 2
+"""The divisor of `CHUNK` for compiled code, which runs on a single core, part by part."""
 
 
 MULTIPLE = 48

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from pyroae.config import AISSettings
 from pyroae.evaluation.annealing import hmc
-from pyroae.evaluation.blocks import CHUNK, FOR_CORE
 from pyroae.programs.sites import Program
 
 PILOT_CHAINS = 4
@@ -22,6 +21,10 @@ COMPILE_FROM = 3_000_000_000
 
 LEAST_ROWS, MOST_ROWS = 64, 256
 """Rows of a chunk of compiled code: fewer are dominated by calls, more leave the cache."""
+
+
+MOST_ELEMENTS = 2**19
+"""Elements of x in a chunk of more than `LEAST_ROWS`."""
 
 
 NUM_CHUNKS = 8
@@ -89,7 +92,7 @@ class Plan:
             A number of at least `pilot_chains`.
         """
         total = num_data * self.settings.num_chains
-        most = min(MOST_ROWS, max(LEAST_ROWS, CHUNK // FOR_CORE // max(1, num_elements)))
+        most = min(MOST_ROWS, max(LEAST_ROWS, MOST_ELEMENTS // max(1, num_elements)))
         half = NUM_CHUNKS // 2
         count = max(NUM_CHUNKS, math.ceil(total / most / half) * half)
         rows = max(math.ceil(total / count), min(total, LEAST_ROWS))

@@ -19,7 +19,7 @@ from torch import Tensor
 from pyroae.compilation.codegen import should_compile
 from pyroae.distributed.work_sharing import distribute
 from pyroae.errors import DataError
-from pyroae.evaluation.blocks import FOR_CORE, FOR_GPU, part_of, part_seed, rows_of
+from pyroae.evaluation.blocks import FOR_GPU, part_of, part_seed, rows_of
 from pyroae.evaluation.importance.above import UpperStream
 from pyroae.evaluation.importance.per_datum import Columns, Curve, joined_curve
 from pyroae.evaluation.importance.plan import Plan, block_size
@@ -55,6 +55,10 @@ LEAST_OF_PROGRAM, LEAST_OF_GRAPH = 64, 32
 
 A graph runs the encoder once for all chunks.
 """
+
+
+CHUNKS_PER_TASK = 4
+"""The number of chunks that a graph computes in a call of C++ code."""
 
 
 FLUSH = 2**16
@@ -175,8 +179,8 @@ class Sampler:
             size = math.ceil(total / math.ceil(total / size))
         if not compiles:
             return Plan(total, self.num_particles, size, rows)
-        apart = 2 * FOR_CORE if self.tolerance is None else 0
-        return Plan(total, self.num_particles, size, rows, FOR_CORE, apart)
+        apart = 2 * CHUNKS_PER_TASK if self.tolerance is None else 0
+        return Plan(total, self.num_particles, size, rows, CHUNKS_PER_TASK, apart)
 
     def _check(self, log_px: Tensor, args: tuple[Tensor, ...]) -> None:
         if not torch.isfinite(log_px).all():
