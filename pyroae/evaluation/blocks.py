@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyroae.compilation.bernoulli_rows import ROWS
 from pyroae.programs.arguments import Arguments
 
 CHUNK = 2**21
@@ -20,10 +21,6 @@ FOR_GPU = 32
 
 FOR_CORE = 2
 """The divisor of `CHUNK` for compiled code, which runs on a single core, part by part."""
-
-
-MULTIPLE = 48
-"""Compiled chunks have a multiple of so many rows: as many as a kernel takes at a time."""
 
 
 Data = Tensor | dict[str, Any] | tuple[Any, ...]
@@ -157,6 +154,8 @@ def part_seed(seed: int | tuple[int, ...], first: int, *stage: int) -> int:
 def rows_of(args: tuple[Tensor, ...], compiled: bool = False) -> int:
     """Compute the number of pairs of a datum and a particle in one chunk.
 
+    Compiled code on a CPU takes a multiple of the rows that a kernel takes at a time.
+
     Args:
         args: Tensors `[N, ...]`; the size of a datum is that of the first tensor.
         compiled: Whether the draws are compiled.
@@ -166,5 +165,5 @@ def rows_of(args: tuple[Tensor, ...], compiled: bool = False) -> int:
     """
     on_cpu, numel = args[0].device.type == "cpu", max(256, args[0][0].numel())
     if on_cpu and compiled:
-        return max(2, math.ceil(CHUNK / FOR_CORE / numel / MULTIPLE)) * MULTIPLE
+        return max(2, math.ceil(CHUNK / FOR_CORE / numel / ROWS)) * ROWS
     return max(64, (CHUNK if on_cpu else CHUNK * FOR_GPU) // numel)

@@ -5,6 +5,8 @@ log-densities of a site differ, the program has to run particle by particle.
 """
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro
@@ -66,8 +68,9 @@ def plate_nesting(
     if not compared:
         return nesting
     with trial(model, guide, args):
-        given = (model, guide, args, kwargs, nesting, first)
-        reason = None if _agrees(*given) else _why_loop(*given)
+        seeded = partial(run_pair, FixedSeed()(model), FixedSeed()(guide), args, kwargs)
+        agrees = _agrees(seeded, nesting, first)
+        reason = None if agrees else _why_loop(seeded, nesting, first)
     if reason is None:
         return nesting
     warnings.warn(
@@ -79,29 +82,18 @@ def plate_nesting(
     return LOOP + nesting
 
 
-def _agrees(
-    model: Program,
-    guide: Program,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    nesting: int,
-    first: Traces,
-) -> bool:
+def _agrees(seeded: Callable[..., Traces], nesting: int, first: Traces) -> bool:
     """Whether a run with particles, at draws of a fixed seed, equals single runs.
 
     False where a run fails: `_why_loop` then decides. Pyro's validation is left to it as well: a
     parameter out of its range gives NaN, or a log-density other than that of a valid one.
     """
-    model, guide = FixedSeed()(model), FixedSeed()(guide)
     count, handler = num_trial_particles(first.drawn), DistinctDraws(first.drawn)
     try:
         with pyro.validation_enabled(False):
-            together = run_pair(model, guide, args, kwargs, count, nesting, handler=handler)
+            together = seeded(count, nesting, handler=handler)
             draws_of_each = as_stacked_draws(together.drawn, first.drawn)
-            single = [
-                run_pair(model, guide, args, kwargs, drawn=particle_draws(draws_of_each, k))
-                for k in range(count)
-            ]
+            single = [seeded(drawn=particle_draws(draws_of_each, k)) for k in range(count)]
             return _difference(together, single, equal_nan=False) is None
     except Exception as error:
         if is_out_of_memory(error):
@@ -109,24 +101,17 @@ def _agrees(
         return False
 
 
-def _why_loop(
-    model: Program,
-    guide: Program,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    nesting: int,
-    first: Traces,
-) -> str | None:
+def _why_loop(seeded: Callable[..., Traces], nesting: int, first: Traces) -> str | None:
     """The reason why particles cannot be one more dimension of a program; None if they can.
 
     All runs that are compared are at given draws, and begin with the same seed.
     """
-    last, model, guide = LastSite(), FixedSeed()(model), FixedSeed()(guide)
+    last = LastSite()
     count, handler = num_trial_particles(first.drawn), DistinctDraws(first.drawn)
     try:
         with last:
-            drawn = run_pair(model, guide, args, kwargs, count, nesting, handler=handler).drawn
-            together = run_pair(model, guide, args, kwargs, count, nesting, drawn=drawn)
+            drawn = seeded(count, nesting, handler=handler).drawn
+            together = seeded(count, nesting, drawn=drawn)
             draws_of_each = as_stacked_draws(drawn, first.drawn)
     except Exception as error:
         if is_out_of_memory(error):
@@ -136,7 +121,7 @@ def _why_loop(
             "with one more dimension on the left it fails at or after the site "
             f"'{last.name}' ({words})"
         )
-    separate = run_pair(model, guide, args, kwargs, count, LOOP + nesting, drawn=draws_of_each)
+    separate = seeded(count, LOOP + nesting, drawn=draws_of_each)
     return _difference(together, [separate])
 
 

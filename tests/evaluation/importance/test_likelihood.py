@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyroae import linear_gaussian
+from pyroae.compilation.bernoulli_rows import ROWS
 from pyroae.config.evaluation import EvaluationSettings
 from pyroae.errors import ConfigError, DataError, ProgramError, UndefinedLikelihoodError
 from pyroae.evaluation import blocks
@@ -109,7 +110,7 @@ def test_counts_the_samples_drawn(name: str, monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_plan_covers_everything_once_within_the_budget(num_data: int, num_particles: int) -> None:
     x = torch.arange(num_data)[:, None].expand(num_data, 4)
-    for compiled, rows in ((False, blocks.CHUNK // 256), (True, 86 * blocks.MULTIPLE)):
+    for compiled, rows in ((False, blocks.CHUNK // 256), (True, 86 * ROWS)):
         assert blocks.rows_of((x,), compiled) == rows
         size = plan.block_size(num_data, num_particles, rows, least=64)
         spans = blocks.spans(num_data, size)
